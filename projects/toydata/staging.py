@@ -1,0 +1,94 @@
+"""Folders that appear whole or not at all, and say with which parameters they were made."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.files import read_json, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANIFEST = 'READY.json'
+"""Written last into a finished folder: `parameters`, and `sha256` of every other file."""
+_PARAMETERS = 'PARAMETERS.json'
+
+
+def staging_folder(root: Path) -> Path:
+    """Give the folder beside `root` in which it is made."""
+    return root.with_name(f'.{root.name}.part')
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Let one process at a time make `root`; the lock ends with the process, however that ends."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with open(root.with_name(f'.{root.name}.lock'), 'w') as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
+    """Say whether `root` is a finished set with these parameters.
+
+    Args:
+        root: Folder of the data set.
+        parameters: Everything that decides on its content.
+
+    Returns:
+        False when there is no folder, or an empty one.
+
+    Raises:
+        DataError: Something else is there: files of another origin, a set that lost files, or other parameters.
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    if not (root / MANIFEST).is_file():
+        raise DataError(f'{root}: exists, but is no generated set ({MANIFEST} is missing); '
+                        f'choose another folder, or replace it with --force')
+    manifest = read_json(root / MANIFEST)
+    missing = [name for name in manifest['sha256'] if not (root / name).is_file()]
+    if missing:
+        raise DataError(f'{root}: {len(missing)} files of the set are missing, first {missing[0]}; '
+                        f'make it again with --force')
+    found = manifest['parameters']
+    other = {key: found.get(key) for key in sorted({*found, *parameters}) if found.get(key) != parameters.get(key)}
+    if other:
+        wanted = {key: parameters.get(key) for key in other}
+        raise DataError(f'{root}: was made with {other}, expected {wanted}; choose another folder, '
+                        f'or replace it with --force')
+    return True
+
+
+def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
+    """Give the staging folder of `root`, with what an interrupted run with the same parameters left in it."""
+    staging = staging_folder(root)
+    marker = staging / _PARAMETERS
+    if marker.is_file() and json.loads(marker.read_text(encoding='utf-8')) == parameters:
+        return staging
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    write_json(marker, parameters)
+    return staging
+
+
+def publish(root: Path, parameters: dict[str, Any]) -> None:
+    """Seal the staging folder with its manifest and put it in place of `root`."""
+    staging = staging_folder(root)
+    (staging / _PARAMETERS).unlink()
+    files = sorted(path for path in staging.rglob('*') if path.is_file() and path.name != MANIFEST)
+    hashes = {path.relative_to(staging).as_posix(): sha256_file(path) for path in files}
+    write_json(staging / MANIFEST, {'parameters': parameters, 'sha256': hashes})
+    outdated = root.with_name(f'.{root.name}.old')
+    shutil.rmtree(outdated, ignore_errors=True)
+    if root.exists():
+        root.rename(outdated)
+    staging.rename(root)
+    shutil.rmtree(outdated, ignore_errors=True)
