@@ -1,0 +1,158 @@
+# mm2onnx. `make demo` and `make test` are the two commands; both make the environment in .venv/ when it is missing.
+#
+#   TORCH_INDEX=URL   pip index for torch and torchvision, for example https://download.pytorch.org/whl/cpu
+#                     (without it the default index serves torch, which on Linux is the 3 GB CUDA build)
+#   MMCV_CUDA=1       compile mmcv's CUDA operators too (needs nvcc of torch's CUDA version)
+#   MAX_JOBS=N        compiler processes for mmcv-full (default: one per core, about 1.2 GB each)
+#   PYTHON=PATH       use this interpreter for test, demo, doctor and lint; no environment is made
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.SUFFIXES:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+pin = $(shell sed -n 's/^$(1)==//p' requirements-*.txt)
+TORCH_VERSION := $(call pin,torch)
+MMCV_VERSION := $(call pin,mmcv-full)
+comma := ,
+BASE_PYTHON ?= python3.11
+MMCV_CUDA ?= 0
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := .venv
+STAMPS := $(VENV)/.stamps
+WHEEL_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mm2onnx/wheels
+
+ifdef PYTHON
+RUN := $(PYTHON)
+ENV :=
+else
+RUN := $(VENV)/bin/python
+ENV := env
+endif
+
+# A stage is done when the stamp named after the hash of what it installs exists.
+hash = $(shell { cat $(1); echo '$(2)'; } | sha256sum | cut -c1-12)
+STAGE_VENV := $(STAMPS)/0-venv
+STAGE_TORCH := $(STAMPS)/1-torch-$(call hash,requirements-build.txt requirements-torch.txt,$(TORCH_INDEX))
+STAGE_LIBS := $(STAMPS)/2-libraries-$(call hash,requirements.txt requirements-test.txt requirements-lock.txt)
+STAGE_MMCV := $(STAMPS)/3-mmcv-$(call hash,requirements-build.txt requirements-torch.txt,$(MMCV_VERSION) $(MMCV_CUDA) $(TORCH_INDEX))
+STAGE_MMLAB := $(STAMPS)/4-openmmlab-$(call hash,requirements-openmmlab.txt)
+
+# $(1): arguments. Shows what is downloaded; pip's own words come out only when it fails.
+define pip
+$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off $(1) 2>$(STAMPS)/pip.log \
+    | sed -un 's/^ *\(Downloading .*)\)$$/[env]     \1/p; s/^\(Installing collected packages\).*/[env]     installing/p' \
+    || { cat $(STAMPS)/pip.log >&2; echo 'error: pip failed; run make again to go on from this stage' >&2; exit 1; }
+endef
+INDEX = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+begin = mkdir -p $(STAMPS); start=$$SECONDS; echo "[env] $(1)"
+finish = rm -f $(STAMPS)/$(firstword $(subst -, ,$(@F)))-*; touch $@; echo "[env]     done in $$((SECONDS - start)) s"
+
+# $(1): the wheel folder. ninja's "[12/104]" lines in the log are the progress.
+define build_mmcv
+log="$(1)/mmcv_build.log"; src="$(1)/src/mmcv-full-$(MMCV_VERSION)"
+if [ ! -d "$$src" ]; then
+    rm -rf "$(1)/src" "$(1)/sdist"
+    $(VENV)/bin/python -m pip download --quiet --no-deps --no-build-isolation --no-binary mmcv-full -d "$(1)/sdist" mmcv-full==$(MMCV_VERSION)
+    mkdir -p "$(1)/src.part"
+    tar -xzf "$(1)"/sdist/mmcv-full-*.tar.gz -C "$(1)/src.part"
+    mv "$(1)/src.part" "$(1)/src"; rm -rf "$(1)/sdist"
+fi
+rm -rf "$(1)/wheel.part"
+echo "[env]     compiling (10 to 15 minutes on 2 cores; log: $$log)"
+(cd "$$src" && PATH="$(abspath $(VENV))/bin:$$PATH" MMCV_WITH_OPS=1 MAX_JOBS=$${MAX_JOBS:-$$(nproc)} FORCE_CUDA=$(MMCV_CUDA) \
+    $(if $(filter 1,$(MMCV_CUDA)),,CUDA_VISIBLE_DEVICES=) \
+    "$(abspath $(VENV))/bin/python" setup.py bdist_wheel -d "$(1)/wheel.part") >"$$log" 2>&1 9>&- &
+builder=$$!
+trap 'kill $$builder 2>/dev/null || true' EXIT
+while kill -0 $$builder 2>/dev/null; do
+    for _ in $$(seq 20); do sleep 1; kill -0 $$builder 2>/dev/null || break; done
+    echo "[env]     $$((SECONDS - start)) s  $$(grep -oE '^\[[0-9]+/[0-9]+\]' "$$log" | tail -1 || true)"
+done
+wait $$builder || { tail -30 "$$log" >&2; echo "error: mmcv-full did not compile; the log is $$log" >&2; exit 1; }
+mv "$(1)"/wheel.part/*.whl "$(1)/"
+rm -rf "$(1)/src" "$(1)/wheel.part"
+endef
+
+.PHONY: help env test test-matrix demo doctor lint clean distclean
+
+help:
+	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 10 to 15 minutes on 2 cores)'
+	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
+	echo 'make test         the test suite          make test-matrix  the long matrices'
+	echo 'make doctor       versions, engines, and what is wrong with a fix'
+	echo 'make lint         ruff                    make clean        caches and work_dirs   make distclean  .venv too'
+
+env: $(STAGE_VENV) $(STAGE_TORCH) $(STAGE_LIBS) $(STAGE_MMCV) $(STAGE_MMLAB)
+	@:
+
+$(STAGE_VENV):
+	@command -v $(BASE_PYTHON) >/dev/null || { echo "error: $(BASE_PYTHON) not found;" \
+	    "on Debian: apt install python3 python3-venv python3-dev build-essential" >&2; exit 1; }
+	echo "[env] 0/4 $(VENV)/ from $$($(BASE_PYTHON) --version)"
+	start=$$SECONDS
+	$(BASE_PYTHON) -m venv --clear $(VENV)
+	mkdir -p $(STAMPS)
+	$(finish)
+
+$(STAGE_TORCH): | $(STAGE_VENV)
+	@$(call begin,1/4 build tools and torch $(TORCH_VERSION) (to download: 0.2 GB for CPU$(comma) 3 GB for CUDA))
+	$(call pip,-r requirements-build.txt)
+	$(call pip,-r requirements-torch.txt -c requirements-build.txt -c requirements-lock.txt $(INDEX))
+	$(finish)
+
+$(STAGE_LIBS): | $(STAGE_TORCH)
+	@$(call begin,2/4 libraries of requirements.txt and requirements-test.txt)
+	$(call pip,-r requirements.txt -r requirements-test.txt -c requirements-build.txt)
+	$(finish)
+
+# The wheel is kept per Python and torch build. Sources and objects stay beside it until the wheel is whole, so an
+# interrupted compilation goes on where it was; the lock lets a second clone wait for the first one's wheel.
+$(STAGE_MMCV): | $(STAGE_LIBS)
+	@$(call begin,3/4 mmcv-full $(MMCV_VERSION) with compiled operators)
+	torch=$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))')
+	python=$$($(VENV)/bin/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+	dir=$(WHEEL_CACHE)/$$python-torch$$torch$(if $(filter 1,$(MMCV_CUDA)),-cuda)
+	mkdir -p "$$dir"
+	exec 9>"$$dir/.lock"
+	flock -n 9 || { echo '[env]     another make is compiling it; waiting'; flock 9; }
+	if ! compgen -G "$$dir/mmcv_full-$(MMCV_VERSION)-*.whl" >/dev/null; then
+	    $(call build_mmcv,$$dir)
+	else
+	    echo "[env]     wheel from $$dir"
+	fi
+	exec 9>&-
+	$(call pip,--no-deps --force-reinstall "$$dir"/mmcv_full-$(MMCV_VERSION)-*.whl)
+	$(finish)
+
+$(STAGE_MMLAB): | $(STAGE_MMCV)
+	@$(call begin,4/4 mmdet$(comma) mmsegmentation and mmdet3d (without their outdated pins))
+	$(call pip,--no-deps --no-build-isolation -r requirements-openmmlab.txt)
+	$(finish)
+
+test: $(ENV)
+	$(RUN) -m pytest tests --durations=20 -ra $(PYTEST_ARGS)
+
+test-matrix: $(ENV)
+	$(RUN) -m pytest tests -m matrix --durations=20 -ra $(PYTEST_ARGS)
+
+demo: $(ENV)
+	$(RUN) tools/demo/demo.py $(DEMO_ARGS)
+
+doctor: $(ENV)
+	$(RUN) -m mmdeploy_ext.doctor
+
+lint: $(ENV)
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf work_dirs build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
