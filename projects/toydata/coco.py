@@ -1,12 +1,12 @@
 """A COCO-format instance segmentation set, generated: `python -m projects.toydata.coco --out data/toy_coco`.
 
 Six shape classes with procedural fills on textured ground, occluding each other, at COCO's three sizes; some
-pictures are empty. The layout is COCO's: `train2017/`, `val2017/`, `annotations/instances_{train,val}2017.json`,
+pictures are empty. The layout is COCO's: `train2017/`, `val2017/`, `annotations/instances_*2017.json`, the
 segmentations as compressed RLE of the visible pixels.
 
-Every picture has a random stream of its own, seeded by (seed, split, index): equal parameters give equal bytes,
-however often the run was interrupted. (Equal bytes also need the same build of
-OpenCV, whose JPEG encoder and resampling differ in last bits between builds.)
+Every picture has a random stream of its own, seeded by (seed, split, index): equal parameters give equal
+bytes, however often the run was interrupted. (Equal bytes also need the same builds of NumPy and OpenCV: JPEG
+encoders and resampling differ in last bits between builds.)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SPLITS = {'train2017': 0, 'val2017': 1, 'picture': 2}
 
 
 def sample(seed: int, split: str, index: int, size: tuple[int, int] | None = None,
-           proposals: int | None = None) -> tuple[np.ndarray, list]:  # fmt: skip
+           proposals: int | None = None) -> tuple[np.ndarray, list]:
     """Make one picture of the world.
 
     Args:
@@ -96,7 +96,7 @@ def _shard(folder: Path, start: int) -> Path:
 
 
 def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterator[int]:
-    """Write the pictures of a split and the shards of its annotations; yield how many more pictures are done."""
+    """Write the pictures of a split and its annotations by shards; yield how many more pictures are done."""
     folder.mkdir(exist_ok=True)
     for start in range(0, count, SHARD):
         shard = _shard(folder, start)
@@ -118,10 +118,10 @@ def _merge_shards(folder: Path, count: int) -> None:
                    for record in records for annotation in record['annotations']]
     for number, annotation in enumerate(annotations):
         annotation['id'] = number + 1
-    content = {'info': {'description': f'generated shapes, world {WORLD}', 'version': str(WORLD)}, 'licenses': [],
-               'images': [record['image'] for record in records], 'annotations': annotations,
+    content = {'info': {'description': f'generated shapes, world {WORLD}', 'version': str(WORLD)},
+               'licenses': [], 'images': [record['image'] for record in records], 'annotations': annotations,
                'categories': [{'id': i + 1, 'name': name, 'supercategory': 'shape'}
-                              for i, name in enumerate(CLASSES)]}  # fmt: skip
+                              for i, name in enumerate(CLASSES)]}
     write_json(folder.with_name('annotations') / f'instances_{folder.name}.json', content)
 
 
@@ -137,7 +137,8 @@ def _check(seed: int, counts: dict[str, int], size: tuple[int, int] | None) -> N
 
 def ensure_toy_coco(root: str | os.PathLike[str] = 'data/toy_coco', *, seed: int = 0,
                     train_images: int = TRAIN_IMAGES, val_images: int = VAL_IMAGES,
-                    size: tuple[int, int] | None = None, force: bool = False, quiet: bool = False) -> bool:  # fmt: skip
+                    size: tuple[int, int] | None = None, force: bool = False,
+                    quiet: bool = False) -> bool:
     """Make the set, unless it is there already.
 
     Args:
@@ -146,7 +147,7 @@ def ensure_toy_coco(root: str | os.PathLike[str] = 'data/toy_coco', *, seed: int
         train_images: Pictures in `train2017`.
         val_images: Pictures in `val2017`.
         size: (H, W) of all pictures; None mixes `SIZES`.
-        force: Replace whatever is at `root`.
+        force: Replace a generated set at `root`, whatever its parameters; nothing else is ever replaced.
         quiet: Show no progress bar.
 
     Returns:
@@ -161,7 +162,9 @@ def ensure_toy_coco(root: str | os.PathLike[str] = 'data/toy_coco', *, seed: int
     counts = {'train2017': train_images, 'val2017': val_images}
     parameters = {'world': WORLD, 'seed': seed, 'size': list(size) if size else None, **counts}
     with staging.locked(root):
-        if not force and staging.is_ready(root, parameters):
+        if force:
+            staging.check_replaceable(root)
+        elif staging.is_ready(root, parameters):
             return False
         folder = staging.open_staging(root, parameters)
         with Progress(console=cli.stderr(), disable=quiet) as progress:
@@ -184,8 +187,8 @@ def _body(args: argparse.Namespace) -> int:
             write_picture(temporary, sample(args.seed, 'picture', 0, size, args.shapes)[0])
         print(f'{args.picture}: written')
         return 0
-    made = ensure_toy_coco(args.out, seed=args.seed, train_images=args.train_images, val_images=args.val_images,
-                           size=size, force=args.force)  # fmt: skip
+    made = ensure_toy_coco(args.out, seed=args.seed, train_images=args.train_images,
+                           val_images=args.val_images, size=size, force=args.force)
     if made:
         print(f'{args.out}: {args.train_images} training and {args.val_images} validation pictures made')
     else:
@@ -200,9 +203,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
     parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
-    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size for all (default: a mix)')
-    parser.add_argument('--force', action='store_true', help='replace what is at --out')
-    parser.add_argument('--picture', metavar='FILE', help='write one picture of no split to FILE instead of a set')
+    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
+    parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
+    parser.add_argument('--picture', metavar='FILE', help='write one picture of no split, not a set')
     parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')
     cli.add_debug_option(parser)
     return cli.run(_body, parser, argv)

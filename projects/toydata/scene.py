@@ -102,7 +102,7 @@ def render(rng: np.random.Generator, height: int, width: int, instances: list[In
 
 
 def make_scene(rng: np.random.Generator, height: int, width: int,
-               proposals: int) -> tuple[np.ndarray, list[Instance]]:  # fmt: skip
+               proposals: int) -> tuple[np.ndarray, list[Instance]]:
     """Lay out and paint one picture.
 
     Args:

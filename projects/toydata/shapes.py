@@ -60,7 +60,7 @@ def outline_area(loops: list[np.ndarray]) -> float:
 
 
 def place(loops: list[np.ndarray], centre: tuple[float, float], side: float, aspect: float,
-          angle: float, max_radius: float) -> list[np.ndarray]:  # fmt: skip
+          angle: float, max_radius: float) -> list[np.ndarray]:
     """Stretch, scale, turn and move an outline.
 
     Args:
@@ -83,7 +83,7 @@ def place(loops: list[np.ndarray], centre: tuple[float, float], side: float, asp
 
 
 def coverage(loops: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Draw an outline with soft edges.
+    """Draw an outline with soft edges; OpenCV's fill takes the edge in, so it comes out half a pixel wider.
 
     Args:
         loops: Outline in pixels; it may reach outside the image.

@@ -34,6 +34,17 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
+def check_replaceable(root: Path) -> None:
+    """Refuse to touch a folder that this package has not made.
+
+    Raises:
+        DataError: `root` holds files, but no manifest.
+    """
+    if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
+        raise DataError(f'{root}: exists, but is no generated set ({MANIFEST} is missing); '
+                        f'choose another folder, or remove it yourself')
+
+
 def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
     """Say whether `root` is a finished set with these parameters.
 
@@ -45,24 +56,23 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
         False when there is no folder, or an empty one.
 
     Raises:
-        DataError: Something else is there: files of another origin, a set that lost files, or other parameters.
+        DataError: Something else is there: files of another origin, a set that lost files or has other
+            parameters.
     """
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
+    check_replaceable(root)
     if not (root / MANIFEST).is_file():
-        raise DataError(f'{root}: exists, but is no generated set ({MANIFEST} is missing); '
-                        f'choose another folder, or replace it with --force')
+        return False
     manifest = read_json(root / MANIFEST)
+    found = manifest['parameters']
+    keys = sorted(key for key in {*found, *parameters} if found.get(key) != parameters.get(key))
+    if keys:
+        got, expected = ({key: side.get(key) for key in keys} for side in (found, parameters))
+        raise DataError(f'{root}: was made with {got}, expected {expected}; choose another folder, '
+                        f'or replace it with --force')
     missing = [name for name in manifest['sha256'] if not (root / name).is_file()]
     if missing:
         raise DataError(f'{root}: {len(missing)} files of the set are missing, first {missing[0]}; '
                         f'make it again with --force')
-    found = manifest['parameters']
-    other = {key: found.get(key) for key in sorted({*found, *parameters}) if found.get(key) != parameters.get(key)}
-    if other:
-        wanted = {key: parameters.get(key) for key in other}
-        raise DataError(f'{root}: was made with {other}, expected {wanted}; choose another folder, '
-                        f'or replace it with --force')
     return True
 
 

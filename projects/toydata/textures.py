@@ -50,7 +50,7 @@ def _blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 PATTERNS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
-    _noise, _stripes, _checker, _gradient, _blobs)  # fmt: skip
+    _noise, _stripes, _checker, _gradient, _blobs)
 
 
 def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarr
 
 
 def colour_pair(rng: np.random.Generator, contrast: tuple[float, float],
-                unlike: np.ndarray | None = None, distance: float = 0.0) -> np.ndarray:  # fmt: skip
+                unlike: np.ndarray | None = None, distance: float = 0.0) -> np.ndarray:
     """Draw two colours of one fill.
 
     Args:

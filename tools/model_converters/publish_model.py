@@ -1,0 +1,57 @@
+"""Make a checkpoint fit to give away: weights and plain facts, no optimizer state, no environment.
+
+`python tools/model_converters/publish_model.py IN_FILE OUT_FILE`, as in mmdet; the name is kept as given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mmdeploy_ext import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KEPT = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_version', 'mmdet_version')
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """Turn numpy scalars and arrays into Python's own types, which every `weights_only` loader takes."""
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value.tolist() if hasattr(value, 'tolist') else value
+
+
+def publish(args: argparse.Namespace) -> int:
+    """Read, strip and write the checkpoint."""
+    import torch
+
+    from mmdeploy_ext.checkpoint import load_checkpoint
+    from mmdeploy_ext.files import atomic_path
+    source = load_checkpoint(args.in_file)
+    meta = {key: plain(source.meta[key]) for key in KEPT if key in source.meta}
+    weights = {key: value.contiguous() for key, value in source.state_dict.items()}
+    with atomic_path(args.out_file) as temporary:
+        torch.save({'meta': meta, 'state_dict': weights}, temporary)
+    numbers = sum(value.numel() for value in weights.values())
+    size_mb = Path(args.out_file).stat().st_size / 1e6
+    print(f'{args.out_file}: {len(weights)} tensors, {numbers / 1e6:.2f} M numbers, {size_mb:.1f} MB')
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0 done, 1 failed, 2 usage."""
+    parser = cli.ArgumentParser(prog='publish_model.py', description=__doc__.splitlines()[0])
+    parser.add_argument('in_file', help='checkpoint as the training saved it')
+    parser.add_argument('out_file', help='checkpoint to write')
+    cli.add_debug_option(parser)
+    return cli.run(publish, parser, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,120 @@
+"""Train a detector with mmdet's own loop: `python tools/train.py CONFIG [--work-dir DIR]`, on CPU or GPU."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdeploy_ext import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Give the parser; names and meanings are those of mmdet 2.28's own `tools/train.py`."""
+    parser = cli.ArgumentParser(prog='tools/train.py', description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config>)')
+    parser.add_argument('--resume-from', help='checkpoint to go on from')
+    parser.add_argument('--auto-resume', action='store_true', help='go on from the latest in --work-dir')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
+    parser.add_argument('--gpu-id', type=int, default=0, help='GPU to use without a launcher')
+    parser.add_argument('--seed', type=int, help='random seed (default: drawn and logged)')
+    parser.add_argument('--diff-seed', action='store_true', help='another seed on every rank')
+    parser.add_argument('--deterministic', action='store_true', help='deterministic cuDNN')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='config overrides')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the rate with the batch size')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def load_train_config(args: argparse.Namespace) -> Any:  # noqa: ANN401
+    """Read the config, apply what the command line says, and prepare this process for it.
+
+    Returns:
+        The mmcv `Config`, with work_dir, seed, device and gpu_ids filled in.
+    """
+    from mmcv.runner import get_dist_info, init_dist
+    from mmdet.apis import init_random_seed, set_random_seed
+    from mmdet.utils import get_device, replace_cfg_vals, setup_multi_processes, update_data_root
+
+    from mmdeploy_ext.config import load_config
+    cfg = replace_cfg_vals(load_config(args.config, parse_overrides(args.cfg_options)))
+    update_data_root(cfg)
+    setup_multi_processes(cfg)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg.resume_from = args.resume_from or cfg.get('resume_from')
+    cfg.auto_resume = args.auto_resume
+    if args.auto_scale_lr:
+        cfg.setdefault('auto_scale_lr', {})['enable'] = True
+    if args.launcher != 'none':
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        init_dist(args.launcher, **cfg.dist_params)
+    rank, world_size = get_dist_info()
+    cfg.gpu_ids = [args.gpu_id] if args.launcher == 'none' else list(range(world_size))
+    cfg.device = get_device()
+    seed = init_random_seed(args.seed, device=cfg.device)
+    cfg.seed = seed + rank if args.diff_seed else seed
+    set_random_seed(cfg.seed, deterministic=args.deterministic)
+    return cfg
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn `KEY=VALUE` words into a dict, with mmcv's rules for values."""
+    from mmcv import DictAction
+    parser = cli.ArgumentParser(prog='tools/train.py --cfg-options')
+    parser.add_argument('pairs', nargs='*', action=DictAction)
+    for pair in pairs:
+        if '=' not in pair:
+            parser.error(f'--cfg-options: got {pair!r}, expected KEY=VALUE')
+    return parser.parse_args(list(pairs)).pairs if pairs else {}
+
+
+def train(args: argparse.Namespace) -> int:
+    """Build the model and its data from the config and run mmdet's training loop."""
+    from mmdeploy_ext import compat
+    compat.apply()
+    import mmdet
+    from mmdet.apis import train_detector
+    from mmdet.datasets import build_dataset
+    from mmdet.models import build_detector
+    from mmdet.utils import collect_env, get_root_logger
+
+    cfg = load_train_config(args)
+    folder = Path(cfg.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg.dump(str(folder / Path(args.config).name))
+    timestamp = time.strftime('%Y%m%d_%H%M%S')
+    logger = get_root_logger(log_file=str(folder / f'{timestamp}.log'), log_level=cfg.log_level)
+    environment = '\n'.join(f'{key}: {value}' for key, value in collect_env().items())
+    logger.info('environment:\n%s\nconfig:\n%s\nseed: %s', environment, cfg.pretty_text, cfg.seed)
+
+    model = build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
+    model.init_weights()
+    dataset = build_dataset(cfg.data.train)
+    model.CLASSES = dataset.CLASSES
+    if cfg.get('checkpoint_config') is not None:
+        cfg.checkpoint_config.meta = {'mmdet_version': mmdet.__version__, 'CLASSES': dataset.CLASSES}
+    meta = {'env_info': environment, 'config': cfg.pretty_text, 'seed': cfg.seed,
+            'exp_name': Path(args.config).name}
+    train_detector(model, [dataset], cfg, distributed=args.launcher != 'none', validate=not args.no_validate,
+                   timestamp=timestamp, meta=meta)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0 done, 1 failed, 2 usage."""
+    return cli.run(train, make_parser(), argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
