@@ -1,0 +1,84 @@
+"""ONNX Runtime. Imports neither torch nor mmcv."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.backends.base import Backend
+from mmdeploy_ext.errors import ConfigError, EngineError, ModelFileError
+from mmdeploy_ext.metadata import Metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import onnxruntime
+
+GRAPH_OPTIMIZATION = {'none': 'ORT_DISABLE_ALL', 'basic': 'ORT_ENABLE_BASIC', 'extended': 'ORT_ENABLE_EXTENDED',
+                      'all': 'ORT_ENABLE_ALL'}
+
+
+class OnnxRuntimeBackend(Backend):
+    """One file in one ONNX Runtime session."""
+
+    engine = 'onnxruntime'
+
+    def __init__(self, path: str, providers: Sequence[str] = ('CPUExecutionProvider',), threads: int = 0,
+                 graph_optimization: str = 'all', profile_prefix: str = '') -> None:
+        """Keep the options.
+
+        Args:
+            path: the ONNX file.
+            providers: execution providers in order of preference; one that is not there is an error.
+            threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
+            graph_optimization: 'none', 'basic', 'extended' or 'all'.
+            profile_prefix: write a profile to a file that begins like this.
+        """
+        if graph_optimization not in GRAPH_OPTIMIZATION:
+            raise ConfigError(f'graph_optimization={graph_optimization!r}: expected one of '
+                              f'{", ".join(GRAPH_OPTIMIZATION)}')
+        self.path = str(path)
+        self.providers = list(providers)
+        self.threads = threads
+        self.graph_optimization = graph_optimization
+        self.profile_prefix = profile_prefix
+        self.session: onnxruntime.InferenceSession | None = None
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self.threads
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel,
+                                                   GRAPH_OPTIMIZATION[self.graph_optimization])
+        if self.profile_prefix:
+            options.enable_profiling = True
+            options.profile_file_prefix = self.profile_prefix
+        return options
+
+    def activate(self) -> None:
+        """Open the session and read the file's metadata."""
+        import os
+
+        import onnxruntime
+        absent = [name for name in self.providers if name not in onnxruntime.get_available_providers()]
+        if absent:
+            raise EngineError(f'execution provider {", ".join(absent)} was asked for; this ONNX Runtime '
+                              f'{onnxruntime.__version__} has {", ".join(onnxruntime.get_available_providers())}')
+        if not os.path.isfile(self.path):
+            raise ModelFileError(f'{self.path}: no such ONNX file')
+        try:
+            self.session = onnxruntime.InferenceSession(self.path, self._options(), providers=self.providers)
+        except Exception as error:
+            raise ModelFileError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
+        self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
+        self.spec = self.metadata.spec
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Backend.run`."""
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
+
+    def deactivate(self) -> None:
+        """Close the session."""
+        self.session = None

@@ -1,0 +1,73 @@
+"""What all command-line tools share: one-line errors, exit codes, a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+from rich.console import Console
+
+from mmdeploy_ext.errors import Mm2OnnxError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are one line that begins with `error:`, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave."""
+        print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug`, which shows the traceback of an error."""
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+
+def one_line(message: object) -> str:
+    """Fold a message into one line."""
+    return ' '.join(str(message).split())
+
+
+def run(body: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser,
+        argv: Sequence[str] | None = None) -> int:
+    """Parse `argv` and run `body`, turning the errors that users can act on into one line.
+
+    Returns:
+        The exit status: what `body` returns, or the error's own exit code.
+    """
+    args = parser.parse_args(argv)
+    debug = getattr(args, 'debug', False)
+    try:
+        return body(args)
+    except Mm2OnnxError as error:
+        if debug:
+            traceback.print_exc()
+        print(f'error: {one_line(error)}', file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print('error: interrupted', file=sys.stderr)
+        return 130
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        print(f'error: {one_line(error) or type(error).__name__}', file=sys.stderr)
+        return 1
+
+
+def stdout() -> Console:
+    """Return a console for tables on stdout; wide enough for them when the output is a file."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
+    return console
+
+
+def stderr() -> Console:
+    """Return a console for progress and logs on stderr."""
+    return Console(stderr=True)

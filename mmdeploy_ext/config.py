@@ -1,0 +1,101 @@
+"""Config files: reading them with clear errors, and paths into the installed OpenMMLab packages."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def mmdet_config(relative: str) -> str:
+    """Return the absolute path of a config of the installed mmdet, for use in `_base_`.
+
+    Args:
+        relative: path below mmdet's `configs/`, e.g. 'atss/atss_r50_fpn_1x_coco.py'.
+
+    Raises:
+        ConfigError: mmdet is not installed, or has no such config.
+    """
+    package = importlib.util.find_spec('mmdet')
+    if package is None or package.origin is None:
+        raise ConfigError('mmdet is not installed: run `make env`, or install requirements-openmmlab.txt')
+    root = Path(package.origin).parent
+    for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
+        if (folder / relative).is_file():
+            return str(folder / relative)
+    raise ConfigError(f'configs/{relative} is not in the installed mmdet ({root})')
+
+
+def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
+    """Read an mmcv config, import its plugins and apply `--cfg-options`.
+
+    Returns:
+        An mmcv `Config`.
+
+    Raises:
+        ConfigError: missing file, syntax error, failing import, or an override that does not fit.
+    """
+    from mmcv import Config, import_modules_from_strings
+    if not Path(path).is_file():
+        raise ConfigError(f'{path}: no such config file')
+    try:
+        cfg = Config.fromfile(path)
+        if overrides:
+            cfg.merge_from_dict(dict(overrides))
+        if cfg.get('custom_imports'):
+            import_modules_from_strings(**cfg['custom_imports'])
+        _import_plugin_dir(cfg, path)
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f'{path}: syntax error: {error}') from error
+    except Exception as error:
+        raise ConfigError(f'{path}: cannot be read: {type(error).__name__}: {error}') from error
+    return cfg
+
+
+def _import_plugin_dir(cfg: Any, path: str) -> None:  # noqa: ANN401
+    """Honour mmdet3d-style `plugin=True, plugin_dir='projects/mmdet3d_plugin/'`."""
+    if not cfg.get('plugin'):
+        return
+    folder = cfg.get('plugin_dir') or str(Path(path).parent)
+    importlib.import_module('.'.join(Path(folder).parts))
+
+
+def config_sha256(cfg: Any) -> str:  # noqa: ANN401
+    """Return a hash of what decides the graph: the model and the test pipeline, not paths or schedules."""
+    decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
+    return hashlib.sha256(_canonical(decisive).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, dict):
+        return '{' + ','.join(f'{key!s}:{_canonical(value[key])}' for key in sorted(value, key=str)) + '}'
+    if isinstance(value, list | tuple):
+        return '[' + ','.join(map(_canonical, value)) + ']'
+    return repr(value)
+
+
+def test_pipeline(cfg: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Return the test pipeline of a config, wherever it is kept."""
+    data = cfg.get('data') or {}
+    for section in ('test', 'val'):
+        dataset = data.get(section)
+        while isinstance(dataset, dict):
+            if dataset.get('pipeline'):
+                return dataset['pipeline']
+            dataset = dataset.get('dataset')
+        if isinstance(dataset, list | tuple) and dataset and dataset[0].get('pipeline'):
+            return dataset[0]['pipeline']
+    pipeline = cfg.get('test_pipeline')
+    if not pipeline:
+        raise ConfigError(f'{cfg.filename}: has neither data.test.pipeline nor test_pipeline; '
+                          f'the image normalisation is taken from there')
+    return pipeline

@@ -1,0 +1,55 @@
+"""Errors that a user can act on: each message says what, got, expected and what to do."""
+
+from __future__ import annotations
+
+
+class Mm2OnnxError(ValueError):
+    """Base of all errors that the command line prints as one `error:` line.
+
+    Attributes:
+        exit_code: 2 when the input was refused before the weights were loaded, 1 afterwards.
+    """
+
+    exit_code = 1
+
+
+class UsageError(Mm2OnnxError):
+    """An option, a file or a combination of them that is refused before any weight is loaded."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A config file that cannot be read, built, or that belongs to no known family."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint that is missing, damaged, unsafe, or of another architecture."""
+
+
+class ImageError(UsageError):
+    """An image that cannot be read."""
+
+
+class DataError(UsageError):
+    """A data set that is empty, or whose annotation file is missing."""
+
+
+class ModelFileError(UsageError):
+    """An ONNX file that is corrupt, of another family, or not written by this project."""
+
+
+class EngineError(UsageError):
+    """An engine, execution provider or option of it that is not available here."""
+
+
+class ShapeError(Mm2OnnxError):
+    """A tensor whose shape or dtype is not the one that the graph's spec states."""
+
+
+class ExportError(Mm2OnnxError):
+    """The exporter failed or wrote something other than what was asked for."""
+
+
+class NotProvenError(Mm2OnnxError):
+    """A comparison that was run and failed."""

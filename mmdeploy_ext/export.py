@@ -1,0 +1,178 @@
+"""From a chain of modules to one ONNX file that keeps the contract of its spec. The only caller of torch.onnx.export."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+
+from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.files import atomic_path
+from mmdeploy_ext.graph.passes.contract import apply_spec
+from mmdeploy_ext.graph.passes.merge import concatenate
+from mmdeploy_ext.ops.deform_conv import standard_deform_conv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.family import ExportOptions, Stage
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.spec import GraphSpec
+
+OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
+"""Opsets that each exporter of torch 2.13 really writes (measured; the dynamo one answers a request for 11 with 18)."""
+
+
+def check_opset(opset: int, exporter: str) -> None:
+    """Refuse an opset that the exporter cannot write.
+
+    Raises:
+        UsageError: the message gives the range.
+    """
+    if exporter not in OPSETS:
+        raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
+    low, high = OPSETS[exporter]
+    if not low <= opset <= high:
+        raise UsageError(f'--opset-version {opset}: the {exporter} exporter writes opsets {low} to {high}')
+
+
+def fuse(model: torch.nn.Module) -> torch.nn.Module:
+    """Return an evaluation copy of the model with batch normalisation folded into the convolutions before it."""
+    from mmcv.cnn.utils import fuse_conv_bn
+    return fuse_conv_bn(copy.deepcopy(model).eval())
+
+
+def export_stages(stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec,
+                  options: ExportOptions) -> onnx.ModelProto:
+    """Export each stage and merge them into one graph.
+
+    Args:
+        stages: the chain; the outputs of a stage are inputs of later ones by name.
+        example: graph input name -> tensor, of the traced shapes.
+        spec: the contract of the merged graph.
+        options: opset, exporter, dynamic axes, simplification.
+
+    Returns:
+        A model whose inputs and outputs are the spec's.
+
+    Raises:
+        ExportError: the exporter failed, or wrote another opset than the one asked for.
+    """
+    tensors = dict(example)
+    letters = {tensor.name: tensor.dynamic_axes for tensor in spec.inputs}
+    parts = []
+    for stage in stages:
+        args = tuple(tensors[name] for name in stage.inputs)
+        with torch.no_grad():
+            outputs = stage.module(*args)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        tensors.update(zip(stage.outputs, outputs, strict=True))
+        parts.append(_export_stage(stage, args, outputs, letters, options))
+    model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
+    if options.simplify:
+        model = _simplify(model)
+    model = apply_spec(model, spec)
+    _check_opset_written(model, options.opset)
+    return model
+
+
+def _export_stage(stage: Stage, args: tuple[torch.Tensor, ...], outputs: Sequence[torch.Tensor],
+                  letters: dict[str, dict[int, str]], options: ExportOptions) -> onnx.ModelProto:
+    exporter = stage.exporter or options.exporter
+    if options.dynamic:
+        # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
+        for name, tensor in zip((*stage.inputs, *stage.outputs), (*args, *outputs), strict=True):
+            letters.setdefault(name, {axis: f'{name}_{axis}' for axis in range(tensor.dim()) if axis != 1})
+    dynamic = {name: letters[name] for name in (*stage.inputs, *stage.outputs) if letters.get(name)}
+    try:
+        with _quiet(), standard_deform_conv(), torch.no_grad():
+            if exporter == 'dynamo':
+                return _export_dynamo(stage, args, dynamic, options.opset)
+            return _export_torchscript(stage, args, dynamic, options.opset)
+    except Exception as error:
+        raise ExportError(f'stage {stage.name!r} could not be exported by the {exporter} exporter at opset '
+                          f'{options.opset}: {type(error).__name__}: {error}') from error
+
+
+def _export_torchscript(stage: Stage, args: tuple[torch.Tensor, ...], dynamic: dict[str, dict[int, str]],
+                        opset: int) -> onnx.ModelProto:
+    stream = io.BytesIO()
+    torch.onnx.export(stage.module, args, stream, dynamo=False, opset_version=opset, input_names=list(stage.inputs),
+                      output_names=list(stage.outputs), dynamic_axes=dynamic, do_constant_folding=True)
+    return onnx.load_from_string(stream.getvalue())
+
+
+def _export_dynamo(stage: Stage, args: tuple[torch.Tensor, ...], dynamic: dict[str, dict[int, str]],
+                   opset: int) -> onnx.ModelProto:
+    shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in dynamic.get(name, {})} for name in stage.inputs)
+    with contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(stage.module, args, dynamo=True, opset_version=opset, external_data=False,
+                                    input_names=list(stage.inputs), output_names=list(stage.outputs),
+                                    dynamic_shapes=shapes if dynamic else None, verbose=False)
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' deprecation and tracer warnings off the screen; the ladder finds what they warn of."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnxslim
+    names = [tensor.name for tensor in model.graph.output]
+    slim = onnxslim.slim(model)
+    if [tensor.name for tensor in slim.graph.output] != names:
+        raise ExportError(f'onnxslim changed the outputs: got {[tensor.name for tensor in slim.graph.output]}, '
+                          f'expected {names}; export without --simplify')
+    return slim
+
+
+def _check_opset_written(model: onnx.ModelProto, asked: int) -> None:
+    written = {entry.domain or 'ai.onnx': entry.version for entry in model.opset_import}
+    if written.get('ai.onnx') != asked:
+        raise ExportError(f'opset {asked} was asked for, the exporter wrote {written.get("ai.onnx")}; '
+                          f'choose an opset that it writes, or --exporter torchscript')
+
+
+def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
+    """Check the model and write it, whole or not at all.
+
+    Raises:
+        ExportError: onnx.checker refuses the model.
+    """
+    if metadata is not None:
+        onnx.helper.set_model_props(model, metadata.to_props())
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f'{path}: onnx.checker refuses the exported model: {error}') from error
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide about an exported file."""
+    import importlib.metadata
+
+    import mmdeploy_ext
+    found: dict[str, Any] = {'mm2onnx': mmdeploy_ext.__version__}
+    for package in ('torch', 'mmcv-full', 'mmdet', 'onnx', 'onnxruntime'):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

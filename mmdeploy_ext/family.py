@@ -1,0 +1,162 @@
+"""What a model family gives to the shared machinery: one `Family` per package, registered by its `export.py`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import torch
+
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
+    from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.spec import GraphSpec
+
+DEFAULT_OPSET = 17
+"""Highest opset without GridSample 20 and before DeformConv: read by ONNX Runtime >= 1.12, TensorRT >= 8.6, OpenVINO."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """What the user chooses about a graph.
+
+    Attributes:
+        form: 'full', 'decode' or 'raw' (a family may have other forms).
+        opset: the opset in the file.
+        height: H of the traced input, pixels.
+        width: W of the traced input, pixels.
+        batch: B of the traced input.
+        dynamic: B, H and W stay dynamic.
+        exporter: 'torchscript' or 'dynamo'.
+        score_form: 'separate' keeps centerness an output of its own, 'product' multiplies it into the scores.
+        simplify: run onnxslim over the result.
+    """
+
+    form: str = 'full'
+    opset: int = DEFAULT_OPSET
+    height: int = 0
+    width: int = 0
+    batch: int = 1
+    dynamic: bool = False
+    exporter: str = 'torchscript'
+    score_form: str = 'separate'
+    simplify: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types (what the metadata keeps)."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ExportOptions:
+        """Rebuild from `to_json`."""
+        return cls(**content)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One module of the chain that a graph is made of; exported alone, merged by tensor name.
+
+    Attributes:
+        name: prefix of its nodes in the merged graph.
+        module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
+        inputs: names of its inputs: graph inputs or outputs of an earlier stage.
+        outputs: names of its outputs.
+        exporter: 'torchscript' pins it; '' follows the option (post-processing has no other exporter).
+    """
+
+    name: str
+    module: torch.nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    exporter: str = ''
+
+
+class Family(abc.ABC):
+    """Export, references and post-processing of one model family."""
+
+    name: ClassVar[str]
+    task: ClassVar[str]
+    forms: ClassVar[tuple[str, ...]]
+    ignored_prefixes: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def claims(self, cfg: Any) -> bool:  # noqa: ANN401
+        """Return whether the config describes a model of this family."""
+
+    @abc.abstractmethod
+    def check(self, cfg: Any, options: ExportOptions) -> None:  # noqa: ANN401
+        """Refuse, by name, what cannot be exported; runs before the weights load."""
+
+    @abc.abstractmethod
+    def build(self, cfg: Any) -> torch.nn.Module:  # noqa: ANN401
+        """Build the upstream model, without weights."""
+
+    @abc.abstractmethod
+    def spec(self, model: torch.nn.Module, options: ExportOptions) -> GraphSpec:
+        """Return the contract of the graph."""
+
+    @abc.abstractmethod
+    def stages(self, model: torch.nn.Module, options: ExportOptions) -> list[Stage]:
+        """Return the chain of modules whose composition is the graph."""
+
+    @abc.abstractmethod
+    def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Return what the metadata tells about post-processing."""
+
+    @abc.abstractmethod
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        """Batch prepared images of one size into graph inputs."""
+
+    @abc.abstractmethod
+    def reference_tensors(self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray],
+                          form: str, score_form: str) -> dict[str, np.ndarray]:
+        """Run the unpatched upstream model and return what a graph of this form has to give."""
+
+    @abc.abstractmethod
+    def reference_detections(self, model: torch.nn.Module, images: Sequence[PreparedImage],
+                             rescale: bool) -> list[Detections]:
+        """Run upstream's own test path and return its detections per image."""
+
+    @abc.abstractmethod
+    def detections(self, metadata: Metadata, outputs: Mapping[str, np.ndarray],
+                   feeds: Mapping[str, np.ndarray]) -> list[Detections]:
+        """Turn outputs of a graph of any form into detections, without torch."""
+
+    @abc.abstractmethod
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:  # noqa: ANN401
+        """Return how the config's test pipeline prepares an image."""
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Make a family known to the tools; called once by its `export.py`."""
+    if family.name in FAMILIES:
+        raise ValueError(f'family {family.name!r} is registered already')
+    FAMILIES[family.name] = family
+    return family
+
+
+def find_family(cfg: Any) -> Family:  # noqa: ANN401
+    """Return the family that claims a config.
+
+    Raises:
+        ConfigError: none does; the message names the model types that were found.
+    """
+    model = cfg.get('model')
+    if not model:
+        raise ConfigError(f'{cfg.filename}: has no `model`; expected a detector config')
+    for family in FAMILIES.values():
+        if family.claims(cfg):
+            return family
+    head = (model.get('bbox_head') or model.get('mask_head') or {}).get('type')
+    raise ConfigError(f'{cfg.filename}: model.type={model.get("type")!r} with head {head!r} belongs to no family that '
+                      f'mm2onnx exports; known: {", ".join(sorted(FAMILIES))}')

@@ -1,0 +1,1 @@
+"""Inspecting and editing ONNX graphs. Imports neither torch nor mmcv."""

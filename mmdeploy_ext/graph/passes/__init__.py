@@ -1,0 +1,1 @@
+"""One pass per file; each takes a model and returns one."""

@@ -1,0 +1,56 @@
+"""Give a graph exactly the inputs and outputs that its spec states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mmdeploy_ext.errors import ExportError
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.spec import GraphSpec, TensorSpec
+
+
+def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return helper.make_tensor_value_info(tensor.name, element, list(tensor.axes), doc_string=tensor.meaning)
+
+
+def _default(tensor: TensorSpec) -> onnx.TensorProto:
+    shape = [axis if isinstance(axis, int) else 1 for axis in tensor.axes]
+    return numpy_helper.from_array(np.full(shape, tensor.default, tensor.dtype), tensor.name)
+
+
+def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
+    """Return a model with the spec's inputs and outputs, in its order.
+
+    - An input that the exporter dropped because nothing uses it is put back.
+    - An input with a default gets an initializer of that value, which feeding overrides.
+    - Shapes are the spec's: letters for dynamic axes.
+    Does not fire on tensors that the spec does not know: those are an error.
+
+    Raises:
+        ExportError: the graph takes or gives a tensor that the spec does not have.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    extra = [value.name for value in graph.input if value.name not in spec.input_names]
+    produced = {name for node in graph.node for name in node.output} | {value.name for value in graph.initializer}
+    absent = [name for name in spec.output_names if name not in produced]
+    if extra or absent:
+        raise ExportError(f'{spec.name}: the graph and its spec differ: inputs that the spec lacks {extra}, outputs '
+                          f'that the graph lacks {absent}')
+    defaults = [tensor for tensor in spec.inputs if tensor.default is not None]
+    names = {tensor.name for tensor in defaults}
+    kept = [value for value in graph.initializer if value.name not in names]
+    for field, values in (('input', [_value_info(tensor) for tensor in spec.inputs]),
+                          ('output', [_value_info(tensor) for tensor in spec.outputs]),
+                          ('initializer', kept + [_default(tensor) for tensor in defaults])):
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+    result.ir_version = max(result.ir_version, 4)
+    return result

@@ -1,0 +1,104 @@
+"""Everything needed to use a file, kept in its `metadata_props`. Needs numpy only; reads through ONNX Runtime or onnx."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.preprocess import PreprocessRule
+from mmdeploy_ext.spec import GraphSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = 'mm2onnx.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What an exported file says about itself.
+
+    Attributes:
+        family: model family, e.g. 'atss'.
+        form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'.
+        spec: names, shapes and tolerances of its tensors.
+        preprocess: how an image becomes its input.
+        classes: class names, by label.
+        postprocess: what the post-processing that the graph leaves out has to know.
+        options: the export options (opset, exporter, dynamic, batch size ...).
+        config: file name of the config.
+        config_sha256: hash of the model and test pipeline of the config.
+        checkpoint_sha256: hash of the checkpoint file.
+        versions: versions of the packages that made the file.
+    """
+
+    family: str
+    form: str
+    spec: GraphSpec
+    preprocess: PreprocessRule
+    classes: tuple[str, ...]
+    postprocess: dict[str, Any]
+    options: dict[str, Any]
+    config: str
+    config_sha256: str
+    checkpoint_sha256: str
+    versions: dict[str, str]
+
+    def to_props(self) -> dict[str, str]:
+        """Return the `metadata_props` entries: one JSON value per field."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values.update(spec=self.spec.to_json(), preprocess=self.preprocess.to_json())
+        return {PREFIX + name: json.dumps(value) for name, value in values.items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Metadata:
+        """Rebuild from `metadata_props`.
+
+        Args:
+            props: the entries of the file.
+            path: the file, for the message.
+
+        Raises:
+            ModelFileError: the file was not written by mm2onnx, or its metadata was damaged.
+        """
+        fields = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in fields if PREFIX + name not in props]
+        if missing:
+            raise ModelFileError(f'{path}: has no mm2onnx metadata ({PREFIX}{missing[0]} is missing); '
+                                 f'export it with tools/deployment/pytorch2onnx.py')
+        try:
+            values = {name: json.loads(props[PREFIX + name]) for name in fields}
+            values.update(spec=GraphSpec.from_json(values['spec']), classes=tuple(values['classes']),
+                          preprocess=PreprocessRule.from_json(values['preprocess']))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
+        return cls(**values)
+
+    def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
+        """Refuse a file of another family or form.
+
+        Raises:
+            ModelFileError: the message says what the file is.
+        """
+        if self.family != family:
+            raise ModelFileError(f'{path}: is a model of family {self.family!r}, expected {family!r}')
+        if forms and self.form not in forms:
+            raise ModelFileError(f'{path}: its post-processing form is {self.form!r}, expected {" or ".join(forms)}')
+
+
+def read_metadata(path: str) -> Metadata:
+    """Read the metadata of an ONNX file, through the onnx package.
+
+    Raises:
+        ModelFileError: missing or corrupt file, or one without mm2onnx metadata.
+    """
+    import onnx
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelFileError(f'{path}: no such ONNX file') from error
+    except Exception as error:
+        raise ModelFileError(f'{path}: is not a readable ONNX file ({type(error).__name__})') from error
+    return Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)

@@ -1,0 +1,221 @@
+"""Resize, pad and normalise rules: OpenMMLab's test pipeline in numpy and OpenCV, kept in the file's metadata.
+
+Glossary: H, W height and width of the network input in pixels; h, w of an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from mmdeploy_ext.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedImage:
+    """One image as the network takes it.
+
+    Attributes:
+        tensor: (3, H, W) float32, normalised and padded.
+        img_shape: (h, w) of the content before padding, pixels.
+        scale_factor: (4,) float32 `w h w h` ratios, network input / original.
+        ori_shape: (h, w) of the original image, pixels.
+    """
+
+    tensor: np.ndarray
+    img_shape: tuple[int, int]
+    scale_factor: np.ndarray
+    ori_shape: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessRule:
+    """How an image becomes the network input.
+
+    Attributes:
+        mean: per channel, in the order after `to_rgb`.
+        std: per channel.
+        to_rgb: swap OpenCV's BGR to RGB before normalising.
+        img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) when `keep_ratio` is false. None: no resize.
+        keep_ratio: keep the aspect ratio.
+        size_divisor: pad to a multiple of this, bottom and right.
+        size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
+        pad_val: value of the padding, applied after normalisation as mmdet does.
+    """
+
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    to_rgb: bool = True
+    img_scale: tuple[int, int] | None = None
+    keep_ratio: bool = True
+    size_divisor: int = 1
+    size: tuple[int, int] | None = None
+    pad_val: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PreprocessRule:
+        """Rebuild a rule from `to_json`."""
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        return cls(**values)
+
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return (h, w) after the resize of an image of `height` x `width`."""
+        if self.size is not None:
+            if not self.keep_ratio:
+                return self.size
+            factor = min(self.size[0] / height, self.size[1] / width)
+        elif self.img_scale is None:
+            return height, width
+        elif not self.keep_ratio:
+            return self.img_scale[1], self.img_scale[0]
+        else:
+            factor = min(max(self.img_scale) / max(height, width), min(self.img_scale) / min(height, width))
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+    def padded_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return (H, W) after padding a resized image of `height` x `width`."""
+        if self.size is not None:
+            return self.size
+        divisor = self.size_divisor
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+    def apply(self, image_bgr: np.ndarray) -> PreparedImage:
+        """Prepare one image.
+
+        Args:
+            image_bgr: (h, w, 3) uint8 as OpenCV reads it.
+
+        Returns:
+            The network input and what is needed to undo the resize.
+        """
+        height, width = image_bgr.shape[:2]
+        resized_h, resized_w = self.resized_shape(height, width)
+        if (resized_h, resized_w) != (height, width):
+            image_bgr = cv2.resize(image_bgr, (resized_w, resized_h), interpolation=cv2.INTER_LINEAR)
+        padded_h, padded_w = self.padded_shape(resized_h, resized_w)
+        padded = np.full((padded_h, padded_w, 3), self.pad_val, np.float32)
+        padded[:resized_h, :resized_w] = normalise(image_bgr, self.mean, self.std, self.to_rgb)
+        ratio_w, ratio_h = resized_w / width, resized_h / height
+        return PreparedImage(tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)), img_shape=(resized_h, resized_w),
+                             scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
+                             ori_shape=(height, width))
+
+
+def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
+    """Return (h, w, 3) float32 `(image - mean) / std`, rounded as OpenCV (and therefore mmcv) rounds.
+
+    Args:
+        image_bgr: (h, w, 3) uint8.
+        mean: three values, in the channel order after `to_rgb`.
+        std: three values.
+        to_rgb: swap BGR to RGB first.
+    """
+    image = image_bgr.astype(np.float32)
+    if to_rgb:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = cv2.subtract(image, np.asarray(mean, np.float64).reshape(1, -1))
+    return cv2.multiply(image, 1 / np.asarray(std, np.float64).reshape(1, -1))
+
+
+def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
+    """Read the rule out of an mmdet 2.x test pipeline.
+
+    Args:
+        pipeline: list of transform dicts, `MultiScaleFlipAug` included.
+
+    Raises:
+        ConfigError: the pipeline has a step that the rule cannot express; the message names it.
+    """
+    values: dict[str, Any] = {'keep_ratio': True}
+    for step in _flat_steps(pipeline, values):
+        kind = step.get('type')
+        if kind == 'Normalize':
+            values.update(mean=tuple(map(float, step['mean'])), std=tuple(map(float, step['std'])),
+                          to_rgb=bool(step.get('to_rgb', True)))
+        elif kind == 'Resize':
+            values['keep_ratio'] = bool(step.get('keep_ratio', True))
+            if step.get('img_scale') is not None:
+                values['img_scale'] = _single_scale(step['img_scale'])
+        elif kind == 'Pad':
+            _read_pad(step, values)
+        elif kind not in ('LoadImageFromFile', 'RandomFlip', 'DefaultFormatBundle', 'ImageToTensor', 'Collect',
+                          'LoadImageFromWebcam'):
+            raise ConfigError(f'test pipeline step {kind!r} changes the image in a way that the exported file cannot '
+                              f'describe; supported: Resize, Pad, Normalize')
+    return PreprocessRule(**values)
+
+
+def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> Iterable[Mapping[str, Any]]:
+    for step in pipeline:
+        if step.get('type') == 'MultiScaleFlipAug':
+            if step.get('img_scale') is not None:
+                values['img_scale'] = _single_scale(step['img_scale'])
+            yield from step.get('transforms', ())
+        else:
+            yield step
+
+
+def _single_scale(img_scale: Any) -> tuple[int, int]:  # noqa: ANN401
+    if isinstance(img_scale, list):
+        img_scale = img_scale[0]
+    return int(img_scale[0]), int(img_scale[1])
+
+
+def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    values['size_divisor'] = int(step.get('size_divisor') or 1)
+    if step.get('size') is not None:
+        values['size'] = tuple(step['size'])
+    pad_val = step.get('pad_val', 0)
+    if isinstance(pad_val, dict):
+        pad_val = pad_val.get('img', 0)
+    values['pad_val'] = float(pad_val)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image as (h, w, 3) uint8 BGR; grayscale is converted.
+
+    Raises:
+        ImageError: no such file, zero bytes, or not an image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f'{path}: no such image file')
+    if path.stat().st_size == 0:
+        raise ImageError(f'{path}: is empty (0 bytes), expected an image')
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ImageError(f'{path}: is not an image that OpenCV can decode')
+    return image
+
+
+def list_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return image files, folders replaced by the images in them, in sorted order.
+
+    Raises:
+        ImageError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob('*') if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise ImageError(f'{path}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
+            found.extend(inside)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ImageError(f'{path}: no such image or folder')
+    return found

@@ -1,0 +1,88 @@
+"""Detections of one image, and the numpy pieces that 2D families share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """Detections of one image in descending score order.
+
+    Attributes:
+        bboxes_xyxy: (n, 4) float32, pixels of the network input or of the original image.
+        scores: (n,) float32 in 0..1.
+        labels: (n,) int64 class indices.
+    """
+
+    bboxes_xyxy: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of detections."""
+        return len(self.scores)
+
+    def above(self, score_thr: float) -> Detections:
+        """Return those with at least `score_thr`."""
+        keep = self.scores >= score_thr
+        return Detections(self.bboxes_xyxy[keep], self.scores[keep], self.labels[keep])
+
+    def scaled(self, scale_factor: np.ndarray) -> Detections:
+        """Return the boxes divided by `scale_factor` (4,), `w h w h`."""
+        return Detections(self.bboxes_xyxy / scale_factor.astype(np.float32), self.scores, self.labels)
+
+    def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """Return one plain dict per detection."""
+        return [dict(label=int(label), name=classes[label] if label < len(classes) else str(label),
+                     score=round(float(score), 6), bbox_xyxy=[round(float(value), 3) for value in bbox])
+                for bbox, score, label in zip(self.bboxes_xyxy, self.scores, self.labels, strict=True)]
+
+
+def from_padded(dets: np.ndarray, labels: np.ndarray) -> list[Detections]:
+    """Split padded graph outputs into images.
+
+    Args:
+        dets: (B, n, 5) x1 y1 x2 y2 score.
+        labels: (B, n); -1 marks padding.
+    """
+    return [Detections(rows[kinds >= 0, :4], rows[kinds >= 0, 4], kinds[kinds >= 0])
+            for rows, kinds in zip(dets, labels, strict=True)]
+
+
+def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Greedy NMS.
+
+    Args:
+        bboxes_xyxy: (n, 4) float32.
+        scores: (n,) float32.
+        iou_threshold: a box is dropped when its IoU with a kept one exceeds this.
+
+    Returns:
+        Indices of the kept boxes, in descending score order.
+    """
+    order = np.argsort(-scores, kind='stable')
+    x1, y1, x2, y2 = bboxes_xyxy[order].T
+    areas = (x2 - x1) * (y2 - y1)
+    alive = np.ones(len(order), bool)
+    kept = []
+    for index in range(len(order)):
+        if not alive[index]:
+            continue
+        kept.append(order[index])
+        rest = np.flatnonzero(alive[index + 1:]) + index + 1
+        overlap_w = np.maximum(np.minimum(x2[index], x2[rest]) - np.maximum(x1[index], x1[rest]), 0)
+        overlap_h = np.maximum(np.minimum(y2[index], y2[rest]) - np.maximum(y1[index], y1[rest]), 0)
+        overlap = overlap_w * overlap_h
+        with np.errstate(invalid='ignore', divide='ignore'):
+            alive[rest[overlap / (areas[index] + areas[rest] - overlap) > iou_threshold]] = False
+    return np.asarray(kept, np.int64)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + exp(-x)) in float32 without overflow warnings."""
+    with np.errstate(over='ignore'):
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)

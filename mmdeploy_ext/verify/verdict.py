@@ -1,0 +1,175 @@
+"""What a proof found, as plain data: the table, the JSON file and the report page are three views of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mmdeploy_ext.runtime.detections import Detections
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One statement about the file that is true or not (level 1).
+
+    Attributes:
+        name: what was checked.
+        passed: whether it holds.
+        detail: got and expected, in one line.
+    """
+
+    name: str
+    passed: bool
+    detail: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRow:
+    """One column group of one output, ONNX against PyTorch (level 2).
+
+    Attributes:
+        tensor: output name; with the group's name where there are several.
+        shape: of the reference, '1x80x76x76'.
+        max_abs: largest absolute difference, in the unit of the tensor.
+        max_rel: the same over the largest absolute reference value of the group.
+        cosine: of both tensors flattened.
+        tolerance: the absolute difference that is allowed here.
+        passed: finite, same shape and dtype, not empty, within tolerance.
+        reason: why it failed; empty when passed.
+        histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the first one
+            is "equal or below 1e-12").
+    """
+
+    tensor: str
+    shape: str
+    max_abs: float
+    max_rel: float
+    cosine: float
+    tolerance: float
+    passed: bool
+    reason: str = ''
+    histogram: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionRow:
+    """Detections of one image, ONNX against PyTorch, matched by class and IoU (level 3).
+
+    Attributes:
+        image: name of the image.
+        reference: detections of the reference at or above the score threshold.
+        matched: pairs of the same class with IoU and score difference within the bars.
+        missing: of the reference, without a partner.
+        extra: of the candidate, without a partner.
+        worst_iou: smallest IoU of a pair; 1.0 when there is none.
+        worst_score: largest score difference of a pair.
+        passed: nothing missing, nothing extra, all pairs within the bars.
+        reason: why it failed; empty when passed.
+    """
+
+    image: str
+    reference: int
+    matched: int
+    missing: int
+    extra: int
+    worst_iou: float
+    worst_score: float
+    passed: bool
+    reason: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One input that both engines were given.
+
+    Attributes:
+        name: e.g. 'traced input', 'other image', 'other size, batch 2'.
+        input_shape: '1x3x608x608'.
+        traced: whether the exporter saw this input.
+        tensors: level 2 rows (empty for forms that are compared as detections).
+        detections: level 3 rows, one per image.
+    """
+
+    name: str
+    input_shape: str
+    traced: bool
+    tensors: tuple[TensorRow, ...] = ()
+    detections: tuple[DetectionRow, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row passed."""
+        return all(row.passed for row in (*self.tensors, *self.detections))
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricRow:
+    """One metric of one data set by both engines (level 5).
+
+    Attributes:
+        name: e.g. 'bbox_mAP'.
+        reference: by PyTorch.
+        candidate: by the ONNX engine.
+        bar: allowed absolute difference.
+        passed: whether the difference is within the bar.
+    """
+
+    name: str
+    reference: float
+    candidate: float
+    bar: float
+    passed: bool
+
+
+@dataclasses.dataclass
+class Verdict:
+    """All levels of one proof.
+
+    Attributes:
+        subject: file, family, form, config, checkpoint, hashes, versions, engine: printed as they are.
+        structure: level 1.
+        cases: levels 2 and 3.
+        metrics: level 5; empty when no data set was evaluated.
+        timing_ms: name -> median milliseconds.
+        reasons: why the proof as a whole fails beyond single rows, e.g. that nothing at all was matched.
+        notes: what the reader should know that is no failure.
+    """
+
+    subject: dict[str, Any]
+    structure: list[Check] = dataclasses.field(default_factory=list)
+    cases: list[Case] = dataclasses.field(default_factory=list)
+    metrics: list[MetricRow] = dataclasses.field(default_factory=list)
+    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def proven(self) -> bool:
+        """Whether everything passed, and something was compared at all, on an input that was not traced."""
+        return (not self.reasons and bool(self.structure) and any(not case.traced for case in self.cases)
+                and all(check.passed for check in self.structure) and all(case.passed for case in self.cases)
+                and all(row.passed for row in self.metrics))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types, the verdict first."""
+        return dict(verdict='proven' if self.proven else 'not proven', **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class PicturePair:
+    """One image with both engines' detections, for the report.
+
+    Attributes:
+        title: file name and size.
+        image_bgr: (h, w, 3) uint8 as the network saw it, before normalising.
+        reference: PyTorch's detections, in pixels of `image_bgr`.
+        candidate: the ONNX engine's.
+    """
+
+    title: str
+    image_bgr: np.ndarray
+    reference: Detections
+    candidate: Detections
