@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,22 +34,24 @@ class TensorRow:
     Attributes:
         tensor: output name; with the group's name where there are several.
         shape: of the reference, '1x80x76x76'.
-        max_abs: largest absolute difference, in the unit of the tensor.
-        max_rel: the same over the largest absolute reference value of the group.
+        max_abs: largest absolute difference, in the unit of the tensor; None where nothing could be compared
+            (as are the next three).
+        max_rel: the same over the largest absolute reference value of the group; None also for a reference of
+            zeros.
         cosine: of both tensors flattened.
         tolerance: the absolute difference that is allowed here.
         passed: finite, same shape and dtype, not empty, within tolerance.
         reason: why it failed; empty when passed.
-        histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the first one
-            is "equal or below 1e-12").
+        histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
+            first one is "equal or below 1e-12").
     """
 
     tensor: str
     shape: str
-    max_abs: float
-    max_rel: float
-    cosine: float
-    tolerance: float
+    max_abs: float | None
+    max_rel: float | None
+    cosine: float | None
+    tolerance: float | None
     passed: bool
     reason: str = ''
     histogram: tuple[int, ...] = ()
@@ -154,8 +157,22 @@ class Verdict:
                 and all(row.passed for row in self.metrics))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types, the verdict first."""
-        return dict(verdict='proven' if self.proven else 'not proven', **dataclasses.asdict(self))
+        """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
+        return _plain(dict(verdict='proven' if self.proven else 'not proven', **dataclasses.asdict(self)))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, 'item'):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
 
 
 @dataclasses.dataclass(frozen=True)

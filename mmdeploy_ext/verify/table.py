@@ -1,0 +1,173 @@
+"""The verdict on the console: failed structure checks, one table, one last line."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
+    from mmdeploy_ext.verify.verdict import Case, DetectionRow, MetricRow, TensorRow, Verdict
+
+MAX_ROWS = 20
+"""A case with more rows shows the worst per kind; the JSON file has them all."""
+MAX_LINES = 60
+"""So do all cases when the table would be longer than this."""
+MAX_REASONS = 8
+TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
+DETECTION_TITLES = ('boxes', 'matched', 'missing', 'extra', 'worst IoU', 'worst Δscore')
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """Print a verdict.
+
+    Args:
+        verdict: of the ladder.
+        console: where to; a width of 120 columns is enough.
+    """
+    failed = [check for check in verdict.structure if not check.passed]
+    for check in failed:
+        console.print(f'[red]FAILED[/red] structure: {escape(check.name)}: {escape(check.detail)}',
+                      soft_wrap=True)
+    if verdict.structure and not failed:
+        console.print(f'structure: {len(verdict.structure)} checks passed')
+    if any(case.tensors or case.detections for case in verdict.cases):
+        console.print(verdict_table(verdict))
+    for row in verdict.metrics:
+        console.print(f'{_mark(row.passed)} {escape(row.name)}: PyTorch {row.reference:.4f}, ONNX '
+                      f'{row.candidate:.4f}, {_metric_difference(row)}')
+    for note in verdict.notes:
+        console.print(f'note: {escape(note)}', soft_wrap=True)
+    colour = 'bold green' if verdict.proven else 'bold red'
+    console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
+    console.print(f'next: {escape(next_command(verdict))}', soft_wrap=True)
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Return the table: per case one line per tensor and one per image, each level with its own headings."""
+    tensors = any(case.tensors for case in verdict.cases)
+    images = any(case.detections for case in verdict.cases)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    what = ' or '.join(['tensor'] * tensors + ['image'] * images)
+    table.add_column(f'case\n  {what}', overflow='fold', max_width=44)
+    for titles in zip(TENSOR_TITLES, DETECTION_TITLES, strict=True):
+        lines = [title for title, used in zip(titles, (tensors, images), strict=True) if used]
+        if any(lines):
+            table.add_column('\n'.join(lines), justify='right', overflow='fold')
+    table.add_column('verdict')
+    brief = sum(len(case.tensors) + len(case.detections) for case in verdict.cases) > MAX_LINES
+    for case in verdict.cases:
+        lines = _case_lines(case, brief)
+        table.add_row(f'[bold]{escape(case.name)}[/bold] [dim]{escape(case.input_shape)}[/dim]')
+        for index, line in enumerate(lines):
+            cells = line[:len(table.columns) - 1]
+            table.add_row(*cells, *([''] * (len(table.columns) - 1 - len(cells))), line[-1],
+                          end_section=index == len(lines) - 1)
+    return table
+
+
+def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
+    """Return the cells of a case's lines; the last cell is the mark."""
+    brief = brief or len(case.tensors) + len(case.detections) > MAX_ROWS
+    lines = []
+    for row, count in _shown(case.tensors, _tensor_badness, brief):
+        lines.append((_name(row.tensor, count), row.shape, figure(row.max_abs), figure(row.max_rel),
+                      cosine_text(row.cosine), figure(row.tolerance), '', _mark(row.passed)))
+    for row, count in _shown(case.detections, _detection_badness, brief):
+        lines.append((_name(row.image, count), str(row.reference), str(row.matched), str(row.missing),
+                      str(row.extra), f'{row.worst_iou:.6f}', figure(row.worst_score), _mark(row.passed)))
+    return lines
+
+
+def last_line(verdict: Verdict) -> str:
+    """Return `PROVEN ...` or `NOT PROVEN: reasons`."""
+    file = verdict.subject.get('file', 'the ONNX model')
+    if verdict.proven:
+        tensors = sum(len(case.tensors) for case in verdict.cases)
+        matched = sum(row.matched for case in verdict.cases for row in case.detections)
+        found = [f'{tensors} tensor comparisons'] * bool(tensors)
+        found += [f'{matched} matched detections'] * bool(matched)
+        return f'PROVEN {file} equals the PyTorch model: {len(verdict.cases)} inputs, {", ".join(found)}'
+    reasons = failure_reasons(verdict)
+    shown = '; '.join(reasons[:MAX_REASONS])
+    more = f'; and {len(reasons) - MAX_REASONS} more' if len(reasons) > MAX_REASONS else ''
+    return f'NOT PROVEN: {shown}{more}'
+
+
+def failure_reasons(verdict: Verdict) -> list[str]:
+    """Return every reason why a verdict is not `proven`; empty when it is."""
+    reasons = list(verdict.reasons)
+    reasons += [f'structure: {check.name}' for check in verdict.structure if not check.passed]
+    if not verdict.structure:
+        reasons.append('structure was not checked')
+    if not any(not case.traced for case in verdict.cases):
+        reasons.append('no input that the exporter did not see was compared')
+    for case in verdict.cases:
+        reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+        reasons += [f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed]
+    reasons += [f'{row.name}: {_metric_difference(row)}' for row in verdict.metrics if not row.passed]
+    return reasons
+
+
+def _metric_difference(row: MetricRow) -> str:
+    return f'difference {abs(row.candidate - row.reference):.5f} (bar {row.bar:g})'
+
+
+def next_command(verdict: Verdict) -> str:
+    """Return the command that makes sense after this verdict."""
+    subject = verdict.subject
+    file = subject.get('file', 'MODEL.onnx')
+    if verdict.proven:
+        full = subject.get('form', 'full') == 'full'
+        tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
+        return f'python tools/onnx/{tool} {file} IMAGE_OR_FOLDER'
+    model = f'{subject.get("config", "CONFIG")} {subject.get("checkpoint", "CHECKPOINT")}'
+    detections = [row for case in verdict.cases for row in case.detections]
+    if subject.get('form') == 'full' and not all(row.passed for row in detections):
+        return (f'python tools/deployment/pytorch2onnx.py {model} --output-file raw.onnx --skip-postprocess '
+                f'--verify   (is it the network or the post-processing?)')
+    return (f'python tools/deployment/verify.py {model} {file} --report work_dirs/report   '
+            f'(figures and pictures of every comparison)')
+
+
+def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:
+    """Return (row, rows that it stands for); in brief the worst per kind (`cls_score_0`, `_1`: one kind)."""
+    if not brief:
+        return [(row, 1) for row in rows]
+    kinds: dict[tuple[str, bool], list[Any]] = {}
+    for row in rows:
+        kinds.setdefault((re.sub(r'\d+', '*', getattr(row, 'tensor', 'images')), row.passed), []).append(row)
+    return [(max(kind, key=badness), len(kind)) for kind in kinds.values()]
+
+
+def _tensor_badness(row: TensorRow) -> float:
+    return float('inf') if row.max_rel is None else row.max_rel
+
+
+def _detection_badness(row: DetectionRow) -> tuple[float, ...]:
+    return row.missing + row.extra, 1 - row.worst_iou, row.worst_score
+
+
+def _name(name: str, count: int) -> str:
+    return f'  {escape(name)}' + (f' [dim](worst of {count})[/dim]' if count > 1 else '')
+
+
+def _mark(passed: bool) -> str:
+    return '[green]ok[/green]' if passed else '[bold red]FAILED[/bold red]'
+
+
+def figure(value: float | None) -> str:
+    """Return a small number as people read it, '1.2e-06'; '-' for None."""
+    return '-' if value is None else '0' if value == 0 else f'{value:.2e}'
+
+
+def cosine_text(value: float | None) -> str:
+    """Return a cosine rounded towards less agreement, so that only 1 reads as 1."""
+    return '-' if value is None else f'{min(value, 1.0):.7f}'
