@@ -96,8 +96,8 @@ def draw_detections(image_bgr: np.ndarray, detections: Detections, classes: Sequ
         placed.append(_place_label(text, box, canvas.shape, style, placed))
         drawings.append((box, text, placed[-1], class_colour(label)))
     for box, _, _, colour in reversed(drawings):
-        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2, cv2.LINE_AA)
-        cv2.rectangle(canvas, box[:2], box[2:], colour, style.thickness, cv2.LINE_AA)
+        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2)
+        cv2.rectangle(canvas, box[:2], box[2:], colour, style.thickness)
     for _, text, place, colour in reversed(drawings):
         _draw_label(canvas, text, place, colour, style)
     return canvas
