@@ -79,12 +79,21 @@ class Stage:
 
 
 class Family(abc.ABC):
-    """Export, references and post-processing of one model family."""
+    """Export, references and post-processing of one model family.
+
+    Attributes:
+        name: of the family, as the metadata keeps it.
+        task: module of `verify/tasks` that matches, draws and evaluates its results.
+        forms: what its graphs may contain of the post-processing.
+        ignored_prefixes: checkpoint keys that inference does not use.
+        derived_prefixes: names of graph constants that are computed from parameters.
+    """
 
     name: ClassVar[str]
     task: ClassVar[str]
     forms: ClassVar[tuple[str, ...]]
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
+    derived_prefixes: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> bool:  # noqa: ANN401
@@ -103,12 +112,23 @@ class Family(abc.ABC):
         """Return the contract of the graph."""
 
     @abc.abstractmethod
-    def stages(self, model: torch.nn.Module, options: ExportOptions) -> list[Stage]:
-        """Return the chain of modules whose composition is the graph."""
+    def stages(self, model: torch.nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
+        """Return the chain of modules whose composition is the graph.
+
+        Args:
+            model: the upstream model with its weights.
+            options: what the user chose.
+            fold: work on a copy with batch normalisation folded into the convolutions (export); False runs the model
+                itself (the `_pth` configs).
+        """
 
     @abc.abstractmethod
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about post-processing."""
+
+    @abc.abstractmethod
+    def num_classes(self, model: torch.nn.Module) -> int:
+        """Return how many classes the model tells apart."""
 
     @abc.abstractmethod
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

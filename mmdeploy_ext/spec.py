@@ -51,6 +51,7 @@ class TensorSpec:
         unit: unit of all values, when there is only one.
         groups: column groups with their tolerances; empty means one group of all columns.
         default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
+        unused: an input of the contract that no operator uses (it stays in the signature).
         compare: 'values' for element-wise comparison; 'detections' where rows are matched by class and IoU instead.
     """
 
@@ -61,6 +62,7 @@ class TensorSpec:
     unit: str = ''
     groups: tuple[ColumnGroup, ...] = ()
     default: float | None = None
+    unused: bool = False
     compare: str = 'values'
 
     @property

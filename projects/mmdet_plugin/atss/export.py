@@ -17,7 +17,6 @@ from torch import nn
 from mmdeploy_ext.errors import ConfigError, UsageError
 from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
-from mmdeploy_ext.ops.deform_conv import MIN_OPSET, has_deform_conv
 from mmdeploy_ext.postprocess.bbox2d import DenseBoxPostprocess, nms_config
 from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule, rule_from_pipeline
 from mmdeploy_ext.config import test_pipeline
@@ -244,13 +243,10 @@ class AtssFamily(Family):
                                           f'{meaning}, level {level}', unit))
         return tuple(outputs)
 
-    def stages(self, model: nn.Module, options: ExportOptions) -> list[Stage]:
+    def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
         """See `Family.stages`: the network, and what the form adds to it."""
-        if has_deform_conv(model) and options.opset < MIN_OPSET:
-            raise UsageError(f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
-                             f'since opset {MIN_OPSET} (DeformConv)')
         raw = raw_names(len(model.bbox_head.prior_generator.strides))
-        chain = [Stage('network', RawNetwork(fuse(model)), ('input',), raw)]
+        chain = [Stage('network', RawNetwork(fuse(model) if fold else model), ('input',), raw)]
         if options.form == 'decode':
             product = options.score_form == 'product'
             outputs = ('boxes', 'scores') if product else ('boxes', 'scores', 'centerness')
@@ -273,6 +269,10 @@ class AtssFamily(Family):
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:  # noqa: ANN401
         """See `Family.preprocess_rule`."""
         return rule_from_pipeline(test_pipeline(cfg))
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.bbox_head.num_classes)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """See `Family.feeds`."""

@@ -1,0 +1,2 @@
+# The same file through OpenVINO (pip install openvino).
+backend_config = dict(type='OpenVinoBackend', postprocess='full')

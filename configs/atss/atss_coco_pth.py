@@ -1,0 +1,1 @@
+_base_ = ['./atss_coco.py', '../_base_/backends/torch.py']

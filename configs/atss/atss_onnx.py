@@ -1,0 +1,1 @@
+_base_ = ['./atss.py', '../_base_/backends/onnxruntime.py']

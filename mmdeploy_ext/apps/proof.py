@@ -1,0 +1,60 @@
+"""What `pytorch2onnx.py --verify` and `verify.py` share: run the ladder, print, write, decide the exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.files import check_writable, write_json
+from mmdeploy_ext.preprocess import list_images, read_image
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    import numpy as np
+
+    from mmdeploy_ext.deploy import Deployment
+
+DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
+MAX_IMAGES = 8
+
+
+def read_images(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
+    """Read images and folders of images: (file name, BGR picture), at most `most`.
+
+    Raises:
+        ImageError: a path that is no image.
+    """
+    files = list_images(paths)[:most]
+    return [(file.name, read_image(file)) for file in files]
+
+
+def check_report_targets(args: argparse.Namespace) -> None:
+    """Refuse report and JSON paths that cannot be written, before the weights load."""
+    if args.report:
+        check_writable(Path(args.report) / 'report.html')
+    if args.json:
+        check_writable(args.json)
+
+
+def run_proof(deployment: Deployment, path: str, images: list[tuple[str, np.ndarray]], args: argparse.Namespace,
+              engine: dict[str, Any], metrics: Iterable[Any] = ()) -> int:
+    """Prove `path`, print the table, write JSON and report.
+
+    Returns:
+        0 proven, 1 not.
+    """
+    from mmdeploy_ext.verify.ladder import prove
+    from mmdeploy_ext.verify.table import print_verdict
+    verdict, pictures = prove(deployment, path, images, **engine)
+    verdict.metrics.extend(metrics)
+    print_verdict(verdict, cli.stdout())
+    if args.json:
+        write_json(args.json, verdict.to_json())
+    if args.report:
+        from mmdeploy_ext.verify.report import write_report
+        page = write_report(verdict, pictures, deployment.classes, Path(args.report))
+        print(f'report: {page}')
+    return 0 if verdict.proven else 1

@@ -1,0 +1,58 @@
+"""`verify.py`: prove a file that was made earlier; its metadata says what it claims to be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.apps import proof
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(description='Prove that an exported ONNX file is the model of CONFIG and CHECKPOINT: '
+                                            'exit status 0 proven, 1 not, 2 usage.')
+    shared.add_model_arguments(parser)
+    parser.add_argument('onnx_file', metavar='m.onnx', help='file that mm2onnx exported')
+    parser.add_argument('--images', nargs='+', metavar='PATH', help='images or folders to compare on (default: demo/toy.jpg)')
+    parser.add_argument('--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox')
+    shared.add_engine_arguments(parser)
+    shared.add_report_arguments(parser)
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Load both sides and run the ladder."""
+    from mmdeploy_ext import compat
+    compat.apply()
+    from mmdeploy_ext import deploy
+    from mmdeploy_ext.backends import build_backend
+    from mmdeploy_ext.metadata import read_metadata
+    engine = shared.engine_options(args)
+    metadata = read_metadata(args.onnx_file)
+    proof.check_report_targets(args)
+    images = proof.read_images(args.images or [proof.DEFAULT_IMAGE])
+    register()
+    cfg_options = {**metadata.options.get('cfg_options', {}), **shared.parse_cfg_options(args.cfg_options)}
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device)
+    deployment.rule = deploy.file_rule(deployment.rule, metadata)
+    metrics = []
+    if args.eval:
+        from mmdeploy_ext.verify.dataset import compare_metrics
+        metrics = compare_metrics(deployment, lambda: build_backend(path=args.onnx_file, **_as_kind(engine)), args.eval)
+    return proof.run_proof(deployment, args.onnx_file, images, args, engine, metrics)
+
+
+def _as_kind(engine: dict) -> dict:
+    return {'kind' if key == 'engine' else key: value for key, value in engine.items()}
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

@@ -1,0 +1,225 @@
+"""From config and checkpoint to an ONNX file: the library behind `pytorch2onnx.py` and the `_onnx` configs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext import export
+from mmdeploy_ext.checkpoint import Checkpoint, load_checkpoint, load_strict
+from mmdeploy_ext.config import config_sha256, load_config
+from mmdeploy_ext.errors import EngineError, UsageError
+from mmdeploy_ext.family import DEFAULT_OPSET, ExportOptions, Family, find_family
+from mmdeploy_ext.files import check_writable, sha256_file
+from mmdeploy_ext.metadata import Metadata
+from mmdeploy_ext.ops.deform_conv import MIN_OPSET, has_deform_conv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
+
+
+@dataclasses.dataclass
+class Deployment:
+    """A trained model, ready to be exported or compared.
+
+    Attributes:
+        cfg: the mmcv config, overrides applied.
+        config: its path.
+        cfg_options: the overrides.
+        family: the family that claims it.
+        model: the upstream model with its weights, in evaluation mode.
+        checkpoint: the path of the weights.
+        checkpoint_sha256: their hash.
+        classes: class names by label.
+        rule: how an image becomes the input.
+    """
+
+    cfg: Any
+    config: str
+    cfg_options: dict[str, Any]
+    family: Family
+    model: torch.nn.Module
+    checkpoint: str
+    checkpoint_sha256: str
+    classes: tuple[str, ...]
+    rule: PreprocessRule
+
+    @property
+    def config_sha256(self) -> str:
+        """Hash of the model and test pipeline of the config."""
+        return config_sha256(self.cfg)
+
+
+def check_device(device: str) -> torch.device:
+    """Refuse a device that is not here.
+
+    Raises:
+        EngineError: the message says what is.
+    """
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'") from error
+    if parsed.type == 'cuda' and not torch.cuda.is_available():
+        raise EngineError(f'--device {device}: this torch {torch.__version__} sees no GPU; use --device cpu')
+    if parsed.type not in ('cpu', 'cuda'):
+        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'")
+    return parsed
+
+
+def default_opset(model: torch.nn.Module, exporter: str) -> int:
+    """Return the lowest opset that the model and the exporter need, at least `DEFAULT_OPSET`."""
+    needed = max(DEFAULT_OPSET, export.OPSETS[exporter][0])
+    return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
+
+
+def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:  # noqa: ANN401
+    """Return class names: of the checkpoint, else of the config, else of the data set's class, else numbers."""
+    import mmdet.datasets
+    dataset = (cfg.get('data') or {}).get('test') or {}
+    kind = getattr(mmdet.datasets, str(dataset.get('type')), None)
+    for names in (checkpoint.meta.get('CLASSES'), dataset.get('classes'), cfg.get('classes'),
+                  getattr(kind, 'CLASSES', None)):
+        if isinstance(names, list | tuple) and len(names) == num_classes:
+            return tuple(map(str, names))
+    return tuple(f'class {index}' for index in range(num_classes))
+
+
+def load(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = None, device: str = 'cpu',
+         before_weights: Callable[[Any, Family, torch.nn.Module], None] | None = None) -> Deployment:
+    """Read config and checkpoint.
+
+    Args:
+        config: path of the config.
+        checkpoint: path of the weights.
+        cfg_options: overrides of the config.
+        device: where the model goes.
+        before_weights: called with cfg, family and the built model before the weights are read, to refuse options.
+
+    Raises:
+        UsageError: one of its subclasses says what is wrong with which file.
+    """
+    target = check_device(device)
+    cfg = load_config(config, cfg_options)
+    family = find_family(cfg)
+    rule = family.preprocess_rule(cfg)
+    if not Path(checkpoint).is_file():
+        load_checkpoint(checkpoint)
+    model = family.build(cfg)
+    if before_weights is not None:
+        before_weights(cfg, family, model)
+    weights = load_checkpoint(checkpoint)
+    load_strict(model, weights, family.ignored_prefixes)
+    classes = class_names(cfg, weights, family.num_classes(model))
+    model.CLASSES = classes
+    return Deployment(cfg=cfg, config=config, cfg_options=dict(cfg_options or {}), family=family,
+                      model=model.eval().to(target), checkpoint=checkpoint, checkpoint_sha256=sha256_file(checkpoint),
+                      classes=classes, rule=rule)
+
+
+def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Family, torch.nn.Module], None]:
+    """Return a `before_weights` hook that refuses options before the weights load.
+
+    Raises:
+        UsageError: from the hook; opset, form, shape, or an output file that cannot be written.
+    """
+    def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:  # noqa: ANN401
+        resolved = resolve(options, model, family.preprocess_rule(cfg))
+        if resolved.batch < 1:
+            raise UsageError(f'--batch-size {options.batch}: expected a positive number')
+        if options.height < 0 or options.width < 0:
+            raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
+        export.check_opset(resolved.opset, options.exporter)
+        if has_deform_conv(model) and resolved.opset < MIN_OPSET:
+            raise UsageError(f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
+                             f'since opset {MIN_OPSET} (DeformConv)')
+        family.check(cfg, resolved)
+        check_writable(output_file)
+
+    return check
+
+
+def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule) -> ExportOptions:
+    """Fill in what the user left open: opset 0 and shape 0 x 0 take their defaults."""
+    changes: dict[str, Any] = {}
+    if options.opset == 0:
+        changes['opset'] = default_opset(model, options.exporter)
+    if options.height == 0 and options.width == 0:
+        long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
+        changes['height'], changes['width'] = rule.size or rule.padded_shape(short_edge, long_edge)
+    return dataclasses.replace(options, **changes)
+
+
+def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
+    """Prepare an image for an input of exactly `height` x `width`: resized to fit inside, padded bottom and right."""
+    return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
+
+
+def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
+    """Return what the file will say about itself."""
+    family, model = deployment.family, deployment.model
+    rule = deployment.rule
+    if not options.dynamic:
+        rule = dataclasses.replace(rule, size=(options.height, options.width))
+    return Metadata(family=family.name, form=options.form, spec=family.spec(model, options), preprocess=rule,
+                    classes=deployment.classes, postprocess=family.postprocess_facts(model),
+                    options=dict(options.to_json(), cfg_options=_plain(deployment.cfg_options)),
+                    config=Path(deployment.config).name, config_sha256=deployment.config_sha256,
+                    checkpoint_sha256=deployment.checkpoint_sha256, versions=export.versions())
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def export_model(deployment: Deployment, options: ExportOptions,
+                 images: Sequence[PreparedImage]) -> tuple[onnx.ModelProto, Metadata]:
+    """Export a model.
+
+    Args:
+        deployment: the trained model.
+        options: with opset and shape resolved.
+        images: one prepared image or more, of the traced shape; repeated to the batch size.
+
+    Returns:
+        The graph and its metadata.
+    """
+    family, metadata = deployment.family, make_metadata(deployment, options)
+    batch = [images[index % len(images)] for index in range(options.batch)]
+    device = next(deployment.model.parameters()).device
+    example = {name: torch.from_numpy(array).to(device) for name, array in family.feeds(batch, True).items()
+               if name in metadata.spec.input_names}
+    stages = family.stages(deployment.model, options)
+    for stage in stages:
+        stage.module.eval().to(device)
+    return export.export_stages(stages, example, metadata.spec, options), metadata
+
+
+def export_to_file(deployment: Deployment, options: ExportOptions, images: Sequence[PreparedImage],
+                   output_file: str) -> tuple[Metadata, float]:
+    """Export and write a file, whole or not at all.
+
+    Returns:
+        Its metadata and the seconds that the export took.
+    """
+    start = time.perf_counter()
+    model, metadata = export_model(deployment, options, images)
+    export.save(model, output_file, metadata)
+    return metadata, time.perf_counter() - start
+
+
+def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:
+    """Return the config's rule with the normalisation that the file was exported with (`--mean`, `--std`)."""
+    return dataclasses.replace(rule, mean=metadata.preprocess.mean, std=metadata.preprocess.std,
+                               to_rgb=metadata.preprocess.to_rgb)

@@ -1,0 +1,107 @@
+"""Data sets through mmdet's own loader, test loop and evaluators, whatever engine runs the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+
+
+def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
+    """Refuse a data set whose files are not there, naming the key."""
+    root = dataset_cfg.get('data_root') or ''
+    for key, exists in (('ann_file', os.path.isfile), ('img_prefix', os.path.isdir)):
+        value = dataset_cfg.get(key)
+        if isinstance(value, str) and value:
+            path = value if os.path.isabs(value) or not root or value.startswith(root) else os.path.join(root, value)
+            if not (exists(path) or exists(value)):
+                raise DataError(f'{config}: data.test.{key}={path}: no such {"file" if key == "ann_file" else "folder"}; '
+                                f'see the data section of the README')
+
+
+def build_dataset(cfg: Any) -> Dataset:  # noqa: ANN401
+    """Build the test data set of a config.
+
+    Raises:
+        DataError: missing files, or not one sample.
+        ConfigError: there is none in the config, or it cannot be built.
+    """
+    from mmdet.datasets import build_dataset as build
+    dataset_cfg = (cfg.get('data') or {}).get('test')
+    if not isinstance(dataset_cfg, dict):
+        raise ConfigError(f'{cfg.filename}: data.test is {type(dataset_cfg).__name__}, expected one data set')
+    dataset_cfg = dataset_cfg.copy()
+    dataset_cfg['test_mode'] = True
+    _check_files(dataset_cfg, cfg.filename)
+    try:
+        dataset = build(dataset_cfg)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise DataError(f'{cfg.filename}: data.test cannot be read: {type(error).__name__}: {error}') from error
+    if len(dataset) == 0:
+        raise DataError(f'{cfg.filename}: data.test has no sample ({dataset_cfg.get("ann_file")})')
+    return dataset
+
+
+def build_loader(cfg: Any, dataset: Dataset, distributed: bool) -> DataLoader:  # noqa: ANN401
+    """Return mmdet's test loader for a data set."""
+    from mmdet.datasets import build_dataloader
+    settings = dict(samples_per_gpu=1, workers_per_gpu=cfg.data.get('workers_per_gpu', 2))
+    settings.update(cfg.data.get('test_dataloader', {}))
+    return build_dataloader(dataset, dist=distributed, shuffle=False, **settings)
+
+
+def run_loop(detector: nn.Module, loader: DataLoader, *, device: str = 'cpu', distributed: bool = False,
+             tmpdir: str | None = None, gpu_collect: bool = False, show_dir: str | None = None,
+             show_score_thr: float = 0.3) -> list[Any] | None:
+    """Run mmdet's test loop.
+
+    Returns:
+        One result per sample on rank 0, None elsewhere.
+    """
+    from mmcv.parallel import MMDataParallel
+    from mmdet.apis import multi_gpu_test, single_gpu_test
+    kind = torch.device(device)
+    wrapped = MMDataParallel(detector, device_ids=[kind.index or 0] if kind.type == 'cuda' else [-1])
+    if kind.type == 'cpu':
+        wrapped.device_ids = []
+    if distributed:
+        return multi_gpu_test(wrapped, loader, tmpdir, gpu_collect)
+    results = single_gpu_test(wrapped, loader, out_dir=show_dir, show_score_thr=show_score_thr)
+    print()
+    return results
+
+
+def evaluate(cfg: Any, dataset: Dataset, results: Sequence[Any], metrics: Sequence[str],  # noqa: ANN401
+             options: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Evaluate results with the data set's own evaluator.
+
+    Raises:
+        ConfigError: a metric that the data set does not have.
+    """
+    settings = dict(cfg.get('evaluation') or {})
+    for key in ('interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'):
+        settings.pop(key, None)
+    settings.update(metric=list(metrics), **dict(options or {}))
+    try:
+        values = dataset.evaluate(results, **settings)
+    except KeyError as error:
+        raise ConfigError(f'--eval {" ".join(metrics)}: {error.args[0] if error.args else error}') from error
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def work_dir_name(config: str) -> str:
+    """Return the config's name without `_pth` or `_onnx`: both runs of a model share one folder."""
+    stem = Path(config).stem
+    for suffix in ('_pth', '_onnx'):
+        stem = stem.removesuffix(suffix)
+    return stem

@@ -1,0 +1,79 @@
+"""Compare an engine with the tensors that a `_pth` run wrote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.dump import list_samples, load_dump
+from mmdeploy_ext.runtime.detections import from_padded
+from mmdeploy_ext.verify.compare import compare_tensors
+from mmdeploy_ext.verify.tasks.bbox2d import match_detections
+from mmdeploy_ext.verify.verdict import Case
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    from mmdeploy_ext.backends import Backend
+    from mmdeploy_ext.deploy import Deployment
+
+
+def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
+    """Feed each dumped sample to the engine and compare what comes out; prints one line per sample.
+
+    Args:
+        backend: an active ONNX engine.
+        deployment: config and checkpoint, which the dump has to be of.
+        folder: of the dump; no dump is no failure, it is said.
+
+    Returns:
+        False when a sample differs.
+    """
+    samples = list_samples(folder)
+    if not samples:
+        print(f'no dump in {folder}: run the _pth config first to have the engine checked against PyTorch tensors')
+        return True
+    agrees = True
+    for sample in samples:
+        tensors, manifest = load_dump(sample)
+        usable = _usable(tensors, manifest, backend, deployment)
+        if usable:
+            print(f'{sample}: not compared: {usable}')
+            continue
+        case = _compare(sample.name, tensors, backend)
+        rows = (*case.tensors, *case.detections)
+        reasons = [row.reason for row in rows if not row.passed]
+        agrees &= case.passed
+        print(f'{sample}: {"agrees" if case.passed else "DIFFERS"} ({len(rows)} comparisons'
+              f'{"; " + reasons[0] if reasons else ""})')
+    if not agrees:
+        print('NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
+              'tools/deployment/verify.py, or set backend_config.check_dump=False to evaluate all the same')
+    return agrees
+
+
+def _usable(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], backend: Backend,
+            deployment: Deployment) -> str:
+    """Return why a sample cannot be compared, or an empty string."""
+    for key in ('config_sha256', 'checkpoint_sha256'):
+        if manifest[key] != getattr(deployment, key):
+            return f'it was dumped from another {key.removesuffix("_sha256")}'
+    required = [tensor.name for tensor in backend.spec.inputs if tensor.default is None] + backend.spec.output_names
+    missing = [name for name in required if name not in tensors]
+    return f'it has no {", ".join(missing)}' if missing else ''
+
+
+def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend) -> Case:
+    feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
+    outputs = backend.infer(feeds)
+    valued = [tensor.name for tensor in backend.spec.outputs if tensor.compare == 'values']
+    rows = tuple(compare_tensors({key: tensors[key] for key in valued}, {key: outputs[key] for key in valued},
+                                 backend.spec)) if valued else ()
+    detections = ()
+    if 'dets' in outputs:
+        pairs = zip(from_padded(tensors['dets'], tensors['labels']), from_padded(outputs['dets'], outputs['labels']),
+                    strict=True)
+        detections = tuple(match_detections(name, reference, candidate) for reference, candidate in pairs)
+    return Case(name, 'x'.join(map(str, feeds['input'].shape)), False, rows, detections)

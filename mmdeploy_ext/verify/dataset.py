@@ -1,0 +1,64 @@
+"""Level 5 of the ladder: one data set, one loader, one evaluator, two engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from mmdeploy_ext.detector import BackendDetector
+from mmdeploy_ext.evaluation import build_dataset, build_loader, evaluate, run_loop
+from mmdeploy_ext.verify.verdict import MetricRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mmdeploy_ext.backends import Backend
+    from mmdeploy_ext.deploy import Deployment
+
+METRIC_BAR = 0.0005
+"""Largest difference of a data-set metric in 0..1 between the engines."""
+
+
+def metric_rows(reference: Mapping[str, float], candidate: Mapping[str, float],
+                bar: float = METRIC_BAR) -> list[MetricRow]:
+    """Compare metrics by name; one that only one engine has fails.
+
+    Metrics are NaN or -1 where the data set has no such object (COCO's convention): equal on both sides is equal.
+    """
+    rows = []
+    for name in sorted(reference.keys() | candidate.keys()):
+        left, right = reference.get(name, float('nan')), candidate.get(name, float('nan'))
+        both_absent = left != left and right != right and name in reference and name in candidate
+        rows.append(MetricRow(name, left, right, bar, both_absent or abs(left - right) <= bar))
+    return rows
+
+
+def compare_metrics(deployment: Deployment, make_backend: Callable[[], Backend],
+                    metrics: Sequence[str]) -> list[MetricRow]:
+    """Evaluate the config's test set with the unpatched PyTorch model and with a backend.
+
+    Args:
+        deployment: the PyTorch side.
+        make_backend: makes the other side.
+        metrics: e.g. ('bbox',).
+    """
+    dataset = build_dataset(deployment.cfg)
+    loader = build_loader(deployment.cfg, dataset, distributed=False)
+    device = str(next(deployment.model.parameters()).device)
+    reference = evaluate(deployment.cfg, dataset, run_loop(deployment.model, loader, device=device), metrics)
+    with make_backend() as backend:
+        detector = BackendDetector(backend, deployment.family, backend.metadata)
+        candidate = evaluate(deployment.cfg, dataset, run_loop(detector, loader), metrics)
+    return metric_rows(reference, candidate)
+
+
+def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
+    """Return a table of both engines' metrics and their differences."""
+    table = Table(title='the same data set, loader and evaluator by both engines')
+    for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
+        table.add_column(title, justify='left' if title == 'metric' else 'right')
+    for row in rows:
+        table.add_row(row.name, f'{row.reference:.4f}', f'{row.candidate:.4f}', f'{row.candidate - row.reference:+.6f}',
+                      f'{row.bar:g}', 'equal' if row.passed else 'DIFFERS')
+    return table

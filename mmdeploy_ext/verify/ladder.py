@@ -1,0 +1,231 @@
+"""Levels 1 to 3 of the ladder: one file against the unpatched PyTorch model, on inputs that it never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from rich.progress import Progress
+
+from mmdeploy_ext import deploy, export
+from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.cli import stderr
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.family import ExportOptions
+from mmdeploy_ext.files import sha256_file
+from mmdeploy_ext.metadata import Metadata, read_metadata
+from mmdeploy_ext.verify.compare import compare_tensors
+from mmdeploy_ext.verify.structure import check_structure
+from mmdeploy_ext.verify.tasks.bbox2d import match_detections
+from mmdeploy_ext.verify.verdict import Case, Check, PicturePair, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.backends import Backend
+    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.preprocess import PreparedImage
+
+MAX_PICTURES = 8
+TIMED_RUNS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ProofInput:
+    """One input of the proof.
+
+    Attributes:
+        name: what it is, for the table.
+        images: prepared images of one size, one per batch entry.
+        sources: the images before normalising, as the network sees them, and their titles.
+        traced: whether the exporter saw exactly this.
+        rescale: feed `scale_factor` too, so that boxes are in pixels of the original.
+    """
+
+    name: str
+    images: tuple[PreparedImage, ...]
+    sources: tuple[tuple[str, np.ndarray], ...]
+    traced: bool = False
+    rescale: bool = False
+
+
+def export_options(metadata: Metadata) -> ExportOptions:
+    """Return the options that a file was exported with."""
+    return ExportOptions.from_json({key: value for key, value in metadata.options.items() if key != 'cfg_options'})
+
+
+def other_view(image_bgr: np.ndarray) -> np.ndarray:
+    """Return a picture that no trace has seen: mirrored and darkened."""
+    return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
+
+
+def proof_inputs(deployment: Deployment, options: ExportOptions,
+                 images: Sequence[tuple[str, np.ndarray]]) -> list[ProofInput]:
+    """Return the inputs of a proof: the traced one, others, and for dynamic graphs other sizes and batch 2.
+
+    Args:
+        deployment: the model.
+        options: the graph's.
+        images: (title, BGR picture); the first is the traced one. A mirrored one is added when it is alone.
+    """
+    if len(images) == 1:
+        images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
+    height, width = options.height, options.width
+
+    def fixed(name: str, chosen: Sequence[tuple[str, np.ndarray]], size: tuple[int, int], **flags: bool) -> ProofInput:
+        prepared = tuple(deploy.prepare_fixed(deployment.rule, picture, *size) for _, picture in chosen)
+        return ProofInput(name, prepared, tuple(chosen), **flags)
+
+    batch = [images[index % len(images)] for index in range(options.batch)]
+    cases = [fixed('traced input', [images[0]] * options.batch, (height, width), traced=True)]
+    if options.batch > 1:
+        cases.append(fixed(f'batch of {options.batch} images', batch, (height, width), rescale=True))
+    cases += [fixed('other image', [image] * options.batch, (height, width), rescale=bool(index % 2))
+              for index, image in enumerate(images[1:])]
+    if options.dynamic:
+        cases.append(_unaligned(deployment, images[1], (int(height * 0.75) - 7, int(width * 0.75) + 5)))
+        larger = (_aligned(height * 1.25), _aligned(width * 1.125))
+        cases.append(fixed('other size, batch 2', [images[1], images[0]], larger, rescale=True))
+    return cases
+
+
+def _aligned(size: float, multiple: int = 32) -> int:
+    return max(int(size) // multiple, 1) * multiple
+
+
+def _unaligned(deployment: Deployment, image: tuple[str, np.ndarray], size: tuple[int, int]) -> ProofInput:
+    """Stretch an image to a size that is no multiple of 32, then pad as the config pads."""
+    rule = dataclasses.replace(deployment.rule, size=None, keep_ratio=False, size_divisor=32,
+                               img_scale=(max(size[1], 32), max(size[0], 32)))
+    return ProofInput('other size, not a multiple of 32', (rule.apply(image[1]),), (image,))
+
+
+def open_file(path: str) -> tuple[onnx.ModelProto, Metadata]:
+    """Read an ONNX file and what it says about itself.
+
+    Raises:
+        ModelFileError: missing, corrupt, or not written by mm2onnx.
+    """
+    metadata = read_metadata(path)
+    return onnx.load(path), metadata
+
+
+def prove(deployment: Deployment, path: str, images: Sequence[tuple[str, np.ndarray]],
+          engine: str = 'OnnxRuntimeBackend', **engine_options: Any) -> tuple[Verdict, list[PicturePair]]:  # noqa: ANN401
+    """Prove one file.
+
+    Args:
+        deployment: the config and checkpoint that it claims to be.
+        path: the ONNX file.
+        images: (title, BGR picture); the first is taken as the traced one.
+        engine: registered backend name.
+        engine_options: options of the backend.
+
+    Returns:
+        The verdict, and pictures for the report.
+    """
+    model, metadata = open_file(path)
+    if metadata.family != deployment.family.name:
+        raise ModelFileError(f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
+                             f'{deployment.family.name!r}')
+    options = export_options(metadata)
+    folded = {name: value.detach().cpu().numpy() for name, value in export.fuse(deployment.model).state_dict().items()}
+    verdict = Verdict(subject=_subject(deployment, path, metadata, engine),
+                      structure=[*check_structure(model, metadata, folded, deployment.family.derived_prefixes),
+                                 *_provenance(deployment, metadata)])
+    pictures: list[PicturePair] = []
+    inputs = proof_inputs(deployment, options, images)
+    with build_backend(engine, path, **engine_options) as backend, Progress(console=stderr(), transient=True) as bar:
+        task = bar.add_task('proving', total=len(inputs))
+        for proof_input in inputs:
+            case, pairs = run_case(deployment, backend, proof_input)
+            verdict.cases.append(case)
+            pictures.extend(pairs)
+            bar.advance(task)
+        verdict.timing_ms = _timing(deployment, backend, inputs[0])
+    _judge_whole(verdict, metadata)
+    return verdict, pictures[:MAX_PICTURES]
+
+
+def run_case(deployment: Deployment, backend: Backend, proof_input: ProofInput) -> tuple[Case, list[PicturePair]]:
+    """Give one input to both engines and compare tensors and detections."""
+    family, metadata = deployment.family, backend.metadata
+    feeds = family.feeds(proof_input.images, proof_input.rescale)
+    outputs = backend.infer({name: feeds[name] for name in metadata.spec.input_names if name in feeds})
+    rows = ()
+    if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
+        score_form = metadata.options.get('score_form', 'separate')
+        reference = family.reference_tensors(deployment.model, feeds, metadata.form, score_form)
+        rows = tuple(compare_tensors(reference, outputs, metadata.spec))
+    shape = 'x'.join(map(str, feeds['input'].shape))
+    if metadata.options.get('score_form') == 'product':
+        return Case(proof_input.name, shape, proof_input.traced, rows), []
+    expected = family.reference_detections(deployment.model, proof_input.images, proof_input.rescale)
+    found = family.detections(metadata, outputs, feeds)
+    detections = tuple(match_detections(title, wanted, got) for (title, _), wanted, got in
+                       zip(proof_input.sources, expected, found, strict=True))
+    pairs = [_picture(source, image, wanted, got, proof_input.rescale) for source, image, wanted, got in
+             zip(proof_input.sources, proof_input.images, expected, found, strict=True)]
+    return Case(proof_input.name, shape, proof_input.traced, rows, detections), pairs
+
+
+def _picture(source: tuple[str, np.ndarray], image: PreparedImage, reference: Any, candidate: Any,  # noqa: ANN401
+             rescaled: bool) -> PicturePair:
+    """Bring both engines' boxes to pixels of the original picture."""
+    if not rescaled:
+        reference, candidate = reference.scaled(image.scale_factor), candidate.scaled(image.scale_factor)
+    title = f'{source[0]}, input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
+    return PicturePair(title, source[1], reference, candidate)
+
+
+def _timing(deployment: Deployment, backend: Backend, proof_input: ProofInput) -> dict[str, float]:
+    """Return median milliseconds of both engines on the traced input, interleaved."""
+    family = deployment.family
+    feeds = {name: array for name, array in family.feeds(proof_input.images, proof_input.rescale).items()
+             if name in backend.spec.input_names}
+    seconds: dict[str, list[float]] = {'PyTorch (network and post-processing)': [], f'{backend.engine} (graph)': []}
+    for _ in range(TIMED_RUNS):
+        for name, run in zip(seconds, (lambda: family.reference_detections(deployment.model, proof_input.images, False),
+                                       lambda: backend.infer(feeds)), strict=True):
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: round(statistics.median(values) * 1e3, 2) for name, values in seconds.items()}
+
+
+def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str) -> dict[str, Any]:
+    return dict(file=Path(path).name, file_sha256=sha256_file(path), family=metadata.family, form=metadata.form,
+                opset=metadata.options['opset'], exporter=metadata.options['exporter'],
+                shape='dynamic' if metadata.options['dynamic'] else 'fixed', engine=engine,
+                config=deployment.config, checkpoint=deployment.checkpoint,
+                config_sha256=deployment.config_sha256, checkpoint_sha256=deployment.checkpoint_sha256,
+                exported_with=metadata.versions, proven_with=export.versions(), python=platform.python_version())
+
+
+def _provenance(deployment: Deployment, metadata: Metadata) -> list[Check]:
+    checks = []
+    for title, written, here in (('checkpoint', metadata.checkpoint_sha256, deployment.checkpoint_sha256),
+                                 ('config', metadata.config_sha256, deployment.config_sha256)):
+        checks.append(Check(f'made from this {title}', written == here,
+                            '' if written == here else f'file says {written[:12]}, this {title} is {here[:12]}'))
+    return checks
+
+
+def _judge_whole(verdict: Verdict, metadata: Metadata) -> None:
+    """Add what single rows cannot see: that nothing was compared, or nothing was found."""
+    detections = [row for case in verdict.cases for row in case.detections]
+    tensors = [row for case in verdict.cases for row in case.tensors]
+    if not detections and not tensors:
+        verdict.reasons.append('nothing was compared')
+    if detections and not sum(row.matched for row in detections):
+        verdict.reasons.append('not one detection was matched: use images with objects that this model finds '
+                               '(--input-img, --test-img), and a trained checkpoint')
+    if metadata.options.get('score_form') == 'product':
+        verdict.notes.append('score_form=product keeps no class scores, so detections are not compared: a threshold on '
+                             'the product is not the one that get_bboxes applies')

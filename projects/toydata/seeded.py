@@ -1,0 +1,101 @@
+"""Weights by a seeded rule, for full-size models without a trained checkpoint: `python -m projects.toydata.seeded CONFIG OUT.pth`.
+
+The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch normalisation gets the
+statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits spread around -4.6,
+box deltas around 0 and centerness around 0. Scores are spread, boxes differ from anchor to anchor, and a few per cent of
+the anchors pass mmdet's threshold of 0.05.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centerness': (0.5, 1.0)}
+"""Last layers of the head: mean and standard deviation of their outputs."""
+
+
+def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tensor:
+    """Return (1, 3, height, width) float32 with structure at all scales, about zero mean and unit variance."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((3, height, width), np.float32)
+    for cell in (8, 16, 32, 64):
+        coarse = rng.normal(size=(3, height // cell + 1, width // cell + 1)).astype(np.float32)
+        picture += coarse.repeat(cell, 1).repeat(cell, 2)[:, :height, :width]
+    return torch.from_numpy(picture / picture.std())[None]
+
+
+def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
+    for name, module in model.named_modules():
+        weight = getattr(module, 'weight', None)
+        if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
+            continue
+        offset = name.endswith('conv_offset')
+        scale = 0.02 if offset else (2.0 / weight[0].numel()) ** 0.5
+        weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+        if isinstance(getattr(module, 'bias', None), torch.Tensor):
+            module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.05)
+
+
+def _calibrate_norms(model: nn.Module, pictures: torch.Tensor) -> None:
+    """Set running statistics, layer by layer, to those of the pictures."""
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        module.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
+        module.running_var.copy_(inputs[0].var(dim=(0, 2, 3)) + 1e-3)
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    handles = [module.register_forward_pre_hook(hook) for module in norms]
+    model.extract_feat(pictures)
+    for handle in handles:
+        handle.remove()
+
+
+def _scale_head(model: nn.Module, pictures: torch.Tensor) -> None:
+    """Bring the outputs of the head's last layers to their targets."""
+    for name, (mean, deviation) in HEAD_TARGETS.items():
+        layer = getattr(model.bbox_head, name)
+        outputs: list[torch.Tensor] = []
+        handle = layer.register_forward_hook(lambda module, inputs, output, kept=outputs: kept.append(output.flatten()))  # noqa: ARG005
+        model.bbox_head(model.extract_feat(pictures))
+        handle.remove()
+        values = torch.cat(outputs)
+        layer.weight.mul_(deviation / values.std())
+        layer.bias.fill_(mean)
+
+
+def fill_seeded(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill a detector of mmdet by the rule of this module, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.cat([seeded_picture(seed), seeded_picture(seed + 1)])
+    model.eval()
+    with torch.no_grad():
+        _fill_weights(model, generator)
+        _calibrate_norms(model, pictures)
+        _scale_head(model, pictures)
+    return model
+
+
+def main() -> None:
+    """Write a checkpoint for a config."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config')
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    from mmdeploy_ext import compat
+    compat.apply()
+    import projects.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.family import find_family
+    cfg = load_config(args.config)
+    model = fill_seeded(find_family(cfg).build(cfg), args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(seed=args.seed)), args.out)
+
+
+if __name__ == '__main__':
+    main()
