@@ -1,0 +1,12 @@
+"""What all tests share. Fixtures of one family live in that family's folder."""
+
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+if str(REPO) not in sys.path:
+    sys.path.insert(0, str(REPO))
+
+from mmdeploy_ext import compat  # noqa: E402
+
+compat.apply()
