@@ -1,4 +1,4 @@
-"""What all command-line tools share: one-line errors, exit codes, a terminal."""
+"""What all command-line tools share: one-line errors, exit codes, consoles (only these need rich)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from rich.console import Console
-
 from mmdeploy_ext.errors import Mm2OnnxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from rich.console import Console
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -62,6 +62,7 @@ def run(body: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
 
 def stdout() -> Console:
     """Return a console for tables on stdout; wide enough for them when the output is a file."""
+    from rich.console import Console
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)
@@ -70,4 +71,5 @@ def stdout() -> Console:
 
 def stderr() -> Console:
     """Return a console for progress and logs on stderr."""
+    from rich.console import Console
     return Console(stderr=True)

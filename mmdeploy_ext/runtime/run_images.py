@@ -1,0 +1,224 @@
+"""Images in, pictures with detections out: the library behind the runners in tools/onnx.
+
+Needs numpy, OpenCV and ONNX Runtime only; all that it has to know about the model is in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.errors import EngineError, ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.runtime.detections import Detections
+
+RUNTIMES = {'atss': 'mmdeploy_ext.runtime.atss'}
+"""Family -> the module whose `detections(metadata, outputs, feeds)` finishes what its graphs leave out."""
+RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py', 'decode': 'tools/onnx/onnx_no_topk_nms.py',
+           'raw': 'tools/onnx/onnx_no_topk_nms.py'}
+DEFAULT_OUT = Path('work_dirs/onnx_results')
+PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+BAR_WIDTH = 30
+
+
+def main(argv: Sequence[str] | None, forms: tuple[str, ...], description: str = '') -> int:
+    """Run a detector file on images.
+
+    Args:
+        argv: the command line; None means that of the process.
+        forms: forms that this tool takes; another one is refused with the name of the tool for it.
+        description: for `--help`.
+
+    Returns:
+        The exit status.
+    """
+    return cli.run(lambda args: run_files(args, forms), make_parser(description), argv)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return the options of the runners."""
+    parser = cli.ArgumentParser(description=description)
+    parser.add_argument('model', help='ONNX file written by tools/deployment/pytorch2onnx.py')
+    parser.add_argument('images', nargs='+', help='image files or folders')
+    parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='PATH',
+                        help='folder for the pictures, which are named like the image with _det; or, for one '
+                             'image, a .jpg or .png file (default: %(default)s)')
+    parser.add_argument('--score-thr', type=float, default=0.3, metavar='S',
+                        help='draw and count boxes of at least this score, 0..1 (default: %(default)s)')
+    parser.add_argument('--json', metavar='FILE', help='write all detections, also those that are not drawn')
+    parser.add_argument('--providers', nargs='+', default=['CPUExecutionProvider'], metavar='NAME',
+                        help='execution providers in order of preference; one that is not there is an error')
+    parser.add_argument('--threads', type=int, default=0, metavar='N',
+                        help="threads within an operator (default: ONNX Runtime's choice)")
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run_files(args: argparse.Namespace, forms: tuple[str, ...]) -> int:
+    """Do what the options say: everything is looked at before the model is opened."""
+    if not 0 <= args.score_thr <= 1:
+        raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
+    if args.threads < 0:
+        raise UsageError(f'--threads {args.threads}: expected 0 (automatic) or more')
+    try:
+        importlib.import_module('onnxruntime')
+        from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+        from mmdeploy_ext.files import check_writable, write_json
+    except ImportError as error:
+        raise EngineError(f'{error.name} is not installed; this tool needs: pip install numpy '
+                          f'opencv-python-headless onnxruntime') from error
+    targets = plan_pictures(args.images, args.out)
+    for target in (*targets.values(), *([args.json] if args.json else [])):
+        check_writable(target)
+    with OnnxRuntimeBackend(args.model, args.providers, args.threads) as backend:
+        check_file(args.model, backend.metadata, forms)
+        start = time.perf_counter()
+        entries = run_all(backend, targets, args.score_thr)
+    if args.json:
+        metadata = backend.metadata
+        write_json(args.json, dict(model=args.model, family=metadata.family, form=metadata.form,
+                                   classes=list(metadata.classes), images=entries))
+    if len(entries) > 1:
+        seconds = time.perf_counter() - start
+        drawn = sum(entry['drawn'] for entry in entries)
+        print(f'{len(entries)} images, {drawn} detections, {seconds:.1f} s')
+    return 0
+
+
+def check_file(path: str, metadata: Metadata, forms: tuple[str, ...]) -> None:
+    """Refuse a file that this tool cannot finish.
+
+    Raises:
+        ModelFileError: unknown family, or a form that another tool takes.
+    """
+    if metadata.family not in RUNTIMES:
+        raise ModelFileError(f'{path}: is a model of family {metadata.family!r}, expected '
+                             f'{" or ".join(RUNTIMES)}')
+    if metadata.form not in forms:
+        other = f'; use {RUNNERS[metadata.form]} for it' if metadata.form in RUNNERS else ''
+        raise ModelFileError(f'{path}: its post-processing form is {metadata.form!r}, expected '
+                             f'{" or ".join(forms)}{other}')
+    if metadata.options.get('score_form') == 'product':
+        print('note: score_form=product: the threshold looks at class score times centerness, which keeps '
+              'fewer boxes than the PyTorch model does', file=sys.stderr)
+
+
+def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
+    """Return image -> picture to write; no two pictures and no picture and image share a name.
+
+    Raises:
+        UsageError: `out` names one file for several images, or an image itself.
+    """
+    from mmdeploy_ext.preprocess import list_images
+    relative = {file: file.relative_to(path) if path.is_dir() else Path(file.name)
+                for path in map(Path, inputs) for file in list_images([path])}
+    if out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir():
+        if len(relative) > 1:
+            raise UsageError(f'--out {out}: is one file, for {len(relative)} images; give a folder')
+        targets = dict.fromkeys(relative, out)
+    else:
+        targets = {}
+        for file, name in relative.items():
+            suffix = file.suffix.lower() if file.suffix.lower() in PICTURE_SUFFIXES else '.png'
+            targets[file] = _free(out / name.parent, name.stem, suffix, set(targets.values()))
+    for image, target in targets.items():
+        if target.exists() and target.samefile(image):
+            raise UsageError(f'--out {target}: would overwrite the image itself; choose another name')
+    return targets
+
+
+def _free(folder: Path, stem: str, suffix: str, taken: set[Path]) -> Path:
+    target, number = folder / f'{stem}_det{suffix}', 2
+    while target in taken:
+        target, number = folder / f'{stem}_det_{number}{suffix}', number + 1
+    return target
+
+
+def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr: float) -> dict[str, Any]:
+    """Detect, draw and write one image; return its entry for the JSON file."""
+    from mmdeploy_ext import draw
+    from mmdeploy_ext.files import atomic_path
+    from mmdeploy_ext.preprocess import read_image
+    image = read_image(source)
+    start = time.perf_counter()
+    found = detect(backend, image)
+    milliseconds = (time.perf_counter() - start) * 1000
+    classes = backend.metadata.classes
+    picture = draw.draw_detections(image, found, classes, score_thr)
+    encode = draw.encode_png if target.suffix.lower() == '.png' else draw.encode_jpeg
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(encode(picture))
+    return dict(image=str(source), picture=str(target), height=image.shape[0], width=image.shape[1],
+                milliseconds=round(milliseconds, 2), drawn=len(found.above(score_thr)),
+                detections=found.to_json(classes))
+
+
+def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections:
+    """Run one image through a file of any form.
+
+    Args:
+        backend: an active session.
+        image_bgr: (h, w, 3) uint8.
+
+    Returns:
+        Detections in pixels of `image_bgr`, in descending score order.
+    """
+    metadata = backend.metadata
+    feeds = make_feeds(prepare(metadata, image_bgr), metadata)
+    known = backend.spec.input_names
+    outputs = backend.infer({name: array for name, array in feeds.items() if name in known})
+    return importlib.import_module(RUNTIMES[metadata.family]).detections(metadata, outputs, feeds)[0]
+
+
+def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
+    """Resize, pad and normalise by the file's rule, to the size of a graph with a fixed shape."""
+    height, width = metadata.spec.tensor('input').axes[2:]
+    rule = metadata.preprocess
+    if isinstance(height, int) and isinstance(width, int):
+        rule = dataclasses.replace(rule, size=(height, width))
+    return rule.apply(image_bgr)
+
+
+def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
+    """Return `input`, `img_shape`, `scale_factor` of a batch of one; repeated where the batch is fixed."""
+    import numpy as np
+    batch = metadata.spec.tensor('input').axes[0]
+    repeats = batch if isinstance(batch, int) else 1
+    feeds = dict(input=prepared.tensor, img_shape=np.asarray(prepared.img_shape, np.float32),
+                 scale_factor=prepared.scale_factor)
+    return {name: np.stack([array] * repeats) for name, array in feeds.items()}
+
+
+def run_all(backend: OnnxRuntimeBackend, targets: Mapping[Path, Path],
+            score_thr: float) -> list[dict[str, Any]]:
+    """Run the images, one printed line each, above a bar on stderr where that is a terminal."""
+    total, entries = len(targets), []
+    visible = total > 1 and sys.stderr.isatty()
+    for done, (source, target) in enumerate(targets.items()):
+        if visible:
+            filled = BAR_WIDTH * done // total
+            bar = '#' * filled + '.' * (BAR_WIDTH - filled)
+            print(f'[{bar}] {done}/{total} ', end='', file=sys.stderr, flush=True)
+        try:
+            entry = run_file(backend, source, target, score_thr)
+        finally:
+            if visible:
+                print('\r\x1b[K', end='', file=sys.stderr, flush=True)
+        print(f'{source}: {entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}, '
+              f'{entry["milliseconds"]:.0f} ms -> {target}', flush=True)
+        entries.append(entry)
+    return entries
