@@ -20,6 +20,8 @@ PALETTE_BGR = ((56, 56, 255), (255, 144, 30), (60, 180, 20), (0, 200, 255), (230
                (30, 110, 245), (150, 60, 120), (90, 230, 150), (180, 130, 250), (40, 80, 140),
                (255, 220, 130))
 """Colours of the first classes; later ones walk round the hue circle by the golden angle."""
+LEGIBLE_SIDE = 900
+"""Pixels; see `enlarged`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Style:
     def for_image(cls, height: int, width: int) -> Style:
         """Return sizes that stay legible when the picture is looked at as a whole."""
         side = max(height, width)
-        return cls(thickness=max(1, round(side / 450)), font_scale=max(0.38, side / 1500),
+        return cls(thickness=max(1, round(side / 320)), font_scale=max(0.38, side / 1400),
                    font_thickness=max(1, round(side / 900)), pad=max(2, round(side / 320)))
 
 
@@ -96,11 +98,31 @@ def draw_detections(image_bgr: np.ndarray, detections: Detections, classes: Sequ
         placed.append(_place_label(text, box, canvas.shape, style, placed))
         drawings.append((box, text, placed[-1], class_colour(label)))
     for box, _, _, colour in reversed(drawings):
-        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2)
+        if style.thickness > 1:
+            cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2)
         cv2.rectangle(canvas, box[:2], box[2:], colour, style.thickness)
     for _, text, place, colour in reversed(drawings):
         _draw_label(canvas, text, place, colour, style)
     return canvas
+
+
+def enlarged(image_bgr: np.ndarray, detections: Detections,
+             side: int = LEGIBLE_SIDE) -> tuple[np.ndarray, Detections]:
+    """Enlarge a small image by a whole factor, so that labels do not cover what they name.
+
+    Args:
+        image_bgr: (h, w, 3) uint8.
+        detections: in pixels of the image.
+        side: the longer side of the result is below this where it is enlarged; larger images stay.
+
+    Returns:
+        The image and the detections in its pixels.
+    """
+    factor = side // max(image_bgr.shape[:2])
+    if factor < 2:
+        return image_bgr, detections
+    image_bgr = cv2.resize(image_bgr, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    return image_bgr, detections.scaled(np.full(4, 1 / factor))
 
 
 def _pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

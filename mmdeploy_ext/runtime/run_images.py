@@ -56,7 +56,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('images', nargs='+', help='image files or folders')
     parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='PATH',
                         help='folder for the pictures, which are named like the image with _det; or, for one '
-                             'image, a .jpg or .png file (default: %(default)s)')
+                             'image, a .jpg or .png file (default: %(default)s). Small images are enlarged '
+                             'by a whole factor to be legible; --json is in pixels of the image')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S',
                         help='draw and count boxes of at least this score, 0..1 (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='write all detections, also those that are not drawn')
@@ -158,7 +159,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     found = detect(backend, image)
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
-    picture = draw.draw_detections(image, found, classes, score_thr)
+    picture = draw.draw_detections(*draw.enlarged(image, found), classes, score_thr)
     encode = draw.encode_png if target.suffix.lower() == '.png' else draw.encode_jpeg
     with atomic_path(target) as temporary:
         temporary.write_bytes(encode(picture))

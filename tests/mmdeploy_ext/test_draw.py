@@ -62,6 +62,13 @@ def test_odd_names_and_labels_are_no_crash():
     assert (draw.draw_detections(GREY, none, ['cat']) == GREY).all()
 
 
+def test_small_images_are_enlarged_with_their_boxes_and_large_ones_stay():
+    image, found = draw.enlarged(GREY, one([50, 100, 200, 250]), side=900)
+    assert image.shape == (600, 800, 3) and found.bboxes_xyxy.tolist() == [[100, 200, 400, 500]]
+    image, found = draw.enlarged(GREY, one([50, 100, 200, 250]), side=799)
+    assert image is GREY and found.bboxes_xyxy.tolist() == [[50, 100, 200, 250]]
+
+
 def test_encoded_pictures_decode_to_the_same_image():
     picture = draw.draw_detections(GREY, one([50, 100, 200, 250]), ['cat'])
     decoded = cv2.imdecode(np.frombuffer(draw.encode_png(picture), np.uint8), cv2.IMREAD_COLOR)
