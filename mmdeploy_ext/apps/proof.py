@@ -11,11 +11,12 @@ from mmdeploy_ext.preprocess import list_images, read_image
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
 
     from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.verify.verdict import PicturePair
 
 DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
 MAX_IMAGES = 8
@@ -57,4 +58,30 @@ def run_proof(deployment: Deployment, path: str, images: list[tuple[str, np.ndar
         from mmdeploy_ext.verify.report import write_report
         page = write_report(verdict, pictures, deployment.classes, Path(args.report))
         print(f'report: {page}')
+        if pictures:
+            print(f'picture: {write_picture(pictures, deployment.classes, Path(args.report) / "detections.png")}')
     return 0 if verdict.proven else 1
+
+
+def write_picture(pictures: Sequence[PicturePair], classes: Sequence[str], path: Path) -> Path:
+    """Draw both engines' detections of up to four images, one image per row.
+
+    Args:
+        pictures: of the proof.
+        classes: class names by label.
+        path: PNG file to write.
+    """
+    import cv2
+    import numpy as np
+
+    from mmdeploy_ext.draw import encode_png
+    from mmdeploy_ext.files import atomic_path
+    from mmdeploy_ext.verify.tasks.bbox2d import draw_pair
+    chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]
+    rows = [draw_pair(pair, classes) for pair in chosen]
+    width = max(row.shape[1] for row in rows)
+    rows = [cv2.copyMakeBorder(row, 0, 8, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
+            for row in rows]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encode_png(np.concatenate(rows)))
+    return path

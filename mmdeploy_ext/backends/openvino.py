@@ -1,0 +1,77 @@
+"""OpenVINO on the same ONNX file. Imports neither torch nor mmcv."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.backends.base import Backend
+from mmdeploy_ext.errors import EngineError, ModelFileError
+from mmdeploy_ext.metadata import read_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class OpenVinoBackend(Backend):
+    """One file in one OpenVINO compiled model, in float32."""
+
+    engine = 'openvino'
+
+    def __init__(self, path: str, threads: int = 0, device: str = 'CPU') -> None:
+        """Keep the options.
+
+        Args:
+            path: the ONNX file.
+            threads: inference threads; 0 leaves the choice to OpenVINO.
+            device: OpenVINO device name.
+        """
+        self.path = str(path)
+        self.threads = threads
+        self.device = device
+        self.compiled: Any = None
+
+    def activate(self) -> None:
+        """Compile the model; inputs with a default become ordinary inputs, fed with it when the user feeds nothing."""
+        try:
+            import openvino
+        except ImportError as error:
+            raise EngineError('OpenVINO is not installed; install it with: pip install openvino') from error
+        self.metadata = read_metadata(self.path)
+        self.spec = self.metadata.spec
+        core = openvino.Core()
+        if self.device not in core.available_devices:
+            raise EngineError(f'OpenVINO device {self.device!r} was asked for; here are {core.available_devices}')
+        settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
+        if self.threads:
+            settings['INFERENCE_NUM_THREADS'] = self.threads
+        try:
+            self.compiled = core.compile_model(core.read_model(self._without_defaults()), self.device, settings)
+        except RuntimeError as error:
+            raise ModelFileError(f'{self.path}: OpenVINO cannot compile it: {error}') from error
+
+    def _without_defaults(self) -> bytes:
+        """Return the file with its default initializers removed: OpenVINO would take them for constants."""
+        import onnx
+        model = onnx.load(self.path)
+        optional = {tensor.name for tensor in self.spec.inputs if tensor.default is not None}
+        kept = [value for value in model.graph.initializer if value.name not in optional]
+        model.graph.ClearField('initializer')
+        model.graph.initializer.extend(kept)
+        return model.SerializeToString()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Backend.run`."""
+        batch = next(iter(feeds.values())).shape[0]
+        complete = dict(feeds)
+        for tensor in self.spec.inputs:
+            if tensor.name not in complete and not tensor.unused:
+                shape = [axis if isinstance(axis, int) else batch for axis in tensor.axes]
+                complete[tensor.name] = np.full(shape, tensor.default, tensor.dtype)
+        results = self.compiled(complete)
+        return {name: np.array(results[name]) for name in self.spec.output_names}
+
+    def deactivate(self) -> None:
+        """Free the compiled model."""
+        self.compiled = None

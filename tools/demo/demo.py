@@ -1,0 +1,67 @@
+"""The demonstration: the commands that a user would type, one after another, on generated data; `make demo` runs it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG, CHECKPOINT = 'configs/demo/atss_toy', 'demo/checkpoints/atss_toy.pth'
+DATA = 'data/toy_coco'
+
+
+def steps(out: str) -> list[tuple[str, list[str]]]:
+    """Return what each step is for and its command."""
+    model = 'work_dirs/atss_toy/atss_toy_full.onnx'
+    images = ['demo/toy.jpg', *(f'{DATA}/val2017/{name}' for name in val_images())]
+    return [
+        ('generate a COCO-format data set', ['python', '-m', 'projects.toydata.coco', '--out', DATA]),
+        ('evaluate the PyTorch model; dump its tensors',
+         ['tools/dist_test_pth.sh', f'{CONFIG}_pth.py', CHECKPOINT, '1', '--eval=bbox']),
+        ('export it, check it against the dump, evaluate it on ONNX Runtime',
+         ['tools/dist_test_onnx.sh', f'{CONFIG}_onnx.py', CHECKPOINT, '1', '--eval=bbox']),
+        ('prove the file on images that the export never saw, and on the data set',
+         ['python', 'tools/deployment/verify.py', f'{CONFIG}.py', CHECKPOINT, model, '--images', *images,
+          '--eval', 'bbox', '--report', out]),
+        ('use the file without PyTorch',
+         ['python', 'tools/onnx/onnx_with_postprocess.py', model, 'demo/toy.jpg', '--out', f'{out}/toy_det.png']),
+    ]
+
+
+def val_images() -> list[str]:
+    """Return a few pictures of the validation set; known once the data set is there."""
+    folder = ROOT / DATA / 'val2017'
+    return sorted(path.name for path in folder.glob('*.*'))[:4] if folder.is_dir() else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all steps; the first that fails ends the demonstration with its status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', default='work_dirs/demo', help='where the report goes (default: work_dirs/demo)')
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    count = len(steps(args.out))
+    for index in range(count):
+        purpose, command = steps(args.out)[index]
+        print(f'\n[{index + 1}/{count}] {purpose}\n$ {shlex.join(command)}', flush=True)
+        command = [sys.executable if word == 'python' else word for word in command]
+        if command[0].startswith('tools/'):
+            command = ['env', f'PYTHON={sys.executable}', *command]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if status:
+            print(f'error: step {index + 1} ended with status {status}: {shlex.join(command)}', file=sys.stderr)
+            return status
+    print(f'\nDone in {time.perf_counter() - start:.0f} s. Where things are:\n'
+          f'  {args.out}/report.html         the proof, one self-contained page\n'
+          f'  {args.out}/detections.png      both engines side by side\n'
+          f'  {args.out}/toy_det.png         detections of the ONNX file alone\n'
+          f'  work_dirs/atss_toy/            the exported file, both metrics, the dumped tensors')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
