@@ -64,7 +64,7 @@ if [ ! -d "$$src" ]; then
     mv "$(1)/src.part" "$(1)/src"; rm -rf "$(1)/sdist"
 fi
 rm -rf "$(1)/wheel.part"
-echo "[env]     compiling (10 to 15 minutes on 2 cores; log: $$log)"
+echo "[env]     compiling (7 to 15 minutes on 2 cores; log: $$log)"
 (cd "$$src" && PATH="$(abspath $(VENV))/bin:$$PATH" MMCV_WITH_OPS=1 MAX_JOBS=$${MAX_JOBS:-$$(nproc)} FORCE_CUDA=$(MMCV_CUDA) \
     $(if $(filter 1,$(MMCV_CUDA)),,CUDA_VISIBLE_DEVICES=) \
     "$(abspath $(VENV))/bin/python" setup.py bdist_wheel -d "$(1)/wheel.part") >"$$log" 2>&1 9>&- &
@@ -82,7 +82,7 @@ endef
 .PHONY: help env test test-matrix demo doctor lint clean distclean
 
 help:
-	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 10 to 15 minutes on 2 cores)'
+	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 7 to 15 minutes on 2 cores)'
 	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
 	echo 'make test         the test suite          make test-matrix  the long matrices'
 	echo 'make doctor       versions, engines, and what is wrong with a fix'
