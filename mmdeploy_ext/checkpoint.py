@@ -41,11 +41,14 @@ def _numpy_values_allowed() -> Iterator[None]:
 
     import numpy as np
     from numpy.core import multiarray
+
     dtype_classes = [type(np.dtype(code)) for code in '?bBhHiIlLqQefdFDSUO']
     allowed: list[Any] = [np.ndarray, np.dtype, _codecs.encode, *set(dtype_classes)]
     for function in (multiarray.scalar, multiarray._reconstruct):
-        allowed += [(function, f'{package}.multiarray.{function.__name__}')
-                    for package in ('numpy.core', 'numpy._core')]
+        allowed += [
+            (function, f'{package}.multiarray.{function.__name__}')
+            for package in ('numpy.core', 'numpy._core')
+        ]
     with torch.serialization.safe_globals(allowed):
         yield
 
@@ -54,11 +57,15 @@ def _refusal(path: str, error: Exception) -> CheckpointError:
     text = str(error)
     blocked = re.search(r'(?:GLOBAL|global:?) ([\w.]+)', text)
     if blocked and 'nsupported' in text:
-        return CheckpointError(f'{path}: holds {blocked.group(1)}, which would run code on loading; expected tensors and '
-                               f'plain values. If you trust its source, load it with your own torch and save '
-                               f"{{'state_dict': ...}} again")
-    return CheckpointError(f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
-                           f'({type(error).__name__}); compare its size and hash with the source')
+        return CheckpointError(
+            f'{path}: holds {blocked.group(1)}, which would run code on loading; expected tensors and '
+            f'plain values. If you trust its source, load it with your own torch and save '
+            f"{{'state_dict': ...}} again"
+        )
+    return CheckpointError(
+        f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
+        f'({type(error).__name__}); compare its size and hash with the source'
+    )
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -76,16 +83,33 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         with _numpy_values_allowed():
             content = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError,
-            TypeError, UnicodeDecodeError, ImportError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        TypeError,
+        UnicodeDecodeError,
+        ImportError,
+    ) as error:
         raise _refusal(path, error) from error
     state_dict = content.get('state_dict', content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    if not isinstance(state_dict, dict) or not any(
+        isinstance(value, torch.Tensor) for value in state_dict.values()
+    ):
         kind = type(content).__name__
         keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}' if isinstance(content, dict) else ''
-        raise CheckpointError(f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors")
-    weights = {key.removeprefix('module.'): value for key, value in state_dict.items()
-               if isinstance(value, torch.Tensor)}
+        raise CheckpointError(
+            f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors"
+        )
+    weights = {
+        key.removeprefix('module.'): value
+        for key, value in state_dict.items()
+        if isinstance(value, torch.Tensor)
+    }
     meta = content.get('meta') if 'state_dict' in content else None
     return Checkpoint(path=path, state_dict=weights, meta=meta if isinstance(meta, dict) else {})
 
@@ -104,20 +128,32 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         ignored_prefixes: keys that inference does not use may be missing or unexpected.
 
     Raises:
-        CheckpointError: missing or unexpected keys, or shapes that differ; the first ten and the count are listed.
+        CheckpointError: missing or unexpected keys, or shapes that differ; ten of them and the count.
     """
     own = model.state_dict()
-    shapes = [f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'
-              for key, value in checkpoint.state_dict.items() if key in own and own[key].shape != value.shape]
+    shapes = [
+        f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'
+        for key, value in checkpoint.state_dict.items()
+        if key in own and own[key].shape != value.shape
+    ]
     problems = [f'shapes differ for {_listed(shapes)}'] if shapes else []
-    fitting = {key: value for key, value in checkpoint.state_dict.items()
-               if key not in own or own[key].shape == value.shape}
+    fitting = {
+        key: value
+        for key, value in checkpoint.state_dict.items()
+        if key not in own or own[key].shape == value.shape
+    }
     result = model.load_state_dict(fitting, strict=False)
     for title, keys in (('missing', result.missing_keys), ('unexpected', result.unexpected_keys)):
-        counted = [key for key in keys if not key.startswith(tuple(ignored_prefixes)) and key not in
-                   checkpoint.state_dict.keys() & own.keys()]
+        counted = [
+            key
+            for key in keys
+            if not key.startswith(tuple(ignored_prefixes))
+            and key not in checkpoint.state_dict.keys() & own.keys()
+        ]
         if counted:
             problems.append(f'{title} keys {_listed(counted)}')
     if problems:
-        raise CheckpointError(f'{checkpoint.path}: does not fit the model of the config: {"; ".join(problems)}. '
-                              f'Use the config that this checkpoint was trained with')
+        raise CheckpointError(
+            f'{checkpoint.path}: does not fit the model of the config: {"; ".join(problems)}. '
+            f'Use the config that this checkpoint was trained with'
+        )

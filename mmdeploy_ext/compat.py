@@ -80,7 +80,7 @@ def init_dist_without_gpu(module: ModuleType, execute: Execute) -> bool:
     original = module.init_dist
 
     @functools.wraps(original)
-    def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:  # noqa: ANN401
+    def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
         import torch
         if backend == 'nccl':
             warnings.warn('no GPU: torch.distributed uses gloo instead of nccl', stacklevel=2)
@@ -117,7 +117,7 @@ def distributed_data_parallel(module: ModuleType, execute: Execute) -> bool:
     if not hasattr(module.DistributedDataParallel, '_inside_ddp_forward'):
         return False
 
-    def run_forward(self: Any, *inputs: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def run_forward(self: Any, *inputs: Any, **kwargs: Any) -> Any:
         device = self.device_ids[0] if self.device_ids else -1
         inputs, kwargs = self.to_kwargs(inputs, kwargs, device)
         step = getattr(self.module, self.__dict__.get('_step_name', '__call__'))
@@ -125,7 +125,7 @@ def distributed_data_parallel(module: ModuleType, execute: Execute) -> bool:
             return step(*inputs[0], **kwargs[0])
 
     def through_forward(name: str) -> Callable:
-        def step(self: Any, *inputs: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def step(self: Any, *inputs: Any, **kwargs: Any) -> Any:
             self._step_name = name
             try:
                 return self(*inputs, **kwargs)
@@ -211,7 +211,7 @@ def build_ddp_on_cpu(module: ModuleType, execute: Execute) -> bool:
     original = module.build_ddp
 
     @functools.wraps(original)
-    def build_ddp(model: Any, device: str = 'cuda', *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def build_ddp(model: Any, device: str = 'cuda', *args: Any, **kwargs: Any) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
             if device != 'cpu':

@@ -33,7 +33,7 @@ def mmdet_config(relative: str) -> str:
     raise ConfigError(f'configs/{relative} is not in the installed mmdet ({root})')
 
 
-def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
+def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Read an mmcv config, import its plugins and apply `--cfg-options`.
 
     Returns:
@@ -61,7 +61,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:  
     return cfg
 
 
-def _import_plugin_dir(cfg: Any, path: str) -> None:  # noqa: ANN401
+def _import_plugin_dir(cfg: Any, path: str) -> None:
     """Honour mmdet3d-style `plugin=True, plugin_dir='projects/mmdet3d_plugin/'`."""
     if not cfg.get('plugin'):
         return
@@ -69,13 +69,13 @@ def _import_plugin_dir(cfg: Any, path: str) -> None:  # noqa: ANN401
     importlib.import_module('.'.join(Path(folder).parts))
 
 
-def config_sha256(cfg: Any) -> str:  # noqa: ANN401
+def config_sha256(cfg: Any) -> str:
     """Return a hash of what decides the graph: the model and the test pipeline, not paths or schedules."""
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
     return hashlib.sha256(_canonical(decisive).encode()).hexdigest()
 
 
-def _canonical(value: Any) -> str:  # noqa: ANN401
+def _canonical(value: Any) -> str:
     if isinstance(value, dict):
         return '{' + ','.join(f'{key!s}:{_canonical(value[key])}' for key in sorted(value, key=str)) + '}'
     if isinstance(value, list | tuple):
@@ -83,7 +83,7 @@ def _canonical(value: Any) -> str:  # noqa: ANN401
     return repr(value)
 
 
-def test_pipeline(cfg: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     """Return the test pipeline of a config, wherever it is kept."""
     data = cfg.get('data') or {}
     for section in ('test', 'val'):

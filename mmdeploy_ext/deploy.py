@@ -1,4 +1,4 @@
-"""From config and checkpoint to an ONNX file: the library behind `pytorch2onnx.py` and the `_onnx` configs."""
+"""From config and checkpoint to an ONNX file: what `pytorch2onnx.py` and the `_onnx` configs call."""
 
 from __future__ import annotations
 
@@ -82,20 +82,30 @@ def default_opset(model: torch.nn.Module, exporter: str) -> int:
     return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
 
 
-def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:  # noqa: ANN401
-    """Return class names: of the checkpoint, else of the config, else of the data set's class, else numbers."""
+def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
+    """Return class names: of the checkpoint, the config, the data set's class, or else numbers."""
     import mmdet.datasets
+
     dataset = (cfg.get('data') or {}).get('test') or {}
     kind = getattr(mmdet.datasets, str(dataset.get('type')), None)
-    for names in (checkpoint.meta.get('CLASSES'), dataset.get('classes'), cfg.get('classes'),
-                  getattr(kind, 'CLASSES', None)):
+    for names in (
+        checkpoint.meta.get('CLASSES'),
+        dataset.get('classes'),
+        cfg.get('classes'),
+        getattr(kind, 'CLASSES', None),
+    ):
         if isinstance(names, list | tuple) and len(names) == num_classes:
             return tuple(map(str, names))
     return tuple(f'class {index}' for index in range(num_classes))
 
 
-def load(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = None, device: str = 'cpu',
-         before_weights: Callable[[Any, Family, torch.nn.Module], None] | None = None) -> Deployment:
+def load(
+    config: str,
+    checkpoint: str,
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    before_weights: Callable[[Any, Family, torch.nn.Module], None] | None = None,
+) -> Deployment:
     """Read config and checkpoint.
 
     Args:
@@ -103,7 +113,7 @@ def load(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = N
         checkpoint: path of the weights.
         cfg_options: overrides of the config.
         device: where the model goes.
-        before_weights: called with cfg, family and the built model before the weights are read, to refuse options.
+        before_weights: called with cfg, family and model before the weights are read, to refuse options.
 
     Raises:
         UsageError: one of its subclasses says what is wrong with which file.
@@ -121,9 +131,17 @@ def load(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = N
     load_strict(model, weights, family.ignored_prefixes)
     classes = class_names(cfg, weights, family.num_classes(model))
     model.CLASSES = classes
-    return Deployment(cfg=cfg, config=config, cfg_options=dict(cfg_options or {}), family=family,
-                      model=model.eval().to(target), checkpoint=checkpoint, checkpoint_sha256=sha256_file(checkpoint),
-                      classes=classes, rule=rule)
+    return Deployment(
+        cfg=cfg,
+        config=config,
+        cfg_options=dict(cfg_options or {}),
+        family=family,
+        model=model.eval().to(target),
+        checkpoint=checkpoint,
+        checkpoint_sha256=sha256_file(checkpoint),
+        classes=classes,
+        rule=rule,
+    )
 
 
 def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Family, torch.nn.Module], None]:
@@ -132,7 +150,8 @@ def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Fam
     Raises:
         UsageError: from the hook; opset, form, shape, or an output file that cannot be written.
     """
-    def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:  # noqa: ANN401
+
+    def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
         resolved = resolve(options, model, family.preprocess_rule(cfg))
         if resolved.batch < 1:
             raise UsageError(f'--batch-size {options.batch}: expected a positive number')
@@ -140,8 +159,10 @@ def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Fam
             raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
         export.check_opset(resolved.opset, options.exporter)
         if has_deform_conv(model) and resolved.opset < MIN_OPSET:
-            raise UsageError(f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
-                             f'since opset {MIN_OPSET} (DeformConv)')
+            raise UsageError(
+                f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
+                f'since opset {MIN_OPSET} (DeformConv)'
+            )
         family.check(cfg, resolved)
         check_writable(output_file)
 
@@ -160,7 +181,7 @@ def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
-    """Prepare an image for an input of exactly `height` x `width`: resized to fit inside, padded bottom and right."""
+    """Prepare an image for an input of exactly `height` x `width`: resized to fit, then padded."""
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
 
@@ -170,21 +191,30 @@ def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
     rule = deployment.rule
     if not options.dynamic:
         rule = dataclasses.replace(rule, size=(options.height, options.width))
-    return Metadata(family=family.name, form=options.form, spec=family.spec(model, options), preprocess=rule,
-                    classes=deployment.classes, postprocess=family.postprocess_facts(model),
-                    options=dict(options.to_json(), cfg_options=_plain(deployment.cfg_options)),
-                    config=Path(deployment.config).name, config_sha256=deployment.config_sha256,
-                    checkpoint_sha256=deployment.checkpoint_sha256, versions=export.versions())
+    return Metadata(
+        family=family.name,
+        form=options.form,
+        spec=family.spec(model, options),
+        preprocess=rule,
+        classes=deployment.classes,
+        postprocess=family.postprocess_facts(model),
+        options=dict(options.to_json(), cfg_options=_plain(deployment.cfg_options)),
+        config=Path(deployment.config).name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        versions=export.versions(),
+    )
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def export_model(deployment: Deployment, options: ExportOptions,
-                 images: Sequence[PreparedImage]) -> tuple[onnx.ModelProto, Metadata]:
+def export_model(
+    deployment: Deployment, options: ExportOptions, images: Sequence[PreparedImage]
+) -> tuple[onnx.ModelProto, Metadata]:
     """Export a model.
 
     Args:
@@ -198,16 +228,20 @@ def export_model(deployment: Deployment, options: ExportOptions,
     family, metadata = deployment.family, make_metadata(deployment, options)
     batch = [images[index % len(images)] for index in range(options.batch)]
     device = next(deployment.model.parameters()).device
-    example = {name: torch.from_numpy(array).to(device) for name, array in family.feeds(batch, True).items()
-               if name in metadata.spec.input_names}
+    example = {
+        name: torch.from_numpy(array).to(device)
+        for name, array in family.feeds(batch, True).items()
+        if name in metadata.spec.input_names
+    }
     stages = family.stages(deployment.model, options)
     for stage in stages:
         stage.module.eval().to(device)
     return export.export_stages(stages, example, metadata.spec, options), metadata
 
 
-def export_to_file(deployment: Deployment, options: ExportOptions, images: Sequence[PreparedImage],
-                   output_file: str) -> tuple[Metadata, float]:
+def export_to_file(
+    deployment: Deployment, options: ExportOptions, images: Sequence[PreparedImage], output_file: str
+) -> tuple[Metadata, float]:
     """Export and write a file, whole or not at all.
 
     Returns:
@@ -221,5 +255,6 @@ def export_to_file(deployment: Deployment, options: ExportOptions, images: Seque
 
 def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:
     """Return the config's rule with the normalisation that the file was exported with (`--mean`, `--std`)."""
-    return dataclasses.replace(rule, mean=metadata.preprocess.mean, std=metadata.preprocess.std,
-                               to_rgb=metadata.preprocess.to_rgb)
+    return dataclasses.replace(
+        rule, mean=metadata.preprocess.mean, std=metadata.preprocess.std, to_rgb=metadata.preprocess.to_rgb
+    )

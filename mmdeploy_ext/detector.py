@@ -35,7 +35,7 @@ class DumpOptions:
         samples: how many samples of the data set are written.
         tensors: names to write; None means all.
         rank: of this process.
-        world_size: number of processes; sample i of rank r is i * world_size + r, as mmdet's sampler deals them.
+        world_size: number of processes; sample i of rank r is i * world_size + r.
     """
 
     folder: Path
@@ -47,9 +47,11 @@ class DumpOptions:
 
 
 class BackendDetector(nn.Module):
-    """What mmdet's test loop calls: images and img_metas in, mmdet results out. Holds no PyTorch weights of its own."""
+    """What mmdet's test loop calls: images and img_metas in, mmdet results out."""
 
-    def __init__(self, backend: Backend, family: Family, metadata: Metadata, dump: DumpOptions | None = None) -> None:
+    def __init__(
+        self, backend: Backend, family: Family, metadata: Metadata, dump: DumpOptions | None = None
+    ) -> None:
         """Keep the parts.
 
         Args:
@@ -66,8 +68,14 @@ class BackendDetector(nn.Module):
         self.CLASSES = metadata.classes
         self._seen = 0
 
-    def forward(self, img: Sequence[torch.Tensor], img_metas: Sequence[Sequence[dict[str, Any]]],
-                return_loss: bool = False, rescale: bool = True, **_: object) -> list[list[np.ndarray]]:
+    def forward(
+        self,
+        img: Sequence[torch.Tensor],
+        img_metas: Sequence[Sequence[dict[str, Any]]],
+        return_loss: bool = False,
+        rescale: bool = True,
+        **_: object,
+    ) -> list[list[np.ndarray]]:
         """Run one batch.
 
         Args:
@@ -83,9 +91,13 @@ class BackendDetector(nn.Module):
             ShapeError: test-time augmentation, or a training call.
         """
         if return_loss or len(img) != 1:
-            raise ShapeError(f'got return_loss={return_loss} and {len(img)} augmentations; an exported model takes one '
-                             f'view per image (flip=False, one img_scale)')
-        images = [_prepared(tensor.cpu().numpy(), meta) for tensor, meta in zip(img[0], img_metas[0], strict=True)]
+            raise ShapeError(
+                f'got return_loss={return_loss} and {len(img)} augmentations; an exported model takes one '
+                f'view per image (flip=False, one img_scale)'
+            )
+        images = [
+            _prepared(tensor.cpu().numpy(), meta) for tensor, meta in zip(img[0], img_metas[0], strict=True)
+        ]
         num_classes = len(self.metadata.classes)
         return [to_mmdet_result(found, num_classes) for found in self._detect(images, rescale)]
 
@@ -103,32 +115,49 @@ class BackendDetector(nn.Module):
         axes = self.backend.spec.inputs[0].axes
         if not all(isinstance(axis, int) for axis in axes[2:]):
             return image
-        padding = [(0, max(axis - size, 0)) for axis, size in zip(axes[2:], image.tensor.shape[1:], strict=True)]
+        padding = [
+            (0, max(axis - size, 0)) for axis, size in zip(axes[2:], image.tensor.shape[1:], strict=True)
+        ]
         return dataclasses.replace(image, tensor=np.pad(image.tensor, [(0, 0), *padding]))
 
-    def _write(self, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray],
-               taps: Mapping[str, torch.Tensor]) -> None:
+    def _write(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        taps: Mapping[str, torch.Tensor],
+    ) -> None:
         if self.dump is None:
             return
         batch = len(feeds['input'])
         tensors = {**feeds, **{name: tensor.cpu().numpy() for name, tensor in taps.items()}, **outputs}
         if self.dump.tensors is not None:
             tensors = {name: array for name, array in tensors.items() if name in self.dump.tensors}
-        meanings = {tensor.name: tensor.meaning for tensor in (*self.metadata.spec.inputs, *self.metadata.spec.outputs)}
+        meanings = {
+            tensor.name: tensor.meaning
+            for tensor in (*self.metadata.spec.inputs, *self.metadata.spec.outputs)
+        }
         for index in range(batch):
             sample = self._seen * self.dump.world_size + self.dump.rank
             self._seen += 1
             if sample < self.dump.samples:
-                save_dump(self.dump.folder / f'{sample:06d}', {name: array[index:index + 1] for name, array in
-                                                               tensors.items()}, self.dump.facts, meanings)
+                save_dump(
+                    self.dump.folder / f'{sample:06d}',
+                    {name: array[index : index + 1] for name, array in tensors.items()},
+                    self.dump.facts,
+                    meanings,
+                )
 
 
 def _prepared(tensor: np.ndarray, meta: Mapping[str, Any]) -> PreparedImage:
     """Return what mmdet's pipeline made, in our terms."""
     scale = np.asarray(meta.get('scale_factor', 1.0), np.float32)
     scale = np.broadcast_to(scale, (4,)).copy()
-    return PreparedImage(tensor=np.ascontiguousarray(tensor), img_shape=tuple(meta['img_shape'][:2]), scale_factor=scale,
-                         ori_shape=tuple(meta['ori_shape'][:2]))
+    return PreparedImage(
+        tensor=np.ascontiguousarray(tensor),
+        img_shape=tuple(meta['img_shape'][:2]),
+        scale_factor=scale,
+        ori_shape=tuple(meta['ori_shape'][:2]),
+    )
 
 
 def to_mmdet_result(found: Detections, num_classes: int) -> list[np.ndarray]:

@@ -22,8 +22,12 @@ def file_name(name: str, array: np.ndarray) -> str:
     return f'{name}_{"x".join(map(str, array.shape)) or "scalar"}.bin'
 
 
-def save_dump(folder: str | Path, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any],
-              meanings: Mapping[str, str] | None = None) -> None:
+def save_dump(
+    folder: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    facts: Mapping[str, Any],
+    meanings: Mapping[str, str] | None = None,
+) -> None:
     """Write tensors and their manifest; the manifest comes last, so that a folder with one is whole.
 
     Args:
@@ -41,8 +45,13 @@ def save_dump(folder: str | Path, tensors: Mapping[str, np.ndarray], facts: Mapp
         content = np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<'), copy=False).tobytes()
         with atomic_path(folder / file_name(name, array)) as temporary:
             temporary.write_bytes(content)
-        entries[name] = dict(file=file_name(name, array), dtype=str(array.dtype), shape=list(array.shape),
-                             sha256=hashlib.sha256(content).hexdigest(), meaning=(meanings or {}).get(name, ''))
+        entries[name] = dict(
+            file=file_name(name, array),
+            dtype=str(array.dtype),
+            shape=list(array.shape),
+            sha256=hashlib.sha256(content).hexdigest(),
+            meaning=(meanings or {}).get(name, ''),
+        )
     write_json(folder / MANIFEST, dict(facts, tensors=entries))
 
 
@@ -61,12 +70,18 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     for name, entry in manifest['tensors'].items():
         path = folder / entry['file']
         if not path.is_file():
-            raise DataError(f'{path}: is named in {folder / MANIFEST} and missing; dump again with the _pth config')
+            raise DataError(
+                f'{path}: is named in {folder / MANIFEST} and missing; dump again with the _pth config'
+            )
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != entry['sha256']:
-            raise DataError(f'{path}: its content is not the one that was dumped (sha256 differs); dump again with the '
-                            f'_pth config')
-        tensors[name] = np.frombuffer(content, np.dtype(entry['dtype']).newbyteorder('<')).reshape(entry['shape'])
+            raise DataError(
+                f'{path}: its content is not the one that was dumped (sha256 differs); dump again with the '
+                f'_pth config'
+            )
+        tensors[name] = np.frombuffer(content, np.dtype(entry['dtype']).newbyteorder('<')).reshape(
+            entry['shape']
+        )
     return tensors, manifest
 
 

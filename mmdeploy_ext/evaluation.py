@@ -23,13 +23,19 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
     for key, exists in (('ann_file', os.path.isfile), ('img_prefix', os.path.isdir)):
         value = dataset_cfg.get(key)
         if isinstance(value, str) and value:
-            path = value if os.path.isabs(value) or not root or value.startswith(root) else os.path.join(root, value)
+            path = (
+                value
+                if os.path.isabs(value) or not root or value.startswith(root)
+                else os.path.join(root, value)
+            )
             if not (exists(path) or exists(value)):
-                raise DataError(f'{config}: data.test.{key}={path}: no such {"file" if key == "ann_file" else "folder"}; '
-                                f'see the data section of the README')
+                raise DataError(
+                    f'{config}: data.test.{key}={path}: no such {"file" if key == "ann_file" else "folder"}; '
+                    f'see the data section of the README'
+                )
 
 
-def build_dataset(cfg: Any) -> Dataset:  # noqa: ANN401
+def build_dataset(cfg: Any) -> Dataset:
     """Build the test data set of a config.
 
     Raises:
@@ -37,6 +43,7 @@ def build_dataset(cfg: Any) -> Dataset:  # noqa: ANN401
         ConfigError: there is none in the config, or it cannot be built.
     """
     from mmdet.datasets import build_dataset as build
+
     dataset_cfg = (cfg.get('data') or {}).get('test')
     if not isinstance(dataset_cfg, dict):
         raise ConfigError(f'{cfg.filename}: data.test is {type(dataset_cfg).__name__}, expected one data set')
@@ -46,23 +53,34 @@ def build_dataset(cfg: Any) -> Dataset:  # noqa: ANN401
     try:
         dataset = build(dataset_cfg)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f'{cfg.filename}: data.test cannot be read: {type(error).__name__}: {error}') from error
+        raise DataError(
+            f'{cfg.filename}: data.test cannot be read: {type(error).__name__}: {error}'
+        ) from error
     if len(dataset) == 0:
         raise DataError(f'{cfg.filename}: data.test has no sample ({dataset_cfg.get("ann_file")})')
     return dataset
 
 
-def build_loader(cfg: Any, dataset: Dataset, distributed: bool) -> DataLoader:  # noqa: ANN401
+def build_loader(cfg: Any, dataset: Dataset, distributed: bool) -> DataLoader:
     """Return mmdet's test loader for a data set."""
     from mmdet.datasets import build_dataloader
+
     settings = dict(samples_per_gpu=1, workers_per_gpu=cfg.data.get('workers_per_gpu', 2))
     settings.update(cfg.data.get('test_dataloader', {}))
     return build_dataloader(dataset, dist=distributed, shuffle=False, **settings)
 
 
-def run_loop(detector: nn.Module, loader: DataLoader, *, device: str = 'cpu', distributed: bool = False,
-             tmpdir: str | None = None, gpu_collect: bool = False, show_dir: str | None = None,
-             show_score_thr: float = 0.3) -> list[Any] | None:
+def run_loop(
+    detector: nn.Module,
+    loader: DataLoader,
+    *,
+    device: str = 'cpu',
+    distributed: bool = False,
+    tmpdir: str | None = None,
+    gpu_collect: bool = False,
+    show_dir: str | None = None,
+    show_score_thr: float = 0.3,
+) -> list[Any] | None:
     """Run mmdet's test loop.
 
     Returns:
@@ -70,6 +88,7 @@ def run_loop(detector: nn.Module, loader: DataLoader, *, device: str = 'cpu', di
     """
     from mmcv.parallel import MMDataParallel
     from mmdet.apis import multi_gpu_test, single_gpu_test
+
     kind = torch.device(device)
     wrapped = MMDataParallel(detector, device_ids=[kind.index or 0] if kind.type == 'cuda' else [-1])
     if kind.type == 'cpu':
@@ -81,8 +100,13 @@ def run_loop(detector: nn.Module, loader: DataLoader, *, device: str = 'cpu', di
     return results
 
 
-def evaluate(cfg: Any, dataset: Dataset, results: Sequence[Any], metrics: Sequence[str],  # noqa: ANN401
-             options: Mapping[str, Any] | None = None) -> dict[str, float]:
+def evaluate(
+    cfg: Any,
+    dataset: Dataset,
+    results: Sequence[Any],
+    metrics: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
     """Evaluate results with the data set's own evaluator.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From a chain of modules to one ONNX file that keeps the contract of its spec. The only caller of torch.onnx.export."""
+"""From a chain of modules to one ONNX file that keeps its spec; the only caller of torch.onnx.export."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec import GraphSpec
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
-"""Opsets that each exporter of torch 2.13 really writes (measured; the dynamo one answers a request for 11 with 18)."""
+"""Opsets that each exporter of torch 2.13 really writes (measured; dynamo answers 11 with 18)."""
 
 
 def check_opset(opset: int, exporter: str) -> None:
@@ -44,13 +44,15 @@ def check_opset(opset: int, exporter: str) -> None:
 
 
 def fuse(model: torch.nn.Module) -> torch.nn.Module:
-    """Return an evaluation copy of the model with batch normalisation folded into the convolutions before it."""
+    """Return an evaluation copy of the model with batch normalisation folded into convolutions."""
     from mmcv.cnn.utils import fuse_conv_bn
+
     return fuse_conv_bn(copy.deepcopy(model).eval())
 
 
-def export_stages(stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec,
-                  options: ExportOptions) -> onnx.ModelProto:
+def export_stages(
+    stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec, options: ExportOptions
+) -> onnx.ModelProto:
     """Export each stage and merge them into one graph.
 
     Args:
@@ -83,8 +85,13 @@ def export_stages(stages: Sequence[Stage], example: Mapping[str, torch.Tensor], 
     return model
 
 
-def _export_stage(stage: Stage, args: tuple[torch.Tensor, ...], outputs: Sequence[torch.Tensor],
-                  letters: dict[str, dict[int, str]], options: ExportOptions) -> onnx.ModelProto:
+def _export_stage(
+    stage: Stage,
+    args: tuple[torch.Tensor, ...],
+    outputs: Sequence[torch.Tensor],
+    letters: dict[str, dict[int, str]],
+    options: ExportOptions,
+) -> onnx.ModelProto:
     exporter = stage.exporter or options.exporter
     if options.dynamic:
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
@@ -97,31 +104,54 @@ def _export_stage(stage: Stage, args: tuple[torch.Tensor, ...], outputs: Sequenc
                 return _export_dynamo(stage, args, dynamic, options.opset)
             return _export_torchscript(stage, args, dynamic, options.opset)
     except Exception as error:
-        raise ExportError(f'stage {stage.name!r} could not be exported by the {exporter} exporter at opset '
-                          f'{options.opset}: {type(error).__name__}: {error}') from error
+        raise ExportError(
+            f'stage {stage.name!r} could not be exported by the {exporter} exporter at opset '
+            f'{options.opset}: {type(error).__name__}: {error}'
+        ) from error
 
 
-def _export_torchscript(stage: Stage, args: tuple[torch.Tensor, ...], dynamic: dict[str, dict[int, str]],
-                        opset: int) -> onnx.ModelProto:
+def _export_torchscript(
+    stage: Stage, args: tuple[torch.Tensor, ...], dynamic: dict[str, dict[int, str]], opset: int
+) -> onnx.ModelProto:
     stream = io.BytesIO()
-    torch.onnx.export(stage.module, args, stream, dynamo=False, opset_version=opset, input_names=list(stage.inputs),
-                      output_names=list(stage.outputs), dynamic_axes=dynamic, do_constant_folding=True)
+    torch.onnx.export(
+        stage.module,
+        args,
+        stream,
+        dynamo=False,
+        opset_version=opset,
+        input_names=list(stage.inputs),
+        output_names=list(stage.outputs),
+        dynamic_axes=dynamic,
+        do_constant_folding=True,
+    )
     return onnx.load_from_string(stream.getvalue())
 
 
-def _export_dynamo(stage: Stage, args: tuple[torch.Tensor, ...], dynamic: dict[str, dict[int, str]],
-                   opset: int) -> onnx.ModelProto:
-    shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in dynamic.get(name, {})} for name in stage.inputs)
+def _export_dynamo(
+    stage: Stage, args: tuple[torch.Tensor, ...], dynamic: dict[str, dict[int, str]], opset: int
+) -> onnx.ModelProto:
+    shapes = tuple(
+        dict.fromkeys(dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in stage.inputs
+    )
     with contextlib.redirect_stdout(io.StringIO()):
-        program = torch.onnx.export(stage.module, args, dynamo=True, opset_version=opset, external_data=False,
-                                    input_names=list(stage.inputs), output_names=list(stage.outputs),
-                                    dynamic_shapes=shapes if dynamic else None, verbose=False)
+        program = torch.onnx.export(
+            stage.module,
+            args,
+            dynamo=True,
+            opset_version=opset,
+            external_data=False,
+            input_names=list(stage.inputs),
+            output_names=list(stage.outputs),
+            dynamic_shapes=shapes if dynamic else None,
+            verbose=False,
+        )
     return program.model_proto
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' deprecation and tracer warnings off the screen; the ladder finds what they warn of."""
+    """Keep the exporters' warnings off the screen; the ladder finds what they warn of."""
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -135,19 +165,24 @@ def _quiet() -> Iterator[None]:
 
 def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
+
     names = [tensor.name for tensor in model.graph.output]
     slim = onnxslim.slim(model)
     if [tensor.name for tensor in slim.graph.output] != names:
-        raise ExportError(f'onnxslim changed the outputs: got {[tensor.name for tensor in slim.graph.output]}, '
-                          f'expected {names}; export without --simplify')
+        raise ExportError(
+            f'onnxslim changed the outputs: got {[tensor.name for tensor in slim.graph.output]}, '
+            f'expected {names}; export without --simplify'
+        )
     return slim
 
 
 def _check_opset_written(model: onnx.ModelProto, asked: int) -> None:
     written = {entry.domain or 'ai.onnx': entry.version for entry in model.opset_import}
     if written.get('ai.onnx') != asked:
-        raise ExportError(f'opset {asked} was asked for, the exporter wrote {written.get("ai.onnx")}; '
-                          f'choose an opset that it writes, or --exporter torchscript')
+        raise ExportError(
+            f'opset {asked} was asked for, the exporter wrote {written.get("ai.onnx")}; '
+            f'choose an opset that it writes, or --exporter torchscript'
+        )
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
@@ -171,6 +206,7 @@ def versions() -> dict[str, str]:
     import importlib.metadata
 
     import mmdeploy_ext
+
     found: dict[str, Any] = {'mm2onnx': mmdeploy_ext.__version__}
     for package in ('torch', 'mmcv-full', 'mmdet', 'onnx', 'onnxruntime'):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What a model family gives to the shared machinery: one `Family` per package, registered by its `export.py`."""
+"""What a model family gives to the shared machinery: one `Family`, registered by its `export.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec import GraphSpec
 
 DEFAULT_OPSET = 17
-"""Highest opset without GridSample 20 and before DeformConv: read by ONNX Runtime >= 1.12, TensorRT >= 8.6, OpenVINO."""
+"""LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +96,15 @@ class Family(abc.ABC):
     derived_prefixes: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
-    def claims(self, cfg: Any) -> bool:  # noqa: ANN401
+    def claims(self, cfg: Any) -> bool:
         """Return whether the config describes a model of this family."""
 
     @abc.abstractmethod
-    def check(self, cfg: Any, options: ExportOptions) -> None:  # noqa: ANN401
+    def check(self, cfg: Any, options: ExportOptions) -> None:
         """Refuse, by name, what cannot be exported; runs before the weights load."""
 
     @abc.abstractmethod
-    def build(self, cfg: Any) -> torch.nn.Module:  # noqa: ANN401
+    def build(self, cfg: Any) -> torch.nn.Module:
         """Build the upstream model, without weights."""
 
     @abc.abstractmethod
@@ -118,8 +118,8 @@ class Family(abc.ABC):
         Args:
             model: the upstream model with its weights.
             options: what the user chose.
-            fold: work on a copy with batch normalisation folded into the convolutions (export); False runs the model
-                itself (the `_pth` configs).
+            fold: work on a copy with batch normalisation folded into the convolutions (export);
+                False runs the model itself (the `_pth` configs).
         """
 
     @abc.abstractmethod
@@ -135,22 +135,25 @@ class Family(abc.ABC):
         """Batch prepared images of one size into graph inputs."""
 
     @abc.abstractmethod
-    def reference_tensors(self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray],
-                          form: str, score_form: str) -> dict[str, np.ndarray]:
+    def reference_tensors(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str
+    ) -> dict[str, np.ndarray]:
         """Run the unpatched upstream model and return what a graph of this form has to give."""
 
     @abc.abstractmethod
-    def reference_detections(self, model: torch.nn.Module, images: Sequence[PreparedImage],
-                             rescale: bool) -> list[Detections]:
+    def reference_detections(
+        self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> list[Detections]:
         """Run upstream's own test path and return its detections per image."""
 
     @abc.abstractmethod
-    def detections(self, metadata: Metadata, outputs: Mapping[str, np.ndarray],
-                   feeds: Mapping[str, np.ndarray]) -> list[Detections]:
+    def detections(
+        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+    ) -> list[Detections]:
         """Turn outputs of a graph of any form into detections, without torch."""
 
     @abc.abstractmethod
-    def preprocess_rule(self, cfg: Any) -> PreprocessRule:  # noqa: ANN401
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         """Return how the config's test pipeline prepares an image."""
 
 
@@ -165,7 +168,7 @@ def register_family(family: Family) -> Family:
     return family
 
 
-def find_family(cfg: Any) -> Family:  # noqa: ANN401
+def find_family(cfg: Any) -> Family:
     """Return the family that claims a config.
 
     Raises:
@@ -178,5 +181,7 @@ def find_family(cfg: Any) -> Family:  # noqa: ANN401
         if family.claims(cfg):
             return family
     head = (model.get('bbox_head') or model.get('mask_head') or {}).get('type')
-    raise ConfigError(f'{cfg.filename}: model.type={model.get("type")!r} with head {head!r} belongs to no family that '
-                      f'mm2onnx exports; known: {", ".join(sorted(FAMILIES))}')
+    raise ConfigError(
+        f'{cfg.filename}: model.type={model.get("type")!r} with head {head!r} belongs to no family that '
+        f'mm2onnx exports; known: {", ".join(sorted(FAMILIES))}'
+    )

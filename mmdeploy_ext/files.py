@@ -57,13 +57,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(target: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN401
+def write_json(target: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; a missing or damaged one is a UsageError that names it."""
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))

@@ -113,7 +113,7 @@ class _MendingLoader(importlib.abc.Loader):
         self._loader = loader
         self._mends = mends
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (get_source, is_package, ... of the real loader)
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:

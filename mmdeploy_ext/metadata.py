@@ -1,4 +1,4 @@
-"""Everything needed to use a file, kept in its `metadata_props`. Needs numpy only; reads through ONNX Runtime or onnx."""
+"""Everything needed to use a file, kept in its `metadata_props`; read by ONNX Runtime or onnx."""
 
 from __future__ import annotations
 
@@ -66,14 +66,21 @@ class Metadata:
         fields = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in fields if PREFIX + name not in props]
         if missing:
-            raise ModelFileError(f'{path}: has no mm2onnx metadata ({PREFIX}{missing[0]} is missing); '
-                                 f'export it with tools/deployment/pytorch2onnx.py')
+            raise ModelFileError(
+                f'{path}: has no mm2onnx metadata ({PREFIX}{missing[0]} is missing); '
+                f'export it with tools/deployment/pytorch2onnx.py'
+            )
         try:
             values = {name: json.loads(props[PREFIX + name]) for name in fields}
-            values.update(spec=GraphSpec.from_json(values['spec']), classes=tuple(values['classes']),
-                          preprocess=PreprocessRule.from_json(values['preprocess']))
+            values.update(
+                spec=GraphSpec.from_json(values['spec']),
+                classes=tuple(values['classes']),
+                preprocess=PreprocessRule.from_json(values['preprocess']),
+            )
         except (ValueError, TypeError, KeyError) as error:
-            raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
+            raise ModelFileError(
+                f'{path}: its mm2onnx metadata is damaged ({error}); export it again'
+            ) from error
         return cls(**values)
 
     def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
@@ -85,7 +92,9 @@ class Metadata:
         if self.family != family:
             raise ModelFileError(f'{path}: is a model of family {self.family!r}, expected {family!r}')
         if forms and self.form not in forms:
-            raise ModelFileError(f'{path}: its post-processing form is {self.form!r}, expected {" or ".join(forms)}')
+            raise ModelFileError(
+                f'{path}: its post-processing form is {self.form!r}, expected {" or ".join(forms)}'
+            )
 
 
 def read_metadata(path: str) -> Metadata:
@@ -95,6 +104,7 @@ def read_metadata(path: str) -> Metadata:
         ModelFileError: missing or corrupt file, or one without mm2onnx metadata.
     """
     import onnx
+
     try:
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Resize, pad and normalise rules: OpenMMLab's test pipeline in numpy and OpenCV, kept in the file's metadata.
+"""Resize, pad and normalise rules: OpenMMLab's test pipeline in numpy and OpenCV.
 
 Glossary: H, W height and width of the network input in pixels; h, w of an image.
 """
@@ -45,7 +45,7 @@ class PreprocessRule:
         mean: per channel, in the order after `to_rgb`.
         std: per channel.
         to_rgb: swap OpenCV's BGR to RGB before normalising.
-        img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) when `keep_ratio` is false. None: no resize.
+        img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) without `keep_ratio`.
         keep_ratio: keep the aspect ratio.
         size_divisor: pad to a multiple of this, bottom and right.
         size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
@@ -109,9 +109,12 @@ class PreprocessRule:
         padded = np.full((padded_h, padded_w, 3), self.pad_val, np.float32)
         padded[:resized_h, :resized_w] = normalise(image_bgr, self.mean, self.std, self.to_rgb)
         ratio_w, ratio_h = resized_w / width, resized_h / height
-        return PreparedImage(tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)), img_shape=(resized_h, resized_w),
-                             scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
-                             ori_shape=(height, width))
+        return PreparedImage(
+            tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)),
+            img_shape=(resized_h, resized_w),
+            scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
+            ori_shape=(height, width),
+        )
 
 
 def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
@@ -143,18 +146,29 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     for step in _flat_steps(pipeline, values):
         kind = step.get('type')
         if kind == 'Normalize':
-            values.update(mean=tuple(map(float, step['mean'])), std=tuple(map(float, step['std'])),
-                          to_rgb=bool(step.get('to_rgb', True)))
+            values.update(
+                mean=tuple(map(float, step['mean'])),
+                std=tuple(map(float, step['std'])),
+                to_rgb=bool(step.get('to_rgb', True)),
+            )
         elif kind == 'Resize':
             values['keep_ratio'] = bool(step.get('keep_ratio', True))
             if step.get('img_scale') is not None:
                 values['img_scale'] = _single_scale(step['img_scale'])
         elif kind == 'Pad':
             _read_pad(step, values)
-        elif kind not in ('LoadImageFromFile', 'RandomFlip', 'DefaultFormatBundle', 'ImageToTensor', 'Collect',
-                          'LoadImageFromWebcam'):
-            raise ConfigError(f'test pipeline step {kind!r} changes the image in a way that the exported file cannot '
-                              f'describe; supported: Resize, Pad, Normalize')
+        elif kind not in (
+            'LoadImageFromFile',
+            'RandomFlip',
+            'DefaultFormatBundle',
+            'ImageToTensor',
+            'Collect',
+            'LoadImageFromWebcam',
+        ):
+            raise ConfigError(
+                f'test pipeline step {kind!r} changes the image in a way that the exported file cannot '
+                f'describe; supported: Resize, Pad, Normalize'
+            )
     return PreprocessRule(**values)
 
 
@@ -168,7 +182,7 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -
             yield step
 
 
-def _single_scale(img_scale: Any) -> tuple[int, int]:  # noqa: ANN401
+def _single_scale(img_scale: Any) -> tuple[int, int]:
     if isinstance(img_scale, list):
         img_scale = img_scale[0]
     return int(img_scale[0]), int(img_scale[1])

@@ -1,7 +1,7 @@
 """The contract of a graph: names, dtypes, axes, meaning, state pairs and tolerances.
 
-A model family states it once, in its `export.py`; export, dump, backends, verification, the report and the tables in the
-READMEs read this one object. Needs numpy only.
+A model family states it once, in its `export.py`; export, dump, backends, verification, the report and the
+tables in the READMEs read this one object. Needs numpy only.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TensorSpec:
         groups: column groups with their tolerances; empty means one group of all columns.
         default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
         unused: an input of the contract that no operator uses (it stays in the signature).
-        compare: 'values' for element-wise comparison; 'detections' where rows are matched by class and IoU instead.
+        compare: 'values' for element-wise comparison; 'detections' where rows are matched by class and IoU.
     """
 
     name: str
@@ -120,8 +120,12 @@ class GraphSpec:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> GraphSpec:
         """Rebuild a spec from `to_json`."""
-        return cls(name=content['name'], inputs=_tensors(content['inputs']), outputs=_tensors(content['outputs']),
-                   state=tuple((source, target) for source, target in content['state']))
+        return cls(
+            name=content['name'],
+            inputs=_tensors(content['inputs']),
+            outputs=_tensors(content['outputs']),
+            state=tuple((source, target) for source, target in content['state']),
+        )
 
     def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Refuse feeds that the graph does not take, the same way on every engine.
@@ -135,21 +139,27 @@ class GraphSpec:
         known = set(self.input_names)
         for name in feeds:
             if name not in known:
-                raise ShapeError(f'{name!r} is not an input of {self.name}; its inputs are {", ".join(self.input_names)}')
+                raise ShapeError(
+                    f'{name!r} is not an input of {self.name}; its inputs are {", ".join(self.input_names)}'
+                )
         letters: dict[str, tuple[str, int]] = {}
         for tensor in self.inputs:
             if tensor.name in feeds:
                 _check_array(tensor, feeds[tensor.name], letters)
             elif tensor.default is None:
-                raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it takes {tensor.dtype} '
-                                 f'{tensor.shape_text()}')
+                raise ShapeError(
+                    f'input {tensor.name!r} of {self.name} is missing; it takes {tensor.dtype} '
+                    f'{tensor.shape_text()}'
+                )
 
 
 def _tensors(content: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     tensors = []
     for fields in content:
-        groups = tuple(ColumnGroup(**{**group, 'columns': _tuple_or_none(group['columns'])})
-                       for group in fields['groups'])
+        groups = tuple(
+            ColumnGroup(**{**group, 'columns': _tuple_or_none(group['columns'])})
+            for group in fields['groups']
+        )
         tensors.append(TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': groups}))
     return tuple(tensors)
 
@@ -164,12 +174,18 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, letters: dict[str, tuple
     if array.dtype != np.dtype(tensor.dtype):
         raise ShapeError(f'input {tensor.name!r}: got {array.dtype} {got}, expected {expected}')
     if array.ndim != len(tensor.axes):
-        raise ShapeError(f'input {tensor.name!r}: got shape {got} with {array.ndim} axes, expected {expected}')
+        raise ShapeError(
+            f'input {tensor.name!r}: got shape {got} with {array.ndim} axes, expected {expected}'
+        )
     for axis, size in zip(tensor.axes, array.shape, strict=True):
         if isinstance(axis, int) and axis != size:
-            raise ShapeError(f'input {tensor.name!r}: got shape {got}, expected {expected} (a fixed shape: '
-                             f'resize and pad to it, or export with --dynamic-export)')
+            raise ShapeError(
+                f'input {tensor.name!r}: got shape {got}, expected {expected} (a fixed shape: '
+                f'resize and pad to it, or export with --dynamic-export)'
+            )
         if isinstance(axis, str):
             first, known = letters.setdefault(axis, (tensor.name, size))
             if known != size:
-                raise ShapeError(f'input {tensor.name!r}: got shape {got}, but {axis} is {known} in {first!r}')
+                raise ShapeError(
+                    f'input {tensor.name!r}: got shape {got}, but {axis} is {known} in {first!r}'
+                )

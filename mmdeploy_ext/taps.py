@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_collector: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar('mm2onnx_taps', default=None)
+_collector: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
+    'mm2onnx_taps', default=None
+)
 
 
-def tap(name: str, tensor: Any) -> Any:  # noqa: ANN401
+def tap(name: str, tensor: Any) -> Any:
     """Give `tensor` the name `name` and return it unchanged."""
     collected = _collector.get()
     if collected is not None:

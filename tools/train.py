@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_train_config(args: argparse.Namespace) -> Any:  # noqa: ANN401
+def load_train_config(args: argparse.Namespace) -> Any:
     """Read the config, apply what the command line says, and prepare this process for it.
 
     Returns:

@@ -1,4 +1,4 @@
-# mmdet's own ATSS R50 as a plugin config; override data and classes in a leaf of your own, or with --cfg-options.
+# mmdet's own ATSS R50; override data and classes in a leaf of your own, or with --cfg-options.
 from mmdeploy_ext.config import mmdet_config
 
 _base_ = [mmdet_config('atss/atss_r50_fpn_1x_coco.py')]

@@ -20,29 +20,64 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's pytorch2onnx.py."""
-    parser = cli.ArgumentParser(description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.')
+    parser = cli.ArgumentParser(
+        description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
+    )
     shared.add_model_arguments(parser)
-    parser.add_argument('--output-file', default='tmp.onnx', help='where the graph is written (default: tmp.onnx)')
+    parser.add_argument(
+        '--output-file', default='tmp.onnx', help='where the graph is written (default: tmp.onnx)'
+    )
     parser.add_argument('--input-img', help='image that is traced (default: demo/toy.jpg)')
-    parser.add_argument('--test-img', nargs='+', help='images or a folder that --verify adds (default: the mirrored --input-img)')
-    parser.add_argument('--opset-version', type=int, default=0, metavar='N',
-                        help='11 to 20; asked = written, or the export fails (default: 17; 18 for dynamo; 19 with DCN)')
-    parser.add_argument('--shape', type=int, nargs='+', metavar='N',
-                        help='height and width of the input, or one number for both (default: from the test pipeline)')
+    parser.add_argument(
+        '--test-img',
+        nargs='+',
+        help='images or a folder that --verify adds (default: the mirrored --input-img)',
+    )
+    parser.add_argument(
+        '--opset-version',
+        type=int,
+        default=0,
+        metavar='N',
+        help='11 to 20; asked = written, or the export fails (default: 17; 18 for dynamo; 19 with DCN)',
+    )
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='height and width of the input, or one number for both (default: from the test pipeline)',
+    )
     parser.add_argument('--batch-size', type=int, default=1, help='batch of the graph (default: 1)')
     parser.add_argument('--dynamic-export', action='store_true', help='batch, height and width stay dynamic')
-    parser.add_argument('--postprocess', choices=('full', 'decode', 'raw'),
-                        help='full: detections (default); decode: boxes, scores, centerness; raw: head outputs')
+    parser.add_argument(
+        '--postprocess',
+        choices=('full', 'decode', 'raw'),
+        help='full: detections (default); decode: boxes, scores, centerness; raw: head outputs',
+    )
     parser.add_argument('--skip-postprocess', action='store_true', help='the same as --postprocess raw')
-    parser.add_argument('--score-form', choices=('separate', 'product'), default='separate',
-                        help='decode form: centerness as an output of its own, or multiplied into the scores')
-    parser.add_argument('--exporter', choices=('torchscript', 'dynamo'), default='torchscript', help='default: torchscript')
+    parser.add_argument(
+        '--score-form',
+        choices=('separate', 'product'),
+        default='separate',
+        help='decode form: centerness as an output of its own, or multiplied into the scores',
+    )
+    parser.add_argument(
+        '--exporter', choices=('torchscript', 'dynamo'), default='torchscript', help='default: torchscript'
+    )
     parser.add_argument('--mean', type=float, nargs=3, help='per-channel mean (default: from the config)')
-    parser.add_argument('--std', type=float, nargs=3, help='per-channel standard deviation (default: from the config)')
-    parser.add_argument('--dataset', help='accepted for old command lines; class names come from the checkpoint or the config')
+    parser.add_argument(
+        '--std', type=float, nargs=3, help='per-channel standard deviation (default: from the config)'
+    )
+    parser.add_argument(
+        '--dataset', help='accepted for old command lines; class names come from the checkpoint or the config'
+    )
     parser.add_argument('--simplify', action='store_true', help='run onnxslim over the graph')
     parser.add_argument('--verify', action='store_true', help='prove the file; exit status 1 when it is not')
-    parser.add_argument('--show', action='store_true', help='draw both engines\' detections to OUTPUT_FILE.png and print the graph')
+    parser.add_argument(
+        '--show',
+        action='store_true',
+        help="draw both engines' detections to OUTPUT_FILE.png and print the graph",
+    )
     shared.add_engine_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
@@ -53,7 +88,9 @@ def _shape(values: Sequence[int] | None) -> tuple[int, int]:
     if values is None:
         return 0, 0
     if len(values) not in (1, 2):
-        raise UsageError(f'--shape {" ".join(map(str, values))}: expected one or two numbers, height and width')
+        raise UsageError(
+            f'--shape {" ".join(map(str, values))}: expected one or two numbers, height and width'
+        )
     height, width = (values[0], values[0]) if len(values) == 1 else values
     if height <= 0 or width <= 0:
         raise UsageError(f'--shape {" ".join(map(str, values))}: expected positive sizes in pixels')
@@ -67,39 +104,57 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         UsageError: --skip-postprocess with another form, or a --score-form that the form does not have.
     """
     from mmdeploy_ext.family import ExportOptions
+
     if args.skip_postprocess and args.postprocess not in (None, 'raw'):
-        raise UsageError(f'--skip-postprocess means --postprocess raw, got --postprocess {args.postprocess} too')
+        raise UsageError(
+            f'--skip-postprocess means --postprocess raw, got --postprocess {args.postprocess} too'
+        )
     form = 'raw' if args.skip_postprocess else args.postprocess or 'full'
     if args.score_form != 'separate' and form != 'decode':
         raise UsageError(f'--score-form {args.score_form} goes with --postprocess decode, got {form}')
     height, width = _shape(args.shape)
-    return ExportOptions(form=form, opset=args.opset_version, height=height, width=width, batch=args.batch_size,
-                         dynamic=args.dynamic_export, exporter=args.exporter, score_form=args.score_form,
-                         simplify=args.simplify)
+    return ExportOptions(
+        form=form,
+        opset=args.opset_version,
+        height=height,
+        width=width,
+        batch=args.batch_size,
+        dynamic=args.dynamic_export,
+        exporter=args.exporter,
+        score_form=args.score_form,
+        simplify=args.simplify,
+    )
 
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Export, and prove when asked to."""
     from mmdeploy_ext import compat
+
     compat.apply()
     import dataclasses
 
     from mmdeploy_ext import deploy
+
     options, engine = parse_options(args), shared.engine_options(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     proof.check_report_targets(args)
-    images = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) + proof.read_images(args.test_img or [])
+    images = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) + proof.read_images(
+        args.test_img or []
+    )
     register()
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device,
-                             deploy.option_check(options, args.output_file))
+    deployment = deploy.load(
+        args.config, args.checkpoint, cfg_options, args.device, deploy.option_check(options, args.output_file)
+    )
     for name in ('mean', 'std'):
         if getattr(args, name):
             deployment.rule = dataclasses.replace(deployment.rule, **{name: tuple(getattr(args, name))})
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = deploy.prepare_fixed(deployment.rule, images[0][1], options.height, options.width)
     metadata, seconds = deploy.export_to_file(deployment, options, [traced], args.output_file)
-    print(f'{args.output_file}: {metadata.spec.name}, opset {options.opset}, '
-          f'{"dynamic batch and size" if options.dynamic else "fixed shape"}, exported in {seconds:.1f} s')
+    print(
+        f'{args.output_file}: {metadata.spec.name}, opset {options.opset}, '
+        f'{"dynamic batch and size" if options.dynamic else "fixed shape"}, exported in {seconds:.1f} s'
+    )
     if args.show:
         _show(deployment, args.output_file, images[0], engine)
     if not args.verify:
@@ -111,13 +166,14 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
 def _show(deployment, path, image, engine) -> None:  # noqa: ANN001
     """Print the graph and draw both engines' detections beside the file."""
+    import onnx
+
+    from mmdeploy_ext.backends import build_backend
     from mmdeploy_ext.draw import encode_png
     from mmdeploy_ext.files import atomic_path
     from mmdeploy_ext.verify.ladder import export_options, open_file, proof_inputs, run_case
     from mmdeploy_ext.verify.tasks.bbox2d import draw_pair
-    import onnx
 
-    from mmdeploy_ext.backends import build_backend
     model, metadata = open_file(path)
     print(onnx.helper.printable_graph(model.graph))
     options = dict(engine)

@@ -1,4 +1,4 @@
-"""What `pytorch2onnx.py --verify` and `verify.py` share: run the ladder, print, write, decide the exit status."""
+"""What `pytorch2onnx.py --verify` and `verify.py` share: run the ladder, print, write, exit status."""
 
 from __future__ import annotations
 
@@ -40,8 +40,14 @@ def check_report_targets(args: argparse.Namespace) -> None:
         check_writable(args.json)
 
 
-def run_proof(deployment: Deployment, path: str, images: list[tuple[str, np.ndarray]], args: argparse.Namespace,
-              engine: dict[str, Any], metrics: Iterable[Any] = ()) -> int:
+def run_proof(
+    deployment: Deployment,
+    path: str,
+    images: list[tuple[str, np.ndarray]],
+    args: argparse.Namespace,
+    engine: dict[str, Any],
+    metrics: Iterable[Any] = (),
+) -> int:
     """Prove `path`, print the table, write JSON and report.
 
     Returns:
@@ -49,6 +55,7 @@ def run_proof(deployment: Deployment, path: str, images: list[tuple[str, np.ndar
     """
     from mmdeploy_ext.verify.ladder import prove
     from mmdeploy_ext.verify.table import print_verdict
+
     verdict, pictures = prove(deployment, path, images, **engine)
     verdict.metrics.extend(metrics)
     print_verdict(verdict, cli.stdout())
@@ -56,10 +63,12 @@ def run_proof(deployment: Deployment, path: str, images: list[tuple[str, np.ndar
         write_json(args.json, verdict.to_json())
     if args.report:
         from mmdeploy_ext.verify.report import write_report
+
         page = write_report(verdict, pictures, deployment.classes, Path(args.report))
         print(f'report: {page}')
         if pictures:
-            print(f'picture: {write_picture(pictures, deployment.classes, Path(args.report) / "detections.png")}')
+            picture = write_picture(pictures, deployment.classes, Path(args.report) / 'detections.png')
+            print(f'picture: {picture}')
     return 0 if verdict.proven else 1
 
 
@@ -77,11 +86,14 @@ def write_picture(pictures: Sequence[PicturePair], classes: Sequence[str], path:
     from mmdeploy_ext.draw import encode_png
     from mmdeploy_ext.files import atomic_path
     from mmdeploy_ext.verify.tasks.bbox2d import draw_pair
+
     chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]
     rows = [draw_pair(pair, classes) for pair in chosen]
     width = max(row.shape[1] for row in rows)
-    rows = [cv2.copyMakeBorder(row, 0, 8, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
-            for row in rows]
+    rows = [
+        cv2.copyMakeBorder(row, 0, 8, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        for row in rows
+    ]
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode_png(np.concatenate(rows)))
     return path

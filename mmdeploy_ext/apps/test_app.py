@@ -21,26 +21,50 @@ if TYPE_CHECKING:
     from mmdeploy_ext.family import ExportOptions
     from mmdeploy_ext.metadata import Metadata
 
-GRAPH_KEYS = ('postprocess', 'opset_version', 'shape', 'dynamic', 'exporter', 'simplify', 'onnx_file', 'check_dump')
-ENGINES = {'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization'), 'OpenVinoBackend': ('threads', 'device'),
-           'TorchBackend': ('dump',)}
+GRAPH_KEYS = (
+    'postprocess',
+    'opset_version',
+    'shape',
+    'dynamic',
+    'exporter',
+    'simplify',
+    'onnx_file',
+    'check_dump',
+)
+ENGINES = {
+    'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization'),
+    'OpenVinoBackend': ('threads', 'device'),
+    'TorchBackend': ('dump',),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's test.py."""
-    parser = cli.ArgumentParser(description='Evaluate a detector with PyTorch (X_pth.py) or an ONNX engine (X_onnx.py).')
+    parser = cli.ArgumentParser(
+        description='Evaluate a detector with PyTorch (X_pth.py) or an ONNX engine (X_onnx.py).'
+    )
     shared.add_model_arguments(parser)
     parser.add_argument('--eval', nargs='+', metavar='METRIC', help='metrics of the data set, e.g. bbox')
-    parser.add_argument('--eval-options', nargs='+', metavar='KEY=VALUE', help='arguments of dataset.evaluate()')
+    parser.add_argument(
+        '--eval-options', nargs='+', metavar='KEY=VALUE', help='arguments of dataset.evaluate()'
+    )
     parser.add_argument('--out', metavar='FILE', help='write the results, .pkl or .pickle')
-    parser.add_argument('--format-only', action='store_true', help='write the results in the data set\'s format, no evaluation')
+    parser.add_argument(
+        '--format-only', action='store_true', help="write the results in the data set's format, no evaluation"
+    )
     parser.add_argument('--work-dir', help='default: work_dirs/<config without _pth or _onnx>')
     parser.add_argument('--show-dir', help='draw the detections into this folder (one process only)')
-    parser.add_argument('--show-score-thr', type=float, default=0.3, help='drawn from this score on (default: 0.3)')
-    parser.add_argument('--tmpdir', help='where ranks leave their part of the results (default: in the work dir)')
+    parser.add_argument(
+        '--show-score-thr', type=float, default=0.3, help='drawn from this score on (default: 0.3)'
+    )
+    parser.add_argument(
+        '--tmpdir', help='where ranks leave their part of the results (default: in the work dir)'
+    )
     parser.add_argument('--gpu-collect', action='store_true', help='collect results through the GPUs')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch'
+    )
     cli.add_debug_option(parser)
     return parser
 
@@ -64,15 +88,19 @@ class Run:
     world_size: int
 
 
-def _backend_config(cfg: Any) -> dict[str, Any]:  # noqa: ANN401
+def _backend_config(cfg: Any) -> dict[str, Any]:
     settings = dict(cfg.get('backend_config') or dict(type='TorchBackend'))
     kind = settings.get('type')
     if kind not in ENGINES:
-        raise ConfigError(f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(ENGINES)}')
+        raise ConfigError(
+            f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(ENGINES)}'
+        )
     unknown = settings.keys() - {'type', *GRAPH_KEYS, *ENGINES[kind]}
     if unknown:
-        raise ConfigError(f'{cfg.filename}: backend_config has unknown keys {sorted(unknown)}; {kind} takes '
-                          f'{sorted({*GRAPH_KEYS, *ENGINES[kind]})}')
+        raise ConfigError(
+            f'{cfg.filename}: backend_config has unknown keys {sorted(unknown)}; {kind} takes '
+            f'{sorted({*GRAPH_KEYS, *ENGINES[kind]})}'
+        )
     return settings
 
 
@@ -80,11 +108,20 @@ def graph_options(settings: dict[str, Any], deployment: Deployment) -> ExportOpt
     """Return the export options that a `backend_config` asks for; dynamic unless it gives a shape."""
     from mmdeploy_ext import deploy
     from mmdeploy_ext.family import ExportOptions
+
     shape = settings.get('shape')
-    height, width = (0, 0) if shape is None else (shape if isinstance(shape, list | tuple) else (shape, shape))
-    options = ExportOptions(form=settings.get('postprocess', 'full'), opset=settings.get('opset_version') or 0,
-                            height=height, width=width, dynamic=settings.get('dynamic', shape is None),
-                            exporter=settings.get('exporter', 'torchscript'), simplify=settings.get('simplify', False))
+    height, width = (
+        (0, 0) if shape is None else (shape if isinstance(shape, list | tuple) else (shape, shape))
+    )
+    options = ExportOptions(
+        form=settings.get('postprocess', 'full'),
+        opset=settings.get('opset_version') or 0,
+        height=height,
+        width=width,
+        dynamic=settings.get('dynamic', shape is None),
+        exporter=settings.get('exporter', 'torchscript'),
+        simplify=settings.get('simplify', False),
+    )
     return deploy.resolve(options, deployment.model, deployment.rule)
 
 
@@ -94,6 +131,7 @@ def _init_launcher(args: argparse.Namespace) -> tuple[int, int]:
         return 0, 1
     import torch
     from mmcv.runner import get_dist_info, init_dist
+
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     init_dist(args.launcher, backend='nccl' if torch.cuda.is_available() else 'gloo')
     return get_dist_info()
@@ -113,10 +151,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Evaluate."""
     from mmdeploy_ext import compat
+
     compat.apply()
     from mmdeploy_ext import deploy, evaluation
     from mmdeploy_ext.config import load_config
     from mmdeploy_ext.files import check_writable
+
     _check_arguments(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     register()
@@ -125,7 +165,9 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     if args.out:
         check_writable(args.out)
     dataset = evaluation.build_dataset(cfg)
-    work_dir = Path(args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}')
+    work_dir = Path(
+        args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
+    )
     check_writable(work_dir / 'metrics.json')
     rank, world_size = _init_launcher(args)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device)
@@ -137,10 +179,11 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     return status
 
 
-def _run_engine(this: Run, args: argparse.Namespace, loader: Any) -> tuple[Any, int]:  # noqa: ANN401
+def _run_engine(this: Run, args: argparse.Namespace, loader: Any) -> tuple[Any, int]:
     """Run the loop on the engine of the config; the PyTorch weights are gone before an ONNX engine starts."""
     from mmdeploy_ext.detector import BackendDetector
     from mmdeploy_ext.evaluation import run_loop
+
     backend, metadata, dump = make_backend(this)
     with backend:
         if this.backend_config['type'] != 'TorchBackend':
@@ -151,9 +194,16 @@ def _run_engine(this: Run, args: argparse.Namespace, loader: Any) -> tuple[Any, 
         detector = BackendDetector(backend, this.deployment.family, metadata, dump)
         device = args.device if this.backend_config['type'] == 'TorchBackend' else 'cpu'
         distributed = args.launcher != 'none'
-        return run_loop(detector, loader, device=device, distributed=distributed, gpu_collect=args.gpu_collect,
-                        tmpdir=args.tmpdir or str(this.work_dir / '.dist_test') if distributed else None,
-                        show_dir=args.show_dir, show_score_thr=args.show_score_thr), 0
+        return run_loop(
+            detector,
+            loader,
+            device=device,
+            distributed=distributed,
+            gpu_collect=args.gpu_collect,
+            tmpdir=args.tmpdir or str(this.work_dir / '.dist_test') if distributed else None,
+            show_dir=args.show_dir,
+            show_score_thr=args.show_score_thr,
+        ), 0
 
 
 def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
@@ -163,6 +213,7 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
     """
     from mmdeploy_ext import deploy
     from mmdeploy_ext.backends import build_backend
+
     options = graph_options(this.backend_config, this.deployment)
     metadata = deploy.make_metadata(this.deployment, options)
     kind = this.backend_config['type']
@@ -171,12 +222,19 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
         engine_options.pop('dump', None)
         stages = this.deployment.family.stages(this.deployment.model, options, fold=False)
         device = str(next(this.deployment.model.parameters()).device)
-        return build_backend(kind, stages, metadata.spec, device=device), metadata, _dump_options(this, options)
-    path = this.backend_config.get('onnx_file') or str(this.work_dir / f'{this.work_dir.name}_{options.form}.onnx')
+        return (
+            build_backend(kind, stages, metadata.spec, device=device),
+            metadata,
+            _dump_options(this, options),
+        )
+    path = this.backend_config.get('onnx_file') or str(
+        this.work_dir / f'{this.work_dir.name}_{options.form}.onnx'
+    )
     if this.rank == 0:
         export_if_stale(this.deployment, options, metadata, path)
     if this.world_size > 1:
         import torch.distributed
+
         torch.distributed.barrier()
         engine_options.setdefault('threads', max((os.cpu_count() or 1) // this.world_size, 1))
     return build_backend(kind, path, **engine_options), metadata, None
@@ -193,17 +251,25 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
     from mmdeploy_ext.errors import ModelFileError
     from mmdeploy_ext.metadata import read_metadata
     from mmdeploy_ext.preprocess import read_image
+
     reason = 'missing'
     if Path(path).is_file():
         try:
             found = read_metadata(path)
         except ModelFileError as error:
-            raise ModelFileError(f'{error} (backend_config.onnx_file; delete it to have it exported)') from error
-        differing = [title for title, old, new in (
-            ('config', found.config_sha256, metadata.config_sha256),
-            ('checkpoint', found.checkpoint_sha256, metadata.checkpoint_sha256),
-            ('export options', found.options, metadata.options),
-            ('versions', found.versions, metadata.versions)) if old != new]
+            raise ModelFileError(
+                f'{error} (backend_config.onnx_file; delete it to have it exported)'
+            ) from error
+        differing = [
+            title
+            for title, old, new in (
+                ('config', found.config_sha256, metadata.config_sha256),
+                ('checkpoint', found.checkpoint_sha256, metadata.checkpoint_sha256),
+                ('export options', found.options, metadata.options),
+                ('versions', found.versions, metadata.versions),
+            )
+            if old != new
+        ]
         if not differing:
             print(f'{path}: up to date', flush=True)
             return False
@@ -214,8 +280,9 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
     return True
 
 
-def _dump_options(this: Run, options: ExportOptions) -> Any:  # noqa: ANN401
+def _dump_options(this: Run, options: ExportOptions) -> Any:
     from mmdeploy_ext.detector import DumpOptions
+
     settings = this.backend_config.get('dump')
     if settings is None or settings is False:
         return None
@@ -223,9 +290,15 @@ def _dump_options(this: Run, options: ExportOptions) -> Any:  # noqa: ANN401
     folder = Path(settings.pop('dir', None) or this.work_dir / 'dump')
     samples, tensors = settings.pop('samples', 4), settings.pop('tensors', None)
     if settings:
-        raise ConfigError(f'backend_config.dump has unknown keys {sorted(settings)}; expected samples, tensors, dir')
-    facts = dict(config=Path(this.deployment.config).name, config_sha256=this.deployment.config_sha256,
-                 checkpoint_sha256=this.deployment.checkpoint_sha256, form=options.form)
+        raise ConfigError(
+            f'backend_config.dump has unknown keys {sorted(settings)}; expected samples, tensors, dir'
+        )
+    facts = dict(
+        config=Path(this.deployment.config).name,
+        config_sha256=this.deployment.config_sha256,
+        checkpoint_sha256=this.deployment.checkpoint_sha256,
+        form=options.form,
+    )
     if this.rank == 0:
         print(f'dumping the tensors of the first {samples} samples to {folder}', flush=True)
     return DumpOptions(folder, facts, samples, tensors, this.rank, this.world_size)
@@ -236,15 +309,17 @@ def _agrees_with_dump(this: Run, backend: Backend) -> bool:
     if this.rank != 0 or not this.backend_config.get('check_dump', True):
         return True
     from mmdeploy_ext.verify.against_dump import check_dump
+
     return check_dump(backend, this.deployment, this.work_dir / 'dump')
 
 
-def _finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> None:  # noqa: ANN401
+def _finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> None:
     """Write results, evaluate, keep the metrics and print the difference of the engines."""
     import pickle
 
     from mmdeploy_ext import evaluation
     from mmdeploy_ext.files import atomic_path
+
     if results is None:
         return
     if args.out:
@@ -265,10 +340,18 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> None
     """Write `metrics_<engine>.json` and print this engine's metrics, beside PyTorch's when they are known."""
     from mmdeploy_ext.files import read_json, write_json
     from mmdeploy_ext.verify.dataset import metric_rows, metric_table
+
     kind = this.backend_config['type']
-    entry = dict(metrics=metrics, engine=kind, samples=samples, config=Path(this.deployment.config).name,
-                 config_sha256=this.deployment.config_sha256, checkpoint_sha256=this.deployment.checkpoint_sha256,
-                 processes=this.world_size, made=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
+    entry = dict(
+        metrics=metrics,
+        engine=kind,
+        samples=samples,
+        config=Path(this.deployment.config).name,
+        config_sha256=this.deployment.config_sha256,
+        checkpoint_sha256=this.deployment.checkpoint_sha256,
+        processes=this.world_size,
+        made=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    )
     name = {'TorchBackend': 'pth', 'OnnxRuntimeBackend': 'onnx', 'OpenVinoBackend': 'openvino'}[kind]
     target = this.work_dir / f'metrics_{name}.json'
     write_json(target, entry)
@@ -285,8 +368,10 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> None
         print(f'{reference_path} is of another config, checkpoint or number of samples: not compared')
         return
     cli.stdout().print(metric_table(metric_rows(reference['metrics'], metrics), kind))
-    print(f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '
-          f'({reference_path}); this run: {target}')
+    print(
+        f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '
+        f'({reference_path}); this run: {target}'
+    )
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = cli.ArgumentParser(description='Prove that an exported ONNX file is the model of CONFIG and CHECKPOINT: '
-                                            'exit status 0 proven, 1 not, 2 usage.')
+    parser = cli.ArgumentParser(
+        description='Prove that an exported ONNX file is the model of CONFIG and CHECKPOINT: '
+        'exit status 0 proven, 1 not, 2 usage.'
+    )
     shared.add_model_arguments(parser)
     parser.add_argument('onnx_file', metavar='m.onnx', help='file that mm2onnx exported')
-    parser.add_argument('--images', nargs='+', metavar='PATH', help='images or folders to compare on (default: demo/toy.jpg)')
-    parser.add_argument('--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox')
+    parser.add_argument(
+        '--images', nargs='+', metavar='PATH', help='images or folders to compare on (default: demo/toy.jpg)'
+    )
+    parser.add_argument(
+        '--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox'
+    )
     shared.add_engine_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
@@ -30,10 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Load both sides and run the ladder."""
     from mmdeploy_ext import compat
+
     compat.apply()
     from mmdeploy_ext import deploy
     from mmdeploy_ext.backends import build_backend
     from mmdeploy_ext.metadata import read_metadata
+
     engine = shared.engine_options(args)
     metadata = read_metadata(args.onnx_file)
     proof.check_report_targets(args)
@@ -45,7 +53,10 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     metrics = []
     if args.eval:
         from mmdeploy_ext.verify.dataset import compare_metrics
-        metrics = compare_metrics(deployment, lambda: build_backend(path=args.onnx_file, **_as_kind(engine)), args.eval)
+
+        metrics = compare_metrics(
+            deployment, lambda: build_backend(path=args.onnx_file, **_as_kind(engine)), args.eval
+        )
     return proof.run_proof(deployment, args.onnx_file, images, args, engine, metrics)
 
 

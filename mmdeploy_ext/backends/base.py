@@ -80,7 +80,7 @@ class Backend(abc.ABC):
         self.deactivate()
 
 
-def build_backend(kind: str, *args: Any, **options: Any) -> Backend:  # noqa: ANN401
+def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
     """Make a backend by its registered name.
 
     Raises:

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
 
-GRAPH_OPTIMIZATION = {'none': 'ORT_DISABLE_ALL', 'basic': 'ORT_ENABLE_BASIC', 'extended': 'ORT_ENABLE_EXTENDED',
-                      'all': 'ORT_ENABLE_ALL'}
+GRAPH_OPTIMIZATION = {
+    'none': 'ORT_DISABLE_ALL',
+    'basic': 'ORT_ENABLE_BASIC',
+    'extended': 'ORT_ENABLE_EXTENDED',
+    'all': 'ORT_ENABLE_ALL',
+}
 
 
 class OnnxRuntimeBackend(Backend):
@@ -23,8 +27,14 @@ class OnnxRuntimeBackend(Backend):
 
     engine = 'onnxruntime'
 
-    def __init__(self, path: str, providers: Sequence[str] = ('CPUExecutionProvider',), threads: int = 0,
-                 graph_optimization: str = 'all', profile_prefix: str = '') -> None:
+    def __init__(
+        self,
+        path: str,
+        providers: Sequence[str] = ('CPUExecutionProvider',),
+        threads: int = 0,
+        graph_optimization: str = 'all',
+        profile_prefix: str = '',
+    ) -> None:
         """Keep the options.
 
         Args:
@@ -35,8 +45,9 @@ class OnnxRuntimeBackend(Backend):
             profile_prefix: write a profile to a file that begins like this.
         """
         if graph_optimization not in GRAPH_OPTIMIZATION:
-            raise ConfigError(f'graph_optimization={graph_optimization!r}: expected one of '
-                              f'{", ".join(GRAPH_OPTIMIZATION)}')
+            raise ConfigError(
+                f'graph_optimization={graph_optimization!r}: expected one of {", ".join(GRAPH_OPTIMIZATION)}'
+            )
         self.path = str(path)
         self.providers = list(providers)
         self.threads = threads
@@ -46,11 +57,13 @@ class OnnxRuntimeBackend(Backend):
 
     def _options(self) -> onnxruntime.SessionOptions:
         import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel,
-                                                   GRAPH_OPTIMIZATION[self.graph_optimization])
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, GRAPH_OPTIMIZATION[self.graph_optimization]
+        )
         if self.profile_prefix:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile_prefix
@@ -61,10 +74,13 @@ class OnnxRuntimeBackend(Backend):
         import os
 
         import onnxruntime
+
         absent = [name for name in self.providers if name not in onnxruntime.get_available_providers()]
         if absent:
-            raise EngineError(f'execution provider {", ".join(absent)} was asked for; this ONNX Runtime '
-                              f'{onnxruntime.__version__} has {", ".join(onnxruntime.get_available_providers())}')
+            raise EngineError(
+                f'execution provider {", ".join(absent)} was asked for; this ONNX Runtime '
+                f'{onnxruntime.__version__} has {", ".join(onnxruntime.get_available_providers())}'
+            )
         if not os.path.isfile(self.path):
             raise ModelFileError(f'{self.path}: no such ONNX file')
         try:

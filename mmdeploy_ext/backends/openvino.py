@@ -33,7 +33,7 @@ class OpenVinoBackend(Backend):
         self.compiled: Any = None
 
     def activate(self) -> None:
-        """Compile the model; inputs with a default become ordinary inputs, fed with it when the user feeds nothing."""
+        """Compile the model; an input with a default becomes an ordinary input, fed with the default."""
         try:
             import openvino
         except ImportError as error:
@@ -42,18 +42,23 @@ class OpenVinoBackend(Backend):
         self.spec = self.metadata.spec
         core = openvino.Core()
         if self.device not in core.available_devices:
-            raise EngineError(f'OpenVINO device {self.device!r} was asked for; here are {core.available_devices}')
+            raise EngineError(
+                f'OpenVINO device {self.device!r} was asked for; here are {core.available_devices}'
+            )
         settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
         if self.threads:
             settings['INFERENCE_NUM_THREADS'] = self.threads
         try:
-            self.compiled = core.compile_model(core.read_model(self._without_defaults()), self.device, settings)
+            self.compiled = core.compile_model(
+                core.read_model(self._without_defaults()), self.device, settings
+            )
         except RuntimeError as error:
             raise ModelFileError(f'{self.path}: OpenVINO cannot compile it: {error}') from error
 
     def _without_defaults(self) -> bytes:
         """Return the file with its default initializers removed: OpenVINO would take them for constants."""
         import onnx
+
         model = onnx.load(self.path)
         optional = {tensor.name for tensor in self.spec.inputs if tensor.default is not None}
         kept = [value for value in model.graph.initializer if value.name not in optional]

@@ -16,44 +16,87 @@ MIN_OPSET = 19
 def has_deform_conv(module: torch.nn.Module) -> bool:
     """Return whether the module contains one of mmcv's deformable convolutions."""
     from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+
     return any(isinstance(child, DeformConv2d | ModulatedDeformConv2d) for child in module.modules())
 
 
-def _pair(value: Any) -> list[int]:  # noqa: ANN401
+def _pair(value: Any) -> list[int]:
     return [int(value)] * 2 if isinstance(value, int) else [int(item) for item in value]
 
 
-def _attributes(stride: Any, padding: Any, dilation: Any, groups: int, deform_groups: int) -> dict[str, Any]:  # noqa: ANN401
+def _attributes(stride: Any, padding: Any, dilation: Any, groups: int, deform_groups: int) -> dict[str, Any]:
     pads = _pair(padding)
-    return dict(strides_i=_pair(stride), pads_i=[*pads, *pads], dilations_i=_pair(dilation), group_i=int(groups),
-                offset_group_i=int(deform_groups))
+    return dict(
+        strides_i=_pair(stride),
+        pads_i=[*pads, *pads],
+        dilations_i=_pair(dilation),
+        group_i=int(groups),
+        offset_group_i=int(deform_groups),
+    )
 
 
-def _kernel_shape(weight: Any) -> list[int]:  # noqa: ANN401
+def _kernel_shape(weight: Any) -> list[int]:
     return [int(size) for size in weight.type().sizes()[2:]]
 
 
-def _deform_symbolic(g: Any, input: Any, offset: Any, weight: Any, stride: Any, padding: Any, dilation: Any,  # noqa: A002, ANN401
-                     groups: int, deform_groups: int, bias: bool = False, im2col_step: int = 32) -> Any:  # noqa: ANN401, ARG001
+def _deform_symbolic(
+    g: Any,
+    input: Any,
+    offset: Any,
+    weight: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    deform_groups: int,
+    bias: bool = False,
+    im2col_step: int = 32,
+) -> Any:
     """DCN v1. Offsets are (y, x) pairs per kernel tap in both mmcv and ONNX."""
-    return g.op('DeformConv', input, weight, offset, kernel_shape_i=_kernel_shape(weight),
-                **_attributes(stride, padding, dilation, groups, deform_groups))
+    return g.op(
+        'DeformConv',
+        input,
+        weight,
+        offset,
+        kernel_shape_i=_kernel_shape(weight),
+        **_attributes(stride, padding, dilation, groups, deform_groups),
+    )
 
 
-def _modulated_symbolic(g: Any, input: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: Any,  # noqa: A002, ANN401
-                        padding: Any, dilation: Any, groups: int, deform_groups: int) -> Any:  # noqa: ANN401
+def _modulated_symbolic(
+    g: Any,
+    input: Any,
+    offset: Any,
+    mask: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    deform_groups: int,
+) -> Any:
     """DCN v2. mmcv may pass no bias; ONNX wants one before the mask, so it gets zeros."""
     if bias is None or bias.node().mustBeNone():
         bias = g.op('Constant', value_t=torch.zeros(weight.type().sizes()[0]))
-    return g.op('DeformConv', input, weight, offset, bias, mask, kernel_shape_i=_kernel_shape(weight),
-                **_attributes(stride, padding, dilation, groups, deform_groups))
+    return g.op(
+        'DeformConv',
+        input,
+        weight,
+        offset,
+        bias,
+        mask,
+        kernel_shape_i=_kernel_shape(weight),
+        **_attributes(stride, padding, dilation, groups, deform_groups),
+    )
 
 
 @contextlib.contextmanager
 def standard_deform_conv() -> Iterator[None]:
-    """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv instead of `mmcv::` operators."""
+    """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv, not as `mmcv::`."""
     from mmcv.ops.deform_conv import DeformConv2dFunction
     from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
+
     symbolics = {DeformConv2dFunction: _deform_symbolic, ModulatedDeformConv2dFunction: _modulated_symbolic}
     saved = {function: function.__dict__['symbolic'] for function in symbolics}
     try:

@@ -14,7 +14,7 @@ class BatchedNms(torch.autograd.Function):
     """Greedy NMS per image; boxes that may not suppress each other must not overlap (see `class_offsets`)."""
 
     @staticmethod
-    def forward(ctx: Any, bboxes_xyxy: torch.Tensor, scores: torch.Tensor,  # noqa: ANN401, ARG004
+    def forward(ctx: Any, bboxes_xyxy: torch.Tensor, scores: torch.Tensor,
                 iou_threshold: float, max_output: int) -> torch.Tensor:
         """Run mmcv's NMS on each image.
 
@@ -40,7 +40,7 @@ class BatchedNms(torch.autograd.Function):
         return torch.cat(selected) if selected else bboxes_xyxy.new_zeros((0, 3), dtype=torch.int64)
 
     @staticmethod
-    def symbolic(g: Any, bboxes_xyxy: Any, scores: Any, iou_threshold: float, max_output: int) -> Any:  # noqa: ANN401
+    def symbolic(g: Any, bboxes_xyxy: Any, scores: Any, iou_threshold: float, max_output: int) -> Any:
         """Emit NonMaxSuppression. IoU does not care which axis is called x, so `xyxy` needs no reordering."""
         return g.op('NonMaxSuppression', bboxes_xyxy, scores,
                     g.op('Constant', value_t=torch.tensor([max_output], dtype=torch.int64)),

@@ -1,6 +1,7 @@
 """Post-processing of dense 2D heads, equal to mmdet 2.28.2's `BaseDenseHead.get_bboxes`.
 
-Glossary: B batch, L levels, A anchors of one level, C classes, N candidates, n kept rows; pixels of the network input.
+Glossary: B batch, L levels, A anchors of one level, C classes, N candidates, n kept rows; pixels of the
+network input.
 """
 
 from __future__ import annotations
@@ -54,23 +55,31 @@ def nms_config(test_cfg: Mapping[str, Any]) -> NmsConfig:
     nms = dict(test_cfg.get('nms') or {})
     kind = nms.pop('type', 'nms')
     if kind != 'nms':
-        raise ConfigError(f"test_cfg.nms.type={kind!r} has no ONNX form that gives the same detections; expected 'nms' "
-                          f'(--cfg-options model.test_cfg.nms.type=nms)')
+        raise ConfigError(
+            f"test_cfg.nms.type={kind!r} has no ONNX form that gives the same detections; expected 'nms' "
+            f'(--cfg-options model.test_cfg.nms.type=nms)'
+        )
     iou_threshold = nms.pop('iou_threshold', None)
     class_agnostic = bool(nms.pop('class_agnostic', False))
     nms.pop('split_thr', None)
     if iou_threshold is None or nms:
-        raise ConfigError(f'test_cfg.nms: got {dict(test_cfg.get("nms") or {})}; expected iou_threshold, and only '
-                          f'class_agnostic and split_thr beside it')
+        raise ConfigError(
+            f'test_cfg.nms: got {dict(test_cfg.get("nms") or {})}; expected iou_threshold, and only '
+            f'class_agnostic and split_thr beside it'
+        )
     nms_pre = test_cfg.get('deploy_nms_pre')
     if nms_pre is None:
         nms_pre = test_cfg.get('nms_pre', -1)
     for key, value in (('nms_pre', nms_pre), ('max_per_img', test_cfg.get('max_per_img', -1))):
         if int(value) == 0 or int(value) < -1:
             raise ConfigError(f'test_cfg.{key}={value}: expected a positive number, or -1 for no limit')
-    return NmsConfig(score_thr=float(test_cfg.get('score_thr', 0.0)), nms_pre=int(nms_pre),
-                     iou_threshold=float(iou_threshold), max_per_img=int(test_cfg.get('max_per_img', -1)),
-                     class_agnostic=class_agnostic)
+    return NmsConfig(
+        score_thr=float(test_cfg.get('score_thr', 0.0)),
+        nms_pre=int(nms_pre),
+        iou_threshold=float(iou_threshold),
+        max_per_img=int(test_cfg.get('max_per_img', -1)),
+        class_agnostic=class_agnostic,
+    )
 
 
 def limit(wanted: int, available: torch.Tensor | int) -> torch.Tensor | int:
@@ -90,9 +99,9 @@ def _gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 class DenseBoxPostprocess(nn.Module):
     """Score threshold, top-k per level, clipping, rescaling, class-aware NMS, order by descending score.
 
-    The steps and their order are those of mmdet's `get_bboxes`: the threshold looks at class scores before the score
-    factor, top-k runs over (anchor, class) pairs of one level, boxes are clipped to `img_shape` and divided by
-    `scale_factor` before NMS.
+    The steps and their order are those of mmdet's `get_bboxes`: the threshold looks at class scores before
+    the score factor, top-k runs over (anchor, class) pairs of one level, boxes are clipped to `img_shape`
+    and divided by `scale_factor` before NMS.
     """
 
     def __init__(self, config: NmsConfig, clip_border: bool = True) -> None:
@@ -101,9 +110,14 @@ class DenseBoxPostprocess(nn.Module):
         self.config = config
         self.clip_border = clip_border
 
-    def forward(self, mlvl_bboxes: Sequence[torch.Tensor], mlvl_scores: Sequence[torch.Tensor],
-                mlvl_factors: Sequence[torch.Tensor], clip_hw: torch.Tensor,
-                scale_factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self,
+        mlvl_bboxes: Sequence[torch.Tensor],
+        mlvl_scores: Sequence[torch.Tensor],
+        mlvl_factors: Sequence[torch.Tensor],
+        clip_hw: torch.Tensor,
+        scale_factor: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn decoded levels into detections.
 
         Args:
@@ -114,20 +128,26 @@ class DenseBoxPostprocess(nn.Module):
             scale_factor: (B or 1, 4) float32 `w h w h`; boxes are divided by it.
 
         Returns:
-            dets (B, n, 5) float32 x1 y1 x2 y2 score, labels (B, n) int64; n is the largest count of the batch, rows
-            that an image does not have are zero with label -1.
+            dets (B, n, 5) float32 x1 y1 x2 y2 score, labels (B, n) int64; n is the largest count of
+            the batch; rows that an image does not have are zero with label -1.
         """
-        levels = [self._level_candidates(*level) for level in zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)]
-        bboxes, class_scores, factors, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        levels = [
+            self._level_candidates(*level)
+            for level in zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)
+        ]
+        bboxes, class_scores, factors, labels = (
+            torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)
+        )
         candidates = class_scores > self.config.score_thr
         bboxes = self._clip(bboxes, clip_hw) / scale_factor[:, None]
         scores = torch.where(candidates, class_scores * factors, torch.full_like(factors, NO_CANDIDATE))
         kept = self._suppress(bboxes, scores, labels, candidates)
         return self._collect(bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels)
 
-    def _level_candidates(self, bboxes: torch.Tensor, scores: torch.Tensor,
-                          factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Pick the best (anchor, class) pairs of one level: boxes, class scores, factors, labels of (B, N)."""
+    def _level_candidates(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Pick the best (anchor, class) pairs of one level: boxes, class scores, factors, labels."""
         num_classes = scores.shape[2]
         flat = scores.flatten(1)
         if self.config.nms_pre > 0:
@@ -144,19 +164,25 @@ class DenseBoxPostprocess(nn.Module):
         upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1).repeat(1, 2)[:, None]
         return torch.minimum(bboxes.clamp(min=0), upper)
 
-    def _suppress(self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor,
-                  candidates: torch.Tensor) -> torch.Tensor:
+    def _suppress(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
+    ) -> torch.Tensor:
         """Return (B, N) bool: the rows that NMS keeps."""
         separated = bboxes if self.config.class_agnostic else class_offsets(bboxes, labels, candidates)
-        most = self.config.max_per_img if self.config.max_per_img > 0 else 2 ** 31 - 1
+        most = self.config.max_per_img if self.config.max_per_img > 0 else 2**31 - 1
         selected = BatchedNms.apply(separated, scores[:, None], self.config.iou_threshold, most)
         flat_rows = selected[:, 0] * scores.shape[1] + selected[:, 2]
-        flat_kept = torch.zeros_like(scores).flatten().scatter(0, flat_rows, torch.ones_like(flat_rows, dtype=scores.dtype))
+        flat_kept = (
+            torch.zeros_like(scores)
+            .flatten()
+            .scatter(0, flat_rows, torch.ones_like(flat_rows, dtype=scores.dtype))
+        )
         return flat_kept.reshape(scores.shape) > 0
 
-    def _collect(self, bboxes: torch.Tensor, scores: torch.Tensor,
-                 labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sort by descending score, cut to the largest count of the batch, blank the rows that are padding."""
+    def _collect(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sort by descending score, cut to the largest count of the batch, blank the padding."""
         best, rows = scores.topk(limit(self.config.max_per_img, scores.shape[1]), dim=1)
         count = (best > NO_CANDIDATE).sum(dim=1).max()
         best, rows = best[:, :count], rows[:, :count]

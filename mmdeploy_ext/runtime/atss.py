@@ -23,12 +23,17 @@ def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
-def anchors_xyxy(shapes: Sequence[tuple[int, int]], strides: Sequence[int],
-                 base_anchors: Sequence[Sequence[Sequence[float]]]) -> list[np.ndarray]:
+def anchors_xyxy(
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    base_anchors: Sequence[Sequence[Sequence[float]]],
+) -> list[np.ndarray]:
     """Return the anchors of each level, row by row: (h * w * anchors per cell, 4) float32, pixels."""
     levels = []
     for (height, width), stride, base in zip(shapes, strides, base_anchors, strict=True):
-        x, y = np.meshgrid(np.arange(width, dtype=np.float32) * stride, np.arange(height, dtype=np.float32) * stride)
+        x, y = np.meshgrid(
+            np.arange(width, dtype=np.float32) * stride, np.arange(height, dtype=np.float32) * stride
+        )
         shifts = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
         levels.append((shifts + np.asarray(base, np.float32)[None]).reshape(-1, 4))
     return levels
@@ -54,12 +59,13 @@ def decode_deltas(anchors: np.ndarray, deltas: np.ndarray, coder: Mapping[str, A
     return np.concatenate([centre - half, centre + half], axis=-1).astype(np.float32)
 
 
-def decode_raw(outputs: Mapping[str, np.ndarray], height: int, width: int,
-               facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def decode_raw(
+    outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     """Turn the outputs of a `raw` graph into those of a `decode` graph.
 
     Args:
-        outputs: `cls_score_i` (B, a*C, h, w), `bbox_pred_i` (B, a*4, h, w), `centerness_i` (B, a, h, w) per level i.
+        outputs: `cls_score_i` (B, a*C, h, w), `bbox_pred_i` (B, a*4, h, w), `centerness_i`.
         height: H of the network input.
         width: W of the network input.
         facts: the `postprocess` entry of the file's metadata.
@@ -74,8 +80,9 @@ def decode_raw(outputs: Mapping[str, np.ndarray], height: int, width: int,
     shapes = [outputs[f'cls_score_{level}'].shape[2:] for level in range(num_levels)]
     expected = level_shapes(height, width, facts['strides'])
     if [tuple(shape) for shape in shapes] != expected:
-        raise ShapeError(f'cls_score_*: feature maps are {shapes}, expected {expected} for an input of '
-                         f'{height}x{width}')
+        raise ShapeError(
+            f'cls_score_*: feature maps are {shapes}, expected {expected} for an input of {height}x{width}'
+        )
 
     def rows(name: str, level: int, columns: int) -> np.ndarray:
         tensor = outputs[f'{name}_{level}']
@@ -86,20 +93,28 @@ def decode_raw(outputs: Mapping[str, np.ndarray], height: int, width: int,
     boxes = [decode_deltas(anchors[level], rows('bbox_pred', level, 4), facts['coder']) for level in levels]
     scores = [sigmoid(rows('cls_score', level, facts['num_classes'])) for level in levels]
     centerness = [sigmoid(rows('centerness', level, 1))[..., 0] for level in levels]
-    return dict(boxes=np.concatenate(boxes, 1), scores=np.concatenate(scores, 1),
-                centerness=np.concatenate(centerness, 1))
+    return dict(
+        boxes=np.concatenate(boxes, 1),
+        scores=np.concatenate(scores, 1),
+        centerness=np.concatenate(centerness, 1),
+    )
 
 
-def _image_candidates(boxes: np.ndarray, scores: np.ndarray, centerness: np.ndarray, level_sizes: Sequence[int],
-                      facts: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+def _image_candidates(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    centerness: np.ndarray,
+    level_sizes: Sequence[int],
+    facts: Mapping[str, Any],
+) -> tuple[np.ndarray, ...]:
     """Threshold and top-k (anchor, class) pairs per level: boxes, final scores, labels."""
     start = 0
     anchors_kept, labels_kept = [], []
     for size in level_sizes:
-        anchors, labels = np.nonzero(scores[start:start + size] > facts['score_thr'])
+        anchors, labels = np.nonzero(scores[start : start + size] > facts['score_thr'])
         order = np.argsort(-scores[start + anchors, labels], kind='stable')
         if facts['nms_pre'] > 0:
-            order = order[:facts['nms_pre']]
+            order = order[: facts['nms_pre']]
         anchors_kept.append(start + anchors[order])
         labels_kept.append(labels[order])
         start += size
@@ -107,8 +122,15 @@ def _image_candidates(boxes: np.ndarray, scores: np.ndarray, centerness: np.ndar
     return boxes[anchors], scores[anchors, labels] * centerness[anchors], labels
 
 
-def postprocess_image(boxes: np.ndarray, scores: np.ndarray, centerness: np.ndarray, level_sizes: Sequence[int],
-                      clip_hw: Sequence[float], scale_factor: np.ndarray, facts: Mapping[str, Any]) -> Detections:
+def postprocess_image(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    centerness: np.ndarray,
+    level_sizes: Sequence[int],
+    clip_hw: Sequence[float],
+    scale_factor: np.ndarray,
+    facts: Mapping[str, Any],
+) -> Detections:
     """Post-process one image exactly as the `full` graph and mmdet's `get_bboxes` do.
 
     Args:
@@ -133,16 +155,17 @@ def postprocess_image(boxes: np.ndarray, scores: np.ndarray, centerness: np.ndar
         separated = bboxes + (labels.astype(np.float32) * (bboxes.max() + np.float32(1)))[:, None]
     keep = nms(separated, final, facts['iou_threshold'])
     if facts['max_per_img'] > 0:
-        keep = keep[:facts['max_per_img']]
+        keep = keep[: facts['max_per_img']]
     return Detections(bboxes[keep], final[keep], labels[keep].astype(np.int64))
 
 
-def detections(metadata: Metadata, outputs: Mapping[str, np.ndarray],
-               feeds: Mapping[str, np.ndarray]) -> list[Detections]:
+def detections(
+    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+) -> list[Detections]:
     """Turn the outputs of a graph of any form into detections.
 
-    A `decode` file of `--score-form product` has no class scores of their own: the threshold then looks at the product,
-    which keeps fewer boxes than `full` does.
+    A `decode` file of `--score-form product` has no class scores of their own: the threshold looks at the
+    product, which keeps fewer boxes than `full` does.
 
     Args:
         metadata: of the file.
@@ -158,13 +181,29 @@ def detections(metadata: Metadata, outputs: Mapping[str, np.ndarray],
     facts = metadata.postprocess
     if metadata.form == 'raw':
         outputs = decode_raw(outputs, height, width, facts)
-    level_sizes = [h * w * len(base) for (h, w), base in
-                   zip(level_shapes(height, width, facts['strides']), facts['base_anchors'], strict=True)]
+    level_sizes = [
+        h * w * len(base)
+        for (h, w), base in zip(
+            level_shapes(height, width, facts['strides']), facts['base_anchors'], strict=True
+        )
+    ]
     if sum(level_sizes) != outputs['boxes'].shape[1]:
-        raise ShapeError(f"boxes: got {outputs['boxes'].shape[1]} rows, expected {sum(level_sizes)} for an input of "
-                         f'{height}x{width}')
+        raise ShapeError(
+            f'boxes: got {outputs["boxes"].shape[1]} rows, expected {sum(level_sizes)} for an input of '
+            f'{height}x{width}'
+        )
     centerness = outputs.get('centerness', np.ones(outputs['boxes'].shape[:2], np.float32))
     clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
     scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
-    return [postprocess_image(outputs['boxes'][image], outputs['scores'][image], centerness[image], level_sizes,
-                              clip_hw[image], scale_factor[image], facts) for image in range(batch)]
+    return [
+        postprocess_image(
+            outputs['boxes'][image],
+            outputs['scores'][image],
+            centerness[image],
+            level_sizes,
+            clip_hw[image],
+            scale_factor[image],
+            facts,
+        )
+        for image in range(batch)
+    ]

@@ -33,7 +33,9 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
     """
     samples = list_samples(folder)
     if not samples:
-        print(f'no dump in {folder}: run the _pth config first to have the engine checked against PyTorch tensors')
+        print(
+            f'no dump in {folder}: run the _pth config first to have its tensors compared'
+        )
         return True
     agrees = True
     for sample in samples:
@@ -46,21 +48,28 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
         rows = (*case.tensors, *case.detections)
         reasons = [row.reason for row in rows if not row.passed]
         agrees &= case.passed
-        print(f'{sample}: {"agrees" if case.passed else "DIFFERS"} ({len(rows)} comparisons'
-              f'{"; " + reasons[0] if reasons else ""})')
+        print(
+            f'{sample}: {"agrees" if case.passed else "DIFFERS"} ({len(rows)} comparisons'
+            f'{"; " + reasons[0] if reasons else ""})'
+        )
     if not agrees:
-        print('NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
-              'tools/deployment/verify.py, or set backend_config.check_dump=False to evaluate all the same')
+        print(
+            'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
+            'tools/deployment/verify.py, or set backend_config.check_dump=False to evaluate all the same'
+        )
     return agrees
 
 
-def _usable(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], backend: Backend,
-            deployment: Deployment) -> str:
+def _usable(
+    tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], backend: Backend, deployment: Deployment
+) -> str:
     """Return why a sample cannot be compared, or an empty string."""
     for key in ('config_sha256', 'checkpoint_sha256'):
         if manifest[key] != getattr(deployment, key):
             return f'it was dumped from another {key.removesuffix("_sha256")}'
-    required = [tensor.name for tensor in backend.spec.inputs if tensor.default is None] + backend.spec.output_names
+    required = [
+        tensor.name for tensor in backend.spec.inputs if tensor.default is None
+    ] + backend.spec.output_names
     missing = [name for name in required if name not in tensors]
     return f'it has no {", ".join(missing)}' if missing else ''
 
@@ -69,11 +78,21 @@ def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend) -> 
     feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
     outputs = backend.infer(feeds)
     valued = [tensor.name for tensor in backend.spec.outputs if tensor.compare == 'values']
-    rows = tuple(compare_tensors({key: tensors[key] for key in valued}, {key: outputs[key] for key in valued},
-                                 backend.spec)) if valued else ()
+    rows = (
+        tuple(
+            compare_tensors(
+                {key: tensors[key] for key in valued}, {key: outputs[key] for key in valued}, backend.spec
+            )
+        )
+        if valued
+        else ()
+    )
     detections = ()
     if 'dets' in outputs:
-        pairs = zip(from_padded(tensors['dets'], tensors['labels']), from_padded(outputs['dets'], outputs['labels']),
-                    strict=True)
+        pairs = zip(
+            from_padded(tensors['dets'], tensors['labels']),
+            from_padded(outputs['dets'], outputs['labels']),
+            strict=True,
+        )
         detections = tuple(match_detections(name, reference, candidate) for reference, candidate in pairs)
     return Case(name, 'x'.join(map(str, feeds['input'].shape)), False, rows, detections)

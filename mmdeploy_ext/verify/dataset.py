@@ -20,11 +20,12 @@ METRIC_BAR = 0.0005
 """Largest difference of a data-set metric in 0..1 between the engines."""
 
 
-def metric_rows(reference: Mapping[str, float], candidate: Mapping[str, float],
-                bar: float = METRIC_BAR) -> list[MetricRow]:
+def metric_rows(
+    reference: Mapping[str, float], candidate: Mapping[str, float], bar: float = METRIC_BAR
+) -> list[MetricRow]:
     """Compare metrics by name; one that only one engine has fails.
 
-    Metrics are NaN or -1 where the data set has no such object (COCO's convention): equal on both sides is equal.
+    NaN or -1 means that the data set has no such object (COCO's convention): on both sides it is equal.
     """
     rows = []
     for name in sorted(reference.keys() | candidate.keys()):
@@ -34,8 +35,9 @@ def metric_rows(reference: Mapping[str, float], candidate: Mapping[str, float],
     return rows
 
 
-def compare_metrics(deployment: Deployment, make_backend: Callable[[], Backend],
-                    metrics: Sequence[str]) -> list[MetricRow]:
+def compare_metrics(
+    deployment: Deployment, make_backend: Callable[[], Backend], metrics: Sequence[str]
+) -> list[MetricRow]:
     """Evaluate the config's test set with the unpatched PyTorch model and with a backend.
 
     Args:
@@ -59,6 +61,12 @@ def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
     for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
         table.add_column(title, justify='left' if title == 'metric' else 'right')
     for row in rows:
-        table.add_row(row.name, f'{row.reference:.4f}', f'{row.candidate:.4f}', f'{row.candidate - row.reference:+.6f}',
-                      f'{row.bar:g}', 'equal' if row.passed else 'DIFFERS')
+        table.add_row(
+            row.name,
+            f'{row.reference:.4f}',
+            f'{row.candidate:.4f}',
+            f'{row.candidate - row.reference:+.6f}',
+            f'{row.bar:g}',
+            'equal' if row.passed else 'DIFFERS',
+        )
     return table

@@ -57,7 +57,9 @@ class ProofInput:
 
 def export_options(metadata: Metadata) -> ExportOptions:
     """Return the options that a file was exported with."""
-    return ExportOptions.from_json({key: value for key, value in metadata.options.items() if key != 'cfg_options'})
+    return ExportOptions.from_json(
+        {key: value for key, value in metadata.options.items() if key != 'cfg_options'}
+    )
 
 
 def other_view(image_bgr: np.ndarray) -> np.ndarray:
@@ -65,8 +67,9 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
 
 
-def proof_inputs(deployment: Deployment, options: ExportOptions,
-                 images: Sequence[tuple[str, np.ndarray]]) -> list[ProofInput]:
+def proof_inputs(
+    deployment: Deployment, options: ExportOptions, images: Sequence[tuple[str, np.ndarray]]
+) -> list[ProofInput]:
     """Return the inputs of a proof: the traced one, others, and for dynamic graphs other sizes and batch 2.
 
     Args:
@@ -78,7 +81,9 @@ def proof_inputs(deployment: Deployment, options: ExportOptions,
         images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
     height, width = options.height, options.width
 
-    def fixed(name: str, chosen: Sequence[tuple[str, np.ndarray]], size: tuple[int, int], **flags: bool) -> ProofInput:
+    def fixed(
+        name: str, chosen: Sequence[tuple[str, np.ndarray]], size: tuple[int, int], **flags: bool
+    ) -> ProofInput:
         prepared = tuple(deploy.prepare_fixed(deployment.rule, picture, *size) for _, picture in chosen)
         return ProofInput(name, prepared, tuple(chosen), **flags)
 
@@ -86,8 +91,10 @@ def proof_inputs(deployment: Deployment, options: ExportOptions,
     cases = [fixed('traced input', [images[0]] * options.batch, (height, width), traced=True)]
     if options.batch > 1:
         cases.append(fixed(f'batch of {options.batch} images', batch, (height, width), rescale=True))
-    cases += [fixed('other image', [image] * options.batch, (height, width), rescale=bool(index % 2))
-              for index, image in enumerate(images[1:])]
+    cases += [
+        fixed('other image', [image] * options.batch, (height, width), rescale=bool(index % 2))
+        for index, image in enumerate(images[1:])
+    ]
     if options.dynamic:
         cases.append(_unaligned(deployment, images[1], (int(height * 0.75) - 7, int(width * 0.75) + 5)))
         larger = (_aligned(height * 1.25), _aligned(width * 1.125))
@@ -101,8 +108,13 @@ def _aligned(size: float, multiple: int = 32) -> int:
 
 def _unaligned(deployment: Deployment, image: tuple[str, np.ndarray], size: tuple[int, int]) -> ProofInput:
     """Stretch an image to a size that is no multiple of 32, then pad as the config pads."""
-    rule = dataclasses.replace(deployment.rule, size=None, keep_ratio=False, size_divisor=32,
-                               img_scale=(max(size[1], 32), max(size[0], 32)))
+    rule = dataclasses.replace(
+        deployment.rule,
+        size=None,
+        keep_ratio=False,
+        size_divisor=32,
+        img_scale=(max(size[1], 32), max(size[0], 32)),
+    )
     return ProofInput('other size, not a multiple of 32', (rule.apply(image[1]),), (image,))
 
 
@@ -116,8 +128,13 @@ def open_file(path: str) -> tuple[onnx.ModelProto, Metadata]:
     return onnx.load(path), metadata
 
 
-def prove(deployment: Deployment, path: str, images: Sequence[tuple[str, np.ndarray]],
-          engine: str = 'OnnxRuntimeBackend', **engine_options: Any) -> tuple[Verdict, list[PicturePair]]:  # noqa: ANN401
+def prove(
+    deployment: Deployment,
+    path: str,
+    images: Sequence[tuple[str, np.ndarray]],
+    engine: str = 'OnnxRuntimeBackend',
+    **engine_options: Any,
+) -> tuple[Verdict, list[PicturePair]]:
     """Prove one file.
 
     Args:
@@ -132,16 +149,28 @@ def prove(deployment: Deployment, path: str, images: Sequence[tuple[str, np.ndar
     """
     model, metadata = open_file(path)
     if metadata.family != deployment.family.name:
-        raise ModelFileError(f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
-                             f'{deployment.family.name!r}')
+        raise ModelFileError(
+            f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
+            f'{deployment.family.name!r}'
+        )
     options = export_options(metadata)
-    folded = {name: value.detach().cpu().numpy() for name, value in export.fuse(deployment.model).state_dict().items()}
-    verdict = Verdict(subject=_subject(deployment, path, metadata, engine),
-                      structure=[*check_structure(model, metadata, folded, deployment.family.derived_prefixes),
-                                 *_provenance(deployment, metadata)])
+    folded = {
+        name: value.detach().cpu().numpy()
+        for name, value in export.fuse(deployment.model).state_dict().items()
+    }
+    verdict = Verdict(
+        subject=_subject(deployment, path, metadata, engine),
+        structure=[
+            *check_structure(model, metadata, folded, deployment.family.derived_prefixes),
+            *_provenance(deployment, metadata),
+        ],
+    )
     pictures: list[PicturePair] = []
     inputs = proof_inputs(deployment, options, images)
-    with build_backend(engine, path, **engine_options) as backend, Progress(console=stderr(), transient=True) as bar:
+    with (
+        build_backend(engine, path, **engine_options) as backend,
+        Progress(console=stderr(), transient=True) as bar,
+    ):
         task = bar.add_task('proving', total=len(inputs))
         for proof_input in inputs:
             case, pairs = run_case(deployment, backend, proof_input)
@@ -153,7 +182,9 @@ def prove(deployment: Deployment, path: str, images: Sequence[tuple[str, np.ndar
     return verdict, pictures[:MAX_PICTURES]
 
 
-def run_case(deployment: Deployment, backend: Backend, proof_input: ProofInput) -> tuple[Case, list[PicturePair]]:
+def run_case(
+    deployment: Deployment, backend: Backend, proof_input: ProofInput
+) -> tuple[Case, list[PicturePair]]:
     """Give one input to both engines and compare tensors and detections."""
     family, metadata = deployment.family, backend.metadata
     feeds = family.feeds(proof_input.images, proof_input.rescale)
@@ -168,15 +199,26 @@ def run_case(deployment: Deployment, backend: Backend, proof_input: ProofInput) 
         return Case(proof_input.name, shape, proof_input.traced, rows), []
     expected = family.reference_detections(deployment.model, proof_input.images, proof_input.rescale)
     found = family.detections(metadata, outputs, feeds)
-    detections = tuple(match_detections(title, wanted, got) for (title, _), wanted, got in
-                       zip(proof_input.sources, expected, found, strict=True))
-    pairs = [_picture(source, image, wanted, got, proof_input.rescale) for source, image, wanted, got in
-             zip(proof_input.sources, proof_input.images, expected, found, strict=True)]
+    detections = tuple(
+        match_detections(title, wanted, got)
+        for (title, _), wanted, got in zip(proof_input.sources, expected, found, strict=True)
+    )
+    pairs = [
+        _picture(source, image, wanted, got, proof_input.rescale)
+        for source, image, wanted, got in zip(
+            proof_input.sources, proof_input.images, expected, found, strict=True
+        )
+    ]
     return Case(proof_input.name, shape, proof_input.traced, rows, detections), pairs
 
 
-def _picture(source: tuple[str, np.ndarray], image: PreparedImage, reference: Any, candidate: Any,  # noqa: ANN401
-             rescaled: bool) -> PicturePair:
+def _picture(
+    source: tuple[str, np.ndarray],
+    image: PreparedImage,
+    reference: Any,
+    candidate: Any,
+    rescaled: bool,
+) -> PicturePair:
     """Bring both engines' boxes to pixels of the original picture."""
     if not rescaled:
         reference, candidate = reference.scaled(image.scale_factor), candidate.scaled(image.scale_factor)
@@ -187,12 +229,24 @@ def _picture(source: tuple[str, np.ndarray], image: PreparedImage, reference: An
 def _timing(deployment: Deployment, backend: Backend, proof_input: ProofInput) -> dict[str, float]:
     """Return median milliseconds of both engines on the traced input, interleaved."""
     family = deployment.family
-    feeds = {name: array for name, array in family.feeds(proof_input.images, proof_input.rescale).items()
-             if name in backend.spec.input_names}
-    seconds: dict[str, list[float]] = {'PyTorch (network and post-processing)': [], f'{backend.engine} (graph)': []}
+    feeds = {
+        name: array
+        for name, array in family.feeds(proof_input.images, proof_input.rescale).items()
+        if name in backend.spec.input_names
+    }
+    seconds: dict[str, list[float]] = {
+        'PyTorch (network and post-processing)': [],
+        f'{backend.engine} (graph)': [],
+    }
     for _ in range(TIMED_RUNS):
-        for name, run in zip(seconds, (lambda: family.reference_detections(deployment.model, proof_input.images, False),
-                                       lambda: backend.infer(feeds)), strict=True):
+        for name, run in zip(
+            seconds,
+            (
+                lambda: family.reference_detections(deployment.model, proof_input.images, False),
+                lambda: backend.infer(feeds),
+            ),
+            strict=True,
+        ):
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
@@ -200,20 +254,38 @@ def _timing(deployment: Deployment, backend: Backend, proof_input: ProofInput) -
 
 
 def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str) -> dict[str, Any]:
-    return dict(file=Path(path).name, file_sha256=sha256_file(path), family=metadata.family, form=metadata.form,
-                opset=metadata.options['opset'], exporter=metadata.options['exporter'],
-                shape='dynamic' if metadata.options['dynamic'] else 'fixed', engine=engine,
-                config=deployment.config, checkpoint=deployment.checkpoint,
-                config_sha256=deployment.config_sha256, checkpoint_sha256=deployment.checkpoint_sha256,
-                exported_with=metadata.versions, proven_with=export.versions(), python=platform.python_version())
+    return dict(
+        file=Path(path).name,
+        file_sha256=sha256_file(path),
+        family=metadata.family,
+        form=metadata.form,
+        opset=metadata.options['opset'],
+        exporter=metadata.options['exporter'],
+        shape='dynamic' if metadata.options['dynamic'] else 'fixed',
+        engine=engine,
+        config=deployment.config,
+        checkpoint=deployment.checkpoint,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        exported_with=metadata.versions,
+        proven_with=export.versions(),
+        python=platform.python_version(),
+    )
 
 
 def _provenance(deployment: Deployment, metadata: Metadata) -> list[Check]:
     checks = []
-    for title, written, here in (('checkpoint', metadata.checkpoint_sha256, deployment.checkpoint_sha256),
-                                 ('config', metadata.config_sha256, deployment.config_sha256)):
-        checks.append(Check(f'made from this {title}', written == here,
-                            '' if written == here else f'file says {written[:12]}, this {title} is {here[:12]}'))
+    for title, written, here in (
+        ('checkpoint', metadata.checkpoint_sha256, deployment.checkpoint_sha256),
+        ('config', metadata.config_sha256, deployment.config_sha256),
+    ):
+        checks.append(
+            Check(
+                f'made from this {title}',
+                written == here,
+                '' if written == here else f'file says {written[:12]}, this {title} is {here[:12]}',
+            )
+        )
     return checks
 
 
@@ -224,8 +296,12 @@ def _judge_whole(verdict: Verdict, metadata: Metadata) -> None:
     if not detections and not tensors:
         verdict.reasons.append('nothing was compared')
     if detections and not sum(row.matched for row in detections):
-        verdict.reasons.append('not one detection was matched: use images with objects that this model finds '
-                               '(--input-img, --test-img), and a trained checkpoint')
+        verdict.reasons.append(
+            'not one detection was matched: use images with objects that this model finds '
+            '(--input-img, --test-img), and a trained checkpoint'
+        )
     if metadata.options.get('score_form') == 'product':
-        verdict.notes.append('score_form=product keeps no class scores, so detections are not compared: a threshold on '
-                             'the product is not the one that get_bboxes applies')
+        verdict.notes.append(
+            'score_form=product keeps no class scores, so detections are not compared: a threshold on '
+            'the product is not the one that get_bboxes applies'
+        )

@@ -1,4 +1,4 @@
-"""Level 1 of the ladder: is the file a valid graph, the one that was asked for, with the weights of the checkpoint?"""
+"""Level 1 of the ladder: is the file a valid graph, as asked for, with the weights of the checkpoint?"""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec import GraphSpec
 
 DERIVED_ELEMENTS = 64
-"""Constants up to this size (shapes, thresholds, anchors of one cell, folded scalars) are not looked up in the weights."""
+"""Constants up to this size (shapes, thresholds, anchors of one cell) are not looked up in the weights."""
 
 
-def check_structure(model: onnx.ModelProto, metadata: Metadata, weights: Mapping[str, np.ndarray],
-                    derived: Iterable[str] = ()) -> list[Check]:
+def check_structure(
+    model: onnx.ModelProto, metadata: Metadata, weights: Mapping[str, np.ndarray], derived: Iterable[str] = ()
+) -> list[Check]:
     """Run all checks of level 1.
 
     Args:
@@ -31,9 +32,14 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata, weights: Mapping
         weights: name -> array of the model that was exported (batch normalisation folded).
         derived: prefixes of constants that the family computes from parameters.
     """
-    return [_checker(model), _shape_inference(model), _opset(model, int(metadata.options['opset'])),
-            *_names(model, metadata.spec), _inputs_used(model, metadata.spec),
-            _initializers(model, metadata.spec, weights, tuple(derived))]
+    return [
+        _checker(model),
+        _shape_inference(model),
+        _opset(model, int(metadata.options['opset'])),
+        *_names(model, metadata.spec),
+        _inputs_used(model, metadata.spec),
+        _initializers(model, metadata.spec, weights, tuple(derived)),
+    ]
 
 
 def _checker(model: onnx.ModelProto) -> Check:
@@ -65,11 +71,15 @@ def _tensor_text(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str,
 
 def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
     checks = []
-    for title, values, tensors in (('inputs', model.graph.input, spec.inputs),
-                                   ('outputs', model.graph.output, spec.outputs)):
+    for title, values, tensors in (
+        ('inputs', model.graph.input, spec.inputs),
+        ('outputs', model.graph.output, spec.outputs),
+    ):
         found = [_tensor_text(value) for value in values]
         expected = [(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
-        differing = [f'got {got}, expected {want}' for got, want in zip(found, expected, strict=False) if got != want]
+        differing = [
+            f'got {got}, expected {want}' for got, want in zip(found, expected, strict=False) if got != want
+        ]
         if len(found) != len(expected):
             differing.append(f'got {len(found)}, expected {len(expected)}')
         checks.append(Check(f'{title} equal the spec', found == expected, '; '.join(differing)[:300]))
@@ -86,16 +96,19 @@ def _inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
                 for graph in ([attribute.g] if attribute.HasField('g') else []) + list(attribute.graphs):
                     reached.update(name for inner in graph.node for name in inner.input)
     frozen = [tensor.name for tensor in spec.inputs if tensor.name not in reached and not tensor.unused]
-    return Check('every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else '')
+    return Check(
+        'every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else ''
+    )
 
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _initializers(model: onnx.ModelProto, spec: GraphSpec, weights: Mapping[str, np.ndarray],
-                  derived: tuple[str, ...]) -> Check:
-    """Every large constant is bit for bit a weight of the model, as stored or transposed, or listed as derived."""
+def _initializers(
+    model: onnx.ModelProto, spec: GraphSpec, weights: Mapping[str, np.ndarray], derived: tuple[str, ...]
+) -> Check:
+    """Every large constant is bit for bit a weight, as stored or transposed, or listed as derived."""
     known = set()
     for array in weights.values():
         known.add(_digest(array))
@@ -103,8 +116,13 @@ def _initializers(model: onnx.ModelProto, spec: GraphSpec, weights: Mapping[str,
             known.add(_digest(array.T))
     unknown, matched = [], 0
     constants = [(value.name, value) for value in model.graph.initializer]
-    constants += [(node.name or node.output[0], attribute.t) for node in model.graph.node if node.op_type == 'Constant'
-                  for attribute in node.attribute if attribute.name == 'value']
+    constants += [
+        (node.name or node.output[0], attribute.t)
+        for node in model.graph.node
+        if node.op_type == 'Constant'
+        for attribute in node.attribute
+        if attribute.name == 'value'
+    ]
     for name, tensor in constants:
         array = numpy_helper.to_array(tensor)
         if array.dtype.kind != 'f' or name in spec.input_names:

@@ -161,7 +161,7 @@ class Verdict:
         return _plain(dict(verdict='proven' if self.proven else 'not proven', **dataclasses.asdict(self)))
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,9 +1,9 @@
-"""Weights by a seeded rule, for full-size models without a trained checkpoint: `python -m projects.toydata.seeded CONFIG OUT.pth`.
+"""Weights by a seeded rule, for full-size models: `python -m projects.toydata.seeded CONFIG OUT.pth`.
 
-The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch normalisation gets the
-statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits spread around -4.6,
-box deltas around 0 and centerness around 0. Scores are spread, boxes differ from anchor to anchor, and a few per cent of
-the anchors pass mmdet's threshold of 0.05.
+The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norm
+gets the statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits
+spread around -4.6, box deltas around 0 and centerness around 0.5. Scores are spread, boxes differ between
+anchors, and a few per cent of the anchors pass mmdet's threshold of 0.05.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centernes
 
 
 def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tensor:
-    """Return (1, 3, height, width) float32 with structure at all scales, about zero mean and unit variance."""
+    """Return (1, 3, height, width) float32 with structure at all scales, unit variance."""
     rng = np.random.default_rng(seed)
     picture = np.zeros((3, height, width), np.float32)
     for cell in (8, 16, 32, 64):
@@ -43,6 +43,7 @@ def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
 
 def _calibrate_norms(model: nn.Module, pictures: torch.Tensor) -> None:
     """Set running statistics, layer by layer, to those of the pictures."""
+
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         module.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
         module.running_var.copy_(inputs[0].var(dim=(0, 2, 3)) + 1e-3)
@@ -59,7 +60,9 @@ def _scale_head(model: nn.Module, pictures: torch.Tensor) -> None:
     for name, (mean, deviation) in HEAD_TARGETS.items():
         layer = getattr(model.bbox_head, name)
         outputs: list[torch.Tensor] = []
-        handle = layer.register_forward_hook(lambda module, inputs, output, kept=outputs: kept.append(output.flatten()))  # noqa: ARG005
+        handle = layer.register_forward_hook(
+            lambda module, inputs, output, kept=outputs: kept.append(output.flatten())
+        )
         model.bbox_head(model.extract_feat(pictures))
         handle.remove()
         values = torch.cat(outputs)
@@ -87,10 +90,12 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     from mmdeploy_ext import compat
+
     compat.apply()
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.config import load_config
     from mmdeploy_ext.family import find_family
+
     cfg = load_config(args.config)
     model = fill_seeded(find_family(cfg).build(cfg), args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The demonstration: the commands that a user would type, one after another, on generated data; `make demo` runs it."""
+"""The demonstration: the commands that a user would type, one after another, on generated data."""
 
 from __future__ import annotations
 
@@ -20,15 +20,41 @@ def steps(out: str) -> list[tuple[str, list[str]]]:
     images = ['demo/toy.jpg', *(f'{DATA}/val2017/{name}' for name in val_images())]
     return [
         ('generate a COCO-format data set', ['python', '-m', 'projects.toydata.coco', '--out', DATA]),
-        ('evaluate the PyTorch model; dump its tensors',
-         ['tools/dist_test_pth.sh', f'{CONFIG}_pth.py', CHECKPOINT, '1', '--eval=bbox']),
-        ('export it, check it against the dump, evaluate it on ONNX Runtime',
-         ['tools/dist_test_onnx.sh', f'{CONFIG}_onnx.py', CHECKPOINT, '1', '--eval=bbox']),
-        ('prove the file on images that the export never saw, and on the data set',
-         ['python', 'tools/deployment/verify.py', f'{CONFIG}.py', CHECKPOINT, model, '--images', *images,
-          '--eval', 'bbox', '--report', out]),
-        ('use the file without PyTorch',
-         ['python', 'tools/onnx/onnx_with_postprocess.py', model, 'demo/toy.jpg', '--out', f'{out}/toy_det.png']),
+        (
+            'evaluate the PyTorch model; dump its tensors',
+            ['tools/dist_test_pth.sh', f'{CONFIG}_pth.py', CHECKPOINT, '1', '--eval=bbox'],
+        ),
+        (
+            'export it, check it against the dump, evaluate it on ONNX Runtime',
+            ['tools/dist_test_onnx.sh', f'{CONFIG}_onnx.py', CHECKPOINT, '1', '--eval=bbox'],
+        ),
+        (
+            'prove the file on images that the export never saw, and on the data set',
+            [
+                'python',
+                'tools/deployment/verify.py',
+                f'{CONFIG}.py',
+                CHECKPOINT,
+                model,
+                '--images',
+                *images,
+                '--eval',
+                'bbox',
+                '--report',
+                out,
+            ],
+        ),
+        (
+            'use the file without PyTorch',
+            [
+                'python',
+                'tools/onnx/onnx_with_postprocess.py',
+                model,
+                'demo/toy.jpg',
+                '--out',
+                f'{out}/toy_det.png',
+            ],
+        ),
     ]
 
 
@@ -41,7 +67,9 @@ def val_images() -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Run all steps; the first that fails ends the demonstration with its status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', default='work_dirs/demo', help='where the report goes (default: work_dirs/demo)')
+    parser.add_argument(
+        '--out', default='work_dirs/demo', help='where the report goes (default: work_dirs/demo)'
+    )
     args = parser.parse_args(argv)
     start = time.perf_counter()
     count = len(steps(args.out))
@@ -53,13 +81,17 @@ def main(argv: list[str] | None = None) -> int:
             command = ['env', f'PYTHON={sys.executable}', *command]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status:
-            print(f'error: step {index + 1} ended with status {status}: {shlex.join(command)}', file=sys.stderr)
+            print(
+                f'error: step {index + 1} ended with status {status}: {shlex.join(command)}', file=sys.stderr
+            )
             return status
-    print(f'\nDone in {time.perf_counter() - start:.0f} s. Where things are:\n'
-          f'  {args.out}/report.html         the proof, one self-contained page\n'
-          f'  {args.out}/detections.png      both engines side by side\n'
-          f'  {args.out}/toy_det.png         detections of the ONNX file alone\n'
-          f'  work_dirs/atss_toy/            the exported file, both metrics, the dumped tensors')
+    print(
+        f'\nDone in {time.perf_counter() - start:.0f} s. Where things are:\n'
+        f'  {args.out}/report.html         the proof, one self-contained page\n'
+        f'  {args.out}/detections.png      both engines side by side\n'
+        f'  {args.out}/toy_det.png         detections of the ONNX file alone\n'
+        f'  work_dirs/atss_toy/            the exported file, both metrics, the dumped tensors'
+    )
     return 0
 
 

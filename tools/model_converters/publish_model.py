@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KEPT = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_version', 'mmdet_version')
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401
+def plain(value: Any) -> Any:
     """Turn numpy scalars and arrays into Python's own types, which every `weights_only` loader takes."""
     if isinstance(value, list | tuple):
         return type(value)(plain(item) for item in value)

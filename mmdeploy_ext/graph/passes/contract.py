@@ -39,17 +39,23 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     result.CopyFrom(model)
     graph = result.graph
     extra = [value.name for value in graph.input if value.name not in spec.input_names]
-    produced = {name for node in graph.node for name in node.output} | {value.name for value in graph.initializer}
+    produced = {name for node in graph.node for name in node.output} | {
+        value.name for value in graph.initializer
+    }
     absent = [name for name in spec.output_names if name not in produced]
     if extra or absent:
-        raise ExportError(f'{spec.name}: the graph and its spec differ: inputs that the spec lacks {extra}, outputs '
-                          f'that the graph lacks {absent}')
+        raise ExportError(
+            f'{spec.name}: the graph and its spec differ: inputs that the spec lacks {extra}, outputs '
+            f'that the graph lacks {absent}'
+        )
     defaults = [tensor for tensor in spec.inputs if tensor.default is not None]
     names = {tensor.name for tensor in defaults}
     kept = [value for value in graph.initializer if value.name not in names]
-    for field, values in (('input', [_value_info(tensor) for tensor in spec.inputs]),
-                          ('output', [_value_info(tensor) for tensor in spec.outputs]),
-                          ('initializer', kept + [_default(tensor) for tensor in defaults])):
+    for field, values in (
+        ('input', [_value_info(tensor) for tensor in spec.inputs]),
+        ('output', [_value_info(tensor) for tensor in spec.outputs]),
+        ('initializer', kept + [_default(tensor) for tensor in defaults]),
+    ):
         graph.ClearField(field)
         getattr(graph, field).extend(values)
     result.ir_version = max(result.ir_version, 4)

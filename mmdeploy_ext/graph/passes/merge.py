@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: frozenset[str]) -> None:
     """Put `prefix` before every node and value name that is not in `kept`, sub-graphs included."""
+
     def renamed(name: str) -> str:
         return name if not name or name in kept else f'{prefix}/{name.lstrip("/")}'
 
@@ -30,12 +31,13 @@ def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: frozenset[str]) -> 
                 _rename_graph(inner, prefix, kept)
 
 
-def concatenate(models: Sequence[onnx.ModelProto], prefixes: Sequence[str],
-                outputs: Sequence[str]) -> onnx.ModelProto:
+def concatenate(
+    models: Sequence[onnx.ModelProto], prefixes: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
     """Merge models into one: an input of a model is the output of an earlier model with the same name.
 
-    Inputs that no earlier model gives become graph inputs; models may share them. One model alone is renamed likewise,
-    so that names do not depend on how many stages there are.
+    Inputs that no earlier model gives become graph inputs; models may share them. One model alone is
+    renamed likewise, so that names do not depend on how many stages there are.
 
     Args:
         models: in the order of execution; the same opset and no functions.
@@ -45,7 +47,9 @@ def concatenate(models: Sequence[onnx.ModelProto], prefixes: Sequence[str],
     Raises:
         ExportError: the opsets differ, or an output is given by no model.
     """
-    opsets = {tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models}
+    opsets = {
+        tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models
+    }
     if len(opsets) > 1:
         raise ExportError(f'the stages were written with different opsets: {sorted(opsets)}')
     merged = onnx.ModelProto()

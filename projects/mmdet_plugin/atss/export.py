@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import ConfigError, UsageError
 from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
 from mmdeploy_ext.postprocess.bbox2d import DenseBoxPostprocess, nms_config
 from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule, rule_from_pipeline
-from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.runtime import atss as runtime
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
@@ -54,8 +54,8 @@ class RawNetwork(nn.Module):
             image: (B, 3, H, W) float32, normalised.
 
         Returns:
-            `cls_score_i` (B, C, h, w), `bbox_pred_i` (B, 4, h, w), `centerness_i` (B, 1, h, w), kind by kind; logits,
-            deltas, logits.
+            `cls_score_i` (B, C, h, w), `bbox_pred_i` (B, 4, h, w), `centerness_i` (B, 1, h, w), kind by kind;
+            logits, deltas, logits.
         """
         outputs = self.model.bbox_head(self.model.extract_feat(image))
         flat = tuple(tensor for kind in outputs for tensor in kind)
@@ -72,22 +72,27 @@ class Decode(nn.Module):
         self.coder = head.bbox_coder
         self.num_classes = head.cls_out_channels
 
-    def forward(self, *raw: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    def forward(
+        self, *raw: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """Decode the raw outputs.
 
         Returns:
             Per level boxes (B, A, 4) xyxy in pixels, not clipped; class scores (B, A, C); centerness (B, A).
         """
         num_levels = len(raw) // len(KINDS)
-        cls_scores, bbox_preds, centernesses = (raw[kind * num_levels:(kind + 1) * num_levels] for kind in range(3))
+        cls_scores, bbox_preds, centernesses = (
+            raw[kind * num_levels : (kind + 1) * num_levels] for kind in range(3)
+        )
         boxes = [self._boxes(level, deltas) for level, deltas in enumerate(bbox_preds)]
         scores = [_rows(logits, self.num_classes).sigmoid() for logits in cls_scores]
         return boxes, scores, [_rows(logits, 1)[..., 0].sigmoid() for logits in centernesses]
 
     def _boxes(self, level: int, deltas: torch.Tensor) -> torch.Tensor:
-        """Decode one level: (B, a*4, h, w) deltas to (B, A, 4) boxes. Source: mmdet `delta2bbox`, without clipping."""
-        anchors = self.priors.single_level_grid_priors(deltas.shape[-2:], level, dtype=deltas.dtype,
-                                                       device=deltas.device)
+        """Decode one level: (B, a*4, h, w) deltas to (B, A, 4) boxes, as `delta2bbox`, not clipped."""
+        anchors = self.priors.single_level_grid_priors(
+            deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
+        )
         centre = (anchors[:, :2] + anchors[:, 2:]) * 0.5
         size = anchors[:, 2:] - anchors[:, :2]
         deltas = _rows(deltas, 4) * deltas.new_tensor(self.coder.stds) + deltas.new_tensor(self.coder.means)
@@ -107,7 +112,7 @@ def _rows(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 class DecodeForm(nn.Module):
-    """What the `decode` form adds to the network: raw outputs to boxes, scores and centerness of all levels."""
+    """What the `decode` form adds to the network: raw outputs to boxes, scores, centerness."""
 
     def __init__(self, head: nn.Module, product: bool) -> None:
         """Choose whether centerness is an output of its own or a factor of the scores."""
@@ -132,8 +137,9 @@ class FullForm(nn.Module):
         self.decode = Decode(head)
         self.postprocess = DenseBoxPostprocess(nms_config(head.test_cfg), head.bbox_coder.clip_border)
 
-    def forward(self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor,
-                *raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Post-process.
 
         Args:
@@ -158,28 +164,33 @@ class AtssFamily(Family):
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
 
-    def claims(self, cfg: Any) -> bool:  # noqa: ANN401
+    def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""
         return (cfg.model.get('bbox_head') or {}).get('type') == 'ATSSHead'
 
-    def check(self, cfg: Any, options: ExportOptions) -> None:  # noqa: ANN401
+    def check(self, cfg: Any, options: ExportOptions) -> None:
         """See `Family.check`: sizes, coder, DCN and opset."""
         if options.form not in self.forms:
             raise UsageError(f'--postprocess {options.form}: expected one of {", ".join(self.forms)}')
         head = cfg.model.bbox_head
         coder = head.get('bbox_coder', {}).get('type', 'DeltaXYWHBBoxCoder')
         if coder != 'DeltaXYWHBBoxCoder' or head.get('bbox_coder', {}).get('add_ctr_clamp'):
-            raise ConfigError(f'{cfg.filename}: model.bbox_head.bbox_coder is {coder}; ATSS exports with '
-                              f'DeltaXYWHBBoxCoder without add_ctr_clamp')
+            raise ConfigError(
+                f'{cfg.filename}: model.bbox_head.bbox_coder is {coder}; ATSS exports with '
+                f'DeltaXYWHBBoxCoder without add_ctr_clamp'
+            )
         nms_config(cfg.model.get('test_cfg') or {})
         smallest = min(_strides(head))
         if min(options.height, options.width) < smallest:
-            raise UsageError(f'--shape {options.height} {options.width}: each side has to be at least the smallest '
-                             f'stride of the model, {smallest} pixels')
+            raise UsageError(
+                f'--shape {options.height} {options.width}: each side has to be at least the smallest '
+                f'stride of the model, {smallest} pixels'
+            )
 
-    def build(self, cfg: Any) -> nn.Module:  # noqa: ANN401
+    def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
         from mmdet.models import build_detector
+
         model_cfg = cfg.model.copy()
         model_cfg.pretrained = None
         if model_cfg.get('backbone', {}).get('init_cfg'):
@@ -187,60 +198,121 @@ class AtssFamily(Family):
         try:
             return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
         except Exception as error:
-            raise ConfigError(f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}') from error
+            raise ConfigError(
+                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            ) from error
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""
-        batch, height, width = ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
-        image = TensorSpec('input', 'float32', (batch, 3, height, width), 'normalised images, padded bottom and right')
+        batch, height, width = (
+            ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
+        )
+        image = TensorSpec(
+            'input', 'float32', (batch, 3, height, width), 'normalised images, padded bottom and right'
+        )
         outputs = getattr(self, f'_{options.form}_outputs')(model, options)
         inputs = (image, *self._optional_inputs(batch)) if options.form == 'full' else (image,)
         return GraphSpec(f'atss/{options.form}', inputs, outputs)
 
     @staticmethod
     def _optional_inputs(batch: int | str) -> tuple[TensorSpec, ...]:
-        return (TensorSpec('img_shape', 'float32', (batch, 2), 'height and width before padding, which boxes are clipped '
-                           'to; 0 means the input size', 'pixel', default=0.0),
-                TensorSpec('scale_factor', 'float32', (batch, 4), 'w h w h ratios, input / original; boxes are divided '
-                           'by it', default=1.0))
+        return (
+            TensorSpec(
+                'img_shape',
+                'float32',
+                (batch, 2),
+                'height and width before padding, which boxes are clipped to; 0 means the input size',
+                'pixel',
+                default=0.0,
+            ),
+            TensorSpec(
+                'scale_factor',
+                'float32',
+                (batch, 4),
+                'w h w h ratios, input / original; boxes are divided by it',
+                default=1.0,
+            ),
+        )
 
     @staticmethod
-    def _full_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:  # noqa: ARG004
+    def _full_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
         batch = 'B' if options.dynamic else options.batch
-        return (TensorSpec('dets', 'float32', (batch, 'n', 5), 'x1 y1 x2 y2 score in descending score order; pixels of '
-                           'the network input, of the original image when scale_factor is fed; padded with zeros',
-                           compare='detections'),
-                TensorSpec('labels', 'int64', (batch, 'n'), 'class indices; -1 where dets is padding',
-                           compare='detections'))
+        return (
+            TensorSpec(
+                'dets',
+                'float32',
+                (batch, 'n', 5),
+                'x1 y1 x2 y2 score in descending score order; pixels of '
+                'the network input, of the original image when scale_factor is fed; padded with zeros',
+                compare='detections',
+            ),
+            TensorSpec(
+                'labels',
+                'int64',
+                (batch, 'n'),
+                'class indices; -1 where dets is padding',
+                compare='detections',
+            ),
+        )
 
     @staticmethod
     def _decode_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
         head = model.bbox_head
-        batch, anchors = ('B', 'A') if options.dynamic else (options.batch, sum(
-            h * w * len(base) for (h, w), base in zip(_feature_shapes(head, options), head.prior_generator.base_anchors,
-                                                      strict=True)))
-        boxes = TensorSpec('boxes', 'float32', (batch, anchors, 4), 'x1 y1 x2 y2 per anchor, level by level, not clipped',
-                           'pixel', (PIXELS,))
+        batch, anchors = (
+            ('B', 'A')
+            if options.dynamic
+            else (
+                options.batch,
+                sum(
+                    h * w * len(base)
+                    for (h, w), base in zip(
+                        _feature_shapes(head, options), head.prior_generator.base_anchors, strict=True
+                    )
+                ),
+            )
+        )
+        boxes = TensorSpec(
+            'boxes',
+            'float32',
+            (batch, anchors, 4),
+            'x1 y1 x2 y2 per anchor, level by level, not clipped',
+            'pixel',
+            (PIXELS,),
+        )
         if options.score_form == 'product':
-            return boxes, TensorSpec('scores', 'float32', (batch, anchors, head.cls_out_channels),
-                                     'class score times centerness')
-        return (boxes, TensorSpec('scores', 'float32', (batch, anchors, head.cls_out_channels), 'class scores, 0..1'),
-                TensorSpec('centerness', 'float32', (batch, anchors), 'centerness, 0..1'))
+            return boxes, TensorSpec(
+                'scores', 'float32', (batch, anchors, head.cls_out_channels), 'class score times centerness'
+            )
+        return (
+            boxes,
+            TensorSpec('scores', 'float32', (batch, anchors, head.cls_out_channels), 'class scores, 0..1'),
+            TensorSpec('centerness', 'float32', (batch, anchors), 'centerness, 0..1'),
+        )
 
     @staticmethod
     def _raw_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
         head = model.bbox_head
         shapes = _feature_shapes(head, options)
         per_cell = [len(base) for base in head.prior_generator.base_anchors]
-        units = dict(cls_score=('class logits', 'logit', head.cls_out_channels),
-                     bbox_pred=('box deltas dx dy dw dh', '', 4), centerness=('centerness logits', 'logit', 1))
+        units = dict(
+            cls_score=('class logits', 'logit', head.cls_out_channels),
+            bbox_pred=('box deltas dx dy dw dh', '', 4),
+            centerness=('centerness logits', 'logit', 1),
+        )
         batch = 'B' if options.dynamic else options.batch
         outputs = []
         for kind, (meaning, unit, channels) in units.items():
             for level, (height, width) in enumerate(shapes):
                 size = (f'h{level}', f'w{level}') if options.dynamic else (height, width)
-                outputs.append(TensorSpec(f'{kind}_{level}', 'float32', (batch, channels * per_cell[level], *size),
-                                          f'{meaning}, level {level}', unit))
+                outputs.append(
+                    TensorSpec(
+                        f'{kind}_{level}',
+                        'float32',
+                        (batch, channels * per_cell[level], *size),
+                        f'{meaning}, level {level}',
+                        unit,
+                    )
+                )
         return tuple(outputs)
 
     def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
@@ -252,21 +324,31 @@ class AtssFamily(Family):
             outputs = ('boxes', 'scores') if product else ('boxes', 'scores', 'centerness')
             chain.append(Stage('decode', DecodeForm(model.bbox_head, product), raw, outputs, 'torchscript'))
         elif options.form == 'full':
-            chain.append(Stage('postprocess', FullForm(model.bbox_head), ('input', 'img_shape', 'scale_factor', *raw),
-                               ('dets', 'labels'), 'torchscript'))
+            chain.append(
+                Stage(
+                    'postprocess',
+                    FullForm(model.bbox_head),
+                    ('input', 'img_shape', 'scale_factor', *raw),
+                    ('dets', 'labels'),
+                    'torchscript',
+                )
+            )
         return chain
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`: what `runtime/atss.py` reads."""
         head = model.bbox_head
         coder = head.bbox_coder
-        return dict(nms_config(head.test_cfg).to_json(), clip_border=bool(coder.clip_border),
-                    strides=[int(stride[0]) for stride in head.prior_generator.strides],
-                    base_anchors=[base.tolist() for base in head.prior_generator.base_anchors],
-                    coder=dict(means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=WH_RATIO_CLIP),
-                    num_classes=int(head.cls_out_channels))
+        return dict(
+            nms_config(head.test_cfg).to_json(),
+            clip_border=bool(coder.clip_border),
+            strides=[int(stride[0]) for stride in head.prior_generator.strides],
+            base_anchors=[base.tolist() for base in head.prior_generator.base_anchors],
+            coder=dict(means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=WH_RATIO_CLIP),
+            num_classes=int(head.cls_out_channels),
+        )
 
-    def preprocess_rule(self, cfg: Any) -> PreprocessRule:  # noqa: ANN401
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         """See `Family.preprocess_rule`."""
         return rule_from_pipeline(test_pipeline(cfg))
 
@@ -276,14 +358,17 @@ class AtssFamily(Family):
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """See `Family.feeds`."""
-        feeds = dict(input=np.stack([image.tensor for image in images]),
-                     img_shape=np.asarray([image.img_shape for image in images], np.float32))
+        feeds = dict(
+            input=np.stack([image.tensor for image in images]),
+            img_shape=np.asarray([image.img_shape for image in images], np.float32),
+        )
         if rescale:
             feeds['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
         return feeds
 
-    def reference_tensors(self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str,
-                          score_form: str) -> dict[str, np.ndarray]:
+    def reference_tensors(
+        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str
+    ) -> dict[str, np.ndarray]:
         """See `Family.reference_tensors`: mmdet's own head, anchor generator and box coder."""
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
@@ -297,20 +382,31 @@ class AtssFamily(Family):
                     named['scores'] = named['scores'] * named.pop('centerness')[..., None]
         return {name: tensor.cpu().numpy() for name, tensor in named.items()}
 
-    def reference_detections(self, model: nn.Module, images: Sequence[PreparedImage],
-                             rescale: bool) -> list[Detections]:
+    def reference_detections(
+        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> list[Detections]:
         """See `Family.reference_detections`: mmdet's `get_bboxes`."""
-        metas = [dict(img_shape=(*image.img_shape, 3), scale_factor=image.scale_factor, ori_shape=(*image.ori_shape, 3),
-                      pad_shape=(*image.tensor.shape[1:], 3)) for image in images]
+        metas = [
+            dict(
+                img_shape=(*image.img_shape, 3),
+                scale_factor=image.scale_factor,
+                ori_shape=(*image.ori_shape, 3),
+                pad_shape=(*image.tensor.shape[1:], 3),
+            )
+            for image in images
+        ]
         with torch.no_grad():
             batch = torch.from_numpy(np.stack([image.tensor for image in images]))
             batch = batch.to(next(model.parameters()).device)
             results = model.bbox_head.simple_test(model.extract_feat(batch), metas, rescale=rescale)
-        return [Detections(dets[:, :4].cpu().numpy(), dets[:, 4].cpu().numpy(), labels.cpu().numpy())
-                for dets, labels in results]
+        return [
+            Detections(dets[:, :4].cpu().numpy(), dets[:, 4].cpu().numpy(), labels.cpu().numpy())
+            for dets, labels in results
+        ]
 
-    def detections(self, metadata: Metadata, outputs: Mapping[str, np.ndarray],
-                   feeds: Mapping[str, np.ndarray]) -> list[Detections]:
+    def detections(
+        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+    ) -> list[Detections]:
         """See `Family.detections`."""
         return runtime.detections(metadata, outputs, feeds)
 
@@ -325,15 +421,29 @@ def _feature_shapes(head: nn.Module, options: ExportOptions) -> list[tuple[int, 
     return runtime.level_shapes(options.height, options.width, strides)
 
 
-def _decode_by_mmdet(head: nn.Module, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
-                     centernesses: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _decode_by_mmdet(
+    head: nn.Module,
+    cls_scores: Sequence[torch.Tensor],
+    bbox_preds: Sequence[torch.Tensor],
+    centernesses: Sequence[torch.Tensor],
+) -> dict[str, torch.Tensor]:
     """Decode with mmdet's own functions, image by image."""
-    priors = head.prior_generator.grid_priors([tensor.shape[-2:] for tensor in bbox_preds], device=bbox_preds[0].device)
-    boxes = [torch.stack([head.bbox_coder.decode(prior, deltas.permute(1, 2, 0).reshape(-1, 4)) for deltas in level])
-             for prior, level in zip(priors, bbox_preds, strict=True)]
-    rows = [[level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, columns).sigmoid() for level in levels]
-            for levels, columns in ((cls_scores, head.cls_out_channels), (centernesses, 1))]
-    return dict(boxes=torch.cat(boxes, 1), scores=torch.cat(rows[0], 1), centerness=torch.cat(rows[1], 1)[..., 0])
+    priors = head.prior_generator.grid_priors(
+        [tensor.shape[-2:] for tensor in bbox_preds], device=bbox_preds[0].device
+    )
+    boxes = [
+        torch.stack(
+            [head.bbox_coder.decode(prior, deltas.permute(1, 2, 0).reshape(-1, 4)) for deltas in level]
+        )
+        for prior, level in zip(priors, bbox_preds, strict=True)
+    ]
+    rows = [
+        [level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, columns).sigmoid() for level in levels]
+        for levels, columns in ((cls_scores, head.cls_out_channels), (centernesses, 1))
+    ]
+    return dict(
+        boxes=torch.cat(boxes, 1), scores=torch.cat(rows[0], 1), centerness=torch.cat(rows[1], 1)[..., 0]
+    )
 
 
 register_family(AtssFamily())
