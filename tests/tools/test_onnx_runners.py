@@ -1,0 +1,241 @@
+"""The runners: the detections of PyTorch from a file alone, with three packages; bad input by name."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from mmdeploy_ext import deploy
+from mmdeploy_ext.config import load_config
+from mmdeploy_ext.family import ExportOptions, find_family
+from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.verify.tasks.bbox2d import match_detections
+from projects.toydata import coco
+from projects.toydata.seeded import fill_seeded
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
+FULL, REST = 'onnx_with_postprocess', 'onnx_no_topk_nms'
+FILES = {'full': ExportOptions(form='full', dynamic=True),
+         'decode': ExportOptions(form='decode', dynamic=True),
+         'raw': ExportOptions(form='raw', dynamic=True),
+         'full_fixed': ExportOptions(form='full', height=192, width=256),
+         'raw_fixed_batch': ExportOptions(form='raw', height=160, width=224, batch=2)}
+BLOCK = """
+import runpy, sys
+ALLOWED = {'numpy', 'cv2', 'onnxruntime', 'mmdeploy_ext', 'google', 'flatbuffers', 'packaging', 'coloredlogs'}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] not in ALLOWED | set(sys.stdlib_module_names):
+            raise ModuleNotFoundError('blocked: ' + name, name=name)
+sys.meta_path.insert(0, Blocker())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], '--help']
+try:
+    runpy.run_path(sys.argv[0], run_name='__main__')
+except SystemExit as done:
+    assert done.code == 0
+assert not {'onnxruntime', 'cv2', 'numpy', 'torch'} & set(sys.modules)
+"""
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f'tools/onnx/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def deployment(tmp_path_factory):
+    import projects.mmdet_plugin  # noqa: F401
+    cfg = load_config(CONFIG)
+    checkpoint = tmp_path_factory.mktemp('weights') / 'toy.pth'
+    torch.save(dict(state_dict=fill_seeded(find_family(cfg).build(cfg)).state_dict()), checkpoint)
+    return deploy.load(CONFIG, str(checkpoint))
+
+
+@pytest.fixture(scope='module')
+def models(deployment, images, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp('models')
+    picture = read_image(images / 'one.jpg')
+    for name, options in FILES.items():
+        options = deploy.resolve(options, deployment.model, deployment.rule)
+        prepared = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
+        deploy.export_to_file(deployment, options, [prepared], str(folder / f'{name}.onnx'))
+    return {name: folder / f'{name}.onnx' for name in FILES}
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('images')
+    (folder / 'inner').mkdir()
+    for index, (name, size) in enumerate({'one.jpg': (192, 256), 'one.bmp': (150, 210), 'two.png': (230, 180),
+                                          'inner/one.jpg': (96, 128)}.items()):
+        cv2.imwrite(str(folder / name), coco.sample(5, 'picture', index, size)[0])
+    return folder
+
+
+def reference(deployment, options: ExportOptions, image_bgr: np.ndarray) -> Detections:
+    """Return mmdet's own detections in pixels of the image."""
+    rule = deployment.rule
+    prepared = (rule.apply(image_bgr) if options.dynamic else
+                deploy.prepare_fixed(rule, image_bgr, options.height, options.width))
+    return deployment.family.reference_detections(deployment.model, [prepared], True)[0]
+
+
+def from_json(entries) -> Detections:
+    return Detections(np.array([entry['bbox_xyxy'] for entry in entries], np.float32).reshape(-1, 4),
+                      np.array([entry['score'] for entry in entries], np.float32),
+                      np.array([entry['label'] for entry in entries], np.int64))
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(name, deployment, models, images,
+                                                                           tmp_path):
+    runner = tool(FULL if name.startswith('full') else REST)
+    paths = [str(images / 'one.jpg'), str(images / 'two.png')]
+    argv = [str(models[name]), *paths, '--out', str(tmp_path / 'out'), '--json', str(tmp_path / 'found.json')]
+    assert runner.main(argv) == 0
+    for entry in json.loads((tmp_path / 'found.json').read_text())['images']:
+        picture = read_image(entry['image'])
+        wanted = reference(deployment, FILES[name], picture)
+        found = from_json(entry['detections'])
+        # the JSON rounds to 1e-3 pixel, which a sliver of a box feels
+        row = match_detections(entry['image'], wanted, found, iou_bar=0.995)
+        assert row.passed and row.matched >= 10, row
+        assert found.bboxes_xyxy.max() <= max(picture.shape) and (np.diff(found.scores) <= 0).all()
+        assert entry['drawn'] == len(found.above(0.3))
+
+
+def test_a_runner_needs_three_packages_and_no_working_directory(models, images, tmp_path):
+    script = str(REPOSITORY / f'tools/onnx/{FULL}.py')
+    done = subprocess.run([sys.executable, '-c', BLOCK, script, str(models['full']), str(images / 'one.jpg')],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == '' and 'detections' in done.stdout
+    assert read_image(tmp_path / 'work_dirs/onnx_results/one_det.jpg').shape == (192 * 3, 256 * 3, 3)
+
+
+@pytest.mark.parametrize('name', [FULL, REST])
+def test_help_imports_no_engine(name):
+    script = str(REPOSITORY / f'tools/onnx/{name}.py')
+    done = subprocess.run([sys.executable, '-c', HELP, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '--score-thr' in done.stdout
+
+
+def test_a_folder_gives_a_picture_per_image_each_under_its_own_name(models, images, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert tool(FULL).main([str(models['full']), str(images), '--out', str(out)]) == 0
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_file())
+    assert written == ['inner/one_det.jpg', 'one_det.jpg', 'one_det.png', 'two_det.png']
+    assert all(read_image(out / name).size for name in written)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[-1].startswith('4 images, ')
+
+
+def test_a_folder_shows_a_bar_on_a_terminal(models, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    tool(FULL).main([str(models['full']), str(images), '--out', str(tmp_path)])
+    bar = capsys.readouterr().err
+    assert '[..............................] 0/4' in bar and '3/4' in bar and bar.endswith('\r\x1b[K')
+
+
+def test_a_grayscale_image_is_converted(models, tmp_path, images):
+    gray = cv2.cvtColor(read_image(images / 'one.jpg'), cv2.COLOR_BGR2GRAY)
+    cv2.imwrite(str(tmp_path / 'gray.png'), gray)
+    picture = tmp_path / 'x.png'
+    assert tool(FULL).main([str(models['full']), str(tmp_path / 'gray.png'), '--out', str(picture)]) == 0
+    assert read_image(picture).shape[2] == 3
+
+
+def test_equal_stems_get_different_pictures(tmp_path):
+    for name in ('a/x.png', 'b/x.png', 'b/x.tif'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b'1')
+    targets = run_images.plan_pictures([str(tmp_path / 'a'), str(tmp_path / 'b')], tmp_path / 'out')
+    assert [path.name for path in targets.values()] == ['x_det.png', 'x_det_2.png', 'x_det_3.png']
+
+
+def with_props(source: Path, target: Path, **values) -> Path:
+    model = onnx.load(source)
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    del model.metadata_props[:]
+    changed = {PREFIX + key: json.dumps(value) for key, value in values.items()}
+    onnx.helper.set_model_props(model, {**props, **changed} if values else {'note': 'by somebody else'})
+    onnx.save(model, target)
+    return target
+
+
+@pytest.fixture(scope='module')
+def bad(models, images, tmp_path_factory) -> argparse.Namespace:
+    folder = tmp_path_factory.mktemp('bad')
+    (folder / 'corrupt.onnx').write_bytes(models['full'].read_bytes()[:5000])
+    (folder / 'empty.onnx').write_bytes(b'')
+    with_props(models['full'], folder / 'stranger.onnx')
+    with_props(models['full'], folder / 'solo.onnx', family='solo')
+    (folder / 'text.jpg').write_text('no image')
+    (folder / 'empty.jpg').write_bytes(b'')
+    (folder / 'hollow').mkdir()
+    (folder / 'file').write_text('')
+    return argparse.Namespace(bad=folder, images=images, models=models['full'].parent)
+
+
+@pytest.mark.parametrize(('name', 'command', 'message'), [
+    (FULL, '{bad}/none.onnx {images}/one.jpg', 'none.onnx: no such ONNX file'),
+    (FULL, '{bad}/corrupt.onnx {images}/one.jpg', 'corrupt.onnx: ONNX Runtime cannot load it'),
+    (FULL, '{bad}/empty.onnx {images}/one.jpg', 'empty.onnx: '),
+    (FULL, '{images}/one.jpg {images}/one.jpg', 'one.jpg: ONNX Runtime cannot load it'),
+    (FULL, '{bad}/stranger.onnx {images}/one.jpg', 'has no mm2onnx metadata'),
+    (FULL, '{bad}/solo.onnx {images}/one.jpg', "is a model of family 'solo', expected atss"),
+    (FULL, '{models}/raw.onnx {images}/one.jpg', "'raw', expected full; use tools/onnx/onnx_no_topk_nms.py"),
+    (REST, '{models}/full.onnx {images}/one.jpg', "'full', expected decode or raw; use tools/onnx/onnx_with"),
+    (FULL, '{models}/full.onnx {images}/none.jpg', 'none.jpg: no such image'),
+    (FULL, '{models}/full.onnx {bad}/text.jpg', 'text.jpg: is not an image'),
+    (FULL, '{models}/full.onnx {bad}/empty.jpg', 'empty.jpg: is empty (0 bytes)'),
+    (FULL, '{models}/full.onnx {bad}/hollow', 'hollow: no image in this folder'),
+    (FULL, '{models}/full.onnx {images}/one.jpg --score-thr 3', '--score-thr 3.0: expected a value in 0..1'),
+    (FULL, '{models}/full.onnx {images}/one.jpg --score-thr high', 'argument --score-thr'),
+    (FULL, '{models}/full.onnx {images}/one.jpg --threads -1', '--threads -1: expected 0'),
+    (FULL, '{models}/full.onnx {images}/one.jpg --providers NoSuchProvider', 'provider NoSuchProvider'),
+    (FULL, '{models}/full.onnx {images}/one.jpg --out {images}/one.jpg', 'would overwrite the image itself'),
+    (FULL, '{models}/full.onnx {images} --out {out}/x.png', 'is one file, for 4 images'),
+    (FULL, '{models}/full.onnx {images}/one.jpg --out {bad}/file', 'is a file, not a folder'),
+    (FULL, '{models}/full.onnx {images}/one.jpg --json {bad}/hollow', 'is a folder'),
+    (FULL, '{models}/full.onnx', 'the following arguments are required: images'),
+])
+def test_bad_input_is_one_line_and_exit_status_2_and_writes_nothing(name, command, message, bad, tmp_path,
+                                                                    capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = command.format(**vars(bad), out=tmp_path).split()
+    before = {path: path.stat().st_mtime_ns for path in [*bad.bad.rglob('*'), *bad.images.rglob('*')]}
+    try:
+        status = tool(name).main(argv)
+    except SystemExit as left:
+        status = left.code
+    error = capsys.readouterr().err
+    assert status == 2 and error.startswith('error: ') and error.count('\n') == 1 and message in error
+    assert not list(tmp_path.iterdir())
+    assert before == {path: path.stat().st_mtime_ns for path in [*bad.bad.rglob('*'), *bad.images.rglob('*')]}
+
+
+def test_without_onnxruntime_the_message_says_what_to_install(models, images, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    assert tool(FULL).main([str(models['full']), str(images / 'one.jpg')]) == 2
+    assert 'pip install numpy opencv-python-headless onnxruntime' in capsys.readouterr().err
