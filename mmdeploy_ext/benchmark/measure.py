@@ -1,0 +1,279 @@
+"""Interleaved rounds, their stages and ratios.
+
+All contenders run in one process and take turns: every round runs each of them once, in an order that
+rotates, so that a machine that becomes slower or warmer does so for all. A contender's time begins with
+prepared images and ends with detections in numpy, whatever part of the post-processing its graph holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import torch
+
+    from mmdeploy_ext.backends import Backend
+    from mmdeploy_ext.family import Family
+    from mmdeploy_ext.preprocess import PreparedImage
+
+ENGINES = {'torch': 'TorchBackend', 'onnxruntime': 'OnnxRuntimeBackend', 'openvino': 'OpenVinoBackend'}
+"""Name on the command line -> registered backend."""
+BASELINE = 'torch'
+SETTLE_S = 0.02
+"""Pause between two runs: threads of the last engine spin for some milliseconds and would slow the next."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of one contender.
+
+    Attributes:
+        total_s: from prepared images to detections.
+        network_s: until the network (or the graph) has given its tensors; None where that cannot be told.
+        found: detections in the batch.
+    """
+
+    total_s: float
+    network_s: float | None
+    found: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """Something that takes a batch of prepared images and gives detections.
+
+    Attributes:
+        name: for tables; unique.
+        engine: 'torch', 'onnxruntime', 'openvino' ...
+        form: what its graph holds of the post-processing; '' for PyTorch.
+        run: runs one batch.
+        file: the ONNX file, '' for PyTorch.
+    """
+
+    name: str
+    engine: str
+    form: str
+    run: Callable[[Sequence[PreparedImage]], Run]
+    file: str = ''
+
+
+class NetworkClock:
+    """Context manager that notes when the last layer with parameters has run; post-processing follows."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Keep the layers; they are hooked on entry and left as they were on exit."""
+        self.layers = [
+            module for module in model.modules() if next(module.parameters(recurse=False), None) is not None
+        ]
+        self.handles: list[Any] = []
+        self.seconds = 0.0
+
+    def __enter__(self) -> NetworkClock:
+        """Hook the layers."""
+        self.handles = [layer.register_forward_hook(self._note) for layer in self.layers]
+        return self
+
+    def _note(self, *_: object) -> None:
+        self.seconds = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the hooks."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def torch_contender(
+    family: Family, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
+) -> Contender:
+    """Return upstream's own test path in eager PyTorch.
+
+    Args:
+        family: of the model.
+        model: with its weights, in evaluation mode.
+        name: of the contender.
+        clock: active clock of the same model, for the time of the network; CPU only.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+
+    def run(images: Sequence[PreparedImage]) -> Run:
+        start = time.perf_counter()
+        found = family.reference_detections(model, images, True)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        end = time.perf_counter()
+        on_cpu = clock is not None and device.type == 'cpu'
+        return Run(end - start, clock.seconds - start if on_cpu else None, sum(map(len, found)))
+
+    return Contender(name, 'torch', '', run)
+
+
+def graph_feeds(family: Family, backend: Backend, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
+    """Return a batch as inputs of the backend's graph; those that it does not have are left out."""
+    return {
+        name: array for name, array in family.feeds(images, True).items() if name in backend.spec.input_names
+    }
+
+
+def backend_contender(family: Family, backend: Backend, name: str, file: str) -> Contender:
+    """Return a graph on an active backend, and the numpy post-processing that its form leaves out."""
+
+    def run(images: Sequence[PreparedImage]) -> Run:
+        start = time.perf_counter()
+        feeds = family.feeds(images, True)
+        outputs = backend.infer(
+            {key: array for key, array in feeds.items() if key in backend.spec.input_names}
+        )
+        network = time.perf_counter()
+        found = family.detections(backend.metadata, outputs, feeds)
+        end = time.perf_counter()
+        return Run(end - start, network - start, sum(map(len, found)))
+
+    return Contender(name, backend.engine, backend.metadata.form, run, file)
+
+
+def rotated(contenders: Sequence[Contender], index: int) -> list[Contender]:
+    """Return the order of round `index`: every contender is first, second ... equally often."""
+    first = index % len(contenders)
+    return [*contenders[first:], *contenders[:first]]
+
+
+def interleave(
+    contenders: Sequence[Contender],
+    batches: Sequence[Sequence[PreparedImage]],
+    rounds: int,
+    warmup: int = 0,
+    before_each: Callable[[], None] = lambda: None,
+    on_round: Callable[[int, Mapping[str, list[Run]]], None] = lambda index, runs: None,
+) -> dict[str, list[Run]]:
+    """Run every contender once per round.
+
+    Args:
+        contenders: with unique names.
+        batches: inputs; round i takes batch i modulo their number.
+        rounds: that count.
+        warmup: rounds before, which do not count.
+        before_each: called before every run (a barrier, when several processes measure).
+        on_round: called after every counted round with its index and the runs so far.
+
+    Returns:
+        Name -> one run per round.
+    """
+    runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
+    if len(runs) != len(contenders) or not contenders:
+        raise UsageError(
+            f'contenders {[contender.name for contender in contenders]}: expected unique names, at least one'
+        )
+    for index in range(-warmup, rounds):
+        for contender in rotated(contenders, index):
+            before_each()
+            time.sleep(SETTLE_S)
+            run = contender.run(batches[index % len(batches)])
+            if index >= 0:
+                runs[contender.name].append(run)
+        if index >= 0:
+            on_round(index, runs)
+    return runs
+
+
+def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
+    """Return median, quartiles, median absolute deviation, least and largest of some figures."""
+    array = np.asarray(list(values), np.float64)
+    q1, median, q3 = np.percentile(array, [25, 50, 75])
+    figures = dict(
+        median=median, q1=q1, q3=q3, mad=np.median(np.abs(array - median)), min=array.min(), max=array.max()
+    )
+    return {name: round(float(value), digits) for name, value in figures.items()}
+
+
+def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
+    """Return `spread` in milliseconds; None when a run could not tell."""
+    values = list(seconds)
+    return None if None in values else spread(value * 1e3 for value in values)
+
+
+def median_ms(runs: Iterable[Run]) -> float:
+    """Return the median time of some runs in milliseconds."""
+    return statistics.median(run.total_s for run in runs) * 1e3
+
+
+def summarise(
+    contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]], batch: int, processes: int = 1
+) -> list[dict[str, Any]]:
+    """Return one plain dict per contender: times, stages, ratio to PyTorch per round, images per second.
+
+    Args:
+        contenders: in the order of the table.
+        runs: of `interleave`; when several processes measured, theirs one after the other.
+        batch: images per run.
+        processes: that ran at the same time.
+    """
+    rows = []
+    for contender in contenders:
+        mine = runs[contender.name]
+        total = milliseconds(run.total_s for run in mine)
+        row = dict(
+            name=contender.name,
+            engine=contender.engine,
+            form=contender.form,
+            file=contender.file,
+            runs=len(mine),
+            total_ms=total,
+            network_ms=milliseconds(run.network_s for run in mine),
+            postprocess_ms=milliseconds(
+                None if run.network_s is None else run.total_s - run.network_s for run in mine
+            ),
+            images_per_s=round(batch * processes * 1e3 / total['median'], 3),
+            detections_per_image=round(statistics.mean(run.found for run in mine) / batch, 2),
+            ratio_to_torch=None,
+            samples_ms=[round(run.total_s * 1e3, 3) for run in mine],
+        )
+        if BASELINE in runs:
+            row['ratio_to_torch'] = spread(
+                (run.total_s / base.total_s for run, base in zip(mine, runs[BASELINE], strict=True)), 4
+            )
+        rows.append(row)
+    return rows
+
+
+def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """Return what post-processing costs inside the graph: other forms against `raw`, per engine and round."""
+    raws = {contender.engine: contender for contender in reversed(contenders) if contender.form == 'raw'}
+    rows = []
+    for contender in contenders:
+        raw = raws.get(contender.engine)
+        if raw is None or contender.form in ('', 'raw'):
+            continue
+        pairs = [
+            (one.network_s, base.network_s)
+            for one, base in zip(runs[contender.name], runs[raw.name], strict=True)
+        ]
+        rows.append(
+            dict(
+                graph=contender.name,
+                raw=raw.name,
+                ratio=spread((one / base for one, base in pairs), 4),
+                postprocess_in_graph_ms=spread((one - base) * 1e3 for one, base in pairs),
+            )
+        )
+    return rows
+
+
+def preprocess_ms(prepare: Callable[[], object], runs: int = 10) -> dict[str, float]:
+    """Return the time of preparing one batch, which is the same code for every contender."""
+    seconds = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        prepare()
+        seconds.append(time.perf_counter() - start)
+    return milliseconds(seconds[1:])

@@ -1,0 +1,79 @@
+"""Where a graph's time goes, by ONNX Runtime's own profiler. Timed sessions are never profiled."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.benchmark import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mmdeploy_ext.family import Family
+    from mmdeploy_ext.preprocess import PreparedImage
+
+PROFILED_RUNS = 5
+
+
+def profile_graph(
+    path: str, family: Family, images: Sequence[PreparedImage], threads: int, most: int = 10
+) -> dict[str, Any]:
+    """Run a file in an ONNX Runtime session of its own with the profiler on.
+
+    Returns:
+        `operators`: the `most` operator types with calls and milliseconds per run and their share; `nodes`:
+        the same of single nodes; `parts`: by stage of the chain that was exported; `runs`.
+    """
+    with tempfile.TemporaryDirectory(prefix='mm2onnx_profile_') as folder:
+        backend = build_backend(
+            measure.ENGINES['onnxruntime'], path, threads=threads, profile_prefix=str(Path(folder) / 'ort')
+        )
+        with backend:
+            feeds = measure.graph_feeds(family, backend, images)
+            for _ in range(PROFILED_RUNS + 1):
+                backend.infer(feeds)
+            events = json.loads(Path(backend.session.end_profiling()).read_text(encoding='utf-8'))
+    return summarise_profile(events, most)
+
+
+def _part(event: Mapping[str, Any]) -> str:
+    """Return the stage that a node belongs to; changes of memory layout that the engine adds have none."""
+    stage, separator, _ = event['name'].partition('/')
+    return stage if separator else 'layout changes'
+
+
+def summarise_profile(events: Sequence[Mapping[str, Any]], most: int = 10) -> dict[str, Any]:
+    """Sum the events of ONNX Runtime's profiler; the first run is warm-up and left out."""
+    ends = sorted(event['ts'] + event['dur'] for event in events if event.get('name') == 'model_run')
+    kernels = [
+        event
+        for event in events
+        if event.get('cat') == 'Node' and event['name'].endswith('_kernel_time') and event['ts'] >= ends[0]
+    ]
+    count, whole = len(ends) - 1, sum(event['dur'] for event in kernels) or 1
+
+    def top(key: Callable[[Mapping[str, Any]], str]) -> list[dict[str, Any]]:
+        sums: dict[str, list[int]] = {}
+        for event in kernels:
+            sums.setdefault(key(event), []).append(event['dur'])
+        ordered = sorted(sums.items(), key=lambda item: -sum(item[1]))
+        return [
+            dict(
+                name=name,
+                calls=round(len(durations) / count, 2),
+                ms=round(sum(durations) / count / 1e3, 3),
+                share=round(sum(durations) / whole, 4),
+            )
+            for name, durations in ordered
+        ]
+
+    return dict(
+        operators=top(lambda event: event['args']['op_name'])[:most],
+        nodes=top(lambda event: event['name'].removesuffix('_kernel_time'))[:most],
+        parts=top(_part),
+        runs=count,
+    )

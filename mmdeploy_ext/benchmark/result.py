@@ -1,0 +1,94 @@
+"""The content of a benchmark's JSON file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.export import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.benchmark.contenders import Plan
+    from mmdeploy_ext.benchmark.measure import Contender, Run
+
+COUNT_TOLERANCE = 0.02
+"""Numbers of detections may differ by this part: a score beside the threshold falls on either side of it."""
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        names = [
+            line.partition(':')[2].strip()
+            for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+            if line.startswith('model name')
+        ]
+        cpu = names[0] if names else cpu
+    found = versions()
+    with contextlib.suppress(ImportError):
+        import openvino
+
+        found['openvino'] = openvino.__version__
+    return dict(
+        cpu=cpu,
+        cores=len(os.sched_getaffinity(0)),
+        system=platform.platform(),
+        python=platform.python_version(),
+        versions=found,
+    )
+
+
+def doubts(contenders: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what makes the figures doubtful."""
+    counts = sorted(row['detections_per_image'] for row in contenders)
+    if counts[-1] == 0:
+        return ['nothing was found on these images: the cost of post-processing depends on what is found']
+    if counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
+        return [
+            f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image: are they the same '
+            f'model? tools/deployment/verify.py tells'
+        ]
+    return []
+
+
+def make_result(
+    plan: Plan,
+    contenders: Sequence[Contender],
+    runs: Mapping[str, Sequence[Run]],
+    memories: Mapping[str, dict[str, float]],
+) -> dict[str, Any]:
+    """Return the content of the JSON file, all but pre-processing and profiles."""
+    options, deployment = plan.options, plan.deployment
+    rows = measure.summarise(contenders, runs, options.batch, plan.ranks.size)
+    for row in rows:
+        row['memory'] = memories.get(row['name'])
+    return dict(
+        tool='benchmark',
+        config=deployment.config,
+        checkpoint=deployment.checkpoint,
+        cfg_options=deployment.cfg_options,
+        family=deployment.family.name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        device=plan.args.device,
+        input_shape=f'{options.batch}x3x{options.height}x{options.width}',
+        images=len(plan.images),
+        threads=plan.threads,
+        processes=plan.ranks.size,
+        rounds=len(next(iter(runs.values()))),
+        warmup=plan.args.warmup,
+        machine=machine(),
+        contenders=rows,
+        forms=measure.compare_forms(contenders, runs),
+        memory_method=memory.HOW,
+        preprocess_ms=None,
+        notes=[*plan.notes, *doubts(rows)],
+        profiles={},
+    )

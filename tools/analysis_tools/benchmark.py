@@ -1,0 +1,17 @@
+"""Measure PyTorch and the ONNX engines against each other; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def register() -> None:
+    """Import the projects whose families can be measured."""
+    import projects.mmdet_plugin  # noqa: F401
+
+
+if __name__ == '__main__':
+    from mmdeploy_ext.apps.benchmark_app import main
+
+    sys.exit(main(register))
