@@ -97,6 +97,8 @@ def train(args: argparse.Namespace) -> int:
     logger = get_root_logger(log_file=str(folder / f'{timestamp}.log'), log_level=cfg.log_level)
     environment = '\n'.join(f'{key}: {value}' for key, value in collect_env().items())
     logger.info('environment:\n%s\nconfig:\n%s\nseed: %s', environment, cfg.pretty_text, cfg.seed)
+    meta = {'env_info': environment, 'config': cfg.pretty_text, 'seed': cfg.seed,
+            'exp_name': Path(args.config).name}  # before the build, which writes into the config
 
     model = build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
     model.init_weights()
@@ -104,8 +106,6 @@ def train(args: argparse.Namespace) -> int:
     model.CLASSES = dataset.CLASSES
     if cfg.get('checkpoint_config') is not None:
         cfg.checkpoint_config.meta = {'mmdet_version': mmdet.__version__, 'CLASSES': dataset.CLASSES}
-    meta = {'env_info': environment, 'config': cfg.pretty_text, 'seed': cfg.seed,
-            'exp_name': Path(args.config).name}
     train_detector(model, [dataset], cfg, distributed=args.launcher != 'none', validate=not args.no_validate,
                    timestamp=timestamp, meta=meta)
     return 0
