@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Detections
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-PALETTE_BGR = ((56, 56, 255), (255, 144, 30), (60, 180, 20), (0, 200, 255), (230, 60, 200), (210, 200, 0),
-               (30, 110, 245), (150, 60, 120), (90, 230, 150), (180, 130, 250), (40, 80, 140),
-               (255, 220, 130))
+PALETTE_BGR = (
+    (56, 56, 255),
+    (255, 144, 30),
+    (60, 180, 20),
+    (0, 200, 255),
+    (230, 60, 200),
+    (210, 200, 0),
+    (30, 110, 245),
+    (150, 60, 120),
+    (90, 230, 150),
+    (180, 130, 250),
+    (40, 80, 140),
+    (255, 220, 130),
+)
 """Colours of the first classes; later ones walk round the hue circle by the golden angle."""
 LEGIBLE_SIDE = 900
 """Pixels; see `enlarged`."""
@@ -44,8 +55,12 @@ class Style:
     def for_image(cls, height: int, width: int) -> Style:
         """Return sizes that stay legible when the picture is looked at as a whole."""
         side = max(height, width)
-        return cls(thickness=max(1, round(side / 320)), font_scale=max(0.38, side / 1400),
-                   font_thickness=max(1, round(side / 900)), pad=max(2, round(side / 320)))
+        return cls(
+            thickness=max(1, round(side / 320)),
+            font_scale=max(0.38, side / 1400),
+            font_thickness=max(1, round(side / 900)),
+            pad=max(2, round(side / 320)),
+        )
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -69,8 +84,13 @@ def class_name(label: int, classes: Sequence[str]) -> str:
     return str(classes[label]) if 0 <= label < len(classes) else f'class {label}'
 
 
-def draw_detections(image_bgr: np.ndarray, detections: Detections, classes: Sequence[str],
-                    score_thr: float = 0.3) -> np.ndarray:
+def draw_detections(
+    image_bgr: np.ndarray,
+    detections: Detections,
+    classes: Sequence[str],
+    score_thr: float = 0.3,
+    marked: np.ndarray | None = None,
+) -> np.ndarray:
     """Draw boxes with class names and scores.
 
     Labels go above their box, below or into it where that leaves the image or covers the label of a better
@@ -81,33 +101,47 @@ def draw_detections(image_bgr: np.ndarray, detections: Detections, classes: Sequ
         detections: in pixels of the image.
         classes: names by label.
         score_thr: boxes below are left out.
+        marked: (n,) bool; these get a white frame and an exclamation mark.
 
     Returns:
         (h, w, 3) uint8 BGR.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     style = Style.for_image(*canvas.shape[:2])
-    shown = detections.above(score_thr)
-    order = np.argsort(-shown.scores, kind='stable')
+    order = np.argsort(-detections.scores, kind='stable')
     placed: list[tuple[int, int, int, int]] = []
     drawings = []
-    for index in order:
-        label = int(shown.labels[index])
-        text = f'{class_name(label, classes)} {float(shown.scores[index]):.2f}'
-        box = _pixel_box(shown.bboxes_xyxy[index], canvas.shape)
+    for index in order[detections.scores[order] >= score_thr]:
+        label, mark = int(detections.labels[index]), marked is not None and bool(marked[index])
+        text = f'{"! " * mark}{class_name(label, classes)} {float(detections.scores[index]):.2f}'
+        box = _pixel_box(detections.bboxes_xyxy[index], canvas.shape)
         placed.append(_place_label(text, box, canvas.shape, style, placed))
-        drawings.append((box, text, placed[-1], class_colour(label)))
-    for box, _, _, colour in reversed(drawings):
-        if style.thickness > 1:
-            cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2)
-        cv2.rectangle(canvas, box[:2], box[2:], colour, style.thickness)
-    for _, text, place, colour in reversed(drawings):
+        drawings.append((box, text, placed[-1], class_colour(label), mark))
+    for box, _, _, colour, mark in reversed(drawings):
+        _draw_box(canvas, box, colour, style, mark)
+    for _, text, place, colour, _ in reversed(drawings):
         _draw_label(canvas, text, place, colour, style)
     return canvas
 
 
-def enlarged(image_bgr: np.ndarray, detections: Detections,
-             side: int = LEGIBLE_SIDE) -> tuple[np.ndarray, Detections]:
+def _draw_box(
+    canvas: np.ndarray,
+    box: tuple[int, int, int, int],
+    colour: tuple[int, int, int],
+    style: Style,
+    mark: bool,
+) -> None:
+    if mark:
+        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), 3 * style.thickness + 6)
+        cv2.rectangle(canvas, box[:2], box[2:], (255, 255, 255), 3 * style.thickness + 4)
+    elif style.thickness > 1:
+        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2)
+    cv2.rectangle(canvas, box[:2], box[2:], colour, style.thickness)
+
+
+def enlarged(
+    image_bgr: np.ndarray, detections: Detections, side: int = LEGIBLE_SIDE
+) -> tuple[np.ndarray, Detections]:
     """Enlarge a small image by a whole factor, so that labels do not cover what they name.
 
     Args:
@@ -132,8 +166,13 @@ def _pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int,
     return int(x1), int(y1), int(x2), int(y2)
 
 
-def _place_label(text: str, box: tuple[int, int, int, int], shape: tuple[int, ...], style: Style,
-                 taken: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+def _place_label(
+    text: str,
+    box: tuple[int, int, int, int],
+    shape: tuple[int, ...],
+    style: Style,
+    taken: Sequence[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
     """Return a label's (x1, y1, x2, y2), inside the image and clear of earlier ones where possible."""
     (text_w, text_h), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
     width, height = text_w + 2 * style.pad, text_h + baseline + 2 * style.pad
@@ -154,14 +193,27 @@ def _overlap(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> 
     return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
-def _draw_label(canvas: np.ndarray, text: str, place: tuple[int, int, int, int], colour: tuple[int, int, int],
-                style: Style) -> None:
+def _draw_label(
+    canvas: np.ndarray,
+    text: str,
+    place: tuple[int, int, int, int],
+    colour: tuple[int, int, int],
+    style: Style,
+) -> None:
     x1, y1, x2, y2 = place
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, cv2.FILLED)
     (_, _), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
     printable = text.encode('ascii', 'replace').decode()
-    cv2.putText(canvas, printable, (x1 + style.pad, y2 - baseline - style.pad + 1), FONT, style.font_scale,
-                text_colour(colour), style.font_thickness, cv2.LINE_AA)
+    cv2.putText(
+        canvas,
+        printable,
+        (x1 + style.pad, y2 - baseline - style.pad + 1),
+        FONT,
+        style.font_scale,
+        text_colour(colour),
+        style.font_thickness,
+        cv2.LINE_AA,
+    )
 
 
 def encode_png(image_bgr: np.ndarray) -> bytes:

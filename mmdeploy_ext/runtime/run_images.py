@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 RUNTIMES = {'atss': 'mmdeploy_ext.runtime.atss'}
 """Family -> the module whose `detections(metadata, outputs, feeds)` finishes what its graphs leave out."""
-RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py', 'decode': 'tools/onnx/onnx_no_topk_nms.py',
-           'raw': 'tools/onnx/onnx_no_topk_nms.py'}
+RUNNERS = {
+    'full': 'tools/onnx/onnx_with_postprocess.py',
+    'decode': 'tools/onnx/onnx_no_topk_nms.py',
+    'raw': 'tools/onnx/onnx_no_topk_nms.py',
+}
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 BAR_WIDTH = 30
@@ -54,17 +57,37 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help='ONNX file written by tools/deployment/pytorch2onnx.py')
     parser.add_argument('images', nargs='+', help='image files or folders')
-    parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='PATH',
-                        help='folder for the pictures, which are named like the image with _det; or, for one '
-                             'image, a .jpg or .png file (default: %(default)s). Small images are enlarged '
-                             'by a whole factor to be legible; --json is in pixels of the image')
-    parser.add_argument('--score-thr', type=float, default=0.3, metavar='S',
-                        help='draw and count boxes of at least this score, 0..1 (default: %(default)s)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=DEFAULT_OUT,
+        metavar='PATH',
+        help='folder for the pictures, which are named like the image with _det; or, for one '
+        'image, a .jpg or .png file (default: %(default)s). Small images are enlarged '
+        'by a whole factor to be legible; --json is in pixels of the image',
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        metavar='S',
+        help='draw and count boxes of at least this score, 0..1 (default: %(default)s)',
+    )
     parser.add_argument('--json', metavar='FILE', help='write all detections, also those that are not drawn')
-    parser.add_argument('--providers', nargs='+', default=['CPUExecutionProvider'], metavar='NAME',
-                        help='execution providers in order of preference; one that is not there is an error')
-    parser.add_argument('--threads', type=int, default=0, metavar='N',
-                        help="threads within an operator (default: ONNX Runtime's choice)")
+    parser.add_argument(
+        '--providers',
+        nargs='+',
+        default=['CPUExecutionProvider'],
+        metavar='NAME',
+        help='execution providers in order of preference; one that is not there is an error',
+    )
+    parser.add_argument(
+        '--threads',
+        type=int,
+        default=0,
+        metavar='N',
+        help="threads within an operator (default: ONNX Runtime's choice)",
+    )
     cli.add_debug_option(parser)
     return parser
 
@@ -80,8 +103,10 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...]) -> int:
         from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
         from mmdeploy_ext.files import check_writable, write_json
     except ImportError as error:
-        raise EngineError(f'{error.name} is not installed; this tool needs: pip install numpy '
-                          f'opencv-python-headless onnxruntime') from error
+        raise EngineError(
+            f'{error.name} is not installed; this tool needs: pip install numpy '
+            f'opencv-python-headless onnxruntime'
+        ) from error
     targets = plan_pictures(args.images, args.out)
     for target in (*targets.values(), *([args.json] if args.json else [])):
         check_writable(target)
@@ -91,8 +116,16 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...]) -> int:
         entries = run_all(backend, targets, args.score_thr)
     if args.json:
         metadata = backend.metadata
-        write_json(args.json, dict(model=args.model, family=metadata.family, form=metadata.form,
-                                   classes=list(metadata.classes), images=entries))
+        write_json(
+            args.json,
+            dict(
+                model=args.model,
+                family=metadata.family,
+                form=metadata.form,
+                classes=list(metadata.classes),
+                images=entries,
+            ),
+        )
     if len(entries) > 1:
         seconds = time.perf_counter() - start
         drawn = sum(entry['drawn'] for entry in entries)
@@ -107,15 +140,20 @@ def check_file(path: str, metadata: Metadata, forms: tuple[str, ...]) -> None:
         ModelFileError: unknown family, or a form that another tool takes.
     """
     if metadata.family not in RUNTIMES:
-        raise ModelFileError(f'{path}: is a model of family {metadata.family!r}, expected '
-                             f'{" or ".join(RUNTIMES)}')
+        raise ModelFileError(
+            f'{path}: is a model of family {metadata.family!r}, expected {" or ".join(RUNTIMES)}'
+        )
     if metadata.form not in forms:
         other = f'; use {RUNNERS[metadata.form]} for it' if metadata.form in RUNNERS else ''
-        raise ModelFileError(f'{path}: its post-processing form is {metadata.form!r}, expected '
-                             f'{" or ".join(forms)}{other}')
+        raise ModelFileError(
+            f'{path}: its post-processing form is {metadata.form!r}, expected {" or ".join(forms)}{other}'
+        )
     if metadata.options.get('score_form') == 'product':
-        print('note: score_form=product: the threshold looks at class score times centerness, which keeps '
-              'fewer boxes than the PyTorch model does', file=sys.stderr)
+        print(
+            'note: score_form=product: the threshold looks at class score times centerness, which keeps '
+            'fewer boxes than the PyTorch model does',
+            file=sys.stderr,
+        )
 
 
 def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
@@ -125,8 +163,12 @@ def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
         UsageError: `out` names one file for several images, or an image itself.
     """
     from mmdeploy_ext.preprocess import list_images
-    relative = {file: file.relative_to(path) if path.is_dir() else Path(file.name)
-                for path in map(Path, inputs) for file in list_images([path])}
+
+    relative = {
+        file: file.relative_to(path) if path.is_dir() else Path(file.name)
+        for path in map(Path, inputs)
+        for file in list_images([path])
+    }
     if out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir():
         if len(relative) > 1:
             raise UsageError(f'--out {out}: is one file, for {len(relative)} images; give a folder')
@@ -154,6 +196,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     from mmdeploy_ext import draw
     from mmdeploy_ext.files import atomic_path
     from mmdeploy_ext.preprocess import read_image
+
     image = read_image(source)
     start = time.perf_counter()
     found = detect(backend, image)
@@ -163,9 +206,15 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     encode = draw.encode_png if target.suffix.lower() == '.png' else draw.encode_jpeg
     with atomic_path(target) as temporary:
         temporary.write_bytes(encode(picture))
-    return dict(image=str(source), picture=str(target), height=image.shape[0], width=image.shape[1],
-                milliseconds=round(milliseconds, 2), drawn=len(found.above(score_thr)),
-                detections=found.to_json(classes))
+    return dict(
+        image=str(source),
+        picture=str(target),
+        height=image.shape[0],
+        width=image.shape[1],
+        milliseconds=round(milliseconds, 2),
+        drawn=len(found.above(score_thr)),
+        detections=found.to_json(classes),
+    )
 
 
 def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections:
@@ -197,15 +246,20 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
     """Return `input`, `img_shape`, `scale_factor` of a batch of one; repeated where the batch is fixed."""
     import numpy as np
+
     batch = metadata.spec.tensor('input').axes[0]
     repeats = batch if isinstance(batch, int) else 1
-    feeds = dict(input=prepared.tensor, img_shape=np.asarray(prepared.img_shape, np.float32),
-                 scale_factor=prepared.scale_factor)
+    feeds = dict(
+        input=prepared.tensor,
+        img_shape=np.asarray(prepared.img_shape, np.float32),
+        scale_factor=prepared.scale_factor,
+    )
     return {name: np.stack([array] * repeats) for name, array in feeds.items()}
 
 
-def run_all(backend: OnnxRuntimeBackend, targets: Mapping[Path, Path],
-            score_thr: float) -> list[dict[str, Any]]:
+def run_all(
+    backend: OnnxRuntimeBackend, targets: Mapping[Path, Path], score_thr: float
+) -> list[dict[str, Any]]:
     """Run the images, one printed line each, above a bar on stderr where that is a terminal."""
     total, entries = len(targets), []
     visible = total > 1 and sys.stderr.isatty()
@@ -219,7 +273,10 @@ def run_all(backend: OnnxRuntimeBackend, targets: Mapping[Path, Path],
         finally:
             if visible:
                 print('\r\x1b[K', end='', file=sys.stderr, flush=True)
-        print(f'{source}: {entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}, '
-              f'{entry["milliseconds"]:.0f} ms -> {target}', flush=True)
+        print(
+            f'{source}: {entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}, '
+            f'{entry["milliseconds"]:.0f} ms -> {target}',
+            flush=True,
+        )
         entries.append(entry)
     return entries

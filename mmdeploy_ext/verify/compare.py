@@ -17,8 +17,9 @@ HISTOGRAM_DECADES = (-12, 0)
 """Decades of |difference| / scale in a row's histogram; the first count is all that is equal or below."""
 
 
-def compare_tensors(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray],
-                    spec: GraphSpec) -> list[TensorRow]:
+def compare_tensors(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], spec: GraphSpec
+) -> list[TensorRow]:
     """Compare the outputs that the spec compares by value, column group by column group.
 
     Nothing passes by being absent: a name that one side lacks, a name that the spec does not know, an empty
@@ -38,8 +39,14 @@ def compare_tensors(reference: Mapping[str, np.ndarray], candidate: Mapping[str,
             rows.extend(_compare_output(tensor, reference.get(tensor.name), candidate.get(tensor.name)))
     for side, tensors in (('the reference', reference), ('the candidate', candidate)):
         unknown = [name for name in tensors if name not in spec.output_names]
-        rows.extend(failed_row(name, f'extra: only {side} has it; outputs of {spec.name} are '
-                                     f'{", ".join(spec.output_names)}', tensors[name]) for name in unknown)
+        rows.extend(
+            failed_row(
+                name,
+                f'extra: only {side} has it; outputs of {spec.name} are {", ".join(spec.output_names)}',
+                tensors[name],
+            )
+            for name in unknown
+        )
     return rows
 
 
@@ -54,8 +61,9 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return 'x'.join(map(str, shape)) or 'scalar'
 
 
-def _compare_output(tensor: TensorSpec, reference: np.ndarray | None,
-                    candidate: np.ndarray | None) -> list[TensorRow]:
+def _compare_output(
+    tensor: TensorSpec, reference: np.ndarray | None, candidate: np.ndarray | None
+) -> list[TensorRow]:
     reason = _incomparable(reference, candidate)
     if reason:
         return [failed_row(tensor.name, reason, reference)]
@@ -122,8 +130,17 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
     elif max_abs > tolerance:
         over = int((difference > tolerance).sum())
         reason = f'{over} of {difference.size} values differ by more than {tolerance:.3g}' + _of_unit(group)
-    return TensorRow(name, shape_text(reference.shape), max_abs, _ratio(max_abs, scale),
-                     _cosine(expected, got), tolerance, not reason, reason, _histogram(difference, scale))
+    return TensorRow(
+        name,
+        shape_text(reference.shape),
+        max_abs,
+        _ratio(max_abs, scale),
+        _cosine(expected, got),
+        tolerance,
+        not reason,
+        reason,
+        _histogram(difference, scale),
+    )
 
 
 def _of_unit(group: ColumnGroup) -> str:

@@ -34,15 +34,18 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     """
     failed = [check for check in verdict.structure if not check.passed]
     for check in failed:
-        console.print(f'[red]FAILED[/red] structure: {escape(check.name)}: {escape(check.detail)}',
-                      soft_wrap=True)
+        console.print(
+            f'[red]FAILED[/red] structure: {escape(check.name)}: {escape(check.detail)}', soft_wrap=True
+        )
     if verdict.structure and not failed:
         console.print(f'structure: {len(verdict.structure)} checks passed')
     if any(case.tensors or case.detections for case in verdict.cases):
         console.print(verdict_table(verdict))
     for row in verdict.metrics:
-        console.print(f'{_mark(row.passed)} {escape(row.name)}: PyTorch {row.reference:.4f}, ONNX '
-                      f'{row.candidate:.4f}, {_metric_difference(row)}')
+        console.print(
+            f'{_mark(row.passed)} {escape(row.name)}: PyTorch {row.reference:.4f}, ONNX '
+            f'{row.candidate:.4f}, {_metric_difference(row)}'
+        )
     for note in verdict.notes:
         console.print(f'note: {escape(note)}', soft_wrap=True)
     colour = 'bold green' if verdict.proven else 'bold red'
@@ -67,9 +70,13 @@ def verdict_table(verdict: Verdict) -> Table:
         lines = _case_lines(case, brief)
         table.add_row(f'[bold]{escape(case.name)}[/bold] [dim]{escape(case.input_shape)}[/dim]')
         for index, line in enumerate(lines):
-            cells = line[:len(table.columns) - 1]
-            table.add_row(*cells, *([''] * (len(table.columns) - 1 - len(cells))), line[-1],
-                          end_section=index == len(lines) - 1)
+            cells = line[: len(table.columns) - 1]
+            table.add_row(
+                *cells,
+                *([''] * (len(table.columns) - 1 - len(cells))),
+                line[-1],
+                end_section=index == len(lines) - 1,
+            )
     return table
 
 
@@ -78,11 +85,31 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
     brief = brief or len(case.tensors) + len(case.detections) > MAX_ROWS
     lines = []
     for row, count in _shown(case.tensors, _tensor_badness, brief):
-        lines.append((_name(row.tensor, count), row.shape, figure(row.max_abs), figure(row.max_rel),
-                      cosine_text(row.cosine), figure(row.tolerance), '', _mark(row.passed)))
+        lines.append(
+            (
+                _name(row.tensor, count),
+                row.shape,
+                figure(row.max_abs),
+                figure(row.max_rel),
+                cosine_text(row.cosine),
+                figure(row.tolerance),
+                '',
+                _mark(row.passed),
+            )
+        )
     for row, count in _shown(case.detections, _detection_badness, brief):
-        lines.append((_name(row.image, count), str(row.reference), str(row.matched), str(row.missing),
-                      str(row.extra), f'{row.worst_iou:.6f}', figure(row.worst_score), _mark(row.passed)))
+        lines.append(
+            (
+                _name(row.image, count),
+                str(row.reference),
+                str(row.matched),
+                str(row.missing),
+                str(row.extra),
+                f'{row.worst_iou:.6f}',
+                figure(row.worst_score),
+                _mark(row.passed),
+            )
+        )
     return lines
 
 
@@ -131,10 +158,14 @@ def next_command(verdict: Verdict) -> str:
     model = f'{subject.get("config", "CONFIG")} {subject.get("checkpoint", "CHECKPOINT")}'
     detections = [row for case in verdict.cases for row in case.detections]
     if subject.get('form') == 'full' and not all(row.passed for row in detections):
-        return (f'python tools/deployment/pytorch2onnx.py {model} --output-file raw.onnx --skip-postprocess '
-                f'--verify   (is it the network or the post-processing?)')
-    return (f'python tools/deployment/verify.py {model} {file} --report work_dirs/report   '
-            f'(figures and pictures of every comparison)')
+        return (
+            f'python tools/deployment/pytorch2onnx.py {model} --output-file raw.onnx --skip-postprocess '
+            f'--verify   (is it the network or the post-processing?)'
+        )
+    return (
+        f'python tools/deployment/verify.py {model} {file} --report work_dirs/report   '
+        f'(figures and pictures of every comparison)'
+    )
 
 
 def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:

@@ -152,13 +152,54 @@ class Verdict:
     @property
     def proven(self) -> bool:
         """Whether everything passed, and something was compared at all, on an input that was not traced."""
-        return (not self.reasons and bool(self.structure) and any(not case.traced for case in self.cases)
-                and all(check.passed for check in self.structure) and all(case.passed for case in self.cases)
-                and all(row.passed for row in self.metrics))
+        return (
+            not self.reasons
+            and bool(self.structure)
+            and any(not case.traced for case in self.cases)
+            and all(check.passed for check in self.structure)
+            and all(case.passed for case in self.cases)
+            and all(row.passed for row in self.metrics)
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of all cases together: counts, worst values, one histogram of all tensors."""
+        tensors = [row for case in self.cases for row in case.tensors]
+        images = [row for case in self.cases for row in case.detections]
+        counts = {
+            name: sum(getattr(row, name) for row in images)
+            for name in ('reference', 'matched', 'missing', 'extra')
+        }
+        return dict(
+            inputs=len(self.cases),
+            unseen_inputs=sum(not case.traced for case in self.cases),
+            checks=len(self.structure),
+            checks_failed=sum(not check.passed for check in self.structure),
+            tensors=len(tensors),
+            tensors_failed=sum(not row.passed for row in tensors),
+            worst_rel=max((row.max_rel for row in tensors if row.max_rel is not None), default=None),
+            images=len(images),
+            images_failed=sum(not row.passed for row in images),
+            **counts,
+            worst_iou=min((row.worst_iou for row in images), default=None),
+            worst_score=max((row.worst_score for row in images), default=None),
+            histogram=[
+                sum(column)
+                for column in zip(*(row.histogram for row in tensors if row.histogram), strict=True)
+            ],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
-        return _plain(dict(verdict='proven' if self.proven else 'not proven', **dataclasses.asdict(self)))
+        content = dict(
+            verdict='proven' if self.proven else 'not proven',
+            summary=self.summary(),
+            **dataclasses.asdict(self),
+        )
+        for case, entry in zip(self.cases, content['cases'], strict=True):
+            entry['passed'] = case.passed
+        for entry in content['metrics']:
+            entry['difference'] = abs(entry['candidate'] - entry['reference'])
+        return _plain(content)
 
 
 def _plain(value: Any) -> Any:

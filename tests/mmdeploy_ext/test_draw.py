@@ -27,8 +27,18 @@ def test_boxes_below_the_threshold_are_left_out():
     assert (draw.draw_detections(GREY, one([50, 100, 200, 250], score=0.2), ['cat'], 0.1) != GREY).any()
 
 
-@pytest.mark.parametrize('box', [[0, 0, 40, 30], [370, 0, 399, 40], [360, 270, 399, 299], [0, 270, 40, 299],
-                                 [0, 0, 399, 299], [-50, -50, 500, 400], [398, 298, 399, 299]])
+@pytest.mark.parametrize(
+    'box',
+    [
+        [0, 0, 40, 30],
+        [370, 0, 399, 40],
+        [360, 270, 399, 299],
+        [0, 270, 40, 299],
+        [0, 0, 399, 299],
+        [-50, -50, 500, 400],
+        [398, 298, 399, 299],
+    ],
+)
 def test_labels_are_whole_at_every_border(box):
     height, width = GREY.shape[:2]
     style = draw.Style.for_image(height, width)

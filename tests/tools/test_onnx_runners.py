@@ -27,11 +27,13 @@ from projects.toydata.seeded import fill_seeded
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
 FULL, REST = 'onnx_with_postprocess', 'onnx_no_topk_nms'
-FILES = {'full': ExportOptions(form='full', dynamic=True),
-         'decode': ExportOptions(form='decode', dynamic=True),
-         'raw': ExportOptions(form='raw', dynamic=True),
-         'full_fixed': ExportOptions(form='full', height=192, width=256),
-         'raw_fixed_batch': ExportOptions(form='raw', height=160, width=224, batch=2)}
+FILES = {
+    'full': ExportOptions(form='full', dynamic=True),
+    'decode': ExportOptions(form='decode', dynamic=True),
+    'raw': ExportOptions(form='raw', dynamic=True),
+    'full_fixed': ExportOptions(form='full', height=192, width=256),
+    'raw_fixed_batch': ExportOptions(form='raw', height=160, width=224, batch=2),
+}
 BLOCK = """
 import runpy, sys
 ALLOWED = {'numpy', 'cv2', 'onnxruntime', 'mmdeploy_ext', 'google', 'flatbuffers', 'packaging', 'coloredlogs'}
@@ -64,6 +66,7 @@ def tool(name):
 @pytest.fixture(scope='module')
 def deployment(tmp_path_factory):
     import projects.mmdet_plugin  # noqa: F401
+
     cfg = load_config(CONFIG)
     checkpoint = tmp_path_factory.mktemp('weights') / 'toy.pth'
     torch.save(dict(state_dict=fill_seeded(find_family(cfg).build(cfg)).state_dict()), checkpoint)
@@ -85,8 +88,14 @@ def models(deployment, images, tmp_path_factory) -> dict[str, Path]:
 def images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('images')
     (folder / 'inner').mkdir()
-    for index, (name, size) in enumerate({'one.jpg': (192, 256), 'one.bmp': (150, 210), 'two.png': (230, 180),
-                                          'inner/one.jpg': (96, 128)}.items()):
+    for index, (name, size) in enumerate(
+        {
+            'one.jpg': (192, 256),
+            'one.bmp': (150, 210),
+            'two.png': (230, 180),
+            'inner/one.jpg': (96, 128),
+        }.items()
+    ):
         cv2.imwrite(str(folder / name), coco.sample(5, 'picture', index, size)[0])
     return folder
 
@@ -94,20 +103,26 @@ def images(tmp_path_factory) -> Path:
 def reference(deployment, options: ExportOptions, image_bgr: np.ndarray) -> Detections:
     """Return mmdet's own detections in pixels of the image."""
     rule = deployment.rule
-    prepared = (rule.apply(image_bgr) if options.dynamic else
-                deploy.prepare_fixed(rule, image_bgr, options.height, options.width))
+    prepared = (
+        rule.apply(image_bgr)
+        if options.dynamic
+        else deploy.prepare_fixed(rule, image_bgr, options.height, options.width)
+    )
     return deployment.family.reference_detections(deployment.model, [prepared], True)[0]
 
 
 def from_json(entries) -> Detections:
-    return Detections(np.array([entry['bbox_xyxy'] for entry in entries], np.float32).reshape(-1, 4),
-                      np.array([entry['score'] for entry in entries], np.float32),
-                      np.array([entry['label'] for entry in entries], np.int64))
+    return Detections(
+        np.array([entry['bbox_xyxy'] for entry in entries], np.float32).reshape(-1, 4),
+        np.array([entry['score'] for entry in entries], np.float32),
+        np.array([entry['label'] for entry in entries], np.int64),
+    )
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(name, deployment, models, images,
-                                                                           tmp_path):
+def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(
+    name, deployment, models, images, tmp_path
+):
     runner = tool(FULL if name.startswith('full') else REST)
     paths = [str(images / 'one.jpg'), str(images / 'two.png')]
     argv = [str(models[name]), *paths, '--out', str(tmp_path / 'out'), '--json', str(tmp_path / 'found.json')]
@@ -125,8 +140,12 @@ def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(name,
 
 def test_a_runner_needs_three_packages_and_no_working_directory(models, images, tmp_path):
     script = str(REPOSITORY / f'tools/onnx/{FULL}.py')
-    done = subprocess.run([sys.executable, '-c', BLOCK, script, str(models['full']), str(images / 'one.jpg')],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', BLOCK, script, str(models['full']), str(images / 'one.jpg')],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == '' and 'detections' in done.stdout
     assert read_image(tmp_path / 'work_dirs/onnx_results/one_det.jpg').shape == (192 * 3, 256 * 3, 3)
@@ -197,31 +216,51 @@ def bad(models, images, tmp_path_factory) -> argparse.Namespace:
     return argparse.Namespace(bad=folder, images=images, models=models['full'].parent)
 
 
-@pytest.mark.parametrize(('name', 'command', 'message'), [
-    (FULL, '{bad}/none.onnx {images}/one.jpg', 'none.onnx: no such ONNX file'),
-    (FULL, '{bad}/corrupt.onnx {images}/one.jpg', 'corrupt.onnx: ONNX Runtime cannot load it'),
-    (FULL, '{bad}/empty.onnx {images}/one.jpg', 'empty.onnx: '),
-    (FULL, '{images}/one.jpg {images}/one.jpg', 'one.jpg: ONNX Runtime cannot load it'),
-    (FULL, '{bad}/stranger.onnx {images}/one.jpg', 'has no mm2onnx metadata'),
-    (FULL, '{bad}/solo.onnx {images}/one.jpg', "is a model of family 'solo', expected atss"),
-    (FULL, '{models}/raw.onnx {images}/one.jpg', "'raw', expected full; use tools/onnx/onnx_no_topk_nms.py"),
-    (REST, '{models}/full.onnx {images}/one.jpg', "'full', expected decode or raw; use tools/onnx/onnx_with"),
-    (FULL, '{models}/full.onnx {images}/none.jpg', 'none.jpg: no such image'),
-    (FULL, '{models}/full.onnx {bad}/text.jpg', 'text.jpg: is not an image'),
-    (FULL, '{models}/full.onnx {bad}/empty.jpg', 'empty.jpg: is empty (0 bytes)'),
-    (FULL, '{models}/full.onnx {bad}/hollow', 'hollow: no image in this folder'),
-    (FULL, '{models}/full.onnx {images}/one.jpg --score-thr 3', '--score-thr 3.0: expected a value in 0..1'),
-    (FULL, '{models}/full.onnx {images}/one.jpg --score-thr high', 'argument --score-thr'),
-    (FULL, '{models}/full.onnx {images}/one.jpg --threads -1', '--threads -1: expected 0'),
-    (FULL, '{models}/full.onnx {images}/one.jpg --providers NoSuchProvider', 'provider NoSuchProvider'),
-    (FULL, '{models}/full.onnx {images}/one.jpg --out {images}/one.jpg', 'would overwrite the image itself'),
-    (FULL, '{models}/full.onnx {images} --out {out}/x.png', 'is one file, for 4 images'),
-    (FULL, '{models}/full.onnx {images}/one.jpg --out {bad}/file', 'is a file, not a folder'),
-    (FULL, '{models}/full.onnx {images}/one.jpg --json {bad}/hollow', 'is a folder'),
-    (FULL, '{models}/full.onnx', 'the following arguments are required: images'),
-])
-def test_bad_input_is_one_line_and_exit_status_2_and_writes_nothing(name, command, message, bad, tmp_path,
-                                                                    capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ('name', 'command', 'message'),
+    [
+        (FULL, '{bad}/none.onnx {images}/one.jpg', 'none.onnx: no such ONNX file'),
+        (FULL, '{bad}/corrupt.onnx {images}/one.jpg', 'corrupt.onnx: ONNX Runtime cannot load it'),
+        (FULL, '{bad}/empty.onnx {images}/one.jpg', 'empty.onnx: '),
+        (FULL, '{images}/one.jpg {images}/one.jpg', 'one.jpg: ONNX Runtime cannot load it'),
+        (FULL, '{bad}/stranger.onnx {images}/one.jpg', 'has no mm2onnx metadata'),
+        (FULL, '{bad}/solo.onnx {images}/one.jpg', "is a model of family 'solo', expected atss"),
+        (
+            FULL,
+            '{models}/raw.onnx {images}/one.jpg',
+            "'raw', expected full; use tools/onnx/onnx_no_topk_nms.py",
+        ),
+        (
+            REST,
+            '{models}/full.onnx {images}/one.jpg',
+            "'full', expected decode or raw; use tools/onnx/onnx_with",
+        ),
+        (FULL, '{models}/full.onnx {images}/none.jpg', 'none.jpg: no such image'),
+        (FULL, '{models}/full.onnx {bad}/text.jpg', 'text.jpg: is not an image'),
+        (FULL, '{models}/full.onnx {bad}/empty.jpg', 'empty.jpg: is empty (0 bytes)'),
+        (FULL, '{models}/full.onnx {bad}/hollow', 'hollow: no image in this folder'),
+        (
+            FULL,
+            '{models}/full.onnx {images}/one.jpg --score-thr 3',
+            '--score-thr 3.0: expected a value in 0..1',
+        ),
+        (FULL, '{models}/full.onnx {images}/one.jpg --score-thr high', 'argument --score-thr'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --threads -1', '--threads -1: expected 0'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --providers NoSuchProvider', 'provider NoSuchProvider'),
+        (
+            FULL,
+            '{models}/full.onnx {images}/one.jpg --out {images}/one.jpg',
+            'would overwrite the image itself',
+        ),
+        (FULL, '{models}/full.onnx {images} --out {out}/x.png', 'is one file, for 4 images'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --out {bad}/file', 'is a file, not a folder'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --json {bad}/hollow', 'is a folder'),
+        (FULL, '{models}/full.onnx', 'the following arguments are required: images'),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2_and_writes_nothing(
+    name, command, message, bad, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     argv = command.format(**vars(bad), out=tmp_path).split()
     before = {path: path.stat().st_mtime_ns for path in [*bad.bad.rglob('*'), *bad.images.rglob('*')]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import cv2
@@ -16,15 +17,26 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Detections
     from mmdeploy_ext.verify.verdict import PicturePair
 
+IOU_BAR = 0.999
+"""Smallest IoU of a matched pair."""
+SCORE_BAR = 1e-4
+"""Largest score difference of a matched pair."""
 CORNER_EPS = 1e-3
 """Pixels. Boxes whose corners agree this closely have IoU 1: a sliver at a border has no area to measure."""
 PAIR_IOU = 0.5
 """Boxes outside the bars are shown as a (failing) pair from this IoU on; below they are missing and extra."""
 
 
-def match_detections(image: str, reference: Detections, candidate: Detections, *, score_thr: float = 0.05,
-                     iou_bar: float = 0.999, score_bar: float = 1e-4,
-                     capacity: int | None = None) -> DetectionRow:
+def match_detections(
+    image: str,
+    reference: Detections,
+    candidate: Detections,
+    *,
+    score_thr: float = 0.05,
+    iou_bar: float = IOU_BAR,
+    score_bar: float = SCORE_BAR,
+    capacity: int | None = None,
+) -> DetectionRow:
     """Match two lists of detections one to one, within a class, whatever their order.
 
     The matching within the bars is of maximum size, so that equal boxes without NMS cannot be paired the
@@ -54,12 +66,8 @@ def match_detections(image: str, reference: Detections, candidate: Detections, *
     broken = _broken('reference', reference) or _broken('candidate', candidate)
     if broken:
         return DetectionRow(image, len(reference), 0, len(reference), len(candidate), 0.0, 1.0, False, broken)
-    iou = _class_iou(reference, candidate)
-    scores = reference.scores.astype(np.float64), candidate.scores.astype(np.float64)
-    score_gap = np.abs(np.subtract.outer(*scores))
-    matched = _maximum_matching((iou >= iou_bar) & (score_gap <= score_bar), iou, reference.scores)
-    outside = _nearest_pairs(iou, matched)
-    partner = {**matched, **outside}
+    pairing = pair_up(reference, candidate, iou_bar, score_bar)
+    partner = {**pairing.matched, **pairing.outside}
     needed = reference.scores >= score_thr
     surplus = candidate.scores >= score_thr + score_bar
     missing = [row for row in np.flatnonzero(needed) if row not in partner]
@@ -68,19 +76,49 @@ def match_detections(image: str, reference: Detections, candidate: Detections, *
     if capacity and len(reference) == len(candidate) == capacity:
         missing, extra = _without_ties(missing, extra, reference.scores, candidate.scores, score_bar)
     counted = {row: column for row, column in partner.items() if needed[row] or surplus[column]}
-    off = [row for row in counted if row in outside]
-    worst_iou = min((float(iou[pair]) for pair in counted.items()), default=1.0)
-    worst_score = max((float(score_gap[pair]) for pair in counted.items()), default=0.0)
-    reason = _reason(len(missing), len(extra), len(off), worst_iou, worst_score)
-    return DetectionRow(image, int(needed.sum()), sum(bool(needed[row]) for row in counted if row in matched),
-                        len(missing), len(extra), worst_iou, worst_score, not reason, reason)
+    worst_iou = min((float(pairing.iou[pair]) for pair in counted.items()), default=1.0)
+    worst_score = max((float(pairing.score_gap[pair]) for pair in counted.items()), default=0.0)
+    off = sum(row in pairing.outside for row in counted)
+    reason = _reason(len(missing), len(extra), off, worst_iou, worst_score)
+    count, matched = int(needed.sum()), sum(bool(needed[row]) for row in pairing.matched)
+    return DetectionRow(
+        image, count, matched, len(missing), len(extra), worst_iou, worst_score, not reason, reason
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """Which reference box (row) goes with which candidate box (column).
+
+    Attributes:
+        iou: (R, C) float64; -1 across classes.
+        score_gap: (R, C) float64 absolute differences.
+        matched: row -> column within the bars.
+        outside: row -> column of the rest, of IoU PAIR_IOU at least.
+    """
+
+    iou: np.ndarray
+    score_gap: np.ndarray
+    matched: dict[int, int]
+    outside: dict[int, int]
+
+
+def pair_up(reference: Detections, candidate: Detections, iou_bar: float, score_bar: float) -> Pairing:
+    """Pair two lists of finite detections one to one, within a class."""
+    iou = _class_iou(reference, candidate)
+    scores = reference.scores.astype(np.float64), candidate.scores.astype(np.float64)
+    score_gap = np.abs(np.subtract.outer(*scores))
+    matched = _maximum_matching((iou >= iou_bar) & (score_gap <= score_bar), iou, reference.scores)
+    return Pairing(iou, score_gap, matched, _nearest_pairs(iou, matched))
 
 
 def _reason(missing: int, extra: int, off: int, worst_iou: float, worst_score: float) -> str:
     parts = [f'{missing} missing'] * bool(missing) + [f'{extra} extra'] * bool(extra)
     if off:
-        parts.append(f'{off} pair{"s" * (off > 1)} outside the bars (worst IoU {worst_iou:.5f}, '
-                     f'worst score difference {worst_score:.2g})')
+        parts.append(
+            f'{off} pair{"s" * (off > 1)} outside the bars (worst IoU {worst_iou:.5f}, '
+            f'worst score difference {worst_score:.2g})'
+        )
     return ', '.join(parts)
 
 
@@ -88,8 +126,10 @@ def _broken(side: str, detections: Detections) -> str:
     """Return why a list is no list of detections; '' when it is one."""
     count = len(detections.scores)
     if detections.bboxes_xyxy.shape != (count, 4) or detections.labels.shape != (count,):
-        return (f'{side}: boxes {detections.bboxes_xyxy.shape}, scores {detections.scores.shape} and labels '
-                f'{detections.labels.shape} do not belong together')
+        return (
+            f'{side}: boxes {detections.bboxes_xyxy.shape}, scores {detections.scores.shape} and labels '
+            f'{detections.labels.shape} do not belong together'
+        )
     finite = np.isfinite(detections.bboxes_xyxy).all(axis=1) & np.isfinite(detections.scores)
     bad = int((~finite).sum())
     return f'{side}: {bad} detections have NaN or infinite values' if bad else ''
@@ -116,8 +156,10 @@ def _maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.nd
         preference: (R, C); each row tries its larger values first.
         scores: (R,); rows of higher score come first, and a row once matched stays matched.
     """
-    choices = [sorted(np.flatnonzero(row).tolist(), key=lambda column, values=values: -values[column])
-               for row, values in zip(allowed, preference, strict=True)]
+    choices = [
+        sorted(np.flatnonzero(row).tolist(), key=lambda column, values=values: -values[column])
+        for row, values in zip(allowed, preference, strict=True)
+    ]
     owner: dict[int, int] = {}
 
     def augment(row: int, seen: set[int]) -> bool:
@@ -150,8 +192,13 @@ def _nearest_pairs(iou: np.ndarray, matched: dict[int, int]) -> dict[int, int]:
     return pairs
 
 
-def _without_ties(missing: list[int], extra: list[int], reference_scores: np.ndarray,
-                  candidate_scores: np.ndarray, score_bar: float) -> tuple[list[int], list[int]]:
+def _without_ties(
+    missing: list[int],
+    extra: list[int],
+    reference_scores: np.ndarray,
+    candidate_scores: np.ndarray,
+    score_bar: float,
+) -> tuple[list[int], list[int]]:
     """Take out boxes without a partner at the cut of two full lists, as many on one side as on the other."""
     cuts = float(reference_scores.min()), float(candidate_scores.min())
     if abs(cuts[0] - cuts[1]) > score_bar:
@@ -159,12 +206,41 @@ def _without_ties(missing: list[int], extra: list[int], reference_scores: np.nda
     tied_missing = [row for row in missing if reference_scores[row] - cuts[0] <= score_bar]
     tied_extra = [column for column in extra if candidate_scores[column] - cuts[1] <= score_bar]
     excused = min(len(tied_missing), len(tied_extra))
-    return ([row for row in missing if row not in tied_missing[:excused]],
-            [column for column in extra if column not in tied_extra[:excused]])
+    return (
+        [row for row in missing if row not in tied_missing[:excused]],
+        [column for column in extra if column not in tied_extra[:excused]],
+    )
+
+
+def fit_pair(pair: PicturePair, width: int = 800) -> PicturePair:
+    """Bring a pair to a size at which its labels are legible, before it is drawn.
+
+    Args:
+        pair: the image and both lists.
+        width: pixels; wider images shrink to it, small ones are enlarged by a whole factor.
+    """
+    image = pair.image_bgr
+    ratio = width / image.shape[1]
+    if ratio < 1:
+        image = cv2.resize(
+            image, (width, max(round(image.shape[0] * ratio), 1)), interpolation=cv2.INTER_AREA
+        )
+    elif ratio >= 2:
+        image = cv2.resize(image, None, fx=int(ratio), fy=int(ratio), interpolation=cv2.INTER_CUBIC)
+    before, after = (np.array(picture.shape[1::-1] * 2) for picture in (pair.image_bgr, image))
+    ratios = before / after
+    return dataclasses.replace(
+        pair,
+        image_bgr=image,
+        reference=pair.reference.scaled(ratios),
+        candidate=pair.candidate.scaled(ratios),
+    )
 
 
 def draw_pair(pair: PicturePair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
     """Draw both engines' detections side by side under title strips.
+
+    Boxes without an equal on the other side, by the bars of `match_detections`, get a white frame.
 
     Args:
         pair: the image and both lists.
@@ -175,11 +251,27 @@ def draw_pair(pair: PicturePair, classes: Sequence[str], score_thr: float = 0.3)
         (h + strip, 2w + gap, 3) uint8 BGR.
     """
     width = pair.image_bgr.shape[1]
-    gap = max(4, width // 100)
-    sides = [_titled(f'{engine} ({len(detections.above(score_thr))})',
-                     draw_detections(pair.image_bgr, detections, classes, score_thr))
-             for engine, detections in (('PyTorch', pair.reference), ('ONNX Runtime', pair.candidate))]
-    return np.hstack([sides[0], np.full((sides[0].shape[0], gap, 3), 255, np.uint8), sides[1]])
+    sides = []
+    for engine, detections, alone in zip(
+        ('PyTorch', 'ONNX Runtime'), (pair.reference, pair.candidate), _alone(pair), strict=True
+    ):
+        shown = detections.scores >= score_thr
+        different = int((alone & shown).sum())
+        title = f'{engine} ({int(shown.sum())})' + (f': {different} differ' if different else '')
+        picture = draw_detections(pair.image_bgr, detections, classes, score_thr, alone)
+        sides.append(_titled(title, picture))
+    gap = np.full((sides[0].shape[0], max(4, width // 100), 3), 255, np.uint8)
+    return np.hstack([sides[0], gap, sides[1]])
+
+
+def _alone(pair: PicturePair) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each side which boxes (n,) bool have no equal on the other."""
+    alone = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
+    if not _broken('', pair.reference) and not _broken('', pair.candidate):
+        matched = pair_up(pair.reference, pair.candidate, IOU_BAR, SCORE_BAR).matched
+        alone[0][list(matched.keys())] = False
+        alone[1][list(matched.values())] = False
+    return alone
 
 
 def _titled(title: str, picture: np.ndarray) -> np.ndarray:
@@ -188,6 +280,7 @@ def _titled(title: str, picture: np.ndarray) -> np.ndarray:
     thickness = max(1, round(scale * 1.6))
     (_, text_h), baseline = cv2.getTextSize(title, FONT, scale, thickness)
     strip = np.full((text_h + 2 * baseline + 4, width, 3), 40, np.uint8)
-    cv2.putText(strip, title, (baseline, text_h + baseline), FONT, scale, (255, 255, 255), thickness,
-                cv2.LINE_AA)
+    cv2.putText(
+        strip, title, (baseline, text_h + baseline), FONT, scale, (255, 255, 255), thickness, cv2.LINE_AA
+    )
     return np.vstack([strip, picture])

@@ -8,18 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.verify.tasks.bbox2d import draw_pair, match_detections
+from mmdeploy_ext.verify.tasks.bbox2d import draw_pair, fit_pair, match_detections
 from mmdeploy_ext.verify.verdict import PicturePair
 
 
 def detections(boxes, scores, labels) -> Detections:
-    return Detections(np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32),
-                      np.asarray(labels, np.int64))
+    return Detections(
+        np.asarray(boxes, np.float32).reshape(-1, 4),
+        np.asarray(scores, np.float32),
+        np.asarray(labels, np.int64),
+    )
 
 
 NONE = detections([], [], [])
-SCENE = detections([[10, 10, 60, 50], [100, 20, 180, 90], [30, 120, 90, 200], [200, 200, 300, 280]],
-                   [0.9, 0.7, 0.4, 0.1], [0, 1, 0, 2])
+SCENE = detections(
+    [[10, 10, 60, 50], [100, 20, 180, 90], [30, 120, 90, 200], [200, 200, 300, 280]],
+    [0.9, 0.7, 0.4, 0.1],
+    [0, 1, 0, 2],
+)
 
 
 def changed(boxes=None, scores=None, labels=None) -> Detections:
@@ -133,8 +139,10 @@ def cut(last_box, last_score) -> Detections:
     return changed(boxes=boxes, scores=np.array([0.9, 0.7, 0.4, last_score], np.float32))
 
 
-@pytest.mark.parametrize(('capacity', 'score', 'passed'), [
-    (4, 0.10002, True), (None, 0.10002, False), (100, 0.10002, False), (4, 0.2, False)])
+@pytest.mark.parametrize(
+    ('capacity', 'score', 'passed'),
+    [(4, 0.10002, True), (None, 0.10002, False), (100, 0.10002, False), (4, 0.2, False)],
+)
 def test_only_a_tie_at_the_cut_of_two_full_lists_is_excused(capacity, score, passed):
     row = match_detections('a.jpg', SCENE, cut([0, 0, 20, 20], score), capacity=capacity)
     assert row.passed == passed
@@ -171,5 +179,15 @@ def test_the_pair_picture_has_both_sides_under_titles_and_shows_the_difference()
     assert same.shape == other.shape and same.shape[0] > 240 and same.shape[1] > 640
     strip = same.shape[0] - 240
     assert (same[strip:, :320] == same[strip:, -320:]).all()
-    assert (same[strip:, :320] == other[strip:, :320]).all()
     assert (other[strip:, :320] != other[strip:, -320:]).any()
+    white = [(picture[strip:] == 255).all(axis=-1)[:, :320].sum() for picture in (same, other)]
+    assert white[1] > white[0] + 300, 'boxes without an equal have a white frame'
+
+
+@pytest.mark.parametrize(('size', 'width'), [((240, 320), 640), ((600, 1000), 800), ((500, 700), 700)])
+def test_a_pair_is_fitted_with_its_boxes(size, width):
+    pair = PicturePair('a', np.zeros((*size, 3), np.uint8), SCENE, NONE)
+    fitted = fit_pair(pair)
+    assert fitted.image_bgr.shape[1] == width and fitted.candidate.scores.shape == (0,)
+    ratio = width / size[1]
+    np.testing.assert_allclose(fitted.reference.bboxes_xyxy, SCENE.bboxes_xyxy * ratio, rtol=1e-3)

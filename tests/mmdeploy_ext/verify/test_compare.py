@@ -12,17 +12,31 @@ from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.verify.compare import compare_tensors
 from mmdeploy_ext.verify.verdict import Verdict
 
-SPEC = GraphSpec('toy/raw', (), (
-    TensorSpec('logits', 'float32', ('B', 6), unit='logit'),
-    TensorSpec('boxes', 'float32', ('B', 4), groups=(
-        ColumnGroup('centre', (0, 1), 'm', atol=1e-3), ColumnGroup('size', (2, 3), 'm', rtol=1e-3))),
-    TensorSpec('dets', 'float32', ('B', 'n', 5), compare='detections')))
+SPEC = GraphSpec(
+    'toy/raw',
+    (),
+    (
+        TensorSpec('logits', 'float32', ('B', 6), unit='logit'),
+        TensorSpec(
+            'boxes',
+            'float32',
+            ('B', 4),
+            groups=(
+                ColumnGroup('centre', (0, 1), 'm', atol=1e-3),
+                ColumnGroup('size', (2, 3), 'm', rtol=1e-3),
+            ),
+        ),
+        TensorSpec('dets', 'float32', ('B', 'n', 5), compare='detections'),
+    ),
+)
 
 
 def tensors() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
-    return dict(logits=rng.normal(size=(8, 6)).astype(np.float32),
-                boxes=(rng.normal(size=(8, 4)) * [50, 50, 2, 2]).astype(np.float32))
+    return dict(
+        logits=rng.normal(size=(8, 6)).astype(np.float32),
+        boxes=(rng.normal(size=(8, 4)) * [50, 50, 2, 2]).astype(np.float32),
+    )
 
 
 def failing(reference, candidate, spec=SPEC) -> dict[str, str]:
@@ -188,8 +202,11 @@ def test_rows_of_what_could_not_be_compared_are_valid_json():
 
 
 @settings(max_examples=60, deadline=None)
-@given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5),
-                  elements=st.floats(-1e6, 1e6, width=32)), st.floats(0.01, 10), st.data())
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e6, 1e6, width=32)),
+    st.floats(0.01, 10),
+    st.data(),
+)
 def test_a_value_passes_exactly_within_the_tolerance(reference, times, data):
     spec = GraphSpec('toy', (), (TensorSpec('x', 'float64', reference.shape),))
     scale = np.abs(reference).max()
