@@ -8,6 +8,7 @@ Glossary: B batch, L levels, A anchors of all levels, C classes, H, W network in
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,6 +164,7 @@ class AtssFamily(Family):
     name = 'atss'
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
+    derived_prefixes = ('decode/', 'postprocess/')  # anchors
 
     def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""
@@ -196,7 +198,9 @@ class AtssFamily(Family):
         if model_cfg.get('backbone', {}).get('init_cfg'):
             model_cfg.backbone.init_cfg = None
         try:
-            return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+            with warnings.catch_warnings():
+                warnings.filterwarnings('ignore', message='.*num_anchors.*')  # mmdet 2.28.2 warns of its own code
+                return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
         except Exception as error:
             raise ConfigError(
                 f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
