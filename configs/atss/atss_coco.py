@@ -1,3 +1,2 @@
-# ATSS R50 on COCO in data/coco, in the layout that OpenMMLab documents.
+# ATSS R50 on COCO in data/coco, in the layout that OpenMMLab documents (mmdet itself says where).
 _base_ = ['./atss.py']
-data_root = 'data/coco/'

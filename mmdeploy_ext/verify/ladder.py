@@ -255,7 +255,7 @@ def _timing(deployment: Deployment, backend: Backend, proof_input: ProofInput) -
 
 def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str) -> dict[str, Any]:
     return dict(
-        file=Path(path).name,
+        file=str(path),
         file_sha256=sha256_file(path),
         family=metadata.family,
         form=metadata.form,

@@ -199,7 +199,8 @@ class AtssFamily(Family):
             model_cfg.backbone.init_cfg = None
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings('ignore', message='.*num_anchors.*')  # mmdet 2.28.2 warns of its own code
+                # mmdet 2.28.2 warns of its own code
+                warnings.filterwarnings('ignore', message='.*num_anchors.*')
                 return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
         except Exception as error:
             raise ConfigError(
