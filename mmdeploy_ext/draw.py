@@ -132,8 +132,8 @@ def _draw_box(
     mark: bool,
 ) -> None:
     if mark:
-        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), 3 * style.thickness + 6)
-        cv2.rectangle(canvas, box[:2], box[2:], (255, 255, 255), 3 * style.thickness + 4)
+        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), 2 * style.thickness + 5)
+        cv2.rectangle(canvas, box[:2], box[2:], (255, 255, 255), 2 * style.thickness + 3)
     elif style.thickness > 1:
         cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2)
     cv2.rectangle(canvas, box[:2], box[2:], colour, style.thickness)
