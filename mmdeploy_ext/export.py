@@ -124,6 +124,8 @@ def _export_torchscript(
         output_names=list(stage.outputs),
         dynamic_axes=dynamic,
         do_constant_folding=True,
+        # inlining the traced body of an autograd.Function breaks mmcv's DCN v2 (IndexError in torch 2.13)
+        autograd_inlining=False,
     )
     return onnx.load_from_string(stream.getvalue())
 
