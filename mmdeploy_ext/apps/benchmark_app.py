@@ -172,14 +172,17 @@ def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
 def _run_plan(plan: Plan) -> dict[str, Any]:
     """Measure memory, then times, then profiles; returns the content of the JSON file."""
     from mmdeploy_ext.benchmark import contenders, measure, memory, ort_profile
+    from mmdeploy_ext.benchmark.machine import OtherLoad
     from mmdeploy_ext.benchmark.result import make_result
 
     first, memories = plan.ranks.rank == 0, {}
     with contenders.open_contenders(plan) as opened:
         if first and not plan.args.no_memory and memory.is_supported():
             memories = contenders.measure_memory(plan, opened)
-        runs = _measure(plan, opened)
-    result = make_result(plan, opened, runs, memories)
+        with OtherLoad() as load:
+            runs = _measure(plan, opened)
+    other_load = load.share if plan.ranks.size == 1 else None
+    result = make_result(plan, opened, runs, memories, other_load)
     if first:
         result['preprocess_ms'] = measure.preprocess_ms(plan.prepare)
     if first and plan.args.profile and 'onnxruntime' in plan.engines:

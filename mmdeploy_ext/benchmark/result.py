@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import measure, memory
-from mmdeploy_ext.export import versions
+from mmdeploy_ext.benchmark.machine import QUIET_SHARE, machine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,32 +17,11 @@ COUNT_TOLERANCE = 0.02
 """Numbers of detections may differ by this part: a score beside the threshold falls on either side of it."""
 
 
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        names = [
-            line.partition(':')[2].strip()
-            for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-            if line.startswith('model name')
-        ]
-        cpu = names[0] if names else cpu
-    found = versions()
-    with contextlib.suppress(ImportError):
-        import openvino
-
-        found['openvino'] = openvino.__version__
-    return dict(
-        cpu=cpu,
-        cores=len(os.sched_getaffinity(0)),
-        system=platform.platform(),
-        python=platform.python_version(),
-        versions=found,
-    )
-
-
-def doubts(contenders: Sequence[dict[str, Any]]) -> list[str]:
+def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None) -> list[str]:
     """Say what makes the figures doubtful."""
+    if other_load is not None and other_load > QUIET_SHARE:
+        busy = f'other processes used {other_load:.0%} of the cores meanwhile: measure again when it is quiet'
+        return [busy, *doubts(contenders)]
     counts = sorted(row['detections_per_image'] for row in contenders)
     if counts[-1] == 0:
         return ['nothing was found on these images: the cost of post-processing depends on what is found']
@@ -63,6 +38,7 @@ def make_result(
     contenders: Sequence[Contender],
     runs: Mapping[str, Sequence[Run]],
     memories: Mapping[str, dict[str, float]],
+    other_load: float | None,
 ) -> dict[str, Any]:
     """Return the content of the JSON file, all but pre-processing and profiles."""
     options, deployment = plan.options, plan.deployment
@@ -85,10 +61,11 @@ def make_result(
         rounds=len(next(iter(runs.values()))),
         warmup=plan.args.warmup,
         machine=machine(),
+        other_load=other_load,
         contenders=rows,
         forms=measure.compare_forms(contenders, runs),
         memory_method=memory.HOW,
         preprocess_ms=None,
-        notes=[*plan.notes, *doubts(rows)],
+        notes=[*plan.notes, *doubts(rows, other_load)],
         profiles={},
     )

@@ -1,0 +1,72 @@
+"""The machine that figures were measured on, and how much of it others used meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from mmdeploy_ext.export import versions
+
+QUIET_SHARE = 0.05
+"""Others may use this part of the cores before the figures are called doubtful."""
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        names = [
+            line.partition(':')[2].strip()
+            for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+            if line.startswith('model name')
+        ]
+        cpu = names[0] if names else cpu
+    found = versions()
+    with contextlib.suppress(ImportError):
+        import openvino
+
+        found['openvino'] = openvino.__version__
+    return dict(
+        cpu=cpu,
+        cores=len(os.sched_getaffinity(0)),
+        system=platform.platform(),
+        python=platform.python_version(),
+        versions=found,
+    )
+
+
+def _busy_s() -> float | None:
+    """Return the seconds that all cores together were busy since the start; None where that is not known."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path('/proc/stat').read_text(encoding='ascii').split('\n', 1)[0].split()[1:]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+        return (user + nice + system + irq + softirq + steal) / os.sysconf('SC_CLK_TCK')
+    return None
+
+
+class OtherLoad:
+    """Context manager that finds out what part of the cores others used.
+
+    Attributes:
+        share: 0..1; None where the system does not tell.
+    """
+
+    share: float | None = None
+
+    def __enter__(self) -> OtherLoad:
+        """Begin."""
+        self.start = time.perf_counter(), time.process_time(), _busy_s()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take what this process used from what was used."""
+        wall, own, busy = self.start
+        now = _busy_s()
+        if busy is not None and now is not None:
+            others = (now - busy) - (time.process_time() - own)
+            whole = (time.perf_counter() - wall) * (os.cpu_count() or 1)
+            self.share = round(min(max(others / whole, 0.0), 1.0), 4)
