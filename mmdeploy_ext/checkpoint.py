@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def _numpy_values_allowed() -> Iterator[None]:
 
 def _refusal(path: str, error: Exception) -> CheckpointError:
     text = str(error)
-    blocked = re.search(r'(?:GLOBAL|global:?) ([\w.]+)', text)
+    blocked = re.search(r'GLOBAL ([\w.]+)', text)
     if blocked and 'nsupported' in text:
         return CheckpointError(
             f'{path}: holds {blocked.group(1)}, which would run code on loading; expected tensors and '
@@ -81,8 +82,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:
-        with _numpy_values_allowed():
+        with _numpy_values_allowed(), warnings.catch_warnings():
+            # what cannot be read is an error below; a newer pickle that can be read needs no warning
+            warnings.filterwarnings('ignore', message='Detected pickle protocol')
             content = torch.load(path, map_location='cpu', weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
     except (
         pickle.UnpicklingError,
         RuntimeError,
