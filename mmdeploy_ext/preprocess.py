@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from mmdeploy_ext.errors import ConfigError, ImageError
+from mmdeploy_ext.errors import ImageError
+from mmdeploy_ext.pillow_resize import resize_pillow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,8 +49,10 @@ class PreprocessRule:
         img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) without `keep_ratio`.
         keep_ratio: keep the aspect ratio.
         size_divisor: pad to a multiple of this, bottom and right.
+        pad_size: (H, W) to pad to, whatever the size after the resize; larger images keep theirs.
         size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
-        pad_val: value of the padding, applied after normalisation as mmdet does.
+        pad_val: value of the padding per channel, applied after normalisation as mmdet does.
+        resize: whose bilinear interpolation, 'cv2' or 'pillow'.
     """
 
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -59,7 +62,9 @@ class PreprocessRule:
     keep_ratio: bool = True
     size_divisor: int = 1
     size: tuple[int, int] | None = None
-    pad_val: float = 0.0
+    pad_val: tuple[float, ...] = (0.0, 0.0, 0.0)
+    pad_size: tuple[int, int] | None = None
+    resize: str = 'cv2'
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -89,6 +94,8 @@ class PreprocessRule:
         """Return (H, W) after padding a resized image of `height` x `width`."""
         if self.size is not None:
             return self.size
+        if self.pad_size is not None:
+            return max(self.pad_size[0], height), max(self.pad_size[1], width)
         divisor = self.size_divisor
         return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
@@ -104,9 +111,9 @@ class PreprocessRule:
         height, width = image_bgr.shape[:2]
         resized_h, resized_w = self.resized_shape(height, width)
         if (resized_h, resized_w) != (height, width):
-            image_bgr = cv2.resize(image_bgr, (resized_w, resized_h), interpolation=cv2.INTER_LINEAR)
+            image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
         padded_h, padded_w = self.padded_shape(resized_h, resized_w)
-        padded = np.full((padded_h, padded_w, 3), self.pad_val, np.float32)
+        padded = np.broadcast_to(np.float32(self.pad_val), (padded_h, padded_w, 3)).copy()
         padded[:resized_h, :resized_w] = normalise(image_bgr, self.mean, self.std, self.to_rgb)
         ratio_w, ratio_h = resized_w / width, resized_h / height
         return PreparedImage(
@@ -117,8 +124,17 @@ class PreprocessRule:
         )
 
 
+def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (h, w, 3) uint8 to `height` x `width` as OpenCV's bilinear interpolation does."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
+"""mmdet's `Resize.backend` -> function."""
+
+
 def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
-    """Return (h, w, 3) float32 `(image - mean) / std`, rounded as OpenCV (and therefore mmcv) rounds.
+    """Return (h, w, 3) float32 `(image - mean) / std`, rounded as mmdet rounds: float32, then OpenCV.
 
     Args:
         image_bgr: (h, w, 3) uint8.
@@ -129,73 +145,8 @@ def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float]
     image = image_bgr.astype(np.float32)
     if to_rgb:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    image = cv2.subtract(image, np.asarray(mean, np.float64).reshape(1, -1))
-    return cv2.multiply(image, 1 / np.asarray(std, np.float64).reshape(1, -1))
-
-
-def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
-    """Read the rule out of an mmdet 2.x test pipeline.
-
-    Args:
-        pipeline: list of transform dicts, `MultiScaleFlipAug` included.
-
-    Raises:
-        ConfigError: the pipeline has a step that the rule cannot express; the message names it.
-    """
-    values: dict[str, Any] = {'keep_ratio': True}
-    for step in _flat_steps(pipeline, values):
-        kind = step.get('type')
-        if kind == 'Normalize':
-            values.update(
-                mean=tuple(map(float, step['mean'])),
-                std=tuple(map(float, step['std'])),
-                to_rgb=bool(step.get('to_rgb', True)),
-            )
-        elif kind == 'Resize':
-            values['keep_ratio'] = bool(step.get('keep_ratio', True))
-            if step.get('img_scale') is not None:
-                values['img_scale'] = _single_scale(step['img_scale'])
-        elif kind == 'Pad':
-            _read_pad(step, values)
-        elif kind not in (
-            'LoadImageFromFile',
-            'RandomFlip',
-            'DefaultFormatBundle',
-            'ImageToTensor',
-            'Collect',
-            'LoadImageFromWebcam',
-        ):
-            raise ConfigError(
-                f'test pipeline step {kind!r} changes the image in a way that the exported file cannot '
-                f'describe; supported: Resize, Pad, Normalize'
-            )
-    return PreprocessRule(**values)
-
-
-def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> Iterable[Mapping[str, Any]]:
-    for step in pipeline:
-        if step.get('type') == 'MultiScaleFlipAug':
-            if step.get('img_scale') is not None:
-                values['img_scale'] = _single_scale(step['img_scale'])
-            yield from step.get('transforms', ())
-        else:
-            yield step
-
-
-def _single_scale(img_scale: Any) -> tuple[int, int]:
-    if isinstance(img_scale, list):
-        img_scale = img_scale[0]
-    return int(img_scale[0]), int(img_scale[1])
-
-
-def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
-    values['size_divisor'] = int(step.get('size_divisor') or 1)
-    if step.get('size') is not None:
-        values['size'] = tuple(step['size'])
-    pad_val = step.get('pad_val', 0)
-    if isinstance(pad_val, dict):
-        pad_val = pad_val.get('img', 0)
-    values['pad_val'] = float(pad_val)
+    image = cv2.subtract(image, np.asarray(mean, np.float32).astype(np.float64).reshape(1, -1))
+    return cv2.multiply(image, 1 / np.asarray(std, np.float32).astype(np.float64).reshape(1, -1))
 
 
 def read_image(path: str | Path) -> np.ndarray:

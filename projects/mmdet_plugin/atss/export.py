@@ -19,8 +19,9 @@ from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import ConfigError, UsageError
 from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.postprocess.bbox2d import DenseBoxPostprocess, nms_config
-from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule, rule_from_pipeline
+from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
 from mmdeploy_ext.runtime import atss as runtime
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
