@@ -5,6 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmdeploy_ext import compat
+
+compat.apply()  # also in loader workers that are spawned
+
 
 def register() -> None:
     """Import the projects whose families can be evaluated."""

@@ -85,10 +85,10 @@ def write_picture(pictures: Sequence[PicturePair], classes: Sequence[str], path:
 
     from mmdeploy_ext.draw import encode_png
     from mmdeploy_ext.files import atomic_path
-    from mmdeploy_ext.verify.tasks.bbox2d import draw_pair
+    from mmdeploy_ext.verify.tasks.bbox2d import draw_pair, fit_pair
 
     chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]
-    rows = [draw_pair(pair, classes) for pair in chosen]
+    rows = [draw_pair(fit_pair(pair), classes) for pair in chosen]
     width = max(row.shape[1] for row in rows)
     rows = [
         cv2.copyMakeBorder(row, 0, 8, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))

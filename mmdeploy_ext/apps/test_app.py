@@ -126,7 +126,10 @@ def graph_options(settings: dict[str, Any], deployment: Deployment) -> ExportOpt
 
 
 def _init_launcher(args: argparse.Namespace) -> tuple[int, int]:
-    """Start torch.distributed when a launcher is given; returns rank and world size."""
+    """Start torch.distributed when a launcher is given; returns rank and world size.
+
+    Loader workers are forked, as mmdet's own tools have it: mmcv's `init_dist` would choose to spawn them.
+    """
     if args.launcher == 'none':
         return 0, 1
     import torch

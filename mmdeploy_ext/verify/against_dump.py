@@ -33,9 +33,7 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
     """
     samples = list_samples(folder)
     if not samples:
-        print(
-            f'no dump in {folder}: run the _pth config first to have its tensors compared'
-        )
+        print(f'no dump in {folder}: run the _pth config first to have its tensors compared')
         return True
     agrees = True
     for sample in samples:
@@ -94,5 +92,8 @@ def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend) -> 
             from_padded(outputs['dets'], outputs['labels']),
             strict=True,
         )
-        detections = tuple(match_detections(name, reference, candidate) for reference, candidate in pairs)
+        capacity = backend.metadata.postprocess.get('max_per_img')
+        detections = tuple(
+            match_detections(name, reference, candidate, capacity=capacity) for reference, candidate in pairs
+        )
     return Case(name, 'x'.join(map(str, feeds['input'].shape)), False, rows, detections)

@@ -6,7 +6,6 @@ import dataclasses
 import platform
 import statistics
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -199,8 +198,9 @@ def run_case(
         return Case(proof_input.name, shape, proof_input.traced, rows), []
     expected = family.reference_detections(deployment.model, proof_input.images, proof_input.rescale)
     found = family.detections(metadata, outputs, feeds)
+    capacity = metadata.postprocess.get('max_per_img')
     detections = tuple(
-        match_detections(title, wanted, got)
+        match_detections(title, wanted, got, capacity=capacity)
         for (title, _), wanted, got in zip(proof_input.sources, expected, found, strict=True)
     )
     pairs = [
