@@ -55,7 +55,7 @@ def run(body: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
         return 130
     except (OSError, MemoryError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f'error: {one_line(error) or type(error).__name__}', file=sys.stderr)
         return 1
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.errors import ConfigError, root_cause
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 def mmdet_config(relative: str) -> str:
@@ -46,7 +48,8 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     try:
-        cfg = Config.fromfile(path)
+        with _closed_temporary_files():
+            cfg = Config.fromfile(path)
         if overrides:
             cfg.merge_from_dict(dict(overrides))
         if cfg.get('custom_imports'):
@@ -57,8 +60,27 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     except SyntaxError as error:
         raise ConfigError(f'{path}: syntax error: {error}') from error
     except Exception as error:
-        raise ConfigError(f'{path}: cannot be read: {type(error).__name__}: {error}') from error
+        cause = error if str(error) else root_cause(error)
+        raise ConfigError(f'{path}: cannot be read: {type(cause).__name__}: {cause}') from error
+    if not isinstance(cfg.get('model', {}), dict):
+        raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
     return cfg
+
+
+@contextlib.contextmanager
+def _closed_temporary_files() -> Iterator[None]:
+    """Close what mmcv 1.7.2 leaves open when a config raises: its end would print a traceback of its own."""
+    try:
+        yield
+    except Exception as error:
+        raised: BaseException | None = error
+        while raised is not None:
+            for frame, _ in traceback.walk_tb(raised.__traceback__):
+                if 'temp_config_file' in frame.f_locals:
+                    with contextlib.suppress(OSError):  # its folder is gone already
+                        frame.f_locals['temp_config_file'].close()
+            raised = raised.__context__
+        raise
 
 
 def _import_plugin_dir(cfg: Any, path: str) -> None:

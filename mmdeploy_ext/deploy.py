@@ -78,7 +78,7 @@ def check_device(device: str) -> torch.device:
 
 def default_opset(model: torch.nn.Module, exporter: str) -> int:
     """Return the lowest opset that the model and the exporter need, at least `DEFAULT_OPSET`."""
-    needed = max(DEFAULT_OPSET, export.OPSETS[exporter][0])
+    needed = max(DEFAULT_OPSET, export.OPSETS.get(exporter, (0,))[0])  # an unknown one is refused later
     return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class Mm2OnnxError(ValueError):
     """Base of all errors that the command line prints as one `error:` line.
@@ -53,3 +59,20 @@ class ExportError(Mm2OnnxError):
 
 class NotProvenError(Mm2OnnxError):
     """A comparison that was run and failed."""
+
+
+@contextlib.contextmanager
+def after_weights() -> Iterator[None]:
+    """Give every error inside exit status 1: it was found after the weights had loaded."""
+    try:
+        yield
+    except Mm2OnnxError as error:
+        error.exit_code = 1
+        raise
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the first error of a chain; registries and data sets raise it again, with less in it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

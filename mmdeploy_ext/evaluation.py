@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.errors import ConfigError, DataError
+from mmdeploy_ext.errors import ConfigError, DataError, root_cause
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
     from torch.utils.data import DataLoader, Dataset
@@ -35,6 +35,24 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
                 )
 
 
+class NamedPipeline:
+    """A test pipeline whose errors name the image."""
+
+    def __init__(self, pipeline: Callable[[dict[str, Any]], Any]) -> None:
+        """Keep the data set's own pipeline."""
+        self.pipeline = pipeline
+
+    def __call__(self, results: dict[str, Any]) -> Any:
+        """Prepare one sample; DataError names its file."""
+        name = (results.get('img_info') or {}).get('filename', 'a sample')
+        path = os.path.join(results.get('img_prefix') or '', name)
+        try:
+            return self.pipeline(results)
+        except Exception as error:
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise DataError(f'{path}: cannot be prepared ({reason}); expected an image') from error
+
+
 def build_dataset(cfg: Any) -> Dataset:
     """Build the test data set of a config.
 
@@ -53,11 +71,15 @@ def build_dataset(cfg: Any) -> Dataset:
     try:
         dataset = build(dataset_cfg)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        cause = root_cause(error)
         raise DataError(
-            f'{cfg.filename}: data.test cannot be read: {type(error).__name__}: {error}'
+            f'{cfg.filename}: data.test ({dataset_cfg.get("ann_file")}) cannot be read: '
+            f'{type(cause).__name__}: {cause}; expected the annotations of a {dataset_cfg.get("type")}'
         ) from error
     if len(dataset) == 0:
         raise DataError(f'{cfg.filename}: data.test has no sample ({dataset_cfg.get("ann_file")})')
+    if hasattr(dataset, 'pipeline'):
+        dataset.pipeline = NamedPipeline(dataset.pipeline)
     return dataset
 
 
@@ -85,6 +107,9 @@ def run_loop(
 
     Returns:
         One result per sample on rank 0, None elsewhere.
+
+    Raises:
+        DataError: a sample that cannot be read.
     """
     from mmcv.parallel import MMDataParallel
     from mmdet.apis import multi_gpu_test, single_gpu_test
@@ -93,9 +118,13 @@ def run_loop(
     wrapped = MMDataParallel(detector, device_ids=[kind.index or 0] if kind.type == 'cuda' else [-1])
     if kind.type == 'cpu':
         wrapped.device_ids = []
-    if distributed:
-        return multi_gpu_test(wrapped, loader, tmpdir, gpu_collect)
-    results = single_gpu_test(wrapped, loader, out_dir=show_dir, show_score_thr=show_score_thr)
+    try:
+        if distributed:
+            return multi_gpu_test(wrapped, loader, tmpdir, gpu_collect)
+        results = single_gpu_test(wrapped, loader, out_dir=show_dir, show_score_thr=show_score_thr)
+    except DataError as error:
+        # a loader process puts its traceback before the message
+        raise DataError(str(error).strip().splitlines()[-1].split('DataError: ')[-1]) from error
     print()
     return results
 

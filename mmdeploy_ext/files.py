@@ -44,17 +44,18 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         Mm2OnnxError: the disk is full or the write failed; `target` is as it was before.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target)
     temporary = target.with_name(f'.{target.name}.{os.getpid()}.part')
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
         raise Mm2OnnxError(f'{target}: could not be written ({error.strerror or error}); '
                            f'free some space or choose another folder') from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> None:
@@ -86,11 +87,13 @@ def check_writable(target: str | os.PathLike[str]) -> None:
     """Refuse an output path that cannot be written, before hours are spent on making its content.
 
     Raises:
-        UsageError: the folder is read-only, or a folder stands where the file should be.
+        UsageError: the folder is read-only, or a folder or device stands where the file should be.
     """
     target = Path(target)
     if target.is_dir():
         raise UsageError(f'{target}: is a folder; give the name of a file')
+    if target.exists() and not target.is_file():
+        raise UsageError(f'{target}: is a device or pipe, which would be replaced; give the name of a file')
     folder = target.parent
     while not folder.exists():
         folder = folder.parent
@@ -102,4 +105,4 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(f'{target}: the folder {folder} cannot be written ({error.strerror}); '
-                         f'choose another --output-file or change its permissions') from error
+                         f'choose another one or change its permissions') from error

@@ -5,7 +5,9 @@ Glossary: H, W height and width of the network input in pixels; h, w of an image
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from mmdeploy_ext.errors import ImageError
 from mmdeploy_ext.pillow_resize import resize_pillow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
@@ -149,18 +151,36 @@ def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float]
     return cv2.multiply(image, 1 / np.asarray(std, np.float32).astype(np.float64).reshape(1, -1))
 
 
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Silence OpenCV and libpng, which write to file descriptor 2 about what is an error here anyway."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as (h, w, 3) uint8 BGR; grayscale is converted.
 
     Raises:
-        ImageError: no such file, zero bytes, or not an image.
+        ImageError: no such file, no permission, zero bytes, or not an image.
     """
     path = Path(path)
     if not path.is_file():
         raise ImageError(f'{path}: no such image file')
-    if path.stat().st_size == 0:
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ImageError(f'{path}: cannot be read ({error.strerror or error})') from error
+    if content.size == 0:
         raise ImageError(f'{path}: is empty (0 bytes), expected an image')
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    with _silent_stderr():
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR)
     if image is None:
         raise ImageError(f'{path}: is not an image that OpenCV can decode')
     return image

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+
+    from mmdeploy_ext.deploy import Deployment
     from mmdeploy_ext.family import ExportOptions
 
 
@@ -36,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--opset-version',
         type=int,
-        default=0,
         metavar='N',
         help='11 to 20; asked = written, or the export fails (default: 17; 18 for dynamo; 19 with DCN)',
     )
@@ -84,25 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shape(values: Sequence[int] | None) -> tuple[int, int]:
-    if values is None:
-        return 0, 0
-    if len(values) not in (1, 2):
-        raise UsageError(
-            f'--shape {" ".join(map(str, values))}: expected one or two numbers, height and width'
-        )
-    height, width = (values[0], values[0]) if len(values) == 1 else values
-    if height <= 0 or width <= 0:
-        raise UsageError(f'--shape {" ".join(map(str, values))}: expected positive sizes in pixels')
-    return height, width
-
-
 def parse_options(args: argparse.Namespace) -> ExportOptions:
     """Turn arguments into export options; what they contradict is an error.
 
     Raises:
-        UsageError: --skip-postprocess with another form, or a --score-form that the form does not have.
+        UsageError: --skip-postprocess with another form, a --score-form that the form does not have, or a
+            number out of range.
     """
+    from mmdeploy_ext.export import check_opset
     from mmdeploy_ext.family import ExportOptions
 
     if args.skip_postprocess and args.postprocess not in (None, 'raw'):
@@ -112,10 +103,14 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
     form = 'raw' if args.skip_postprocess else args.postprocess or 'full'
     if args.score_form != 'separate' and form != 'decode':
         raise UsageError(f'--score-form {args.score_form} goes with --postprocess decode, got {form}')
-    height, width = _shape(args.shape)
+    if args.opset_version is not None:
+        check_opset(args.opset_version, args.exporter)
+    if args.std and min(args.std) <= 0:
+        raise UsageError(f'--std {" ".join(map(str, args.std))}: expected three positive numbers')
+    height, width = shared.parse_shape(args.shape)
     return ExportOptions(
         form=form,
-        opset=args.opset_version,
+        opset=args.opset_version or 0,
         height=height,
         width=width,
         batch=args.batch_size,
@@ -131,8 +126,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext import compat
 
     compat.apply()
-    import dataclasses
-
     from mmdeploy_ext import deploy
 
     options, engine = parse_options(args), shared.engine_options(args)
@@ -145,6 +138,26 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     deployment = deploy.load(
         args.config, args.checkpoint, cfg_options, args.device, deploy.option_check(options, args.output_file)
     )
+    with after_weights():
+        return export_and_prove(deployment, options, images, args, engine)
+
+
+def export_and_prove(
+    deployment: Deployment,
+    options: ExportOptions,
+    images: list[tuple[str, np.ndarray]],
+    args: argparse.Namespace,
+    engine: dict[str, Any],
+) -> int:
+    """Write the file, say what it is, and prove it when asked to.
+
+    Returns:
+        The exit status.
+    """
+    import dataclasses
+
+    from mmdeploy_ext import deploy
+
     for name in ('mean', 'std'):
         if getattr(args, name):
             deployment.rule = dataclasses.replace(deployment.rule, **{name: tuple(getattr(args, name))})

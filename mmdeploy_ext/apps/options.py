@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
@@ -85,7 +89,43 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         if args.engine != 'onnxruntime':
             raise UsageError(f'--providers goes with --engine onnxruntime, got --engine {args.engine}')
         options['providers'] = args.providers
+    check_engine(options['engine'], {key: value for key, value in options.items() if key != 'engine'})
     return options
+
+
+def check_engine(kind: str, options: Mapping[str, Any]) -> None:
+    """Refuse an engine, a provider or an option that is not here, before a model is exported for it.
+
+    Raises:
+        EngineError: the engine or the provider is not here.
+        ConfigError: an option that the engine does not have.
+        UsageError: a number of threads that is none.
+    """
+    from mmdeploy_ext.backends import build_backend
+
+    threads = options.get('threads', 0)
+    if not isinstance(threads, int) or threads < 0:
+        raise UsageError(f'threads={threads!r}: expected 0 (the engine decides) or more')
+    # An engine looks at itself before it looks for the file, and there is none.
+    with contextlib.suppress(ModelFileError), build_backend(kind, path='', **options):
+        pass
+
+
+def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
+    """Return height and width of one or two numbers; None is 0, 0, which means the default.
+
+    Raises:
+        UsageError: other than one or two positive numbers.
+    """
+    if shape is None:
+        return 0, 0
+    sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
+    text = f'{option} {" ".join(map(str, sizes))}'
+    if len(sizes) not in (1, 2):
+        raise UsageError(f'{text}: expected one or two numbers, height and width')
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise UsageError(f'{text}: expected positive sizes in pixels')
+    return sizes[0], sizes[-1]
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:

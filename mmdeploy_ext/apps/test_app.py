@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
+from mmdeploy_ext.apps import backend_config
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.errors import ConfigError, UsageError
+from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
@@ -20,23 +21,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.deploy import Deployment
     from mmdeploy_ext.family import ExportOptions
     from mmdeploy_ext.metadata import Metadata
-
-GRAPH_KEYS = (
-    'postprocess',
-    'opset_version',
-    'shape',
-    'dynamic',
-    'exporter',
-    'simplify',
-    'onnx_file',
-    'check_dump',
-)
-ENGINES = {
-    'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization'),
-    'OpenVinoBackend': ('threads', 'device'),
-    'TorchBackend': ('dump',),
-}
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's test.py."""
@@ -75,7 +59,7 @@ class Run:
 
     Attributes:
         deployment: model, config, checkpoint.
-        backend_config: the config's, with a default type.
+        backend_config: as `backend_config.read_settings` returns it.
         work_dir: shared by the `_pth` and the `_onnx` run.
         rank: of this process.
         world_size: number of processes.
@@ -86,43 +70,6 @@ class Run:
     work_dir: Path
     rank: int
     world_size: int
-
-
-def _backend_config(cfg: Any) -> dict[str, Any]:
-    settings = dict(cfg.get('backend_config') or dict(type='TorchBackend'))
-    kind = settings.get('type')
-    if kind not in ENGINES:
-        raise ConfigError(
-            f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(ENGINES)}'
-        )
-    unknown = settings.keys() - {'type', *GRAPH_KEYS, *ENGINES[kind]}
-    if unknown:
-        raise ConfigError(
-            f'{cfg.filename}: backend_config has unknown keys {sorted(unknown)}; {kind} takes '
-            f'{sorted({*GRAPH_KEYS, *ENGINES[kind]})}'
-        )
-    return settings
-
-
-def graph_options(settings: dict[str, Any], deployment: Deployment) -> ExportOptions:
-    """Return the export options that a `backend_config` asks for; dynamic unless it gives a shape."""
-    from mmdeploy_ext import deploy
-    from mmdeploy_ext.family import ExportOptions
-
-    shape = settings.get('shape')
-    height, width = (
-        (0, 0) if shape is None else (shape if isinstance(shape, list | tuple) else (shape, shape))
-    )
-    options = ExportOptions(
-        form=settings.get('postprocess', 'full'),
-        opset=settings.get('opset_version') or 0,
-        height=height,
-        width=width,
-        dynamic=settings.get('dynamic', shape is None),
-        exporter=settings.get('exporter', 'torchscript'),
-        simplify=settings.get('simplify', False),
-    )
-    return deploy.resolve(options, deployment.model, deployment.rule)
 
 
 def _init_launcher(args: argparse.Namespace) -> tuple[int, int]:
@@ -164,21 +111,23 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     register()
     cfg = load_config(args.config, cfg_options)
-    settings = _backend_config(cfg)
+    settings = backend_config.read_settings(cfg)
     if args.out:
         check_writable(args.out)
     dataset = evaluation.build_dataset(cfg)
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
     )
-    check_writable(work_dir / 'metrics.json')
+    backend_config.check_targets(settings, work_dir)
+    check = backend_config.graph_check(settings, work_dir)
     rank, world_size = _init_launcher(args)
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device)
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     this = Run(deployment, settings, work_dir, rank, world_size)
-    loader = evaluation.build_loader(cfg, dataset, distributed=args.launcher != 'none')
-    results, status = _run_engine(this, args, loader)
-    if rank == 0:
-        _finish(this, args, dataset, results)
+    with after_weights():
+        loader = evaluation.build_loader(cfg, dataset, distributed=args.launcher != 'none')
+        results, status = _run_engine(this, args, loader)
+        if rank == 0:
+            _finish(this, args, dataset, results)
     return status
 
 
@@ -217,12 +166,11 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
     from mmdeploy_ext import deploy
     from mmdeploy_ext.backends import build_backend
 
-    options = graph_options(this.backend_config, this.deployment)
+    asked = backend_config.graph_options(this.backend_config)
+    options = deploy.resolve(asked, this.deployment.model, this.deployment.rule)
     metadata = deploy.make_metadata(this.deployment, options)
     kind = this.backend_config['type']
-    engine_options = {key: this.backend_config[key] for key in ENGINES[kind] if key in this.backend_config}
     if kind == 'TorchBackend':
-        engine_options.pop('dump', None)
         stages = this.deployment.family.stages(this.deployment.model, options, fold=False)
         device = str(next(this.deployment.model.parameters()).device)
         return (
@@ -235,6 +183,7 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
     )
     if this.rank == 0:
         export_if_stale(this.deployment, options, metadata, path)
+    engine_options = backend_config.engine_options(this.backend_config)
     if this.world_size > 1:
         import torch.distributed
 
@@ -286,16 +235,10 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
 def _dump_options(this: Run, options: ExportOptions) -> Any:
     from mmdeploy_ext.detector import DumpOptions
 
-    settings = this.backend_config.get('dump')
-    if settings is None or settings is False:
+    dump = this.backend_config['dump']
+    if dump is None:
         return None
-    settings = dict(settings)
-    folder = Path(settings.pop('dir', None) or this.work_dir / 'dump')
-    samples, tensors = settings.pop('samples', 4), settings.pop('tensors', None)
-    if settings:
-        raise ConfigError(
-            f'backend_config.dump has unknown keys {sorted(settings)}; expected samples, tensors, dir'
-        )
+    folder = Path(dump['dir'] or this.work_dir / 'dump')
     facts = dict(
         config=Path(this.deployment.config).name,
         config_sha256=this.deployment.config_sha256,
@@ -303,8 +246,8 @@ def _dump_options(this: Run, options: ExportOptions) -> Any:
         form=options.form,
     )
     if this.rank == 0:
-        print(f'dumping the tensors of the first {samples} samples to {folder}', flush=True)
-    return DumpOptions(folder, facts, samples, tensors, this.rank, this.world_size)
+        print(f'dumping the tensors of the first {dump["samples"]} samples to {folder}', flush=True)
+    return DumpOptions(folder, facts, dump['samples'], dump['tensors'], this.rank, this.world_size)
 
 
 def _agrees_with_dump(this: Run, backend: Backend) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
+from mmdeploy_ext.errors import after_weights
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.family import Family
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext import compat
 
     compat.apply()
-    from mmdeploy_ext import deploy
+    from mmdeploy_ext import deploy, evaluation
     from mmdeploy_ext.backends import build_backend
     from mmdeploy_ext.metadata import read_metadata
 
@@ -48,16 +51,23 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     images = proof.read_images(args.images or [proof.DEFAULT_IMAGE])
     register()
     cfg_options = {**metadata.options.get('cfg_options', {}), **shared.parse_cfg_options(args.cfg_options)}
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device)
+
+    def check(cfg: Any, family: Family, model: object) -> None:
+        metadata.require(args.onnx_file, family.name, family.forms)
+        if args.eval:
+            evaluation.build_dataset(cfg)
+
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     deployment.rule = deploy.file_rule(deployment.rule, metadata)
     metrics = []
-    if args.eval:
-        from mmdeploy_ext.verify.dataset import compare_metrics
+    with after_weights():
+        if args.eval:
+            from mmdeploy_ext.verify.dataset import compare_metrics
 
-        metrics = compare_metrics(
-            deployment, lambda: build_backend(path=args.onnx_file, **_as_kind(engine)), args.eval
-        )
-    return proof.run_proof(deployment, args.onnx_file, images, args, engine, metrics)
+            metrics = compare_metrics(
+                deployment, lambda: build_backend(path=args.onnx_file, **_as_kind(engine)), args.eval
+            )
+        return proof.run_proof(deployment, args.onnx_file, images, args, engine, metrics)
 
 
 def _as_kind(engine: dict) -> dict:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 import os
 import resource
 import shlex
@@ -14,6 +15,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import cv2
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,6 +28,7 @@ SCRIPTS = {
     'run': 'tools/onnx/onnx_with_postprocess.py',
 }
 APPS = {name: f'mmdeploy_ext.apps.{name}_app' for name in ('export', 'verify', 'test')}
+CLASSES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 NOBODY = 65534
 
 
@@ -52,13 +55,19 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def shown_warnings():
-    """Collect the warnings that Python would print for a user, whatever pytest does with them."""
-    with warnings.catch_warnings(record=True) as noise:
+def shown_noise():
+    """Collect what Python would print for a user beside the tool, whatever pytest does with it."""
+    kept, ignored = sys.unraisablehook, []
+    sys.unraisablehook = lambda entry: ignored.append(f'ignored in {entry.object}: {entry.exc_value}\n')
+    with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter('default')
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter('ignore', category)
-        yield noise
+        try:
+            yield ignored
+        finally:
+            sys.unraisablehook = kept
+    ignored.extend(f'{entry.message}\n' for entry in shown)
 
 
 @contextlib.contextmanager
@@ -121,17 +130,32 @@ class Bench:
         data = ' '.join(f'data.test.{key}={value}' for key, value in values.items())
         return f'{data} data.workers_per_gpu=0 data.persistent_workers=False'
 
+    def data(self) -> None:
+        """Make a data set of one picture."""
+        (self.folder / 'data/images').mkdir(parents=True)
+        image = cv2.imread(str(REPOSITORY / 'demo/toy.jpg'))[:96, :128]
+        cv2.imwrite(str(self.folder / 'data/images/1.png'), image)
+        self.annotate()
+
+    def annotate(self, **replaced: list) -> None:
+        """Write the annotation file of `data`, with some of its tables replaced."""
+        tables = dict(
+            images=[dict(id=1, file_name='1.png', height=96, width=128)],
+            annotations=[dict(id=1, image_id=1, category_id=1, bbox=[4, 4, 40, 40], area=1600, iscrowd=0)],
+            categories=[dict(id=index + 1, name=name) for index, name in enumerate(CLASSES)])
+        (self.folder / 'data/instances.json').write_text(json.dumps({**tables, **replaced}))
+
     def call(self, tool: str, limit: int | None = None, **options: object) -> Outcome:
         """Run a tool in this process; warnings that a user would see count as stderr."""
         argv = self.arguments(tool, options)
         self.capfd.readouterr()
-        with file_size_limit(limit), shown_warnings() as noise:
+        with file_size_limit(limit), shown_noise() as noise:
             try:
                 status = self._main(tool)(argv)
             except SystemExit as left:
                 status = left.code
         out, err = self.capfd.readouterr()
-        return Outcome(status, out, err + ''.join(f'{entry.message}\n' for entry in noise))
+        return Outcome(status, out, err + ''.join(noise))
 
     @staticmethod
     def _main(tool: str):
@@ -147,7 +171,7 @@ class Bench:
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=120)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
-    def refuses(self, tool: str, *words: str, status: int = 2, how: str = 'call', **options: object) -> Outcome:
+    def refuses(self, tool: str, *words: str, status=2, how='call', **options: object) -> Outcome:
         """Assert that a command ends with one `error:` line that has all `words`, and changes no file."""
         before = snapshot(self.folder)
         done = getattr(self, how)(tool, **options)

@@ -1,0 +1,83 @@
+"""Configs that are missing, broken, or that mm2onnx does not export; and overrides that do not fit."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOY = REPOSITORY / 'configs/demo/atss_toy.py'
+LEAF = f"_base_ = ['{TOY}']\n"
+UNBUILDABLE = 'bad.py: the model cannot be built: '
+CASES = {
+    'missing': (None, ['bad.py: no such config file']),
+    'syntax error': ('model = dict(type=\n', ['bad.py: syntax error', 'line 1']),
+    'undefined name': ('model = dict(type=ATSS)\n', ['bad.py: cannot be read', "NameError: name 'ATSS'"]),
+    'missing base': ("_base_ = ['./no_such_base.py']\n", ['bad.py: cannot be read', 'no_such_base.py']),
+    'a binary file': (b'\x00\x01\xff\xfe' * 20, ['bad.py: cannot be read']),
+    'a plugin that is not there': (
+        LEAF + "custom_imports = dict(imports=['no_such_plugin'], allow_failed_imports=False)\n",
+        ['bad.py: cannot be read', 'no_such_plugin']),
+    'a plugin folder that is not there': (
+        LEAF + "plugin = True\nplugin_dir = 'no_such/plugin/'\n", ['bad.py: cannot be read', 'no_such']),
+    'unknown detector': (
+        LEAF + "model = dict(type='NoSuchDetector')\n", [f'{UNBUILDABLE}KeyError', 'NoSuchDetector']),
+    'unknown backbone': (
+        LEAF + "model = dict(backbone=dict(type='NoSuchNet'))\n", [UNBUILDABLE, 'NoSuchNet']),
+    'unknown argument': (LEAF + 'model = dict(backbone=dict(dept=18))\n', [UNBUILDABLE, 'dept']),
+    'not ATSS': (
+        LEAF + "model = dict(bbox_head=dict(type='RetinaHead'))\n",
+        ["bad.py: model.type='ATSS' with head 'RetinaHead' belongs to no family", 'known: atss']),
+    'no model': ("img_norm_cfg = dict(mean=[0], std=[1])\n", ['bad.py: has no `model`']),
+    'a model that is no dict': ("model = 'ATSS'\n", ["bad.py: model='ATSS'", 'expected a dict']),
+    'another box coder': (
+        LEAF + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='TBLRBBoxCoder')))\n",
+        ['bad.py: model.bbox_head.bbox_coder is TBLRBBoxCoder', 'DeltaXYWHBBoxCoder']),
+    'no test pipeline': (
+        LEAF + 'data = dict(_delete_=True)\ntest_pipeline = []\n',
+        ['bad.py: has neither data.test.pipeline nor test_pipeline']),
+    'no type': ('model = dict(depth=3)\n', ['model.type=None', 'no family']),
+    'a step that a file cannot describe': (
+        LEAF + "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='Rot90')]))\n",
+        ["test pipeline step 'Rot90'", 'supported: Resize']),
+}
+OVERRIDES = {
+    'no value': ('model.test_cfg', ['--cfg-options model.test_cfg: expected key=value']),
+    'no key': ('=3', ['--cfg-options =3', 'expected key=value']),
+    'below a number': ('model.backbone.depth.x=3', ['bad.py: cannot be read', 'depth']),
+    'unknown argument': ('model.neck.no_such=1', ['bad.py: the model cannot be built', 'no_such']),
+    'another class count': ('model.bbox_head.num_classes=7', ['(6, 64, 3, 3) in the file, (7, 64, 3, 3) in']),
+}
+
+
+@pytest.mark.parametrize(('content', 'words'), CASES.values(), ids=CASES)
+def test_a_config_that_cannot_be_exported_is_refused_by_name(content, words, bench):
+    path = bench.folder / 'bad.py'
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    bench.refuses('export', *words, config=path)
+
+
+@pytest.mark.parametrize(('option', 'words'), OVERRIDES.values(), ids=OVERRIDES)
+def test_an_override_that_does_not_fit_is_refused_by_name(option, words, bench):
+    path = bench.folder / 'bad.py'
+    path.write_text(LEAF)
+    bench.refuses('export', *words, config=path, more=f'--cfg-options {option}')
+
+
+def test_a_folder_or_a_text_for_a_config_is_refused(bench):
+    bench.refuses('export', 'no such config file', config=bench.folder)
+    path = bench.folder / 'notes.txt'
+    path.write_text('model = dict()')
+    bench.refuses('export', 'notes.txt: cannot be read', 'py/yml/yaml/json', config=path)
+
+
+def test_a_syntax_error_is_one_line_in_a_process_of_its_own(bench):
+    path = bench.folder / 'bad.py'
+    path.write_text('model = dict(type=\n')
+    bench.refuses('export', 'bad.py: syntax error', "'(' was never closed", how='spawn', config=path)
+
+
+def test_debug_shows_the_traceback_too(bench):
+    done = bench.call('export', config='none.py', more='--debug')
+    assert done.status == 2 and done.err.startswith('Traceback (most recent call last)')
+    assert done.err.splitlines()[-1] == 'error: none.py: no such config file'
