@@ -8,6 +8,8 @@ import torch
 
 NMS_SCORE_THRESHOLD = -0.5
 """Rows that are no candidate carry the score -1; a true score lies in 0..1."""
+BELOW_ALL = -1e30
+"""Below every coordinate; stays finite when it is multiplied by a label."""
 
 
 class BatchedNms(torch.autograd.Function):
@@ -59,6 +61,6 @@ def class_offsets(bboxes_xyxy: torch.Tensor, labels: torch.Tensor, candidates: t
     Returns:
         (B, N, 4) shifted boxes, rounded exactly as mmcv's `batched_nms` rounds them.
     """
-    visible = torch.where(candidates[..., None], bboxes_xyxy, torch.zeros_like(bboxes_xyxy))
+    visible = torch.where(candidates[..., None], bboxes_xyxy, torch.full_like(bboxes_xyxy, BELOW_ALL))
     largest = visible.flatten(1).max(dim=1, keepdim=True)[0]
     return bboxes_xyxy + (labels.to(bboxes_xyxy.dtype) * (largest + 1))[..., None]
