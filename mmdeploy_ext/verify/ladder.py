@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from mmdeploy_ext import deploy, export
 from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.cli import stderr
+from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
@@ -22,17 +22,20 @@ from mmdeploy_ext.metadata import Metadata, read_metadata
 from mmdeploy_ext.verify.compare import compare_tensors
 from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.tasks.bbox2d import match_detections
-from mmdeploy_ext.verify.verdict import Case, Check, PicturePair, Verdict
+from mmdeploy_ext.verify.verdict import Case, Check, DetectionRow, PicturePair, TensorRow, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.backends import Backend
     from mmdeploy_ext.deploy import Deployment
     from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.runtime.detections import Detections
 
 MAX_PICTURES = 8
 TIMED_RUNS = 5
+TIMED_S = 3.0
+"""Two runs at least; no more once they took this long: the figures are a hint, `benchmark.py` measures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +169,10 @@ def prove(
     )
     pictures: list[PicturePair] = []
     inputs = proof_inputs(deployment, options, images)
+    console = stderr()
     with (
         build_backend(engine, path, **engine_options) as backend,
-        Progress(console=stderr(), transient=True) as bar,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
         task = bar.add_task('proving', total=len(inputs))
         for proof_input in inputs:
@@ -176,7 +180,8 @@ def prove(
             verdict.cases.append(case)
             pictures.extend(pairs)
             bar.advance(task)
-        verdict.timing_ms = _timing(deployment, backend, inputs[0])
+        if all(case.passed for case in verdict.cases):
+            verdict.timing_ms = _timing(deployment, backend, inputs[0])
     _judge_whole(verdict, metadata)
     return verdict, pictures[:MAX_PICTURES]
 
@@ -184,39 +189,60 @@ def prove(
 def run_case(
     deployment: Deployment, backend: Backend, proof_input: ProofInput
 ) -> tuple[Case, list[PicturePair]]:
-    """Give one input to both engines and compare tensors and detections."""
+    """Give one input to both engines and compare tensors and detections.
+
+    An engine that fails, and outputs that cannot be post-processed, are a failed case, not an exception.
+    """
     family, metadata = deployment.family, backend.metadata
     feeds = family.feeds(proof_input.images, proof_input.rescale)
-    outputs = backend.infer({name: feeds[name] for name in metadata.spec.input_names if name in feeds})
-    rows = ()
-    if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
-        score_form = metadata.options.get('score_form', 'separate')
-        reference = family.reference_tensors(deployment.model, feeds, metadata.form, score_form)
-        rows = tuple(compare_tensors(reference, outputs, metadata.spec))
     shape = 'x'.join(map(str, feeds['input'].shape))
-    if metadata.options.get('score_form') == 'product':
-        return Case(proof_input.name, shape, proof_input.traced, rows), []
     expected = family.reference_detections(deployment.model, proof_input.images, proof_input.rescale)
-    found = family.detections(metadata, outputs, feeds)
+    titles = [title for title, _ in proof_input.sources]
+    rows: tuple[TensorRow, ...] = ()
+    try:
+        outputs = backend.infer({name: feeds[name] for name in metadata.spec.input_names if name in feeds})
+        rows = _tensor_rows(deployment, metadata, feeds, outputs)
+        if metadata.options.get('score_form') == 'product':
+            return Case(proof_input.name, shape, proof_input.traced, rows), []
+        found = family.detections(metadata, outputs, feeds)
+    except (ValueError, IndexError) as error:
+        failed = tuple(_failed(title, wanted, error) for title, wanted in zip(titles, expected, strict=True))
+        return Case(proof_input.name, shape, proof_input.traced, rows, failed), []
     capacity = metadata.postprocess.get('max_per_img')
     detections = tuple(
         match_detections(title, wanted, got, capacity=capacity)
-        for (title, _), wanted, got in zip(proof_input.sources, expected, found, strict=True)
+        for title, wanted, got in zip(titles, expected, found, strict=True)
     )
-    pairs = [
-        _picture(source, image, wanted, got, proof_input.rescale)
-        for source, image, wanted, got in zip(
-            proof_input.sources, proof_input.images, expected, found, strict=True
-        )
-    ]
+    matched = zip(proof_input.sources, proof_input.images, expected, found, strict=True)
+    pairs = [_picture(*sides, proof_input.rescale) for sides in matched]
     return Case(proof_input.name, shape, proof_input.traced, rows, detections), pairs
+
+
+def _tensor_rows(
+    deployment: Deployment,
+    metadata: Metadata,
+    feeds: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+) -> tuple[TensorRow, ...]:
+    """Return level 2 of one case; forms that give detections have none."""
+    if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
+        return ()
+    score_form = metadata.options.get('score_form', 'separate')
+    reference = deployment.family.reference_tensors(deployment.model, feeds, metadata.form, score_form)
+    return tuple(compare_tensors(reference, outputs, metadata.spec))
+
+
+def _failed(title: str, wanted: Detections, error: Exception) -> DetectionRow:
+    """Return the row of an image whose outputs gave no detections at all."""
+    reason = f'no detections: {one_line(error)[:200]}'
+    return DetectionRow(title, len(wanted), 0, len(wanted), 0, 0.0, 1.0, False, reason)
 
 
 def _picture(
     source: tuple[str, np.ndarray],
     image: PreparedImage,
-    reference: Any,
-    candidate: Any,
+    reference: Detections,
+    candidate: Detections,
     rescaled: bool,
 ) -> PicturePair:
     """Bring both engines' boxes to pixels of the original picture."""
@@ -238,7 +264,10 @@ def _timing(deployment: Deployment, backend: Backend, proof_input: ProofInput) -
         'PyTorch (network and post-processing)': [],
         f'{backend.engine} (graph)': [],
     }
-    for _ in range(TIMED_RUNS):
+    begin = time.perf_counter()
+    for index in range(TIMED_RUNS):
+        if index >= 2 and time.perf_counter() - begin > TIMED_S:
+            break
         for name, run in zip(
             seconds,
             (

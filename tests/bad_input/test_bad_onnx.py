@@ -1,0 +1,84 @@
+"""ONNX files that are corrupt, somebody else's, of another family, or not what they say."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+YOLOX = '../shared/data/weights/yolox_nano/yolox_nano.onnx'
+
+
+def changed(source: Path, target: Path, **props: str) -> None:
+    """Write `source` with other `metadata_props`; no props, no metadata."""
+    model = onnx.load(source)
+    kept = {entry.key: entry.value for entry in model.metadata_props} if props else {}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {**kept, **{f'mm2onnx.{key}': text for key, text in props.items()}})
+    onnx.save(model, target)
+
+
+def unknown_operator(source: Path, target: Path) -> None:
+    """Write `source` with an operator that no engine has; its metadata stays as it is."""
+    model = onnx.load(source)
+    model.graph.node[0].op_type = 'NoSuchOperator'
+    onnx.save(model, target)
+
+
+UNREADABLE = 'is not a readable ONNX file'
+CASES = {
+    'missing': (lambda source, path: None, ['no such ONNX file'], ['no such ONNX file']),
+    'a folder': (lambda source, path: path.mkdir(), [UNREADABLE], ['no such ONNX file']),
+    'zero bytes': (lambda source, path: path.touch(), ['has no mm2onnx metadata'], []),
+    'truncated': (lambda source, path: path.write_bytes(source.read_bytes()[:9000]), [UNREADABLE], []),
+    'a text': (lambda source, path: path.write_text('no model'), [UNREADABLE], []),
+    'without metadata': (changed, ['has no mm2onnx metadata', 'export it with'], ['has no mm2onnx metadata']),
+    'damaged metadata': (
+        lambda source, path: changed(source, path, spec='{"name": "atss'),
+        ['its mm2onnx metadata is damaged', 'export it again'], ['its mm2onnx metadata is damaged']),
+    'of another family': (
+        lambda source, path: changed(source, path, family='"solo"'),
+        ["is a model of family 'solo', expected 'atss'"], ["is a model of family 'solo', expected atss"]),
+    'of another form': (
+        lambda source, path: changed(source, path, form='"half"'),
+        ["its post-processing form is 'half', expected full or decode or raw"],
+        ["its post-processing form is 'half', expected full"]),
+}
+
+
+@pytest.mark.parametrize(('make', 'words'), [(make, words) for make, words, _ in CASES.values()], ids=CASES)
+def test_verify_refuses_a_file_that_it_cannot_prove_before_the_weights_load(make, words, bench):
+    path = bench.folder / 'bad.onnx'
+    make(bench.onnx_file, path)
+    bench.refuses('verify', 'bad.onnx: ', *words, onnx=path)
+
+
+@pytest.mark.parametrize(('make', 'words'), [(make, words) for make, _, words in CASES.values()], ids=CASES)
+def test_a_runner_refuses_a_file_that_it_cannot_run(make, words, bench):
+    path = bench.folder / 'bad.onnx'
+    make(bench.onnx_file, path)
+    bench.refuses('run', 'bad.onnx: ', *words, onnx=path)
+
+
+@pytest.mark.parametrize('tool', ['verify', 'run'])
+def test_an_operator_that_the_engine_does_not_have_is_one_line(tool, bench):
+    path = bench.folder / 'bad.onnx'
+    unknown_operator(bench.onnx_file, path)
+    status = dict(verify=1, run=2)[tool]
+    bench.refuses(tool, 'bad.onnx: ', 'cannot load it', 'NoSuchOperator', status=status, onnx=path)
+
+
+@pytest.mark.parametrize('tool', ['verify', 'run'])
+def test_a_real_model_of_another_project_is_refused(tool, bench):
+    if not (REPOSITORY / YOLOX).is_file():
+        pytest.skip(f'{YOLOX} not found')
+    bench.refuses(tool, 'yolox_nano.onnx: has no mm2onnx metadata', onnx=REPOSITORY / YOLOX)
+
+
+def test_the_test_loop_does_not_overwrite_a_file_that_is_none_of_ours(bench):
+    bench.data()
+    path = bench.folder / 'bad.onnx'
+    changed(bench.onnx_file, path)
+    config, option = REPOSITORY / 'configs/demo/atss_toy_onnx.py', f'backend_config.onnx_file={path}'
+    words = 'bad.onnx: has no mm2onnx metadata', 'delete it to have it exported'
+    bench.refuses('test', *words, status=1, config=config, more=option)
