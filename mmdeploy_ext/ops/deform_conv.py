@@ -20,6 +20,40 @@ def has_deform_conv(module: torch.nn.Module) -> bool:
     return any(isinstance(child, DeformConv2d | ModulatedDeformConv2d) for child in module.modules())
 
 
+class LeadingOffsets(torch.nn.Module):
+    """A modulated deformable convolution whose offsets and mask were made for a larger map.
+
+    mmdet's DyHead convolves level i + 1 with the offsets of level i. mmcv does not look at their size: it
+    reads them as one flat buffer per image, from its beginning. This says so in operators.
+    """
+
+    def __init__(self, conv: torch.nn.Module) -> None:
+        """Keep the convolution (stride 1), which takes input, offset, mask."""
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Convolve (B, C, h, w) with offsets (B, 18, H, W) and mask (B, 9, H, W); h <= H, w <= W."""
+        return self.conv(x, _leading(offset, x), _leading(mask, x))
+
+
+def _leading(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return the first elements of each image's (D, H, W) values as (B, D, h, w)."""
+    channels, (height, width) = values.shape[1], x.shape[2:]
+    flat = values.flatten(1)[:, : channels * height * width]
+    return flat.reshape(x.shape[0], channels, height, width)
+
+
+def spell_out_leading_offsets(model: torch.nn.Module) -> torch.nn.Module:
+    """Put `LeadingOffsets` around the convolutions of DyHead that rely on mmcv's reading, in place."""
+    from mmdet.models.necks.dyhead import DyHeadBlock
+
+    for block in model.modules():
+        if isinstance(block, DyHeadBlock):
+            block.spatial_conv_high = LeadingOffsets(block.spatial_conv_high)
+    return model
+
+
 def _pair(value: Any) -> list[int]:
     return [int(value)] * 2 if isinstance(value, int) else [int(item) for item in value]
 

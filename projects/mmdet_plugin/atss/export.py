@@ -19,6 +19,7 @@ from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import ConfigError, UsageError
 from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.ops.deform_conv import spell_out_leading_offsets
 from mmdeploy_ext.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.postprocess.bbox2d import DenseBoxPostprocess, nms_config
 from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
@@ -324,7 +325,8 @@ class AtssFamily(Family):
     def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
         """See `Family.stages`: the network, and what the form adds to it."""
         raw = raw_names(len(model.bbox_head.prior_generator.strides))
-        chain = [Stage('network', RawNetwork(fuse(model) if fold else model), ('input',), raw)]
+        network = spell_out_leading_offsets(fuse(model)) if fold else model
+        chain = [Stage('network', RawNetwork(network), ('input',), raw)]
         if options.form == 'decode':
             product = options.score_form == 'product'
             outputs = ('boxes', 'scores') if product else ('boxes', 'scores', 'centerness')
