@@ -49,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
         '--warmup', type=int, default=3, metavar='N', help='rounds before, not counted (default: 3)'
     )
     parser.add_argument(
+        '--spare-rounds',
+        type=int,
+        default=0,
+        metavar='N',
+        help='run up to N rounds again that other processes disturbed (default: 0)',
+    )
+    parser.add_argument(
         '--log-interval', type=int, default=10, metavar='N', help='print medians every N rounds (default: 10)'
     )
     parser.add_argument(
@@ -108,6 +115,7 @@ def _check(args: argparse.Namespace) -> list[str]:
         ('max_iter', 1),
         ('repeat_num', 1),
         ('warmup', 0),
+        ('spare_rounds', 0),
         ('log_interval', 1),
         ('samples_per_gpu', 0),
         ('threads', 0),
@@ -151,7 +159,13 @@ def _measure(plan: Plan, contenders: Sequence[Contender]) -> dict[str, list[Run]
                 bar.console.print(line, highlight=False, soft_wrap=True)
 
         mine = measure.interleave(
-            contenders, plan.batches(ranks.rank), rounds, args.warmup, ranks.barrier, on_round
+            contenders,
+            plan.batches(ranks.rank),
+            rounds,
+            args.warmup,
+            ranks.barrier,
+            on_round,
+            args.spare_rounds if ranks.size == 1 else 0,
         )
     gathered = ranks.gather(mine)
     return {name: [run for part in gathered for run in part[name]] for name in mine}
@@ -172,17 +186,14 @@ def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
 def _run_plan(plan: Plan) -> dict[str, Any]:
     """Measure memory, then times, then profiles; returns the content of the JSON file."""
     from mmdeploy_ext.benchmark import contenders, measure, memory, ort_profile
-    from mmdeploy_ext.benchmark.machine import OtherLoad
     from mmdeploy_ext.benchmark.result import make_result
 
     first, memories = plan.ranks.rank == 0, {}
     with contenders.open_contenders(plan) as opened:
         if first and not plan.args.no_memory and memory.is_supported():
             memories = contenders.measure_memory(plan, opened)
-        with OtherLoad() as load:
-            runs = _measure(plan, opened)
-    other_load = load.share if plan.ranks.size == 1 else None
-    result = make_result(plan, opened, runs, memories, other_load)
+        runs = _measure(plan, opened)
+    result = make_result(plan, opened, runs, memories)
     if first:
         result['preprocess_ms'] = measure.preprocess_ms(plan.prepare)
     if first and plan.args.profile and 'onnxruntime' in plan.engines:

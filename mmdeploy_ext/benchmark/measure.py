@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.benchmark.machine import QUIET_SHARE, OtherLoad
 from mmdeploy_ext.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,11 +41,13 @@ class Run:
         total_s: from prepared images to detections.
         network_s: until the network (or the graph) has given its tensors; None where that cannot be told.
         found: detections in the batch.
+        other_load: part of the cores that other processes used in this round, 0..1; None where not known.
     """
 
     total_s: float
     network_s: float | None
     found: int
+    other_load: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +158,7 @@ def interleave(
     warmup: int = 0,
     before_each: Callable[[], None] = lambda: None,
     on_round: Callable[[int, Mapping[str, list[Run]]], None] = lambda index, runs: None,
+    spare: int = 0,
 ) -> dict[str, list[Run]]:
     """Run every contender once per round.
 
@@ -165,6 +169,7 @@ def interleave(
         warmup: rounds before, which do not count.
         before_each: called before every run (a barrier, when several processes measure).
         on_round: called after every counted round with its index and the runs so far.
+        spare: rounds that may be run again because other processes used more than `QUIET_SHARE` of the cores.
 
     Returns:
         Name -> one run per round.
@@ -174,15 +179,22 @@ def interleave(
         raise UsageError(
             f'contenders {[contender.name for contender in contenders]}: expected unique names, at least one'
         )
-    for index in range(-warmup, rounds):
-        for contender in rotated(contenders, index):
-            before_each()
-            time.sleep(SETTLE_S)
-            run = contender.run(batches[index % len(batches)])
-            if index >= 0:
-                runs[contender.name].append(run)
+    index = -warmup
+    while index < rounds:
+        found = {}
+        with OtherLoad() as load:
+            for contender in rotated(contenders, index):
+                before_each()
+                time.sleep(SETTLE_S)
+                found[contender.name] = contender.run(batches[index % len(batches)])
+        if spare > 0 and index >= 0 and load.share is not None and load.share > QUIET_SHARE:
+            spare -= 1
+            continue
         if index >= 0:
+            for name, run in found.items():
+                runs[name].append(dataclasses.replace(run, other_load=load.share))
             on_round(index, runs)
+        index += 1
     return runs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import measure, memory
@@ -38,10 +39,11 @@ def make_result(
     contenders: Sequence[Contender],
     runs: Mapping[str, Sequence[Run]],
     memories: Mapping[str, dict[str, float]],
-    other_load: float | None,
 ) -> dict[str, Any]:
     """Return the content of the JSON file, all but pre-processing and profiles."""
     options, deployment = plan.options, plan.deployment
+    loads = [run.other_load for mine in runs.values() for run in mine]
+    other_load = None if None in loads or plan.ranks.size > 1 else round(statistics.mean(loads), 4)
     rows = measure.summarise(contenders, runs, options.batch, plan.ranks.size)
     for row in rows:
         row['memory'] = memories.get(row['name'])
@@ -60,6 +62,7 @@ def make_result(
         processes=plan.ranks.size,
         rounds=len(next(iter(runs.values()))),
         warmup=plan.args.warmup,
+        spare_rounds=plan.args.spare_rounds,
         machine=machine(),
         other_load=other_load,
         contenders=rows,
