@@ -49,6 +49,10 @@ class EngineError(UsageError):
     """An engine, execution provider or option of it that is not available here."""
 
 
+class InferenceError(Mm2OnnxError):
+    """An engine that loaded a file and then failed to run it."""
+
+
 class ShapeError(Mm2OnnxError):
     """A tensor whose shape or dtype is not the one that the graph's spec states."""
 

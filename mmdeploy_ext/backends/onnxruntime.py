@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.backends.base import Backend
-from mmdeploy_ext.errors import ConfigError, EngineError, ModelFileError
+from mmdeploy_ext.errors import ConfigError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ class OnnxRuntimeBackend(Backend):
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`."""
         names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
+        try:
+            return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            raise InferenceError(f'{self.path}: ONNX Runtime failed to run it: {error}') from error
 
     def deactivate(self) -> None:
         """Close the session."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.backends.base import Backend
-from mmdeploy_ext.errors import EngineError, ModelFileError
+from mmdeploy_ext.errors import EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.metadata import read_metadata
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ class OpenVinoBackend(Backend):
             if tensor.name not in complete and not tensor.unused:
                 shape = [axis if isinstance(axis, int) else batch for axis in tensor.axes]
                 complete[tensor.name] = np.full(shape, tensor.default, tensor.dtype)
-        results = self.compiled(complete)
+        try:
+            results = self.compiled(complete)
+        except RuntimeError as error:
+            raise InferenceError(f'{self.path}: OpenVINO failed to run it: {error}') from error
         return {name: np.array(results[name]) for name in self.spec.output_names}
 
     def deactivate(self) -> None:

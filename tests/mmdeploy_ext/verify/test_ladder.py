@@ -1,0 +1,155 @@
+"""The proof finds out what is wrong with a file, and passes what is right."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from mmdeploy_ext.apps import verify_app
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.files import read_json
+from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.verify.ladder import prove
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+
+FORMS = ('full', 'decode', 'raw')
+
+
+@pytest.fixture(scope='module')
+def deployment():
+    return load_toy()
+
+
+@pytest.fixture(scope='module')
+def files(deployment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('ladder')
+    return {form: export_toy(deployment, folder / f'{form}.onnx', form=form) for form in FORMS}
+
+
+@pytest.fixture
+def images():
+    return [('toy.jpg', read_image(PICTURE))]
+
+
+def faulty(path, folder, change):
+    model = onnx.load(path)
+    change(model.graph)
+    target = str(folder / 'faulty.onnx')
+    onnx.save(model, target)
+    return target
+
+
+def scale_one_weight(graph):
+    weight = next(value for value in graph.initializer if value.name.endswith('bbox_head.atss_cls.weight'))
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.05), weight.name))
+
+
+def swap_outputs(first, second):
+    """Exchange which nodes give two outputs; names, shapes and order stay."""
+    def change(graph):
+        names = {first: second, second: first}
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+    return change
+
+
+def freeze(name):
+    """Replace an input by what a careless trace leaves of it: a constant."""
+    def change(graph):
+        value = next(value for value in graph.input if value.name == name)
+        shape = [dim.dim_value or size for dim, size in zip(value.type.tensor_type.shape.dim, (1, 3, 256, 320),
+                                                            strict=False)]
+        constant = np.full(shape, 0.3, np.float32) if name == 'input' else np.full(shape, 64, np.float32)
+        graph.initializer.append(numpy_helper.from_array(constant, 'frozen'))
+        for node in graph.node:
+            if node.op_type != 'Shape':
+                node.input[:] = ['frozen' if given == name else given for given in node.input]
+    return change
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(deployment, files, images, form):
+    verdict, pictures = prove(deployment, files[form], images)
+    assert verdict.proven, verdict.to_json()
+    assert sum(row.reference for case in verdict.cases for row in case.detections) >= 50
+    shapes = {case.input_shape for case in verdict.cases}
+    assert len(shapes) >= 3
+    assert any(shape.startswith('2x') for shape in shapes)
+    assert pictures
+
+
+@pytest.mark.parametrize(('form', 'change', 'level'), [
+    ('full', scale_one_weight, 3), ('decode', scale_one_weight, 2), ('raw', scale_one_weight, 2),
+    ('raw', swap_outputs('centerness_0', 'centerness_1'), 2),
+    ('raw', swap_outputs('cls_score_0', 'bbox_pred_0'), 2),
+    ('decode', swap_outputs('scores', 'boxes'), 2),
+    ('full', freeze('img_shape'), 3), ('full', freeze('scale_factor'), 3),
+    ('full', freeze('input'), 3), ('raw', freeze('input'), 2),
+])
+def test_a_planted_fault_is_found_by_structure_and_by_numbers(deployment, files, images, tmp_path, form, change, level):
+    try:
+        verdict, _ = prove(deployment, faulty(files[form], tmp_path, change), images)
+    except ModelFileError:
+        return  # the engine refuses it: found out as well
+    assert not verdict.proven
+    rows = [row for case in verdict.cases for row in (case.tensors if level == 2 else case.detections)]
+    assert any(not row.passed for row in rows), 'the numbers have to show it too'
+
+
+def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, images, tmp_path):
+    verdict, _ = prove(deployment, faulty(files['full'], tmp_path, scale_one_weight), images)
+    failed = [check for check in verdict.structure if not check.passed]
+    assert [check.name for check in failed] == ['weights come from the checkpoint']
+    assert 'atss_cls.weight' in failed[0].detail
+
+
+def test_a_frozen_input_is_named_by_the_structure_check(deployment, files, images, tmp_path):
+    verdict, _ = prove(deployment, faulty(files['full'], tmp_path, freeze('img_shape')), images)
+    assert any('img_shape' in check.detail for check in verdict.structure if not check.passed)
+
+
+def test_a_proof_in_which_nothing_is_found_is_no_proof(deployment, files):
+    black = [('black.png', np.zeros((240, 320, 3), np.uint8))]
+    verdict, _ = prove(deployment, files['full'], black)
+    if not sum(row.matched for case in verdict.cases for row in case.detections):
+        assert not verdict.proven
+        assert 'not one detection was matched' in verdict.reasons[0]
+
+
+def test_a_file_of_another_checkpoint_is_not_proven(deployment, files, images, tmp_path):
+    import dataclasses
+    other = dataclasses.replace(deployment, checkpoint_sha256='0' * 64)
+    verdict, _ = prove(other, files['full'], images)
+    assert not verdict.proven
+    assert [check.name for check in verdict.structure if not check.passed] == ['made from this checkpoint']
+
+
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+def test_verify_exits_0_for_a_proven_file_and_writes_json_and_a_page(files, tmp_path, capsys):
+    status = verify_app.main(register, [CONFIG, CHECKPOINT, files['decode'], '--images', str(PICTURE), '--report',
+                                        str(tmp_path / 'report'), '--json', str(tmp_path / 'v.json')])
+    assert status == 0
+    assert 'PROVEN' in capsys.readouterr().out
+    assert read_json(tmp_path / 'v.json')['verdict'] == 'proven'
+    assert (tmp_path / 'report/report.html').stat().st_size > 10_000
+
+
+def test_verify_exits_1_for_a_file_with_a_changed_weight(files, tmp_path, capsys):
+    broken = faulty(files['raw'], tmp_path, scale_one_weight)
+    status = verify_app.main(register, [CONFIG, CHECKPOINT, broken, '--json', str(tmp_path / 'v.json')])
+    assert status == 1
+    assert 'NOT PROVEN' in capsys.readouterr().out
+    assert read_json(tmp_path / 'v.json')['verdict'] == 'not proven'
+
+
+def test_an_export_without_verify_says_not_proven_and_how_to_prove_it(tmp_path, capsys):
+    from mmdeploy_ext.apps import export_app
+    target = str(tmp_path / 'm.onnx')
+    assert export_app.main(register, [CONFIG, CHECKPOINT, '--output-file', target]) == 0
+    out = capsys.readouterr().out
+    assert 'NOT PROVEN' in out
+    assert f'tools/deployment/verify.py {CONFIG} {CHECKPOINT} {target}' in out

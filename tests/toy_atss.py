@@ -1,0 +1,29 @@
+"""The trained toy ATSS and files exported from it, shared by the tests of the whole chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmdeploy_ext import deploy
+from mmdeploy_ext.family import ExportOptions
+from mmdeploy_ext.preprocess import read_image
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIG = str(REPO / 'configs/demo/atss_toy.py')
+CHECKPOINT = str(REPO / 'demo/checkpoints/atss_toy.pth')
+PICTURE = REPO / 'demo/toy.jpg'
+
+
+def load_toy() -> deploy.Deployment:
+    """Return the trained toy model."""
+    import projects.mmdet_plugin  # noqa: F401
+
+    return deploy.load(CONFIG, CHECKPOINT)
+
+
+def export_toy(deployment: deploy.Deployment, path: Path, **options) -> str:
+    """Export the toy model, dynamic unless told otherwise, to `path`."""
+    options = ExportOptions(**{'dynamic': True, 'opset': 17, 'height': 256, 'width': 320, **options})
+    picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
+    deploy.export_to_file(deployment, options, [picture], str(path))
+    return str(path)
