@@ -77,7 +77,7 @@ class Metadata:
                 classes=tuple(values['classes']),
                 preprocess=PreprocessRule.from_json(values['preprocess']),
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelFileError(
                 f'{path}: its mm2onnx metadata is damaged ({error}); export it again'
             ) from error

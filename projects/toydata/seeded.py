@@ -19,8 +19,8 @@ HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centernes
 """Last layers of the head: mean and standard deviation of their outputs."""
 
 OFFSET_SCALE = 0.1
-"""Offsets of deformable convolutions of about an eighth of a pixel; with a whole one the network is chaotic: an
-input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
+"""Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
+an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
 
 
 def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tensor:
@@ -75,10 +75,16 @@ def _scale_head(model: nn.Module, pictures: torch.Tensor) -> None:
         layer.bias.fill_(mean)
 
 
-def fill_seeded(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill a detector of mmdet by the rule of this module, in place."""
+def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0) -> nn.Module:
+    """Fill a detector of mmdet by the rule of this module, in place.
+
+    Args:
+        model: the detector.
+        seed: of weights and pictures.
+        deviation: standard deviation of a normalised photograph; about 57 where the config's `std` is 1.
+    """
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.cat([seeded_picture(seed), seeded_picture(seed + 1)])
+    pictures = torch.cat([seeded_picture(seed), seeded_picture(seed + 1)]) * deviation
     model.eval()
     with torch.no_grad():
         _fill_weights(model, generator)
@@ -102,7 +108,9 @@ def main() -> None:
     from mmdeploy_ext.family import find_family
 
     cfg = load_config(args.config)
-    model = fill_seeded(find_family(cfg).build(cfg), args.seed)
+    family = find_family(cfg)
+    deviation = 57 / float(np.mean(family.preprocess_rule(cfg).std))
+    model = fill_seeded(family.build(cfg), args.seed, round(deviation, 1))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(seed=args.seed)), args.out)
 

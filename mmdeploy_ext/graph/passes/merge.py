@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: frozenset[str]) -> None:
     """Put `prefix` before every node and value name that is not in `kept`, sub-graphs included."""
 
+    def prefixed(name: str) -> str:
+        return f'{prefix}/{name.lstrip("/")}' if name else name
+
     def renamed(name: str) -> str:
-        return name if not name or name in kept else f'{prefix}/{name.lstrip("/")}'
+        return name if name in kept else prefixed(name)
 
     for initializer in graph.initializer:
         initializer.name = renamed(initializer.name)
     for node in graph.node:
-        node.name = f'{prefix}/{node.name.lstrip("/")}'
+        node.name = prefixed(node.name)
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]
         for attribute in node.attribute:

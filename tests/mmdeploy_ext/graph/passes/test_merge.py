@@ -1,0 +1,140 @@
+"""Models joined by tensor name: renamed, numbers equal; what does not fit is refused by name."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.graph.passes.merge import concatenate
+
+
+def make_model(nodes, inputs, outputs, constants=(), opset=17, ir_version=8):
+    def infos(names):
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, ['B', 3]) for name in names]
+
+    values = dict(constants).items()
+    initializers = [numpy_helper.from_array(np.float32(value), name) for name, value in values]
+    graph = helper.make_graph(nodes, 'part', infos(inputs), infos(outputs), initializers)
+    imports = [helper.make_opsetid('', opset)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+
+
+def scale(source, target, factor, inner='/same/inner', **options):
+    """Return target = relu(source * factor); the inner names are the same in every part."""
+    nodes = [
+        helper.make_node('Mul', [source, 'weight'], [inner], name='/same/mul'),
+        helper.make_node('Relu', [inner], [target], name='/same/relu'),
+    ]
+    return make_model(nodes, [source], [target], {'weight': [factor] * 3}, **options)
+
+
+def run(model, **feeds):
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+X = np.array([[1.0, -2.0, 3.0]], np.float32)
+
+
+def test_a_chain_is_joined_by_name_and_equals_the_parts_run_in_turn():
+    first, second = scale('x', 'middle', 2.0), scale('middle', 'y', 5.0)
+    merged = concatenate([first, second], ['net', 'post'], ['y'])
+    middle = run(first, x=X)['middle']
+    np.testing.assert_array_equal(run(merged, x=X)['y'], run(second, middle=middle)['y'])
+    assert [value.name for value in merged.graph.input] == ['x']
+    assert [value.name for value in merged.graph.output] == ['y']
+
+
+def test_nodes_values_and_constants_get_the_prefix_and_the_interface_keeps_its_names():
+    merged = concatenate([scale('x', 'middle', 2.0), scale('middle', 'y', 5.0)], ['net', 'post'], ['y'])
+    names = [node.name for node in merged.graph.node]
+    assert names == ['net/same/mul', 'net/same/relu', 'post/same/mul', 'post/same/relu']
+    assert {value.name for value in merged.graph.initializer} == {'net/weight', 'post/weight'}
+    assert [list(node.output) for node in merged.graph.node] == [
+        ['net/same/inner'],
+        ['middle'],
+        ['post/same/inner'],
+        ['y'],
+    ]
+
+
+def test_inputs_are_shared_and_an_earlier_output_can_leave_the_graph_too():
+    second = make_model(
+        [helper.make_node('Add', ['x', 'middle'], ['y'])], ['x', 'middle', 'extra'], ['y']
+    )
+    merged = concatenate([scale('x', 'middle', 2.0), second], ['a', 'b'], ['y', 'middle'])
+    assert [value.name for value in merged.graph.input] == ['x', 'extra']
+    found = run(merged, x=X, extra=X)
+    np.testing.assert_array_equal(found['y'], X + found['middle'])
+    assert list(found) == ['y', 'middle']
+
+
+def test_one_model_alone_is_renamed_and_keeps_its_numbers():
+    single = scale('x', 'y', 3.0)
+    merged = concatenate([single], ['net'], ['y'])
+    assert all(node.name.startswith('net/') for node in merged.graph.node)
+    np.testing.assert_array_equal(run(merged, x=X)['y'], run(single, x=X)['y'])
+
+
+def test_the_parts_are_left_as_they_were():
+    parts = [scale('x', 'middle', 2.0), scale('middle', 'y', 5.0)]
+    before = [part.SerializeToString() for part in parts]
+    concatenate(parts, ['a', 'b'], ['y'])
+    assert [part.SerializeToString() for part in parts] == before
+
+
+def branching(source, target):
+    """Return a model whose two branches use a value and a constant of the graph around them."""
+
+    def branch(name, op_type):
+        node = helper.make_node(op_type, ['inner', 'weight'], [f'{name}_out'], name='/branch')
+        value = helper.make_tensor_value_info(f'{name}_out', TensorProto.FLOAT, None)
+        return helper.make_graph([node], name, [], [value])
+
+    nodes = [
+        helper.make_node('Abs', [source], ['inner']),
+        helper.make_node('ReduceSum', [source], ['total'], keepdims=0),
+        helper.make_node('Greater', ['total', 'zero'], ['positive']),
+        helper.make_node(
+            'If', ['positive'], [target], then_branch=branch('yes', 'Add'), else_branch=branch('no', 'Mul')
+        ),
+    ]
+    return make_model(nodes, [source], [target], {'weight': [10.0] * 3, 'zero': 0.0})
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+def test_sub_graphs_are_renamed_with_what_they_use(sign):
+    parts = [scale('x', 'middle', 2.0), branching('x', 'y')]
+    merged = concatenate(parts, ['a', 'b'], ['y', 'middle'])
+    np.testing.assert_array_equal(run(merged, x=sign * X)['y'], run(parts[1], x=sign * X)['y'])
+    inner = next(node for node in merged.graph.node if node.op_type == 'If').attribute[0].g
+    assert inner.node[0].name == 'b/branch'
+    assert list(inner.node[0].input) == ['b/inner', 'b/weight']
+
+
+def test_the_highest_ir_version_counts():
+    merged = concatenate(
+        [scale('x', 'm', 1.0, ir_version=7), scale('m', 'y', 1.0, ir_version=9)], ['a', 'b'], ['y']
+    )
+    assert merged.ir_version == 9
+
+
+def test_different_opsets_are_refused():
+    with pytest.raises(ExportError, match=r'different opsets.*13.*17'):
+        concatenate([scale('x', 'm', 1.0, opset=13), scale('m', 'y', 1.0)], ['a', 'b'], ['y'])
+
+
+def test_an_output_that_no_part_gives_is_refused_by_name():
+    with pytest.raises(ExportError, match=r"outputs \['z'\] are given by no stage; there are .*'y'"):
+        concatenate([scale('x', 'y', 1.0)], ['a'], ['z'])
+
+
+def test_nodes_without_a_name_stay_without_one():
+    nodes = [helper.make_node('Abs', ['x'], ['inner']), helper.make_node('Relu', ['inner'], ['y'])]
+    merged = concatenate([make_model(nodes, ['x'], ['y'])], ['a'], ['y'])
+    assert [node.name for node in merged.graph.node] == ['', '']
+    np.testing.assert_array_equal(run(merged, x=X)['y'], abs(X))
