@@ -1,0 +1,216 @@
+"""Rules of the house that hold for the whole tree; each test says which."""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LARGEST_FILE = 6 << 20
+PARTS = ('mmdeploy_ext', 'projects', 'tools')
+RUNNER_PARTS = (
+    'runtime', 'backends.onnxruntime', 'draw', 'metadata', 'preprocess', 'spec', 'errors', 'files', 'cli')
+TORCH_FREE = (*RUNNER_PARTS, 'graph', 'backends.base', 'dump', 'verify.compare', 'apps.options')
+ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
+STACK = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg')
+BLOCKED = """
+import importlib, runpy, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in sys.argv[1].split(','):
+            raise ModuleNotFoundError('blocked: ' + name, name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+IMPORT_ALL = BLOCKED + 'for name in sys.argv[2:]: importlib.import_module(name)\n'
+HELP = BLOCKED + """
+script, sys.argv = sys.argv[2], [sys.argv[2], '--help']
+runpy.run_path(script, run_name='__main__')
+"""
+PRIVATE = re.compile(
+    rb'/(?:work|root|home/[a-z]\w*)/|/tmp/try|file:' + rb'///'
+    rb'|\b(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.\d{1,3}\.\d{1,3}\b'
+    rb'|https?://[\w.-]+\.(?:internal|local|lan|corp|intranet)\b')
+
+
+@functools.lru_cache
+def tracked(suffix: str = '') -> list[str]:
+    """Return the files that git tracks and that are there."""
+    done = subprocess.run(['git', 'ls-files', '-z'], cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip('not a git checkout')
+    names = [name for name in done.stdout.split('\0') if name.endswith(suffix)]
+    return [name for name in names if (REPOSITORY / name).is_file()]
+
+
+@functools.lru_cache
+def syntax(name: str) -> ast.Module:
+    return ast.parse((REPOSITORY / name).read_text(encoding='utf-8'), name)
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run code in a process of its own, in the repository."""
+    command = [sys.executable, '-c', code, *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
+# ---- configs
+
+CONFIGS = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py'))
+
+
+@functools.lru_cache
+def build(model: str) -> list[str]:
+    """Build a model, given as mmcv config text, and return the names of its parameters."""
+    from mmcv import Config
+
+    from mmdeploy_ext.family import find_family
+
+    cfg = Config.fromstring(model, '.py')
+    return list(find_family(cfg).build(cfg).state_dict())
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_builds(name):
+    import projects.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.apps import backend_config
+    from mmdeploy_ext.config import config_sha256, load_config
+    from mmdeploy_ext.family import find_family
+
+    cfg = load_config(str(REPOSITORY / name))
+    if cfg.get('backend_config'):
+        backend_config.graph_options(cfg.backend_config)
+        assert cfg.backend_config.keys() <= {
+            'type', *backend_config.GRAPH_KEYS, *backend_config.ENGINES[cfg.backend_config.type]}
+    if cfg.get('model'):
+        from mmcv import Config
+
+        assert len(build(Config(dict(model=cfg.model.to_dict())).pretty_text)) > 50
+    if '_base_' not in Path(name).parts:
+        assert find_family(cfg).preprocess_rule(cfg).std != (1.0, 1.0, 1.0) and len(config_sha256(cfg)) == 64
+
+
+# ---- direction of dependencies
+
+def imported(name: str) -> set[str]:
+    """Return the top-level names that a file imports, also by a string."""
+    found = set()
+    for node in ast.walk(syntax(name)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add('.' if node.level else node.module.split('.')[0])
+        elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'import_module':
+            found.update(str(argument.value).split('.')[0] for argument in node.args
+                         if isinstance(argument, ast.Constant))
+    return found
+
+
+def test_dependencies_point_from_tools_to_projects_to_mmdeploy_ext():
+    wrong = []
+    for name in tracked('.py'):
+        above = ABOVE.get(name.split('/')[0], set())
+        wrong += [f'{name} imports {found}' for found in imported(name) & above]
+    assert not wrong
+
+
+def test_the_plugin_packages_import_and_do_nothing_else():
+    for name in tracked('__init__.py'):
+        if name.startswith('projects/') and 'plugin' in name:
+            kinds = {type(node).__name__ for node in syntax(name).body}
+            assert kinds <= {'Expr', 'Import', 'ImportFrom', 'Assign'}, name
+
+
+def modules(parts) -> list[str]:
+    """Return every module of the parts; a package stands for all that is in it."""
+    found = []
+    for part in parts:
+        path = 'mmdeploy_ext/' + part.replace('.', '/')
+        found += [name for name in tracked('.py') if name == f'{path}.py' or name.startswith(f'{path}/')]
+    assert len(found) >= len(parts)
+    return [name.removesuffix('.py').replace('/', '.').removesuffix('.__init__') for name in found]
+
+
+def test_what_is_called_torch_free_imports_where_torch_is_missing():
+    done = python(IMPORT_ALL, ','.join(STACK), *modules(TORCH_FREE))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_runners_import_where_only_their_three_packages_are():
+    blocked = ','.join([*STACK, 'rich', 'onnx', 'jinja2', 'onnxslim', 'onnx_ir', 'openvino', 'pycocotools'])
+    code = IMPORT_ALL + "sys.path.insert(0, 'tools/onnx')\nimport onnx_no_topk_nms, onnx_with_postprocess\n"
+    done = python(code, blocked, *modules(RUNNER_PARTS))
+    assert done.returncode == 0, done.stderr
+
+
+TOOLS = [path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / 'tools').rglob('*.py'))]
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_help_needs_no_torch(name):
+    done = python(HELP, ','.join(STACK), name)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout.startswith('usage: ') and len(done.stdout.splitlines()) > 5
+
+
+# ---- one place for everything
+
+def exporter_calls(name: str) -> list[ast.Call]:
+    """Return the calls of `torch.onnx.export`, by whatever name the file knows it."""
+    aliases = {'torch.onnx.export', 'torch.onnx.utils.export', 'torch.onnx.dynamo_export'}
+    for node in ast.walk(syntax(name)):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('torch'):
+            aliases |= {
+                (alias.asname or alias.name) + rest for alias in node.names for rest in ('', '.export')
+                if f'{node.module}.{alias.name}{rest}' in aliases}
+    return [node for node in ast.walk(syntax(name))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in aliases]
+
+
+def test_only_export_py_calls_the_exporter_of_torch():
+    callers = [name for name in tracked('.py') if name.startswith(PARTS) and exporter_calls(name)]
+    assert callers == ['mmdeploy_ext/export.py']
+
+
+def test_every_call_of_the_exporter_says_which_one():
+    calls = [(name, call) for name in tracked('.py') for call in exporter_calls(name)]
+    assert calls
+    for name, call in calls:
+        assert 'dynamo' in {keyword.arg for keyword in call.keywords}, f'{name}:{call.lineno}'
+
+
+# ---- files
+
+def test_no_file_names_a_machine():
+    found = []
+    for name in tracked():
+        for match in PRIVATE.finditer((REPOSITORY / name).read_bytes()):
+            found.append(f'{name}: {match.group().decode()}')
+    assert not found
+
+
+def test_the_scan_for_machines_finds_one():
+    for text in ('/wo' 'rk/main', '/ro' 'ot/x', 'file:' '///x', '10.' '1.2.3', 'http://pypi' '.internal/x'):
+        assert PRIVATE.search(text.encode()), text
+    for text in ('work_dirs/x', '127.0.0.1', '1.10.0', 'https://pypi.org/x', '../shared/data'):
+        assert not PRIVATE.search(text.encode()), text
+
+
+def test_no_tracked_file_is_large():
+    assert not [name for name in tracked() if (REPOSITORY / name).stat().st_size > LARGEST_FILE]
+
+
+def test_the_licence_is_apache_2():
+    text = (REPOSITORY / 'LICENSE').read_text()
+    assert 'Apache License' in text and 'Version 2.0' in text
+
+
+def test_ruff_finds_nothing():
+    command = [sys.executable, '-m', 'ruff', 'check', '--force-exclude', '--no-cache', *tracked('.py')]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,131 @@
+"""No function is a near-copy of another, and no two model families share a stretch of code."""
+
+import ast
+import collections
+import itertools
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHORTEST = 15
+FEWEST = 5
+SHARE = 0.8
+STRETCH = 8
+
+
+def code_lines(node: ast.AST) -> list[str]:
+    """Return the statements of a piece of code without docstrings, comments, imports and layout."""
+    lines = []
+    for statement in getattr(node, 'body', []):
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            continue
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue
+        if hasattr(statement, 'body'):
+            lines += header(statement) + code_lines(statement)
+            for part in (*getattr(statement, 'handlers', []), *getattr(statement, 'cases', [])):
+                lines += header(part) + code_lines(part)
+            for name in ('orelse', 'finalbody'):
+                lines += code_lines(ast.Module(getattr(statement, name, []), []))
+        else:
+            lines += ast.unparse(statement).splitlines()
+    return lines
+
+
+def header(node: ast.AST) -> list[str]:
+    return [ast.unparse(node).splitlines()[0]]
+
+
+def functions(path: str, source: str) -> dict[str, list[str]]:
+    """Return 'path:line name' -> statements of every function of at least `SHORTEST` lines as written."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1:][:1] if ast.get_docstring(node) else node.body[:1]
+            lines = code_lines(node)
+            if first and node.end_lineno - first[0].lineno + 1 >= SHORTEST and len(lines) >= FEWEST:
+                found[f'{path}:{node.lineno} {node.name}'] = lines
+    return found
+
+
+def common_in_order(left: list[str], right: list[str]) -> int:
+    """Return the length of the longest common subsequence."""
+    row = [0] * (len(right) + 1)
+    for line in left:
+        diagonal = 0
+        for index, other in enumerate(right):
+            diagonal, row[index + 1] = row[index + 1], (
+                diagonal + 1 if line == other else max(row[index + 1], row[index]))
+    return row[-1]
+
+
+def near_copies(found: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Return the pairs that share at least `SHARE` of the lines of the shorter one, in order."""
+    counts = {name: collections.Counter(lines) for name, lines in found.items()}
+    pairs = []
+    for (left, ours), (right, theirs) in itertools.combinations(found.items(), 2):
+        least = SHARE * min(len(ours), len(theirs))
+        if (counts[left] & counts[right]).total() >= least and common_in_order(ours, theirs) >= least:
+            pairs.append((left, right))
+    return pairs
+
+
+def shared_stretches(packages: dict[str, list[list[str]]]) -> list[tuple[str, str, str]]:
+    """Return pairs of packages with `STRETCH` consecutive lines in common, and the first of those lines."""
+    seen = {name: {tuple(lines[start:start + STRETCH]) for lines in files
+                   for start in range(len(lines) - STRETCH + 1)} for name, files in packages.items()}
+    return [(left, right, sorted(seen[left] & seen[right])[0][0])
+            for left, right in itertools.combinations(seen, 2) if seen[left] & seen[right]]
+
+
+def sources() -> dict[str, str]:
+    done = subprocess.run(['git', 'ls-files', '-z', '*.py'], cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip('not a git checkout')
+    names = [name for name in done.stdout.split('\0') if name and (REPOSITORY / name).is_file()]
+    return {name: (REPOSITORY / name).read_text(encoding='utf-8') for name in names}
+
+
+def test_no_function_is_a_near_copy_of_another():
+    found = {}
+    for name, text in sources().items():
+        found.update(functions(name, text))
+    assert len(found) > 20
+    assert not near_copies(found)
+
+
+def test_no_two_families_share_a_stretch_of_code():
+    packages = collections.defaultdict(list)
+    for name, text in sources().items():
+        parts = Path(name).parts
+        if parts[0] == 'projects' and len(parts) == 4:
+            packages['/'.join(parts[:3])].append(code_lines(ast.parse(text)))
+    assert packages
+    assert not shared_stretches(packages)
+
+
+BODY = [f'x{index} = f(x{index - 1}, {index})' for index in range(1, 21)]
+
+
+def as_function(name: str, lines: list[str]) -> str:
+    return f'def {name}(x0):\n    """Say {name}."""\n' + ''.join(f'    {line}\n' for line in lines)
+
+
+@pytest.mark.parametrize(('changed', 'is_copy'), [(0, True), (4, True), (5, False), (20, False)])
+def test_the_finder_finds_copies_whatever_their_names_comments_and_layout(changed, is_copy):
+    other = [f'{line}  # same' if index >= changed else f'y{index} = g()' for index, line in enumerate(BODY)]
+    found = {**functions('a', as_function('one', BODY)), **functions('b', as_function('two', other))}
+    assert bool(near_copies(found)) == is_copy
+
+
+def test_the_finder_wants_the_order_too():
+    found = {**functions('a', as_function('one', BODY)), **functions('b', as_function('two', BODY[::-1]))}
+    assert len(found) == 2 and not near_copies(found)
+
+
+def test_the_finder_finds_shared_stretches():
+    ours, theirs = [*BODY[:7], 'a = 1', *BODY[7:15]], [*BODY[:7], 'b = 1', *BODY[7:15]]
+    assert shared_stretches(dict(a=[ours], b=[theirs])) == [('a', 'b', BODY[7])]
+    assert not shared_stretches(dict(a=[ours[:15]], b=[theirs[:15]]))
