@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from mmdeploy_ext.draw import draw_detections, encode_jpeg, encode_png
 from mmdeploy_ext.dump import save_dump
 from mmdeploy_ext.errors import ShapeError
+from mmdeploy_ext.files import atomic_path
 from mmdeploy_ext.preprocess import PreparedImage
+from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.taps import collect_taps
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.backends import Backend
     from mmdeploy_ext.family import Family
     from mmdeploy_ext.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Detections
 
 
 @dataclasses.dataclass
@@ -100,6 +102,33 @@ class BackendDetector(nn.Module):
         ]
         num_classes = len(self.metadata.classes)
         return [to_mmdet_result(found, num_classes) for found in self._detect(images, rescale)]
+
+    def show_result(
+        self,
+        img: np.ndarray,
+        result: Sequence[np.ndarray],
+        out_file: str | None = None,
+        score_thr: float = 0.3,
+        **_: object,
+    ) -> np.ndarray:
+        """Draw one result, as mmdet's test loop asks for with `--show-dir`.
+
+        Args:
+            img: (h, w, 3) BGR picture of the original size.
+            result: per class (n, 5) boxes and scores.
+            out_file: PNG or JPEG to write.
+            score_thr: drawn from this score on.
+        """
+        rows = np.concatenate(result)
+        labels = np.repeat(np.arange(len(result)), [len(boxes) for boxes in result])
+        picture = draw_detections(
+            img, Detections(rows[:, :4], rows[:, 4], labels), self.metadata.classes, score_thr
+        )
+        if out_file:
+            with atomic_path(out_file) as temporary:
+                encode = encode_png if out_file.lower().endswith('.png') else encode_jpeg
+                temporary.write_bytes(encode(picture))
+        return picture
 
     def _detect(self, images: list[PreparedImage], rescale: bool) -> list[Detections]:
         images = [self._fit(image) for image in images]

@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 from mmdeploy_ext.apps import verify_app
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import read_json
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.verify.ladder import prove
-from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 FORMS = ('full', 'decode', 'raw')
 
@@ -46,25 +46,31 @@ def scale_one_weight(graph):
 
 def swap_outputs(first, second):
     """Exchange which nodes give two outputs; names, shapes and order stay."""
+
     def change(graph):
         names = {first: second, second: first}
         for node in graph.node:
             node.input[:] = [names.get(name, name) for name in node.input]
             node.output[:] = [names.get(name, name) for name in node.output]
+
     return change
 
 
 def freeze(name):
     """Replace an input by what a careless trace leaves of it: a constant."""
+
     def change(graph):
         value = next(value for value in graph.input if value.name == name)
-        shape = [dim.dim_value or size for dim, size in zip(value.type.tensor_type.shape.dim, (1, 3, 256, 320),
-                                                            strict=False)]
+        shape = [
+            dim.dim_value or size
+            for dim, size in zip(value.type.tensor_type.shape.dim, (1, 3, 256, 320), strict=False)
+        ]
         constant = np.full(shape, 0.3, np.float32) if name == 'input' else np.full(shape, 64, np.float32)
         graph.initializer.append(numpy_helper.from_array(constant, 'frozen'))
         for node in graph.node:
             if node.op_type != 'Shape':
                 node.input[:] = ['frozen' if given == name else given for given in node.input]
+
     return change
 
 
@@ -79,15 +85,24 @@ def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(deployment, files
     assert pictures
 
 
-@pytest.mark.parametrize(('form', 'change', 'level'), [
-    ('full', scale_one_weight, 3), ('decode', scale_one_weight, 2), ('raw', scale_one_weight, 2),
-    ('raw', swap_outputs('centerness_0', 'centerness_1'), 2),
-    ('raw', swap_outputs('cls_score_0', 'bbox_pred_0'), 2),
-    ('decode', swap_outputs('scores', 'boxes'), 2),
-    ('full', freeze('img_shape'), 3), ('full', freeze('scale_factor'), 3),
-    ('full', freeze('input'), 3), ('raw', freeze('input'), 2),
-])
-def test_a_planted_fault_is_found_by_structure_and_by_numbers(deployment, files, images, tmp_path, form, change, level):
+@pytest.mark.parametrize(
+    ('form', 'change', 'level'),
+    [
+        ('full', scale_one_weight, 3),
+        ('decode', scale_one_weight, 2),
+        ('raw', scale_one_weight, 2),
+        ('raw', swap_outputs('centerness_0', 'centerness_1'), 2),
+        ('raw', swap_outputs('cls_score_0', 'bbox_pred_0'), 2),
+        ('decode', swap_outputs('scores', 'boxes'), 2),
+        ('full', freeze('img_shape'), 3),
+        ('full', freeze('scale_factor'), 3),
+        ('full', freeze('input'), 3),
+        ('raw', freeze('input'), 2),
+    ],
+)
+def test_a_planted_fault_is_found_by_structure_and_by_numbers(
+    deployment, files, images, tmp_path, form, change, level
+):
     try:
         verdict, _ = prove(deployment, faulty(files[form], tmp_path, change), images)
     except ModelFileError:
@@ -119,6 +134,7 @@ def test_a_proof_in_which_nothing_is_found_is_no_proof(deployment, files):
 
 def test_a_file_of_another_checkpoint_is_not_proven(deployment, files, images, tmp_path):
     import dataclasses
+
     other = dataclasses.replace(deployment, checkpoint_sha256='0' * 64)
     verdict, _ = prove(other, files['full'], images)
     assert not verdict.proven
@@ -130,8 +146,20 @@ def register():
 
 
 def test_verify_exits_0_for_a_proven_file_and_writes_json_and_a_page(files, tmp_path, capsys):
-    status = verify_app.main(register, [CONFIG, CHECKPOINT, files['decode'], '--images', str(PICTURE), '--report',
-                                        str(tmp_path / 'report'), '--json', str(tmp_path / 'v.json')])
+    status = verify_app.main(
+        register,
+        [
+            CONFIG,
+            CHECKPOINT,
+            files['decode'],
+            '--images',
+            str(PICTURE),
+            '--report',
+            str(tmp_path / 'report'),
+            '--json',
+            str(tmp_path / 'v.json'),
+        ],
+    )
     assert status == 0
     assert 'PROVEN' in capsys.readouterr().out
     assert read_json(tmp_path / 'v.json')['verdict'] == 'proven'
@@ -148,6 +176,7 @@ def test_verify_exits_1_for_a_file_with_a_changed_weight(files, tmp_path, capsys
 
 def test_an_export_without_verify_says_not_proven_and_how_to_prove_it(tmp_path, capsys):
     from mmdeploy_ext.apps import export_app
+
     target = str(tmp_path / 'm.onnx')
     assert export_app.main(register, [CONFIG, CHECKPOINT, '--output-file', target]) == 0
     out = capsys.readouterr().out

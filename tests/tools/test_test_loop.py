@@ -1,0 +1,323 @@
+"""The OpenMMLab test loop over both engines, in real processes, on a small part of the generated set."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from toy_atss import CHECKPOINT, CONFIG, REPO
+
+from mmdeploy_ext.apps import test_app
+from mmdeploy_ext.dump import list_samples, load_dump
+from mmdeploy_ext.files import read_json
+
+PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
+SAMPLES = 12
+
+
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    from projects.toydata.coco import ensure_toy_coco
+
+    root = tmp_path_factory.mktemp('data') / 'toy'
+    ensure_toy_coco(root, train_images=1, val_images=SAMPLES)
+    return [
+        f'data.test.ann_file={root}/annotations/instances_val2017.json',
+        f'data.test.img_prefix={root}/val2017/',
+        'data.workers_per_gpu=0',
+    ]
+
+
+@pytest.fixture(scope='module')
+def pth_run(data, tmp_path_factory):
+    """One PyTorch run with a dump, in this process."""
+    work_dir = tmp_path_factory.mktemp('run') / 'atss_toy'
+    assert (
+        test_app.main(
+            register,
+            [
+                PTH,
+                CHECKPOINT,
+                '--eval',
+                'bbox',
+                '--out',
+                str(work_dir / 'pth.pkl'),
+                '--work-dir',
+                str(work_dir),
+                '--cfg-options',
+                *data,
+            ],
+        )
+        == 0
+    )
+    return work_dir
+
+
+@pytest.fixture
+def work_dir(pth_run, tmp_path):
+    """A copy of the PyTorch run's folder, for one test to spoil."""
+    return shutil.copytree(pth_run, tmp_path / 'atss_toy')
+
+
+def metrics(folder, name):
+    return read_json(folder / f'metrics_{name}.json')['metrics']
+
+
+def run_script(script, config, processes, *options):
+    """Run a distributed test script as a user does."""
+    environment = dict(os.environ, PYTHON=sys.executable, OMP_WAIT_POLICY='PASSIVE')
+    return subprocess.run(
+        [str(REPO / 'tools' / script), config, CHECKPOINT, str(processes), *options],
+        cwd=REPO,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run(work_dir, data, monkeypatch, capsys):
+    """The model's forward raises during the ONNX evaluation: nobody measures PyTorch twice."""
+    from mmdet.models import ATSS
+
+    from mmdeploy_ext import detector
+
+    original = detector.BackendDetector.forward
+
+    def guarded(self, *args, **kwargs):
+        with monkeypatch.context() as patch:
+
+            def refuse(*_, **__):
+                raise AssertionError('PyTorch ran during the ONNX evaluation')
+
+            for name in ('forward', 'extract_feat', 'simple_test'):
+                patch.setattr(ATSS, name, refuse)
+            patch.setattr('mmcv.cnn.ConvModule.forward', refuse)
+            return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(detector.BackendDetector, 'forward', guarded)
+    assert (
+        test_app.main(
+            register, [ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    reference, candidate = metrics(work_dir, 'pth'), metrics(work_dir, 'onnx')
+    assert reference.keys() == candidate.keys()
+    assert reference['bbox_mAP'] > 0.3
+    assert all(abs(reference[key] - candidate[key]) <= 0.0005 for key in reference)
+    assert out.count('agrees') == 4, 'the four dumped samples are compared'
+    assert 'atss_toy_pth.py' in out, 'it says which run the PyTorch metrics came from'
+
+
+def test_dumping_changes_no_result(pth_run, data, tmp_path):
+    assert (
+        test_app.main(
+            register,
+            [
+                PTH,
+                CHECKPOINT,
+                '--out',
+                str(tmp_path / 'r.pkl'),
+                '--work-dir',
+                str(tmp_path),
+                '--cfg-options',
+                *data,
+                'backend_config.dump=None',
+            ],
+        )
+        == 0
+    )
+    with open(tmp_path / 'r.pkl', 'rb') as one, open(pth_run / 'pth.pkl', 'rb') as two:
+        first, second = pickle.load(one), pickle.load(two)
+    assert not (tmp_path / 'dump').exists()
+    assert all(
+        np.array_equal(a, b)
+        for left, right in zip(first, second, strict=True)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_pth_results_equal_mmdet_own_test_loop(pth_run, data):
+    """The tensor boundary changes nothing: mmdet's detector in mmdet's loop gives the same boxes."""
+    from toy_atss import load_toy
+
+    from mmdeploy_ext import evaluation
+    from mmdeploy_ext.apps.options import parse_cfg_options
+    from mmdeploy_ext.config import load_config
+
+    cfg = load_config(CONFIG, parse_cfg_options(data))
+    loader = evaluation.build_loader(cfg, evaluation.build_dataset(cfg), distributed=False)
+    expected = evaluation.run_loop(load_toy().model, loader)
+    with open(pth_run / 'pth.pkl', 'rb') as stream:
+        results = pickle.load(stream)
+    for left, right in zip(expected, results, strict=True):
+        for a, b in zip(left, right, strict=True):
+            assert a.shape == b.shape
+            assert np.allclose(a, b, atol=1e-3)
+
+
+def test_dump_holds_every_named_tensor_of_the_first_four_samples(pth_run):
+    samples = list_samples(pth_run / 'dump')
+    assert [sample.name for sample in samples] == [f'{index:06d}' for index in range(4)]
+    tensors, manifest = load_dump(samples[0])
+    names = {f'{kind}_{level}' for kind in ('cls_score', 'bbox_pred', 'centerness') for level in range(5)}
+    assert tensors.keys() == names | {'input', 'img_shape', 'scale_factor', 'dets', 'labels'}
+    entry = manifest['tensors']['cls_score_0']
+    assert entry['file'] == 'cls_score_0_' + 'x'.join(map(str, entry['shape'])) + '.bin'
+    assert {'dtype', 'shape', 'sha256', 'meaning'} <= entry.keys()
+    assert manifest['checkpoint_sha256'] == read_json(pth_run / 'metrics_pth.json')['checkpoint_sha256']
+
+
+def test_an_engine_that_leaves_the_dump_is_not_evaluated(work_dir, data, capsys):
+    sample = list_samples(work_dir / 'dump')[0]
+    manifest = read_json(sample / 'manifest.json')
+    entry = manifest['tensors']['dets']
+    array = np.fromfile(sample / entry['file'], np.float32).reshape(entry['shape'])
+    array[..., :4] += 3
+    array.tofile(sample / entry['file'])
+    import hashlib
+
+    entry['sha256'] = hashlib.sha256(array.tobytes()).hexdigest()
+    (sample / 'manifest.json').write_text(json.dumps(manifest))
+    assert (
+        test_app.main(
+            register, [ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
+        )
+        == 1
+    )
+    assert 'NOT PROVEN' in capsys.readouterr().out
+    assert not (work_dir / 'metrics_onnx.json').exists()
+
+
+def test_a_stale_file_is_exported_again_and_a_fresh_one_is_not(work_dir, data, capsys):
+    arguments = [
+        ONNX,
+        CHECKPOINT,
+        '--out',
+        str(work_dir / 'r.pkl'),
+        '--work-dir',
+        str(work_dir),
+        '--cfg-options',
+        *data,
+    ]
+    assert test_app.main(register, arguments) == 0
+    assert 'was missing; exported' in capsys.readouterr().out
+    assert test_app.main(register, arguments) == 0
+    assert 'up to date' in capsys.readouterr().out
+    assert (
+        test_app.main(
+            register, [*arguments, 'model.test_cfg.score_thr=0.2', 'backend_config.check_dump=False']
+        )
+        == 0
+    )
+    assert 'stale: another config' in capsys.readouterr().out
+
+
+def test_two_processes_give_the_metrics_of_one_with_both_engines(work_dir, data, tmp_path):
+    alone = {'pth': metrics(work_dir, 'pth')}
+    for name, script, config in (('pth', 'dist_test_pth.sh', PTH), ('onnx', 'dist_test_onnx.sh', ONNX)):
+        result = run_script(
+            script, config, 2, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert read_json(work_dir / f'metrics_{name}.json')['processes'] == 2
+        assert metrics(work_dir, name) == alone['pth']
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_message_and_no_hang(data, tmp_path):
+    fault = tmp_path / 'dying.py'
+    fault.write_text(
+        f"_base_ = ['{PTH}']\ncustom_imports = dict(imports=['dying_rank'], allow_failed_imports=False)\n"
+    )
+    (tmp_path / 'dying_rank.py').write_text('import os\nif os.environ.get("RANK") == "1":\n    os._exit(7)\n')
+    os.environ['PYTHONPATH'] = f'{tmp_path}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+    try:
+        result = run_script(
+            'dist_test_pth.sh',
+            str(fault),
+            2,
+            '--eval=bbox',
+            '--work-dir',
+            str(tmp_path / 'w'),
+            '--cfg-options',
+            *data,
+        )
+    finally:
+        del os.environ['PYTHONPATH']
+    assert result.returncode != 0
+    assert 'error: the distributed run' in result.stderr
+
+
+def test_format_only_writes_coco_json(data, tmp_path):
+    assert (
+        test_app.main(
+            register,
+            [
+                PTH,
+                CHECKPOINT,
+                '--format-only',
+                '--work-dir',
+                str(tmp_path),
+                '--cfg-options',
+                *data,
+                'backend_config.dump=None',
+            ],
+        )
+        == 0
+    )
+    boxes = json.loads((tmp_path / 'results.bbox.json').read_text())
+    assert boxes
+    assert boxes[0].keys() >= {'image_id', 'bbox', 'score', 'category_id'}
+
+
+def test_show_dir_draws_the_detections(data, tmp_path):
+    assert (
+        test_app.main(
+            register,
+            [
+                PTH,
+                CHECKPOINT,
+                '--show-dir',
+                str(tmp_path / 'pictures'),
+                '--work-dir',
+                str(tmp_path),
+                '--cfg-options',
+                *data,
+                'backend_config.dump=None',
+            ],
+        )
+        == 0
+    )
+    assert len(list((tmp_path / 'pictures').iterdir())) == SAMPLES
+
+
+@pytest.mark.parametrize('form', ['decode', 'raw'])
+def test_forms_without_post_processing_give_the_same_metrics(work_dir, data, form):
+    assert (
+        test_app.main(
+            register,
+            [
+                ONNX,
+                CHECKPOINT,
+                '--eval=bbox',
+                '--work-dir',
+                str(work_dir),
+                '--cfg-options',
+                *data,
+                f'backend_config.postprocess={form}',
+            ],
+        )
+        == 0
+    )
+    assert metrics(work_dir, 'onnx') == metrics(work_dir, 'pth')
