@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ def _is_running(pid: int) -> bool:
 
 def _remove_stale(target: Path) -> None:
     """Remove the temporary files that killed processes left beside `target`."""
-    for leftover in target.parent.glob(f'.{target.name}.*.part'):
+    for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*.part'):
         pid = leftover.name.rsplit('.', 2)[-2]
         if not pid.isdigit() or not _is_running(int(pid)):
             leftover.unlink(missing_ok=True)

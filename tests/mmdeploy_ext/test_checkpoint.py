@@ -1,0 +1,87 @@
+"""Checkpoints: what loads, and what counts as fitting. Files that are refused: tests/bad_input."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmdeploy_ext.checkpoint import Checkpoint, load_checkpoint, load_strict
+from mmdeploy_ext.errors import CheckpointError
+
+
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+def checkpoint(**changes) -> Checkpoint:
+    """Return the weights of a tiny model plus one; None removes a key."""
+    weights = {key: value + 1 for key, value in tiny().state_dict().items()}
+    weights.update({key.replace('_', '.', 1): value for key, value in changes.items()})
+    return Checkpoint('w.pth', {key: value for key, value in weights.items() if value is not None}, {})
+
+
+def test_the_weights_reach_the_model():
+    model = tiny()
+    load_strict(model, checkpoint())
+    assert all(torch.equal(value, checkpoint().state_dict[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'0_bias': None}, r'^w\.pth: does not fit .*: missing keys 1 \(0\.bias\)\. Use'),
+    ({'2_bias': torch.ones(3)}, r'unexpected keys 1 \(2\.bias\)\. Use'),
+    ({'0_weight': torch.ones(5, 2)}, r'shapes differ for 1 \(0\.weight: \(5, 2\) in the file, \(3, 2\) in the'),
+    ({'1_running_mean': None, '9_x': torch.ones(1)}, r'missing keys 1 \(1\.running_mean\); unexpected keys 1'),
+])
+def test_every_key_has_to_be_accounted_for(changes, message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_strict(tiny(), checkpoint(**changes))
+    assert error.value.exit_code == 2
+
+
+def test_a_key_of_another_shape_is_not_called_missing_too():
+    with pytest.raises(CheckpointError) as error:
+        load_strict(tiny(), checkpoint(**{'0_weight': torch.ones(5, 2)}))
+    assert 'missing' not in str(error.value) and 'unexpected' not in str(error.value)
+
+
+def test_ten_keys_are_listed_and_all_are_counted():
+    extra = {f'{index}_extra': torch.ones(1) for index in range(20, 32)}
+    with pytest.raises(CheckpointError) as error:
+        load_strict(tiny(), checkpoint(**extra))
+    assert 'unexpected keys 12 (20.extra, ' in str(error.value) and '29.extra ... and 2 more)' in str(error.value)
+    assert '30.extra' not in str(error.value)
+
+
+def test_keys_that_inference_does_not_use_may_be_there_or_not():
+    load_strict(tiny(), checkpoint(**{'aux_head': torch.ones(1), '1_num_batches_tracked': None}), ('aux', '1.num'))
+    with pytest.raises(CheckpointError, match=r'unexpected keys 1 \(aux\.head\)'):
+        load_strict(tiny(), checkpoint(aux_head=torch.ones(1)), ('au.', 'x'))
+
+
+def test_half_precision_weights_become_those_of_the_model():
+    model, halves = tiny(), checkpoint()
+    halves.state_dict.update({key: value.half() for key, value in halves.state_dict.items()})
+    load_strict(model, halves)
+    assert model[0].weight.dtype == torch.float32
+    assert torch.equal(model[0].weight, halves.state_dict['0.weight'].float())
+
+
+@pytest.mark.parametrize('wrapped', [True, False])
+def test_the_prefix_of_a_parallel_wrapper_goes(wrapped, tmp_path):
+    weights = {f'module.{key}': value for key, value in tiny().state_dict().items()}
+    torch.save(dict(state_dict=weights, meta=dict(epoch=3)) if wrapped else weights, tmp_path / 'w.pth')
+    loaded = load_checkpoint(tmp_path / 'w.pth')
+    load_strict(tiny(), loaded)
+    assert loaded.meta == (dict(epoch=3) if wrapped else {}) and loaded.path == str(tmp_path / 'w.pth')
+
+
+def test_what_is_no_tensor_is_no_weight(tmp_path):
+    torch.save({'a': torch.ones(1), 'epoch': 3, '_metadata': {}}, tmp_path / 'w.pth')
+    assert list(load_checkpoint(tmp_path / 'w.pth').state_dict) == ['a']
+
+
+def test_loading_leaves_torchs_own_allow_list_as_it_was(tmp_path):
+    before = torch.serialization.get_safe_globals()
+    torch.save(tiny().state_dict(), tmp_path / 'w.pth')
+    load_checkpoint(tmp_path / 'w.pth')
+    assert torch.serialization.get_safe_globals() == before

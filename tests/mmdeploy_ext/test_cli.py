@@ -1,0 +1,136 @@
+"""What all tools share: one `error:` line, exit codes, tracebacks only with --debug."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps import options
+from mmdeploy_ext.errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    Mm2OnnxError,
+    NotProvenError,
+    ShapeError,
+    UsageError,
+    after_weights,
+    root_cause,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def parser() -> cli.ArgumentParser:
+    made = cli.ArgumentParser(prog='tool')
+    made.add_argument('--size', type=int)
+    cli.add_debug_option(made)
+    return made
+
+
+def raising(error: BaseException):
+    def body(_):
+        raise error
+    return body
+
+
+@pytest.mark.parametrize(('error', 'status'), [
+    (UsageError('a'), 2), (ConfigError('a'), 2), (CheckpointError('a'), 2), (Mm2OnnxError('a'), 1),
+    (ShapeError('a'), 1), (ExportError('a'), 1), (NotProvenError('a'), 1), (OSError(28, 'a'), 1),
+    (MemoryError('a'), 1), (KeyboardInterrupt(), 130)])
+def test_an_error_is_one_line_and_an_exit_status(error, status, capsys):
+    assert cli.run(raising(error), parser(), []) == status
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('error: ') and err.count('\n') == 1
+
+
+def test_a_message_of_several_lines_is_folded(capsys):
+    cli.run(raising(UsageError('what\n  got\texpected\n')), parser(), [])
+    assert capsys.readouterr().err == 'error: what got expected\n'
+
+
+def test_an_error_without_a_message_says_its_name(capsys):
+    cli.run(raising(MemoryError()), parser(), [])
+    assert capsys.readouterr().err == 'error: MemoryError\n'
+
+
+@pytest.mark.parametrize('error', [UsageError('a'), OSError(28, 'a')])
+def test_debug_shows_the_traceback_before_the_line(error, capsys):
+    assert cli.run(raising(error), parser(), ['--debug']) in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'Traceback (most recent call last):' and lines[-1].startswith('error: ')
+
+
+def test_an_error_of_our_own_making_is_not_hidden():
+    with pytest.raises(AttributeError):
+        cli.run(raising(AttributeError('a bug')), parser(), [])
+
+
+def test_the_status_of_the_body_is_the_status_of_the_tool():
+    assert [cli.run(lambda args: args.size, parser(), ['--size', str(size)]) for size in (0, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    (['--size', 'x'], "argument --size: invalid int value: 'x'"), (['--none'], 'unrecognized arguments: --none')])
+def test_a_wrong_option_is_one_line_and_names_the_help(words, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.run(lambda args: 0, parser(), words)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f'error: {message} (see tool --help)\n'
+
+
+def test_an_error_found_after_the_weights_has_status_1_and_one_before_keeps_2():
+    with pytest.raises(ConfigError) as error, after_weights():
+        raise ConfigError('late')
+    assert error.value.exit_code == 1 and ConfigError('early').exit_code == 2
+
+
+def test_the_root_cause_is_the_first_error():
+    with pytest.raises(ValueError, match='last') as error:
+        try:
+            try:
+                raise KeyError('first')
+            except KeyError as first:
+                raise TypeError('second') from first
+        except TypeError:
+            raise ValueError('last')  # noqa: B904
+    assert repr(root_cause(error.value)) == "KeyError('first')"
+
+
+@pytest.mark.parametrize(('text', 'value'), [
+    ('3', 3), ('0.5', 0.5), ('true', True), ('None', None), ('abc', 'abc'), ('a,b', ['a', 'b']), ('1,2', [1, 2]),
+    ('(1,2)', (1, 2)), ('[1,2]', [1, 2]), ('{"a": 1}', {'a': 1}), ('', ''), ('a=b', 'a=b'), ('-1', -1)])
+def test_overrides_are_read_as_openmmlab_reads_them(text, value):
+    assert options.parse_cfg_options([f'a.b={text}']) == {'a.b': value}
+
+
+@pytest.mark.parametrize(('shape', 'sizes'), [
+    (None, (0, 0)), (64, (64, 64)), ([64], (64, 64)), ([64, 96], (64, 96)), ((64, 96), (64, 96))])
+def test_a_shape_is_height_and_width(shape, sizes):
+    assert options.parse_shape(shape) == sizes
+
+
+@pytest.mark.parametrize('shape', [0, -1, [64, 0], [1, 2, 3], [], 'big', 64.0])
+def test_a_shape_that_is_none_is_refused_by_name(shape):
+    with pytest.raises(UsageError, match='backend_config.shape'):
+        options.parse_shape(shape, 'backend_config.shape')
+
+
+@pytest.mark.parametrize(('script', 'words', 'status'), [
+    ('tools/deployment/pytorch2onnx.py', [], 2),
+    ('tools/deployment/verify.py', ['none.py', 'none.pth', 'none.onnx'], 2),
+    ('tools/onnx/onnx_with_postprocess.py', ['none.onnx', 'none.jpg'], 2),
+])
+def test_the_exit_status_and_the_line_reach_the_shell(script, words, status, tmp_path):
+    done = subprocess.run([sys.executable, REPOSITORY / script, *words], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == status and done.stdout == ''
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shell_wrapper_without_its_arguments_says_so():
+    done = subprocess.run(['bash', REPOSITORY / 'tools/dist_test_pth.sh', 'x.py'], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith('error: usage: ') and done.stderr.count('\n') == 1
