@@ -29,8 +29,8 @@ def test_the_weights_reach_the_model():
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'0_bias': None}, r'^w\.pth: does not fit .*: missing keys 1 \(0\.bias\)\. Use'),
     ({'2_bias': torch.ones(3)}, r'unexpected keys 1 \(2\.bias\)\. Use'),
-    ({'0_weight': torch.ones(5, 2)}, r'shapes differ for 1 \(0\.weight: \(5, 2\) in the file, \(3, 2\) in the'),
-    ({'1_running_mean': None, '9_x': torch.ones(1)}, r'missing keys 1 \(1\.running_mean\); unexpected keys 1'),
+    ({'0_weight': torch.ones(5, 2)}, r'shapes differ for 1 \(0\.weight: \(5, 2\) in the file, \(3, 2\) in'),
+    ({'1_running_mean': None, '9_x': torch.ones(1)}, r'keys 1 \(1\.running_mean\); unexpected keys 1'),
 ])
 def test_every_key_has_to_be_accounted_for(changes, message):
     with pytest.raises(CheckpointError, match=message) as error:
@@ -48,12 +48,14 @@ def test_ten_keys_are_listed_and_all_are_counted():
     extra = {f'{index}_extra': torch.ones(1) for index in range(20, 32)}
     with pytest.raises(CheckpointError) as error:
         load_strict(tiny(), checkpoint(**extra))
-    assert 'unexpected keys 12 (20.extra, ' in str(error.value) and '29.extra ... and 2 more)' in str(error.value)
-    assert '30.extra' not in str(error.value)
+    message = str(error.value)
+    assert 'unexpected keys 12 (20.extra, ' in message and '29.extra ... and 2 more)' in message
+    assert '30.extra' not in message
 
 
 def test_keys_that_inference_does_not_use_may_be_there_or_not():
-    load_strict(tiny(), checkpoint(**{'aux_head': torch.ones(1), '1_num_batches_tracked': None}), ('aux', '1.num'))
+    weights = checkpoint(**{'aux_head': torch.ones(1), '1_num_batches_tracked': None})
+    load_strict(tiny(), weights, ('aux', '1.num'))
     with pytest.raises(CheckpointError, match=r'unexpected keys 1 \(aux\.head\)'):
         load_strict(tiny(), checkpoint(aux_head=torch.ones(1)), ('au.', 'x'))
 

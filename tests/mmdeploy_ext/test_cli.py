@@ -73,7 +73,8 @@ def test_the_status_of_the_body_is_the_status_of_the_tool():
 
 
 @pytest.mark.parametrize(('words', 'message'), [
-    (['--size', 'x'], "argument --size: invalid int value: 'x'"), (['--none'], 'unrecognized arguments: --none')])
+    (['--size', 'x'], "argument --size: invalid int value: 'x'"),
+    (['--none'], 'unrecognized arguments: --none')])
 def test_a_wrong_option_is_one_line_and_names_the_help(words, message, capsys):
     with pytest.raises(SystemExit) as left:
         cli.run(lambda args: 0, parser(), words)
@@ -100,8 +101,9 @@ def test_the_root_cause_is_the_first_error():
 
 
 @pytest.mark.parametrize(('text', 'value'), [
-    ('3', 3), ('0.5', 0.5), ('true', True), ('None', None), ('abc', 'abc'), ('a,b', ['a', 'b']), ('1,2', [1, 2]),
-    ('(1,2)', (1, 2)), ('[1,2]', [1, 2]), ('{"a": 1}', {'a': 1}), ('', ''), ('a=b', 'a=b'), ('-1', -1)])
+    ('3', 3), ('0.5', 0.5), ('true', True), ('None', None), ('abc', 'abc'), ('a,b', ['a', 'b']),
+    ('1,2', [1, 2]), ('(1,2)', (1, 2)), ('[1,2]', [1, 2]), ('{"a": 1}', {'a': 1}), ('', ''),
+    ('a=b', 'a=b'), ('-1', -1)])
 def test_overrides_are_read_as_openmmlab_reads_them(text, value):
     assert options.parse_cfg_options([f'a.b={text}']) == {'a.b': value}
 
@@ -114,7 +116,7 @@ def test_a_shape_is_height_and_width(shape, sizes):
 
 @pytest.mark.parametrize('shape', [0, -1, [64, 0], [1, 2, 3], [], 'big', 64.0])
 def test_a_shape_that_is_none_is_refused_by_name(shape):
-    with pytest.raises(UsageError, match='backend_config.shape'):
+    with pytest.raises(UsageError, match=r'backend_config\.shape'):
         options.parse_shape(shape, 'backend_config.shape')
 
 
@@ -132,5 +134,6 @@ def test_the_exit_status_and_the_line_reach_the_shell(script, words, status, tmp
 
 
 def test_a_shell_wrapper_without_its_arguments_says_so():
-    done = subprocess.run(['bash', REPOSITORY / 'tools/dist_test_pth.sh', 'x.py'], capture_output=True, text=True)
+    command = ['bash', REPOSITORY / 'tools/dist_test_pth.sh', 'x.py']
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith('error: usage: ') and done.stderr.count('\n') == 1
