@@ -31,7 +31,7 @@ script, sys.argv = sys.argv[2], [sys.argv[2], '--help']
 runpy.run_path(script, run_name='__main__')
 """
 PRIVATE = re.compile(
-    rb'/(?:work|root|home/[a-z]\w*)/|/tmp/try|file:' + rb'///'
+    rb'/(?:work|root|home/[a-z]\w*)/|/tmp' + rb'/try|file:' + rb'///'
     rb'|\b(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.\d{1,3}\.\d{1,3}\b'
     rb'|https?://[\w.-]+\.(?:internal|local|lan|corp|intranet)\b')
 
@@ -195,7 +195,7 @@ def test_no_file_names_a_machine():
 
 
 def test_the_scan_for_machines_finds_one():
-    for text in ('/wo' 'rk/main', '/ro' 'ot/x', 'file:' '///x', '10.' '1.2.3', 'http://pypi' '.internal/x'):
+    for text in ('/wo' 'rk/main', '/ro' 'ot/x', '/tmp' '/try1', 'file:' '///x', '10.' '1.2.3', 'http://pypi' '.internal/x'):
         assert PRIVATE.search(text.encode()), text
     for text in ('work_dirs/x', '127.0.0.1', '1.10.0', 'https://pypi.org/x', '../shared/data'):
         assert not PRIVATE.search(text.encode()), text

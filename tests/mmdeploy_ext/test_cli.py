@@ -123,6 +123,7 @@ def test_a_shape_that_is_none_is_refused_by_name(shape):
 @pytest.mark.parametrize(('script', 'words', 'status'), [
     ('tools/deployment/pytorch2onnx.py', [], 2),
     ('tools/deployment/verify.py', ['none.py', 'none.pth', 'none.onnx'], 2),
+    ('tools/test.py', ['none.py', 'none.pth', '--eval', 'bbox'], 2),
     ('tools/onnx/onnx_with_postprocess.py', ['none.onnx', 'none.jpg'], 2),
 ])
 def test_the_exit_status_and_the_line_reach_the_shell(script, words, status, tmp_path):
