@@ -195,7 +195,7 @@ def test_no_file_names_a_machine():
 
 
 def test_the_scan_for_machines_finds_one():
-    found = ('/wo' 'rk/main', '/ro' 'ot/x', '/tmp' '/try1', 'file:' '///x', '10.' '1.2.3', 'http://a' '.lan/x')
+    found = ('/wo' 'rk/main', '/ro' 'ot/x', '/tmp' '/try', 'file:' '///x', '10.' '1.2.3', 'http://a' '.lan/x')
     for text in found:
         assert PRIVATE.search(text.encode()), text
     for text in ('work_dirs/x', '127.0.0.1', '1.10.0', 'https://pypi.org/x', '../shared/data'):
