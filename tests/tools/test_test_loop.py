@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from toy_atss import CHECKPOINT, CONFIG, REPO
 
 from mmdeploy_ext.apps import test_app
 from mmdeploy_ext.dump import list_samples, load_dump
 from mmdeploy_ext.files import read_json
+from toy_atss import CHECKPOINT, CONFIG, REPO
 
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
 SAMPLES = 12
@@ -150,11 +150,10 @@ def test_dumping_changes_no_result(pth_run, data, tmp_path):
 
 def test_pth_results_equal_mmdet_own_test_loop(pth_run, data):
     """The tensor boundary changes nothing: mmdet's detector in mmdet's loop gives the same boxes."""
-    from toy_atss import load_toy
-
     from mmdeploy_ext import evaluation
     from mmdeploy_ext.apps.options import parse_cfg_options
     from mmdeploy_ext.config import load_config
+    from toy_atss import load_toy
 
     cfg = load_config(CONFIG, parse_cfg_options(data))
     loader = evaluation.build_loader(cfg, evaluation.build_dataset(cfg), distributed=False)

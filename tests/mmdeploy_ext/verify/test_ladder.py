@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 from mmdeploy_ext.apps import verify_app
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import read_json
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.verify.ladder import prove
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 FORMS = ('full', 'decode', 'raw')
 
