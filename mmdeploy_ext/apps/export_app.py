@@ -184,7 +184,8 @@ def _show(deployment, path, image, engine) -> None:  # noqa: ANN001
     from mmdeploy_ext.backends import build_backend
     from mmdeploy_ext.draw import encode_png
     from mmdeploy_ext.files import atomic_path
-    from mmdeploy_ext.verify.ladder import export_options, open_file, proof_inputs, run_case
+    from mmdeploy_ext.verify.inputs import proof_inputs
+    from mmdeploy_ext.verify.ladder import export_options, open_file, run_case
     from mmdeploy_ext.verify.tasks.bbox2d import draw_pair
 
     model, metadata = open_file(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import statistics
 import time
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 from rich.progress import Progress
 
-from mmdeploy_ext import deploy, export
+from mmdeploy_ext import export
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError
@@ -20,6 +19,7 @@ from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.metadata import Metadata, read_metadata
 from mmdeploy_ext.verify.compare import compare_tensors
+from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
 from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.tasks.bbox2d import match_detections
 from mmdeploy_ext.verify.verdict import Case, Check, DetectionRow, PicturePair, TensorRow, Verdict
@@ -38,86 +38,11 @@ TIMED_S = 3.0
 """Two runs at least; no more once they took this long: the figures are a hint, `benchmark.py` measures."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ProofInput:
-    """One input of the proof.
-
-    Attributes:
-        name: what it is, for the table.
-        images: prepared images of one size, one per batch entry.
-        sources: the images before normalising, as the network sees them, and their titles.
-        traced: whether the exporter saw exactly this.
-        rescale: feed `scale_factor` too, so that boxes are in pixels of the original.
-    """
-
-    name: str
-    images: tuple[PreparedImage, ...]
-    sources: tuple[tuple[str, np.ndarray], ...]
-    traced: bool = False
-    rescale: bool = False
-
-
 def export_options(metadata: Metadata) -> ExportOptions:
     """Return the options that a file was exported with."""
     return ExportOptions.from_json(
         {key: value for key, value in metadata.options.items() if key != 'cfg_options'}
     )
-
-
-def other_view(image_bgr: np.ndarray) -> np.ndarray:
-    """Return a picture that no trace has seen: mirrored and darkened."""
-    return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
-
-
-def proof_inputs(
-    deployment: Deployment, options: ExportOptions, images: Sequence[tuple[str, np.ndarray]]
-) -> list[ProofInput]:
-    """Return the inputs of a proof: the traced one, others, and for dynamic graphs other sizes and batch 2.
-
-    Args:
-        deployment: the model.
-        options: the graph's.
-        images: (title, BGR picture); the first is the traced one. A mirrored one is added when it is alone.
-    """
-    if len(images) == 1:
-        images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
-    height, width = options.height, options.width
-
-    def fixed(
-        name: str, chosen: Sequence[tuple[str, np.ndarray]], size: tuple[int, int], **flags: bool
-    ) -> ProofInput:
-        prepared = tuple(deploy.prepare_fixed(deployment.rule, picture, *size) for _, picture in chosen)
-        return ProofInput(name, prepared, tuple(chosen), **flags)
-
-    batch = [images[index % len(images)] for index in range(options.batch)]
-    cases = [fixed('traced input', [images[0]] * options.batch, (height, width), traced=True)]
-    if options.batch > 1:
-        cases.append(fixed(f'batch of {options.batch} images', batch, (height, width), rescale=True))
-    cases += [
-        fixed('other image', [image] * options.batch, (height, width), rescale=bool(index % 2))
-        for index, image in enumerate(images[1:])
-    ]
-    if options.dynamic:
-        cases.append(_unaligned(deployment, images[1], (int(height * 0.75) - 7, int(width * 0.75) + 5)))
-        larger = (_aligned(height * 1.25), _aligned(width * 1.125))
-        cases.append(fixed('other size, batch 2', [images[1], images[0]], larger, rescale=True))
-    return cases
-
-
-def _aligned(size: float, multiple: int = 32) -> int:
-    return max(int(size) // multiple, 1) * multiple
-
-
-def _unaligned(deployment: Deployment, image: tuple[str, np.ndarray], size: tuple[int, int]) -> ProofInput:
-    """Stretch an image to a size that is no multiple of 32, then pad as the config pads."""
-    rule = dataclasses.replace(
-        deployment.rule,
-        size=None,
-        keep_ratio=False,
-        size_divisor=32,
-        img_scale=(max(size[1], 32), max(size[0], 32)),
-    )
-    return ProofInput('other size, not a multiple of 32', (rule.apply(image[1]),), (image,))
 
 
 def open_file(path: str) -> tuple[onnx.ModelProto, Metadata]:
