@@ -33,6 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='m.onnx',
         help='exported files (default: `full` and `raw` are exported to a temporary folder)',
     )
+    _add_round_options(parser)
+    _add_input_options(parser)
+    _add_output_options(parser)
+    cli.add_debug_option(parser)
+    return parser
+
+
+def _add_round_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--engines',
         default='torch,onnxruntime',
@@ -61,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--fuse-conv-bn', action='store_true', help='also measure PyTorch with convolution and BN fused'
     )
+
+
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--shape',
         type=int,
@@ -90,6 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--no-memory', action='store_true', help='do not measure memory (a process per contender)'
     )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', metavar='FILE', help='write all figures as JSON')
     parser.add_argument('--chart', metavar='FILE.png', help='draw a bar chart')
     parser.add_argument(
@@ -101,8 +115,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch'
     )
-    cli.add_debug_option(parser)
-    return parser
 
 
 def _check(args: argparse.Namespace) -> list[str]:

@@ -166,7 +166,7 @@ def interleave(
         contenders: with unique names.
         batches: inputs; round i takes batch i modulo their number.
         rounds: that count.
-        warmup: rounds before, which do not count.
+        warmup: rounds before them.
         before_each: called before every run (a barrier, when several processes measure).
         on_round: called after every counted round with its index and the runs so far.
         spare: rounds that may be run again because other processes used more than `QUIET_SHARE` of the cores.
@@ -175,27 +175,36 @@ def interleave(
         Name -> one run per round.
     """
     runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
-    if len(runs) != len(contenders) or not contenders:
+    if len(runs) != len(contenders) or not runs:
         raise UsageError(
-            f'contenders {[contender.name for contender in contenders]}: expected unique names, at least one'
+            f'contenders {[one.name for one in contenders]}: expected unique names, at least one'
         )
     index = -warmup
     while index < rounds:
-        found = {}
-        with OtherLoad() as load:
-            for contender in rotated(contenders, index):
-                before_each()
-                time.sleep(SETTLE_S)
-                found[contender.name] = contender.run(batches[index % len(batches)])
-        if spare > 0 and index >= 0 and load.share is not None and load.share > QUIET_SHARE:
+        found = _one_round(rotated(contenders, index), batches[index % len(batches)], before_each)
+        disturbed = any((run.other_load or 0) > QUIET_SHARE for run in found.values())
+        if index >= 0 and disturbed and spare > 0:
             spare -= 1
             continue
         if index >= 0:
-            for name, run in found.items():
-                runs[name].append(dataclasses.replace(run, other_load=load.share))
+            for name, mine in runs.items():
+                mine.append(found[name])
             on_round(index, runs)
         index += 1
     return runs
+
+
+def _one_round(
+    contenders: Iterable[Contender], batch: Sequence[PreparedImage], before_each: Callable[[], None]
+) -> dict[str, Run]:
+    """Run each contender once; every run says what others used of the cores in this round."""
+    found = {}
+    with OtherLoad() as load:
+        for contender in contenders:
+            before_each()
+            time.sleep(SETTLE_S)
+            found[contender.name] = contender.run(batch)
+    return {name: dataclasses.replace(run, other_load=load.share) for name, run in found.items()}
 
 
 def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:

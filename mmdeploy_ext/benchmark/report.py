@@ -45,9 +45,7 @@ def _quartiles(figures: Mapping[str, float] | None, digits: int = 1) -> str:
     return '-' if figures is None else f'{figures["q1"]:.{digits}f} .. {figures["q3"]:.{digits}f}'
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """Print the tables; `result` is what `--json` writes."""
-    console.print(escape(headline(result)), soft_wrap=True)
+def _contender_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(
         'engine',
         'median ms',
@@ -61,7 +59,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
         'found',
         'peak MB',
     )
-    for row in result['contenders']:
+    for row in rows:
         total, ratio, memory = row['total_ms'], row['ratio_to_torch'], row['memory']
         table.add_row(
             escape(row['name']),
@@ -76,7 +74,13 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
             f'{row["detections_per_image"]:g}',
             '-' if memory is None else f'{memory["peak_mb"]:.0f}',
         )
-    console.print(table)
+    return table
+
+
+def print_result(result: Mapping[str, Any], console: Console) -> None:
+    """Print the tables; `result` is what `--json` writes."""
+    console.print(escape(headline(result)), soft_wrap=True)
+    console.print(_contender_table(result['contenders']))
     for row in result['forms']:
         cost = row['postprocess_in_graph_ms']
         console.print(
