@@ -93,6 +93,11 @@ def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0) -> nn.M
     return model
 
 
+def normalised_deviation(std: tuple[float, ...]) -> float:
+    """Return the standard deviation of a photograph that was divided by `std`; 1.0 with ImageNet's."""
+    return round(57 / float(np.mean(std)), 1)
+
+
 def main() -> None:
     """Write a checkpoint for a config."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -109,8 +114,8 @@ def main() -> None:
 
     cfg = load_config(args.config)
     family = find_family(cfg)
-    deviation = 57 / float(np.mean(family.preprocess_rule(cfg).std))
-    model = fill_seeded(family.build(cfg), args.seed, round(deviation, 1))
+    deviation = normalised_deviation(family.preprocess_rule(cfg).std)
+    model = fill_seeded(family.build(cfg), args.seed, deviation)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(seed=args.seed)), args.out)
 

@@ -183,6 +183,7 @@ class AtssFamily(Family):
                 f'{cfg.filename}: model.bbox_head.bbox_coder is {coder}; ATSS exports with '
                 f'DeltaXYWHBBoxCoder without add_ctr_clamp'
             )
+        _check_head(cfg.filename, head)
         nms_config(cfg.model.get('test_cfg') or {})
         smallest = min(_strides(head))
         if min(options.height, options.width) < smallest:
@@ -417,6 +418,22 @@ class AtssFamily(Family):
     ) -> list[Detections]:
         """See `Family.detections`."""
         return runtime.detections(metadata, outputs, feeds)
+
+
+def _check_head(filename: str, head: Mapping[str, Any]) -> None:
+    """Refuse heads whose scores or anchors the graph would get wrong."""
+    loss = head.get('loss_cls') or {}
+    if loss and not loss.get('use_sigmoid', False):
+        raise ConfigError(
+            f'{filename}: model.bbox_head.loss_cls.use_sigmoid is False; ATSS exports with scores after a '
+            f'sigmoid'
+        )
+    strides = (head.get('anchor_generator') or {}).get('strides', [])
+    if any(isinstance(stride, list | tuple) and len(set(stride)) > 1 for stride in strides):
+        raise ConfigError(
+            f'{filename}: model.bbox_head.anchor_generator.strides={strides}; ATSS exports with strides that '
+            f'are equal in x and y'
+        )
 
 
 def _strides(head_cfg: Mapping[str, Any]) -> list[int]:

@@ -1,0 +1,163 @@
+"""The numpy pieces of ATSS equal mmdet's anchors and box coder, and refuse maps that do not fit."""
+
+import copy
+import types
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
+from mmdet.models import build_head
+
+from mmdeploy_ext.errors import ShapeError
+from mmdeploy_ext.runtime import atss as runtime
+from mmdeploy_ext.runtime.detections import Detections, from_padded, sigmoid
+from projects.mmdet_plugin.atss.export import AtssFamily, Decode, raw_names
+
+STRIDES = [8, 16, 32]
+MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]
+GENERATORS = {
+    'mmdet': dict(ratios=[1.0], octave_base_scale=8, scales_per_octave=1),
+    'centred': dict(ratios=[1.0], octave_base_scale=8, scales_per_octave=1, center_offset=0.5),
+    'several': dict(ratios=[0.5, 2.0], scales=[3.0, 5.0]),
+}
+
+
+def make_head(kind='mmdet'):
+    config = dict(
+        type='ATSSHead',
+        num_classes=3,
+        in_channels=4,
+        feat_channels=4,
+        stacked_convs=0,
+        norm_cfg=dict(type='GN', num_groups=2),
+        anchor_generator=dict(type='AnchorGenerator', strides=STRIDES, **GENERATORS[kind]),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=MEANS, target_stds=STDS),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True),
+        test_cfg=dict(score_thr=0.05, nms_pre=9, nms=dict(type='nms', iou_threshold=0.6), max_per_img=5),
+    )
+    return build_head(copy.deepcopy(config)).eval()
+
+
+def facts_of(head):
+    return AtssFamily().postprocess_facts(torch.nn.ModuleDict({'bbox_head': head}))
+
+
+def raw_outputs(head, seed, batch, size):
+    generator = torch.Generator().manual_seed(seed)
+    per_cell = len(head.prior_generator.base_anchors[0])
+    tensors = [
+        torch.randn(batch, per_cell * columns, *shape, generator=generator) * 3
+        for columns in (3, 4, 1)
+        for shape in runtime.level_shapes(*size, STRIDES)
+    ]
+    return dict(zip(raw_names(len(STRIDES)), tensors, strict=True))
+
+
+@pytest.mark.parametrize('kind', GENERATORS)
+@pytest.mark.parametrize('size', [(64, 96), (33, 70), (8, 8)])
+def test_anchors_are_mmdets_bit_for_bit(kind, size):
+    generator = build_prior_generator(dict(type='AnchorGenerator', strides=STRIDES, **GENERATORS[kind]))
+    shapes = runtime.level_shapes(*size, STRIDES)
+    wanted = generator.grid_priors(shapes, device='cpu')
+    found = runtime.anchors_xyxy(shapes, STRIDES, [base.tolist() for base in generator.base_anchors])
+    for reference, anchors in zip(wanted, found, strict=True):
+        assert anchors.dtype == np.float32
+        np.testing.assert_array_equal(anchors, reference.numpy())
+
+
+@pytest.mark.parametrize('size', [(608, 608), (800, 1344), (33, 70), (1, 9)])
+def test_level_shapes_are_those_of_stride_two_convolutions(size):
+    x = torch.zeros(1, 1, *size)
+    found = runtime.level_shapes(*size, [8, 16, 32, 64, 128])
+    for _ in range(3):
+        x = torch.nn.functional.conv2d(x, torch.zeros(1, 1, 3, 3), stride=2, padding=1)
+    for shape in found:
+        assert tuple(x.shape[2:]) == shape
+        x = torch.nn.functional.conv2d(x, torch.zeros(1, 1, 3, 3), stride=2, padding=1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.1, 1.0, 30.0, 1000.0]))
+def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale):
+    rng = np.random.default_rng(seed)
+    corner, size = rng.uniform(-50, 500, (40, 2)), rng.uniform(1, 300, (40, 2))
+    anchors = np.concatenate([corner, corner + size], 1).astype(np.float32)
+    deltas = (rng.normal(size=(2, 40, 4)) * scale).astype(np.float32)
+    coder = DeltaXYWHBBoxCoder(target_means=MEANS, target_stds=STDS)
+    priors = torch.from_numpy(anchors)
+    wanted = np.stack([coder.decode(priors, torch.from_numpy(image)).numpy() for image in deltas])
+    found = runtime.decode_deltas(anchors, deltas, dict(means=MEANS, stds=STDS, wh_ratio_clip=16 / 1000))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1))
+
+
+@pytest.mark.parametrize('kind', GENERATORS)
+def test_numpy_decode_torch_decode_and_mmdet_agree(kind):
+    head, size = make_head(kind), (70, 90)
+    raw = raw_outputs(head, 1, 2, size)
+    found = runtime.decode_raw({name: value.numpy() for name, value in raw.items()}, *size, facts_of(head))
+    with torch.no_grad():
+        levels = Decode(head)(*raw.values())
+    priors = head.prior_generator.grid_priors(runtime.level_shapes(*size, STRIDES), device='cpu')
+    deltas = [raw[f'bbox_pred_{i}'].permute(0, 2, 3, 1).reshape(2, -1, 4) for i in range(3)]
+    by_mmdet = torch.cat(
+        [
+            torch.stack([head.bbox_coder.decode(prior, image) for image in level])
+            for prior, level in zip(priors, deltas, strict=True)
+        ],
+        dim=1,
+    ).numpy()
+    scale = np.abs(by_mmdet).max()
+    for name, parts in zip(('boxes', 'scores', 'centerness'), levels, strict=True):
+        torch_values = torch.cat(parts, 1).numpy()
+        assert found[name].shape == torch_values.shape
+        tolerance = 1e-6 * (scale if name == 'boxes' else 1)
+        np.testing.assert_allclose(found[name], torch_values, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found['boxes'], by_mmdet, rtol=0, atol=1e-6 * scale)
+
+
+def test_feature_maps_of_another_size_are_refused():
+    head = make_head()
+    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
+    with pytest.raises(ShapeError, match=r'cls_score_\*: feature maps are .*expected .*input of 96x64'):
+        runtime.decode_raw(raw, 96, 64, facts_of(head))
+
+
+def test_decoded_rows_that_do_not_fit_the_input_are_refused():
+    head = make_head()
+    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
+    outputs = runtime.decode_raw(raw, 64, 64, facts_of(head))
+    metadata = types.SimpleNamespace(form='decode', postprocess=facts_of(head))
+    feeds = dict(input=np.zeros((1, 3, 64, 72), np.float32))
+    with pytest.raises(ShapeError, match=r'boxes: got 84 rows, expected 98 for an input of 64x72'):
+        runtime.detections(metadata, outputs, feeds)
+
+
+def test_detections_of_full_are_split_at_the_padding():
+    dets = np.arange(30, dtype=np.float32).reshape(2, 3, 5)
+    first, second = from_padded(dets, np.array([[4, -1, -1], [0, 2, 1]]))
+    assert (len(first), len(second)) == (1, 3)
+    np.testing.assert_array_equal(second.bboxes_xyxy, dets[1, :, :4])
+    assert first.labels.tolist() == [4]
+
+
+def test_detections_filter_scale_and_serialise():
+    found = Detections(np.float32([[2, 4, 6, 8], [1, 1, 2, 2]]), np.float32([0.5, 0.25]), np.array([1, 9]))
+    assert found.above(0.5).labels.tolist() == [1]
+    assert found.scaled(np.float32([2, 4, 2, 4])).bboxes_xyxy[0].tolist() == [1.0, 1.0, 3.0, 2.0]
+    assert found.to_json(('a', 'b')) == [
+        dict(label=1, name='b', score=0.5, bbox_xyxy=[2.0, 4.0, 6.0, 8.0]),
+        dict(label=9, name='9', score=0.25, bbox_xyxy=[1.0, 1.0, 2.0, 2.0]),
+    ]
+
+
+@pytest.mark.filterwarnings('error')
+def test_sigmoid_is_quiet_and_equals_torch_at_the_extremes():
+    logits = np.float32([-200, -90, -1, 0, 1, 90, 200])
+    found = sigmoid(logits)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, torch.from_numpy(logits).sigmoid().numpy(), rtol=1e-6, atol=1e-37)

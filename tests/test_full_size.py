@@ -1,0 +1,98 @@
+"""One full-size ATSS R50 for the whole session: exported once, equal to mmdet at the published size."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import projects.mmdet_plugin  # noqa: F401
+from mmdeploy_ext import deploy
+from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.config import load_config
+from mmdeploy_ext.family import ExportOptions, find_family
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.preprocess import list_images, read_image
+from mmdeploy_ext.verify.tasks.bbox2d import match_detections
+from projects.toydata import coco
+from projects.toydata.seeded import fill_seeded
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIG = str(REPO / 'configs/atss/atss.py')
+PHOTOS = REPO.parent / 'shared/data/coco_tiny'
+SIZE = (608, 608)
+
+
+def pictures(count):
+    """Return photographs where there are any, generated pictures otherwise."""
+    if PHOTOS.is_dir():
+        return [read_image(path) for path in list_images([PHOTOS / 'val2017'])[:count]]
+    return [coco.sample(9, 'picture', index, (480, 640))[0] for index in range(count)]
+
+
+@pytest.fixture(scope='session')
+def r50(tmp_path_factory):
+    """Return the deployment, the dynamic `full` file of R50 traced at 608x608, and the seconds it took."""
+    folder = tmp_path_factory.mktemp('r50')
+    cfg = load_config(CONFIG)
+    model = fill_seeded(find_family(cfg).build(cfg))
+    torch.save(dict(state_dict=model.state_dict()), folder / 'r50.pth')
+    deployment = deploy.load(CONFIG, str(folder / 'r50.pth'))
+    options = ExportOptions(height=SIZE[0], width=SIZE[1], dynamic=True)
+    traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
+    start = time.perf_counter()
+    deploy.export_to_file(deployment, options, [traced], str(folder / 'r50.onnx'))
+    return deployment, str(folder / 'r50.onnx'), time.perf_counter() - start
+
+
+@pytest.fixture(scope='session')
+def raw_file(r50, tmp_path_factory):
+    deployment, _, _ = r50
+    path = tmp_path_factory.mktemp('raw') / 'raw.onnx'
+    options = ExportOptions(form='raw', height=SIZE[0], width=SIZE[1])
+    traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
+    deploy.export_to_file(deployment, options, [traced], str(path))
+    return str(path)
+
+
+def test_raw_tensors_have_the_published_shapes_and_equal_mmdet(r50, raw_file):
+    deployment, _, _ = r50
+    image = deploy.prepare_fixed(deployment.rule, pictures(1)[0], *SIZE)
+    feeds = deployment.family.feeds([image], False)
+    with build_backend('OnnxRuntimeBackend', raw_file) as backend:
+        found = backend.infer({'input': feeds['input']})
+    wanted = deployment.family.reference_tensors(deployment.model, feeds, 'raw', 'separate')
+    sizes = (76, 38, 19, 10, 5)
+    channels = dict(cls_score=80, bbox_pred=4, centerness=1)
+    assert {name: array.shape for name, array in found.items()} == {
+        f'{kind}_{level}': (1, count, size, size)
+        for kind, count in channels.items()
+        for level, size in enumerate(sizes)
+    }
+    for name, reference in wanted.items():
+        assert np.abs(found[name] - reference).max() <= 1e-4 * np.abs(reference).max(), name
+
+
+@pytest.mark.parametrize(('size', 'batch'), [(SIZE, 1), ((320, 416), 2)])
+def test_full_finds_mmdets_detections_at_other_sizes_and_batches(r50, size, batch):
+    deployment, path, _ = r50
+    images = [deploy.prepare_fixed(deployment.rule, picture, *size) for picture in pictures(batch)]
+    with build_backend('OnnxRuntimeBackend', path) as backend:
+        outputs = backend.infer(deployment.family.feeds(images, True))
+        found = deployment.family.detections(backend.metadata, outputs, {})
+    expected = deployment.family.reference_detections(deployment.model, images, True)
+    rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
+    assert all(row.passed for row in rows), rows
+    assert sum(row.matched for row in rows) >= 50 * batch
+
+
+def test_the_file_says_what_it_is(r50):
+    deployment, path, _ = r50
+    metadata = read_metadata(path)
+    assert (metadata.family, metadata.form, len(metadata.classes)) == ('atss', 'full', 80)
+    assert metadata.classes[0] == 'person'
+    assert metadata.preprocess == deployment.rule
+    assert json.loads(json.dumps(metadata.postprocess))['nms_pre'] == 1000
+    assert Path(path).stat().st_size < 135e6
