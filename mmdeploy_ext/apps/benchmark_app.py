@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
@@ -166,7 +167,10 @@ def _measure(plan: Plan, contenders: Sequence[Contender]) -> dict[str, list[Run]
         def on_round(index: int, runs: Mapping[str, Sequence[Run]]) -> None:
             bar.advance(task)
             if ranks.rank == 0 and (index + 1) % args.log_interval == 0:
-                line = ', '.join(f'{name} {measure.median_ms(mine):.1f}' for name, mine in runs.items())
+                line = ', '.join(
+                    f'{name} {statistics.median(run.total_s for run in mine) * 1e3:.1f}'
+                    for name, mine in runs.items()
+                )
                 line = f'Done round [{index + 1}/{rounds}], median ms per batch: {line}'
                 bar.console.print(line, highlight=False, soft_wrap=True)
 

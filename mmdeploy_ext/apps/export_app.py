@@ -13,7 +13,7 @@ from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -177,7 +177,9 @@ def export_and_prove(
     return proof.run_proof(deployment, args.output_file, images, args, engine)
 
 
-def _show(deployment, path, image, engine) -> None:  # noqa: ANN001
+def _show(
+    deployment: Deployment, path: str, image: tuple[str, np.ndarray], engine: Mapping[str, Any]
+) -> None:
     """Print the graph and draw both engines' detections beside the file."""
     import onnx
 
@@ -186,7 +188,7 @@ def _show(deployment, path, image, engine) -> None:  # noqa: ANN001
     from mmdeploy_ext.files import atomic_path
     from mmdeploy_ext.verify.inputs import proof_inputs
     from mmdeploy_ext.verify.ladder import export_options, open_file, run_case
-    from mmdeploy_ext.verify.tasks.bbox2d import draw_pair
+    from mmdeploy_ext.verify.tasks import task_module
 
     model, metadata = open_file(path)
     print(onnx.helper.printable_graph(model.graph))
@@ -194,10 +196,11 @@ def _show(deployment, path, image, engine) -> None:  # noqa: ANN001
     with build_backend(options.pop('engine'), path, **options) as backend:
         traced = proof_inputs(deployment, export_options(metadata), [image])[0]
         _, pairs = run_case(deployment, backend, traced)
+    task = task_module(deployment.family.task)
     for pair in pairs[:1]:
         picture = f'{path}.png'
         with atomic_path(picture) as temporary:
-            temporary.write_bytes(encode_png(draw_pair(pair, deployment.classes)))
+            temporary.write_bytes(encode_png(task.draw_pair(task.fit_pair(pair), deployment.classes)))
         print(f'detections side by side: {picture}')
 
 

@@ -67,17 +67,17 @@ def run_proof(
         page = write_report(verdict, pictures, deployment.classes, Path(args.report))
         print(f'report: {page}')
         if pictures:
-            picture = write_picture(pictures, deployment.classes, Path(args.report) / 'detections.png')
+            picture = write_picture(pictures, deployment, Path(args.report) / 'detections.png')
             print(f'picture: {picture}')
     return 0 if verdict.proven else 1
 
 
-def write_picture(pictures: Sequence[PicturePair], classes: Sequence[str], path: Path) -> Path:
+def write_picture(pictures: Sequence[PicturePair], deployment: Deployment, path: Path) -> Path:
     """Draw both engines' detections of up to four images, one image per row.
 
     Args:
         pictures: of the proof.
-        classes: class names by label.
+        deployment: the model, for its task and class names.
         path: PNG file to write.
     """
     import cv2
@@ -85,10 +85,11 @@ def write_picture(pictures: Sequence[PicturePair], classes: Sequence[str], path:
 
     from mmdeploy_ext.draw import encode_png
     from mmdeploy_ext.files import atomic_path
-    from mmdeploy_ext.verify.tasks.bbox2d import draw_pair, fit_pair
+    from mmdeploy_ext.verify.tasks import task_module
 
     chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]
-    rows = [draw_pair(fit_pair(pair), classes) for pair in chosen]
+    task = task_module(deployment.family.task)
+    rows = [task.draw_pair(task.fit_pair(pair), deployment.classes) for pair in chosen]
     width = max(row.shape[1] for row in rows)
     rows = [
         cv2.copyMakeBorder(row, 0, 8, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.dump import list_samples, load_dump
 from mmdeploy_ext.runtime.detections import from_padded
 from mmdeploy_ext.verify.compare import compare_tensors
-from mmdeploy_ext.verify.tasks.bbox2d import match_detections
+from mmdeploy_ext.verify.tasks import task_module
 from mmdeploy_ext.verify.verdict import Case
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
         if usable:
             print(f'{sample}: not compared: {usable}')
             continue
-        case = _compare(sample.name, tensors, backend)
+        case = _compare(sample.name, tensors, backend, deployment.family.task)
         rows = (*case.tensors, *case.detections)
         reasons = [row.reason for row in rows if not row.passed]
         agrees &= case.passed
@@ -72,7 +72,7 @@ def _usable(
     return f'it has no {", ".join(missing)}' if missing else ''
 
 
-def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend) -> Case:
+def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, task: str) -> Case:
     feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
     outputs = backend.infer(feeds)
     valued = [tensor.name for tensor in backend.spec.outputs if tensor.compare == 'values']
@@ -93,7 +93,8 @@ def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend) -> 
             strict=True,
         )
         capacity = backend.metadata.postprocess.get('max_per_img')
+        match = task_module(task).match_detections
         detections = tuple(
-            match_detections(name, reference, candidate, capacity=capacity) for reference, candidate in pairs
+            match(name, reference, candidate, capacity=capacity) for reference, candidate in pairs
         )
     return Case(name, 'x'.join(map(str, feeds['input'].shape)), False, rows, detections)

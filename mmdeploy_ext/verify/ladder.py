@@ -21,7 +21,7 @@ from mmdeploy_ext.metadata import Metadata, read_metadata
 from mmdeploy_ext.verify.compare import compare_tensors
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
 from mmdeploy_ext.verify.structure import check_structure
-from mmdeploy_ext.verify.tasks.bbox2d import match_detections
+from mmdeploy_ext.verify.tasks import task_module
 from mmdeploy_ext.verify.verdict import Case, Check, DetectionRow, PicturePair, TensorRow, Verdict
 
 if TYPE_CHECKING:
@@ -134,8 +134,9 @@ def run_case(
         failed = tuple(_failed(title, wanted, error) for title, wanted in zip(titles, expected, strict=True))
         return Case(proof_input.name, shape, proof_input.traced, rows, failed), []
     capacity = metadata.postprocess.get('max_per_img')
+    match = task_module(family.task).match_detections
     detections = tuple(
-        match_detections(title, wanted, got, capacity=capacity)
+        match(title, wanted, got, capacity=capacity)
         for title, wanted, got in zip(titles, expected, found, strict=True)
     )
     matched = zip(proof_input.sources, proof_input.images, expected, found, strict=True)
@@ -212,6 +213,7 @@ def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str)
         file=str(path),
         file_sha256=sha256_file(path),
         family=metadata.family,
+        task=deployment.family.task,
         form=metadata.form,
         opset=metadata.options['opset'],
         exporter=metadata.options['exporter'],

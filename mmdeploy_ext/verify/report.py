@@ -15,7 +15,7 @@ from mmdeploy_ext.draw import encode_jpeg
 from mmdeploy_ext.files import atomic_path, write_json
 from mmdeploy_ext.verify.compare import HISTOGRAM_DECADES
 from mmdeploy_ext.verify.table import cosine_text, failure_reasons, figure, next_command
-from mmdeploy_ext.verify.tasks.bbox2d import draw_pair, fit_pair
+from mmdeploy_ext.verify.tasks import task_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +61,7 @@ def write_report(
 def render(verdict: Verdict, pictures: Sequence[PicturePair], classes: Sequence[str]) -> str:
     """Return the page."""
     content = verdict.to_json()
+    task = verdict.subject.get('task', 'bbox2d')
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -75,7 +76,7 @@ def render(verdict: Verdict, pictures: Sequence[PicturePair], classes: Sequence[
         proven=verdict.proven,
         reasons=failure_reasons(verdict),
         next_command=next_command(verdict),
-        pictures=[(pair.title, picture_uri(pair, classes)) for pair in pictures],
+        pictures=[(pair.title, picture_uri(pair, classes, task)) for pair in pictures],
         brief=brief,
         subject=subject_rows(content['subject']),
         embedded=embedded_json(content),
@@ -105,9 +106,10 @@ def _number_of(content: Mapping[str, Any]) -> Callable[[str, str], Markup]:
     return number
 
 
-def picture_uri(pair: PicturePair, classes: Sequence[str]) -> str:
+def picture_uri(pair: PicturePair, classes: Sequence[str], task: str = 'bbox2d') -> str:
     """Return a pair, drawn, as a `data:` address."""
-    jpeg = encode_jpeg(draw_pair(fit_pair(pair), classes))
+    drawing = task_module(task)
+    jpeg = encode_jpeg(drawing.draw_pair(drawing.fit_pair(pair), classes))
     return 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()
 
 
