@@ -168,7 +168,7 @@ def interleave(
         rounds: that count.
         warmup: rounds before them.
         before_each: called before every run (a barrier, when several processes measure).
-        on_round: called after every counted round with its index and the runs so far.
+        on_round: called after every round that counts, with its index and the runs so far.
         spare: rounds that may be run again because other processes used more than `QUIET_SHARE` of the cores.
 
     Returns:
@@ -182,15 +182,14 @@ def interleave(
     index = -warmup
     while index < rounds:
         found = _one_round(rotated(contenders, index), batches[index % len(batches)], before_each)
-        disturbed = any((run.other_load or 0) > QUIET_SHARE for run in found.values())
-        if index >= 0 and disturbed and spare > 0:
+        if index >= 0 and spare > 0 and any((run.other_load or 0) > QUIET_SHARE for run in found.values()):
             spare -= 1
             continue
-        if index >= 0:
+        index += 1
+        if index > 0:
             for name, mine in runs.items():
                 mine.append(found[name])
-            on_round(index, runs)
-        index += 1
+            on_round(index - 1, runs)
     return runs
 
 
@@ -221,11 +220,6 @@ def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
     """Return `spread` in milliseconds; None when a run could not tell."""
     values = list(seconds)
     return None if None in values else spread(value * 1e3 for value in values)
-
-
-def median_ms(runs: Iterable[Run]) -> float:
-    """Return the median time of some runs in milliseconds."""
-    return statistics.median(run.total_s for run in runs) * 1e3
 
 
 def summarise(
