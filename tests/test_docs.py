@@ -1,0 +1,159 @@
+"""The documentation: links resolve, commands and options exist, both languages and the spec say the same."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ENGLISH, CHINESE = 'README.md', 'README_zh-CN.md'
+ARCHITECTURE, ATSS = 'docs/architecture.md', 'projects/mmdet_plugin/atss/README.md'
+PAGES = [ENGLISH, CHINESE, ARCHITECTURE, ATSS, 'demo/checkpoints/README.md']
+PARSERS = {
+    'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.apps.export_app',
+    'tools/deployment/verify.py': 'mmdeploy_ext.apps.verify_app',
+    'tools/analysis_tools/benchmark.py': 'mmdeploy_ext.apps.benchmark_app',
+    'tools/test.py': 'mmdeploy_ext.apps.test_app',
+    'tools/dist_test_pth.sh': 'mmdeploy_ext.apps.test_app',
+    'tools/dist_test_onnx.sh': 'mmdeploy_ext.apps.test_app',
+    'tools/slurm_test.sh': 'mmdeploy_ext.apps.test_app',
+    'tools/onnx/onnx_with_postprocess.py': 'mmdeploy_ext.runtime.run_images',
+    'tools/onnx/onnx_no_topk_nms.py': 'mmdeploy_ext.runtime.run_images',
+    'tools/train.py': 'tools/train.py',
+}
+PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
+MADE = ('work_dirs/', 'data/', '$', '-')
+"""Beginnings of words that are no file of the repository."""
+
+
+def text(page: str) -> str:
+    return (REPOSITORY / page).read_text(encoding='utf-8')
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Return (language, content) of the fenced blocks."""
+    return re.findall(r'^```(\w*)\n(.*?)^```', text(page), re.M | re.S)
+
+
+def commands(page: str) -> list[list[str]]:
+    """Return the words of every command of the shell blocks; blocks without a language are shell too."""
+    content = '\n'.join(body for language, body in blocks(page) if language in ('', 'bash'))
+    lines = content.replace('\\\n', ' ').splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def tool_of(words: list[str]) -> str | None:
+    return next((word for word in words if word.startswith('tools/')), None)
+
+
+def options_of(module: str) -> set[str]:
+    """Return the options that a tool has."""
+    if module.endswith('.py'):
+        found = importlib.util.spec_from_file_location('tool', REPOSITORY / module)
+        loaded = importlib.util.module_from_spec(found)
+        found.loader.exec_module(loaded)
+    else:
+        loaded = importlib.import_module(module)
+    parser = loaded.build_parser() if hasattr(loaded, 'build_parser') else (
+        loaded.make_parser('') if module.startswith('mmdeploy_ext') else loaded.make_parser())
+    return set(parser._option_string_actions)
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_relative_links_resolve(page):
+    links = re.findall(r'\]\(([^)#]+)(?:#[^)]*)?\)', text(page))
+    folder = (REPOSITORY / page).parent
+    broken = [link for link in links if '://' not in link and not (folder / link).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_files_in_commands_exist(page):
+    for words in commands(page):
+        for word in words:
+            if word.startswith(MADE) or '=' in word or '://' in word:
+                continue
+            if '/' in word or word.startswith('requirements'):
+                assert (REPOSITORY / word).exists(), ' '.join(words)
+        if '-m' in words and words[words.index('-m') + 1].startswith(('projects', 'mmdeploy_ext')):
+            module = words[words.index('-m') + 1].replace('.', '/')
+            assert (REPOSITORY / f'{module}.py').is_file(), ' '.join(words)
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_files_in_running_text_exist(page):
+    prose = re.sub(r'^```.*?^```', '', text(page), flags=re.M | re.S)
+    for name in re.findall(r'`((?:tools|configs|projects|mmdeploy_ext|demo|tests)/[\w./-]+)`', prose):
+        assert (REPOSITORY / name).exists() or (REPOSITORY / f'{name}.py').exists(), f'{page}: {name}'
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_options_in_commands_exist(page):
+    for words in commands(page):
+        tool = tool_of(words)
+        if tool in PARSERS:
+            known = options_of(PARSERS[tool])
+            used = {word.split('=')[0] for word in words[words.index(tool):] if word.startswith('--')}
+            assert used <= known, f'{" ".join(words)}: {sorted(used - known)}'
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_options_in_running_text_exist(page):
+    known = set().union(*(options_of(module) for module in set(PARSERS.values()))) | PIP_AND_GIT
+    prose = re.sub(r'^```.*?^```', '', text(page), flags=re.M | re.S)
+    used = set(re.findall(r'`(?:[^`]* )?(--[a-z][\w-]*)', prose))
+    assert used <= known, sorted(used - known)
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_make_targets_in_commands_exist(page):
+    makefile = text('Makefile')
+    for target in re.findall(r'(?:^|`)make ([a-z-]+)', text(page), re.M):
+        assert re.search(rf'^{target}:', makefile, re.M), target
+
+
+def test_both_languages_have_the_same_blocks_tables_and_pictures():
+    assert blocks(ENGLISH) == blocks(CHINESE)
+    for pattern in (r'^\|(?:[^|\n]*\|)+$', r'^#+ ', r'!\[[^]]*\]'):
+        counts = [len(re.findall(pattern, text(page), re.M)) for page in (ENGLISH, CHINESE)]
+        assert counts[0] == counts[1] > 0, pattern
+
+
+def test_both_languages_state_the_same_figures():
+    def figures(page: str) -> list[str]:
+        tables = '\n'.join(re.findall(r'^\|.*\|$', text(page), re.M))
+        return sorted(re.findall(r'\d+(?:\.\d+)?(?:e-\d+)?', tables))
+
+    assert figures(ENGLISH) == figures(CHINESE)
+
+
+def test_pictures_are_small():
+    pictures = list((REPOSITORY / 'docs/images').iterdir())
+    assert pictures and all(picture.stat().st_size < 150_000 for picture in pictures)
+
+
+def contract_rows(form: str, dynamic: bool) -> list[str]:
+    """Return the table rows of the ATSS contract with 80 classes, from the spec itself."""
+    from mmdeploy_ext.family import ExportOptions
+    from projects.mmdet_plugin.atss.export import AtssFamily
+
+    strides = [(stride, stride) for stride in (8, 16, 32, 64, 128)]
+    head = SimpleNamespace(
+        cls_out_channels=80, prior_generator=SimpleNamespace(strides=strides, base_anchors=[[0]] * 5)
+    )
+    options = ExportOptions(form=form, height=608, width=608, dynamic=dynamic)
+    spec = AtssFamily().spec(SimpleNamespace(bbox_head=head), options)
+    return [
+        f'| `{tensor.name}` | {side} | {tensor.dtype} | {tensor.shape_text()} | '
+        f'{"" if tensor.default is None else f"{tensor.default:g}"} | {tensor.meaning} |'
+        for side, tensors in (('in', spec.inputs), ('out', spec.outputs))
+        for tensor in tensors
+    ]
+
+
+@pytest.mark.parametrize(('form', 'dynamic'), [('full', True), ('decode', True), ('raw', False)])
+def test_the_contract_tables_of_atss_are_its_spec(form, dynamic):
+    assert '\n'.join(contract_rows(form, dynamic)) in text(ATSS)
