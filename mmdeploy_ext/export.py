@@ -47,7 +47,14 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
     """Return an evaluation copy of the model with batch normalisation folded into convolutions."""
     from mmcv.cnn.utils import fuse_conv_bn
 
-    return fuse_conv_bn(copy.deepcopy(model).eval())
+    fused = fuse_conv_bn(copy.deepcopy(model).eval())
+    for module in fused.modules():
+        if hasattr(module, 'relative_position_bias_table'):
+            # the exporter folds mmdet's Swin attention bias; as a buffer the structure check finds it again
+            rows = module.relative_position_bias_table[module.relative_position_index.flatten()]
+            bias = rows.reshape(*module.relative_position_index.shape, -1).permute(2, 0, 1).contiguous()
+            module.register_buffer('relative_position_bias', bias.detach())
+    return fused
 
 
 def export_stages(

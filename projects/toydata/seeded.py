@@ -35,6 +35,9 @@ def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tens
 
 def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
     for name, module in model.named_modules():
+        table = getattr(module, 'relative_position_bias_table', None)
+        if isinstance(table, torch.Tensor):
+            table.copy_(torch.randn(table.shape, generator=generator) * 0.5)
         weight = getattr(module, 'weight', None)
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
             continue

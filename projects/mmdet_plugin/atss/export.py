@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.metadata import Metadata
 
 KINDS = ('cls_score', 'bbox_pred', 'centerness')
+FIXED_SIZE_BACKBONES = ('SwinTransformer',)
+"""Backbones of mmdet that decide in Python, by the size of the input (measured: 1.25 x as large is wrong)."""
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 
 
@@ -184,6 +186,12 @@ class AtssFamily(Family):
                 f'DeltaXYWHBBoxCoder without add_ctr_clamp'
             )
         _check_head(cfg.filename, head)
+        backbone = cfg.model.get('backbone', {}).get('type')
+        if options.dynamic and backbone in FIXED_SIZE_BACKBONES:
+            raise UsageError(
+                f'--dynamic-export: {backbone} computes its window masks from the traced size, so that the '
+                f'graph would be wrong at others; export a fixed --shape'
+            )
         nms_config(cfg.model.get('test_cfg') or {})
         smallest = min(_strides(head))
         if min(options.height, options.width) < smallest:

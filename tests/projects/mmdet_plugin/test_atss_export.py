@@ -52,10 +52,10 @@ KINDS = {'fixed': False, 'dynamic': True}
 
 def load(folder, cfg_options=SMALL, config=PUBLISHED):
     """Return a small ATSS with seeded weights, read from a checkpoint file as users' models are."""
-    cfg = load_config(config, cfg_options)
+    cfg = load_config(config, copy.deepcopy(cfg_options))
     path = folder / 'seeded.pth'
     torch.save(dict(state_dict=fill_seeded(find_family(cfg).build(cfg)).state_dict()), path)
-    return deploy.load(config, str(path), cfg_options)
+    return deploy.load(config, str(path), copy.deepcopy(cfg_options))
 
 
 @pytest.fixture(scope='module')
@@ -273,6 +273,18 @@ def test_exporting_leaves_the_model_untouched_and_trainable(deployment):
     assert all(torch.equal(gradients[name], wanted_gradients[name]) for name in wanted_gradients)
 
 
+def check(opset=17, cfg_options=SMALL, checkpoint=None, **changes):
+    hook = deploy.option_check(options_for(opset=opset, **changes), 'work_dirs/never_written.onnx')
+    deploy.load(PUBLISHED, str(checkpoint), copy.deepcopy(cfg_options), before_weights=hook)
+
+
+@pytest.fixture
+def garbage(tmp_path):
+    path = tmp_path / 'garbage.pth'
+    path.write_bytes(b'no weights')
+    return path
+
+
 def prove_file(deployment, path, **changes):
     options = options_for(opset=0, **{'height': 96, 'width': 128, **changes})
     options = deploy.resolve(options, deployment.model, deployment.rule)
@@ -298,6 +310,29 @@ def test_dyhead_is_proven_dynamic(tmp_path):
     assert [node.op_type for node in model.graph.node].count('DeformConv') == 13
 
 
+SWIN = dict(
+    _delete_=True,
+    type='SwinTransformer',
+    embed_dims=16,
+    depths=(2, 1, 1, 1),
+    num_heads=(2, 2, 4, 4),
+    window_size=4,
+    out_indices=(1, 2, 3),
+)
+WITH_SWIN = {
+    **{key: value for key, value in SMALL.items() if '.backbone.' not in key},
+    'model.backbone': SWIN,
+    'model.neck.in_channels': [32, 64, 128],
+    'model.neck.start_level': 0,
+}
+
+
+def test_swin_is_proven_at_a_fixed_size_and_refused_as_dynamic(tmp_path, garbage):
+    prove_file(load(tmp_path, WITH_SWIN), tmp_path / 'm.onnx', form='raw')
+    with pytest.raises(UsageError, match='--dynamic-export: SwinTransformer computes its window masks'):
+        check(cfg_options=WITH_SWIN, checkpoint=garbage, dynamic=True)
+
+
 def test_other_test_cfg_and_classes_are_proven(tmp_path):
     options = {
         **SMALL,
@@ -308,18 +343,6 @@ def test_other_test_cfg_and_classes_are_proven(tmp_path):
         'model.test_cfg.score_thr': 0.01,
     }
     prove_file(load(tmp_path, options), tmp_path / 'm.onnx', form='full')
-
-
-def check(opset=17, cfg_options=SMALL, checkpoint=None, **changes):
-    hook = deploy.option_check(options_for(opset=opset, **changes), 'work_dirs/never_written.onnx')
-    deploy.load(PUBLISHED, str(checkpoint), cfg_options, before_weights=hook)
-
-
-@pytest.fixture
-def garbage(tmp_path):
-    path = tmp_path / 'garbage.pth'
-    path.write_bytes(b'no weights')
-    return path
 
 
 @pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
