@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
@@ -29,13 +30,26 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
 
+def wait_passively() -> None:
+    """Let idle OpenMP threads sleep instead of spin; call it before torch is imported.
+
+    PyTorch and ONNX Runtime in one process, or other processes on the same cores, otherwise fight over
+    them: a proof of the toy ATSS took 13.0 s spinning and 1.6 s sleeping on 2 busy cores. The benchmark
+    does not call this.
+    """
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+
 def one_line(message: object) -> str:
     """Fold a message into one line."""
     return ' '.join(str(message).split())
 
 
-def run(body: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser,
-        argv: Sequence[str] | None = None) -> int:
+def run(
+    body: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
     """Parse `argv` and run `body`, turning the errors that users can act on into one line.
 
     Returns:
@@ -63,6 +77,7 @@ def run(body: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
 def stdout() -> Console:
     """Return a console for tables on stdout; wide enough for them when the output is a file."""
     from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)
@@ -72,4 +87,5 @@ def stdout() -> Console:
 def stderr() -> Console:
     """Return a console for progress and logs on stderr."""
     from rich.console import Console
+
     return Console(stderr=True)

@@ -123,6 +123,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Export, and prove when asked to."""
+    cli.wait_passively()
     from mmdeploy_ext import compat
 
     compat.apply()

@@ -100,6 +100,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Evaluate."""
+    cli.wait_passively()
     from mmdeploy_ext import compat
 
     compat.apply()

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Load both sides and run the ladder."""
+    cli.wait_passively()
     from mmdeploy_ext import compat
 
     compat.apply()
