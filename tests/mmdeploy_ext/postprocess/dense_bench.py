@@ -13,7 +13,8 @@ from mmdeploy_ext import export
 from mmdeploy_ext.family import ExportOptions, Stage
 from mmdeploy_ext.runtime import atss as runtime
 from mmdeploy_ext.spec import GraphSpec, TensorSpec
-from projects.mmdet_plugin.atss.export import AtssFamily, FullForm, raw_names
+from projects.mmdet_plugin.atss.export import AtssFamily
+from projects.mmdet_plugin.atss.wrapper import FullForm, raw_names
 
 STRIDES = (8, 16, 32)
 CLASSES = 5

@@ -19,7 +19,7 @@ from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.ops.deform_conv import MIN_OPSET
 from mmdeploy_ext.verify.ladder import prove
 from mmdeploy_ext.verify.tasks.bbox2d import match_detections
-from projects.mmdet_plugin.atss.export import raw_names
+from projects.mmdet_plugin.atss.wrapper import raw_names
 from projects.toydata import coco
 from projects.toydata.seeded import fill_seeded
 

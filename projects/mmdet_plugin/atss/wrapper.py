@@ -1,0 +1,140 @@
+"""The chain of modules that an ATSS graph is made of: mmdet's network, decoding, post-processing.
+
+Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{atss_head,base_dense_head}.py`.
+
+Glossary: B batch, A anchors of a level or of all, C classes, H, W network input in pixels, n detections.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.postprocess.bbox2d import DenseBoxPostprocess, nms_config
+from mmdeploy_ext.taps import tap
+
+KINDS = ('cls_score', 'bbox_pred', 'centerness')
+
+
+def raw_names(num_levels: int) -> tuple[str, ...]:
+    """Return the names of the raw outputs: by kind, then by level."""
+    return tuple(f'{kind}_{level}' for kind in KINDS for level in range(num_levels))
+
+
+class RawNetwork(nn.Module):
+    """Backbone, neck and head of the upstream detector behind flat tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the detector; its parameters keep their names below `model.`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network.
+
+        Args:
+            image: (B, 3, H, W) float32, normalised.
+
+        Returns:
+            `cls_score_i` (B, C, h, w), `bbox_pred_i` (B, 4, h, w), `centerness_i` (B, 1, h, w), kind by kind;
+            logits, deltas, logits.
+        """
+        outputs = self.model.bbox_head(self.model.extract_feat(image))
+        flat = tuple(tensor for kind in outputs for tensor in kind)
+        return tuple(tap(name, tensor) for name, tensor in zip(raw_names(len(outputs[0])), flat, strict=True))
+
+
+class Decode(nn.Module):
+    """Anchors, box decoding and sigmoid for all levels."""
+
+    def __init__(self, head: nn.Module) -> None:
+        """Keep the head for its anchor generator and box coder; none of its layers is used."""
+        super().__init__()
+        self.priors = head.prior_generator
+        self.coder = head.bbox_coder
+        self.num_classes = head.cls_out_channels
+
+    def forward(
+        self, *raw: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Decode the raw outputs.
+
+        Returns:
+            Per level boxes (B, A, 4) xyxy in pixels, not clipped; class scores (B, A, C); centerness (B, A).
+        """
+        num_levels = len(raw) // len(KINDS)
+        cls_scores, bbox_preds, centernesses = (
+            raw[kind * num_levels : (kind + 1) * num_levels] for kind in range(3)
+        )
+        boxes = [self._boxes(level, deltas) for level, deltas in enumerate(bbox_preds)]
+        scores = [_rows(logits, self.num_classes).sigmoid() for logits in cls_scores]
+        return boxes, scores, [_rows(logits, 1)[..., 0].sigmoid() for logits in centernesses]
+
+    def _boxes(self, level: int, deltas: torch.Tensor) -> torch.Tensor:
+        """Decode one level: (B, a*4, h, w) deltas to (B, A, 4) boxes, as `delta2bbox`, not clipped."""
+        anchors = self.priors.single_level_grid_priors(
+            deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
+        )
+        centre = (anchors[:, :2] + anchors[:, 2:]) * 0.5
+        size = anchors[:, 2:] - anchors[:, :2]
+        deltas = _rows(deltas, 4) * deltas.new_tensor(self.coder.stds) + deltas.new_tensor(self.coder.means)
+        bound = float(np.abs(np.log(WH_RATIO_CLIP)))
+        centre = centre + size * deltas[..., :2]
+        half = size * deltas[..., 2:].clamp(min=-bound, max=bound).exp() * 0.5
+        return torch.cat([centre - half, centre + half], dim=-1)
+
+
+WH_RATIO_CLIP = 16 / 1000
+"""mmdet's default bound of predicted size ratios (`DeltaXYWHBBoxCoder.decode`)."""
+
+
+def _rows(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
+    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
+
+
+class DecodeForm(nn.Module):
+    """What the `decode` form adds to the network: raw outputs to boxes, scores, centerness."""
+
+    def __init__(self, head: nn.Module, product: bool) -> None:
+        """Choose whether centerness is an output of its own or a factor of the scores."""
+        super().__init__()
+        self.decode = Decode(head)
+        self.product = product
+
+    def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return boxes (B, A, 4), scores (B, A, C) and, unless multiplied in, centerness (B, A)."""
+        boxes, scores, centerness = (torch.cat(levels, dim=1) for levels in self.decode(*raw))
+        if self.product:
+            return tap('boxes', boxes), tap('scores', scores * centerness[..., None])
+        return tap('boxes', boxes), tap('scores', scores), tap('centerness', centerness)
+
+
+class FullForm(nn.Module):
+    """What the `full` form adds to the network: raw outputs to detections."""
+
+    def __init__(self, head: nn.Module) -> None:
+        """Read the thresholds from the head's test_cfg."""
+        super().__init__()
+        self.decode = Decode(head)
+        self.postprocess = DenseBoxPostprocess(nms_config(head.test_cfg), head.bbox_coder.clip_border)
+
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Post-process.
+
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
+            scale_factor: (B, 4) float32.
+            raw: the raw outputs.
+
+        Returns:
+            dets (B, n, 5), labels (B, n).
+        """
+        input_hw = torch.stack([torch.as_tensor(size) for size in image.shape[2:]]).to(img_shape)[None]
+        clip_hw = torch.where(img_shape > 0, img_shape, input_hw)
+        dets, labels = self.postprocess(*self.decode(*raw), clip_hw, scale_factor)
+        return tap('dets', dets), tap('labels', labels)
