@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
 MAX_IMAGES = 8
+PICTURE_WIDTH = 1100
 
 
 def read_images(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
@@ -90,9 +91,12 @@ def write_picture(pictures: Sequence[PicturePair], deployment: Deployment, path:
     chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]
     task = task_module(deployment.family.task)
     rows = [task.draw_pair(task.fit_pair(pair), deployment.classes) for pair in chosen]
-    width = max(row.shape[1] for row in rows)
     rows = [
-        cv2.copyMakeBorder(row, 0, 8, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        cv2.resize(
+            row,
+            (PICTURE_WIDTH, round(row.shape[0] * PICTURE_WIDTH / row.shape[1])),
+            interpolation=cv2.INTER_AREA,
+        )
         for row in rows
     ]
     with atomic_path(path) as temporary:

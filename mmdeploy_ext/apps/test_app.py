@@ -79,9 +79,12 @@ def _init_launcher(args: argparse.Namespace) -> tuple[int, int]:
     """
     if args.launcher == 'none':
         return 0, 1
+    import multiprocessing
+
     import torch
     from mmcv.runner import get_dist_info, init_dist
 
+    multiprocessing.set_start_method('fork', force=True)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     init_dist(args.launcher, backend='nccl' if torch.cuda.is_available() else 'gloo')
     return get_dist_info()
@@ -285,6 +288,7 @@ def _finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> 
 
 def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> None:
     """Write `metrics_<engine>.json` and print this engine's metrics, beside PyTorch's when they are known."""
+    from mmdeploy_ext.backends import ENGINE_TITLES
     from mmdeploy_ext.files import read_json, write_json
     from mmdeploy_ext.verify.dataset import metric_rows, metric_table
 
@@ -314,7 +318,7 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> None
         print(metrics)
         print(f'{reference_path} is of another config, checkpoint or number of samples: not compared')
         return
-    cli.stdout().print(metric_table(metric_rows(reference['metrics'], metrics), kind))
+    cli.stdout().print(metric_table(metric_rows(reference['metrics'], metrics), ENGINE_TITLES[kind]))
     print(
         f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '
         f'({reference_path}); this run: {target}'

@@ -24,6 +24,13 @@ BACKENDS = {
 }
 """Registered name (`backend_config.type`) -> module; imported when it is used."""
 
+ENGINE_TITLES = {
+    'TorchBackend': 'PyTorch',
+    'OnnxRuntimeBackend': 'ONNX Runtime',
+    'OpenVinoBackend': 'OpenVINO',
+}
+"""What people call them."""
+
 
 class Backend(abc.ABC):
     """One network on one engine; a context manager.

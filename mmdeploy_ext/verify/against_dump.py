@@ -47,7 +47,7 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
         reasons = [row.reason for row in rows if not row.passed]
         agrees &= case.passed
         print(
-            f'{sample}: {"agrees" if case.passed else "DIFFERS"} ({len(rows)} comparisons'
+            f'{sample}: {"agrees" if case.passed else "DIFFERS"} (compared: {len(rows)}'
             f'{"; " + reasons[0] if reasons else ""})'
         )
     if not agrees:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -48,10 +50,14 @@ def compare_metrics(
     dataset = build_dataset(deployment.cfg)
     loader = build_loader(deployment.cfg, dataset, distributed=False)
     device = str(next(deployment.model.parameters()).device)
-    reference = evaluate(deployment.cfg, dataset, run_loop(deployment.model, loader, device=device), metrics)
+    results = run_loop(deployment.model, loader, device=device)
+    with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
+        reference = evaluate(deployment.cfg, dataset, results, metrics)
     with make_backend() as backend:
         detector = BackendDetector(backend, deployment.family, backend.metadata)
-        candidate = evaluate(deployment.cfg, dataset, run_loop(detector, loader), metrics)
+        results = run_loop(detector, loader)
+    with contextlib.redirect_stdout(io.StringIO()):
+        candidate = evaluate(deployment.cfg, dataset, results, metrics)
     return metric_rows(reference, candidate)
 
 

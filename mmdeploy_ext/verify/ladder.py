@@ -12,7 +12,7 @@ import onnx
 from rich.progress import Progress
 
 from mmdeploy_ext import export
-from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.backends import ENGINE_TITLES, build_backend
 from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.family import ExportOptions
@@ -140,7 +140,8 @@ def run_case(
         for title, wanted, got in zip(titles, expected, found, strict=True)
     )
     matched = zip(proof_input.sources, proof_input.images, expected, found, strict=True)
-    pairs = [_picture(*sides, proof_input.rescale) for sides in matched]
+    title = ENGINE_TITLES[type(backend).__name__]
+    pairs = [_picture(*sides, proof_input.rescale, title) for sides in matched]
     return Case(proof_input.name, shape, proof_input.traced, rows, detections), pairs
 
 
@@ -170,12 +171,13 @@ def _picture(
     reference: Detections,
     candidate: Detections,
     rescaled: bool,
+    engine: str,
 ) -> PicturePair:
     """Bring both engines' boxes to pixels of the original picture."""
     if not rescaled:
         reference, candidate = reference.scaled(image.scale_factor), candidate.scaled(image.scale_factor)
     title = f'{source[0]}, input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
-    return PicturePair(title, source[1], reference, candidate)
+    return PicturePair(title, source[1], reference, candidate, engine)
 
 
 def _timing(deployment: Deployment, backend: Backend, proof_input: ProofInput) -> dict[str, float]:
@@ -251,10 +253,10 @@ def _judge_whole(verdict: Verdict, metadata: Metadata) -> None:
     tensors = [row for case in verdict.cases for row in case.tensors]
     if not detections and not tensors:
         verdict.reasons.append('nothing was compared')
-    if detections and not sum(row.matched for row in detections):
+    if detections and not sum(row.reference for row in detections):
         verdict.reasons.append(
-            'not one detection was matched: use images with objects that this model finds '
-            '(--input-img, --test-img), and a trained checkpoint'
+            'nothing was found in any image, so nothing was matched: use images with objects that '
+            'this model finds (--input-img, --test-img, --images), and a trained checkpoint'
         )
     if metadata.options.get('score_form') == 'product':
         verdict.notes.append(

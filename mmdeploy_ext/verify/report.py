@@ -78,6 +78,7 @@ def render(verdict: Verdict, pictures: Sequence[PicturePair], classes: Sequence[
         next_command=next_command(verdict),
         pictures=[(pair.title, picture_uri(pair, classes, task)) for pair in pictures],
         brief=brief,
+        engine=pictures[0].engine if pictures else '',
         subject=subject_rows(content['subject']),
         embedded=embedded_json(content),
     )

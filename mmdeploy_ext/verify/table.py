@@ -102,7 +102,7 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
             (
                 _name(row.image, count),
                 str(row.reference),
-                str(row.matched),
+                str(row.matched) + (f' (+{row.outside} outside the bars)' if row.outside else ''),
                 str(row.missing),
                 str(row.extra),
                 f'{row.worst_iou:.6f}',
@@ -156,15 +156,20 @@ def next_command(verdict: Verdict) -> str:
         tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
         return f'python tools/onnx/{tool} {file} IMAGE_OR_FOLDER'
     model = f'{subject.get("config", "CONFIG")} {subject.get("checkpoint", "CHECKPOINT")}'
+    export = f'python tools/deployment/pytorch2onnx.py {model} --verify'
+    if not all(check.passed for check in verdict.structure):
+        dynamic = ' --dynamic-export' if subject.get('shape') == 'dynamic' else ''
+        form = subject.get('form', 'full')
+        return f'{export} --output-file {file} --postprocess {form}{dynamic}   # export it again'
     detections = [row for case in verdict.cases for row in case.detections]
     if subject.get('form') == 'full' and not all(row.passed for row in detections):
+        raw = f'{file.removesuffix(".onnx")}_raw.onnx'
         return (
-            f'python tools/deployment/pytorch2onnx.py {model} --output-file raw.onnx --skip-postprocess '
-            f'--verify   (is it the network or the post-processing?)'
+            f'{export} --output-file {raw} --skip-postprocess   # is it the network or the post-processing?'
         )
     return (
         f'python tools/deployment/verify.py {model} {file} --report work_dirs/report   '
-        f'(figures and pictures of every comparison)'
+        f'# figures and pictures of every comparison'
     )
 
 

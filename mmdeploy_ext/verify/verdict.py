@@ -71,6 +71,7 @@ class DetectionRow:
         worst_score: largest score difference of a pair.
         passed: nothing missing, nothing extra, all pairs within the bars.
         reason: why it failed; empty when passed.
+        outside: pairs of the same class whose IoU or score difference is outside the bars.
     """
 
     image: str
@@ -82,6 +83,7 @@ class DetectionRow:
     worst_score: float
     passed: bool
     reason: str = ''
+    outside: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +227,11 @@ class PicturePair:
         image_bgr: (h, w, 3) uint8 as the network saw it, before normalising.
         reference: PyTorch's detections, in pixels of `image_bgr`.
         candidate: the ONNX engine's.
+        engine: what people call that engine.
     """
 
     title: str
     image_bgr: np.ndarray
     reference: Detections
     candidate: Detections
+    engine: str = 'ONNX Runtime'

@@ -82,7 +82,7 @@ def match_detections(
     reason = _reason(len(missing), len(extra), off, worst_iou, worst_score)
     count, matched = int(needed.sum()), sum(bool(needed[row]) for row in pairing.matched)
     return DetectionRow(
-        image, count, matched, len(missing), len(extra), worst_iou, worst_score, not reason, reason
+        image, count, matched, len(missing), len(extra), worst_iou, worst_score, not reason, reason, off
     )
 
 
@@ -253,7 +253,7 @@ def draw_pair(pair: PicturePair, classes: Sequence[str], score_thr: float = 0.3)
     width = pair.image_bgr.shape[1]
     sides = []
     for engine, detections, alone in zip(
-        ('PyTorch', 'ONNX Runtime'), (pair.reference, pair.candidate), _alone(pair), strict=True
+        ('PyTorch', pair.engine), (pair.reference, pair.candidate), _alone(pair), strict=True
     ):
         shown = detections.scores >= score_thr
         different = int((alone & shown).sum())

@@ -127,9 +127,9 @@ def test_a_frozen_input_is_named_by_the_structure_check(deployment, files, image
 def test_a_proof_in_which_nothing_is_found_is_no_proof(deployment, files):
     black = [('black.png', np.zeros((240, 320, 3), np.uint8))]
     verdict, _ = prove(deployment, files['full'], black)
-    if not sum(row.matched for case in verdict.cases for row in case.detections):
-        assert not verdict.proven
-        assert 'not one detection was matched' in verdict.reasons[0]
+    assert not sum(row.matched for case in verdict.cases for row in case.detections)
+    assert not verdict.proven
+    assert 'nothing was found in any image' in verdict.reasons[0]
 
 
 def test_a_file_of_another_checkpoint_is_not_proven(deployment, files, images, tmp_path):
