@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,14 @@ class OpenVinoBackend(Backend):
                 core.read_model(self._without_defaults()), self.device, settings
             )
         except RuntimeError as error:
-            raise ModelFileError(f'{self.path}: OpenVINO cannot compile it: {error}') from error
+            unknown = re.search(r'No conversion rule found for operations: (.+)', str(error))
+            if unknown:
+                raise EngineError(
+                    f'{self.path}: OpenVINO {openvino.__version__} has no {unknown.group(1)}; run the file with '
+                    f'ONNX Runtime'
+                ) from error
+            text = ' '.join(str(error).split())
+            raise ModelFileError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
 
     def _without_defaults(self) -> bytes:
         """Return the file with its default initializers removed: OpenVINO would take them for constants."""

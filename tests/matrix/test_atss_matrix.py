@@ -10,6 +10,7 @@ import torch
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext import deploy
 from mmdeploy_ext.config import load_config, mmdet_config
+from mmdeploy_ext.errors import EngineError
 from mmdeploy_ext.family import ExportOptions, find_family
 from mmdeploy_ext.preprocess import list_images, read_image
 from mmdeploy_ext.verify.ladder import prove
@@ -147,6 +148,7 @@ def test_swin_l_with_dyhead_is_proven_at_a_fixed_size(load, pictures, tmp_path):
     export_and_prove(load(mmdet_config(DYHEAD_SWIN)), pictures, tmp_path)
 
 
-def test_openvino_runs_deformable_convolutions(load, pictures, tmp_path):
+def test_openvino_refuses_deformable_convolutions_by_name(load, pictures, tmp_path):
     pytest.importorskip('openvino', reason='openvino is an optional extra: pip install openvino')
-    export_and_prove(load(R50, dcn('DCNv2')), pictures, tmp_path, engine='OpenVinoBackend')
+    with pytest.raises(EngineError, match=r'OpenVINO .* has no DeformConv-19; run the file with ONNX Runtime'):
+        export_and_prove(load(R50, dcn('DCNv2')), pictures, tmp_path, engine='OpenVinoBackend')
