@@ -57,8 +57,8 @@ class OpenVinoBackend(Backend):
             unknown = re.search(r'No conversion rule found for operations: (.+)', str(error))
             if unknown:
                 raise EngineError(
-                    f'{self.path}: OpenVINO {openvino.__version__} has no {unknown.group(1)}; run the file with '
-                    f'ONNX Runtime'
+                    f'{self.path}: OpenVINO {openvino.__version__} has no {unknown.group(1)}; run the file '
+                    f'with ONNX Runtime'
                 ) from error
             text = ' '.join(str(error).split())
             raise ModelFileError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
