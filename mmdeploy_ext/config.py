@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import importlib.util
@@ -51,7 +52,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         with _closed_temporary_files():
             cfg = Config.fromfile(path)
         if overrides:
-            cfg.merge_from_dict(dict(overrides))
+            cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv takes `_delete_` out of it
         if cfg.get('custom_imports'):
             import_modules_from_strings(**cfg['custom_imports'])
         _import_plugin_dir(cfg, path)

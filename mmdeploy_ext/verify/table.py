@@ -102,7 +102,7 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
             (
                 _name(row.image, count),
                 str(row.reference),
-                str(row.matched) + (f' (+{row.outside} outside the bars)' if row.outside else ''),
+                str(row.matched) + (f' +{row.outside} off' if row.outside else ''),
                 str(row.missing),
                 str(row.extra),
                 f'{row.worst_iou:.6f}',

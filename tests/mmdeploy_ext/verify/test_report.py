@@ -248,7 +248,9 @@ def test_a_failed_verdict_names_every_reason_and_keeps_odd_text():
     ):
         assert part in lines[-2]
     assert sum('FAILED' in line for line in lines) >= 5
-    assert lines[-1].startswith('next: python tools/deployment/verify.py c.py c.pth toy.onnx --report ')
+    assert lines[-1].startswith(
+        'next: python tools/deployment/pytorch2onnx.py c.py c.pth --verify --output-file toy'
+    )
 
 
 def test_a_long_table_shows_the_worst_of_each_kind_and_every_failed_kind():
@@ -271,5 +273,14 @@ def test_an_empty_verdict_is_not_proven_and_says_why():
 
 def test_a_failed_full_form_points_to_the_raw_form():
     verdict = failed()
+    verdict.structure = proven().structure
     verdict.subject['form'] = 'full'
-    assert '--skip-postprocess --verify' in printed(verdict)[-1]
+    assert '--output-file toy_raw.onnx --skip-postprocess' in printed(verdict)[-1]
+
+
+def test_a_failed_raw_form_of_sound_structure_points_to_the_report():
+    verdict = failed()
+    verdict.structure = proven().structure
+    assert printed(verdict)[-1].startswith(
+        'next: python tools/deployment/verify.py c.py c.pth toy.onnx --report '
+    )
