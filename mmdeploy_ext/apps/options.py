@@ -43,13 +43,13 @@ def _value(text: str) -> Any:
     return list(value) if isinstance(value, tuple) and text[0] not in '(' else value
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add CONFIG, CHECKPOINT, --cfg-options and --device."""
+def add_model_arguments(parser: argparse.ArgumentParser, device: str = 'cpu') -> None:
+    """Add CONFIG, CHECKPOINT, --cfg-options and --device with its default."""
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
     parser.add_argument(
-        '--device', default='cpu', help="where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: cpu)"
+        '--device', default=device, help=f"where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: {device})"
     )
 
 

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
         description='Evaluate a detector with PyTorch (X_pth.py) or an ONNX engine (X_onnx.py).'
     )
-    shared.add_model_arguments(parser)
+    shared.add_model_arguments(parser, device='auto')
     parser.add_argument('--eval', nargs='+', metavar='METRIC', help='metrics of the data set, e.g. bbox')
     parser.add_argument(
         '--eval-options', nargs='+', metavar='KEY=VALUE', help='arguments of dataset.evaluate()'
@@ -90,6 +90,21 @@ def _init_launcher(args: argparse.Namespace) -> tuple[int, int]:
     return get_dist_info()
 
 
+def resolve_device(device: str) -> str:
+    """Return the device of this process; 'auto' is its own GPU where there is one.
+
+    Args:
+        device: 'auto', or what the user chose.
+    """
+    import torch
+
+    if device != 'auto':
+        return device
+    if not torch.cuda.is_available():
+        return 'cpu'
+    return f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
+
+
 def _check_arguments(args: argparse.Namespace) -> None:
     if not (args.out or args.eval or args.format_only or args.show_dir):
         raise UsageError('nothing to do: give at least one of --eval, --out, --format-only, --show-dir')
@@ -125,6 +140,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     backend_config.check_targets(settings, work_dir)
     check = backend_config.graph_check(settings, work_dir)
     rank, world_size = _init_launcher(args)
+    args.device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     this = Run(deployment, settings, work_dir, rank, world_size)
     with after_weights():

@@ -320,3 +320,15 @@ def test_forms_without_post_processing_give_the_same_metrics(work_dir, data, for
         == 0
     )
     assert metrics(work_dir, 'onnx') == metrics(work_dir, 'pth')
+
+
+def test_each_process_takes_a_gpu_of_its_own_where_there_are_any(monkeypatch):
+    """The GPU path as far as a machine without one can show it: which device a rank asks for."""
+    import torch
+
+    assert test_app.resolve_device('auto') == ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    assert test_app.resolve_device('cuda:3') == 'cuda:3'
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    assert test_app.resolve_device('auto') == 'cuda:1'
