@@ -176,7 +176,8 @@ def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule
         changes['opset'] = default_opset(model, options.exporter)
     if options.height == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
-        changes['height'], changes['width'] = rule.size or rule.padded_shape(short_edge, long_edge)
+        height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)
+        changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
     return dataclasses.replace(options, **changes)
 
 

@@ -61,9 +61,6 @@ class ExportError(Mm2OnnxError):
     """The exporter failed or wrote something other than what was asked for."""
 
 
-class NotProvenError(Mm2OnnxError):
-    """A comparison that was run and failed."""
-
 
 @contextlib.contextmanager
 def after_weights() -> Iterator[None]:

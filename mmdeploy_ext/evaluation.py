@@ -147,6 +147,8 @@ def evaluate(
     settings.update(metric=list(metrics), **dict(options or {}))
     try:
         values = dataset.evaluate(results, **settings)
+    except TypeError as error:
+        raise ConfigError(f'--eval-options: {error}') from error
     except KeyError as error:
         raise ConfigError(f'--eval {" ".join(metrics)}: {error.args[0] if error.args else error}') from error
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}

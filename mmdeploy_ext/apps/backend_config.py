@@ -23,6 +23,7 @@ GRAPH_KEYS = (
     'simplify',
     'onnx_file',
     'check_dump',
+    'dump_dir',
 )
 ENGINES = {
     'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization'),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.errors import EngineError, UsageError
+from mmdeploy_ext.errors import EngineError, UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
@@ -235,9 +235,10 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     register()
     ranks = Ranks(args)
     with contenders.make_plan(args, ranks, engines, [picture for _, picture in images], register) as plan:
-        result = _run_plan(plan)
-        if ranks.rank == 0:
-            _publish(args, result)
+        with after_weights():
+            result = _run_plan(plan)
+            if ranks.rank == 0:
+                _publish(args, result)
         ranks.barrier()
     return 0
 

@@ -183,6 +183,7 @@ def _show(
 ) -> None:
     """Print the graph and draw both engines' detections beside the file."""
     import onnx
+    import onnx.printer
 
     from mmdeploy_ext.backends import build_backend
     from mmdeploy_ext.draw import encode_png
@@ -192,7 +193,10 @@ def _show(
     from mmdeploy_ext.verify.tasks import task_module
 
     model, metadata = open_file(path)
-    print(onnx.helper.printable_graph(model.graph))
+    shown = onnx.GraphProto()
+    shown.CopyFrom(model.graph)
+    shown.ClearField('initializer')  # their values would fill the screen
+    print(onnx.printer.to_text(shown))
     options = dict(engine)
     with build_backend(options.pop('engine'), path, **options) as backend:
         traced = proof_inputs(deployment, export_options(metadata), [image])[0]

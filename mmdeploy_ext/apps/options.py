@@ -17,30 +17,35 @@ CFG_OPTIONS_HELP = (
 )
 
 
-def parse_cfg_options(pairs: list[str] | None) -> dict[str, Any]:
-    """Parse `--cfg-options`: Python literals where they parse, comma lists, otherwise text.
+def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') -> dict[str, Any]:
+    """Parse key=value pairs with mmcv's own rules: lists as a,b or [a,b], nested `[(a,b),(c,d)]`.
+
+    Args:
+        pairs: of the command line.
+        option: its name, for the message.
 
     Raises:
-        UsageError: a pair without '='.
+        UsageError: a pair without '=', or a value that mmcv cannot read.
     """
     options: dict[str, Any] = {}
     for pair in pairs or []:
         key, separator, value = pair.partition('=')
         if not separator or not key:
-            raise UsageError(f'--cfg-options {pair}: expected key=value')
-        options[key] = _value(value)
+            raise UsageError(f'{option} {pair}: expected key=value')
+        try:
+            options[key] = _value(value)
+        except (AssertionError, RecursionError, ValueError, SyntaxError) as error:
+            raise UsageError(
+                f'{option} {pair}: cannot be read; expected a number, a word, a,b or "[(a,b),(c,d)]"'
+            ) from error
     return options
 
 
 def _value(text: str) -> Any:
-    lowered = {'true': True, 'false': False, 'none': None}
-    if text.lower() in lowered:
-        return lowered[text.lower()]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return [_value(part) for part in text.split(',')] if ',' in text and text[0] not in '[({' else text
-    return list(value) if isinstance(value, tuple) and text[0] not in '(' else value
+    """Read one value as mmcv does; a dict literal, which mmcv would tear at its commas, as Python does."""
+    from mmcv import DictAction
+
+    return ast.literal_eval(text) if text.startswith('{') else DictAction._parse_iterable(text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, device: str = 'cpu') -> None:

@@ -29,7 +29,10 @@ def read_images(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[tup
     Raises:
         ImageError: a path that is no image.
     """
-    files = list_images(paths)[:most]
+    found = list_images(paths)
+    files = found[:most]
+    if len(found) > most > 1:
+        print(f'{len(found)} images were given, the first {most} are used')
     return [(file.name, read_image(file)) for file in files]
 
 

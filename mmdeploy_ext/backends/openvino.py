@@ -39,13 +39,13 @@ class OpenVinoBackend(Backend):
             import openvino
         except ImportError as error:
             raise EngineError('OpenVINO is not installed; install it with: pip install openvino') from error
-        self.metadata = read_metadata(self.path)
-        self.spec = self.metadata.spec
         core = openvino.Core()
         if self.device not in core.available_devices:
             raise EngineError(
                 f'OpenVINO device {self.device!r} was asked for; here are {core.available_devices}'
             )
+        self.metadata = read_metadata(self.path)
+        self.spec = self.metadata.spec
         settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
         if self.threads:
             settings['INFERENCE_NUM_THREADS'] = self.threads

@@ -216,6 +216,7 @@ def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str)
         file_sha256=sha256_file(path),
         family=metadata.family,
         task=deployment.family.task,
+        options=metadata.options,
         form=metadata.form,
         opset=metadata.options['opset'],
         exporter=metadata.options['exporter'],
@@ -258,6 +259,10 @@ def _judge_whole(verdict: Verdict, metadata: Metadata) -> None:
             'nothing was found in any image, so nothing was matched: use images with objects that '
             'this model finds (--input-img, --test-img, --images), and a trained checkpoint'
         )
+    overrides = metadata.options.get('cfg_options')
+    if overrides:
+        listed = ', '.join(f'{key}={value}' for key, value in overrides.items())
+        verdict.notes.append(f'the file was exported with --cfg-options {listed}; PyTorch ran with the same')
     if metadata.options.get('score_form') == 'product':
         verdict.notes.append(
             'score_form=product keeps no class scores, so detections are not compared: a threshold on '

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec import GraphSpec
 
 DERIVED_ELEMENTS = 64
-"""Constants up to this size (shapes, thresholds, anchors of one cell) are not looked up in the weights."""
+"""Constants of zeros or ones up to this size are helpers of normalisation layers, not weights."""
 
 
 def check_structure(
@@ -105,11 +105,24 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def _plain(array: np.ndarray) -> bool:
+    """Return whether a small constant can be no weight: one number, or all zeros or ones."""
+    uniform = bool((array == 0).all() or (array == 1).all())
+    return array.size <= 1 or (array.size <= DERIVED_ELEMENTS and uniform)
+
+
 def _initializers(
     model: onnx.ModelProto, spec: GraphSpec, weights: Mapping[str, np.ndarray], derived: tuple[str, ...]
 ) -> Check:
-    """Every large constant is bit for bit a weight, as stored or transposed, or listed as derived."""
+    """Every constant is bit for bit a weight, as stored or transposed, or plainly none.
+
+    A constant that bears the name of a parameter has to be that parameter, whatever its size. Any other one
+    has to be some weight, unless it is listed as derived, a single number, all zeros or ones, or a scale
+    that only Resize reads.
+    """
     known = set()
+    resize_only = {name for node in model.graph.node if node.op_type == 'Resize' for name in node.input}
+    resize_only -= {name for node in model.graph.node if node.op_type != 'Resize' for name in node.input}
     for array in weights.values():
         known.add(_digest(array))
         if array.ndim == 2:
@@ -127,9 +140,12 @@ def _initializers(
         array = numpy_helper.to_array(tensor)
         if array.dtype.kind != 'f' or name in spec.input_names:
             continue
-        if _digest(array) in known:
+        parameter = weights.get(name.rsplit('/', 1)[-1].removeprefix('model.'))
+        if parameter is not None and _digest(parameter) != _digest(array):
+            unknown.append(f'{name} {array.shape}')
+        elif _digest(array) in known:
             matched += 1
-        elif array.size > DERIVED_ELEMENTS and not name.startswith(derived or ('\0',)):
+        elif not (name.startswith(derived or ('\0',)) or name in resize_only or _plain(array)):
             unknown.append(f'{name} {array.shape}')
     detail = f'{matched} found'
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console
 
@@ -155,22 +156,38 @@ def next_command(verdict: Verdict) -> str:
         full = subject.get('form', 'full') == 'full'
         tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
         return f'python tools/onnx/{tool} {file} IMAGE_OR_FOLDER'
-    model = f'{subject.get("config", "CONFIG")} {subject.get("checkpoint", "CHECKPOINT")}'
-    export = f'python tools/deployment/pytorch2onnx.py {model} --verify'
+    model = [subject.get('config', 'CONFIG'), subject.get('checkpoint', 'CHECKPOINT')]
     if not all(check.passed for check in verdict.structure):
-        dynamic = ' --dynamic-export' if subject.get('shape') == 'dynamic' else ''
-        form = subject.get('form', 'full')
-        return f'{export} --output-file {file} --postprocess {form}{dynamic}   # export it again'
+        return f'{export_command(model, file, subject)}   # export it again'
     detections = [row for case in verdict.cases for row in case.detections]
     if subject.get('form') == 'full' and not all(row.passed for row in detections):
         raw = f'{file.removesuffix(".onnx")}_raw.onnx'
-        return (
-            f'{export} --output-file {raw} --skip-postprocess   # is it the network or the post-processing?'
-        )
-    return (
-        f'python tools/deployment/verify.py {model} {file} --report work_dirs/report   '
-        f'# figures and pictures of every comparison'
-    )
+        command = export_command(model, raw, {**subject, 'form': 'raw'})
+        return f'{command}   # is it the network or the post-processing?'
+    command = ['python', 'tools/deployment/verify.py', *model, file, '--report', 'work_dirs/report']
+    return f'{shlex.join(command)}   # figures and pictures of every comparison'
+
+
+def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) -> str:
+    """Return the command that exports a file with the options of the one that was proven.
+
+    Args:
+        model: config and checkpoint.
+        file: to write.
+        subject: of the verdict; `form` and `options` are read.
+    """
+    options = subject.get('options', {})
+    words = ['python', 'tools/deployment/pytorch2onnx.py', *model, '--verify', '--output-file', file]
+    words += ['--postprocess', subject.get('form', 'full')]
+    if options:
+        words += ['--shape', options['height'], options['width'], '--opset-version', options['opset']]
+        words += ['--exporter', options['exporter'], '--batch-size', options['batch']]
+    flags = {'--dynamic-export': options.get('dynamic'), '--simplify': options.get('simplify')}
+    words += [flag for flag, wanted in flags.items() if wanted]
+    if options.get('score_form') == 'product' and subject.get('form') == 'decode':
+        words += ['--score-form', 'product']
+    overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
+    return shlex.join(map(str, words + (['--cfg-options', *overrides] if overrides else [])))
 
 
 def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:

@@ -13,7 +13,6 @@ from mmdeploy_ext.errors import (
     ConfigError,
     ExportError,
     Mm2OnnxError,
-    NotProvenError,
     ShapeError,
     UsageError,
     after_weights,
@@ -38,7 +37,7 @@ def raising(error: BaseException):
 
 @pytest.mark.parametrize(('error', 'status'), [
     (UsageError('a'), 2), (ConfigError('a'), 2), (CheckpointError('a'), 2), (Mm2OnnxError('a'), 1),
-    (ShapeError('a'), 1), (ExportError('a'), 1), (NotProvenError('a'), 1), (OSError(28, 'a'), 1),
+    (ShapeError('a'), 1), (ExportError('a'), 1), (OSError(28, 'a'), 1),
     (MemoryError('a'), 1), (KeyboardInterrupt(), 130)])
 def test_an_error_is_one_line_and_an_exit_status(error, status, capsys):
     assert cli.run(raising(error), parser(), []) == status

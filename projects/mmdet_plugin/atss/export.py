@@ -8,6 +8,7 @@ Glossary: B batch, L levels, A anchors of all levels, C classes, H, W network in
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -297,7 +298,10 @@ class AtssFamily(Family):
         with torch.no_grad():
             batch = torch.from_numpy(np.stack([image.tensor for image in images]))
             batch = batch.to(next(model.parameters()).device)
-            results = model.bbox_head.simple_test(model.extract_feat(batch), metas, rescale=rescale)
+            outputs = model.bbox_head(model.extract_feat(batch))
+            results = model.bbox_head.get_bboxes(
+                *outputs, img_metas=metas, cfg=_deployed_test_cfg(model.bbox_head), rescale=rescale
+            )
         return [
             Detections(dets[:, :4].cpu().numpy(), dets[:, 4].cpu().numpy(), labels.cpu().numpy())
             for dets, labels in results
@@ -308,6 +312,16 @@ class AtssFamily(Family):
     ) -> list[Detections]:
         """See `Family.detections`."""
         return runtime.detections(metadata, outputs, feeds)
+
+
+def _deployed_test_cfg(head: nn.Module) -> Any:
+    """Return mmdet's test_cfg with what `deploy_nms_pre` asks for; -1 is more than there are candidates."""
+    wanted = head.test_cfg.get('deploy_nms_pre')
+    if wanted is None:
+        return head.test_cfg
+    cfg = head.test_cfg.copy()
+    cfg['nms_pre'] = wanted if wanted > 0 else sys.maxsize
+    return cfg
 
 
 def _check_head(filename: str, head: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from mmdeploy_ext.apps import verify_app
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import read_json
+from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.verify.ladder import prove
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
@@ -117,6 +118,63 @@ def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, image
     failed = [check for check in verdict.structure if not check.passed]
     assert [check.name for check in failed] == ['weights come from the checkpoint']
     assert 'atss_cls.weight' in failed[0].detail
+
+
+def test_a_change_of_any_parameter_is_found_by_the_structure_check(deployment, files):
+    """One constant at a time, from a single number to the largest kernel."""
+    from mmdeploy_ext.export import fuse
+    from mmdeploy_ext.verify.structure import _initializers
+
+    model = onnx.load(files['full'])
+    metadata = read_metadata(files['full'])
+    weights = {name: value.numpy() for name, value in fuse(deployment.model).state_dict().items()}
+    parameters = [value for value in model.graph.initializer if value.name.startswith('network/model.')]
+    assert len(parameters) > 60
+    assert min(numpy_helper.to_array(value).size for value in parameters) == 1
+    for value in parameters:
+        array = numpy_helper.to_array(value)
+        kept = value.SerializeToString()
+        value.CopyFrom(numpy_helper.from_array((array * 1.05 + 1e-3).astype(array.dtype), value.name))
+        check = _initializers(model, metadata.spec, weights, deployment.family.derived_prefixes)
+        assert not check.passed and value.name in check.detail
+        value.ParseFromString(kept)
+    assert _initializers(model, metadata.spec, weights, deployment.family.derived_prefixes).passed
+
+
+@pytest.mark.parametrize(
+    ('options', 'shape'),
+    [
+        (['--mean', '100', '110', '120', '--std', '50', '51', '52'], '1x3x128x160'),
+        (['--batch-size', '2'], '2x3x128x160'),
+        (['--postprocess', 'decode', '--score-form', 'product'], '1x3x128x160'),
+        (['--simplify', '--show'], '1x3x128x160'),
+        (['--cfg-options', 'model.test_cfg.deploy_nms_pre=20'], '1x3x128x160'),
+        (['--cfg-options', 'model.test_cfg.deploy_nms_pre=-1', '--skip-postprocess'], '1x3x128x160'),
+    ],
+)
+def test_options_of_the_command_line_reach_a_file_that_is_proven_later(tmp_path, capsys, options, shape):
+    from mmdeploy_ext.apps import export_app
+
+    target = str(tmp_path / 'm.onnx')
+    command = [
+        CONFIG,
+        CHECKPOINT,
+        '--output-file',
+        target,
+        '--shape',
+        '128',
+        '160',
+        '--input-img',
+        str(PICTURE),
+    ]
+    command += ['--test-img', str(PICTURE.parent), '--verify', *options]
+    assert export_app.main(register, command) == 0, capsys.readouterr().out
+    assert (tmp_path / 'm.onnx.png').is_file() == ('--show' in options)
+    status = verify_app.main(register, [CONFIG, CHECKPOINT, target, '--json', str(tmp_path / 'v.json')])
+    assert status == 0
+    verdict = read_json(tmp_path / 'v.json')
+    assert verdict['cases'][0]['input_shape'] == shape
+    assert any('deploy_nms_pre' in note for note in verdict['notes']) == ('--cfg-options' in options)
 
 
 def test_a_frozen_input_is_named_by_the_structure_check(deployment, files, images, tmp_path):

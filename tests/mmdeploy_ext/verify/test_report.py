@@ -275,7 +275,7 @@ def test_a_failed_full_form_points_to_the_raw_form():
     verdict = failed()
     verdict.structure = proven().structure
     verdict.subject['form'] = 'full'
-    assert '--output-file toy_raw.onnx --skip-postprocess' in printed(verdict)[-1]
+    assert '--output-file toy_raw.onnx --postprocess raw' in printed(verdict)[-1]
 
 
 def test_a_failed_raw_form_of_sound_structure_points_to_the_report():
