@@ -36,6 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--format-only', action='store_true', help="write the results in the data set's format, no evaluation"
     )
+    parser.add_argument(
+        '--fuse-conv-bn', action='store_true', help='fold batch normalisation into the convolutions (PyTorch)'
+    )
     parser.add_argument('--work-dir', help='default: work_dirs/<config without _pth or _onnx>')
     parser.add_argument('--show-dir', help='draw the detections into this folder (one process only)')
     parser.add_argument(
@@ -63,6 +66,7 @@ class Run:
         work_dir: shared by the `_pth` and the `_onnx` run.
         rank: of this process.
         world_size: number of processes.
+        fuse: run PyTorch with batch normalisation folded into the convolutions.
     """
 
     deployment: Deployment
@@ -70,6 +74,7 @@ class Run:
     work_dir: Path
     rank: int
     world_size: int
+    fuse: bool = False
 
 
 def _init_launcher(args: argparse.Namespace) -> tuple[int, int]:
@@ -143,7 +148,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     rank, world_size = _init_launcher(args)
     args.device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
-    this = Run(deployment, settings, work_dir, rank, world_size)
+    this = Run(deployment, settings, work_dir, rank, world_size, args.fuse_conv_bn)
     with after_weights():
         loader = evaluation.build_loader(cfg, dataset, distributed=args.launcher != 'none')
         results, status = _run_engine(this, args, loader)
@@ -193,7 +198,7 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
     metadata = deploy.make_metadata(this.deployment, options)
     kind = this.backend_config['type']
     if kind == 'TorchBackend':
-        stages = this.deployment.family.stages(this.deployment.model, options, fold=False)
+        stages = this.deployment.family.stages(this.deployment.model, options, fold=this.fuse)
         device = str(next(this.deployment.model.parameters()).device)
         return (
             build_backend(kind, stages, metadata.spec, device=device),

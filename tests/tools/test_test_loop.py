@@ -286,6 +286,14 @@ def test_ranks_of_a_slurm_job_share_one_port(tmp_path):
     assert '--launcher=slurm' in out and out[-2:] == ['--eval', 'bbox']
 
 
+def test_fused_batch_normalisation_keeps_the_metrics(work_dir, data):
+    before = metrics(work_dir, 'pth')
+    command = [PTH, CHECKPOINT, '--eval=bbox', '--fuse-conv-bn', '--work-dir', str(work_dir), '--cfg-options']
+    assert test_app.main(register, [*command, *data, 'backend_config.dump=None']) == 0
+    after = metrics(work_dir, 'pth')
+    assert all(abs(before[key] - after[key]) <= 0.0005 for key in before)
+
+
 def test_format_only_writes_coco_json(data, tmp_path):
     assert (
         test_app.main(
