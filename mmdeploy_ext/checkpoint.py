@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pickle
 import re
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 SHOWN_KEYS = 10
 
@@ -33,25 +33,6 @@ class Checkpoint:
     path: str
     state_dict: dict[str, torch.Tensor]
     meta: dict[str, Any]
-
-
-@contextlib.contextmanager
-def _numpy_values_allowed() -> Iterator[None]:
-    """Allow what numpy scalars and arrays in `meta` are rebuilt with, and nothing else."""
-    import _codecs
-
-    import numpy as np
-    from numpy.core import multiarray
-
-    dtype_classes = [type(np.dtype(code)) for code in '?bBhHiIlLqQefdFDSUO']
-    allowed: list[Any] = [np.ndarray, np.dtype, _codecs.encode, *set(dtype_classes)]
-    for function in (multiarray.scalar, multiarray._reconstruct):
-        allowed += [
-            (function, f'{package}.multiarray.{function.__name__}')
-            for package in ('numpy.core', 'numpy._core')
-        ]
-    with torch.serialization.safe_globals(allowed):
-        yield
 
 
 def _refusal(path: str, error: Exception) -> CheckpointError:
@@ -82,7 +63,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:
-        with _numpy_values_allowed(), warnings.catch_warnings():
+        with torch.serialization.safe_globals(numpy_checkpoint_globals()), warnings.catch_warnings():
             # what cannot be read is an error below; a newer pickle that can be read needs no warning
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
             content = torch.load(path, map_location='cpu', weights_only=True)

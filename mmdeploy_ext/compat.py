@@ -161,7 +161,7 @@ def numpy_checkpoint_globals() -> list[Any]:
     core = np.core if np.lib.NumpyVersion(np.__version__) < '2.0.0' else np._core
     rebuild = [(getattr(core.multiarray, function), f'numpy.{package}.multiarray.{function}')
                for function in ('scalar', '_reconstruct') for package in ('core', '_core')]
-    dtypes = {type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'}
+    dtypes = {type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?OSU'}
     return [*rebuild, np.ndarray, np.dtype, *sorted(dtypes, key=str)]
 
 

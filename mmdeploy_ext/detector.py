@@ -11,7 +11,7 @@ from torch import nn
 
 from mmdeploy_ext.draw import draw_detections, encode_jpeg, encode_png
 from mmdeploy_ext.dump import save_dump
-from mmdeploy_ext.errors import ShapeError
+from mmdeploy_ext.errors import ConfigError, ShapeError
 from mmdeploy_ext.files import atomic_path
 from mmdeploy_ext.preprocess import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
@@ -160,6 +160,12 @@ class BackendDetector(nn.Module):
         batch = len(feeds['input'])
         tensors = {**feeds, **{name: tensor.cpu().numpy() for name, tensor in taps.items()}, **outputs}
         if self.dump.tensors is not None:
+            unknown = sorted(set(self.dump.tensors) - tensors.keys())
+            if unknown:
+                raise ConfigError(
+                    f'backend_config.dump.tensors names {unknown}, which this graph does not have; there are '
+                    f'{sorted(tensors)}'
+                )
             tensors = {name: array for name, array in tensors.items() if name in self.dump.tensors}
         meanings = {
             tensor.name: tensor.meaning
