@@ -77,24 +77,6 @@ class Run:
     fuse: bool = False
 
 
-def _init_launcher(args: argparse.Namespace) -> tuple[int, int]:
-    """Start torch.distributed when a launcher is given; returns rank and world size.
-
-    Loader workers are forked, as mmdet's own tools have it: mmcv's `init_dist` would choose to spawn them.
-    """
-    if args.launcher == 'none':
-        return 0, 1
-    import multiprocessing
-
-    import torch
-    from mmcv.runner import get_dist_info, init_dist
-
-    multiprocessing.set_start_method('fork', force=True)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    init_dist(args.launcher, backend='nccl' if torch.cuda.is_available() else 'gloo')
-    return get_dist_info()
-
-
 def resolve_device(device: str) -> str:
     """Return the device of this process; 'auto' is its own GPU where there is one.
 
@@ -127,7 +109,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext import compat
 
     compat.apply()
-    from mmdeploy_ext import deploy, evaluation
+    from mmdeploy_ext import deploy, distributed, evaluation
     from mmdeploy_ext.config import load_config
     from mmdeploy_ext.files import check_writable
 
@@ -145,7 +127,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     )
     backend_config.check_targets(settings, work_dir)
     check = backend_config.graph_check(settings, work_dir)
-    rank, world_size = _init_launcher(args)
+    rank, world_size = distributed.start(args.launcher, args.local_rank)
     args.device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     this = Run(deployment, settings, work_dir, rank, world_size, args.fuse_conv_bn)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import distributed
 
 if TYPE_CHECKING:
     import argparse
@@ -14,14 +15,7 @@ class Ranks:
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Start torch.distributed when a launcher is given."""
-        self.rank, self.size = 0, 1
-        if args.launcher != 'none':
-            import torch
-            from mmcv.runner import get_dist_info, init_dist
-
-            os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-            init_dist(args.launcher, backend='nccl' if torch.cuda.is_available() else 'gloo')
-            self.rank, self.size = get_dist_info()
+        self.rank, self.size = distributed.start(args.launcher, args.local_rank)
 
     def barrier(self) -> None:
         """Wait for all."""
