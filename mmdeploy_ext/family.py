@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.metadata import Metadata
-    from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
+    from mmdeploy_ext.preprocess import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections
     from mmdeploy_ext.spec import GraphSpec
 
@@ -78,20 +78,18 @@ class Stage:
     exporter: str = ''
 
 
-class Family(abc.ABC):
-    """Export, references and post-processing of one model family.
+class BaseFamily(abc.ABC):
+    """What every model family has: its name, its config, its model and how pictures become its input.
 
     Attributes:
         name: of the family, as the metadata keeps it.
         task: module of `verify/tasks` that matches, draws and evaluates its results.
-        forms: what its graphs may contain of the post-processing.
         ignored_prefixes: checkpoint keys that inference does not use.
         derived_prefixes: names of graph constants that are computed from parameters.
     """
 
     name: ClassVar[str]
     task: ClassVar[str]
-    forms: ClassVar[tuple[str, ...]]
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     derived_prefixes: ClassVar[tuple[str, ...]] = ()
 
@@ -100,12 +98,30 @@ class Family(abc.ABC):
         """Return whether the config describes a model of this family."""
 
     @abc.abstractmethod
-    def check(self, cfg: Any, options: ExportOptions) -> None:
-        """Refuse, by name, what cannot be exported; runs before the weights load."""
-
-    @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:
         """Build the upstream model, without weights."""
+
+    @abc.abstractmethod
+    def num_classes(self, model: torch.nn.Module) -> int:
+        """Return how many classes the model tells apart."""
+
+    @abc.abstractmethod
+    def preprocess_rule(self, cfg: Any) -> Any:
+        """Return how the config's test pipeline prepares pictures: a rule that the metadata keeps."""
+
+
+class Family(BaseFamily):
+    """Export, references and post-processing of one family of single-image models.
+
+    Attributes:
+        forms: what its graphs may contain of the post-processing.
+    """
+
+    forms: ClassVar[tuple[str, ...]]
+
+    @abc.abstractmethod
+    def check(self, cfg: Any, options: ExportOptions) -> None:
+        """Refuse, by name, what cannot be exported; runs before the weights load."""
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: ExportOptions) -> GraphSpec:
@@ -125,10 +141,6 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about post-processing."""
-
-    @abc.abstractmethod
-    def num_classes(self, model: torch.nn.Module) -> int:
-        """Return how many classes the model tells apart."""
 
     @abc.abstractmethod
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
@@ -152,15 +164,12 @@ class Family(abc.ABC):
     ) -> list[Detections]:
         """Turn outputs of a graph of any form into detections, without torch."""
 
-    @abc.abstractmethod
-    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        """Return how the config's test pipeline prepares an image."""
+
+HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
+FAMILIES: dict[str, BaseFamily] = {}
 
 
-FAMILIES: dict[str, Family] = {}
-
-
-def register_family(family: Family) -> Family:
+def register_family(family: BaseFamily) -> BaseFamily:
     """Make a family known to the tools; called once by its `export.py`."""
     if family.name in FAMILIES:
         raise ValueError(f'family {family.name!r} is registered already')
@@ -168,7 +177,7 @@ def register_family(family: Family) -> Family:
     return family
 
 
-def find_family(cfg: Any) -> Family:
+def find_family(cfg: Any) -> BaseFamily:
     """Return the family that claims a config.
 
     Raises:
@@ -180,7 +189,7 @@ def find_family(cfg: Any) -> Family:
     for family in FAMILIES.values():
         if family.claims(cfg):
             return family
-    head = (model.get('bbox_head') or model.get('mask_head') or {}).get('type')
+    head = next((model[key]['type'] for key in HEAD_KEYS if (model.get(key) or {}).get('type')), None)
     raise ConfigError(
         f'{cfg.filename}: model.type={model.get("type")!r} with head {head!r} belongs to no family that '
         f'mm2onnx exports; known: {", ".join(sorted(FAMILIES))}'

@@ -1,0 +1,99 @@
+"""What a streaming model is given per frame, what it gives, and the state between frames. Needs numpy only.
+
+Glossary: N cameras, H, W network input in pixels, L decoder layers, Q queries, K classes, n memory rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One frame of all cameras, prepared for the network.
+
+    Attributes:
+        images: (N, 3, H, W) float32, normalised.
+        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the network input.
+        intrinsics: (N, 4, 4) float64 of the network input.
+        ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
+        timestamp_s: seconds, absolute.
+        scene_token: a change means a new scene.
+        name: of the frame, for people and for file names.
+        image_files: one path per camera, for pictures; empty when there are none.
+        ego_pose_inv: (4, 4) float64, what the data set gave as the inverse; None computes it.
+    """
+
+    images: np.ndarray
+    lidar2img: np.ndarray
+    intrinsics: np.ndarray
+    ego_pose: np.ndarray
+    timestamp_s: float
+    scene_token: str
+    name: str = ''
+    image_files: tuple[str, ...] = ()
+    ego_pose_inv: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamState:
+    """The memory after a frame, in the LiDAR coordinates of that frame and with ages counted from it.
+
+    Attributes:
+        tensors: `embedding` (1, n, C), `reference_point` (1, n, 3) m, `timestamp` (1, n, 1) age in s,
+            `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32.
+        ego_pose: (4, 4) float64 of that frame, LiDAR to global.
+        timestamp_s: seconds, absolute, of that frame.
+        scene_token: of that frame.
+    """
+
+    tensors: dict[str, np.ndarray]
+    ego_pose: np.ndarray
+    timestamp_s: float
+    scene_token: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What one step gave.
+
+    Attributes:
+        outputs: `all_cls_scores` (L, 1, Q, K) logits, `all_bbox_preds` (L, 1, Q, 10), and whatever else the
+            engine gives by the names of its contract.
+        detections: decoded from the last layer.
+        was_reset: the memory was empty or emptied before this frame (first frame, scene change, time gap).
+    """
+
+    outputs: dict[str, np.ndarray]
+    detections: Detections3D
+    was_reset: bool = False
+
+
+class Stepper(Protocol):
+    """A streaming model on any engine: state in, state out, one frame at a time."""
+
+    state: StreamState | None
+    """The memory after the last frame; assigning one continues from it, None is an empty memory."""
+
+    def reset(self) -> None:
+        """Empty the memory."""
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run one frame and keep the memory for the next."""
+
+
+def invert_pose(pose: np.ndarray) -> np.ndarray:
+    """Return the inverse (..., 4, 4) float64 of rigid transforms."""
+    pose = np.asarray(pose, np.float64)
+    inverse = np.zeros_like(pose)
+    rotation = np.swapaxes(pose[..., :3, :3], -1, -2)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3] = -(rotation @ pose[..., :3, 3:])[..., 0]
+    inverse[..., 3, 3] = 1.0
+    return inverse

@@ -1,0 +1,1 @@
+"""Export and proof of streaming models: frames in order, state between them."""

@@ -1,0 +1,127 @@
+"""What a family of streaming models gives to the shared machinery."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.family import DEFAULT_OPSET, BaseFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import torch
+
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import Frame, Stepper
+    from mmdeploy_ext.spec import GraphSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceOptions:
+    """What the user chooses about the graphs of a streaming model.
+
+    Attributes:
+        contract: 'deploy' (three graphs, state in the last LiDAR frame) or 'fork' (one graph, global state).
+        fork_version: '1.0' (12 inputs, absolute time in float64) or '1.1' (11 inputs, ages in float32).
+        fork_img2lidar: 'token' for 1xTx4x4 or 'depth' for 1xTxDx4x4, as existing consumers feed it.
+        layers: 'all' decoder layers or the 'last' one.
+        precision: 'fp32' or 'fp16'.
+        fp16_io: inputs and outputs of features are float16 too; False keeps all of them float32.
+        opset: the opset in the files.
+        exporter: 'torchscript' or 'dynamo'.
+        simplify: run onnxslim over the results.
+    """
+
+    contract: str = 'deploy'
+    fork_version: str = '1.0'
+    fork_img2lidar: str = 'token'
+    layers: str = 'all'
+    precision: str = 'fp32'
+    fp16_io: bool = False
+    opset: int = DEFAULT_OPSET
+    exporter: str = 'torchscript'
+    simplify: bool = False
+    dynamic: ClassVar[bool] = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types (what the metadata keeps)."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> SequenceOptions:
+        """Rebuild from `to_json`; keys that are not options are left out."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in content.items() if key in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """One graph of a streaming model, before it is exported.
+
+    Attributes:
+        name: file stem, e.g. 'pts_head_memory'; the metadata's `form`.
+        module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs.
+        spec: its contract.
+        example: input name -> tensor that is traced.
+    """
+
+    name: str
+    module: torch.nn.Module
+    spec: GraphSpec
+    example: dict[str, torch.Tensor]
+
+
+class SequenceFamily(BaseFamily):
+    """Export, references and runner of one family of streaming models."""
+
+    contracts: ClassVar[tuple[str, ...]]
+
+    @abc.abstractmethod
+    def check(self, cfg: Any, options: SequenceOptions) -> None:
+        """Refuse, by name, what cannot be exported; runs before the weights load."""
+
+    @abc.abstractmethod
+    def graphs(self, model: torch.nn.Module, options: SequenceOptions) -> list[Graph]:
+        """Return the graphs of a contract, in the order in which a frame goes through them."""
+
+    @abc.abstractmethod
+    def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Return what the metadata tells about decoding and memory."""
+
+    @abc.abstractmethod
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        """Return one collated sample of the test loader (batch 1) as a frame."""
+
+    @abc.abstractmethod
+    def reference(self, model: torch.nn.Module) -> Stepper:
+        """Return the unpatched PyTorch model as a stepper."""
+
+    @abc.abstractmethod
+    def boundary(self, model: torch.nn.Module, options: SequenceOptions) -> Stepper:
+        """Return the chain of modules that an export would write, run eagerly in PyTorch."""
+
+    @abc.abstractmethod
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """Return exported files on an engine as a stepper.
+
+        Args:
+            paths: the files of one export.
+            engine: options of `build_backend` (`engine`, `providers`, `threads`, `graph_optimization`).
+        """
+
+    @abc.abstractmethod
+    def result(self, detections: Detections3D) -> dict[str, Any]:
+        """Return detections as the entry of one sample in the test loop's results."""
+
+    @abc.abstractmethod
+    def dump_tensors(self, model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Return what dump mode writes for one frame: name -> array."""
+
+
+def sequence_metadata(metadata: Metadata) -> SequenceOptions:
+    """Return the options that a file was exported with."""
+    return SequenceOptions.from_json(metadata.options)
