@@ -1,0 +1,6 @@
+"""Data sets, pipeline steps and samplers of the 3D families; importing registers them."""
+
+from . import pipelines, samplers
+from .nuscenes_dataset import CustomNuScenesDataset
+
+__all__ = ['CustomNuScenesDataset', 'pipelines', 'samplers']

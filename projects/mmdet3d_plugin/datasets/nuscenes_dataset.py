@@ -1,0 +1,190 @@
+"""nuScenes as a stream of multi-camera key frames, in scenes that keep their order."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from mmcv.parallel import DataContainer
+from mmdet.datasets import DATASETS
+from mmdet3d.datasets import NuScenesDataset
+from pyquaternion import Quaternion
+
+from mmdeploy_ext.errors import DataError
+
+from .poses import rigid_inverse, rigid_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LIST_KEYS = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths')
+CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')
+INFO_KEYS_2D = {'bboxes': 'bboxes2d', 'labels': 'labels2d', 'centers2d': 'centers2d', 'depths': 'depths',
+                'bboxes_ignore': 'bboxes_ignore'}
+
+
+@DATASETS.register_module()
+class CustomNuScenesDataset(NuScenesDataset):
+    """mmdet3d's nuScenes data set, plus cameras, poses, 2D boxes and sequences.
+
+    Infos are those of StreamPETR's `*2d_temporal_infos_*.pkl`, sorted by time.
+
+    Args:
+        collect_keys: keys of a frame that training stacks to (T, ...).
+        seq_mode: streaming training: a sample is one frame, and `flag` groups the frames of one sequence.
+        seq_split_num: into how many sequences a scene is cut, or 'all' for one frame each.
+        num_frame_losses: how many of the last frames must have boxes, where empty ones are filtered.
+        queue_length: T, frames per training sample; 1 in sequence mode.
+        random_length: frames that are dropped at random from the T - 1 + random_length before the last.
+        kwargs: of mmdet3d's `NuScenesDataset`.
+
+    Source: exiawsh/StreamPETR 95f6470, datasets/nuscenes_dataset.py. Differs in: a sequence begins where
+    the scene token changes (there: where a frame has no sweeps, which is the same on nuScenes).
+    """
+
+    def __init__(self, collect_keys: Sequence[str], seq_mode: bool = False, seq_split_num: int | str = 1,
+                 num_frame_losses: int = 1, queue_length: int = 8, random_length: int = 0,
+                 **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.collect_keys = list(collect_keys)
+        self.seq_mode = seq_mode
+        self.queue_length = 1 if seq_mode else queue_length
+        self.random_length = 0 if seq_mode else random_length
+        self.num_frame_losses = 1 if seq_mode else num_frame_losses
+        if seq_mode:
+            tokens = [info['scene_token'] for info in self.data_infos]
+            self.flag = sequence_flags(tokens, seq_split_num)
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """Return what the pipeline starts from.
+
+        Returns:
+            `ego_pose`, `ego_pose_inv` (4, 4) float32: LiDAR to global and back; `timestamp` float64 s;
+            `sample_idx`, `scene_token`, `frame_idx`, `prev_idx`, `next_idx`, `pts_filename`, `sweeps`;
+            per camera, in the order of the info: `img_filename`, `img_timestamp` (s), `intrinsics` (4, 4)
+            float64, `extrinsics` (4, 4) float32 LiDAR to camera, `lidar2img` (4, 4) float64. In training also
+            `prev_exists` (the frame before belongs to the same sequence) and `ann_info`.
+
+        Raises:
+            DataError: a pose or calibration that is missing, not finite or singular.
+        """
+        info = self.data_infos[index]
+        where = f'{self.ann_file}: sample {info["token"]}'
+        ego_pose = lidar_to_global(info, where)
+        data = dict(sample_idx=info['token'], pts_filename=info['lidar_path'], sweeps=info['sweeps'],
+                    ego_pose=ego_pose, ego_pose_inv=rigid_inverse(ego_pose), prev_idx=info['prev'],
+                    next_idx=info['next'], scene_token=info['scene_token'], frame_idx=info['frame_idx'],
+                    timestamp=info['timestamp'] / 1e6)
+        if self.modality['use_camera']:
+            data.update(camera_inputs(info['cams'], where))
+        if not self.test_mode:
+            data['prev_exists'] = index > 0 and bool(self.flag[index - 1] == self.flag[index])
+            annotations = {key: info[name] for key, name in INFO_KEYS_2D.items()}
+            data['ann_info'] = {**self.get_ann_info(index), **annotations}
+        return data
+
+    def prepare_train_data(self, index: int) -> dict[str, Any] | None:
+        """Run the pipeline on the T frames that end at `index`.
+
+        Returns:
+            The last frame's dict with `collect_keys` stacked to (T, ...) and the boxes as lists of T; None
+            where empty frames are filtered and one of the last `num_frame_losses` frames has no box.
+        """
+        queue, scene = [], None
+        for i in self._queue_indices(index):
+            data = self.get_data_info(i)
+            if not self.seq_mode:
+                data['prev_exists'] = data['scene_token'] == scene
+                scene = data['scene_token']
+            self.pre_pipeline(data)
+            queue.append(self.pipeline(data))
+        if self.filter_empty_gt and any(_is_empty(frame) for frame in queue[-self.num_frame_losses:]):
+            return None
+        return self._stack(queue)
+
+    def _queue_indices(self, index: int) -> list[int]:
+        """Choose queue_length - 1 of the frames before `index`, in order, and `index` itself."""
+        before = range(index - self.queue_length - self.random_length + 1, index)
+        chosen = sorted(random.sample(before, self.queue_length - 1))
+        return [max(0, i) for i in (*chosen, index)]
+
+    def _stack(self, queue: list[dict[str, Any]]) -> dict[str, Any]:
+        result = queue[-1]
+        for key in self.collect_keys:
+            values = [frame[key].data for frame in queue]
+            result[key] = (DataContainer(values, cpu_only=True) if key == 'img_metas' else
+                           DataContainer(torch.stack(values), stack=True, pad_dims=None))
+        for key in LIST_KEYS:
+            if key in result:
+                values = [frame[key].data for frame in queue]
+                result[key] = DataContainer(values, cpu_only=key == 'gt_bboxes_3d')
+        return result
+
+
+def _is_empty(frame: dict[str, Any] | None) -> bool:
+    return frame is None or not bool((frame['gt_labels_3d'].data != -1).any())
+
+
+def sequence_flags(scene_tokens: Sequence[str], split: int | str = 1) -> np.ndarray:
+    """Number the sequences: every frame's sequence, (frames,) int64, ascending.
+
+    Args:
+        scene_tokens: of all frames in order of time; a change begins a new sequence.
+        split: sequences per scene, of ceil(frames / split) frames each, the last one shorter; 'all': one
+            per frame.
+    """
+    if split == 'all':
+        return np.arange(len(scene_tokens), dtype=np.int64)
+    flags: list[int] = []
+    for length in scene_lengths(scene_tokens):
+        part = math.ceil(length / int(split))
+        first = flags[-1] + 1 if flags else 0
+        flags += [first + i // part for i in range(length)]
+    return np.array(flags, dtype=np.int64)
+
+
+def scene_lengths(scene_tokens: Sequence[str]) -> list[int]:
+    """Return the number of frames of each run of equal scene tokens."""
+    starts = [i for i, token in enumerate(scene_tokens) if i == 0 or scene_tokens[i - 1] != token]
+    return [end - start for start, end in zip(starts, [*starts[1:], len(scene_tokens)], strict=True)]
+
+
+def lidar_to_global(info: dict[str, Any], where: str) -> np.ndarray:
+    """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32, of an info's `ego2global_*` and `lidar2ego_*`."""
+    ego_to_global, lidar_to_ego = (
+        rigid_matrix(Quaternion(_finite(info, f'{name}_rotation', where)).rotation_matrix,
+                     _finite(info, f'{name}_translation', where)) for name in ('ego2global', 'lidar2ego'))
+    return ego_to_global @ lidar_to_ego
+
+
+def camera_inputs(cameras: dict[str, dict[str, Any]], where: str) -> dict[str, list[Any]]:
+    """Return file names, time stamps (s) and matrices of all cameras; keys as in `get_data_info`."""
+    if not cameras:
+        raise DataError(f'{where}: got no camera in `cams`, expected at least one')
+    inputs: dict[str, list[Any]] = {key: [] for key in CAMERA_KEYS}
+    for name, camera in cameras.items():
+        here = f'{where}, {name}'
+        extrinsic = rigid_inverse(rigid_matrix(_finite(camera, 'sensor2lidar_rotation', here),
+                                               _finite(camera, 'sensor2lidar_translation', here)))
+        intrinsic = np.eye(4)
+        intrinsic[:3, :3] = _finite(camera, 'cam_intrinsic', here)
+        if abs(np.linalg.det(intrinsic)) < 1e-9:
+            raise DataError(f'{here}: cam_intrinsic is singular: {intrinsic[:3, :3].tolist()}')
+        inputs['img_timestamp'].append(camera['timestamp'] / 1e6)
+        inputs['img_filename'].append(camera['data_path'])
+        inputs['intrinsics'].append(intrinsic)
+        inputs['extrinsics'].append(extrinsic)
+        inputs['lidar2img'].append(intrinsic @ extrinsic)
+    return inputs
+
+
+def _finite(record: dict[str, Any], key: str, where: str) -> np.ndarray:
+    if key not in record:
+        raise DataError(f'{where}: has no {key}; make the info file again with tools/create_data.py')
+    value = np.asarray(record[key], dtype=np.float64)
+    if not np.isfinite(value).all():
+        raise DataError(f'{where}: {key}: got {value.tolist()}, expected finite numbers')
+    return value

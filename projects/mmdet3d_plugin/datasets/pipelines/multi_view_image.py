@@ -1,0 +1,61 @@
+"""Normalisation and padding of all camera images of a frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mmcv
+import numpy as np
+from mmdet.datasets.builder import PIPELINES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@PIPELINES.register_module()
+class NormalizeMultiviewImage:
+    """(image - mean) / std per channel, after BGR to RGB where `to_rgb`; adds `img_norm_cfg`.
+
+    Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], to_rgb: bool = True) -> None:
+        self.mean = np.array(mean, dtype=np.float32)
+        self.std = np.array(std, dtype=np.float32)
+        self.to_rgb = to_rgb
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Normalise results['img'], a list of (H, W, 3)."""
+        results['img'] = [mmcv.imnormalize(img, self.mean, self.std, self.to_rgb) for img in results['img']]
+        results['img_norm_cfg'] = dict(mean=self.mean, std=self.std, to_rgb=self.to_rgb)
+        return results
+
+
+@PIPELINES.register_module()
+class PadMultiViewImage:
+    """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
+
+    Adds `img_shape` (before), `pad_shape` (after), both lists of (H, W, C), `pad_fix_size` and
+    `pad_size_divisor`.
+    Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
+    """
+
+    def __init__(self, size: tuple[int, int] | None = None, size_divisor: int | None = None,
+                 pad_val: float = 0) -> None:
+        if (size is None) == (size_divisor is None):
+            raise ValueError(f'PadMultiViewImage: got size={size} and size_divisor={size_divisor}, expected '
+                             f'one of them')
+        self.size, self.size_divisor, self.pad_val = size, size_divisor, pad_val
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Pad results['img'], a list of (H, W, 3)."""
+        padded = [self._pad(img) for img in results['img']]
+        results.update(img=padded, img_shape=[img.shape for img in results['img']],
+                       pad_shape=[img.shape for img in padded], pad_fix_size=self.size,
+                       pad_size_divisor=self.size_divisor)
+        return results
+
+    def _pad(self, img: np.ndarray) -> np.ndarray:
+        if self.size is not None:
+            return mmcv.impad(img, shape=self.size, pad_val=self.pad_val)
+        return mmcv.impad_to_multiple(img, self.size_divisor, pad_val=self.pad_val)
