@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext import preprocess_multiview
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.preprocess import PreprocessRule
 from mmdeploy_ext.spec import GraphSpec
@@ -22,9 +23,10 @@ class Metadata:
 
     Attributes:
         family: model family, e.g. 'atss'.
-        form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'.
+        form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a streaming model,
+            which graph of its contract it is.
         spec: names, shapes and tolerances of its tensors.
-        preprocess: how an image becomes its input.
+        preprocess: how an image, or the images of all cameras, become its input.
         classes: class names, by label.
         postprocess: what the post-processing that the graph leaves out has to know.
         options: the export options (opset, exporter, dynamic, batch size ...).
@@ -37,7 +39,7 @@ class Metadata:
     family: str
     form: str
     spec: GraphSpec
-    preprocess: PreprocessRule
+    preprocess: PreprocessRule | preprocess_multiview.MultiViewRule
     classes: tuple[str, ...]
     postprocess: dict[str, Any]
     options: dict[str, Any]
@@ -75,7 +77,7 @@ class Metadata:
             values.update(
                 spec=GraphSpec.from_json(values['spec']),
                 classes=tuple(values['classes']),
-                preprocess=PreprocessRule.from_json(values['preprocess']),
+                preprocess=_rule_from_json(values['preprocess']),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelFileError(
@@ -95,6 +97,11 @@ class Metadata:
             raise ModelFileError(
                 f'{path}: its post-processing form is {self.form!r}, expected {" or ".join(forms)}'
             )
+
+
+def _rule_from_json(content: Mapping[str, Any]) -> PreprocessRule | preprocess_multiview.MultiViewRule:
+    several = content.get('kind') == preprocess_multiview.KIND
+    return (preprocess_multiview.MultiViewRule if several else PreprocessRule).from_json(content)
 
 
 def read_metadata(path: str) -> Metadata:

@@ -1,6 +1,7 @@
-"""Pillow's bilinear resize in numpy, bit for bit: what mmdet's `Resize(backend='pillow')` does.
+"""Pillow's bilinear and bicubic resize in numpy, bit for bit.
 
-Unlike OpenCV's, it averages over all source pixels that an output pixel covers. Source: Pillow 13,
+mmdet's `Resize(backend='pillow')` is the bilinear one, StreamPETR's `ResizeCropFlipRotImage` the bicubic one.
+Unlike OpenCV's, they average over all source pixels that an output pixel covers. Source: Pillow 13,
 `src/libImaging/Resample.c`, the 8 bits per channel path. Pillow before 13 always resizes columns first, which
 differs by one grey level where 13 begins with the rows.
 """
@@ -8,46 +9,108 @@ differs by one grey level where 13 begins with the rows.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PRECISION_BITS = 32 - 8 - 2
 
 
-def resize_pillow(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (h, w, C) uint8 to `height` x `width`: one axis, rounded to uint8, then the other."""
+def _bilinear(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    """Return Keys' cubic kernel with a = -0.5."""
+    x, a = np.abs(x), -0.5
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
+    'bilinear': (_bilinear, 1.0),
+    'bicubic': (_bicubic, 2.0),
+}
+"""Name -> kernel, and how far it reaches in output pixels."""
+
+
+def resize_pillow(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    resample: str = 'bilinear',
+    rows: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Resize (h, w, C) uint8 to `height` x `width`: one axis, rounded to uint8, then the other.
+
+    Args:
+        image: (h, w, C) uint8.
+        height: of the resized image.
+        width: of the resized image.
+        resample: a key of `FILTERS`.
+        rows: first and last + 1 of the result's rows to compute; None computes all.
+
+    Returns:
+        (height or number of `rows`, width, C) uint8.
+    """
     lost_rows, lost_columns = image.shape[0] - height, image.shape[1] - width
-    for axis in (0, 1) if lost_rows > max(2 * lost_columns, 0) else (1, 0):
-        size = (height, width)[axis]
-        if size != image.shape[axis]:
-            image = _resample_rows(image.swapaxes(0, axis), size).swapaxes(0, axis)
-    return np.ascontiguousarray(image)
+    first, last = rows or (0, height)
+    if lost_rows > max(2 * lost_columns, 0):
+        image = _resample_rows(image, height, resample)[first:last]
+        return _resample_columns(image, width, resample)
+    if height == image.shape[0]:
+        return _resample_columns(image[first:last], width, resample)
+    starts, weights = _coefficients(image.shape[0], height, resample)
+    starts, weights = starts[first:last], weights[first:last]
+    top = int(starts.min())
+    bottom = min(int(starts.max()) + weights.shape[1], image.shape[0])
+    image = _resample_columns(image[top:bottom], width, resample)
+    return _weighted_rows(image, starts - top, weights)
 
 
-def _resample_rows(image: np.ndarray, size: int) -> np.ndarray:
+def _resample_columns(image: np.ndarray, size: int, resample: str) -> np.ndarray:
+    """Resize the second axis of a uint8 array to `size`."""
+    resized = _resample_rows(np.ascontiguousarray(image.swapaxes(0, 1)), size, resample)
+    return np.ascontiguousarray(resized.swapaxes(0, 1))
+
+
+def _resample_rows(image: np.ndarray, size: int, resample: str) -> np.ndarray:
     """Resize the first axis of a uint8 array to `size`."""
-    first, weights = _coefficients(image.shape[0], size)
-    total = np.full((size, *image.shape[1:]), 1 << (PRECISION_BITS - 1), np.int32)
+    if size == image.shape[0]:
+        return image
+    return _weighted_rows(image, *_coefficients(image.shape[0], size, resample))
+
+
+def _weighted_rows(image: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return one output row per row of `weights`: the sum of the source rows from `first` on, rounded."""
+    total = np.full((len(first), *image.shape[1:]), 1 << (PRECISION_BITS - 1), np.int32)
     for tap in range(weights.shape[1]):
         rows = np.minimum(first + tap, image.shape[0] - 1)
         total += image[rows].astype(np.int32) * weights[:, tap, None, None]
     return np.clip(total >> PRECISION_BITS, 0, 255).astype(np.uint8)
 
 
-def _coefficients(source: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _coefficients(source: int, size: int, resample: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the first source index of each output index, (size,), and fixed-point weights (size, taps)."""
+    kernel, reach = FILTERS[resample]
     scale = source / size
-    support = max(scale, 1.0)
+    stretch = max(scale, 1.0)
+    support = reach * stretch
     first = np.zeros(size, np.int64)
     weights = np.zeros((size, math.ceil(support) * 2 + 1), np.int32)
     for index in range(size):
         centre = (index + 0.5) * scale
         start = max(int(centre - support + 0.5), 0)
         stop = min(int(centre + support + 0.5), source)
-        taps = np.maximum(1 - np.abs((np.arange(start, stop) - centre + 0.5) * (1 / support)), 0)
+        taps = kernel((np.arange(start, stop) - centre + 0.5) * (1 / stretch))
         total = sum(taps.tolist())
         if total:
             taps = taps / total
         first[index] = start
-        weights[index, : len(taps)] = (0.5 + taps * (1 << PRECISION_BITS)).astype(np.int32)
+        fixed = np.copysign(0.5, taps) + taps * (1 << PRECISION_BITS)
+        weights[index, : len(taps)] = fixed.astype(np.int32)
     return first, weights
