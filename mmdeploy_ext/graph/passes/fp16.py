@@ -1,0 +1,262 @@
+"""Mixed precision: write float16 into a graph; islands stay float32 where its range or grid is too coarse.
+
+Two rules find the islands:
+
+* what is computed from the inputs in `single_inputs` (points, intrinsics, poses, times) stays float32 until
+  the first product with a weight: coordinates, inverse sigmoids and the arguments of sine encodings;
+* what gives the outputs in `single_outputs` is float32 from the last product with a weight on, and so is
+  what follows from it inside the graph (boxes, the scores that a top-k sorts).
+
+A product with a weight is a MatMul, Gemm or Conv whose second operand is a constant matrix or kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
+"""Operators whose operand of this index is a weight when it is constant."""
+SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
+"""Squares overflow float16 and an epsilon of 1e-5 is one of its smallest numbers; these stay float32."""
+TYPED_OPS = frozenset({'Cast', 'ConstantOfShape', 'EyeLike', 'CastLike'})
+"""Operators that say themselves what they give; they are left as they are."""
+SINGLE_OPERANDS = {'Resize': frozenset({1, 2})}
+"""Operands that the operator takes in float32 alone."""
+
+
+def to_half(
+    model: onnx.ModelProto,
+    single_inputs: Iterable[str] = (),
+    single_outputs: Iterable[str] = (),
+    half_io: Iterable[str] = (),
+) -> onnx.ModelProto:
+    """Return the model in mixed precision; a model that is already in it comes back the same.
+
+    Args:
+        model: valid, without sub-graphs.
+        single_inputs: graph inputs that start a float32 island.
+        single_outputs: graph outputs that end one.
+        half_io: graph inputs and outputs that become float16; all others keep their dtype.
+
+    Raises:
+        ExportError: a name is no input or output, the graph has sub-graphs, or a weight exceeds float16.
+    """
+    graph = _prepare(model)
+    inputs, outputs, half_names = set(single_inputs), set(single_outputs), set(half_io)
+    _check_names(graph.model, inputs, outputs, half_names)
+    _rewrite(graph, _islands(graph, inputs, outputs), half_names)
+    return graph.model
+
+
+@dataclasses.dataclass
+class _Graph:
+    """A copy of the model with what the rules ask about it.
+
+    Attributes:
+        model: the copy; constants are initializers.
+        types: element type by value name.
+        ranks: rank by value name, where inference knows it.
+        constants: values that depend on no input.
+    """
+
+    model: onnx.ModelProto
+    types: dict[str, int]
+    ranks: dict[str, int]
+    constants: set[str]
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        return list(self.model.graph.node)
+
+    def floats(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if self.types.get(name) in (HALF, SINGLE)]
+
+    def is_weighted(self, node: onnx.NodeProto) -> bool:
+        operand = PRODUCTS.get(node.op_type)
+        if operand is None or node.input[operand] not in self.constants:
+            return False
+        return self.ranks.get(node.input[operand], 2) == 2 or 'Conv' in node.op_type
+
+
+def _prepare(model: onnx.ModelProto) -> _Graph:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    graph = copied.graph
+    for node in graph.node:
+        if any(attribute.HasField('g') or attribute.graphs for attribute in node.attribute):
+            raise ExportError(f'float16: node {node.name!r} ({node.op_type}) has a sub-graph; not supported')
+    _constants_to_initializers(graph)
+    inferred = onnx.shape_inference.infer_shapes(copied, data_prop=True).graph
+    types = {value.name: value.data_type for value in graph.initializer}
+    ranks = {value.name: len(value.dims) for value in graph.initializer}
+    for value in (*inferred.input, *inferred.output, *inferred.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+        if value.type.tensor_type.HasField('shape'):
+            ranks[value.name] = len(value.type.tensor_type.shape.dim)
+    fed = {value.name for value in graph.input}
+    constants = {value.name for value in graph.initializer} - fed
+    for node in graph.node:
+        if all(name in constants for name in node.input if name):
+            constants.update(node.output)
+    return _Graph(copied, types, ranks, constants)
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    kept = []
+    for node in graph.node:
+        tensor = next((item.t for item in node.attribute if item.name == 'value'), None)
+        if node.op_type == 'Constant' and tensor is not None and tensor.data_type == SINGLE:
+            initializer = graph.initializer.add()
+            initializer.CopyFrom(tensor)
+            initializer.name = node.output[0]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _check_names(model: onnx.ModelProto, inputs: set[str], outputs: set[str], both: set[str]) -> None:
+    known_inputs = {value.name for value in model.graph.input}
+    known_outputs = {value.name for value in model.graph.output}
+    unknown = (inputs - known_inputs) | (outputs - known_outputs) | (both - known_inputs - known_outputs)
+    if unknown:
+        raise ExportError(
+            f'float16: {sorted(unknown)} are no inputs or outputs of the graph; it has inputs '
+            f'{sorted(known_inputs)} and outputs {sorted(known_outputs)}'
+        )
+
+
+def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:
+    """Return the indices of the nodes that compute in float32."""
+    nodes, tainted, wanted = graph.nodes, set(inputs), set(outputs)
+    ending = set()
+    for index in reversed(range(len(nodes))):
+        if not wanted.intersection(nodes[index].output):
+            continue
+        ending.add(index)
+        if not graph.is_weighted(nodes[index]):
+            wanted.update(graph.floats(nodes[index].input))
+    islands = set()
+    for index, node in enumerate(nodes):
+        starts = tainted.intersection(graph.floats(node.input)) and not graph.is_weighted(node)
+        if starts or index in ending:
+            islands.add(index)
+            tainted.update(graph.floats(node.output))
+        elif node.op_type in SINGLE_OPS:
+            islands.add(index)
+    return islands
+
+
+class _Writer:
+    """Hands each node its operands in the type it wants; one cast per value and type."""
+
+    def __init__(self, graph: _Graph) -> None:
+        self.graph = graph
+        self.types = dict(graph.types)
+        self.initializers = {value.name: value for value in graph.model.graph.initializer}
+        self.nodes: list[onnx.NodeProto] = []
+        self.made: dict[tuple[str, int], str] = {}
+        self.extra: list[TensorProto] = []
+
+    def operand(self, name: str, wanted: int) -> str:
+        """Return the name of `name` in the type `wanted`."""
+        if self.types.get(name) not in (HALF, SINGLE) or self.types[name] == wanted:
+            return name
+        if (name, wanted) not in self.made:
+            self.made[name, wanted] = self._make(name, wanted)
+        return self.made[name, wanted]
+
+    def _make(self, name: str, wanted: int) -> str:
+        made = f'{name}/{"half" if wanted == HALF else "single"}'
+        initializer = self.initializers.get(name)
+        if initializer is not None:
+            self.extra.append(_converted(initializer, made, wanted))
+        else:
+            self.nodes.append(helper.make_node('Cast', [name], [made], name=f'{made}/Cast', to=wanted))
+        self.types[made] = wanted
+        return made
+
+
+def _converted(tensor: TensorProto, name: str, wanted: int) -> TensorProto:
+    array = numpy_helper.to_array(tensor)
+    if wanted == HALF and array.size and np.abs(array[np.isfinite(array)]).max(initial=0.0) > 65504.0:
+        raise ExportError(
+            f'float16: constant {tensor.name!r} has values up to {np.abs(array).max():g}; float16 ends at '
+            f'65504, so export with --precision fp32'
+        )
+    return numpy_helper.from_array(array.astype(np.float16 if wanted == HALF else np.float32), name)
+
+
+def _rewrite(graph: _Graph, islands: set[int], half_io: set[str]) -> None:
+    proto = graph.model.graph
+    writer = _Writer(graph)
+    for value in proto.input:
+        if value.name in half_io:
+            value.type.tensor_type.elem_type = HALF
+            writer.types[value.name] = HALF
+    natives = _output_names(graph, islands, half_io)
+    for index, node in enumerate(graph.nodes):
+        floats = graph.floats([*node.input, *node.output])
+        is_half = any(graph.types[name] == HALF for name in floats)
+        wanted = SINGLE if index in islands else HALF
+        if node.op_type not in TYPED_OPS and floats and not is_half:
+            single = SINGLE_OPERANDS.get(node.op_type, frozenset())
+            operands = [
+                writer.operand(natives.get(name, name), SINGLE if place in single else wanted)
+                for place, name in enumerate(node.input)
+            ]
+            for name in graph.floats(node.output):
+                writer.types[natives.get(name, name)] = wanted
+        else:
+            operands = [
+                writer.operand(natives.get(name, name), graph.types.get(name, 0)) for name in node.input
+            ]
+        written = onnx.NodeProto()
+        written.CopyFrom(node)
+        written.input[:] = operands
+        written.output[:] = [natives.get(name, name) for name in node.output]
+        writer.nodes.append(written)
+    _finish(graph, writer, natives, half_io)
+
+
+def _output_names(graph: _Graph, islands: set[int], half_io: set[str]) -> dict[str, str]:
+    """Return the new inner name of each graph output whose type inside differs from the one outside."""
+    outputs = {value.name for value in graph.model.graph.output}
+    renamed = {}
+    for index, node in enumerate(graph.nodes):
+        for name in outputs.intersection(graph.floats(node.output)):
+            asked = HALF if name in half_io else graph.types[name]
+            fixed = node.op_type in TYPED_OPS or graph.types[name] == HALF
+            inside = graph.types[name] if fixed else SINGLE if index in islands else HALF
+            if inside != asked:
+                renamed[name] = f'{name}/inner'
+    return renamed
+
+
+def _finish(graph: _Graph, writer: _Writer, natives: dict[str, str], half_io: set[str]) -> None:
+    proto = graph.model.graph
+    for value in proto.output:
+        if value.name in half_io:
+            value.type.tensor_type.elem_type = HALF
+        inner = natives.get(value.name)
+        if inner is not None:
+            to = value.type.tensor_type.elem_type
+            writer.nodes.append(helper.make_node('Cast', [inner], [value.name], name=f'{inner}/Cast', to=to))
+    used = {name for node in writer.nodes for name in node.input}
+    used |= {value.name for value in (*proto.input, *proto.output)}
+    kept = [value for value in (*proto.initializer, *writer.extra) if value.name in used]
+    for field, values in (('node', writer.nodes), ('initializer', kept), ('value_info', [])):
+        values = [type(value).FromString(value.SerializeToString()) for value in values]
+        proto.ClearField(field)
+        getattr(proto, field).extend(values)

@@ -1,0 +1,319 @@
+"""The contracts of StreamPETR's graphs: names, shapes, meaning, units, tolerances.
+
+Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins, C channels,
+L decoder layers, Q queries (learned + propagated), K classes, n memory rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmdeploy_ext.sequence.family import SequenceOptions
+
+FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
+"""The five tensors of the memory, in the order of `memory.Memory`."""
+FORK_FIELDS = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
+"""The same in the order and under the names of the fork."""
+GEOMETRY = frozenset(
+    {
+        'img2lidar',
+        'intrinsics',
+        'intrinsic',
+        'cone',
+        'ego_motion',
+        'ego_pose_inv',
+        'delta_t_s',
+        'timestamp',
+        *(f'pre_memory_{field}' for field in FIELDS[1:]),
+        *(f'in_mem_{field}' for field in FORK_FIELDS[1:]),
+    }
+)
+"""Inputs whose values stay float32 in a float16 graph: points, intrinsics, poses, times."""
+PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
+"""Outputs that are float32 from their last linear layer on, as the top-k sorts them."""
+FEATURES = frozenset(
+    {
+        'img',
+        'img_feats',
+        'pos_embed',
+        'pre_memory_embedding',
+        'post_memory_embedding',
+        'in_mem_embedding',
+        'mem_embedding',
+        'outs_dec',
+    }
+)
+"""Inputs and outputs that `fp16_io` makes float16."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The numbers that shapes are made of; see the module's glossary.
+
+    Attributes:
+        state: memory rows between frames, those inside a frame plus the new ones.
+    """
+
+    cameras: int
+    height: int
+    width: int
+    stride: int
+    depth: int
+    channels: int
+    layers: int
+    queries: int
+    classes: int
+    code: int
+    memory: int
+    state: int
+
+    @property
+    def feature_hw(self) -> tuple[int, int]:
+        """Return (h, w)."""
+        return self.height // self.stride, self.width // self.stride
+
+    @property
+    def tokens(self) -> int:
+        """Return T."""
+        height, width = self.feature_hw
+        return self.cameras * height * width
+
+
+def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str = 'all') -> Sizes:
+    """Read the numbers from the detector.
+
+    Args:
+        model: a `Petr3D`.
+        cameras: N.
+        height: H, pixels.
+        width: W, pixels.
+        layers: 'all', or 'last' for L = 1.
+    """
+    head = model.pts_bbox_head
+    return Sizes(
+        cameras=cameras,
+        height=height,
+        width=width,
+        stride=int(head.stride),
+        depth=int(head.depth_num),
+        channels=int(head.embed_dims),
+        layers=1 if layers == 'last' else len(head.transformer.decoder.layers),
+        queries=int(head.num_query + head.num_propagated),
+        classes=int(head.cls_out_channels),
+        code=int(head.code_size),
+        memory=int(head.memory_len),
+        state=int(head.memory_len + head.topk_proposals),
+    )
+
+
+LOGITS = (ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3),)
+BOXES = (
+    ColumnGroup('xyz', (0, 1, 2), 'm', 0.0, 5e-3),
+    ColumnGroup('log size', (3, 4, 5), '', 0.0, 1e-3),
+    ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
+    ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 1e-3),
+)
+STATE_GROUPS = dict(
+    embedding=(ColumnGroup(rtol=0.0, atol=1e-3),),
+    reference_point=(ColumnGroup('xyz', unit='m', rtol=0.0, atol=5e-3),),
+    timestamp=(ColumnGroup(unit='s', rtol=0.0, atol=1e-5),),
+    egopose=(ColumnGroup(rtol=0.0, atol=2e-4),),
+    velo=(ColumnGroup(unit='m/s', rtol=0.0, atol=1e-3),),
+)
+STATE_MEANING = dict(
+    embedding='decoder outputs of the rows',
+    reference_point='box centres of the rows',
+    timestamp='ages of the rows',
+    egopose="transforms from the LiDAR frame of each row's origin",
+    velo='velocities of the rows in the LiDAR frame of their origin',
+)
+STATE_UNIT = dict(embedding='', reference_point='m', timestamp='s', egopose='', velo='m/s')
+
+
+def _loose(groups: tuple[ColumnGroup, ...], options: SequenceOptions) -> tuple[ColumnGroup, ...]:
+    """Widen tolerances where features are float16: one number has 11 bits there."""
+    if options.precision == 'fp32':
+        return groups
+    return tuple(
+        dataclasses.replace(group, rtol=HALF_RTOL, atol=max(group.atol, HALF_ATOL)) for group in groups
+    )
+
+
+HALF_RTOL, HALF_ATOL = 3e-2, 3e-2
+"""float16 bounds: of the largest value, and absolute."""
+
+
+def _state_shape(field: str, rows: int, size: Sizes) -> tuple[int, ...]:
+    tail = dict(embedding=(size.channels,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,))
+    return (1, rows, *tail[field])
+
+
+def _feature_dtype(name: str, options: SequenceOptions) -> str:
+    half = options.precision == 'fp16' and options.fp16_io and name in FEATURES
+    return 'float16' if half else 'float32'
+
+
+class _Maker:
+    """Makes tensor specs of one export."""
+
+    def __init__(self, options: SequenceOptions) -> None:
+        self.options = options
+
+    def __call__(
+        self,
+        name: str,
+        axes: tuple[int, ...],
+        meaning: str,
+        unit: str = '',
+        groups: tuple[ColumnGroup, ...] = (),
+        dtype: str = '',
+        unused: bool = False,
+    ) -> TensorSpec:
+        dtype = dtype or _feature_dtype(name, self.options)
+        groups = _loose(groups or (ColumnGroup(unit=unit),), self.options)
+        return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused)
+
+    def predictions(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+        layers = 'all decoder layers' if size.layers > 1 else 'the last decoder layer'
+        shape = (size.layers, 1, size.queries)
+        box = 'x y z (m, current LiDAR frame) log w log l log h sin cos (yaw) vx vy (m/s)'
+        return (
+            self('all_cls_scores', (*shape, size.classes), f'class logits of {layers}', 'logit', LOGITS),
+            self('all_bbox_preds', (*shape, size.code), f'{box}, of {layers}', '', BOXES),
+        )
+
+
+def extract_img_feat(size: Sizes, options: SequenceOptions) -> GraphSpec:
+    """Return the contract of backbone and neck."""
+    make = _Maker(options)
+    image = make(
+        'img', (size.cameras, 3, size.height, size.width), 'normalised images, padded bottom and right'
+    )
+    features = make(
+        'img_feats',
+        (1, size.cameras, size.channels, *size.feature_hw),
+        f'feature map of stride {size.stride}',
+        '',
+        (ColumnGroup(atol=2e-5),),
+    )
+    return GraphSpec('streampetr/extract_img_feat', (image,), (features,))
+
+
+def position_embedding(size: Sizes, options: SequenceOptions) -> GraphSpec:
+    """Return the contract of what depends on the calibration alone."""
+    make = _Maker(options)
+    matrices = (1, size.cameras, 4, 4)
+    return GraphSpec(
+        'streampetr/position_embedding',
+        (
+            make(
+                'img2lidar',
+                matrices,
+                'inverses of lidar2img, made in float64: pixels times depth to LiDAR frame',
+            ),
+            make('intrinsics', matrices, 'of the network input', 'pixel'),
+        ),
+        _embedding(make, size),
+    )
+
+
+def _embedding(make: _Maker, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+    return (
+        make(
+            'pos_embed',
+            (1, size.tokens, size.channels),
+            'position embedding of the tokens',
+            '',
+            (ColumnGroup(atol=5e-4),),
+        ),
+        make(
+            'cone',
+            (1, size.tokens, 8),
+            'per token |fx| |fy| in 1000 px and the normalised far points of its ray',
+            '',
+            (ColumnGroup(atol=1e-5),),
+        ),
+    )
+
+
+def pts_head_memory(size: Sizes, options: SequenceOptions) -> GraphSpec:
+    """Return the contract of the head: a pure step, state in, state out."""
+    make = _Maker(options)
+    features = extract_img_feat(size, options).outputs
+    frames = dict(
+        pre='the last LiDAR frame, ages from the last frame', post='this LiDAR frame, ages from this frame'
+    )
+
+    def state(time: str) -> tuple[TensorSpec, ...]:
+        return tuple(
+            make(
+                f'{time}_memory_{field}',
+                _state_shape(field, size.state, size),
+                f'{STATE_MEANING[field]}; in {frames[time]}; newest rows first',
+                STATE_UNIT[field],
+                STATE_GROUPS[field],
+            )
+            for field in FIELDS
+        )
+
+    inputs = (
+        *features,
+        *_embedding(make, size),
+        *state('pre'),
+        make('ego_motion', (1, 4, 4), 'last LiDAR frame to current LiDAR frame, composed in float64'),
+        make('delta_t_s', (1,), 'time since the last frame', 's'),
+        make('prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise; at 0 the state is ignored'),
+    )
+    pairs = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
+    return GraphSpec('streampetr/pts_head_memory', inputs, (*make.predictions(size), *state('post')), pairs)
+
+
+def fork(size: Sizes, options: SequenceOptions) -> GraphSpec:
+    """Return the contract of the deployment fork's one graph, version 1.0 or 1.1."""
+    make, absolute = _Maker(options), options.fork_version == '1.0'
+    per = (1, size.tokens, size.depth, 4, 4) if options.fork_img2lidar == 'depth' else (1, size.tokens, 4, 4)
+    clock = (make('timestamp', (1,), 'absolute time of the frame', 's', dtype='float64'),) if absolute else ()
+    inputs = (
+        make('img', (size.cameras, 3, size.height, size.width), 'normalised images, padded bottom and right'),
+        make('img2lidar', per, 'inverse of lidar2img of the camera of each token'),
+        make(
+            'intrinsic', (1, size.tokens, 2), '|fx| |fy| in 1000 px; token t has camera t mod N, as trained'
+        ),
+        *clock,
+        make('ego_pose', (1, 4, 4), 'LiDAR to global frame; no operator uses it', unused=True),
+        make('ego_pose_inv', (1, 4, 4), 'global to LiDAR frame'),
+        make('prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise'),
+        *_fork_state(make, size, 'in_mem', size.state, absolute),
+    )
+    rows = (1, size.queries, size.channels)
+    outputs = (
+        *make.predictions(size),
+        *_fork_state(make, size, 'mem', size.memory, absolute),
+        make('outs_dec', rows, 'last decoder layer after its norm', '', (ColumnGroup(rtol=0.0, atol=1e-3),)),
+    )
+    return GraphSpec(f'streampetr/fork {options.fork_version}', inputs, outputs)
+
+
+def _fork_state(make: _Maker, size: Sizes, prefix: str, rows: int, absolute: bool) -> tuple[TensorSpec, ...]:
+    given = prefix == 'in_mem'
+    place = (
+        'the global frame, after the last frame'
+        if given
+        else 'this LiDAR frame, before this frame adds to it'
+    )
+    tensors = []
+    for field in FORK_FIELDS:
+        ours = 'reference_point' if field == 'ref_point' else field
+        meaning, dtype = f'{STATE_MEANING[ours]}; in {place}', ''
+        if field == 'timestamp' and absolute:
+            dtype = 'float64'
+            meaning = 'minus the absolute times of origin' if given else 'ages of the rows'
+        shape = _state_shape(ours, rows, size)
+        tensors.append(make(f'{prefix}_{field}', shape, meaning, STATE_UNIT[ours], STATE_GROUPS[ours], dtype))
+    return tuple(tensors)
