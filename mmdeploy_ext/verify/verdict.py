@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class TensorRow:
         reason: why it failed; empty when passed.
         histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
             first one is "equal or below 1e-12").
+        at: the frame that these figures are of, where a row stands for the worst of a sequence.
     """
 
     tensor: str
@@ -55,11 +57,12 @@ class TensorRow:
     passed: bool
     reason: str = ''
     histogram: tuple[int, ...] = ()
+    at: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectionRow:
-    """Detections of one image, ONNX against PyTorch, matched by class and IoU (level 3).
+    """Detections of one image or frame, ONNX against PyTorch, matched by class and place (level 3).
 
     Attributes:
         image: name of the image.
@@ -71,7 +74,8 @@ class DetectionRow:
         worst_score: largest score difference of a pair.
         passed: nothing missing, nothing extra, all pairs within the bars.
         reason: why it failed; empty when passed.
-        outside: pairs of the same class whose IoU or score difference is outside the bars.
+        outside: pairs of the same class whose place or score difference is outside the bars.
+        worst_distance: metres; largest distance of the centres of a pair, for boxes in 3D; None in images.
     """
 
     image: str
@@ -84,6 +88,7 @@ class DetectionRow:
     passed: bool
     reason: str = ''
     outside: int = 0
+    worst_distance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,70 @@ class MetricRow:
     passed: bool
 
 
+MODE_TITLES = dict(free='free-running', teacher='teacher-forced')
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceRow:
+    """One drive through both engines, frame by frame (level 4).
+
+    Attributes:
+        mode: 'teacher': before each frame the candidate is given the reference's memory, so that every frame
+            is judged alone, by the tolerances; 'free': each keeps its own memory, and the detections count.
+        frames: that both engines ran.
+        resets: after the first frame, of the reference.
+        time_jumps: gaps of at least twice the usual one within a scene.
+        reference: detections of the reference at or above the score threshold, of all frames.
+        matched: of those, with an equal on the other side.
+        missing: without a partner.
+        extra: of the candidate, without a partner.
+        outside: pairs outside the bars.
+        match_rate: matched / (reference + extra); None when there was nothing to match.
+        match_bar: smallest rate that passes.
+        worst_distance: metres, of a pair; None when the task does not measure one.
+        worst_score: largest score difference of a pair.
+        ties: memory rows that differ between the engines because scores in the top-k were equal within
+            rounding; not errors.
+        tied_frames: frames with a tie.
+        affected_frames: frames whose memory holds rows of a tie, of this frame or of an earlier one.
+        tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
+            run only NaN, shapes and missing tensors fail a row.
+        reasons: why the run fails; empty when it passes.
+        series: one entry per frame: `name`, `reset`, `gap_s`, `reference`, `matched`, `extra`, `ties`;
+            `errors` (largest absolute difference) and `ratios` (the same over its tolerance), by tensor.
+    """
+
+    mode: str
+    frames: int
+    resets: int
+    time_jumps: int
+    reference: int
+    matched: int
+    missing: int
+    extra: int
+    outside: int
+    match_rate: float | None
+    match_bar: float
+    worst_distance: float | None
+    worst_score: float
+    ties: int = 0
+    tied_frames: int = 0
+    affected_frames: int = 0
+    tensors: tuple[TensorRow, ...] = ()
+    reasons: tuple[str, ...] = ()
+    series: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What people call the mode."""
+        return MODE_TITLES.get(self.mode, self.mode)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is no reason against it."""
+        return not self.reasons
+
+
 @dataclasses.dataclass
 class Verdict:
     """All levels of one proof.
@@ -137,6 +206,7 @@ class Verdict:
         subject: file, family, form, config, checkpoint, hashes, versions, engine: printed as they are.
         structure: level 1.
         cases: levels 2 and 3.
+        sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
         timing_ms: name -> median milliseconds.
         reasons: why the proof as a whole fails beyond single rows, e.g. that nothing at all was matched.
@@ -150,6 +220,7 @@ class Verdict:
     timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
     reasons: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    sequence: list[SequenceRow] = dataclasses.field(default_factory=list)
 
     @property
     def proven(self) -> bool:
@@ -160,6 +231,7 @@ class Verdict:
             and any(not case.traced for case in self.cases)
             and all(check.passed for check in self.structure)
             and all(case.passed for case in self.cases)
+            and all(row.passed for row in self.sequence)
             and all(row.passed for row in self.metrics)
         )
 
@@ -199,6 +271,9 @@ class Verdict:
         )
         for case, entry in zip(self.cases, content['cases'], strict=True):
             entry['passed'] = case.passed
+        for row, entry in zip(self.sequence, content['sequence'], strict=True):
+            entry['passed'] = row.passed
+            entry['title'] = row.title
         for entry in content['metrics']:
             entry['difference'] = abs(entry['candidate'] - entry['reference'])
         return _plain(content)
@@ -234,4 +309,25 @@ class PicturePair:
     image_bgr: np.ndarray
     reference: Detections
     candidate: Detections
+    engine: str = 'ONNX Runtime'
+
+
+@dataclasses.dataclass(frozen=True)
+class FramePair:
+    """One frame of all cameras with both engines' detections, for the report.
+
+    Attributes:
+        title: of the frame.
+        images_bgr: (N, h, w, 3) uint8 as the network saw them, before normalising.
+        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of those images.
+        reference: PyTorch's detections, LiDAR frame.
+        candidate: the ONNX engine's.
+        engine: what people call that engine.
+    """
+
+    title: str
+    images_bgr: np.ndarray
+    lidar2img: np.ndarray
+    reference: Detections3D
+    candidate: Detections3D
     engine: str = 'ONNX Runtime'
