@@ -92,9 +92,9 @@ class Petr3DTraining:
 
         Args:
             data: as the data loader gives it: `img` (B, T, N, 3, H, W), `lidar2img`, `intrinsics` and
-                `extrinsics` (B, T, N, 4, 4), `timestamp` (B, T) float64, `ego_pose`, `ego_pose_inv` (B, T, 4, 4),
-                `prev_exists` (B, T), further tensors (B, T, ...) that are ignored; lists [B][T] of
-                `gt_bboxes_3d`, `gt_labels_3d` and `img_metas`; lists [B][T][N] of `gt_bboxes`, `gt_labels`,
+                `extrinsics` (B, T, N, 4, 4), `timestamp` (B, T) float64, `ego_pose` and
+                `ego_pose_inv` (B, T, 4, 4), `prev_exists` (B, T), further tensors (B, T, ...)
+                that are ignored; lists [B][T] of `gt_bboxes_3d`, `gt_labels_3d` and `img_metas`; lists [B][T][N] of `gt_bboxes`, `gt_labels`,
                 `centers2d`, `depths`, which a detector without 2D head may leave out.
 
         Returns:
@@ -183,7 +183,7 @@ class Petr3DTraining:
         return self.img_roi_head(self.prepare_location(img_metas, data['img_feats']), **data)
 
     def prepare_location(self, img_metas: list[dict], img_feats: Tensor) -> Tensor:
-        """Return token centres (1, h, w, 2), x, y in parts of the padded image; `img_feats` (B, N, C, h, w)."""
+        """Return token centres (1, h, w, 2), x, y in parts of the padded image, of a map (..., h, w)."""
         height, width = img_metas[0]['pad_shape'][0][:2]
         centers = token_centers((height, width), self.stride, 1, img_feats.device)
         return (centers / centers.new_tensor([width, height])).view(1, *img_feats.shape[-2:], 2)
