@@ -26,14 +26,23 @@ def mmdet_config(relative: str) -> str:
     Raises:
         ConfigError: mmdet is not installed, or has no such config.
     """
-    package = importlib.util.find_spec('mmdet')
+    return _package_config('mmdet', relative)
+
+
+def mmdet3d_config(relative: str) -> str:
+    """Return the absolute path of a config of the installed mmdet3d, like `mmdet_config`."""
+    return _package_config('mmdet3d', relative)
+
+
+def _package_config(name: str, relative: str) -> str:
+    package = importlib.util.find_spec(name)
     if package is None or package.origin is None:
-        raise ConfigError('mmdet is not installed: run `make env`, or install requirements-openmmlab.txt')
+        raise ConfigError(f'{name} is not installed: run `make env`, or install requirements-openmmlab.txt')
     root = Path(package.origin).parent
     for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
         if (folder / relative).is_file():
             return str(folder / relative)
-    raise ConfigError(f'configs/{relative} is not in the installed mmdet ({root})')
+    raise ConfigError(f'configs/{relative} is not in the installed {name} ({root})')
 
 
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -49,7 +58,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     try:
-        with _closed_temporary_files():
+        with _closed_temporary_files(), _installed_bases():
             cfg = Config.fromfile(path)
         if overrides:
             cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv takes `_delete_` out of it
@@ -66,6 +75,39 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     if not isinstance(cfg.get('model', {}), dict):
         raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
     return cfg
+
+
+# Configs of 3D plugins take their bases from a checkout of the library that lies beside the project.
+CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': mmdet_config}
+
+
+@contextlib.contextmanager
+def _installed_bases() -> Iterator[None]:
+    """Let `_base_` paths into a missing checkout of mmdet3d or mmdet mean the installed package's configs.
+
+    It changes how mmcv 1.7.2 reads one file, for the time of the body.
+    """
+    from mmcv import Config
+    original = vars(Config)['_file2dict']
+
+    def file2dict(filename: str, *args: Any) -> Any:
+        return original.__func__(_installed_base(filename), *args)
+
+    Config._file2dict = staticmethod(file2dict)
+    try:
+        yield
+    finally:
+        Config._file2dict = original
+
+
+def _installed_base(filename: str) -> str:
+    if Path(filename).is_file():
+        return filename
+    path = Path(filename).as_posix()
+    for checkout, find in CHECKOUTS.items():
+        if f'/{checkout}' in path:
+            return find(path.split(f'/{checkout}', 1)[1])
+    return filename
 
 
 @contextlib.contextmanager

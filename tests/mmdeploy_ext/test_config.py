@@ -47,6 +47,43 @@ def test_the_plugin_folder_of_a_config_is_imported(tmp_path, monkeypatch):
     assert sys.modules['my_plugin.inner'].LOADED
 
 
+def upstream_config(folder, base='_base_/default_runtime.py'):
+    """A config in the shape of StreamPETR's, whose bases lie in a checkout of mmdet3d beside the project."""
+    path = folder / 'projects/configs/StreamPETR/x.py'
+    path.parent.mkdir(parents=True)
+    path.write_text(f"_base_ = ['../../../mmdetection3d/configs/_base_/datasets/nus-3d.py',\n"
+                    f"          '../../../mmdetection3d/configs/{base}']\n"
+                    f"model = dict(type='Petr3D')\ndata = dict(test=dict(type='CustomNuScenesDataset'))\n")
+    return path
+
+
+def test_bases_in_a_checkout_of_mmdet3d_are_those_of_the_installed_one(tmp_path):
+    cfg = load_config(str(upstream_config(tmp_path)))
+    assert cfg.data.test.type == 'CustomNuScenesDataset' and cfg.data.test.box_type_3d == 'LiDAR'
+    assert cfg.workflow == [('train', 1)]
+
+
+def test_a_checkout_that_is_there_comes_first(tmp_path):
+    files = {'datasets/nus-3d.py': 'data = {}', 'default_runtime.py': "workflow = 'checkout'"}
+    for name, text in files.items():
+        path = tmp_path / 'mmdetection3d/configs/_base_' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert load_config(str(upstream_config(tmp_path))).workflow == 'checkout'
+
+
+def test_a_base_that_the_installed_mmdet3d_lacks_is_refused_by_name(tmp_path):
+    path = str(upstream_config(tmp_path, base='_base_/none.py'))
+    with pytest.raises(ConfigError, match=r'configs/_base_/none\.py is not in the installed mmdet3d'):
+        load_config(path)
+
+
+def test_a_missing_base_elsewhere_stays_mmcvs_error(tmp_path):
+    (tmp_path / 'x.py').write_text("_base_ = ['./none.py']")
+    with pytest.raises(ConfigError, match=r'none\.py'):
+        load_config(str(tmp_path / 'x.py'))
+
+
 @pytest.mark.parametrize('text', [
     'data = dict(test=dict(pipeline={}))',
     'data = dict(test=dict(type="RepeatDataset", dataset=dict(pipeline={})))',
