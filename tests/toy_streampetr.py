@@ -79,7 +79,6 @@ def pts_head(num_layers: int = 2, dropout: float = 0.0, **changes) -> dict:
         type='PETRTransformerDecoder',
         return_intermediate=True,
         num_layers=num_layers,
-        embed_dims=EMBED,
         transformerlayers=layer,
         post_norm_cfg=dict(type='LN'),
     )

@@ -91,11 +91,11 @@ class Petr3DTraining:
         """Return the losses of one batch.
 
         Args:
-            data: as the data loader gives it: `img` (B, T, N, 3, H, W), `lidar2img`, `intrinsics` and
-                `extrinsics` (B, T, N, 4, 4), `timestamp` (B, T) float64, `ego_pose` and
-                `ego_pose_inv` (B, T, 4, 4), `prev_exists` (B, T), further tensors (B, T, ...)
-                that are ignored; lists [B][T] of `gt_bboxes_3d`, `gt_labels_3d` and `img_metas`; lists [B][T][N] of `gt_bboxes`, `gt_labels`,
-                `centers2d`, `depths`, which a detector without 2D head may leave out.
+            data: as the data loader gives it. Tensors: `img` (B, T, N, 3, H, W), `lidar2img`, `intrinsics`,
+                `extrinsics` (B, T, N, 4, 4), `timestamp` (B, T) float64, `ego_pose`, `ego_pose_inv`
+                (B, T, 4, 4), `prev_exists` (B, T); others (B, T, ...) are ignored. Lists [B][T]:
+                `gt_bboxes_3d`, `gt_labels_3d`, `img_metas`. Lists [B][T][N], which a detector without 2D head
+                may leave out: `gt_bboxes`, `gt_labels`, `centers2d`, `depths`.
 
         Returns:
             `frame_{i}_{name}` of every frame i with losses; names as in `losses.head_losses` and
