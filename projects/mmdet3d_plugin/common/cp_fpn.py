@@ -1,0 +1,61 @@
+"""CPFPN: a feature pyramid whose output convolution exists on the first level alone.
+
+Source: exiawsh/StreamPETR 95f6470, models/necks/cp_fpn.py; parameter names are the checkpoints'.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmcv.cnn import ConvModule
+from mmcv.runner import BaseModule
+from mmdet.models import NECKS
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmdeploy_ext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@NECKS.register_module()
+class CPFPN(BaseModule):
+    """Top-down pyramid; only the finest level passes through a 3x3 convolution.
+
+    Args:
+        in_channels: of the backbone's levels, the finest first.
+        out_channels: of every output.
+        num_outs: number of outputs; must be the number of levels.
+        norm_cfg, act_cfg: of the convolutions; the released checkpoints have neither.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        num_outs: int,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'))
+        if num_outs != len(in_channels):
+            raise ConfigError(
+                f'CPFPN: num_outs is {num_outs}, but there are {len(in_channels)} input levels; extra levels are not supported'
+            )
+        options = dict(norm_cfg=norm_cfg, act_cfg=act_cfg, inplace=False)
+        self.lateral_convs = nn.ModuleList(
+            ConvModule(channels, out_channels, 1, **options) for channels in in_channels
+        )
+        self.fpn_convs = nn.ModuleList([ConvModule(out_channels, out_channels, 3, padding=1, **options)])
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return one (N, out_channels, h, w) map per level, the finest first."""
+        levels = [lateral(level) for lateral, level in zip(self.lateral_convs, inputs, strict=True)]
+        for finer in range(len(levels) - 2, -1, -1):
+            size = levels[finer].shape[2:]
+            levels[finer] = levels[finer] + functional.interpolate(
+                levels[finer + 1], size=size, mode='nearest'
+            )
+        return (self.fpn_convs[0](levels[0]), *levels[1:])

@@ -1,0 +1,12 @@
+"""StreamPETR: camera-only 3D detection with a temporal memory."""
+
+from projects.mmdet3d_plugin.streampetr import (  # noqa: F401
+    assigners,
+    attention,
+    coder,
+    detector,
+    focal_head,
+    head,
+    match_costs,
+    transformer,
+)

@@ -1,0 +1,54 @@
+"""Sine encodings of points, times and ego motion.
+
+Source: exiawsh/StreamPETR 95f6470, models/utils/positional_encoding.py (`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
+
+
+def sine_encoding(values: Tensor, num_feats: int, temperature: float = 10000.0) -> Tensor:
+    """Encode numbers by `num_feats` sines and cosines in turn.
+
+    Args:
+        values: (..., 1), scaled by 2 pi.
+        num_feats: even; pair j has the frequency temperature ** (-2 j / num_feats).
+
+    Returns:
+        (..., num_feats): sin, cos, sin, cos, ...
+    """
+    pairs = torch.arange(num_feats // 2, dtype=torch.float32, device=values.device)
+    periods = temperature ** (2 * pairs / num_feats)
+    angles = values * (2 * math.pi) / periods
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def point_encoding(points: Tensor, num_feats: int) -> Tensor:
+    """Encode (..., 3) normalised points as (..., 3 * num_feats), in the order y, x, z."""
+    return torch.cat([sine_encoding(points[..., axis : axis + 1], num_feats) for axis in (1, 0, 2)], dim=-1)
+
+
+def nerf_encoding(values: Tensor) -> Tensor:
+    """Encode (..., n) as (..., 12 n): for each of six frequencies the n sines, then the n cosines."""
+    waves = [wave(values * frequency) for frequency in NERF_FREQUENCIES for wave in (torch.sin, torch.cos)]
+    return torch.cat(waves, dim=-1)
+
+
+def motion_code(velo: Tensor, age: Tensor, egopose: Tensor) -> Tensor:
+    """Encode the motion between a row's frame of origin and the current one.
+
+    Args:
+        velo: (B, n, 2) m/s.
+        age: (B, n, 1) s.
+        egopose: (B, n, 4, 4) from the row's LiDAR frame to the current one.
+
+    Returns:
+        (B, n, 180) of the 15 numbers: velocity, age, the first three rows of the pose.
+    """
+    return nerf_encoding(torch.cat([velo, age, egopose[..., :3, :].flatten(-2)], dim=-1))

@@ -1,0 +1,173 @@
+"""The temporal decoder: queries attend to themselves and to the memory, then to the image tokens.
+
+Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; parameter names are the checkpoints'. Inside, tensors are
+sequence first, (n, B, C), as mmcv's attention takes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmcv.cnn import build_norm_layer, xavier_init
+from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER, TRANSFORMER_LAYER_SEQUENCE
+from mmcv.cnn.bricks.transformer import (
+    BaseTransformerLayer,
+    TransformerLayerSequence,
+    build_transformer_layer_sequence,
+)
+from mmcv.runner.base_module import BaseModule
+from mmdet.models.utils.builder import TRANSFORMER
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mmdeploy_ext.errors import ConfigError
+
+LAYER_NORM = dict(type='LN')
+FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')
+
+
+@TRANSFORMER_LAYER.register_module()
+class PETRTemporalDecoderLayer(BaseTransformerLayer):
+    """One decoder layer, in the order that `operation_order` gives.
+
+    Args:
+        with_cp: recompute the layer in the backward pass instead of keeping its activations.
+        feedforward_channels, ffn_dropout, ffn_num_fcs: of the feed-forward network, where `ffn_cfgs` does not say it.
+    """
+
+    def __init__(
+        self, attn_cfgs: Any, operation_order: tuple[str, ...], with_cp: bool = True, **kwargs: Any
+    ) -> None:
+        given = {new: kwargs.pop(old) for old, new in FFN_KEYS.items() if old in kwargs}
+        default = dict(
+            type='FFN',
+            feedforward_channels=1024,
+            num_fcs=2,
+            ffn_drop=0.0,
+            act_cfg=dict(type='ReLU', inplace=True),
+        )
+        ffn_cfgs = kwargs.pop('ffn_cfgs', default)
+        if isinstance(ffn_cfgs, dict):
+            # a copy: mmcv writes into the dict
+            ffn_cfgs = {**ffn_cfgs, **given}
+        super().__init__(attn_cfgs=attn_cfgs, ffn_cfgs=ffn_cfgs, operation_order=operation_order, **kwargs)
+        if self.batch_first:
+            raise ConfigError(
+                'PETRTemporalDecoderLayer: batch_first=True is not supported; the decoder is sequence first'
+            )
+        self.with_cp = with_cp
+
+    def forward(self, query: Tensor, *args: Any) -> Tensor:
+        """Run the layer; the arguments are those of `compute`."""
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpoint(self.compute, query, *args, use_reentrant=False)
+        return self.compute(query, *args)
+
+    def compute(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        tokens: Tensor,
+        tokens_pos: Tensor,
+        temp_memory: Tensor,
+        temp_pos: Tensor,
+        attn_mask: Tensor | None,
+    ) -> Tensor:
+        """Return the queries (Q, B, C) after the layer.
+
+        Args:
+            query: (Q, B, C); query_pos likewise.
+            tokens: (T, B, C) keys and values of the cross attention; tokens_pos likewise, added to the keys alone.
+            temp_memory: (M, B, C) further keys and values of the self attention; temp_pos likewise, added to the keys alone.
+            attn_mask: (Q, Q + M) bool of the self attention, True where a query must not look; None for no mask.
+        """
+        identity = query
+        attentions, norms, ffns = iter(self.attentions), iter(self.norms), iter(self.ffns)
+        for operation in self.operation_order:
+            # the shortcut starts at the input of the norm only where the norm comes first
+            shortcut = identity if self.pre_norm else None
+            if operation == 'norm':
+                query = next(norms)(query)
+                continue
+            if operation == 'self_attn':
+                keys, keys_pos = torch.cat([query, temp_memory]), torch.cat([query_pos, temp_pos])
+                query = next(attentions)(
+                    query, keys, keys, shortcut, query_pos=query_pos, key_pos=keys_pos, attn_mask=attn_mask
+                )
+            elif operation == 'cross_attn':
+                query = next(attentions)(
+                    query, tokens, tokens, shortcut, query_pos=query_pos, key_pos=tokens_pos
+                )
+            else:
+                query = next(ffns)(query, shortcut)
+                continue
+            identity = query
+        return query
+
+
+@TRANSFORMER_LAYER_SEQUENCE.register_module()
+class PETRTransformerDecoder(TransformerLayerSequence):
+    """The layers in turn; a shared norm makes each layer's output, the next layer takes what was not normed.
+
+    Args:
+        return_intermediate: give every layer's output, not the last one's alone.
+        post_norm_cfg: the shared norm; None for none.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        post_norm_cfg: dict | None = LAYER_NORM,
+        return_intermediate: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.return_intermediate = return_intermediate
+        self.post_norm = build_norm_layer(post_norm_cfg, self.embed_dims)[1] if post_norm_cfg else None
+
+    def forward(self, query: Tensor, *args: Any) -> Tensor:
+        """Return (L, Q, B, C); L is 1 without `return_intermediate`."""
+        outputs = []
+        for layer in self.layers:
+            query = layer(query, *args)
+            outputs.append(query)
+        outputs = torch.stack(outputs if self.return_intermediate else outputs[-1:])
+        return outputs if self.post_norm is None else self.post_norm(outputs)
+
+
+@TRANSFORMER.register_module()
+class PETRTemporalTransformer(BaseModule):
+    """The decoder behind batch-first tensors."""
+
+    def __init__(
+        self, decoder: dict, encoder: dict | None = None, cross: bool = False, init_cfg: dict | None = None
+    ) -> None:
+        super().__init__(init_cfg)
+        if encoder is not None:
+            raise ConfigError(
+                'PETRTemporalTransformer: an encoder is not supported; remove transformer.encoder'
+            )
+        self.decoder = build_transformer_layer_sequence(decoder)
+        self.embed_dims = self.decoder.embed_dims
+
+    def init_weights(self) -> None:
+        """Xavier-uniform weights for every matrix, as DETR has it."""
+        for module in self.modules():
+            if isinstance(getattr(module, 'weight', None), Tensor) and module.weight.dim() > 1:
+                xavier_init(module, distribution='uniform')
+        self._is_init = True
+
+    def forward(
+        self,
+        tgt: Tensor,
+        query_pos: Tensor,
+        tokens: Tensor,
+        tokens_pos: Tensor,
+        temp_memory: Tensor,
+        temp_pos: Tensor,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the decoder's outputs (L, B, Q, C) from (B, n, C) inputs, see `PETRTemporalDecoderLayer.compute`."""
+        sequences = (tgt, query_pos, tokens, tokens_pos, temp_memory, temp_pos)
+        return self.decoder(*(sequence.transpose(0, 1) for sequence in sequences), attn_mask).transpose(1, 2)
