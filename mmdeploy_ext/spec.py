@@ -53,6 +53,7 @@ class TensorSpec:
         default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
         unused: an input of the contract that no operator uses (it stays in the signature).
         compare: 'values' for element-wise comparison; 'detections' where rows are matched by class and IoU.
+        single: points, poses, times or what a top-k sorts: computed in float32 in a float16 graph too.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TensorSpec:
     default: float | None = None
     unused: bool = False
     compare: str = 'values'
+    single: bool = False
 
     @property
     def column_groups(self) -> tuple[ColumnGroup, ...]:

@@ -2,9 +2,9 @@
 
 Two rules find the islands:
 
-* what is computed from the inputs in `single_inputs` (points, intrinsics, poses, times) stays float32 until
+* what is computed from inputs that the spec marks `single` (points, intrinsics, poses, times) is float32 until
   the first product with a weight: coordinates, inverse sigmoids and the arguments of sine encodings;
-* what gives the outputs in `single_outputs` is float32 from the last product with a weight on, and so is
+* what gives outputs that it marks `single` is float32 from the last product with a weight on, and so is
   what follows from it inside the graph (boxes, the scores that a top-k sorts).
 
 A product with a weight is a MatMul, Gemm or Conv whose second operand is a constant matrix or kernel.
@@ -24,6 +24,8 @@ from mmdeploy_ext.errors import ExportError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from mmdeploy_ext.spec import GraphSpec
+
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 """Operators whose operand of this index is a weight when it is constant."""
@@ -35,27 +37,22 @@ SINGLE_OPERANDS = {'Resize': frozenset({1, 2})}
 """Operands that the operator takes in float32 alone."""
 
 
-def to_half(
-    model: onnx.ModelProto,
-    single_inputs: Iterable[str] = (),
-    single_outputs: Iterable[str] = (),
-    half_io: Iterable[str] = (),
-) -> onnx.ModelProto:
+def to_fp16(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     """Return the model in mixed precision; a model that is already in it comes back the same.
 
     Args:
-        model: valid, without sub-graphs.
-        single_inputs: graph inputs that start a float32 island.
-        single_outputs: graph outputs that end one.
-        half_io: graph inputs and outputs that become float16; all others keep their dtype.
+        model: valid, without sub-graphs; its inputs and outputs are the spec's.
+        spec: `single` inputs start a float32 island and `single` outputs end one; inputs and outputs whose
+            dtype is float16 become that, all others keep theirs.
 
     Raises:
-        ExportError: a name is no input or output, the graph has sub-graphs, or a weight exceeds float16.
+        ExportError: the graph has sub-graphs, or a constant exceeds float16.
     """
-    graph = _prepare(model)
-    inputs, outputs, half_names = set(single_inputs), set(single_outputs), set(half_io)
-    _check_names(graph.model, inputs, outputs, half_names)
-    _rewrite(graph, _islands(graph, inputs, outputs), half_names)
+    half_io = {tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.dtype == 'float16'}
+    graph = _prepare(model, half_io)
+    inputs = {tensor.name for tensor in spec.inputs if tensor.single}
+    outputs = {tensor.name for tensor in spec.outputs if tensor.single}
+    _rewrite(graph, _islands(graph, inputs, outputs), half_io)
     return graph.model
 
 
@@ -89,7 +86,7 @@ class _Graph:
         return self.ranks.get(node.input[operand], 2) == 2 or 'Conv' in node.op_type
 
 
-def _prepare(model: onnx.ModelProto) -> _Graph:
+def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     graph = copied.graph
@@ -97,6 +94,11 @@ def _prepare(model: onnx.ModelProto) -> _Graph:
         if any(attribute.HasField('g') or attribute.graphs for attribute in node.attribute):
             raise ExportError(f'float16: node {node.name!r} ({node.op_type}) has a sub-graph; not supported')
     _constants_to_initializers(graph)
+    if not any(value.data_type == HALF for value in graph.initializer):
+        # the spec was applied to a float32 graph: its float16 inputs and outputs are not written yet
+        for value in (*graph.input, *graph.output):
+            if value.name in half_io:
+                value.type.tensor_type.elem_type = SINGLE
     inferred = onnx.shape_inference.infer_shapes(copied, data_prop=True).graph
     types = {value.name: value.data_type for value in graph.initializer}
     ranks = {value.name: len(value.dims) for value in graph.initializer}
@@ -124,17 +126,6 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
-
-
-def _check_names(model: onnx.ModelProto, inputs: set[str], outputs: set[str], both: set[str]) -> None:
-    known_inputs = {value.name for value in model.graph.input}
-    known_outputs = {value.name for value in model.graph.output}
-    unknown = (inputs - known_inputs) | (outputs - known_outputs) | (both - known_inputs - known_outputs)
-    if unknown:
-        raise ExportError(
-            f'float16: {sorted(unknown)} are no inputs or outputs of the graph; it has inputs '
-            f'{sorted(known_inputs)} and outputs {sorted(known_outputs)}'
-        )
 
 
 def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:

@@ -1,7 +1,7 @@
 """The contracts of StreamPETR's graphs: names, shapes, meaning, units, tolerances.
 
-Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins, C channels,
-L decoder layers, Q queries (learned + propagated), K classes, n memory rows.
+Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins,
+C channels, L decoder layers, Q queries (learned + propagated), K classes, n memory rows.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str =
         width: W, pixels.
         layers: 'all', or 'last' for L = 1.
     """
-    head = model.pts_bbox_head
+    head, decoder = model.pts_bbox_head, model.pts_bbox_head.transformer.decoder
     return Sizes(
         cameras=cameras,
         height=height,
@@ -103,7 +103,7 @@ def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str =
         stride=int(head.stride),
         depth=int(head.depth_num),
         channels=int(head.embed_dims),
-        layers=1 if layers == 'last' else len(head.transformer.decoder.layers),
+        layers=len(decoder.layers) if layers == 'all' and decoder.return_intermediate else 1,
         queries=int(head.num_query + head.num_propagated),
         classes=int(head.cls_out_channels),
         code=int(head.code_size),
@@ -177,7 +177,8 @@ class _Maker:
     ) -> TensorSpec:
         dtype = dtype or _feature_dtype(name, self.options)
         groups = _loose(groups or (ColumnGroup(unit=unit),), self.options)
-        return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused)
+        single = name in GEOMETRY or name in PREDICTIONS
+        return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused, single=single)
 
     def predictions(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
         layers = 'all decoder layers' if size.layers > 1 else 'the last decoder layer'

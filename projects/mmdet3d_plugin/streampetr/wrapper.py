@@ -1,0 +1,154 @@
+"""The modules that StreamPETR's graphs are exported from: the detector's own steps behind flat tensors.
+
+Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins,
+C channels, L decoder layers, Q queries, K classes, n memory rows between frames, M inside one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from projects.mmdet3d_plugin.streampetr.memory import Memory
+
+
+class ExtractImgFeat(nn.Module):
+    """Backbone and neck."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the detector; its parameters keep their names below `model.`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        """Return img_feats (1, N, C, h, w) of img (N, 3, H, W)."""
+        return (self.model.extract_img_feat(img.unsqueeze(0)),)
+
+
+class PositionEmbedding(nn.Module):
+    """What depends on the calibration alone; run once per rig."""
+
+    def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
+        """Compute the image points of the tokens once: a constant of the image size."""
+        super().__init__()
+        self.model = model
+        with torch.no_grad():
+            frustum = model.pts_bbox_head.frustum((height, width), cameras)
+        self.register_buffer('frustum', frustum, persistent=False)
+        self.tokens_per_camera = frustum.shape[0] // cameras
+
+    def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pos_embed (1, T, C) and cone (1, T, 8) of img2lidar and intrinsics (1, N, 4, 4)."""
+        focal = self.model.pts_bbox_head.focal_per_token(intrinsics, self.tokens_per_camera)
+        return self.model.pts_bbox_head.position_embedding(img2lidar, focal, self.frustum)
+
+
+class _Head(nn.Module):
+    """The head's step with its learned queries computed once."""
+
+    def __init__(self, model: nn.Module, all_layers: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.all_layers = all_layers
+        with torch.no_grad():
+            queries = model.pts_bbox_head.learned_queries()
+        for name, rows in zip(('tgt', 'query_pos', 'query_points'), queries, strict=True):
+            self.register_buffer(name, rows.detach().clone(), persistent=False)
+
+    def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
+        """Run `StreamPETRHead.step`; its arguments up to `prev_exists`."""
+        queries = (self.tgt, self.query_pos, self.query_points)
+        return self.model.pts_bbox_head.step(*args, queries=queries, all_layers=self.all_layers)
+
+
+class PtsHeadMemory(_Head):
+    """The head as a pure step: the state lives in the LiDAR frame of the last frame, its times are ages."""
+
+    def forward(
+        self,
+        img_feats: Tensor,
+        pos_embed: Tensor,
+        cone: Tensor,
+        embedding: Tensor,
+        reference_point: Tensor,
+        timestamp: Tensor,
+        egopose: Tensor,
+        velo: Tensor,
+        ego_motion: Tensor,
+        delta_t_s: Tensor,
+        prev_exists: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Compute one frame; shapes as in `spec.pts_head_memory`.
+
+        Returns:
+            all_cls_scores, all_bbox_preds, and the five tensors of the state after the frame.
+        """
+        state = Memory(embedding, reference_point, timestamp, egopose, velo)
+        outputs, _, after = self.step(img_feats, pos_embed, cone, state, ego_motion, delta_t_s, prev_exists)
+        return outputs['all_cls_scores'], outputs['all_bbox_preds'], *after
+
+
+class Fork(_Head):
+    """The deployment fork's one graph, with the inputs of version 1.1; `Fork10` adds the clock."""
+
+    def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
+        """Keep the parts; see `PositionEmbedding`."""
+        super().__init__(model, all_layers)
+        with torch.no_grad():
+            frustum = model.pts_bbox_head.frustum((height, width), cameras)
+        self.register_buffer('frustum', frustum, persistent=False)
+
+    def forward(
+        self,
+        img: Tensor,
+        img2lidar: Tensor,
+        intrinsic: Tensor,
+        ego_pose: Tensor,
+        ego_pose_inv: Tensor,
+        prev_exists: Tensor,
+        embedding: Tensor,
+        age: Tensor,
+        egopose: Tensor,
+        ref_point: Tensor,
+        velo: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Compute one frame; shapes as in `spec.fork`. `ego_pose` is in the signature alone.
+
+        Returns:
+            all_cls_scores, all_bbox_preds; of the memory that the frame used embedding, age, egopose,
+            ref_point and velo; outs_dec of the last layer.
+        """
+        head = self.model.pts_bbox_head
+        features = self.model.extract_img_feat(img.unsqueeze(0))
+        pos_embed, cone = head.position_embedding(img2lidar, intrinsic, self.frustum)
+        state = Memory(embedding, ref_point, age, egopose, velo)
+        # the fork's caller, or `Fork10`, has made ages of the times
+        no_time = torch.zeros_like(prev_exists)
+        outputs, used, _ = self.step(features, pos_embed, cone, state, ego_pose_inv, no_time, prev_exists)
+        rows = (used.embedding, used.timestamp, used.egopose, used.reference_point, used.velo)
+        return outputs['all_cls_scores'], outputs['all_bbox_preds'], *rows, outputs['outs_dec'][-1]
+
+
+class Fork10(Fork):
+    """Version 1.0: absolute times in float64, added in the graph; only the sum is float32."""
+
+    def forward(
+        self,
+        img: Tensor,
+        img2lidar: Tensor,
+        intrinsic: Tensor,
+        timestamp: Tensor,
+        ego_pose: Tensor,
+        ego_pose_inv: Tensor,
+        prev_exists: Tensor,
+        embedding: Tensor,
+        in_timestamp: Tensor,
+        egopose: Tensor,
+        ref_point: Tensor,
+        velo: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Compute one frame as `Fork`; `timestamp` (1,) and `in_timestamp` (1, n, 1) are float64."""
+        age = (in_timestamp + timestamp.view(1, 1, 1)).float()
+        state = (embedding, age, egopose, ref_point, velo)
+        outputs = super().forward(img, img2lidar, intrinsic, ego_pose, ego_pose_inv, prev_exists, *state)
+        return *outputs[:3], outputs[3].double(), *outputs[4:]
