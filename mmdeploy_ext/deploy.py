@@ -14,7 +14,7 @@ from mmdeploy_ext import export
 from mmdeploy_ext.checkpoint import Checkpoint, load_checkpoint, load_strict
 from mmdeploy_ext.config import config_sha256, load_config
 from mmdeploy_ext.errors import EngineError, UsageError
-from mmdeploy_ext.family import DEFAULT_OPSET, ExportOptions, Family, find_family
+from mmdeploy_ext.family import DEFAULT_OPSET, BaseFamily, ExportOptions, Family, find_family
 from mmdeploy_ext.files import check_writable, sha256_file
 from mmdeploy_ext.metadata import Metadata
 from mmdeploy_ext.ops.deform_conv import MIN_OPSET, has_deform_conv
@@ -46,12 +46,12 @@ class Deployment:
     cfg: Any
     config: str
     cfg_options: dict[str, Any]
-    family: Family
+    family: BaseFamily
     model: torch.nn.Module
     checkpoint: str
     checkpoint_sha256: str
     classes: tuple[str, ...]
-    rule: PreprocessRule
+    rule: Any
 
     @property
     def config_sha256(self) -> str:
@@ -84,14 +84,15 @@ def default_opset(model: torch.nn.Module, exporter: str) -> int:
 
 def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
     """Return class names: of the checkpoint, the config, the data set's class, or else numbers."""
-    import mmdet.datasets
+    from mmdet.datasets import DATASETS
 
     dataset = (cfg.get('data') or {}).get('test') or {}
-    kind = getattr(mmdet.datasets, str(dataset.get('type')), None)
+    kind = DATASETS.get(str(dataset.get('type')))
     for names in (
         checkpoint.meta.get('CLASSES'),
         dataset.get('classes'),
         cfg.get('classes'),
+        cfg.get('class_names'),
         getattr(kind, 'CLASSES', None),
     ):
         if isinstance(names, list | tuple) and len(names) == num_classes:
@@ -104,7 +105,7 @@ def load(
     checkpoint: str,
     cfg_options: Mapping[str, Any] | None = None,
     device: str = 'cpu',
-    before_weights: Callable[[Any, Family, torch.nn.Module], None] | None = None,
+    before_weights: Callable[[Any, BaseFamily, torch.nn.Module], None] | None = None,
 ) -> Deployment:
     """Read config and checkpoint.
 
@@ -193,13 +194,20 @@ def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
     if not options.dynamic:
         rule = dataclasses.replace(rule, size=(options.height, options.width))
     return Metadata(
-        family=family.name,
         form=options.form,
         spec=family.spec(model, options),
         preprocess=rule,
+        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
+        **model_facts(deployment),
+    )
+
+
+def model_facts(deployment: Deployment) -> dict[str, Any]:
+    """Return the fields of `Metadata` that do not depend on the export options."""
+    return dict(
+        family=deployment.family.name,
         classes=deployment.classes,
-        postprocess=family.postprocess_facts(model),
-        options=dict(options.to_json(), cfg_options=_plain(deployment.cfg_options)),
+        postprocess=deployment.family.postprocess_facts(deployment.model),
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,
         checkpoint_sha256=deployment.checkpoint_sha256,
@@ -207,10 +215,11 @@ def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain_options(value: Any) -> Any:
+    """Return overrides as plain JSON types."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): plain_options(item) for key, item in value.items()}
+    return [plain_options(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def export_model(

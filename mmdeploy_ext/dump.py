@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 MANIFEST = 'manifest.json'
 
 
-def file_name(name: str, array: np.ndarray) -> str:
-    """Return 'NAME_1x3x256x256.bin'; a scalar is 'NAME_scalar.bin'."""
-    return f'{name}_{"x".join(map(str, array.shape)) or "scalar"}.bin'
+def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
+    """Return 'NAME_1x3x256x256.bin'; a scalar is 'NAME_scalar.bin'.
+
+    Args:
+        name: of the tensor.
+        array: for its shape.
+        suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'.
+    """
+    suffix = next((end for prefix, end in (suffixes or {}).items() if name.startswith(prefix)), '')
+    return f'{name}_{"x".join(map(str, array.shape)) or "scalar"}{suffix}.bin'
 
 
 def save_dump(
@@ -27,6 +34,7 @@ def save_dump(
     tensors: Mapping[str, np.ndarray],
     facts: Mapping[str, Any],
     meanings: Mapping[str, str] | None = None,
+    suffixes: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensors and their manifest; the manifest comes last, so that a folder with one is whole.
 
@@ -35,6 +43,7 @@ def save_dump(
         tensors: name -> array; written in C order, little endian.
         facts: kept in the manifest: config, checkpoint hash, image ...
         meanings: name -> one sentence.
+        suffixes: see `file_name`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,10 +52,10 @@ def save_dump(
     entries = {}
     for name, array in tensors.items():
         content = np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<'), copy=False).tobytes()
-        with atomic_path(folder / file_name(name, array)) as temporary:
+        with atomic_path(folder / file_name(name, array, suffixes)) as temporary:
             temporary.write_bytes(content)
         entries[name] = dict(
-            file=file_name(name, array),
+            file=file_name(name, array, suffixes),
             dtype=str(array.dtype),
             shape=list(array.shape),
             sha256=hashlib.sha256(content).hexdigest(),
@@ -88,3 +97,11 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def list_samples(folder: str | Path) -> list[Path]:
     """Return the sample folders of a dump, in order; those without a manifest are not whole and left out."""
     return sorted(path.parent for path in Path(folder).glob(f'*/{MANIFEST}'))
+
+
+if __name__ == '__main__':
+    import sys
+
+    from mmdeploy_ext.apps.dump_app import main
+
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from mmdeploy_ext.errors import ConfigError, DataError, root_cause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.utils.data import DataLoader, Dataset
@@ -44,8 +45,8 @@ class NamedPipeline:
 
     def __call__(self, results: dict[str, Any]) -> Any:
         """Prepare one sample; DataError names its file."""
-        name = (results.get('img_info') or {}).get('filename', 'a sample')
-        path = os.path.join(results.get('img_prefix') or '', name)
+        name = (results.get('img_info') or {}).get('filename') or f'sample {results.get("sample_idx", "")}'
+        path = os.path.join(results.get('img_prefix') or '', name).strip()
         try:
             return self.pipeline(results)
         except Exception as error:
@@ -118,15 +119,21 @@ def run_loop(
     wrapped = MMDataParallel(detector, device_ids=[kind.index or 0] if kind.type == 'cuda' else [-1])
     if kind.type == 'cpu':
         wrapped.device_ids = []
-    try:
+    with loader_errors():
         if distributed:
             return multi_gpu_test(wrapped, loader, tmpdir, gpu_collect)
         results = single_gpu_test(wrapped, loader, out_dir=show_dir, show_score_thr=show_score_thr)
-    except DataError as error:
-        # a loader process puts its traceback before the message
-        raise DataError(str(error).strip().splitlines()[-1].split('DataError: ')[-1]) from error
     print()
     return results
+
+
+@contextlib.contextmanager
+def loader_errors() -> Iterator[None]:
+    """Give the message of a sample that cannot be read; a loader process puts its traceback before it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].split('DataError: ')[-1]) from error
 
 
 def evaluate(

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.apps.sequence_options import CHOICES, check_combination
 from mmdeploy_ext.errors import ConfigError, UsageError
 from mmdeploy_ext.files import check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.sequence.family import SequenceOptions
 
 GRAPH_KEYS = (
     'postprocess',
@@ -31,10 +33,29 @@ ENGINES = {
     'TorchBackend': ('dump',),
 }
 DUMP_KEYS = ('samples', 'tensors', 'dir')
+SEQUENCE_KEYS = (
+    *CHOICES,
+    'fp16_io',
+    'opset_version',
+    'exporter',
+    'simplify',
+    'onnx_file',
+    'check_dump',
+    'dump_dir',
+)
+"""What streaming models have instead of `GRAPH_KEYS`."""
+SEQUENCE_DUMP_KEYS = ('frames', 'tensors', 'dir')
 
 
-def read_settings(cfg: Any) -> dict[str, Any]:
+def read_settings(
+    cfg: Any, graph_keys: Sequence[str] = GRAPH_KEYS, dump_keys: Sequence[str] = DUMP_KEYS
+) -> dict[str, Any]:
     """Return the `backend_config` of a config; without one PyTorch runs.
+
+    Args:
+        cfg: the config.
+        graph_keys: keys about the graph that this kind of model has.
+        dump_keys: keys of `dump`; the first one says how much is written.
 
     Raises:
         ConfigError: unknown type or key, or a value of the wrong kind.
@@ -49,39 +70,40 @@ def read_settings(cfg: Any) -> dict[str, Any]:
         raise ConfigError(
             f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(ENGINES)}'
         )
-    unknown = settings.keys() - {'type', *GRAPH_KEYS, *ENGINES[kind]}
+    unknown = settings.keys() - {'type', *graph_keys, *ENGINES[kind]}
     if unknown:
         raise ConfigError(
             f'{cfg.filename}: backend_config has unknown keys {sorted(unknown)}; {kind} takes '
-            f'{sorted({*GRAPH_KEYS, *ENGINES[kind]})}'
+            f'{sorted({*graph_keys, *ENGINES[kind]})}'
         )
     if isinstance(settings.get('providers'), str):
         settings['providers'] = [settings['providers']]
-    settings['dump'] = _read_dump(cfg, settings.get('dump'))
+    settings['dump'] = _read_dump(cfg, settings.get('dump'), dump_keys)
     if kind != 'TorchBackend':
         shared.check_engine(kind, engine_options(settings))
     return settings
 
 
-def _read_dump(cfg: Any, dump: Any) -> dict[str, Any] | None:
-    """Return samples, tensors and dir of a dump, or None when none is asked for."""
+def _read_dump(cfg: Any, dump: Any, keys: Sequence[str]) -> dict[str, Any] | None:
+    """Return how much, tensors and dir of a dump, or None when none is asked for."""
     if dump is None or dump is False:
         return None
     if not isinstance(dump, dict):
         raise ConfigError(
-            f'{cfg.filename}: backend_config.dump={dump!r}, expected a dict of {", ".join(DUMP_KEYS)}'
+            f'{cfg.filename}: backend_config.dump={dump!r}, expected a dict of {", ".join(keys)}'
         )
-    unknown = dump.keys() - set(DUMP_KEYS)
+    unknown = dump.keys() - set(keys)
     if unknown:
         raise ConfigError(
             f'{cfg.filename}: backend_config.dump has unknown keys {sorted(unknown)}; expected '
-            f'{", ".join(DUMP_KEYS)}'
+            f'{", ".join(keys)}'
         )
-    samples, tensors = dump.get('samples', 4), dump.get('tensors')
-    if not isinstance(samples, int) or samples < 0:
-        raise ConfigError(f'{cfg.filename}: backend_config.dump.samples={samples!r}, expected 0 or more')
+    amount, tensors = dump.get(keys[0], 4), dump.get('tensors')
+    listed = isinstance(amount, list | tuple) and keys[0] == 'frames'
+    if not all(type(number) is int and number >= 0 for number in (amount if listed else [amount])):
+        raise ConfigError(f'{cfg.filename}: backend_config.dump.{keys[0]}={amount!r}, expected 0 or more')
     tensors = [tensors] if isinstance(tensors, str) else tensors
-    return dict(samples=samples, tensors=tensors, dir=dump.get('dir'))
+    return {keys[0]: amount, 'tensors': tensors, 'dir': dump.get('dir')}
 
 
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
@@ -137,3 +159,29 @@ def graph_check(settings: dict[str, Any], work_dir: Path) -> Callable[[Any, Any,
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
 
     return named_check
+
+
+def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
+    """Return the export options that the config of a streaming model asks for.
+
+    Raises:
+        ConfigError: a value that is none of the choices.
+        UsageError: an opset that the exporter cannot write.
+    """
+    from mmdeploy_ext.export import check_opset
+    from mmdeploy_ext.family import DEFAULT_OPSET
+    from mmdeploy_ext.sequence.family import SequenceOptions
+
+    chosen = {name: settings[name] for name in CHOICES if name in settings}
+    for name, value in chosen.items():
+        if value not in CHOICES[name]:
+            raise ConfigError(
+                f'{cfg.filename}: backend_config.{name}={value!r}, expected {" or ".join(CHOICES[name])}'
+            )
+    exporter = settings.get('exporter', 'torchscript')
+    opset = settings.get('opset_version') or (18 if exporter == 'dynamo' else DEFAULT_OPSET)
+    check_opset(opset, exporter)
+    flags = {name: bool(settings.get(name, False)) for name in ('fp16_io', 'simplify')}
+    options = SequenceOptions(**chosen, **flags, opset=opset, exporter=exporter)
+    check_combination(options, chosen, f'{cfg.filename}: backend_config.')
+    return options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
+from mmdeploy_ext.apps.sequence_options import CHOICES, add_sequence_arguments, refuse_given
 from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         action='store_true',
         help="draw both engines' detections to OUTPUT_FILE.png and print the graph",
     )
+    add_sequence_arguments(parser)
     shared.add_engine_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
@@ -128,14 +130,23 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     compat.apply()
     from mmdeploy_ext import deploy
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.sequence.family import SequenceFamily
 
-    options, engine = parse_options(args), shared.engine_options(args)
+    engine = shared.engine_options(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     proof.check_report_targets(args)
+    register()
+    if isinstance(find_family(load_config(args.config, cfg_options)), SequenceFamily):
+        from mmdeploy_ext.apps.sequence_app import run_export
+
+        return run_export(args, build_parser(), engine)
+    options = parse_options(args)
+    refuse_given(args, build_parser(), (*CHOICES, 'fp16_io', 'frames'), 'goes with streaming models only')
     images = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) + proof.read_images(
         args.test_img or []
     )
-    register()
     deployment = deploy.load(
         args.config, args.checkpoint, cfg_options, args.device, deploy.option_check(options, args.output_file)
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.family import ExportOptions
     from mmdeploy_ext.metadata import Metadata
 
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's test.py."""
     parser = cli.ArgumentParser(
@@ -111,20 +112,26 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     compat.apply()
     from mmdeploy_ext import deploy, distributed, evaluation
     from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.family import find_family
     from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.sequence.family import SequenceFamily
 
     _check_arguments(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
     register()
     cfg = load_config(args.config, cfg_options)
-    settings = backend_config.read_settings(cfg)
     if args.out:
         check_writable(args.out)
-    dataset = evaluation.build_dataset(cfg)
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
     )
+    if isinstance(find_family(cfg), SequenceFamily):
+        from mmdeploy_ext.apps.sequence_test import run_sequence
+
+        return run_sequence(args, cfg, cfg_options, work_dir)
+    settings = backend_config.read_settings(cfg)
+    dataset = evaluation.build_dataset(cfg)
     backend_config.check_targets(settings, work_dir)
     check = backend_config.graph_check(settings, work_dir)
     rank, world_size = distributed.start(args.launcher, args.local_rank)
@@ -135,7 +142,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         loader = evaluation.build_loader(cfg, dataset, distributed=args.launcher != 'none')
         results, status = _run_engine(this, args, loader)
         if rank == 0 and not status:
-            status = _finish(this, args, dataset, results)
+            status = finish(this, args, dataset, results)
     return status
 
 
@@ -226,24 +233,29 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
             raise ModelFileError(
                 f'{error} (backend_config.onnx_file; delete it to have it exported)'
             ) from error
-        differing = [
-            title
-            for title, old, new in (
-                ('config', found.config_sha256, metadata.config_sha256),
-                ('checkpoint', found.checkpoint_sha256, metadata.checkpoint_sha256),
-                ('export options', _decisive(found.options), _decisive(metadata.options)),
-                ('versions', found.versions, metadata.versions),
-            )
-            if old != new
-        ]
-        if not differing:
+        reason = stale_reason(found, metadata)
+        if not reason:
             print(f'{path}: up to date', flush=True)
             return False
-        reason = f'stale: another {" and ".join(differing)}'
     traced = deploy.prepare_fixed(deployment.rule, read_image(DEFAULT_IMAGE), options.height, options.width)
     _, seconds = deploy.export_to_file(deployment, options, [traced], path)
     print(f'{path}: was {reason}; exported in {seconds:.1f} s', flush=True)
     return True
+
+
+def stale_reason(found: Metadata, wanted: Metadata) -> str:
+    """Return why a file has to be exported again; '' when it need not."""
+    differing = [
+        title
+        for title, old, new in (
+            ('config', found.config_sha256, wanted.config_sha256),
+            ('checkpoint', found.checkpoint_sha256, wanted.checkpoint_sha256),
+            ('export options', _decisive(found.options), _decisive(wanted.options)),
+            ('versions', found.versions, wanted.versions),
+        )
+        if old != new
+    ]
+    return f'stale: another {" and ".join(differing)}' if differing else ''
 
 
 def _decisive(options: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +291,7 @@ def _agrees_with_dump(this: Run, backend: Backend) -> bool:
     return check_dump(backend, this.deployment, Path(folder))
 
 
-def _finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> int:
+def finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> int:
     """Write results, evaluate, keep the metrics and print the difference of the engines."""
     import pickle
 

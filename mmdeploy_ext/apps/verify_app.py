@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
+from mmdeploy_ext.apps.sequence_options import add_frames_argument, refuse_given
 from mmdeploy_ext.errors import after_weights
 
 if TYPE_CHECKING:
@@ -23,13 +24,16 @@ def build_parser() -> argparse.ArgumentParser:
         'exit status 0 proven, 1 not, 2 usage.'
     )
     shared.add_model_arguments(parser)
-    parser.add_argument('onnx_file', metavar='m.onnx', help='file that mm2onnx exported')
+    parser.add_argument(
+        'onnx_file', metavar='m.onnx', help='file, or folder of graphs, that mm2onnx exported'
+    )
     parser.add_argument(
         '--images', nargs='+', metavar='PATH', help='images or folders to compare on (default: demo/toy.jpg)'
     )
     parser.add_argument(
         '--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox'
     )
+    add_frames_argument(parser)
     shared.add_engine_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
@@ -44,14 +48,23 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     compat.apply()
     from mmdeploy_ext import deploy, evaluation
     from mmdeploy_ext.backends import build_backend
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.family import find_family
     from mmdeploy_ext.metadata import read_metadata
+    from mmdeploy_ext.sequence.family import SequenceFamily
 
     engine = shared.engine_options(args)
-    metadata = read_metadata(args.onnx_file)
     proof.check_report_targets(args)
-    images = proof.read_images(args.images or [proof.DEFAULT_IMAGE])
     register()
-    cfg_options = {**metadata.options.get('cfg_options', {}), **shared.parse_cfg_options(args.cfg_options)}
+    given = shared.parse_cfg_options(args.cfg_options)
+    if isinstance(find_family(load_config(args.config, given)), SequenceFamily):
+        from mmdeploy_ext.apps.sequence_app import run_verify
+
+        return run_verify(args, engine)
+    refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
+    metadata = read_metadata(args.onnx_file)
+    images = proof.read_images(args.images or [proof.DEFAULT_IMAGE])
+    cfg_options = {**metadata.options.get('cfg_options', {}), **given}
 
     def check(cfg: Any, family: Family, model: object) -> None:
         metadata.require(args.onnx_file, family.name, family.forms)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper
     from mmdeploy_ext.spec import GraphSpec
@@ -76,9 +75,15 @@ class Graph:
 
 
 class SequenceFamily(BaseFamily):
-    """Export, references and runner of one family of streaming models."""
+    """Export, references and runner of one family of streaming models.
+
+    Attributes:
+        contracts: what its export can promise: 'deploy', and 'fork' where users have code for another one.
+        dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
+    """
 
     contracts: ClassVar[tuple[str, ...]]
+    dump_suffixes: ClassVar[dict[str, str]] = {}
 
     @abc.abstractmethod
     def check(self, cfg: Any, options: SequenceOptions) -> None:
@@ -101,10 +106,6 @@ class SequenceFamily(BaseFamily):
         """Return the unpatched PyTorch model as a stepper."""
 
     @abc.abstractmethod
-    def boundary(self, model: torch.nn.Module, options: SequenceOptions) -> Stepper:
-        """Return the chain of modules that an export would write, run eagerly in PyTorch."""
-
-    @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """Return exported files on an engine as a stepper.
 
@@ -121,7 +122,10 @@ class SequenceFamily(BaseFamily):
     def dump_tensors(self, model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return what dump mode writes for one frame: name -> array."""
 
+    @abc.abstractmethod
+    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+        """Return the frame that a dump was made from.
 
-def sequence_metadata(metadata: Metadata) -> SequenceOptions:
-    """Return the options that a file was exported with."""
-    return SequenceOptions.from_json(metadata.options)
+        Raises:
+            DataError: the dump lacks a tensor that is needed.
+        """

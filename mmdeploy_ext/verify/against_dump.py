@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.deploy import Deployment
 
 
+DISAGREES = (
+    'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
+    'tools/deployment/verify.py, or set backend_config.check_dump=False to evaluate all the same'
+)
+
+
 def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
     """Feed each dumped sample to the engine and compare what comes out; prints one line per sample.
 
@@ -38,7 +44,7 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
     agrees = True
     for sample in samples:
         tensors, manifest = load_dump(sample)
-        usable = _usable(tensors, manifest, backend, deployment)
+        usable = foreign(manifest, deployment) or _incomplete(tensors, backend)
         if usable:
             print(f'{sample}: not compared: {usable}')
             continue
@@ -51,20 +57,20 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
             f'{"; " + reasons[0] if reasons else ""})'
         )
     if not agrees:
-        print(
-            'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
-            'tools/deployment/verify.py, or set backend_config.check_dump=False to evaluate all the same'
-        )
+        print(DISAGREES)
     return agrees
 
 
-def _usable(
-    tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], backend: Backend, deployment: Deployment
-) -> str:
-    """Return why a sample cannot be compared, or an empty string."""
+def foreign(manifest: Mapping[str, Any], deployment: Deployment) -> str:
+    """Return why a dump says nothing about this model; '' when it does."""
     for key in ('config_sha256', 'checkpoint_sha256'):
-        if manifest[key] != getattr(deployment, key):
+        if manifest.get(key) != getattr(deployment, key):
             return f'it was dumped from another {key.removesuffix("_sha256")}'
+    return ''
+
+
+def _incomplete(tensors: Mapping[str, np.ndarray], backend: Backend) -> str:
+    """Return which tensors a sample lacks; '' when it has them all."""
     required = [
         tensor.name for tensor in backend.spec.inputs if tensor.default is None
     ] + backend.spec.output_names

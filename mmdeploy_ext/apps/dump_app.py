@@ -1,0 +1,161 @@
+"""`python -m mmdeploy_ext.dump`: look at dumps and compare two of them. Needs numpy and rich only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.dump import MANIFEST, list_samples, load_dump
+from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+RTOL = 1e-4
+"""Of the largest value of the first dump's tensor."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        prog='python -m mmdeploy_ext.dump', description='List, show and compare dumped tensors.'
+    )
+    commands = parser.add_subparsers(dest='command', required=True)
+    listing = commands.add_parser('list', help='the samples of a dump')
+    listing.add_argument('folder')
+    show = commands.add_parser('show', help='the tensors of one sample')
+    show.add_argument('folder')
+    compare = commands.add_parser(
+        'compare', help='two dumps, tensor by tensor; exit status 1 when they differ'
+    )
+    compare.add_argument('first')
+    compare.add_argument('second')
+    compare.add_argument(
+        '--rtol',
+        type=float,
+        default=RTOL,
+        help=f"of the largest value of the first's tensor (default: {RTOL})",
+    )
+    compare.add_argument('--atol', type=float, default=0.0, help='absolute; the larger of both counts')
+    compare.add_argument('--tensors', nargs='+', metavar='NAME', help='only these')
+    compare.add_argument('--json', metavar='FILE', help='write the rows as JSON')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def samples_of(folder: str) -> dict[str, Path]:
+    """Return sample name -> folder of a dump; a folder of one sample is a dump of that sample.
+
+    Raises:
+        DataError: there is no dump.
+    """
+    root = Path(folder)
+    if (root / MANIFEST).is_file():
+        return {root.name: root}
+    samples = {path.name: path for path in list_samples(root)}
+    if not samples:
+        raise DataError(f'{folder}: no dump here (no {MANIFEST} in it or in its folders)')
+    return samples
+
+
+def _list(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    table = Table('sample', 'tensors', 'MB', 'config', 'frame')
+    for name, path in samples_of(args.folder).items():
+        manifest = read_json(path / MANIFEST)
+        size = sum((path / entry['file']).stat().st_size for entry in manifest['tensors'].values())
+        table.add_row(
+            name,
+            str(len(manifest['tensors'])),
+            f'{size / 1e6:.2f}',
+            str(manifest.get('config', '')),
+            str(manifest.get('frame', '')),
+        )
+    cli.stdout().print(table)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    for name, path in samples_of(args.folder).items():
+        tensors, manifest = load_dump(path)
+        table = Table('tensor', 'dtype', 'shape', 'min', 'max', 'mean', title=name)
+        for key, array in tensors.items():
+            shape = 'x'.join(map(str, array.shape)) or 'scalar'
+            values = (array.min(), array.max(), array.mean()) if array.size else ()
+            table.add_row(
+                key, manifest['tensors'][key]['dtype'], shape, *(f'{value:.6g}' for value in values)
+            )
+        cli.stdout().print(table)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
+    from mmdeploy_ext.verify.compare import compare_tensors
+
+    first, second = samples_of(args.first), samples_of(args.second)
+    if len(first) == len(second) == 1:
+        pairs = [(*first, *first.values(), *second.values())]
+    else:
+        if first.keys() != second.keys():
+            raise DataError(
+                f'{args.first} and {args.second} hold other samples: {sorted(first.keys() ^ second.keys())}'
+            )
+        pairs = [(name, first[name], second[name]) for name in first]
+    group = ColumnGroup(rtol=args.rtol, atol=args.atol)
+    rows = []
+    for name, one, two in pairs:
+        reference, candidate = load_dump(one)[0], load_dump(two)[0]
+        if args.tensors:
+            absent = set(args.tensors) - reference.keys()
+            if absent:
+                raise DataError(f'{one}: has no {sorted(absent)}; there are {sorted(reference)}')
+            reference, candidate = (
+                {key: array for key, array in side.items() if key in args.tensors}
+                for side in (reference, candidate)
+            )
+        outputs = tuple(
+            TensorSpec(key, str(array.dtype), array.shape, groups=(group,))
+            for key, array in reference.items()
+        )
+        rows += [(name, row) for row in compare_tensors(reference, candidate, GraphSpec(name, (), outputs))]
+    _print(rows)
+    if args.json:
+        write_json(
+            args.json,
+            [
+                dict(
+                    sample=name, tensor=row.tensor, max_abs=row.max_abs, passed=row.passed, reason=row.reason
+                )
+                for name, row in rows
+            ],
+        )
+    return 0 if rows and all(row.passed for _, row in rows) else 1
+
+
+def _print(rows: list) -> None:
+    from rich.table import Table
+
+    table = Table('sample', 'tensor', 'shape', 'largest difference', 'allowed', 'verdict')
+    for name, row in rows:
+        figures = ['' if value is None else f'{value:.3g}' for value in (row.max_abs, row.tolerance)]
+        table.add_row(
+            name, row.tensor, row.shape, *figures, 'equal' if row.passed else row.reason or 'DIFFERS'
+        )
+    cli.stdout().print(table)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one command."""
+    return dict(list=_list, show=_show, compare=_compare)[args.command](args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 done or equal, 1 different, 2 usage."""
+    return cli.run(run, build_parser(), argv)

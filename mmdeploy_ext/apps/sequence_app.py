@@ -1,0 +1,179 @@
+"""Export and proof of streaming models: what `pytorch2onnx.py` and `verify.py` do with them."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.apps import proof
+from mmdeploy_ext.apps.sequence_options import refuse_given, sequence_options
+from mmdeploy_ext.errors import DataError, UsageError, after_weights
+from mmdeploy_ext.files import write_json
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+
+    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.runtime.frames import Frame
+
+DEFAULT_FRAMES = 12
+IMAGE_OPTIONS = (
+    'input_img',
+    'test_img',
+    'shape',
+    'batch_size',
+    'dynamic_export',
+    'postprocess',
+    'skip_postprocess',
+    'score_form',
+    'mean',
+    'std',
+    'show',
+)
+"""Options of pytorch2onnx.py that streaming models do not have."""
+
+
+def run_export(args: argparse.Namespace, parser: argparse.ArgumentParser, engine: dict[str, Any]) -> int:
+    """Export a streaming model, and prove it when asked to."""
+    from mmdeploy_ext import deploy
+    from mmdeploy_ext.sequence.files import check_output, export_sequence
+
+    refuse_given(
+        args, parser, IMAGE_OPTIONS, "streaming models do not have it; size and cameras are the config's"
+    )
+    options = sequence_options(args)
+    output = args.output_file
+    if output == parser.get_default('output_file'):
+        output = f'{Path(args.config).stem}{"_fork.onnx" if options.contract == "fork" else ""}'
+
+    def check(cfg: Any, family: Any, model: object) -> None:
+        family.check(cfg, options)
+        check_output(output, options)
+
+    frames = number_of_frames(args)
+    deployment = deploy.load(
+        args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options), args.device, check
+    )
+    with after_weights():
+        paths, seconds = export_sequence(deployment, options, output)
+        print(
+            f'{output}: {options.contract} contract, {len(paths)} graph(s), opset {options.opset}, '
+            f'{options.precision}, exported in {seconds:.1f} s'
+        )
+        if not args.verify:
+            command = ['python', 'tools/deployment/verify.py', args.config, args.checkpoint, output]
+            print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}')
+            return 0
+        return prove(deployment, paths, frames, args, engine)
+
+
+def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
+    """Prove files of a streaming model that were exported earlier."""
+    from mmdeploy_ext import deploy, evaluation
+    from mmdeploy_ext.sequence.files import read_files
+
+    if args.images:
+        raise UsageError('--images: streaming models are proven on frames; use --frames N')
+    files = read_files(args.onnx_file)
+    written = files.metadata.options.get('cfg_options', {})
+    cfg_options = {**written, **shared.parse_cfg_options(args.cfg_options)}
+
+    def check(cfg: Any, family: Any, model: object) -> None:
+        files.metadata.require(args.onnx_file, family.name)
+        if args.eval:
+            evaluation.build_dataset(cfg)
+
+    frames = number_of_frames(args)
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
+    with after_weights():
+        metrics = []
+        if args.eval:
+            metrics = compare_metrics(deployment, files.paths, args.eval, engine)
+        return prove(deployment, files.paths, frames, args, engine, metrics)
+
+
+def number_of_frames(args: argparse.Namespace) -> int:
+    """Return --frames, or its default.
+
+    Raises:
+        UsageError: fewer than two.
+    """
+    if args.frames is not None and args.frames < 2:
+        raise UsageError(f'--frames {args.frames}: expected 2 or more; a memory needs a frame before')
+    return args.frames or DEFAULT_FRAMES
+
+
+def proof_frames(deployment: Deployment, count: int) -> tuple[list[Frame] | Iterable[Frame], str]:
+    """Return frames to prove on, and where they are from: the config's data set, else a synthetic drive."""
+    from mmdeploy_ext import evaluation
+    from mmdeploy_ext.sequence.loop import frames_of
+    from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
+
+    try:
+        dataset = evaluation.build_dataset(deployment.cfg)
+    except DataError as error:
+        rule = deployment.rule
+        print(
+            f'a synthetic drive of {count} frames is used, since there is no data set: {cli.one_line(error)}'
+        )
+        return list(synthetic_drive(count, rule)), 'synthetic drive'
+    indices = range(min(count, len(dataset)))
+    title = f'{len(indices)} frames of data.test'
+    return list(itertools.islice(frames_of(deployment.family, dataset, indices, workers=0), count)), title
+
+
+def prove(
+    deployment: Deployment,
+    paths: Sequence[str],
+    count: int,
+    args: argparse.Namespace,
+    engine: dict[str, Any],
+    metrics: Iterable[Any] = (),
+) -> int:
+    """Prove `paths`, print the table, write JSON and report.
+
+    Returns:
+        0 proven, 1 not.
+    """
+    from mmdeploy_ext.verify.sequence import prove_sequence
+    from mmdeploy_ext.verify.table import print_verdict
+
+    frames, title = proof_frames(deployment, count)
+    verdict, pictures = prove_sequence(deployment, paths, frames, engine)
+    verdict.notes.append(f'frames: {title}')
+    verdict.metrics.extend(metrics)
+    print_verdict(verdict, cli.stdout())
+    if args.json:
+        write_json(args.json, verdict.to_json())
+    if args.report:
+        from mmdeploy_ext.verify.report import write_report
+
+        print(f'report: {write_report(verdict, pictures, deployment.classes, Path(args.report))}')
+        if pictures:
+            print(
+                f'picture: {proof.write_picture(pictures, deployment, Path(args.report) / "detections.png")}'
+            )
+    return 0 if verdict.proven else 1
+
+
+def compare_metrics(
+    deployment: Deployment, paths: Sequence[str], metrics: Sequence[str], engine: dict[str, Any]
+) -> list[Any]:
+    """Evaluate the config's test set with the unpatched PyTorch model and with exported files."""
+    from mmdeploy_ext import evaluation
+    from mmdeploy_ext.sequence.loop import collect, run_frames
+    from mmdeploy_ext.verify.dataset import metric_rows
+
+    dataset = evaluation.build_dataset(deployment.cfg)
+    values = []
+    for stepper in (deployment.family.reference(deployment.model), deployment.family.runner(paths, engine)):
+        workers = deployment.cfg.data.get('workers_per_gpu', 2)
+        results = run_frames(stepper, deployment.family, dataset, workers=workers)
+        ordered = collect(results, len(dataset), 1)
+        values.append(evaluation.evaluate(deployment.cfg, dataset, ordered, metrics))
+    return metric_rows(*values)

@@ -1,0 +1,99 @@
+"""Command-line options of streaming models. Imports neither torch nor mmcv before it is asked to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from mmdeploy_ext.sequence.family import SequenceOptions
+
+CHOICES = dict(
+    contract=('deploy', 'fork'),
+    fork_version=('1.0', '1.1'),
+    fork_img2lidar=('token', 'depth'),
+    layers=('all', 'last'),
+    precision=('fp32', 'fp16'),
+)
+HELP = dict(
+    contract='deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the '
+    'StreamPETR deployment fork',
+    fork_version="the fork's branch: 1.0 has 12 inputs with absolute time (default), 1.1 has 11 with ages",
+    fork_img2lidar='matrices per token (default), or per token and depth bin',
+    layers='decoder layers in the outputs (default: all)',
+    precision='dtypes in the files (default: fp32)',
+)
+
+
+def add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what only streaming models have; None where it was not given."""
+    group = parser.add_argument_group('streaming models (StreamPETR)')
+    for name, choices in CHOICES.items():
+        group.add_argument(f'--{name.replace("_", "-")}', choices=choices, help=HELP[name])
+    group.add_argument(
+        '--fp16-io', action='store_true', help='with --precision fp16: features are float16 outside too'
+    )
+    add_frames_argument(group)
+
+
+def add_frames_argument(parser: Any) -> None:
+    """Add --frames."""
+    parser.add_argument(
+        '--frames',
+        type=int,
+        metavar='N',
+        help="frames of a proof: of the config's data.test when it is there, else a synthetic drive "
+        '(default: 12)',
+    )
+
+
+def sequence_options(args: argparse.Namespace) -> SequenceOptions:
+    """Return the export options of the command line.
+
+    Raises:
+        UsageError: options that contradict each other or that streaming models do not have.
+    """
+    from mmdeploy_ext.export import check_opset
+    from mmdeploy_ext.family import DEFAULT_OPSET
+    from mmdeploy_ext.sequence.family import SequenceOptions
+
+    chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name)}
+    opset = args.opset_version or max(DEFAULT_OPSET, 18 if args.exporter == 'dynamo' else 0)
+    check_opset(opset, args.exporter)
+    options = SequenceOptions(
+        **chosen, fp16_io=args.fp16_io, opset=opset, exporter=args.exporter, simplify=args.simplify
+    )
+    check_combination(options, chosen)
+    return options
+
+
+def check_combination(options: SequenceOptions, given: Iterable[str], where: str = '--') -> None:
+    """Refuse options that do nothing together.
+
+    Args:
+        options: all of them.
+        given: names of those that the user gave.
+        where: what stands before a name in the message.
+    """
+    for name in ('fork_version', 'fork_img2lidar'):
+        if name in given and options.contract != 'fork':
+            raise UsageError(f'{where}{name} goes with contract fork, got {options.contract}')
+    if options.fp16_io and options.precision != 'fp16':
+        raise UsageError(f'{where}fp16_io goes with precision fp16, got {options.precision}')
+
+
+def refuse_given(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str], why: str
+) -> None:
+    """Refuse options that were given and that this kind of model does not have.
+
+    Raises:
+        UsageError: names the first one.
+    """
+    for name in names:
+        if getattr(args, name, None) != parser.get_default(name):
+            raise UsageError(f'--{name.replace("_", "-")}: {why}')

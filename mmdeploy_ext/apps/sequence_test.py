@@ -1,0 +1,160 @@
+"""`test.py` for streaming models: whole scenes per process, results in data-set order, by either engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.apps import backend_config
+from mmdeploy_ext.apps.test_app import Run, finish, resolve_device, stale_reason, threads_per_process
+from mmdeploy_ext.errors import ConfigError, ModelFileError, UsageError, after_weights
+
+if TYPE_CHECKING:
+    import argparse
+
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.sequence.loop import FrameDump
+
+
+def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any], work_dir: Path) -> int:
+    """Evaluate a streaming model on the engine of its config.
+
+    Returns:
+        The exit status.
+    """
+    from mmdeploy_ext import deploy, distributed, evaluation
+    from mmdeploy_ext.sequence import loop
+
+    if args.show_dir:
+        raise UsageError('--show-dir: streaming models are drawn by tools/demo/streampetr_video.py')
+    settings = backend_config.read_settings(
+        cfg, backend_config.SEQUENCE_KEYS, backend_config.SEQUENCE_DUMP_KEYS
+    )
+    options = backend_config.sequence_options(cfg, settings)
+    backend_config.check_targets(settings, work_dir)
+    dataset = evaluation.build_dataset(cfg)
+    loop.scene_tokens(dataset)
+
+    def check(cfg: Any, family: Any, model: object) -> None:
+        try:
+            family.check(cfg, options)
+        except UsageError as error:
+            raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
+
+    rank, world_size = distributed.start(args.launcher, args.local_rank)
+    device = resolve_device(args.device)
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, device, check)
+    this = Run(deployment, settings, work_dir, rank, world_size, args.fuse_conv_bn)
+    with after_weights():
+        stepper, dump = make_stepper(this, options)
+        if stepper is None:
+            return 1
+        results = loop.run_frames(
+            stepper,
+            deployment.family,
+            dataset,
+            rank=rank,
+            world_size=world_size,
+            workers=cfg.data.get('workers_per_gpu', 2),
+            dump=dump,
+            model=deployment.model,
+        )
+        ordered = loop.collect(results, len(dataset), world_size)
+        return finish(this, args, dataset, ordered) if rank == 0 else 0
+
+
+def make_stepper(this: Run, options: SequenceOptions) -> tuple[Stepper | None, FrameDump | None]:
+    """Return the engine of the config as a stepper, and what is dumped; None when it disagrees with the dump.
+
+    Files that are missing, or were made from another config or checkpoint, are exported first, by rank 0.
+    """
+    family, model = this.deployment.family, this.deployment.model
+    if this.backend_config['type'] == 'TorchBackend':
+        return family.reference(_fused(model) if this.fuse else model), _dump(this)
+    target = str(this.backend_config.get('onnx_file') or _default_target(this, options))
+    if this.rank == 0:
+        export_if_stale(this, options, target)
+    engine = dict(engine=this.backend_config['type'], **backend_config.engine_options(this.backend_config))
+    if this.world_size > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()
+        engine.setdefault('threads', threads_per_process())
+    from mmdeploy_ext.sequence.files import read_files
+
+    files = read_files(target)
+    stepper = family.runner(files.paths, engine)
+    if not _agrees_with_dump(this, stepper, files.metadata):
+        return None, None
+    this.deployment.model = None
+    return stepper, None
+
+
+def _fused(model: Any) -> Any:
+    from mmdeploy_ext.export import fuse
+
+    return fuse(model)
+
+
+def _default_target(this: Run, options: SequenceOptions) -> Path:
+    name = f'{this.work_dir.name}_{options.contract}'
+    return this.work_dir / (f'{name}.onnx' if options.contract == 'fork' else name)
+
+
+def export_if_stale(this: Run, options: SequenceOptions, target: str) -> bool:
+    """Export unless the files are there and were made from this config, checkpoint and these options.
+
+    Returns:
+        Whether they were exported.
+    """
+    from mmdeploy_ext.sequence.files import check_output, export_sequence, graph_metadata, read_files
+
+    check_output(target, options)
+    reason = 'missing'
+    if Path(target).exists():
+        try:
+            found = read_files(target)
+        except ModelFileError as error:
+            raise ModelFileError(
+                f'{error} (backend_config.onnx_file; delete it to have it exported)'
+            ) from error
+        graphs = this.deployment.family.graphs(this.deployment.model, options)
+        reason = stale_reason(found.metadata, graph_metadata(this.deployment, options, graphs[-1]))
+        if len(found.paths) != len(graphs):
+            reason = f'incomplete: {len(found.paths)} of {len(graphs)} graphs'
+        if not reason:
+            print(f'{target}: up to date', flush=True)
+            return False
+    _, seconds = export_sequence(this.deployment, options, target)
+    print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
+    return True
+
+
+def _dump(this: Run) -> FrameDump | None:
+    from mmdeploy_ext.sequence.loop import FrameDump
+
+    dump = this.backend_config['dump']
+    if dump is None:
+        return None
+    folder = Path(dump['dir'] or this.work_dir / 'dump')
+    facts = dict(
+        config=Path(this.deployment.config).name,
+        config_sha256=this.deployment.config_sha256,
+        checkpoint_sha256=this.deployment.checkpoint_sha256,
+        family=this.deployment.family.name,
+    )
+    if this.rank == 0:
+        print(f'dumping frames {dump["frames"]} to {folder}', flush=True)
+    return FrameDump(folder, facts, dump['frames'], dump['tensors'])
+
+
+def _agrees_with_dump(this: Run, stepper: Stepper, metadata: Metadata) -> bool:
+    """Run the engine over what the `_pth` run dumped, when there is such a dump."""
+    if this.rank != 0 or not this.backend_config.get('check_dump', True):
+        return True
+    from mmdeploy_ext.sequence.against_dump import check_frames
+
+    folder = Path(this.backend_config.get('dump_dir') or this.work_dir / 'dump')
+    return check_frames(stepper, metadata, this.deployment, folder)

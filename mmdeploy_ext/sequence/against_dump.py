@@ -1,0 +1,79 @@
+"""Compare a streaming engine with the frames that a `_pth` run wrote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.dump import list_samples, load_dump
+from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.verify.against_dump import DISAGREES, foreign
+from mmdeploy_ext.verify.compare import compare_tensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.spec import GraphSpec
+
+COMPARED = ('all_cls_scores', 'all_bbox_preds')
+
+
+def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, folder: Path) -> bool:
+    """Run the engine over the dumped frames, memory running on, and compare logits and boxes.
+
+    A frame in the middle of a scene whose predecessor was not dumped cannot be compared; it is said.
+
+    Args:
+        stepper: the engine.
+        metadata: of the file that gives the outputs, for the tolerances.
+        deployment: config and checkpoint, which the dump has to be of.
+        folder: of the dump; no dump is no failure, it is said.
+
+    Returns:
+        False when a frame differs.
+    """
+    samples = list_samples(folder)
+    if not samples:
+        print(f'no dump in {folder}: run the _pth config first to have its tensors compared')
+        return True
+    spec = _compared_spec(metadata.spec)
+    agrees, previous = True, None
+    for sample in samples:
+        tensors, manifest = load_dump(sample)
+        try:
+            reason = foreign(manifest, deployment)
+            frame = None if reason else deployment.family.dumped_frame(tensors, manifest)
+        except DataError as error:
+            reason = str(error)
+        continues = previous is not None and manifest['sample'] == previous + 1
+        if not reason and not continues and float(tensors['prev_exists'].max()) > 0:
+            reason = 'the frame before it was not dumped, so its memory is not known'
+        if reason:
+            print(f'{sample}: not compared: {reason}')
+            previous = None
+            continue
+        if not continues:
+            stepper.reset()
+        previous = manifest['sample']
+        outputs = stepper.step(frame).outputs
+        reference = {name: tensors[name][-outputs[name].shape[0] :] for name in COMPARED}
+        rows = compare_tensors(reference, {name: outputs[name] for name in COMPARED}, spec)
+        failed = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
+        agrees &= not failed
+        worst = max((row.max_abs for row in rows if row.max_abs is not None), default=float('nan'))
+        print(f'{sample}: {"DIFFERS: " + failed[0] if failed else f"agrees (worst {worst:.2g})"}')
+    if not agrees:
+        print(DISAGREES)
+    stepper.reset()
+    return agrees
+
+
+def _compared_spec(spec: GraphSpec) -> GraphSpec:
+    """Keep what a dump has by the same name and meaning in every contract."""
+    import dataclasses
+
+    return dataclasses.replace(
+        spec, outputs=tuple(tensor for tensor in spec.outputs if tensor.name in COMPARED), state=()
+    )
