@@ -1,0 +1,19 @@
+from projects.configs.nuscenes_stream import image_augmentation, stream_data
+
+_base_ = ['../_base_/models/stream_petr_r50.py', '../_base_/schedules/nuscenes_24e.py']
+attention = dict(embed_dims=256, num_heads=8, dropout=0.1)
+model = dict(
+    img_backbone=dict(
+        _delete_=True,
+        type='VoVNetCP',
+        spec_name='V-99-eSE',
+        norm_eval=True,
+        frozen_stages=-1,
+        input_ch=3,
+        out_features=('stage4', 'stage5')),
+    img_neck=dict(in_channels=[768, 1024]),
+    pts_bbox_head=dict(transformer=dict(decoder=dict(transformerlayers=dict(attn_cfgs=[
+        dict(type='MultiheadAttention', **attention),
+        dict(type='PETRMultiheadFlashAttention', **attention)])))))
+data = stream_data(image_augmentation((320, 800), (0.47, 0.625)), [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0])
+load_from = 'ckpts/fcos3d_vovnet_imgbackbone-remapped.pth'
