@@ -1,8 +1,13 @@
-"""Train a detector with mmdet's own loop: `python tools/train.py CONFIG [--work-dir DIR]`, on CPU or GPU."""
+"""Train a detector with mmdet's own loop: `python tools/train.py CONFIG [--work-dir DIR]`, on CPU or GPU.
+
+Models of mmdet and of mmdet3d; `data.shuffler_sampler` of a config (StreamPETR's sequences) is honoured.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import sys
 import time
@@ -79,6 +84,28 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return parser.parse_args(list(pairs)).pairs if pairs else {}
 
 
+def build_model(cfg: Any) -> Any:
+    """Build `cfg.model` with the library that knows its type: mmdet, or mmdet3d and its plugins."""
+    from mmdet.models import DETECTORS, build_detector
+    if cfg.model.type in DETECTORS and 'mmdet3d' not in sys.modules:
+        return build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
+    from mmdet3d.models import build_model as build_model_3d
+    return build_model_3d(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
+
+
+def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
+    """Let mmdet 2.28's loop take the samplers that the config names in `data`, for the time of the body."""
+    names = ('shuffler_sampler', 'nonshuffler_sampler')
+    samplers = {name: cfg.data[name] for name in names if name in cfg.data}
+    if not samplers:
+        return contextlib.nullcontext()
+    import mmdet.apis.train
+
+    from mmdeploy_ext.mending import patched
+    from projects.mmdet3d_plugin.datasets.builder import build_dataloader
+    return patched(mmdet.apis.train, build_dataloader=functools.partial(build_dataloader, **samplers))
+
+
 def train(args: argparse.Namespace) -> int:
     """Build the model and its data from the config and run mmdet's training loop."""
     from mmdeploy_ext import compat
@@ -86,7 +113,6 @@ def train(args: argparse.Namespace) -> int:
     import mmdet
     from mmdet.apis import train_detector
     from mmdet.datasets import build_dataset
-    from mmdet.models import build_detector
     from mmdet.utils import collect_env, get_root_logger
 
     cfg = load_train_config(args)
@@ -100,14 +126,15 @@ def train(args: argparse.Namespace) -> int:
     meta = {'env_info': environment, 'config': cfg.pretty_text, 'seed': cfg.seed,
             'exp_name': Path(args.config).name}  # before the build, which writes into the config
 
-    model = build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
+    model = build_model(cfg)
     model.init_weights()
     dataset = build_dataset(cfg.data.train)
     model.CLASSES = dataset.CLASSES
     if cfg.get('checkpoint_config') is not None:
         cfg.checkpoint_config.meta = {'mmdet_version': mmdet.__version__, 'CLASSES': dataset.CLASSES}
-    train_detector(model, [dataset], cfg, distributed=args.launcher != 'none', validate=not args.no_validate,
-                   timestamp=timestamp, meta=meta)
+    with configured_loaders(cfg):
+        train_detector(model, [dataset], cfg, distributed=args.launcher != 'none',
+                       validate=not args.no_validate, timestamp=timestamp, meta=meta)
     return 0
 
 
