@@ -1,0 +1,85 @@
+"""A graph in ONNX Runtime whose tensors stay where the engine computes. Imports neither torch nor mmcv."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.errors import InferenceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnxruntime import OrtValue
+
+    from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+
+DEVICES = {'CUDAExecutionProvider': 'cuda', 'TensorrtExecutionProvider': 'cuda'}
+
+
+class BoundGraph:
+    """One active session with IO binding: named buffers of fixed shapes instead of feeds.
+
+    Attributes:
+        spec: contract of the graph; all axes are fixed.
+        metadata: of the file.
+        device: where its buffers are, 'cpu' or 'cuda'.
+    """
+
+    def __init__(self, backend: OnnxRuntimeBackend) -> None:
+        self.backend = backend
+        self.spec, self.metadata = backend.spec, backend.metadata
+        self.device = DEVICES.get(backend.session.get_providers()[0], 'cpu')
+        self.used = {node.name for node in backend.session.get_inputs()}
+        self.binding = backend.session.io_binding()
+
+    def allocate(self, name: str, device: str | None = None) -> OrtValue:
+        """Return a buffer of zeros for an input or output, on the engine's device unless told otherwise."""
+        from onnxruntime import OrtValue
+
+        tensor = self.spec.tensor(name)
+        buffer = OrtValue.ortvalue_from_shape_and_type(
+            list(tensor.axes), np.dtype(tensor.dtype), device or self.device, 0
+        )
+        buffer.update_inplace(np.zeros(tensor.axes, tensor.dtype))
+        return buffer
+
+    def run(self, inputs: Mapping[str, OrtValue | np.ndarray], outputs: Mapping[str, OrtValue]) -> None:
+        """Run the graph from and into buffers.
+
+        Args:
+            inputs: input name -> buffer, or an array on the CPU that is read in place (images).
+            outputs: output name -> buffer; it may be an input of another graph.
+        """
+        self.binding.clear_binding_inputs()
+        self.binding.clear_binding_outputs()
+        for name, value in inputs.items():
+            if name not in self.used:
+                continue
+            if isinstance(value, np.ndarray):
+                self.binding.bind_cpu_input(name, value)
+            else:
+                self.binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            self.binding.bind_ortvalue_output(name, value)
+        try:
+            self.backend.session.run_with_iobinding(self.binding)
+        except Exception as error:
+            raise InferenceError(f'{self.backend.path}: ONNX Runtime failed to run it: {error}') from error
+
+
+def fill(buffer: OrtValue, values: np.ndarray) -> int:
+    """Copy values into a buffer, cast to its type; return how many bytes that were."""
+    array = np.ascontiguousarray(values, ELEMENTS[buffer.data_type()]).reshape(buffer.shape())
+    buffer.update_inplace(array)
+    return array.nbytes
+
+
+def fetch(buffer: OrtValue) -> np.ndarray:
+    """Return a copy of a buffer on the CPU; float16 becomes float32."""
+    array = np.array(buffer.numpy())
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+ELEMENTS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}
