@@ -125,7 +125,9 @@ class Petr3DTraining:
         maps = list(maps.values()) if isinstance(maps, dict) else maps
         if self.with_img_neck:
             maps = self.img_neck(maps)
-        return maps[self.position_level].unflatten(0, img.shape[:3])
+        level = maps[self.position_level]
+        # ONNX has no unflatten before opset 13
+        return level.reshape(*img.shape[:3], *level.shape[1:])
 
     def obtain_history_memory(
         self, annotations: dict[str, list], tensors: dict[str, Tensor]

@@ -1,0 +1,220 @@
+"""StreamPETR's family: what is refused, the graphs of both contracts, references and the runner.
+
+Glossary: N cameras, H, W network input in pixels, T tokens, D depth bins, n memory rows between frames.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.config import test_pipeline
+from mmdeploy_ext.errors import ConfigError, UsageError
+from mmdeploy_ext.export import check_opset, fuse
+from mmdeploy_ext.family import register_family
+from mmdeploy_ext.preprocess_multiview import MultiViewRule, rule_from_pipeline
+from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
+from projects.mmdet3d_plugin.streampetr import dumps, samples, spec, wrapper
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import Frame, Stepper
+    from mmdeploy_ext.spec import GraphSpec
+
+DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
+HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
+CHOICES = dict(
+    contract=('deploy', 'fork'),
+    fork_version=('1.0', '1.1'),
+    fork_img2lidar=('token', 'depth'),
+    layers=('all', 'last'),
+    precision=('fp32', 'fp16'),
+)
+DEFAULT_CAMERAS = 6
+
+
+class StreamPetrFamily(SequenceFamily):
+    """`Petr3D` with `StreamPETRHead`."""
+
+    name = 'streampetr'
+    task = 'bbox3d'
+    contracts = ('deploy', 'fork')
+    ignored_prefixes = (
+        'img_roi_head.',
+        'pts_bbox_head.code_weights',
+        'pts_bbox_head.match_costs',
+        'pts_bbox_head.pc_range',
+        'pts_bbox_head.position_range',
+        'pts_bbox_head.coords_d',
+    )
+    dump_suffixes = dumps.SUFFIXES
+
+    def claims(self, cfg: Any) -> bool:
+        """See `BaseFamily.claims`: by detector or by head."""
+        head = (cfg.model.get('pts_bbox_head') or {}).get('type')
+        return cfg.model.get('type') in DETECTORS or head in HEADS
+
+    def check(self, cfg: Any, options: SequenceOptions) -> None:
+        """See `SequenceFamily.check`."""
+        for name, allowed in CHOICES.items():
+            value = getattr(options, name)
+            if value not in allowed:
+                raise UsageError(f'--{name.replace("_", "-")} {value}: expected {" or ".join(allowed)}')
+        check_opset(options.opset, options.exporter)
+        _check_model(cfg.filename, cfg.model)
+        stride, (height, width) = int(cfg.model.get('stride', 16)), self.preprocess_rule(cfg).input_size
+        if height % stride or width % stride:
+            raise ConfigError(
+                f'{cfg.filename}: the test pipeline gives images of {height}x{width}, expected multiples of '
+                f'the stride {stride}; set size_divisor of PadMultiViewImage'
+            )
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `BaseFamily.build`. The model keeps N, H and W of the config as `input_sizes`."""
+        from mmdet3d.models import build_model
+
+        model_cfg = cfg.model.copy()
+        model_cfg.pretrained = None
+        if model_cfg.get('img_backbone', {}).get('init_cfg'):
+            model_cfg.img_backbone.init_cfg = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                model = build_model(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+        except ConfigError as error:
+            raise ConfigError(f'{cfg.filename}: {error}') from error
+        except Exception as error:
+            raise ConfigError(
+                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            ) from error
+        rule = self.preprocess_rule(cfg)
+        model.input_sizes = (rule.num_cameras, *rule.input_size)
+        return model
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `BaseFamily.num_classes`."""
+        return int(model.pts_bbox_head.num_classes)
+
+    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        """See `BaseFamily.preprocess_rule`; the config's `num_cams` says N where it is not 6."""
+        return rule_from_pipeline(test_pipeline(cfg), int(cfg.get('num_cams', DEFAULT_CAMERAS)))
+
+    def graphs(self, model: nn.Module, options: SequenceOptions) -> list[Graph]:
+        """See `SequenceFamily.graphs`: three of the deploy contract, one of the fork's."""
+        size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
+        camera = (size.cameras, size.height, size.width)
+        every = options.layers == 'all'
+        if options.contract == 'fork':
+            kind = wrapper.Fork10 if options.fork_version == '1.0' else wrapper.Fork
+            parts = [('fork', kind(folded, every, *camera), spec.fork)]
+        else:
+            parts = [
+                ('extract_img_feat', wrapper.ExtractImgFeat(folded), spec.extract_img_feat),
+                ('position_embedding', wrapper.PositionEmbedding(folded, *camera), spec.position_embedding),
+                ('pts_head_memory', wrapper.PtsHeadMemory(folded, every), spec.pts_head_memory),
+            ]
+        device = next(model.parameters()).device
+        return [
+            Graph(
+                name,
+                module.eval().to(device),
+                contract(size, options),
+                _example(contract(size, options), device),
+            )
+            for name, module, contract in parts
+        ]
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `SequenceFamily.postprocess_facts`: what `runtime/streampetr_boxes.py` and the memory need."""
+        head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
+        return dict(
+            max_num=int(coder.max_num),
+            post_center_range=[float(value) for value in coder.post_center_range],
+            score_threshold=coder.score_threshold,
+            num_classes=int(head.num_classes),
+            memory_len=int(head.memory_len),
+            topk_proposals=int(head.topk_proposals),
+            num_propagated=int(head.num_propagated),
+        )
+
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        """See `SequenceFamily.frame`."""
+        return samples.frame(data)
+
+    def result(self, detections: Detections3D) -> dict[str, Any]:
+        """See `SequenceFamily.result`."""
+        return samples.result(detections)
+
+    def reference(self, model: nn.Module) -> Stepper:
+        """See `SequenceFamily.reference`."""
+        from projects.mmdet3d_plugin.streampetr.reference import Reference
+
+        return Reference(model)
+
+    def boundary(self, model: nn.Module, options: SequenceOptions) -> Stepper:
+        """See `SequenceFamily.boundary`."""
+        from projects.mmdet3d_plugin.streampetr.reference import Boundary
+
+        return Boundary(self.graphs(model, options), self.postprocess_facts(model))
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """See `SequenceFamily.runner`."""
+        from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
+
+        return StreamPetrOnnx(paths, **engine)
+
+    def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """See `SequenceFamily.dump_tensors`."""
+        return dumps.tensors(model, taps)
+
+    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+        """Return a dumped frame as it was fed."""
+        return dumps.frame(tensors, manifest)
+
+
+def _check_model(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse detectors, heads and ways to choose tokens that are not exported."""
+    head = model.get('pts_bbox_head') or {}
+    if model.get('type') not in DETECTORS:
+        raise ConfigError(
+            f'{filename}: model.type={model.get("type")!r}; StreamPETR exports {", ".join(DETECTORS)}'
+        )
+    if head.get('type') not in HEADS:
+        raise ConfigError(
+            f'{filename}: model.pts_bbox_head.type={head.get("type")!r}; StreamPETR exports '
+            f'{", ".join(HEADS)}'
+        )
+    if not model.get('aux_2d_only', True):
+        raise ConfigError(
+            f'{filename}: model.aux_2d_only=False chooses tokens by the 2D head at test time, which is not '
+            f'exported; expected True'
+        )
+    decoder = (head.get('transformer') or {}).get('decoder') or {}
+    if decoder.get('post_norm_cfg') is None:
+        raise ConfigError(
+            f'{filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is missing: the branches '
+            f"were trained on normalised outputs, another layer's output would reach them"
+        )
+
+
+def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return inputs that are traced: seeded numbers of the right size; no branch depends on them."""
+    generator = torch.Generator().manual_seed(0)
+    example = {}
+    for tensor in contract.inputs:
+        values = torch.rand(tensor.axes, generator=generator)
+        if len(tensor.axes) > 2 and tensor.axes[-2:] == (4, 4):
+            values = torch.eye(4) + 0.01 * values
+        dtype = torch.float64 if tensor.dtype == 'float64' else torch.float32
+        example[tensor.name] = values.to(device, dtype)
+    return example
+
+
+register_family(StreamPetrFamily())
