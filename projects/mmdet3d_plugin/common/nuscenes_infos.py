@@ -1,0 +1,462 @@
+"""Info files of nuScenes, as mmdet3d 1.0.0rc6 and StreamPETR read them, from the devkit's tables.
+
+Boxes are rows x y z l w h yaw in the LiDAR frame of their key frame, centre of the box, yaw in radians
+counter-clockwise from x (mmdet3d 1.0's `LiDARInstance3DBoxes` with `origin=(0.5, 0.5, 0.5)`); velocities are
+vx vy in that frame, m/s, NaN where the devkit gives none.
+
+Sources of the format, as facts: mmdetection3d v1.0.0rc6 `tools/data_converter/nuscenes_converter.py`,
+exiawsh/StreamPETR@68c1bdf `tools/data_converter/nuscenes_converter.py`. Differs in: pictures are not opened,
+their sizes come from `sample_data`; scenes of neither split, or whose files are absent, are left out; camera
+lists without boxes keep their last axis, (0, 4) or (0, 7).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pyquaternion import Quaternion
+from rich.progress import track
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.files import atomic_path, check_writable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nuscenes.nuscenes import NuScenes
+    from nuscenes.utils.data_classes import Box
+
+CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
+LIDAR = 'LIDAR_TOP'
+CLASSES = (
+    'car',
+    'truck',
+    'trailer',
+    'bus',
+    'construction_vehicle',
+    'bicycle',
+    'motorcycle',
+    'pedestrian',
+    'traffic_cone',
+    'barrier',
+)
+"""mmdet3d's order, which `labels2d` counts in."""
+SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
+TABLES = (
+    'category',
+    'attribute',
+    'visibility',
+    'instance',
+    'sensor',
+    'calibrated_sensor',
+    'ego_pose',
+    'log',
+    'scene',
+    'sample',
+    'sample_data',
+    'sample_annotation',
+    'map',
+)
+_ONLY_TEMPORAL = (
+    'prev',
+    'next',
+    'scene_token',
+    'frame_idx',
+    'bboxes2d',
+    'bboxes3d_cams',
+    'labels2d',
+    'centers2d',
+    'depths',
+    'bboxes_ignore',
+    'visibilities',
+)
+"""What the plain mmdet3d info files do not have."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A sensor's place at one time: `sensor_to_ego` and `ego_to_global` as records, and both as (4, 4)."""
+
+    calibration: dict[str, Any]
+    pose: dict[str, Any]
+
+    @property
+    def to_global(self) -> np.ndarray:
+        """Return the sensor-to-global matrix (4, 4) float64."""
+        return _matrix(self.pose) @ _matrix(self.calibration)
+
+
+def _matrix(record: dict[str, Any]) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Quaternion(record['rotation']).rotation_matrix
+    matrix[:3, 3] = record['translation']
+    return matrix
+
+
+def _frame(nusc: NuScenes, data: dict[str, Any]) -> Frame:
+    return Frame(
+        nusc.get('calibrated_sensor', data['calibrated_sensor_token']),
+        nusc.get('ego_pose', data['ego_pose_token']),
+    )
+
+
+def _shown_path(nusc: NuScenes, data: dict[str, Any]) -> str:
+    """Give the path of a file, relative to the working folder when it lies below it, as mmdet3d does."""
+    path = os.path.join(str(nusc.dataroot), data['filename'])
+    return path.removeprefix(f'{os.getcwd()}/')
+
+
+def _sensor_info(nusc: NuScenes, data: dict[str, Any], kind: str, lidar: Frame) -> dict[str, Any]:
+    """Describe one camera picture or sweep, with its place in the key frame's LiDAR frame."""
+    frame = _frame(nusc, data)
+    to_lidar = np.linalg.inv(lidar.to_global) @ frame.to_global
+    return {
+        'data_path': _shown_path(nusc, data),
+        'type': kind,
+        'sample_data_token': data['token'],
+        'sensor2ego_translation': frame.calibration['translation'],
+        'sensor2ego_rotation': frame.calibration['rotation'],
+        'ego2global_translation': frame.pose['translation'],
+        'ego2global_rotation': frame.pose['rotation'],
+        'timestamp': data['timestamp'],
+        'sensor2lidar_rotation': to_lidar[:3, :3],
+        'sensor2lidar_translation': to_lidar[:3, 3],
+    }
+
+
+def _sweeps(nusc: NuScenes, data: dict[str, Any], count: int, lidar: Frame) -> list[dict[str, Any]]:
+    """Describe up to `count` earlier sweeps, the last one first."""
+    sweeps = []
+    while len(sweeps) < count and data['prev']:
+        data = nusc.get('sample_data', data['prev'])
+        sweeps.append(_sensor_info(nusc, data, 'lidar', lidar))
+    return sweeps
+
+
+def _class_name(category: str) -> str | None:
+    from nuscenes.eval.detection.utils import category_to_detection_name
+
+    return category_to_detection_name(category)
+
+
+def _boxes(nusc: NuScenes, records: list[dict[str, Any]], frame: Frame) -> list[Box]:
+    """Give the boxes of annotations in the frame of a sensor."""
+    boxes = [nusc.get_box(record['token']) for record in records]
+    for box in boxes:
+        for place in (frame.pose, frame.calibration):
+            box.translate(-np.array(place['translation']))
+            box.rotate(Quaternion(place['rotation']).inverse)
+    return boxes
+
+
+def _annotations_3d(nusc: NuScenes, records: list[dict[str, Any]], lidar: Frame) -> dict[str, Any]:
+    boxes = _boxes(nusc, records, lidar)
+    rows = [[*box.center, *box.wlh[[1, 0, 2]], box.orientation.yaw_pitch_roll[0]] for box in boxes]
+    velocity = np.array([[*nusc.box_velocity(record['token'])[:2], 0] for record in records]).reshape(-1, 3)
+    points = {
+        key: np.array([record[key] for record in records], np.int64)
+        for key in ('num_lidar_pts', 'num_radar_pts')
+    }
+    names = [_class_name(box.name) or box.name for box in boxes]
+    return {
+        'gt_boxes': np.array(rows, np.float64).reshape(-1, 7),
+        'gt_names': np.array(names, dtype=np.str_),
+        'gt_velocity': (velocity @ lidar.to_global[:3, :3])[:, :2],
+        **points,
+        'valid_flag': points['num_lidar_pts'] + points['num_radar_pts'] > 0,
+    }
+
+
+def clip_to_canvas(
+    corners: np.ndarray, intrinsic: np.ndarray, size: tuple[int, int]
+) -> tuple[float, float, float, float] | None:
+    """Bound the part of a 3D box that lies in a picture.
+
+    Args:
+        corners: (3, 8) in the camera frame, m; those behind the camera are left out, as upstream does.
+        intrinsic: (3, 3).
+        size: (W, H) px.
+
+    Returns:
+        x1 y1 x2 y2 px of the convex hull of the projected corners within the picture; None outside it.
+    """
+    from shapely.geometry import MultiPoint, box
+
+    ahead = corners[:, corners[2] > 0]
+    if not ahead.size:
+        return None
+    points = intrinsic @ ahead
+    hull = MultiPoint((points[:2] / points[2]).T).convex_hull.intersection(box(0, 0, *size))
+    return None if hull.is_empty else hull.bounds
+
+
+def _camera_rows(
+    nusc: NuScenes, records: list[dict[str, Any]], data: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield one row per object of the ten classes that is at least a pixel wide and high in a picture."""
+    frame = _frame(nusc, data)
+    intrinsic, size = np.array(frame.calibration['camera_intrinsic']), (data['width'], data['height'])
+    for record, box in zip(records, _boxes(nusc, records, frame), strict=True):
+        name = _class_name(box.name)
+        if name is None or box.center[2] <= 0:
+            continue
+        bounds = clip_to_canvas(box.corners(), intrinsic, size)
+        if bounds is None or bounds[2] - bounds[0] < 1 or bounds[3] - bounds[1] < 1:
+            continue
+        x, y, depth = intrinsic @ box.center
+        yield {
+            'bboxes2d': bounds,
+            'labels2d': CLASSES.index(name),
+            'centers2d': (x / depth, y / depth),
+            'depths': depth,
+            'visibilities': record['visibility_token'],
+            'bboxes3d_cams': [*box.center, *box.wlh[[1, 2, 0]], -box.orientation.yaw_pitch_roll[0]],
+        }
+
+
+def _annotations_2d(nusc: NuScenes, records: list[dict[str, Any]], sample: dict[str, Any]) -> dict[str, list]:
+    """Give the lists per camera: float32 arrays, labels int64, visibility tokens as strings."""
+    shapes = {'bboxes2d': (-1, 4), 'bboxes3d_cams': (-1, 7), 'centers2d': (-1, 2), 'depths': (-1,)}
+    info: dict[str, list] = {key: [] for key in (*shapes, 'labels2d', 'bboxes_ignore', 'visibilities')}
+    for camera in CAMERAS:
+        rows = list(_camera_rows(nusc, records, nusc.get('sample_data', sample['data'][camera])))
+        for key, shape in shapes.items():
+            info[key].append(np.array([row[key] for row in rows], np.float32).reshape(shape))
+        info['labels2d'].append(np.array([row['labels2d'] for row in rows], np.int64))
+        info['visibilities'].append([row['visibilities'] for row in rows])
+        info['bboxes_ignore'].append(np.zeros((0, 4), np.float32))
+    return info
+
+
+def sample_info(
+    nusc: NuScenes, sample: dict[str, Any], frame_idx: int, *, max_sweeps: int = 10, annotated: bool = True
+) -> dict[str, Any]:
+    """Describe one key frame.
+
+    Args:
+        nusc: The loaded tables.
+        sample: Record of the key frame.
+        frame_idx: Its number in its scene, from 0.
+        max_sweeps: LiDAR sweeps before it to list.
+        annotated: Whether the version has annotations.
+
+    Returns:
+        One entry of `infos`; `annotated=False` leaves the ground truth out.
+    """
+    data = nusc.get('sample_data', sample['data'][LIDAR])
+    lidar = _frame(nusc, data)
+    info = {
+        'lidar_path': _shown_path(nusc, data),
+        'token': sample['token'],
+        'prev': sample['prev'],
+        'next': sample['next'],
+        'frame_idx': frame_idx,
+        'scene_token': sample['scene_token'],
+        'sweeps': _sweeps(nusc, data, max_sweeps, lidar),
+        'cams': {},
+        'lidar2ego_translation': lidar.calibration['translation'],
+        'lidar2ego_rotation': lidar.calibration['rotation'],
+        'ego2global_translation': lidar.pose['translation'],
+        'ego2global_rotation': lidar.pose['rotation'],
+        'timestamp': sample['timestamp'],
+    }
+    for camera in CAMERAS:
+        picture = nusc.get('sample_data', sample['data'][camera])
+        calibration = nusc.get('calibrated_sensor', picture['calibrated_sensor_token'])
+        info['cams'][camera] = {
+            **_sensor_info(nusc, picture, camera, lidar),
+            'cam_intrinsic': np.array(calibration['camera_intrinsic']),
+        }
+    if annotated:
+        records = [nusc.get('sample_annotation', token) for token in sample['anns']]
+        info.update(_annotations_3d(nusc, records, lidar), **_annotations_2d(nusc, records, sample))
+    return info
+
+
+def check_root(root: Path, version: str) -> None:
+    """Refuse a folder that is no nuScenes data set of that version, before the devkit reads it.
+
+    Raises:
+        UsageError: The version is unknown.
+        DataError: The folder, a table or a map mask is missing, or a table is no JSON.
+    """
+    if version not in SPLITS:
+        raise UsageError(f'--version: got {version!r}, expected one of {", ".join(SPLITS)}')
+    if not root.is_dir():
+        raise DataError(f'{root}: no such folder; --root-path names the one with {version}/ and samples/')
+    if not (root / version).is_dir():
+        found = sorted(path.name for path in root.glob('v*') if path.is_dir())
+        raise DataError(
+            f'{root / version}: no such folder; versions there: {", ".join(found) or "none"} '
+            f'(choose with --version)'
+        )
+    missing = [name for name in TABLES if not (root / version / f'{name}.json').is_file()]
+    if missing:
+        raise DataError(
+            f'{root / version}: the tables {", ".join(missing)} are missing; '
+            f'a nuScenes version has {len(TABLES)} tables, unpack its metadata again'
+        )
+
+
+def load_tables(root: Path, version: str) -> NuScenes:
+    """Load all tables with the devkit.
+
+    Raises:
+        UsageError: The version is unknown.
+        DataError: A table is missing, damaged, or points to records that are not there.
+    """
+    check_root(root, version)
+    from nuscenes.nuscenes import NuScenes
+
+    try:
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+    except json.JSONDecodeError as error:
+        raise DataError(f'{_damaged_table(root / version)}: is not valid JSON ({error})') from error
+    except KeyError as error:
+        raise DataError(f'{root / version}: the tables do not fit together, no record {error}') from error
+    except AssertionError as error:
+        raise DataError(f'{root}: {error}') from error
+
+
+def _damaged_table(folder: Path) -> Path:
+    for name in TABLES:
+        try:
+            json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
+        except ValueError:
+            return folder / f'{name}.json'
+    return folder
+
+
+def _scene_samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
+    samples, token = [], scene['first_sample_token']
+    while token:
+        samples.append(nusc.get('sample', token))
+        token = samples[-1]['next']
+    return samples
+
+
+def _check_sample(nusc: NuScenes, sample: dict[str, Any]) -> None:
+    """Refuse a key frame that lacks a sensor or a file."""
+    for channel in (*CAMERAS, LIDAR):
+        if channel not in sample['data']:
+            raise DataError(f'{nusc.version}/sample_data.json: key frame {sample["token"]} has no {channel}')
+        path = Path(nusc.get_sample_data_path(sample['data'][channel]))
+        if not path.is_file():
+            raise DataError(
+                f'{path}: no such file, but {nusc.version}/sample_data.json lists it '
+                f'(key frame {sample["token"]}); unpack the set again'
+            )
+
+
+def _present_scenes(nusc: NuScenes, names: list[str]) -> list[dict[str, Any]]:
+    """Give the scenes of a split whose first sweep is there: parts of nuScenes may be unpacked alone."""
+    wanted = set(names)
+    scenes = [scene for scene in nusc.scene if scene['name'] in wanted]
+    present = []
+    for scene in scenes:
+        data = nusc.get('sample', scene['first_sample_token'])['data']
+        if LIDAR not in data or Path(nusc.get_sample_data_path(data[LIDAR])).is_file():
+            present.append(scene)
+    if scenes and not present:
+        raise DataError(
+            f'{nusc.dataroot}: none of the {len(scenes)} scenes has its first {LIDAR} sweep, '
+            f'e.g. {nusc.get_sample_data_path(data[LIDAR])}; '
+            f'unpack samples/ beside {nusc.version}/'
+        )
+    return present
+
+
+def split_infos(
+    nusc: NuScenes, split: str, *, max_sweeps: int = 10, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Describe all key frames of a split, scene by scene, each in the order of time.
+
+    Raises:
+        DataError: A key frame lacks a sensor or a file.
+    """
+    from nuscenes.utils.splits import create_splits_scenes
+
+    scenes = _present_scenes(nusc, create_splits_scenes()[split])
+    samples = [
+        (number, sample) for scene in scenes for number, sample in enumerate(_scene_samples(nusc, scene))
+    ]
+    for _, sample in samples:
+        _check_sample(nusc, sample)
+    return [
+        sample_info(nusc, sample, number, max_sweeps=max_sweeps, annotated=split != 'test')
+        for number, sample in track(
+            samples, f'{split}: {len(scenes)} scenes', console=cli.stderr(), disable=quiet
+        )
+    ]
+
+
+def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[Path, Path]:
+    """Name the temporal and the plain info file of a split (`train`, `val` or `test`).
+
+    The temporal one is `<tag>2d_temporal_infos_<split>.pkl`; a tag that ends with `2d`, as StreamPETR's own
+    command has it, gets no second one.
+    """
+    stem = tag.removesuffix('2d')
+    return Path(out_dir) / f'{stem}2d_temporal_infos_{split}.pkl', Path(out_dir) / f'{stem}_infos_{split}.pkl'
+
+
+def _dump(path: Path, content: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary, open(temporary, 'wb') as stream:
+        pickle.dump(content, stream, protocol=4)
+
+
+def create_infos(
+    root: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    tag: str,
+    version: str = 'v1.0-trainval',
+    max_sweeps: int = 10,
+    quiet: bool = False,
+) -> dict[Path, int]:
+    """Write the info files of all splits of a version, real or generated.
+
+    Args:
+        root: Folder with the version's tables, `samples/` and `maps/`; the paths in the infos begin with it.
+        out_dir: Folder of the info files.
+        tag: Begins their names (`info_paths`).
+        version: One of `SPLITS`.
+        max_sweeps: LiDAR sweeps before a key frame to list.
+        quiet: Show no progress bar.
+
+    Returns:
+        The files written, and how many key frames each holds.
+
+    Raises:
+        UsageError: An option is out of its range.
+        DataError: The data set is not whole.
+    """
+    if max_sweeps < 0:
+        raise UsageError(f'--max-sweeps: got {max_sweeps}, expected 0 or more')
+    if not tag or '/' in tag:
+        raise UsageError(f'--extra-tag: got {tag!r}, expected the beginning of a file name')
+    check_root(Path(root), version)
+    targets = {split: info_paths(out_dir, tag, split.removeprefix('mini_')) for split in SPLITS[version]}
+    for path in (path for pair in targets.values() for path in pair):
+        check_writable(path)
+    nusc = load_tables(Path(root), version)
+    found = {split: split_infos(nusc, split, max_sweeps=max_sweeps, quiet=quiet) for split in SPLITS[version]}
+    if not any(found.values()):
+        raise DataError(
+            f'{Path(root) / version}: none of the scenes is in the split lists of the devkit '
+            f'({", ".join(SPLITS[version])})'
+        )
+    written = {}
+    for split, (temporal, plain) in targets.items():
+        infos, metadata = found[split], {'version': version}
+        _dump(temporal, {'infos': infos, 'metadata': metadata})
+        less = [{key: value for key, value in info.items() if key not in _ONLY_TEMPORAL} for info in infos]
+        _dump(plain, {'infos': less, 'metadata': metadata})
+        written.update({temporal: len(infos), plain: len(infos)})
+    return written

@@ -1,0 +1,252 @@
+"""One scene of the generated drive: how the ego moves, what stands and drives around it.
+
+Global frame: metres, z up, the ground is z = 0. Yaw in radians, counter-clockwise from x.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+KEY_FRAME_S = 0.5
+STEP_S = 0.01
+START_XY = (950.0, 250.0)
+"""About where scenes begin; nuScenes' maps have such coordinates, and their masks begin at the origin."""
+MIN_ACTIVE, MAX_ACTIVE = 9, 16
+"""Objects around the ego in every key frame, as far as there is room."""
+TRIES = 600
+EGO_CIRCLES = ((-0.2, 1.15), (1.4, 1.15), (3.0, 1.15))
+"""(x of the centre in the ego frame, radius), m: what other objects keep clear of."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One detection class of the world.
+
+    `wlh` are nuScenes' mean sizes in m; `near` and `far` bound the distance at which it is placed, beyond
+    `horizon` it is neither drawn nor annotated; `speeds` are m/s.
+    """
+
+    name: str
+    category: str
+    wlh: tuple[float, float, float]
+    hue: int
+    pattern: str
+    near: float
+    far: float
+    horizon: float
+    moving_share: float
+    speeds: tuple[float, float]
+
+
+KINDS = (
+    Kind('car', 'vehicle.car', (1.95, 4.62, 1.73), 0, 'plain', 5, 20, 26, 0.5, (2, 8)),
+    Kind('truck', 'vehicle.truck', (2.51, 6.94, 2.84), 252, 'vertical', 7, 22, 30, 0.4, (2, 8)),
+    Kind('trailer', 'vehicle.trailer', (2.90, 12.29, 3.87), 180, 'horizontal', 9, 22, 30, 0.2, (2, 6)),
+    Kind('bus', 'vehicle.bus.rigid', (2.94, 11.2, 3.47), 108, 'checker', 8, 22, 30, 0.5, (2, 7)),
+    Kind(
+        'construction_vehicle',
+        'vehicle.construction',
+        (2.73, 6.37, 3.19),
+        36,
+        'checker',
+        7,
+        20,
+        28,
+        0.2,
+        (1, 3),
+    ),
+    Kind('bicycle', 'vehicle.bicycle', (0.60, 1.70, 1.28), 144, 'vertical', 4, 14, 20, 0.5, (1.5, 5)),
+    Kind('motorcycle', 'vehicle.motorcycle', (0.77, 2.11, 1.47), 288, 'horizontal', 4, 15, 20, 0.5, (2, 7)),
+    Kind('pedestrian', 'human.pedestrian.adult', (0.67, 0.73, 1.77), 72, 'plain', 4, 14, 20, 0.7, (0.6, 1.8)),
+    Kind(
+        'traffic_cone',
+        'movable_object.trafficcone',
+        (0.41, 0.41, 1.07),
+        216,
+        'horizontal',
+        4,
+        12,
+        18,
+        0,
+        (0, 0),
+    ),
+    Kind('barrier', 'movable_object.barrier', (2.53, 0.50, 0.98), 324, 'vertical', 4, 14, 20, 0, (0, 0)),
+)
+"""The order is mmdet3d's class order. Classes of like size have unlike hues."""
+
+
+@dataclass(frozen=True)
+class Drive:
+    """Poses of the ego, every `STEP_S`: `xy` (n, 2), `yaw` (n,), from time 0 of the scene."""
+
+    xy: np.ndarray
+    yaw: np.ndarray
+
+    def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Give position (..., 2) and yaw (...) at times of the scene, which may be a little below zero."""
+        grid = np.arange(len(self.yaw)) * STEP_S - 1
+        x, y = (np.interp(time_s, grid, column) for column in self.xy.T)
+        return np.stack([x, y], axis=-1), np.interp(time_s, grid, self.yaw)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: where it was at `anchor_s`, and its steady motion; `tint` is its own (hue, value) offset."""
+
+    label: int
+    wlh: np.ndarray
+    anchor_s: float
+    xy: np.ndarray
+    heading: float
+    speed: float
+    turn_rate: float
+    tint: tuple[float, float]
+
+    @property
+    def kind(self) -> Kind:
+        """Return its class."""
+        return KINDS[self.label]
+
+    def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Give position (..., 2) and yaw (...) at times of the scene: straight ahead, or on a circle."""
+        passed = np.asarray(time_s, np.float64) - self.anchor_s
+        turned = passed * self.turn_rate
+        chord = self.speed * passed * np.sinc(turned / (2 * math.pi))
+        middle = self.heading + turned / 2
+        xy = self.xy + np.stack([np.cos(middle), np.sin(middle)], axis=-1) * chord[..., None]
+        return xy, self.heading + turned
+
+
+@dataclass(frozen=True)
+class World:
+    """One scene: `frames` key frames, the drive, all objects, `night`, and which cameras drop out when.
+
+    `active` (frames, objects) bool: near enough to be there. `dropped` (frames, 6) int: 0 for a good picture,
+    1 for a dark one, 2 for one washed out by glare.
+    """
+
+    frames: int
+    drive: Drive
+    things: tuple[Thing, ...]
+    active: np.ndarray
+    night: bool
+    gain: float
+    dropped: np.ndarray
+
+    def key_time(self, frame: int) -> float:
+        """Give the time of a key frame in the scene, s."""
+        return frame * KEY_FRAME_S
+
+
+def make_drive(rng: np.random.Generator, frames: int) -> Drive:
+    """Drive at 0 to 9 m/s, with turns and stops, from a second before the first key frame."""
+    duration = frames * KEY_FRAME_S + 2
+    knots = np.arange(0, duration + 2.5, 2.5)
+    speeds = np.clip(rng.uniform(2, 7) + rng.normal(0, 1.6, len(knots)), 0.5, 9)
+    speeds[rng.random(len(knots)) < 0.12] = 0
+    rates = rng.choice([0, 0, 0.1, -0.1, 0.25, -0.25], len(knots))
+    rates = np.clip(rates, -0.15 * speeds, 0.15 * speeds)
+    times = np.arange(0, duration, STEP_S)
+    speed, rate = np.interp(times, knots, speeds), np.interp(times, knots, rates)
+    yaw = rng.uniform(-math.pi, math.pi) + np.cumsum(rate) * STEP_S
+    steps = np.stack([np.cos(yaw), np.sin(yaw)], axis=-1) * speed[:, None] * STEP_S
+    return Drive(np.array(START_XY) + rng.uniform(-30, 30, 2) + np.cumsum(steps, axis=0), yaw)
+
+
+def _circles(thing: Thing, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cover the footprint with circles: centres (T, n, 2), radii (n,)."""
+    width, length = thing.wlh[:2]
+    short, long = sorted((width, length))
+    count = min(max(math.ceil(long / short), 1), 6)
+    along = np.linspace(-1, 1, count) * (long - short) / 2 if count > 1 else np.zeros(1)
+    xy, yaw = thing.pose(times)
+    yaw = yaw if length >= width else yaw + math.pi / 2
+    axis = np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
+    return xy[:, None] + along[:, None] * axis[:, None], np.full(count, short * 0.62)
+
+
+def _ego_circles(drive: Drive, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    xy, yaw = drive.pose(times)
+    axis = np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
+    along, radii = (np.array(column) for column in zip(*EGO_CIRCLES, strict=True))
+    return xy[:, None] + along[:, None] * axis[:, None], radii + 1.0
+
+
+def _collide(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
+    distance = np.linalg.norm(one[0][:, :, None] - other[0][:, None], axis=-1)
+    return bool((distance < one[1][:, None] + other[1] + 0.25).any())
+
+
+def _propose(rng: np.random.Generator, drive: Drive, label: int, time_s: float) -> Thing:
+    kind = KINDS[label]
+    ego_xy, ego_yaw = drive.pose(time_s)
+    distance, bearing = rng.uniform(kind.near, kind.far), rng.uniform(-math.pi, math.pi)
+    moving = rng.random() < kind.moving_share
+    free = kind.name in ('pedestrian', 'traffic_cone', 'barrier') or (not moving and rng.random() < 0.3)
+    offset = rng.uniform(-math.pi, math.pi) if free else rng.choice([0, math.pi]) + rng.normal(0, 0.2)
+    return Thing(
+        label,
+        np.array(kind.wlh) * rng.uniform(0.9, 1.1, 3),
+        time_s,
+        ego_xy + distance * np.array([math.cos(ego_yaw + bearing), math.sin(ego_yaw + bearing)]),
+        float(ego_yaw + offset),
+        float(rng.uniform(*kind.speeds)) if moving else 0.0,
+        float(rng.normal(0, 0.06)) if moving else 0.0,
+        (float(rng.uniform(-6, 6)), float(rng.uniform(0.85, 1.0))),
+    )
+
+
+def _active(thing: Thing, drive: Drive, key_times: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(thing.pose(key_times)[0] - drive.pose(key_times)[0], axis=-1) < thing.kind.horizon
+
+
+def _populate(rng: np.random.Generator, drive: Drive, frames: int) -> tuple[list[Thing], np.ndarray]:
+    """Put objects where fewest are, of the class seen least, until every key frame has enough."""
+    key_times = np.arange(frames) * KEY_FRAME_S
+    times = np.arange(-0.25, frames * KEY_FRAME_S, KEY_FRAME_S / 2)
+    taken = [_ego_circles(drive, times)]
+    things, active = [], np.zeros((frames, 0), bool)
+    seen = rng.random(len(KINDS))
+    for _ in range(TRIES):
+        counts = active.sum(1)
+        if counts.min() >= MIN_ACTIVE and seen.min() >= 1:
+            break
+        frame = int(rng.choice(np.flatnonzero(counts == counts.min())))
+        label = int(seen.argmin()) if rng.random() < 0.7 else int(rng.integers(len(KINDS)))
+        thing = _propose(rng, drive, label, frame * KEY_FRAME_S)
+        present = _active(thing, drive, key_times)
+        circles = _circles(thing, times)
+        if (counts + present).max() > MAX_ACTIVE or any(_collide(circles, other) for other in taken):
+            continue
+        things.append(thing)
+        taken.append(circles)
+        active = np.concatenate([active, present[:, None]], axis=1)
+        seen[label] += present.sum()
+    return things, active
+
+
+def _drops(rng: np.random.Generator, frames: int, share: float) -> np.ndarray:
+    """Draw camera drop-outs: never in the first key frame, never twice in a row."""
+    dropped = np.zeros((frames, 6), int)
+    for frame in range(1, frames):
+        hit = (rng.random(6) < share) & (dropped[frame - 1] == 0)
+        dropped[frame] = hit * rng.choice([1, 1, 2], 6)
+    return dropped
+
+
+def make_world(rng: np.random.Generator, frames: int, drop_share: float) -> World:
+    """Make one scene.
+
+    Args:
+        rng: Source of everything.
+        frames: Key frames, at 2 Hz.
+        drop_share: Chance that a camera which was fine drops out in the next key frame.
+    """
+    drive = make_drive(rng, frames)
+    things, active = _populate(rng, drive, frames)
+    night = bool(rng.random() < 0.3)
+    gain = float(rng.uniform(0.4, 0.6) if night else rng.uniform(0.8, 1.1))
+    return World(frames, drive, tuple(things), active, night, gain, _drops(rng, frames, drop_share))

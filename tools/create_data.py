@@ -1,0 +1,69 @@
+"""Make the info files of a data set; see --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdeploy_ext import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def _body(args: argparse.Namespace) -> int:
+    from mmdeploy_ext import compat
+
+    compat.apply()
+    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
+
+    written = create_infos(
+        args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.max_sweeps
+    )
+    for path, count in written.items():
+        print(f'{path}: {count} key frames')
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the info files."""
+    parser = cli.ArgumentParser(prog='create_data.py', description=__doc__.split(';')[0])
+    parser.add_argument('dataset', choices=['nuscenes'])
+    parser.add_argument(
+        '--root-path',
+        default='data/nuscenes',
+        metavar='DIR',
+        help='folder with the tables and samples/ (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--out-dir', metavar='DIR', help='folder of the info files (default: that of the data)'
+    )
+    parser.add_argument(
+        '--extra-tag',
+        default='nuscenes',
+        metavar='TAG',
+        help='writes TAG2d_temporal_infos_*.pkl and TAG_infos_*.pkl (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--version',
+        default='v1.0-trainval',
+        metavar='VERSION',
+        help='v1.0-trainval, v1.0-mini or v1.0-test (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--max-sweeps',
+        type=int,
+        default=10,
+        metavar='N',
+        help='LiDAR sweeps before a key frame to list (default: %(default)s)',
+    )
+    cli.add_debug_option(parser)
+    return cli.run(_body, parser, argv)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
