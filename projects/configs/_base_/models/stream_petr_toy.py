@@ -1,4 +1,4 @@
-# The same model in small: ResNet-18 of 16 base channels, 128 channels, 3 decoder layers, 96 + 32 queries.
+# The same model in small: ResNet-18 of 16 base channels, 96 channels, 3 decoder layers, 96 + 32 queries.
 _base_ = ['./stream_petr_r50.py']
 point_cloud_range = [-32.0, -32.0, -5.0, 32.0, 32.0, 3.0]
 position_range = [-38.4, -38.4, -10.0, 38.4, 38.4, 10.0]
@@ -15,11 +15,11 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         style='pytorch'),
-    img_neck=dict(in_channels=[64, 128], out_channels=128),
-    img_roi_head=dict(in_channels=128),
+    img_neck=dict(in_channels=[64, 128], out_channels=96),
+    img_roi_head=dict(in_channels=96),
     pts_bbox_head=dict(
-        in_channels=128,
-        embed_dims=128,
+        in_channels=96,
+        embed_dims=96,
         num_query=96,
         memory_len=128,
         topk_proposals=32,
@@ -31,10 +31,10 @@ model = dict(
                 num_layers=3,
                 transformerlayers=dict(
                     attn_cfgs=[
-                        dict(type='MultiheadAttention', embed_dims=128, num_heads=4, dropout=0.0),
-                        dict(type='PETRMultiheadAttention', embed_dims=128, num_heads=4, dropout=0.0),
+                        dict(type='MultiheadAttention', embed_dims=96, num_heads=4, dropout=0.0),
+                        dict(type='PETRMultiheadAttention', embed_dims=96, num_heads=4, dropout=0.0),
                     ],
-                    feedforward_channels=256,
+                    feedforward_channels=384,
                     ffn_dropout=0.0,
                     with_cp=False))),
         bbox_coder=dict(post_center_range=position_range, pc_range=point_cloud_range, max_num=100)),
