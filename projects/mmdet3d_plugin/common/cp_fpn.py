@@ -42,7 +42,8 @@ class CPFPN(BaseModule):
         super().__init__(init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'))
         if num_outs != len(in_channels):
             raise ConfigError(
-                f'CPFPN: num_outs is {num_outs}, but there are {len(in_channels)} input levels; extra levels are not supported'
+                f'CPFPN: num_outs is {num_outs}, but there are {len(in_channels)} input levels; '
+                'extra levels are not supported'
             )
         options = dict(norm_cfg=norm_cfg, act_cfg=act_cfg, inplace=False)
         self.lateral_convs = nn.ModuleList(

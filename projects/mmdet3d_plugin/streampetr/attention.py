@@ -1,7 +1,8 @@
 """The attention modules that StreamPETR configs name.
 
-Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; differs in: both are mmcv's attention, which has the same
-parameters (`attn.in_proj_weight`, ...) and computes the same. There is no half-precision path and no CUDA kernel.
+Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; differs in: both are mmcv's attention,
+which has the same parameters (`attn.in_proj_weight`, ...) and computes the same. There is no half-precision
+path and no CUDA kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class PETRMultiheadAttention(MultiheadAttention):
     """Multi-head attention with identity connection and positions.
 
     Args:
-        dropout: one rate for the attention weights and for the shortcut; replaces `attn_drop` and `dropout_layer`.
+        dropout: one rate for the attention weights and for the shortcut; replaces `attn_drop` and
+            `dropout_layer`.
         fp16: half precision in training, which is refused: mixed precision is set for the whole model.
     """
 
@@ -38,7 +40,7 @@ class PETRMultiheadAttention(MultiheadAttention):
     ) -> None:
         if fp16:
             raise ConfigError(
-                f'{type(self).__name__}: fp16=True is not supported; remove it and set the precision of the whole model'
+                f'{type(self).__name__}: fp16=True is not supported; set the precision of the whole model'
             )
         if dropout is not None:
             attn_drop, dropout_layer = dropout, dict(type='Dropout', drop_prob=dropout)
@@ -49,7 +51,7 @@ class PETRMultiheadAttention(MultiheadAttention):
 
 @ATTENTION.register_module()
 class PETRMultiheadFlashAttention(PETRMultiheadAttention):
-    """A config's flash attention, run as standard attention: same parameters, float32 instead of half precision."""
+    """A config's flash attention, run as standard attention: same parameters, float32 instead of float16."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,7 +1,7 @@
 """From logits and box codes to boxes, without NMS.
 
-Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/bbox/util.py; differs in: the ranges stay what the
-config says, and asking for more boxes than there are gives all of them.
+Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/bbox/util.py; differs in: the
+ranges stay what the config says, and asking for more boxes than there are gives all of them.
 """
 
 from __future__ import annotations
@@ -74,6 +74,6 @@ class NMSFreeCoder(BaseBBoxCoder):
         return {'bboxes': bboxes[keep], 'scores': scores[keep], 'labels': (pairs % self.num_classes)[keep]}
 
     def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Decode the last layer of 'all_cls_scores' (L, B, Q, K) and 'all_bbox_preds' (L, B, Q, 10), sample by sample."""
+        """Decode the last layer of 'all_cls_scores' (L, B, Q, K) and 'all_bbox_preds' (L, B, Q, 10)."""
         last = zip(preds_dicts['all_cls_scores'][-1], preds_dicts['all_bbox_preds'][-1], strict=True)
         return [self.decode_single(cls_scores, bbox_preds) for cls_scores, bbox_preds in last]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmdet.models import DETECTORS
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
-from mmdet.models import DETECTORS
 from torch import Tensor
 
 from mmdeploy_ext.errors import ConfigError, DataError
@@ -23,8 +23,8 @@ class Petr3D(Petr3DTraining, MVXTwoStageDetector):
 
     Args:
         use_grid_mask: hide squares of the images in training.
-        num_frame_head_grads, num_frame_backbone_grads, num_frame_losses: frames of a training clip, counted from its end, with gradients
-            in the head, in the backbone, and with losses.
+        num_frame_head_grads, num_frame_backbone_grads, num_frame_losses: frames of a training clip, counted
+            from its end, with gradients in the head, in the backbone, and with losses.
         stride: px per cell of the feature level that is used.
         position_level: which level of the neck is used.
         aux_2d_only: the 2D head only helps training; False, which samples tokens by it, is refused.
@@ -50,7 +50,8 @@ class Petr3D(Petr3DTraining, MVXTwoStageDetector):
             )
         if stride != self.pts_bbox_head.stride:
             raise ConfigError(
-                f"{type(self).__name__}: stride is {stride}, the head's is {self.pts_bbox_head.stride}; give both the same"
+                f"{type(self).__name__}: stride is {stride}, the head's is {self.pts_bbox_head.stride}; "
+                'give both the same'
             )
         self.init_training(
             use_grid_mask,
@@ -78,7 +79,8 @@ class Petr3D(Petr3DTraining, MVXTwoStageDetector):
         Args:
             img_metas: [one augmentation][one sample] dict.
             rescale: not used; boxes are in m.
-            data: [one augmentation] of `img` (1, N, 3, H, W) and, each with a batch or list axis of 1, of the calibration and pose keys.
+            data: [one augmentation] of `img` (1, N, 3, H, W) and, each with a batch or list axis of 1, of the
+                calibration and pose keys.
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError('Petr3D tests one augmentation: img_metas has to be a list of one list')
@@ -100,7 +102,7 @@ class Petr3D(Petr3DTraining, MVXTwoStageDetector):
         ]
 
     def run_frame(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> dict[str, Any]:
-        """Return the head's outputs for one frame; a scene token other than the last frame's starts a new stream."""
+        """Return the head's outputs for one frame; another scene token than before starts a new stream."""
         scene_token = img_metas[0]['scene_token']
         is_new = scene_token != self.prev_scene_token
         if is_new:

@@ -1,12 +1,10 @@
-"""StreamPETR's head as named steps, one copy for eager runs, training and export.
+"""StreamPETR's head: its layers, and eager runs with the state kept in it; `steps.py` has the frame.
 
-A frame is `step`: a pure function of features, position embedding and state. Everything inside it traces by TorchScript at opset 11
-with batch 1. 4x4 inverses stay outside, so do absolute positions and times.
+Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py; parameter names are the
+checkpoints'.
 
-Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py; parameter names are the checkpoints'.
-
-Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D depth bins, Q queries (learned and propagated), L decoder layers,
-K classes, M memory rows inside a frame.
+Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D depth bins, Q queries (learned
+and propagated), L decoder layers, K classes, M memory rows inside a frame.
 """
 
 from __future__ import annotations
@@ -15,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from mmcv.cnn import Linear, bias_init_with_prob
-from mmcv.runner import BaseModule
 from mmdet.core import build_assigner, build_bbox_coder, build_sampler
 from mmdet.models import HEADS, build_loss
 from mmdet.models.utils import NormedLinear, build_transformer
-from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
 from mmdeploy_ext.errors import ConfigError
@@ -28,17 +24,13 @@ from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.layers import MLN, SELayer
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-from projects.mmdet3d_plugin.streampetr.positional import motion_code, point_encoding, sine_encoding
+from projects.mmdet3d_plugin.streampetr.steps import CONE_BIN, FrameSteps, Queries, tap_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Queries = tuple[Tensor, Tensor, Tensor]
-
 CODE_SIZE = 10
 CONE_SIZE = 8
-# the second of the two bins whose points enter the cone, counted from the end
-CONE_BIN = -30
 NUM_BRANCHES = 6
 IGNORED_KEYS = {'with_position', 'depth_step', 'code_size'}
 LEGACY_NAMES = {
@@ -49,7 +41,7 @@ LEGACY_NAMES = {
 
 
 @HEADS.register_module()
-class StreamPETRHead(BaseModule):
+class StreamPETRHead(FrameSteps):
     """Queries, some of them propagated from the last frame, become boxes; the best of them become memory.
 
     Args:
@@ -60,11 +52,14 @@ class StreamPETRHead(BaseModule):
         num_propagated: rows that become queries; the other rows are keys of the self attention.
         num_reg_fcs: hidden layers of the two branches.
         with_ego_pos: condition queries and memory on ego motion.
-        LID, depth_num, depth_start, position_range: the depth bins and the range that normalises their points, in m.
+        LID, depth_num, depth_start, position_range: the depth bins and the range that normalises their
+            points, in m.
         normedlinear: cosine classifier.
         with_dn, scalar, noise_scale, noise_trans, dn_weight, split: denoising queries in training.
-        match_with_velo, match_costs, code_weights, loss_cls, loss_bbox, loss_iou, sync_cls_avg_factor, train_cfg: of the losses.
-        ignored: `with_position` and `depth_step`, which upstream ignores too, and `code_size`, which must be 10.
+        match_with_velo, match_costs, code_weights, loss_cls, loss_bbox, loss_iou, sync_cls_avg_factor,
+            train_cfg: of the losses.
+        ignored: `with_position` and `depth_step`, which upstream ignores too, and `code_size`, which must be
+            10.
 
     Raises:
         ConfigError: a key or value that is not supported, by name.
@@ -97,7 +92,7 @@ class StreamPETRHead(BaseModule):
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         depth_num: int = 64,
-        LID: bool = False,  # noqa: N803
+        LID: bool = False,
         depth_start: float = 1,
         position_range: Sequence[float] = (-65, -65, -8.0, 65, 65, 8.0),
         scalar: int = 5,
@@ -149,6 +144,7 @@ class StreamPETRHead(BaseModule):
     def _check(self, ignored: dict[str, Any]) -> None:
         """Refuse what this head cannot do."""
         unknown = sorted(set(ignored) - IGNORED_KEYS)
+        num_all = self.num_query + self.num_propagated
         wrong = {
             f'unknown keys {", ".join(unknown)}': bool(unknown),
             f'code_size={ignored.get("code_size")}: boxes have 10 numbers, velocity included': ignored.get(
@@ -158,13 +154,12 @@ class StreamPETRHead(BaseModule):
             f'in_channels={self.in_channels} must equal embed_dims={self.embed_dims}': self.in_channels
             != self.embed_dims,
             f'embed_dims={self.embed_dims} must be a multiple of 4': bool(self.embed_dims % 4),
-            f'depth_num={self.depth_num}: the spatial code takes the point 30 bins from the end': self.depth_num
+            f'depth_num={self.depth_num}: the cone takes a point 30 bins from the end': self.depth_num
             < -CONE_BIN,
             f'num_propagated={self.num_propagated} exceeds memory_len={self.memory_len}': self.num_propagated
             > self.memory_len,
-            f'topk_proposals={self.topk_proposals} exceeds num_query + num_propagated={self.num_query + self.num_propagated}': (
-                self.topk_proposals > self.num_query + self.num_propagated
-            ),
+            f'topk_proposals={self.topk_proposals} exceeds the {num_all} queries': self.topk_proposals
+            > num_all,
         }
         for what, is_wrong in wrong.items():
             if is_wrong:
@@ -175,7 +170,7 @@ class StreamPETRHead(BaseModule):
         decoder = self.transformer.decoder
         if decoder.embed_dims != self.embed_dims:
             raise ConfigError(
-                f"{type(self).__name__}: the transformer's embed_dims is {decoder.embed_dims}, the head's {self.embed_dims}"
+                f'{type(self).__name__}: embed_dims={self.embed_dims}, but the decoder has {decoder.embed_dims}'
             )
         if decoder.num_layers > NUM_BRANCHES:
             raise ConfigError(
@@ -187,7 +182,7 @@ class StreamPETRHead(BaseModule):
     ) -> None:
         if not (loss_cls or {}).get('use_sigmoid'):
             raise ConfigError(
-                f'{type(self).__name__}: loss_cls.use_sigmoid must be True: scores are sigmoids of {self.num_classes} logits'
+                f'{type(self).__name__}: loss_cls.use_sigmoid must be True: scores are sigmoids'
             )
         self.loss_cls = build_loss(loss_cls)
         self.loss_bbox = build_loss(loss_bbox or dict(type='L1Loss', loss_weight=5.0))
@@ -245,189 +240,6 @@ class StreamPETRHead(BaseModule):
                     state_dict[renamed] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    # ---- the steps of a frame
-
-    def token_centers(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
-        """Return the token centres (T, 2), px of the padded image."""
-        return rays.token_centers(pad_shape, self.stride, num_cameras, self.coords_d.device)
-
-    def frustum(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
-        """Return the homogeneous image points (T, D, 4) of every token and depth: a constant of the image size."""
-        points = rays.frustum_points(self.token_centers(pad_shape, num_cameras), self.coords_d)
-        tap('coords', points[None, ..., None])
-        return points
-
-    def focal_per_token(self, intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
-        """Return the focal lengths (B, T, 2) in 1000 px, of the camera that the weights were trained with."""
-        return tap('intrinsic', rays.focal_per_token(intrinsics, tokens_per_camera))
-
-    def position_embedding(self, img2lidar: Tensor, focal: Tensor, frustum: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode where the tokens look.
-
-        Args:
-            img2lidar: (B, N, 4, 4) per camera, (B, T, 4, 4) per token or (B, T, D, 4, 4) per point.
-            focal: (B, T, 2), see `focal_per_token`.
-            frustum: (T, D, 4), see `frustum`.
-
-        Returns:
-            (B, T, C) embedding before its gate, and (B, T, 8) the code of the spatial alignment: the focal lengths and two points of
-            the ray, normalised by the position range.
-        """
-        low, high = self.position_range[:3], self.position_range[3:]
-        points = (rays.lidar_points(img2lidar, frustum) - low) / (high - low)
-        cone = torch.cat([focal, points[:, :, -1], points[:, :, CONE_BIN]], dim=-1)
-        return self.position_encoder(inverse_sigmoid(points.flatten(-2))), cone
-
-    def align_tokens(self, img_feats: Tensor, pos_embed_raw: Tensor, cone: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn features (B, N, C, h, w) into tokens (B, T, C), conditioned on the ray, and gate their positions (B, T, C)."""
-        features = img_feats.permute(0, 1, 3, 4, 2).flatten(1, 3)
-        tokens = self.spatial_alignment(self.memory_embed(features), cone)
-        return tokens, self.featurized_pe(pos_embed_raw, tokens)
-
-    def queries_at(self, reference_points: Tensor) -> Queries:
-        """Return content and position (B, n, C) of queries at normalised `reference_points` (B, n, 3), and the points."""
-        position = self.query_embedding(point_encoding(reference_points, self.embed_dims // 2))
-        content = torch.zeros_like(position)
-        still = torch.zeros_like(reference_points[..., :1])
-        if self.with_ego_pos:
-            pose = torch.eye(4, dtype=still.dtype, device=still.device).expand(*still.shape[:2], 4, 4)
-            code = motion_code(torch.zeros_like(reference_points[..., :2]), still, pose)
-            content = self.ego_pose_memory(content, code)
-            position = self.ego_pose_pe(position, code)
-        return content, position + self._encode_time(still), reference_points
-
-    def learned_queries(self) -> Queries:
-        """Return tgt, query_pos (1, num_query, C) and reference_points (1, num_query, 3) in [0, 1]: constants of the weights."""
-        return self.queries_at(self.reference_points.weight.unsqueeze(0))
-
-    def encode_memory(self, memory: Memory) -> Queries:
-        """Return content and position (B, M, C) of the memory's rows, and their normalised points (B, M, 3), not clamped."""
-        points = (memory.reference_point - self.pc_range[:3]) / (self.pc_range[3:] - self.pc_range[:3])
-        position = self.query_embedding(point_encoding(points, self.embed_dims // 2))
-        content = memory.embedding
-        # ages are small: float32 is exact enough for them, absolute times never come here
-        age = memory.timestamp.to(points.dtype)
-        if self.with_ego_pos:
-            code = motion_code(memory.velo, age, memory.egopose)
-            position = self.ego_pose_pe(position, code)
-            content = self.ego_pose_memory(content, code)
-        return content, position + self._encode_time(age), points
-
-    def _encode_time(self, age: Tensor) -> Tensor:
-        return self.time_embedding(sine_encoding(age, self.embed_dims))
-
-    def decode(
-        self,
-        tokens: Tensor,
-        tokens_pos: Tensor,
-        memory: Memory,
-        queries: Queries | None = None,
-        attn_mask: Tensor | None = None,
-        all_layers: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the decoder.
-
-        Args:
-            tokens, tokens_pos: (B, T, C), see `align_tokens`.
-            memory: M rows in the current LiDAR frame.
-            queries: other queries than the learned ones, such as denoising queries before them, or the learned ones as constants.
-            attn_mask: (Q, Q - num_propagated + M) bool of the self attention over [queries | memory], True where not to look.
-            all_layers: give every layer's result, not the last one's alone.
-
-        Returns:
-            outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10) with the centre in m.
-        """
-        content, position, points = self.encode_memory(memory)
-        fed, kept = zip(*(self._split_propagated(rows) for rows in (content, position, points)), strict=True)
-        queries = [rows.expand(points.shape[0], -1, -1) for rows in queries or self.learned_queries()]
-        tgt, query_pos, reference = (torch.cat(rows, dim=1) for rows in zip(queries, fed, strict=True))
-        outs_dec = self.transformer(tgt, query_pos, tokens, tokens_pos, kept[0], kept[1], attn_mask)
-        if not all_layers:
-            outs_dec = outs_dec[-1:]
-        if not torch.onnx.is_in_onnx_export():
-            outs_dec = torch.nan_to_num(outs_dec)
-        return outs_dec, *self.predict(outs_dec, reference)
-
-    def _split_propagated(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return rows[:, : self.num_propagated], rows[:, self.num_propagated :]
-
-    def predict(self, outs_dec: Tensor, reference_points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (L, B, Q, K) and box codes (L, B, Q, 10) of decoder outputs (L, B, Q, C).
-
-        Every layer's centre is an offset to the same `reference_points` (B, Q, 3).
-        """
-        codes = self.reg_branches[0](outs_dec)
-        low, high = self.pc_range[:3], self.pc_range[3:]
-        centers = (codes[..., :3] + inverse_sigmoid(reference_points)).sigmoid() * (high - low) + low
-        return self.cls_branches[0](outs_dec), torch.cat([centers, codes[..., 3:]], dim=-1)
-
-    def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
-        """Return the rows that a frame adds to the memory, the best queries first.
-
-        Args:
-            cls_scores, bbox_preds, outs_dec: (B, Q, ...) of the last layer, without denoising queries.
-        """
-        scores = cls_scores.sigmoid().amax(dim=-1)
-        indexes = scores.topk(self.topk_proposals, dim=1).indices.unsqueeze(-1)
-
-        def best(rows: Tensor) -> Tensor:
-            return rows.gather(1, indexes.expand(-1, -1, rows.shape[-1])).detach()
-
-        boxes = best(bbox_preds)
-        timestamp = torch.zeros_like(boxes[..., :1])
-        pose = torch.eye(4, dtype=boxes.dtype, device=boxes.device).expand(
-            boxes.shape[0], self.topk_proposals, 4, 4
-        )
-        return Memory(best(outs_dec), boxes[..., :3], timestamp, pose, boxes[..., -2:])
-
-    def pseudo_points(self) -> Tensor | None:
-        """Return the points (num_propagated, 3) in m that a scene's memory starts with; None where no rows are propagated."""
-        if not self.num_propagated:
-            return None
-        low, high = self.pc_range[:3], self.pc_range[3:]
-        return self.pseudo_reference_points.weight * (high - low) + low
-
-    def step(
-        self,
-        img_feats: Tensor,
-        pos_embed_raw: Tensor,
-        cone: Tensor,
-        memory: Memory,
-        transform: Tensor,
-        delta_t: Tensor,
-        prev_exists: Tensor,
-        queries: Queries | None = None,
-        attn_mask: Tensor | None = None,
-        pad_size: int = 0,
-        all_layers: bool = True,
-    ) -> tuple[dict[str, Tensor], Memory, Memory]:
-        """Compute one frame: state in, boxes and state out.
-
-        Args:
-            img_feats: (B, N, C, h, w).
-            pos_embed_raw, cone: see `position_embedding`.
-            memory: the state after the last frame, memory_len + topk_proposals rows (memory_len at the first).
-            transform, delta_t, prev_exists: see `memory.pre_update`.
-            queries, attn_mask, all_layers: see `decode`.
-            pad_size: number of denoising queries at the front; they never become memory.
-
-        Returns:
-            outs_dec, all_cls_scores, all_bbox_preds by name; the memory that the frame used (memory_len rows); the state after it
-            (memory_len + topk_proposals rows). Both are in the current LiDAR frame, with ages for times.
-        """
-        used = temporal.pre_update(
-            memory, transform, delta_t, prev_exists, self.pseudo_points(), self.memory_len
-        )
-        _tap_memory('out_mem', used)
-        tokens, tokens_pos = self.align_tokens(img_feats, pos_embed_raw, cone)
-        outs_dec, cls_scores, bbox_preds = self.decode(
-            tokens, tokens_pos, used, queries, attn_mask, all_layers
-        )
-        new = self.select_topk(*(rows[-1][:, pad_size:] for rows in (cls_scores, bbox_preds, outs_dec)))
-        outputs = {'outs_dec': outs_dec, 'all_cls_scores': cls_scores, 'all_bbox_preds': bbox_preds}
-        tap('out_outs_dec', outs_dec[-1])
-        return outputs, used, temporal.push(used, new)
-
     # ---- eager runs, with the state kept here in global coordinates
 
     def reset_memory(self) -> None:
@@ -437,7 +249,7 @@ class StreamPETRHead(BaseModule):
     def embed_positions(
         self, lidar2img: Tensor, intrinsics: Tensor, pad_shape: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Return what `position_embedding` does, from `lidar2img` and `intrinsics` (B, N, 4, 4) and the padded size in px."""
+        """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px."""
         num_cameras = lidar2img.shape[1]
         frustum = self.frustum(pad_shape, num_cameras)
         tokens_per_camera = frustum.shape[0] // num_cameras
@@ -456,11 +268,12 @@ class StreamPETRHead(BaseModule):
             img_feats: (B, N, C, h, w).
             img_metas: one dict per sample with 'pad_shape' (and the ground truth, for denoising).
             topk_indexes: tokens to use; only None, all of them, is supported.
-            data: lidar2img, intrinsics (B, N, 4, 4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s,
-                prev_exists (B,) float32; other keys are not used.
+            data: lidar2img, intrinsics (B, N, 4, 4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64
+                s, prev_exists (B,) float32; other keys are not used.
 
         Returns:
-            all_cls_scores, all_bbox_preds without denoising queries, and dn_mask_dict (None outside training).
+            all_cls_scores, all_bbox_preds without denoising queries, and dn_mask_dict (None outside
+            training).
         """
         if topk_indexes is not None:
             raise ConfigError(
@@ -482,11 +295,11 @@ class StreamPETRHead(BaseModule):
             pad_size,
         )
         self.memory = temporal.move(pushed, data['ego_pose'], -data['timestamp'])
-        _tap_memory('post_mem', self.memory)
+        tap_memory('post_mem', self.memory)
         return self._outputs(outputs, mask_dict, pad_size)
 
     def _state(self, data: dict[str, Tensor]) -> tuple[Memory, Tensor, Tensor]:
-        """Return the state and what brings it into the current frame; a stream's first state is of no frame and no time."""
+        """Return the state and what brings it into the current frame: nothing, where it is fresh."""
         if self.memory is not None:
             return self.memory, data['ego_pose_inv'], data['timestamp']
         poses = data['ego_pose_inv']
@@ -497,7 +310,7 @@ class StreamPETRHead(BaseModule):
     def _training_queries(
         self, batch: int, img_metas: list[dict]
     ) -> tuple[Queries | None, Tensor | None, dict | None]:
-        """Return the denoising queries before the learned ones, their mask and what the losses need; None outside training."""
+        """Return denoising and learned queries, their mask and the losses' needs; Nones outside training."""
         if not (self.training and self.with_dn):
             return None, None, None
         from projects.mmdet3d_plugin.streampetr import denoising
@@ -527,7 +340,7 @@ class StreamPETRHead(BaseModule):
     def get_bboxes(
         self, preds_dicts: dict[str, Tensor], img_metas: list[dict], rescale: bool = False
     ) -> list[list]:
-        """Return boxes of `img_metas`' box type with (n, 9) numbers, scores (n,) and labels (n,) per sample."""
+        """Return, per sample, boxes (n, 9) of `img_metas`' box type, scores (n,) and labels (n,)."""
         results = []
         for decoded, meta in zip(self.bbox_coder.decode(preds_dicts), img_metas, strict=True):
             bboxes = decoded['bboxes'].clone()
@@ -556,10 +369,3 @@ def _constant(values: Sequence[float]) -> nn.Parameter:
 
 def _two_linear(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
-
-
-def _tap_memory(prefix: str, memory: Memory) -> None:
-    """Name the five tensors of `memory` as the fork's dump has them."""
-    names = ('embedding', 'ref_point', 'timestamp', 'egopose', 'velo')
-    for name, rows in zip(names, memory, strict=True):
-        tap(f'{prefix}_{name}', rows)

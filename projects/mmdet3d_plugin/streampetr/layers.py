@@ -1,6 +1,7 @@
 """Small layers of the head.
 
-Source: exiawsh/StreamPETR 95f6470, models/utils/misc.py (`MLN`, `SELayer_Linear`); parameter names are the checkpoints'.
+Source: exiawsh/StreamPETR 95f6470, models/utils/misc.py (`MLN`, `SELayer_Linear`); parameter names are the
+checkpoints'.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 
 class MLN(nn.Module):
-    """Motion-aware layer normalisation: a code scales and shifts normalised features. Starts as the normalisation alone."""
+    """Motion-aware layer normalisation: a code scales and shifts what was normed; at first, not at all."""
 
     def __init__(self, code_dims: int, embed_dims: int) -> None:
         super().__init__()

@@ -1,14 +1,15 @@
 """The temporal memory: rows of past detections, and the rigid motion between the frames they are kept in.
 
-One copy of the mathematics serves two ways of keeping the state between frames. In both, the rows stand in the current LiDAR frame
-while a frame is computed:
+One copy of the mathematics serves two ways of keeping the state between frames. In both, the rows stand in
+the current LiDAR frame while a frame is computed:
 
-* global (the published model): `pre_update(memory, ego_pose_inv, timestamp)`, the frame, `push`, `move(memory, ego_pose, -timestamp)`;
-* local (the deploy contract): `pre_update(memory, ego_motion, delta_t)`, the frame, `push`. The state stays in the LiDAR frame of the last
-  frame, and its times are ages, so that no number grows with the drive.
+* global (the published model): `pre_update(memory, ego_pose_inv, timestamp)`, the frame, `push`,
+  `move(memory, ego_pose, -timestamp)`;
+* local (the deploy contract): `pre_update(memory, ego_motion, delta_t)`, the frame, `push`. The state stays
+  in the LiDAR frame of the last frame, and its times are ages, so that no number grows with the drive.
 
-Source: exiawsh/StreamPETR 95f6470, streampetr_head.py `pre_update_memory` and `post_update_memory`; differs in: stale rows are
-deselected instead of multiplied by zero, so that NaN in them cannot survive a reset.
+Source: exiawsh/StreamPETR 95f6470, streampetr_head.py `pre_update_memory` and `post_update_memory`; differs
+in: stale rows are deselected instead of multiplied by zero, so that NaN in them cannot survive a reset.
 
 Shapes: B batch, n rows, C channels, P pseudo points.
 """
@@ -27,7 +28,8 @@ class Memory(NamedTuple):
     Attributes:
         embedding: (B, n, C) decoder outputs.
         reference_point: (B, n, 3) box centres in m, in the frame that the state is kept in.
-        timestamp: (B, n, 1) s; age inside a frame and in the local state, minus the absolute time of origin in the global state.
+        timestamp: (B, n, 1) s; age inside a frame and in the local state, minus the absolute time of origin
+            in the global state.
         egopose: (B, n, 4, 4) from the LiDAR frame of the row's origin to the frame that the state is kept in.
         velo: (B, n, 2) m/s in the LiDAR frame of the row's origin; never moved.
     """
@@ -87,12 +89,14 @@ def pre_update(
         transform: (B, 4, 4) from the frame that the state is kept in to the current LiDAR frame.
         delta_t: (B,) s, what makes the state's times ages at the current frame.
         prev_exists: (B,) 0 where a new scene starts, 1 otherwise.
-        pseudo_reference_points: (P, 3) m, the points of a fresh memory's first P rows; None where no rows are propagated.
+        pseudo_reference_points: (P, 3) m, the points of a fresh memory's first P rows; None where no rows are
+            propagated.
         memory_len: rows to keep.
 
     Returns:
-        `memory_len` rows. Where `prev_exists` is 0 they are a fresh memory, whatever the state was: P rows with the pseudo points
-        and identity poses, and zeros. Those rows are never masked in the attention: the weights were trained with them.
+        `memory_len` rows. Where `prev_exists` is 0 they are a fresh memory, whatever the state was: P rows
+        with the pseudo points and identity poses, and zeros. Those rows are never masked in the attention:
+        the weights were trained with them.
     """
     moved = move(Memory(*(rows[:, :memory_len] for rows in memory)), transform, delta_t)
     fresh = _fresh(moved, pseudo_reference_points)
@@ -106,7 +110,7 @@ def pre_update(
 
 
 def push(memory: Memory, new: Memory) -> Memory:
-    """Put the rows of `new` before those of `memory`; both are in the current LiDAR frame. Times keep the dtype of `memory`."""
+    """Put the rows of `new` before those of `memory`, both in one frame; times keep `memory`'s dtype."""
     new = new._replace(timestamp=new.timestamp.to(memory.timestamp.dtype))
     return Memory(*(torch.cat(rows, dim=1) for rows in zip(new, memory, strict=True)))
 

@@ -1,6 +1,7 @@
 """Sine encodings of points, times and ego motion.
 
-Source: exiawsh/StreamPETR 95f6470, models/utils/positional_encoding.py (`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`).
+Source: exiawsh/StreamPETR 95f6470, models/utils/positional_encoding.py (`pos2posemb1d`, `pos2posemb3d`,
+`nerf_positional_encoding`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from torch import Tensor
 NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
 
 
-def sine_encoding(values: Tensor, num_feats: int, temperature: float = 10000.0) -> Tensor:
+def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
     """Encode numbers by `num_feats` sines and cosines in turn.
 
     Args:
         values: (..., 1), scaled by 2 pi.
-        num_feats: even; pair j has the frequency temperature ** (-2 j / num_feats).
+        num_feats: even; pair j has the frequency 10000 ** (-2 j / num_feats).
 
     Returns:
         (..., num_feats): sin, cos, sin, cos, ...
     """
     pairs = torch.arange(num_feats // 2, dtype=torch.float32, device=values.device)
-    periods = temperature ** (2 * pairs / num_feats)
+    periods = 10000.0 ** (2 * pairs / num_feats)
     angles = values * (2 * math.pi) / periods
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 

@@ -1,6 +1,7 @@
 """Where each image token looks: points along its camera ray, in the LiDAR frame.
 
-Source: exiawsh/StreamPETR 95f6470, models/utils/misc.py (`locations`) and streampetr_head.py (`position_embeding`).
+Source: exiawsh/StreamPETR 95f6470, models/utils/misc.py (`locations`) and streampetr_head.py
+(`position_embeding`).
 
 Shapes: B batch, N cameras, h w feature map, T = N h w tokens (camera-major), D depth bins.
 """
@@ -21,7 +22,7 @@ MIN_DEPTH = 1e-5
 
 
 def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> Tensor:
-    """Return `num` depths in m from `start` towards `end`, evenly spaced or with linearly growing steps (LID)."""
+    """Return `num` depths in m from `start` towards `end`, with equal or linearly growing steps (LID)."""
     index = torch.arange(num).float()
     if linear_increasing:
         return start + (end - start) / (num * (1 + num)) * index * (index + 1)
@@ -31,7 +32,7 @@ def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> T
 def token_centers(
     pad_shape: Sequence[int], stride: int, num_cameras: int, device: torch.device | str
 ) -> Tensor:
-    """Return the centres (T, 2) of the feature cells as x, y in px of the padded image, the same for every camera."""
+    """Return the centres (T, 2) of the feature cells, x and y in px of the padded image."""
     pad_h, pad_w = int(pad_shape[0]), int(pad_shape[1])
     if pad_h % stride or pad_w % stride:
         raise ShapeError(f'image size {pad_h}x{pad_w} is no multiple of the stride {stride}; pad the images')
@@ -56,7 +57,8 @@ def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
     """Return the points (B, T, D, 3) in m, LiDAR frame.
 
     Args:
-        img2lidar: (B, G, 4, 4), a matrix per camera (G = N), per token (G = T), or (B, T, D, 4, 4), a matrix per point.
+        img2lidar: (B, G, 4, 4), a matrix per camera (G = N), per token (G = T), or (B, T, D, 4, 4), a matrix
+            per point.
         frustum: (T, D, 4).
     """
     num_tokens, num_bins, _ = frustum.shape
@@ -69,8 +71,8 @@ def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
 def focal_per_token(intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
     """Return |fx|, |fy| in units of 1000 px per token, (B, T, 2), from `intrinsics` (B, N, 4, 4).
 
-    Token t gets the camera t MOD N, although t DIV N h w is the camera that it comes from: the published weights were trained with
-    this. The matrices of `lidar_points` belong to the right camera.
+    Token t gets the camera t MOD N, although t DIV N h w is the camera that it comes from: the published
+    weights were trained with this. The matrices of `lidar_points` belong to the right camera.
     """
     focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1).abs() / 1e3
     return focal.repeat(1, tokens_per_camera, 1)

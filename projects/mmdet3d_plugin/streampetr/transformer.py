@@ -1,7 +1,7 @@
 """The temporal decoder: queries attend to themselves and to the memory, then to the image tokens.
 
-Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; parameter names are the checkpoints'. Inside, tensors are
-sequence first, (n, B, C), as mmcv's attention takes them.
+Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; parameter names are the checkpoints'.
+Inside, tensors are sequence first, (n, B, C), as mmcv's attention takes them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
 
     Args:
         with_cp: recompute the layer in the backward pass instead of keeping its activations.
-        feedforward_channels, ffn_dropout, ffn_num_fcs: of the feed-forward network, where `ffn_cfgs` does not say it.
+        feedforward_channels, ffn_dropout, ffn_num_fcs: of the feed-forward network, where `ffn_cfgs` does not
+            say it.
     """
 
     def __init__(
@@ -77,10 +78,13 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
         """Return the queries (Q, B, C) after the layer.
 
         Args:
-            query: (Q, B, C); query_pos likewise.
-            tokens: (T, B, C) keys and values of the cross attention; tokens_pos likewise, added to the keys alone.
-            temp_memory: (M, B, C) further keys and values of the self attention; temp_pos likewise, added to the keys alone.
-            attn_mask: (Q, Q + M) bool of the self attention, True where a query must not look; None for no mask.
+            query: (Q, B, C).
+            query_pos: (Q, B, C), added to queries and to keys.
+            tokens: (T, B, C) keys and values of the cross attention.
+            tokens_pos: (T, B, C), added to the keys alone.
+            temp_memory: (M, B, C) further keys and values of the self attention.
+            temp_pos: (M, B, C), added to those keys alone.
+            attn_mask: (Q, Q + M) bool of the self attention, True where a query must not look; None for none.
         """
         identity = query
         attentions, norms, ffns = iter(self.attentions), iter(self.norms), iter(self.ffns)
@@ -168,6 +172,6 @@ class PETRTemporalTransformer(BaseModule):
         temp_pos: Tensor,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the decoder's outputs (L, B, Q, C) from (B, n, C) inputs, see `PETRTemporalDecoderLayer.compute`."""
+        """Return the outputs (L, B, Q, C) for (B, n, C) inputs; see `PETRTemporalDecoderLayer.compute`."""
         sequences = (tgt, query_pos, tokens, tokens_pos, temp_memory, temp_pos)
         return self.decoder(*(sequence.transpose(0, 1) for sequence in sequences), attn_mask).transpose(1, 2)

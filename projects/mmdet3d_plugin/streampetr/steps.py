@@ -1,0 +1,237 @@
+"""The steps of one frame of StreamPETR's head: pure functions of tensors and weights.
+
+Everything here traces by TorchScript at opset 11 with batch 1: no slice is assigned to, no branch depends on
+values. 4x4 inverses stay outside, so do absolute positions and times.
+
+Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py.
+
+Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D depth bins, Q queries (learned
+and propagated), L decoder layers, K classes, M memory rows inside a frame.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from mmcv.runner import BaseModule
+from mmdet.models.utils.transformer import inverse_sigmoid
+from torch import Tensor
+
+from mmdeploy_ext.taps import tap
+from projects.mmdet3d_plugin.streampetr import memory as temporal
+from projects.mmdet3d_plugin.streampetr import rays
+from projects.mmdet3d_plugin.streampetr.memory import Memory
+from projects.mmdet3d_plugin.streampetr.positional import motion_code, point_encoding, sine_encoding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Queries = tuple[Tensor, Tensor, Tensor]
+
+# the second of the two bins whose points enter the cone, counted from the end
+CONE_BIN = -30
+
+
+class FrameSteps(BaseModule):
+    """What the head does in a frame; `StreamPETRHead` builds the layers that this uses."""
+
+    def token_centers(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
+        """Return the token centres (T, 2), px of the padded image."""
+        return rays.token_centers(pad_shape, self.stride, num_cameras, self.coords_d.device)
+
+    def frustum(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
+        """Return the image points (T, D, 4) of every token and depth: a constant of the image size."""
+        points = rays.frustum_points(self.token_centers(pad_shape, num_cameras), self.coords_d)
+        tap('coords', points[None, ..., None])
+        return points
+
+    def focal_per_token(self, intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
+        """Return the focal lengths (B, T, 2) in 1000 px, of the camera that the weights were trained with."""
+        return tap('intrinsic', rays.focal_per_token(intrinsics, tokens_per_camera))
+
+    def position_embedding(self, img2lidar: Tensor, focal: Tensor, frustum: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode where the tokens look.
+
+        Args:
+            img2lidar: (B, N, 4, 4) per camera, (B, T, 4, 4) per token or (B, T, D, 4, 4) per point.
+            focal: (B, T, 2), see `focal_per_token`.
+            frustum: (T, D, 4), see `frustum`.
+
+        Returns:
+            (B, T, C) embedding before its gate, and (B, T, 8) the code of the spatial alignment: the focal
+            lengths and two points of the ray, normalised by the position range.
+        """
+        low, high = self.position_range[:3], self.position_range[3:]
+        points = (rays.lidar_points(img2lidar, frustum) - low) / (high - low)
+        cone = torch.cat([focal, points[:, :, -1], points[:, :, CONE_BIN]], dim=-1)
+        return self.position_encoder(inverse_sigmoid(points.flatten(-2))), cone
+
+    def align_tokens(self, img_feats: Tensor, pos_embed_raw: Tensor, cone: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn features (B, N, C, h, w) into tokens (B, T, C) by their rays, and gate the positions."""
+        features = img_feats.permute(0, 1, 3, 4, 2).flatten(1, 3)
+        tokens = self.spatial_alignment(self.memory_embed(features), cone)
+        return tokens, self.featurized_pe(pos_embed_raw, tokens)
+
+    def queries_at(self, reference_points: Tensor) -> Queries:
+        """Return content, position (B, n, C) of queries at `reference_points` (B, n, 3), and these."""
+        position = self.query_embedding(point_encoding(reference_points, self.embed_dims // 2))
+        content = torch.zeros_like(position)
+        still = torch.zeros_like(reference_points[..., :1])
+        if self.with_ego_pos:
+            pose = torch.eye(4, dtype=still.dtype, device=still.device).expand(*still.shape[:2], 4, 4)
+            code = motion_code(torch.zeros_like(reference_points[..., :2]), still, pose)
+            content = self.ego_pose_memory(content, code)
+            position = self.ego_pose_pe(position, code)
+        return content, position + self._encode_time(still), reference_points
+
+    def learned_queries(self) -> Queries:
+        """Return tgt, query_pos (1, n, C) and reference_points (1, n, 3): constants of the weights."""
+        return self.queries_at(self.reference_points.weight.unsqueeze(0))
+
+    def encode_memory(self, memory: Memory) -> Queries:
+        """Return content, position (B, M, C) and normalised points (B, M, 3), not clamped, of the rows."""
+        points = (memory.reference_point - self.pc_range[:3]) / (self.pc_range[3:] - self.pc_range[:3])
+        position = self.query_embedding(point_encoding(points, self.embed_dims // 2))
+        content = memory.embedding
+        # ages are small: float32 is exact enough for them, absolute times never come here
+        age = memory.timestamp.to(points.dtype)
+        if self.with_ego_pos:
+            code = motion_code(memory.velo, age, memory.egopose)
+            position = self.ego_pose_pe(position, code)
+            content = self.ego_pose_memory(content, code)
+        return content, position + self._encode_time(age), points
+
+    def _encode_time(self, age: Tensor) -> Tensor:
+        return self.time_embedding(sine_encoding(age, self.embed_dims))
+
+    def decode(
+        self,
+        tokens: Tensor,
+        tokens_pos: Tensor,
+        memory: Memory,
+        queries: Queries | None = None,
+        attn_mask: Tensor | None = None,
+        all_layers: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the decoder.
+
+        Args:
+            tokens: (B, T, C), see `align_tokens`.
+            tokens_pos: (B, T, C), added to the keys.
+            memory: M rows in the current LiDAR frame.
+            queries: other queries than the learned ones, such as denoising queries before them, or the
+                learned ones as constants.
+            attn_mask: (Q, Q - num_propagated + M) bool of the self attention over [queries | memory], True
+                where not to look.
+            all_layers: give every layer's result, not the last one's alone.
+
+        Returns:
+            outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10) with the
+            centre in m.
+        """
+        content, position, points = self.encode_memory(memory)
+        fed, kept = zip(*(self._split_propagated(rows) for rows in (content, position, points)), strict=True)
+        queries = [rows.expand(points.shape[0], -1, -1) for rows in queries or self.learned_queries()]
+        tgt, query_pos, reference = (torch.cat(rows, dim=1) for rows in zip(queries, fed, strict=True))
+        outs_dec = self.transformer(tgt, query_pos, tokens, tokens_pos, kept[0], kept[1], attn_mask)
+        if not all_layers:
+            outs_dec = outs_dec[-1:]
+        if not torch.onnx.is_in_onnx_export():
+            outs_dec = torch.nan_to_num(outs_dec)
+        return outs_dec, *self.predict(outs_dec, reference)
+
+    def _split_propagated(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows[:, : self.num_propagated], rows[:, self.num_propagated :]
+
+    def predict(self, outs_dec: Tensor, reference_points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (L, B, Q, K) and box codes (L, B, Q, 10) of decoder outputs (L, B, Q, C).
+
+        Every layer's centre is an offset to the same `reference_points` (B, Q, 3).
+        """
+        codes = self.reg_branches[0](outs_dec)
+        low, high = self.pc_range[:3], self.pc_range[3:]
+        centers = (codes[..., :3] + inverse_sigmoid(reference_points)).sigmoid() * (high - low) + low
+        return self.cls_branches[0](outs_dec), torch.cat([centers, codes[..., 3:]], dim=-1)
+
+    def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
+        """Return the rows that a frame adds to the memory, the best queries first.
+
+        Args:
+            cls_scores: (B, Q, K) logits of the last layer, without denoising queries; so are the others.
+            bbox_preds: (B, Q, 10).
+            outs_dec: (B, Q, C).
+        """
+        scores = cls_scores.sigmoid().amax(dim=-1)
+        indexes = scores.topk(self.topk_proposals, dim=1).indices.unsqueeze(-1)
+
+        def best(rows: Tensor) -> Tensor:
+            return rows.gather(1, indexes.expand(-1, -1, rows.shape[-1])).detach()
+
+        boxes = best(bbox_preds)
+        timestamp = torch.zeros_like(boxes[..., :1])
+        pose = torch.eye(4, dtype=boxes.dtype, device=boxes.device).expand(
+            boxes.shape[0], self.topk_proposals, 4, 4
+        )
+        return Memory(best(outs_dec), boxes[..., :3], timestamp, pose, boxes[..., -2:])
+
+    def pseudo_points(self) -> Tensor | None:
+        """Return the points (num_propagated, 3) in m of a fresh memory; None where no rows are propagated."""
+        if not self.num_propagated:
+            return None
+        low, high = self.pc_range[:3], self.pc_range[3:]
+        return self.pseudo_reference_points.weight * (high - low) + low
+
+    def step(
+        self,
+        img_feats: Tensor,
+        pos_embed_raw: Tensor,
+        cone: Tensor,
+        memory: Memory,
+        transform: Tensor,
+        delta_t: Tensor,
+        prev_exists: Tensor,
+        queries: Queries | None = None,
+        attn_mask: Tensor | None = None,
+        pad_size: int = 0,
+        all_layers: bool = True,
+    ) -> tuple[dict[str, Tensor], Memory, Memory]:
+        """Compute one frame: state in, boxes and state out.
+
+        Args:
+            img_feats: (B, N, C, h, w).
+            pos_embed_raw: (B, T, C), see `position_embedding`.
+            cone: (B, T, 8), see there.
+            memory: the state after the last frame, memory_len + topk_proposals rows (memory_len at the first).
+            transform: (B, 4, 4), see `memory.pre_update`.
+            delta_t: (B,) s, see there.
+            prev_exists: (B,), see there.
+            queries: see `decode`.
+            attn_mask: see `decode`.
+            pad_size: number of denoising queries at the front; they never become memory.
+            all_layers: see `decode`.
+
+        Returns:
+            outs_dec, all_cls_scores, all_bbox_preds by name; the memory that the frame used (memory_len
+            rows); the state after it (memory_len + topk_proposals rows). Both are in the current LiDAR frame,
+            with ages for times.
+        """
+        used = temporal.pre_update(
+            memory, transform, delta_t, prev_exists, self.pseudo_points(), self.memory_len
+        )
+        tap_memory('out_mem', used)
+        tokens, tokens_pos = self.align_tokens(img_feats, pos_embed_raw, cone)
+        outs_dec, cls_scores, bbox_preds = self.decode(
+            tokens, tokens_pos, used, queries, attn_mask, all_layers
+        )
+        new = self.select_topk(*(rows[-1][:, pad_size:] for rows in (cls_scores, bbox_preds, outs_dec)))
+        outputs = {'outs_dec': outs_dec, 'all_cls_scores': cls_scores, 'all_bbox_preds': bbox_preds}
+        tap('out_outs_dec', outs_dec[-1])
+        return outputs, used, temporal.push(used, new)
+
+
+def tap_memory(prefix: str, memory: Memory) -> None:
+    """Name the five tensors of `memory` as the fork's dump has them."""
+    names = ('embedding', 'ref_point', 'timestamp', 'egopose', 'velo')
+    for name, rows in zip(names, memory, strict=True):
+        tap(f'{prefix}_{name}', rows)
