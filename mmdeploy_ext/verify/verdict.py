@@ -152,7 +152,7 @@ class SequenceRow:
         missing: without a partner.
         extra: of the candidate, without a partner.
         outside: pairs outside the bars.
-        match_rate: matched / (reference + extra); None when there was nothing to match.
+        match_rate: matched, over the longer of both lists; None when there was nothing to match.
         match_bar: smallest rate that passes.
         worst_distance: metres, of a pair; None when the task does not measure one.
         worst_score: largest score difference of a pair.

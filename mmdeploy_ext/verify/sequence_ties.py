@@ -1,0 +1,174 @@
+"""Which memory rows of two engines belong together: the propagated top-k, and ties in it. Needs numpy only.
+
+Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame, n
+memory rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SAME_ROW = 5e-3
+"""Metres and m/s: a memory row this close to a query's prediction is that query's."""
+CLEARLY_NEARER = 1e-4
+"""Metres: by so much another query has to fit a memory row better than the one that its score puts there; the
+float32 noise of a memory that was kept in global coordinates is below it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryFacts:
+    """How a frame's queries come to the memory and back (`postprocess` of the metadata).
+
+    Attributes:
+        topk: K.
+        propagated: P.
+    """
+
+    topk: int
+    propagated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What one engine put into its memory.
+
+    Attributes:
+        scores: (Q,) float64, best class of each query by the last layer.
+        queries: (K,) int64, the query of each new memory row.
+    """
+
+    scores: np.ndarray
+    queries: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class RowDifference:
+    """A new memory row that two engines gave to different queries.
+
+    Attributes:
+        row: of the memory.
+        reference: query that the reference put there.
+        candidate: query that the candidate put there, by its own index.
+        gap: difference of their scores.
+    """
+
+    row: int
+    reference: int
+    candidate: int
+    gap: float
+
+
+def best_scores(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the score (Q,) float64 of the best class of every query, by the last layer's logits."""
+    best = np.asarray(outputs['all_cls_scores'], np.float64)[-1, 0].max(-1)
+    with np.errstate(invalid='ignore'):
+        return np.exp(-np.logaddexp(0.0, -best))
+
+
+def selection(
+    outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray] | None, topk: int
+) -> Selection:
+    """Tell which queries an engine put into its memory.
+
+    The scores say which ones they should be, the places and velocities in the memory which ones they are: a
+    row that fits another query clearly better is that query's. A row that fits none is taken for the one it
+    should be (its values are compared anyway).
+
+    Args:
+        outputs: `all_cls_scores` and `all_bbox_preds` of the frame.
+        memory: after the frame; None or without places leaves the scores to decide.
+        topk: K.
+    """
+    scores = best_scores(outputs)
+    expected = np.argsort(-scores, kind='stable')[:topk]
+    rows = min(topk, len(expected))
+    if memory is None or memory['reference_point'].shape[1] < rows:
+        return Selection(scores, expected)
+    boxes = np.asarray(outputs['all_bbox_preds'], np.float64)[-1, 0]
+    kept = np.concatenate([memory['reference_point'][0, :rows], memory['velo'][0, :rows]], 1)
+    distance = np.abs(kept.astype(np.float64)[:, None] - boxes[None, :, [0, 1, 2, 8, 9]]).max(-1)
+    distance[~np.isfinite(distance)] = np.inf
+    nearest, index = distance.argmin(1), np.arange(rows)
+    other = distance[index, nearest] <= SAME_ROW
+    other &= distance[index, nearest] + CLEARLY_NEARER < distance[index, expected]
+    return Selection(scores, np.where(other, nearest, expected))
+
+
+class RowPairing:
+    """Keeps, along a drive, which candidate row and query belongs to which of the reference.
+
+    Without ties row i belongs to row i. A tie swaps rows, or takes a row that the other engine has not; the
+    swapped rows become queries of the next frame and older rows of the following ones.
+
+    Attributes:
+        rows: (n,) int64, the candidate's memory row for each of the reference; -1 for none; None while the
+            memories are equal.
+    """
+
+    def __init__(self, facts: MemoryFacts) -> None:
+        self.facts = facts
+        self.rows: np.ndarray | None = None
+
+    def forget(self) -> None:
+        """Both memories are equal again: reset, or the candidate was given the reference's."""
+        self.rows = None
+
+    @property
+    def affected(self) -> bool:
+        """Whether a row differs in place."""
+        return self.rows is not None and bool((self.rows != np.arange(len(self.rows))).any())
+
+    def queries(self, count: int) -> np.ndarray:
+        """Return the candidate's query (Q,) int64 for each of the reference's in this frame; -1 for none."""
+        partners = np.arange(count)
+        if self.rows is not None:
+            propagated = min(self.facts.propagated, count, len(self.rows))
+            head = self.rows[:propagated]
+            inside = (head >= 0) & (head < propagated)
+            partners[count - propagated :] = np.where(inside, count - propagated + head, -1)
+        return partners
+
+    def advance(
+        self, reference: Selection, candidate: Selection, partners: np.ndarray, num_rows: int
+    ) -> list[RowDifference]:
+        """Follow the memory over a frame.
+
+        Args:
+            reference: what the reference put into its memory.
+            candidate: what the candidate did.
+            partners: of `queries`, this frame's.
+            num_rows: n.
+
+        Returns:
+            The new rows that differ.
+        """
+        to_reference = {int(own): query for query, own in enumerate(partners) if own >= 0}
+        own_row = {int(query): row for row, query in enumerate(candidate.queries)}
+        pairs = list(zip(reference.queries.tolist(), candidate.queries.tolist(), strict=True))
+        differences = []
+        for row, (wanted, got) in enumerate(pairs):
+            same = to_reference.get(got)
+            if same != wanted:
+                score = candidate.scores[got] if same is None else reference.scores[same]
+                differences.append(
+                    RowDifference(row, wanted, got, abs(float(reference.scores[wanted] - score)))
+                )
+        new = [own_row.get(int(partners[wanted]), -1) for wanted, _ in pairs]
+        kept = max(num_rows - len(new), 0)
+        old = np.arange(kept) if self.rows is None else self.rows[:kept]
+        old = np.where((old >= 0) & (old < kept), old + len(new), -1)
+        self.rows = np.concatenate([np.array(new, np.int64), old])[:num_rows]
+        return differences
+
+
+def score_error(reference: Selection, candidate: Selection, partners: np.ndarray) -> float:
+    """Return the largest score difference of queries that belong together; 0 when none is finite."""
+    paired = partners >= 0
+    gaps = np.abs(reference.scores[paired] - candidate.scores[partners[paired]])
+    return float(gaps[np.isfinite(gaps)].max(initial=0.0))
