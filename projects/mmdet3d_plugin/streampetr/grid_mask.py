@@ -57,10 +57,11 @@ class GridMask(nn.Module):
         """Return a random grid (H, W), 1 where the image stays; its period is drawn from 2..H - 1."""
         period = _randint(2, max(height, 3))
         thickness = min(max(int(period * self.ratio + 0.5), 1), period - 1)
+        starts = _randint(0, period), _randint(0, period)
         rows, columns = self._positions(height, width)
         hidden = torch.zeros(height, width, dtype=torch.bool)
-        for used, position, extent in ((self.use_h, rows, height), (self.use_w, columns, width)):
-            start = _randint(0, period)
+        axes = ((self.use_h, rows, height), (self.use_w, columns, width))
+        for (used, position, extent), start in zip(axes, starts, strict=True):
             if used:
                 hidden |= stripes(position, int(1.5 * extent), period, thickness, start)
         return (hidden if self.mode == 1 else ~hidden).float()
