@@ -1,7 +1,8 @@
 """VoVNetV2: modules that concatenate all their layers once (one-shot aggregation), and channel attention.
 
 Source: Lee and Park, CenterMask (2020), and youngwanLEE/vovnet-detectron2; parameter names, with their
-slashes, are those of the released checkpoints (`stem.stem_1/conv.weight`, `stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight`).
+slashes, are those of the released checkpoints
+(`stem.stem_1/conv.weight`, `stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight`).
 Shapes: M images, H x W px.
 """
 
