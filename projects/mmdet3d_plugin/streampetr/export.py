@@ -197,9 +197,9 @@ def _check_model(filename: str, model: Mapping[str, Any]) -> None:
             f'exported; expected True'
         )
     decoder = (head.get('transformer') or {}).get('decoder') or {}
-    if decoder.get('post_norm_cfg') is None:
+    if decoder.get('post_norm_cfg', dict(type='LN')) is None:
         raise ConfigError(
-            f'{filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is missing: the branches '
+            f'{filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the branches '
             f"were trained on normalised outputs, another layer's output would reach them"
         )
 
