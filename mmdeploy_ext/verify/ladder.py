@@ -89,7 +89,7 @@ def prove(
         subject=_subject(deployment, path, metadata, engine),
         structure=[
             *check_structure(model, metadata, folded, deployment.family.derived_prefixes),
-            *_provenance(deployment, metadata),
+            *provenance(deployment, metadata),
         ],
     )
     pictures: list[PicturePair] = []
@@ -232,7 +232,8 @@ def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str)
     )
 
 
-def _provenance(deployment: Deployment, metadata: Metadata) -> list[Check]:
+def provenance(deployment: Deployment, metadata: Metadata) -> list[Check]:
+    """Tell whether a file says that it was made from this checkpoint and config."""
     checks = []
     for title, written, here in (
         ('checkpoint', metadata.checkpoint_sha256, deployment.checkpoint_sha256),

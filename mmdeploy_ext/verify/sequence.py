@@ -1,117 +1,293 @@
-"""Level 4 of the ladder: two engines over the same drive, frame by frame. Needs numpy only.
-
-Teacher-forced, the candidate is given the reference's memory before each frame: every frame is judged alone,
-by the tolerances. Free-running, each engine keeps its own memory as in a car: rounding accumulates, and the
-detections have to stay the same. Only figures are kept per frame, no tensors: a drive may be of any length.
-"""
+"""Levels 1 to 4 of the ladder for models with a memory: the files of one export against the PyTorch model."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import platform
+import statistics
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from mmdeploy_ext.cli import one_line
-from mmdeploy_ext.runtime.frames import StreamState
-from mmdeploy_ext.verify.sequence_run import Bars, Moment, PairRun
+from mmdeploy_ext.cli import stderr
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.files import sha256_file
+from mmdeploy_ext.spec import GraphSpec
+from mmdeploy_ext.verify.sequence_pair import run_modes, run_pair
+from mmdeploy_ext.verify.sequence_run import Bars
+from mmdeploy_ext.verify.sequence_ties import MemoryFacts
+from mmdeploy_ext.verify.verdict import Case, Check, DetectionRow, FramePair, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult
-    from mmdeploy_ext.spec import GraphSpec
-    from mmdeploy_ext.verify.sequence_ties import MemoryFacts
+    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
     from mmdeploy_ext.verify.verdict import SequenceRow
 
-    Watch = Callable[[int, Frame, StepResult, Mapping[str, StepResult]], None]
+__all__ = ['FULL_DRIVE', 'HALF', 'Bars', 'prove_sequence', 'run_modes', 'run_pair']
 
-MODES = ('teacher', 'free')
+MAX_PICTURES = 4
+FULL_DRIVE = Bars()
+"""A hundred frames with a scene change: what a claim about drift is made of."""
+SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
+"""What `--verify` asks of whatever frames it is given; the verdict says how many there were."""
+HALF = dataclasses.replace(
+    SHORT_DRIVE, cosine=0.999, distance_m=0.5, score=0.05, match_rate=0.95, near_counts=True, tie=2e-3
+)
+"""Half precision: the cosine of every tensor, and detections that are the same to the eye."""
 
 
-def run_pair(
-    reference: Stepper,
-    candidate: Stepper,
+def prove_sequence(
+    deployment: Deployment,
+    paths: Sequence[str],
     frames: Iterable[Frame],
-    spec: GraphSpec,
-    mode: str = 'free',
-    **settings: Any,
-) -> SequenceRow:
-    """Run two engines over a drive in one mode; see `run_modes` for the arguments."""
-    return run_modes(reference, {mode: candidate}, frames, spec, **settings)[mode]
-
-
-def run_modes(
-    reference: Stepper,
-    candidates: Mapping[str, Stepper],
-    frames: Iterable[Frame],
-    spec: GraphSpec,
-    *,
-    facts: MemoryFacts | None = None,
+    engine: Mapping[str, Any],
     bars: Bars | None = None,
-    match: Callable[..., Any] | None = None,
-    watch: Watch | None = None,
-) -> dict[str, SequenceRow]:
-    """Run the reference once over a drive, and beside it one candidate per mode.
-
-    A candidate that fails at a frame is out, with that as its reason; the others go on.
+) -> tuple[Verdict, list[FramePair]]:
+    """Prove the files of one export.
 
     Args:
-        reference: the unpatched PyTorch model.
-        candidates: 'free' and/or 'teacher' -> an engine of its own.
+        deployment: the config and checkpoint that they claim to be.
+        paths: of the files.
         frames: the drive; read once.
-        spec: its outputs that are no state are compared, where the reference gives them.
-        facts: of the memory; None knows no ties.
-        bars: what passes.
-        match: `match_detections` of the task; default that of boxes in 3D.
-        watch: called after every frame with its index, the frame, and both sides' results.
+        engine: options of `build_backend`.
+        bars: what passes; None takes `SHORT_DRIVE`, for float16 files `HALF`.
 
     Returns:
-        mode -> what was found.
+        The verdict, and frames with both engines' detections for the report.
+
+    Raises:
+        ModelFileError: a file is not there, not ours, or of another model family.
     """
-    unknown = [mode for mode in candidates if mode not in MODES]
-    if unknown:
-        raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
-    if match is None:
-        from mmdeploy_ext.verify.tasks import task_module
-
-        match = task_module('bbox3d').match_detections
-    bars = bars or Bars()
-    runs = {mode: PairRun(mode, spec, bars, facts, match) for mode in candidates}
-    for stepper in (reference, *candidates.values()):
-        stepper.reset()
-    before: StreamState | None = None
-    for index, frame in enumerate(frames):
-        expected = reference.step(frame)
-        after = snapshot(reference.state)
-        results = {}
-        for mode, candidate in candidates.items():
-            if runs[mode].stopped:
-                continue
-            if mode == 'teacher':
-                candidate.state = snapshot(before)
-            got = _step(candidate, frame, runs[mode])
-            if got is not None:
-                runs[mode].add(Moment(frame, expected, got, after, candidate.state))
-                results[mode] = got
-        if watch is not None:
-            watch(index, frame, expected, results)
-        before = after
-    return {mode: run.finish() for mode, run in runs.items()}
-
-
-def _step(candidate: Stepper, frame: Frame, run: PairRun) -> StepResult | None:
-    """Run one frame; an engine that fails is a reason, not an exception."""
-    try:
-        return candidate.step(frame)
-    except (ValueError, IndexError, RuntimeError) as error:
-        run.stop(f'{frame.name}: the candidate failed: {one_line(error)[:200]}')
-        return None
+    files = {path: _open(deployment, path) for path in paths}
+    metadata = [entry for _, entry in files.values()]
+    spec, facts = output_spec(metadata), memory_facts(metadata)
+    if bars is None:
+        bars = HALF if metadata[-1].options.get('precision') == 'fp16' else SHORT_DRIVE
+    verdict = Verdict(
+        subject=_subject(deployment, paths, metadata, engine), structure=_structure(deployment, files)
+    )
+    del files
+    family, count = deployment.family, _length(frames)
+    album = _Album(deployment.rule, count)
+    with contextlib.ExitStack() as stack:
+        runners = {mode: _runner(stack, family.runner(paths, engine)) for mode in ('teacher', 'free')}
+        steppers = [_Timed(stepper) for stepper in (family.reference(deployment.model), *runners.values())]
+        rows = run_modes(
+            steppers[0],
+            dict(zip(runners, steppers[1:], strict=True)),
+            _with_progress(frames, count),
+            spec,
+            facts=facts,
+            bars=bars,
+            watch=album.look,
+        )
+    verdict.sequence = list(rows.values())
+    verdict.cases = [_case(rows['teacher'], album.shape)]
+    if steppers[0].seconds and steppers[2].seconds:
+        verdict.timing_ms = {
+            'PyTorch (frame)': steppers[0].median_ms(),
+            f'{verdict.subject["engine"]} (frame)': steppers[2].median_ms(),
+        }
+    verdict.notes += _notes(rows['free'], bars, metadata[-1])
+    return verdict, album.pairs
 
 
-def snapshot(state: StreamState | None) -> StreamState | None:
-    """Return a copy of a memory that no engine's buffers can change."""
-    if state is None:
-        return None
-    tensors = {name: np.array(array) for name, array in state.tensors.items()}
-    return dataclasses.replace(state, tensors=tensors)
+def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
+    """Return the outputs of all files of an export together, and which of them are state."""
+    specs = [entry.spec for entry in metadata]
+    outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
+    state = tuple(pair for spec in specs for pair in spec.state)
+    return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
+
+
+def memory_facts(metadata: Sequence[Metadata]) -> MemoryFacts | None:
+    """Return how queries come to the memory; None where no file says it (ties are then errors)."""
+    for entry in metadata:
+        topk = entry.postprocess.get('topk_proposals')
+        if topk:
+            return MemoryFacts(int(topk), int(entry.postprocess.get('num_propagated', topk)))
+    return None
+
+
+def _open(deployment: Deployment, path: str) -> tuple[Any, Metadata]:
+    from mmdeploy_ext.verify.ladder import open_file
+
+    model, metadata = open_file(path)
+    if metadata.family != deployment.family.name:
+        raise ModelFileError(
+            f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
+            f'{deployment.family.name!r}'
+        )
+    return model, metadata
+
+
+def _structure(deployment: Deployment, files: Mapping[str, tuple[Any, Metadata]]) -> list[Check]:
+    """Return level 1 of every file, each check with the name of its graph."""
+    from mmdeploy_ext import export
+    from mmdeploy_ext.verify.ladder import provenance
+    from mmdeploy_ext.verify.structure import check_structure
+
+    folded = export.fuse(deployment.model).state_dict()
+    weights = {name: value.detach().cpu().numpy() for name, value in folded.items()}
+    checks = []
+    for model, metadata in files.values():
+        known = weights
+        if metadata.options.get('precision') == 'fp16':
+            known = {**weights, **{f'{name} (float16)': _half(array) for name, array in weights.items()}}
+        found = check_structure(model, metadata, known, deployment.family.derived_prefixes)
+        found += provenance(deployment, metadata)
+        checks += [dataclasses.replace(check, name=f'{metadata.form}: {check.name}') for check in found]
+    return checks
+
+
+def _half(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float16) if array.dtype == np.float32 else array
+
+
+def _subject(
+    deployment: Deployment, paths: Sequence[str], metadata: Sequence[Metadata], engine: Mapping[str, Any]
+) -> dict[str, Any]:
+    from mmdeploy_ext import export
+    from mmdeploy_ext.backends import ENGINE_TITLES
+
+    kind, last = str(engine.get('engine', 'OnnxRuntimeBackend')), metadata[-1]
+    return dict(
+        file=str(paths[0] if len(paths) == 1 else Path(paths[-1]).parent),
+        files={Path(path).name: sha256_file(path)[:16] for path in paths},
+        family=last.family,
+        task=deployment.family.task,
+        contract=last.options.get('contract', ''),
+        options=last.options,
+        opset=last.options['opset'],
+        exporter=last.options['exporter'],
+        precision=last.options.get('precision', 'fp32'),
+        engine=ENGINE_TITLES.get(kind, kind),
+        config=deployment.config,
+        checkpoint=deployment.checkpoint,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        exported_with=last.versions,
+        proven_with=export.versions(),
+        python=platform.python_version(),
+    )
+
+
+def _case(row: SequenceRow, shape: str) -> Case:
+    """Return levels 2 and 3: the worst of every tensor and all detections, each frame judged alone."""
+    reason = ''
+    if row.missing or row.extra or row.outside:
+        reason = f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars'
+    passed = row.match_rate is None or row.match_rate >= row.match_bar
+    detections = DetectionRow(
+        f'all {row.frames} frames',
+        row.reference,
+        row.matched,
+        row.missing,
+        row.extra,
+        1.0,
+        row.worst_score,
+        passed,
+        '' if passed else reason,
+        row.outside,
+        row.worst_distance,
+    )
+    return Case(f'{row.title}, {row.frames} frames', shape, False, row.tensors, (detections,))
+
+
+def _notes(row: SequenceRow, bars: Bars, metadata: Metadata) -> list[str]:
+    notes = []
+    if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
+        notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
+    if not row.resets:
+        notes.append('no scene changed in these frames, so that the reset was not shown')
+    if bars.cosine is not None:
+        notes.append(
+            f'float16: tensors are judged by their cosine (at least {bars.cosine}), detections by class and '
+            f'rough place'
+        )
+    overrides = metadata.options.get('cfg_options')
+    if overrides:
+        listed = ', '.join(f'{key}={value}' for key, value in overrides.items())
+        notes.append(f'the files were exported with --cfg-options {listed}; PyTorch ran with the same')
+    return notes
+
+
+def _runner(stack: contextlib.ExitStack, runner: Any) -> Stepper:
+    """Return a runner as a stepper of frames that is closed with the stack."""
+    if hasattr(runner, '__exit__'):
+        stack.enter_context(runner)
+    return runner.stepper() if hasattr(runner, 'stepper') else runner
+
+
+def _length(frames: Iterable[Frame]) -> int | None:
+    return len(frames) if hasattr(frames, '__len__') else None
+
+
+def _with_progress(frames: Iterable[Frame], count: int | None) -> Iterator[Frame]:
+    console = stderr()
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield from bar.track(frames, total=count, description='proving')
+
+
+class _Timed:
+    """A stepper that counts the seconds of its steps."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+        self.seconds: list[float] = []
+
+    @property
+    def state(self) -> StreamState | None:
+        return self.stepper.state
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.stepper.state = state
+
+    def reset(self) -> None:
+        self.stepper.reset()
+
+    def step(self, frame: Frame) -> StepResult:
+        start = time.perf_counter()
+        result = self.stepper.step(frame)
+        self.seconds.append(time.perf_counter() - start)
+        return result
+
+    def median_ms(self) -> float:
+        """Return the median without the first frame, which computes what later ones keep."""
+        return round(statistics.median(self.seconds[1:] or self.seconds) * 1e3, 2)
+
+
+class _Album:
+    """Keeps a few frames of the free run, as the network saw them, spread over the drive."""
+
+    def __init__(self, rule: Any, count: int | None) -> None:
+        self.rule, self.pairs, self.shape = rule, [], ''
+        spread = range(1, 2 * MAX_PICTURES, 2)
+        self.chosen = {4**index for index in range(MAX_PICTURES)}
+        if count:
+            self.chosen = {min(part * count // (2 * MAX_PICTURES), count - 1) for part in spread}
+
+    def look(self, index: int, frame: Frame, expected: StepResult, results: Mapping[str, StepResult]) -> None:
+        """Keep a frame if it is one of the chosen."""
+        self.shape = self.shape or 'x'.join(map(str, frame.images.shape))
+        if index in self.chosen and 'free' in results:
+            pictures = pictures_bgr(frame.images, self.rule)
+            found = results['free'].detections
+            title = f'{frame.name or f"frame {index}"}, free-running, frame {index + 1} of the drive'
+            self.pairs.append(FramePair(title, pictures, frame.lidar2img, expected.detections, found))
+
+
+def pictures_bgr(images: np.ndarray, rule: Any) -> np.ndarray:
+    """Undo the normalisation of (N, 3, H, W) float32; returns (N, H, W, 3) uint8 BGR."""
+    values = images.transpose(0, 2, 3, 1) * np.float32(rule.std) + np.float32(rule.mean)
+    pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels[..., ::-1] if rule.to_rgb else pixels)

@@ -50,6 +50,8 @@ class Bars:
         match_rate: smallest share of detections that are matched.
         tie: scores in the top-k this close, beyond twice the frame's own score error, are a tie.
             (Two lists sorted by scores that differ by at most e may disagree by 2e at a place.)
+        near_counts: pairs outside the bars count as matched too (half precision): the same class, and as near
+            as the task takes for one object.
         cosine: judge tensors by their cosine, not by the tolerances (half precision); None does not.
         state: tolerance of every memory tensor.
     """
@@ -61,6 +63,7 @@ class Bars:
     score: float = 1e-3
     match_rate: float = 0.999
     tie: float = 2e-5
+    near_counts: bool = False
     cosine: float | None = None
     state: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=lambda: dict(STATE_TOLERANCES))
 
@@ -119,6 +122,7 @@ class PairRun:
         self.mode, self.bars, self.match = mode, bars, match
         self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
         self.pairing = None if facts is None else RowPairing(facts)
+        self.names: set[str] | None = None
         self.faults, self.stopped = Faults(), ''
         self.worst: dict[str, TensorRow] = {}
         self.failed: dict[str, list[str]] = {}
@@ -206,8 +210,10 @@ class PairRun:
         self, moment: Moment, queries: np.ndarray | None, rows: np.ndarray | None, name: str
     ) -> None:
         expected, got = moment.expected.outputs, moment.got.outputs
-        names = [tensor.name for tensor in self.outputs if tensor.name in (*expected, *NEEDED_OUTPUTS)]
-        specs = tuple(tensor for tensor in self.outputs if tensor.name in names)
+        if self.names is None:
+            self.names = {*NEEDED_OUTPUTS, *(expected.keys() & got.keys())}
+        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.names)
+        names = [tensor.name for tensor in specs]
         sides = (
             {key: expected[key] for key in names if key in expected},
             {key: got[key] for key in names if key in got},
@@ -285,7 +291,8 @@ class PairRun:
         frames = len(self.series['name'])
         counts = self.totals
         counted = max(counts['reference'], counts['matched'] + counts['outside'] + counts['extra'])
-        rate = counts['matched'] / counted if counted else None
+        same = counts['matched'] + (counts['outside'] if self.bars.near_counts else 0)
+        rate = min(same / counted, 1.0) if counted else None
         row = SequenceRow(
             mode=self.mode,
             frames=frames,
@@ -316,7 +323,7 @@ class PairRun:
                 f'{tensor}: {len(names)} of {row.frames} frames fail, first {names[0]}; worst '
                 f'{self.worst[tensor].at}: {self.worst[tensor].reason}'
             )
-        if not row.matched:
+        if not row.match_rate:
             reasons.append('no detection was matched: use a drive with objects that the model finds')
         elif row.match_rate < bars.match_rate:
             reasons.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,6 +17,8 @@ from mmdeploy_ext.runtime.frames import Frame, invert_pose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mmdeploy_ext.preprocess_multiview import MultiViewRule
 
 NUSCENES_SIZE = 900, 1600
 """Height, width in pixels of the pictures that the intrinsics are of."""
@@ -54,6 +56,7 @@ class Drive:
         jump_s: one gap of this length within the first scene, below what resets a memory; 0 has none.
         long_gap_s: one gap of this length within the last scene, above it; 0 has none.
         origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM.
+        exact_poses: keep poses in float64; else they are rounded to float32, as data loaders give them.
         start_s: absolute time of the first frame.
         mean: normalisation, RGB.
         std: normalisation, RGB.
@@ -69,6 +72,7 @@ class Drive:
     jump_s: float = 1.3
     long_gap_s: float = 0.0
     origin_m: tuple[float, float] = (600.0, 1600.0)
+    exact_poses: bool = False
     start_s: float = 1.53e9
     mean: tuple[float, float, float] = MEAN_RGB
     std: tuple[float, float, float] = STD_RGB
@@ -128,13 +132,36 @@ class Drive:
         poses = np.stack([_rotation(*angles) for angles in zip(yaw, pitch, roll, strict=True)])
         poses[:, :2, 3] = place + self.origin_m
         poses[:, 2, 3] = 1.84 + 0.05 * np.sin(0.4 * step)
-        return poses
+        return poses if self.exact_poses else poses.astype(np.float32).astype(np.float64)
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return self.frames
 
     def normalised(self, pictures_bgr: np.ndarray) -> np.ndarray:
         """Return pictures (N, H, W, 3) uint8 BGR as the network takes them: (N, 3, H, W) float32."""
         colours = pictures_bgr[..., ::-1] if self.to_rgb else pictures_bgr
         values = (colours.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> Drive:
+    """Return a drive for the network input of a rule.
+
+    Args:
+        frames: how many.
+        rule: its size, number of cameras and normalisation are taken.
+        options: of `Drive`.
+    """
+    return Drive(
+        frames=frames,
+        size=rule.input_size,
+        cameras=rule.num_cameras,
+        mean=tuple(rule.mean),
+        std=tuple(rule.std),
+        to_rgb=rule.to_rgb,
+        **options,
+    )
 
 
 class Surroundings:

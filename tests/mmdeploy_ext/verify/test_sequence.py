@@ -354,7 +354,7 @@ def test_only_the_last_layer_is_compared_where_the_graph_gives_only_that():
 
 
 def test_half_precision_is_judged_by_the_cosine():
-    bars = dataclasses.replace(FEW, cosine=0.999, distance_m=5.0, score=0.1)
+    bars = dataclasses.replace(FEW, cosine=0.999, match_rate=0.95, near_counts=True)
     assert both(lambda: ToyStepper(noise=3e-3), bars=bars)['teacher'].passed
     row = both(lambda: ToyStepper(seed=1), bars=bars)['teacher']
     assert not row.passed and 'all_cls_scores' in said(row)

@@ -1,6 +1,7 @@
-"""The synthetic drive: a car's poses and times, a calibrated rig, pictures that go on, scene changes, a seed."""
+"""The synthetic drive: poses and times of a car, a calibrated rig, pictures that go on, scene changes."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -22,13 +23,14 @@ def test_frames_have_the_shapes_and_dtypes_of_the_contract(frames):
         assert frame.images.shape == (6, 3, 32, 88) and frame.images.dtype == np.float32
         for matrix in (frame.lidar2img, frame.intrinsics):
             assert matrix.shape == (6, 4, 4) and matrix.dtype == np.float64
-        assert np.allclose(frame.ego_pose @ frame.ego_pose_inv, np.eye(4), atol=1e-9)
-        assert abs(np.linalg.det(frame.ego_pose[:3, :3]) - 1) < 1e-12
+        assert np.allclose(frame.ego_pose @ frame.ego_pose_inv, np.eye(4), atol=1e-4)
+        assert abs(np.linalg.det(frame.ego_pose[:3, :3]) - 1) < 1e-6
+        assert np.array_equal(frame.ego_pose, frame.ego_pose.astype(np.float32))
 
 
 def test_two_scene_changes_and_one_jump_in_time(frames):
     scenes = [frame.scene_token for frame in frames]
-    assert len(set(scenes)) == 3 and sum(a != b for a, b in zip(scenes, scenes[1:], strict=False)) == 2
+    assert len(set(scenes)) == 3 and sum(a != b for a, b in itertools.pairwise(scenes)) == 2
     gaps = np.diff([frame.timestamp_s for frame in frames])
     inside = [round(gap, 3) for gap, a, b in zip(gaps, scenes, scenes[1:], strict=False) if a == b]
     assert sorted(set(inside)) == [0.5, 1.3] and inside.count(1.3) == 1
@@ -61,9 +63,9 @@ def test_pictures_go_on_within_a_scene_and_never_repeat(frames):
     assert len({frame.images.tobytes() for frame in frames}) == 30
 
 
-def test_an_offset_moves_the_world_and_nothing_else(frames):
-    far = dataclasses.replace(DRIVE, origin_m=(7e5, 4e6), start_s=1.6e9 + 1200)
-    for near, moved in zip(frames, far, strict=True):
+def test_an_offset_moves_the_world_and_nothing_else():
+    far = dataclasses.replace(DRIVE, origin_m=(7e5, 4e6), start_s=1.6e9 + 1200, exact_poses=True)
+    for near, moved in zip(dataclasses.replace(DRIVE, exact_poses=True), far, strict=True):
         assert np.array_equal(near.images, moved.images)
         assert np.allclose(moved.ego_pose[:2, 3] - near.ego_pose[:2, 3], (7e5 - 600, 4e6 - 1600), atol=1e-8)
     assert far.times()[0] == 1.6e9 + 1200
