@@ -123,10 +123,13 @@ def _initializers(
     known = set()
     resize_only = {name for node in model.graph.node if node.op_type == 'Resize' for name in node.input}
     resize_only -= {name for node in model.graph.node if node.op_type != 'Resize' for name in node.input}
-    for array in weights.values():
-        known.add(_digest(array))
-        if array.ndim == 2:
-            known.add(_digest(array.T))
+    for name, array in weights.items():
+        # exporters take the packed projections of nn.MultiheadAttention apart
+        packed = name.endswith(('in_proj_weight', 'in_proj_bias'))
+        for part in (array, *(np.split(array, 3) if packed else ())):
+            known.add(_digest(part))
+            if part.ndim == 2:
+                known.add(_digest(part.T))
     unknown, matched = [], 0
     constants = [(value.name, value) for value in model.graph.initializer]
     constants += [

@@ -2,8 +2,8 @@
 
 Two rules find the islands:
 
-* what is computed from inputs that the spec marks `single` (points, intrinsics, poses, times) is float32 until
-  the first product with a weight: coordinates, inverse sigmoids and the arguments of sine encodings;
+* what is computed from inputs that the spec marks `single` (points, intrinsics, poses, times) is float32 up
+  to the first product with a weight: coordinates, inverse sigmoids and the arguments of sine encodings;
 * what gives outputs that it marks `single` is float32 from the last product with a weight on, and so is
   what follows from it inside the graph (boxes, the scores that a top-k sorts).
 

@@ -54,6 +54,8 @@ class StreamPetrFamily(SequenceFamily):
         'pts_bbox_head.position_range',
         'pts_bbox_head.coords_d',
     )
+    # image points of the tokens, learned queries, sine periods; ranges and points that are made of parameters
+    derived_prefixes = ('/Constant', '/onnx::Sub', '/onnx::Div', '/onnx::Where')
     dump_suffixes = dumps.SUFFIXES
 
     def claims(self, cfg: Any) -> bool:
