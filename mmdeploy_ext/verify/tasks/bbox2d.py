@@ -9,12 +9,14 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.draw import FONT, draw_detections
+from mmdeploy_ext.verify.tasks import matching
 from mmdeploy_ext.verify.verdict import DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.verify.tasks.matching import Pairing
     from mmdeploy_ext.verify.verdict import PicturePair
 
 IOU_BAR = 0.999
@@ -63,76 +65,39 @@ def match_detections(
         The row. No boxes on both sides pass with `matched` 0; whether anything was matched at all is the
         ladder's question.
     """
-    broken = _broken('reference', reference) or _broken('candidate', candidate)
-    if broken:
-        return DetectionRow(image, len(reference), 0, len(reference), len(candidate), 0.0, 1.0, False, broken)
+    problem = _broken('reference', reference) or _broken('candidate', candidate)
+    if problem:
+        return DetectionRow(
+            image, len(reference), 0, len(reference), len(candidate), 0.0, 1.0, False, problem
+        )
     pairing = pair_up(reference, candidate, iou_bar, score_bar)
-    partner = {**pairing.matched, **pairing.outside}
-    needed = reference.scores >= score_thr
-    surplus = candidate.scores >= score_thr + score_bar
-    missing = [row for row in np.flatnonzero(needed) if row not in partner]
-    taken = set(partner.values())
-    extra = [column for column in np.flatnonzero(surplus) if column not in taken]
-    if capacity and len(reference) == len(candidate) == capacity:
-        missing, extra = _without_ties(missing, extra, reference.scores, candidate.scores, score_bar)
-    counted = {row: column for row, column in partner.items() if needed[row] or surplus[column]}
-    worst_iou = min((float(pairing.iou[pair]) for pair in counted.items()), default=1.0)
-    worst_score = max((float(pairing.score_gap[pair]) for pair in counted.items()), default=0.0)
-    off = sum(row in pairing.outside for row in counted)
-    reason = _reason(len(missing), len(extra), off, worst_iou, worst_score)
-    count, matched = int(needed.sum()), sum(bool(needed[row]) for row in pairing.matched)
+    found = matching.tally(pairing, (reference.scores, candidate.scores), score_thr, score_bar, capacity)
+    worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)
+    reason = matching.reason(found, f'worst IoU {worst_iou:.5f}, worst score difference {worst_score:.2g}')
     return DetectionRow(
-        image, count, matched, len(missing), len(extra), worst_iou, worst_score, not reason, reason, off
+        image,
+        found.needed,
+        found.matched,
+        found.missing,
+        found.extra,
+        worst_iou,
+        worst_score,
+        not reason,
+        reason,
+        found.outside,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairing:
-    """Which reference box (row) goes with which candidate box (column).
-
-    Attributes:
-        iou: (R, C) float64; -1 across classes.
-        score_gap: (R, C) float64 absolute differences.
-        matched: row -> column within the bars.
-        outside: row -> column of the rest, of IoU PAIR_IOU at least.
-    """
-
-    iou: np.ndarray
-    score_gap: np.ndarray
-    matched: dict[int, int]
-    outside: dict[int, int]
-
-
 def pair_up(reference: Detections, candidate: Detections, iou_bar: float, score_bar: float) -> Pairing:
-    """Pair two lists of finite detections one to one, within a class."""
+    """Pair two lists of finite detections one to one, within a class; the nearness is the IoU."""
     iou = _class_iou(reference, candidate)
-    scores = reference.scores.astype(np.float64), candidate.scores.astype(np.float64)
-    score_gap = np.abs(np.subtract.outer(*scores))
-    matched = _maximum_matching((iou >= iou_bar) & (score_gap <= score_bar), iou, reference.scores)
-    return Pairing(iou, score_gap, matched, _nearest_pairs(iou, matched))
-
-
-def _reason(missing: int, extra: int, off: int, worst_iou: float, worst_score: float) -> str:
-    parts = [f'{missing} missing'] * bool(missing) + [f'{extra} extra'] * bool(extra)
-    if off:
-        parts.append(
-            f'{off} pair{"s" * (off > 1)} outside the bars (worst IoU {worst_iou:.5f}, '
-            f'worst score difference {worst_score:.2g})'
-        )
-    return ', '.join(parts)
+    score_gap = matching.score_gaps(reference.scores, candidate.scores)
+    allowed = (iou >= iou_bar) & (score_gap <= score_bar)
+    return matching.pair_lists(allowed, iou, score_gap, reference.scores, PAIR_IOU)
 
 
 def _broken(side: str, detections: Detections) -> str:
-    """Return why a list is no list of detections; '' when it is one."""
-    count = len(detections.scores)
-    if detections.bboxes_xyxy.shape != (count, 4) or detections.labels.shape != (count,):
-        return (
-            f'{side}: boxes {detections.bboxes_xyxy.shape}, scores {detections.scores.shape} and labels '
-            f'{detections.labels.shape} do not belong together'
-        )
-    finite = np.isfinite(detections.bboxes_xyxy).all(axis=1) & np.isfinite(detections.scores)
-    bad = int((~finite).sum())
-    return f'{side}: {bad} detections have NaN or infinite values' if bad else ''
+    return matching.broken(side, detections.bboxes_xyxy, detections.scores, detections.labels, 4)
 
 
 def _class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
@@ -146,70 +111,6 @@ def _class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
     iou[np.abs(one - two).max(axis=-1, initial=0) <= CORNER_EPS] = 1.0
     iou[reference.labels[:, None] != candidate.labels[None]] = -1.0
     return iou
-
-
-def _maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.ndarray) -> dict[int, int]:
-    """Return row -> column of a largest one-to-one matching of the allowed pairs (augmenting paths).
-
-    Args:
-        allowed: (R, C) bool.
-        preference: (R, C); each row tries its larger values first.
-        scores: (R,); rows of higher score come first, and a row once matched stays matched.
-    """
-    choices = [
-        sorted(np.flatnonzero(row).tolist(), key=lambda column, values=values: -values[column])
-        for row, values in zip(allowed, preference, strict=True)
-    ]
-    owner: dict[int, int] = {}
-
-    def augment(row: int, seen: set[int]) -> bool:
-        for column in choices[row]:
-            if column not in seen:
-                seen.add(column)
-                if column not in owner or augment(owner[column], seen):
-                    owner[column] = row
-                    return True
-        return False
-
-    for row in np.argsort(-scores, kind='stable').tolist():
-        augment(row, set())
-    return {row: column for column, row in owner.items()}
-
-
-def _nearest_pairs(iou: np.ndarray, matched: dict[int, int]) -> dict[int, int]:
-    """Pair what is left by descending IoU above PAIR_IOU: row -> column."""
-    free = np.full_like(iou, -1.0)
-    rows = [row for row in range(iou.shape[0]) if row not in matched]
-    columns = sorted(set(range(iou.shape[1])) - set(matched.values()))
-    free[np.ix_(rows, columns)] = iou[np.ix_(rows, columns)]
-    pairs: dict[int, int] = {}
-    for flat in np.argsort(-free, axis=None, kind='stable'):
-        row, column = divmod(int(flat), iou.shape[1])
-        if free[row, column] < PAIR_IOU:
-            break
-        if row not in pairs and column not in pairs.values():
-            pairs[row] = column
-    return pairs
-
-
-def _without_ties(
-    missing: list[int],
-    extra: list[int],
-    reference_scores: np.ndarray,
-    candidate_scores: np.ndarray,
-    score_bar: float,
-) -> tuple[list[int], list[int]]:
-    """Take out boxes without a partner at the cut of two full lists, as many on one side as on the other."""
-    cuts = float(reference_scores.min()), float(candidate_scores.min())
-    if abs(cuts[0] - cuts[1]) > score_bar:
-        return missing, extra
-    tied_missing = [row for row in missing if reference_scores[row] - cuts[0] <= score_bar]
-    tied_extra = [column for column in extra if candidate_scores[column] - cuts[1] <= score_bar]
-    excused = min(len(tied_missing), len(tied_extra))
-    return (
-        [row for row in missing if row not in tied_missing[:excused]],
-        [column for column in extra if column not in tied_extra[:excused]],
-    )
 
 
 def fit_pair(pair: PicturePair, width: int = 800) -> PicturePair:
