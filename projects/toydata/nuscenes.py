@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 WORLD = 1
 """Raise it when the same seed gives other pictures, so that sets of older code are found out."""
 VERSION = 'v1.0-trainval'
-MAP_SIZE_M = (1250, 500)
 MAP_CELL_M = 0.1
 ROAD_M = 16.0
 _SHARDS = 'shards'
@@ -48,8 +47,8 @@ _SHARDS = 'shards'
 class Options:
     """What decides on the content of a set.
 
-    `image_size` is (W, H) in px, `sweeps` counts LiDAR sweeps between two key frames, `drop_share` is the chance
-    that a good camera drops out in the next key frame.
+    `image_size` is (W, H) in px, `sweeps` counts LiDAR sweeps between two key frames, `drop_share` is the
+    chance that a good camera drops out in the next key frame.
     """
 
     train_scenes: int = 32
@@ -134,10 +133,10 @@ def _write_scenes(root: Path, todo: list[Plan], jobs: int) -> Iterator[None]:
 
 def _write_map(path: Path, poses: list[tables.Record]) -> None:
     """Draw where the car drove, 16 m wide, white on black, 0.1 m a pixel, the origin at the lower left."""
-    columns, rows = (round(side / MAP_CELL_M) for side in MAP_SIZE_M)
+    places = np.array([pose['translation'][:2] for pose in poses])
+    columns, rows = (np.ceil((places.max(0) + 2 * ROAD_M) / MAP_CELL_M)).astype(int)
     mask = np.zeros((rows, columns), np.uint8)
-    for pose in poses:
-        x, y = pose['translation'][:2]
+    for x, y in places:
         cv2.circle(
             mask,
             (round(x / MAP_CELL_M), rows - round(y / MAP_CELL_M)),

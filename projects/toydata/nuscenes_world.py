@@ -94,7 +94,7 @@ class Drive:
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: where it was at `anchor_s`, and its steady motion; `tint` is its own (hue, value) offset."""
+    """One object: where it was at `anchor_s`, its steady motion; `tint` is its own (hue offset, value)."""
 
     label: int
     wlh: np.ndarray

@@ -12,7 +12,6 @@ lists without boxes keep their last axis, (0, 4) or (0, 7).
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from dataclasses import dataclass
@@ -24,8 +23,20 @@ from pyquaternion import Quaternion
 from rich.progress import track
 
 from mmdeploy_ext import cli
-from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.files import atomic_path, check_writable
+from projects.mmdet3d_plugin.common.nuscenes_source import (
+    CAMERAS,
+    LIDAR,
+    SPLITS,
+    check_root,
+    check_sample,
+    load_tables,
+    present_scenes,
+    refuse_empty,
+    scene_samples,
+    whole_tables,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +44,6 @@ if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
     from nuscenes.utils.data_classes import Box
 
-CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
-LIDAR = 'LIDAR_TOP'
 CLASSES = (
     'car',
     'truck',
@@ -48,22 +57,6 @@ CLASSES = (
     'barrier',
 )
 """mmdet3d's order, which `labels2d` counts in."""
-SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
-TABLES = (
-    'category',
-    'attribute',
-    'visibility',
-    'instance',
-    'sensor',
-    'calibrated_sensor',
-    'ego_pose',
-    'log',
-    'scene',
-    'sample',
-    'sample_data',
-    'sample_annotation',
-    'map',
-)
 _ONLY_TEMPORAL = (
     'prev',
     'next',
@@ -280,99 +273,6 @@ def sample_info(
     return info
 
 
-def check_root(root: Path, version: str) -> None:
-    """Refuse a folder that is no nuScenes data set of that version, before the devkit reads it.
-
-    Raises:
-        UsageError: The version is unknown.
-        DataError: The folder, a table or a map mask is missing, or a table is no JSON.
-    """
-    if version not in SPLITS:
-        raise UsageError(f'--version: got {version!r}, expected one of {", ".join(SPLITS)}')
-    if not root.is_dir():
-        raise DataError(f'{root}: no such folder; --root-path names the one with {version}/ and samples/')
-    if not (root / version).is_dir():
-        found = sorted(path.name for path in root.glob('v*') if path.is_dir())
-        raise DataError(
-            f'{root / version}: no such folder; versions there: {", ".join(found) or "none"} '
-            f'(choose with --version)'
-        )
-    missing = [name for name in TABLES if not (root / version / f'{name}.json').is_file()]
-    if missing:
-        raise DataError(
-            f'{root / version}: the tables {", ".join(missing)} are missing; '
-            f'a nuScenes version has {len(TABLES)} tables, unpack its metadata again'
-        )
-
-
-def load_tables(root: Path, version: str) -> NuScenes:
-    """Load all tables with the devkit.
-
-    Raises:
-        UsageError: The version is unknown.
-        DataError: A table is missing, damaged, or points to records that are not there.
-    """
-    check_root(root, version)
-    from nuscenes.nuscenes import NuScenes
-
-    try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except json.JSONDecodeError as error:
-        raise DataError(f'{_damaged_table(root / version)}: is not valid JSON ({error})') from error
-    except KeyError as error:
-        raise DataError(f'{root / version}: the tables do not fit together, no record {error}') from error
-    except AssertionError as error:
-        raise DataError(f'{root}: {error}') from error
-
-
-def _damaged_table(folder: Path) -> Path:
-    for name in TABLES:
-        try:
-            json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
-        except ValueError:
-            return folder / f'{name}.json'
-    return folder
-
-
-def _scene_samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
-    samples, token = [], scene['first_sample_token']
-    while token:
-        samples.append(nusc.get('sample', token))
-        token = samples[-1]['next']
-    return samples
-
-
-def _check_sample(nusc: NuScenes, sample: dict[str, Any]) -> None:
-    """Refuse a key frame that lacks a sensor or a file."""
-    for channel in (*CAMERAS, LIDAR):
-        if channel not in sample['data']:
-            raise DataError(f'{nusc.version}/sample_data.json: key frame {sample["token"]} has no {channel}')
-        path = Path(nusc.get_sample_data_path(sample['data'][channel]))
-        if not path.is_file():
-            raise DataError(
-                f'{path}: no such file, but {nusc.version}/sample_data.json lists it '
-                f'(key frame {sample["token"]}); unpack the set again'
-            )
-
-
-def _present_scenes(nusc: NuScenes, names: list[str]) -> list[dict[str, Any]]:
-    """Give the scenes of a split whose first sweep is there: parts of nuScenes may be unpacked alone."""
-    wanted = set(names)
-    scenes = [scene for scene in nusc.scene if scene['name'] in wanted]
-    present = []
-    for scene in scenes:
-        data = nusc.get('sample', scene['first_sample_token'])['data']
-        if LIDAR not in data or Path(nusc.get_sample_data_path(data[LIDAR])).is_file():
-            present.append(scene)
-    if scenes and not present:
-        raise DataError(
-            f'{nusc.dataroot}: none of the {len(scenes)} scenes has its first {LIDAR} sweep, '
-            f'e.g. {nusc.get_sample_data_path(data[LIDAR])}; '
-            f'unpack samples/ beside {nusc.version}/'
-        )
-    return present
-
-
 def split_infos(
     nusc: NuScenes, split: str, *, max_sweeps: int = 10, quiet: bool = False
 ) -> list[dict[str, Any]]:
@@ -383,12 +283,12 @@ def split_infos(
     """
     from nuscenes.utils.splits import create_splits_scenes
 
-    scenes = _present_scenes(nusc, create_splits_scenes()[split])
+    scenes = present_scenes(nusc, create_splits_scenes()[split])
     samples = [
-        (number, sample) for scene in scenes for number, sample in enumerate(_scene_samples(nusc, scene))
+        (number, sample) for scene in scenes for number, sample in enumerate(scene_samples(nusc, scene))
     ]
     for _, sample in samples:
-        _check_sample(nusc, sample)
+        check_sample(nusc, sample)
     return [
         sample_info(nusc, sample, number, max_sweeps=max_sweeps, annotated=split != 'test')
         for number, sample in track(
@@ -446,12 +346,12 @@ def create_infos(
     for path in (path for pair in targets.values() for path in pair):
         check_writable(path)
     nusc = load_tables(Path(root), version)
-    found = {split: split_infos(nusc, split, max_sweeps=max_sweeps, quiet=quiet) for split in SPLITS[version]}
+    with whole_tables(Path(root) / version):
+        found = {
+            split: split_infos(nusc, split, max_sweeps=max_sweeps, quiet=quiet) for split in SPLITS[version]
+        }
     if not any(found.values()):
-        raise DataError(
-            f'{Path(root) / version}: none of the scenes is in the split lists of the devkit '
-            f'({", ".join(SPLITS[version])})'
-        )
+        refuse_empty(nusc)
     written = {}
     for split, (temporal, plain) in targets.items():
         infos, metadata = found[split], {'version': version}
