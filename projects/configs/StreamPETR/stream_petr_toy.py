@@ -5,9 +5,9 @@ data = stream_data(
     image_augmentation((128, 352), (0.95, 1.1), source=(198, 352)), [-32.0, -32.0, -5.0, 32.0, 32.0, 3.0],
     root='data/toy_nuscenes/', infos='toy_nuscenes2d_temporal_infos', samples_per_gpu=4, workers_per_gpu=1,
     filter_empty_gt=False)
-optimizer = dict(lr=6e-4)
+optimizer = dict(lr=8e-4)
 lr_config = dict(warmup_iters=100)
-runner = dict(type='IterBasedRunner', max_iters=4000)
+runner = dict(type='IterBasedRunner', max_iters=5000)
 checkpoint_config = dict(interval=250, max_keep_ckpts=3)
-evaluation = dict(interval=4000)
+evaluation = dict(interval=5000)
 log_config = dict(interval=25)

@@ -12,7 +12,8 @@ model = dict(
         stem_channels=16,
         num_stages=4,
         out_indices=(2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
+        # consecutive batches are neighbouring frames of the same four scenes: a long average
+        norm_cfg=dict(type='BN', momentum=0.01, requires_grad=True),
         norm_eval=False,
         style='pytorch'),
     img_neck=dict(in_channels=[64, 128], out_channels=96),
