@@ -1,4 +1,4 @@
-"""Scenes stay whole: every frame exactly once, in time order within its scene, whatever the number of ranks."""
+"""Scenes stay whole: every frame exactly once, in order within its scene, whatever the number of ranks."""
 
 from hypothesis import given
 from hypothesis import strategies as st
