@@ -92,7 +92,7 @@ def test_every_config_builds(name):
         backend_config.graph_options(cfg.backend_config)
         assert cfg.backend_config.keys() <= {
             'type', *backend_config.GRAPH_KEYS, *backend_config.ENGINES[cfg.backend_config.type]}
-    if cfg.get('model') and not (fragment and 'pts_bbox_head' in cfg.model):  # that needs a test pipeline
+    if cfg.get('model') and not (fragment and 'pts_bbox_head' in cfg.model):  # it needs a pipeline
         from mmcv import Config
 
         parts = dict(model=cfg.model.to_dict())
