@@ -253,6 +253,14 @@ class FrameStepper:
     def __init__(self, runtime: StreamPetrOnnx) -> None:
         self.runtime = runtime
 
+    def __enter__(self) -> Self:
+        """Nothing to do: the files are open."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the runtime."""
+        self.runtime.close()
+
     @property
     def state(self) -> StreamState | None:
         """See `StreamPetrOnnx.state`."""
