@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import TYPE_CHECKING, Any
@@ -148,8 +149,7 @@ def sequence_flags(scene_tokens: Sequence[str], split: int | str = 1) -> np.ndar
 
 def scene_lengths(scene_tokens: Sequence[str]) -> list[int]:
     """Return the number of frames of each run of equal scene tokens."""
-    starts = [i for i, token in enumerate(scene_tokens) if i == 0 or scene_tokens[i - 1] != token]
-    return [end - start for start, end in zip(starts, [*starts[1:], len(scene_tokens)], strict=True)]
+    return [len(list(run)) for _, run in itertools.groupby(scene_tokens)]
 
 
 def lidar_to_global(info: dict[str, Any], where: str) -> np.ndarray:

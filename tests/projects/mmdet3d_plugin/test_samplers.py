@@ -1,0 +1,110 @@
+"""Samplers: who gets which frames, and in what order."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from projects.mmdet3d_plugin.datasets.nuscenes_dataset import scene_lengths, sequence_flags
+from projects.mmdet3d_plugin.datasets.samplers import (
+    SAMPLER,
+    InfiniteGroupEachSampleInBatchSampler,
+    scene_shards,
+)
+
+SCENES = ['a'] * 5 + ['b'] * 2 + ['c'] * 7 + ['d'] * 4
+
+
+def dataset(flags=(), tokens=SCENES):
+    infos = [dict(scene_token=token) for token in tokens]
+    return SimpleNamespace(flag=np.array(flags), data_infos=infos, __len__=lambda: len(infos))
+
+
+class Frames(list):
+    """A data set that has a length and nothing else."""
+
+
+def batches(flags, count, **options):
+    return list(itertools.islice(InfiniteGroupEachSampleInBatchSampler(dataset(flags), **options), count))
+
+
+def test_a_scene_is_cut_into_runs_of_equal_length():
+    assert sequence_flags(SCENES, 1).tolist() == [0] * 5 + [1] * 2 + [2] * 7 + [3] * 4
+    halves = [0] * 3 + [1] * 2 + [2, 3] + [4] * 4 + [5] * 3 + [6] * 2 + [7] * 2
+    assert sequence_flags(SCENES, 2).tolist() == halves
+    assert sequence_flags(SCENES, 'all').tolist() == list(range(len(SCENES)))
+
+
+def test_a_scene_token_that_comes_back_begins_a_new_sequence():
+    assert sequence_flags(['a', 'b', 'a']).tolist() == [0, 1, 2] and scene_lengths([]) == []
+
+
+def test_every_position_streams_through_whole_sequences_in_order():
+    flags = sequence_flags(SCENES, 2)
+    for stream in zip(*batches(flags, 40, samples_per_gpu=2, seed=3), strict=True):
+        runs = [list(run) for _, run in itertools.groupby(stream, key=lambda i: flags[i])]
+        assert len(runs) > 10
+        for run in runs[:-1]:  # the last one was cut off by the test
+            assert np.array_equal(run, np.tile(np.flatnonzero(flags == flags[run[0]]), 2)[:len(run)])
+
+
+def test_positions_of_all_ranks_take_turns_in_one_permutation():
+    flags = list(range(8))  # sequences of one frame: each batch is the next part of the permutation
+    one = batches(flags, 4, samples_per_gpu=4, seed=1)
+    ranks = [batches(flags, 4, samples_per_gpu=2, num_replicas=2, rank=rank, seed=1) for rank in (0, 1)]
+    assert one == [left + right for left, right in zip(*ranks, strict=True)]
+    assert sorted(one[0] + one[1]) == flags and sorted(one[2] + one[3]) == flags
+
+
+def test_too_few_sequences_for_the_batch_are_refused():
+    with pytest.raises(ValueError, match=r'got 2 sequences, expected at least 4 \(2 samples x 2 processes\)'):
+        InfiniteGroupEachSampleInBatchSampler(dataset([0, 1]), samples_per_gpu=2, num_replicas=2)
+
+
+@pytest.mark.parametrize('ranks', [1, 2, 3, 4, 6])
+def test_whole_scenes_go_to_ranks_and_every_frame_once(ranks):
+    shards = scene_shards(SCENES, ranks)
+    assert len(shards) == ranks and sorted(itertools.chain(*shards)) == list(range(len(SCENES)))
+    for shard in shards:
+        tokens = [SCENES[i] for i in shard]
+        runs = [(token, len(list(run))) for token, run in itertools.groupby(tokens)]
+        assert runs == [(token, SCENES.count(token)) for token, _ in runs]
+        assert shard == sorted(shard)
+
+
+def test_scenes_are_balanced_over_ranks():
+    sizes = [len(shard) for shard in scene_shards(SCENES, 2)]
+    assert sizes == [9, 9]
+    rng = np.random.default_rng(0)
+    tokens = [str(i) for i, length in enumerate(rng.integers(20, 41, 150)) for _ in range(length)]
+    sizes = [len(shard) for shard in scene_shards(tokens, 8)]
+    assert max(sizes) - min(sizes) <= 40
+
+
+def test_frames_of_interleaved_scenes_stay_together():
+    assert scene_shards(['a', 'b', 'a', 'b', 'c'], 2) == [[0, 2, 4], [1, 3]]
+
+
+@pytest.mark.parametrize(('rank', 'expected'), [(0, [0, 1, 2]), (1, [3, 4, 5]), (2, [6, 0, 1])])
+def test_the_distributed_sampler_gives_consecutive_frames(rank, expected):
+    options = dict(dataset=Frames(range(7)), num_replicas=3, rank=rank, shuffle=False)
+    sampler = SAMPLER.build(dict(type='DistributedSampler'), default_args=options)
+    assert list(sampler) == expected and len(sampler) == 3
+
+
+def test_the_scene_sampler_gives_the_shard_of_its_rank():
+    options = dict(dataset=dataset(), num_replicas=2, shuffle=False, seed=None)
+    shards = [SAMPLER.build(dict(type='SceneSampler', rank=rank), default_args=options) for rank in (0, 1)]
+    assert [list(sampler) for sampler in shards] == scene_shards(SCENES, 2) and len(shards[0]) == 9
+
+
+@pytest.mark.parametrize('name', ['DistributedSampler', 'SceneSampler'])
+def test_streams_are_not_shuffled(name):
+    with pytest.raises(ValueError, match=f'{name}: got shuffle=True'):
+        SAMPLER.build(dict(type=name, dataset=dataset(), shuffle=True))
+
+
+def test_upstreams_names_are_registered():
+    names = {'DistributedGroupSampler', 'DistributedSampler', 'InfiniteGroupEachSampleInBatchSampler'}
+    assert names <= set(SAMPLER.module_dict)
