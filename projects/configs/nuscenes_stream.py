@@ -77,9 +77,9 @@ def stream_data(image: dict[str, Any], pc_range: list[float], root: str = 'data/
     test = dict(shared, ann_file=f'{root}{infos}_val.pkl', pipeline=test_pipeline(image), test_mode=True,
                 collect_keys=[*FRAME_KEYS, 'img', 'img_metas'], queue_length=1)
     train = dict(shared, ann_file=f'{root}{infos}_train.pkl',
-                 pipeline=train_pipeline(image, pc_range, rotation), test_mode=False, seq_mode=True,
+                 pipeline=train_pipeline(image, pc_range, rotation), test_mode=False,
                  collect_keys=[*FRAME_KEYS, 'img', 'prev_exists', 'img_metas'],
-                 **{'seq_split_num': 2, 'use_valid_flag': False, **train})
+                 **{'seq_mode': True, 'seq_split_num': 2, 'use_valid_flag': False, **train})
     return dict(samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu,
                 train=train, val=test, test=test,
                 shuffler_sampler=dict(type='InfiniteGroupEachSampleInBatchSampler'),
