@@ -170,7 +170,7 @@ class StreamPETRHead(FrameSteps):
         decoder = self.transformer.decoder
         if decoder.embed_dims != self.embed_dims:
             raise ConfigError(
-                f'{type(self).__name__}: embed_dims={self.embed_dims}, but the decoder has {decoder.embed_dims}'
+                f'{type(self).__name__}: embed_dims={self.embed_dims}, the decoder has {decoder.embed_dims}'
             )
         if decoder.num_layers > NUM_BRANCHES:
             raise ConfigError(

@@ -87,7 +87,8 @@ class FrameSteps(BaseModule):
 
     def learned_queries(self) -> Queries:
         """Return tgt, query_pos (1, n, C) and reference_points (1, n, 3): constants of the weights."""
-        return self.queries_at(self.reference_points.weight.unsqueeze(0))
+        tgt, query_pos, points = self.queries_at(self.reference_points.weight.unsqueeze(0))
+        return tap('tgt', tgt), tap('query_pos', query_pos), points
 
     def encode_memory(self, memory: Memory) -> Queries:
         """Return content, position (B, M, C) and normalised points (B, M, 3), not clamped, of the rows."""
@@ -202,7 +203,7 @@ class FrameSteps(BaseModule):
             img_feats: (B, N, C, h, w).
             pos_embed_raw: (B, T, C), see `position_embedding`.
             cone: (B, T, 8), see there.
-            memory: the state after the last frame, memory_len + topk_proposals rows (memory_len at the first).
+            memory: the state after the last frame, memory_len + topk_proposals rows (or memory_len).
             transform: (B, 4, 4), see `memory.pre_update`.
             delta_t: (B,) s, see there.
             prev_exists: (B,), see there.

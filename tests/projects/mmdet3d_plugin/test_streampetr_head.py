@@ -1,0 +1,347 @@
+"""The head's steps on a toy model: traced, batched, in both state frames, with every key that matters."""
+
+import io
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmcv import ConfigDict
+from mmdet3d.models import build_head, build_model
+
+import projects.mmdet3d_plugin  # noqa: F401
+import toy_streampetr as toy
+from mmdeploy_ext.errors import ConfigError, ShapeError
+from projects.mmdet3d_plugin.streampetr import memory as temporal
+from projects.mmdet3d_plugin.streampetr import rays
+from projects.mmdet3d_plugin.streampetr.memory import Memory
+from projects.mmdet3d_plugin.streampetr.positional import nerf_encoding, point_encoding, sine_encoding
+
+SIZE = (toy.HEIGHT, toy.WIDTH)
+ROWS = toy.MEMORY_LEN + toy.NUM_PROPAGATED
+FEATS = (1, toy.NUM_CAMS, toy.EMBED, toy.HEIGHT // toy.STRIDE, toy.WIDTH // toy.STRIDE)
+
+
+def build(cfg):
+    """Return a seeded head in test mode, with modulations that do something."""
+    torch.manual_seed(0)
+    head = build_head(ConfigDict({**cfg, 'train_cfg': None})).eval()
+    head.init_weights()
+    for name, value in head.named_parameters():
+        if 'gamma' in name or 'beta' in name:
+            torch.nn.init.normal_(value, std=0.3)
+    return head
+
+
+@pytest.fixture(scope='module')
+def head():
+    return build(toy.pts_head())
+
+
+def frames(count, seed=0):
+    """Return per frame the features and the data of a drive; frame 0 starts it."""
+    torch.manual_seed(seed)
+    one = toy.batch(((0,) * count,), seed=seed)
+    keys = ('lidar2img', 'intrinsics', 'ego_pose', 'ego_pose_inv', 'timestamp', 'prev_exists')
+    return [(torch.randn(FEATS), {key: one[key][:, i] for key in keys}) for i in range(count)]
+
+
+def run(head, drive):
+    """Return the outputs of every frame, the state kept by the head."""
+    head.reset_memory()
+    metas = [dict(pad_shape=[SIZE])] * drive[0][0].shape[0]
+    with torch.no_grad():
+        return [head(feats, metas, **data) for feats, data in drive]
+
+
+def random_state(seed=0, fill=None):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(toy.EMBED,), (3,), (1,), (4, 4), (2,)]
+    rows = [torch.randn(1, ROWS, *shape, generator=generator) for shape in shapes]
+    return Memory(*(torch.full_like(row, fill) if fill is not None else row for row in rows))
+
+
+def step_inputs(head, prev_exists=1.0, state=None):
+    feats, data = frames(1)[0]
+    where = head.embed_positions(data['lidar2img'], data['intrinsics'], SIZE)
+    motion = toy.poses(2)[0][1:] @ torch.linalg.inv(toy.poses(1)[0].double()).float()
+    state = state or random_state()
+    return [feats, *where, *state, motion, torch.tensor([0.5]), torch.tensor([prev_exists])]
+
+
+class Step(torch.nn.Module):
+    def __init__(self, head, **options):
+        super().__init__()
+        self.head, self.options = head, options
+        self.eval()  # the exporter puts back the mode that it finds
+
+    def forward(self, feats, pos, cone, emb, ref, time, pose, velo, motion, delta_t, exists):
+        state = Memory(emb, ref, time, pose, velo)
+        out, _, after = self.head.step(feats, pos, cone, state, motion, delta_t, exists, **self.options)
+        return out['all_cls_scores'], out['all_bbox_preds'], *after
+
+
+def export(module, inputs):
+    file = io.BytesIO()
+    with torch.no_grad():
+        torch.onnx.export(
+            module, tuple(inputs), file, opset_version=11, dynamo=False, input_names=list('abcdefghijk')
+        )
+    return file.getvalue()
+
+
+@pytest.fixture(scope='module')
+def exported(head):
+    with torch.no_grad():
+        return export(Step(head), step_inputs(head))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_step_traces_at_opset_11_without_scatter_or_control_flow(exported):
+    model = onnx.load_from_string(exported)
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [11]
+    used = {node.op_type for node in model.graph.node}
+    assert not used & {'ScatterND', 'ScatterElements', 'If', 'Loop', 'IsNaN', 'NonZero'}
+
+
+@pytest.mark.parametrize(('exists', 'fill'), [(1.0, None), (0.0, None), (0.0, float('nan'))])
+def test_the_graph_equals_eager_on_states_that_were_not_traced(head, exported, exists, fill):
+    session = onnxruntime.InferenceSession(exported, providers=['CPUExecutionProvider'])
+    with torch.no_grad():
+        inputs = step_inputs(head, exists, random_state(seed=5, fill=fill))
+        expected = Step(head)(*inputs)
+    feeds = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
+    for ours, eager in zip(session.run(None, feeds), expected, strict=True):
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, eager.numpy(), rtol=0, atol=1e-4)
+
+
+def test_the_state_kept_by_the_head_and_a_pure_step_give_the_same_drive(head):
+    drive = frames(4)
+    drive[2][1]['prev_exists'] = torch.zeros(1)
+    state, last, before = temporal.empty(1, ROWS, toy.EMBED), None, None
+    for outs, (feats, data) in zip(run(head, drive), drive, strict=True):
+        pose, time = data['ego_pose'].double(), data['timestamp']
+        motion = torch.linalg.inv(pose) @ (pose if last is None else last)
+        delta_t = torch.zeros(1) if last is None else (time - before).float()
+        with torch.no_grad():
+            where = head.embed_positions(data['lidar2img'], data['intrinsics'], SIZE)
+            step, used, state = head.step(feats, *where, state, motion.float(), delta_t, data['prev_exists'])
+        last, before = pose, time
+        assert used.num_rows == toy.MEMORY_LEN
+        assert state.num_rows == ROWS
+        for name in ('all_cls_scores', 'all_bbox_preds'):
+            torch.testing.assert_close(step[name], outs[name], atol=2e-2, rtol=0)
+
+
+def test_a_batch_of_two_equals_each_sample_alone(head):
+    first, second = frames(3, seed=1), frames(3, seed=2)
+    second[1][1]['prev_exists'] = torch.zeros(1)
+    both = [
+        (torch.cat([a, b]), {key: torch.cat([left[key], right[key]]) for key in left})
+        for (a, left), (b, right) in zip(first, second, strict=True)
+    ]
+    alone = [run(head, drive) for drive in (first, second)]
+    for i, outs in enumerate(run(head, both)):
+        for sample in range(2):
+            for name in ('all_cls_scores', 'all_bbox_preds'):
+                torch.testing.assert_close(
+                    outs[name][:, sample], alone[sample][i][name][:, 0], atol=1e-3, rtol=0
+                )
+
+
+def test_the_memory_changes_what_the_next_frame_sees(head):
+    drive = frames(2)
+    with_memory = run(head, drive)[1]['all_cls_scores']
+    without = run(head, [(drive[1][0], {**drive[1][1], 'prev_exists': torch.zeros(1)})])[0]['all_cls_scores']
+    assert (with_memory - without).abs().max() > 1e-3
+
+
+def test_the_state_carries_no_gradient():
+    model = build(toy.pts_head()).train()
+    model.with_dn = False
+    feats, data = frames(1)[0]
+    outs = model(feats.requires_grad_(), [dict(pad_shape=[SIZE])], **data)
+    assert outs['all_cls_scores'].requires_grad
+    assert not any(rows.requires_grad for rows in model.memory)
+
+
+def test_checkpointing_changes_no_gradient():
+    drive, gradients = frames(1), []
+    for with_cp in (False, True):
+        cfg = toy.pts_head(with_dn=False)
+        cfg['transformer']['decoder']['transformerlayers']['with_cp'] = with_cp
+        model = build(cfg).train()
+        outs = model(drive[0][0], [dict(pad_shape=[SIZE])], **drive[0][1])
+        outs['all_cls_scores'].square().sum().backward()
+        gradients.append(model.memory_embed[0].weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_last_layer_alone_is_the_last_of_all(head):
+    with torch.no_grad():
+        inputs = step_inputs(head)
+        every, last = Step(head)(*inputs), Step(head, all_layers=False)(*inputs)
+    assert (every[0].shape[0], last[0].shape[0]) == (2, 1)
+    assert torch.equal(every[0][-1:], last[0])
+    for left, right in zip(every[2:], last[2:], strict=True):
+        assert torch.equal(left, right)
+
+
+def test_without_intermediates_the_decoder_gives_the_last_layer(head):
+    cfg = toy.pts_head()
+    cfg['transformer']['decoder']['return_intermediate'] = False
+    short = build(cfg)
+    short.load_state_dict(head.state_dict())
+    with torch.no_grad():
+        inputs = step_inputs(head)
+        torch.testing.assert_close(Step(short)(*inputs)[0], Step(head)(*inputs)[0][-1:])
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(normedlinear=True, with_ego_pos=False, num_reg_fcs=1),
+        dict(num_propagated=0, topk_proposals=12, LID=False, depth_start=2, depth_num=40),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+@pytest.mark.filterwarnings('ignore')
+def test_every_key_that_changes_computation_runs_and_traces(changes):
+    model = build(toy.pts_head(**changes))
+    outs = run(model, frames(2))
+    assert torch.isfinite(outs[1]['all_bbox_preds']).all()
+    rows = toy.MEMORY_LEN + model.topk_proposals
+    assert model.memory.num_rows == rows
+    state = Memory(*(torch.zeros(1, rows, *shape) for shape in [(toy.EMBED,), (3,), (1,), (4, 4), (2,)]))
+    with torch.no_grad():
+        inputs = step_inputs(model, state=state)
+    session = onnxruntime.InferenceSession(export(Step(model), inputs), providers=['CPUExecutionProvider'])
+    feeds = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            session.run(None, feeds)[1], Step(model)(*inputs)[1].numpy(), rtol=0, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(with_tracking=True), 'unknown keys with_tracking'),
+        (dict(code_size=8), 'code_size=8'),
+        (dict(in_channels=64), 'in_channels=64 must equal embed_dims=32'),
+        (dict(depth_num=16), 'depth_num=16'),
+        (dict(num_propagated=99), 'num_propagated=99 exceeds memory_len=24'),
+        (dict(topk_proposals=99), 'topk_proposals=99 exceeds the 24 queries'),
+        (dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False)), 'use_sigmoid must be True'),
+        (dict(embed_dims=64, in_channels=64), 'embed_dims=64'),
+        (dict(num_layers=7), 'num_layers=7'),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build_head(ConfigDict(toy.pts_head(**changes)))
+
+
+def test_token_sampling_is_refused_by_the_detector_and_by_the_head(head):
+    with pytest.raises(ConfigError, match='aux_2d_only=False'):
+        build_model(ConfigDict(toy.model_cfg(aux_2d_only=False)))
+    feats, data = frames(1)[0]
+    with pytest.raises(ConfigError, match='token sampling'):
+        head(feats, [dict(pad_shape=[SIZE])], torch.zeros(1, 4), **data)
+
+
+def test_detector_and_head_must_agree_on_the_stride():
+    with pytest.raises(ConfigError, match="stride is 32, the head's is 16"):
+        build_model(ConfigDict(toy.model_cfg(stride=32)))
+
+
+def test_legacy_names_load_from_a_plain_dict_and_current_names_too(head):
+    current = head.state_dict()
+    legacy = {
+        key.replace('.attentions.0.', '.self_attn.')
+        .replace('.attentions.1.', '.multihead_attn.')
+        .replace('.decoder.post_norm.', '.decoder.norm.'): value
+        for key, value in current.items()
+    }
+    assert set(legacy) != set(current)
+    for state_dict in (legacy, dict(current)):
+        build(toy.pts_head()).load_state_dict(state_dict, strict=True)
+
+
+def test_the_focal_lengths_belong_to_the_camera_of_token_mod_n():
+    intrinsics = torch.eye(4).repeat(1, 3, 1, 1)
+    intrinsics[0, :, 0, 0] = torch.tensor([-1000.0, 2000.0, 3000.0])
+    intrinsics[0, :, 1, 1] = torch.tensor([4000.0, 5000.0, 6000.0])
+    focal = rays.focal_per_token(intrinsics, 2)
+    assert focal[0, :, 0].tolist() == [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]
+    assert focal[0, :, 1].tolist() == [4.0, 5.0, 6.0, 4.0, 5.0, 6.0]
+
+
+def test_points_are_the_same_by_camera_by_token_and_by_point(head):
+    matrices = toy.rig()['lidar2img'].inverse()[None]
+    frustum = head.frustum(SIZE)
+    tokens = frustum.shape[0] // toy.NUM_CAMS
+    by_camera = rays.lidar_points(matrices, frustum)
+    by_token = matrices.repeat_interleave(tokens, dim=1)
+    by_point = by_token.unsqueeze(2).expand(-1, -1, frustum.shape[1], -1, -1)
+    torch.testing.assert_close(rays.lidar_points(by_token, frustum), by_camera)
+    torch.testing.assert_close(rays.lidar_points(by_point, frustum), by_camera)
+    for token, depth in ((0, 0), (tokens, 63), (6 * tokens - 1, 5)):
+        slow = matrices[0, token // tokens] @ frustum[token, depth]
+        torch.testing.assert_close(by_camera[0, token, depth], slow[:3], atol=1e-4, rtol=1e-5)
+
+
+def test_points_project_back_to_their_tokens(head):
+    rig = toy.rig()
+    points = rays.lidar_points(rig['lidar2img'].inverse()[None], head.frustum(SIZE))[0, :, 20]
+    centers = head.token_centers(SIZE)
+    for token in range(0, len(centers), 5):
+        camera = token // (len(centers) // toy.NUM_CAMS)
+        image = rig['lidar2img'][camera] @ torch.cat([points[token], torch.ones(1)])
+        torch.testing.assert_close(image[:2] / image[2], centers[token], atol=1e-2, rtol=0)
+
+
+def test_an_image_that_the_stride_does_not_divide_is_refused(head):
+    with pytest.raises(ShapeError, match='40x96 is no multiple of the stride 16'):
+        head.token_centers((40, 96))
+
+
+def test_encodings_equal_their_definition():
+    values = torch.tensor([[0.25, -0.5, 1.5]])
+    ours, nerf = point_encoding(values, 8), nerf_encoding(values)
+    for block, axis in enumerate((1, 0, 2)):
+        for j in range(8):
+            angle = values[0, axis] * 2 * torch.pi / 10000 ** (2 * (j // 2) / 8)
+            expected = torch.sin(angle) if j % 2 == 0 else torch.cos(angle)
+            torch.testing.assert_close(ours[0, 8 * block + j], expected)
+    slow = [wave(values[0] * f) for f in (1, 2, 4, 8, 16, 32) for wave in (torch.sin, torch.cos)]
+    torch.testing.assert_close(nerf[0], torch.cat(slow))
+    assert torch.equal(sine_encoding(torch.zeros(1, 1), 4), torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+
+
+def test_flash_attention_runs_as_standard_attention(head):
+    cfg = toy.pts_head()
+    cfg['transformer']['decoder']['transformerlayers']['attn_cfgs'][1]['type'] = 'PETRMultiheadFlashAttention'
+    flash = build(cfg)
+    flash.load_state_dict(head.state_dict(), strict=True)
+    drive = frames(1)
+    assert torch.equal(run(flash, drive)[0]['all_bbox_preds'], run(head, drive)[0]['all_bbox_preds'])
+
+
+def test_the_detector_starts_a_stream_with_each_scene():
+    model = toy.build().eval()
+
+    def scores(frame, scene):
+        return model(return_loss=False, rescale=True, **toy.test_inputs(frame, frame, scene))[0]['pts_bbox'][
+            'scores_3d'
+        ]
+
+    with torch.no_grad():
+        first, second = scores(0, 'a'), scores(1, 'a')
+        alone = scores(1, 'b')
+        again = scores(0, 'a')
+    assert torch.equal(first, again)
+    assert not torch.equal(second, alone)
+    torch.testing.assert_close(model.pts_bbox_head.memory.num_rows, ROWS)
