@@ -366,7 +366,7 @@ def compare_picture(
     Returns:
         (h, w, 3) uint8 BGR; equal sizes for equal inputs and numbers of layers, even in both axes.
     """
-    cell_width = 440 if len(layers) > 1 else 520
+    cell_width = 440 if len(layers) > 1 else 600
     parts = []
     for layer in layers:
         count = len(layer.detections)
@@ -374,7 +374,7 @@ def compare_picture(
         mosaic = camera_mosaic(images_bgr, lidar2img, layer, classes, cell_width)
         parts.append(_titled(f'{title}   {text}' if title else text, mosaic))
     left = np.vstack(parts)
-    side = max(left.shape[0], 560)
+    side = max(left.shape[0], 440)
     above = bird_eye(layers, classes, side, forward=forward_direction(lidar2img))
     height, width = side, left.shape[1] + GAP + side
     canvas = np.full((height + height % 2, width + width % 2, 3), DARK, np.uint8)
