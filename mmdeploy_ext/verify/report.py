@@ -14,13 +14,14 @@ from markupsafe import Markup
 from mmdeploy_ext.draw import encode_jpeg
 from mmdeploy_ext.files import atomic_path, write_json
 from mmdeploy_ext.verify.compare import HISTOGRAM_DECADES
+from mmdeploy_ext.verify.drift_plot import drift_plot, match_strip
 from mmdeploy_ext.verify.table import cosine_text, failure_reasons, figure, next_command
 from mmdeploy_ext.verify.tasks import task_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.verify.verdict import PicturePair, Verdict
+    from mmdeploy_ext.verify.verdict import FramePair, PicturePair, Verdict
 
 TEMPLATE = 'report.html.j2'
 OPEN_ROWS = 40
@@ -31,19 +32,21 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     'cosine': cosine_text,
     'iou': lambda value: '-' if value is None else f'{value:.6f}',
     'metric': lambda value: '-' if value is None else f'{value:.4f}',
+    'metres': lambda value: '-' if value is None else f'{value:.2e} m',
+    'percent': lambda value: '-' if value is None else f'{math.floor(1e4 * value) / 100:.2f} %',
     'ms': lambda value: '-' if value is None else f'{value:.1f}',
 }
 """How a value of the JSON is written on the page, by the `data-format` of its element."""
 
 
 def write_report(
-    verdict: Verdict, pictures: Sequence[PicturePair], classes: Sequence[str], folder: Path
+    verdict: Verdict, pictures: Sequence[PicturePair | FramePair], classes: Sequence[str], folder: Path
 ) -> Path:
     """Write `report.html` and `verdict.json`.
 
     Args:
         verdict: of the ladder.
-        pictures: images with both engines' detections.
+        pictures: images or frames with both engines' detections.
         classes: names by label.
         folder: made when it is missing; other files in it stay.
 
@@ -58,7 +61,7 @@ def write_report(
     return folder / 'report.html'
 
 
-def render(verdict: Verdict, pictures: Sequence[PicturePair], classes: Sequence[str]) -> str:
+def render(verdict: Verdict, pictures: Sequence[PicturePair | FramePair], classes: Sequence[str]) -> str:
     """Return the page."""
     content = verdict.to_json()
     task = verdict.subject.get('task', 'bbox2d')
@@ -81,7 +84,26 @@ def render(verdict: Verdict, pictures: Sequence[PicturePair], classes: Sequence[
         engine=pictures[0].engine if pictures else '',
         subject=subject_rows(content['subject']),
         embedded=embedded_json(content),
+        plots=[sequence_plots(row) for row in content['sequence']],
     )
+
+
+def sequence_plots(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pictures of one drive: per kind of tensor (title, names, SVG), and the matched detections.
+
+    Args:
+        row: a `SequenceRow` of the JSON.
+    """
+    names = list(row['series'].get('ratios', {}))
+    memory = [name for name in names if name.startswith('memory ')]
+    outputs = [name for name in names if name not in memory]
+    drifts = [
+        (title, chosen, drift_plot(row['series'], chosen, f'{title}: error over tolerance, {row["title"]}'))
+        for title, chosen in (('Outputs', outputs), ('Memory', memory))
+        if chosen
+    ]
+    strip = match_strip(row['series'], f'Matched detections per frame, {row["title"]}') if names else ''
+    return dict(drifts=drifts, strip=strip)
 
 
 def embedded_json(content: Mapping[str, Any]) -> Markup:
@@ -107,7 +129,7 @@ def _number_of(content: Mapping[str, Any]) -> Callable[[str, str], Markup]:
     return number
 
 
-def picture_uri(pair: PicturePair, classes: Sequence[str], task: str = 'bbox2d') -> str:
+def picture_uri(pair: PicturePair | FramePair, classes: Sequence[str], task: str = 'bbox2d') -> str:
     """Return a pair, drawn, as a `data:` address."""
     drawing = task_module(task)
     jpeg = encode_jpeg(drawing.draw_pair(drawing.fit_pair(pair), classes))

@@ -55,7 +55,9 @@ class Drive:
         period_s: between frames.
         jump_s: one gap of this length within the first scene, below what resets a memory; 0 has none.
         long_gap_s: one gap of this length within the last scene, above it; 0 has none.
-        origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM.
+        origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM. Near 0 by default:
+            the published model keeps its memory in float32 and in global coordinates, so that it is itself
+            less exact far away (at 1600 m its boxes move by several mm).
         exact_poses: keep poses in float64; else they are rounded to float32, as data loaders give them.
         start_s: absolute time of the first frame.
         mean: normalisation, RGB.
@@ -71,7 +73,7 @@ class Drive:
     period_s: float = 0.5
     jump_s: float = 1.3
     long_gap_s: float = 0.0
-    origin_m: tuple[float, float] = (600.0, 1600.0)
+    origin_m: tuple[float, float] = (0.0, 0.0)
     exact_poses: bool = False
     start_s: float = 1.53e9
     mean: tuple[float, float, float] = MEAN_RGB

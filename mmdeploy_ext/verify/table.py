@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.verify.verdict import Case, DetectionRow, MetricRow, TensorRow, Verdict
+    from mmdeploy_ext.verify.verdict import Case, DetectionRow, MetricRow, SequenceRow, TensorRow, Verdict
 
 MAX_ROWS = 20
 """A case with more rows shows the worst per kind; the JSON file has them all."""
@@ -23,7 +23,7 @@ MAX_LINES = 60
 """So do all cases when the table would be longer than this."""
 MAX_REASONS = 8
 TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
-DETECTION_TITLES = ('boxes', 'matched', 'missing', 'extra', 'worst IoU', 'worst Δscore')
+DETECTION_TITLES = ('boxes', 'matched', 'missing', 'extra', 'worst place', 'worst Δscore')
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
@@ -42,6 +42,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(f'structure: {len(verdict.structure)} checks passed')
     if any(case.tensors or case.detections for case in verdict.cases):
         console.print(verdict_table(verdict))
+    if verdict.sequence:
+        console.print(sequence_table(verdict.sequence))
     for row in verdict.metrics:
         console.print(
             f'{_mark(row.passed)} {escape(row.name)}: PyTorch {row.reference:.4f}, ONNX '
@@ -57,11 +59,13 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 def verdict_table(verdict: Verdict) -> Table:
     """Return the table: per case one line per tensor and one per image, each level with its own headings."""
     tensors = any(case.tensors for case in verdict.cases)
-    images = any(case.detections for case in verdict.cases)
+    boxes = [row for case in verdict.cases for row in case.detections]
+    images = bool(boxes)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     what = ' or '.join(['tensor'] * tensors + ['image'] * images)
     table.add_column(f'case\n  {what}', overflow='fold', max_width=44)
-    for titles in zip(TENSOR_TITLES, DETECTION_TITLES, strict=True):
+    place = 'worst Δm' if any(row.worst_distance is not None for row in boxes) else 'worst IoU'
+    for titles in zip(TENSOR_TITLES, (*DETECTION_TITLES[:4], place, DETECTION_TITLES[5]), strict=True):
         lines = [title for title, used in zip(titles, (tensors, images), strict=True) if used]
         if any(lines):
             table.add_column('\n'.join(lines), justify='right', overflow='fold')
@@ -79,6 +83,50 @@ def verdict_table(verdict: Verdict) -> Table:
                 end_section=index == len(lines) - 1,
             )
     return table
+
+
+def sequence_table(rows: Sequence[SequenceRow]) -> Table:
+    """Return one line per mode, and below it the worst frame of the outputs and of the memory."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column('sequence\n  worst of all frames', overflow='fold', max_width=44)
+    titles = ('frames\n', 'resets\n', 'matched\nmax abs', 'worst Δm\nof tolerance', 'worst Δscore\nframe')
+    for title in (*titles, 'ties\n'):
+        table.add_column(title, justify='right', overflow='fold')
+    table.add_column('verdict')
+    for row in rows:
+        rate = '' if row.match_rate is None else f' {100 * row.match_rate:.2f} %'
+        table.add_row(
+            f'[bold]{escape(row.title)}[/bold]',
+            str(row.frames),
+            str(row.resets),
+            f'{row.matched}/{row.reference}{rate}',
+            figure(row.worst_distance),
+            figure(row.worst_score),
+            f'{row.ties} in {row.tied_frames} frames' if row.ties else '0',
+            _mark(row.passed),
+        )
+        for title, group in (('outputs', False), ('memory', True)):
+            tensors = [tensor for tensor in row.tensors if tensor.tensor.startswith('memory ') == group]
+            if tensors:
+                worst = max(tensors, key=_of_tolerance)
+                share = _of_tolerance(worst)
+                table.add_row(
+                    f'  {title}: {escape(worst.tensor.removeprefix("memory "))}',
+                    '',
+                    '',
+                    figure(worst.max_abs),
+                    '-' if share == float('inf') else f'{100 * share:.3g} %',
+                    escape(worst.at),
+                    '',
+                    '',
+                )
+        table.add_section()
+    return table
+
+
+def _of_tolerance(row: TensorRow) -> float:
+    known = row.max_abs is not None and row.tolerance
+    return row.max_abs / row.tolerance if known else float('inf') if row.max_abs is None else row.max_abs
 
 
 def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
@@ -106,7 +154,7 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
                 str(row.matched) + (f' +{row.outside} off' if row.outside else ''),
                 str(row.missing),
                 str(row.extra),
-                f'{row.worst_iou:.6f}',
+                f'{row.worst_iou:.6f}' if row.worst_distance is None else figure(row.worst_distance),
                 figure(row.worst_score),
                 _mark(row.passed),
             )
@@ -122,7 +170,11 @@ def last_line(verdict: Verdict) -> str:
         matched = sum(row.matched for case in verdict.cases for row in case.detections)
         found = [f'{tensors} tensor comparisons'] * bool(tensors)
         found += [f'{matched} matched detections'] * bool(matched)
-        return f'PROVEN {file} equals the PyTorch model: {len(verdict.cases)} inputs, {", ".join(found)}'
+        inputs = f'{len(verdict.cases)} inputs'
+        if verdict.sequence:
+            free = verdict.sequence[-1]
+            inputs = f'{free.frames} frames, {" and ".join(row.title for row in verdict.sequence)}'
+        return f'PROVEN {file} equals the PyTorch model: {inputs}, {", ".join(found)}'
     reasons = failure_reasons(verdict)
     shown = '; '.join(reasons[:MAX_REASONS])
     more = f'; and {len(reasons) - MAX_REASONS} more' if len(reasons) > MAX_REASONS else ''
@@ -137,9 +189,13 @@ def failure_reasons(verdict: Verdict) -> list[str]:
         reasons.append('structure was not checked')
     if not any(not case.traced for case in verdict.cases):
         reasons.append('no input that the exporter did not see was compared')
-    for case in verdict.cases:
+    for case in (
+        [] if verdict.sequence else verdict.cases
+    ):  # a sequence gives its own reasons, with the frames
         reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
         reasons += [f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed]
+    for row in verdict.sequence:
+        reasons += [f'{row.title}: {reason}' for reason in row.reasons]
     reasons += [f'{row.name}: {_metric_difference(row)}' for row in verdict.metrics if not row.passed]
     return reasons
 
@@ -152,11 +208,14 @@ def next_command(verdict: Verdict) -> str:
     """Return the command that makes sense after this verdict."""
     subject = verdict.subject
     file = subject.get('file', 'MODEL.onnx')
+    if verdict.proven and verdict.sequence:
+        words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
+        return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
     if verdict.proven:
         full = subject.get('form', 'full') == 'full'
         tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
         return f'python tools/onnx/{tool} {file} IMAGE_OR_FOLDER'
-    model = [subject.get('config', 'CONFIG'), subject.get('checkpoint', 'CHECKPOINT')]
+    model = _model_of(subject)
     if not all(check.passed for check in verdict.structure):
         return f'{export_command(model, file, subject)}   # export it again'
     detections = [row for case in verdict.cases for row in case.detections]
@@ -178,6 +237,8 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
     """
     options = subject.get('options', {})
     words = ['python', 'tools/deployment/pytorch2onnx.py', *model, '--verify', '--output-file', file]
+    if options.get('contract'):
+        return shlex.join(map(str, words + _sequence_words(options)))
     words += ['--postprocess', subject.get('form', 'full')]
     if options:
         words += ['--shape', options['height'], options['width'], '--opset-version', options['opset']]
@@ -188,6 +249,22 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
         words += ['--score-form', 'product']
     overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
     return shlex.join(map(str, words + (['--cfg-options', *overrides] if overrides else [])))
+
+
+def _model_of(subject: Mapping[str, Any]) -> list[str]:
+    return [subject.get('config', 'CONFIG'), subject.get('checkpoint', 'CHECKPOINT')]
+
+
+def _sequence_words(options: Mapping[str, Any]) -> list[Any]:
+    """Return the options of a streaming model's export that are not the default."""
+    words = ['--contract', options['contract'], '--opset-version', options['opset']]
+    words += ['--exporter', options['exporter'], '--precision', options['precision']]
+    words += ['--layers', options['layers']]
+    if options['contract'] == 'fork':
+        words += ['--fork-version', options['fork_version'], '--fork-img2lidar', options['fork_img2lidar']]
+    words += [f'--{name.replace("_", "-")}' for name in ('fp16_io', 'simplify') if options.get(name)]
+    overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
+    return words + (['--cfg-options', *overrides] if overrides else [])
 
 
 def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:

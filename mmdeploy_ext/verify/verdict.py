@@ -245,6 +245,7 @@ class Verdict:
         }
         return dict(
             inputs=len(self.cases),
+            sequence_frames=max((row.frames for row in self.sequence), default=0),
             unseen_inputs=sum(not case.traced for case in self.cases),
             checks=len(self.structure),
             checks_failed=sum(not check.passed for check in self.structure),

@@ -1,0 +1,139 @@
+"""Drift over a drive as inline SVG: errors per frame on a logarithmic scale, matched detections, resets.
+
+The colours and texts are the report's style sheet's; nothing here needs a plotting library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+WIDTH, HEIGHT, STRIP = 780, 230, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
+DECADES = (-8, 2)
+"""The widest range that is drawn; what is equal is drawn at the lower end of the axis."""
+LINES = 8
+"""Line styles of the style sheet: classes `line0` to `line7`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """Where values go.
+
+    Attributes:
+        frames: on the x axis.
+        low: lowest decade.
+        high: highest decade.
+    """
+
+    frames: int
+    low: int
+    high: int
+
+    def x(self, frame: float) -> float:
+        """Return the abscissa of a frame."""
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (frame + 0.5) / max(self.frames, 1), 2)
+
+    def y(self, value: float) -> float:
+        """Return the ordinate of an error; what is beyond the axis lies on its end."""
+        decade = math.log10(value) if value > 0 else self.low
+        part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
+
+
+def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
+    """Draw errors per frame, each over its tolerance, with the bar at 1.
+
+    Args:
+        series: of a `SequenceRow`.
+        names: of the tensors to draw.
+        label: what the picture shows, for those who do not see it.
+    """
+    values = [series['ratios'].get(name, []) for name in names]
+    axes = _axes(values, len(series['name']))
+    parts = [*_grid(axes), *_resets(series['reset'], axes, HEIGHT - BOTTOM)]
+    for index, line in enumerate(values):
+        parts.append(_curve(line, axes, index))
+    parts.append(_frame_numbers(axes))
+    return _svg(parts, HEIGHT, label)
+
+
+def match_strip(series: Mapping[str, Any], label: str) -> Markup:
+    """Draw per frame which share of the detections was matched: full height is all of them."""
+    axes = Axes(len(series['name']), *DECADES)
+    wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
+    parts = [_text(LEFT - 6, STRIP - 8, 'matched', 'end')]
+    for index, share in enumerate(match_shares(series)):
+        kind = 'none' if share is None else 'over' if share < 1 else 'bar'
+        tall = round((STRIP - 8) * (1 if share is None else max(share, 0.06)), 2)
+        x = round(axes.x(index) - wide * 0.45, 2)
+        parts.append(
+            f'<rect class="{kind}" x="{x}" y="{STRIP - 4 - tall}" width="{wide * 0.9:.2f}" height="{tall}"/>'
+        )
+    parts += _resets(series['reset'], axes, STRIP - 4)
+    return _svg(parts, STRIP, label)
+
+
+def match_shares(series: Mapping[str, Any]) -> list[float | None]:
+    """Return per frame matched over the longer list; None where there was nothing."""
+    counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
+    return [
+        matched / max(reference, matched + extra) if reference or extra else None
+        for reference, matched, extra in counts
+    ]
+
+
+def _axes(values: Sequence[Sequence[float | None]], frames: int) -> Axes:
+    decades = [math.log10(value) for line in values for value in line if value]
+    low = max(math.floor(min(decades, default=-4)), DECADES[0])
+    high = min(max(math.ceil(max(decades, default=0)), 0), DECADES[1])
+    return Axes(frames, min(low, high - 2), high)
+
+
+def _grid(axes: Axes) -> Iterator[str]:
+    for decade in range(axes.low, axes.high + 1):
+        y = axes.y(10.0**decade)
+        kind = 'bar-line' if decade == 0 else 'base'
+        yield f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+        yield _text(LEFT - 6, y + 4, 'tolerance' if decade == 0 else f'1e{decade}', 'end')
+
+
+def _resets(resets: Sequence[bool], axes: Axes, bottom: float) -> list[str]:
+    """Return vertical lines before the frames that began with an empty memory, after the first."""
+    lines = [axes.x(index - 0.5) for index, reset in enumerate(resets) if reset and index]
+    return [f'<line class="reset" x1="{x}" x2="{x}" y1="4" y2="{bottom}"/>' for x in lines]
+
+
+def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
+    """Return one tensor's line; frames where nothing could be compared are gaps with a mark on top."""
+    path, missing, pen = [], [], 'M'
+    for frame, value in enumerate(line):
+        if value is None:
+            missing.append(frame)
+            pen = 'M'
+        else:
+            path.append(f'{pen}{axes.x(frame)} {axes.y(value)}')
+            pen = 'L'
+    marks = ''.join(f'<circle class="lost" cx="{axes.x(frame)}" cy="{TOP}" r="3"/>' for frame in missing)
+    return f'<path class="line{index % LINES}" d="{" ".join(path)}"/>{marks}'
+
+
+def _frame_numbers(axes: Axes) -> str:
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if axes.frames <= 12 * step)
+    texts = [_text(axes.x(frame), HEIGHT - 8, str(frame)) for frame in range(0, axes.frames, step)]
+    return ''.join(texts)
+
+
+def _text(x: float, y: float, text: str, anchor: str = 'middle') -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
+
+
+def _svg(parts: Sequence[str], height: int, label: str) -> Markup:
+    opening = Markup('<svg class="drift" viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')
+    return opening.format(WIDTH, height, label) + Markup(''.join(parts)) + Markup('</svg>')
