@@ -227,12 +227,19 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     compat.apply()
     from mmdeploy_ext.apps import proof
+    from mmdeploy_ext.apps.benchmark_stream import run_streaming
     from mmdeploy_ext.benchmark import contenders
     from mmdeploy_ext.benchmark.ranks import Ranks
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.sequence.family import SequenceFamily
 
+    register()
+    cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
+    if isinstance(find_family(cfg), SequenceFamily):
+        return run_streaming(args, build_parser(), engines, register, _publish)
     contenders.read_files(args)
     images = proof.read_images(args.images or [proof.DEFAULT_IMAGE], MAX_IMAGES)
-    register()
     ranks = Ranks(args)
     with contenders.make_plan(args, ranks, engines, [picture for _, picture in images], register) as plan:
         with after_weights():

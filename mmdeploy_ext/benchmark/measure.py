@@ -42,12 +42,16 @@ class Run:
         network_s: until the network (or the graph) has given its tensors; None where that cannot be told.
         found: detections in the batch.
         other_load: part of the cores that other processes used in this round, 0..1; None where not known.
+        parts_s: part of a streaming model -> seconds.
+        fed_bytes: given to the engine besides the images; None where there is no such thing.
     """
 
     total_s: float
     network_s: float | None
     found: int
     other_load: float | None = None
+    parts_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    fed_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Contender:
     name: str
     engine: str
     form: str
-    run: Callable[[Sequence[PreparedImage]], Run]
+    run: Callable[[Any], Run]
     file: str = ''
 
 
@@ -153,7 +157,7 @@ def rotated(contenders: Sequence[Contender], index: int) -> list[Contender]:
 
 def interleave(
     contenders: Sequence[Contender],
-    batches: Sequence[Sequence[PreparedImage]],
+    batches: Sequence[Any],
     rounds: int,
     warmup: int = 0,
     before_each: Callable[[], None] = lambda: None,
@@ -164,7 +168,7 @@ def interleave(
 
     Args:
         contenders: with unique names.
-        batches: inputs; round i takes batch i modulo their number.
+        batches: what contenders run (prepared images, or a frame); round i takes batch i modulo their number.
         rounds: that count.
         warmup: rounds before them.
         before_each: called before every run (a barrier, when several processes measure).
@@ -194,7 +198,7 @@ def interleave(
 
 
 def _one_round(
-    contenders: Iterable[Contender], batch: Sequence[PreparedImage], before_each: Callable[[], None]
+    contenders: Iterable[Contender], batch: Any, before_each: Callable[[], None]
 ) -> dict[str, Run]:
     """Run each contender once; every run says what others used of the cores in this round."""
     found = {}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 RUNS = 3
 HOW = (
@@ -45,6 +46,8 @@ class MemoryJob:
         backend: registered name (graph); '' for a model.
         file: the ONNX file (graph).
         feeds: its inputs, and perhaps others (graph).
+        frames: of a drive (streaming model).
+        stream: its exported file or folder; '' for the model itself.
     """
 
     threads: int
@@ -57,6 +60,8 @@ class MemoryJob:
     backend: str = ''
     file: str = ''
     feeds: dict[str, np.ndarray] | None = None
+    frames: Sequence[Frame] = ()
+    stream: str = ''
 
 
 def is_supported() -> bool:
@@ -117,14 +122,42 @@ def _run_model(job: MemoryJob) -> tuple[int, object]:
     deployment = deploy.load(job.config, job.checkpoint, job.cfg_options, before_weights=note)
     if job.fuse:
         deployment.model = export.fuse(deployment.model)
+    if job.frames:
+        return before, _drive(deployment.family.reference(deployment.model), job.frames)
     for _ in range(RUNS):
         deployment.family.reference_detections(deployment.model, job.images, True)
     return before, deployment
 
 
+def _run_stream(job: MemoryJob) -> tuple[int, object]:
+    """Run exported files of a streaming model; returns the kB before they were loaded, and the stepper."""
+    import onnxruntime  # noqa: F401
+
+    from mmdeploy_ext import compat
+
+    compat.apply()
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.family import FAMILIES
+    from mmdeploy_ext.sequence.files import read_files
+
+    job.register()
+    load_config(job.config, job.cfg_options)  # its plugin registers the family
+    files = read_files(job.stream)
+    before = _start()
+    runner = FAMILIES[files.metadata.family].runner(files.paths, dict(threads=job.threads))
+    return before, _drive(runner, job.frames)
+
+
+def _drive(stepper: Stepper, frames: Sequence[Frame]) -> Stepper:
+    for frame in frames:
+        stepper.step(frame)
+    return stepper
+
+
 def _child(job: MemoryJob, answer: Connection) -> None:
     try:
-        before, kept = _run_graph(job) if job.backend else _run_model(job)
+        run = _run_graph if job.backend else _run_stream if job.stream else _run_model
+        before, kept = run(job)
         answer.send(
             dict(
                 peak_mb=round((_status_kb('VmHWM') - before) / 1024, 1),

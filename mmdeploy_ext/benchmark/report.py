@@ -77,6 +77,20 @@ def _contender_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _part_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the parts of a frame of streaming models, in ms."""
+    parts = list(dict.fromkeys(part for row in rows for part in row['parts_ms']))
+    table = _table('median ms per frame', *parts, 'fed besides images')
+    for row in rows:
+        fed = '-' if row['fed_bytes'] is None else f'{row["fed_bytes"] / 1e3:.1f} kB'
+        table.add_row(
+            escape(row['name']),
+            *(f'{row["parts_ms"][part]:.1f}' if part in row['parts_ms'] else '-' for part in parts),
+            fed,
+        )
+    return table
+
+
 def print_result(result: Mapping[str, Any], console: Console) -> None:
     """Print the tables; `result` is what `--json` writes."""
     console.print(escape(headline(result)), soft_wrap=True)
@@ -90,9 +104,18 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
             f'({_quartiles(cost, 2)})',
             soft_wrap=True,
         )
-    console.print(
-        f'pre-processing, the same for all and not in the times: {_median(result["preprocess_ms"], 2)} ms'
-    )
+    if any('parts_ms' in row for row in result['contenders']):
+        console.print(_part_table(result['contenders']))
+    if result.get('deploy_to_fork'):
+        ratio = result['deploy_to_fork']
+        console.print(
+            f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})',
+            soft_wrap=True,
+        )
+    if result['preprocess_ms']:
+        console.print(
+            f'pre-processing, the same for all and not in the times: {_median(result["preprocess_ms"], 2)} ms'
+        )
     for note in result['notes']:
         console.print(f'note: {escape(note)}', soft_wrap=True)
     for name, profile in result['profiles'].items():

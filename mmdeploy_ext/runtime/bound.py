@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ class BoundGraph:
         spec: contract of the graph; all axes are fixed.
         metadata: of the file.
         device: where its buffers are, 'cpu' or 'cuda'.
+        seconds: that all runs took so far.
     """
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
@@ -33,6 +35,7 @@ class BoundGraph:
         self.device = DEVICES.get(backend.session.get_providers()[0], 'cpu')
         self.used = {node.name for node in backend.session.get_inputs()}
         self.binding = backend.session.io_binding()
+        self.seconds = 0.0
 
     def allocate(self, name: str, device: str | None = None) -> OrtValue:
         """Return a buffer of zeros for an input or output, on the engine's device unless told otherwise."""
@@ -63,8 +66,10 @@ class BoundGraph:
                 self.binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             self.binding.bind_ortvalue_output(name, value)
+        start = time.perf_counter()
         try:
             self.backend.session.run_with_iobinding(self.binding)
+            self.seconds += time.perf_counter() - start
         except Exception as error:
             raise InferenceError(f'{self.backend.path}: ONNX Runtime failed to run it: {error}') from error
 

@@ -148,6 +148,10 @@ class StreamPetrOnnx:
         """Return this runtime as a `Stepper` of frames, for proofs and test loops."""
         return FrameStepper(self)
 
+    def graph_seconds(self) -> dict[str, float]:
+        """Return the seconds that the engine spent in each part so far."""
+        return {part: graph.seconds for part, graph in self.contract.graphs.items()}
+
     def reset(self) -> None:
         """Empty the memory; the next frame may have any time."""
         self._last = None
@@ -252,6 +256,15 @@ class FrameStepper:
 
     def __init__(self, runtime: StreamPetrOnnx) -> None:
         self.runtime = runtime
+
+    @property
+    def fed_bytes(self) -> int:
+        """See `StreamPetrOnnx.fed_bytes`."""
+        return self.runtime.fed_bytes
+
+    def graph_seconds(self) -> dict[str, float]:
+        """See `StreamPetrOnnx.graph_seconds`."""
+        return self.runtime.graph_seconds()
 
     def __enter__(self) -> Self:
         """Nothing to do: the files are open."""

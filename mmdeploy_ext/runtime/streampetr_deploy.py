@@ -53,6 +53,11 @@ class DeployContract:
         self.current = 0
 
     @property
+    def graphs(self) -> dict[str, BoundGraph]:
+        """The sessions, by part of a frame."""
+        return dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
+
+    @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of the memory."""
         return {field: tuple(self.head.spec.tensor(f'pre_memory_{field}').axes) for field in FIELDS}

@@ -46,6 +46,11 @@ class ForkContract:
         self.memory = self._empty()
 
     @property
+    def graphs(self) -> dict[str, OnnxRuntimeBackend]:
+        """The session, by part of a frame: there is one for all of it."""
+        return {'whole graph': self.backend}
+
+    @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of the memory."""
         return {field: tuple(self.spec.tensor(f'in_mem_{FORK_NAMES[field]}').axes) for field in FIELDS}

@@ -115,6 +115,10 @@ class SequenceFamily(BaseFamily):
         """
 
     @abc.abstractmethod
+    def timed_methods(self, model: torch.nn.Module) -> dict[str, list[tuple[object, str]]]:
+        """Return the methods that make up the parts of a frame, for the benchmark; the rest is the head."""
+
+    @abc.abstractmethod
     def result(self, detections: Detections3D) -> dict[str, Any]:
         """Return detections as the entry of one sample in the test loop's results."""
 

@@ -173,6 +173,12 @@ class StreamPetrFamily(SequenceFamily):
         # the published model knows no time gap: the proof and the metrics compare like with like
         return StreamPetrOnnx(paths, max_gap_s=None, **engine).stepper()
 
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        """See `SequenceFamily.timed_methods`."""
+        return dict(
+            backbone=[(model, 'extract_img_feat')], embedding=[(model.pts_bbox_head, 'embed_positions')]
+        )
+
     def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """See `SequenceFamily.dump_tensors`."""
         return dumps.tensors(model, taps)

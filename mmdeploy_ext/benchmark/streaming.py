@@ -1,0 +1,242 @@
+"""Streaming models: one frame in PyTorch and by each contract, interleaved, part by part.
+
+Every contender runs the same drive with a memory of its own; its time begins with prepared images and ends
+with decoded boxes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark.machine import machine
+from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.benchmark.result import doubts
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.runtime.frames import Frame, Stepper
+
+PARTS = ('backbone', 'embedding', 'head')
+
+
+class PartClock:
+    """Times methods of objects while it is active; nested calls count for the outer one only."""
+
+    def __init__(self, methods: Mapping[str, Sequence[tuple[object, str]]]) -> None:
+        """Keep what is timed.
+
+        Args:
+            methods: part -> (object, method name) pairs.
+        """
+        self.methods = methods
+        self.seconds = dict.fromkeys(methods, 0.0)
+        self._inside = False
+
+    def _timed(self, part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return method(*args, **kwargs)
+            self._inside, start = True, time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._inside = False
+                self.seconds[part] += time.perf_counter() - start
+
+        return run
+
+    def __enter__(self) -> PartClock:
+        """Put the clocks in as attributes of the objects themselves."""
+        for part, pairs in self.methods.items():
+            for owner, name in pairs:
+                object.__setattr__(owner, name, self._timed(part, getattr(owner, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take them out again."""
+        for pairs in self.methods.values():
+            for owner, name in pairs:
+                object.__delattr__(owner, name)
+
+
+def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
+    """Return the published model in eager PyTorch; what is neither backbone nor embedding is the head."""
+
+    def run(frame: Frame) -> Run:
+        before, start = dict(clock.seconds), time.perf_counter()
+        found = stepper.step(frame).detections
+        total = time.perf_counter() - start
+        parts = {part: clock.seconds[part] - before[part] for part in before}
+        parts['head'] = total - sum(parts.values())
+        return Run(total, None, len(found), parts_s=parts)
+
+    return Contender(measure.BASELINE, 'torch', '', run)
+
+
+def runner_contender(stepper: Any, name: str, form: str, file: str) -> Contender:
+    """Return exported files on ONNX Runtime.
+
+    Args:
+        stepper: of `SequenceFamily.runner`; it has `graph_seconds()` and `fed_bytes`.
+        name: of the contender.
+        form: its contract.
+        file: folder or file.
+    """
+
+    def run(frame: Frame) -> Run:
+        before, start = stepper.graph_seconds(), time.perf_counter()
+        found = stepper.step(frame).detections
+        total = time.perf_counter() - start
+        parts = {part: seconds - before[part] for part, seconds in stepper.graph_seconds().items()}
+        return Run(total, sum(parts.values()), len(found), parts_s=parts, fed_bytes=stepper.fed_bytes)
+
+    return Contender(name, 'onnxruntime', form, run, file)
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlan:
+    """What one run of the tool measures.
+
+    Attributes:
+        args: of the command line.
+        deployment: the model.
+        threads: of every engine.
+        frames: of the drive, in order; run again from its start where there are more rounds.
+        files: contract -> path.
+        register: imports the projects, for child processes.
+        engines: names, 'torch' and 'onnxruntime'.
+    """
+
+    args: argparse.Namespace
+    deployment: Deployment
+    threads: int
+    frames: Sequence[Frame]
+    files: dict[str, str]
+    register: Callable[[], None]
+    engines: Sequence[str]
+
+
+@contextlib.contextmanager
+def open_contenders(plan: StreamPlan) -> Iterator[list[Contender]]:
+    """Open PyTorch and every file."""
+    from mmdeploy_ext.sequence.files import read_files
+
+    family, model, found = plan.deployment.family, plan.deployment.model, []
+    with contextlib.ExitStack() as stack:
+        if 'torch' in plan.engines:
+            clock = stack.enter_context(PartClock(family.timed_methods(model)))
+            found.append(torch_contender(family.reference(model), clock))
+        for label, path in plan.files.items():
+            runner = family.runner(read_files(path).paths, dict(threads=plan.threads))
+            found.append(runner_contender(runner, f'onnxruntime {label}', label, path))
+        yield found
+
+
+def measure_memory(plan: StreamPlan, contenders: Sequence[Contender]) -> dict[str, dict[str, float]]:
+    """Measure every contender in a process of its own."""
+    model = memory.MemoryJob(
+        plan.threads,
+        plan.register,
+        plan.deployment.config,
+        plan.deployment.checkpoint,
+        plan.deployment.cfg_options,
+        frames=plan.frames[: memory.RUNS],
+    )
+    return {
+        contender.name: memory.measure(dataclasses.replace(model, stream=contender.file))
+        for contender in contenders
+    }
+
+
+def part_rows(contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """Return medians of the parts in ms, and bytes fed in the median frame, per contender."""
+    rows = []
+    for contender in contenders:
+        mine = runs[contender.name]
+        fed = [run.fed_bytes for run in mine if run.fed_bytes is not None]
+        rows.append(
+            dict(
+                name=contender.name,
+                parts_ms={
+                    part: round(statistics.median(run.parts_s[part] for run in mine) * 1e3, 3)
+                    for part in mine[0].parts_s
+                },
+                fed_bytes=int(statistics.median(fed)) if fed else None,
+            )
+        )
+    return rows
+
+
+def contract_ratio(
+    contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]
+) -> dict[str, Any] | None:
+    """Return the deploy contract's time against the fork's, per round; None unless both ran."""
+    names = {contender.form: contender.name for contender in contenders}
+    if not {'deploy', 'fork'} <= names.keys():
+        return None
+    pairs = zip(runs[names['deploy']], runs[names['fork']], strict=True)
+    return measure.spread((one.total_s / other.total_s for one, other in pairs), 4)
+
+
+def make_result(
+    plan: StreamPlan,
+    contenders: Sequence[Contender],
+    runs: Mapping[str, Sequence[Run]],
+    memories: Mapping[str, dict[str, float]],
+) -> dict[str, Any]:
+    """Return the content of the JSON file."""
+    deployment = plan.deployment
+    loads = [run.other_load for mine in runs.values() for run in mine]
+    other_load = None if None in loads else round(statistics.mean(loads), 4)
+    rows = measure.summarise(contenders, runs, 1)
+    for row, parts in zip(rows, part_rows(contenders, runs), strict=True):
+        row.update(parts, memory=memories.get(row['name']))
+    return dict(
+        tool='benchmark',
+        config=deployment.config,
+        checkpoint=deployment.checkpoint,
+        cfg_options=deployment.cfg_options,
+        family=deployment.family.name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        device=plan.args.device,
+        input_shape='x'.join(map(str, plan.frames[0].images.shape)),
+        threads=plan.threads,
+        processes=1,
+        rounds=len(next(iter(runs.values()))),
+        warmup=plan.args.warmup,
+        spare_rounds=plan.args.spare_rounds,
+        machine=machine(),
+        other_load=other_load,
+        contenders=rows,
+        forms=[],
+        deploy_to_fork=contract_ratio(contenders, runs),
+        memory_method=memory.HOW,
+        preprocess_ms=None,
+        notes=doubts(rows, other_load),
+        profiles={},
+    )
+
+
+def export_contracts(deployment: Deployment, folder: str) -> dict[str, str]:
+    """Export every contract that the family has."""
+    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.sequence.files import export_sequence
+
+    files = {}
+    for contract in deployment.family.contracts:
+        path = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
+        export_sequence(deployment, SequenceOptions(contract=contract), path)
+        files[contract] = path
+    return files
