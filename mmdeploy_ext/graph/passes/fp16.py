@@ -146,7 +146,18 @@ def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:
             tainted.update(graph.floats(node.output))
         elif node.op_type in SINGLE_OPS:
             islands.add(index)
-    return islands
+    return islands | _constants_of(graph, islands)
+
+
+def _constants_of(graph: _Graph, islands: set[int]) -> set[int]:
+    """Return the nodes that compute constants which an island reads, so that none is rounded on its way."""
+    nodes, found = graph.nodes, set()
+    read = {name for index in islands for name in nodes[index].input}
+    for index in reversed(range(len(nodes))):
+        if graph.constants.issuperset(nodes[index].output) and read.intersection(nodes[index].output):
+            found.add(index)
+            read.update(nodes[index].input)
+    return found
 
 
 class _Writer:
