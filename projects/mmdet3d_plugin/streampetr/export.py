@@ -160,12 +160,6 @@ class StreamPetrFamily(SequenceFamily):
 
         return Reference(model)
 
-    def boundary(self, model: nn.Module, options: SequenceOptions) -> Stepper:
-        """See `SequenceFamily.boundary`."""
-        from projects.mmdet3d_plugin.streampetr.reference import Boundary
-
-        return Boundary(self.graphs(model, options), self.postprocess_facts(model))
-
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
         from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
