@@ -1,0 +1,220 @@
+"""The family: which configs it takes and refuses, frames of the loader, results, dumps, the reference."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from mmcv import Config
+from mmcv.parallel import DataContainer
+
+import toy_streampetr as toy
+import toy_streampetr_deploy as deployed
+import toy_streampetr_export as exported
+from mmdeploy_ext.dump import load_dump, save_dump
+from mmdeploy_ext.errors import ConfigError, DataError, UsageError
+from mmdeploy_ext.family import find_family
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.taps import collect_taps
+from projects.configs.nuscenes_stream import image_augmentation
+from projects.configs.nuscenes_stream import test_pipeline as stream_pipeline
+from projects.mmdet3d_plugin.streampetr.export import StreamPetrFamily
+
+FAMILY = StreamPetrFamily()
+
+
+def config(size=(toy.HEIGHT, toy.WIDTH), head=None, **changes):
+    """Return the toy's config; `changes` are of the detector, `head` of the 3D head."""
+    image = image_augmentation(size, (0.5, 0.6), source=(90, 160))
+    model = toy.model_cfg(head=head, **changes)
+    content = dict(model=model, data=dict(test=dict(pipeline=stream_pipeline(image))))
+    return Config(content, cfg_text=str(content), filename='toy.py')
+
+
+def decoder(**changes):
+    transformer = toy.pts_head()['transformer']
+    return dict(transformer=dict(transformer, decoder=dict(transformer['decoder'], **changes)))
+
+
+def test_it_claims_its_configs_and_builds_them_with_the_sizes_of_the_pipeline():
+    assert find_family(config()).name == 'streampetr'
+    assert FAMILY.claims(config(type='Petr3DONNX'))
+    assert not FAMILY.claims(Config(dict(model=dict(type='ATSS', bbox_head=dict(type='ATSSHead')))))
+    cfg = config()
+    FAMILY.check(cfg, SequenceOptions())
+    model = FAMILY.build(cfg)
+    assert model.input_sizes == (6, toy.HEIGHT, toy.WIDTH)
+    assert FAMILY.num_classes(model) == toy.NUM_CLASSES
+    assert not model.training
+
+
+def test_the_number_of_cameras_is_the_configs():
+    cfg = config()
+    cfg.num_cams = 4
+    assert FAMILY.preprocess_rule(cfg).num_cameras == 4
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(contract='tensorrt'), '--contract tensorrt: expected deploy or fork'),
+        (dict(contract='fork', fork_version='2.0'), '--fork-version 2.0: expected 1.0 or 1.1'),
+        (dict(contract='fork', fork_img2lidar='camera'), '--fork-img2lidar camera: expected token or depth'),
+        (dict(layers='first'), '--layers first: expected all or last'),
+        (dict(precision='int8'), '--precision int8: expected fp32 or fp16'),
+        (dict(exporter='jit'), '--exporter jit: expected'),
+        (dict(opset=9), '--opset-version 9: the torchscript exporter writes opsets 11 to 20'),
+    ],
+)
+def test_options_are_refused_by_name(options, message):
+    with pytest.raises(UsageError, match=message):
+        FAMILY.check(config(), SequenceOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (dict(aux_2d_only=False), 'toy.py: model.aux_2d_only=False'),
+        (dict(type='RepDetr3D'), r"toy.py: model.type='RepDetr3D'"),
+        (dict(head=dict(type='PETRHead')), r"toy.py: model.pts_bbox_head.type='PETRHead'"),
+        (dict(head=decoder(post_norm_cfg=None)), 'toy.py: .*decoder.post_norm_cfg is None'),
+    ],
+)
+def test_configs_are_refused_by_name(cfg, message):
+    with pytest.raises(ConfigError, match=message):
+        FAMILY.check(config(**cfg), SequenceOptions())
+
+
+def test_an_image_size_that_is_no_multiple_of_the_stride_is_refused():
+    cfg = config((40, 96))
+    pipeline = cfg.data.test.pipeline
+    cfg.data.test.pipeline = [step for step in pipeline if step['type'] != 'PadMultiViewImage']
+    with pytest.raises(ConfigError, match=r'toy.py: .*40x96, expected multiples of the stride 16'):
+        FAMILY.check(cfg, SequenceOptions())
+
+
+def test_a_sample_of_the_loader_is_a_frame_whatever_wraps_it():
+    data = toy.test_inputs(1, scene_token='night')
+    data['img_metas'][0][0].update(sample_idx='token', filename=['a.jpg', 'b.jpg'])
+    wrapped = {key: [DataContainer([value[0]])] for key, value in data.items()}
+    for sample in (data, wrapped):
+        frame = FAMILY.frame(sample)
+        assert (frame.scene_token, frame.name, frame.image_files) == ('night', 'token', ('a.jpg', 'b.jpg'))
+        assert frame.timestamp_s == toy.T0 + 0.5
+        np.testing.assert_array_equal(frame.images, data['img'][0][0].numpy())
+        np.testing.assert_array_equal(frame.ego_pose_inv, data['ego_pose_inv'][0][0].numpy())
+        for name in ('lidar2img', 'intrinsics'):
+            assert getattr(frame, name).dtype == np.float64
+            np.testing.assert_array_equal(getattr(frame, name), data[name][0][0].numpy())
+
+
+def test_samples_that_are_no_single_frame_are_refused():
+    data = toy.test_inputs()
+    with pytest.raises(DataError, match='gives no ego_pose_inv'):
+        FAMILY.frame({key: value for key, value in data.items() if key != 'ego_pose_inv'})
+    with pytest.raises(DataError, match='img: got 2 samples or augmentations, expected one'):
+        FAMILY.frame(dict(data, img=data['img'] * 2))
+    with pytest.raises(DataError, match='img_metas has no scene_token'):
+        FAMILY.frame(dict(data, img_metas=[[dict(sample_idx='x')]]))
+
+
+def test_a_result_is_what_the_data_set_evaluates():
+    found = Detections3D(np.ones((2, 9), np.float32), np.array([0.9, 0.1], np.float32), np.array([3, 1]))
+    result = FAMILY.result(found)['pts_bbox']
+    assert result['boxes_3d'].tensor.shape == (2, 9)
+    assert result['labels_3d'].tolist() == [3, 1]
+    np.testing.assert_array_equal(result['scores_3d'], found.scores)
+
+
+@pytest.fixture(scope='module')
+def reference():
+    return FAMILY.reference(deployed.deployment().model)
+
+
+@pytest.fixture(scope='module')
+def frames():
+    return [exported.frame(index) for index in range(3)]
+
+
+def test_the_reference_is_the_detectors_own_test_path(reference, frames):
+    reference.reset()
+    for frame, wanted in zip(frames, exported.eager(frames), strict=True):
+        found = reference.step(frame)
+        np.testing.assert_array_equal(found.outputs['all_cls_scores'], wanted['all_cls_scores'])
+        np.testing.assert_array_equal(found.outputs['all_bbox_preds'], wanted['all_bbox_preds'])
+        order = np.argsort(-wanted['scores'], kind='stable')
+        np.testing.assert_array_equal(found.detections.boxes, wanted['boxes'][order])
+        assert found.was_reset == (frame is frames[0])
+
+
+def test_its_state_is_local_and_goes_on_where_it_was_taken(reference, frames):
+    reference.reset()
+    assert reference.state is None
+    reference.step(frames[0])
+    state = reference.state
+    assert np.abs(state.tensors['reference_point']).max() < 100.0  # the map's origin is 1600 m away
+    assert (state.tensors['timestamp'] == 0).all()
+    wanted = reference.step(frames[1])
+    reference.step(exported.frame(0, 'elsewhere'))
+    reference.state = state
+    found = reference.step(frames[1])
+    assert not found.was_reset
+    for name in ('all_cls_scores', 'all_bbox_preds'):
+        np.testing.assert_allclose(found.outputs[name], wanted.outputs[name], atol=2e-3)
+    reference.state = None
+    assert reference.step(frames[1]).was_reset
+
+
+def test_another_scene_empties_its_memory(reference, frames):
+    reference.reset()
+    first = reference.step(frames[0])
+    reference.step(frames[1])
+    again = reference.step(dataclasses.replace(frames[0], scene_token='other'))
+    assert again.was_reset
+    np.testing.assert_array_equal(again.outputs['all_cls_scores'], first.outputs['all_cls_scores'])
+
+
+def test_a_dump_has_the_forks_names_and_gives_the_frame_back(reference, frames, tmp_path):
+    model = deployed.deployment().model
+    reference.reset()
+    reference.step(frames[0])
+    with collect_taps() as taps:
+        reference.step(frames[1])
+    tensors = FAMILY.dump_tensors(model, taps)
+    save_dump(tmp_path, tensors, dict(scene_token='scene0', frame='f'), suffixes=FAMILY.dump_suffixes)
+    tokens = 6 * (toy.HEIGHT // 16) * (toy.WIDTH // 16)
+    kept = toy.MEMORY_LEN + toy.NUM_PROPAGATED
+    names = {path.name for path in tmp_path.glob('*.bin')}
+    assert names >= {
+        f'img_6x3x{toy.HEIGHT}x{toy.WIDTH}.bin',
+        f'img2lidar_1x{tokens}x4x4.bin',
+        f'intrinsic_1x{tokens}x2.bin',
+        'timestamp_1.bin',
+        'prev_exists_1.bin',
+        f'coords_1x{tokens}x64x4x1.bin',
+        f'tgt_1x{toy.NUM_QUERY}x{toy.EMBED}.bin',
+        f'query_pos_1x{toy.NUM_QUERY}x{toy.EMBED}.bin',
+        f'out_mem_timestamp_1x{toy.MEMORY_LEN}x1_pth.bin',
+        f'out_outs_dec_1x{toy.NUM_QUERY + toy.NUM_PROPAGATED}x{toy.EMBED}_pth.bin',
+        f'post_mem_egopose_1x{kept}x4x4_pth.bin',
+        f'post_mem_ref_point_1x{kept}x3_pth.bin',
+    }
+    found, manifest = load_dump(tmp_path)
+    for name in ('timestamp', 'out_mem_timestamp', 'post_mem_timestamp'):
+        assert found[name].dtype == np.float64
+    frame = FAMILY.dumped_frame(found, manifest)
+    for field in ('images', 'lidar2img', 'intrinsics', 'ego_pose', 'timestamp_s', 'scene_token'):
+        np.testing.assert_array_equal(getattr(frame, field), getattr(frames[1], field))
+    with pytest.raises(DataError, match='the dump has no lidar2img'):
+        FAMILY.dumped_frame({key: value for key, value in found.items() if key != 'lidar2img'}, manifest)
+
+
+def test_dumped_matrices_are_the_frames(reference, frames):
+    reference.reset()
+    with collect_taps() as taps:
+        reference.step(frames[0])
+    per_token = taps['img2lidar'][0].double()
+    per_camera = torch.from_numpy(frames[0].lidar2img).repeat_interleave(len(per_token) // 6, 0)
+    identity = torch.eye(4, dtype=torch.float64).expand_as(per_token)
+    torch.testing.assert_close(per_token @ per_camera, identity, atol=1e-4, rtol=0)
