@@ -91,7 +91,8 @@ def match_shares(series: Mapping[str, Any]) -> list[float | None]:
 
 def _axes(values: Sequence[Sequence[float | None]], frames: int) -> Axes:
     decades = [math.log10(value) for line in values for value in line if value]
-    low = max(math.floor(min(decades, default=-4)), DECADES[0])
+    zeros = any(value == 0 for line in values for value in line)
+    low = max(math.floor(min(decades, default=-4)) - zeros, DECADES[0])
     high = min(max(math.ceil(max(decades, default=0)), 0), DECADES[1])
     return Axes(frames, min(low, high - 2), high)
 
@@ -118,7 +119,7 @@ def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
             missing.append(frame)
             pen = 'M'
         else:
-            path.append(f'{pen}{axes.x(frame)} {axes.y(value)}')
+            path.append(f'{pen}{axes.x(frame)} {axes.y(value)}' + 'h0' * (pen == 'M'))  # h0: a lone dot
             pen = 'L'
     marks = ''.join(f'<circle class="lost" cx="{axes.x(frame)}" cy="{TOP}" r="3"/>' for frame in missing)
     return f'<path class="line{index % LINES}" d="{" ".join(path)}"/>{marks}'

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TEMPLATE = 'report.html.j2'
 OPEN_ROWS = 40
 """With more tensor rows than this, only failed cases and the first one are unfolded at first."""
+SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1
+"""Boxes are drawn from the first score on; where no box has it (weights from a seed), from the second."""
 FORMATS: dict[str, Callable[[Any], str]] = {
     'int': lambda value: f'{value:,}'.replace(',', '\u202f'),
     'error': figure,
@@ -132,7 +134,9 @@ def _number_of(content: Mapping[str, Any]) -> Callable[[str, str], Markup]:
 def picture_uri(pair: PicturePair | FramePair, classes: Sequence[str], task: str = 'bbox2d') -> str:
     """Return a pair, drawn, as a `data:` address."""
     drawing = task_module(task)
-    jpeg = encode_jpeg(drawing.draw_pair(drawing.fit_pair(pair), classes))
+    surest = max((float(side.scores.max(initial=0)) for side in (pair.reference, pair.candidate)), default=0)
+    options = {} if surest >= SHOWN_SCORE else dict(score_thr=FAINT_SCORE)
+    jpeg = encode_jpeg(drawing.draw_pair(drawing.fit_pair(pair), classes, **options))
     return 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()
 
 

@@ -68,8 +68,7 @@ def prove_sequence(
     files = {path: _open(deployment, path) for path in paths}
     metadata = [entry for _, entry in files.values()]
     spec, facts = output_spec(metadata), memory_facts(metadata)
-    if bars is None:
-        bars = HALF if metadata[-1].options.get('precision') == 'fp16' else SHORT_DRIVE
+    bars = bars or default_bars(metadata)
     verdict = Verdict(
         subject=_subject(deployment, paths, metadata, engine), structure=_structure(deployment, files)
     )
@@ -105,6 +104,18 @@ def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
     outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
     state = tuple(pair for spec in specs for pair in spec.state)
     return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
+
+
+def default_bars(metadata: Sequence[Metadata]) -> Bars:
+    """Return `SHORT_DRIVE`, or for float16 files `HALF` with the tolerances that their spec has."""
+    if metadata[-1].options.get('precision') != 'fp16':
+        return SHORT_DRIVE
+    known = {tensor.name: tensor for tensor in output_spec(metadata).outputs}
+    state = {
+        key: known[f'post_memory_{key}'].column_groups[0] if f'post_memory_{key}' in known else group
+        for key, group in HALF.state.items()
+    }
+    return dataclasses.replace(HALF, state=state)
 
 
 def memory_facts(metadata: Sequence[Metadata]) -> MemoryFacts | None:
@@ -219,11 +230,12 @@ def _notes(row: SequenceRow, bars: Bars, metadata: Metadata) -> list[str]:
     return notes
 
 
-def _runner(stack: contextlib.ExitStack, runner: Any) -> Stepper:
-    """Return a runner as a stepper of frames that is closed with the stack."""
-    if hasattr(runner, '__exit__'):
-        stack.enter_context(runner)
-    return runner.stepper() if hasattr(runner, 'stepper') else runner
+def _runner(stack: contextlib.ExitStack, runner: Stepper) -> Stepper:
+    """Return a runner whose sessions, if it has any, are closed with the stack."""
+    owner = getattr(runner, 'runtime', runner)
+    if hasattr(owner, 'close'):
+        stack.callback(owner.close)
+    return runner
 
 
 def _length(frames: Iterable[Frame]) -> int | None:

@@ -1,0 +1,129 @@
+"""The ladder on real files of a toy StreamPETR: proven, refuted for another model, exact on long drives."""
+
+import copy
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import toy_streampetr_deploy as toy
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.verify.sequence import Bars, default_bars, memory_facts, output_spec, prove_sequence
+from mmdeploy_ext.verify.sequence_shift import run_far
+from mmdeploy_ext.verify.table import failure_reasons, print_verdict
+
+BARS = Bars(frames=18)
+
+
+@pytest.fixture(scope='module')
+def paths(tmp_path_factory):
+    return toy.export(tmp_path_factory.mktemp('export'))
+
+
+@pytest.fixture(scope='module')
+def proven(paths):
+    return prove_sequence(toy.deployment(), paths, toy.drive(18), {}, BARS)
+
+
+def said(verdict):
+    return '; '.join(failure_reasons(verdict))
+
+
+def test_the_files_of_an_export_are_proven(proven):
+    verdict, _ = proven
+    assert verdict.proven, said(verdict)
+    teacher, free = verdict.sequence
+    for row in (teacher, free):
+        assert (row.frames, row.resets, row.time_jumps) == (18, 2, 1)
+        assert row.match_rate == 1 and row.matched > 100
+    (case,) = verdict.cases
+    assert case.tensors == teacher.tensors and case.detections[0].matched == teacher.matched
+    assert not case.traced and case.input_shape == '6x3x32x96'
+    assert {check.name.split(':')[0] for check in verdict.structure} == {
+        'extract_img_feat',
+        'position_embedding',
+        'pts_head_memory',
+    }
+    assert set(verdict.timing_ms) == {'PyTorch (frame)', 'ONNX Runtime (frame)'}
+
+
+def test_the_verdict_is_plain_json_and_a_table(proven):
+    verdict, _ = proven
+    content = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+    assert content['verdict'] == 'proven' and content['summary']['sequence_frames'] == 18
+    assert [row['title'] for row in content['sequence']] == ['teacher-forced', 'free-running']
+    assert len(content['sequence'][1]['series']['errors']['memory velo']) == 18
+    stream = io.StringIO()
+    print_verdict(verdict, Console(file=stream, width=120))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines[:-2])) <= 120 and any('memory velo' in line for line in lines)
+    assert 'equals the PyTorch model: 18 frames, teacher-forced and free-running' in lines[-2]
+    assert lines[-1].startswith('next: python tools/demo/streampetr_video.py toy.py toy.pth --onnx ')
+
+
+def test_a_few_frames_of_the_free_run_are_kept_as_the_network_saw_them(proven):
+    _, pairs = proven
+    assert len(pairs) == 4 and len({pair.title for pair in pairs}) == 4
+    frames = list(toy.drive(18))
+    for pair in pairs:
+        index = int(pair.title.split()[-4]) - 1
+        assert pair.images_bgr.shape == (6, 32, 96, 3) and pair.images_bgr.dtype == np.uint8
+        assert np.array_equal(toy.drive(18).normalised(pair.images_bgr), frames[index].images)
+        assert len(pair.reference) == len(pair.candidate) == 20
+
+
+def test_another_model_is_refuted(paths):
+    deployment = dataclasses.replace(toy.deployment(), model=copy.deepcopy(toy.deployment().model))
+    weight = deployment.model.pts_bbox_head.cls_branches[0][6].weight
+    weight.data.mul_(1.05)
+    verdict, _ = prove_sequence(deployment, paths, toy.drive(4), {})
+    assert not verdict.proven
+    assert 'structure: pts_head_memory: weights come from the checkpoint' in said(verdict)
+    assert 'teacher-forced: all_cls_scores: 4 of 4 frames fail, first scene 0 frame 0' in said(verdict)
+    assert any('no scene' in note or 'claim about drift' in note for note in verdict.notes)
+
+
+def test_files_of_another_family_are_refused(paths):
+    deployment = copy.copy(toy.deployment())
+    deployment.family = copy.copy(deployment.family)
+    deployment.family.name = 'other'
+    with pytest.raises(ModelFileError, match="is a model of family 'streampetr'"):
+        prove_sequence(deployment, paths, [], {})
+
+
+def metadata(paths):
+    from mmdeploy_ext.metadata import read_metadata
+
+    return [read_metadata(path) for path in paths]
+
+
+def test_a_long_drive_far_from_the_origin_is_as_exact_as_the_first_frame(paths):
+    """7e5 m out, time stamps above 1.6e9 s, twenty minutes in: equal up to the rounding of float64 poses."""
+    family, known = toy.deployment().family, metadata(paths)
+    steppers = [family.runner(paths, {}) for _ in range(2)]
+    frames = toy.drive(18, exact_poses=True, start_s=0.0)
+    row = run_far(*steppers, frames, output_spec(known), facts=memory_facts(known), bars=BARS)
+    assert row.passed and row.ties == 0, row.reasons
+    errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
+    assert errors['all_cls_scores'] < 5e-5 and errors['all_bbox_preds [xyz]'] < 5e-4
+    assert errors['memory reference_point'] < 5e-4 and errors['memory timestamp'] < 1e-6
+
+
+def test_a_global_float32_memory_is_not(paths):
+    """The check itself: the published model keeps its memory so, and fails by centimetres and more."""
+    family, known = toy.deployment().family, metadata(paths)
+    steppers = [family.reference(copy.deepcopy(toy.deployment().model)) for _ in range(2)]
+    frames = toy.drive(6, exact_poses=True, start_s=0.0)
+    row = run_far(*steppers, frames, output_spec(known), facts=memory_facts(known), bars=BARS)
+    errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
+    assert not row.passed and errors['memory reference_point'] > 0.05
+
+
+def test_float16_files_have_bars_of_their_own(paths):
+    known = metadata(paths)
+    assert default_bars(known).cosine is None
+    half = [dataclasses.replace(entry, options=dict(entry.options, precision='fp16')) for entry in known]
+    assert default_bars(half).cosine == 0.999 and set(default_bars(half).state) == set(Bars().state)

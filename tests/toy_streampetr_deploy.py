@@ -1,0 +1,41 @@
+"""The toy StreamPETR as a `Deployment`, and its exports, for tests of the tools around a streaming model."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from mmcv import Config
+
+import toy_streampetr as toy
+import toy_streampetr_export as exported
+from mmdeploy_ext.deploy import Deployment
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.verify.synthetic_drive import Drive, synthetic_drive
+
+
+@functools.cache
+def deployment() -> Deployment:
+    """Return the seeded toy as if it came from a config and a checkpoint."""
+    from projects.mmdet3d_plugin.streampetr.export import StreamPetrFamily
+
+    model = exported.model()
+    model.input_sizes = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH)
+    cfg = Config(dict(model=toy.model_cfg(), test_pipeline=[dict(type='LoadMultiViewImageFromFiles')]))
+    classes = tuple(f'class {label}' for label in range(toy.NUM_CLASSES))
+    return Deployment(
+        cfg, 'toy.py', {}, StreamPetrFamily(), model, 'toy.pth', 'd' * 64, classes, exported.RULE
+    )
+
+
+def export(folder: Path, **options) -> list[str]:
+    """Export the toy and return the paths of its files."""
+    chosen = SequenceOptions(**options)
+    target = folder / ('fork.onnx' if chosen.contract == 'fork' else 'deploy')
+    return export_sequence(deployment(), chosen, str(target))[0]
+
+
+def drive(frames: int, **options) -> Drive:
+    """Return a synthetic drive for the toy."""
+    return synthetic_drive(frames, exported.RULE, **options)
