@@ -1,0 +1,176 @@
+"""The deploy contract as files: spec, structure, the unpatched model frame by frame, and the goldens."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import streampetr_seeded as seeded
+import toy_streampetr as toy
+import toy_streampetr_deploy as deployed
+import toy_streampetr_export as exported
+from mmdeploy_ext.config import load_config
+from mmdeploy_ext.export import fuse
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
+from mmdeploy_ext.runtime.streampetr_state import to_local
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.verify.structure import check_structure
+
+CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
+BOX = np.array([5e-3] * 3 + [1e-3] * 7)
+"""Bars of ../shared/golden/streampetr/INDEX.md, as those of STATE."""
+STATE = dict(embedding=5e-4, reference_point=2e-3, timestamp=1e-6, egopose=2e-4, velo=2e-4)
+FRAMES = [('scene0', 0), ('scene0', 1), ('scene0', 2), ('scene1', 0), ('scene1', 1)]
+
+
+@pytest.fixture(scope='module', params=[11, 17])
+def paths(request, tmp_path_factory):
+    return deployed.export(tmp_path_factory.mktemp(f'opset{request.param}'), opset=request.param)
+
+
+def assert_close(found, wanted, layers=slice(None)):
+    np.testing.assert_allclose(found['all_cls_scores'], wanted['all_cls_scores'][layers], rtol=0, atol=1e-3)
+    assert (np.abs(found['all_bbox_preds'] - wanted['all_bbox_preds'][layers]) <= BOX).all()
+
+
+def stepper(paths):
+    return deployed.deployment().family.runner(paths, dict(engine='OnnxRuntimeBackend', threads=1))
+
+
+def test_the_files_are_what_their_specs_say_and_hold_the_models_weights(paths):
+    family, model = deployed.deployment().family, deployed.deployment().model
+    weights = {name: value.numpy() for name, value in fuse(model).state_dict().items()}
+    assert [Path(path).stem for path in paths] == [
+        'extract_img_feat',
+        'position_embedding',
+        'pts_head_memory',
+    ]
+    for path in paths:
+        checks = check_structure(onnx.load(path), read_metadata(path), weights, family.derived_prefixes)
+        assert not [check for check in checks if not check.passed], path
+
+
+def test_no_graph_knows_absolute_time_or_place(paths):
+    names = {value.name for path in paths for value in onnx.load(path).graph.input}
+    assert not names & {'timestamp', 'ego_pose', 'ego_pose_inv'}
+    assert all(
+        value.type.tensor_type.elem_type == 1 for path in paths for value in onnx.load(path).graph.input
+    )
+
+
+def test_a_drive_with_a_scene_change_is_the_unpatched_models(paths):
+    frames = [exported.frame(index, scene) for scene, index in FRAMES]
+    family, model = deployed.deployment().family, deployed.deployment().model
+    reference, engine = family.reference(model), stepper(paths)
+    for frame in frames:
+        wanted, found = reference.step(frame), engine.step(frame)
+        assert_close(found.outputs, wanted.outputs)
+        assert found.was_reset == wanted.was_reset
+        for field, bar in dict(STATE, reference_point=BOX[0]).items():
+            state = engine.state.tensors[field], reference.state.tensors[field]
+            np.testing.assert_allclose(*state, rtol=0, atol=max(bar, 1e-3))
+
+
+def test_far_away_and_years_later_the_drive_is_the_same(paths):
+    near, far = stepper(paths), stepper(paths)
+    for index in range(3):
+        frame = exported.frame(index)
+        wanted = near.step(frame)
+        found = far.step(exported.far(frame, 7e5, 3e8))
+        for name in ('all_cls_scores', 'all_bbox_preds'):
+            np.testing.assert_allclose(found.outputs[name], wanted.outputs[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('changed', ['ego_motion', 'delta_t_s', 'prev_exists', 'pre_memory_egopose', 'cone'])
+def test_each_input_of_the_head_matters(changed):
+    graph = deployed.deployment().family.graphs(deployed.deployment().model, SequenceOptions())[-1]
+    other = {**graph.example, changed: graph.example[changed] * 0}
+    first, second = (graph.module(*feeds.values()) for feeds in (graph.example, other))
+    assert not np.allclose(first[0].detach(), second[0].detach(), atol=1e-6)
+
+
+def test_the_last_layer_alone_is_the_last_of_all(tmp_path):
+    last = deployed.export(tmp_path, layers='last')
+    head = read_metadata(last[-1]).spec
+    queries = toy.NUM_QUERY + toy.NUM_PROPAGATED
+    assert head.tensor('all_cls_scores').axes == (1, 1, queries, toy.NUM_CLASSES)
+    reference = deployed.deployment().family.reference(deployed.deployment().model)
+    engine = stepper(last)
+    for index in range(2):
+        frame = exported.frame(index)
+        assert_close(engine.step(frame).outputs, reference.step(frame).outputs, slice(-1, None))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('opset', range(11, 21))
+def test_every_opset(opset, tmp_path):
+    paths = deployed.export(tmp_path, opset=opset)
+    reference = deployed.deployment().family.reference(deployed.deployment().model)
+    engine = stepper(paths)
+    for index in range(3):
+        assert_close(
+            engine.step(exported.frame(index)).outputs, reference.step(exported.frame(index)).outputs
+        )
+
+
+@pytest.mark.matrix
+def test_onnxslim_keeps_the_contract(tmp_path):
+    engine = stepper(deployed.export(tmp_path, simplify=True))
+    reference = deployed.deployment().family.reference(deployed.deployment().model)
+    for index in range(2):
+        assert_close(
+            engine.step(exported.frame(index)).outputs, reference.step(exported.frame(index)).outputs
+        )
+
+
+# ---- the full-size model with the goldens' seeded weights
+
+
+def golden_deployment():
+    """Return the R50 model of 428 queries with seeded weights."""
+    seeded.require_golden()
+    cfg = load_config(CONFIG)
+    family = deployed.deployment().family
+    family.check(cfg, SequenceOptions())
+    model = family.build(cfg)
+    model.load_state_dict(seeded.seeded_state_dict(), strict=True)
+    return dataclasses.replace(
+        deployed.deployment(),
+        cfg=cfg,
+        model=model,
+        rule=family.preprocess_rule(cfg),
+        classes=tuple(cfg.data.test.classes),
+    )
+
+
+def golden_frame(index):
+    inputs = np.load(seeded.GOLDEN / 'inputs.npz')
+    names = ('lidar2img', 'intrinsics', 'ego_pose', 'ego_pose_inv')
+    return Frame(
+        images=seeded.golden_images(index)[0].numpy(),
+        timestamp_s=float(inputs[f'f{index}_timestamp']),
+        scene_token=str(inputs[f'f{index}_scene']),
+        **{name: inputs[f'f{index}_{name}'].astype(np.float64) for name in names},
+    )
+
+
+def test_the_full_size_files_run_free_over_the_goldens(tmp_path):
+    paths, seconds = export_sequence(golden_deployment(), SequenceOptions(), str(tmp_path / 'r50'))
+    print(f'\nexported in {seconds:.1f} s')
+    wanted = np.load(seeded.GOLDEN / 'outputs.npz')
+    with StreamPetrOnnx(paths, max_gap_s=None) as runtime:
+        for index in range(seeded.NUM_FRAMES):
+            frame = golden_frame(index)
+            found = runtime.step_frame(frame)
+            assert found.was_reset == (index in (0, 4))
+            assert_close(found.outputs, {name: wanted[f'f{index}_{name}'] for name in found.outputs})
+            memory = {field: wanted[f'f{index}_memory_{field}'] for field in STATE}
+            local = to_local(memory, frame.ego_pose, frame.timestamp_s)
+            worst = {field: np.abs(runtime.state.tensors[field] - local[field]).max() for field in STATE}
+            print(index, {field: f'{value:.1e}' for field, value in worst.items()})
+            assert {field for field, bar in STATE.items() if worst[field] > bar} == set()
