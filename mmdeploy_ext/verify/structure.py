@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec import GraphSpec
 
 DERIVED_ELEMENTS = 64
-"""Constants of zeros or ones up to this size are helpers of normalisation layers, not weights."""
+"""Constants of zeros or ones up to this size are helpers of normalisation layers, identities are poses."""
 
 
 def check_structure(
@@ -106,9 +106,10 @@ def _digest(array: np.ndarray) -> str:
 
 
 def _plain(array: np.ndarray) -> bool:
-    """Return whether a small constant can be no weight: one number, or all zeros or ones."""
-    uniform = bool((array == 0).all() or (array == 1).all())
-    return array.size <= 1 or (array.size <= DERIVED_ELEMENTS and uniform)
+    """Return whether a small constant can be no weight: one number, all zeros or ones, the identity."""
+    plain = bool((array == 0).all() or (array == 1).all())
+    plain |= array.ndim == 2 and np.array_equal(array, np.eye(*array.shape))
+    return array.size <= 1 or (array.size <= DERIVED_ELEMENTS and plain)
 
 
 def _initializers(
@@ -117,8 +118,8 @@ def _initializers(
     """Every constant is bit for bit a weight, as stored or transposed, or plainly none.
 
     A constant that bears the name of a parameter has to be that parameter, whatever its size. Any other one
-    has to be some weight, unless it is listed as derived, a single number, all zeros or ones, or a scale
-    that only Resize reads.
+    has to be some weight, unless it is listed as derived, a single number, all zeros or ones, an identity, or
+    a scale that only Resize reads.
     """
     known = set()
     resize_only = {name for node in model.graph.node if node.op_type == 'Resize' for name in node.input}

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from rich.console import Console
 
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.verify.sequence import Bars, default_bars, memory_facts, output_spec, prove_sequence
 from mmdeploy_ext.verify.sequence_shift import run_far
+from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.table import failure_reasons, print_verdict
 
 BARS = Bars(frames=18)
@@ -120,6 +123,25 @@ def test_a_global_float32_memory_is_not(paths):
     row = run_far(*steppers, frames, output_spec(known), facts=memory_facts(known), bars=BARS)
     errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
     assert not row.passed and errors['memory reference_point'] > 0.05
+
+
+@pytest.mark.parametrize(('off', 'passes'), [(0.0, True), (1e-3, False)])
+def test_the_identity_is_no_weight_and_what_is_nearly_one_may_be(off, passes):
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight, pose = np.float32([[2, 3], [4, 5]]), np.eye(2, dtype=np.float32)
+    pose[0, 1] = off
+    nodes = [helper.make_node('MatMul', ['x', 'w'], ['h']), helper.make_node('MatMul', ['h', 'pose'], ['y'])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in 'xy']
+    constants = [numpy_helper.from_array(array, name) for array, name in ((weight, 'w'), (pose, 'pose'))]
+    model = helper.make_model(
+        helper.make_graph(nodes, 'g', values[:1], values[1:], constants),
+        opset_imports=[helper.make_opsetid('', 17)],
+    )
+    spec = GraphSpec('g', (TensorSpec('x', 'float32', (2, 2)),), (TensorSpec('y', 'float32', (2, 2)),))
+    facts = types.SimpleNamespace(spec=spec, options=dict(opset=17))
+    failed = [check.detail for check in check_structure(model, facts, dict(w=weight)) if not check.passed]
+    assert failed == ([] if passes else ['1 are not in the checkpoint: pose (2, 2)'])
 
 
 def test_float16_files_have_bars_of_their_own(paths):
