@@ -19,6 +19,7 @@ from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
 from mmdeploy_ext.runtime.streampetr_boxes import decode
 from mmdeploy_ext.runtime.streampetr_state import relative_motion, to_global, to_local
 from toy_streampetr import HEIGHT, NUM_CAMS, WIDTH
+from toy_streampetr_deploy import export
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 GOLDEN = REPOSITORY.parent / 'shared' / 'golden' / 'streampetr'
@@ -125,6 +126,17 @@ def test_steps_with_images_equal_steps_with_prepared_frames(folder):
         wanted = two.step_frame(frame).detections
     np.testing.assert_array_equal(found.boxes, wanted.boxes)
     assert len(found) == 20 and found.boxes.shape == (20, 9)
+
+
+@pytest.mark.parametrize('contract', ['deploy', 'fork'])
+def test_half_precision_inputs_and_memory_run_too(tmp_path, contract):
+    frames = [toy.frame(i) for i in range(3)]
+    paths = export(tmp_path, contract=contract, precision='fp16', fp16_io=True)
+    with StreamPetrOnnx(paths, threads=1) as opened:
+        for frame, wanted in zip(frames, toy.eager(frames), strict=True):
+            found = opened.step_frame(frame).outputs['all_cls_scores']
+            assert found.dtype == np.float32 and opened.state.tensors['embedding'].dtype == np.float32
+            np.testing.assert_allclose(found, wanted['all_cls_scores'], rtol=0, atol=0.05)
 
 
 # ---- state
