@@ -55,7 +55,10 @@ class StreamPetrFamily(SequenceFamily):
         'pts_bbox_head.coords_d',
     )
     # image points of the tokens, learned queries, sine periods; ranges and points that are made of parameters
-    derived_prefixes = ('/Constant', '/onnx::Sub', '/onnx::Div', '/onnx::Where')
+    derived_prefixes = (
+        *('/Constant', '/onnx::Sub', '/onnx::Div', '/onnx::Where'),  # names by the TorchScript exporter
+        *('/frustum', '/slice_', '/sub_', '/zeros_like', '/cat', '/pow_', '/expand'),  # by dynamo
+    )
     dump_suffixes = dumps.SUFFIXES
 
     def claims(self, cfg: Any) -> bool:

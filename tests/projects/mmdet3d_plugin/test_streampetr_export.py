@@ -20,6 +20,7 @@ from mmdeploy_ext.runtime.streampetr_state import to_local
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import export_sequence
 from mmdeploy_ext.verify.structure import check_structure
+from projects.mmdet3d_plugin.streampetr import spec
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)
@@ -42,7 +43,10 @@ def stepper(paths):
     return deployed.deployment().family.runner(paths, dict(engine='OnnxRuntimeBackend', threads=1))
 
 
-def test_the_files_are_what_their_specs_say_and_hold_the_models_weights(paths):
+GRAPHS = dict(deploy=['extract_img_feat', 'position_embedding', 'pts_head_memory'], fork=['fork'])
+
+
+def test_the_files_are_what_their_specs_say_and_hold_the_models_weights(paths, contract='deploy'):
     family, model = deployed.deployment().family, deployed.deployment().model
     weights = {name: value.numpy() for name, value in fuse(model).state_dict().items()}
     assert [Path(path).stem for path in paths] == [
@@ -119,6 +123,19 @@ def test_every_opset(opset, tmp_path):
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize('contract', ['deploy', 'fork'])
+def test_the_dynamo_exporter(contract, tmp_path):
+    paths = deployed.export(tmp_path, exporter='dynamo', opset=18, contract=contract)
+    reference = deployed.deployment().family.reference(deployed.deployment().model)
+    test_the_files_are_what_their_specs_say_and_hold_the_models_weights(paths, contract)
+    engine = stepper(paths)
+    for index in range(3):
+        assert_close(
+            engine.step(exported.frame(index)).outputs, reference.step(exported.frame(index)).outputs
+        )
+
+
+@pytest.mark.matrix
 def test_onnxslim_keeps_the_contract(tmp_path):
     engine = stepper(deployed.export(tmp_path, simplify=True))
     reference = deployed.deployment().family.reference(deployed.deployment().model)
@@ -126,6 +143,25 @@ def test_onnxslim_keeps_the_contract(tmp_path):
         assert_close(
             engine.step(exported.frame(index)).outputs, reference.step(exported.frame(index)).outputs
         )
+
+
+README = Path('projects/mmdet3d_plugin/streampetr/README.md')
+
+
+def table_rows(contract):
+    """Return the rows of a graph's table in the README."""
+    return [
+        f'| `{row.name}` | {side} | {row.dtype} | {row.shape_text()} | {row.unit} | {row.meaning} |'
+        for side, tensors in (('in', contract.inputs), ('out', contract.outputs))
+        for row in tensors
+    ]
+
+
+def test_the_tables_of_the_readme_are_the_specs():
+    text = README.read_text()
+    size = spec.Sizes(6, 256, 704, 16, 64, 256, 6, 428, 10, 10, 512, 640)
+    for make in (spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory, spec.fork):
+        assert '\n'.join(table_rows(make(size, SequenceOptions(contract='fork')))) in text
 
 
 # ---- the full-size model with the goldens' seeded weights
