@@ -11,7 +11,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = 'README.md', 'README_zh-CN.md'
 ARCHITECTURE, ATSS = 'docs/architecture.md', 'projects/mmdet_plugin/atss/README.md'
-PAGES = [ENGLISH, CHINESE, ARCHITECTURE, ATSS, 'demo/checkpoints/README.md']
+STREAMING = ['docs/streaming.md', 'projects/mmdet3d_plugin/streampetr/README.md']
+PAGES = [ENGLISH, CHINESE, ARCHITECTURE, ATSS, *STREAMING, 'demo/checkpoints/README.md']
 PARSERS = {
     'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.apps.export_app',
     'tools/deployment/verify.py': 'mmdeploy_ext.apps.verify_app',
@@ -23,6 +24,8 @@ PARSERS = {
     'tools/onnx/onnx_with_postprocess.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_no_topk_nms.py': 'mmdeploy_ext.runtime.run_images',
     'tools/train.py': 'tools/train.py',
+    'tools/create_data.py': 'tools/create_data.py',
+    'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
 MADE = ('work_dirs/', 'data/', '$', '-')

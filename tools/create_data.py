@@ -29,8 +29,8 @@ def _body(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the info files."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; names are those of mmdet3d's create_data.py."""
     parser = cli.ArgumentParser(prog='create_data.py', description=__doc__.split(';')[0])
     parser.add_argument('dataset', choices=['nuscenes'])
     parser.add_argument(
@@ -62,7 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help='LiDAR sweeps before a key frame to list (default: %(default)s)',
     )
     cli.add_debug_option(parser)
-    return cli.run(_body, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the info files."""
+    return cli.run(_body, make_parser(), argv)
 
 
 if __name__ == '__main__':
