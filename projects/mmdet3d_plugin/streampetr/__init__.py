@@ -10,4 +10,5 @@ from projects.mmdet3d_plugin.streampetr import (  # noqa: F401
     head,
     match_costs,
     transformer,
+    warmup,
 )
