@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame
 
 DEFAULT_FRAMES = 12
+PROOF_SCENES = 3
 IMAGE_OPTIONS = (
     'input_img',
     'test_img',
@@ -108,10 +108,26 @@ def number_of_frames(args: argparse.Namespace) -> int:
     return args.frames or DEFAULT_FRAMES
 
 
+def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
+    """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
+
+    Args:
+        tokens: scene token of every sample.
+        count: frames wanted; spread over `PROOF_SCENES` scenes, or as many as it takes.
+    """
+    scenes: dict[str, list[int]] = {}
+    for index, token in enumerate(tokens):
+        scenes.setdefault(token, []).append(index)
+    share = max(-(-count // PROOF_SCENES), 2)
+    while sum(min(len(scene), share) for scene in scenes.values()) < min(count, len(tokens)):
+        share += 1
+    return [index for scene in scenes.values() for index in scene[:share]][:count]
+
+
 def proof_frames(deployment: Deployment, count: int) -> tuple[list[Frame] | Iterable[Frame], str]:
     """Return frames to prove on, and where they are from: the config's data set, else a synthetic drive."""
     from mmdeploy_ext import evaluation
-    from mmdeploy_ext.sequence.loop import frames_of
+    from mmdeploy_ext.sequence.loop import frames_of, scene_tokens
     from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
 
     try:
@@ -122,9 +138,9 @@ def proof_frames(deployment: Deployment, count: int) -> tuple[list[Frame] | Iter
             f'a synthetic drive of {count} frames is used, since there is no data set: {cli.one_line(error)}'
         )
         return list(synthetic_drive(count, rule)), 'synthetic drive'
-    indices = range(min(count, len(dataset)))
-    title = f'{len(indices)} frames of data.test'
-    return list(itertools.islice(frames_of(deployment.family, dataset, indices, workers=0), count)), title
+    indices = choose_frames(scene_tokens(dataset), count)
+    title = f'{len(indices)} of {len(dataset)} frames of data.test'
+    return list(frames_of(deployment.family, dataset, indices, workers=0)), title
 
 
 def prove(

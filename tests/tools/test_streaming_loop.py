@@ -1,0 +1,207 @@
+"""The test loop with a memory: whole scenes, both engines, real processes, on a small generated set."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.apps import dump_app, test_app
+from mmdeploy_ext.dump import list_samples, load_dump
+from mmdeploy_ext.files import read_json
+from toy_atss import REPO
+
+CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
+PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
+CHECKPOINT = str(REPO / 'demo/checkpoints/stream_petr_toy.pth')
+SCENES, FRAMES = 2, 4
+
+
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
+    from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+
+    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
+    options = Options(train_scenes=1, val_scenes=SCENES, frames=FRAMES)
+    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    return [
+        f'data.test.ann_file={root}/toy_nuscenes2d_temporal_infos_val.pkl',
+        f'data.test.data_root={root}/',
+        'data.workers_per_gpu=0',
+    ]
+
+
+def evaluate(config, work_dir, *options):
+    return test_app.main(
+        register, [config, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *options]
+    )
+
+
+@pytest.fixture(scope='module')
+def pth_run(data, tmp_path_factory):
+    """One PyTorch run with a dump of three frames, in this process."""
+    work_dir = tmp_path_factory.mktemp('run') / 'stream_petr_toy'
+    assert evaluate(PTH, work_dir, *data, 'backend_config.dump.frames=3') == 0
+    return work_dir
+
+
+@pytest.fixture(scope='module')
+def onnx_run(pth_run, data, tmp_path_factory):
+    """The same folder after an ONNX run, with its results."""
+    work_dir = shutil.copytree(pth_run, tmp_path_factory.mktemp('run') / 'stream_petr_toy')
+    options = [ONNX, CHECKPOINT, '--eval=bbox', '--out', str(work_dir / 'onnx.pkl')]
+    assert test_app.main(register, [*options, '--work-dir', str(work_dir), '--cfg-options', *data]) == 0
+    return work_dir
+
+
+@pytest.fixture
+def work_dir(onnx_run, tmp_path):
+    """A copy of both runs' folder, for one test to spoil."""
+    return shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')
+
+
+def metrics(folder, name):
+    return read_json(folder / f'metrics_{name}.json')['metrics']
+
+
+def test_nds_and_map_by_both_engines_are_equal(onnx_run):
+    reference, candidate = metrics(onnx_run, 'pth'), metrics(onnx_run, 'onnx')
+    assert reference.keys() == candidate.keys()
+    scores = [name for name in reference if name.endswith(('NDS', 'mAP'))]
+    assert len(scores) == 2
+    assert all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)
+
+
+def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
+    samples = list_samples(pth_run / 'dump')
+    assert [sample.name for sample in samples] == ['000000', '000001', '000002']
+    names = {path.name for path in samples[1].glob('*.bin')}
+    tokens, memory = 6 * 8 * 22, 128
+    expected = {
+        'img_6x3x128x352.bin',
+        f'img2lidar_1x{tokens}x4x4.bin',
+        f'intrinsic_1x{tokens}x2.bin',
+        f'coords_1x{tokens}x64x4x1.bin',
+        'query_pos_1x96x96.bin',
+        'tgt_1x96x96.bin',
+        f'out_mem_embedding_1x{memory}x96_pth.bin',
+        f'out_mem_timestamp_1x{memory}x1_pth.bin',
+        f'out_mem_egopose_1x{memory}x4x4_pth.bin',
+        f'out_mem_ref_point_1x{memory}x3_pth.bin',
+        f'out_mem_velo_1x{memory}x2_pth.bin',
+        'out_outs_dec_1x128x96_pth.bin',
+        f'post_mem_embedding_1x{memory + 32}x96_pth.bin',
+        f'post_mem_timestamp_1x{memory + 32}x1_pth.bin',
+        f'post_mem_egopose_1x{memory + 32}x4x4_pth.bin',
+        f'post_mem_ref_point_1x{memory + 32}x3_pth.bin',
+        f'post_mem_velo_1x{memory + 32}x2_pth.bin',
+        'all_cls_scores_3x1x128x10_pth.bin',
+        'all_bbox_preds_3x1x128x10_pth.bin',
+    }
+    assert expected <= names
+    assert {'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists'} <= load_dump(samples[1])[0].keys()
+    tensors, manifest = load_dump(samples[1])
+    assert tensors['timestamp'].dtype == tensors['post_mem_timestamp'].dtype == np.float64
+    assert manifest['sample'] == 1 and manifest['scene_token'] and tensors['prev_exists'].max() == 1
+
+
+def test_dumping_changes_no_metric(pth_run, data, tmp_path):
+    assert evaluate(PTH, tmp_path / 'plain', *data, 'backend_config.dump=None') == 0
+    assert metrics(tmp_path / 'plain', 'pth') == metrics(pth_run, 'pth')
+    assert not (tmp_path / 'plain' / 'dump').exists()
+
+
+def test_chosen_frames_and_tensors_alone_are_dumped(data, tmp_path):
+    chosen = ['backend_config.dump.frames=[1,5]', 'backend_config.dump.tensors=all_cls_scores,prev_exists']
+    assert evaluate(PTH, tmp_path, *data, *chosen, f'backend_config.dump.dir={tmp_path}/some') == 0
+    samples = list_samples(tmp_path / 'some')
+    assert [sample.name for sample in samples] == ['000001', '000005']
+    assert load_dump(samples[0])[0].keys() == {'all_cls_scores', 'prev_exists'}
+
+
+def test_the_onnx_run_agrees_with_the_dump_and_keeps_its_files(work_dir, data, capfd):
+    assert evaluate(ONNX, work_dir, *data) == 0
+    out = capfd.readouterr().out
+    assert out.count(': agrees') == 3 and 'up to date' in out
+    assert len(list((work_dir / 'stream_petr_toy_deploy').glob('*.onnx'))) == 3
+
+
+def test_a_dump_that_differs_stops_the_run(work_dir, data, capfd):
+    sample = list_samples(work_dir / 'dump')[1]
+    tensors, manifest = load_dump(sample)
+    changed = tensors['all_bbox_preds'].copy()
+    changed[..., 0] += 0.1
+    from mmdeploy_ext.dump import save_dump
+
+    save_dump(sample, {**tensors, 'all_bbox_preds': changed}, manifest)
+    assert evaluate(ONNX, work_dir, *data) == 1
+    assert 'NOT PROVEN' in capfd.readouterr().out
+
+
+def test_a_dump_of_another_checkpoint_is_not_compared(work_dir, data, capfd):
+    for sample in list_samples(work_dir / 'dump'):
+        manifest = json.loads((sample / 'manifest.json').read_text())
+        manifest['checkpoint_sha256'] = '0' * 64
+        (sample / 'manifest.json').write_text(json.dumps(manifest))
+    assert evaluate(ONNX, work_dir, *data) == 0
+    assert capfd.readouterr().out.count('not compared: it was dumped from another checkpoint') == 3
+
+
+def test_the_fork_contract_gives_the_same_metrics(work_dir, data):
+    assert evaluate(ONNX, work_dir, *data, 'backend_config.contract=fork') == 0
+    assert (work_dir / 'stream_petr_toy_fork.onnx').is_file()
+
+
+def test_two_processes_give_the_metrics_of_one(onnx_run, data, tmp_path):
+    """Scenes stay whole: a memory that runs on from another rank's frame would change them."""
+    work_dir = shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')
+    environment = dict(os.environ, PYTHON=sys.executable, OMP_WAIT_POLICY='PASSIVE')
+    command = [str(REPO / 'tools/dist_test_onnx.sh'), ONNX, CHECKPOINT, '2', '--eval=bbox']
+    command += ['--out', str(work_dir / 'two.pkl'), '--work-dir', str(work_dir), '--cfg-options', *data]
+    done = subprocess.run(
+        command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert metrics(work_dir, 'onnx') == metrics(onnx_run, 'onnx')
+    one, two = (pickle.loads((work_dir / name).read_bytes()) for name in ('onnx.pkl', 'two.pkl'))
+    assert len(one) == len(two) == SCENES * FRAMES
+    for left, right in zip(one, two, strict=True):
+        np.testing.assert_array_equal(left['pts_bbox']['scores_3d'], right['pts_bbox']['scores_3d'])
+
+
+def test_dumps_are_listed_shown_and_compared(pth_run, tmp_path, capfd):
+    dump = pth_run / 'dump'
+    assert dump_app.main(['list', str(dump)]) == 0
+    assert dump_app.main(['show', str(dump / '000000')]) == 0
+    assert 'post_mem_velo' in capfd.readouterr().out
+    assert dump_app.main(['compare', str(dump), str(dump)]) == 0
+    one, two = str(dump / '000000'), str(dump / '000001')
+    assert dump_app.main(['compare', one, two, '--json', str(tmp_path / 'rows.json')]) == 1
+    assert any(not row['passed'] for row in read_json(tmp_path / 'rows.json'))
+    assert dump_app.main(['compare', one, one, '--tensors', 'nothing']) == 2
+    assert dump_app.main(['list', str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['backend_config.contract=other'], "backend_config.contract='other', expected deploy or fork"),
+        (['backend_config.fork_version=1.1'], 'fork_version goes with contract fork, got deploy'),
+        (['backend_config.postprocess=raw'], "unknown keys ['postprocess']"),
+        (['backend_config.opset_version=9'], 'opset'),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(options, message, data, tmp_path, capfd):
+    assert evaluate(ONNX, tmp_path, *data, *options) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith('error: ') and message in error
