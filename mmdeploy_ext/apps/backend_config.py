@@ -42,8 +42,11 @@ SEQUENCE_KEYS = (
     'onnx_file',
     'check_dump',
     'dump_dir',
+    'memory',
 )
 """What streaming models have instead of `GRAPH_KEYS`."""
+MEMORY = ('keep', 'reset')
+"""'reset' empties the memory before every frame, which shows what it is worth."""
 SEQUENCE_DUMP_KEYS = ('frames', 'tensors', 'dir')
 
 
@@ -172,12 +175,13 @@ def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
     from mmdeploy_ext.family import DEFAULT_OPSET
     from mmdeploy_ext.sequence.family import SequenceOptions
 
-    chosen = {name: settings[name] for name in CHOICES if name in settings}
-    for name, value in chosen.items():
-        if value not in CHOICES[name]:
+    allowed = dict(CHOICES, memory=MEMORY)
+    for name, values in allowed.items():
+        if settings.get(name, values[0]) not in values:
             raise ConfigError(
-                f'{cfg.filename}: backend_config.{name}={value!r}, expected {" or ".join(CHOICES[name])}'
+                f'{cfg.filename}: backend_config.{name}={settings[name]!r}, expected {" or ".join(values)}'
             )
+    chosen = {name: settings[name] for name in CHOICES if name in settings}
     exporter = settings.get('exporter', 'torchscript')
     opset = settings.get('opset_version') or (18 if exporter == 'dynamo' else DEFAULT_OPSET)
     check_opset(opset, exporter)

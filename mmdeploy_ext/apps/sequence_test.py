@@ -60,6 +60,7 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
             workers=cfg.data.get('workers_per_gpu', 2),
             dump=dump,
             model=deployment.model,
+            keep_memory=settings.get('memory') != 'reset',
         )
         ordered = loop.collect(results, len(dataset), world_size)
         return finish(this, args, dataset, ordered) if rank == 0 else 0

@@ -334,6 +334,7 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
         config_sha256=this.deployment.config_sha256,
         checkpoint_sha256=this.deployment.checkpoint_sha256,
         processes=this.world_size,
+        memory=this.backend_config.get('memory', 'keep'),
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     )
     name = {'TorchBackend': 'pth', 'OnnxRuntimeBackend': 'onnx', 'OpenVinoBackend': 'openvino'}[kind]
@@ -346,10 +347,15 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
             print(f'PyTorch metrics are not known: run the _pth config to have {reference_path}')
         return True
     reference = read_json(reference_path)
-    same = all(reference.get(key) == entry[key] for key in ('config_sha256', 'checkpoint_sha256', 'samples'))
+    same = (
+        all(reference.get(key) == entry[key] for key in ('config_sha256', 'checkpoint_sha256', 'samples'))
+        and reference.get('memory', 'keep') == entry['memory']
+    )
     if not same:
         print(metrics)
-        print(f'{reference_path} is of another config, checkpoint or number of samples: not compared')
+        print(
+            f'{reference_path} is of another config, checkpoint, number of samples or memory: not compared'
+        )
         return True
     rows = metric_rows(reference['metrics'], metrics)
     cli.stdout().print(metric_table(rows, ENGINE_TITLES[kind]))

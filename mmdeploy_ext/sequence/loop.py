@@ -126,6 +126,7 @@ def run_frames(
     workers: int = 2,
     dump: FrameDump | None = None,
     model: torch.nn.Module | None = None,
+    keep_memory: bool = True,
 ) -> dict[int, dict[str, Any]]:
     """Run this process's scenes.
 
@@ -138,6 +139,7 @@ def run_frames(
         workers: loader processes.
         dump: what to write while it runs; needs `model`.
         model: the PyTorch model whose taps are written.
+        keep_memory: False empties the memory before every frame.
 
     Returns:
         Sample index -> result, as the data set's evaluator takes it.
@@ -151,6 +153,8 @@ def run_frames(
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         frames = frames_of(family, dataset, indices, workers)
         for index, frame in bar.track(zip(indices, frames, strict=True), len(indices), description='frames'):
+            if not keep_memory:
+                stepper.reset()
             if dump is not None and dump.wants(index):
                 with collect_taps() as taps:
                     found = stepper.step(frame)
