@@ -92,6 +92,23 @@ def init_dist_without_gpu(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
+@_mend('mmcv.runner.iter_based_runner', versions='mmcv-full 1.7.2')
+def resume_iterations_without_gpu(module: ModuleType, execute: Execute) -> bool:
+    """IterBasedRunner.resume puts the checkpoint on the current GPU and asks not whether there is one."""
+    execute()
+    if _has_gpu():
+        return False
+    original = module.IterBasedRunner.resume
+
+    @functools.wraps(original)
+    def resume(self: Any, checkpoint: str, resume_optimizer: bool = True,
+               map_location: str | Callable = 'default') -> None:
+        original(self, checkpoint, resume_optimizer, 'cpu' if map_location == 'default' else map_location)
+
+    module.IterBasedRunner.resume = resume
+    return True
+
+
 @_mend('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
 def scatter_stream_of_int_device(module: ModuleType, execute: Execute) -> bool:
     """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'."""

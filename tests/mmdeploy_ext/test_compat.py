@@ -48,7 +48,7 @@ def test_apply_imports_no_library_and_is_idempotent():
 
 def test_every_mend_states_reason_and_versions():
     mends = compat.apply()
-    assert len(mends) == len({mend.name for mend in mends}) == 12
+    assert len(mends) == len({mend.name for mend in mends}) == 13
     for mend in mends:
         assert len(mend.reason) > 40 and any(char.isdigit() for char in mend.versions) and mend.modules
 
@@ -136,6 +136,25 @@ LAUNCH = (RANK_0 + '{}from mmcv.runner import init_dist\ninit_dist("pytorch")\n'
 def test_init_dist_works_without_a_gpu():
     bare, out = python_each(LAUNCH.format(BARE), LAUNCH.format(APPLY))
     assert 'ZeroDivisionError' in bare and 'gloo instead of nccl' in out and out.split()[-2:] == ['gloo', '0']
+
+
+@NO_GPU
+def test_a_run_by_iterations_resumes_without_a_gpu(tmp_path):
+    import logging
+
+    from mmcv.runner import IterBasedRunner
+    model = torch.nn.Linear(1, 1)
+    model.train_step = lambda: None
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    options = dict(optimizer=optimizer, logger=logging.getLogger('resume'), max_iters=9)
+    runner = IterBasedRunner(model, work_dir=str(tmp_path), **options)
+    runner._iter = 4
+    runner.save_checkpoint(str(tmp_path), create_symlink=False)
+    again = IterBasedRunner(model, **options)
+    with pytest.raises((AssertionError, RuntimeError), match=r'CUDA|NVIDIA'):
+        IterBasedRunner.resume.__wrapped__(again, str(tmp_path / 'iter_5.pth'))
+    again.resume(str(tmp_path / 'iter_5.pth'))
+    assert again.iter == 4
 
 
 def test_scatter_streams_are_asked_for_by_number(monkeypatch):
