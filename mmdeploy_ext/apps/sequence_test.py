@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import backend_config
-from mmdeploy_ext.apps.test_app import Run, finish, resolve_device, stale_reason, threads_per_process
+from mmdeploy_ext.apps.test_app import (
+    Run,
+    dump_place,
+    finish,
+    resolve_device,
+    stale_reason,
+    threads_per_process,
+)
 from mmdeploy_ext.errors import ConfigError, ModelFileError, UsageError, after_weights
 
 if TYPE_CHECKING:
@@ -139,15 +146,10 @@ def _dump(this: Run) -> FrameDump | None:
     dump = this.backend_config['dump']
     if dump is None:
         return None
-    folder = Path(dump['dir'] or this.work_dir / 'dump')
-    facts = dict(
-        config=Path(this.deployment.config).name,
-        config_sha256=this.deployment.config_sha256,
-        checkpoint_sha256=this.deployment.checkpoint_sha256,
-        family=this.deployment.family.name,
+    chosen = dump['frames']
+    folder, facts = dump_place(
+        this, f'the first {chosen} frames' if isinstance(chosen, int) else f'frames {list(chosen)}'
     )
-    if this.rank == 0:
-        print(f'dumping frames {dump["frames"]} to {folder}', flush=True)
     return FrameDump(folder, facts, dump['frames'], dump['tensors'])
 
 

@@ -269,16 +269,21 @@ def _dump_options(this: Run, options: ExportOptions) -> Any:
     dump = this.backend_config['dump']
     if dump is None:
         return None
-    folder = Path(dump['dir'] or this.work_dir / 'dump')
-    facts = dict(
+    folder, facts = dump_place(this, f'the tensors of the first {dump["samples"]} samples')
+    facts['form'] = options.form
+    return DumpOptions(folder, facts, dump['samples'], dump['tensors'], this.rank, this.world_size)
+
+
+def dump_place(this: Run, what: str) -> tuple[Path, dict[str, Any]]:
+    """Return where a dump goes and the facts of every manifest; rank 0 says what is written."""
+    folder = Path(this.backend_config['dump']['dir'] or this.work_dir / 'dump')
+    if this.rank == 0:
+        print(f'dumping {what} to {folder}', flush=True)
+    return folder, dict(
         config=Path(this.deployment.config).name,
         config_sha256=this.deployment.config_sha256,
         checkpoint_sha256=this.deployment.checkpoint_sha256,
-        form=options.form,
     )
-    if this.rank == 0:
-        print(f'dumping the tensors of the first {dump["samples"]} samples to {folder}', flush=True)
-    return DumpOptions(folder, facts, dump['samples'], dump['tensors'], this.rank, this.world_size)
 
 
 def _agrees_with_dump(this: Run, backend: Backend) -> bool:

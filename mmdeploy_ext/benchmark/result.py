@@ -9,10 +9,12 @@ from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, machine
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.benchmark.contenders import Plan
     from mmdeploy_ext.benchmark.measure import Contender, Run
+    from mmdeploy_ext.deploy import Deployment
 
 COUNT_TOLERANCE = 0.02
 """Numbers of detections may differ by this part: a score beside the threshold falls on either side of it."""
@@ -34,19 +36,16 @@ def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None
     return []
 
 
-def make_result(
-    plan: Plan,
-    contenders: Sequence[Contender],
-    runs: Mapping[str, Sequence[Run]],
-    memories: Mapping[str, dict[str, float]],
-) -> dict[str, Any]:
-    """Return the content of the JSON file, all but pre-processing and profiles."""
-    options, deployment = plan.options, plan.deployment
+def mean_load(runs: Mapping[str, Sequence[Run]]) -> float | None:
+    """Return the part of the cores that other processes used, 0..1; None where not known."""
     loads = [run.other_load for mine in runs.values() for run in mine]
-    other_load = None if None in loads or plan.ranks.size > 1 else round(statistics.mean(loads), 4)
-    rows = measure.summarise(contenders, runs, options.batch, plan.ranks.size)
-    for row in rows:
-        row['memory'] = memories.get(row['name'])
+    return None if None in loads else round(statistics.mean(loads), 4)
+
+
+def common_facts(
+    deployment: Deployment, args: argparse.Namespace, threads: int, runs: Mapping[str, Sequence[Run]]
+) -> dict[str, Any]:
+    """Return what every benchmark's JSON file says about model, machine and rounds."""
     return dict(
         tool='benchmark',
         config=deployment.config,
@@ -55,20 +54,37 @@ def make_result(
         family=deployment.family.name,
         config_sha256=deployment.config_sha256,
         checkpoint_sha256=deployment.checkpoint_sha256,
-        device=plan.args.device,
+        device=args.device,
+        threads=threads,
+        rounds=len(next(iter(runs.values()))),
+        warmup=args.warmup,
+        spare_rounds=args.spare_rounds,
+        machine=machine(),
+        memory_method=memory.HOW,
+        preprocess_ms=None,
+        profiles={},
+    )
+
+
+def make_result(
+    plan: Plan,
+    contenders: Sequence[Contender],
+    runs: Mapping[str, Sequence[Run]],
+    memories: Mapping[str, dict[str, float]],
+) -> dict[str, Any]:
+    """Return the content of the JSON file, all but pre-processing and profiles."""
+    options = plan.options
+    other_load = mean_load(runs) if plan.ranks.size == 1 else None
+    rows = measure.summarise(contenders, runs, options.batch, plan.ranks.size)
+    for row in rows:
+        row['memory'] = memories.get(row['name'])
+    return dict(
+        common_facts(plan.deployment, plan.args, plan.threads, runs),
         input_shape=f'{options.batch}x3x{options.height}x{options.width}',
         images=len(plan.images),
-        threads=plan.threads,
         processes=plan.ranks.size,
-        rounds=len(next(iter(runs.values()))),
-        warmup=plan.args.warmup,
-        spare_rounds=plan.args.spare_rounds,
-        machine=machine(),
         other_load=other_load,
         contenders=rows,
         forms=measure.compare_forms(contenders, runs),
-        memory_method=memory.HOW,
-        preprocess_ms=None,
         notes=[*plan.notes, *doubts(rows, other_load)],
-        profiles={},
     )

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import measure, memory
-from mmdeploy_ext.benchmark.machine import machine
 from mmdeploy_ext.benchmark.measure import Contender, Run
-from mmdeploy_ext.benchmark.result import doubts
+from mmdeploy_ext.benchmark.result import common_facts, doubts, mean_load
 
 if TYPE_CHECKING:
     import argparse
@@ -196,36 +195,19 @@ def make_result(
     memories: Mapping[str, dict[str, float]],
 ) -> dict[str, Any]:
     """Return the content of the JSON file."""
-    deployment = plan.deployment
-    loads = [run.other_load for mine in runs.values() for run in mine]
-    other_load = None if None in loads else round(statistics.mean(loads), 4)
+    other_load = mean_load(runs)
     rows = measure.summarise(contenders, runs, 1)
     for row, parts in zip(rows, part_rows(contenders, runs), strict=True):
         row.update(parts, memory=memories.get(row['name']))
     return dict(
-        tool='benchmark',
-        config=deployment.config,
-        checkpoint=deployment.checkpoint,
-        cfg_options=deployment.cfg_options,
-        family=deployment.family.name,
-        config_sha256=deployment.config_sha256,
-        checkpoint_sha256=deployment.checkpoint_sha256,
-        device=plan.args.device,
+        common_facts(plan.deployment, plan.args, plan.threads, runs),
         input_shape='x'.join(map(str, plan.frames[0].images.shape)),
-        threads=plan.threads,
         processes=1,
-        rounds=len(next(iter(runs.values()))),
-        warmup=plan.args.warmup,
-        spare_rounds=plan.args.spare_rounds,
-        machine=machine(),
         other_load=other_load,
         contenders=rows,
         forms=[],
         deploy_to_fork=contract_ratio(contenders, runs),
-        memory_method=memory.HOW,
-        preprocess_ms=None,
         notes=doubts(rows, other_load),
-        profiles={},
     )
 
 

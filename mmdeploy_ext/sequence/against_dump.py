@@ -47,6 +47,8 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
             frame = None if reason else deployment.family.dumped_frame(tensors, manifest)
         except DataError as error:
             reason = str(error)
+        absent = [name for name in (*COMPARED, 'prev_exists') if name not in tensors]
+        reason = reason or (f'it has no {", ".join(absent)}' if absent else '')
         continues = previous is not None and manifest['sample'] == previous + 1
         if not reason and not continues and float(tensors['prev_exists'].max()) > 0:
             reason = 'the frame before it was not dumped, so its memory is not known'
