@@ -28,7 +28,7 @@ GRAPH_KEYS = (
     'dump_dir',
 )
 ENGINES = {
-    'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization'),
+    'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization', 'spinning'),
     'OpenVinoBackend': ('threads', 'device'),
     'TorchBackend': ('dump',),
 }

@@ -21,6 +21,12 @@ GRAPH_OPTIMIZATION = {
     'extended': 'ORT_ENABLE_EXTENDED',
     'all': 'ORT_ENABLE_ALL',
 }
+SPINNING = {
+    'always': {},
+    'run': {'session.force_spinning_stop': '1'},
+    'never': {'session.intra_op.allow_spinning': '0'},
+}
+"""`spinning` -> session options; without any, threads that wait for work keep their cores busy."""
 
 
 class OnnxRuntimeBackend(Backend):
@@ -39,6 +45,7 @@ class OnnxRuntimeBackend(Backend):
         threads: int = 0,
         graph_optimization: str = 'all',
         profile_prefix: str = '',
+        spinning: str = 'always',
     ) -> None:
         """Keep the options.
 
@@ -48,7 +55,11 @@ class OnnxRuntimeBackend(Backend):
             threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
             graph_optimization: 'none', 'basic', 'extended' or 'all'.
             profile_prefix: write a profile to a file that begins like this.
+            spinning: when threads that wait keep their cores busy: 'always' (also for some milliseconds after
+                a run, at the cost of whoever runs next), only during a 'run', or 'never'.
         """
+        if spinning not in SPINNING:
+            raise ConfigError(f'spinning={spinning!r}: expected one of {", ".join(SPINNING)}')
         if graph_optimization not in GRAPH_OPTIMIZATION:
             raise ConfigError(
                 f'graph_optimization={graph_optimization!r}: expected one of {", ".join(GRAPH_OPTIMIZATION)}'
@@ -58,6 +69,7 @@ class OnnxRuntimeBackend(Backend):
         self.threads = threads
         self.graph_optimization = graph_optimization
         self.profile_prefix = profile_prefix
+        self.spinning = spinning
         self.session: onnxruntime.InferenceSession | None = None
         self.seconds = 0.0
 
@@ -70,6 +82,8 @@ class OnnxRuntimeBackend(Backend):
         options.graph_optimization_level = getattr(
             onnxruntime.GraphOptimizationLevel, GRAPH_OPTIMIZATION[self.graph_optimization]
         )
+        for name, value in SPINNING[self.spinning].items():
+            options.add_session_config_entry(name, value)
         if self.profile_prefix:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile_prefix
@@ -93,6 +107,7 @@ class OnnxRuntimeBackend(Backend):
             self.session = onnxruntime.InferenceSession(self.path, self._options(), providers=self.providers)
         except Exception as error:
             raise ModelFileError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
+        check_active(self.providers, self.session.get_providers())
         self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
         self.spec = self.metadata.spec
 
@@ -109,3 +124,21 @@ class OnnxRuntimeBackend(Backend):
     def deactivate(self) -> None:
         """Close the session."""
         self.session = None
+
+
+def check_active(wanted: Sequence[str], active: Sequence[str]) -> None:
+    """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start.
+
+    Args:
+        wanted: execution providers that were asked for.
+        active: what the session has.
+
+    Raises:
+        EngineError: one that was asked for is not active.
+    """
+    lost = [name for name in wanted if name not in active]
+    if lost:
+        raise EngineError(
+            f'execution provider {", ".join(lost)} did not start, this session has {", ".join(active)}; '
+            f'its libraries or its device are missing'
+        )

@@ -63,7 +63,7 @@ class StreamPetrOnnx:
             paths: the folder of a deploy export, its three files, or the one file of a fork export.
             max_gap_s: see the class. The published model knows no gap, so proofs pass None.
             engine: only ONNX Runtime keeps the memory on its side.
-            options: of `OnnxRuntimeBackend`: `providers`, `threads`, `graph_optimization`.
+            options: of `OnnxRuntimeBackend`: `providers`, `threads`, `graph_optimization`, `spinning`.
 
         Raises:
             ModelFileError: a file is missing, of another model family, or not of the same export.

@@ -111,7 +111,7 @@ class SequenceFamily(BaseFamily):
 
         Args:
             paths: the files of one export.
-            engine: options of `build_backend` (`engine`, `providers`, `threads`, `graph_optimization`).
+            engine: options of `build_backend` (`engine`, `providers`, `threads`, `graph_optimization`, ...).
         """
 
     @abc.abstractmethod

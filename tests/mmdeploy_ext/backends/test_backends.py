@@ -13,7 +13,7 @@ from torch import nn
 
 from mmdeploy_ext import export
 from mmdeploy_ext.backends import BACKENDS, build_backend
-from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.backends.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
 from mmdeploy_ext.backends.torch import TorchBackend
 from mmdeploy_ext.errors import ConfigError, EngineError, ModelFileError, ShapeError
 from mmdeploy_ext.family import ExportOptions, Stage
@@ -190,12 +190,30 @@ def test_an_execution_provider_that_is_not_here_is_an_error_and_no_fallback(file
         OnnxRuntimeBackend(files['dynamic'], providers=['NoSuchProvider', 'CPUExecutionProvider']).activate()
 
 
+def test_an_execution_provider_that_did_not_start_is_an_error_and_no_fallback():
+    check_active(['CPUExecutionProvider'], ['CPUExecutionProvider'])
+    check_active(['CUDAExecutionProvider'], ['CUDAExecutionProvider', 'CPUExecutionProvider'])
+    with pytest.raises(EngineError, match=r'CUDAExecutionProvider did not start, this session has CPUExec'):
+        check_active(['CUDAExecutionProvider', 'CPUExecutionProvider'], ['CPUExecutionProvider'])
+
+
+@pytest.mark.parametrize('spinning', SPINNING)
+def test_threads_that_wait_may_give_their_cores_away(files, spinning):
+    with OnnxRuntimeBackend(files['dynamic'], spinning=spinning) as backend:
+        set_options = backend.session.get_session_options()
+        for name, value in SPINNING[spinning].items():
+            assert set_options.get_session_config_entry(name) == value
+        wanted = reference(feeds())['total']
+        assert np.abs(backend.infer(feeds())['total'] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize(
     ('kind', 'options', 'message'),
     [
         ('NoBackend', {}, r"backend_config.type='NoBackend': expected one of TorchBackend, OnnxRuntime"),
         ('OnnxRuntimeBackend', dict(speed=9), r"OnnxRuntimeBackend: .*'speed'"),
         ('OnnxRuntimeBackend', dict(graph_optimization='most'), r"'most': expected one of none, basic"),
+        ('OnnxRuntimeBackend', dict(spinning='ever'), r"'ever': expected one of always, run, never"),
     ],
 )
 def test_unknown_backends_and_options_are_refused_by_name(files, kind, options, message):
