@@ -41,7 +41,8 @@ test_pipeline = [
 data = dict(
     samples_per_gpu=2,
     val=dict(type='CustomNuScenesDataset', pipeline=test_pipeline,
-             collect_keys=collect_keys + ['img', 'img_metas'], queue_length=1, ann_file='{ann_file}', classes=class_names, modality=input_modality),
+             collect_keys=collect_keys + ['img', 'img_metas'],
+             queue_length=1, ann_file='{ann_file}', classes=class_names, modality=input_modality),
     shuffler_sampler=dict(type='InfiniteGroupEachSampleInBatchSampler'),
     nonshuffler_sampler=dict(type='DistributedSampler'))
 runner = dict(type='IterBasedRunner', max_iters=105480)
