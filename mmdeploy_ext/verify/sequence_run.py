@@ -323,7 +323,7 @@ class PairRun:
                 f'{tensor}: {len(names)} of {row.frames} frames fail, first {names[0]}; worst '
                 f'{self.worst[tensor].at}: {self.worst[tensor].reason}'
             )
-        if not row.match_rate:
+        if row.match_rate is None:
             reasons.append('no detection was matched: use a drive with objects that the model finds')
         elif row.match_rate < bars.match_rate:
             reasons.append(

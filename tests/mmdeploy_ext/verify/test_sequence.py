@@ -289,6 +289,16 @@ def test_nothing_found_on_both_sides_is_equal_and_proves_nothing():
     assert row.match_rate is None and [reason[:24] for reason in row.reasons] == ['no detection was matched']
 
 
+def test_a_candidate_that_finds_all_elsewhere_is_told_by_its_counts():
+    def alter(_, frame, result):
+        boxes = result.detections.boxes + np.float32([0, 0, 30] + [0] * 6)
+        return dataclasses.replace(result, detections=dataclasses.replace(result.detections, boxes=boxes))
+
+    row = both(altered(alter))['free']
+    assert row.match_rate == 0 and f'0 of {row.reference} detections matched (0.00 %' in said(row)
+    assert f'{row.reference} missing, {row.reference} extra' in said(row) and 'use a drive' not in said(row)
+
+
 def test_frames_without_detections_do_not_hurt_a_drive_that_has_some():
     def alter(stepper, _, result):
         return dataclasses.replace(result, detections=result.detections.above(2.0 * (stepper.count < 4)))

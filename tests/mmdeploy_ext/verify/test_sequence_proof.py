@@ -4,10 +4,14 @@ import copy
 import dataclasses
 import io
 import json
+import shutil
 import types
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 from rich.console import Console
 
 import toy_streampetr_deploy as toy
@@ -16,7 +20,7 @@ from mmdeploy_ext.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.verify.sequence import Bars, default_bars, memory_facts, output_spec, prove_sequence
 from mmdeploy_ext.verify.sequence_shift import run_far
 from mmdeploy_ext.verify.structure import check_structure
-from mmdeploy_ext.verify.table import failure_reasons, print_verdict
+from mmdeploy_ext.verify.table import failure_reasons, last_line, print_verdict
 
 BARS = Bars(frames=18)
 
@@ -89,6 +93,106 @@ def test_another_model_is_refuted(paths):
     assert any('no scene' in note or 'claim about drift' in note for note in verdict.notes)
 
 
+def rename(graph, names, inputs=True, outputs=True):
+    """Rename what nodes read and write."""
+    for node in graph.node:
+        for values in [node.input] * inputs + [node.output] * outputs:
+            values[:] = [names.get(value, value) for value in values]
+
+
+def one_weight(graph):
+    weight = next(value for value in graph.initializer if value.name.endswith('cls_branches.0.6.bias'))
+    array = numpy_helper.to_array(weight).copy()
+    array[0] += 0.05
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+
+
+def swapped_outputs(graph):
+    pair = 'all_cls_scores', 'all_bbox_preds'
+    rename(graph, dict(zip(pair, reversed(pair), strict=True)))
+
+
+def cut_off(name, constant):
+    """Nodes read a constant in the place of an input."""
+
+    def fault(graph):
+        rename(graph, {name: 'instead'}, outputs=False)
+        graph.initializer.append(numpy_helper.from_array(np.float32(constant), 'instead'))
+
+    return fault
+
+
+def frozen(name, constant):
+    """The input still reaches the outputs, but is multiplied by zero on its way."""
+
+    def fault(graph):
+        rename(graph, {name: 'instead'}, outputs=False)
+        nodes = [
+            helper.make_node('Mul', [name, 'none_of_it'], ['nothing']),
+            helper.make_node('Add', ['nothing', 'constant'], ['instead']),
+        ]
+        for node in reversed(nodes):
+            graph.node.insert(0, node)
+        for value, key in ((0.0, 'none_of_it'), (constant, 'constant')):
+            graph.initializer.append(numpy_helper.from_array(np.float32(value), key))
+
+    return fault
+
+
+SCENE_START = 'first scene 0 frame 0'
+FAULTS = {
+    'one weight': (
+        one_weight,
+        ['structure: pts_head_memory: weights come', 'teacher-forced: all_cls_scores: 6 of 6 frames fail'],
+    ),
+    'outputs swapped': (swapped_outputs, [f'all_cls_scores: 6 of 6 frames fail, {SCENE_START}']),
+    'motion cut off': (
+        cut_off('ego_motion', np.eye(4)[None]),
+        [
+            'structure: pts_head_memory: every input reaches an output',
+            'teacher-forced: memory reference_point',
+        ],
+    ),
+    'motion frozen': (
+        frozen('ego_motion', np.eye(4)[None]),
+        ['teacher-forced: memory reference_point: 3 of 6 frames fail, first scene 0 frame 1'],
+    ),
+    'time frozen': (
+        frozen('delta_t_s', [0.5]),
+        ['teacher-forced: memory timestamp: 1 of 6 frames fail, first scene 0 frame 1'],
+    ),
+    'memory never emptied': (
+        frozen('prev_exists', [1.0]),
+        [f'teacher-forced: all_bbox_preds [xyz]: 3 of 6 frames fail, {SCENE_START}'],
+    ),
+}
+
+
+@pytest.mark.parametrize(('fault', 'words'), FAULTS.values(), ids=FAULTS)
+def test_a_planted_fault_is_refuted_and_named(fault, words, paths, tmp_path):
+    spoiled = [shutil.copy(path, tmp_path) for path in paths]
+    model = onnx.load(spoiled[-1])
+    assert Path(spoiled[-1]).name == 'pts_head_memory.onnx'
+    fault(model.graph)
+    onnx.save(model, spoiled[-1])
+    verdict, _ = prove_sequence(toy.deployment(), spoiled, toy.drive(6), {})
+    stream = io.StringIO()
+    print_verdict(verdict, Console(file=stream, width=200))
+    (last,) = [line for line in stream.getvalue().splitlines() if line.startswith('NOT PROVEN: ')]
+    reasons = failure_reasons(verdict)
+    assert last.startswith(f'NOT PROVEN: {reasons[0]}')
+    for word in words:
+        assert any(word in reason for reason in reasons), reasons
+
+
+def test_nothing_found_by_either_is_not_proven_and_says_why(paths):
+    deployment = copy.copy(toy.deployment())
+    bars = Bars(frames=4, resets=0, score_thr=1.0)
+    verdict, _ = prove_sequence(deployment, paths, toy.drive(4), {}, bars)
+    assert all(row.match_rate is None for row in verdict.sequence)
+    assert last_line(verdict).startswith('NOT PROVEN: teacher-forced: no detection was matched: use a drive')
+
+
 def test_files_of_another_family_are_refused(paths):
     deployment = copy.copy(toy.deployment())
     deployment.family = copy.copy(deployment.family)
@@ -127,7 +231,7 @@ def test_a_global_float32_memory_is_not(paths):
 
 @pytest.mark.parametrize(('off', 'passes'), [(0.0, True), (1e-3, False)])
 def test_the_identity_is_no_weight_and_what_is_nearly_one_may_be(off, passes):
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto
 
     weight, pose = np.float32([[2, 3], [4, 5]]), np.eye(2, dtype=np.float32)
     pose[0, 1] = off
