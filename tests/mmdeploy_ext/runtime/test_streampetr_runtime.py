@@ -203,6 +203,18 @@ def test_only_motion_and_time_are_fed_while_the_rig_is_the_same(runtime):
     assert fed == [matrices + 72, 72, 72]
 
 
+def test_the_position_embedding_is_computed_once_per_rig(runtime):
+    spent = []
+    for index in range(4):
+        frame = toy.frame(index)
+        assert np.array_equal(frame.lidar2img, toy.frame(0).lidar2img)
+        runtime.step_frame(frame)
+        spent.append(runtime.graph_seconds()['embedding'])
+    runtime.reset()
+    runtime.step_frame(toy.frame(0, 'another drive'))
+    assert spent[0] > 0 and {*spent, runtime.graph_seconds()['embedding']} == {spent[0]}
+
+
 def test_the_position_embedding_follows_the_calibration(folder, runtime):
     frames = [toy.frame(i) for i in range(2)]
     turned = frames[1].intrinsics.copy()

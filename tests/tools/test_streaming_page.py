@@ -1,0 +1,57 @@
+"""The program on the page about streaming models runs as written, on files of pictures and poses."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from test_streampetr_video import write_dataset
+
+import real_nuscenes
+import toy_streampetr
+import toy_streampetr_deploy as toy
+from mmdeploy_ext.preprocess_multiview import rule_from_pipeline
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.sequence.loop import frames_of
+from mmdeploy_ext.verify.tasks.bbox3d import match_detections
+from projects.configs.nuscenes_stream import image_augmentation, stream_data
+
+PAGE = Path(__file__).resolve().parents[2] / 'docs/streaming.md'
+INFOS = 'data/toy_nuscenes/toy_nuscenes2d_temporal_infos_val.pkl'
+SOURCES = dict(generated=(90, 160), real=(900, 1600))
+
+
+@pytest.fixture(params=SOURCES)
+def drive(request, tmp_path):
+    """A data set's `test` section, its info file, and the files of a toy for its pictures."""
+    if request.param == 'real':
+        path = real_nuscenes.scene_0103(tmp_path)
+    else:
+        write_dataset(tmp_path)
+        path = tmp_path / 'infos_val.pkl'
+    image = image_augmentation((32, 96), (0.6, 0.7), source=SOURCES[request.param])
+    test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
+    deployment = dataclasses.replace(toy.deployment(), rule=rule_from_pipeline(test['pipeline']))
+    files = export_sequence(deployment, SequenceOptions(), str(tmp_path / 'deploy'))[0]
+    return test, path, files
+
+
+def test_the_program_on_the_page_gives_what_the_data_set_gives(drive, capsys):
+    from mmdet3d.datasets import build_dataset
+
+    test, path, files = drive
+    (program,) = re.findall(r'^```python\n(.*?)^```', PAGE.read_text(encoding='utf-8'), re.M | re.S)
+    assert INFOS in program and "'work_dirs/stream_toy'" in program
+    names = {}
+    exec(program.replace(INFOS, str(path)).replace('work_dirs/stream_toy', str(Path(files[0]).parent)), names)
+    printed = capsys.readouterr().out.splitlines()
+
+    dataset, family = build_dataset(test), toy.deployment().family
+    stepper = family.runner(files, dict(threads=1))
+    frames = list(frames_of(family, dataset, range(len(dataset)), workers=0))
+    expected = [stepper.step(frame).detections for frame in frames]
+    assert len(printed) == len(expected) == len(names['infos']) >= 4
+    row = match_detections('last frame', expected[-1], names['boxes'], score_thr=0.0)
+    assert row.passed and row.matched == 20, row.reason
+    assert all(info['token'] in line for info, line in zip(names['infos'], printed, strict=True))
