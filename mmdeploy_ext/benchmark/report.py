@@ -112,6 +112,11 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
             f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})',
             soft_wrap=True,
         )
+    if result.get('bars'):
+        console.print('bars of the deploy contract, set for StreamPETR R50 at 704x256 on a CPU:')
+    for bar in result.get('bars', ()):
+        mark = '[green]ok[/green]' if bar['passed'] else '[bold red]MISSED[/bold red]'
+        console.print(f'  {mark} {escape(bar["name"])}: {bar["value"]:g} (at most {bar["bar"]:g})')
     if result['preprocess_ms']:
         console.print(
             f'pre-processing, the same for all and not in the times: {_median(result["preprocess_ms"], 2)} ms'

@@ -1,0 +1,125 @@
+"""The benchmark of streaming models: parts, bytes, bars. Nothing here depends on how fast the machine is."""
+
+import json
+
+import pytest
+import torch
+
+import toy_streampetr_export as toy
+from mmdeploy_ext.apps import benchmark_app
+from mmdeploy_ext.benchmark.streaming import PartClock, bar_rows
+
+CONFIG = """
+import toy_streampetr as toy
+from projects.configs.nuscenes_stream import image_augmentation, stream_data
+
+model = toy.model_cfg()
+data = stream_data(
+    image_augmentation((32, 96), (0.6, 0.7), source=(90, 160)), toy.PC_RANGE, root='nowhere/',
+    infos='infos', workers_per_gpu=0)
+"""
+
+
+def register():
+    import projects.mmdet3d_plugin.streampetr.export  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with a config, a checkpoint and a deploy export."""
+    root = tmp_path_factory.mktemp('benchmark')
+    (root / 'toy.py').write_text(CONFIG)
+    torch.save(dict(state_dict=toy.model().state_dict(), meta={}), root / 'toy.pth')
+    (root / 'deploy').mkdir()
+    toy.write(root / 'deploy')
+    return root
+
+
+def run(place, *arguments):
+    options = ['--max-iter', '3', '--warmup', '1', '--threads', '1', *map(str, arguments)]
+    return benchmark_app.main(register, [str(place / 'toy.py'), str(place / 'toy.pth'), *options])
+
+
+def test_one_run_measures_pytorch_and_both_contracts_part_by_part(place, tmp_path, capsys):
+    target = tmp_path / 'b.json'
+    assert run(place, '--no-memory', '--json', target, '--chart', tmp_path / 'b.png') == 0
+    printed, result = capsys.readouterr().out, json.loads(target.read_text())
+    torch_row, deploy, fork = result['contenders']
+    assert [row['name'] for row in result['contenders']] == [
+        'torch',
+        'onnxruntime deploy',
+        'onnxruntime fork',
+    ]
+    assert set(torch_row['parts_ms']) == set(deploy['parts_ms']) == {'backbone', 'embedding', 'head'}
+    assert set(fork['parts_ms']) == {'whole graph'}
+    assert torch_row['fed_bytes'] is None and deploy['fed_bytes'] == 72 and fork['fed_bytes'] > 1000
+    assert deploy['parts_ms']['embedding'] == 0 < torch_row['parts_ms']['embedding']
+    assert torch_row['detections_per_image'] == deploy['detections_per_image'] == 20
+    assert result['input_shape'] == '6x3x32x96' and result['deploy_to_fork']['median'] > 0
+    assert [bar['value'] for bar in result['bars']] == [
+        deploy['ratio_to_torch']['median'],
+        result['deploy_to_fork']['median'],
+        0,
+        72,
+    ]
+    assert (
+        'fed besides images' in printed and 'ok bytes fed besides the images: 72 (at most 64000)' in printed
+    )
+    assert (tmp_path / 'b.png').stat().st_size > 1000
+
+
+def test_memory_is_measured_in_a_process_of_its_own(place, tmp_path):
+    target = tmp_path / 'b.json'
+    arguments = ['--engines', 'onnxruntime', '--onnx', place / 'deploy', '--json', target]
+    assert run(place, *arguments) == 0
+    (row,) = json.loads(target.read_text())['contenders']
+    assert row['memory']['peak_mb'] >= row['memory']['resident_mb'] > 0 and row['ratio_to_torch'] is None
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--shape', '64'], '--shape: streaming models do not have it'),
+        (['--engines', 'torch,openvino'], 'openvino'),
+        (['--onnx', 'nowhere'], 'nowhere'),
+    ],
+)
+def test_what_streaming_models_do_not_have_is_one_line(place, arguments, message, capsys):
+    assert run(place, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith('error: ') and message in captured.err and captured.err.count('\n') == 1
+
+
+def contender(form, torch_ratio=None, fed=72, embedding=0.0):
+    parts = dict(backbone=1.0, embedding=embedding, head=1.0) if form == 'deploy' else {}
+    ratio = None if torch_ratio is None else dict(median=torch_ratio)
+    return dict(form=form, ratio_to_torch=ratio, parts_ms=parts, fed_bytes=fed)
+
+
+def test_a_bar_that_is_missed_says_so_and_one_that_was_not_measured_is_left_out():
+    rows = bar_rows([contender('deploy', 0.36), contender('fork', 0.5)], dict(median=0.96))
+    assert [(row['bar'], row['passed']) for row in rows] == [
+        (0.36, True),
+        (0.95, False),
+        (0.0, True),
+        (64000, True),
+    ]
+    rows = bar_rows([contender('deploy', fed=64001, embedding=2.0)], None)
+    assert [(row['value'], row['passed']) for row in rows] == [(2.0, False), (64001, False)]
+    assert bar_rows([contender('fork', 0.5)], None) == []
+
+
+def test_the_clock_counts_a_nested_part_once_and_leaves_nothing_behind():
+    class Model:
+        def outer(self):
+            return self.inner()
+
+        def inner(self):
+            return 7
+
+    model = Model()
+    with PartClock(dict(a=[(model, 'outer')], b=[(model, 'inner')])) as clock:
+        assert model.outer() == 7
+        assert clock.seconds['a'] > 0 == clock.seconds['b']
+        assert model.inner() == 7 and clock.seconds['b'] > 0
+    assert not vars(model)
