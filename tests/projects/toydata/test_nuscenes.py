@@ -13,7 +13,7 @@ from pyquaternion import Quaternion
 from mmdeploy_ext.errors import DataError, UsageError
 from projects.toydata import nuscenes as toy
 from projects.toydata import nuscenes_rig, nuscenes_scene, nuscenes_world, staging
-from projects.toydata.nuscenes_render import ray_box
+from projects.toydata.nuscenes_render import ray_box, render
 
 SMALL = toy.Options(2, 2, 8, seed=3, image_size=(160, 90), sweeps=1)
 TINY = toy.Options(1, 1, 2, seed=3, image_size=(48, 32))
@@ -222,6 +222,41 @@ def test_visibility_falls_where_objects_hide_each_other(nusc):
     assert set(grades) <= {'1', '2', '3', '4'} and grades.count('4') > len(grades) / 2
     assert any(grade in '12' for grade in grades)
     assert min(record['num_lidar_pts'] for record in nusc.sample_annotation) >= 1
+
+
+def _front_view(scene, things):
+    """Return what the front camera sees of things."""
+    lens = scene.lenses['CAM_FRONT']
+    return render(lens, scene.scenery, scene.world, things, 0.0, 0, np.random.default_rng(0))
+
+
+def test_nights_are_darker_than_days_and_both_are_in_every_set():
+    scenes = [
+        nuscenes_scene.make_scene(plan) for plan in toy.plans(toy.Options(frames=2, image_size=(96, 54)))
+    ]
+    for split in (scenes[:32], scenes[32:]):
+        assert {scene.world.night for scene in split} == {False, True}
+    light = {night: [] for night in (False, True)}
+    for scene in scenes[:16]:
+        light[scene.world.night].append(_front_view(scene, []).image.mean())
+    assert max(light[True]) < min(light[False])
+
+
+def test_what_stands_behind_another_object_is_hidden():
+    scene = nuscenes_scene.make_scene(toy.plans(SMALL)[0])
+    xy, yaw = scene.world.drive.pose(0.0)
+    ahead = np.array([np.cos(yaw), np.sin(yaw)])
+    near, far = (
+        nuscenes_world.Thing(
+            label, np.array([2.0, 2.0, 2.0]), 0.0, xy + metres * ahead, yaw, 0.0, 0.0, (0, 1)
+        )
+        for label, metres in ((0, 9.0), (1, 14.0))
+    )
+    alone, both = _front_view(scene, [far]), _front_view(scene, [far, near])
+    assert alone.visible[0] == alone.whole[0] > 50
+    assert both.whole[0] == alone.whole[0] and both.visible[0] < 0.3 * both.whole[0]
+    assert both.visible[1] == both.whole[1] > alone.whole[0]
+    assert (_front_view(scene, [near, far]).image == both.image).all()
 
 
 def _truth_as_predictions(nusc) -> dict:
