@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 ENGINES = {'torch': 'PyTorch', 'onnx': 'ONNX Runtime'}
 """--engine -> what people call it."""
 
+OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
+"""Names that are meant for one file and would become a folder."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
@@ -105,7 +108,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(f'--frames {args.frames}: expected 1 or more')
     if not args.fps > 0:
         raise UsageError(f'--fps {args.fps}: expected more than 0')
-    if not is_video(args.out) and args.out.is_file():
+    if not is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in OTHER_FILES):
         raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
     check_writable(args.out if is_video(args.out) else args.out / 'x.png')
 

@@ -140,7 +140,8 @@ def test_bad_options_are_refused_by_name(place, tmp_path, capsys, arguments, mes
     assert not list(tmp_path.glob('out/*'))
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(place, tmp_path, capsys):
-    (tmp_path / 'out.avi').touch()
-    assert run(place / 'toy.py', 'c.pth', '--out', tmp_path / 'out.avi') == 2
+@pytest.mark.parametrize('name', ['out', 'new.avi', 'new.PNG'])
+def test_a_file_in_the_place_of_the_folder_is_refused(place, tmp_path, capsys, name):
+    (tmp_path / 'out').touch()
+    assert run(place / 'toy.py', 'c.pth', '--out', tmp_path / name) == 2
     assert 'is a file, expected a name in .mp4 or a folder' in capsys.readouterr().err
