@@ -166,8 +166,10 @@ class MultiViewRule:
             ('intrinsics', intrinsics, (count, 3, 3)),
             ('lidar2cam', lidar2cam, (count, 4, 4)),
         ):
-            if value is None or np.shape(value) != shape or not np.isfinite(value).all():
-                got = 'nothing' if value is None else f'shape {np.shape(value)}'
+            got = 'nothing' if value is None else f'shape {np.shape(value)}'
+            if value is not None and np.shape(value) == shape:
+                got = '' if np.isfinite(value).all() else 'NaN or infinity'
+            if got:
                 raise DataError(f'{name}: got {got}, expected finite numbers of shape {shape}')
         for index, size in enumerate(image_sizes or ()):
             if tuple(size) != self.source:
@@ -204,6 +206,8 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], num_cameras: int =
             f'test pipeline: got the steps {list(steps)}; expected {", ".join(STEPS)} in this order'
         )
     resize, norm = (steps[name] for name in STEPS[:2])
+    for name, keys in zip(STEPS[:2], (('data_aug_conf',), ('mean', 'std')), strict=True):
+        _require(steps[name], keys, name)
     if resize.get('training', True):
         raise ConfigError(f'test pipeline step {STEPS[0]}: training=True; expected False in a test pipeline')
     pad = steps.get(STEPS[2], {})
@@ -221,6 +225,12 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], num_cameras: int =
     )
 
 
+def _require(values: Mapping[str, Any], keys: Sequence[str], name: str) -> None:
+    absent = [key for key in keys if key not in values]
+    if absent:
+        raise ConfigError(f'test pipeline step {name}: has no {", ".join(absent)}')
+
+
 def _flat_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     steps: list[Mapping[str, Any]] = []
     for step in pipeline:
@@ -235,6 +245,7 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 def _crop_values(conf: Mapping[str, Any]) -> dict[str, Any]:
     """Return what upstream's sampling does at test time: fill the crop, cut at the mean bottom, centred."""
+    _require(conf, ('H', 'W', 'final_dim', 'bot_pct_lim'), f'{STEPS[0]}: data_aug_conf')
     source, size = (int(conf['H']), int(conf['W'])), tuple(map(int, conf['final_dim']))
     scale = max(size[0] / source[0], size[1] / source[1])
     resized = int(source[0] * scale), int(source[1] * scale)
