@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
-from mmdeploy_ext.apps.sequence_options import refuse_given, sequence_options
+from mmdeploy_ext.apps.sequence_options import check_engine_kind, refuse_given, sequence_options
 from mmdeploy_ext.errors import DataError, UsageError, after_weights
 from mmdeploy_ext.files import write_json
 
@@ -46,6 +46,9 @@ def run_export(args: argparse.Namespace, parser: argparse.ArgumentParser, engine
     refuse_given(
         args, parser, IMAGE_OPTIONS, "streaming models do not have it; size and cameras are the config's"
     )
+    check_engine_kind(engine['engine'])
+    if args.frames is not None and not args.verify:
+        raise UsageError(f'--frames {args.frames} goes with --verify')
     options = sequence_options(args)
     output = args.output_file
     if output == parser.get_default('output_file'):
@@ -79,6 +82,7 @@ def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
 
     if args.images:
         raise UsageError('--images: streaming models are proven on frames; use --frames N')
+    check_engine_kind(engine['engine'])
     files = read_files(args.onnx_file)
     written = files.metadata.options.get('cfg_options', {})
     cfg_options = {**written, **shared.parse_cfg_options(args.cfg_options)}

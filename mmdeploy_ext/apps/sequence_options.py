@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -19,6 +19,8 @@ CHOICES = dict(
     layers=('all', 'last'),
     precision=('fp32', 'fp16'),
 )
+ENGINES = ('OnnxRuntimeBackend', 'TorchBackend')
+"""Engines that keep the memory of a stream."""
 HELP = dict(
     contract='deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the '
     'StreamPETR deployment fork',
@@ -62,7 +64,9 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
     from mmdeploy_ext.sequence.family import SequenceOptions
 
     chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name)}
-    opset = args.opset_version or max(DEFAULT_OPSET, 18 if args.exporter == 'dynamo' else 0)
+    opset = args.opset_version
+    if opset is None:
+        opset = max(DEFAULT_OPSET, 18 if args.exporter == 'dynamo' else 0)
     check_opset(opset, args.exporter)
     options = SequenceOptions(
         **chosen, fp16_io=args.fp16_io, opset=opset, exporter=args.exporter, simplify=args.simplify
@@ -77,13 +81,29 @@ def check_combination(options: SequenceOptions, given: Iterable[str], where: str
     Args:
         options: all of them.
         given: names of those that the user gave.
-        where: what stands before a name in the message.
+        where: what stands before a name in the message; '--' spells it as on the command line.
     """
+
+    def spelt(name: str) -> str:
+        return where + (name.replace('_', '-') if where == '--' else name)
+
     for name in ('fork_version', 'fork_img2lidar'):
         if name in given and options.contract != 'fork':
-            raise UsageError(f'{where}{name} goes with contract fork, got {options.contract}')
+            raise UsageError(f'{spelt(name)} goes with contract fork, got {options.contract}')
     if options.fp16_io and options.precision != 'fp16':
-        raise UsageError(f'{where}fp16_io goes with precision fp16, got {options.precision}')
+        raise UsageError(f'{spelt("fp16_io")} goes with precision fp16, got {options.precision}')
+
+
+def check_engine_kind(kind: str) -> None:
+    """Refuse an engine that cannot keep a memory, before anything is exported for it.
+
+    Raises:
+        EngineError: the message says which one can.
+    """
+    if kind not in ENGINES:
+        raise EngineError(
+            f'{kind}: streaming models run on {" or ".join(ENGINES)}; the memory is bound in ONNX Runtime'
+        )
 
 
 def refuse_given(

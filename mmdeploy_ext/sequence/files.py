@@ -22,21 +22,26 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
 
 
-def check_output(output: str, options: SequenceOptions) -> None:
+def check_output(output: str, options: SequenceOptions, where: str = '--output-file ') -> None:
     """Refuse an output that the contract cannot be written to.
+
+    Args:
+        output: file or folder.
+        options: for the contract.
+        where: the option or key that gave it, for the message.
 
     Raises:
         UsageError: a file name for a folder of graphs, or the other way round, or not writable.
     """
     is_file = output.endswith('.onnx')
     if options.contract == 'fork' and not is_file:
-        raise UsageError(f'--output-file {output}: the fork contract is one file, expected a name in .onnx')
+        raise UsageError(f'{where}{output}: the fork contract is one file, expected a name in .onnx')
     if options.contract != 'fork' and is_file:
         raise UsageError(
-            f'--output-file {output}: the {options.contract} contract is three graphs, expected a folder'
+            f'{where}{output}: the {options.contract} contract is three graphs, expected a folder'
         )
     if not is_file and Path(output).is_file():
-        raise UsageError(f'--output-file {output}: is a file, expected a folder')
+        raise UsageError(f'{where}{output}: is a file, expected a folder')
     check_writable(output if is_file else Path(output) / 'x.onnx')
 
 
@@ -91,7 +96,8 @@ def export_graph(graph: Graph, options: SequenceOptions) -> Any:
 
 def _write_folder(models: Sequence[tuple[str, Any, Metadata]], folder: Path) -> list[str]:
     """Write all files beside the folder first; they move in together, replacing an older export."""
-    staging = folder.with_name(f'{folder.name}.partial-{os.getpid()}')
+    whole = folder.resolve()  # '.' has no name
+    staging = whole.with_name(f'{whole.name}.partial-{os.getpid()}')
     try:
         for name, model, metadata in models:
             export.save(model, staging / f'{name}.onnx', metadata)
