@@ -106,7 +106,16 @@ def _read_dump(cfg: Any, dump: Any, keys: Sequence[str]) -> dict[str, Any] | Non
     if not all(type(number) is int and number >= 0 for number in (amount if listed else [amount])):
         raise ConfigError(f'{cfg.filename}: backend_config.dump.{keys[0]}={amount!r}, expected 0 or more')
     tensors = [tensors] if isinstance(tensors, str) else tensors
-    return {keys[0]: amount, 'tensors': tensors, 'dir': dump.get('dir')}
+    if tensors is not None and not (
+        isinstance(tensors, list | tuple) and tensors and all(isinstance(name, str) for name in tensors)
+    ):
+        raise ConfigError(
+            f'{cfg.filename}: backend_config.dump.tensors={tensors!r}, expected names, or None for all'
+        )
+    folder = dump.get('dir')
+    if not isinstance(folder, str | Path | None):
+        raise ConfigError(f'{cfg.filename}: backend_config.dump.dir={folder!r}, expected a folder')
+    return {keys[0]: amount, 'tensors': tensors, 'dir': folder}
 
 
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
@@ -168,14 +177,16 @@ def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
     """Return the export options that the config of a streaming model asks for.
 
     Raises:
-        ConfigError: a value that is none of the choices.
-        UsageError: an opset that the exporter cannot write.
+        ConfigError: a value that is none of the choices, or an opset that the exporter cannot write.
+        UsageError: options that do nothing together.
     """
     from mmdeploy_ext.export import check_opset
     from mmdeploy_ext.family import DEFAULT_OPSET
     from mmdeploy_ext.sequence.family import SequenceOptions
 
     allowed = dict(CHOICES, memory=MEMORY)
+    # --cfg-options reads 1.1 as a number
+    settings = {name: str(value) if type(value) is float else value for name, value in settings.items()}
     for name, values in allowed.items():
         if settings.get(name, values[0]) not in values:
             raise ConfigError(
@@ -183,8 +194,15 @@ def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
             )
     chosen = {name: settings[name] for name in CHOICES if name in settings}
     exporter = settings.get('exporter', 'torchscript')
-    opset = settings.get('opset_version') or (18 if exporter == 'dynamo' else DEFAULT_OPSET)
-    check_opset(opset, exporter)
+    opset = settings.get('opset_version')
+    if opset is None:
+        opset = 18 if exporter == 'dynamo' else DEFAULT_OPSET
+    if type(opset) is not int:
+        raise ConfigError(f'{cfg.filename}: backend_config.opset_version={opset!r}, expected a number')
+    try:
+        check_opset(opset, exporter)
+    except UsageError as error:
+        raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
     flags = {name: bool(settings.get(name, False)) for name in ('fp16_io', 'simplify')}
     options = SequenceOptions(**chosen, **flags, opset=opset, exporter=exporter)
     check_combination(options, chosen, f'{cfg.filename}: backend_config.')

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import backend_config
+from mmdeploy_ext.apps.sequence_options import check_engine_kind
 from mmdeploy_ext.apps.test_app import (
     Run,
     dump_place,
@@ -18,6 +19,7 @@ from mmdeploy_ext.errors import ConfigError, ModelFileError, UsageError, after_w
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.runtime.frames import Stepper
@@ -33,22 +35,28 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     """
     from mmdeploy_ext import deploy, distributed, evaluation
     from mmdeploy_ext.sequence import loop
+    from mmdeploy_ext.sequence.files import check_output
 
     if args.show_dir:
         raise UsageError('--show-dir: streaming models are drawn by tools/demo/streampetr_video.py')
     settings = backend_config.read_settings(
         cfg, backend_config.SEQUENCE_KEYS, backend_config.SEQUENCE_DUMP_KEYS
     )
+    check_engine_kind(settings['type'])
     options = backend_config.sequence_options(cfg, settings)
-    backend_config.check_targets(settings, work_dir)
+    # where a folder of graphs goes is checked with its contract, below
+    backend_config.check_targets({**settings, 'onnx_file': None}, work_dir)
     dataset = evaluation.build_dataset(cfg)
-    loop.scene_tokens(dataset)
+    frames = len(loop.scene_tokens(dataset))
 
     def check(cfg: Any, family: Any, model: object) -> None:
         try:
             family.check(cfg, options)
+            if settings.get('onnx_file'):
+                check_output(str(settings['onnx_file']), options, 'onnx_file=')
         except UsageError as error:
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
+        _check_dump(cfg, settings['dump'], frames, family.dump_names)
 
     rank, world_size = distributed.start(args.launcher, args.local_rank)
     device = resolve_device(args.device)
@@ -71,6 +79,25 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
         )
         ordered = loop.collect(results, len(dataset), world_size)
         return finish(this, args, dataset, ordered) if rank == 0 else 0
+
+
+def _check_dump(cfg: Any, dump: dict[str, Any] | None, frames: int, names: Sequence[str]) -> None:
+    """Refuse frames and tensors that will not come, before an hour passes without them."""
+    if dump is None:
+        return
+    asked = [] if isinstance(dump['frames'], int) else dump['frames']
+    beyond = [index for index in asked if index >= frames]
+    if beyond:
+        raise ConfigError(
+            f'{cfg.filename}: backend_config.dump.frames names {beyond}; data.test has {frames} frames, '
+            f'counted from 0'
+        )
+    unknown = sorted(set(dump['tensors'] or ()) - set(names))
+    if names and unknown:
+        raise ConfigError(
+            f'{cfg.filename}: backend_config.dump.tensors names {unknown}, which this model does not have; '
+            f'there are {sorted(names)}'
+        )
 
 
 def make_stepper(this: Run, options: SequenceOptions) -> tuple[Stepper | None, FrameDump | None]:

@@ -80,10 +80,12 @@ class SequenceFamily(BaseFamily):
     Attributes:
         contracts: what its export can promise: 'deploy', and 'fork' where users have code for another one.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
+        dump_names: tensors that dump mode has; empty where that is not known before a frame has run.
     """
 
     contracts: ClassVar[tuple[str, ...]]
     dump_suffixes: ClassVar[dict[str, str]] = {}
+    dump_names: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def check(self, cfg: Any, options: SequenceOptions) -> None:

@@ -46,20 +46,14 @@ class StreamPetrFamily(SequenceFamily):
     name = 'streampetr'
     task = 'bbox3d'
     contracts = ('deploy', 'fork')
-    ignored_prefixes = (
-        'img_roi_head.',
-        'pts_bbox_head.code_weights',
-        'pts_bbox_head.match_costs',
-        'pts_bbox_head.pc_range',
-        'pts_bbox_head.position_range',
-        'pts_bbox_head.coords_d',
-    )
+    ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     # image points of the tokens, learned queries, sine periods; ranges and points that are made of parameters
     derived_prefixes = (
         *('/Constant', '/onnx::Sub', '/onnx::Div', '/onnx::Where'),  # names by the TorchScript exporter
         *('/frustum', '/slice_', '/sub_', '/zeros_like', '/cat', '/pow_', '/expand'),  # by dynamo
     )
     dump_suffixes = dumps.SUFFIXES
+    dump_names = dumps.NAMES
 
     def claims(self, cfg: Any) -> bool:
         """See `BaseFamily.claims`: by detector or by head."""
@@ -85,6 +79,7 @@ class StreamPetrFamily(SequenceFamily):
         """See `BaseFamily.build`. The model keeps N, H and W of the config as `input_sizes`."""
         from mmdet3d.models import build_model
 
+        _check_model(cfg.filename, cfg.model)
         model_cfg = cfg.model.copy()
         model_cfg.pretrained = None
         if model_cfg.get('img_backbone', {}).get('init_cfg'):
@@ -109,7 +104,14 @@ class StreamPetrFamily(SequenceFamily):
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         """See `BaseFamily.preprocess_rule`; the config's `num_cams` says N where it is not 6."""
-        return rule_from_pipeline(test_pipeline(cfg), int(cfg.get('num_cams', DEFAULT_CAMERAS)))
+        cameras = cfg.get('num_cams', DEFAULT_CAMERAS)
+        if type(cameras) is not int or cameras < 1:
+            raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
+        steps = test_pipeline(cfg)
+        try:
+            return rule_from_pipeline(steps, cameras)
+        except ConfigError as error:
+            raise ConfigError(f'{cfg.filename}: {error}') from error
 
     def graphs(self, model: nn.Module, options: SequenceOptions) -> list[Graph]:
         """See `SequenceFamily.graphs`: three of the deploy contract, one of the fork's."""
