@@ -74,7 +74,7 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         DataError: a file is missing, or its content is not what the manifest says.
     """
     folder = Path(folder)
-    manifest = read_json(folder / MANIFEST)
+    manifest = load_manifest(folder)
     tensors = {}
     for name, entry in manifest['tensors'].items():
         path = folder / entry['file']
@@ -88,10 +88,28 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
                 f'{path}: its content is not the one that was dumped (sha256 differs); dump again with the '
                 f'_pth config'
             )
-        tensors[name] = np.frombuffer(content, np.dtype(entry['dtype']).newbyteorder('<')).reshape(
-            entry['shape']
-        )
+        try:
+            values = np.frombuffer(content, np.dtype(entry['dtype']).newbyteorder('<'))
+            tensors[name] = values.reshape(entry['shape'])
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f'{folder / MANIFEST}: {name} is said to be {entry["dtype"]} {entry["shape"]}, its file has '
+                f'{len(content)} bytes; dump again with the _pth config'
+            ) from error
     return tensors, manifest
+
+
+def load_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read what a dump says about itself; DataError when that is not what `save_dump` writes."""
+    path = Path(folder) / MANIFEST
+    manifest = read_json(path)
+    entries = manifest.get('tensors') if isinstance(manifest, dict) else None
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and entry.keys() >= {'file', 'dtype', 'shape', 'sha256'}
+        for entry in entries.values()
+    ):
+        raise DataError(f'{path}: is no manifest of a dump; dump again with the _pth config')
+    return manifest
 
 
 def list_samples(folder: str | Path) -> list[Path]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mmdeploy_ext import cli
-from mmdeploy_ext.dump import MANIFEST, list_samples, load_dump
-from mmdeploy_ext.errors import DataError
-from mmdeploy_ext.files import read_json, write_json
+from mmdeploy_ext.dump import MANIFEST, list_samples, load_dump, load_manifest
+from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.files import write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 RTOL = 1e-4
 """Of the largest value of the first dump's tensor."""
+TIME_ATOL = 1e-6
+"""Seconds, of float64 tensors: they are times of 1e9 s, of which a share would let hours pass."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--rtol',
         type=float,
         default=RTOL,
-        help=f"of the largest value of the first's tensor (default: {RTOL})",
+        help=f"of the largest value of the first's tensor (default: {RTOL}); float64 tensors, which are "
+        f'times in seconds, have --atol or {TIME_ATOL} instead',
     )
     compare.add_argument('--atol', type=float, default=0.0, help='absolute; the larger of both counts')
     compare.add_argument('--tensors', nargs='+', metavar='NAME', help='only these')
@@ -66,7 +71,7 @@ def _list(args: argparse.Namespace) -> int:
 
     table = Table('sample', 'tensors', 'MB', 'config', 'frame')
     for name, path in samples_of(args.folder).items():
-        manifest = read_json(path / MANIFEST)
+        manifest = load_manifest(path)
         size = sum((path / entry['file']).stat().st_size for entry in manifest['tensors'].values())
         table.add_row(
             name,
@@ -99,6 +104,9 @@ def _compare(args: argparse.Namespace) -> int:
     from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
     from mmdeploy_ext.verify.compare import compare_tensors
 
+    for name in ('rtol', 'atol'):
+        if not 0 <= getattr(args, name) < float('inf'):
+            raise UsageError(f'--{name} {getattr(args, name)}: expected 0 or more')
     first, second = samples_of(args.first), samples_of(args.second)
     if len(first) == len(second) == 1:
         pairs = [(*first, *first.values(), *second.values())]
@@ -109,6 +117,7 @@ def _compare(args: argparse.Namespace) -> int:
             )
         pairs = [(name, first[name], second[name]) for name in first]
     group = ColumnGroup(rtol=args.rtol, atol=args.atol)
+    times = ColumnGroup(unit='s', rtol=0.0, atol=args.atol or TIME_ATOL)
     rows = []
     for name, one, two in pairs:
         reference, candidate = load_dump(one)[0], load_dump(two)[0]
@@ -121,7 +130,9 @@ def _compare(args: argparse.Namespace) -> int:
                 for side in (reference, candidate)
             )
         outputs = tuple(
-            TensorSpec(key, str(array.dtype), array.shape, groups=(group,))
+            TensorSpec(
+                key, str(array.dtype), array.shape, groups=(times if array.dtype == np.float64 else group,)
+            )
             for key, array in reference.items()
         )
         rows += [(name, row) for row in compare_tensors(reference, candidate, GraphSpec(name, (), outputs))]
