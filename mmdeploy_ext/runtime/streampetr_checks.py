@@ -37,7 +37,10 @@ def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
 
 def check_time(timestamp_s: float) -> float:
     """Return a time in seconds as a float; DataError when it is none."""
-    value = float('nan') if timestamp_s is None else float(np.asarray(timestamp_s, np.float64).reshape(-1)[0])
+    try:
+        value = float(np.asarray(timestamp_s, np.float64).reshape(()))
+    except (TypeError, ValueError):
+        value = float('nan')
     if not np.isfinite(value):
         raise DataError(f'timestamp_s: got {timestamp_s}, expected absolute seconds as a float64')
     return value

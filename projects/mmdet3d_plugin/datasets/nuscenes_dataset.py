@@ -80,7 +80,7 @@ class CustomNuScenesDataset(NuScenesDataset):
                     next_idx=info['next'], scene_token=info['scene_token'], frame_idx=info['frame_idx'],
                     timestamp=info['timestamp'] / 1e6)
         if self.modality['use_camera']:
-            data.update(camera_inputs(info['cams'], where))
+            data.update(camera_inputs(info.get('cams') or {}, where))
         if not self.test_mode:
             data['prev_exists'] = index > 0 and bool(self.flag[index - 1] == self.flag[index])
             annotations = {key: info[name] for key, name in INFO_KEYS_2D.items()}

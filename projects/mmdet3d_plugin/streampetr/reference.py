@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.preprocess_multiview import Calibration
+from mmdeploy_ext.runtime import streampetr_checks as checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
 from mmdeploy_ext.runtime.streampetr_state import FIELDS, to_global, to_local
@@ -60,7 +62,14 @@ class Reference:
         self._last = None
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame through `forward_test`, with everything that it names as outputs."""
+        """Run one frame through `forward_test`, with everything that it names as outputs.
+
+        Raises:
+            DataError: calibration, pose or time that cannot be; the same as of `StreamPetrOnnx`.
+        """
+        checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
+        checks.check_pose(frame.ego_pose)
+        checks.check_time(frame.timestamp_s)
         with torch.no_grad(), collect_taps() as taps:
             results = self.model(return_loss=False, rescale=True, **self._data(frame))
         taps.update(

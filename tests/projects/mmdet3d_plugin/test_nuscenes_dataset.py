@@ -177,7 +177,8 @@ def test_ground_truth_as_predictions_scores_one(root, capsys):
     (lambda info: info['cams']['CAM_BACK'].update(cam_intrinsic=np.zeros((3, 3))), 'intrinsic is singular'),
     (lambda info: info['cams']['CAM_BACK'].pop('sensor2lidar_rotation'), 'CAM_BACK: has no sensor2lidar_rot'),
     (lambda info: info['cams'].clear(), 'got no camera'),
-], ids=['NaN pose', 'no intrinsics', 'singular', 'no extrinsics', 'no camera'])
+    (lambda info: info.pop('cams'), 'got no camera'),
+], ids=['NaN pose', 'no intrinsics', 'singular', 'no extrinsics', 'no camera', 'no cams'])
 def test_a_broken_calibration_is_refused_by_sample_and_camera(root, change, message):
     dataset = val_set(root)
     info = dataset.data_infos[0] = copy.deepcopy(dataset.data_infos[0])

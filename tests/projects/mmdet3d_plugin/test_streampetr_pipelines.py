@@ -6,6 +6,7 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.pipelines import Compose
 
+from mmdeploy_ext.errors import DataError
 from projects.mmdet3d_plugin.datasets.pipelines.augmentation import (
     GlobalRotScaleTransImage,
     ImageTransform,
@@ -111,6 +112,13 @@ def test_boxes_that_nearer_ones_cover_are_invisible(boxes, depths, expected):
 def test_rotated_pictures_are_refused():
     with pytest.raises(ValueError, match=r'got rot_lim=\(0, 1\), expected \(0\.0, 0\.0\)'):
         ResizeCropFlipRotImage(dict(SMALL, rot_lim=(0, 1)))
+
+
+def test_a_picture_of_another_size_than_the_calibration_is_refused():
+    data = frame(num_cams=2)
+    data['img'][1] = data['img'][1][:, :100]
+    with pytest.raises(DataError, match='image of camera 1: got 60x100 .* has H=60, W=120'):
+        ResizeCropFlipRotImage(SMALL, training=False)(data)
 
 
 @pytest.mark.parametrize('seed', range(3))

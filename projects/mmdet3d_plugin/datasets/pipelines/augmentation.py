@@ -9,6 +9,8 @@ import numpy as np
 from mmdet.datasets.builder import PIPELINES
 from PIL import Image
 
+from mmdeploy_ext.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -86,7 +88,13 @@ class ResizeCropFlipRotImage:
         self.with_2d, self.filter_invisible, self.training = with_2d, filter_invisible, training
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Transform `img`, `intrinsics`, `lidar2img` and, in training, what belongs to the 2D boxes."""
+        """Transform `img`, `intrinsics`, `lidar2img` and, in training, what belongs to the 2D boxes.
+
+        Raises:
+            DataError: an image of another size than `data_aug_conf` says; squeezed into place, it would no
+                longer fit its intrinsics.
+        """
+        self._check_sizes(results['img'])
         transform = self.random_transform() if self.training else self.test_transform()
         results['img'] = [transform.image(img) for img in results['img']]
         for intrinsic in results['intrinsics']:
@@ -99,6 +107,14 @@ class ResizeCropFlipRotImage:
             for key, values in zip(KEYS_2D, zip(*per_camera, strict=True), strict=True):
                 results[key] = list(values)
         return results
+
+    def _check_sizes(self, images: Sequence[np.ndarray]) -> None:
+        expected = self.data_aug_conf['H'], self.data_aug_conf['W']
+        for index, image in enumerate(images):
+            if image.shape[:2] != expected:
+                raise DataError(f'image of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x '
+                                f'width), data_aug_conf has H={expected[0]}, W={expected[1]}; intrinsics and '
+                                f'images have to be for that size')
 
     def random_transform(self) -> ImageTransform:
         """Draw one from numpy's global generator."""
