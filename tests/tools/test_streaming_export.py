@@ -1,0 +1,149 @@
+"""pytorch2onnx.py, verify.py and dump mode on a tiny streaming model, from files to files."""
+
+import gc
+
+import onnx
+import pytest
+import torch
+
+import toy_stream_files as files
+from mmdeploy_ext.apps import export_app, test_app, verify_app
+from mmdeploy_ext.config import load_config
+from mmdeploy_ext.dump import list_samples, load_dump
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
+
+GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
+
+
+def register():
+    import projects.mmdet3d_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with the toy's config, checkpoint and data set."""
+    path = tmp_path_factory.mktemp('toy')
+    files.write_config(path)
+    files.write_checkpoint(path / 'toy.pth')
+    files.write_set(path)
+    return path
+
+
+def export(folder, output, *options):
+    argv = [str(folder / 'toy_stream.py'), str(folder / 'toy.pth'), '--output-file', str(output), *options]
+    return export_app.main(register, argv)
+
+
+def test_the_deploy_contract_is_exported_and_proven_on_the_data_set(folder, tmp_path, capfd):
+    assert export(folder, tmp_path / 'deploy', '--verify', '--frames', '6') == 0
+    out = capfd.readouterr().out
+    assert 'deploy contract, 3 graph(s), opset 17' in out and '6 of 6 frames of data.test' in out
+    found = {path.stem: read_metadata(str(path)) for path in (tmp_path / 'deploy').glob('*.onnx')}
+    assert sorted(found) == sorted(GRAPHS)
+    head = found['pts_head_memory']
+    assert head.postprocess['memory_len'] == 24 and head.postprocess['topk_proposals'] == 8
+    assert head.spec.tensor('pre_memory_embedding').axes == (1, 32, 32)
+    assert head.classes[0] == 'car' and head.preprocess.cameras[0] == 'CAM_FRONT'
+    assert len({(entry.checkpoint_sha256, entry.config_sha256) for entry in found.values()}) == 1
+
+
+def test_other_cameras_and_sizes_and_the_last_layer_alone(folder, tmp_path, capfd):
+    """Four cameras of 64x128 px, on a drive of its own: the files say so, verify.py needs no option."""
+    changes = ['num_cams=4', 'data.test.pipeline.1.data_aug_conf.final_dim=64,128', 'data.test.ann_file=none']
+    assert export(folder, tmp_path / 'four', '--layers', 'last', '--cfg-options', *changes) == 0
+    assert 'NOT PROVEN: nothing was compared' in capfd.readouterr().out
+    with StreamPetrOnnx(tmp_path / 'four') as runtime:
+        assert runtime.image_shape == (4, 3, 64, 128)
+    argv = [str(folder / 'toy_stream.py'), str(folder / 'toy.pth'), str(tmp_path / 'four'), '--frames', '4']
+    assert verify_app.main(register, argv) == 0
+    assert 'a synthetic drive of 4 frames is used' in capfd.readouterr().out
+    other = files.write_checkpoint(tmp_path / 'other.pth', drop='img_roi_head.')
+    weights = torch.load(other)
+    weights['state_dict']['pts_bbox_head.cls_branches.0.6.bias'] += 0.1
+    torch.save(weights, other)
+    assert verify_app.main(register, [argv[0], other, *argv[2:]]) == 1
+    out = capfd.readouterr().out
+    assert 'made from this checkpoint' in out and 'NOT PROVEN: structure' in out
+
+
+def test_the_forks_later_branch_at_opset_11(folder, tmp_path, capfd):
+    options = ['--contract', 'fork', '--fork-version', '1.1', '--fork-img2lidar', 'depth']
+    target = tmp_path / 'fork.onnx'
+    assert export(folder, target, *options, '--opset-version', '11', '--verify', '--frames', '5') == 0
+    assert 'fork contract, 1 graph(s), opset 11' in capfd.readouterr().out
+    model = onnx.load(target)
+    assert model.opset_import[0].version == 11 and len(model.graph.input) == 11
+    shape = [axis.dim_value for axis in model.graph.input[1].type.tensor_type.shape.dim]
+    assert model.graph.input[1].name == 'img2lidar' and shape == [1, 72, 64, 4, 4]
+
+
+def test_float16_with_float16_features_outside(folder, tmp_path, capfd):
+    assert export(folder, tmp_path / 'half', '--precision', 'fp16', '--fp16-io', '--verify') == 0
+    model = onnx.load(tmp_path / 'half' / 'extract_img_feat.onnx')
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
+# ---- the test loop
+
+
+def evaluate(folder, work_dir, tail, *options):
+    config = files.write_config(folder, 'toy_run', tail)
+    argv = [config, str(folder / 'toy.pth'), '--work-dir', str(work_dir), '--out', str(work_dir / 'r.pkl')]
+    return test_app.main(register, [*argv, *options])
+
+
+def test_a_dump_without_memory_is_compared_without_memory(folder, tmp_path, capfd):
+    """The frames of memory='reset' say prev_exists 0, within a scene too."""
+    settings = 'type="TorchBackend", dump=dict(frames=6), memory="reset"'
+    assert evaluate(folder, tmp_path, f'backend_config = dict({settings})') == 0
+    dumped = [load_dump(sample)[0] for sample in list_samples(tmp_path / 'dump')]
+    assert [float(tensors['prev_exists'][0]) for tensors in dumped] == [0.0] * 6
+    target = tmp_path / 'files'
+    for _ in range(2):  # the second time, the folder is there
+        tail = f'backend_config = dict(type="OnnxRuntimeBackend", onnx_file="{target}", memory="reset")'
+        assert evaluate(folder, tmp_path, tail) == 0
+        assert capfd.readouterr().out.count(': agrees') == 6
+
+
+def test_fork_version_may_come_from_the_command_line(folder, tmp_path):
+    """mmcv reads 1.1 as a number."""
+    tail = 'backend_config = dict(type="OnnxRuntimeBackend", contract="fork")'
+    options = ['--cfg-options', 'backend_config.fork_version=1.1']
+    assert evaluate(folder, tmp_path, tail, *options) == 0
+    (found,) = tmp_path.glob('*.onnx')
+    assert read_metadata(str(found)).options['fork_version'] == '1.1'
+
+
+def test_dumping_keeps_no_tensor_of_frames_that_are_done(folder, tmp_path):
+    """Memory use must not grow with the number of frames: count what is alive after each of them."""
+    from mmdeploy_ext import deploy
+    from mmdeploy_ext.evaluation import build_dataset
+    from mmdeploy_ext.sequence.loop import FrameDump, run_frames
+
+    deployment = deploy.load(str(folder / 'toy_stream.py'), str(folder / 'toy.pth'))
+    family = deployment.family
+    stepper, alive = family.reference(deployment.model), []
+
+    class Counting:
+        reset = stepper.reset
+        frames = 0
+
+        def step(self, frame):
+            self.frames += 1
+            if self.frames in (
+                2,
+                4,
+            ):  # of a scene of four frames, whose memory is full size from the second on
+                gc.collect()
+                alive.append(sum(value.numel() for value in gc.get_objects() if type(value) is torch.Tensor))
+            return stepper.step(frame)
+
+    dump = FrameDump(tmp_path, {}, frames=10)
+    dataset = build_dataset(load_config(str(folder / 'toy_stream.py')))
+    results = run_frames(Counting(), family, dataset, workers=0, dump=dump, model=deployment.model)
+    kept = results[0]['pts_bbox']
+    boxes = kept['boxes_3d'].tensor.numel() + kept['scores_3d'].numel() + kept['labels_3d'].numel()
+    first, second = alive
+    assert 0 < first <= second <= first + 2 * boxes + 100
+    assert len(list_samples(tmp_path)) == len(results) == 6
