@@ -38,9 +38,9 @@ def read_infos(name: str) -> list[dict[str, Any]]:
     return infos
 
 
-def scene_0103(folder: Path) -> Path:
+def scene_0103(folder: Path, frames: int | None = None) -> Path:
     """Write the info file of four key frames with their real pictures and return its path."""
-    infos = read_infos('scene-0103/infos_4kf.pkl')
+    infos = read_infos('scene-0103/infos_4kf.pkl')[:frames]
     for info in infos:
         for name, camera in info['cams'].items():
             file = NUSCENES / 'scene-0103/samples' / name / Path(camera['data_path']).name

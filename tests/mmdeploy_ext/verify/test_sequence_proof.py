@@ -14,13 +14,21 @@ import pytest
 from onnx import helper, numpy_helper
 from rich.console import Console
 
+import real_nuscenes
+import toy_streampetr
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.preprocess_multiview import rule_from_pipeline
+from mmdeploy_ext.runtime.streampetr_state import relative_motion
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.sequence.loop import frames_of
 from mmdeploy_ext.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.verify.sequence import Bars, default_bars, memory_facts, output_spec, prove_sequence
-from mmdeploy_ext.verify.sequence_shift import run_far
+from mmdeploy_ext.verify.sequence_shift import NearOrigin, run_far
 from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.table import failure_reasons, last_line, print_verdict
+from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 BARS = Bars(frames=18)
 
@@ -199,6 +207,47 @@ def test_files_of_another_family_are_refused(paths):
     deployment.family.name = 'other'
     with pytest.raises(ModelFileError, match="is a model of family 'streampetr'"):
         prove_sequence(deployment, paths, [], {})
+
+
+@pytest.mark.parametrize(('made', 'frames', 'resets'), [('scene_0103', 4, 0), ('mini_val', 6, 1)])
+def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
+    """Pictures (of the second: poses and calibrations alone) through the data set's own pipeline."""
+    from mmdet3d.datasets import build_dataset
+
+    infos = (
+        real_nuscenes.scene_0103(tmp_path) if made == 'scene_0103' else real_nuscenes.mini_val(tmp_path, 3)
+    )
+    image = image_augmentation((32, 96), (0.06, 0.07))
+    test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
+    assert test['ann_file'] == str(infos)
+    deployment = dataclasses.replace(toy.deployment(), rule=rule_from_pipeline(test['pipeline']))
+    written = export_sequence(deployment, SequenceOptions(), str(tmp_path / 'deploy'))[0]
+    drive = list(frames_of(deployment.family, build_dataset(test), range(frames), workers=0))
+    assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'
+    verdict, _ = prove_sequence(deployment, written, drive, {}, Bars(frames=frames, resets=resets))
+    assert verdict.proven, said(verdict)
+    assert any(note.startswith('scenes up to 1.') for note in verdict.notes), verdict.notes
+    worst = {tensor.tensor: tensor.max_abs for tensor in verdict.sequence[0].tensors}
+    assert worst['all_bbox_preds [xyz]'] < 5e-4 and worst['all_cls_scores'] < 5e-5, 'as exact as at home'
+
+
+def test_scenes_are_moved_to_the_origin_and_nothing_else_changes():
+    drive = list(toy.drive(6, origin_m=(1800.0, -400.0)))
+    poses = [dataclasses.replace(frame, ego_pose=frame.ego_pose.copy()) for frame in drive]
+    moved = NearOrigin(drive)
+    near = list(moved)
+    assert 1700 < moved.moved_m < 2000
+    for scene in range(3):
+        first = near[2 * scene]
+        assert np.abs(first.ego_pose[:3, 3]).max() <= 0.5
+        for far, frame in zip(drive[2 * scene :], near[2 * scene : 2 * scene + 2], strict=False):
+            assert dataclasses.replace(frame, ego_pose=far.ego_pose, ego_pose_inv=far.ego_pose_inv) == far
+            np.testing.assert_allclose(frame.ego_pose @ frame.ego_pose_inv, np.eye(4), atol=1e-6)
+        one, two = (relative_motion(*(f.ego_pose for f in pair[2 * scene :][:2])) for pair in (drive, near))
+        np.testing.assert_array_equal(one, two)
+    assert all((one.ego_pose == two.ego_pose).all() for one, two in zip(drive, poses, strict=True))
+    home = list(toy.drive(3))
+    assert all(one is two for one, two in zip(home, NearOrigin(home), strict=True))
 
 
 def metadata(paths):

@@ -1,0 +1,95 @@
+"""Full-size StreamPETR R50 over real key frames and long drives (make test-matrix)."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import projects.mmdet_plugin  # noqa: F401
+import real_nuscenes
+import streampetr_seeded as seeded
+import toy_streampetr_deploy as toy
+from mmdeploy_ext import deploy
+from mmdeploy_ext.apps.sequence_app import proof_frames
+from mmdeploy_ext.config import load_config
+from mmdeploy_ext.family import find_family
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.verify.sequence import FULL_DRIVE, SHORT_DRIVE, prove_sequence
+from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
+from mmdeploy_ext.verify.table import failure_reasons
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
+CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """Weights by the rule of the goldens."""
+    cfg = load_config(CONFIG)
+    state = find_family(cfg).build(cfg).state_dict()
+    path = tmp_path_factory.mktemp('weights') / 'seeded.pth'
+    shapes = {key: list(value.shape) for key, value in state.items()}
+    torch.save(dict(state_dict=seeded.seeded_state_dict(shapes)), path)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def exported(checkpoint, tmp_path_factory):
+    """Contract -> its files."""
+    deployment, folder = deploy.load(CONFIG, checkpoint), tmp_path_factory.mktemp('files')
+    targets = dict(deploy='deploy', fork='fork.onnx')
+    return {
+        contract: export_sequence(deployment, SequenceOptions(contract=contract), str(folder / name))[0]
+        for contract, name in targets.items()
+    }
+
+
+def prove(checkpoint, paths, infos, bars):
+    """Prove files on the frames of an info file, by the config's own data set and pipeline."""
+    settings = {'data.test.ann_file': str(infos), 'data.test.data_root': f'{infos.parent}/'}
+    deployment = deploy.load(CONFIG, checkpoint, settings)
+    frames, title = proof_frames(deployment, bars.frames)
+    assert title == f'{bars.frames} of {bars.frames} frames of data.test'
+    verdict, _ = prove_sequence(deployment, paths, frames, {}, bars)
+    for row in verdict.sequence:
+        print(row.title, row.matched, row.reference, row.worst_distance, row.worst_score, row.ties)
+        print({tensor.tensor: tensor.max_abs for tensor in row.tensors})
+    return verdict
+
+
+@pytest.mark.parametrize('contract', ['deploy', 'fork'])
+def test_four_real_key_frames_are_proven(contract, checkpoint, exported, tmp_path):
+    bars = dataclasses.replace(SHORT_DRIVE, frames=4)
+    infos = real_nuscenes.scene_0103(tmp_path)
+    verdict = prove(checkpoint, exported[contract], infos, bars)
+    assert verdict.proven, failure_reasons(verdict)
+    assert all(row.frames == 4 and row.matched > 40 for row in verdict.sequence)
+
+
+@pytest.mark.parametrize('contract', ['deploy', 'fork'])
+def test_real_poses_and_calibrations_of_81_key_frames_are_proven(contract, checkpoint, exported, tmp_path):
+    bars = dataclasses.replace(FULL_DRIVE, frames=81)
+    infos = real_nuscenes.mini_val(tmp_path)
+    verdict = prove(checkpoint, exported[contract], infos, bars)
+    assert verdict.proven, failure_reasons(verdict)
+    assert all((row.frames, row.resets) == (81, 1) for row in verdict.sequence)
+
+
+@pytest.mark.parametrize('contract', ['deploy', 'fork'])
+def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint, exported):
+    deployment = deploy.load(CONFIG, checkpoint)
+    drive = synthetic_drive(FULL_DRIVE.frames, deployment.rule)
+    verdict, _ = prove_sequence(deployment, exported[contract], drive, {}, FULL_DRIVE)
+    assert verdict.proven, failure_reasons(verdict)
+    teacher, free = verdict.sequence
+    assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999
+    assert not any(tensor.reason for tensor in teacher.tensors)
+
+
+@pytest.mark.parametrize('contract', ['deploy', 'fork'])
+def test_a_hundred_frames_of_the_toy_are_proven(contract, tmp_path):
+    paths = toy.export(tmp_path, contract=contract)
+    verdict, _ = prove_sequence(toy.deployment(), paths, toy.drive(100), {}, FULL_DRIVE)
+    assert verdict.proven, failure_reasons(verdict)
+    assert verdict.sequence[1].resets == 2 and verdict.sequence[1].time_jumps == 1
