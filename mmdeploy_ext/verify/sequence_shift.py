@@ -2,8 +2,8 @@
 
 It keeps its memory in float32 and in global coordinates. Two kilometres out, where nuScenes was recorded,
 that costs some millimetres per frame, of either contract and of PyTorch itself, and would hide what a proof
-looks for: a proof moves every scene to the origin. At 7e5 m it costs centimetres, so that the long-drive claim
-(far out and late in the day an engine gives what it gave at home) compares an engine with itself.
+looks for: a proof moves every scene to the origin. At 7e5 m it costs centimetres, so that the long-drive
+claim (far out and late in the day an engine gives what it gave at home) compares an engine with itself.
 """
 
 from __future__ import annotations
