@@ -147,6 +147,7 @@ def evaluate(
 
     Raises:
         ConfigError: a metric that the data set does not have.
+        DataError: results or tables that the evaluator does not take.
     """
     settings = dict(cfg.get('evaluation') or {})
     for key in ('interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'):
@@ -158,7 +159,23 @@ def evaluate(
         raise ConfigError(f'--eval-options: {error}') from error
     except KeyError as error:
         raise ConfigError(f'--eval {" ".join(metrics)}: {error.args[0] if error.args else error}') from error
+    except AssertionError as error:  # nuScenes' devkit says so that the samples are not those of its split
+        raise DataError(f'--eval {" ".join(metrics)}: the evaluator refused: {error}') from error
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def check_tables(cfg: Any, dataset: Dataset) -> None:
+    """Refuse a nuScenes data set whose tables are not there, before it has run for nothing.
+
+    Raises:
+        DataError: names the folder that its evaluator would read.
+    """
+    root, version = getattr(dataset, 'data_root', None), getattr(dataset, 'version', None)
+    if root and version and not Path(root, version).is_dir():
+        raise DataError(
+            f'{cfg.filename}: data.test: {Path(root, version)}: no such folder; --eval needs the tables of '
+            f'nuScenes, which its evaluator reads there'
+        )
 
 
 def work_dir_name(config: str) -> str:

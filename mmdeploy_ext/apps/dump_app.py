@@ -94,7 +94,10 @@ def _show(args: argparse.Namespace) -> int:
             shape = 'x'.join(map(str, array.shape)) or 'scalar'
             values = (array.min(), array.max(), array.mean()) if array.size else ()
             table.add_row(
-                key, manifest['tensors'][key]['dtype'], shape, *(f'{value:.6g}' for value in values)
+                key,
+                manifest['tensors'][key]['dtype'],
+                shape,
+                *(f'{value:.{15 if array.dtype == np.float64 else 6}g}' for value in values),
             )
         cli.stdout().print(table)
     return 0

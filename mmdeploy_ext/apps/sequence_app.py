@@ -90,7 +90,7 @@ def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
     def check(cfg: Any, family: Any, model: object) -> None:
         files.metadata.require(args.onnx_file, family.name)
         if args.eval:
-            evaluation.build_dataset(cfg)
+            evaluation.check_tables(cfg, evaluation.build_dataset(cfg))
 
     frames = number_of_frames(args)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)

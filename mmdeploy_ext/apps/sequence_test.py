@@ -48,6 +48,8 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     backend_config.check_targets({**settings, 'onnx_file': None}, work_dir)
     dataset = evaluation.build_dataset(cfg)
     frames = len(loop.scene_tokens(dataset))
+    if args.eval:
+        evaluation.check_tables(cfg, dataset)
 
     def check(cfg: Any, family: Any, model: object) -> None:
         try:

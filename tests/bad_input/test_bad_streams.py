@@ -255,6 +255,16 @@ def test_a_data_set_that_cannot_be_is_one_line(case, config, tmp_path, checkpoin
     assert words in evaluate(capfd, config, checkpoint, tmp_path, status=status)
 
 
+@pytest.mark.parametrize('app', [test_app, verify_app], ids=['test', 'verify'])
+def test_a_set_without_tables_is_not_run_for_metrics(app, config, tmp_path, exported, capfd):
+    files.write_set(tmp_path)
+    weights = tmp_path / 'weights.pth'
+    weights.write_bytes(b'never read')
+    more = [exported] if app is verify_app else ['--work-dir', tmp_path / 'work']
+    line = refused(capfd, app, config, weights, *more, '--eval', 'bbox')
+    assert 'set/toy: no such folder' in line and 'tables' in line
+
+
 def test_another_number_of_cameras_is_refused_by_onnx(config, tmp_path, exported, checkpoint, capfd):
     files.write_set(tmp_path, five_cameras)
     backend = ['backend_config.type=OnnxRuntimeBackend', f'backend_config.onnx_file={exported}']
