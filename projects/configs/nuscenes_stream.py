@@ -23,8 +23,9 @@ def image_augmentation(final_dim: tuple[int, int], resize_lim: tuple[float, floa
                 rot_lim=(0.0, 0.0), H=source[0], W=source[1], rand_flip=rand_flip)
 
 
-def train_pipeline(image: dict[str, Any], pc_range: list[float], rotation: float) -> list[dict[str, Any]]:
-    """Return the steps of training; `rotation` in radians to either side."""
+def train_pipeline(image: dict[str, Any], pc_range: list[float], rotation: float,
+                   scale: tuple[float, float]) -> list[dict[str, Any]]:
+    """Return the steps of training; `rotation` in radians to either side, `scale` from and to."""
     return [
         dict(type='LoadMultiViewImageFromFiles', to_float32=True),
         dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True, with_bbox=True, with_label=True,
@@ -33,7 +34,7 @@ def train_pipeline(image: dict[str, Any], pc_range: list[float], rotation: float
         dict(type='ObjectNameFilter', classes=CLASS_NAMES),
         dict(type='ResizeCropFlipRotImage', data_aug_conf=image, training=True),
         dict(type='GlobalRotScaleTransImage', rot_range=[-rotation, rotation], translation_std=[0, 0, 0],
-             scale_ratio_range=[0.95, 1.05], reverse_angle=True, training=True),
+             scale_ratio_range=list(scale), reverse_angle=True, training=True),
         dict(type='NormalizeMultiviewImage', **IMG_NORM),
         dict(type='PadMultiViewImage', size_divisor=32),
         dict(type='PETRFormatBundle3D', class_names=CLASS_NAMES, collect_keys=[*FRAME_KEYS, 'prev_exists']),
@@ -58,7 +59,8 @@ def test_pipeline(image: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def stream_data(image: dict[str, Any], pc_range: list[float], root: str = 'data/nuscenes/',
-                infos: str = 'nuscenes2d_temporal_infos', rotation: float = 0.3925, samples_per_gpu: int = 2,
+                infos: str = 'nuscenes2d_temporal_infos', rotation: float = 0.3925,
+                scale: tuple[float, float] = (0.95, 1.05), samples_per_gpu: int = 2,
                 workers_per_gpu: int = 4, **train: Any) -> dict[str, Any]:
     """Return the whole `data` section.
 
@@ -68,6 +70,7 @@ def stream_data(image: dict[str, Any], pc_range: list[float], root: str = 'data/
         root: of the data set.
         infos: info files are `<root><infos>_{train,val}.pkl`.
         rotation: of `train_pipeline`.
+        scale: of `train_pipeline`.
         samples_per_gpu: sequences side by side per process.
         workers_per_gpu: loader processes.
         train: more keys of the training set.
@@ -77,7 +80,7 @@ def stream_data(image: dict[str, Any], pc_range: list[float], root: str = 'data/
     test = dict(shared, ann_file=f'{root}{infos}_val.pkl', pipeline=test_pipeline(image), test_mode=True,
                 collect_keys=[*FRAME_KEYS, 'img', 'img_metas'], queue_length=1)
     train = dict(shared, ann_file=f'{root}{infos}_train.pkl',
-                 pipeline=train_pipeline(image, pc_range, rotation), test_mode=False,
+                 pipeline=train_pipeline(image, pc_range, rotation, scale), test_mode=False,
                  collect_keys=[*FRAME_KEYS, 'img', 'prev_exists', 'img_metas'],
                  **{'seq_mode': True, 'seq_split_num': 2, 'use_valid_flag': False, **train})
     return dict(samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu,

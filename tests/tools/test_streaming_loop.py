@@ -86,9 +86,9 @@ def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
     samples = list_samples(pth_run / 'dump')
     assert [sample.name for sample in samples] == ['000000', '000001', '000002']
     names = {path.name for path in samples[1].glob('*.bin')}
-    tokens, memory = 6 * 8 * 22, 128
+    tokens, memory, propagated, queries = 6 * 6 * 16, 64, 16, 112
     expected = {
-        'img_6x3x128x352.bin',
+        'img_6x3x96x256.bin',
         f'img2lidar_1x{tokens}x4x4.bin',
         f'intrinsic_1x{tokens}x2.bin',
         f'coords_1x{tokens}x64x4x1.bin',
@@ -99,14 +99,14 @@ def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
         f'out_mem_egopose_1x{memory}x4x4_pth.bin',
         f'out_mem_ref_point_1x{memory}x3_pth.bin',
         f'out_mem_velo_1x{memory}x2_pth.bin',
-        'out_outs_dec_1x128x96_pth.bin',
-        f'post_mem_embedding_1x{memory + 32}x96_pth.bin',
-        f'post_mem_timestamp_1x{memory + 32}x1_pth.bin',
-        f'post_mem_egopose_1x{memory + 32}x4x4_pth.bin',
-        f'post_mem_ref_point_1x{memory + 32}x3_pth.bin',
-        f'post_mem_velo_1x{memory + 32}x2_pth.bin',
-        'all_cls_scores_3x1x128x10_pth.bin',
-        'all_bbox_preds_3x1x128x10_pth.bin',
+        f'out_outs_dec_1x{queries}x96_pth.bin',
+        f'post_mem_embedding_1x{memory + propagated}x96_pth.bin',
+        f'post_mem_timestamp_1x{memory + propagated}x1_pth.bin',
+        f'post_mem_egopose_1x{memory + propagated}x4x4_pth.bin',
+        f'post_mem_ref_point_1x{memory + propagated}x3_pth.bin',
+        f'post_mem_velo_1x{memory + propagated}x2_pth.bin',
+        f'all_cls_scores_3x1x{queries}x10_pth.bin',
+        f'all_bbox_preds_3x1x{queries}x10_pth.bin',
     }
     assert expected <= names
     assert {'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists'} <= load_dump(samples[1])[0].keys()
