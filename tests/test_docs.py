@@ -1,5 +1,6 @@
 """The documentation: links resolve, commands and options exist, both languages and the spec say the same."""
 
+import argparse
 import importlib.util
 import re
 import shlex
@@ -26,6 +27,7 @@ PARSERS = {
     'tools/train.py': 'tools/train.py',
     'tools/create_data.py': 'tools/create_data.py',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
+    'mmdeploy_ext.dump compare': 'mmdeploy_ext.apps.dump_app',
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
 MADE = ('work_dirs/', 'data/', '$', '-')
@@ -62,7 +64,9 @@ def options_of(module: str) -> set[str]:
         loaded = importlib.import_module(module)
     parser = loaded.build_parser() if hasattr(loaded, 'build_parser') else (
         loaded.make_parser('') if module.startswith('mmdeploy_ext') else loaded.make_parser())
-    return set(parser._option_string_actions)
+    subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    parsers = [parser, *(command for action in subparsers for command in action.choices.values())]
+    return {option for found in parsers for option in found._option_string_actions}
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LARGEST_FILE = 6 << 20
+LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = (
     'runtime', 'backends.onnxruntime', 'draw', 'metadata', 'preprocess', 'spec', 'errors', 'files', 'cli')
@@ -61,7 +61,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 CONFIGS = sorted(
     path.relative_to(REPOSITORY).as_posix()
-    for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py'))
+    for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py')
+    if path.name != 'nuscenes_stream.py')  # functions that configs call
 
 
 @functools.lru_cache
