@@ -117,7 +117,7 @@ def test_rotated_pictures_are_refused():
 def test_a_picture_of_another_size_than_the_calibration_is_refused():
     data = frame(num_cams=2)
     data['img'][1] = data['img'][1][:, :100]
-    with pytest.raises(DataError, match='image of camera 1: got 60x100 .* has H=60, W=120'):
+    with pytest.raises(DataError, match=r'image of camera 1: got 60x100 .* has H=60, W=120'):
         ResizeCropFlipRotImage(SMALL, training=False)(data)
 
 
