@@ -44,7 +44,7 @@ def run_streaming(
     if 'openvino' in engines:
         raise UsageError('--engines openvino: streaming models run on torch and onnxruntime')
     found = {path: read_files(path).metadata for path in args.onnx}
-    labels = [metadata.options['contract'] for metadata in found.values()]
+    labels = [metadata.options.get('contract', metadata.family) for metadata in found.values()]
     files = dict(zip(labels if len(set(labels)) == len(labels) else list(found), found, strict=True))
     threads = args.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
