@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mmdeploy_ext.sequence.sharding import shard_scenes
 from projects.mmdet3d_plugin.datasets.nuscenes_dataset import scene_lengths, sequence_flags
 from projects.mmdet3d_plugin.datasets.samplers import (
     SAMPLER,
     InfiniteGroupEachSampleInBatchSampler,
-    scene_shards,
 )
 
 SCENES = ['a'] * 5 + ['b'] * 2 + ['c'] * 7 + ['d'] * 4
@@ -62,30 +62,6 @@ def test_too_few_sequences_for_the_batch_are_refused():
         InfiniteGroupEachSampleInBatchSampler(dataset([0, 1]), samples_per_gpu=2, num_replicas=2)
 
 
-@pytest.mark.parametrize('ranks', [1, 2, 3, 4, 6])
-def test_whole_scenes_go_to_ranks_and_every_frame_once(ranks):
-    shards = scene_shards(SCENES, ranks)
-    assert len(shards) == ranks and sorted(itertools.chain(*shards)) == list(range(len(SCENES)))
-    for shard in shards:
-        tokens = [SCENES[i] for i in shard]
-        runs = [(token, len(list(run))) for token, run in itertools.groupby(tokens)]
-        assert runs == [(token, SCENES.count(token)) for token, _ in runs]
-        assert shard == sorted(shard)
-
-
-def test_scenes_are_balanced_over_ranks():
-    sizes = [len(shard) for shard in scene_shards(SCENES, 2)]
-    assert sizes == [9, 9]
-    rng = np.random.default_rng(0)
-    tokens = [str(i) for i, length in enumerate(rng.integers(20, 41, 150)) for _ in range(length)]
-    sizes = [len(shard) for shard in scene_shards(tokens, 8)]
-    assert max(sizes) - min(sizes) <= 40
-
-
-def test_frames_of_interleaved_scenes_stay_together():
-    assert scene_shards(['a', 'b', 'a', 'b', 'c'], 2) == [[0, 2, 4], [1, 3]]
-
-
 @pytest.mark.parametrize(('rank', 'expected'), [(0, [0, 1, 2]), (1, [3, 4, 5]), (2, [6, 0, 1])])
 def test_the_distributed_sampler_gives_consecutive_frames(rank, expected):
     options = dict(dataset=Frames(range(7)), num_replicas=3, rank=rank, shuffle=False)
@@ -96,7 +72,8 @@ def test_the_distributed_sampler_gives_consecutive_frames(rank, expected):
 def test_the_scene_sampler_gives_the_shard_of_its_rank():
     options = dict(dataset=dataset(), num_replicas=2, shuffle=False, seed=None)
     shards = [SAMPLER.build(dict(type='SceneSampler', rank=rank), default_args=options) for rank in (0, 1)]
-    assert [list(sampler) for sampler in shards] == scene_shards(SCENES, 2) and len(shards[0]) == 9
+    assert [list(sampler) for sampler in shards] == [shard_scenes(SCENES, rank, 2) for rank in (0, 1)]
+    assert len(shards[0]) == len(shards[1]) == 9
 
 
 @pytest.mark.parametrize('name', ['DistributedSampler', 'SceneSampler'])

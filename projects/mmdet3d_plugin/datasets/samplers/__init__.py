@@ -2,8 +2,8 @@
 
 from .distributed_sampler import DistributedGroupSampler, DistributedSampler
 from .registry import SAMPLER
-from .scene_sampler import SceneSampler, scene_shards
+from .scene_sampler import SceneSampler
 from .sequence_sampler import InfiniteGroupEachSampleInBatchSampler
 
 __all__ = ['SAMPLER', 'DistributedGroupSampler', 'DistributedSampler',
-           'InfiniteGroupEachSampleInBatchSampler', 'SceneSampler', 'scene_shards']
+           'InfiniteGroupEachSampleInBatchSampler', 'SceneSampler']
