@@ -13,9 +13,17 @@ from mmdeploy_ext import deploy
 from mmdeploy_ext.apps.sequence_app import proof_frames
 from mmdeploy_ext.config import load_config
 from mmdeploy_ext.family import find_family
+from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import export_sequence
-from mmdeploy_ext.verify.sequence import FULL_DRIVE, SHORT_DRIVE, prove_sequence
+from mmdeploy_ext.verify.sequence import (
+    FULL_DRIVE,
+    SHORT_DRIVE,
+    memory_facts,
+    output_spec,
+    prove_sequence,
+)
+from mmdeploy_ext.verify.sequence_shift import run_far
 from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
 from mmdeploy_ext.verify.table import failure_reasons
 
@@ -93,3 +101,18 @@ def test_a_hundred_frames_of_the_toy_are_proven(contract, tmp_path):
     verdict, _ = prove_sequence(toy.deployment(), paths, toy.drive(100), {}, FULL_DRIVE)
     assert verdict.proven, failure_reasons(verdict)
     assert verdict.sequence[1].resets == 2 and verdict.sequence[1].time_jumps == 1
+
+
+def test_twenty_minutes_far_out_are_as_exact_as_the_first_frames(tmp_path):
+    """7e5 m out, at a time of these days, without a reset: the engine gives what it gives at home."""
+    paths = toy.export(tmp_path)
+    known, family = [read_metadata(path) for path in paths], toy.deployment().family
+    frames = toy.drive(2400, scenes=1, exact_poses=True, start_s=0.0)
+    bars = dataclasses.replace(FULL_DRIVE, frames=2400, resets=0)
+    steppers = [family.runner(paths, dict(threads=1)) for _ in range(2)]
+    row = run_far(*steppers, frames, output_spec(known), facts=memory_facts(known), bars=bars)
+    assert row.passed and row.match_rate == 1, row.reasons
+    for name, bar in (('all_cls_scores', 1e-4), ('all_bbox_preds [xyz]', 1e-3)):
+        errors = row.series['errors'][name]
+        print(name, max(errors[:100]), max(errors[-100:]), max(errors))
+        assert max(errors) < bar and max(errors[-100:]) < 4 * max(errors[:100])
