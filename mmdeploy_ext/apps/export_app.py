@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.family import ExportOptions
 
 
+DEFAULT_OUTPUT = 'tmp.onnx'
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's pytorch2onnx.py."""
     parser = cli.ArgumentParser(
@@ -29,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shared.add_model_arguments(parser)
     parser.add_argument(
-        '--output-file', default='tmp.onnx', help='where the graph is written (default: tmp.onnx)'
+        '--output-file',
+        help=f'where the graph is written (default: {DEFAULT_OUTPUT}); three graphs go to a folder (default: '
+        "the config's name)",
     )
     parser.add_argument('--input-img', help='image that is traced (default: demo/toy.jpg)')
     parser.add_argument(
@@ -142,6 +147,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         from mmdeploy_ext.apps.sequence_app import run_export
 
         return run_export(args, build_parser(), engine)
+    args.output_file = args.output_file or DEFAULT_OUTPUT
     options = parse_options(args)
     refuse_given(args, build_parser(), (*CHOICES, 'fp16_io', 'frames'), 'goes with streaming models only')
     images = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) + proof.read_images(

@@ -10,7 +10,7 @@ from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.apps.sequence_options import check_engine_kind, refuse_given, sequence_options
-from mmdeploy_ext.errors import DataError, UsageError, after_weights
+from mmdeploy_ext.errors import ConfigError, DataError, UsageError, after_weights
 from mmdeploy_ext.files import write_json
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run_export(args: argparse.Namespace, parser: argparse.ArgumentParser, engine
         raise UsageError(f'--frames {args.frames} goes with --verify')
     options = sequence_options(args)
     output = args.output_file
-    if output == parser.get_default('output_file'):
+    if output is None:
         output = f'{Path(args.config).stem}{"_fork.onnx" if options.contract == "fork" else ""}'
 
     def check(cfg: Any, family: Any, model: object) -> None:
@@ -136,7 +136,7 @@ def proof_frames(deployment: Deployment, count: int) -> tuple[list[Frame] | Iter
 
     try:
         dataset = evaluation.build_dataset(deployment.cfg)
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         rule = deployment.rule
         print(
             f'a synthetic drive of {count} frames is used, since there is no data set: {cli.one_line(error)}'

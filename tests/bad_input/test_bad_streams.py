@@ -85,6 +85,7 @@ OPTIONS = {
     '--frames 8': ['--frames 8 goes with --verify'],
     '--contract fork --output-file {out}/folder': ['the fork contract is one file, expected a name in .onnx'],
     '--output-file {out}/one.onnx': ['the deploy contract is three graphs, expected a folder'],
+    '--output-file tmp.onnx': ['--output-file tmp.onnx: the deploy contract is three graphs'],
     '--output-file {out}/notes.txt': ['notes.txt: is a file, expected a folder'],
     '--shape 256 704': ['--shape: streaming models do not have it'],
     '--batch-size 2': ['--batch-size: streaming models do not have it'],
@@ -125,6 +126,16 @@ def test_a_config_without_an_image_size_is_refused(key, tmp_path, checkpoint, ca
     tail = f'data["test"]["pipeline"][1]["data_aug_conf"].pop("{key}")'
     line = refused(capfd, export_app, files.write_config(tmp_path, tail=tail), checkpoint)
     assert f'ResizeCropFlipRotImage: data_aug_conf: has no {key}' in line
+
+
+def test_without_a_data_set_a_proof_takes_a_synthetic_drive(tmp_path, checkpoint, capfd):
+    from mmdeploy_ext import deploy
+    from mmdeploy_ext.apps.sequence_app import proof_frames
+
+    deployment = deploy.load(files.write_config(tmp_path, tail='del data["test"]'), checkpoint)
+    frames, title = proof_frames(deployment, 3)
+    assert len(frames) == 3 and title == 'synthetic drive'
+    assert 'data.test is NoneType' in capfd.readouterr().out
 
 
 def test_an_engine_without_a_memory_is_refused_before_the_export(config, tmp_path, checkpoint, capfd):
