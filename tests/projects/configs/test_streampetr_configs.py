@@ -7,6 +7,8 @@ import pytest
 from mmdet3d.models import build_model
 
 from mmdeploy_ext.config import config_sha256, load_config
+from mmdeploy_ext.family import find_family
+from mmdeploy_ext.sequence.family import SequenceOptions
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDER = REPOSITORY / 'projects/configs/StreamPETR'
@@ -98,8 +100,14 @@ def test_a_config_in_upstreams_shape_loads_unchanged(tmp_path, monkeypatch):
     path = tmp_path / 'projects/configs/StreamPETR/stream_petr_r50_flash.py'
     path.parent.mkdir(parents=True)
     flash = load('stream_petr_r50_flash_704_bs2_seq_428q_nui_60e')
-    path.write_text(UPSTREAM.replace('{model}', repr(flash.model.to_dict())).replace('{ann_file}', 'x.pkl'))
+    text = UPSTREAM.replace('{model}', repr(flash.model.to_dict())).replace('{ann_file}', 'x.pkl')
+    path.write_text(text + "data['test'] = data['val']\n")
     cfg = load_config(str(path))
     assert cfg.data.val.box_type_3d == 'LiDAR' and cfg.data.val.test_mode and cfg.data.val.data_root
     assert cfg.data.val.pipeline[1].data_aug_conf.final_dim == (256, 704)
     assert type(build_model(cfg.model)).__name__ == 'Petr3D'
+    family = find_family(cfg)
+    family.check(cfg, SequenceOptions())
+    rule = family.preprocess_rule(cfg)
+    assert (rule.input_size, rule.crop, rule.resized) == ((256, 704), (140, 0), (396, 704))
+    assert rule.num_cameras == 6

@@ -330,6 +330,29 @@ def test_flash_attention_runs_as_standard_attention(head):
     assert torch.equal(run(flash, drive)[0]['all_bbox_preds'], run(head, drive)[0]['all_bbox_preds'])
 
 
+def test_flash_attention_says_so_in_one_line(monkeypatch):
+    import logging
+
+    from mmcv.utils import get_logger
+
+    from projects.mmdet3d_plugin.streampetr import attention
+
+    monkeypatch.setattr(attention, '_announced', set())
+    said, handler = [], logging.Handler()
+    handler.emit = said.append
+    get_logger('mm2onnx').addHandler(handler)
+    try:
+        cfg = toy.pts_head()
+        layer = cfg['transformer']['decoder']['transformerlayers']
+        layer['attn_cfgs'][1]['type'] = 'PETRMultiheadFlashAttention'
+        for _ in range(2):
+            build(cfg)
+    finally:
+        get_logger('mm2onnx').removeHandler(handler)
+    (line,) = (record.getMessage() for record in said)
+    assert 'the standard attention runs instead' in line and '\n' not in line
+
+
 def test_the_detector_starts_a_stream_with_each_scene():
     model = toy.build().eval()
 
