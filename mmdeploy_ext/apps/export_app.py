@@ -142,6 +142,9 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     engine = shared.engine_options(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     proof.check_report_targets(args)
+    for name in ('report', 'json', 'frames'):
+        if getattr(args, name) is not None and not args.verify:
+            raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
     register()
     if isinstance(find_family(load_config(args.config, cfg_options)), SequenceFamily):
         from mmdeploy_ext.apps.sequence_app import run_export

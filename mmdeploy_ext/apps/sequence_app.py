@@ -47,8 +47,6 @@ def run_export(args: argparse.Namespace, parser: argparse.ArgumentParser, engine
         args, parser, IMAGE_OPTIONS, "streaming models do not have it; size and cameras are the config's"
     )
     check_engine_kind(engine['engine'])
-    if args.frames is not None and not args.verify:
-        raise UsageError(f'--frames {args.frames} goes with --verify')
     options = sequence_options(args)
     output = args.output_file
     if output is None:

@@ -28,6 +28,7 @@ OPTIONS = {
     '--batch-size 0': ['--batch-size 0: expected a positive number'],
     '--std 1 0 1': ['--std 1.0 0.0 1.0: expected three positive'],
     '--mean 1 2': ['argument --mean: expected 3 arguments'],
+    '--json v.json': ['--json v.json: goes with --verify'],
     '--threads -1': ['--threads -1: expected 0'],
     '--device tpu': ["--device tpu: expected 'cpu', 'cuda' or 'cuda:N'"],
     '--device meta': ["--device meta: expected 'cpu', 'cuda' or 'cuda:N'"],
