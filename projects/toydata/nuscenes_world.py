@@ -14,7 +14,7 @@ KEY_FRAME_S = 0.5
 STEP_S = 0.01
 START_XY = (950.0, 250.0)
 """About where scenes begin; nuScenes' maps have such coordinates, and their masks begin at the origin."""
-MIN_ACTIVE, MAX_ACTIVE = 9, 16
+MIN_ACTIVE, MAX_ACTIVE = 7, 13
 """Objects around the ego in every key frame, as far as there is room."""
 TRIES = 600
 EGO_CIRCLES = ((-0.2, 1.15), (1.4, 1.15), (3.0, 1.15))
@@ -42,25 +42,25 @@ class Kind:
 
 
 KINDS = (
-    Kind('car', 'vehicle.car', (1.95, 4.62, 1.73), 0, 'plain', 5, 20, 26, 0.5, (2, 8)),
-    Kind('truck', 'vehicle.truck', (2.51, 6.94, 2.84), 252, 'vertical', 7, 22, 30, 0.4, (2, 8)),
-    Kind('trailer', 'vehicle.trailer', (2.90, 12.29, 3.87), 180, 'horizontal', 9, 22, 30, 0.2, (2, 6)),
-    Kind('bus', 'vehicle.bus.rigid', (2.94, 11.2, 3.47), 108, 'checker', 8, 22, 30, 0.5, (2, 7)),
+    Kind('car', 'vehicle.car', (1.95, 4.62, 1.73), 0, 'plain', 5, 13, 16, 0.5, (1, 4)),
+    Kind('truck', 'vehicle.truck', (2.51, 6.94, 2.84), 252, 'vertical', 6, 14, 18, 0.4, (1, 4)),
+    Kind('trailer', 'vehicle.trailer', (2.90, 12.29, 3.87), 180, 'horizontal', 8, 15, 20, 0.2, (1, 3)),
+    Kind('bus', 'vehicle.bus.rigid', (2.94, 11.2, 3.47), 108, 'checker', 8, 15, 20, 0.5, (1, 4)),
     Kind(
         'construction_vehicle',
         'vehicle.construction',
         (2.73, 6.37, 3.19),
         36,
         'checker',
-        7,
-        20,
-        28,
+        6,
+        13,
+        17,
         0.2,
         (1, 3),
     ),
-    Kind('bicycle', 'vehicle.bicycle', (0.60, 1.70, 1.28), 144, 'vertical', 4, 14, 20, 0.5, (1.5, 5)),
-    Kind('motorcycle', 'vehicle.motorcycle', (0.77, 2.11, 1.47), 288, 'horizontal', 4, 15, 20, 0.5, (2, 7)),
-    Kind('pedestrian', 'human.pedestrian.adult', (0.67, 0.73, 1.77), 72, 'plain', 4, 14, 20, 0.7, (0.6, 1.8)),
+    Kind('bicycle', 'vehicle.bicycle', (0.60, 1.70, 1.28), 144, 'vertical', 4, 9, 12, 0.5, (1, 3)),
+    Kind('motorcycle', 'vehicle.motorcycle', (0.77, 2.11, 1.47), 288, 'horizontal', 4, 9, 12, 0.5, (1, 4)),
+    Kind('pedestrian', 'human.pedestrian.adult', (0.67, 0.73, 1.77), 72, 'plain', 4, 9, 12, 0.7, (0.6, 1.8)),
     Kind(
         'traffic_cone',
         'movable_object.trafficcone',
@@ -68,12 +68,12 @@ KINDS = (
         216,
         'horizontal',
         4,
-        12,
-        18,
+        8,
+        11,
         0,
         (0, 0),
     ),
-    Kind('barrier', 'movable_object.barrier', (2.53, 0.50, 0.98), 324, 'vertical', 4, 14, 20, 0, (0, 0)),
+    Kind('barrier', 'movable_object.barrier', (2.53, 0.50, 0.98), 324, 'vertical', 4, 9, 12, 0, (0, 0)),
 )
 """The order is mmdet3d's class order. Classes of like size have unlike hues."""
 
@@ -142,13 +142,13 @@ class World:
 
 
 def make_drive(rng: np.random.Generator, frames: int) -> Drive:
-    """Drive at 0 to 9 m/s, with turns and stops, from a second before the first key frame."""
+    """Drive at 0 to 5 m/s, with turns and stops, from a second before the first key frame."""
     duration = frames * KEY_FRAME_S + 2
     knots = np.arange(0, duration + 2.5, 2.5)
-    speeds = np.clip(rng.uniform(2, 7) + rng.normal(0, 1.6, len(knots)), 0.5, 9)
+    speeds = np.clip(rng.uniform(1, 4) + rng.normal(0, 0.8, len(knots)), 0.3, 5)
     speeds[rng.random(len(knots)) < 0.12] = 0
     rates = rng.choice([0, 0, 0.1, -0.1, 0.25, -0.25], len(knots))
-    rates = np.clip(rates, -0.15 * speeds, 0.15 * speeds)
+    rates = np.clip(rates, -0.2 * speeds, 0.2 * speeds)
     times = np.arange(0, duration, STEP_S)
     speed, rate = np.interp(times, knots, speeds), np.interp(times, knots, rates)
     yaw = rng.uniform(-math.pi, math.pi) + np.cumsum(rate) * STEP_S
