@@ -86,14 +86,14 @@ def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
     samples = list_samples(pth_run / 'dump')
     assert [sample.name for sample in samples] == ['000000', '000001', '000002']
     names = {path.name for path in samples[1].glob('*.bin')}
-    tokens, memory, propagated, queries = 6 * 6 * 16, 64, 16, 112
+    tokens, memory, propagated, queries = 6 * 6 * 16, 60, 12, 52
     expected = {
         'img_6x3x96x256.bin',
         f'img2lidar_1x{tokens}x4x4.bin',
         f'intrinsic_1x{tokens}x2.bin',
         f'coords_1x{tokens}x64x4x1.bin',
-        'query_pos_1x96x96.bin',
-        'tgt_1x96x96.bin',
+        'query_pos_1x40x96.bin',
+        'tgt_1x40x96.bin',
         f'out_mem_embedding_1x{memory}x96_pth.bin',
         f'out_mem_timestamp_1x{memory}x1_pth.bin',
         f'out_mem_egopose_1x{memory}x4x4_pth.bin',
