@@ -105,11 +105,19 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _plain(array: np.ndarray) -> bool:
+def _plain(array: np.ndarray, any_size: bool = False) -> bool:
     """Return whether a small constant can be no weight: one number, all zeros or ones, the identity."""
     plain = bool((array == 0).all() or (array == 1).all())
     plain |= array.ndim == 2 and np.array_equal(array, np.eye(*array.shape))
-    return array.size <= 1 or (array.size <= DERIVED_ELEMENTS and plain)
+    return array.size <= 1 or ((any_size or array.size <= DERIVED_ELEMENTS) and plain)
+
+
+def _read_only_by(model: onnx.ModelProto, kind: str) -> set[str]:
+    """Return the values that nodes of one type read and no other node does."""
+    readers = {True: set(), False: set()}
+    for node in model.graph.node:
+        readers[node.op_type == kind].update(node.input)
+    return readers[True] - readers[False]
 
 
 def _initializers(
@@ -118,12 +126,11 @@ def _initializers(
     """Every constant is bit for bit a weight, as stored or transposed, or plainly none.
 
     A constant that bears the name of a parameter has to be that parameter, whatever its size. Any other one
-    has to be some weight, unless it is listed as derived, a single number, all zeros or ones, an identity, or
-    a scale that only Resize reads.
+    has to be some weight, unless it is listed as derived, a single number, a few zeros or ones, an identity,
+    a scale that only Resize reads, or the zeros and ones of a LayerNormalization without parameters.
     """
     known = set()
-    resize_only = {name for node in model.graph.node if node.op_type == 'Resize' for name in node.input}
-    resize_only -= {name for node in model.graph.node if node.op_type != 'Resize' for name in node.input}
+    resize_only, norm_only = (_read_only_by(model, kind) for kind in ('Resize', 'LayerNormalization'))
     for name, array in weights.items():
         # exporters take the packed projections of nn.MultiheadAttention apart
         packed = name.endswith(('in_proj_weight', 'in_proj_bias'))
@@ -132,15 +139,15 @@ def _initializers(
             if part.ndim == 2:
                 known.add(_digest(part.T))
     unknown, matched = [], 0
-    constants = [(value.name, value) for value in model.graph.initializer]
+    constants = [(value.name, value.name, value) for value in model.graph.initializer]
     constants += [
-        (node.name or node.output[0], attribute.t)
+        (node.name or node.output[0], node.output[0], attribute.t)
         for node in model.graph.node
         if node.op_type == 'Constant'
         for attribute in node.attribute
         if attribute.name == 'value'
     ]
-    for name, tensor in constants:
+    for name, read_as, tensor in constants:
         array = numpy_helper.to_array(tensor)
         if array.dtype.kind != 'f' or name in spec.input_names:
             continue
@@ -149,7 +156,11 @@ def _initializers(
             unknown.append(f'{name} {array.shape}')
         elif _digest(array) in known:
             matched += 1
-        elif not (name.startswith(derived or ('\0',)) or name in resize_only or _plain(array)):
+        elif not (
+            name.startswith(derived or ('\0',))
+            or read_as in resize_only
+            or _plain(array, any_size=read_as in norm_only)
+        ):
             unknown.append(f'{name} {array.shape}')
     detail = f'{matched} found'
     if unknown:

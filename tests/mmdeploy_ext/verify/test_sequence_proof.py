@@ -302,3 +302,27 @@ def test_float16_files_have_bars_of_their_own(paths):
     assert default_bars(known).cosine is None
     half = [dataclasses.replace(entry, options=dict(entry.options, precision='fp16')) for entry in known]
     assert default_bars(half).cosine == 0.999 and set(default_bars(half).state) == set(Bars().state)
+
+
+@pytest.mark.parametrize(
+    ('scale', 'elsewhere', 'unknown'),
+    [(1.0, False, 0), (1.5, False, 1), (1.0, True, 1)],
+    ids=['without parameters', 'a scale that is none of the checkpoint', 'read by another operator too'],
+)
+def test_a_norm_without_parameters_has_constants_of_any_size(scale, elsewhere, unknown):
+    weight, size = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32), (1, 256)
+    ones = numpy_helper.from_array(np.full(256, scale, np.float32))
+    nodes = [
+        helper.make_node('Constant', [], ['ones_out'], '/ln/Constant', value=ones),
+        helper.make_node('MatMul', ['x', 'w'], ['h']),
+        helper.make_node('LayerNormalization', ['h', 'ones_out', 'zeros'], ['n']),
+        helper.make_node('Mul', ['n', 'ones_out'] if elsewhere else ['n', 'n'], ['y']),
+    ]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name in 'xy']
+    kept = [numpy_helper.from_array(weight, 'w'), numpy_helper.from_array(np.zeros(256, np.float32), 'zeros')]
+    graph = helper.make_graph(nodes, 'g', values[:1], values[1:], kept)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
+    spec = GraphSpec('g', (TensorSpec('x', 'float32', size),), (TensorSpec('y', 'float32', size),))
+    facts = types.SimpleNamespace(spec=spec, options=dict(opset=17))
+    failed = [check.detail for check in check_structure(model, facts, dict(w=weight)) if not check.passed]
+    assert failed == ['1 are not in the checkpoint: /ln/Constant (256,)'] * unknown
