@@ -86,7 +86,7 @@ def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
     samples = list_samples(pth_run / 'dump')
     assert [sample.name for sample in samples] == ['000000', '000001', '000002']
     names = {path.name for path in samples[1].glob('*.bin')}
-    tokens, memory, propagated, queries = 6 * 6 * 16, 60, 12, 52
+    tokens, memory, propagated, queries = 6 * 6 * 16, 40, 8, 48
     expected = {
         'img_6x3x96x256.bin',
         f'img2lidar_1x{tokens}x4x4.bin',

@@ -8,9 +8,9 @@ data = stream_data(
     infos='toy_nuscenes2d_temporal_infos', samples_per_gpu=4, workers_per_gpu=1, filter_empty_gt=False)
 optimizer = dict(lr=4e-4)
 lr_config = dict(warmup_iters=100)
-runner = dict(type='IterBasedRunner', max_iters=8250)
+runner = dict(type='IterBasedRunner', max_iters=8000)
 checkpoint_config = dict(interval=250, max_keep_ckpts=3)
-evaluation = dict(interval=8250)
+evaluation = dict(interval=8000)
 # otherwise the cross attention is blind for thousands of iterations
 custom_hooks = [dict(type='GeometryWarmupHook', iters=800)]
 log_config = dict(interval=25)

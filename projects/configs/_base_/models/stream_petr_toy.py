@@ -1,4 +1,4 @@
-# The same model in small: ResNet-18 of 16 base channels, 96 channels, 3 decoder layers, 40 + 12 queries.
+# The same model in small: ResNet-18 of 16 base channels, 96 channels, 3 decoder layers, 40 + 8 queries.
 _base_ = ['./stream_petr_r50.py']
 point_cloud_range = [-32.0, -32.0, -5.0, 32.0, 32.0, 3.0]
 position_range = [-38.4, -38.4, -10.0, 38.4, 38.4, 10.0]
@@ -22,10 +22,10 @@ model = dict(
         in_channels=96,
         embed_dims=96,
         num_query=40,
-        memory_len=60,
+        memory_len=40,
         # eight objects to a frame: more propagated queries are copies of each other
-        topk_proposals=12,
-        num_propagated=12,
+        topk_proposals=8,
+        num_propagated=8,
         scalar=8,
         position_range=position_range,
         transformer=dict(
