@@ -126,10 +126,10 @@ def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     return [index for scene in scenes.values() for index in scene[:share]][:count]
 
 
-def proof_frames(deployment: Deployment, count: int) -> tuple[list[Frame] | Iterable[Frame], str]:
+def proof_frames(deployment: Deployment, count: int) -> tuple[Iterable[Frame], str]:
     """Return frames to prove on, and where they are from: the config's data set, else a synthetic drive."""
     from mmdeploy_ext import evaluation
-    from mmdeploy_ext.sequence.loop import frames_of, scene_tokens
+    from mmdeploy_ext.sequence.loop import DatasetFrames, scene_tokens
     from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
 
     try:
@@ -139,10 +139,10 @@ def proof_frames(deployment: Deployment, count: int) -> tuple[list[Frame] | Iter
         print(
             f'a synthetic drive of {count} frames is used, since there is no data set: {cli.one_line(error)}'
         )
-        return list(synthetic_drive(count, rule)), 'synthetic drive'
+        return synthetic_drive(count, rule), 'synthetic drive'
     indices = choose_frames(scene_tokens(dataset), count)
     title = f'{len(indices)} of {len(dataset)} frames of data.test'
-    return list(frames_of(deployment.family, dataset, indices, workers=0)), title
+    return DatasetFrames(deployment.family, dataset, indices), title
 
 
 def prove(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mmdeploy_ext.dump import list_samples, load_dump
 from mmdeploy_ext.errors import DataError
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec import GraphSpec
 
 COMPARED = ('all_cls_scores', 'all_bbox_preds')
+FAR = 1e-5
 
 
 def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, folder: Path) -> bool:
@@ -62,7 +66,9 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
         previous = manifest['sample']
         outputs = stepper.step(frame).outputs
         reference = {name: tensors[name][-outputs[name].shape[0] :] for name in COMPARED}
-        rows = compare_tensors(reference, {name: outputs[name] for name in COMPARED}, spec)
+        distance = float(np.linalg.norm(frame.ego_pose[:3, 3]))
+        found = {name: outputs[name] for name in COMPARED}
+        rows = compare_tensors(reference, found, far_spec(spec, distance))
         failed = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
         agrees &= not failed
         worst = max((row.max_abs for row in rows if row.max_abs is not None), default=float('nan'))
@@ -73,10 +79,28 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
     return agrees
 
 
+def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
+    """Allow what PyTorch's own memory loses so far from the origin of the map.
+
+    The dumped model keeps global positions in float32. Measured on the toy at 980 m: 7.4 mm in x y z, 0.04 mm
+    with the same frames moved to the origin; so 1e-5 of the distance is added where the unit is metres.
+
+    Args:
+        spec: tolerances near the origin.
+        distance_m: of the ego from the origin.
+    """
+    outputs = []
+    for tensor in spec.outputs:
+        groups = tuple(
+            dataclasses.replace(group, atol=group.atol + FAR * distance_m) if group.unit == 'm' else group
+            for group in tensor.column_groups
+        )
+        outputs.append(dataclasses.replace(tensor, groups=groups))
+    return dataclasses.replace(spec, outputs=tuple(outputs))
+
+
 def _compared_spec(spec: GraphSpec) -> GraphSpec:
     """Keep what a dump has by the same name and meaning in every contract."""
-    import dataclasses
-
     return dataclasses.replace(
         spec, outputs=tuple(tensor for tensor in spec.outputs if tensor.name in COMPARED), state=()
     )

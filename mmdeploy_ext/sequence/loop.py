@@ -116,6 +116,29 @@ def frames_of(
             yield family.frame(data)
 
 
+@dataclasses.dataclass(frozen=True)
+class DatasetFrames:
+    """Samples of a data set as frames, read one by one: a hundred of them would not fit beside a model.
+
+    Attributes:
+        family: makes frames of samples.
+        dataset: built by `evaluation.build_dataset`.
+        indices: of the samples, in order.
+    """
+
+    family: SequenceFamily
+    dataset: Dataset
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Read the frames anew."""
+        return frames_of(self.family, self.dataset, self.indices, workers=0)
+
+
 def run_frames(
     stepper: Stepper,
     family: SequenceFamily,

@@ -205,3 +205,26 @@ def test_settings_that_cannot_be_are_one_line(options, message, data, tmp_path, 
     assert evaluate(ONNX, tmp_path, *data, *options) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith('error: ') and message in error
+
+
+def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
+    from mmdeploy_ext.apps import verify_app
+
+    folder = str(onnx_run / 'stream_petr_toy_deploy')
+    options = ['--eval', 'bbox', '--frames', '4', '--json', str(tmp_path / 'verdict.json')]
+    assert verify_app.main(register, [CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data]) == 0
+    verdict = read_json(tmp_path / 'verdict.json')
+    assert verdict['verdict'] == 'proven'
+    compared = {row['name']: row['difference'] for row in verdict['metrics']}
+    assert compared['pts_bbox_NuScenes/NDS'] <= 5e-4 and compared['pts_bbox_NuScenes/mAP'] <= 5e-4
+
+
+def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
+    from mmdeploy_ext.sequence.against_dump import far_spec
+    from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
+
+    groups = (ColumnGroup('xyz', (0,), 'm', atol=5e-3), ColumnGroup('log size', (1,), atol=1e-3))
+    spec = GraphSpec('x', (), (TensorSpec('all_bbox_preds', 'float32', (1, 2), groups=groups),))
+    near, far = (far_spec(spec, distance).outputs[0].groups for distance in (0.0, 1000.0))
+    assert near == groups
+    assert (far[0].atol, far[1].atol) == (pytest.approx(0.015), 1e-3)

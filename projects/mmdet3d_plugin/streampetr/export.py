@@ -50,6 +50,7 @@ class StreamPetrFamily(SequenceFamily):
     # image points of the tokens, learned queries, sine periods; ranges and points that are made of parameters
     derived_prefixes = (
         *('/Constant', '/onnx::Sub', '/onnx::Div', '/onnx::Where'),  # names by the TorchScript exporter
+        *('/Concat_output_0', '/Expand'),  # by onnxslim, of the first ones
         *('/frustum', '/slice_', '/sub_', '/zeros_like', '/cat', '/pow_', '/expand'),  # by dynamo
     )
     dump_suffixes = dumps.SUFFIXES
