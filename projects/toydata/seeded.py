@@ -132,10 +132,16 @@ def main() -> None:
 
     cfg = load_config(args.config)
     family = find_family(cfg)
-    deviation = normalised_deviation(family.preprocess_rule(cfg).std)
-    model = fill_seeded(family.build(cfg), args.seed, deviation)
+    model = family.build(cfg)
+    if family.name == 'streampetr':
+        from projects.toydata.seeded_streampetr import seeded_weights
+
+        weights = seeded_weights({key: list(value.shape) for key, value in model.state_dict().items()})
+    else:
+        deviation = normalised_deviation(family.preprocess_rule(cfg).std)
+        weights = fill_seeded(model, args.seed, deviation).state_dict()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(seed=args.seed)), args.out)
+    torch.save(dict(state_dict=weights, meta=dict(seed=args.seed)), args.out)
 
 
 if __name__ == '__main__':
