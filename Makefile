@@ -79,11 +79,12 @@ mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env test test-matrix demo doctor lint clean distclean
+.PHONY: help env test test-matrix demo demo-stream doctor lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 7 to 15 minutes on 2 cores)'
 	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
+	echo 'make demo-stream  a small trained StreamPETR on a generated nuScenes: the same, and a film'
 	echo 'make test         the test suite          make test-matrix  the long matrices'
 	echo 'make doctor       versions, engines, and what is wrong with a fix'
 	echo 'make lint         ruff                    make clean        caches and work_dirs   make distclean  .venv too'
@@ -143,6 +144,19 @@ test-matrix: $(ENV)
 
 demo: $(ENV)
 	$(RUN) tools/demo/demo.py $(DEMO_ARGS)
+
+STREAM := projects/configs/StreamPETR/stream_petr_toy
+STREAM_CKPT := demo/checkpoints/stream_petr_toy.pth
+demo-stream: $(ENV)
+	$(RUN) -m projects.toydata.nuscenes --root data/toy_nuscenes
+	[ -f data/toy_nuscenes/toy_nuscenes2d_temporal_infos_val.pkl ] || \
+	    $(RUN) tools/create_data.py nuscenes --root-path data/toy_nuscenes --extra-tag toy_nuscenes
+	$(RUN) tools/test.py $(STREAM)_pth.py $(STREAM_CKPT) --eval bbox
+	$(RUN) tools/test.py $(STREAM)_onnx.py $(STREAM_CKPT) --eval bbox
+	$(RUN) tools/deployment/pytorch2onnx.py $(STREAM).py $(STREAM_CKPT) --output-file work_dirs/demo_stream/graphs \
+	    --verify --frames 120 --report work_dirs/demo_stream
+	$(RUN) tools/demo/streampetr_video.py $(STREAM).py $(STREAM_CKPT) --onnx work_dirs/demo_stream/graphs \
+	    --engine both --out work_dirs/demo_stream/drive.mp4
 
 doctor: $(ENV)
 	$(RUN) -m mmdeploy_ext.doctor
