@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.dump import list_samples, load_dump
+from mmdeploy_ext.dump import load_dump
 from mmdeploy_ext.errors import DataError
-from mmdeploy_ext.verify.against_dump import DISAGREES, foreign
+from mmdeploy_ext.verify.against_dump import DISAGREES, dumped_samples, foreign
 from mmdeploy_ext.verify.compare import compare_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mmdeploy_ext.deploy import Deployment
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 COMPARED = ('all_cls_scores', 'all_bbox_preds')
 FAR = 1e-5
+"""Metres allowed per metre from the origin of the map; see `far_spec`."""
 
 
 def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, folder: Path) -> bool:
@@ -38,24 +40,16 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
     Returns:
         False when a frame differs.
     """
-    samples = list_samples(folder)
-    if not samples:
-        print(f'no dump in {folder}: run the _pth config first to have its tensors compared')
-        return True
     spec = _compared_spec(metadata.spec)
     agrees, previous = True, None
-    for sample in samples:
+    for sample in dumped_samples(folder):
         tensors, manifest = load_dump(sample)
+        continues = previous is not None and manifest.get('sample') == previous + 1
         try:
-            reason = foreign(manifest, deployment)
+            reason = _unusable(tensors, manifest, deployment, continues)
             frame = None if reason else deployment.family.dumped_frame(tensors, manifest)
         except DataError as error:
             reason = str(error)
-        absent = [name for name in (*COMPARED, 'prev_exists') if name not in tensors]
-        reason = reason or (f'it has no {", ".join(absent)}' if absent else '')
-        continues = previous is not None and manifest['sample'] == previous + 1
-        if not reason and not continues and float(tensors['prev_exists'].max()) > 0:
-            reason = 'the frame before it was not dumped, so its memory is not known'
         if reason:
             print(f'{sample}: not compared: {reason}')
             previous = None
@@ -77,6 +71,21 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
         print(DISAGREES)
     stepper.reset()
     return agrees
+
+
+def _unusable(
+    tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], deployment: Deployment, continues: bool
+) -> str:
+    """Return why a dumped frame cannot be compared; '' when it can."""
+    other = foreign(manifest, deployment)
+    if other:
+        return other
+    absent = [name for name in (*COMPARED, 'prev_exists') if name not in tensors]
+    if absent:
+        return f'it has no {", ".join(absent)}'
+    if not continues and float(tensors['prev_exists'].max()) > 0:
+        return 'the frame before it was not dumped, so its memory is not known'
+    return ''
 
 
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:

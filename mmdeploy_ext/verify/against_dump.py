@@ -37,12 +37,8 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
     Returns:
         False when a sample differs.
     """
-    samples = list_samples(folder)
-    if not samples:
-        print(f'no dump in {folder}: run the _pth config first to have its tensors compared')
-        return True
     agrees = True
-    for sample in samples:
+    for sample in dumped_samples(folder):
         tensors, manifest = load_dump(sample)
         usable = foreign(manifest, deployment) or _incomplete(tensors, backend)
         if usable:
@@ -59,6 +55,14 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
     if not agrees:
         print(DISAGREES)
     return agrees
+
+
+def dumped_samples(folder: Path) -> list[Path]:
+    """Return the sample folders of a dump, in order; says so when there is none."""
+    samples = list_samples(folder)
+    if not samples:
+        print(f'no dump in {folder}: run the _pth config first to have its tensors compared')
+    return samples
 
 
 def foreign(manifest: Mapping[str, Any], deployment: Deployment) -> str:
