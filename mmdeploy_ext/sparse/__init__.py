@@ -1,0 +1,1 @@
+"""Sparse convolution networks: a typed graph, the libspconv dialect, and a portable ONNX form."""

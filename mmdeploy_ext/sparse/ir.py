@@ -1,0 +1,215 @@
+"""The sparse graph: what a LiDAR backbone computes, before it is written in any dialect. Needs numpy only.
+
+Glossary: N active sites (voxels) of a level, C channels, K = k0*k1*k2 kernel offsets; the three spatial axes
+are in coordinate order, which the graph names: 'xyz' or 'zyx'. Coordinates are int32 (N, 4): sample, then the
+axes in that order. Weights are (O, k0, k1, k2, I), correlation as in torch (kernels are never mirrored).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+Triple = tuple[int, int, int]
+ORDERS = ('xyz', 'zyx')
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: as the dialect numbers it: conv0, add0, relu0, scatter0, transpose0, reshape0, ...
+        module: path of the module that it comes from, e.g. 'encoder_layers.encoder_layer1.0.conv1'.
+        inputs: ids of the tensors that it takes.
+        output: id of the tensor that it gives.
+    """
+
+    op_type: ClassVar[str]
+
+    name: str
+    module: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm(Node):
+    """Batch normalisation over active sites; only between tracing and folding.
+
+    Attributes:
+        gamma, beta, mean, var: (C,) float32.
+        eps: added to the variance.
+    """
+
+    op_type: ClassVar[str] = 'BatchNorm'
+
+    gamma: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+    eps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseConvolution(Node):
+    """A sparse convolution, submanifold or strided, with its bias and ReLU once they are folded.
+
+    Attributes:
+        weight: (O, k0, k1, k2, I) float32 or float16.
+        bias: (O,) or None before folding.
+        kernel_size, stride, padding, dilation, output_padding: per axis; a submanifold convolution centres
+            its kernel and ignores stride and padding.
+        subm: submanifold: the output sites are the input sites.
+        inverse: spconv's inverse convolution: back to the sites of the convolution with the same rulebook.
+        transposed: transposed convolution.
+        groups: always 1 in what can be written.
+        rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None has none.
+        activation: 'ReLU' or 'None'.
+        input_spatial_shape, output_spatial_shape: grid sizes per axis.
+        input_rows, output_rows: numbers of active sites when it was traced; no engine reads them.
+        output_bound: most active sites that an engine has to make room for.
+        precision: '' or 'fp16' or 'int8': what the kernel computes in.
+        output_precision: '' or 'fp16' or 'int8': what it stores.
+        input_range: amax of its input, or None.
+        weight_ranges: (O,) amax per output channel, or None.
+    """
+
+    op_type: ClassVar[str] = 'SparseConvolution'
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    kernel_size: Triple
+    stride: Triple
+    padding: Triple
+    dilation: Triple
+    output_padding: Triple
+    subm: bool
+    input_spatial_shape: Triple
+    output_spatial_shape: Triple
+    inverse: bool = False
+    transposed: bool = False
+    groups: int = 1
+    rulebook: str | None = None
+    activation: str = 'None'
+    input_rows: int = 1
+    output_rows: int = 1
+    output_bound: int = 200000
+    precision: str = ''
+    output_precision: str = ''
+    input_range: float | None = None
+    weight_ranges: np.ndarray | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """Number of input channels I."""
+        return int(self.weight.shape[4])
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels O."""
+        return int(self.weight.shape[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Add(Node):
+    """Sum of two tensors on the same active sites: inputs are (convolution's output, identity).
+
+    Attributes:
+        precision, output_precision: as for a convolution.
+        input_range: amax that both inputs share, or None.
+    """
+
+    op_type: ClassVar[str] = 'Add'
+
+    precision: str = ''
+    output_precision: str = ''
+    input_range: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Relu(Node):
+    """max(x, 0) on active sites."""
+
+    op_type: ClassVar[str] = 'Relu'
+
+
+@dataclasses.dataclass(frozen=True)
+class ScatterDense(Node):
+    """Active sites into a dense tensor (1, C, d0, d1, d2), zero elsewhere.
+
+    Attributes:
+        spatial_shape: (d0, d1, d2).
+        output_shape: (1, C, d0, d1, d2).
+    """
+
+    op_type: ClassVar[str] = 'ScatterDense'
+
+    spatial_shape: Triple
+    output_shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transpose(Node):
+    """Axes of a dense tensor in another order.
+
+    Attributes:
+        dims: output axis i is input axis dims[i].
+    """
+
+    op_type: ClassVar[str] = 'Transpose'
+
+    dims: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reshape(Node):
+    """A dense tensor in another shape.
+
+    Attributes:
+        dims: the new shape.
+    """
+
+    op_type: ClassVar[str] = 'Reshape'
+
+    dims: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseGraph:
+    """A whole network: nodes in the order in which they run, tensor '0' the voxel features.
+
+    Attributes:
+        nodes: every node's inputs are '0' or outputs of nodes before it.
+        order: axis order of coordinates, weights and shapes: 'xyz' or 'zyx'.
+        spatial_shape: grid size per axis.
+        in_channels: features per voxel.
+        output: id of the result.
+        output_shape: (1, C, H, W) of the result.
+        input_rows: number of voxels when it was traced.
+    """
+
+    nodes: tuple[Node, ...]
+    order: str
+    spatial_shape: Triple
+    in_channels: int
+    output: str
+    output_shape: tuple[int, ...]
+    input_rows: int = 1
+
+    def convolutions(self) -> tuple[SparseConvolution, ...]:
+        """Return the convolutions in order."""
+        return tuple(node for node in self.nodes if isinstance(node, SparseConvolution))
+
+    def node(self, name: str) -> Node:
+        """Return a node by name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
