@@ -291,13 +291,54 @@ class _StandIn(ModuleType):
 
 # ---- spconv
 
-@_mend('spconv.pytorch.cppcore', versions='spconv 2.3.8')
+@_mend('spconv.pytorch.cppcore', 'spconv.pytorch.ops', versions='spconv 2.3.8')
 def spconv_stream_without_gpu(module: ModuleType, execute: Execute) -> bool:
     """The backward pass of spconv asks for the current CUDA stream also on the CPU; it gets 0."""
     execute()
     if _has_gpu():
         return False
     module.get_current_stream = lambda: 0
+    return True
+
+
+@_mend('spconv.pytorch.ops', versions='spconv 2.3.8')
+def spconv_one_thread(module: ModuleType, execute: Execute) -> bool:
+    """The CPU kernels of spconv race with more than one OpenMP thread, forward and backward: they get one.
+
+    See `single_thread` for what was measured. The other operations of a model keep all threads, and so does
+    the CUDA path.
+    """
+    execute()
+    from mmdeploy_ext.compat_sparse import one_thread_on_cpu
+    for name in ('get_indice_pairs', 'indice_conv', 'indice_conv_backward', 'indice_maxpool',
+                 'indice_maxpool_backward'):
+        setattr(module, name, one_thread_on_cpu(getattr(module, name)))
+    return True
+
+
+@_mend('spconv.pytorch.conv', versions='spconv 2.3.8')
+def spconv_convolution_on_cpu(module: ModuleType, execute: Execute) -> bool:
+    """On the CPU spconv refuses a bias and an activation, which come after it here, and a sweep of no voxel."""
+    execute()
+    from mmdeploy_ext.compat_sparse import convolution_on_cpu, gradient_on_cpu
+    ops = module.ops
+    ops.indice_conv = convolution_on_cpu(ops.indice_conv, module._apply_act)
+    ops.indice_conv_backward = gradient_on_cpu(ops.indice_conv_backward)
+    return True
+
+
+@_mend('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
+def dynamic_scatter_without_gpu(module: ModuleType, execute: Execute) -> bool:
+    """DynamicScatter, the mean of dynamic voxels, has only a CUDA kernel: CPU tensors get torch's operators."""
+    execute()
+    from mmdeploy_ext.compat_sparse import dynamic_scatter_on_cpu
+    original = module.dynamic_scatter
+
+    def dynamic_scatter(feats: Any, coors: Any, reduce_type: str = 'max') -> tuple:
+        function = original if feats.is_cuda else dynamic_scatter_on_cpu
+        return function(feats, coors, reduce_type)
+
+    module.dynamic_scatter = dynamic_scatter
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,15 @@ class NamedPipeline:
             raise DataError(f'{path}: cannot be prepared ({reason}); expected an image') from error
 
 
+def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
+    """Return mmdet3d's `build_dataset` where a config has loaded mmdet3d, which falls back to mmdet's own."""
+    if 'mmdet3d.datasets' in sys.modules:
+        from mmdet3d.datasets import build_dataset as build
+    else:
+        from mmdet.datasets import build_dataset as build
+    return build
+
+
 def build_dataset(cfg: Any) -> Dataset:
     """Build the test data set of a config.
 
@@ -61,8 +71,6 @@ def build_dataset(cfg: Any) -> Dataset:
         DataError: missing files, or not one sample.
         ConfigError: there is none in the config, or it cannot be built.
     """
-    from mmdet.datasets import build_dataset as build
-
     dataset_cfg = (cfg.get('data') or {}).get('test')
     if not isinstance(dataset_cfg, dict):
         raise ConfigError(f'{cfg.filename}: data.test is {type(dataset_cfg).__name__}, expected one data set')
@@ -70,7 +78,7 @@ def build_dataset(cfg: Any) -> Dataset:
     dataset_cfg['test_mode'] = True
     _check_files(dataset_cfg, cfg.filename)
     try:
-        dataset = build(dataset_cfg)
+        dataset = dataset_builder()(dataset_cfg)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         cause = root_cause(error)
         raise DataError(

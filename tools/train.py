@@ -112,9 +112,9 @@ def train(args: argparse.Namespace) -> int:
     compat.apply()
     import mmdet
     from mmdet.apis import train_detector
-    from mmdet.datasets import build_dataset
     from mmdet.utils import collect_env, get_root_logger
 
+    from mmdeploy_ext.evaluation import dataset_builder
     cfg = load_train_config(args)
     folder = Path(cfg.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def train(args: argparse.Namespace) -> int:
 
     model = build_model(cfg)
     model.init_weights()
-    dataset = build_dataset(cfg.data.train)
+    dataset = dataset_builder()(cfg.data.train)
     model.CLASSES = dataset.CLASSES
     if cfg.get('checkpoint_config') is not None:
         cfg.checkpoint_config.meta = {'mmdet_version': mmdet.__version__, 'CLASSES': dataset.CLASSES}
