@@ -1,4 +1,4 @@
-"""A small sparse graph with what the big ones have: a residual block, a strided convolution, the dense tail."""
+"""A small sparse graph with all that the big ones have: residual block, strided convolution, dense tail."""
 
 import numpy as np
 

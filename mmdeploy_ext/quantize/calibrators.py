@@ -1,0 +1,159 @@
+"""Ranges from values: max, percentile, or least squared error over a histogram. Needs numpy only.
+
+Source: pytorch-quantization's max and histogram calibrators, as far as `ALGORITHM.md` section 6 states them:
+2048 bins on |x| from 0, later tensors widen the histogram by whole bins. Differs in: a first tensor of
+zeros does not fix the width of a bin; beyond 16384 bins neighbours are merged (one far outlier in a later
+sweep would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not 0.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.quantize.fake import fake_quantise
+
+METHODS = ('mse', 'percentile', 'max')
+BINS = 2048
+FIRST_CANDIDATE = 128
+"""Bin whose centre is the smallest range that the search for the least error tries."""
+MOST_BINS = 8 * BINS
+PERCENTILE = 99.99
+CHUNK = 1 << 21
+"""Elements of candidates x bins that are evaluated at once: 16 MB."""
+
+
+class Calibrator(Protocol):
+    """Collects tensors, then gives their range."""
+
+    def collect(self, values: np.ndarray) -> None:
+        """Take a tensor in; an empty one changes nothing. A value that is not finite is a ValueError."""
+
+    def amax(self) -> float:
+        """Return the range; 0 where only zeros, or nothing, came."""
+
+
+class MaxCalibrator:
+    """The largest absolute value."""
+
+    def __init__(self) -> None:
+        self._amax = 0.0
+
+    def collect(self, values: np.ndarray) -> None:
+        """See `Calibrator`."""
+        self._amax = max(self._amax, _largest(values))
+
+    def amax(self) -> float:
+        """See `Calibrator`."""
+        return self._amax
+
+
+class HistogramCalibrator:
+    """A histogram of |x|; the range is chosen from it at the end.
+
+    Args:
+        method: 'mse' or 'percentile'.
+        percentile: in percent, above 0 and at most 100.
+        bins: of the first tensor that is not all zeros.
+    """
+
+    def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:
+        self.method = method
+        self.percentile = percentile
+        self.width = 0.0
+        self.counts = np.zeros(bins, np.int64)
+
+    @property
+    def edges(self) -> np.ndarray:
+        """The bins' edges, (bins + 1,) float64, from 0."""
+        return np.arange(len(self.counts) + 1) * self.width
+
+    def collect(self, values: np.ndarray) -> None:
+        """See `Calibrator`."""
+        largest = _largest(values)
+        if largest == 0:
+            self.counts[0] += values.size
+            return
+        if self.width == 0:
+            self.width = largest / len(self.counts)
+        self._widen(largest)
+        upper = self.width * len(self.counts)
+        # the widest value may lie a rounding error beyond the last edge
+        magnitudes = np.minimum(np.abs(values.reshape(-1)), upper)
+        self.counts += np.histogram(magnitudes, len(self.counts), (0.0, upper))[0]
+
+    def _widen(self, largest: float) -> None:
+        while largest > self.width * MOST_BINS * (1 + 1e-9):
+            self.counts = (
+                np.append(self.counts, np.zeros(len(self.counts) % 2, np.int64)).reshape(-1, 2).sum(1)
+            )
+            self.width *= 2
+        needed = int(np.ceil(largest / self.width * (1 - 1e-9)))
+        self.counts = np.append(self.counts, np.zeros(max(needed - len(self.counts), 0), np.int64))
+
+    def amax(self) -> float:
+        """See `Calibrator`."""
+        if self.width == 0:
+            return 0.0
+        return self._least_error() if self.method == 'mse' else self._at_percentile()
+
+    def _at_percentile(self) -> float:
+        share = np.cumsum(self.counts) / self.counts.sum()
+        index = int(np.searchsorted(share, self.percentile / 100 - 1e-12))
+        return float(self.edges[min(max(index, 1), len(self.counts))])
+
+    def _least_error(self) -> float:
+        edges = self.edges
+        centres = (edges[1:] + edges[:-1]) / 2
+        candidates = centres[FIRST_CANDIDATE:]
+        filled = self.counts > 0
+        values, counts = centres[filled], self.counts[filled].astype(np.float64)
+        errors = []
+        step = max(1, CHUNK // len(values))
+        for start in range(0, len(candidates), step):
+            off = fake_quantise(values[None], candidates[start : start + step, None]) - values
+            errors.append(np.square(off) @ counts)
+        return float(candidates[np.argmin(np.concatenate(errors))])
+
+
+def calibrator(method: str, percentile: float = PERCENTILE) -> Calibrator:
+    """Return a new calibrator by name.
+
+    Raises:
+        UsageError: no such method, or a percentile that is none.
+    """
+    if method not in METHODS:
+        raise UsageError(f'calibration method {method!r} is unknown; expected one of {", ".join(METHODS)}')
+    if not 0 < percentile <= 100:
+        raise UsageError(f'percentile {percentile:g}: expected above 0 and at most 100')
+    return MaxCalibrator() if method == 'max' else HistogramCalibrator(method, percentile)
+
+
+def title(method: str, percentile: float = PERCENTILE) -> str:
+    """Return the name that a file of ranges keeps."""
+    return f'percentile {percentile:g}' if method == 'percentile' else method
+
+
+def weight_amax(weight: np.ndarray) -> tuple[float, ...]:
+    """Return the largest |w| per output channel of a kernel (O, k0, k1, k2, I).
+
+    A channel of zeros gets the layer's largest range (1 where all are zeros): its codes are 0 with any scale,
+    and a scale of 0 divides by zero on the engine.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    _largest(weight)
+    values = np.abs(weight.reshape(len(weight), -1).astype(np.float32)).max(axis=1)
+    return tuple(float(value) or float(values.max()) or 1.0 for value in values)
+
+
+def _largest(values: np.ndarray) -> float:
+    if values.size == 0:
+        return 0.0
+    largest = float(max(values.max(), -values.min()))
+    if not np.isfinite(largest):
+        raise ValueError(f'{int((~np.isfinite(values)).sum())} of {values.size} values are not finite')
+    return largest

@@ -1,0 +1,163 @@
+"""Calibrators against slow, obvious references."""
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.quantize.calibrators import (
+    BINS,
+    MOST_BINS,
+    HistogramCalibrator,
+    calibrator,
+    weight_amax,
+)
+from mmdeploy_ext.quantize.fake import fake_half, fake_quantise, fake_quantise_kernel
+
+
+def activations(seed=0, size=20000):
+    """After a ReLU: half zeros, a long tail."""
+    return np.maximum(np.random.default_rng(seed).standard_normal(size) ** 3, 0).astype(np.float32)
+
+
+def slow_fake_quantise(value, amax):
+    code = min(max(round(float(value) * 127 / amax), -127), 127)
+    return code * amax / 127
+
+
+def slow_least_error(values, bins):
+    """One candidate and one bin after the other, as section 6 of ALGORITHM.md words it."""
+    counts, edges = np.histogram(np.abs(values), bins, (0, np.abs(values).max()))
+    centres = (edges[1:] + edges[:-1]) / 2
+    filled = [(centre, count) for centre, count in zip(centres, counts, strict=True) if count]
+    return {
+        amax: sum(count * (slow_fake_quantise(c, amax) - c) ** 2 for c, count in filled)
+        for amax in centres[128:]
+    }
+
+
+def test_fake_quantisation_equals_the_slow_one_with_ties_and_clipping():
+    amax = 127 / 8
+    values = np.array([0, 1 / 16, 3 / 16, -5 / 16, 0.35, 15.875, 15.93, 99, -99, 1e-9, 3.14159], np.float64)
+    expected = [slow_fake_quantise(value, amax) for value in values]
+    np.testing.assert_allclose(fake_quantise(values, amax), expected, rtol=1e-12, atol=1e-12)
+    assert fake_quantise(values.astype(np.float32), amax).dtype == np.float32
+
+
+def test_ties_go_to_the_even_code():
+    np.testing.assert_array_equal(fake_quantise(np.array([0.5, 1.5, 2.5, -0.5]), 127.0), [0, 2, 2, 0])
+
+
+def test_a_kernel_is_rounded_per_output_channel():
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3, 5)).astype(np.float32)
+    weight[2] *= 100
+    rounded = fake_quantise_kernel(weight, np.array(weight_amax(weight)))
+    for channel in range(4):
+        step = np.abs(weight[channel]).max() / 127
+        assert np.abs(rounded[channel] - weight[channel]).max() <= step / 2 * (1 + 1e-5)
+        assert len(np.unique(rounded[channel])) <= 255
+
+
+def test_fp16_rounding_overflows_as_an_engine_does():
+    np.testing.assert_array_equal(fake_half(np.float32([1 / 3, 7e4, 1e-9])), [np.float16(1 / 3), np.inf, 0])
+
+
+def test_max_is_the_largest_magnitude_of_all_tensors():
+    found = calibrator('max')
+    for values in ([1, -7], [], [3]):
+        found.collect(np.array(values, np.float32))
+    assert found.amax() == 7
+
+
+def test_the_least_error_is_that_of_the_slow_search():
+    values = np.abs(np.random.default_rng(0).standard_normal(20000)).astype(np.float32)
+    values[0] = 9
+    found = HistogramCalibrator('mse', bins=512)
+    found.collect(values)
+    errors = slow_least_error(values, 512)
+    assert found.amax() == pytest.approx(min(errors, key=errors.get), rel=1e-6)
+    assert 3.5 < found.amax() < 6  # the outlier is clipped
+
+
+def test_the_candidates_are_bin_centres_from_bin_128():
+    values = np.full(100000, 0.01, np.float32)
+    values[0] = 1.0
+    values[1:9] = np.linspace(0.05, 0.06, 8)
+    found = HistogramCalibrator('mse')
+    found.collect(values)
+    assert found.amax() >= 128.5 / 2048 * 0.999
+    assert (found.amax() / (1 / 2048) - 0.5) % 1 == pytest.approx(0, abs=1e-6)
+
+
+def test_a_later_tensor_widens_by_whole_bins():
+    found = HistogramCalibrator()
+    found.collect(activations(0))
+    width = found.width
+    found.collect(activations(1) * 3)
+    assert found.width == width
+    assert len(found.counts) > BINS
+    assert found.counts.sum() == 40000
+    everything = np.concatenate([activations(0), activations(1) * 3])
+    expected = np.histogram(everything.astype(np.float64), len(found.counts), (0, found.edges[-1]))[0]
+    assert np.abs(found.counts - expected).sum() <= 4  # values on an edge, in fp32
+    assert width * (len(found.counts) - 1) < everything.max() <= found.edges[-1] * (1 + 1e-9)
+
+
+def test_the_order_of_later_tensors_does_not_matter():
+    first, second, third = activations(0), activations(1) * 2, activations(2) * 5
+    found = [HistogramCalibrator(), HistogramCalibrator()]
+    for tensors, histogram in zip(([first, second, third], [first, third, second]), found, strict=True):
+        for values in tensors:
+            histogram.collect(values)
+    np.testing.assert_array_equal(found[0].counts, found[1].counts)
+
+
+def test_one_far_outlier_does_not_need_gigabytes():
+    found = HistogramCalibrator()
+    found.collect(np.float32([1e-3, 5e-4]))
+    found.collect(np.float32([1e4]))
+    assert len(found.counts) <= MOST_BINS
+    assert found.counts.sum() == 3
+    assert 0 < found.amax() <= 1.0001e4
+
+
+def test_zeros_first_do_not_fix_the_width():
+    found = HistogramCalibrator()
+    found.collect(np.zeros(10, np.float32))
+    assert found.amax() == 0
+    found.collect(np.float32([2.0]))
+    assert found.width == 2 / BINS
+    assert found.counts[0] == 10
+
+
+@pytest.mark.parametrize('percentile', [50.0, 99.0, 99.99, 100.0])
+def test_a_percentile_is_numpys_within_a_bin(percentile):
+    values = np.abs(np.random.default_rng(0).standard_normal(50000)).astype(np.float32)
+    found = calibrator('percentile', percentile)
+    found.collect(values)
+    assert found.amax() == pytest.approx(np.percentile(values, percentile), abs=2 * values.max() / BINS)
+
+
+def test_a_percentile_among_zeros_is_still_above_zero():
+    found = calibrator('percentile', 99.0)
+    found.collect(np.float32([0] * 1000 + [4]))
+    assert found.amax() == 4 / BINS
+
+
+@pytest.mark.parametrize(('method', 'percentile'), [('entropy', 99), ('percentile', 0), ('percentile', 101)])
+def test_an_unknown_method_or_percentile_is_refused(method, percentile):
+    with pytest.raises(UsageError, match='expected'):
+        calibrator(method, percentile)
+
+
+@pytest.mark.parametrize('method', ['max', 'mse', 'percentile'])
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(method, bad):
+    with pytest.raises(ValueError, match='1 of 3 values are not finite'):
+        calibrator(method).collect(np.float32([1, bad, 2]))
+
+
+def test_a_dead_output_channel_gets_a_range_that_divides():
+    weight = np.zeros((3, 1, 1, 1, 2), np.float32)
+    assert weight_amax(weight) == (1, 1, 1)
+    weight[1] = -4
+    assert weight_amax(weight) == (4, 4, 4)
