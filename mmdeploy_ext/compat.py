@@ -318,7 +318,7 @@ def spconv_one_thread(module: ModuleType, execute: Execute) -> bool:
 
 @_mend('spconv.pytorch.conv', versions='spconv 2.3.8')
 def spconv_convolution_on_cpu(module: ModuleType, execute: Execute) -> bool:
-    """On the CPU spconv refuses a bias and an activation, which come after it here, and a sweep of no voxel."""
+    """On the CPU spconv refuses a bias and an activation, which come after it here, and an empty sweep."""
     execute()
     from mmdeploy_ext.compat_sparse import convolution_on_cpu, gradient_on_cpu
     ops = module.ops
@@ -329,7 +329,7 @@ def spconv_convolution_on_cpu(module: ModuleType, execute: Execute) -> bool:
 
 @_mend('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
 def dynamic_scatter_without_gpu(module: ModuleType, execute: Execute) -> bool:
-    """DynamicScatter, the mean of dynamic voxels, has only a CUDA kernel: CPU tensors get torch's operators."""
+    """DynamicScatter, the mean of dynamic voxels, has only a CUDA kernel; the CPU gets torch's operators."""
     execute()
     from mmdeploy_ext.compat_sparse import dynamic_scatter_on_cpu
     original = module.dynamic_scatter
