@@ -1,0 +1,1 @@
+_base_ = ['./decoupled_solo_toy.py', '../_base_/backends/torch.py']

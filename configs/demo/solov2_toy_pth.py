@@ -1,0 +1,1 @@
+_base_ = ['./solov2_toy.py', '../_base_/backends/torch.py']
