@@ -17,13 +17,13 @@ import numpy as np
 
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.files import atomic_path, read_json
-from mmdeploy_ext.sparse.ir import Add, BatchNorm, SparseConvolution
+from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from mmdeploy_ext.sparse.ir import Node, SparseGraph
+    from mmdeploy_ext.sparse.ir import SparseGraph
 
 FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
 NORM_TOLERANCE = 1e-3
@@ -252,14 +252,9 @@ class Ranges:
         Raises:
             UsageError: a range has another number of values than output channels, or is not positive.
         """
-        plain = {_quantiser_path(key): value for key, value in amax.items()}
-        nodes = {}
-        for node in quantised(graph):
-            nodes[node.name] = NodeRange(
-                node.module,
-                _scalar(source, node, plain),
-                *(_per_channel(source, node, plain) if isinstance(node, SparseConvolution) else ()),
-            )
+        from mmdeploy_ext.quantize.checkpoint_ranges import node_ranges
+
+        nodes = node_ranges(graph, amax, source)
         return cls(nodes, 'checkpoint', source, 0, graph_digest(graph), checkpoint_sha256)
 
 
@@ -283,15 +278,16 @@ def weight_norm(node: SparseConvolution) -> float:
 
 
 def graph_digest(graph: SparseGraph) -> str:
-    """Return the hex SHA-256 of a graph's structure without weights; equal in both coordinate orders."""
+    """Return the hex SHA-256 of a graph's sparse part without weights; equal in both coordinate orders."""
     facts: list[Any] = [_canonical(graph, graph.spatial_shape), graph.in_channels]
     for node in graph.nodes:
-        facts.append([node.op_type, node.name, node.inputs, node.output])
+        if isinstance(node, SparseConvolution | Add | Relu):  # the dense tail depends on the order
+            facts.append([node.op_type, node.name, node.inputs, node.output])
         if isinstance(node, SparseConvolution):
             triples = (node.kernel_size, node.stride, node.dilation)
             facts.append([node.in_channels, node.out_channels, node.subm, node.inverse, node.activation])
             facts.append([_canonical(graph, triple) for triple in triples])
-            # submanifold kernels ignore it, and the two orders of a network may write different values
+            # a submanifold kernel centres itself: what a model writes there says nothing
             facts.append(None if node.subm else _canonical(graph, node.padding))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -364,38 +360,3 @@ def _node_of(where: str, name: str, content: Any) -> NodeRange:
     )
     _check_node(where, name, node)
     return node
-
-
-def _quantiser_path(key: str) -> str:
-    path = key.removesuffix('._amax').removesuffix('.amax')
-    return path.replace('._input_quantizer', '.input_quantizer').replace(
-        '._weight_quantizer', '.weight_quantizer'
-    )
-
-
-def _scalar(source: str, node: Node, amax: Mapping[str, Any]) -> float | None:
-    paths = [f'{node.module}.input_quantizer']
-    if isinstance(node, Add):
-        paths.insert(0, f'{node.module}.quant_add.input_quantizer')
-    found = next((amax[path] for path in paths if path in amax), None)
-    if found is None:
-        return None
-    values = np.asarray(found, np.float64).reshape(-1)
-    if values.size != 1:
-        raise UsageError(
-            f'{source}: {node.name} ({node.module}): {values.size} ranges for its input, expected 1'
-        )
-    return float(values[0])
-
-
-def _per_channel(source: str, node: SparseConvolution, amax: Mapping[str, Any]) -> tuple[Any, float]:
-    found = amax.get(f'{node.module}.weight_quantizer')
-    if found is None:
-        return None, weight_norm(node)
-    values = np.asarray(found, np.float64).reshape(-1)
-    if values.size != node.out_channels:
-        raise UsageError(
-            f'{source}: {node.name} ({node.module}): {values.size} ranges for its weight, expected '
-            f'{node.out_channels}, one per output channel'
-        )
-    return tuple(map(float, values)), weight_norm(node)
