@@ -1,0 +1,217 @@
+"""What is in an ONNX file, as plain data and as lines: sparse graphs node by node, ordinary ones in summary.
+
+Works on broken files as well: it is what one looks at when a check has failed. Needs onnx only.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.sparse.contract import is_sparse
+from mmdeploy_ext.sparse.contract_flow import Walk
+from mmdeploy_ext.sparse.contract_reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.sparse.contract_flow import Flow
+    from mmdeploy_ext.sparse.contract_reader import Layer
+
+TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
+
+
+def describe(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return what is in a model as plain JSON types.
+
+    Returns:
+        `kind` ('sparse' or 'onnx'), `inputs`, `outputs`, `opsets`, `producer`, `nodes`, `operators` (name ->
+        count), `parameters`, `bytes`, `metadata`; of a sparse graph also `layers`.
+    """
+    graph = model.graph
+    sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in _initializers(graph)]
+    content = dict(
+        kind='sparse' if is_sparse(model) else 'onnx',
+        producer=f'{model.producer_name} {model.producer_version}'.strip(),
+        ir_version=model.ir_version,
+        opsets={entry.domain or 'ai.onnx': entry.version for entry in model.opset_import},
+        inputs=[_value(entry) for entry in _real_inputs(graph)],
+        outputs=[_value(entry) for entry in graph.output],
+        nodes=sum(1 for _ in _nodes(graph)),
+        operators=dict(collections.Counter(_operator(node) for node in _nodes(graph)).most_common()),
+        parameters=sum(size for size, _ in sizes),
+        bytes=sum(size * _item_bytes(kind) for size, kind in sizes),
+        dtypes=dict(collections.Counter(_dtype(kind) for _, kind in sizes)),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+    )
+    if content['kind'] == 'sparse':
+        content['layers'] = sparse_layers(model)
+    return content
+
+
+def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
+    """Return the nodes of a sparse graph as the engine reads them, with grids and channels."""
+    layers = Reader(model.graph).layers
+    flows = Walk(model.graph, layers, None).flows
+    counts: collections.Counter[str] = collections.Counter()
+    rows = []
+    for layer in layers:
+        title = TITLES.get(layer.op_type, layer.op_type)
+        rows.append(
+            dict(
+                name=layer.name,
+                op_type=layer.op_type,
+                number=counts[title],
+                inputs=list(layer.inputs),
+                output=layer.output,
+                **_facts(layer, flows.get(layer.output)),
+            )
+        )
+        counts[title] += 1
+    return rows
+
+
+def _facts(layer: Layer, flow: Flow | None) -> dict[str, Any]:
+    """Return what the engine knows of a node that people want to see."""
+    names = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
+    names += ('output_bound', 'precision', 'output_precision', 'format', 'dims')
+    facts = {name: _plain(layer.values[name]) for name in names if name in layer.values}
+    if layer.is_convolution and layer.weight.ndim == 5:
+        facts.update(in_channels=layer.weight.shape[4], out_channels=layer.weight.shape[0])
+    if flow is not None:
+        facts.update(grid=list(flow.grid), sites=flow.sites, shape=list(flow.shape), dense=flow.dense)
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def lines(content: dict[str, Any]) -> Iterator[str]:
+    """Yield what `describe` found, for people."""
+    for name in ('inputs', 'outputs'):
+        entries = content[name]
+        yield f'{name}: ' + (', '.join(f'{entry["name"]} {entry["type"]}' for entry in entries) or 'none')
+    opsets = ', '.join(f'{domain} {version}' for domain, version in content['opsets'].items())
+    yield f'opset: {opsets or "none"}; IR {content["ir_version"]}; written by {content["producer"] or "?"}'
+    dtypes = ', '.join(f'{count} {dtype}' for dtype, count in content['dtypes'].items()) or 'no initializers'
+    yield f'parameters: {content["parameters"]:,} in {content["bytes"] / 1e6:.2f} MB ({dtypes})'
+    operators = ', '.join(f'{name} {count}' for name, count in content['operators'].items())
+    yield f'operators: {content["nodes"]}: {operators}'
+    for key, value in content['metadata'].items():
+        if key.removeprefix(PREFIX) in (
+            'family',
+            'form',
+            'config',
+            'config_sha256',
+            'checkpoint_sha256',
+            'target',
+        ):
+            yield f'{key}: {value}'
+    if 'layers' in content:
+        yield ''
+        yield from trace_lines(content['layers'])
+
+
+def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield one line per node in the words of the reference exporter's trace, and what is behind it.
+
+    E.g. `--> SparseConvolution0[subm] -> Input 0, Output 1   5 -> 16, 3x3x3 on 1440x1440x41, ReLU`.
+    """
+    traced = [
+        f'--> {TITLES.get(row["op_type"], row["op_type"])}{row["number"]}{_bracket(row)} -> '
+        f'Input {" + ".join(row["inputs"])}, Output {row["output"]}'
+        for row in layers
+    ]
+    width = max(map(len, traced), default=0)
+    for line, row in zip(traced, layers, strict=True):
+        yield f'{line:<{width}}  {details(row)}'.rstrip()
+
+
+def _bracket(row: dict[str, Any]) -> str:
+    if row['op_type'] == 'SparseConvolution':
+        return '[inverse]' if row['inverse'] else '[subm]' if row['subm'] else '[conv]'
+    for name in ('format', 'dims'):
+        if name in row:
+            return f'[{row[name] if name == "format" else ",".join(map(str, row[name]))}]'
+    return ''
+
+
+def details(row: dict[str, Any]) -> str:
+    """Return what a node does, in a few words."""
+    words = []
+    if row['op_type'] == 'SparseConvolution':
+        words.append(
+            f'{row.get("in_channels", "?")} -> {row.get("out_channels", "?")}, {by(row["kernel_size"])}'
+        )
+        if not row['subm']:
+            words.append(f'stride {by(row["stride"])}, padding {by(row["padding"])}')
+    where = row.get('shape') if row.get('dense') else row.get('grid')
+    if where and row['op_type'] not in ('Relu', 'Add', 'QuantAdd'):
+        words.append(f'{"" if row.get("dense") else "on "}{by(where)}')
+    if row.get('activation') not in (None, '', 'None'):
+        words.append(row['activation'])
+    if row.get('rulebook'):
+        words.append(f'rulebook {row["rulebook"]}')
+    if row.get('precision') or row.get('output_precision'):
+        words.append(f'{row["precision"] or "fp16"} -> {row["output_precision"] or "fp16"}')
+    return ', '.join(words)
+
+
+def by(sizes: list[int]) -> str:
+    """Return '3x3x3'."""
+    return 'x'.join(map(str, sizes)) or '?'
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield all nodes, also those in the bodies of If, Loop and Scan."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _nodes(body)
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _initializers(body)
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
+
+
+def _real_inputs(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """Yield inputs that have to be fed; those with an initializer are defaults."""
+    defaults = {tensor.name for tensor in graph.initializer}
+    for entry in graph.input:
+        if entry.name not in defaults:
+            yield entry
+
+
+def _value(entry: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = entry.type.tensor_type
+    shape = [
+        size.dim_param or (size.dim_value if size.HasField('dim_value') else '?') for size in kind.shape.dim
+    ]
+    text = f'{_dtype(kind.elem_type)}[{",".join(map(str, shape))}]'
+    return dict(name=entry.name, dtype=_dtype(kind.elem_type), shape=shape, type=text)
+
+
+def _dtype(kind: int) -> str:
+    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    return names.get(kind, str(kind)).lower()
+
+
+def _item_bytes(kind: int) -> float:
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    except (KeyError, ValueError):
+        return 0

@@ -1,0 +1,179 @@
+"""`graph.py`: what it prints, draws and writes, and its exit statuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from mmdeploy_ext.apps.graph_app import main
+from scn_files import golden_model, node_of, set_attribute
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DENSE = REPOSITORY / 'demo' / 'atss_toy.onnx'
+
+
+@pytest.fixture(scope='module')
+def sparse(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp('scn') / 'lidar.backbone.xyz.onnx'
+    onnx.save_model(golden_model('bevfusion.int8.xyz'), path)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def unfused(tmp_path_factory) -> str:
+    model = golden_model('bevfusion.plain.xyz')
+    del node_of(model, 'conv4').input[2:]
+    set_attribute(node_of(model, 'conv9'), 'output_bound', 150000)
+    path = tmp_path_factory.mktemp('scn') / 'unfused.onnx'
+    onnx.save_model(model, path)
+    return str(path)
+
+
+def test_a_good_file_keeps_the_contract(sparse, tmp_path, capsys):
+    target = tmp_path / 'found.json'
+    assert main(['check-scn', sparse, '--json', str(target)]) == 0
+    assert 'CONTRACT KEPT' in capsys.readouterr().out
+    assert json.loads(target.read_text()) == dict(file=sparse, kept=True, nodes=40, violations=[])
+
+
+def test_a_broken_file_is_exit_status_one_and_names_the_node(unfused, tmp_path, capsys):
+    target = tmp_path / 'found.json'
+    assert main(['check-scn', unfused, '--json', str(target)]) == 1
+    out = capsys.readouterr().out
+    assert 'CONTRACT BROKEN' in out and 'conv4' in out and 'missing-bias' in out
+    content = json.loads(target.read_text())
+    assert not content['kept']
+    assert [(row['node'], row['rule'], row['severity']) for row in content['violations']] == [
+        ('conv4', 'missing-bias', 'error'),
+        ('conv9', 'output-bound', 'warning'),
+    ]
+
+
+def test_strict_fails_on_warnings_and_max_voxels_on_the_bound(sparse, tmp_path):
+    model = onnx.load(sparse)
+    set_attribute(node_of(model, 'conv9'), 'output_bound', 150000)
+    onnx.save_model(model, tmp_path / 'warned.onnx')
+    warned = str(tmp_path / 'warned.onnx')
+    assert main(['check-scn', warned]) == 0
+    assert main(['check-scn', warned, '--strict']) == 1
+    assert main(['check-scn', sparse, '--max-voxels', '200000']) == 0
+    assert main(['check-scn', sparse, '--max-voxels', '300000']) == 1
+
+
+def test_an_ordinary_file_is_told_from_a_broken_one(capsys):
+    assert main(['check-scn', str(DENSE)]) == 1
+    assert 'no SparseConvolution' in ' '.join(capsys.readouterr().out.split())
+
+
+def test_show_prints_the_trace_of_the_reference_exporter(sparse, capsys):
+    assert main(['show', sparse]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    traced = [line for line in lines if line.startswith('--> ')]
+    assert len(traced) == 40
+    assert traced[0].startswith('--> SparseConvolution0[subm] -> Input 0, Output 1 ')
+    assert traced[3].startswith('--> Add0 -> Input 3 + 1, Output 4 ')
+    assert traced[4] == '--> ReLU0 -> Input 4, Output 5'
+    assert traced[9].startswith('--> SparseConvolution5[conv] -> Input 9, Output 10 ')
+    assert '16 -> 32, 3x3x3, stride 2x2x2, padding 1x1x1, on 720x720x21, ReLU' in traced[9]
+    assert 'inputs: 0 float16[1,5]' in lines and any('2,693,024' in line for line in lines)
+
+
+def test_show_summarises_an_ordinary_file(tmp_path, capsys):
+    target = tmp_path / 'what.json'
+    assert main(['show', str(DENSE), '--json', str(target)]) == 0
+    out = capsys.readouterr().out
+    assert 'input float[B,3,H,W]' in out and 'NonMaxSuppression 1' in out and 'ai.onnx 17' in out
+    content = json.loads(target.read_text())
+    model = onnx.load(DENSE)
+    assert content['kind'] == 'onnx' and content['nodes'] == len(model.graph.node)
+    assert content['parameters'] == sum(
+        onnx.numpy_helper.to_array(tensor).size for tensor in model.graph.initializer
+    )
+
+
+def test_show_counts_the_bodies_of_branches(tmp_path, capsys):
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node('Neg', ['x'], ['y'])],
+        'b',
+        [],
+        [onnx.helper.make_tensor_value_info('y', 1, [2])],
+    )
+    node = onnx.helper.make_node('If', ['c'], ['z'], then_branch=body, else_branch=body)
+    inputs = [onnx.helper.make_tensor_value_info('c', 9, []), onnx.helper.make_tensor_value_info('x', 1, [2])]
+    graph = onnx.helper.make_graph([node], 'g', inputs, [onnx.helper.make_tensor_value_info('z', 1, [2])])
+    onnx.save_model(onnx.helper.make_model(graph), tmp_path / 'if.onnx')
+    assert main(['show', str(tmp_path / 'if.onnx')]) == 0
+    assert 'operators: 3: Neg 2, If 1' in capsys.readouterr().out
+
+
+def test_show_and_draw_work_on_broken_files(unfused, tmp_path, capsys):
+    assert main(['show', unfused]) == 0
+    assert main(['draw', unfused, '--output', str(tmp_path / 'x.svg')]) == 0
+    assert 'SparseConvolution4[subm] -> Input 6, Output 7' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('suffix', ['.svg', '.png', '.pdf'])
+def test_draw_writes_every_node_once_per_column(sparse, tmp_path, suffix):
+    target = tmp_path / f'net{suffix}'
+    assert main(['draw', sparse, '--output', str(target)]) == 0
+    assert target.stat().st_size > 10_000
+    if suffix == '.svg':
+        text = target.read_text()
+        for name in ('conv0 ', 'conv20 ', 'add7<', 'scatter0<', '1440x1440x41', '>180x180x2<'):
+            assert text.count(name) == 1, name
+        again = tmp_path / 'again.svg'
+        main(['draw', sparse, '--output', str(again)])
+        assert again.read_text() == text
+
+
+def test_columns_are_sets_of_active_sites(sparse):
+    from mmdeploy_ext.graph.draw import place
+    from mmdeploy_ext.graph.show import sparse_layers
+
+    boxes = place(sparse_layers(onnx.load(sparse)))
+    assert [sum(box.column == column for box in boxes) for column in range(5)] == [9, 9, 9, 9, 4]
+    assert len({(box.x, box.y) for box in boxes}) == 40
+
+
+BAD = {
+    'no command': [],
+    'no file': ['show', 'none.onnx'],
+    'no picture name': ['draw', str(DENSE)],
+    'another suffix': ['draw', '{sparse}', '--output', 'x.bmp'],
+    'a dense graph to draw': ['draw', str(DENSE), '--output', '{folder}/x.svg'],
+    'a corrupt file': ['check-scn', __file__],
+    'no voxels': ['check-scn', '{sparse}', '--max-voxels', '0'],
+    'JSON into a folder': ['show', '{sparse}', '--json', '{folder}'],
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_what_cannot_be_meant_is_exit_status_two_in_one_line(case, sparse, tmp_path, capsys):
+    argv = [word.format(sparse=sparse, folder=tmp_path) for word in BAD[case]]
+    try:
+        status = main(argv)
+    except SystemExit as error:
+        status = error.code
+    captured = capsys.readouterr()
+    assert status == 2 and captured.err.startswith('error: ') and captured.err.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tool_runs_where_neither_torch_nor_mmcv_is(sparse):
+    code = (
+        'import sys\n'
+        'class Blocker:\n'
+        '    def find_spec(self, name, path=None, target=None):\n'
+        "        if name.split('.')[0] in ('torch', 'mmcv', 'mmdet', 'mmdet3d', 'spconv'):\n"
+        "            raise ModuleNotFoundError('blocked: ' + name, name=name)\n"
+        'sys.meta_path.insert(0, Blocker())\n'
+        'from mmdeploy_ext.apps.graph_app import main\n'
+        "sys.exit(main(['check-scn', sys.argv[1]]) or main(['show', sys.argv[1]]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, sparse], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
