@@ -213,3 +213,77 @@ class SparseGraph:
             if node.name == name:
                 return node
         raise KeyError(name)
+
+
+PREFIXES = {
+    'BatchNorm': 'bn',
+    'SparseConvolution': 'conv',
+    'Add': 'add',
+    'Relu': 'relu',
+    'ScatterDense': 'scatter',
+    'Transpose': 'transpose',
+    'Reshape': 'reshape',
+}
+
+
+def renumber(graph: SparseGraph) -> SparseGraph:
+    """Return the graph with names and tensor ids as the dialect counts them.
+
+    Names count per operation from 0 (conv0, conv1, add0, ...), tensors in the order of nodes from '1'; '0' stays
+    the voxels.
+    """
+    ids, counts, nodes = {'0': '0'}, dict.fromkeys(PREFIXES, 0), []
+    for node in graph.nodes:
+        inputs = tuple(ids[name] for name in node.inputs)
+        ids[node.output] = str(len(ids))
+        name = f'{PREFIXES[node.op_type]}{counts[node.op_type]}'
+        counts[node.op_type] += 1
+        nodes.append(dataclasses.replace(node, name=name, inputs=inputs, output=ids[node.output]))
+    return dataclasses.replace(graph, nodes=tuple(nodes), output=ids[graph.output])
+
+
+def prune(graph: SparseGraph) -> SparseGraph:
+    """Return the graph without nodes that its output does not need; names and ids stay."""
+    needed, kept = {graph.output}, []
+    for node in reversed(graph.nodes):
+        if node.output in needed:
+            needed.update(node.inputs)
+            kept.append(node)
+    return dataclasses.replace(graph, nodes=tuple(reversed(kept)))
+
+
+def differences(left: SparseGraph, right: SparseGraph) -> list[str]:
+    """Return what differs between two graphs, in words; empty when they are equal bit for bit.
+
+    Arrays are equal when dtype, shape and all bits are.
+    """
+    found = []
+    for field in dataclasses.fields(SparseGraph):
+        first, second = getattr(left, field.name), getattr(right, field.name)
+        if field.name != 'nodes' and first != second:
+            found.append(f'{field.name}: {first!r} and {second!r}')
+    if len(left.nodes) != len(right.nodes):
+        found.append(f'nodes: {len(left.nodes)} and {len(right.nodes)}')
+    for one, other in zip(left.nodes, right.nodes, strict=False):
+        found.extend(_node_differences(one, other))
+    return found
+
+
+def _node_differences(left: Node, right: Node) -> list[str]:
+    if type(left) is not type(right):
+        return [f'{left.name}: {left.op_type} and {right.op_type}']
+    return [
+        f'{left.name}.{field.name}: {_brief(getattr(left, field.name))} and {_brief(getattr(right, field.name))}'
+        for field in dataclasses.fields(left)
+        if not _equal(getattr(left, field.name), getattr(right, field.name))
+    ]
+
+
+def _equal(left: object, right: object) -> bool:
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        return (left.dtype, left.shape) == (right.dtype, right.shape) and left.tobytes() == right.tobytes()
+    return type(left) is type(right) and left == right
+
+
+def _brief(value: object) -> str:
+    return f'{value.dtype} {value.shape}' if isinstance(value, np.ndarray) else repr(value)

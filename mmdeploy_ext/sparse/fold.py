@@ -1,0 +1,110 @@
+"""Batch normalisation and ReLU of a sparse graph folded into its convolutions, bit for bit as the reference does."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.sparse.ir import BatchNorm, Relu, SparseConvolution, renumber
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.sparse.ir import Node, SparseGraph
+
+PRECISIONS = ('fp32', 'fp16')
+
+
+def fold(graph: SparseGraph, precision: str = 'fp32') -> SparseGraph:
+    """Return the graph with every BatchNorm folded and every ReLU that follows a convolution fused.
+
+    Names and tensor ids are counted anew. A convolution without a bias gets one (zeros, where no BatchNorm
+    follows it): the engine reads it unasked. Folding a folded graph changes nothing.
+
+    Args:
+        graph: as `trace` gives it.
+        precision: 'fp32' folds in float32 (what NVIDIA's PTQ path does; weights stay float32 until a writer
+            rounds them), 'fp16' rounds after every operation (what its plain exporters do after
+            `model.half()`; weights are float16). 45 % of the weights differ between the two, by up to 3 ulp.
+
+    Raises:
+        UsageError: another precision.
+        ExportError: a BatchNorm that does not follow a convolution alone; its module is named.
+
+    Source: golden ALGORITHM.md, section 3.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f'fold={precision!r} is unknown; expected one of {", ".join(PRECISIONS)}')
+    nodes = {node.output: _prepared(node, precision) for node in graph.nodes}
+    replaced: dict[str, str] = {}
+    uses = _uses(graph)
+    for node in graph.nodes:
+        name = replaced.get(node.inputs[0], node.inputs[0])
+        before = nodes.get(name)
+        if isinstance(node, BatchNorm):
+            nodes[name] = _with_norm(before, node, uses[node.inputs[0]], precision)
+        elif isinstance(node, Relu) and _takes_relu(before) and uses[node.inputs[0]] == 1:
+            nodes[name] = dataclasses.replace(before, activation='ReLU')
+        else:
+            continue
+        replaced[node.output] = name
+        del nodes[node.output]
+    kept = tuple(
+        dataclasses.replace(node, inputs=tuple(replaced.get(name, name) for name in node.inputs))
+        for node in map(_with_bias, nodes.values())
+    )
+    output = replaced.get(graph.output, graph.output)
+    return renumber(dataclasses.replace(graph, nodes=kept, output=output))
+
+
+def _uses(graph: SparseGraph) -> dict[str, int]:
+    names = [graph.output, *(name for node in graph.nodes for name in node.inputs)]
+    return {name: names.count(name) for name in names}
+
+
+def _takes_relu(node: Node | None) -> bool:
+    return isinstance(node, SparseConvolution) and node.activation == 'None'
+
+
+def _with_norm(node: Node | None, norm: BatchNorm, uses: int, precision: str) -> SparseConvolution:
+    if not _takes_relu(node):
+        got = 'the voxels' if node is None else f'{node.op_type} ({node.module})'
+        if isinstance(node, SparseConvolution):
+            got = f'the ReLU of {node.module}'
+        raise ExportError(
+            f'{norm.module}: batch normalisation follows {got}, where it cannot be folded; only directly after a '
+            f"convolution it can, i.e. order=('conv', 'norm', 'act')"
+        )
+    if uses != 1:
+        raise ExportError(
+            f'{norm.module}: batch normalisation of {node.module}, whose output is used elsewhere too, cannot be '
+            f'folded into it'
+        )
+    weight, bias = _folded(node.weight, node.bias, norm, np.float16 if precision == 'fp16' else np.float32)
+    return dataclasses.replace(node, weight=weight, bias=bias)
+
+
+def _folded(
+    weight: np.ndarray, bias: np.ndarray | None, norm: BatchNorm, dtype: type[np.floating]
+) -> tuple[np.ndarray, np.ndarray]:
+    gamma, beta, mean, var = (array.astype(dtype) for array in (norm.gamma, norm.beta, norm.mean, norm.var))
+    # torch adds a Python number to a half tensor in float32 and rounds once; the same goes for rsqrt
+    var = (var.astype(np.float32) + np.float32(norm.eps)).astype(dtype)
+    root = (np.float32(1) / np.sqrt(var.astype(np.float32))).astype(dtype)
+    scale = gamma * root
+    bias = np.zeros_like(beta) if bias is None else bias
+    return weight * scale[:, None, None, None, None], (bias - mean) * root * gamma + beta
+
+
+def _prepared(node: Node, precision: str) -> Node:
+    if precision == 'fp32' or not isinstance(node, SparseConvolution):
+        return node
+    bias = None if node.bias is None else node.bias.astype(np.float16)
+    return dataclasses.replace(node, weight=node.weight.astype(np.float16), bias=bias)
+
+
+def _with_bias(node: Node) -> Node:
+    if isinstance(node, SparseConvolution) and node.bias is None:
+        return dataclasses.replace(node, bias=np.zeros(node.out_channels, node.weight.dtype))
+    return node

@@ -1,0 +1,84 @@
+"""A sparse graph in the other coordinate order."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.sparse.ir import ORDERS, ScatterDense, SparseConvolution, Transpose, renumber
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.sparse.ir import Node, SparseGraph
+
+REVERSED = (0, 1, 4, 3, 2)
+"""Axes of (1, C, d0, d1, d2) in the other order; its own inverse."""
+
+
+def reorder(graph: SparseGraph, order: str) -> SparseGraph:
+    """Return the same network on coordinates in another axis order; the dense output stays the same.
+
+    Kernels are permuted, never mirrored. The first Transpose behind a ScatterDense takes the change up; where
+    there is none, one is put in, and one that would do nothing is taken out. `reorder(reorder(g, o), g.order)`
+    is `g`.
+
+    Args:
+        graph: before or after folding.
+        order: 'xyz' or 'zyx'.
+
+    Raises:
+        UsageError: another order.
+
+    Source: golden ALGORITHM.md, section 4.
+    """
+    if order not in ORDERS:
+        raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')
+    if order == graph.order:
+        return graph
+    nodes: list[Node] = []
+    names: dict[str, str] = {}
+    scatters: dict[str, ScatterDense] = {}
+    for node in graph.nodes:
+        source = scatters.get(node.inputs[0])
+        node = dataclasses.replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
+        if isinstance(node, ScatterDense):
+            scatters[node.output] = node
+        if source is None:
+            nodes.append(_reordered(node))
+        elif isinstance(node, Transpose):
+            dims = tuple(REVERSED[axis] for axis in node.dims)
+            if dims == tuple(range(5)):
+                names[node.output] = node.inputs[0]
+            else:
+                nodes.append(dataclasses.replace(node, dims=dims))
+        else:
+            nodes.append(_restored(source))
+            nodes.append(dataclasses.replace(node, inputs=(nodes[-1].output, *node.inputs[1:])))
+    if graph.output in scatters:
+        nodes.append(_restored(scatters[graph.output]))
+        names[graph.output] = nodes[-1].output
+    output = names.get(graph.output, graph.output)
+    return renumber(
+        dataclasses.replace(
+            graph, nodes=tuple(nodes), order=order, spatial_shape=graph.spatial_shape[::-1], output=output
+        )
+    )
+
+
+def _restored(scatter: ScatterDense) -> Transpose:
+    """Return the transposition from the new order back to the axes that the graph's own tail expects."""
+    return Transpose('', scatter.module, (scatter.output,), f'{scatter.output} restored', REVERSED)
+
+
+def _reordered(node: Node) -> Node:
+    if isinstance(node, ScatterDense):
+        shape = tuple(node.output_shape[axis] for axis in REVERSED)
+        return dataclasses.replace(node, spatial_shape=node.spatial_shape[::-1], output_shape=shape)
+    if not isinstance(node, SparseConvolution):
+        return node
+    triples = 'kernel_size stride padding dilation output_padding input_spatial_shape output_spatial_shape'
+    changed = {name: getattr(node, name)[::-1] for name in triples.split()}
+    weight = np.ascontiguousarray(node.weight.transpose(0, 3, 2, 1, 4))
+    return dataclasses.replace(node, weight=weight, **changed)

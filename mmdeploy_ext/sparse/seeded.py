@@ -1,0 +1,134 @@
+"""Weights, ranges and voxels by rule, from names alone: the same numbers on every machine. Needs numpy only.
+
+For tests and matrices: reference outputs exist for networks that are filled this way.
+
+Source: golden FILL.md (the rules are ours; no weights of any model are needed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+COUNTER = 'num_batches_tracked'
+
+
+def weights(shapes: Mapping[str, tuple[int, ...]], prefix: str = '') -> dict[str, np.ndarray]:
+    """Return a filled state dict.
+
+    Args:
+        shapes: key without prefix -> shape; kernels in spconv 1.x layout (k0, k1, k2, I, O).
+        prefix: put before every key to draw its numbers, e.g. 'encoders.lidar.backbone.'.
+
+    Returns:
+        Key without prefix -> float32 array of that shape (int64 for counters).
+    """
+    return {key: _weight(prefix + key, tuple(shape)) for key, shape in shapes.items()}
+
+
+def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    if key.endswith(COUNTER):
+        return np.zeros(shape, np.int64)
+    drawn = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+    if len(shape) == 5:
+        drawn = drawn / np.sqrt(np.prod(shape[:4])) * np.sqrt(2)
+    elif key.endswith('.running_var'):
+        drawn = 1 + 0.1 * np.abs(drawn)
+    elif key.endswith('.weight'):
+        drawn = 1 + 0.05 * drawn
+    else:
+        drawn = 0.02 * drawn
+    return drawn.astype(np.float32)
+
+
+def digest(state: Mapping[str, np.ndarray]) -> str:
+    """Return the hex SHA-256 of a filled state dict in its order, counters left out."""
+    content = b''.join(array.tobytes() for key, array in state.items() if not key.endswith(COUNTER))
+    return hashlib.sha256(content).hexdigest()
+
+
+def fill_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
+    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place.
+
+    Returns:
+        The filled state dict in spconv 1.x layout, as `weights` gives it.
+    """
+    import torch
+    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    old = {key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()}
+    state = weights(old, prefix)
+    tensors = {
+        key: torch.from_numpy(np.ascontiguousarray(array.transpose(4, 0, 1, 2, 3)))
+        if array.ndim == 5
+        else torch.from_numpy(array)
+        for key, array in state.items()
+    }
+    # not load_state_dict: spconv's own hook guesses at layouts
+    own = module.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)
+    return state
+
+
+def input_range(quantiser: str) -> float:
+    """Return the synthetic range of a quantiser, by its full path at PTQ time."""
+    return 0.5 + (zlib.crc32(quantiser.encode()) % 64) / 16
+
+
+def amax(graph: SparseGraph, prefix: str = '', half: bool = False) -> dict[str, np.ndarray]:
+    """Return synthetic ranges of a folded graph by quantiser path, as a quantised checkpoint holds them.
+
+    Args:
+        graph: folded in fp32; its weights' ranges are the largest magnitudes per output channel.
+        prefix: of the module paths, e.g. 'backbone.'.
+        half: rounded to fp16, as BEVFusion's are in the reference's files and CenterPoint's are not.
+
+    Returns:
+        'M._input_quantizer._amax' () and 'M._weight_quantizer._amax' (O,), float32; additions in block M as
+        'M.quant_add._input_quantizer._amax'. Paths are without the prefix.
+    """
+    ranges: dict[str, np.ndarray] = {}
+    for node in graph.nodes:
+        if not isinstance(node, SparseConvolution | Add):
+            continue
+        path = f'{node.module}.quant_add' if isinstance(node, Add) else node.module
+        ranges[f'{path}._input_quantizer'] = np.float32(input_range(f'{prefix}{path}._input_quantizer'))
+        if isinstance(node, SparseConvolution):
+            ranges[f'{path}._weight_quantizer'] = np.abs(node.weight).max((1, 2, 3, 4)).astype(np.float32)
+    if half:
+        ranges = {path: values.astype(np.float16).astype(np.float32) for path, values in ranges.items()}
+    return {f'{path}._amax': values for path, values in ranges.items()}
+
+
+def voxels() -> tuple[np.ndarray, np.ndarray]:
+    """Return the synthetic voxels: features (2942, 5) float32, coordinates (2942, 4) int32 (0, x, y, z).
+
+    Grid 1440 x 1440 x 41: corners, clusters of up to seven, and points on the faces.
+    """
+    size = np.array([1440, 1440, 41])
+    rng = np.random.default_rng(zlib.crc32(b'scn_synth_v1'))
+    corners = np.array([[x, y, z] for x in (0, 1439) for y in (0, 1439) for z in (0, 40)])
+    seeds = np.stack([rng.integers(0, limit, 400) for limit in size], 1)
+    near = np.clip(seeds[:, None] + rng.integers(-2, 3, (400, 6, 3)), 0, size - 1).reshape(-1, 3)
+    faces = np.stack([rng.integers(0, limit, 200) for limit in size], 1)
+    points = np.arange(200)
+    axes = points % 3
+    faces[points, axes] = np.where(points // 3 % 2 == 0, 0, size[axes] - 1)
+    every = np.concatenate([corners, seeds, near, faces])
+    first = np.sort(np.unique(every, axis=0, return_index=True)[1])
+    coordinates = np.pad(every[first], ((0, 0), (1, 0))).astype(np.int32)
+    features = rng.standard_normal((len(coordinates), 5)).astype(np.float16)
+    return features.astype(np.float32), coordinates
