@@ -1,0 +1,155 @@
+"""Ranges of a sparse graph, measured on sweeps on a CPU: post-training quantisation.
+
+Source: ALGORITHM.md section 6. Differs in: as many sweeps as asked (the reference runs one more), and every
+quantiser is measured, also those of layers that the reference then computes in fp16.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.quantize.calibrators import PERCENTILE, calibrator, title, weight_amax
+from mmdeploy_ext.quantize.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
+from mmdeploy_ext.sparse import engine
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+
+    from mmdeploy_ext.quantize.calibrators import Calibrator
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+    Sweep = tuple[np.ndarray, np.ndarray]
+    """(N, C) float features, (N, 4) int32 coordinates in the graph's order."""
+
+
+def calibrate_sweeps(
+    graph: SparseGraph,
+    sweeps: Iterable[Sweep],
+    method: str = 'mse',
+    batches: int | None = None,
+    progress: bool = True,
+    *,
+    percentile: float = PERCENTILE,
+    add_method: str | None = None,
+    unfolded: Mapping[str, np.ndarray] | None = None,
+    source: str = 'sweeps',
+    checkpoint_sha256: str = '',
+) -> Ranges:
+    """Measure the ranges of all inputs, and take those of the weights.
+
+    Args:
+        graph: folded in fp32, with its weights.
+        sweeps: (features (N, C), coordinates (N, 4)) each, coordinates in the graph's order.
+        method: of inputs: 'mse', 'percentile' or 'max'.
+        batches: number of sweeps to take; None takes all.
+        progress: a bar on stderr, where that is a terminal.
+        percentile: of |x|, for the method of that name.
+        add_method: of residual additions, None: as `method`. The reference has 'max' for CenterPoint.
+        unfolded: node name -> kernel whose ranges are taken instead of the folded one's: `before_folding`.
+        source: what the sweeps are, for the file.
+        checkpoint_sha256: of the checkpoint file, for the file.
+
+    Raises:
+        UsageError: an unknown method, a graph that is not folded.
+        DataError: no sweep; values that are not finite; an input that was 0 in all sweeps.
+    """
+    nodes = quantised(graph)
+    collectors = {
+        node.name: calibrator((add_method or method) if isinstance(node, Add) else method, percentile)
+        for node in nodes
+    }
+    count = 0
+    for features, coordinates in tracked(sweeps, batches, 'calibrating', progress):
+        count += 1
+        _collect(graph, features, coordinates, collectors, f'sweep {count} of {source}')
+    if count == 0:
+        raise DataError(f'{source}: has no sweep to calibrate on; give a folder or infos that have some')
+    found = {}
+    for node in nodes:
+        amax = collectors[node.name].amax()
+        if amax == 0:
+            raise DataError(
+                f'{source}: the input of {node.name} ({node.module}) was 0 in all {count} sweeps, which '
+                f'gives no range; give sweeps that reach it, or check the weights'
+            )
+        kernel = ()
+        if isinstance(node, SparseConvolution):
+            kernel = _weights(node, unfolded or {}), weight_norm(node)
+        found[node.name] = NodeRange(node.module, float(np.float32(amax)), *kernel)
+    name = title(method, percentile)
+    if add_method and add_method != method:
+        name += f' (additions: {title(add_method, percentile)})'
+    return Ranges(found, name, source, count, graph_digest(graph), checkpoint_sha256)
+
+
+def before_folding(
+    traced: SparseGraph, folded: SparseGraph, modules: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Return node name -> kernel before batch normalisation was folded into it.
+
+    The reference takes the weight ranges of CenterPoint's `conv_input.0` from that kernel: its normalisation
+    is folded only when the file is written. Every other range is of the folded kernel.
+
+    Args:
+        traced: the graph with BatchNorm nodes.
+        folded: `fold(traced)`.
+        modules: paths of the convolutions, as the nodes have them.
+
+    Raises:
+        UsageError: no convolution has such a path.
+    """
+    kernels = {node.module: node.weight for node in traced.convolutions()}
+    for module in modules:
+        if module not in kernels:
+            raise UsageError(f'{module}: no convolution of the graph comes from this module')
+    return {node.name: kernels[node.module] for node in folded.convolutions() if node.module in modules}
+
+
+def tracked(sweeps: Iterable[Sweep], batches: int | None, what: str, progress: bool) -> Iterator[Sweep]:
+    """Yield the sweeps, at most `batches`, with a bar on stderr where that is a terminal."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from mmdeploy_ext.cli import stderr
+
+    total = len(sweeps) if hasattr(sweeps, '__len__') else batches
+    if total is not None and batches is not None:
+        total = min(total, batches)
+    console = stderr()
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    shown = progress and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        yield from bar.track(itertools.islice(sweeps, batches), total=total, description=what)
+
+
+def _weights(node: SparseConvolution, unfolded: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+    try:
+        return weight_amax(unfolded.get(node.name, node.weight))
+    except ValueError as error:
+        raise UsageError(
+            f'{node.name} ({node.module}): of its weights, {error}; check the checkpoint'
+        ) from error
+
+
+def _collect(
+    graph: SparseGraph,
+    features: np.ndarray,
+    coordinates: np.ndarray,
+    collectors: Mapping[str, Calibrator],
+    where: str,
+) -> None:
+    def listen(node, inputs, weight):  # noqa: ANN001, ANN202
+        if node.name in collectors:
+            try:
+                # the two inputs of an addition share one quantiser
+                for values in inputs:
+                    collectors[node.name].collect(values)
+            except ValueError as error:
+                raise DataError(f'{where}: input of {node.name} ({node.module}): {error}') from error
+        return inputs, weight
+
+    engine.run(graph, coordinates, features, transform=listen)
