@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
+from mmdeploy_ext.convert import solo_names
 from mmdeploy_ext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path=path, state_dict=weights, meta=meta if isinstance(meta, dict) else {})
 
 
-def _listed(keys: Sequence[str]) -> str:
+def listed(keys: Sequence[str]) -> str:
+    """Return the number of keys and the first ten."""
     more = f' ... and {len(keys) - SHOWN_KEYS} more' if len(keys) > SHOWN_KEYS else ''
     return f'{len(keys)} ({", ".join(keys[:SHOWN_KEYS])}{more})'
 
@@ -122,7 +124,7 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         for key, value in checkpoint.state_dict.items()
         if key in own and own[key].shape != value.shape
     ]
-    problems = [f'shapes differ for {_listed(shapes)}'] if shapes else []
+    problems = [f'shapes differ for {listed(shapes)}'] if shapes else []
     fitting = {
         key: value
         for key, value in checkpoint.state_dict.items()
@@ -137,8 +139,14 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
             and key not in checkpoint.state_dict.keys() & own.keys()
         ]
         if counted:
-            problems.append(f'{title} keys {_listed(counted)}')
+            problems.append(f'{title} keys {listed(counted)}')
     if problems:
+        if solo_names.original_head(checkpoint.state_dict):
+            raise CheckpointError(
+                f'{checkpoint.path}: is a checkpoint of the original SOLO repository, whose names mmdet does '
+                f'not know; convert it first: python {solo_names.COMMAND} {checkpoint.path} OUT.pth '
+                f'--config CONFIG'
+            )
         raise CheckpointError(
             f'{checkpoint.path}: does not fit the model of the config: {"; ".join(problems)}. '
             f'Use the config that this checkpoint was trained with'

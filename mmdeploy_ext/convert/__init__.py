@@ -1,0 +1,1 @@
+"""Checkpoints of other repositories, made into those that mmdet's models load."""

@@ -1,0 +1,106 @@
+"""Names of the original SOLO repository's state dicts, and what mmdet 2.28.2 calls the same tensors.
+
+Source of the names: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask_heads`, mmdet 2.28.2
+`models/dense_heads`. Both build the same modules; no tensor changes its shape, no class is shifted.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+COMMAND = 'tools/convert/solo_wxinlong.py'
+
+# the first match wins
+RULES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r'^bbox_head\.solo_ins_list\.(\d+)\.(.+)$', r'mask_head.conv_mask_list.\1.\2'),
+        (r'^bbox_head\.dsolo_ins_list_([xy])\.(\d+)\.(.+)$', r'mask_head.conv_mask_list_\1.\2.\3'),
+        (r'^bbox_head\.ins_convs_([xy])\.(\d+)\.(.+)$', r'mask_head.mask_convs_\1.\2.\3'),
+        (r'^bbox_head\.ins_convs\.(\d+)\.(.+)$', r'mask_head.mask_convs.\1.\2'),
+        (r'^bbox_head\.cate_convs\.(\d+)\.(.+)$', r'mask_head.cls_convs.\1.\2'),
+        (r'^bbox_head\.kernel_convs\.(\d+)\.(.+)$', r'mask_head.kernel_convs.\1.\2'),
+        (r'^bbox_head\.d?solo_cate\.(weight|bias)$', r'mask_head.conv_cls.\1'),
+        (r'^bbox_head\.solo_kernel\.(weight|bias)$', r'mask_head.conv_kernel.\1'),
+        (
+            r'^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.(.+)$',
+            r'mask_head.mask_feature_head.convs_all_levels.\1.conv\2.\3',
+        ),
+        (r'^mask_feat_head\.conv_pred\.0\.(.+)$', r'mask_head.mask_feature_head.conv_pred.\1'),
+        (r'^((?:backbone|neck)\..+)$', r'\1'),
+    )
+)
+OFFSET = re.compile(r'^(.+)_offset\.(weight|bias)$')
+# a key that only this kind of head has in the original repository -> mmdet's head
+HEADS = {
+    r'^bbox_head\.solo_kernel\.': 'SOLOV2Head',
+    r'^bbox_head\.solo_ins_list\.': 'SOLOHead',
+    r'^bbox_head\.ins_convs_x\.': 'DecoupledSOLOHead',
+    r'^bbox_head\.dsolo_ins_list_x\.': 'DecoupledSOLOLightHead',
+}
+
+
+def original_head(keys: Iterable[str]) -> str:
+    """Return mmdet's type for the head of an original state dict; '' where it is none.
+
+    Args:
+        keys: names of a state dict.
+    """
+    names = list(keys)
+    return next((head for rule, head in HEADS.items() if any(re.match(rule, key) for key in names)), '')
+
+
+def modern_offset(key: str, keys: Collection[str]) -> str:
+    """Return the present name of a deformable convolution's offset layer, other keys as they are.
+
+    Old checkpoints write `conv2_offset.weight` for what is `conv2.conv_offset.weight` now. In a tower the
+    convolution itself is called `conv`, so that the old name `0.conv_offset.weight` looks like a new one;
+    what tells them apart is which of the two has the convolution's own weight beside it.
+
+    Source: the two spellings of mmcv-full 1.7.2, `mmcv/ops/modulated_deform_conv.py`, before version 2.
+    """
+    match = OFFSET.match(key)
+    if not match:
+        return key
+    module, leaf = match.groups()
+    parent = module.rpartition('.')[0]
+    if module.endswith('.conv') and f'{parent}.weight' in keys:
+        return key
+    return f'{module}.conv_offset.{leaf}' if f'{module}.weight' in keys else key
+
+
+def converted_names(keys: Collection[str]) -> dict[str, str]:
+    """Return original name -> mmdet's name for every key.
+
+    Args:
+        keys: all names of an original state dict.
+
+    Raises:
+        CheckpointError: a key without a rule, or two keys that become the same one.
+    """
+    names = {key: _converted(modern_offset(key, keys)) for key in keys}
+    unknown = [key for key, name in names.items() if not name]
+    if unknown:
+        raise CheckpointError(
+            f'{len(unknown)} keys belong to no model of the original SOLO repository: {unknown[:5]}; '
+            f'expected backbone.*, neck.*, bbox_head.* and mask_feat_head.* as that repository saves them'
+        )
+    taken: dict[str, str] = {}
+    for key, name in names.items():
+        if name in taken:
+            raise CheckpointError(f'{taken[name]} and {key} both become {name}; the file holds it twice')
+        taken[name] = key
+    return names
+
+
+def _converted(key: str) -> str:
+    for pattern, name in RULES:
+        if pattern.match(key):
+            return pattern.sub(name, key)
+    return ''

@@ -1,0 +1,101 @@
+"""Seeded weights and images for the SOLO family: what the project's reference tensors were made with.
+
+Source: ../shared/golden/solo/FILL.md. The rule depends on names and shapes of the original SOLO repository
+alone; the class bias lets 1000 to 3000 of 309 760 scores pass the threshold, so that every cut is exercised.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+CLASS_BIAS = -4.6
+COORDINATE_GAIN = 8.0
+LATERAL_GAIN = 0.1
+RESIDUAL_GAIN = 0.25
+# mmdet's names back to the original ones, which the seeds are made of; the first match wins
+ORIGINAL = (
+    (r'^mask_head\.conv_mask_list_([xy])\.', r'bbox_head.dsolo_ins_list_\1.'),
+    (r'^mask_head\.conv_mask_list\.', r'bbox_head.solo_ins_list.'),
+    (r'^mask_head\.mask_convs(_[xy])?\.', r'bbox_head.ins_convs\1.'),
+    (r'^mask_head\.cls_convs\.', r'bbox_head.cate_convs.'),
+    (r'^mask_head\.kernel_convs\.', r'bbox_head.kernel_convs.'),
+    (r'^mask_head\.conv_kernel\.', r'bbox_head.solo_kernel.'),
+    (r'^mask_head\.mask_feature_head\.conv_pred\.', r'mask_feat_head.conv_pred.0.'),
+    (r'^mask_head\.mask_feature_head\.', r'mask_feat_head.'),
+)
+
+
+def seeded_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Return the seeded value of every key of a state dict.
+
+    Args:
+        shapes: key -> shape, in the original repository's names or in mmdet's; both give the same values.
+    """
+    decoupled = any('conv_mask_list_x.' in key for key in shapes)
+    originals = {key: original_name(key, decoupled) for key in shapes}
+    three = {name.rpartition('.bn3.')[0] for name in originals.values() if '.bn3.' in name}
+    return {key: _fill(name, tuple(shapes[key]), three) for key, name in originals.items()}
+
+
+def original_name(key: str, decoupled: bool = False) -> str:
+    """Return the original repository's name of a tensor of mmdet; original names stay as they are."""
+    if key.startswith('mask_head.conv_cls.'):
+        return key.replace(
+            'mask_head.conv_cls', 'bbox_head.dsolo_cate' if decoupled else 'bbox_head.solo_cate'
+        )
+    for pattern, name in ORIGINAL:
+        if re.match(pattern, key):
+            return re.sub(pattern, name, key)
+    return key
+
+
+def _fill(name: str, shape: tuple[int, ...], three: set[str]) -> torch.Tensor:
+    if name.endswith('num_batches_tracked'):
+        return torch.zeros(shape, dtype=torch.int64)
+    values = _values(name, shape, three)
+    return torch.from_numpy(np.asarray(values, np.float32).copy()).reshape(shape)
+
+
+def _values(name: str, shape: tuple[int, ...], three: set[str]) -> np.ndarray:
+    normal = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if name.endswith('running_var'):
+        return 1 + 0.1 * np.abs(normal)
+    if name.endswith('running_mean'):
+        return 0.02 * normal
+    if re.match(r'^bbox_head\.d?solo_cate\.bias$', name):
+        return np.full(shape, CLASS_BIAS)
+    if name.endswith('.bias'):
+        return 0.02 * normal
+    if len(shape) == 4:
+        return _convolution(name, normal)
+    block, _, norm = name.removesuffix('.weight').rpartition('.')
+    last = 'bn3' if block in three else 'bn2'
+    damped = re.match(r'^backbone\.layer\d\.\d+$', block) and norm == last
+    return (1 + 0.05 * normal) * (RESIDUAL_GAIN if damped else 1.0)
+
+
+def _convolution(name: str, normal: np.ndarray) -> np.ndarray:
+    values = normal * math.sqrt(2 / math.prod(normal.shape[1:]))
+    if name.startswith('neck.lateral_convs.'):
+        values *= LATERAL_GAIN
+    if normal.shape[1] in (257, 258):
+        values[:, 256:] *= COORDINATE_GAIN
+    return values
+
+
+def seeded_image(height: int, width: int) -> torch.Tensor:
+    """Return the network's input (1, 3, H, W) float32, normalised: coarse blocks and noise."""
+    source = np.random.default_rng(zlib.crc32(b'img'))
+    noise = source.standard_normal((1, 3, height, width))
+    blocks = source.standard_normal((1, 3, math.ceil(height / 64), math.ceil(width / 64)))
+    coarse = blocks.repeat(64, 2).repeat(64, 3)[:, :, :height, :width]
+    return torch.from_numpy((coarse + 0.25 * noise).astype(np.float32))

@@ -1,0 +1,53 @@
+"""Convert a checkpoint of the original SOLO repository (WXinlong/SOLO) to mmdet 2.28.2's names.
+
+`python tools/convert/solo_wxinlong.py IN.pth OUT.pth --config CONFIG`: SOLO, Decoupled SOLO, SOLOv2 and the
+light ones, with and without DCN. Where CONFIG does not fit (depth of the ResNet, version of the DCN) the
+fitting one is written to OUT.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mmdeploy_ext import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Read, rename, account for every key, write."""
+    from mmdeploy_ext import compat
+
+    compat.apply()
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.convert.solo_wxinlong import convert_file
+
+    converted, config = convert_file(args.in_file, args.out_file, load_config(args.config))
+    numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
+    print(f'{args.out_file}: {len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers')
+    if config is None:
+        print(f'use it with {args.config}')
+        return 0
+    print(f'use it with {config}, which differs from {args.config} in')
+    print('\n'.join(f'  {change}' for change in converted.changes))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0 done, 1 failed, 2 usage."""
+    parser = cli.ArgumentParser(prog='solo_wxinlong.py', description=__doc__.splitlines()[0])
+    parser.add_argument('in_file', help='checkpoint of the original repository')
+    parser.add_argument('out_file', help='checkpoint to write')
+    parser.add_argument('--config', required=True, help="mmdet's config of the same model")
+    cli.add_debug_option(parser)
+    return cli.run(convert, parser, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
