@@ -79,15 +79,17 @@ class Det3dEncoder(nn.Module):
 
     def __init__(self, in_channels=5, widths=(16, 32, 64, 128)):
         super().__init__()
-        first = widths[0]
+        first, last = widths[0], widths[-1]
         self.conv_input = SparseSequential(
-            SubMConv3d(in_channels, first, 3, bias=False, indice_key='res0'), norm(first), nn.ReLU(inplace=True)
+            SubMConv3d(in_channels, first, 3, bias=False, indice_key='res0'),
+            norm(first),
+            nn.ReLU(inplace=True),
         )
         self.conv1 = SparseSequential(Det3dBlock(first, 'res0'), Det3dBlock(first, 'res0'))
         for number, padding in enumerate((1, 1, [0, 1, 1]), 1):
             self.add_module(f'conv{number + 1}', self.stage(widths, number, padding))
         self.extra_conv = SparseSequential(
-            SparseConv3d(widths[-1], widths[-1], (3, 1, 1), (2, 1, 1), bias=False), norm(widths[-1]), nn.ReLU()
+            SparseConv3d(last, last, (3, 1, 1), (2, 1, 1), bias=False), norm(last), nn.ReLU()
         )
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Batch normalisation and ReLU of a sparse graph folded into its convolutions, bit for bit as the reference does."""
+"""Batch normalisation and ReLU folded into sparse convolutions, bit for bit as the reference does."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def _with_norm(node: Node | None, norm: BatchNorm, uses: int, precision: str) ->
         if isinstance(node, SparseConvolution):
             got = f'the ReLU of {node.module}'
         raise ExportError(
-            f'{norm.module}: batch normalisation follows {got}, where it cannot be folded; only directly after a '
-            f"convolution it can, i.e. order=('conv', 'norm', 'act')"
+            f'{norm.module}: batch normalisation follows {got}, where it cannot be folded; only directly '
+            f"after a convolution it can, i.e. order=('conv', 'norm', 'act')"
         )
     if uses != 1:
         raise ExportError(
-            f'{norm.module}: batch normalisation of {node.module}, whose output is used elsewhere too, cannot be '
-            f'folded into it'
+            f'{norm.module}: batch normalisation of {node.module}, whose output is used elsewhere too, '
+            f'cannot be folded into it'
         )
     weight, bias = _folded(node.weight, node.bias, norm, np.float16 if precision == 'fp16' else np.float32)
     return dataclasses.replace(node, weight=weight, bias=bias)

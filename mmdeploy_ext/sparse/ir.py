@@ -229,8 +229,8 @@ PREFIXES = {
 def renumber(graph: SparseGraph) -> SparseGraph:
     """Return the graph with names and tensor ids as the dialect counts them.
 
-    Names count per operation from 0 (conv0, conv1, add0, ...), tensors in the order of nodes from '1'; '0' stays
-    the voxels.
+    Names count per operation from 0 (conv0, conv1, add0, ...), tensors in the order of nodes from '1';
+    '0' stays the voxels.
     """
     ids, counts, nodes = {'0': '0'}, dict.fromkeys(PREFIXES, 0), []
     for node in graph.nodes:
@@ -272,11 +272,12 @@ def differences(left: SparseGraph, right: SparseGraph) -> list[str]:
 def _node_differences(left: Node, right: Node) -> list[str]:
     if type(left) is not type(right):
         return [f'{left.name}: {left.op_type} and {right.op_type}']
-    return [
-        f'{left.name}.{field.name}: {_brief(getattr(left, field.name))} and {_brief(getattr(right, field.name))}'
-        for field in dataclasses.fields(left)
-        if not _equal(getattr(left, field.name), getattr(right, field.name))
-    ]
+    found = []
+    for field in dataclasses.fields(left):
+        first, second = getattr(left, field.name), getattr(right, field.name)
+        if not _equal(first, second):
+            found.append(f'{left.name}.{field.name}: {_brief(first)} and {_brief(second)}')
+    return found
 
 
 def _equal(left: object, right: object) -> bool:

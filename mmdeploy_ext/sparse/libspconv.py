@@ -2,7 +2,7 @@
 
 It is no valid ONNX, by the engine's choice: SparseConvolution and ScatterDense stand in the default domain,
 Reshape and Transpose carry an attribute `dims`, the coordinates are no input, and the opset's domain is the
-literal 'ai.onnx'. ONNX checkers and shape inference fail on it; `contract.check` knows the engine's own rules.
+literal 'ai.onnx'. ONNX checkers and shape inference fail on it; `contract.check` knows the engine's rules.
 
 Source: golden ALGORITHM.md, sections 1 and 2.
 """
@@ -19,7 +19,6 @@ from onnx import TensorProto, helper
 
 from mmdeploy_ext.errors import ExportError
 from mmdeploy_ext.files import atomic_path
-from mmdeploy_ext.metadata import PREFIX
 from mmdeploy_ext.sparse.ir import (
     Add,
     Node,
@@ -30,6 +29,7 @@ from mmdeploy_ext.sparse.ir import (
     SparseGraph,
     Transpose,
 )
+from mmdeploy_ext.sparse.libspconv_reader import MODULES, from_onnx, load
 
 if TYPE_CHECKING:
     import os
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 
 IR_VERSION = 8
 OPSET = ('ai.onnx', 11)
-MODULES = f'{PREFIX}scn_modules'
 
 
-def write(graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+def write(
+    graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a graph as a libspconv file, atomically.
 
     Args:
@@ -55,6 +56,15 @@ def write(graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[st
     model = to_onnx(graph, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
+
+
+def read(path: str | os.PathLike[str]) -> SparseGraph:
+    """Return the graph of a libspconv file; what `write` wrote comes back equal, with fp16 weights.
+
+    Raises:
+        ModelFileError: it is missing, corrupt, or no libspconv file; node and attribute are named.
+    """
+    return from_onnx(load(path), path)
 
 
 def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
@@ -103,7 +113,8 @@ def _attributes(node: Node, order: str) -> dict[str, Any]:
     if isinstance(node, Transpose | Reshape):
         return dict(dims=list(node.dims))
     raise ExportError(
-        f'{node.name} ({node.module}): {node.op_type} is nothing that the dialect can say; fold the graph first'
+        f'{node.name} ({node.module}): {node.op_type} is nothing that the dialect can say; fold the '
+        f'graph first'
     )
 
 
@@ -124,7 +135,7 @@ def _initializers(node: SparseConvolution) -> list[TensorProto]:
         if not np.isfinite(half).all():
             worst = np.abs(array).max()
             raise ExportError(
-                f'{name} ({node.module}): its largest magnitude is {worst:g}, which fp16 cannot hold (65504); '
+                f'{name} ({node.module}): its largest magnitude is {worst:g}, beyond fp16 (65504); '
                 f'the weights are damaged or not trained in this range'
             )
         tensors.append(helper.make_tensor(name, TensorProto.FLOAT16, half.shape, half.tobytes(), raw=True))

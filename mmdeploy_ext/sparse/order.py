@@ -21,8 +21,8 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
     """Return the same network on coordinates in another axis order; the dense output stays the same.
 
     Kernels are permuted, never mirrored. The first Transpose behind a ScatterDense takes the change up; where
-    there is none, one is put in, and one that would do nothing is taken out. `reorder(reorder(g, o), g.order)`
-    is `g`.
+    there is none, one is put in, and one that would do nothing is taken out. There and back is the
+    same graph.
 
     Args:
         graph: before or after folding.

@@ -66,6 +66,7 @@ def fill_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarr
         The filled state dict in spconv 1.x layout, as `weights` gives it.
     """
     import torch
+
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     old = {key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()}
     state = weights(old, prefix)

@@ -36,8 +36,8 @@ def site_levels(graph: SparseGraph) -> dict[str, int]:
             found = {levels.get(name) for name in node.inputs}
             if len(found) != 1 or None in found:
                 raise ExportError(
-                    f'{node.module or node.name}: adds tensors on different active sites, which no engine can; '
-                    f'both branches need the same strided convolutions'
+                    f'{node.module or node.name}: adds tensors on different active sites, which no engine '
+                    f'can; both branches need the same strided convolutions'
                 )
             levels[node.output] = found.pop()
     return levels
@@ -49,8 +49,8 @@ def _output_level(
     if node.inverse:
         if node.rulebook not in origins:
             raise ExportError(
-                f'{node.module or node.name}: is an inverse convolution with indice_key={node.rulebook!r}, which '
-                f'no strided convolution before it has'
+                f'{node.module or node.name}: is an inverse convolution with indice_key='
+                f'{node.rulebook!r}, which no strided convolution before it has'
             )
         return origins[node.rulebook]
     if node.subm or (node.kernel_size == node.stride == (1, 1, 1) and node.padding == (0, 0, 0)):
@@ -60,7 +60,7 @@ def _output_level(
 
 
 def name_rulebooks(graph: SparseGraph) -> SparseGraph:
-    """Return the graph with rulebook names that are shared by convolutions with the same neighbours, and only them.
+    """Return the graph with rulebook names that convolutions with the same neighbours share, and only they.
 
     A convolution's own name (its module's indice_key) stays. A submanifold convolution without one takes the
     name of another with the same sites, kernel and dilation, or else `subm{level + 1}`: that is what the

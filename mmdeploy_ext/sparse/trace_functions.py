@@ -54,8 +54,8 @@ def say(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: A
     handler = HANDLERS.get(name.strip('_').removeprefix('i') if name.startswith('__') else name.rstrip('_'))
     if handler is None or not isinstance(result, torch.Tensor):
         raise CannotSayError(
-            f'{name} is nothing that the dialect can say (convolution, batch normalisation, ReLU and addition on '
-            f'sites; scatter, transpose and reshape after them)'
+            f'{name} is nothing that the dialect can say (convolution, batch normalisation, ReLU and '
+            f'addition on sites; scatter, transpose and reshape after them)'
         )
     return handler(recorder, func, args, kwargs, result)
 
@@ -124,7 +124,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 def _on_sites(value: Value, what: str) -> None:
     if not value.sparse:
         raise CannotSayError(
-            f'{what} on the dense tensor; the dialect ends there. Trace the sparse encoder without what follows it'
+            f'{what} on the dense tensor; the dialect ends there; trace the encoder without what follows it'
         )
 
 

@@ -46,7 +46,7 @@ class Recorder:
         self._alive: list[torch.Tensor] = []
         self._path: list[str] = []
         self._silence = 0
-        self._bare: list[Callable[[], None]] = []
+        self._uncounted: list[ConvolutionModule] = []
         self._bind(features, Value('0', sparse=True))
 
     # ---- tensors
@@ -171,10 +171,9 @@ class Recorder:
         ]
 
     def close(self) -> None:
-        """Give convolutions that were interrupted what was taken from them."""
-        for restore in self._bare:
-            restore()
-        self._bare.clear()
+        """Let convolutions count their voxels again."""
+        for module in self._uncounted:
+            module.record_voxel_count = True
 
     def _enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._path.append(path)
@@ -205,19 +204,20 @@ class Recorder:
                 f'{path}: works on the grid {source.spatial_shape}, expected {self._shape}; '
                 f'module, config and order disagree'
             )
-        self._bare.append(_take_epilogue(module))
+        if module.record_voxel_count:  # it would change a buffer
+            module.record_voxel_count = False
+            self._uncounted.append(module)
         self._silence += 1
 
     def _leave_convolution(
         self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict, result: SparseConvTensor
-    ) -> SparseConvTensor:
+    ) -> None:
         self._silence -= 1
-        self._bare.pop()()
         source = _convolution_input(path, args, kwargs)
         if not len(result.features):
             raise ExportError(
-                f'{path}: no active site is left of the {len(source.features)} that it was traced with; trace with '
-                f'the coordinates of a sweep'
+                f'{path}: no active site is left of the {len(source.features)} that it was traced with; '
+                f'trace with the coordinates of a sweep'
             )
         fields = _convolution_fields(module) | dict(
             input_spatial_shape=tuple(source.spatial_shape),
@@ -225,12 +225,9 @@ class Recorder:
             input_rows=len(source.features),
             output_rows=len(result.features),
         )
-        with self.silent():
-            result = _with_epilogue(module, result)
         value = self.add(SparseConvolution, (self.use(source.features, path),), True, module=path, **fields)
         self._path.pop()
         self._bind(result.features, value)
-        return result
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
         """Record `SparseConvTensor.dense`."""
@@ -319,45 +316,6 @@ def _refuse_unknown(path: str, module: ConvolutionModule) -> None:
         raise ExportError(f'{path}: {kind} has {module.groups} groups; the dialect knows 1')
     if module.act_type.name not in ('None_', 'ReLU'):
         raise ExportError(f'{path}: {kind} has the activation {module.act_type.name}; the dialect knows ReLU')
-
-
-def _take_epilogue(module: ConvolutionModule) -> Callable[[], None]:
-    """Take bias, activation and counting from a convolution; return what gives them back.
-
-    spconv's CPU kernels refuse a fused bias or activation, and counting would change a buffer. A subclass
-    with a forward of its own is left alone, for it may need them.
-    """
-    kept = dict(record_voxel_count=module.record_voxel_count)
-    module.record_voxel_count = False
-    bias = None
-    if _is_plain(module):
-        kept |= dict(act_type=module.act_type)
-        bias, module._parameters['bias'] = module.bias, None
-        module.act_type = type(module.act_type).None_
-
-    def restore() -> None:
-        for name, value in kept.items():
-            setattr(module, name, value)
-        if bias is not None:
-            module._parameters['bias'] = bias
-
-    return restore
-
-
-def _is_plain(module: ConvolutionModule) -> bool:
-    kind = type(module)
-    return kind.forward is ConvolutionModule.forward and kind._conv_forward is ConvolutionModule._conv_forward
-
-
-def _with_epilogue(module: ConvolutionModule, result: SparseConvTensor) -> SparseConvTensor:
-    if not _is_plain(module):
-        return result
-    features = result.features
-    if module.bias is not None:
-        features = features + module.bias
-    if module.act_type.name == 'ReLU':
-        features = features.relu()
-    return result if features is result.features else result.replace_feature(features)
 
 
 def _convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
