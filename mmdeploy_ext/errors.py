@@ -37,6 +37,10 @@ class ImageError(UsageError):
     """An image that cannot be read."""
 
 
+class PointsError(UsageError):
+    """A sweep of points, or voxels of one, that a network cannot take."""
+
+
 class DataError(UsageError):
     """A data set that is empty, or whose annotation file is missing."""
 

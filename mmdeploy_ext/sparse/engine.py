@@ -1,0 +1,148 @@
+"""The sparse graph run in numpy: slow, plain, and the measure of every other engine. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.errors import ExportError, PointsError
+from mmdeploy_ext.sparse import ir
+from mmdeploy_ext.sparse.plan import plan_of
+from mmdeploy_ext.sparse.rulebook import build
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mmdeploy_ext.sparse.ir import Node, SparseConvolution, SparseGraph
+    from mmdeploy_ext.sparse.rulebook import Pairs, Rulebook
+
+    Transform = Callable[
+        [Node, tuple[np.ndarray, ...], np.ndarray | None], tuple[tuple[np.ndarray, ...], np.ndarray | None]
+    ]
+
+
+def run(
+    graph: SparseGraph,
+    coordinates: np.ndarray,
+    features: np.ndarray,
+    observe: Callable[[str, np.ndarray], None] | None = None,
+    transform: Transform | None = None,
+    rulebook: Rulebook | None = None,
+) -> np.ndarray:
+    """Run a graph on one sweep.
+
+    Args:
+        graph: traced or folded; float16 weights are computed with in float32.
+        coordinates: (N, 4) integers, sample and axes in the graph's order, every voxel once; N may be 0.
+        features: (N, C) of the voxels.
+        observe: called after every node with its name and its output: (M, C) of a sparse tensor, whose rows are
+            the sites of `rulebook.level(node.output)`.
+        transform: called before every node with the node, its inputs and its weight (None without one); gives
+            the inputs and the weight to compute with: where fake quantisation comes in.
+        rulebook: of these coordinates, where it is known.
+
+    Returns:
+        (1, C, H, W) float32.
+
+    Raises:
+        PointsError: voxels that the graph cannot take.
+        ExportError: a graph that it cannot run.
+    """
+    plan = plan_of(graph)
+    if rulebook is None:
+        rulebook = build(plan, coordinates)
+    tensors = {'0': checked_features(features, len(rulebook.levels[0]), graph.in_channels)}
+    last_use = _last_uses(graph)
+    for index, node in enumerate(graph.nodes):
+        inputs = tuple(tensors[name] for name in node.inputs)
+        weight = node.weight if isinstance(node, ir.SparseConvolution) else None
+        if transform is not None:
+            inputs, weight = transform(node, inputs, weight)
+        pairs = rulebook.pairs[plan.table_of[node.name]] if node.name in plan.table_of else None
+        tensors[node.output] = _compute(node, inputs, weight, pairs, rulebook)
+        if observe is not None:
+            observe(node.name, tensors[node.output])
+        for name in node.inputs:
+            if last_use[name] == index:
+                tensors.pop(name, None)
+    return tensors[graph.output]
+
+
+def _last_uses(graph: SparseGraph) -> Mapping[str, int]:
+    uses = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+    return uses | {graph.output: len(graph.nodes)}
+
+
+def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarray:
+    """Return the features as contiguous float32.
+
+    Raises:
+        PointsError: another shape than (rows, channels), or values that are not finite.
+    """
+    features = np.asarray(features)
+    if features.shape != (rows, channels):
+        raise PointsError(f'features: got shape {features.shape}, expected ({rows}, {channels}): one row per voxel, '
+                          f'as wide as the network was exported')
+    features = np.ascontiguousarray(features, np.float32)
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
+        raise PointsError(f'features: row {row} is {features[row].tolist()}; expected finite values')
+    return features
+
+
+def _compute(
+    node: Node,
+    inputs: tuple[np.ndarray, ...],
+    weight: np.ndarray | None,
+    pairs: Pairs | None,
+    rulebook: Rulebook,
+) -> np.ndarray:
+    if isinstance(node, ir.SparseConvolution):
+        return convolve(node, inputs[0], weight, pairs)
+    if isinstance(node, ir.BatchNorm):
+        scale = node.gamma / np.sqrt(node.var + np.float32(node.eps))
+        return ((inputs[0] - node.mean) * scale + node.beta).astype(np.float32)
+    if isinstance(node, ir.Add):
+        return inputs[0] + inputs[1]
+    if isinstance(node, ir.Relu):
+        return np.maximum(inputs[0], np.float32(0))
+    if isinstance(node, ir.ScatterDense):
+        return _scatter(node, inputs[0], rulebook)
+    if isinstance(node, ir.Transpose):
+        return np.transpose(inputs[0], node.dims)
+    if isinstance(node, ir.Reshape):
+        return np.ascontiguousarray(inputs[0]).reshape(node.dims)
+    raise ExportError(f'{node.name}: the engine has no operation {node.op_type}')
+
+
+def convolve(
+    node: SparseConvolution, features: np.ndarray, weight: np.ndarray, pairs: Pairs
+) -> np.ndarray:
+    """Convolve sparse features, add the bias and apply the activation.
+
+    Args:
+        node: for its bias and activation.
+        features: (N, I) float32.
+        weight: (O, k0, k1, k2, I) to use instead of the node's own.
+        pairs: of its table.
+
+    Returns:
+        (M, O) float32.
+    """
+    kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0).reshape(-1, node.in_channels, len(weight))
+    result = np.zeros((pairs.rows_out, kernels.shape[2]), np.float32)
+    for offset, kernel in enumerate(kernels):
+        rows_in, rows_out = pairs.of(offset)
+        if len(rows_in):
+            result[rows_out] += features[rows_in] @ kernel
+    if node.bias is not None:
+        result += np.asarray(node.bias, np.float32)
+    return np.maximum(result, np.float32(0), out=result) if node.activation == 'ReLU' else result
+
+
+def _scatter(node: ir.ScatterDense, features: np.ndarray, rulebook: Rulebook) -> np.ndarray:
+    dense = np.zeros(node.output_shape, np.float32)
+    _, a, b, c = rulebook.level(node.inputs[0]).coordinates.T
+    dense[0][:, a, b, c] = features.T
+    return dense

@@ -1,0 +1,426 @@
+"""Which site meets which weight: the rulebook of a sparse network, from coordinates alone. Needs no torch.
+
+Glossary: N input sites, M output sites, K = k0*k1*k2 kernel offsets in row-major order, P pairs. A pair
+(input row, output row) of offset k says that this input row, times the weight of k, is added to this output row.
+Within one offset every output row occurs at most once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.errors import PointsError
+from mmdeploy_ext.sparse import lookup
+from mmdeploy_ext.sparse.plan import dense_output_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.sparse.ir import Triple
+    from mmdeploy_ext.sparse.plan import Plan
+
+LEAST_SLOTS = 64
+
+
+class Level:
+    """Active sites of one resolution.
+
+    Attributes:
+        coordinates: (N, 4) int32, sample and the three axes in the graph's order.
+        spatial_shape: grid size per axis.
+    """
+
+    def __init__(self, coordinates: np.ndarray, spatial_shape: Sequence[int]) -> None:
+        """Keep the sites; the hash is made when it is needed.
+
+        Args:
+            coordinates: (N, 4) of an integer dtype.
+            spatial_shape: grid size per axis.
+
+        Raises:
+            PointsError: not (N, 4) integers, or a site outside the grid.
+        """
+        self.coordinates = _checked(np.asarray(coordinates), spatial_shape)
+        self.spatial_shape: Triple = tuple(int(size) for size in spatial_shape)
+
+    def __len__(self) -> int:
+        """Return the number of sites."""
+        return len(self.coordinates)
+
+    @property
+    def shape(self) -> np.ndarray:
+        """Grid size per axis, (3,) int64."""
+        return np.array(self.spatial_shape, np.int64)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Row-major index of every site in (sample, axes), (N,) int64."""
+        keys = self.coordinates[:, 0].astype(np.int64)
+        for axis, size in enumerate(self.spatial_shape):
+            keys = keys * size + self.coordinates[:, axis + 1]
+        return keys
+
+    @functools.cached_property
+    def hash(self) -> tuple[np.ndarray, np.ndarray, np.uint64]:
+        """Slots, the row of each slot, and the shift of the hash.
+
+        Raises:
+            PointsError: two rows are the same site.
+        """
+        slots, shift = _empty_slots(len(self))
+        rows, keys = np.empty(len(slots), np.int32), self.keys
+        row = lookup.fill(keys, slots, rows, shift)
+        if row >= 0:
+            first = int(np.flatnonzero(keys == keys[row])[0])
+            raise PointsError(
+                f'coordinates: rows {first} and {row} are the same voxel {self.coordinates[row].tolist()}; expected '
+                f'every voxel once: merge the points of a voxel first (mmdeploy_ext.preprocess_points.voxelise does)'
+            )
+        return slots, rows, shift
+
+
+def _checked(coordinates: np.ndarray, spatial_shape: Sequence[int]) -> np.ndarray:
+    if coordinates.ndim != 2 or coordinates.shape[1] != 4 or coordinates.dtype.kind not in 'iu':
+        raise PointsError(
+            f'coordinates: got {coordinates.dtype} of shape {coordinates.shape}, expected integers (N, 4): '
+            f'sample and the three axes'
+        )
+    upper = np.array([np.iinfo(np.int32).max, *spatial_shape])
+    if len(coordinates) and (coordinates.min() < 0 or (coordinates.max(0) >= upper).any()):
+        row = int(np.flatnonzero(((coordinates < 0) | (coordinates >= upper)).any(1))[0])
+        raise PointsError(
+            f'coordinates: row {row} is {coordinates[row].tolist()}, outside the grid (sample, '
+            f'{", ".join(str(size) for size in spatial_shape)}); check the axis order and the point cloud range'
+        )
+    return np.ascontiguousarray(coordinates, np.int32)
+
+
+def _empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
+    """Return at least two slots per site, a power of two of them, and the shift that hashes into them."""
+    bits = max(2 * sites, LEAST_SLOTS).bit_length()
+    return np.full(1 << bits, lookup.EMPTY, np.int64), np.uint64(64 - bits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """All pairs of one convolution, offset after offset.
+
+    Attributes:
+        inputs: (P,) int64 input rows.
+        outputs: (P,) int64 output rows.
+        counts: (K,) int64 pairs per offset.
+        rows_in: N.
+        rows_out: M.
+    """
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    counts: np.ndarray
+    rows_in: int
+    rows_out: int
+
+    @functools.cached_property
+    def bounds(self) -> list[int]:
+        """Where each offset begins in `inputs` and `outputs`, and the end: K + 1 numbers."""
+        return [0, *itertools.accumulate(self.counts.tolist())]
+
+    def of(self, offset: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the input and the output rows of one kernel offset."""
+        part = slice(self.bounds[offset], self.bounds[offset + 1])
+        return self.inputs[part], self.outputs[part]
+
+    def table(self) -> np.ndarray:
+        """Return the output-major neighbour table (M, K) int32; N, one behind the last input row, says none."""
+        table = np.full((self.rows_out, len(self.counts)), self.rows_in, np.int32)
+        for offset in range(len(self.counts)):
+            inputs, outputs = self.of(offset)
+            table[outputs, offset] = inputs
+        return table
+
+
+class _Search:
+    """The pairs of one convolution, found in two rounds whose parts may run on any number of threads.
+
+    Attributes:
+        looked_up: offsets whose pairs are looked up; the others follow from them.
+        starts: where each offset's pairs begin; known after `allocate`.
+    """
+
+    def __init__(self, looked_up: int, rows_read: int, rows_in: int, rows_out: int) -> None:
+        self.looked_up, self.rows_in, self.rows_out = looked_up, rows_in, rows_out
+        self.found = np.empty((looked_up, rows_read), np.int32)
+        self.first = np.empty(looked_up, np.int64)
+
+    def look(self, part: slice) -> None:
+        """Look up some offsets."""
+        raise NotImplementedError
+
+    def counts(self) -> np.ndarray:
+        """Return the pairs per offset, (K,) int64; known after `look`."""
+        return self.first
+
+    def allocate(self) -> None:
+        """Make room for the pairs."""
+        counts = self.counts()
+        self.starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+        total = int(counts.sum())
+        inputs, outputs = np.empty(total, np.int64), np.empty(total, np.int64)
+        self.pairs = Pairs(inputs, outputs, counts, self.rows_in, self.rows_out)
+
+    def write(self, part: slice) -> None:
+        """Write the pairs of some offsets."""
+        raise NotImplementedError
+
+
+class _Submanifold(_Search):
+    """Offset K-1-k has the pairs of offset k with the sides changed, so half of them are looked up."""
+
+    def __init__(self, level: Level, kernel_size: Sequence[int], dilation: Sequence[int]) -> None:
+        steps = (_offsets(kernel_size) - np.array(kernel_size, np.int64) // 2) * np.array(dilation, np.int64)
+        super().__init__(len(steps) // 2, len(level), len(level), len(level))
+        self.level, self.steps = level, steps[: self.looked_up]
+
+    def look(self, part: slice) -> None:
+        lookup.neighbours(
+            self.level.coordinates, self.level.shape, self.steps[part], *self.level.hash,
+            self.found[part], self.first[part],
+        )
+
+    def counts(self) -> np.ndarray:
+        return np.concatenate([self.first, [self.rows_in], self.first[::-1]]).astype(np.int64)
+
+    def allocate(self) -> None:
+        super().allocate()
+        centre = slice(self.starts[self.looked_up], self.starts[self.looked_up] + self.rows_in)
+        self.pairs.inputs[centre] = self.pairs.outputs[centre] = np.arange(self.rows_in)
+
+    def write(self, part: slice) -> None:
+        inputs, outputs = self.pairs.inputs, self.pairs.outputs
+        lookup.compress(self.found[part], self.first[part], self.starts[: self.looked_up][part], inputs, outputs)
+        for offset in range(part.start, part.stop):
+            count = self.first[offset]
+            here = slice(self.starts[offset], self.starts[offset] + count)
+            mirror = slice(self.starts[-1 - offset], self.starts[-1 - offset] + count)
+            inputs[mirror], outputs[mirror] = outputs[here], inputs[here]
+
+
+class _Strided(_Search):
+    """Every input site looks for the output site that it reaches by each offset."""
+
+    def __init__(self, level: Level, reached: Level, axes: tuple[np.ndarray, ...]) -> None:
+        self.offsets = _offsets([len(targets) for targets in axes])
+        super().__init__(len(self.offsets), len(level), len(level), len(reached))
+        self.level, self.reached, self.axes = level, reached, axes
+
+    def look(self, part: slice) -> None:
+        lookup.reach(
+            self.level.coordinates, self.reached.shape, self.axes, self.offsets[part], *self.reached.hash,
+            self.found[part], self.first[part],
+        )
+
+    def write(self, part: slice) -> None:
+        pairs = self.pairs
+        lookup.compress(self.found[part], self.first[part], self.starts[part], pairs.outputs, pairs.inputs)
+
+
+def _find(searches: Sequence[_Search], threads: int) -> list[Pairs]:
+    """Do all searches; every thread does its part of the offsets of each."""
+    _parallel([search.look for search in searches], [search.looked_up for search in searches], threads)
+    for search in searches:
+        search.allocate()
+    _parallel([search.write for search in searches], [search.looked_up for search in searches], threads)
+    return [search.pairs for search in searches]
+
+
+def _parallel(functions: Sequence[Callable[[slice], None]], items: Sequence[int], threads: int) -> None:
+    """Call every function with all parts of its items, one part per thread."""
+
+    def do(thread: int) -> None:
+        for function, size in zip(functions, items, strict=True):
+            part = slice(size * thread // threads, size * (thread + 1) // threads)
+            if part.start < part.stop:
+                function(part)
+
+    if threads <= 1:
+        threads = 1
+        do(0)
+        return
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(do, thread) for thread in range(1, threads)]
+        do(0)
+        for other in others:
+            other.result()
+
+
+def _offsets(kernel_size: Sequence[int]) -> np.ndarray:
+    """Return the kernel offsets (K, 3) int64 in row-major order."""
+    return np.indices(tuple(kernel_size)).reshape(3, -1).T.astype(np.int64)
+
+
+def _axis_targets(size: int, target: int, kernel: int, stride: int, padding: int, dilation: int) -> np.ndarray:
+    """Return the output position that each input position reaches by each offset, (kernel, size) int32, or -1."""
+    reached = np.arange(size) + padding - np.arange(kernel)[:, None] * dilation
+    inside = (reached >= 0) & (reached % stride == 0) & (reached // stride < target)
+    return np.where(inside, reached // stride, -1).astype(np.int32)
+
+
+def _reached_level(level: Level, shape: Triple, axes: tuple[np.ndarray, ...]) -> Level:
+    """Return the sites that a strided convolution reaches, in ascending order of their keys."""
+    sizes, room = np.array(shape, np.int64), max(2 * len(level), LEAST_SLOTS)
+    while True:
+        slots, shift = _empty_slots(room)
+        keys = np.empty(room, np.int64)
+        reached = lookup.reached_keys(level.coordinates, sizes, axes, slots, shift, keys)
+        if reached >= 0:
+            break
+        room *= 2
+    keys = np.sort(keys[:reached])
+    coordinates = np.empty((reached, 4), np.int32)
+    for axis in (2, 1, 0):
+        keys, coordinates[:, axis + 1] = np.divmod(keys, shape[axis])
+    coordinates[:, 0] = keys
+    return Level(coordinates, shape)
+
+
+def _strided(
+    level: Level,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> _Strided:
+    shape = dense_output_shape(level.spatial_shape, kernel_size, stride, padding, dilation)
+    if min(shape) < 1:
+        raise PointsError(f'a grid of {level.spatial_shape} is smaller than the kernel {tuple(kernel_size)}')
+    geometry = zip(level.spatial_shape, shape, kernel_size, stride, padding, dilation, strict=True)
+    axes = tuple(_axis_targets(*axis) for axis in geometry)
+    return _Strided(level, _reached_level(level, shape, axes), axes)
+
+
+def submanifold_pairs(
+    level: Level, kernel_size: Sequence[int], dilation: Sequence[int] = (1, 1, 1), threads: int = 1
+) -> Pairs:
+    """Find the pairs of a submanifold convolution: output sites are the input sites.
+
+    Args:
+        level: the sites.
+        kernel_size: odd sizes; the kernel is centred, whatever the module's padding says (as spconv has it).
+        dilation: per axis.
+        threads: how many threads look up; the result does not depend on it.
+
+    Raises:
+        PointsError: duplicate sites.
+    """
+    return _find([_Submanifold(level, kernel_size, dilation)], threads)[0]
+
+
+def submanifold_table(
+    level: Level, kernel_size: Sequence[int], dilation: Sequence[int] = (1, 1, 1), threads: int = 1
+) -> np.ndarray:
+    """Return `submanifold_pairs` as an output-major table (N, K) int32; N says that there is no neighbour."""
+    return submanifold_pairs(level, kernel_size, dilation, threads).table()
+
+
+def strided_pairs(
+    level: Level,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1, 1),
+    threads: int = 1,
+) -> tuple[Level, Pairs]:
+    """Find the sites and pairs of a convolution that makes new sites: all that its kernel reaches.
+
+    Args:
+        level: the input sites.
+        kernel_size: per axis.
+        stride: per axis.
+        padding: per axis.
+        dilation: per axis.
+        threads: how many threads look up; the result does not depend on it.
+
+    Returns:
+        The output sites in ascending order of (sample, axes), and the pairs.
+    """
+    search = _strided(level, kernel_size, stride, padding, dilation)
+    return search.reached, _find([search], threads)[0]
+
+
+def strided_level(
+    level: Level,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1, 1),
+    threads: int = 1,
+) -> tuple[Level, np.ndarray]:
+    """Return `strided_pairs` with an output-major table (M, K) int32; N says that there is no input site."""
+    reached, pairs = strided_pairs(level, kernel_size, stride, padding, dilation, threads)
+    return reached, pairs.table()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rulebook:
+    """All that a network's plan needs to know about one set of voxels.
+
+    Attributes:
+        levels: sites of every level of the plan.
+        pairs: table name -> pairs.
+        cells: scatter node's name -> (n,) int64, where its sites are in the flattened dense grid.
+        level_of: tensor id -> index of its level.
+    """
+
+    levels: tuple[Level, ...]
+    pairs: dict[str, Pairs]
+    cells: dict[str, np.ndarray]
+    level_of: dict[str, int]
+
+    def level(self, tensor: str) -> Level:
+        """Return the sites of a sparse tensor."""
+        return self.levels[self.level_of[tensor]]
+
+    def table(self, name: str) -> np.ndarray:
+        """Return the output-major neighbour table (M, K) int32 of a table's name."""
+        return self.pairs[name].table()
+
+
+def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
+    """Build the rulebook of a network for one set of voxels.
+
+    Args:
+        plan: what the network needs.
+        coordinates: (N, 4) int32, sample and the axes in the graph's order; every voxel once; N may be 0.
+        threads: how many threads look up; the result does not depend on it.
+
+    Raises:
+        PointsError: coordinates outside the grid, duplicates, or more than one sample for a dense output.
+    """
+    levels: list[Level] = [Level(coordinates, plan.spatial_shape)]
+    if plan.scatters and len(levels[0]) and levels[0].coordinates[:, 0].any():
+        raise PointsError('coordinates: the sample index is not 0 everywhere; expected one sweep at a time')
+    _ = levels[0].hash
+    searches: list[_Search] = []
+    for table in plan.tables:
+        source = levels[table.level_in]
+        if table.subm:
+            searches.append(_Submanifold(source, table.kernel_size, table.dilation))
+        else:
+            search = _strided(source, table.kernel_size, table.stride, table.padding, table.dilation)
+            searches.append(search)
+            levels.append(search.reached)
+    pairs = dict(zip((table.name for table in plan.tables), _find(searches, threads), strict=True))
+    cells = {scatter.name: _cells(levels[scatter.level], scatter.axes) for scatter in plan.scatters}
+    return Rulebook(tuple(levels), pairs, cells, dict(plan.level_of))
+
+
+def _cells(level: Level, axes: Triple) -> np.ndarray:
+    cells = np.zeros(len(level), np.int64)
+    for axis in axes:
+        cells = cells * level.spatial_shape[axis] + level.coordinates[:, axis + 1]
+    return cells
