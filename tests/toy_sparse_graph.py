@@ -45,7 +45,9 @@ def voxels(rows=60, seed=0):
 
 def _convolution(rng, number, module, source, output, inputs, outputs, **changes):
     facts = dict(
-        weight=(rng.standard_normal((outputs, 3, 3, 3, inputs)) / np.sqrt(27 * inputs)).astype(np.float32),
+        weight=(2 * rng.standard_normal((outputs, 3, 3, 3, inputs)) / np.sqrt(27 * inputs)).astype(
+            np.float32
+        ),
         bias=(0.02 * rng.standard_normal(outputs)).astype(np.float32),
         kernel_size=(3, 3, 3),
         stride=(1, 1, 1),

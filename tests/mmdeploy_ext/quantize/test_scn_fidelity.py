@@ -1,0 +1,173 @@
+"""The simulation of int8 and fp16, against integers, and what it says about planted faults."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import toy_sparse_graph
+from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
+from mmdeploy_ext.quantize.difference import Difference
+from mmdeploy_ext.quantize.fidelity import fidelity
+from mmdeploy_ext.quantize.simulate import Simulation
+from mmdeploy_ext.sparse import engine
+
+SWEEPS = [toy_sparse_graph.voxels(1000, seed) for seed in range(2)]
+
+
+@pytest.fixture(scope='module')
+def graph():
+    return toy_sparse_graph.graph()
+
+
+@pytest.fixture(scope='module')
+def ranges(graph):
+    return calibrate_sweeps(graph, SWEEPS)
+
+
+def with_range(ranges, name, factor):
+    node = dataclasses.replace(ranges.nodes[name], input_amax=ranges.nodes[name].input_amax * factor)
+    return dataclasses.replace(ranges, nodes={**ranges.nodes, name: node})
+
+
+def with_precision(graph, **precisions):
+    nodes = [
+        dataclasses.replace(node, precision=precisions[node.name]) if node.name in precisions else node
+        for node in graph.nodes
+    ]
+    return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+def test_a_simulated_layer_equals_integer_arithmetic(graph, ranges):
+    """int8 codes, sums of their products in whole numbers, then the two scales: what an engine computes."""
+    features, coordinates = SWEEPS[0]
+    simulation = Simulation(graph, ranges)
+    sweep = simulation.prepare(features, coordinates)
+    node = graph.node('conv0')
+    step = ranges.input_amax('conv0') / 127
+    steps = ranges.weight_amax('conv0').astype(np.float64) / 127
+    codes = np.clip(np.rint(features / step), -127, 127)
+    stored = node.weight.astype(np.float16).astype(np.float64)
+    kernel = np.clip(np.rint(stored / steps[:, None, None, None, None]), -127, 127)
+    plain = dataclasses.replace(node, bias=None, activation='None')
+    sums = engine.convolve(plain, codes.astype(np.float32), kernel, next(iter(sweep.rulebook.pairs.values())))
+    assert (sums == np.rint(sums)).all()
+    expected = np.maximum(sums * step * steps + node.bias, 0)
+    found = simulation.tensors(sweep, {'conv0'})['1']
+    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_a_layers_own_error_is_that_of_the_layer_alone(graph, ranges):
+    result = fidelity(graph, ranges, SWEEPS[:1], advise=False)
+    rows = {row.name: row for row in result.rows}
+    assert rows['conv0'].own.to_json() == rows['conv0'].int8.to_json()  # nothing before it
+    for row in result.rows[1:]:
+        assert 0 < row.own.error < row.int8.error
+    features, coordinates = SWEEPS[0]
+    outputs, rounded = {}, {}
+    simulation = Simulation(graph, ranges)
+    engine.run(graph, coordinates, features, observe=outputs.__setitem__)
+
+    def only_conv2(node, inputs, weight):
+        return simulation.rounded(node, inputs, {'conv2'}) if node.name == 'conv2' else (inputs, weight)
+
+    engine.run(graph, coordinates, features, observe=rounded.__setitem__, transform=only_conv2)
+    expected = np.linalg.norm(rounded['conv2'] - outputs['conv2']) / np.linalg.norm(outputs['conv2'])
+    assert rows['conv2'].own.error == pytest.approx(expected, rel=1e-5)
+
+
+def test_fp16_is_far_closer_than_int8(graph, ranges):
+    result = fidelity(graph, ranges, SWEEPS, advise=False)
+    assert result.fp16.error < 1e-3 < result.int8.error < 0.1
+    assert result.fp16.cosine > 0.999999
+    assert result.sweeps == 2
+
+
+@pytest.mark.parametrize('name', ['conv1', 'add0', 'conv3'])
+def test_a_layer_with_a_bad_range_comes_first_and_advice_keeps_it_in_fp16(graph, ranges, name):
+    bad = with_range(ranges, name, 0.05)
+    result = fidelity(graph, bad, SWEEPS, target=0.999)
+    assert result.worst()[0].name == name
+    assert result.advice() == (name,)
+    assert result.kept[0][1] >= 0.999 > result.int8.cosine
+    clipped = {row.name: row.clipped for row in result.rows}
+    assert clipped[name] > 0.05 > max(share for other, share in clipped.items() if other != name)
+    assert f'Keep in fp16, cosine after each: {name} (' in result.advice_text()
+
+
+def test_good_ranges_need_no_advice(graph, ranges):
+    result = fidelity(graph, ranges, SWEEPS, target=0.99)
+    assert result.advice() == ()
+    assert 'no layer has to stay fp16' in result.advice_text()
+
+
+def test_a_target_beyond_reach_is_said(graph, ranges):
+    result = fidelity(graph, ranges, SWEEPS, target=1.5)
+    assert result.advice_text().endswith('the target of 1.5 is not reached')
+
+
+def test_layers_that_the_graph_keeps_in_fp16_are_not_int8(graph, ranges):
+    bad = with_range(ranges, 'conv1', 0.05)
+    kept = fidelity(with_precision(graph, conv1='fp16', conv0='int8'), bad, SWEEPS, target=0.999)
+    assert kept.int8.cosine > 0.999
+    assert kept.advice() == ()
+    row = next(row for row in kept.rows if row.name == 'conv1')
+    assert row.output is None
+    assert row.own.error > 0.5  # what int8 would do to it
+
+
+def test_ranges_of_another_checkpoint_are_refused(ranges):
+    with pytest.raises(UsageError, match='other weights'):
+        fidelity(toy_sparse_graph.graph(seed=1), ranges, SWEEPS)
+
+
+def test_no_sweep_is_refused(graph, ranges):
+    with pytest.raises(DataError, match='no sweep to compare on'):
+        fidelity(graph, ranges, [])
+
+
+def test_views(graph, ranges, tmp_path):
+    result = fidelity(graph, with_range(ranges, 'conv1', 0.05), SWEEPS, target=0.999)
+    content = json.loads(json.dumps(result.to_json()))
+    assert [layer['name'] for layer in content['layers']] == ['conv0', 'conv1', 'conv2', 'add0', 'conv3']
+    assert content['keep_fp16'][0]['name'] == 'conv1'
+    console = Console(width=150, record=True, file=open('/dev/null', 'w'))  # noqa: SIM115
+    console.print(result.table())
+    lines = [line.split() for line in console.export_text().splitlines() if 'conv' in line]
+    assert lines[0][0] == 'conv1'
+    assert lines[0][-1] == 'fp16'
+    result.draw(tmp_path / 'fidelity.png')
+    assert (tmp_path / 'fidelity.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_differences_over_sweeps_are_those_of_all_values_together():
+    rng = np.random.default_rng(0)
+    ones, others = rng.standard_normal((2, 3, 50)).astype(np.float32)
+    found = Difference()
+    for one, other in zip(ones, others, strict=True):
+        found.add(one, other)
+    found.add(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
+    one, other = ones.ravel(), others.ravel()
+    assert found.cosine == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other), rel=1e-5)
+    assert found.error == pytest.approx(np.linalg.norm(one - other) / np.linalg.norm(one), rel=1e-5)
+    assert found.largest_error == np.abs(one - other).max()
+
+
+@pytest.mark.parametrize(
+    ('one', 'other', 'cosine', 'error'),
+    [([0, 0], [0, 0], 1, 0), ([1, 2], [0, 0], 0, 1), ([0, 0], [1, 2], 0, np.inf), ([1, 2], [-1, -2], -1, 2)],
+)
+def test_differences_of_zeros_and_opposites(one, other, cosine, error):
+    found = Difference()
+    found.add(np.float32(one), np.float32(other))
+    assert (found.cosine, found.error) == pytest.approx((cosine, error))
+
+
+def test_a_difference_with_nan_is_nan():
+    found = Difference()
+    found.add(np.float32([1, 2]), np.float32([1, np.nan]))
+    assert np.isnan(found.cosine)
+    assert np.isnan(found.error)
