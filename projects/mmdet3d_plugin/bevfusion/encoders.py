@@ -27,7 +27,7 @@ class BEVFusionSparseEncoder(SparseEncoder):
     """mmdet3d's SparseEncoder with x, y, z axes, as mit-han-lab's BEVFusion has it.
 
     Parameters have the same names. The last convolution goes along z, which is the last axis here, and the
-    blocks of a stage share neighbours by the indice key 'subm<stage>' (in stage 1 with the input convolution),
+    blocks of a stage share neighbours by the indice key 'subm<stage>' (the input convolution too: subm1),
     as NVIDIA's exporter writes them; upstream's blocks have no key and compute the same.
 
     Args:
@@ -35,7 +35,7 @@ class BEVFusionSparseEncoder(SparseEncoder):
         order: order of a convolution module, a list or tuple.
         norm_cfg: of every batch normalisation.
         output_channels: C.
-        encoder_channels: channels per stage and layer; the last layer of a stage but the last halves the grid.
+        encoder_channels: channels per stage and layer; a stage but the last ends in a stride of 2.
         **kwargs: see SparseEncoder.
 
     Source: mit-han-lab/bevfusion 326653d, mmdet3d/models/backbones/sparse_encoder.py.
@@ -122,7 +122,7 @@ class CenterPointBlock(SparseModule):
 
 @MIDDLE_ENCODERS.register_module()
 class CenterPointSparseEncoder(nn.Module):
-    """The encoder of the published CenterPoint (SpMiddleResNetFHD), with det3d's parameter names; z, y, x axes.
+    """The published CenterPoint's encoder (SpMiddleResNetFHD), with det3d's parameter names; z, y, x axes.
 
     Args:
         in_channels: I.
