@@ -1,0 +1,257 @@
+"""Sweeps to calibrate on: a folder of point clouds, or an infos file of mmdet3d. Needs numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.runtime.points import read_points
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+ENDINGS = ('.bin', '.npy', '.npz')
+CLOSE_M = 1.0
+"""Points of past sweeps nearer than this in x and y are of the car itself."""
+MICROSECOND = 1e-6
+TIME = 4
+"""Column of the time lag, s, that merging writes."""
+PLAIN = {
+    ('collections', 'OrderedDict'),
+    *(
+        (f'numpy.{core}.{module}', name)
+        for core in ('core', '_core')
+        for module, name in (
+            ('multiarray', '_reconstruct'),
+            ('multiarray', 'scalar'),
+            ('numeric', '_frombuffer'),
+        )
+    ),
+    ('numpy', 'ndarray'),
+    ('numpy', 'dtype'),
+}
+"""What an infos file may name: numbers and arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PointRule:
+    """How files become the points that a model takes.
+
+    Attributes:
+        load_dim: values per point in a file.
+        use_dim: columns that the model takes, in order.
+        past: sweeps of the past that are merged into each; infos only.
+        past_dim: columns after merging, None: `use_dim` as it is.
+        remove_close: drop points of past sweeps that are close to the car.
+    """
+
+    load_dim: int
+    use_dim: tuple[int, ...]
+    past: int = 0
+    past_dim: tuple[int, ...] | None = None
+    remove_close: bool = False
+
+    @classmethod
+    def from_pipeline(cls, steps: list[Mapping[str, Any]], in_channels: int) -> PointRule:
+        """Read mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps; a model's width without."""
+        found = {step.get('type'): step for step in steps}
+        file = found.get('LoadPointsFromFile')
+        if file is None:
+            return cls(in_channels, tuple(range(in_channels)))
+        used = _columns(file.get('use_dim', [0, 1, 2]))
+        past = found.get('LoadPointsFromMultiSweeps')
+        if past is None:
+            return cls(int(file.get('load_dim', 6)), used)
+        return cls(
+            int(file.get('load_dim', 6)),
+            used,
+            int(past.get('sweeps_num', 10)),
+            _columns(past.get('use_dim', [0, 1, 2, 4])),
+            bool(past.get('remove_close', False)),
+        )
+
+
+class Sweeps:
+    """Voxels of every sweep of a folder or an infos file, read one at a time.
+
+    Args:
+        source: folder of .bin (float32), .npy (P, load_dim) or .npz (`features` and `coordinates`: voxels in
+            the graph's order), or infos as .pkl or .json.
+        voxelise: points (P, D) float32 -> (features, coordinates).
+        rule: of the files.
+        root: folder of the data set, where the infos' paths do not exist as they are.
+        limit: at most so many, evenly over the source; None takes all.
+
+    Raises:
+        DataError: missing, of another kind, or without a sweep. A sweep that cannot be read is one when its
+            turn comes.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        voxelise: Voxelise,
+        rule: PointRule,
+        root: str | Path | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.source = Path(source)
+        self.voxelise, self.rule, self.root = voxelise, rule, root
+        items: list[Any] = _files(self.source) if self.source.is_dir() else read_infos(self.source)
+        if limit is not None and limit < len(items):
+            items = [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for item in self.items:
+            if isinstance(item, Path) and item.suffix == '.npz':
+                yield _voxels(item)
+            elif isinstance(item, Path):
+                yield self.voxelise(np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)]))
+            else:
+                yield self.voxelise(self._merged(item))
+
+    def _merged(self, info: Mapping[str, Any]) -> np.ndarray:
+        points = self._load(self._find(_path_of(info, self.source)))
+        rule = self.rule
+        points = points[:, list(rule.use_dim)]
+        if not rule.past:
+            return np.ascontiguousarray(points)
+        if points.shape[1] <= TIME:
+            raise DataError(
+                f'{self.source}: points of {points.shape[1]} values have no column for the time lag that '
+                f'merging writes; give LoadPointsFromFile use_dim=5'
+            )
+        points = points.copy()
+        points[:, TIME] = 0
+        clouds = [points]
+        for past in list(info.get('sweeps', ()))[: rule.past]:
+            clouds.append(self._past(past, float(info['timestamp']) * MICROSECOND))
+        return np.ascontiguousarray(np.concatenate(clouds)[:, list(rule.past_dim or range(points.shape[1]))])
+
+    def _past(self, past: Mapping[str, Any], now_s: float) -> np.ndarray:
+        """Return the points of a past sweep in the LiDAR frame of now; as mmdet3d 1.0 merges them."""
+        points = self._load(self._find(str(past['data_path'])))[:, list(self.rule.use_dim)].copy()
+        if self.rule.remove_close:
+            points = points[~(np.abs(points[:, :2]) < CLOSE_M).all(axis=1)]
+        points[:, :3] = points[:, :3] @ np.asarray(past['sensor2lidar_rotation']).T
+        points[:, :3] += np.asarray(past['sensor2lidar_translation'])
+        points[:, TIME] = now_s - float(past['timestamp']) * MICROSECOND
+        return points
+
+    def _load(self, path: Path) -> np.ndarray:
+        if path.suffix == '.npy':
+            points = _array(path)
+            if points.ndim != 2 or points.shape[1] != self.rule.load_dim:
+                raise DataError(f'{path}: got shape {points.shape}, expected (P, {self.rule.load_dim})')
+            return points.astype(np.float32)
+        return read_points(path, self.rule.load_dim)
+
+    def _find(self, name: str) -> Path:
+        path = Path(name)
+        parts = path.parts
+        below = next(
+            (parts[index:] for index, part in enumerate(parts) if part in ('samples', 'sweeps')), parts
+        )
+        folders = [folder for folder in (self.root, self.source.parent) if folder is not None]
+        tried = [path, *(Path(folder) / part for folder in folders for part in (path, Path(*below)))]
+        for candidate in tried:
+            if candidate.is_file():
+                return candidate
+        raise DataError(
+            f'{self.source}: its sweep {name} is not there, nor under '
+            f'{" or ".join(map(str, folders))}; give the folder of the data set (--data-root)'
+        )
+
+
+def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
+    """Read an infos file of mmdet3d: {'infos': [...]} or {'data_list': [...]} or a list, pickled or JSON.
+
+    Nothing that a pickle names is run, numbers and arrays aside.
+
+    Raises:
+        DataError: missing, damaged, of another kind, empty, or a pickle with code in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f'{path}: no such file or folder; expected a folder of sweeps or infos (.pkl, .json)')
+    try:
+        with open(path, 'rb') as stream:
+            content = json.load(stream) if path.suffix == '.json' else _PlainUnpickler(stream).load()
+    except DataError as error:
+        raise DataError(f'{path}: {error}') from error
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise DataError(
+            f'{path}: cannot be read ({error}); expected infos of mmdet3d, .pkl or .json'
+        ) from error
+    infos = content
+    if isinstance(content, dict):
+        infos = content.get('infos', content.get('data_list'))
+    if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
+        raise DataError(f"{path}: has no list of infos; expected what mmdet3d's create_data.py writes")
+    if not infos:
+        raise DataError(f'{path}: is empty; expected at least one sweep')
+    return infos
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads numbers, texts, containers and arrays."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream, encoding='latin1')
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what may be named."""
+        if (module, name) not in PLAIN:
+            raise DataError(
+                f'names {module}.{name}, which is not read: it could run code; expected plain infos'
+            )
+        return super().find_class(module, name)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+    if not found:
+        raise DataError(f'{folder}: has no sweep; expected files that end in {", ".join(ENDINGS)}')
+    return found
+
+
+def _path_of(info: Mapping[str, Any], where: Path) -> str:
+    for outer, inner in (('lidar_points', 'lidar_path'), ('point_cloud', 'velodyne_path')):
+        if isinstance(info.get(outer), dict) and inner in info[outer]:
+            return str(info[outer][inner])
+    if 'lidar_path' not in info:
+        raise DataError(
+            f'{where}: an info has no lidar_path, but {sorted(info)[:6]}; expected infos of mmdet3d'
+        )
+    return str(info['lidar_path'])
+
+
+def _array(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f'{path}: cannot be read ({error}); expected an array of numpy') from error
+
+
+def _voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with _array(path) as content:
+            return content['features'].astype(np.float32), content['coordinates'].astype(np.int32)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise DataError(f'{path}: expected the arrays `features` and `coordinates` of voxels') from error
+
+
+def _columns(value: int | list[int]) -> tuple[int, ...]:
+    return tuple(range(value)) if isinstance(value, int) else tuple(value)
