@@ -24,7 +24,7 @@ BLOCKS = {  # has a third convolution, blocks per stage: depth
 DCN_TYPES = {2: 'DCN', 3: 'DCNv2'}  # numbers per kernel element: offsets x, y and, in version 2, a mask
 TOWERS = r'^mask_head\.(?:cls|kernel|mask)_convs\.'
 FEATURE = r'^mask_head\.mask_feature_head\.'
-GROUPS = 32
+TOWER_NORM = dict(type='GN', num_groups=32)  # the original's heads take no other, whatever the config says
 LIGHT_DCN_SCALE = (852, 512)  # the original's only test size of light models with DCN; mmdet says 768x448
 
 
@@ -88,8 +88,7 @@ def fit_config(cfg: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     _fit_depth(model.backbone, shapes)
     _fit_backbone_dcn(model.backbone, shapes)
     _fit_towers(model.mask_head, shapes)
-    if model.mask_head.get('norm_cfg', {}).get('num_groups', GROUPS) != GROUPS:
-        model.mask_head.norm_cfg = dict(type='GN', num_groups=GROUPS, requires_grad=True)
+    _fit_norm(model.mask_head)
     if _light_with_dcn_v1(model.mask_head):
         for pipeline in _test_pipelines(cfg):
             _set_scale(pipeline)
@@ -167,6 +166,12 @@ def _fit_towers(head: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         kind = _dcn_type(shapes, FEATURE)
         if kind != (feature.get('conv_cfg') or {}).get('type', ''):
             feature.conv_cfg = dict(type=kind) if kind else None
+
+
+def _fit_norm(head: Any) -> None:
+    own = head.get('norm_cfg', TOWER_NORM) or {}
+    if any(own.get(key) != value for key, value in TOWER_NORM.items()):
+        head.norm_cfg = dict(TOWER_NORM, requires_grad=True)
 
 
 def _light_with_dcn_v1(head: Any) -> bool:

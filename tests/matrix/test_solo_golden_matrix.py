@@ -12,3 +12,8 @@ def test_a_converted_checkpoint_gives_the_originals_results(name, tmp_path):
     taps, found, linear = golden.run_model(golden.converted_model(name, tmp_path), name)
     golden.compare_tensors(name, taps)
     golden.compare_instances(name, found, linear)
+
+
+@pytest.mark.parametrize('pair', golden.PAIRS)
+def test_every_other_config_of_the_original(pair):
+    golden.check_pair(pair)

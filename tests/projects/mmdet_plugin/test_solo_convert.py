@@ -1,0 +1,198 @@
+"""tools/convert/solo_wxinlong.py: names, fitting configs, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import solo_golden as golden
+from mmdeploy_ext.checkpoint import load_checkpoint, load_strict
+from mmdeploy_ext.config import load_config, mmdet_config
+from mmdeploy_ext.convert.solo_names import converted_names
+from mmdeploy_ext.convert.solo_wxinlong import convert, model_shapes
+from mmdeploy_ext.errors import CheckpointError
+from projects.toydata.seeded_solo import original_name
+
+TOY = 'configs/demo/solov2_toy.py'
+NETS = (
+    'solo_r50',
+    'decoupled_solo_r50',
+    'decoupled_solo_light_r50',
+    'solov2_r50',
+    'solov2_light_r34',
+    'solov2_light_dcn_r50',
+    'solov2_r101_dcn',
+)
+
+
+def old_offset(key):
+    return re.sub(r'\.conv_offset\.(weight|bias)$', r'_offset.\1', key)
+
+
+def toy_original(path, change=lambda shapes: shapes):
+    """Write a toy in the original's names."""
+    shapes = model_shapes(load_config(TOY))
+    return golden.write_original(path, change({original_name(key): shape for key, shape in shapes.items()}))
+
+
+def refusal(*arguments, capsys):
+    assert golden.run_tool(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and len(error.splitlines()) == 1
+    return error
+
+
+@pytest.mark.parametrize('name', NETS)
+def test_names_and_shapes_are_the_models_own(name):
+    original, expected = golden.keys('wxinlong', name), golden.keys('mmdet', name)
+    if name == 'solov2_light_dcn_r50':
+        expected = golden.keys('mmdet', f'{name}__dcn_override')
+    config = Path(golden.require_golden() / f'golden_{name}.json')
+    path = (
+        golden.config_of(name)
+        if config.exists()
+        else mmdet_config(
+            {
+                'decoupled_solo_light_r50': 'solo/decoupled_solo_light_r50_fpn_3x_coco.py',
+                'solov2_r101_dcn': 'solov2/solov2_r101_dcn_fpn_3x_coco.py',
+            }[name]
+        )
+    )
+    found = convert(golden.meta_checkpoint(original), load_config(path))
+    assert {key: list(tensor.shape) for key, tensor in found.state_dict.items()} == expected
+    assert list(found.state_dict) == list(expected)
+    assert bool(found.changes) == (name == 'solov2_light_dcn_r50')
+
+
+@pytest.mark.parametrize('name', ['solov2_light_dcn_r50', 'solov2_r101_dcn'])
+def test_both_spellings_of_the_offset_keys(name):
+    original = golden.keys('wxinlong', name)
+    old = {old_offset(key): key for key in original}
+    assert sum(key != before for key, before in old.items()) >= 30
+    new_names, old_names = converted_names(original), converted_names(list(old))
+    assert {old_names[key]: before for key, before in old.items()} == {
+        name: key for key, name in new_names.items()
+    }
+
+
+@pytest.mark.parametrize('pair', ['solo r101', 'decoupled light dcn'])
+def test_configs_that_mmdet_does_not_have_are_made(pair):
+    golden.check_pair(pair)
+
+
+def test_the_light_dcn_model_gets_the_config_that_fits(tmp_path, capsys):
+    shapes = golden.keys('wxinlong', 'solov2_light_dcn_r50')
+    tensors = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    torch.save(dict(state_dict=tensors), tmp_path / 'in.pth')
+    arguments = (
+        tmp_path / 'in.pth',
+        tmp_path / 'out.pth',
+        '--config',
+        golden.config_of('solov2_light_dcn_r50'),
+    )
+    for _ in range(2):  # the second run finds its own config there
+        assert golden.run_tool(*arguments) == 0
+    assert 'DCNv2' in capsys.readouterr().out
+    cfg = load_config(str(tmp_path / 'out.py'))
+    assert cfg.model.backbone.dcn.type == cfg.model.mask_head.dcn_cfg.type == 'DCN'
+    assert cfg.data.test.pipeline[1].img_scale == (852, 512)  # the original's, mmdet's says 768x448
+    assert model_shapes(cfg) == {
+        key: tuple(value.shape) for key, value in load_checkpoint(tmp_path / 'out.pth').state_dict.items()
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['in.pth', 'out.pth', 'out.py']
+    (tmp_path / 'out.py').write_text('mine = True\n')
+    assert 'out.py: is there already' in refusal(*arguments, capsys=capsys)
+    assert (tmp_path / 'out.py').read_text() == 'mine = True\n'
+
+
+def test_values_and_facts_are_carried_over(tmp_path):
+    source, target = toy_original(tmp_path / 'in.pth'), tmp_path / 'out.pth'
+    assert golden.run_tool(source, target, '--config', TOY) == 0
+    before, after = load_checkpoint(source), load_checkpoint(target)
+    names = converted_names(before.state_dict)
+    assert all(torch.equal(before.state_dict[key], after.state_dict[name]) for key, name in names.items())
+    assert after.meta == dict(epoch=36, CLASSES=('a', 'b'))
+    # the original's towers have 32 groups, whatever a config says
+    assert load_config(str(tmp_path / 'out.py')).model.mask_head.norm_cfg.num_groups == 32
+
+
+def test_counters_of_batch_norm_may_be_missing(tmp_path):
+    def without(shapes):
+        return {key: shape for key, shape in shapes.items() if not key.endswith('num_batches_tracked')}
+
+    source, target = toy_original(tmp_path / 'in.pth', without), tmp_path / 'out.pth'
+    assert golden.run_tool(source, target, '--config', TOY) == 0
+    assert load_checkpoint(target).state_dict['backbone.bn1.num_batches_tracked'].item() == 0
+
+
+def lose(key):
+    return lambda shapes: {name: shape for name, shape in shapes.items() if name != key}
+
+
+def add(key, shape=(4,)):
+    return lambda shapes: {**shapes, key: list(shape)}
+
+
+@pytest.mark.parametrize(
+    ('change', 'config', 'said'),
+    [
+        (lose('neck.fpn_convs.1.conv.bias'), TOY, 'missing keys 1 (neck.fpn_convs.1.conv.bias)'),
+        (add('neck.extra.weight'), TOY, 'unexpected keys 1 (neck.extra.weight)'),
+        (add('bbox_head.cate_fc.weight'), TOY, "['bbox_head.cate_fc.weight']"),
+        (add('bbox_head.cate_convs.7.gn.bias'), TOY, 'unexpected keys 1 (mask_head.cls_convs.7.gn.bias)'),
+        (add('mask_head.conv_cls.bias'), TOY, "['mask_head.conv_cls.bias']"),
+        (add('bbox_head.solo_cate.bias', (80,)), TOY, '(80,) in the file, (6,) in the model'),
+        (lambda shapes: shapes, 'configs/demo/decoupled_solo_toy.py', 'SOLOV2Head'),
+        (lambda shapes: shapes, 'configs/demo/atss_toy.py', 'mask_head.type=None'),
+        (lambda shapes: shapes, 'solov2/solov2_light_r34_fpn_3x_coco.py', 'the same backbone, tower width'),
+        (lambda shapes: shapes, 'no/such.py', 'no such config'),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(change, config, said, tmp_path, capsys):
+    source = toy_original(tmp_path / 'in.pth', change)
+    config = mmdet_config(config) if config.startswith('solov2/') else config
+    assert said in refusal(source, tmp_path / 'out.pth', '--config', config, capsys=capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ['in.pth']
+
+
+def test_grids_unlike_the_configs_are_refused():
+    shapes = golden.keys('wxinlong', 'decoupled_solo_r50')
+    cfg = load_config(golden.config_of('decoupled_solo_r50'))
+    cfg.model.mask_head.num_grids = [24, 20, 14, 10, 8]
+    with pytest.raises(CheckpointError, match=r'grids of \[40, 36, 24, 16, 12\] cells.*num_grids=\[24, 20'):
+        convert(golden.meta_checkpoint(shapes), cfg)
+
+
+def test_files_of_others_are_refused(tmp_path, capsys):
+    target = tmp_path / 'out.pth'
+    tensors = {key: torch.zeros(shape) for key, shape in model_shapes(load_config(TOY)).items()}
+    torch.save(tensors, tmp_path / 'mmdet.pth')
+    assert 'already' in refusal(tmp_path / 'mmdet.pth', target, '--config', TOY, capsys=capsys)
+    torch.save({'bbox_head.atss_cls.weight': torch.zeros(2)}, tmp_path / 'atss.pth')
+    assert 'no checkpoint of the original SOLO' in refusal(
+        tmp_path / 'atss.pth', target, '--config', TOY, capsys=capsys
+    )
+    torch.save({'state_dict': {'x': torch.zeros(2)}, 'run': json.loads}, tmp_path / 'code.pth')
+    assert 'code' in refusal(tmp_path / 'code.pth', target, '--config', TOY, capsys=capsys)
+    source = toy_original(tmp_path / 'in.pth')
+    assert 'another name' in refusal(source, source, '--config', TOY, capsys=capsys)
+    assert '.pth' in refusal(source, tmp_path / 'out.py', '--config', TOY, capsys=capsys)
+    assert not list(tmp_path.glob('out*'))
+
+
+def test_one_tensor_under_two_spellings_is_refused():
+    shapes = golden.keys('wxinlong', 'solov2_light_dcn_r50')
+    key = next(key for key in shapes if 'conv_offset.weight' in key)
+    with pytest.raises(CheckpointError, match='both become'):
+        converted_names([*shapes, old_offset(key)])
+
+
+def test_an_unconverted_file_is_refused_with_the_command(tmp_path):
+    from mmdet.models import build_detector
+
+    source = toy_original(tmp_path / 'in.pth')
+    model = build_detector(load_config(TOY).model)
+    with pytest.raises(CheckpointError, match=r'tools/convert/solo_wxinlong\.py .*in\.pth OUT\.pth --config'):
+        load_strict(model, load_checkpoint(source))
