@@ -105,8 +105,11 @@ def _with_precision(node: Node, pair: tuple[str, str], known: NodeRange | None) 
     if known is not None and known.input_amax is not None:
         # as the file keeps them, so that reading it back gives the same graph
         changes['input_range'] = float(np.float32(known.input_amax))
-    if isinstance(node, SparseConvolution) and known is not None and known.weight_amax is not None:
-        changes['weight_ranges'] = np.array(known.weight_amax, np.float32)
+    if isinstance(node, SparseConvolution):
+        # the reference's quantised files say '' where its plain ones say nothing; engines read the same
+        changes['rulebook'] = node.rulebook or ''
+        if known is not None and known.weight_amax is not None:
+            changes['weight_ranges'] = np.array(known.weight_amax, np.float32)
     return dataclasses.replace(node, **changes)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -89,13 +89,19 @@ def input_range(quantiser: str) -> float:
     return 0.5 + (zlib.crc32(quantiser.encode()) % 64) / 16
 
 
-def amax(graph: SparseGraph, prefix: str = '', half: bool = False) -> dict[str, np.ndarray]:
+def amax(
+    graph: SparseGraph,
+    prefix: str = '',
+    half: bool = False,
+    drawn_as: Callable[[str], str] = str,
+) -> dict[str, np.ndarray]:
     """Return synthetic ranges of a folded graph by quantiser path, as a quantised checkpoint holds them.
 
     Args:
         graph: folded in fp32; its weights' ranges are the largest magnitudes per output channel.
         prefix: of the module paths, e.g. 'backbone.'.
         half: rounded to fp16, as BEVFusion's are in the reference's files and CenterPoint's are not.
+        drawn_as: module path -> the path whose name the number is drawn by; see `centerpoint_ptq_path`.
 
     Returns:
         'M._input_quantizer._amax' () and 'M._weight_quantizer._amax' (O,), float32; additions in block M as
@@ -106,12 +112,25 @@ def amax(graph: SparseGraph, prefix: str = '', half: bool = False) -> dict[str, 
         if not isinstance(node, SparseConvolution | Add):
             continue
         path = f'{node.module}.quant_add' if isinstance(node, Add) else node.module
-        ranges[f'{path}._input_quantizer'] = np.float32(input_range(f'{prefix}{path}._input_quantizer'))
+        ranges[f'{path}._input_quantizer'] = np.float32(
+            input_range(f'{prefix}{drawn_as(path)}._input_quantizer')
+        )
         if isinstance(node, SparseConvolution):
             ranges[f'{path}._weight_quantizer'] = np.abs(node.weight).max((1, 2, 3, 4)).astype(np.float32)
     if half:
         ranges = {path: values.astype(np.float16).astype(np.float32) for path, values in ranges.items()}
     return {f'{path}._amax': values for path, values in ranges.items()}
+
+
+def centerpoint_ptq_path(path: str) -> str:
+    """Return what the reference's CenterPoint calls a module at PTQ time, when its norm is folded away.
+
+    The blocks behind a strided convolution are 2 and 3 then, not 3 and 4.
+    """
+    stage, number, *rest = path.split('.')
+    if stage in ('conv2', 'conv3', 'conv4') and number in ('3', '4'):
+        number = str(int(number) - 1)
+    return '.'.join([stage, number, *rest])
 
 
 def voxels() -> tuple[np.ndarray, np.ndarray]:
