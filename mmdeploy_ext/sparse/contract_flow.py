@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.sparse.contract_reader import Layer
 
+FLAT = 4
+"""A grid is flat along z: with this many times the cells of its shortest axis, z is probably another axis."""
 USUAL_MAX_VOXELS = 160000
 """What the published test configs of BEVFusion and CenterPoint allow."""
 
@@ -315,7 +317,7 @@ def order_rules(layers: list[Layer], file_order: str) -> Iterator[Violation]:
         height = order.index('z')
         first = next((entry for entry in layers if entry.is_convolution), None)
         for where, shape in ((layer, grid), (first, first.written['input_spatial_shape'] if first else ())):
-            if len(shape) == 3 and shape[height] > min(shape):
+            if len(shape) == 3 and shape[height] > FLAT * min(shape):
                 message = (
                     f'format={order!r} makes axis {height} z, but {list(shape)} of {where.name} has its '
                     f'shortest axis elsewhere: are coordinates, weights and shapes in the other order?'

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from mmdeploy_ext.draw import encode_jpeg
+from mmdeploy_ext.draw import encode_jpeg, encode_png
 from mmdeploy_ext.files import atomic_path, write_json
 from mmdeploy_ext.verify.compare import HISTOGRAM_DECADES
 from mmdeploy_ext.verify.drift_plot import drift_plot, match_strip
 from mmdeploy_ext.verify.table import cosine_text, failure_reasons, figure, next_command
 from mmdeploy_ext.verify.tasks import task_module
+from mmdeploy_ext.verify.tasks.bev import BevPair, draw_bev
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,13 +43,16 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 
 
 def write_report(
-    verdict: Verdict, pictures: Sequence[PicturePair | FramePair], classes: Sequence[str], folder: Path
+    verdict: Verdict,
+    pictures: Sequence[PicturePair | FramePair | BevPair],
+    classes: Sequence[str],
+    folder: Path,
 ) -> Path:
     """Write `report.html` and `verdict.json`.
 
     Args:
         verdict: of the ladder.
-        pictures: images or frames with both engines' detections.
+        pictures: images or frames with both engines' detections, or both engines' feature maps.
         classes: names by label.
         folder: made when it is missing; other files in it stay.
 
@@ -63,7 +67,9 @@ def write_report(
     return folder / 'report.html'
 
 
-def render(verdict: Verdict, pictures: Sequence[PicturePair | FramePair], classes: Sequence[str]) -> str:
+def render(
+    verdict: Verdict, pictures: Sequence[PicturePair | FramePair | BevPair], classes: Sequence[str]
+) -> str:
     """Return the page."""
     content = verdict.to_json()
     task = verdict.subject.get('task', 'bbox2d')
@@ -87,6 +93,7 @@ def render(verdict: Verdict, pictures: Sequence[PicturePair | FramePair], classe
         subject=subject_rows(content['subject']),
         embedded=embedded_json(content),
         plots=[sequence_plots(row) for row in content['sequence']],
+        bev=task == 'bev',
     )
 
 
@@ -131,8 +138,12 @@ def _number_of(content: Mapping[str, Any]) -> Callable[[str, str], Markup]:
     return number
 
 
-def picture_uri(pair: PicturePair | FramePair, classes: Sequence[str], task: str = 'bbox2d') -> str:
+def picture_uri(
+    pair: PicturePair | FramePair | BevPair, classes: Sequence[str], task: str = 'bbox2d'
+) -> str:
     """Return a pair, drawn, as a `data:` address."""
+    if isinstance(pair, BevPair):
+        return 'data:image/png;base64,' + base64.b64encode(encode_png(draw_bev(pair))).decode()
     drawing = task_module(task)
     surest = max((float(side.scores.max(initial=0)) for side in (pair.reference, pair.candidate)), default=0)
     options = {} if surest >= SHOWN_SCORE else dict(score_thr=FAINT_SCORE)

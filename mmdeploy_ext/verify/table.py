@@ -208,6 +208,8 @@ def next_command(verdict: Verdict) -> str:
     """Return the command that makes sense after this verdict."""
     subject = verdict.subject
     file = subject.get('file', 'MODEL.onnx')
+    if subject.get('task') == 'bev':
+        return _sparse_command(verdict, file)
     if verdict.proven and verdict.sequence:
         words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
         return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
@@ -225,6 +227,34 @@ def next_command(verdict: Verdict) -> str:
         return f'{command}   # is it the network or the post-processing?'
     command = ['python', 'tools/deployment/verify.py', *model, file, '--report', 'work_dirs/report']
     return f'{shlex.join(command)}   # figures and pictures of every comparison'
+
+
+def _sparse_command(verdict: Verdict, file: str) -> str:
+    """Return what follows the proof of a sparse backbone."""
+    model = _model_of(verdict.subject)
+    if verdict.proven and verdict.subject.get('form') == 'portable':
+        return f'python tools/analysis_tools/benchmark.py {shlex.join([*model, "--onnx", file])}'
+    if verdict.proven:
+        return f'python tools/onnx/graph.py show {shlex.quote(file)}'
+    if not all(check.passed for check in verdict.structure):
+        words = [*model, '--output-file', file, *sparse_words(verdict.subject.get('options', {})), '--verify']
+        return f'python tools/deployment/export_scn.py {shlex.join(words)}   # export it again'
+    words = [*model, '--output-file', file, '--verify-only', '--report', 'work_dirs/report']
+    return f'python tools/deployment/export_scn.py {shlex.join(words)}   # figures of every layer, pictures'
+
+
+def sparse_words(options: Mapping[str, Any]) -> list[str]:
+    """Return the command-line words of a sparse export's options that are not the default."""
+    words = ['--target', options['target']] if options.get('target', 'libspconv') != 'libspconv' else []
+    words += ['--order', options['order']] if options.get('order') else []
+    words += ['--precision', options['precision']] if options.get('precision') else []
+    words += ['--fold', options['fold']] if options.get('fold', 'fp32') != 'fp32' else []
+    words += ['--int8-fp16-input-output'] if options.get('int8_fp16_io') else []
+    words += ['--output-bound', str(options['output_bound'])] if options.get('output_bound') else []
+    for pattern, precision, output in options.get('layer_precision', ()):
+        words += ['--layer-precision', f'{pattern}={precision}:{output}']
+    overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
+    return words + (['--cfg-options', *overrides] if overrides else [])
 
 
 def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) -> str:

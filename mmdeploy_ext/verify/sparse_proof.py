@@ -1,0 +1,364 @@
+"""The proof of a sparse backbone's file: structure, then every layer and the dense map against spconv."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.progress import Progress
+
+from mmdeploy_ext.cli import one_line, stderr
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.files import read_json, sha256_file
+from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.sparse import engine
+from mmdeploy_ext.sparse.contract import load_model
+from mmdeploy_ext.sparse.deploy import ScnOptions, make_graph, resolve
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.sparse.libspconv import read, to_node_list
+from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.sparse.plan import plan_of
+from mmdeploy_ext.sparse.rulebook import build
+from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.verify import sparse_structure
+from mmdeploy_ext.verify.compare import compare_tensors, failed_row
+from mmdeploy_ext.verify.spconv_layers import LayerOutput, layer_sources, watched
+from mmdeploy_ext.verify.tasks.bev import BevPair
+from mmdeploy_ext.verify.verdict import Case, Check, TensorRow, Verdict
+from mmdeploy_ext.verify.voxel_sets import proof_sets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.quantize.ranges import Ranges
+    from mmdeploy_ext.sparse.deploy import SparseDeployment
+    from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.verify.voxel_sets import VoxelSet
+
+EXACT_RTOL = 1e-4
+"""Of the largest reference value: float32 against float32."""
+HALF_RTOL = 5e-3
+"""The same for the file's fp16 weights against the model's float32 ones."""
+NUMPY = 'numpy'
+
+
+def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
+    """Return the options that a file was exported with.
+
+    Raises:
+        ModelFileError: it was not written by mm2onnx, or its metadata is damaged.
+    """
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        return ScnOptions.from_json(json.loads(props[PREFIX + 'options']))
+    except KeyError as error:
+        raise ModelFileError(
+            f'{path}: has no mm2onnx metadata ({PREFIX}options is missing); export it with '
+            f'tools/deployment/export_scn.py'
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
+
+
+def stored_ranges(path: str) -> Ranges:
+    """Return the ranges that a libspconv file holds, to see that all else in it is the model's."""
+    from mmdeploy_ext.quantize.ranges import NodeRange, Ranges
+
+    nodes = {}
+    for node in read(path).nodes:
+        if isinstance(node, SparseConvolution):
+            weights = None if node.weight_ranges is None else tuple(map(float, node.weight_ranges))
+            nodes[node.name] = NodeRange(node.module, node.input_range, weights)
+        elif isinstance(node, Add):
+            nodes[node.name] = NodeRange(node.module, node.input_range)
+    return Ranges(nodes, 'file', str(path), 0, '', path=str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is proven.
+
+    Attributes:
+        deployment: config and checkpoint.
+        path: of the file.
+        model: its content.
+        options: that it was exported with.
+        traced: the model's graph before folding.
+        expected: the graph that the file should hold, weights in float32.
+        exact: the same folded in float32, whatever the file's folding.
+    """
+
+    deployment: SparseDeployment
+    path: str
+    model: onnx.ModelProto
+    options: ScnOptions
+    traced: SparseGraph
+    expected: SparseGraph
+    exact: SparseGraph
+
+    @property
+    def same_order(self) -> bool:
+        """Whether the file's coordinates are in the module's own order."""
+        return self.options.order == self.deployment.settings.order
+
+
+def prove(
+    deployment: SparseDeployment,
+    path: str,
+    sweeps: Sequence[VoxelSet] = (),
+    *,
+    ranges: Ranges | None = None,
+    max_voxels: int | None = None,
+    node_list: str = '',
+    threads: int = 0,
+) -> tuple[Verdict, list[BevPair]]:
+    """Prove one file.
+
+    Args:
+        deployment: the config and checkpoint that it claims to be.
+        path: the file, of either target.
+        sweeps: real voxels besides the synthetic ones, coordinates in the model's own order.
+        ranges: that it was exported with, where it has any.
+        max_voxels: see `contract.check`.
+        node_list: stored node list of the reference exporter that it has to equal, a JSON file.
+        threads: of ONNX Runtime; 0: it decides.
+
+    Returns:
+        The verdict, and dense maps for the report.
+
+    Raises:
+        ModelFileError: a file that cannot be read, or of another family.
+    """
+    subject = _subject(deployment, path, ranges)
+    checks, notes = _structure(subject, max_voxels)
+    if node_list:
+        wanted = read_json(node_list)
+        checks.extend(sparse_structure.compare_node_lists(to_node_list(subject.model), wanted, node_list))
+    verdict = Verdict(subject=_facts(subject), structure=checks, notes=notes)
+    settings = deployment.settings
+    sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *sweeps]
+    pictures = []
+    try:
+        candidate = _candidate(subject, threads)
+    except ValueError as error:
+        verdict.reasons.append(f'the file cannot be run: {one_line(error)[:300]}')
+        return verdict, pictures
+    console = stderr()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        for voxels in bar.track(sets, description='proving'):
+            case, pair, timing = candidate.run(voxels)
+            verdict.cases.append(case)
+            if pair is not None and len(voxels.features) > 1:
+                pictures.append(pair)
+                verdict.timing_ms = timing
+    return verdict, pictures[::-1]
+
+
+def _subject(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> Subject:
+    model = load_model(path)
+    options = resolve(file_options(model, path), deployment.family)
+    said = json.loads({entry.key: entry.value for entry in model.metadata_props}[PREFIX + 'family'])
+    if said != deployment.family.name:
+        raise ModelFileError(
+            f'{path}: is a model of family {said!r}; {deployment.config} is {deployment.family.name!r}'
+        )
+    traced = deployment.trace()
+    if ranges is None and options.has_precision:
+        ranges = stored_ranges(path)
+    expected = make_graph(traced, options, deployment.family, ranges)
+    exact = expected if options.fold == 'fp32' else reorder(fold(traced, 'fp32'), options.order)
+    return Subject(deployment, path, model, options, traced, expected, exact)
+
+
+def _structure(subject: Subject, max_voxels: int | None) -> tuple[list[Check], list[str]]:
+    if subject.options.target == 'libspconv':
+        checks, notes = sparse_structure.check_dialect(
+            subject.path, subject.model, subject.expected, max_voxels
+        )
+        if subject.options.has_precision:
+            notes.append(
+                'layers are compared in float32: what int8 does to the values is measured by '
+                'tools/quantization/scn_ptq.py'
+            )
+    else:
+        checks = sparse_structure.check_portable(subject.path, subject.model, subject.expected)
+        notes = []
+    props = {entry.key: entry.value for entry in subject.model.metadata_props}
+    for title in ('checkpoint', 'config'):
+        said = json.loads(props.get(f'{PREFIX}{title}_sha256', '""'))
+        here = getattr(subject.deployment, f'{title}_sha256')
+        detail = '' if said == here else f'file says {said[:12]}, this {title} is {here[:12]}'
+        checks.append(Check(f'made from this {title}', said == here, detail))
+    return checks, notes
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    deployment, options = subject.deployment, subject.options
+    from mmdeploy_ext.export import versions
+
+    return dict(
+        file=str(subject.path),
+        file_sha256=sha256_file(subject.path),
+        family=deployment.family.name,
+        task='bev',
+        form=options.target,
+        options=dict(options.to_json(), cfg_options=deployment.cfg_options),
+        order=options.order,
+        grid='x'.join(map(str, subject.expected.spatial_shape)),
+        output='x'.join(map(str, subject.expected.output_shape)),
+        config=deployment.config,
+        checkpoint=deployment.checkpoint,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        proven_with=versions(),
+        python=platform.python_version(),
+    )
+
+
+def _candidate(subject: Subject, threads: int) -> _Dialect | _Portable:
+    return _Dialect(subject) if subject.options.target == 'libspconv' else _Portable(subject, threads)
+
+
+@dataclasses.dataclass
+class Reference:
+    """What spconv gave for one set of voxels: the dense map, every layer, milliseconds."""
+
+    dense: np.ndarray
+    layers: dict[str, LayerOutput]
+    milliseconds: float
+
+
+def run_reference(subject: Subject, voxels: VoxelSet) -> Reference:
+    """Run the unpatched model on spconv, one thread, and watch its convolutions."""
+    family, model = subject.deployment.family, subject.deployment.model
+    with watched(family.encoder(model), layer_sources(subject.traced)) as layers:
+        start = time.perf_counter()
+        dense = family.reference(model, voxels.features, voxels.coordinates)
+        milliseconds = (time.perf_counter() - start) * 1e3
+    return Reference(dense, layers, milliseconds)
+
+
+class _Dialect:
+    """A libspconv file, interpreted in numpy: the engine itself needs a GPU."""
+
+    title = NUMPY
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.graph = read(subject.path)
+        self.plan, self.exact_plan = plan_of(self.graph), plan_of(subject.exact)
+
+    def run(self, voxels: VoxelSet) -> tuple[Case, BevPair | None, dict[str, float]]:
+        """Compare one set of voxels."""
+        reference = run_reference(self.subject, voxels)
+        try:
+            return self._compare(voxels, reference)
+        except ValueError as error:
+            row = failed_row(
+                'dense map', f'the graph cannot be run: {one_line(error)[:200]}', reference.dense
+            )
+            return _case(voxels, [row]), None, {}
+
+    def _compare(self, voxels: VoxelSet, reference: Reference) -> tuple[Case, BevPair, dict[str, float]]:
+        coordinates = voxels.in_order(self.subject.same_order)
+        found: dict[str, np.ndarray] = {}
+        rulebook = build(self.plan, coordinates)
+        start = time.perf_counter()
+        dense = engine.run(self.graph, coordinates, voxels.features, found.__setitem__, rulebook=rulebook)
+        milliseconds = (time.perf_counter() - start) * 1e3
+        rows = self._layer_rows(reference, found, rulebook) if len(coordinates) else []
+        exact = engine.run(self.subject.exact, coordinates, voxels.features)
+        rows += compare({'dense map': reference.dense}, {'dense map': dense}, HALF_RTOL)
+        name = 'dense map, weights before rounding'
+        rows += compare({name: reference.dense}, {name: exact}, EXACT_RTOL)
+        pair = BevPair(_title(voxels), reference.dense[0], dense[0], 'the file, interpreted')
+        timing = {'spconv, one thread': reference.milliseconds, 'numpy interpreter': milliseconds}
+        return _case(voxels, rows), pair, timing
+
+    def _layer_rows(
+        self, reference: Reference, found: Mapping[str, np.ndarray], rulebook: Any
+    ) -> list[TensorRow]:
+        rows = []
+        for node, wanted in zip(self.graph.convolutions(), self.subject.expected.convolutions(), strict=True):
+            name, expected = f'{node.name} {wanted.module}', reference.layers.get(wanted.module)
+            sites = rulebook.level(node.output).coordinates
+            if not self.subject.same_order:
+                sites = sites[:, [0, 3, 2, 1]]
+            rows.extend(layer_rows(name, expected, sites, found[node.name]))
+        return rows
+
+
+def layer_rows(
+    name: str, expected: LayerOutput | None, sites: np.ndarray, features: np.ndarray
+) -> list[TensorRow]:
+    """Compare one layer, site by site; the order of the rows is each engine's own.
+
+    Args:
+        name: of the layer.
+        expected: of spconv; None when its convolution did not run.
+        sites: (M, 4) of the candidate, in the module's order.
+        features: (M, C) of the candidate.
+    """
+    if expected is None:
+        return [failed_row(name, 'missing in the reference: its convolution did not run')]
+    left, right = (np.lexsort(array.T[::-1]) for array in (expected.coordinates, sites))
+    if not np.array_equal(expected.coordinates[left], sites[right]):
+        only = len({*map(tuple, expected.coordinates.tolist())} ^ {*map(tuple, sites.tolist())})
+        reason = f'active sites: {len(sites)}, expected {len(left)}; {only} are on one side only'
+        return [failed_row(name, reason, expected.features)]
+    return compare({name: expected.features[left]}, {name: features[right]}, HALF_RTOL)
+
+
+class _Portable:
+    """A portable file on ONNX Runtime."""
+
+    title = 'ONNX Runtime'
+
+    def __init__(self, subject: Subject, threads: int) -> None:
+        from mmdeploy_ext.runtime.scn import ScnOnnx
+
+        self.subject = subject
+        self.engine = ScnOnnx(subject.path, **({'threads': threads} if threads else {}))
+
+    def run(self, voxels: VoxelSet) -> tuple[Case, BevPair | None, dict[str, float]]:
+        """Compare one set of voxels."""
+        reference = run_reference(self.subject, voxels)
+        coordinates = voxels.in_order(self.subject.same_order)
+        start = time.perf_counter()
+        try:
+            dense = self.engine.step(voxels=(voxels.features, coordinates))
+        except ValueError as error:
+            row = failed_row('dense map', f'the engine failed: {one_line(error)[:200]}', reference.dense)
+            return _case(voxels, [row]), None, {}
+        milliseconds = (time.perf_counter() - start) * 1e3
+        rows = compare({'dense map': reference.dense}, {'dense map': dense}, EXACT_RTOL)
+        pair = BevPair(_title(voxels), reference.dense[0], dense[0], self.title)
+        timing = {'spconv, one thread': reference.milliseconds, 'rulebook and ONNX Runtime': milliseconds}
+        return _case(voxels, rows), pair, timing
+
+
+def compare(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float
+) -> list[TensorRow]:
+    """Compare named tensors, each by its own largest value."""
+    groups = (ColumnGroup(rtol=rtol),)
+    outputs = tuple(
+        TensorSpec(name, 'float32', array.shape, groups=groups) for name, array in reference.items()
+    )
+    return compare_tensors(reference, candidate, GraphSpec('scn', (), outputs))
+
+
+def _case(voxels: VoxelSet, rows: Sequence[TensorRow]) -> Case:
+    shape = 'x'.join(map(str, voxels.features.shape))
+    return Case(voxels.name, shape, voxels.traced, tuple(rows))
+
+
+def _title(voxels: VoxelSet) -> str:
+    return f'{voxels.name}, {len(voxels.features)} voxels'

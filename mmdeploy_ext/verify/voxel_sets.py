@@ -1,0 +1,146 @@
+"""Voxels that a proof of a sparse backbone runs on: what the exporter saw, and what it did not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.preprocess_points import VoxelRule
+    from mmdeploy_ext.sparse.ir import Triple
+
+SEEDS, AROUND, SPREAD = 160, 8, 2
+"""Clusters of the random set, voxels in each, and how far from its centre: kernels need neighbours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VoxelSet:
+    """One input.
+
+    Attributes:
+        name: what people call it.
+        features: (N, C) float32.
+        coordinates: (N, 4) int32: sample 0, then the axes in the order of the set's maker.
+        traced: whether the exporter saw it.
+    """
+
+    name: str
+    features: np.ndarray
+    coordinates: np.ndarray
+    traced: bool = False
+
+    def in_order(self, same: bool) -> np.ndarray:
+        """Return the coordinates, with the three axes reversed unless the order is the `same`."""
+        return self.coordinates if same else np.ascontiguousarray(self.coordinates[:, [0, 3, 2, 1]])
+
+
+def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[VoxelSet]:
+    """Return the traced input and five that no exporter saw.
+
+    Args:
+        spatial_shape: grid size per axis.
+        channels: features per voxel.
+        seed: of the random ones.
+    """
+    rng, shape = np.random.default_rng(seed), np.array(spatial_shape)
+    places = dict(
+        nothing=np.zeros((0, 3), np.int64),
+        one=np.array([shape // 2]),
+        borders=_borders(shape),
+        random=_clusters(shape, rng),
+        full=_full_block(shape),
+    )
+    names = dict(
+        nothing='no voxel', one='one voxel', borders='borders and corners', random='random clusters',
+        full='a full block',
+    )  # fmt: skip
+    sets = [VoxelSet('traced input', np.zeros((1, channels), np.float32), np.zeros((1, 4), np.int32), True)]
+    for key, axes in places.items():
+        features = rng.standard_normal((len(axes), channels)).astype(np.float32)
+        sets.append(VoxelSet(names[key], features, _with_sample(axes)))
+    return sets
+
+
+def sweep_set(path: str, rule: VoxelRule) -> VoxelSet:
+    """Return the voxels of a sweep.
+
+    Args:
+        path: raw float32 points (.bin), or .npz with `features` (N, C) and `coordinates` (N, 4) in the order
+            of the rule.
+        rule: how points become voxels.
+
+    Raises:
+        DataError: a file that is neither.
+    """
+    from pathlib import Path
+
+    name = Path(path).name
+    if Path(path).suffix == '.npz':
+        features, coordinates = read_voxels(path)
+        return VoxelSet(name, features, coordinates)
+    from mmdeploy_ext.preprocess_points import voxelise
+    from mmdeploy_ext.runtime.points import read_points
+
+    points = read_points(path, rule.in_channels)
+    features, coordinates = voxelise(points, rule)
+    return VoxelSet(f'{name}: {len(points)} points', features, coordinates)
+
+
+def read_voxels(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read an .npz of voxels: `features` (N, C) of any float type, `coordinates` (N, 4) of any integer type.
+
+    Raises:
+        DataError: no such file, no such arrays, or other shapes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = [stored[name] for name in ('features', 'coordinates')]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f'{path}: cannot be read ({error}); expected an .npz with `features` (N, C) and `coordinates` '
+            f'(N, 4)'
+        ) from error
+    features, coordinates = arrays
+    fits = features.ndim == coordinates.ndim == 2 and len(features) == len(coordinates)
+    if not fits or coordinates.shape[1] != 4 or coordinates.dtype.kind not in 'iu':
+        raise DataError(
+            f'{path}: features {features.shape} and coordinates {coordinates.dtype} {coordinates.shape}; '
+            f'expected (N, C) floats and (N, 4) integers'
+        )
+    return features.astype(np.float32), coordinates.astype(np.int32)
+
+
+def _borders(shape: np.ndarray) -> np.ndarray:
+    """Return corners, middles of edges and faces, and their neighbours inside the grid."""
+    values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
+    places = np.array([place for place in itertools.product(*values) if _touches(place, shape)])
+    return np.unique(np.clip(places, 0, shape - 1), axis=0)
+
+
+def _touches(place: Sequence[int], shape: np.ndarray) -> bool:
+    return any(index in (0, size - 1) for index, size in zip(place, shape, strict=True))
+
+
+def _clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    seeds = rng.integers(0, shape, (SEEDS, 1, 3))
+    around = seeds + rng.integers(-SPREAD, SPREAD + 1, (SEEDS, AROUND, 3))
+    places = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
+    return rng.permutation(places)
+
+
+def _full_block(shape: np.ndarray) -> np.ndarray:
+    """Return a block that is full along every axis' last cells: every neighbour of a kernel is there."""
+    lower = np.maximum(shape - 6, 0)
+    axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)
+
+
+def _with_sample(axes: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros((len(axes), 1), np.int32), axes.astype(np.int32)], axis=1)

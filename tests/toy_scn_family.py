@@ -1,0 +1,82 @@
+"""A family of sparse backbones for tests: BEVFusion's encoder and SECOND's at 24 x 24 cells, seeded."""
+
+import torch
+from mmdeploy_ext.preprocess_points import VoxelRule
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.sparse import seeded
+from mmdeploy_ext.sparse.checkpoint import load_backbone
+from mmdeploy_ext.sparse.family import SPARSE_FAMILIES, EncoderSettings, SparseFamily, register_sparse_family
+from scn_nets import bevfusion, second
+
+GRID = (24, 24, 41)
+WIDTHS = ((16, 16, 16), (16, 16, 24), (24, 24, 24), (24, 24))
+NETS = {
+    'bevfusion': lambda: bevfusion(GRID, WIDTHS, output_channels=16),
+    'second': lambda: second(GRID[::-1], 5),
+}
+SHAPES = {'bevfusion': (1, 32, 3, 3), 'second': (1, 40, 6, 6)}
+CONFIG = """
+model = dict(type='ToyScn', net='{net}', output_shape={shape})
+"""
+
+
+class ToyScnFamily(SparseFamily):
+    """Two networks: coordinates x, y, z of one, z, y, x of the other."""
+
+    name = 'toy_scn'
+
+    def claims(self, cfg):
+        return cfg.model.get('type') == 'ToyScn'
+
+    def build(self, cfg):
+        return NETS[cfg.model.net]().eval()
+
+    def settings(self, cfg, model):
+        order = 'xyz' if cfg.model.net == 'bevfusion' else 'zyx'
+        shape = GRID if order == 'xyz' else GRID[::-1]
+        if cfg.model.get('grid') not in (None, list(shape)):
+            raise ConfigError(f'{cfg.filename}: grid {cfg.model.grid}, the encoder has {list(shape)}')
+        return EncoderSettings('', order, shape, 5, cfg.model.get('output_shape'))
+
+    def encoder(self, model):
+        return model
+
+    def voxel_rule(self, cfg):
+        order = 'xyz' if cfg.model.net == 'bevfusion' else 'zyx'
+        return VoxelRule(
+            point_cloud_range=(-12.0, -12.0, -4.0, 12.0, 12.0, 4.2),
+            voxel_size=(1.0, 1.0, 0.2),
+            max_points=10,
+            max_voxels=5000,
+            order=order,
+            in_channels=5,
+            mode='hard',
+        )
+
+    def load(self, model, path, weight_layout='auto'):
+        return load_backbone(path, model, weight_layout=weight_layout)
+
+    def reference(self, model, features, coordinates):
+        with torch.no_grad(), compat.single_thread():
+            return model(torch.from_numpy(features), torch.from_numpy(coordinates), 1).numpy()
+
+    def precision_overrides(self):
+        return {}
+
+
+def register():
+    if 'toy_scn' not in SPARSE_FAMILIES:
+        register_sparse_family(ToyScnFamily())
+
+
+def write_model(folder, net='bevfusion', shape=None):
+    """Write a config and a checkpoint with seeded weights; returns their paths."""
+    register()
+    config, checkpoint = folder / f'{net}.py', folder / f'{net}.pth'
+    config.write_text(CONFIG.format(net=net, shape=shape or SHAPES[net]))
+    model = NETS[net]()
+    seeded.fill_module(model)
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    return str(config), str(checkpoint)
