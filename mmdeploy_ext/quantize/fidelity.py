@@ -117,11 +117,11 @@ class Fidelity:
             'layers': rows,
         }
 
-    def table(self) -> Table:
-        """Return the layers as a table, worst first."""
+    def table(self, limit: int | None = None) -> Table:
+        """Return the layers as a table, worst first, at most `limit`."""
         from mmdeploy_ext.quantize.fidelity_views import table
 
-        return table(self)
+        return table(self, limit)
 
     def draw(self, path: str | Path) -> None:
         """Draw the layers into a PNG file."""

@@ -22,15 +22,15 @@ SMALLEST = 1e-6
 """Error at which the chart's axis begins."""
 
 
-def table(result: Fidelity) -> Table:
-    """Return the layers as a table: `fidelity.Row` says what the columns are."""
+def table(result: Fidelity, limit: int | None = None) -> Table:
+    """Return the worst layers as a table: `fidelity.Row` says what the columns are."""
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     titles = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
               'int8 error', 'fp16 error', 'keep')  # fmt: skip
     for index, title in enumerate(titles):
         view.add_column(title, justify='left' if index < 2 else 'right')
     kept = set(result.advice())
-    for row in result.worst():
+    for row in result.worst()[:limit]:
         view.add_row(
             row.name,
             escape(row.module),

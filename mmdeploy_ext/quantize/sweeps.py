@@ -105,7 +105,7 @@ class Sweeps:
     ) -> None:
         self.source = Path(source)
         self.voxelise, self.rule, self.root = voxelise, rule, root
-        items: list[Any] = _files(self.source) if self.source.is_dir() else read_infos(self.source)
+        items = sweep_items(self.source)
         if limit is not None and limit < len(items):
             items = [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]
         self.items = items
@@ -173,6 +173,16 @@ class Sweeps:
             f'{self.source}: its sweep {name} is not there, nor under '
             f'{" or ".join(map(str, folders))}; give the folder of the data set (--data-root)'
         )
+
+
+def sweep_items(source: str | Path) -> list[Any]:
+    """Return what a source has: paths of a folder, infos of a file.
+
+    Raises:
+        DataError: missing, of another kind, or without a sweep.
+    """
+    source = Path(source)
+    return _files(source) if source.is_dir() else read_infos(source)
 
 
 def read_infos(path: str | Path) -> list[Mapping[str, Any]]:

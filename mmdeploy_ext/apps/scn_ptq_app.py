@@ -1,0 +1,245 @@
+"""`scn_ptq.py`: INT8 ranges of a sparse backbone, and what int8 and fp16 do to its numbers, without a GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.errors import UsageError, after_weights
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.quantize.fidelity import Fidelity
+    from mmdeploy_ext.quantize.ranges import Ranges
+    from mmdeploy_ext.sparse.deploy import SparseDeployment
+
+METHODS = ('mse', 'percentile', 'max')
+DEFAULT_OUTPUT = 'ranges.json'
+WORST = 10
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Calibrate INT8 ranges of a LiDAR backbone on a CPU, or see what int8 and fp16 do to it, '
+        'layer by layer.'
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
+    parser.add_argument(
+        '--weight-layout',
+        default='auto',
+        choices=('auto', 'spconv1', 'spconv2', 'spconv2-rskc'),
+        help='of the kernels in the checkpoint, where it cannot be told (default: auto)',
+    )
+    _add_calibration(parser.add_argument_group('calibration'))
+    _add_fidelity(parser.add_argument_group('fidelity'))
+    cli.add_debug_option(parser)
+    return parser
+
+
+def _add_calibration(group: argparse._ArgumentGroup) -> None:
+    source = 'folder of sweeps (.bin, .npy, .npz) or infos of mmdet3d (.pkl, .json)'
+    group.add_argument('--calibrate', metavar='DIR|INFOS', help=source)
+    group.add_argument(
+        '--ranges',
+        metavar='FILE',
+        help='ranges that exist already (default: those in the checkpoint, if any)',
+    )
+    group.add_argument('--method', choices=METHODS, default='mse', help='of inputs (default: mse)')
+    group.add_argument(
+        '--percentile',
+        type=float,
+        default=99.99,
+        metavar='P',
+        help='for --method percentile (default: 99.99)',
+    )
+    group.add_argument(
+        '--add-method',
+        choices=METHODS,
+        default='',
+        help='of residual additions (default: as --method; the reference has max for CenterPoint)',
+    )
+    group.add_argument(
+        '--batches', type=int, default=100, metavar='N', help='sweeps, evenly; 0 takes all (default: 100)'
+    )
+    group.add_argument(
+        '--unfolded',
+        nargs='+',
+        default=[],
+        metavar='MODULE',
+        help='weight ranges of the kernel before batch normalisation is folded (the reference has '
+        'conv_input.0 for CenterPoint)',
+    )
+    group.add_argument(
+        '--fp16-ranges', action='store_true', help='round ranges to fp16, as the reference does for BEVFusion'
+    )
+    group.add_argument('--data-root', default='', metavar='DIR', help='where the sweeps of infos are')
+    group.add_argument(
+        '--output', metavar='FILE', help=f'where ranges are written (default: {DEFAULT_OUTPUT})'
+    )
+
+
+def _add_fidelity(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        '--fidelity',
+        nargs='?',
+        const='',
+        metavar='DIR|INFOS',
+        help='compare int8 and fp16 with fp32 (default: on the sweeps of --calibrate)',
+    )
+    group.add_argument(
+        '--fidelity-batches',
+        type=int,
+        default=4,
+        metavar='N',
+        help='sweeps, evenly; 0 takes all (default: 4)',
+    )
+    group.add_argument(
+        '--int8-fp16-input-output',
+        action='store_true',
+        help="the first and last layer as in the reference's INT8 file",
+    )
+    group.add_argument(
+        '--fp16-layers',
+        nargs='+',
+        default=[],
+        metavar='PATTERN',
+        help='layers that stay fp16, by name or module path',
+    )
+    group.add_argument(
+        '--target', type=float, default=0.999, help='cosine that advice aims at (default: 0.999)'
+    )
+    group.add_argument('--no-advice', action='store_true', help='skip the runs that advice needs')
+    group.add_argument('--all', action='store_true', help=f'show all layers, not only the {WORST} worst')
+    group.add_argument('--draw', metavar='PNG', help='draw the layers')
+    group.add_argument('--json', metavar='FILE', help='write what was found as JSON')
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, sources without sweeps and targets that cannot be written."""
+    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.quantize.calibrators import calibrator
+    from mmdeploy_ext.quantize.sweeps import sweep_items
+
+    _check_together(args)
+    calibrator(args.method, args.percentile)
+    for option, value in (('--batches', args.batches), ('--fidelity-batches', args.fidelity_batches)):
+        if value < 0:
+            raise UsageError(f'{option} {value}: expected 0 or more sweeps')
+    for source in filter(None, (args.calibrate, args.fidelity)):
+        sweep_items(source)
+    output = args.output or (DEFAULT_OUTPUT if args.calibrate else None)
+    for path in filter(None, (output, args.draw, args.json)):
+        check_writable(path)
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    if args.calibrate and args.ranges:
+        raise UsageError('--calibrate makes ranges and --ranges reads them: give one of the two')
+    if args.output and args.ranges:
+        raise UsageError('--output writes what --calibrate finds; --ranges are written already')
+    if args.fidelity is None and not args.calibrate and not args.output:
+        raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
+    if args.fidelity == '' and not args.calibrate:
+        raise UsageError('--fidelity: say on which sweeps (a folder or infos)')
+    if args.fidelity is None and (args.draw or args.json):
+        raise UsageError('--draw and --json show what --fidelity finds: give it too')
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Calibrate, or read ranges; then compare where that is asked for."""
+    check(args)
+    known = _known_ranges(args)
+    cli.wait_passively()
+    from mmdeploy_ext import compat
+
+    compat.apply()
+    register()
+    from mmdeploy_ext.sparse import deploy
+
+    deployment = deploy.load(
+        args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options), args.weight_layout
+    )
+    cli.stderr().print(deployment.report.summary(), markup=False, highlight=False, soft_wrap=True)
+    with after_weights():
+        ranges = known or _ranges(args, deployment)
+        if args.fidelity is not None:
+            _show(args, _fidelity(args, deployment, ranges))
+    return 0
+
+
+def _known_ranges(args: argparse.Namespace) -> Ranges | None:
+    if not args.ranges:
+        return None
+    from mmdeploy_ext.quantize.ranges import Ranges
+
+    return Ranges.load(args.ranges)
+
+
+def _ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges:
+    from mmdeploy_ext.quantize import deployed
+
+    if args.calibrate:
+        how = deployed.Calibration(
+            args.method,
+            args.percentile,
+            args.add_method,
+            args.batches,
+            tuple(args.unfolded),
+            args.fp16_ranges,
+            args.data_root,
+        )
+        ranges = deployed.calibrate(deployment, args.calibrate, how)
+    else:
+        ranges = deployed.from_checkpoint(deployment)
+        if ranges is None:
+            raise UsageError(f'{args.checkpoint}: has no ranges; give --calibrate DIR|INFOS or --ranges FILE')
+    if args.calibrate or args.output:
+        target = args.output or DEFAULT_OUTPUT
+        ranges.save(target)
+        text = f'{target}: ranges of {len(ranges.nodes)} nodes by {ranges.calibrator}'
+        if ranges.batches:
+            text += f', {ranges.batches} sweeps of {ranges.source}'
+        cli.stdout().print(text, markup=False, highlight=False, soft_wrap=True)
+    return ranges
+
+
+def _fidelity(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ranges) -> Fidelity:
+    from mmdeploy_ext.quantize import deployed
+    from mmdeploy_ext.quantize.fidelity import fidelity
+    from mmdeploy_ext.sparse import deploy
+
+    options = deploy.ScnOptions(
+        order=deployment.settings.order,
+        precision='int8',
+        int8_fp16_io=args.int8_fp16_input_output,
+        layer_precision=tuple((pattern, 'fp16', 'fp16') for pattern in args.fp16_layers),
+    )
+    graph = deploy.make_graph(
+        deployment.trace(), options, deployment.family, ranges, deployment.checkpoint_sha256
+    )
+    source = args.fidelity or args.calibrate
+    sweeps = deployed.sweeps_of(deployment, source, graph.order, args.fidelity_batches, args.data_root)
+    return fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
+
+
+def _show(args: argparse.Namespace, found: Fidelity) -> None:
+    from mmdeploy_ext.files import write_json
+
+    console = cli.stdout()
+    console.print(found.table(None if args.all else WORST))
+    console.print(found.advice_text(), markup=False, highlight=False, soft_wrap=True)
+    if args.draw:
+        found.draw(args.draw)
+    if args.json:
+        write_json(args.json, found.to_json())
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

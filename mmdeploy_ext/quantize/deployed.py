@@ -1,0 +1,121 @@
+"""Calibration and fidelity of a loaded model: from its config's points to ranges of its sparse graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
+from mmdeploy_ext.quantize.calibrators import PERCENTILE
+from mmdeploy_ext.quantize.ranges import Ranges
+from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
+from mmdeploy_ext.sparse.fold import fold
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from mmdeploy_ext.sparse.deploy import SparseDeployment
+
+SWAPPED = [0, 3, 2, 1]
+"""Columns of coordinates in the other order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How ranges are found.
+
+    Attributes:
+        method: of inputs, one of `calibrators.METHODS`.
+        percentile: for the method of that name.
+        add_method: of additions; '' takes `method`. The reference has 'max' for CenterPoint.
+        batches: sweeps, evenly over the source; 0 takes all.
+        unfolded: modules whose weight ranges are those of the kernel before batch normalisation is folded
+            into it; the reference has CenterPoint's 'conv_input.0'.
+        half: round all ranges to fp16; the reference does for BEVFusion, not for CenterPoint.
+        root: folder of the data set, or ''.
+    """
+
+    method: str = 'mse'
+    percentile: float = PERCENTILE
+    add_method: str = ''
+    batches: int = 0
+    unfolded: tuple[str, ...] = ()
+    half: bool = False
+    root: str = ''
+
+
+def sweeps_of(
+    deployment: SparseDeployment, source: str | Path, order: str, limit: int = 0, root: str = ''
+) -> Sweeps:
+    """Return the voxels of a folder's or infos file's sweeps, as the config loads and voxelises them.
+
+    Args:
+        deployment: for its config's pipeline and voxel rule.
+        source: see `Sweeps`.
+        order: of the coordinates: the graph's.
+        limit: at most so many, 0: all.
+        root: folder of the data set, or ''.
+
+    Raises:
+        DataError: see `Sweeps`.
+    """
+    from mmdeploy_ext.preprocess_points import voxelise
+
+    def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, coordinates = voxelise(points, deployment.rule)
+        return features, coordinates if deployment.rule.order == order else coordinates[:, SWAPPED]
+
+    rule = PointRule.from_pipeline(_pipeline(deployment.cfg), deployment.settings.in_channels)
+    return Sweeps(source, voxels, rule, root or None, limit or None)
+
+
+def calibrate(
+    deployment: SparseDeployment, source: str | Path, how: Calibration, progress: bool = True
+) -> Ranges:
+    """Measure ranges on a folder or infos file.
+
+    Raises:
+        DataError: see `Sweeps` and `calibrate_sweeps`.
+        UsageError: see `calibrate_sweeps` and `before_folding`.
+    """
+    traced = deployment.trace()
+    graph = fold(traced, 'fp32')
+    ranges = calibrate_sweeps(
+        graph,
+        sweeps_of(deployment, source, graph.order, how.batches, how.root),
+        how.method,
+        progress=progress,
+        percentile=how.percentile,
+        add_method=how.add_method or None,
+        unfolded=before_folding(traced, graph, how.unfolded),
+        source=str(source),
+        checkpoint_sha256=deployment.checkpoint_sha256,
+    )
+    return ranges.half() if how.half else ranges
+
+
+def from_checkpoint(deployment: SparseDeployment) -> Ranges | None:
+    """Return the ranges that the checkpoint itself holds (NVIDIA's PTQ files), None where it holds none.
+
+    Raises:
+        UsageError: some are missing.
+    """
+    if not deployment.report.ranges:
+        return None
+    graph = fold(deployment.trace(), 'fp32')
+    ranges = Ranges.from_amax(
+        graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256
+    )
+    ranges.check(graph)
+    return ranges
+
+
+def _pipeline(cfg: Any) -> list[Any]:
+    """Return the steps of the config's test data, [] where it has none."""
+    data = cfg.get('data') or {}
+    for split in ('test', 'val'):
+        if (data.get(split) or {}).get('pipeline'):
+            return list(data[split]['pipeline'])
+    return list(cfg.get('test_pipeline') or [])
