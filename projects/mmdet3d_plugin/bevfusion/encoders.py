@@ -38,8 +38,13 @@ class BEVFusionSparseEncoder(SparseEncoder):
         encoder_channels: channels per stage and layer; a stage but the last ends in a stride of 2.
         **kwargs: see SparseEncoder.
 
+    Attributes:
+        axes: order of coordinates and kernels.
+
     Source: mit-han-lab/bevfusion 326653d, mmdet3d/models/backbones/sparse_encoder.py.
     """
+
+    axes = 'xyz'
 
     def __init__(
         self,
@@ -131,8 +136,13 @@ class CenterPointSparseEncoder(nn.Module):
         output_channels: C.
         norm_cfg: of every batch normalisation.
 
+    Attributes:
+        axes: order of coordinates and kernels.
+
     Source: tianweiy/CenterPoint 3cf7d87, det3d/models/backbones/scn.py.
     """
+
+    axes = 'zyx'
 
     def __init__(
         self,

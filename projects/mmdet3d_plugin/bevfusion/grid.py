@@ -1,0 +1,134 @@
+"""Grids that a config states more than once: range over voxel size, sparse_shape, and the dense output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+
+def grid_size(
+    point_cloud_range: Sequence[float], voxel_size: Sequence[float], where: str
+) -> tuple[int, int, int]:
+    """Return the number of voxels along x, y, z.
+
+    Args:
+        point_cloud_range: x, y, z of the least corner, then of the greatest, metres.
+        voxel_size: along x, y, z, metres.
+        where: names the config's keys, for messages.
+
+    Raises:
+        ConfigError: sizes that are not positive, or voxels that do not fill the range.
+    """
+    if len(point_cloud_range) != 6 or len(voxel_size) != 3:
+        raise ConfigError(
+            f'{where}: point_cloud_range={list(point_cloud_range)} and voxel_size={list(voxel_size)}; '
+            f'expected 6 and 3 numbers'
+        )
+    cells = []
+    for axis, low, high, size in zip(
+        'xyz', point_cloud_range[:3], point_cloud_range[3:], voxel_size, strict=True
+    ):
+        if size <= 0 or high <= low:
+            raise ConfigError(
+                f'{where}: range {low} to {high} and voxel size {size} along {axis}; expected both > 0'
+            )
+        count = (high - low) / size
+        if abs(count - round(count)) > 1e-3:
+            raise ConfigError(
+                f'{where}: point_cloud_range along {axis}, {low} to {high} m, is {count:.3f} voxels of {size} '
+                f'm (voxel_size); expected a whole number'
+            )
+        cells.append(round(count))
+    return tuple(cells)
+
+
+def check_sparse_shape(
+    sparse_shape: Sequence[int], grid: tuple[int, int, int], order: str, where: str
+) -> None:
+    """Raise unless an encoder's grid is that of its voxels; along z it may have one more, as SECOND's has.
+
+    Args:
+        sparse_shape: of the encoder, axes in `order`.
+        grid: voxels along x, y, z.
+        order: 'xyz' or 'zyx'.
+        where: names the config's keys.
+
+    Raises:
+        ConfigError: they differ; the message names the axis.
+    """
+    if len(sparse_shape) != 3:
+        raise ConfigError(f'{where}: sparse_shape={list(sparse_shape)}, expected 3 sizes in order {order}')
+    for axis, cells in zip('xyz', grid, strict=True):
+        size = int(sparse_shape[order.index(axis)])
+        allowed = (cells + 1, cells) if axis == 'z' else (cells,)
+        if size not in allowed:
+            expected = [grid['xyz'.index(name)] + (name == 'z') for name in order]
+            raise ConfigError(
+                f'{where}: sparse_shape={list(sparse_shape)} has {size} cells along {axis}, but '
+                f'point_cloud_range over voxel_size gives {cells}; expected sparse_shape={expected} ({order})'
+            )
+
+
+def dense_shape(encoder: nn.Module, sparse_shape: Sequence[int], order: str) -> tuple[int, int, int, int]:
+    """Return (1, C * Z, H, W) of an encoder whose convolutions run in the order in which it registers them.
+
+    H, W are X, Y in order 'xyz' and Y, X in order 'zyx'.
+    """
+    sizes, channels = [int(size) for size in sparse_shape], 0
+    for part in encoder.modules():
+        if type(part).__name__ in ('SubMConv3d', 'SparseConv3d'):
+            channels = part.out_channels
+        if type(part).__name__ == 'SparseConv3d':
+            steps = zip(sizes, part.kernel_size, part.stride, part.padding, part.dilation, strict=True)
+            sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in steps]
+    depth = sizes[order.index('z')]
+    rows, columns = (size for axis, size in zip(order, sizes, strict=True) if axis != 'z')
+    return 1, channels * depth, rows, columns
+
+
+def check_output(
+    model: Any, shape: tuple[int, int, int, int], grid: tuple[int, int, int], keys: dict
+) -> None:
+    """Raise unless what a config says elsewhere about the dense output is so.
+
+    Args:
+        model: its `model`.
+        shape: (1, C * Z, H, W) that the encoder gives.
+        grid: voxels along x, y, z.
+        keys: the config's key of each part: encoder, backbone.
+
+    Raises:
+        ConfigError: output_shape, the 2D backbone's in_channels, grid_size or out_size_factor disagree.
+    """
+    encoder = f'model.{keys["encoder"]}'
+    promised = model.get('output_shape')
+    if promised is not None and tuple(promised) != shape:
+        raise ConfigError(f'{encoder} gives {shape}, but model.output_shape is {tuple(promised)}')
+    backbone = model.get(keys['backbone']) or {}
+    channels = backbone.get('in_channels')
+    if isinstance(channels, int) and channels != shape[1]:
+        raise ConfigError(
+            f'{encoder} gives {shape}: {shape[1]} channels (its channels times the height that is left), but '
+            f'model.{keys["backbone"]}.in_channels is {channels}; sparse_shape, encoder_paddings or '
+            f'in_channels is wrong'
+        )
+    for name in ('train_cfg', 'test_cfg'):
+        settings = (model.get(name) or {}).get('pts') or {}
+        stated = settings.get('grid_size')
+        if stated is not None and list(stated)[:2] != list(grid[:2]):
+            raise ConfigError(
+                f'model.{name}.pts.grid_size is {list(stated)}, but point_cloud_range over voxel_size gives '
+                f'{list(grid)}'
+            )
+        factor = settings.get('out_size_factor')
+        if factor and backbone and {side * factor for side in shape[2:]} != set(grid[:2]):
+            raise ConfigError(
+                f'model.{name}.pts.out_size_factor is {factor}, but {encoder} makes {list(shape[2:])} cells '
+                f'of {list(grid[:2])} voxels'
+            )

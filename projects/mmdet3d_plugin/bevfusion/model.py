@@ -1,0 +1,117 @@
+"""A detector's LiDAR half alone: points -> voxels -> mean of each voxel -> sparse encoder -> bird's-eye view.
+
+Glossary: P points, D values per point (x, y, z, ...), N voxels, C channels, B samples.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from mmcv.ops import DynamicScatter, Voxelization
+from mmdet3d.models.builder import DETECTORS, build_middle_encoder
+from torch import nn
+
+from mmdeploy_ext.errors import DataError, ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@DETECTORS.register_module()
+class LidarBackbone(nn.Module):
+    """Points to bird's-eye view, on CPU and GPU; no dense network behind it.
+
+    Args:
+        voxel_layer: of mmcv's Voxelization; `max_num_points=-1` is dynamic voxelisation.
+        encoder: config of the sparse encoder.
+        encoder_path: where the encoder is in the model, so that keys equal those of the published checkpoint,
+            e.g. 'encoders.lidar.backbone'.
+        output_shape: (1, C, H, W) that the config promises; checked before an export.
+        train_cfg, test_cfg: nothing; mmdet3d's builder passes them.
+    """
+
+    def __init__(
+        self,
+        voxel_layer: dict,
+        encoder: dict,
+        encoder_path: str = 'backbone',
+        output_shape: Sequence[int] | None = None,
+        train_cfg: object = None,
+        test_cfg: object = None,
+    ) -> None:
+        super().__init__()
+        layer = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in voxel_layer.items()
+        }
+        self.voxel_layer = Voxelization(**layer)
+        self.scatter = DynamicScatter(layer['voxel_size'], layer['point_cloud_range'], average_points=True)
+        self.encoder_path = encoder_path
+        self.in_channels = encoder['in_channels']
+        *parents, last = encoder_path.split('.')
+        owner: nn.Module = self
+        for name in parents:
+            owner.add_module(name, nn.Module())
+            owner = owner.get_submodule(name)
+        owner.add_module(last, build_middle_encoder(encoder))
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The sparse encoder."""
+        return self.get_submodule(self.encoder_path)
+
+    @torch.no_grad()
+    def voxelize(self, points: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean of the points of each voxel.
+
+        Args:
+            points: per sample (P, D), D at least `in_channels`; points out of range are dropped.
+
+        Returns:
+            Features (N, in_channels) and coordinates (N, 4) int32: sample, then the encoder's axes.
+
+        Raises:
+            ShapeError: points with too few values.
+            DataError: values that are not finite.
+        """
+        features, coordinates = [], []
+        for sample, cloud in enumerate(points):
+            means, cells = self._voxelize_one(self._checked(cloud, sample))
+            if axes(self.encoder) == 'xyz':
+                cells = cells.flip(1)  # mmcv counts z, y, x
+            features.append(means)
+            coordinates.append(nn.functional.pad(cells.int(), (1, 0), value=sample))
+        return torch.cat(features), torch.cat(coordinates)
+
+    def _checked(self, cloud: torch.Tensor, sample: int) -> torch.Tensor:
+        if cloud.ndim != 2 or cloud.shape[1] < self.in_channels:
+            raise ShapeError(
+                f'points of sample {sample} are {tuple(cloud.shape)}; expected (P, {self.in_channels}) or '
+                f'wider: the encoder has in_channels={self.in_channels}'
+            )
+        cloud = cloud[:, : self.in_channels].float().contiguous()
+        broken = int((~cloud.isfinite()).any(1).sum())
+        if broken:
+            raise DataError(
+                f'points of sample {sample}: {broken} of {len(cloud)} hold NaN or infinity; drop them'
+            )
+        return cloud
+
+    def _voxelize_one(self, cloud: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means (N, in_channels) and cells (N, 3) in z, y, x."""
+        if not len(cloud):
+            return cloud, cloud.new_zeros((0, 3), dtype=torch.int32)
+        if self.voxel_layer.max_num_points == -1:
+            return self.scatter(cloud, self.voxel_layer(cloud))
+        voxels, cells, counts = self.voxel_layer(cloud)
+        return voxels.sum(1) / counts.clamp(min=1).to(voxels)[:, None], cells
+
+    def forward(self, points: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return (B, C, H, W) for a batch of point clouds, see `voxelize`; zeros without a point in range."""
+        features, coordinates = self.voxelize(points)
+        return self.encoder(features, coordinates, len(points))
+
+
+def axes(encoder: nn.Module) -> str:
+    """Return the order of an encoder's axes, 'xyz' or 'zyx'; all of mmdet3d's have z first."""
+    return getattr(encoder, 'axes', 'zyx')
