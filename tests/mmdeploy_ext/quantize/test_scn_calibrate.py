@@ -11,7 +11,7 @@ import toy_sparse
 import toy_sparse_graph
 from mmdeploy_ext.errors import DataError, UsageError
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
-from mmdeploy_ext.quantize.calibrators import HistogramCalibrator
+from mmdeploy_ext.quantize.calibrators import HistogramCalibrator, weight_amax
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
@@ -157,3 +157,23 @@ def test_ranges_equal_the_references_on_its_real_sweep():
         if found.weight_amax is not None:
             assert list(found.weight_amax) == attributes['weight_dynamic_ranges']['value'], name
     assert equal >= 25  # of 29; 28 were, bit for bit
+
+
+def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_the_unfolded_kernel():
+    listed = GOLDEN / 'nodes/centerpoint.int8.zyx.json'
+    if not listed.is_file():
+        pytest.skip(f'skipped: ../shared/golden/scn/nodes/{listed.name} not found')
+    import scn_nets
+
+    from mmdeploy_ext.sparse import seeded
+    from mmdeploy_ext.sparse.trace import trace
+
+    encoder = scn_nets.centerpoint()
+    seeded.fill_module(encoder, scn_nets.CENTERPOINT_PREFIX)
+    traced = trace(encoder, order='zyx', spatial_shape=(41, 1440, 1440), in_channels=5)
+    graph = fold(traced)
+    kernels = before_folding(traced, graph, ['conv_input.0'])
+    nodes = {node['name']: node['attributes'] for node in json.loads(listed.read_text())['nodes']}
+    for node in graph.convolutions():
+        found = weight_amax(kernels.get(node.name, node.weight))
+        assert list(found) == nodes[node.name]['weight_dynamic_ranges']['value'], node.name
