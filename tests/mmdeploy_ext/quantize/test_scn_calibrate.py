@@ -164,7 +164,6 @@ def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_th
     if not listed.is_file():
         pytest.skip(f'skipped: ../shared/golden/scn/nodes/{listed.name} not found')
     import scn_nets
-
     from mmdeploy_ext.sparse import seeded
     from mmdeploy_ext.sparse.trace import trace
 
