@@ -35,6 +35,8 @@ CAMERA_TITLES = ('front', 'front right', 'front left', 'back', 'back left', 'bac
 EXTENT = 61.2
 """Metres from the ego to the edge of the view from above."""
 MIN_SPEED = 0.3
+POINT_HEIGHTS = -2.0, 1.5
+"""Metres in the LiDAR frame: points as low as the first are grey, as high as the second pale."""
 GAP = 4
 
 
@@ -238,6 +240,7 @@ def bird_eye(
     side: int = 640,
     extent: float = EXTENT,
     forward: np.ndarray | None = None,
+    points: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw boxes from above: range rings, ego, heading, where moving ones are a second later.
 
@@ -250,6 +253,7 @@ def bird_eye(
         side: of the picture, pixels.
         extent: metres from the ego to the edge.
         forward: (2,) direction in the LiDAR frame that points up; nuScenes' y where None.
+        points: (P, 3 or more) of the sweep, metres, drawn below the boxes, higher ones brighter.
 
     Returns:
         (side, side, 3) uint8 BGR.
@@ -257,6 +261,8 @@ def bird_eye(
     canvas = np.full((side, side, 3), DARK, np.uint8)
     view = _View(side, extent, np.array([0.0, 1.0]) if forward is None else np.asarray(forward, np.float64))
     _rings(canvas, view)
+    if points is not None:
+        _draw_points(canvas, view, points)
     for number, layer in enumerate(layers):
         for index in range(len(layer.detections) - 1, -1, -1):
             _draw_from_above(canvas, view, layer, index, number)
@@ -297,6 +303,15 @@ def _rings(canvas: np.ndarray, view: _View) -> None:
     cv2.rectangle(canvas, low, high, (200, 200, 200), 1, cv2.LINE_AA)
     tip = centre[0], round(centre[1] - 6 * scale)
     cv2.arrowedLine(canvas, centre, tip, (200, 200, 200), 1, cv2.LINE_AA, tipLength=0.3)
+
+
+def _draw_points(canvas: np.ndarray, view: _View, points: np.ndarray) -> None:
+    rising = points[np.argsort(points[:, 2], kind='stable')]
+    columns, rows = view.pixels(rising[:, :2].astype(np.float64)).T
+    inside = (columns >= 0) & (columns < view.side) & (rows >= 0) & (rows < view.side)
+    low, high = POINT_HEIGHTS
+    share = np.clip((rising[inside, 2] - low) / (high - low), 0, 1)[:, None]
+    canvas[rows[inside], columns[inside]] = np.array(GREY) * (1 - share) + np.array(PALE) * share
 
 
 def _draw_from_above(canvas: np.ndarray, view: _View, layer: Layer, index: int, number: int) -> None:

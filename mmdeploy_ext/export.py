@@ -201,7 +201,8 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
         ExportError: onnx.checker refuses the model.
     """
     if metadata is not None:
-        onnx.helper.set_model_props(model, metadata.to_props())
+        kept = {entry.key: entry.value for entry in model.metadata_props}
+        onnx.helper.set_model_props(model, {**kept, **metadata.to_props()})
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:

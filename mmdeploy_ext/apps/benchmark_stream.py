@@ -37,9 +37,14 @@ def run_streaming(
 
     from mmdeploy_ext import deploy
     from mmdeploy_ext.benchmark import streaming
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.family import find_family
     from mmdeploy_ext.sequence.files import read_files
     from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
 
+    family = find_family(load_config(args.config, shared.parse_cfg_options(args.cfg_options)))
+    if not family.memory:
+        raise UsageError(f'{args.config}: family {family.name!r} has no memory; a stream is measured here')
     refuse_given(args, parser, IMAGE_OPTIONS, 'streaming models do not have it')
     if 'openvino' in engines:
         raise UsageError('--engines openvino: streaming models run on torch and onnxruntime')

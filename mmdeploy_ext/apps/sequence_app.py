@@ -1,4 +1,4 @@
-"""Export and proof of streaming models: what `pytorch2onnx.py` and `verify.py` do with them."""
+"""Export and proof of models of frames: what `pytorch2onnx.py` and `verify.py` do with them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IMAGE_OPTIONS = (
 
 
 def run_export(args: argparse.Namespace, parser: argparse.ArgumentParser, engine: dict[str, Any]) -> int:
-    """Export a streaming model, and prove it when asked to."""
+    """Export a model of frames, and prove it when asked to."""
     from mmdeploy_ext import deploy
     from mmdeploy_ext.sequence.files import check_output, export_sequence
 
@@ -74,7 +74,7 @@ def run_export(args: argparse.Namespace, parser: argparse.ArgumentParser, engine
 
 
 def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
-    """Prove files of a streaming model that were exported earlier."""
+    """Prove files of a model of frames that were exported earlier."""
     from mmdeploy_ext import deploy, evaluation
     from mmdeploy_ext.sequence.files import read_files
 
@@ -126,6 +126,12 @@ def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     return [index for scene in scenes.values() for index in scene[:share]][:count]
 
 
+def spread(samples: int, count: int) -> list[int]:
+    """Return `count` sample indices, or all, evenly over a data set whose samples stand alone."""
+    count = min(count, samples)
+    return [index * samples // count for index in range(count)]
+
+
 def proof_frames(deployment: Deployment, count: int) -> tuple[Iterable[Frame], str]:
     """Return frames to prove on, and where they are from: the config's data set, else a synthetic drive."""
     from mmdeploy_ext import evaluation
@@ -135,12 +141,17 @@ def proof_frames(deployment: Deployment, count: int) -> tuple[Iterable[Frame], s
     try:
         dataset = evaluation.build_dataset(deployment.cfg)
     except (ConfigError, DataError) as error:
+        if not deployment.family.memory:
+            raise
         rule = deployment.rule
         print(
             f'a synthetic drive of {count} frames is used, since there is no data set: {cli.one_line(error)}'
         )
         return synthetic_drive(count, rule), 'synthetic drive'
-    indices = choose_frames(scene_tokens(dataset), count)
+    if deployment.family.memory:
+        indices = choose_frames(scene_tokens(dataset), count)
+    else:
+        indices = spread(len(dataset), count)
     title = f'{len(indices)} of {len(dataset)} frames of data.test'
     return DatasetFrames(deployment.family, dataset, indices), title
 
@@ -159,10 +170,12 @@ def prove(
         0 proven, 1 not.
     """
     from mmdeploy_ext.verify.sequence import prove_sequence
+    from mmdeploy_ext.verify.sweeps import prove_sweeps
     from mmdeploy_ext.verify.table import print_verdict
 
     frames, title = proof_frames(deployment, count)
-    verdict, pictures = prove_sequence(deployment, paths, frames, engine)
+    prove_all = prove_sequence if deployment.family.memory else prove_sweeps
+    verdict, pictures = prove_all(deployment, paths, frames, engine)
     verdict.notes.append(f'frames: {title}')
     verdict.metrics.extend(metrics)
     print_verdict(verdict, cli.stdout())

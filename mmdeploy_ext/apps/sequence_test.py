@@ -1,4 +1,4 @@
-"""`test.py` for streaming models: whole scenes per process, results in data-set order, by either engine."""
+"""`test.py` for models of frames: whole scenes per process, results in data-set order, by either engine."""
 
 from __future__ import annotations
 
@@ -26,19 +26,23 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sequence.family import SequenceOptions
     from mmdeploy_ext.sequence.loop import FrameDump
 
+DEMOS = {True: 'streampetr_video.py', False: 'lidar_demo.py'}
+"""Whether the model has a memory -> what draws its boxes."""
+
 
 def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any], work_dir: Path) -> int:
-    """Evaluate a streaming model on the engine of its config.
+    """Evaluate a model of frames on the engine of its config.
 
     Returns:
         The exit status.
     """
     from mmdeploy_ext import deploy, distributed, evaluation
+    from mmdeploy_ext.family import find_family
     from mmdeploy_ext.sequence import loop
     from mmdeploy_ext.sequence.files import check_output
 
     if args.show_dir:
-        raise UsageError('--show-dir: streaming models are drawn by tools/demo/streampetr_video.py')
+        raise UsageError(f'--show-dir: these models are drawn by tools/demo/{DEMOS[find_family(cfg).memory]}')
     settings = backend_config.read_settings(
         cfg, backend_config.SEQUENCE_KEYS, backend_config.SEQUENCE_DUMP_KEYS
     )
@@ -47,7 +51,7 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     # where a folder of graphs goes is checked with its contract, below
     backend_config.check_targets({**settings, 'onnx_file': None}, work_dir)
     dataset = evaluation.build_dataset(cfg)
-    frames = len(loop.scene_tokens(dataset))
+    frames = len(loop.sample_scenes(find_family(cfg), dataset))
     if args.eval:
         evaluation.check_tables(cfg, dataset)
 

@@ -182,9 +182,10 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any) -> Cast:
     from mmdeploy_ext.sequence.family import SequenceFamily
 
     family = find_family(cfg)
-    if not isinstance(family, SequenceFamily):
+    if not isinstance(family, SequenceFamily) or not family.memory:
         raise ConfigError(
-            f'{args.config}: family {family.name!r} looks at single images; expected a streaming model'
+            f'{args.config}: family {family.name!r} has no memory; expected a streaming model (LiDAR sweeps '
+            f'are drawn by tools/demo/lidar_demo.py)'
         )
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()

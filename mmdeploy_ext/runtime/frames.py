@@ -1,4 +1,4 @@
-"""What a streaming model is given per frame, what it gives, and the state between frames. Needs numpy only.
+"""What a model of frames is given per frame, what it gives, and the state between frames. Needs numpy only.
 
 Glossary: N cameras, H, W network input in pixels, L decoder layers, Q queries, K classes, n memory rows.
 """
@@ -42,6 +42,25 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+    """One revolution of a LiDAR: the frame of a model without cameras and without a memory.
+
+    Attributes:
+        points: (P, D) float32: x, y, z in metres in the LiDAR frame, then what else the sensor measures.
+        name: of the sweep, for people and for file names.
+        scene_token: where it is from; a model without a memory does not look at it.
+        timestamp_s: seconds, absolute; neither.
+        points_file: path of the sweep; '' when there is none.
+    """
+
+    points: np.ndarray
+    name: str = ''
+    scene_token: str = ''
+    timestamp_s: float = 0.0
+    points_file: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class StreamState:
     """The memory after a frame, in the LiDAR coordinates of that frame and with ages counted from it.
 
@@ -64,9 +83,9 @@ class StepResult:
     """What one step gave.
 
     Attributes:
-        outputs: `all_cls_scores` (L, 1, Q, K) logits, `all_bbox_preds` (L, 1, Q, 10), and whatever else the
-            engine gives by the names of its contract.
-        detections: decoded from the last layer.
+        outputs: by the names of the contract; of StreamPETR `all_cls_scores` (L, 1, Q, K) logits,
+            `all_bbox_preds` (L, 1, Q, 10), and whatever else the engine gives.
+        detections: decoded from them.
         was_reset: the memory was empty or emptied before this frame (first frame, scene change, time gap).
     """
 
@@ -76,15 +95,16 @@ class StepResult:
 
 
 class Stepper(Protocol):
-    """A streaming model on any engine: state in, state out, one frame at a time."""
+    """A model of frames on any engine: state in, state out, one frame at a time."""
 
     state: StreamState | None
-    """The memory after the last frame; assigning one continues from it, None is an empty memory."""
+    """The memory after the last frame; assigning one continues from it, None is an empty memory, and always
+    that of a model without one."""
 
     def reset(self) -> None:
         """Empty the memory."""
 
-    def step(self, frame: Frame) -> StepResult:
+    def step(self, frame: Frame | Sweep) -> StepResult:
         """Run one frame and keep the memory for the next."""
 
 

@@ -1,4 +1,4 @@
-"""Compare a streaming engine with the frames that a `_pth` run wrote."""
+"""Compare an engine with the frames that a `_pth` run wrote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmdeploy_ext.verify.against_dump import DISAGREES, dumped_samples, foreign
 from mmdeploy_ext.verify.compare import compare_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.deploy import Deployment
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.spec import GraphSpec
 
-COMPARED = ('all_cls_scores', 'all_bbox_preds')
 FAR = 1e-5
 """Metres allowed per metre from the origin of the map; see `far_spec`."""
 
 
 def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, folder: Path) -> bool:
-    """Run the engine over the dumped frames, memory running on, and compare logits and boxes.
+    """Run the engine over the dumped frames, memory running on, and compare what the family says.
 
     A frame in the middle of a scene whose predecessor was not dumped cannot be compared; it is said.
 
@@ -40,14 +39,18 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
     Returns:
         False when a frame differs.
     """
-    spec = _compared_spec(metadata.spec)
+    family = deployment.family
+    compared = family.compared or tuple(metadata.spec.output_names)
+    spec = _compared_spec(metadata.spec, compared)
     agrees, previous = True, None
     for sample in dumped_samples(folder):
         tensors, manifest = load_dump(sample)
         continues = previous is not None and manifest.get('sample') == previous + 1
         try:
-            reason = _unusable(tensors, manifest, deployment, continues)
-            frame = None if reason else deployment.family.dumped_frame(tensors, manifest)
+            reason = _unusable(tensors, manifest, deployment, compared)
+            if not reason and family.memory:
+                reason = _without_memory(tensors, continues)
+            frame = None if reason else family.dumped_frame(tensors, manifest)
         except DataError as error:
             reason = str(error)
         if reason:
@@ -55,13 +58,13 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
             previous = None
             continue
         # a run with memory='reset' dumps frames without a memory
-        if not continues or not float(tensors['prev_exists'].max()) > 0:
+        if family.memory and (not continues or not float(tensors['prev_exists'].max()) > 0):
             stepper.reset()
         previous = manifest['sample']
         outputs = stepper.step(frame).outputs
-        reference = {name: tensors[name][-outputs[name].shape[0] :] for name in COMPARED}
-        distance = float(np.linalg.norm(frame.ego_pose[:3, 3]))
-        found = {name: outputs[name] for name in COMPARED}
+        reference = {name: tensors[name][-outputs[name].shape[0] :] for name in compared}
+        distance = float(np.linalg.norm(frame.ego_pose[:3, 3])) if family.memory else 0.0
+        found = {name: outputs[name] for name in compared}
         rows = compare_tensors(reference, found, far_spec(spec, distance))
         failed = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
         agrees &= not failed
@@ -74,15 +77,23 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
 
 
 def _unusable(
-    tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], deployment: Deployment, continues: bool
+    tensors: Mapping[str, np.ndarray],
+    manifest: Mapping[str, Any],
+    deployment: Deployment,
+    compared: Sequence[str],
 ) -> str:
     """Return why a dumped frame cannot be compared; '' when it can."""
     other = foreign(manifest, deployment)
     if other:
         return other
-    absent = [name for name in (*COMPARED, 'prev_exists') if name not in tensors]
-    if absent:
-        return f'it has no {", ".join(absent)}'
+    absent = [name for name in compared if name not in tensors]
+    return f'it has no {", ".join(absent)}' if absent else ''
+
+
+def _without_memory(tensors: Mapping[str, np.ndarray], continues: bool) -> str:
+    """Return why the memory before a dumped frame is not known; '' when it is."""
+    if 'prev_exists' not in tensors:
+        return 'it has no prev_exists'
     if not continues and float(tensors['prev_exists'].max()) > 0:
         return 'the frame before it was not dumped, so its memory is not known'
     return ''
@@ -108,8 +119,8 @@ def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
     return dataclasses.replace(spec, outputs=tuple(outputs))
 
 
-def _compared_spec(spec: GraphSpec) -> GraphSpec:
+def _compared_spec(spec: GraphSpec, compared: Sequence[str]) -> GraphSpec:
     """Keep what a dump has by the same name and meaning in every contract."""
     return dataclasses.replace(
-        spec, outputs=tuple(tensor for tensor in spec.outputs if tensor.name in COMPARED), state=()
+        spec, outputs=tuple(tensor for tensor in spec.outputs if tensor.name in compared), state=()
     )

@@ -1,4 +1,4 @@
-"""What a family of streaming models gives to the shared machinery."""
+"""What a family of models of frames gives to the shared machinery: streams with a memory, sweeps without."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
+    import onnx
     import torch
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.frames import Frame, Stepper
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
     from mmdeploy_ext.spec import GraphSpec
 
 
@@ -59,31 +60,39 @@ class SequenceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """One graph of a streaming model, before it is exported.
+    """One graph of a model of frames, before it is exported.
 
     Attributes:
         name: file stem, e.g. 'pts_head_memory'; the metadata's `form`.
-        module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs.
+        module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs;
+            None where there is a `model`.
         spec: its contract.
         example: input name -> tensor that is traced.
+        model: the finished graph of a part that no exporter of torch can trace, or None.
     """
 
     name: str
-    module: torch.nn.Module
+    module: torch.nn.Module | None
     spec: GraphSpec
-    example: dict[str, torch.Tensor]
+    example: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    model: onnx.ModelProto | None = None
 
 
 class SequenceFamily(BaseFamily):
-    """Export, references and runner of one family of streaming models.
+    """Export, references and runner of one family of models of frames.
 
     Attributes:
+        memory: whether a frame depends on the ones before it. Frames of a model without a memory need no
+            scene token, and are proven one by one.
+        compared: outputs that are compared with a dump; empty means all of the last graph.
         contracts: what its export can promise: 'deploy', and 'fork' where users have code for another one.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
         dump_names: tensors that dump mode has; empty where that is not known before a frame has run.
     """
 
     contracts: ClassVar[tuple[str, ...]]
+    memory: ClassVar[bool] = True
+    compared: ClassVar[tuple[str, ...]] = ()
     dump_suffixes: ClassVar[dict[str, str]] = {}
     dump_names: ClassVar[tuple[str, ...]] = ()
 
@@ -95,12 +104,18 @@ class SequenceFamily(BaseFamily):
     def graphs(self, model: torch.nn.Module, options: SequenceOptions) -> list[Graph]:
         """Return the graphs of a contract, in the order in which a frame goes through them."""
 
+    def exported_weights(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
+        """Return every tensor that the files may hold: name -> array, batch normalisation folded."""
+        from mmdeploy_ext.export import fuse
+
+        return {name: value.detach().cpu().numpy() for name, value in fuse(model).state_dict().items()}
+
     @abc.abstractmethod
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about decoding and memory."""
 
     @abc.abstractmethod
-    def frame(self, data: Mapping[str, Any]) -> Frame:
+    def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:
         """Return one collated sample of the test loader (batch 1) as a frame."""
 
     @abc.abstractmethod
@@ -129,7 +144,9 @@ class SequenceFamily(BaseFamily):
         """Return what dump mode writes for one frame: name -> array."""
 
     @abc.abstractmethod
-    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+    def dumped_frame(
+        self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    ) -> Frame | Sweep:
         """Return the frame that a dump was made from.
 
         Raises:

@@ -38,7 +38,7 @@ def check_output(output: str, options: SequenceOptions, where: str = '--output-f
         raise UsageError(f'{where}{output}: the fork contract is one file, expected a name in .onnx')
     if options.contract != 'fork' and is_file:
         raise UsageError(
-            f'{where}{output}: the {options.contract} contract is three graphs, expected a folder'
+            f'{where}{output}: the {options.contract} contract is several graphs, expected a folder'
         )
     if not is_file and Path(output).is_file():
         raise UsageError(f'{where}{output}: is a file, expected a folder')
@@ -84,7 +84,9 @@ def export_sequence(deployment: Deployment, options: SequenceOptions, output: st
 
 
 def export_graph(graph: Graph, options: SequenceOptions) -> Any:
-    """Export one graph with the names, types and opset of its spec."""
+    """Export one graph with the names, types and opset of its spec; a finished one is taken as it is."""
+    if graph.model is not None:
+        return graph.model
     stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
     model = export.export_stages([stage], graph.example, graph.spec, options)
     if options.precision == 'fp16':
@@ -145,5 +147,5 @@ def read_files(path: str) -> ExportedFiles:
                     f'{other_path}: is of another export than {first_path} ({title} differs); export '
                     f'again into a folder of its own'
                 )
-    order = sorted(known, key=lambda file: len(known[file].spec.state) > 0)
+    order = sorted(known, key=lambda file: (len(known[file].spec.state) > 0, file))
     return ExportedFiles(order, known[order[-1]])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    from mmdeploy_ext.runtime.frames import Frame, Stepper
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
     from mmdeploy_ext.sequence.family import SequenceFamily
 
 
@@ -48,7 +48,7 @@ class FrameDump:
         return index < self.frames if isinstance(self.frames, int) else index in self.frames
 
     def write(
-        self, index: int, frame: Frame, tensors: Mapping[str, np.ndarray], suffixes: Mapping[str, str]
+        self, index: int, frame: Frame | Sweep, tensors: Mapping[str, np.ndarray], suffixes: Mapping[str, str]
     ) -> None:
         """Write one frame.
 
@@ -93,6 +93,17 @@ def scene_tokens(dataset: Dataset) -> list[str]:
     return [str(info['scene_token']) for info in infos]
 
 
+def sample_scenes(family: SequenceFamily, dataset: Dataset) -> list[str]:
+    """Return the scene token of every sample; without a memory every sample is a scene of its own.
+
+    Raises:
+        DataError: see `scene_tokens`.
+    """
+    if family.memory:
+        return scene_tokens(dataset)
+    return [str(index) for index in range(len(dataset))]
+
+
 def frame_loader(dataset: Dataset, indices: Sequence[int], workers: int) -> DataLoader:
     """Return a loader that gives these samples one by one, in this order."""
     from mmcv.parallel import collate
@@ -109,7 +120,7 @@ def frame_loader(dataset: Dataset, indices: Sequence[int], workers: int) -> Data
 
 def frames_of(
     family: SequenceFamily, dataset: Dataset, indices: Sequence[int], workers: int = 2
-) -> Iterator[Frame]:
+) -> Iterator[Frame | Sweep]:
     """Yield samples of a data set as frames."""
     with loader_errors():
         for data in frame_loader(dataset, indices, workers):
@@ -134,7 +145,7 @@ class DatasetFrames:
         """Return the number of frames."""
         return len(self.indices)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[Frame | Sweep]:
         """Read the frames anew."""
         return frames_of(self.family, self.dataset, self.indices, workers=0)
 
@@ -167,7 +178,7 @@ def run_frames(
     Returns:
         Sample index -> result, as the data set's evaluator takes it.
     """
-    indices = shard_scenes(scene_tokens(dataset), rank, world_size)
+    indices = shard_scenes(sample_scenes(family, dataset), rank, world_size)
     results: dict[int, dict[str, Any]] = {}
     console = stderr()
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())

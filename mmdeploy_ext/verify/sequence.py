@@ -66,23 +66,23 @@ def prove_sequence(
     Raises:
         ModelFileError: a file is not there, not ours, or of another model family.
     """
-    files = {path: _open(deployment, path) for path in paths}
+    files = {path: open_graph(deployment, path) for path in paths}
     metadata = [entry for _, entry in files.values()]
     spec, facts = output_spec(metadata), memory_facts(metadata)
     bars = bars or default_bars(metadata)
     verdict = Verdict(
-        subject=_subject(deployment, paths, metadata, engine), structure=_structure(deployment, files)
+        subject=subject_of(deployment, paths, metadata, engine), structure=structure_of(deployment, files)
     )
     del files
-    family, count = deployment.family, _length(frames)
+    family, count = deployment.family, length_of(frames)
     album, drive = _Album(deployment.rule, count), NearOrigin(frames)
     with contextlib.ExitStack() as stack:
-        runners = {mode: _runner(stack, family.runner(paths, engine)) for mode in ('teacher', 'free')}
-        steppers = [_Timed(stepper) for stepper in (family.reference(deployment.model), *runners.values())]
+        runners = {mode: closed_with(stack, family.runner(paths, engine)) for mode in ('teacher', 'free')}
+        steppers = [Timed(stepper) for stepper in (family.reference(deployment.model), *runners.values())]
         rows = run_modes(
             steppers[0],
             dict(zip(runners, steppers[1:], strict=True)),
-            _with_progress(drive, count),
+            with_progress(drive, count),
             spec,
             facts=facts,
             bars=bars,
@@ -133,7 +133,12 @@ def memory_facts(metadata: Sequence[Metadata]) -> MemoryFacts | None:
     return None
 
 
-def _open(deployment: Deployment, path: str) -> tuple[Any, Metadata]:
+def open_graph(deployment: Deployment, path: str) -> tuple[Any, Metadata]:
+    """Read one file and what it says about itself.
+
+    Raises:
+        ModelFileError: not there, not ours, or of another model family.
+    """
     from mmdeploy_ext.verify.ladder import open_file
 
     model, metadata = open_file(path)
@@ -145,15 +150,12 @@ def _open(deployment: Deployment, path: str) -> tuple[Any, Metadata]:
     return model, metadata
 
 
-def _structure(deployment: Deployment, files: Mapping[str, tuple[Any, Metadata]]) -> list[Check]:
+def structure_of(deployment: Deployment, files: Mapping[str, tuple[Any, Metadata]]) -> list[Check]:
     """Return level 1 of every file, each check with the name of its graph."""
-    from mmdeploy_ext import export
     from mmdeploy_ext.verify.ladder import provenance
     from mmdeploy_ext.verify.structure import check_structure
 
-    folded = export.fuse(deployment.model).state_dict()
-    weights = {name: value.detach().cpu().numpy() for name, value in folded.items()}
-    checks = []
+    weights, checks = deployment.family.exported_weights(deployment.model), []
     for model, metadata in files.values():
         known = weights
         if metadata.options.get('precision') == 'fp16':
@@ -168,9 +170,10 @@ def _half(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float16) if array.dtype == np.float32 else array
 
 
-def _subject(
+def subject_of(
     deployment: Deployment, paths: Sequence[str], metadata: Sequence[Metadata], engine: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Return what is proven: files, options, config, checkpoint, hashes and versions."""
     from mmdeploy_ext import export
     from mmdeploy_ext.backends import ENGINE_TITLES
 
@@ -236,7 +239,7 @@ def _notes(row: SequenceRow, bars: Bars, metadata: Metadata) -> list[str]:
     return notes
 
 
-def _runner(stack: contextlib.ExitStack, runner: Stepper) -> Stepper:
+def closed_with(stack: contextlib.ExitStack, runner: Stepper) -> Stepper:
     """Return a runner whose sessions, if it has any, are closed with the stack."""
     owner = getattr(runner, 'runtime', runner)
     if hasattr(owner, 'close'):
@@ -244,26 +247,30 @@ def _runner(stack: contextlib.ExitStack, runner: Stepper) -> Stepper:
     return runner
 
 
-def _length(frames: Iterable[Frame]) -> int | None:
+def length_of(frames: Iterable[Frame]) -> int | None:
+    """Return how many frames there are, where that is known."""
     return len(frames) if hasattr(frames, '__len__') else None
 
 
-def _with_progress(frames: Iterable[Frame], count: int | None) -> Iterator[Frame]:
+def with_progress(frames: Iterable[Frame], count: int | None) -> Iterator[Frame]:
+    """Yield the frames with a bar on a terminal."""
     console = stderr()
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield from bar.track(frames, total=count, description='proving')
 
 
-class _Timed:
+class Timed:
     """A stepper that counts the seconds of its steps."""
 
     def __init__(self, stepper: Stepper) -> None:
+        """Keep the stepper."""
         self.stepper = stepper
         self.seconds: list[float] = []
 
     @property
     def state(self) -> StreamState | None:
+        """See `Stepper.state`."""
         return self.stepper.state
 
     @state.setter
@@ -271,9 +278,11 @@ class _Timed:
         self.stepper.state = state
 
     def reset(self) -> None:
+        """Empty the memory."""
         self.stepper.reset()
 
     def step(self, frame: Frame) -> StepResult:
+        """Run one frame."""
         start = time.perf_counter()
         result = self.stepper.step(frame)
         self.seconds.append(time.perf_counter() - start)

@@ -210,6 +210,10 @@ def next_command(verdict: Verdict) -> str:
     file = subject.get('file', 'MODEL.onnx')
     if subject.get('task') == 'bev':
         return _sparse_command(verdict, file)
+    if verdict.proven and subject.get('task') == 'points3d':
+        config, checkpoint = _model_of(subject)
+        words = ['SWEEP.bin', '--config', config, '--checkpoint', checkpoint, '--onnx', file]
+        return f'python tools/demo/lidar_demo.py {shlex.join(words)}'
     if verdict.proven and verdict.sequence:
         words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
         return f'python tools/demo/streampetr_video.py {shlex.join(words)}'

@@ -314,6 +314,25 @@ class PicturePair:
 
 
 @dataclasses.dataclass(frozen=True)
+class SweepPair:
+    """One LiDAR sweep with both engines' detections, for the report.
+
+    Attributes:
+        title: of the sweep.
+        points: (P, D) float32, x, y, z first, LiDAR frame.
+        reference: PyTorch's detections, LiDAR frame.
+        candidate: the ONNX engine's.
+        engine: what people call that engine.
+    """
+
+    title: str
+    points: np.ndarray
+    reference: Detections3D
+    candidate: Detections3D
+    engine: str = 'ONNX Runtime'
+
+
+@dataclasses.dataclass(frozen=True)
 class FramePair:
     """One frame of all cameras with both engines' detections, for the report.
 

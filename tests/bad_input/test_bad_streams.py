@@ -85,8 +85,8 @@ OPTIONS = {
     '--frames 8': ['--frames 8: goes with --verify'],
     '--report {out}/report': ['out/report: goes with --verify'],
     '--contract fork --output-file {out}/folder': ['the fork contract is one file, expected a name in .onnx'],
-    '--output-file {out}/one.onnx': ['the deploy contract is three graphs, expected a folder'],
-    '--output-file tmp.onnx': ['--output-file tmp.onnx: the deploy contract is three graphs'],
+    '--output-file {out}/one.onnx': ['the deploy contract is several graphs, expected a folder'],
+    '--output-file tmp.onnx': ['--output-file tmp.onnx: the deploy contract is several graphs'],
     '--output-file {out}/notes.txt': ['notes.txt: is a file, expected a folder'],
     '--shape 256 704': ['--shape: streaming models do not have it'],
     '--batch-size 2': ['--batch-size: streaming models do not have it'],
@@ -301,7 +301,7 @@ BACKENDS = {
     'opset_version=0': ['--opset-version 0: '],
     'opset_version=new': ["opset_version='new', expected a number"],
     'fork_version=1.1': ['fork_version goes with contract fork, got deploy'],
-    'onnx_file=x.onnx': ['onnx_file=x.onnx: the deploy contract is three graphs, expected a folder'],
+    'onnx_file=x.onnx': ['onnx_file=x.onnx: the deploy contract is several graphs, expected a folder'],
 }
 
 

@@ -15,9 +15,10 @@ from mmdeploy_ext.verify.verdict import DetectionRow
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmdeploy_ext.draw3d import Layer
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.verify.tasks.matching import Pairing
-    from mmdeploy_ext.verify.verdict import FramePair
+    from mmdeploy_ext.verify.verdict import FramePair, SweepPair
 
 SCORE_THR = 0.1
 DISTANCE_BAR = 0.01
@@ -145,19 +146,24 @@ def draw_pair(pair: FramePair, classes: Sequence[str], score_thr: float = 0.3) -
     Returns:
         (h, w, 3) uint8 BGR.
     """
-    from mmdeploy_ext.draw3d import Layer, compare_picture
+    from mmdeploy_ext.draw3d import compare_picture
 
-    alone = _alone(pair)
-    layers = [
+    return compare_picture(pair.images_bgr, pair.lidar2img, layers_of(pair, score_thr), classes, pair.title)
+
+
+def layers_of(pair: FramePair | SweepPair, score_thr: float) -> list[Layer]:
+    """Return both engines' boxes of at least `score_thr`, marked where they have no equal."""
+    from mmdeploy_ext.draw3d import Layer
+
+    return [
         Layer(title, detections.above(score_thr), lonely[detections.scores >= score_thr])
         for title, detections, lonely in zip(
-            ('PyTorch', pair.engine), (pair.reference, pair.candidate), alone, strict=True
+            ('PyTorch', pair.engine), (pair.reference, pair.candidate), _alone(pair), strict=True
         )
     ]
-    return compare_picture(pair.images_bgr, pair.lidar2img, layers, classes, pair.title)
 
 
-def _alone(pair: FramePair) -> tuple[np.ndarray, np.ndarray]:
+def _alone(pair: FramePair | SweepPair) -> tuple[np.ndarray, np.ndarray]:
     """Return for each side which boxes (n,) bool have no equal on the other."""
     alone = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
     if not _broken('', pair.reference) and not _broken('', pair.candidate):

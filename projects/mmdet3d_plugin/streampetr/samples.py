@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from mmcv.parallel import DataContainer
 
 from mmdeploy_ext.errors import DataError
 from mmdeploy_ext.runtime.frames import Frame
+from projects.mmdet3d_plugin.common.samples import only, result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.runtime.detections3d import Detections3D
-
+__all__ = ['frame', 'result']
 KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')
 
 
@@ -31,7 +30,7 @@ def frame(data: Mapping[str, Any]) -> Frame:
     missing = [key for key in KEYS if key not in data]
     if missing:
         raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
-    values = {key: _only(data[key], key) for key in KEYS}
+    values = {key: only(data[key], key) for key in KEYS}
     meta = values['img_metas']
     if not isinstance(meta, dict) or 'scene_token' not in meta:
         raise DataError('img_metas has no scene_token; add it to the meta_keys of Collect3D')
@@ -49,34 +48,7 @@ def frame(data: Mapping[str, Any]) -> Frame:
     )
 
 
-def _only(value: Any, key: str) -> Any:
-    """Take the one value out of lists and containers; lists of matrices stay."""
-    while True:
-        if isinstance(value, DataContainer):
-            value = value.data
-        elif isinstance(value, list | tuple) and not isinstance(value[0] if value else None, np.ndarray):
-            if len(value) != 1:
-                raise DataError(f'{key}: got {len(value)} samples or augmentations, expected one')
-            value = value[0]
-        else:
-            return value
-
-
 def _array(value: Any, axes: int) -> np.ndarray:
     """Return an array with its last `axes` axes; the ones before have to be 1."""
     array = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     return array.reshape(array.shape[array.ndim - axes :])
-
-
-def result(detections: Detections3D) -> dict[str, Any]:
-    """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate."""
-    from mmdet3d.core.bbox import LiDARInstance3DBoxes
-
-    boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
-    return dict(
-        pts_bbox=dict(
-            boxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
-            scores_3d=torch.from_numpy(np.ascontiguousarray(detections.scores)),
-            labels_3d=torch.from_numpy(np.ascontiguousarray(detections.labels)),
-        )
-    )

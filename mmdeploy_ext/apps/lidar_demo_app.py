@@ -1,0 +1,195 @@
+"""`lidar_demo.py`: a LiDAR sweep through PyTorch and ONNX Runtime, and a picture of the boxes from above."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.errors import ConfigError, UsageError, after_weights
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+
+CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
+CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
+GRAPHS = Path('work_dirs/lidar_demo/graphs')
+ENGINES = {'torch': 'PyTorch', 'onnx': 'ONNX Runtime'}
+"""--engine -> what people call it."""
+RUNS = 3
+"""The fastest of them is told; the first one warms up."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Run a LiDAR detector on one sweep and draw its boxes from above, by PyTorch, by ONNX '
+        'Runtime, or by both side by side.'
+    )
+    parser.add_argument(
+        'sweep', help="raw float32 points: nuScenes' .pcd.bin, or .bin of as many values per point"
+    )
+    parser.add_argument('--config', default=CONFIG, help='default: %(default)s')
+    parser.add_argument('--checkpoint', default=CHECKPOINT, help='default: %(default)s')
+    parser.add_argument(
+        '--onnx',
+        metavar='FOLDER',
+        help=f'what pytorch2onnx.py wrote (default: exported to {GRAPHS} from config and checkpoint)',
+    )
+    parser.add_argument(
+        '--engine', choices=(*ENGINES, 'both'), default='both', help='who runs (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/lidar_demo/sweep.png'),
+        metavar='PNG',
+        help='default: %(default)s',
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        metavar='S',
+        help='draw and count boxes of at least this score, 0..1 (default: %(default)s)',
+    )
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
+    parser.add_argument('--threads', type=int, default=0, metavar='N', help='threads of ONNX Runtime')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Detect, compare and draw."""
+    from mmdeploy_ext.files import check_writable
+
+    cli.wait_passively()
+    if not 0 <= args.score_thr <= 1:
+        raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
+    if args.threads < 0:
+        raise UsageError(f'--threads {args.threads}: expected 0 or more')
+    check_writable(args.out)
+    with contextlib.ExitStack() as stack:
+        found: dict[str, Detections3D] = {}
+        deployment = None
+        if args.engine != 'onnx' or not args.onnx:
+            deployment = load(args, register)
+        with after_weights():
+            runtime = open_runtime(args, deployment, stack) if args.engine != 'torch' else None
+            points, classes = read_sweep(args.sweep, deployment, runtime)
+            if args.engine != 'onnx':
+                found['torch'] = timed('torch', reference_of(deployment, args.sweep), points)
+            if runtime is not None:
+                found['onnx'] = timed('onnx', runtime.step, points)
+            return show(args, points, found, classes)
+
+
+def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
+    """Return the deployment of config and checkpoint.
+
+    Raises:
+        ConfigError: no detector of LiDAR sweeps.
+    """
+    from mmdeploy_ext import compat
+
+    compat.apply()
+    from mmdeploy_ext import deploy
+
+    def check(cfg: Any, family: Any, model: object) -> None:
+        if getattr(family, 'memory', True):
+            raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
+
+    register()
+    overrides = shared.parse_cfg_options(args.cfg_options)
+    return deploy.load(args.config, args.checkpoint, overrides, 'cpu', check)
+
+
+def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
+    """Return the exported files on ONNX Runtime, exported first where none are given."""
+    from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx
+
+    folder = args.onnx
+    if folder is None:
+        from mmdeploy_ext.sequence.family import SequenceOptions
+        from mmdeploy_ext.sequence.files import export_sequence
+
+        folder = str(GRAPHS)
+        _, seconds = export_sequence(deployment, SequenceOptions(), folder)
+        print(f'{folder}: exported in {seconds:.1f} s')
+    return stack.enter_context(CenterPointOnnx(folder, threads=args.threads))
+
+
+def read_sweep(path: str, deployment: Any, runtime: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the points and the class names."""
+    from mmdeploy_ext.runtime.points import read_points
+
+    rule = runtime.rule if runtime is not None else deployment.rule
+    classes = runtime.classes if runtime is not None else deployment.classes
+    return read_points(path, int(rule.in_channels)), classes
+
+
+def reference_of(deployment: Any, name: str) -> Callable[[np.ndarray], Detections3D]:
+    """Return the PyTorch model as a function of points."""
+    from mmdeploy_ext.runtime.frames import Sweep
+
+    stepper = deployment.family.reference(deployment.model)
+    return lambda points: stepper.step(Sweep(points, name)).detections
+
+
+def timed(engine: str, step: Callable[[np.ndarray], Detections3D], points: np.ndarray) -> Detections3D:
+    """Run a few times, say how long the fastest took, and return the boxes."""
+    seconds = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        detections = step(points)
+        seconds.append(time.perf_counter() - start)
+    print(f'{ENGINES[engine]}: {len(detections)} boxes, {min(seconds) * 1e3:.0f} ms from points to boxes')
+    return detections
+
+
+def show(
+    args: argparse.Namespace, points: np.ndarray, found: dict[str, Detections3D], classes: Sequence[str]
+) -> int:
+    """Write the picture; with two engines say whether their boxes are equal.
+
+    Returns:
+        0, or 1 when they are not.
+    """
+    from mmdeploy_ext.draw import encode_png
+    from mmdeploy_ext.draw3d import Layer
+    from mmdeploy_ext.files import atomic_path
+    from mmdeploy_ext.verify.tasks import points3d
+    from mmdeploy_ext.verify.verdict import SweepPair
+
+    title = f'{Path(args.sweep).name}, {len(points)} points'
+    equal = True
+    if len(found) == 2:
+        row = points3d.match_detections(title, found['torch'], found['onnx'])
+        equal = row.passed
+        verdict = 'equal' if equal else f'DIFFERENT: {row.reason}'
+        print(
+            f'boxes of at least {points3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
+            f'distance {row.worst_distance:.2g} m, worst score difference {row.worst_score:.2g}: {verdict}'
+        )
+        pair = SweepPair(title, points, found['torch'], found['onnx'])
+        picture = points3d.draw_pair(pair, classes, args.score_thr)
+    else:
+        layers = [Layer(ENGINES[name], boxes.above(args.score_thr)) for name, boxes in found.items()]
+        picture = points3d.draw_layers(title, points, layers, classes)
+    with atomic_path(args.out) as temporary:
+        temporary.write_bytes(encode_png(picture))
+    print(f'picture: {args.out}')
+    return 0 if equal else 1
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

@@ -1,0 +1,95 @@
+"""Levels 1 to 3 of the ladder for LiDAR models without a memory: exported files against PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli import one_line
+from mmdeploy_ext.errors import DataError, InferenceError
+from mmdeploy_ext.verify.compare import compare_tensors
+from mmdeploy_ext.verify.sequence import (
+    Timed,
+    closed_with,
+    length_of,
+    open_graph,
+    output_spec,
+    structure_of,
+    subject_of,
+    with_progress,
+)
+from mmdeploy_ext.verify.tasks import task_module
+from mmdeploy_ext.verify.verdict import Case, DetectionRow, SweepPair, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
+    from mmdeploy_ext.spec import GraphSpec
+
+MAX_PICTURES = 4
+
+
+def prove_sweeps(
+    deployment: Deployment, paths: Sequence[str], sweeps: Iterable[Sweep], engine: Mapping[str, Any]
+) -> tuple[Verdict, list[SweepPair]]:
+    """Prove the files of one export.
+
+    Args:
+        deployment: the config and checkpoint that they claim to be.
+        paths: of the files.
+        sweeps: none of them was traced: the exporter sees random numbers.
+        engine: options of `build_backend`.
+
+    Returns:
+        The verdict, and sweeps with both engines' detections for the report.
+
+    Raises:
+        ModelFileError: a file is not there, not ours, or of another model family.
+    """
+    files = {path: open_graph(deployment, path) for path in paths}
+    metadata = [entry for _, entry in files.values()]
+    spec = output_spec(metadata)
+    verdict = Verdict(
+        subject=subject_of(deployment, paths, metadata, engine), structure=structure_of(deployment, files)
+    )
+    pairs: list[SweepPair] = []
+    with contextlib.ExitStack() as stack:
+        reference = Timed(deployment.family.reference(deployment.model))
+        runner = Timed(closed_with(stack, deployment.family.runner(paths, engine)))
+        for sweep in with_progress(sweeps, length_of(sweeps)):
+            expected = reference.step(sweep)
+            case, found = judge(sweep, expected, runner, spec, deployment.family.task)
+            verdict.cases.append(case)
+            if found is not None and len(pairs) < MAX_PICTURES:
+                title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
+                pairs.append(SweepPair(title, sweep.points, expected.detections, found.detections))
+    verdict.timing_ms = {
+        'PyTorch (sweep)': reference.median_ms(),
+        f'{verdict.subject["engine"]} (sweep)': runner.median_ms(),
+    }
+    if not sum(row.reference for case in verdict.cases for row in case.detections):
+        verdict.reasons.append(
+            'nothing was found in any sweep, so nothing was matched: use sweeps with objects that this model '
+            'finds, and a trained checkpoint'
+        )
+    return verdict, pairs
+
+
+def judge(
+    sweep: Sweep, expected: StepResult, runner: Stepper, spec: GraphSpec, task: str
+) -> tuple[Case, StepResult | None]:
+    """Run one sweep and compare tensors and detections; an engine that fails is a failed case."""
+    shape = 'x'.join(map(str, sweep.points.shape))
+    try:
+        found = runner.step(sweep)
+    except (ValueError, InferenceError, DataError) as error:
+        wanted = len(expected.detections)
+        reason = f'no detections: {one_line(error)[:200]}'
+        failed = DetectionRow(sweep.name, wanted, 0, wanted, 0, 0.0, 1.0, False, reason)
+        return Case(sweep.name, shape, False, (), (failed,)), None
+    rows = tuple(compare_tensors(expected.outputs, found.outputs, spec))
+    match = task_module(task).match_detections
+    detections = match('boxes', expected.detections, found.detections)
+    return Case(sweep.name, shape, False, rows, (detections,)), found

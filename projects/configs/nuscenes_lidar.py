@@ -1,0 +1,60 @@
+"""The `data` section of LiDAR configs: one sweep of LIDAR_TOP per sample, no sweeps of the past."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from projects.configs.nuscenes_stream import CLASS_NAMES
+
+MODALITY = dict(use_lidar=True, use_camera=False, use_radar=False, use_map=False, use_external=False)
+LOAD_POINTS = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)
+
+
+def train_pipeline(pc_range: list[float], rotation: float, scale: tuple[float, float]) -> list[dict[str, Any]]:
+    """Return the steps of training; `rotation` in radians to either side, `scale` from and to."""
+    return [
+        LOAD_POINTS,
+        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
+        dict(type='GlobalRotScaleTrans', rot_range=[-rotation, rotation], scale_ratio_range=list(scale),
+             translation_std=[0, 0, 0]),
+        dict(type='RandomFlip3D', sync_2d=False, flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5),
+        dict(type='PointsRangeFilter', point_cloud_range=pc_range),
+        dict(type='ObjectRangeFilter', point_cloud_range=pc_range),
+        dict(type='ObjectNameFilter', classes=CLASS_NAMES),
+        dict(type='PointShuffle'),
+        dict(type='DefaultFormatBundle3D', class_names=CLASS_NAMES),
+        dict(type='Collect3D', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
+    ]
+
+
+def test_pipeline() -> list[dict[str, Any]]:
+    """Return the steps of tests; the voxel layer drops the points out of range."""
+    return [
+        LOAD_POINTS,
+        dict(type='MultiScaleFlipAug3D', img_scale=(1333, 800), pts_scale_ratio=1, flip=False, transforms=[
+            dict(type='DefaultFormatBundle3D', class_names=CLASS_NAMES, with_label=False),
+            dict(type='Collect3D', keys=['points']),
+        ]),
+    ]
+
+
+def lidar_data(pc_range: list[float], root: str = 'data/nuscenes/', infos: str = 'nuscenes_infos',
+               rotation: float = 0.3925, scale: tuple[float, float] = (0.95, 1.05), samples_per_gpu: int = 4,
+               workers_per_gpu: int = 4) -> dict[str, Any]:
+    """Return the whole `data` section.
+
+    Args:
+        pc_range: points and boxes outside are not learned.
+        root: of the data set.
+        infos: info files are `<root><infos>_{train,val}.pkl`, as mmdet3d makes them.
+        rotation: of `train_pipeline`.
+        scale: of `train_pipeline`.
+        samples_per_gpu: batch size per process.
+        workers_per_gpu: loader processes.
+    """
+    shared = dict(type='NuScenesDataset', data_root=root, classes=CLASS_NAMES, modality=MODALITY,
+                  box_type_3d='LiDAR')
+    test = dict(shared, ann_file=f'{root}{infos}_val.pkl', pipeline=test_pipeline(), test_mode=True)
+    train = dict(shared, ann_file=f'{root}{infos}_train.pkl', pipeline=train_pipeline(pc_range, rotation, scale),
+                 use_valid_flag=True, test_mode=False)
+    return dict(samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu, train=train, val=test, test=test)

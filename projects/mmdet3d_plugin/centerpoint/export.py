@@ -1,0 +1,266 @@
+"""CenterPoint's family: what is refused, its two graphs, the reference and the runner.
+
+Glossary: C channels, H, W bird's-eye view, K classes of a task, D values per point.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+
+from mmdeploy_ext.errors import ConfigError, UsageError
+from mmdeploy_ext.export import check_opset, fuse
+from mmdeploy_ext.family import register_family
+from mmdeploy_ext.runtime.centerpoint_boxes import NMS_TYPES, BoxRule
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
+from mmdeploy_ext.spec import GraphSpec, TensorSpec
+from projects.mmdet3d_plugin.centerpoint import samples
+from projects.mmdet3d_plugin.centerpoint.wrapper import DenseHead
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.preprocess_points import VoxelRule
+    from torch import nn
+
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+CHOICES = dict(contract=('deploy',), precision=('fp32',), layers=('all',))
+UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
+
+
+class CenterPointFamily(SequenceFamily):
+    """mmdet3d's `CenterPoint` of points alone, with `SparseEncoder` and `CenterHead`; it has no memory."""
+
+    name = 'centerpoint'
+    task = 'points3d'
+    contracts = ('deploy',)
+    memory = False
+    compared = ()  # the outputs of both files, see `SequenceFamily.compared`
+
+    def claims(self, cfg: Any) -> bool:
+        """See `BaseFamily.claims`."""
+        return cfg.model.get('type') == 'CenterPoint'
+
+    def check(self, cfg: Any, options: SequenceOptions) -> None:
+        """See `SequenceFamily.check`."""
+        for name, allowed in CHOICES.items():
+            value = getattr(options, name)
+            if value not in allowed:
+                raise UsageError(
+                    f'--{name} {value}: CenterPoint has {" or ".join(allowed)} only; export_scn.py writes '
+                    f'its sparse backbone for other engines'
+                )
+        check_opset(options.opset, options.exporter)
+        check_model(cfg.filename, cfg.model)
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `BaseFamily.build`."""
+        from mmdet3d.models import build_model
+
+        check_model(cfg.filename, cfg.model)
+        model_cfg = cfg.model.copy()
+        model_cfg.pretrained = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                return build_model(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+        except Exception as error:
+            raise ConfigError(
+                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            ) from error
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `BaseFamily.num_classes`."""
+        return sum(model.pts_bbox_head.num_classes)
+
+    def preprocess_rule(self, cfg: Any) -> VoxelRule:
+        """See `BaseFamily.preprocess_rule`: how points become voxels."""
+        from mmdeploy_ext.sparse.family import find_sparse_family
+
+        check_model(cfg.filename, cfg.model)
+        return find_sparse_family(cfg).voxel_rule(cfg)
+
+    def graphs(self, model: nn.Module, options: SequenceOptions) -> list[Graph]:
+        """See `SequenceFamily.graphs`: the sparse backbone, and the dense head."""
+        from mmdeploy_ext.sparse import portable
+
+        sparse = backbone_graph(model)
+        backbone = portable.to_onnx(sparse, opset=options.opset)
+        contract = model_spec(backbone, 'centerpoint/backbone')
+        head, folded = dense_spec(model, sparse.output_shape), fuse(model)
+        device = next(model.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        bev = torch.rand(sparse.output_shape, generator=generator).to(device)
+        return [
+            Graph('backbone', None, contract, {}, backbone),
+            Graph('head', DenseHead(folded).eval().to(device), head, dict(bev=bev)),
+        ]
+
+    def exported_weights(self, model: nn.Module) -> dict[str, np.ndarray]:
+        """See `SequenceFamily.exported_weights`: a sparse convolution is stored as a matrix per offset."""
+        weights = super().exported_weights(model)
+        for conv in backbone_graph(model).convolutions():
+            kernel = conv.weight.transpose(1, 2, 3, 4, 0).reshape(-1, conv.in_channels, conv.out_channels)
+            weights.update((f'{conv.module}.{offset}', matrix) for offset, matrix in enumerate(kernel))
+            weights[f'{conv.module}.bias'] = conv.bias
+        return weights
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `SequenceFamily.postprocess_facts`: a `BoxRule`."""
+        return box_rule(model.pts_bbox_head).to_json()
+
+    def frame(self, data: Mapping[str, Any]) -> Sweep:
+        """See `SequenceFamily.frame`."""
+        return samples.sweep(data)
+
+    def result(self, detections: Detections3D) -> dict[str, Any]:
+        """See `SequenceFamily.result`."""
+        return samples.result(detections)
+
+    def reference(self, model: nn.Module) -> Stepper:
+        """See `SequenceFamily.reference`."""
+        from projects.mmdet3d_plugin.centerpoint.reference import Reference
+
+        width = int(model.pts_middle_encoder.in_channels)
+        return Reference(model, box_rule(model.pts_bbox_head).output_names, width)
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """See `SequenceFamily.runner`."""
+        from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx
+
+        return CenterPointOnnx(paths, **engine).stepper()
+
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        """See `SequenceFamily.timed_methods`."""
+        return dict(
+            voxelise=[(model, 'voxelize'), (model.pts_voxel_encoder, 'forward')],
+            backbone=[(model.pts_middle_encoder, 'forward')],
+        )
+
+    def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """See `SequenceFamily.dump_tensors`: the points, the bird's-eye view and the head's raw outputs."""
+        return {name: value.detach().cpu().numpy() for name, value in taps.items()}
+
+    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:
+        """See `SequenceFamily.dumped_frame`."""
+        return samples.dumped(tensors, manifest)
+
+
+def backbone_graph(model: nn.Module) -> SparseGraph:
+    """Return the sparse encoder with batch normalisation folded, coordinates (sample, z, y, x)."""
+    from mmdeploy_ext.sparse.fold import fold
+    from mmdeploy_ext.sparse.trace import trace
+
+    encoder = model.pts_middle_encoder
+    shape = tuple(int(size) for size in encoder.sparse_shape)
+    return fold(trace(encoder, order='zyx', spatial_shape=shape, in_channels=int(encoder.in_channels)))
+
+
+def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
+    """Return the contract that a finished graph has."""
+
+    def tensors(values: Any) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                value.name,
+                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name,
+                tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim),
+            )
+            for value in values
+        )
+
+    return GraphSpec(name, tensors(model.graph.input), tensors(model.graph.output))
+
+
+def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
+    """Return the contract of `DenseHead`.
+
+    Args:
+        model: a `CenterPoint`.
+        bev_shape: (1, C, H, W) of the backbone's result.
+    """
+    head = model.pts_bbox_head
+    rule = box_rule(head)
+    size = _map_size(model, bev_shape)
+    channels = {name: int(count) for name, (count, _) in head.task_heads[0].heads.items()}
+    outputs = []
+    for name in rule.output_names:
+        kind, task = name.rsplit('_', 1)
+        count = rule.num_classes[int(task)] if kind == 'heatmap' else channels[kind]
+        outputs.append(TensorSpec(name, 'float32', (1, count, *size), f'{kind} of task {task}', UNITS[kind]))
+    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
+    return GraphSpec('centerpoint/head', (bev,), tuple(outputs))
+
+
+def _map_size(model: nn.Module, bev_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return (H, W) of the heat maps."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        outputs = DenseHead(model)(torch.zeros(bev_shape, device=device))
+    return tuple(outputs[0].shape[2:])
+
+
+def box_rule(head: nn.Module) -> BoxRule:
+    """Return how a `CenterHead` decodes."""
+    coder, test = head.bbox_coder, head.test_cfg
+    return BoxRule(
+        num_classes=tuple(int(count) for count in head.num_classes),
+        voxel_size=_floats(coder.voxel_size[:2]),
+        pc_origin=_floats(coder.pc_range[:2]),
+        out_size_factor=int(coder.out_size_factor),
+        max_num=int(coder.max_num),
+        score_threshold=coder.score_threshold,
+        post_center_range=_floats(coder.post_center_range),
+        norm_bbox=bool(head.norm_bbox),
+        with_velocity=bool(head.with_velocity),
+        nms_type=str(test['nms_type']),
+        nms_thr=float(test.get('nms_thr') or 0.0),
+        nms_score_threshold=float(test.get('score_threshold') or 0.0),
+        pre_max_size=test.get('pre_max_size'),
+        post_max_size=test.get('post_max_size'),
+        min_radius=_floats(test.get('min_radius') or ()),
+        post_center_limit_range=_floats(test.get('post_center_limit_range') or ()),
+    )
+
+
+def check_model(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse detectors whose parts are not exported.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    wanted = dict(
+        pts_voxel_encoder=('HardSimpleVFE',),
+        pts_middle_encoder=('SparseEncoder',),
+        pts_bbox_head=('CenterHead',),
+    )
+    for key, allowed in wanted.items():
+        kind = (model.get(key) or {}).get('type')
+        if kind not in allowed:
+            raise ConfigError(
+                f'{filename}: model.{key}.type={kind!r}; CenterPoint is exported with {" or ".join(allowed)}'
+            )
+    test = (model.get('test_cfg') or {}).get('pts') or {}
+    if test.get('nms_type') not in NMS_TYPES:
+        raise ConfigError(
+            f'{filename}: model.test_cfg.pts.nms_type={test.get("nms_type")!r}, expected '
+            f'{" or ".join(NMS_TYPES)}'
+        )
+    for key in ('img_backbone', 'pts_fusion_layer'):
+        if model.get(key):
+            raise ConfigError(f'{filename}: model.{key}: CenterPoint is exported for points alone')
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+register_family(CenterPointFamily())

@@ -1,0 +1,97 @@
+"""CenterPoint in PyTorch as a stepper: mmdet3d's detector as it is, spconv on one thread.
+
+Glossary: P points, D values per point, N voxels, C channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.compat import single_thread
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.points import check_points
+from mmdeploy_ext.taps import tap
+from projects.mmdet3d_plugin.centerpoint.wrapper import flat_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.runtime.frames import Sweep
+
+
+class Reference:
+    """The detector's own test path; hooks read what lies between its parts and are gone after each sweep."""
+
+    state = None
+
+    def __init__(self, model: torch.nn.Module, output_names: tuple[str, ...], width: int) -> None:
+        """Keep a `CenterPoint` in evaluation mode.
+
+        Args:
+            model: with its weights.
+            output_names: of the head's outputs, flat.
+            width: D.
+        """
+        self.model = model
+        self.output_names = output_names
+        self.width = width
+        self.device = next(model.parameters()).device
+
+    def reset(self) -> None:
+        """Nothing to do: there is no memory."""
+
+    def step(self, sweep: Sweep) -> StepResult:
+        """Run one sweep through `simple_test`.
+
+        Raises:
+            DataError: points that cannot be; the same as of `CenterPointOnnx`.
+        """
+        from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+        points = check_points(sweep.points, self.width, sweep.name)
+        tap('points', torch.from_numpy(points))
+        meta = dict(box_type_3d=LiDARInstance3DBoxes)
+        with torch.no_grad(), single_thread(), _watched(self.model) as found:
+            (result,) = self.model(
+                return_loss=False,
+                rescale=True,
+                points=[[torch.from_numpy(points).to(self.device)]],
+                img_metas=[[meta]],
+            )
+        tensors = dict(zip(self.output_names, flat_outputs(found['head']), strict=True))
+        tensors = dict(bev=found['bev'], **tensors)
+        for name, value in tensors.items():
+            tap(name, value)  # for whoever collects around this step
+        outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
+        return StepResult(outputs, detections(result['pts_bbox']))
+
+
+@contextlib.contextmanager
+def _watched(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
+    """Collect the encoder's result and the head's raw outputs of the passes inside the block."""
+    found: dict[str, Any] = {}
+    parts = dict(bev=model.pts_middle_encoder, head=model.pts_bbox_head)
+    hooks = [
+        part.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output))
+        for name, part in parts.items()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def detections(result: dict[str, Any]) -> Detections3D:
+    """Return mmdet3d's result of one sample in descending score order; no velocity is a zero one."""
+    boxes = result['boxes_3d'].tensor.numpy()
+    scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
+    if boxes.shape[1] < 9:
+        boxes = np.concatenate([boxes, np.zeros((len(boxes), 9 - boxes.shape[1]), boxes.dtype)], axis=1)
+    order = np.argsort(-scores, kind='stable')
+    return Detections3D(boxes[order], scores[order], labels[order].astype(np.int64))

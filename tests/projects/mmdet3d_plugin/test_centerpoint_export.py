@@ -1,0 +1,162 @@
+"""CenterPoint through both files equals mmdet3d's own test path, on sweeps that were never traced."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+import toy_centerpoint
+from mmdeploy_ext import deploy
+from mmdeploy_ext.config import load_config
+from mmdeploy_ext.errors import ConfigError, DataError, UsageError
+from mmdeploy_ext.family import find_family
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.verify.sweeps import prove_sweeps
+
+
+@pytest.fixture(scope='module')
+def toy():
+    return toy_centerpoint.exported()
+
+
+def paths_of(folder):
+    return [str(folder / f'{name}.onnx') for name in ('backbone', 'head')]
+
+
+def sweeps(count):
+    return [Sweep(toy_centerpoint.sweep(seed, 300 + 100 * seed), f'sweep {seed}') for seed in range(count)]
+
+
+def test_the_reference_is_the_unpatched_detector(toy):
+    deployment = toy[0]
+    points = toy_centerpoint.sweep(0)
+    with torch.no_grad():
+        (result,) = deployment.model(
+            return_loss=False,
+            points=[[torch.from_numpy(points)]],
+            img_metas=[[dict(box_type_3d=LiDARInstance3DBoxes)]],
+        )
+    found = deployment.family.reference(deployment.model).step(Sweep(points)).detections
+    expected = result['pts_bbox']
+    assert len(found) == len(expected['scores_3d']) > 5
+    np.testing.assert_array_equal(np.sort(found.scores), np.sort(expected['scores_3d'].numpy()))
+    assert not deployment.model.pts_middle_encoder._forward_hooks
+    assert not deployment.model.pts_bbox_head._forward_hooks
+
+
+def test_both_files_are_proven_on_unseen_sweeps(toy):
+    deployment, folder, *_ = toy
+    verdict, pairs = prove_sweeps(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    assert verdict.proven, [check for check in verdict.structure if not check.passed]
+    assert len(verdict.cases) == len(pairs) == 3
+    assert {'backbone: onnx.checker', 'head: onnx.checker'} <= {check.name for check in verdict.structure}
+    names = {row.tensor for case in verdict.cases for row in case.tensors}
+    assert {'bev', 'reg_0', 'heatmap_1'} <= names
+    assert sum(row.matched for case in verdict.cases for row in case.detections) > 15
+
+
+@pytest.mark.parametrize('part', ['backbone', 'head'])
+def test_a_changed_weight_is_not_proven(toy, tmp_path, part):
+    deployment, folder, *_ = toy
+    for path in folder.glob('*.onnx'):
+        model = onnx.load(path)
+        if path.stem == part:
+            weights = [value for value in model.graph.initializer if len(value.dims) > 1]
+            weight = max(weights, key=lambda value: np.prod(value.dims))
+            values = onnx.numpy_helper.to_array(weight) * np.float32(1.01)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, tmp_path / path.name)
+    verdict, _ = prove_sweeps(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    assert not verdict.proven
+    assert any(not check.passed and check.name.startswith(part) for check in verdict.structure)
+    assert any(not row.passed for case in verdict.cases for row in case.tensors)
+
+
+def test_a_sweep_that_the_engine_refuses_is_a_failed_case(toy):
+    deployment, folder, *_ = toy
+
+    class Refusing:
+        state = None
+
+        def reset(self):
+            pass
+
+        def step(self, sweep):
+            raise DataError('no')
+
+    from mmdeploy_ext.verify.sweeps import judge
+
+    sweep = sweeps(1)[0]
+    expected = deployment.family.reference(deployment.model).step(sweep)
+    spec = read_metadata(paths_of(folder)[1]).spec
+    case, found = judge(sweep, expected, Refusing(), spec, 'points3d')
+    assert found is None
+    assert not case.passed
+    assert case.detections[0].missing == len(expected.detections)
+
+
+def test_the_model_is_unchanged_by_an_export_and_a_second_one_equals_the_first(toy, tmp_path):
+    deployment, folder, *_ = toy
+    before = {name: value.clone() for name, value in deployment.model.state_dict().items()}
+    export_sequence(deployment, SequenceOptions(), str(tmp_path / 'again'))
+    after = deployment.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    for name in ('backbone', 'head'):
+        first, second = (onnx.load(where / f'{name}.onnx') for where in (folder, tmp_path / 'again'))
+        assert first.graph == second.graph
+
+
+def test_metadata_says_what_is_needed_to_use_the_files(toy):
+    deployment, folder, *_ = toy
+    backbone, head = (read_metadata(path) for path in paths_of(folder))
+    assert (backbone.form, head.form) == ('backbone', 'head')
+    assert head.classes == ('car', 'bus', 'truck')
+    assert head.preprocess == backbone.preprocess == deployment.rule
+    assert head.preprocess.voxel_size == (0.4, 0.4, 0.4)
+    assert head.postprocess['num_classes'] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    'words, expected',
+    [
+        ({"type='HardSimpleVFE', num_features=5": "type='DynamicSimpleVFE'"}, 'pts_voxel_encoder'),
+        ({"nms_type='rotate'": "nms_type='soft'"}, 'nms_type'),
+        ({"type='CenterHead', in": "type='Anchor3DHead', in"}, 'pts_bbox_head'),
+        ({"    type='CenterPoint',": "    type='CenterPoint', img_backbone=dict(type='ResNet'),"}, 'img_backbone'),
+        ({'sparse_shape=[9, 32, 32]': 'sparse_shape=[9, 32, 40]'}, 'sparse_shape'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_a_config_that_is_not_exported_is_refused_by_name(tmp_path, words, expected):
+    toy_centerpoint.register()
+    cfg = load_config(toy_centerpoint.write_config(tmp_path, words=words))
+    family = find_family(cfg)
+    with pytest.raises(ConfigError, match=expected):
+        family.check(cfg, SequenceOptions())
+
+
+@pytest.mark.parametrize(
+    'changes', [dict(contract='fork'), dict(precision='fp16'), dict(layers='last')], ids=str
+)
+def test_options_of_streams_are_refused(toy, changes):
+    deployment = toy[0]
+    (name,) = changes
+    with pytest.raises(UsageError, match=f'--{name}'):
+        deployment.family.check(deployment.cfg, dataclasses.replace(SequenceOptions(), **changes))
+
+
+def test_a_checkpoint_without_the_head_is_refused(toy, tmp_path):
+    _, _, config, checkpoint = toy
+    content = torch.load(checkpoint, weights_only=True)
+    content['state_dict'] = {
+        name: value for name, value in content['state_dict'].items() if 'pts_bbox_head' not in name
+    }
+    torch.save(content, tmp_path / 'cut.pth')
+    with pytest.raises(ValueError, match='pts_bbox_head'):
+        deploy.load(config, str(tmp_path / 'cut.pth'))

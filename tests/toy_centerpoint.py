@@ -1,0 +1,101 @@
+"""A CenterPoint of a few thousand weights on a grid of 32 x 32 x 8 voxels, exported once; and sweeps for it."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+RANGE = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
+WIDTH = 5
+CONFIG = """
+custom_imports = dict(imports=['projects.mmdet3d_plugin'], allow_failed_imports=False)
+norm = dict(type='BN', eps=1e-3, momentum=0.01)
+pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
+model = dict(
+    type='CenterPoint',
+    pts_voxel_layer=dict(max_num_points=4, voxel_size=[0.4, 0.4, 0.4], max_voxels=(500, 600),
+                         point_cloud_range=pc_range),
+    pts_voxel_encoder=dict(type='HardSimpleVFE', num_features=5),
+    pts_middle_encoder=dict(
+        type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,
+        encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), block_type='basicblock'),
+    pts_backbone=dict(type='SECOND', in_channels=16, out_channels=[8, 16], layer_nums=[1, 1],
+                      layer_strides=[1, 2], norm_cfg=norm, conv_cfg=dict(type='Conv2d', bias=False)),
+    pts_neck=dict(type='SECONDFPN', in_channels=[8, 16], out_channels=[8, 8], upsample_strides=[1, 2],
+                  norm_cfg=norm, upsample_cfg=dict(type='deconv', bias=False), use_conv_for_no_stride=True),
+    pts_bbox_head=dict(
+        type='CenterHead', in_channels=16, share_conv_channel=8,
+        tasks=[dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])],
+        common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
+        bbox_coder=dict(type='CenterPointBBoxCoder', pc_range=pc_range[:2],
+                        post_center_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0], max_num=40, score_threshold=0.05,
+                        out_size_factor=2, voxel_size=[0.4, 0.4], code_size=9),
+        separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3, head_conv=8)),
+    test_cfg=dict(pts=dict(
+        post_center_limit_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0], min_radius=[4, 12], score_threshold=0.05,
+        nms_type='rotate', pre_max_size=40, post_max_size=20, nms_thr=0.2)))
+data = dict(test=dict(type='NuScenesDataset', classes=['car', 'bus', 'truck']))
+"""
+
+
+def register():
+    import projects.mmdet3d_plugin  # noqa: F401
+
+
+def write_config(folder, **replaced):
+    """Write the config, with words of it replaced; return its path."""
+    text = CONFIG
+    for old, new in replaced.get('words', {}).items():
+        assert old in text, old
+        text = text.replace(old, new)
+    path = Path(folder) / 'tiny_centerpoint.py'
+    path.write_text(text)
+    return str(path)
+
+
+def sweep(seed, count=400, spread=1.0):
+    """Return (count, 5) points in clusters, some of them out of range."""
+    random = np.random.default_rng(seed)
+    centres = random.uniform(RANGE[:3], RANGE[3:], (12, 3)) * spread
+    xyz = centres[random.integers(0, 12, count)] + random.normal(0, 0.5, (count, 3))
+    values = [xyz, random.uniform(0, 80, (count, 1)), random.integers(0, 32, (count, 1))]
+    return np.concatenate(values, axis=1).astype(np.float32)
+
+
+def seeded_model(family, cfg):
+    """Return the model with weights and statistics of a seed, which finds something everywhere."""
+    model = family.build(cfg)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith('running_var'):
+                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+            elif name.endswith('running_mean'):
+                value.copy_(0.2 * torch.randn(value.shape, generator=generator))
+            elif value.dim() > 1:
+                fan = value[0].numel()
+                value.copy_(torch.randn(value.shape, generator=generator) * (1.5 / fan) ** 0.5)
+        model.pts_middle_encoder.conv_input[0].weight.mul_(0.05)  # intensities are large
+    return model
+
+
+@functools.cache
+def exported():
+    """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
+    from mmdeploy_ext import deploy
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.sequence.files import export_sequence
+
+    register()
+    folder = Path(tempfile.mkdtemp(prefix='tiny_centerpoint_'))
+    config, checkpoint = write_config(folder), str(folder / 'tiny.pth')
+    cfg = load_config(config)
+    weights = seeded_model(find_family(cfg), cfg).state_dict()
+    torch.save(dict(state_dict=weights, meta=dict(CLASSES=('car', 'bus', 'truck'))), checkpoint)
+    deployment = deploy.load(config, checkpoint)
+    export_sequence(deployment, SequenceOptions(), str(folder / 'graphs'))
+    return deployment, folder / 'graphs', config, checkpoint
