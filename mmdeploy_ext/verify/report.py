@@ -94,6 +94,7 @@ def render(
         embedded=embedded_json(content),
         plots=[sequence_plots(row) for row in content['sequence']],
         bev=task == 'bev',
+        half=verdict.subject.get('form') == 'libspconv',
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +47,8 @@ EXACT_RTOL = 1e-4
 """Of the largest reference value: float32 against float32."""
 HALF_RTOL = 5e-3
 """The same for the file's fp16 weights against the model's float32 ones."""
-NUMPY = 'numpy'
+DRAWN_VOXELS = 500
+"""Smaller inputs give no picture worth looking at."""
 
 
 def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
@@ -140,7 +142,8 @@ def prove(
     checks, notes = _structure(subject, max_voxels)
     if node_list:
         wanted = read_json(node_list)
-        checks.extend(sparse_structure.compare_node_lists(to_node_list(subject.model), wanted, node_list))
+        found = to_node_list(subject.model)
+        checks.extend(sparse_structure.compare_node_lists(found, wanted, Path(node_list).name))
     verdict = Verdict(subject=_facts(subject), structure=checks, notes=notes)
     settings = deployment.settings
     sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *sweeps]
@@ -155,7 +158,7 @@ def prove(
         for voxels in bar.track(sets, description='proving'):
             case, pair, timing = candidate.run(voxels)
             verdict.cases.append(case)
-            if pair is not None and len(voxels.features) > 1:
+            if pair is not None and len(voxels.features) >= DRAWN_VOXELS:
                 pictures.append(pair)
                 verdict.timing_ms = timing
     return verdict, pictures[::-1]
@@ -247,8 +250,6 @@ def run_reference(subject: Subject, voxels: VoxelSet) -> Reference:
 
 class _Dialect:
     """A libspconv file, interpreted in numpy: the engine itself needs a GPU."""
-
-    title = NUMPY
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.preprocess_points import VoxelRule
+    from mmdeploy_ext.quantize.sweeps import PointRule
     from mmdeploy_ext.sparse.ir import Triple
 
 SEEDS, AROUND, SPREAD = 160, 8, 2
@@ -68,19 +70,31 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
     return sets
 
 
-def sweep_set(path: str, rule: VoxelRule) -> VoxelSet:
-    """Return the voxels of a sweep.
+def point_rule(cfg: Any, rule: VoxelRule) -> PointRule:
+    """Return how the config's test pipeline reads points from a file; the model's own width without one."""
+    from mmdeploy_ext.config import test_pipeline
+    from mmdeploy_ext.errors import ConfigError
+    from mmdeploy_ext.quantize.sweeps import PointRule
+
+    try:
+        steps = test_pipeline(cfg)
+    except ConfigError:
+        steps = []
+    return PointRule.from_pipeline(steps, rule.in_channels)
+
+
+def sweep_set(path: str, rule: VoxelRule, cfg: Any) -> VoxelSet:
+    """Return the voxels of one sweep.
 
     Args:
         path: raw float32 points (.bin), or .npz with `features` (N, C) and `coordinates` (N, 4) in the order
             of the rule.
         rule: how points become voxels.
+        cfg: the config, for the columns of the file.
 
     Raises:
-        DataError: a file that is neither.
+        DataError: a file that is neither, or has no points.
     """
-    from pathlib import Path
-
     name = Path(path).name
     if Path(path).suffix == '.npz':
         features, coordinates = read_voxels(path)
@@ -88,8 +102,9 @@ def sweep_set(path: str, rule: VoxelRule) -> VoxelSet:
     from mmdeploy_ext.preprocess_points import voxelise
     from mmdeploy_ext.runtime.points import read_points
 
-    points = read_points(path, rule.in_channels)
-    features, coordinates = voxelise(points, rule)
+    columns = point_rule(cfg, rule)
+    points = read_points(path, columns.load_dim)[:, list(columns.use_dim)]
+    features, coordinates = voxelise(np.ascontiguousarray(points), rule)
     return VoxelSet(f'{name}: {len(points)} points', features, coordinates)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 PANEL, BAND, GAP = 420, 46, 8
 """Pixels: side of a map, height of the text above it, room between maps."""
+GAMMA = 0.5
+"""Maps are drawn by this power of their values: a few near sites would leave the rest dark."""
 DECADES = 8
 """The difference is drawn by its logarithm, from 1e-8 of the scale up to the scale."""
 
@@ -44,8 +46,13 @@ def draw_bev(pair: BevPair) -> np.ndarray:
     shown = np.clip(decades / DECADES + 1, 0, 1)
     largest = float(np.nan_to_num(difference, nan=np.inf).max(initial=0))
     panels = (
-        _panel(reference / scale, cv2.COLORMAP_VIRIDIS, 'spconv', f'max over channels, 0 to {scale:.3g}'),
-        _panel(candidate / scale, cv2.COLORMAP_VIRIDIS, pair.engine, 'the same scale'),
+        _panel(
+            (reference / scale) ** GAMMA,
+            cv2.COLORMAP_VIRIDIS,
+            'spconv',
+            f'max over channels, 0 to {scale:.3g}, brightened',
+        ),
+        _panel((candidate / scale) ** GAMMA, cv2.COLORMAP_VIRIDIS, pair.engine, 'the same scale'),
         _panel(
             shown,
             cv2.COLORMAP_INFERNO,
@@ -63,7 +70,6 @@ def _panel(values: np.ndarray, colours: int, title: str, subtitle: str) -> np.nd
     height, width = pixels.shape
     factor = PANEL / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    # an active site of a small or thin map must not vanish
     shrinks = factor < 1
     picture = cv2.applyColorMap(
         cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST), colours

@@ -1,0 +1,346 @@
+"""`export_scn.py`: write a sparse LiDAR backbone, and prove it with `--verify`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.errors import UsageError, after_weights
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.quantize.ranges import Ranges
+    from mmdeploy_ext.sparse.deploy import ScnOptions, SparseDeployment
+    from mmdeploy_ext.sparse.family import EncoderSettings, SparseFamily
+
+PRECISIONS = ('fp16', 'int8')
+LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
+METHODS = ('mse', 'percentile', 'max')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description="Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect "
+        'or to ONNX of standard operators. No GPU is needed, neither to export nor to prove.'
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file, in any published form')
+    parser.add_argument(
+        '--output-file', metavar='F', help='file to write (default: lidar.backbone.ORDER.onnx)'
+    )
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
+    _add_graph_options(parser)
+    _add_range_options(parser)
+    _add_proof_options(parser)
+    cli.add_debug_option(parser)
+    return parser
+
+
+def _add_graph_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('the file')
+    group.add_argument(
+        '--target',
+        choices=('libspconv', 'portable'),
+        default='libspconv',
+        help="libspconv: NVIDIA's dialect (default); portable: standard operators, for any engine",
+    )
+    group.add_argument(
+        '--order', choices=('xyz', 'zyx'), help="order of coordinates and weights (default: the reference's)"
+    )
+    group.add_argument(
+        '--fold', choices=('fp16', 'fp32'), default='fp32', help='how batch norm is folded (default: fp32)'
+    )
+    group.add_argument(
+        '--output-bound',
+        type=int,
+        default=0,
+        metavar='N',
+        help='most active sites that the engine makes room for (default: 200000, as the reference)',
+    )
+    group.add_argument(
+        '--weight-layout',
+        choices=LAYOUTS,
+        default='auto',
+        help="of the checkpoint's kernels (default: auto, which refuses what cannot be told)",
+    )
+    group.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        help='precision attributes of all layers (default: none, which engines read as fp16)',
+    )
+    group.add_argument(
+        '--int8-fp16-input-output',
+        action='store_true',
+        help='with --precision int8: first layers compute in fp16, the last gives fp16, as the reference',
+    )
+    group.add_argument(
+        '--layer-precision',
+        nargs='+',
+        default=[],
+        metavar='PATTERN=P[:Q]',
+        help='layers by node or module name (*, ?): compute in P, store in Q (default: P); the last counts',
+    )
+
+
+def _add_range_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('ranges of int8')
+    group.add_argument('--ranges', metavar='FILE', help='JSON of an earlier calibration, edited or not')
+    group.add_argument(
+        '--calibrate',
+        metavar='DIR|INFOS',
+        help='measure them on a folder of sweeps or infos of mmdet3d; kept in OUTPUT_FILE.ranges.json',
+    )
+    group.add_argument('--method', choices=METHODS, default='mse', help='of inputs (default: mse)')
+    group.add_argument(
+        '--batches', type=int, default=100, metavar='N', help='sweeps, evenly; 0 takes all (default: 100)'
+    )
+    group.add_argument(
+        '--fp16-ranges', action='store_true', help='round ranges to fp16, as the reference does for BEVFusion'
+    )
+    group.add_argument('--data-root', default='', metavar='DIR', help='where the sweeps of infos are')
+
+
+def _add_proof_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('proof')
+    group.add_argument('--verify', action='store_true', help='prove the file; exit status 1 when it is not')
+    group.add_argument(
+        '--verify-only', action='store_true', help='prove OUTPUT_FILE as it is there, write nothing'
+    )
+    group.add_argument(
+        '--input',
+        nargs='+',
+        default=[],
+        metavar='SWEEP',
+        help='real sweeps that the proof adds: points (.bin) or voxels (.npz)',
+    )
+    group.add_argument('--max-voxels', type=int, metavar='N', help='most voxels of a sweep, for the contract')
+    group.add_argument(
+        '--node-list', metavar='JSON', help='stored node list of another exporter that the file has to equal'
+    )
+    group.add_argument(
+        '--threads', type=int, default=0, metavar='N', help='of ONNX Runtime (default: it decides)'
+    )
+    shared.add_report_arguments(parser)
+
+
+def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+    """Read PATTERN=P or PATTERN=P:Q.
+
+    Raises:
+        UsageError: another form, or a precision that does not exist.
+    """
+    found = []
+    for entry in entries:
+        pattern, _, value = entry.rpartition('=')
+        precision, _, output_precision = value.partition(':')
+        output_precision = output_precision or precision
+        if not pattern or precision not in PRECISIONS or output_precision not in PRECISIONS:
+            raise UsageError(
+                f'--layer-precision {entry}: expected PATTERN=fp16 or PATTERN=int8:fp16, e.g. '
+                f"'conv_input.*=fp16'"
+            )
+        found.append((pattern, precision, output_precision))
+    return tuple(found)
+
+
+def parse_options(args: argparse.Namespace) -> ScnOptions:
+    """Turn arguments into export options; what they contradict is an error.
+
+    Raises:
+        UsageError: options that do not go together, or numbers out of range.
+    """
+    from mmdeploy_ext.sparse.deploy import ScnOptions
+
+    options = ScnOptions(
+        target=args.target,
+        order=args.order or '',
+        precision=args.precision or '',
+        int8_fp16_io=args.int8_fp16_input_output,
+        layer_precision=parse_layer_precision(args.layer_precision),
+        fold=args.fold,
+        output_bound=args.output_bound,
+    )
+    quantised = options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
+    if options.int8_fp16_io and options.precision != 'int8':
+        raise UsageError('--int8-fp16-input-output goes with --precision int8')
+    for name in ('ranges', 'calibrate'):
+        if getattr(args, name) and not options.has_precision:
+            raise UsageError(f'--{name} {getattr(args, name)}: goes with --precision or --layer-precision')
+    if args.ranges and args.calibrate:
+        raise UsageError('--ranges and --calibrate: give one of them')
+    if args.target == 'portable' and options.has_precision:
+        raise UsageError(
+            '--target portable computes in float32; --precision and --layer-precision go with libspconv'
+        )
+    if args.target == 'portable' and (options.output_bound or args.node_list or args.max_voxels is not None):
+        raise UsageError('--output-bound, --node-list and --max-voxels go with --target libspconv')
+    for name, least in (('output_bound', 0), ('threads', 0), ('max_voxels', 1), ('batches', 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UsageError(f'--{name.replace("_", "-")} {value}: expected at least {least}')
+    if quantised and args.verify_only is False and not (args.ranges or args.calibrate):
+        args.needs_ranges = True
+    return options
+
+
+def _check_proof(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mmdeploy_ext.apps.proof import check_report_targets
+
+    if args.verify and args.verify_only:
+        raise UsageError('--verify and --verify-only: give one of them')
+    if args.verify_only and not args.output_file:
+        raise UsageError('--verify-only: give the file by --output-file')
+    for name in ('report', 'json', 'input', 'node_list'):
+        if getattr(args, name) and not (args.verify or args.verify_only):
+            raise UsageError(f'--{name.replace("_", "-")}: goes with --verify or --verify-only')
+    for path in [*args.input, *filter(None, [args.ranges, args.node_list])]:
+        if not Path(path).is_file():
+            raise UsageError(f'{path}: no such file')
+    if args.calibrate and not Path(args.calibrate).exists():
+        raise UsageError(f'--calibrate {args.calibrate}: no such file or folder')
+    check_report_targets(args)
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Export, and prove when asked to."""
+    cli.wait_passively()
+    args.needs_ranges = False
+    options = parse_options(args)
+    _check_proof(args)
+    from mmdeploy_ext import compat
+
+    compat.apply()
+    from mmdeploy_ext.sparse import deploy
+
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    register()
+    if args.verify_only:
+        return _verify_only(args, cfg_options)
+    chosen = options
+
+    def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
+        nonlocal chosen
+        chosen = deploy.resolve(options, family)
+        args.output_file = args.output_file or deploy.default_file(chosen)
+        deploy.check_target(chosen, args.output_file)
+
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.weight_layout, check)
+    print(deployment.report.summary())
+    with after_weights():
+        ranges = find_ranges(args, deployment)
+        graph, seconds = deploy.export_file(deployment, chosen, args.output_file, ranges)
+        print(
+            f'{args.output_file}: {chosen.target}, {chosen.order}, {len(graph.convolutions())} convolutions, '
+            f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
+        )
+        if args.verify:
+            return _prove(args, deployment, ranges)
+    words = ['python', 'tools/deployment/export_scn.py', args.config, args.checkpoint]
+    words += ['--output-file', args.output_file, '--verify-only']
+    overrides = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join([*words, *overrides])}')
+    return 0
+
+
+def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges | None:
+    """Return the ranges to write: of a file, measured, or of the checkpoint; None where none are needed.
+
+    Raises:
+        UsageError: int8 is asked for, and there are none.
+    """
+    if not (args.precision or args.layer_precision):
+        return None
+    from mmdeploy_ext.quantize import deployed
+    from mmdeploy_ext.quantize.ranges import Ranges
+
+    if args.ranges:
+        return Ranges.load(args.ranges)
+    if args.calibrate:
+        how = deployed.Calibration(
+            args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root
+        )
+        ranges = deployed.calibrate(deployment, args.calibrate, how)
+        path = f'{args.output_file}.ranges.json'
+        ranges.save(path)
+        print(f'{path}: ranges of {len(ranges.nodes)} layers, {ranges.batches} sweeps, {ranges.calibrator}')
+        return ranges
+    stored = deployed.from_checkpoint(deployment)
+    if stored is None and args.needs_ranges:
+        raise UsageError(
+            'int8 needs a range for every layer, and the checkpoint has none: give sweeps by --calibrate, or '
+            'the file of an earlier calibration by --ranges'
+        )
+    return stored
+
+
+def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
+    """Prove a file that was made earlier; its metadata says with which options."""
+    import json
+
+    from mmdeploy_ext.metadata import PREFIX
+    from mmdeploy_ext.sparse import deploy
+    from mmdeploy_ext.sparse.contract import load_model
+    from mmdeploy_ext.verify.sparse_proof import file_options
+
+    model = load_model(args.output_file)
+    file_options(model, args.output_file)
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    written = json.loads(props[PREFIX + 'options']).get('cfg_options', {})
+    deployment = deploy.load(args.config, args.checkpoint, {**written, **cfg_options}, args.weight_layout)
+    with after_weights():
+        from mmdeploy_ext.quantize.ranges import Ranges
+
+        return _prove(args, deployment, Ranges.load(args.ranges) if args.ranges else None)
+
+
+def _prove(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ranges | None) -> int:
+    """Prove a file, print the table, write JSON and report.
+
+    Returns:
+        0 proven, 1 not.
+    """
+    from pathlib import Path
+
+    from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.verify.sparse_proof import prove
+    from mmdeploy_ext.verify.table import print_verdict
+    from mmdeploy_ext.verify.voxel_sets import sweep_set
+
+    sweeps = [sweep_set(path, deployment.rule, deployment.cfg) for path in args.input]
+    verdict, pictures = prove(
+        deployment,
+        args.output_file,
+        sweeps,
+        ranges=ranges,
+        max_voxels=args.max_voxels,
+        node_list=args.node_list or '',
+        threads=args.threads,
+    )
+    print_verdict(verdict, cli.stdout())
+    if args.json:
+        write_json(args.json, verdict.to_json())
+    if args.report:
+        from mmdeploy_ext.verify.report import write_report
+
+        print(f'report: {write_report(verdict, pictures, (), Path(args.report))}')
+    return 0 if verdict.proven else 1
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool.
+
+    Args:
+        register: imports the projects whose families can be exported.
+        argv: command line; None reads sys.argv.
+
+    Returns:
+        0 exported (and proven when asked), 1 checked and failed, 2 usage.
+    """
+    return cli.run(lambda args: run(args, register), build_parser(), argv)
