@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.quantize.assumptions import Finding
     from mmdeploy_ext.quantize.fidelity import Fidelity
     from mmdeploy_ext.quantize.ranges import Ranges
     from mmdeploy_ext.sparse.deploy import SparseDeployment
@@ -115,6 +116,9 @@ def _add_fidelity(group: argparse._ArgumentGroup) -> None:
         '--target', type=float, default=0.999, help='cosine that advice aims at (default: 0.999)'
     )
     group.add_argument('--no-advice', action='store_true', help='skip the runs that advice needs')
+    group.add_argument(
+        '--assumptions', action='store_true', help='also: how far int8 depends on what files do not say'
+    )
     group.add_argument('--all', action='store_true', help=f'show all layers, not only the {WORST} worst')
     group.add_argument('--draw', metavar='PNG', help='draw the layers')
     group.add_argument('--json', metavar='FILE', help='write what was found as JSON')
@@ -169,7 +173,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     with after_weights():
         ranges = known or _ranges(args, deployment)
         if args.fidelity is not None:
-            _show(args, _fidelity(args, deployment, ranges))
+            _compare(args, deployment, ranges)
     return 0
 
 
@@ -209,8 +213,8 @@ def _ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges:
     return ranges
 
 
-def _fidelity(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ranges) -> Fidelity:
-    from mmdeploy_ext.quantize import deployed
+def _compare(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ranges) -> None:
+    from mmdeploy_ext.quantize import assumptions, deployed
     from mmdeploy_ext.quantize.fidelity import fidelity
     from mmdeploy_ext.sparse import deploy
 
@@ -225,19 +229,25 @@ def _fidelity(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ra
     )
     source = args.fidelity or args.calibrate
     sweeps = deployed.sweeps_of(deployment, source, graph.order, args.fidelity_batches, args.data_root)
-    return fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
+    found = fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
+    findings = assumptions.compare_assumptions(graph, ranges, sweeps) if args.assumptions else ()
+    _show(args, found, findings)
 
 
-def _show(args: argparse.Namespace, found: Fidelity) -> None:
+def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]) -> None:
     from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.quantize import assumptions
 
     console = cli.stdout()
     console.print(found.table(None if args.all else WORST))
     console.print(found.advice_text(), markup=False, highlight=False, soft_wrap=True)
+    if findings:
+        console.print(assumptions.table(findings))
     if args.draw:
         found.draw(args.draw)
     if args.json:
-        write_json(args.json, found.to_json())
+        content = found.to_json()
+        write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ Inputs and kernels of a layer are rounded to what the precision holds; products 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,22 +38,48 @@ class Prepared(NamedTuple):
     rulebook: Rulebook
 
 
+@dataclasses.dataclass(frozen=True)
+class Assumption:
+    """What an engine may do and the file does not say.
+
+    Attributes:
+        title: in words.
+        ties: see `fake_quantise`.
+        stored: a tensor is stored in int8 once, by the range of its first reader, and every reader rounds
+            that again by its own range; otherwise every reader rounds the exact value.
+        fp16_kernels: int8 codes are made of the file's fp16 kernel; otherwise of the fp32 one.
+    """
+
+    title: str
+    ties: str = 'even'
+    stored: bool = False
+    fp16_kernels: bool = True
+
+
+DEFAULT = Assumption('as in the tables')
+
+
 class Simulation:
     """Runs a graph with layers rounded.
 
     Args:
         graph: folded.
         ranges: of all its nodes.
+        assumption: about the engine.
     """
 
-    def __init__(self, graph: SparseGraph, ranges: Ranges) -> None:
+    def __init__(self, graph: SparseGraph, ranges: Ranges, assumption: Assumption = DEFAULT) -> None:
         self.graph = graph
+        self.assumption = assumption
         self.names = tuple(node.name for node in quantised(graph))
         self.ranges = ranges
-        # the file stores fp16 kernels, and the engine quantises those
+        self.stored = _stored_by(graph, self.names) if assumption.stored else {}
         self.half = {node.name: fake_half(node.weight) for node in graph.convolutions()}
+        sources = {node.name: node.weight for node in graph.convolutions()}
+        sources = self.half if assumption.fp16_kernels else sources
         self.codes = {
-            name: fake_quantise_kernel(kernel, ranges.weight_amax(name)) for name, kernel in self.half.items()
+            name: fake_quantise_kernel(kernel, ranges.weight_amax(name), assumption.ties)
+            for name, kernel in sources.items()
         }
 
     def rounded(
@@ -60,9 +87,16 @@ class Simulation:
     ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
         """Return inputs and kernel as int8, or fp16, holds them."""
         if node.name in int8:
-            amax = self.ranges.input_amax(node.name)
-            return tuple(fake_quantise(values, amax) for values in inputs), self.codes.get(node.name)
+            pairs = zip(node.inputs, inputs, strict=True)
+            return tuple(self._codes(node, *pair) for pair in pairs), self.codes.get(node.name)
         return tuple(map(fake_half, inputs)), self.half.get(node.name)
+
+    def _codes(self, node: Node, name: str, values: np.ndarray) -> np.ndarray:
+        ties = self.assumption.ties
+        first = self.stored.get(name, node.name)
+        if first != node.name:
+            values = fake_quantise(values, self.ranges.input_amax(first), ties)
+        return fake_quantise(values, self.ranges.input_amax(node.name), ties)
 
     def prepare(self, features: np.ndarray, coordinates: np.ndarray) -> Prepared:
         """Return a sweep with its rulebook, which all runs share."""
@@ -111,3 +145,13 @@ class Simulation:
 
     def _run(self, sweep: Prepared, **hooks: Any) -> np.ndarray:
         return engine.run(self.graph, sweep.coordinates, sweep.features, rulebook=sweep.rulebook, **hooks)
+
+
+def _stored_by(graph: SparseGraph, names: Collection[str]) -> dict[str, str]:
+    """Return tensor id -> the first quantised node that reads it."""
+    first: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.name in names:
+            for name in node.inputs:
+                first.setdefault(name, node.name)
+    return first

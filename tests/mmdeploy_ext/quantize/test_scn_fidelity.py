@@ -9,10 +9,12 @@ from rich.console import Console
 
 import toy_sparse_graph
 from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.quantize.assumptions import compare_assumptions
 from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
 from mmdeploy_ext.quantize.difference import Difference
+from mmdeploy_ext.quantize.fake import fake_quantise
 from mmdeploy_ext.quantize.fidelity import fidelity
-from mmdeploy_ext.quantize.simulate import Simulation
+from mmdeploy_ext.quantize.simulate import Assumption, Simulation
 from mmdeploy_ext.sparse import engine
 
 SWEEPS = [toy_sparse_graph.voxels(1000, seed) for seed in range(2)]
@@ -53,7 +55,18 @@ def test_a_simulated_layer_equals_integer_arithmetic(graph, ranges):
     stored = node.weight.astype(np.float16).astype(np.float64)
     kernel = np.clip(np.rint(stored / steps[:, None, None, None, None]), -127, 127)
     plain = dataclasses.replace(node, bias=None, activation='None')
-    sums = engine.convolve(plain, codes.astype(np.float32), kernel, next(iter(sweep.rulebook.pairs.values())))
+    bare = dataclasses.replace(graph, nodes=(plain, *graph.nodes[1:]))
+    outputs = {}
+    engine.run(
+        bare,
+        coordinates,
+        features,
+        observe=outputs.__setitem__,
+        transform=lambda layer, inputs, weight: (
+            ((codes.astype(np.float32),), kernel) if layer is plain else (inputs, weight)
+        ),
+    )
+    sums = outputs['conv0']
     assert (sums == np.rint(sums)).all()
     expected = np.maximum(sums * step * steps + node.bias, 0)
     found = simulation.tensors(sweep, {'conv0'})['1']
@@ -141,6 +154,32 @@ def test_views(graph, ranges, tmp_path):
     assert lines[0][-1] == 'fp16'
     result.draw(tmp_path / 'fidelity.png')
     assert (tmp_path / 'fidelity.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_other_assumptions_about_an_engine_move_values_but_hardly_the_cosine(graph, ranges):
+    found = compare_assumptions(graph, ranges, SWEEPS)
+    assert found[0].assumption.title == 'as in the tables'
+    assert found[0].default.error == 0
+    expected = fidelity(graph, ranges, SWEEPS, advise=False).int8.to_json()
+    assert found[0].fp32.to_json() == expected
+    for finding in found[2:]:
+        assert finding.default.error > 1e-3
+        assert abs(finding.fp32.cosine - found[0].fp32.cosine) < 1e-3
+    content = json.loads(json.dumps([finding.to_json() for finding in found]))
+    assert content[1]['assumption']['ties'] == 'away'
+    with pytest.raises(DataError, match='no sweep to compare on'):
+        compare_assumptions(graph, ranges, [])
+
+
+def test_a_tensor_that_is_stored_once_is_rounded_by_its_first_readers_range(graph, ranges):
+    """conv1 and add0 read the tensor '1': stored by conv1's range, add0 rounds that again by its own."""
+    simulation = Simulation(graph, ranges, Assumption('', stored=True))
+    values = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32)
+    (found, identity), _ = simulation.rounded(graph.node('add0'), (values, values), {'add0', 'conv1'})
+    amax = ranges.input_amax('add0')
+    np.testing.assert_array_equal(found, fake_quantise(values, amax))
+    once = fake_quantise(values, ranges.input_amax('conv1'))
+    np.testing.assert_array_equal(identity, fake_quantise(once, amax))
 
 
 def test_differences_over_sweeps_are_those_of_all_values_together():
