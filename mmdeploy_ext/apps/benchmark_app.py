@@ -95,6 +95,11 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
         '--images', nargs='+', metavar='PATH', help='images or folders (default: demo/toy.jpg)'
     )
     parser.add_argument(
+        '--prepared',
+        metavar='FILE.npz',
+        help='a network input instead of images: arrays input (3, H, W), img_shape, ori_shape',
+    )
+    parser.add_argument(
         '--profile',
         action='store_true',
         help="operators by ONNX Runtime's profiler, in sessions of their own",
@@ -146,6 +151,8 @@ def _check(args: argparse.Namespace) -> list[str]:
             )
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
+    if args.prepared and args.images:
+        raise UsageError('--prepared and --images: the benchmark measures on one of them')
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
     for target in filter(None, (args.json, args.chart)):
@@ -239,7 +246,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     if isinstance(find_family(cfg), SequenceFamily):
         return run_streaming(args, build_parser(), engines, register, _publish)
     contenders.read_files(args)
-    images = proof.read_images(args.images or [proof.DEFAULT_IMAGE], MAX_IMAGES)
+    images = [] if args.prepared else proof.read_images(args.images or [proof.DEFAULT_IMAGE], MAX_IMAGES)
     ranks = Ranks(args)
     with contenders.make_plan(args, ranks, engines, [picture for _, picture in images], register) as plan:
         with after_weights():

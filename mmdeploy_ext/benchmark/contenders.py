@@ -17,6 +17,7 @@ from mmdeploy_ext import deploy, export
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark.prepared import read_prepared
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.metadata import Metadata, read_metadata
@@ -44,6 +45,8 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], ExportOptions]
     """
     height, width = (args.shape * 2)[:2] if args.shape else (0, 0)
     asked = [('--shape', (height, width))] if args.shape else []
+    if args.prepared:
+        asked.append((args.prepared, read_prepared(args.prepared).tensor.shape[1:]))
     batches = [('--samples-per-gpu', args.samples_per_gpu)] if args.samples_per_gpu else []
     found = [read_metadata(path) for path in args.onnx]
     for path, metadata in zip(args.onnx, found, strict=True):
@@ -121,10 +124,11 @@ class Plan:
         threads: of every engine.
         deployment: the model.
         options: height, width and batch of the input.
-        images: BGR pictures.
+        images: BGR pictures; none where a prepared input is measured.
         files: label -> ONNX file.
         notes: what has to be said about the files.
         register: imports the projects, for child processes.
+        prepared: the network input to measure on instead of pictures.
     """
 
     args: argparse.Namespace
@@ -137,9 +141,12 @@ class Plan:
     files: dict[str, str]
     notes: list[str]
     register: Callable[[], None]
+    prepared: PreparedImage | None = None
 
     def prepare(self, start: int = 0) -> list[PreparedImage]:
         """Return one batch, beginning with image `start`."""
+        if self.prepared is not None:
+            return [self.prepared] * self.options.batch
         size = self.options.height, self.options.width
         pictures = [self.images[(start + index) % len(self.images)] for index in range(self.options.batch)]
         return [deploy.prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
@@ -167,7 +174,8 @@ def make_plan(
     deployment, notes = load_model(args, found)
     options = deploy.resolve(options, deployment.model, deployment.rule)
     files = dict(zip(short_labels(args.onnx, found), args.onnx, strict=True))
-    plan = Plan(args, ranks, engines, threads, deployment, options, images, files, notes, register)
+    prepared = read_prepared(args.prepared) if args.prepared else None
+    plan = Plan(args, ranks, engines, threads, deployment, options, images, files, notes, register, prepared)
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
         if not files and set(engines) != {'torch'}:
             exported = (

@@ -9,6 +9,7 @@ anchors, and a few per cent of the anchors pass mmdet's threshold of 0.05.
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centernes
 OFFSET_SCALE = 0.1
 """Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
 an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
+
+NAMED_RULES = dict(streampetr='seeded_streampetr', solo='seeded_solo')
+"""Families whose weights depend on names and shapes alone: family -> module beside this one."""
 
 RESIDUAL_SCALE = 0.25
 """With 1.0 the network amplifies rounding: PyTorch's own float32 is up to 4e-5 of scale off float64 on R50 at
@@ -133,10 +137,9 @@ def main() -> None:
     cfg = load_config(args.config)
     family = find_family(cfg)
     model = family.build(cfg)
-    if family.name == 'streampetr':
-        from projects.toydata.seeded_streampetr import seeded_weights
-
-        weights = seeded_weights({key: list(value.shape) for key, value in model.state_dict().items()})
+    if family.name in NAMED_RULES:
+        rule = importlib.import_module(f'projects.toydata.{NAMED_RULES[family.name]}')
+        weights = rule.seeded_weights({key: list(value.shape) for key, value in model.state_dict().items()})
     else:
         deviation = normalised_deviation(family.preprocess_rule(cfg).std)
         weights = fill_seeded(model, args.seed, deviation).state_dict()

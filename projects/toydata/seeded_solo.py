@@ -1,11 +1,15 @@
 """Seeded weights and images for the SOLO family: what the project's reference tensors were made with.
 
+`python -m projects.toydata.seeded CONFIG OUT.pth` writes weights;
+`python -m projects.toydata.seeded_solo --size 448 672 --ori-shape 427 640 --out input.npz` an image.
+
 Source: ../shared/golden/solo/FILL.md. The rule depends on names and shapes of the original SOLO repository
 alone; the class bias lets 1000 to 3000 of 309 760 scores pass the threshold, so that every cut is exercised.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 import zlib
@@ -13,6 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,3 +107,35 @@ def seeded_image(height: int, width: int) -> torch.Tensor:
     blocks = source.standard_normal((1, 3, math.ceil(height / 64), math.ceil(width / 64)))
     coarse = blocks.repeat(64, 2).repeat(64, 3)[:, :, :height, :width]
     return torch.from_numpy((coarse + 0.25 * noise).astype(np.float32))
+
+
+def write_image(args: argparse.Namespace) -> int:
+    """Write `input`, `img_shape` and `ori_shape` as .npz."""
+    height, width = args.size
+    if height % 32 or width % 32 or min(args.size + args.ori_shape) < 1:
+        raise UsageError(f'--size {height} {width}: expected multiples of 32, as networks are fed')
+    if not args.out.endswith('.npz'):
+        raise UsageError(f'--out {args.out}: expected a .npz file')
+    content = dict(input=seeded_image(height, width).numpy(), img_shape=args.img_shape or args.size)
+    with atomic_path(args.out) as temporary, open(temporary, 'wb') as stream:
+        np.savez(stream, ori_shape=args.ori_shape, **content)
+    print(f'{args.out}: written')
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a seeded image; 0 done, 2 usage."""
+    parser = cli.ArgumentParser(
+        prog='python -m projects.toydata.seeded_solo', description=__doc__.splitlines()[0]
+    )
+    size = dict(type=int, nargs=2, metavar=('H', 'W'))
+    parser.add_argument('--size', **size, required=True, help='of the network input, multiples of 32')
+    parser.add_argument('--img-shape', **size, help='of the content before padding (default: --size)')
+    parser.add_argument('--ori-shape', **size, required=True, help='of the original image, which masks get')
+    parser.add_argument('--out', required=True, metavar='FILE.npz')
+    cli.add_debug_option(parser)
+    return cli.run(write_image, parser, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

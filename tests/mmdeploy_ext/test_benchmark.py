@@ -259,9 +259,53 @@ def test_files_of_the_same_form_go_by_their_names(toy, tmp_path):
     assert all(row['ratio_to_torch'] is None for row in rows)
 
 
+def prepared_input(path, shape=(3, 64, 96), **replaced):
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.savez(path, **{'input': values, 'img_shape': (64, 90), 'ori_shape': (128, 180), **replaced})
+    return ['--prepared', str(path)]
+
+
+def measured_on(toy, *arguments):
+    paths = [str(REPOSITORY / CONFIG), str(toy / 'toy.pth'), '--onnx', str(toy / 'full.onnx')]
+    return benchmark_app.main(
+        register, [*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments])
+
+
+def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, tmp_path, capsys):
+    arguments = prepared_input(tmp_path / 'input.npz')
+    assert measured_on(toy, *arguments, '--json', str(tmp_path / 'b.json')) == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / 'b.json').read_text())
+    assert (result['input_shape'], result['images']) == ('1x3x64x96', 0)
+    found = {row['detections_per_image'] for row in result['contenders']}
+    assert len(found) == 1 and found.pop() > 0
+    assert all(row['memory']['peak_mb'] > 0 for row in result['contenders'])
+
+
+@pytest.mark.parametrize(
+    ('replaced', 'words'),
+    [
+        (dict(shape=(3, 64, 128)), ['input.npz says (64, 128)', 'one run measures one size']),
+        (dict(input=np.zeros((3, 64, 96))), ['input is float64 (3, 64, 96)', 'expected float32 (3, H, W)']),
+        (dict(input=np.full((3, 64, 96), np.nan, np.float32)), ['not finite']),
+        (dict(img_shape=(64, 97)), ['img_shape [64, 97] is larger than the input of [64, 96]']),
+        (dict(ori_shape=(0, 5)), ['ori_shape is [0, 5]']),
+        (None, ['input.npz: is no .npz of arrays']),
+    ],
+)
+def test_a_network_input_that_does_not_fit_is_refused(replaced, words, toy, tmp_path, capsys):
+    arguments = prepared_input(tmp_path / 'input.npz', **(replaced or {}))
+    if replaced is None:
+        (tmp_path / 'input.npz').write_text('1 2 3')
+    assert measured_on(toy, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    assert all(word in error for word in words), error
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
+        (['--prepared', 'input.npz'], '--prepared and --images'),
         (['--engines', 'torch,tensorrt'], '--engines torch,tensorrt: expected some of'),
         (['--engines', 'torch,torch'], 'each once'),
         (['--max-iter', '0'], '--max-iter 0: expected at least 1'),
