@@ -1,0 +1,446 @@
+"""Checkpoints of sparse backbones: what loads computes the same, what would be silently wrong is refused."""
+
+import collections
+import itertools
+import sys
+import types
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+spconv = pytest.importorskip('spconv.pytorch')
+
+from mmdeploy_ext.errors import CheckpointError, UsageError  # noqa: E402
+from mmdeploy_ext.sparse import layouts, seeded  # noqa: E402
+from mmdeploy_ext.sparse.checkpoint import load_backbone, load_model, read_source  # noqa: E402
+from scn_nets import bevfusion, centerpoint, second, sweep  # noqa: E402
+
+WIDTHS = ((16, 16, 12), (12, 12, 16), (16, 16, 20), (20, 20))
+GRID = (24, 24, 41)
+NETS = {
+    'bevfusion': lambda: bevfusion(GRID, WIDTHS, output_channels=16),
+    'centerpoint': lambda: centerpoint(widths=(8, 12, 16, 20)),
+    'second': lambda: second(),
+}
+PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint': 'backbone.', 'second': 'middle_encoder.'}
+
+
+def filled(net):
+    """A module with seeded weights, and the same as a spconv 1.x state dict of tensors."""
+    module = NETS[net]()
+    state = seeded.fill_module(module)
+    return module, {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+
+
+def same(one, other):
+    pairs = zip(one.state_dict().items(), other.state_dict().values(), strict=True)
+    return [key for (key, a), b in pairs if 'num_batches' not in key and not torch.equal(a, b)] == []
+
+
+def in_layout(state, layout):
+    order = {'spconv1': (0, 1, 2, 3, 4), 'spconv2': (4, 0, 1, 2, 3), 'spconv2-rskc': (0, 1, 2, 4, 3)}[layout]
+    return {
+        key: value.permute(order).contiguous() if value.ndim == 5 else value for key, value in state.items()
+    }
+
+
+def save(content, tmp_path, name='weights.pth', **options):
+    torch.save(content, tmp_path / name, **options)
+    return tmp_path / name
+
+
+# ---- the published forms
+
+
+@pytest.mark.parametrize('net', NETS)
+@pytest.mark.parametrize('layout', layouts.LAYOUTS)
+@pytest.mark.parametrize('form', ['bare', 'mmcv', 'wrapped'])
+def test_every_form_and_layout_loads_the_same_weights(net, layout, form, tmp_path):
+    module, state = filled(net)
+    prefix = PREFIXES[net] if form != 'bare' else ''
+    content = {f'{prefix}{key}': value for key, value in in_layout(state, layout).items()}
+    if form == 'wrapped':
+        content = {f'module.{key}': value for key, value in content.items()}
+    path = save(content if form == 'bare' else dict(state_dict=content, meta=dict(epoch=1)), tmp_path)
+    loaded = NETS[net]()
+    report = load_backbone(path, loaded)
+    assert same(module, loaded)
+    assert report.prefix == prefix and set(report.layouts.values()) == {layout}
+    assert report.form == 'state dict' and not report.ranges and layout in report.summary()
+
+
+def test_the_layout_that_the_user_states_is_the_one_that_is_demanded(tmp_path):
+    module, state = filled('second')
+    path, loaded = save(state, tmp_path), NETS['second']()
+    load_backbone(path, loaded, weight_layout='spconv1')
+    assert same(module, loaded)
+    with pytest.raises(
+        CheckpointError, match=r'conv_input.0.weight is .*expected .*spconv2.*shape is that of spconv1'
+    ):
+        load_backbone(path, NETS['second'](), weight_layout='spconv2')
+    with pytest.raises(UsageError, match=r"'spconv3' is unknown; expected one of auto, spconv1"):
+        load_backbone(path, NETS['second'](), weight_layout='spconv3')
+
+
+def test_a_checkpoint_of_half_precision_loads_into_floats(tmp_path):
+    module, state = filled('second')
+    loaded = NETS['second']()
+    load_backbone(
+        save(
+            {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
+            tmp_path,
+        ),
+        loaded,
+    )
+    assert loaded.conv_input[0].weight.dtype == torch.float32
+    torch.testing.assert_close(loaded.conv_input[0].weight, module.conv_input[0].weight, rtol=1e-3, atol=1e-4)
+
+
+# ---- 1x1x1 and ambiguous kernels
+
+
+class Pointwise(torch.nn.Module):
+    """One 3x3x3 convolution that decides the layout, then a 1x1x1 one."""
+
+    def __init__(self, channels=4, outputs=4, first=3):
+        super().__init__()
+        self.first = spconv.SubMConv3d(first, channels, 3, bias=False)
+        self.point = spconv.SubMConv3d(channels, outputs, 1, bias=False)
+
+    def forward(self, features, coordinates):
+        tensor = spconv.SparseConvTensor(features, coordinates.int(), [6, 6, 6], 1)
+        return self.point(self.first(tensor)).features
+
+
+@pytest.mark.parametrize('outputs', [4, 6])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_1x1x1_kernel_of_spconv_1_computes_what_it_did_there(outputs, stride, tmp_path):
+    """spconv 1 computes x @ W[0, 0, 0]; permuted as other kernels are, it would load and be wrong."""
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        'first.weight': torch.randn(3, 3, 3, 3, 4, generator=generator),
+        'point.weight': torch.randn(1, 1, 1, 4, outputs, generator=generator),
+    }
+    module = Pointwise(4, outputs)
+    if stride == 2:  # no matrix product for spconv 2: its kernel is an ordinary one
+        module.point = spconv.SparseConv3d(4, outputs, 1, 2, bias=False)
+    load_backbone(save(state, tmp_path), module)
+    features, coordinates = sweep((6, 6, 6), 60, 3)
+    even = (coordinates[:, 1:] % stride == 0).all(1)
+    with torch.no_grad():
+        between = spconv.SparseConvTensor(
+            torch.from_numpy(features), torch.from_numpy(coordinates), [6, 6, 6], 1
+        )
+        between = module.first(between).features
+        got = module(torch.from_numpy(features), torch.from_numpy(coordinates))
+    expected = between[torch.from_numpy(even)] @ state['point.weight'][0, 0, 0]
+    if stride == 2:  # spconv orders the sites of a strided convolution in its own way
+        got, expected = got[got[:, 0].argsort()], expected[expected[:, 0].argsort()]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_a_1x1x1_kernel_of_spconv_2_keeps_its_memory(tmp_path):
+    source, target = Pointwise(4, 6), Pointwise(4, 6)
+    load_backbone(save(dict(source.state_dict()), tmp_path), target)
+    assert same(source, target)
+
+
+class Cubes(torch.nn.Module):
+    """Kernels whose shape is the same in every layout: 3x3x3 with 3 channels; `wider` decides."""
+
+    def __init__(self, wider=()):
+        super().__init__()
+        self.cube = spconv.SubMConv3d(3, 3, 3, bias=False)
+        for number, (inputs, outputs) in enumerate(wider):
+            self.add_module(f'wider{number}', spconv.SubMConv3d(inputs, outputs, 3, bias=False))
+
+
+def test_a_kernel_that_fits_every_layout_follows_the_others_or_is_refused(tmp_path):
+    weight = torch.randn(3, 3, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    alone = save({'cube.weight': weight}, tmp_path, 'alone.pth')
+    with pytest.raises(
+        CheckpointError, match=r'layout of 1 kernels cannot be told.*cube.weight.*--weight-layout'
+    ):
+        load_backbone(alone, Cubes())
+    for layout, order in (('spconv1', (4, 0, 1, 2, 3)), ('spconv2', (0, 1, 2, 3, 4))):
+        module = Cubes()
+        load_backbone(alone, module, weight_layout=layout)
+        assert torch.equal(module.cube.weight, weight.permute(order))
+        wider = torch.zeros(3, 3, 3, 3, 5) if layout == 'spconv1' else torch.zeros(5, 3, 3, 3, 3)
+        module = Cubes([(3, 5)])
+        path = save({'cube.weight': weight, 'wider0.weight': wider}, tmp_path)
+        assert load_backbone(path, module).layouts['cube.weight'] == layout
+        assert torch.equal(module.cube.weight, weight.permute(order))
+
+
+def test_kernels_that_disagree_decide_nothing(tmp_path):
+    state = {
+        'cube.weight': torch.zeros(3, 3, 3, 3, 3),
+        'wider0.weight': torch.zeros(3, 3, 3, 3, 5),
+        'wider1.weight': torch.zeros(7, 3, 3, 3, 3),
+    }
+    with pytest.raises(CheckpointError, match='cannot be told'):
+        load_backbone(save(state, tmp_path), Cubes([(3, 5), (3, 7)]))
+
+
+def test_channels_that_are_equal_everywhere_leave_two_layouts_open(tmp_path):
+    module = torch.nn.Module()
+    module.conv = spconv.SubMConv3d(8, 8, 3, bias=False)
+    path = save({'conv.weight': torch.zeros(3, 3, 3, 8, 8)}, tmp_path)
+    with pytest.raises(CheckpointError, match='spconv1 or spconv2-rskc'):
+        load_backbone(path, module)
+    load_backbone(path, module, weight_layout='spconv1')
+
+
+def test_kernels_of_mmcv_ops_are_those_of_spconv_1(tmp_path):
+    ops = pytest.importorskip('mmcv.ops')
+    module = torch.nn.Module()
+    module.conv, module.point = ops.SubMConv3d(3, 5, 3, bias=False), ops.SubMConv3d(5, 4, 1, bias=False)
+    state = {'conv.weight': torch.randn(5, 3, 3, 3, 3), 'point.weight': torch.randn(4, 1, 1, 1, 5)}
+    assert set(load_backbone(save(state, tmp_path), module).layouts.values()) == {'spconv2'}
+    assert torch.equal(module.conv.weight, state['conv.weight'].permute(1, 2, 3, 4, 0))
+    assert torch.equal(module.point.weight.reshape(5, 4), state['point.weight'].reshape(5, 4))
+
+
+# ---- files that do not fit
+
+
+def test_a_dense_checkpoint_is_refused_as_one(tmp_path):
+    path = save({'conv1.weight': torch.zeros(8, 3, 3, 3), 'bn1.weight': torch.zeros(8)}, tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r'2 tensors and no 5-D kernel: a dense network.*conv_input.0.weight'
+    ):
+        load_backbone(path, NETS['second']())
+
+
+def test_other_names_missing_and_unexpected_keys_are_listed(tmp_path):
+    _, state = filled('second')
+    with pytest.raises(
+        CheckpointError, match=r'no sparse kernel has a name of this backbone: got 1 \(stem.weight\)'
+    ):
+        load_backbone(save({'stem.weight': torch.zeros(3, 3, 3, 4, 4)}, tmp_path), NETS['second']())
+    changed = dict(state, extra=torch.zeros(3))
+    del changed['conv_out.1.running_var'], changed['conv_input.0.weight']
+    with pytest.raises(
+        CheckpointError,
+        match=(
+            r'missing keys 2 \(conv_input.0.weight, conv_out.1.running_var\); unexpected keys 1 \(extra\)'
+        ),
+    ):
+        load_backbone(save(changed, tmp_path), NETS['second']())
+
+
+def test_a_batch_norm_of_which_something_is_there_is_not_taken_for_folded(tmp_path):
+    _, state = filled('centerpoint')
+    changed = dict(state)
+    del changed['conv1.0.bn1.running_var']
+    with pytest.raises(CheckpointError, match=r'missing keys 1 \(conv1.0.bn1.running_var\)'):
+        load_backbone(save(changed, tmp_path), NETS['centerpoint']())
+
+
+def test_axes_in_the_other_order_are_named(tmp_path):
+    _, state = filled('second')
+    state['conv_out.0.weight'] = state['conv_out.0.weight'].permute(2, 1, 0, 3, 4)
+    with pytest.raises(CheckpointError, match=r'conv_out.0.weight is \(1, 1, 3, 8.*in the opposite order'):
+        load_backbone(save(state, tmp_path), NETS['second']())
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    _, state = filled('second')
+    state['conv_input.1.bias'][0] = float('nan')
+    with pytest.raises(CheckpointError, match=r'not finite in 1 \(conv_input.1.bias\)'):
+        load_backbone(save(state, tmp_path), NETS['second']())
+
+
+def test_nothing_is_loaded_from_a_file_that_does_not_fit(tmp_path):
+    _, state = filled('second')
+    del state['conv_out.0.weight']
+    module = NETS['second']()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError):
+        load_backbone(save(state, tmp_path), module)
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+def test_two_backbones_in_one_file_are_not_chosen_between(tmp_path):
+    _, state = filled('second')
+    twice = {f'{prefix}.{key}': value for prefix in ('student', 'teacher') for key, value in state.items()}
+    with pytest.raises(CheckpointError, match=r'two backbones, student\.\* and teacher\.\*'):
+        load_backbone(save(twice, tmp_path), NETS['second']())
+
+
+# ---- whole models
+
+
+class Detector(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.middle_encoder, self.head = NETS['second'](), torch.nn.Linear(2, 2)
+
+
+def test_the_rest_of_a_model_is_loaded_where_the_file_has_it_and_said_to_be_absent_otherwise(tmp_path):
+    module, state = filled('second')
+    state = {f'middle_encoder.{key}': value for key, value in state.items()}
+    rest = {'head.weight': torch.ones(2, 2), 'head.bias': torch.ones(2)}
+    model = Detector()
+    report = load_model(save(dict(state, **rest, other=torch.ones(1)), tmp_path), model, 'middle_encoder')
+    assert same(module, model.middle_encoder) and torch.equal(model.head.weight, rest['head.weight'])
+    assert report.rest == 'loaded' and report.unused == ('other',)
+    report = load_model(save(state, tmp_path), model, 'middle_encoder')
+    assert report.rest == 'absent' and 'not in it' in report.summary()
+    with pytest.raises(CheckpointError, match=r'missing keys 1 \(head.bias\)'):
+        load_model(save(dict(state, **{'head.weight': torch.ones(2, 2)}), tmp_path), model, 'middle_encoder')
+
+
+# ---- pickled modules
+
+
+class Quantiser(torch.nn.Module):
+    """Stands for pytorch-quantization's TensorQuantizer: one buffer, and settings of classes of its own."""
+
+    def __init__(self, amax):
+        super().__init__()
+        self.register_buffer('_amax', torch.tensor(amax))
+        self.register_buffer('_scratch', torch.zeros(3), persistent=False)
+        self.settings = collections.defaultdict(list, bits=[8])
+
+
+def fold_as_ptq_does(module):
+    """Fold every BatchNorm behind a convolution into it and take it out, as NVIDIA's PTQ scripts do."""
+    for part in list(module.modules()):
+        children = dict(part.named_children())
+        names = list(children)
+        for conv, norm in itertools.pairwise(names):
+            if isinstance(children[norm], torch.nn.BatchNorm1d):
+                fold(children[conv], children[norm])
+                delattr(part, norm)
+        if names and names[0].isdigit():
+            part._modules = {str(index): child for index, child in enumerate(part._modules.values())}
+    return module
+
+
+def fold(conv, norm):
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    bias = 0 if conv.bias is None else conv.bias
+    conv.weight.data = conv.weight.data * scale.reshape(-1, 1, 1, 1, 1).data
+    conv.bias = torch.nn.Parameter(((bias - norm.running_mean) * scale + norm.bias).data)
+
+
+def quantise(module):
+    for path, part in list(module.named_modules()):
+        if isinstance(part, spconv.SubMConv3d | spconv.SparseConv3d):
+            part._input_quantizer = Quantiser(len(path) / 8)
+            part._weight_quantizer = Quantiser([[[[[0.5] * part.out_channels]]]])
+    return module
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('net', ['bevfusion', 'centerpoint'])
+def test_a_pickled_ptq_module_gives_its_weights_and_ranges(net, zipped, tmp_path):
+    module, _ = filled(net)
+    features, coordinates = map(torch.from_numpy, sweep(GRID if net == 'bevfusion' else GRID[::-1], 150, 5))
+    size = ([*GRID[:2], GRID[2] - 1],) if net == 'centerpoint' else ()
+    with torch.no_grad():
+        expected = module(features, coordinates, 1, *size)
+    wrapper = torch.nn.Module()
+    wrapper.module = quantise(fold_as_ptq_does(module))
+    path = save(wrapper, tmp_path, _use_new_zipfile_serialization=zipped)
+    loaded = NETS[net]()
+    report = load_backbone(path, loaded)
+    with torch.no_grad():
+        got = loaded(features, coordinates, 1, *size)
+    if net == 'centerpoint':
+        expected, got = expected[0], got[0]
+    assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert report.form == 'pickled module' and len(report.folded) == 21
+    assert len(report.ranges) == 42 and 'calibrated ranges' in report.summary()
+    last = 'conv_out.0' if net == 'bevfusion' else 'extra_conv.0'
+    assert report.ranges[f'{last}._weight_quantizer'].shape == (loaded.get_submodule(last).out_channels,)
+    if net == 'centerpoint':  # in the file it is conv2.2.conv1, by whose length it was ranged
+        assert report.ranges['conv2.3.conv1._input_quantizer'] == len('conv2.2.conv1') / 8
+
+
+def test_a_state_dict_with_ranges_gives_them_too(tmp_path):
+    module, _ = filled('second')
+    path = save(dict(state_dict=dict(quantise(module).state_dict())), tmp_path)
+    report = load_backbone(path, NETS['second']())
+    assert report.form == 'state dict' and report.ranges['conv_input.0._input_quantizer'].shape == ()
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A module whose class leaves a file when it is imported, built, restored or called."""
+    trace = tmp_path / 'ran_code'
+    (tmp_path / 'hostile_models.py').write_text(
+        'import pathlib, torch\n'
+        f'def leave(*args): pathlib.Path({str(trace)!r}).touch()\n'
+        'class Net(torch.nn.Module):\n'
+        '    def __setstate__(self, state): leave()\n'
+        'class Call:\n'
+        '    def __reduce__(self): return leave, ("now",)\n'
+        'leave()\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import hostile_models
+
+    yield hostile_models, trace
+    sys.modules.pop('hostile_models', None)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_pickled_class_that_would_run_code_is_read_without_running_it(hostile, zipped, tmp_path):
+    models, trace = hostile
+    module, _ = filled('second')
+    net = models.Net()
+    net.middle_encoder, net.helper, net.calls = module, models.Call(), [models.Call(), {'a': models.Call()}]
+    path = save(net, tmp_path, _use_new_zipfile_serialization=zipped)
+    del sys.modules['hostile_models']
+    trace.unlink()
+    loaded = NETS['second']()
+    assert load_backbone(path, loaded).prefix == 'middle_encoder.'
+    assert same(module, loaded) and not trace.exists() and 'hostile_models' not in sys.modules
+
+
+def test_builtins_and_the_system_are_not_called_either(tmp_path, capfd):
+    class Runs:
+        def __init__(self, function, *args):
+            self.what = function, args
+
+        def __reduce__(self):
+            return self.what
+
+    import os
+
+    content = {
+        'state_dict': {'conv.weight': torch.zeros(2)},
+        'calls': [
+            Runs(os.system, 'echo ran'),
+            Runs(eval, 'print("ran")'),
+            Runs(exec, 'print("ran")'),
+            Runs(__import__, 'antigravity'),
+        ],
+    }
+    source = read_source(save(content, tmp_path))
+    assert list(source.weights) == ['conv.weight'] and source.form == 'pickled module'
+    assert 'ran' not in capfd.readouterr().out and 'antigravity' not in sys.modules
+
+
+def test_what_cannot_be_read_safely_says_how_to_convert_it(tmp_path):
+    path = save(types.SimpleNamespace(weights=torch.zeros(2)), tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r'no weights that could be found.*torch.save\(\{"state_dict": model'
+    ):
+        read_source(path)
+    scripted = torch.jit.script(torch.nn.Linear(1, 1))
+    torch.jit.save(scripted, str(tmp_path / 'script.pt'))
+    with pytest.raises(CheckpointError):
+        read_source(tmp_path / 'script.pt')
+
+
+def test_damaged_and_missing_files_keep_their_messages(tmp_path):
+    with pytest.raises(CheckpointError, match='no such checkpoint file'):
+        read_source(tmp_path / 'absent.pth')
+    (tmp_path / 'torn.pth').write_bytes(save(filled('second')[0], tmp_path).read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r'torn.pth: .*(cannot be read|truncated or damaged)'):
+        read_source(tmp_path / 'torn.pth')
