@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.ranges import Ranges
     from mmdeploy_ext.sparse.deploy import ScnOptions, SparseDeployment
     from mmdeploy_ext.sparse.family import EncoderSettings, SparseFamily
+    from mmdeploy_ext.verify.voxel_sets import VoxelSet
 
 PRECISIONS = ('fp16', 'int8')
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
@@ -206,12 +207,16 @@ def _check_proof(args: argparse.Namespace) -> None:
     if args.calibrate and not Path(args.calibrate).exists():
         raise UsageError(f'--calibrate {args.calibrate}: no such file or folder')
     check_report_targets(args)
+    if args.ranges:
+        from mmdeploy_ext.quantize.ranges import Ranges
+
+        args.known_ranges = Ranges.load(args.ranges)
 
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Export, and prove when asked to."""
     cli.wait_passively()
-    args.needs_ranges = False
+    args.needs_ranges, args.known_ranges = False, None
     options = parse_options(args)
     _check_proof(args)
     from mmdeploy_ext import compat
@@ -223,10 +228,11 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     register()
     if args.verify_only:
         return _verify_only(args, cfg_options)
-    chosen = options
+    chosen, sweeps = options, []
 
     def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
         nonlocal chosen
+        sweeps.extend(_read_sweeps(args, cfg, family, settings))
         chosen = deploy.resolve(options, family)
         args.output_file = args.output_file or deploy.default_file(chosen)
         deploy.check_target(chosen, args.output_file)
@@ -241,7 +247,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
         )
         if args.verify:
-            return _prove(args, deployment, ranges)
+            return _prove(args, deployment, ranges, sweeps)
     words = ['python', 'tools/deployment/export_scn.py', args.config, args.checkpoint]
     words += ['--output-file', args.output_file, '--verify-only']
     overrides = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
@@ -257,11 +263,10 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
     """
     if not (args.precision or args.layer_precision):
         return None
+    if args.known_ranges is not None:
+        return args.known_ranges
     from mmdeploy_ext.quantize import deployed
-    from mmdeploy_ext.quantize.ranges import Ranges
 
-    if args.ranges:
-        return Ranges.load(args.ranges)
     if args.calibrate:
         how = deployed.Calibration(
             args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root
@@ -293,14 +298,31 @@ def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
     file_options(model, args.output_file)
     props = {entry.key: entry.value for entry in model.metadata_props}
     written = json.loads(props[PREFIX + 'options']).get('cfg_options', {})
-    deployment = deploy.load(args.config, args.checkpoint, {**written, **cfg_options}, args.weight_layout)
+    sweeps: list[VoxelSet] = []
+
+    def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
+        sweeps.extend(_read_sweeps(args, cfg, family, settings))
+
+    options = {**written, **cfg_options}
+    deployment = deploy.load(args.config, args.checkpoint, options, args.weight_layout, check)
     with after_weights():
-        from mmdeploy_ext.quantize.ranges import Ranges
-
-        return _prove(args, deployment, Ranges.load(args.ranges) if args.ranges else None)
+        return _prove(args, deployment, args.known_ranges, sweeps)
 
 
-def _prove(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ranges | None) -> int:
+def _read_sweeps(
+    args: argparse.Namespace, cfg: Any, family: SparseFamily, settings: EncoderSettings
+) -> list[VoxelSet]:
+    from mmdeploy_ext.verify.voxel_sets import sweep_set
+
+    return [sweep_set(path, family.voxel_rule(cfg), cfg, settings) for path in args.input]
+
+
+def _prove(
+    args: argparse.Namespace,
+    deployment: SparseDeployment,
+    ranges: Ranges | None,
+    sweeps: Sequence[VoxelSet],
+) -> int:
     """Prove a file, print the table, write JSON and report.
 
     Returns:
@@ -311,9 +333,7 @@ def _prove(args: argparse.Namespace, deployment: SparseDeployment, ranges: Range
     from mmdeploy_ext.files import write_json
     from mmdeploy_ext.verify.sparse_proof import prove
     from mmdeploy_ext.verify.table import print_verdict
-    from mmdeploy_ext.verify.voxel_sets import sweep_set
 
-    sweeps = [sweep_set(path, deployment.rule, deployment.cfg) for path in args.input]
     verdict, pictures = prove(
         deployment,
         args.output_file,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.config import config_sha256, load_config
 from mmdeploy_ext.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.files import check_writable, sha256_file
+from mmdeploy_ext.files import atomic_path, check_writable, sha256_file
 from mmdeploy_ext.metadata import PREFIX
 from mmdeploy_ext.sparse.contract import order_of_name
 from mmdeploy_ext.sparse.family import find_sparse_family
@@ -290,9 +290,11 @@ def write_file(deployment: SparseDeployment, graph: SparseGraph, options: ScnOpt
 
         write(graph, path, props)
         return
-    from mmdeploy_ext.sparse.portable import write
+    from mmdeploy_ext.sparse.portable import to_onnx
 
-    write(graph, path, props)
+    model = to_onnx(graph, metadata=props)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
 
 
 def export_file(

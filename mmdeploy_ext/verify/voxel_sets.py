@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.preprocess_points import VoxelRule
     from mmdeploy_ext.quantize.sweeps import PointRule
+    from mmdeploy_ext.sparse.family import EncoderSettings
     from mmdeploy_ext.sparse.ir import Triple
 
 SEEDS, AROUND, SPREAD = 160, 8, 2
@@ -83,21 +84,23 @@ def point_rule(cfg: Any, rule: VoxelRule) -> PointRule:
     return PointRule.from_pipeline(steps, rule.in_channels)
 
 
-def sweep_set(path: str, rule: VoxelRule, cfg: Any) -> VoxelSet:
-    """Return the voxels of one sweep.
+def sweep_set(path: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings) -> VoxelSet:
+    """Return the voxels of one sweep, checked.
 
     Args:
         path: raw float32 points (.bin), or .npz with `features` (N, C) and `coordinates` (N, 4) in the order
             of the rule.
         rule: how points become voxels.
         cfg: the config, for the columns of the file.
+        settings: grid and width of the encoder.
 
     Raises:
-        DataError: a file that is neither, or has no points.
+        DataError: a file that is neither, has no points, or voxels that the encoder cannot take.
     """
     name = Path(path).name
     if Path(path).suffix == '.npz':
         features, coordinates = read_voxels(path)
+        _check_voxels(path, features, coordinates, settings)
         return VoxelSet(name, features, coordinates)
     from mmdeploy_ext.preprocess_points import voxelise
     from mmdeploy_ext.runtime.points import read_points
@@ -106,6 +109,21 @@ def sweep_set(path: str, rule: VoxelRule, cfg: Any) -> VoxelSet:
     points = read_points(path, columns.load_dim)[:, list(columns.use_dim)]
     features, coordinates = voxelise(np.ascontiguousarray(points), rule)
     return VoxelSet(f'{name}: {len(points)} points', features, coordinates)
+
+
+def _check_voxels(
+    path: str, features: np.ndarray, coordinates: np.ndarray, settings: EncoderSettings
+) -> None:
+    from mmdeploy_ext.errors import PointsError
+    from mmdeploy_ext.sparse.engine import checked_features
+    from mmdeploy_ext.sparse.rulebook import Level
+
+    try:
+        level = Level(coordinates, settings.spatial_shape)
+        _ = level.hash  # finds voxels that are there twice
+        checked_features(features, len(level), settings.in_channels)
+    except PointsError as error:
+        raise DataError(f'{path}: {error}') from error
 
 
 def read_voxels(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,429 @@
+"""`export_scn.py`: files of both targets, their proof, planted faults, and refusals in one line."""
+
+import dataclasses
+import json
+import os
+import shlex
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import toy_scn_family
+from mmdeploy_ext.apps.export_scn_app import main
+from mmdeploy_ext.sparse import deploy, libspconv
+from mmdeploy_ext.verify.sparse_proof import prove
+from scn_files import node_of, set_attribute
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory) -> dict[str, tuple[str, str]]:
+    folder = tmp_path_factory.mktemp('models')
+    return {net: toy_scn_family.write_model(folder, net) for net in toy_scn_family.NETS}
+
+
+def export(*words) -> int:
+    try:
+        return main(toy_scn_family.register, [str(word) for word in words])
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.fixture(scope='module')
+def deployment(models):
+    return deploy.load(*models['bevfusion'])
+
+
+@pytest.fixture(scope='module')
+def sweeps(tmp_path_factory):
+    """Return a folder of voxels, in the order of the first network."""
+    folder, rng = tmp_path_factory.mktemp('sweeps'), np.random.default_rng(0)
+    for index in range(2):
+        flat = rng.choice(np.prod(toy_scn_family.GRID), 400, replace=False)
+        axes = np.stack(np.unravel_index(flat, toy_scn_family.GRID), 1)
+        coordinates = np.pad(axes, ((0, 0), (1, 0))).astype(np.int16)
+        features = rng.standard_normal((400, 5)).astype(np.float16)
+        np.savez(folder / f'{index}.npz', features=features, coordinates=coordinates)
+    return folder
+
+
+# ---- files and their proof
+
+
+@pytest.mark.parametrize('target', ['libspconv', 'portable'])
+@pytest.mark.parametrize(('net', 'order'), [('bevfusion', 'xyz'), ('bevfusion', 'zyx'), ('second', 'xyz')])
+def test_a_file_is_proven_on_voxels_that_no_exporter_saw(
+    models, sweeps, tmp_path, net, order, target, capsys
+):
+    path, found = tmp_path / f'lidar.{order}.onnx', tmp_path / 'verdict.json'
+    words = [
+        *models[net],
+        '--output-file',
+        path,
+        '--order',
+        order,
+        '--target',
+        target,
+        '--verify',
+        '--json',
+        found,
+    ]
+    words += ['--input', sweeps / '0.npz'] if net == 'bevfusion' else []
+    assert export(*words) == 0, capsys.readouterr()
+    verdict = json.loads(found.read_text())
+    assert verdict['verdict'] == 'proven' and verdict['summary']['unseen_inputs'] >= 5
+    names = {row['tensor'].split()[0] for case in verdict['cases'] for row in case['tensors']}
+    assert 'dense' in names
+    if target == 'libspconv':
+        convolutions = len(libspconv.read(path).convolutions())
+        assert len(names - {'dense'}) == convolutions
+    exact = [row for case in verdict['cases'] for row in case['tensors'] if row['tolerance']][-1]
+    assert exact['max_rel'] < 1e-5
+
+
+def test_the_report_has_maps_figures_and_the_contract(models, tmp_path, capsys):
+    words = [
+        *models['bevfusion'],
+        '--output-file',
+        tmp_path / 'x.onnx',
+        '--verify',
+        '--report',
+        tmp_path / 'page',
+    ]
+    assert export(*words) == 0, capsys.readouterr()
+    page = (tmp_path / 'page' / 'report.html').read_text()
+    assert 'data:image/png;base64,' in page and 'feature maps' in page
+    assert 'contract of NVIDIA' in page and 'conv20 conv_out.0' in page
+    assert json.loads((tmp_path / 'page' / 'verdict.json').read_text())['verdict'] == 'proven'
+
+
+def test_without_verify_it_says_what_proves_it_and_that_works(models, tmp_path, capsys):
+    path = tmp_path / 'lidar.zyx.onnx'
+    assert export(*models['bevfusion'], '--output-file', path, '--order', 'zyx', '--fold', 'fp16') == 0
+    out = capsys.readouterr().out
+    assert 'NOT PROVEN' in out
+    before = path.read_bytes()
+    words = shlex.split(out.splitlines()[-1])
+    assert words[:2] == ['python', 'tools/deployment/export_scn.py']
+    assert export(*words[2:]) == 0
+    assert path.read_bytes() == before and 'PROVEN' in capsys.readouterr().out
+
+
+def test_two_exports_are_equal_and_leave_the_model_as_it_was(deployment, tmp_path):
+    state = {key: value.clone() for key, value in deployment.model.state_dict().items()}
+    options = deploy.ScnOptions(order='xyz')
+    deploy.export_file(deployment, options, str(tmp_path / 'a.onnx'))
+    deploy.export_file(deployment, dataclasses.replace(options, order='zyx'), str(tmp_path / 'z.onnx'))
+    deploy.export_file(deployment, options, str(tmp_path / 'b.onnx'))
+    assert (tmp_path / 'a.onnx').read_bytes() == (tmp_path / 'b.onnx').read_bytes()
+    after = deployment.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in state.items())
+    assert not any(module._forward_hooks for module in deployment.model.modules())
+
+
+def test_the_default_name_says_the_order(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export(*models['bevfusion']) == 0
+    assert export(*models['second'], '--order', 'zyx', '--target', 'portable') == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ['lidar.backbone.portable.zyx.onnx', 'lidar.backbone.xyz.onnx']
+
+
+def test_a_file_says_what_it_is(models, tmp_path):
+    path = tmp_path / 'x.onnx'
+    assert export(*models['bevfusion'], '--output-file', path, '--output-bound', '4000') == 0
+    model = onnx.load(path)
+    props = {entry.key.removeprefix('mm2onnx.'): entry.value for entry in model.metadata_props}
+    assert json.loads(props['family']) == 'toy_scn' and json.loads(props['options'])['output_bound'] == 4000
+    assert json.loads(props['voxels'])['voxel_size'] == [1.0, 1.0, 0.2]
+    assert {node.output_bound for node in libspconv.read(path).convolutions()} == {4000}
+
+
+# ---- precision
+
+
+def test_int8_is_calibrated_kept_and_reused(models, sweeps, tmp_path, capsys):
+    path, again = tmp_path / 'a.xyz.onnx', tmp_path / 'b.xyz.onnx'
+    words = ['--precision', 'int8', '--int8-fp16-input-output', '--layer-precision', 'conv3=fp16:int8']
+    assert (
+        export(*models['bevfusion'], '--output-file', path, *words, '--calibrate', sweeps, '--verify') == 0
+    ), capsys.readouterr()
+    ranges = tmp_path / 'a.xyz.onnx.ranges.json'
+    assert export(*models['bevfusion'], '--output-file', again, *words, '--ranges', ranges) == 0
+    assert path.read_bytes() == again.read_bytes()
+    found = {
+        node.name: (node.precision, node.output_precision) for node in libspconv.read(path).convolutions()
+    }
+    assert found['conv0'] == ('fp16', 'int8') and found['conv20'] == ('int8', 'fp16')
+    assert found['conv3'] == ('fp16', 'int8') and found['conv4'] == ('int8', 'int8')
+    assert export(*models['bevfusion'], '--output-file', path, '--verify-only') == 0
+
+
+def test_int8_without_ranges_is_refused(models, tmp_path, capsys):
+    assert export(*models['bevfusion'], '--output-file', tmp_path / 'x.onnx', '--precision', 'int8') == 1
+    assert '--calibrate' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranges_of_another_network_are_refused(models, sweeps, tmp_path, capsys):
+    words = ['--precision', 'int8', '--output-file', tmp_path / 'x.onnx']
+    assert export(*models['bevfusion'], *words, '--calibrate', sweeps, '--batches', '1') == 0
+    ranges = tmp_path / 'x.onnx.ranges.json'
+    words[-1] = tmp_path / 'y.onnx'
+    capsys.readouterr()
+    assert export(*models['second'], *words, '--ranges', ranges) == 1
+    assert str(ranges) in capsys.readouterr().err
+    assert not (tmp_path / 'y.onnx').exists()
+
+
+# ---- planted faults
+
+
+def tensor(model, name):
+    return next(entry for entry in model.graph.initializer if entry.name == name)
+
+
+def weight(name, change):
+    def plant(model):
+        values = onnx.numpy_helper.to_array(tensor(model, name))
+        tensor(model, name).raw_data = np.ascontiguousarray(change(values), np.float16).tobytes()
+
+    return plant
+
+
+def attribute(node, name, value):
+    return lambda model: set_attribute(node_of(model, node), name, value)
+
+
+def nothing(model):
+    """Leave the file as it is."""
+
+
+FAULTS = {
+    'mirrored kernel': weight('spconv3.weight', lambda values: values[:, ::-1]),
+    'transposed kernel': weight('spconv3.weight', lambda values: values.transpose(0, 3, 2, 1, 4)),
+    'one channel': weight('spconv10.weight', lambda values: np.roll(values, 1, axis=4)),
+    'bias of another channel': weight('spconv5.bias', lambda values: np.roll(values, 1)),
+    'no ReLU': attribute('conv6', 'activation', 'None'),
+    'another stride': attribute('conv5', 'stride', [2, 1, 2]),
+    'another padding': attribute('conv15', 'padding', [1, 1, 1]),
+    'another height': attribute('transpose0', 'dims', [0, 1, 2, 4, 3]),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_path, fault):
+    path = str(tmp_path / 'x.onnx')
+    deploy.export_file(deployment, deploy.ScnOptions(order='xyz'), path)
+    model = onnx.load(path)
+    FAULTS[fault](model)
+    onnx.save_model(model, path)
+    verdict, _ = prove(deployment, path)
+    assert not verdict.proven
+    assert not all(check.passed for check in verdict.structure)
+    assert verdict.reasons or not all(case.passed for case in verdict.cases)
+
+
+def test_the_first_wrong_layer_is_named(deployment, tmp_path):
+    path = str(tmp_path / 'x.onnx')
+    deploy.export_file(deployment, deploy.ScnOptions(order='zyx'), path)
+    model = onnx.load(path)
+    FAULTS['mirrored kernel'](model)
+    onnx.save_model(model, path)
+    verdict, _ = prove(deployment, path)
+    wrong = [
+        row
+        for case in verdict.cases
+        if case.name.startswith('random')
+        for row in case.tensors
+        if not row.passed
+    ]
+    assert wrong[0].tensor.startswith('conv3 encoder_layers.encoder_layer1.1.conv1')
+
+
+def test_another_checkpoint_is_found(models, tmp_path, capsys):
+    path = tmp_path / 'x.onnx'
+    assert export(*models['bevfusion'], '--output-file', path) == 0
+    config, checkpoint = models['bevfusion']
+    content = torch.load(checkpoint, weights_only=True)
+    content['state_dict']['conv_input.1.bias'] += 1
+    torch.save(content, tmp_path / 'other.pth')
+    capsys.readouterr()
+    assert export(config, tmp_path / 'other.pth', '--output-file', path, '--verify-only') == 1
+    out = capsys.readouterr().out
+    assert 'NOT PROVEN' in out and 'made from this checkpoint' in out and 'initializers' in out
+
+
+def test_a_stored_node_list_is_compared(models, tmp_path, capsys):
+    path, stored = tmp_path / 'x.onnx', tmp_path / 'nodes.json'
+    assert export(*models['bevfusion'], '--output-file', path) == 0
+    content = libspconv.to_node_list(onnx.load(path))
+    stored.write_text(json.dumps(content))
+    words = [*models['bevfusion'], '--output-file', path, '--verify-only', '--node-list', stored]
+    assert export(*words) == 0
+    content['nodes'][3]['inputs'] = ['3', '2']
+    stored.write_text(json.dumps(content))
+    assert export(*words) == 1
+    assert 'nodes equal those of nodes.json' in capsys.readouterr().out
+
+
+# ---- bad input
+
+BAD_OPTIONS = {
+    'ranges of nothing': (['--ranges', '{config}'], 'goes with --precision'),
+    'int8 ends of nothing': (['--int8-fp16-input-output'], 'goes with --precision int8'),
+    'no precision': (['--layer-precision', 'conv3'], 'expected PATTERN'),
+    'unknown precision': (['--layer-precision', 'conv3=fp8'], 'expected PATTERN'),
+    'portable int8': (['--target', 'portable', '--precision', 'int8'], 'float32'),
+    'portable bound': (['--target', 'portable', '--output-bound', '5'], 'libspconv'),
+    'negative bound': (['--output-bound', '-1'], 'at least 0'),
+    'report of nothing': (['--report', '{folder}/r'], 'goes with --verify'),
+    'no sweep': (['--verify', '--input', 'none.bin'], 'no such file'),
+    'both proofs': (['--verify', '--verify-only'], 'one of them'),
+    'no folder of sweeps': (['--precision', 'int8', '--calibrate', 'none'], 'no such file'),
+    'a name of another order': (
+        ['--output-file', '{folder}/lidar.zyx.onnx', '--order', 'xyz'],
+        '--order zyx',
+    ),
+    'a folder as output': (['--output-file', '{folder}'], 'is a folder'),
+    'unknown layout': (['--weight-layout', 'hwio'], 'invalid choice'),
+    'unknown override': (['--cfg-options', 'model.type=Mask'], 'sparse-convolution backbone'),
+    'another grid': (['--cfg-options', 'model.grid=[1,2,3]'], 'grid'),
+    'unreadable ranges': (['--precision', 'int8', '--ranges', '{config}'], 'JSON'),
+}
+
+
+@pytest.mark.parametrize('case', BAD_OPTIONS)
+def test_what_cannot_be_meant_is_refused_in_one_line(models, tmp_path, case, capsys):
+    words, message = BAD_OPTIONS[case]
+    config, checkpoint = models['bevfusion']
+    words = [word.format(config=config, folder=tmp_path) for word in words]
+    if '--output-file' not in words:
+        words += ['--output-file', tmp_path / 'x.onnx']
+    assert export(config, checkpoint, *words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and err.count('\n') == 1 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root writes everywhere')
+def test_a_read_only_folder_is_refused(models, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    try:
+        assert export(*models['bevfusion'], '--output-file', tmp_path / 'x.onnx') == 2
+    finally:
+        tmp_path.chmod(0o700)
+    assert 'cannot be written' in capsys.readouterr().err
+
+
+def test_an_output_below_a_file_is_refused(models, capsys):
+    config, checkpoint = models['bevfusion']
+    assert export(config, checkpoint, '--output-file', f'{config}/x.onnx') == 2
+    assert 'is a file, not a folder' in capsys.readouterr().err
+
+
+def test_a_config_whose_output_shape_disagrees_writes_nothing(tmp_path, capsys):
+    config, checkpoint = toy_scn_family.write_model(tmp_path, 'bevfusion', (1, 32, 4, 4))
+    assert export(config, checkpoint, '--output-file', tmp_path / 'x.onnx') == 1
+    err = capsys.readouterr().err
+    assert '[1, 32, 3, 3]' in err and '[1, 32, 4, 4]' in err
+    assert not (tmp_path / 'x.onnx').exists()
+
+
+def dense(folder):
+    torch.save(dict(state_dict={'backbone.layer1.0.conv1.weight': torch.zeros(8, 8, 3, 3)}), folder / 'c.pth')
+
+
+def damaged(folder):
+    (folder / 'c.pth').write_bytes(b'PK\x03\x04 not a checkpoint')
+
+
+def absent(folder):
+    """Leave the file out."""
+
+
+@pytest.mark.parametrize('make', [dense, damaged, absent])
+def test_checkpoints_that_are_none_are_refused(models, tmp_path, make, capsys):
+    make(tmp_path)
+    assert export(models['bevfusion'][0], tmp_path / 'c.pth', '--output-file', tmp_path / 'x.onnx') == 2
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and 'c.pth' in err
+    assert not (tmp_path / 'x.onnx').exists()
+
+
+@pytest.mark.parametrize('content', [b'', b'no ONNX', None])
+def test_a_corrupt_file_is_no_proof(models, tmp_path, content, capsys):
+    path = tmp_path / 'x.onnx'
+    if content is not None:
+        path.write_bytes(content)
+    assert export(*models['bevfusion'], '--output-file', path, '--verify-only') == 2
+    assert 'x.onnx' in capsys.readouterr().err
+
+
+def test_a_file_of_another_exporter_is_told_so(models, tmp_path, capsys):
+    path = tmp_path / 'x.onnx'
+    assert export(*models['bevfusion'], '--output-file', path) == 0
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save_model(model, path)
+    capsys.readouterr()
+    assert export(*models['bevfusion'], '--output-file', path, '--verify-only') == 2
+    assert 'no mm2onnx metadata' in capsys.readouterr().err
+
+
+SWEEPS = {
+    'no voxels': dict(points=np.zeros((3, 5))),
+    'other widths': dict(features=np.zeros((3, 4)), coordinates=np.zeros((3, 4), np.int32)),
+    'outside': dict(features=np.zeros((1, 5)), coordinates=np.array([[0, 24, 0, 0]])),
+    'twice': dict(features=np.zeros((2, 5)), coordinates=np.zeros((2, 4), np.int32)),
+    'not finite': dict(features=np.full((1, 5), np.nan), coordinates=np.zeros((1, 4), np.int32)),
+    'floats': dict(features=np.zeros((1, 5)), coordinates=np.zeros((1, 4))),
+}
+
+
+@pytest.mark.parametrize('case', SWEEPS)
+def test_a_sweep_that_the_network_cannot_take_is_refused(models, tmp_path, case, capsys):
+    np.savez(tmp_path / 's.npz', **SWEEPS[case])
+    words = [
+        *models['bevfusion'],
+        '--output-file',
+        tmp_path / 'x.onnx',
+        '--verify',
+        '--input',
+        tmp_path / 's.npz',
+    ]
+    assert export(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith('error: ') and 's.npz' in captured.err
+    assert not (tmp_path / 'x.onnx').exists()
+
+
+# ---- full size
+
+
+def test_the_full_network_is_exported_within_ten_seconds(tmp_path, capsys):
+    import projects.mmdet3d_plugin.bevfusion  # noqa: F401
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.sparse import seeded
+    from mmdeploy_ext.sparse.family import find_sparse_family
+    from scn_files import NODES
+
+    stored = NODES / 'bevfusion.plain_lean.zyx.json'
+    if not stored.is_file():
+        pytest.skip(f'skipped: {NODES.parent} not found')
+    config, prefix = 'projects/configs/BEVFusion/bevfusion_lidar_0075voxel_nus.py', 'encoders.lidar.backbone.'
+    cfg = load_config(config)
+    family = find_sparse_family(cfg)
+    encoder = family.encoder(family.build(cfg))
+    seeded.fill_module(encoder, prefix)
+    state = {prefix + key: value for key, value in encoder.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'c.pth')
+    path = tmp_path / 'lidar.backbone.zyx.onnx'
+    assert export(config, tmp_path / 'c.pth', '--output-file', path, '--order', 'zyx') == 0
+    seconds = float(capsys.readouterr().out.split('exported in ')[1].split()[0])
+    assert seconds <= 10
+    wanted = json.loads(stored.read_text())
+    found = libspconv.to_node_list(onnx.load(path))
+    for key in ('inputs', 'outputs', 'nodes', 'initializers'):
+        assert found[key] == wanted[key], key
