@@ -1,4 +1,4 @@
-"""Stored node lists and inputs of the reference exporter, for tests; a test that needs them is skipped without."""
+"""Stored node lists and inputs of the reference exporter, for tests, which are skipped without them."""
 
 import json
 from pathlib import Path

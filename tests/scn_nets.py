@@ -40,11 +40,12 @@ class XyzEncoder(SparseEncoder):
         return dense.view(samples, channels * depth, height, width)
 
 
-def bevfusion(shape=(1440, 1440, 41), channels=CHANNELS, paddings=XYZ_PADDINGS, output_channels=128):
+def bevfusion(shape=(1440, 1440, 41), channels=CHANNELS, paddings=XYZ_PADDINGS, output_channels=128, base=16):
     """mit-han-lab's BEVFusion encoder, coordinates x, y, z."""
     encoder = XyzEncoder(
         in_channels=5,
         sparse_shape=list(shape),
+        base_channels=base,
         output_channels=output_channels,
         encoder_channels=channels,
         encoder_paddings=paddings,

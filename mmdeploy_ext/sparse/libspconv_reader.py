@@ -26,6 +26,7 @@ from mmdeploy_ext.sparse.ir import (
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
 MODULES = 'mm2onnx.scn_modules'
 KINDS = {'INT': AttributeProto.INT, 'INTS': AttributeProto.INTS, 'FLOAT': AttributeProto.FLOAT}
@@ -50,9 +51,23 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         model.ParseFromString(content)
     except DecodeError as error:
         raise ModelFileError(f'{path}: is no ONNX file, or cut short; export it again') from error
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise ModelFileError(f'{path}: has names that are no text; the file is damaged, export it again')
     if not model.graph.node:
         raise ModelFileError(f'{path}: has no nodes; expected a libspconv file')
     return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """Yield all names: protobuf gives bytes where a string is damaged."""
+    graph = model.graph
+    for item in (*graph.initializer, *graph.input, *graph.output):
+        yield item.name
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for node in graph.node:
+        yield from (node.name, node.op_type, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from mmdeploy_ext.errors import ExportError, UsageError
 from mmdeploy_ext.mending import patched
 from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, prune, renumber
 from mmdeploy_ext.sparse.sites import name_rulebooks
-from mmdeploy_ext.sparse.trace_record import Recorder
+from mmdeploy_ext.sparse.trace_record import NoSiteLeftError, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +45,8 @@ def trace(
     """Return the graph of a sparse encoder, with BatchNorm and Relu as nodes of their own (see `fold`).
 
     Traced values mean nothing, only shapes do. Without coordinates one zero voxel at the origin is traced, as
-    the reference exporter does. Work that the result does not need is left out.
+    the reference exporter does (a few where a stride jumps over it). Work that the result does not need is
+    left out.
 
     Rulebook names are the modules' indice_keys; where there is none, see `sites.name_rulebooks`.
 
@@ -70,7 +72,31 @@ def trace(
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')
     shape = tuple(int(size) for size in spatial_shape)
-    coordinates, features = _voxels(coordinates, features, shape, in_channels)
+    if coordinates is None and features is not None:
+        raise UsageError('features without coordinates; give both, or neither for one zero voxel')
+    if coordinates is not None:
+        return _trace(module, *_voxels(coordinates, features, shape, in_channels), order, shape, call)
+    try:
+        origin = np.zeros((1, 4), np.int32)
+        return _trace(module, *_voxels(origin, None, shape, in_channels), order, shape, call)
+    except NoSiteLeftError:
+        return _trace(module, *_voxels(_corner(shape), None, shape, in_channels), order, shape, call)
+
+
+def _corner(shape: Triple) -> np.ndarray:
+    """Return a block of voxels at the origin: a stride may jump over a single one."""
+    axes = np.indices([min(size, 4) for size in shape]).reshape(3, -1).T
+    return np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)
+
+
+def _trace(
+    module: nn.Module,
+    coordinates: np.ndarray,
+    features: np.ndarray,
+    order: str,
+    shape: Triple,
+    call: Call | None,
+) -> SparseGraph:
     device = _device(module)
     tensors = torch.from_numpy(features).to(device), torch.from_numpy(coordinates).to(device)
     recorder = Recorder(tensors[0], shape, order)
@@ -80,7 +106,7 @@ def trace(
     if not any(isinstance(node, SparseConvolution) for node in recorder.nodes):
         raise ExportError(f'{type(module).__name__}: has no sparse convolution; is it the sparse encoder?')
     graph = SparseGraph(
-        tuple(recorder.nodes), order, shape, in_channels, output, output_shape, len(coordinates)
+        tuple(recorder.nodes), order, shape, features.shape[1], output, output_shape, len(coordinates)
     )
     return name_rulebooks(renumber(prune(graph)))
 
@@ -116,7 +142,8 @@ def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
         original = SparseConvTensor.dense
 
         def dense(tensor: SparseConvTensor, channels_first: bool = True) -> torch.Tensor:
-            with recorder.silent():
+            with recorder.silent(), warnings.catch_warnings():
+                warnings.filterwarnings('ignore', 'Using a non-tuple sequence', UserWarning)  # spconv's own
                 result = original(tensor, channels_first)
             recorder.dense(tensor, channels_first, result)
             return result
@@ -127,12 +154,8 @@ def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
 
 
 def _voxels(
-    coordinates: np.ndarray | None, features: np.ndarray | None, shape: Triple, in_channels: int
+    coordinates: np.ndarray, features: np.ndarray | None, shape: Triple, in_channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    if coordinates is None:
-        if features is not None:
-            raise UsageError('features without coordinates; give both, or neither for one zero voxel')
-        coordinates = np.zeros((1, 4), np.int32)
     coordinates = np.ascontiguousarray(coordinates, np.int32)
     if coordinates.ndim != 2 or coordinates.shape[1] != 4 or not len(coordinates):
         raise UsageError(f'coordinates have the shape {coordinates.shape}; expected (N, 4), N above 0')

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 DEFAULT_BOUND = 200000
 
 
+class NoSiteLeftError(ExportError):
+    """The traced voxels do not reach the end of the network."""
+
+
 class Recorder:
     """Nodes of one forward pass.
 
@@ -192,18 +196,18 @@ class Recorder:
     def _enter_convolution(self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict) -> None:
         self._path.append(path)
         source = _convolution_input(path, args, kwargs)
-        self.use(source.features, path)
+        if self._value(source.features) is None:
+            raise ExportError(f'{path}: takes a sparse tensor that does not come from the voxels')
         if source.features.shape[1] != module.in_channels:
             raise ShapeError(
                 f'{path}: gets {source.features.shape[1]} features per site, expected {module.in_channels}'
             )
-        _refuse_unknown(path, module)
-        _refuse_batches(path, source)
-        if not self.nodes and source.spatial_shape != self._shape:
+        if not self.nodes and module.ndim == 3 and source.spatial_shape != self._shape:
             raise ExportError(
                 f'{path}: works on the grid {source.spatial_shape}, expected {self._shape}; '
                 f'module, config and order disagree'
             )
+        _refuse_small_grid(path, module, source)
         if module.record_voxel_count:  # it would change a buffer
             module.record_voxel_count = False
             self._uncounted.append(module)
@@ -214,18 +218,23 @@ class Recorder:
     ) -> None:
         self._silence -= 1
         source = _convolution_input(path, args, kwargs)
-        if not len(result.features):
-            raise ExportError(
+        value = self._value(source.features)
+        problem = value.problem or _batch_problem(path, source) or _convolution_problem(path, module)
+        if problem:
+            value = Value('', problem=problem)
+        elif not len(result.features):
+            raise NoSiteLeftError(
                 f'{path}: no active site is left of the {len(source.features)} that it was traced with; '
                 f'trace with the coordinates of a sweep'
             )
-        fields = _convolution_fields(module) | dict(
-            input_spatial_shape=tuple(source.spatial_shape),
-            output_spatial_shape=tuple(result.spatial_shape),
-            input_rows=len(source.features),
-            output_rows=len(result.features),
-        )
-        value = self.add(SparseConvolution, (self.use(source.features, path),), True, module=path, **fields)
+        else:
+            fields = _convolution_fields(module) | dict(
+                input_spatial_shape=tuple(source.spatial_shape),
+                output_spatial_shape=tuple(result.spatial_shape),
+                input_rows=len(source.features),
+                output_rows=len(result.features),
+            )
+            value = self.add(SparseConvolution, (value,), True, **fields)
         self._path.pop()
         self._bind(result.features, value)
 
@@ -233,15 +242,17 @@ class Recorder:
         """Record `SparseConvTensor.dense`."""
         if self._silence:
             return
-        _refuse_batches(self.path or 'the encoder', tensor)
+        where = self.path or 'the encoder'
+        value = self._value(tensor.features)
+        if value is None:
+            return
+        problem = value.problem or _batch_problem(where, tensor)
+        if problem:
+            self._bind(result, Value('', problem=problem))
+            return
         shape = tuple(tensor.spatial_shape)
-        value = self.add(
-            ScatterDense,
-            (self.use(tensor.features, self.path or 'the encoder'),),
-            False,
-            spatial_shape=shape,
-            output_shape=(1, tensor.features.shape[1], *shape),
-        )
+        dense_shape = (1, tensor.features.shape[1], *shape)
+        value = self.add(ScatterDense, (value,), False, spatial_shape=shape, output_shape=dense_shape)
         if not channels_first:
             value = self.add(Transpose, (value,), False, dims=(0, 2, 3, 4, 1))
         self._bind(result, value)
@@ -301,21 +312,36 @@ def _convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor
     return values[0]
 
 
-def _refuse_batches(path: str, tensor: SparseConvTensor) -> None:
-    if tensor.batch_size != 1:
-        raise ExportError(f'{path}: works on {tensor.batch_size} samples; the dialect knows one')
+def _batch_problem(path: str, tensor: SparseConvTensor) -> str:
+    if tensor.batch_size == 1:
+        return ''
+    return f'{path}: works on {tensor.batch_size} samples; the dialect knows one'
 
 
-def _refuse_unknown(path: str, module: ConvolutionModule) -> None:
+def _convolution_problem(path: str, module: ConvolutionModule) -> str:
+    """Return what the dialect cannot say about a convolution, or ''."""
     kind = type(module).__name__
     if module.ndim != 3:
-        raise ExportError(f'{path}: {kind} has {module.ndim} dimensions; the dialect knows 3')
+        return f'{path}: {kind} has {module.ndim} dimensions; the dialect knows 3'
     if module.transposed:
-        raise ExportError(f'{path}: {kind} is a transposed convolution, which the engine does not read')
+        return f'{path}: {kind} is a transposed convolution, which the engine does not read'
     if module.groups != 1:
-        raise ExportError(f'{path}: {kind} has {module.groups} groups; the dialect knows 1')
+        return f'{path}: {kind} has {module.groups} groups; the dialect knows 1'
     if module.act_type.name not in ('None_', 'ReLU'):
-        raise ExportError(f'{path}: {kind} has the activation {module.act_type.name}; the dialect knows ReLU')
+        return f'{path}: {kind} has the activation {module.act_type.name}; the dialect knows ReLU'
+    return ''
+
+
+def _refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTensor) -> None:
+    if module.subm or module.inverse or module.transposed:
+        return
+    axes = zip(source.spatial_shape, module.kernel_size, module.padding, module.dilation, strict=True)
+    for size, kernel, padding, dilation in axes:
+        if size + 2 * padding < dilation * (kernel - 1) + 1:
+            raise ExportError(
+                f'{path}: kernel {list(module.kernel_size)} does not fit on the grid {source.spatial_shape}; '
+                f'the grid is too small for this encoder'
+            )
 
 
 def _convolution_fields(module: ConvolutionModule) -> dict[str, Any]:

@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 import pytest
+
 import scn_goldens
 import scn_nets
-
 from mmdeploy_ext.quantize.ranges import NodeRange, Ranges
 from mmdeploy_ext.sparse import libspconv, seeded
 from mmdeploy_ext.sparse.fold import fold

@@ -1,0 +1,134 @@
+"""Folding changes no result, in either precision, and refuses what cannot be folded."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import BatchNorm, Relu, ScatterDense, SparseConvolution, SparseGraph, differences
+
+GRID = (1, 1, 1)
+
+
+def convolution(name='conv0', inputs=('0',), output='1', bias=None, seed=0):
+    """A 1x1x1 convolution of three channels."""
+    weight = np.random.default_rng(seed).standard_normal((3, 1, 1, 1, 3)).astype(np.float32)
+    ones, zeros = (1, 1, 1), (0, 0, 0)
+    return SparseConvolution(
+        name, f'net.{name}', inputs, output, weight, bias, ones, ones, zeros, ones, zeros, True, GRID, GRID
+    )
+
+
+def norm(inputs=('1',), output='2', seed=1, eps=1e-3):
+    gamma, beta, mean, var = np.random.default_rng(seed).uniform(0.5, 2, (4, 3)).astype(np.float32)
+    return BatchNorm(f'bn{output}', f'net.bn{output}', inputs, output, gamma, beta, mean, var, eps)
+
+
+def relu(inputs=('2',), output='3'):
+    return Relu(f'relu{output}', f'net.relu{output}', inputs, output)
+
+
+def graph(*nodes, output=None):
+    output = output or nodes[-1].output
+    return SparseGraph(tuple(nodes), 'xyz', GRID, 3, output, (1, 3, 1, 1))
+
+
+def run(graph, features):
+    """Every site alone: all kernels are 1x1x1."""
+    tensors = {'0': features.astype(np.float64)}
+    for node in graph.nodes:
+        x = tensors[node.inputs[0]]
+        if isinstance(node, SparseConvolution):
+            y = x @ node.weight[:, 0, 0, 0].T.astype(np.float64) + (0 if node.bias is None else node.bias)
+            y = np.maximum(y, 0) if node.activation == 'ReLU' else y
+        elif isinstance(node, BatchNorm):
+            y = (x - node.mean) / np.sqrt(node.var + node.eps) * node.gamma + node.beta
+        elif isinstance(node, Relu):
+            y = np.maximum(x, 0)
+        else:
+            y = x + tensors[node.inputs[1]]
+        tensors[node.output] = y
+    return tensors[graph.output]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    bias=st.booleans(),
+    chain=st.lists(st.sampled_from(['norm', 'relu']), max_size=4),
+    seed=st.integers(0, 99),
+    precision=st.sampled_from(['fp32', 'fp16']),
+)
+def test_folding_keeps_the_numbers(bias, chain, seed, precision):
+    rng = np.random.default_rng(seed)
+    nodes = [convolution(bias=rng.standard_normal(3).astype(np.float32) if bias else None, seed=seed)]
+    relus = 0
+    for index, kind in enumerate(chain):
+        if kind == 'norm' and relus:
+            continue
+        make = norm if kind == 'norm' else relu
+        relus += kind == 'relu'
+        nodes.append(make((nodes[-1].output,), f'{index + 2}'))
+    plain, features = graph(*nodes), rng.standard_normal((20, 3))
+    folded = fold(plain, precision)
+    expected, got = run(plain, features), run(folded, features)
+    assert np.abs(got - expected).max() <= (1e-5 if precision == 'fp32' else 2e-2) * max(
+        np.abs(expected).max(), 1
+    )
+    assert not any(isinstance(node, BatchNorm) for node in folded.nodes)
+    assert len(folded.nodes) == 1 + max(relus - 1, 0)
+    assert folded.nodes[0].bias is not None
+    assert folded.nodes[0].weight.dtype == (np.float32 if precision == 'fp32' else np.float16)
+    assert differences(fold(folded, precision), folded) == []
+
+
+def test_names_and_ids_are_counted_anew():
+    add = dataclasses.replace(relu(('3',), '7'), name='last')
+    folded = fold(graph(convolution(), norm(), relu(), convolution('conv1', ('3',), '5'), add, output='7'))
+    assert [(node.name, node.inputs, node.output) for node in folded.nodes] == [
+        ('conv0', ('0',), '1'),
+        ('conv1', ('1',), '2'),
+        ('relu0', ('1',), '3'),
+    ]
+    assert folded.output == '3'
+
+
+def test_a_relu_stays_where_its_convolution_is_used_without_it():
+    plain = graph(convolution(), relu(('1',), '2'), convolution('conv1', ('1',), '3'), output='2')
+    assert [type(node) for node in fold(plain).nodes] == [SparseConvolution, Relu, SparseConvolution]
+
+
+def test_a_relu_stays_where_the_output_is_the_convolution():
+    plain = graph(convolution(), relu(('1',), '2'), output='1')
+    assert fold(plain).nodes[0].activation == 'None'
+
+
+@pytest.mark.parametrize(
+    ('nodes', 'said'),
+    [
+        ((norm(('0',), '1'), convolution(inputs=('1',), output='2')), 'net.bn1: .*the voxels'),
+        ((convolution(), relu(('1',), '2'), norm(('2',), '3')), 'net.bn3: .*the ReLU of net.conv0'),
+        ((convolution(), relu(('1',), '2'), relu(('2',), '3'), norm(('3',), '4')), 'net.bn4: .*Relu'),
+        (
+            (convolution(), norm(), convolution('conv1', ('1',), '3')),
+            'net.bn2: .*net.conv0, whose output is used elsewhere',
+        ),
+    ],
+)
+def test_a_norm_that_cannot_be_folded_is_refused_by_name(nodes, said):
+    with pytest.raises(ExportError, match=said):
+        fold(graph(*nodes))
+
+
+def test_the_dense_tail_stays():
+    scatter = ScatterDense('scatter0', '', ('3',), '4', GRID, (1, 3, 1, 1, 1))
+    folded = fold(graph(convolution(), norm(), relu(), scatter))
+    assert folded.nodes[1] == ScatterDense('scatter0', '', ('1',), '2', GRID, (1, 3, 1, 1, 1))
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(UsageError, match="fold='fp8'"):
+        fold(graph(convolution()), 'fp8')

@@ -1,0 +1,128 @@
+"""Precisions, overrides by pattern, and ranges that have to be there."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import scn_nets
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.quantize.ranges import NodeRange, Ranges
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
+from mmdeploy_ext.sparse.trace import trace
+
+
+@pytest.fixture(scope='module')
+def graph():
+    small = dict(channels=((4, 4, 8), (8, 8)), paddings=((0, 0, 1), (0, 0)), output_channels=8, base=4)
+    model = scn_nets.bevfusion((20, 24, 9), **small)
+    return fold(trace(model, order='xyz', spatial_shape=(20, 24, 9), in_channels=5))
+
+
+@pytest.fixture(scope='module')
+def ranges(graph):
+    nodes = {}
+    for node in graph.nodes:
+        if isinstance(node, SparseConvolution):
+            nodes[node.name] = NodeRange(
+                node.module, 1.1, tuple(np.abs(node.weight).max((1, 2, 3, 4)).tolist())
+            )
+        elif isinstance(node, Add):
+            nodes[node.name] = NodeRange(node.module, 2.2)
+    return Ranges(nodes, 'max', 'a test', 1, '')
+
+
+def precisions(graph):
+    return {
+        node.name: (node.precision, node.output_precision)
+        for node in graph.nodes
+        if isinstance(node, SparseConvolution | Add)
+    }
+
+
+def without(ranges, name, **changes):
+    nodes = dict(ranges.nodes)
+    if changes:
+        nodes[name] = dataclasses.replace(nodes[name], **changes)
+    else:
+        del nodes[name]
+    return dataclasses.replace(ranges, nodes=nodes)
+
+
+def test_fp16_needs_no_ranges(graph):
+    changed = apply_precision(graph, 'fp16')
+    assert set(precisions(changed).values()) == {('fp16', 'fp16')}
+    assert all(node.input_range is None for node in changed.convolutions())
+    assert set(precisions(graph).values()) == {('', '')}  # the graph itself is as it was
+
+
+def test_ends_in_fp16(graph, ranges):
+    found = precisions(apply_precision(graph, 'int8', fp16_ends(graph), ranges))
+    last = graph.convolutions()[-1].name
+    assert found.pop('conv0') == ('fp16', 'int8')
+    assert found.pop(last) == ('int8', 'fp16')
+    assert set(found.values()) == {('int8', 'int8')}
+
+
+def test_patterns_fit_names_and_modules_and_the_last_counts(graph, ranges):
+    overrides = {
+        'encoder_layers.encoder_layer1.*': 'fp16',
+        'conv2': ('fp16', 'int8'),
+        'add?': 'fp16',
+        'conv1*': 'int8',
+    }
+    found = precisions(apply_precision(graph, 'int8', overrides, ranges))
+    assert found['conv1'] == ('int8', 'int8')
+    assert found['conv2'] == ('fp16', 'int8')
+    assert found['conv3'] == ('fp16', 'fp16')
+    assert found['add3'] == ('fp16', 'fp16')
+    assert found['conv0'] == ('int8', 'int8')
+
+
+def test_ranges_are_what_the_file_keeps(graph, ranges):
+    changed = apply_precision(graph, 'int8', ranges=ranges)
+    assert changed.convolutions()[0].input_range == float(np.float32(1.1))
+    assert changed.node('add0').input_range == float(np.float32(2.2))
+    assert changed.convolutions()[1].weight_ranges.dtype == np.float32
+
+
+@pytest.mark.parametrize('pattern', ['conv_out', 'conv99', 'Conv0', ''])
+def test_a_pattern_that_fits_nothing_is_an_error(graph, ranges, pattern):
+    with pytest.raises(UsageError, match=f'override {pattern!r} fits no'):
+        apply_precision(graph, 'int8', {pattern: 'fp16'}, ranges)
+
+
+@pytest.mark.parametrize('value', ['fp32', ('int8',), ('int8', 'fp32'), ''])
+def test_an_unknown_precision_is_an_error(graph, value):
+    with pytest.raises(UsageError, match='expected fp16 or int8'):
+        apply_precision(graph, 'fp16', {'conv0': value})
+    with pytest.raises(UsageError, match='expected fp16 or int8'):
+        apply_precision(graph, value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'changes', 'said'),
+    [
+        ('conv3', {}, r'conv3 \(encoder_layers.encoder_layer1.1.conv1\): .*its input has no range'),
+        ('add0', {}, r'add0 \(.*\): .*its input has no range'),
+        ('conv3', dict(weight_amax=None), 'conv3 .*its weight has no ranges'),
+        ('conv3', dict(weight_amax=(1.0, 2.0)), 'conv3 .*has 2 ranges, expected 4'),
+    ],
+)
+def test_int8_without_ranges_is_an_error(graph, ranges, name, changes, said):
+    with pytest.raises(UsageError, match=said):
+        apply_precision(graph, 'int8', None, without(ranges, name, **changes))
+
+
+def test_int8_without_any_ranges_names_the_first_node(graph):
+    with pytest.raises(UsageError, match=r'conv0 \(conv_input.0\): computes in int8'):
+        apply_precision(graph, 'int8')
+
+
+def test_a_kept_layer_needs_no_ranges_unless_it_reads_int8(graph, ranges):
+    kept = without(ranges, 'conv0')
+    apply_precision(graph, 'int8', {'conv0': 'fp16'}, kept)
+    with pytest.raises(UsageError, match=r'conv3 .*reads what add0 stores in int8'):
+        apply_precision(graph, 'int8', {'conv3': 'fp16'}, without(ranges, 'conv3'))
