@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext import export
-from mmdeploy_ext.checkpoint import Checkpoint, load_checkpoint, load_strict
+from mmdeploy_ext.checkpoint import Checkpoint, load_checkpoint
 from mmdeploy_ext.config import config_sha256, load_config
 from mmdeploy_ext.errors import EngineError, UsageError
 from mmdeploy_ext.family import DEFAULT_OPSET, BaseFamily, ExportOptions, Family, find_family
@@ -129,7 +129,7 @@ def load(
     if before_weights is not None:
         before_weights(cfg, family, model)
     weights = load_checkpoint(checkpoint)
-    load_strict(model, weights, family.ignored_prefixes)
+    family.load_weights(model, weights)
     classes = class_names(cfg, weights, family.num_classes(model))
     model.CLASSES = classes
     return Deployment(
@@ -164,10 +164,19 @@ def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Fam
                 f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
                 f'since opset {MIN_OPSET} (DeformConv)'
             )
+        _check_own_options(family, options)
         family.check(cfg, resolved)
         check_writable(output_file)
 
     return check
+
+
+def _check_own_options(family: Family, options: ExportOptions) -> None:
+    """Refuse options that only other families have."""
+    for name in ('layout', 'max_candidates'):
+        value = getattr(options, name)
+        if name not in family.own_options and value != getattr(ExportOptions(), name):
+            raise UsageError(f'--{name.replace("_", "-")} {value}: family {family.name!r} has no such option')
 
 
 def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule) -> ExportOptions:

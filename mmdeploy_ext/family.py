@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from mmdeploy_ext.checkpoint import Checkpoint
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.preprocess import PreparedImage
-    from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.runtime.detections import Detections, Instances
     from mmdeploy_ext.spec import GraphSpec
 
 DEFAULT_OPSET = 17
@@ -37,6 +38,8 @@ class ExportOptions:
         exporter: 'torchscript' or 'dynamo'.
         score_form: 'separate' keeps centerness an output of its own, 'product' multiplies it into the scores.
         simplify: run onnxslim over the result.
+        layout: 'batched', or 'fork' for the outputs of a fork whose engines exist (SOLO).
+        max_candidates: candidates that instance masks are made for; 0 has no limit (SOLO).
     """
 
     form: str = 'full'
@@ -48,6 +51,8 @@ class ExportOptions:
     exporter: str = 'torchscript'
     score_form: str = 'separate'
     simplify: bool = False
+    layout: str = 'batched'
+    max_candidates: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types (what the metadata keeps)."""
@@ -101,6 +106,16 @@ class BaseFamily(abc.ABC):
     def build(self, cfg: Any) -> torch.nn.Module:
         """Build the upstream model, without weights."""
 
+    def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint into the model; every key has to be accounted for.
+
+        Raises:
+            CheckpointError: missing or unexpected keys, or shapes that differ.
+        """
+        from mmdeploy_ext.checkpoint import load_strict
+
+        load_strict(model, checkpoint, self.ignored_prefixes)
+
     @abc.abstractmethod
     def num_classes(self, model: torch.nn.Module) -> int:
         """Return how many classes the model tells apart."""
@@ -115,9 +130,11 @@ class Family(BaseFamily):
 
     Attributes:
         forms: what its graphs may contain of the post-processing.
+        own_options: fields of `ExportOptions` that only some families have, and this one has.
     """
 
     forms: ClassVar[tuple[str, ...]]
+    own_options: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def check(self, cfg: Any, options: ExportOptions) -> None:
@@ -146,22 +163,40 @@ class Family(BaseFamily):
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Batch prepared images of one size into graph inputs."""
 
+    def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
+        """Return which images (indices) one run may take together; all of them unless a family has reasons."""
+        return [list(range(len(images)))]
+
     @abc.abstractmethod
     def reference_tensors(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **own: Any
     ) -> dict[str, np.ndarray]:
-        """Run the unpatched upstream model and return what a graph of this form has to give."""
+        """Run the unpatched upstream model and return what a graph of this form has to give.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            form: of the graph.
+            score_form: see `ExportOptions`.
+            own: what the file was exported with of `own_options`.
+        """
+
+    def harmless(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **own: Any
+    ) -> dict[str, np.ndarray]:
+        """Return output name -> bool array: where a zero on one side decides nothing (ties of a suppression)."""
+        return {}
 
     @abc.abstractmethod
     def reference_detections(
         self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
-    ) -> list[Detections]:
+    ) -> list[Detections] | list[Instances]:
         """Run upstream's own test path and return its detections per image."""
 
     @abc.abstractmethod
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-    ) -> list[Detections]:
+    ) -> list[Detections] | list[Instances]:
         """Turn outputs of a graph of any form into detections, without torch."""
 
 

@@ -14,6 +14,8 @@ from mmdeploy_ext.spec import GraphSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mmdeploy_ext.preprocess_points import VoxelRule
+
 PREFIX = 'mm2onnx.'
 
 
@@ -26,7 +28,7 @@ class Metadata:
         form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a streaming model,
             which graph of its contract it is.
         spec: names, shapes and tolerances of its tensors.
-        preprocess: how an image, or the images of all cameras, become its input.
+        preprocess: how an image, or the images of all cameras, or points become its input.
         classes: class names, by label.
         postprocess: what the post-processing that the graph leaves out has to know.
         options: the export options (opset, exporter, dynamic, batch size ...).
@@ -39,7 +41,7 @@ class Metadata:
     family: str
     form: str
     spec: GraphSpec
-    preprocess: PreprocessRule | preprocess_multiview.MultiViewRule
+    preprocess: PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule
     classes: tuple[str, ...]
     postprocess: dict[str, Any]
     options: dict[str, Any]
@@ -99,7 +101,13 @@ class Metadata:
             )
 
 
-def _rule_from_json(content: Mapping[str, Any]) -> PreprocessRule | preprocess_multiview.MultiViewRule:
+def _rule_from_json(
+    content: Mapping[str, Any],
+) -> PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule:
+    if 'voxel_size' in content:
+        from mmdeploy_ext.preprocess_points import VoxelRule
+
+        return VoxelRule.from_json(content)
     several = content.get('kind') == preprocess_multiview.KIND
     return (preprocess_multiview.MultiViewRule if several else PreprocessRule).from_json(content)
 

@@ -1,4 +1,4 @@
-"""A CenterPoint of a few thousand weights on a grid of 32 x 32 x 8 voxels, exported once; and sweeps for it."""
+"""A CenterPoint of a few thousand weights on a grid of 32 x 32 x 8 voxels, exported once; sweeps for it."""
 
 import functools
 import tempfile
@@ -36,7 +36,9 @@ model = dict(
     test_cfg=dict(pts=dict(
         post_center_limit_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0], min_radius=[4, 12], score_threshold=0.05,
         nms_type='rotate', pre_max_size=40, post_max_size=20, nms_thr=0.2)))
-data = dict(test=dict(type='NuScenesDataset', classes=['car', 'bus', 'truck']))
+load = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)
+data = dict(test=dict(type='NuScenesDataset', classes=['car', 'bus', 'truck'],
+                      pipeline=[load, dict(type='Collect3D', keys=['points'])]))
 """
 
 

@@ -20,7 +20,7 @@ from mmdeploy_ext.errors import EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.runtime.centerpoint_boxes import BoxRule, decode
 from mmdeploy_ext.runtime.frames import StepResult
-from mmdeploy_ext.runtime.points import check_points
+from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.runtime.scn import ScnOnnx
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class CenterPointOnnx:
     def run(self, points: np.ndarray, name: str = '') -> StepResult:
         """Detect, and keep the bird's-eye view and the head's raw outputs; what `step` raises."""
         points = check_points(points, self.width, name)
+        check_in_range(points, self.rule.point_cloud_range, name)
         start = time.perf_counter()
         bev = self.backbone.step(points=points)
         start = self._passed('backbone', start)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def read_points(path: str | Path, width: int) -> np.ndarray:
@@ -56,3 +60,24 @@ def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
     if bad:
         raise DataError(f'{where}: {bad} of {len(points)} are NaN or infinite; drop them before')
     return points
+
+
+def check_in_range(points: np.ndarray, point_cloud_range: Sequence[float], name: str = '') -> None:
+    """Refuse a sweep none of whose points is in range.
+
+    Args:
+        points: (P, 3 or more).
+        point_cloud_range: lower x, y, z, then upper, in metres.
+        name: of the sweep.
+
+    Raises:
+        DataError: the message says where the points are.
+    """
+    low, high = np.float32(point_cloud_range[:3]), np.float32(point_cloud_range[3:])
+    if not ((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1).any():
+        where = f'{name}: points' if name else 'points'
+        least, most = points[:, :3].min(0).round(1).tolist(), points[:, :3].max(0).round(1).tolist()
+        raise DataError(
+            f'{where}: none of {len(points)} is in the range {list(map(float, point_cloud_range))} of the '
+            f'model; they reach from {least} to {most}: is this the LiDAR frame, in metres?'
+        )

@@ -10,7 +10,8 @@ MODALITY = dict(use_lidar=True, use_camera=False, use_radar=False, use_map=False
 LOAD_POINTS = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)
 
 
-def train_pipeline(pc_range: list[float], rotation: float, scale: tuple[float, float]) -> list[dict[str, Any]]:
+def train_pipeline(pc_range: list[float], rotation: float,
+                   scale: tuple[float, float]) -> list[dict[str, Any]]:
     """Return the steps of training; `rotation` in radians to either side, `scale` from and to."""
     return [
         LOAD_POINTS,
@@ -55,6 +56,7 @@ def lidar_data(pc_range: list[float], root: str = 'data/nuscenes/', infos: str =
     shared = dict(type='NuScenesDataset', data_root=root, classes=CLASS_NAMES, modality=MODALITY,
                   box_type_3d='LiDAR')
     test = dict(shared, ann_file=f'{root}{infos}_val.pkl', pipeline=test_pipeline(), test_mode=True)
-    train = dict(shared, ann_file=f'{root}{infos}_train.pkl', pipeline=train_pipeline(pc_range, rotation, scale),
-                 use_valid_flag=True, test_mode=False)
-    return dict(samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu, train=train, val=test, test=test)
+    train = dict(shared, ann_file=f'{root}{infos}_train.pkl', use_valid_flag=True, test_mode=False,
+                 pipeline=train_pipeline(pc_range, rotation, scale))
+    return dict(samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu,
+                train=train, val=test, test=test)

@@ -5,22 +5,25 @@ Glossary: C channels, H, W bird's-eye view, K classes of a task, D values per po
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
 
-from mmdeploy_ext.errors import ConfigError, UsageError
+from mmdeploy_ext.checkpoint import listed
+from mmdeploy_ext.config import test_pipeline
+from mmdeploy_ext.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.export import check_opset, fuse
 from mmdeploy_ext.family import register_family
 from mmdeploy_ext.runtime.centerpoint_boxes import NMS_TYPES, BoxRule
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
+from mmdeploy_ext.sparse.family import find_sparse_family
 from mmdeploy_ext.spec import GraphSpec, TensorSpec
 from projects.mmdet3d_plugin.centerpoint import samples
 from projects.mmdet3d_plugin.centerpoint.wrapper import DenseHead
+from projects.mmdet3d_plugin.common.build import build_without_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess_points import VoxelRule
     from torch import nn
 
+    from mmdeploy_ext.checkpoint import Checkpoint
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.sparse.ir import SparseGraph
@@ -60,22 +64,27 @@ class CenterPointFamily(SequenceFamily):
                 )
         check_opset(options.opset, options.exporter)
         check_model(cfg.filename, cfg.model)
+        check_points_loaded(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
         """See `BaseFamily.build`."""
-        from mmdet3d.models import build_model
-
         check_model(cfg.filename, cfg.model)
-        model_cfg = cfg.model.copy()
-        model_cfg.pretrained = None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                return build_model(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
-        except Exception as error:
-            raise ConfigError(
-                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
-            ) from error
+        model = build_without_weights(cfg)
+        find_sparse_family(cfg).settings(cfg, model)  # refuses grids that disagree
+        return model
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        """See `BaseFamily.load_weights`; kernels of either spconv layout."""
+        from mmdeploy_ext.sparse.checkpoint import load_model
+
+        report = load_model(checkpoint.path, model, 'pts_middle_encoder')
+        if report.rest != 'loaded' or report.unused:
+            missing = 'none of the head' if report.rest != 'loaded' else 'all of the model'
+            raise CheckpointError(
+                f'{checkpoint.path}: does not fit the model of the config: it holds {missing}'
+                f'{", and unexpected keys " + listed(report.unused) if report.unused else ""}. Use the '
+                f'config that this checkpoint was trained with'
+            )
 
     def num_classes(self, model: nn.Module) -> int:
         """See `BaseFamily.num_classes`."""
@@ -83,8 +92,6 @@ class CenterPointFamily(SequenceFamily):
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
         """See `BaseFamily.preprocess_rule`: how points become voxels."""
-        from mmdeploy_ext.sparse.family import find_sparse_family
-
         check_model(cfg.filename, cfg.model)
         return find_sparse_family(cfg).voxel_rule(cfg)
 
@@ -105,13 +112,12 @@ class CenterPointFamily(SequenceFamily):
         ]
 
     def exported_weights(self, model: nn.Module) -> dict[str, np.ndarray]:
-        """See `SequenceFamily.exported_weights`: a sparse convolution is stored as a matrix per offset."""
-        weights = super().exported_weights(model)
-        for conv in backbone_graph(model).convolutions():
-            kernel = conv.weight.transpose(1, 2, 3, 4, 0).reshape(-1, conv.in_channels, conv.out_channels)
-            weights.update((f'{conv.module}.{offset}', matrix) for offset, matrix in enumerate(kernel))
-            weights[f'{conv.module}.bias'] = conv.bias
-        return weights
+        """See `SequenceFamily.exported_weights`: of the backbone what a new conversion gives."""
+        from mmdeploy_ext.sparse import portable
+
+        fresh = portable.to_onnx(backbone_graph(model)).graph.initializer
+        backbone = {f'backbone.{value.name}': onnx.numpy_helper.to_array(value) for value in fresh}
+        return {**super().exported_weights(model), **backbone}
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `SequenceFamily.postprocess_facts`: a `BoxRule`."""
@@ -257,6 +263,24 @@ def check_model(filename: str, model: Mapping[str, Any]) -> None:
     for key in ('img_backbone', 'pts_fusion_layer'):
         if model.get(key):
             raise ConfigError(f'{filename}: model.{key}: CenterPoint is exported for points alone')
+
+
+def check_points_loaded(cfg: Any) -> None:
+    """Refuse a test pipeline that loads points of another width than the model takes.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    wanted = int(cfg.model.pts_middle_encoder.in_channels)
+    for step in test_pipeline(cfg):
+        if step.get('type') == 'LoadPointsFromFile':
+            used = step.get('use_dim', [0, 1, 2])
+            width = used if isinstance(used, int) else len(used)
+            if width != wanted:
+                raise ConfigError(
+                    f'{cfg.filename}: use_dim={used} of LoadPointsFromFile gives {width} values per point, '
+                    f'model.pts_middle_encoder.in_channels is {wanted}'
+                )
 
 
 def _floats(values: Any) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ import torch
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult
-from mmdeploy_ext.runtime.points import check_points
+from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.taps import tap
 from projects.mmdet3d_plugin.centerpoint.wrapper import flat_outputs
 
@@ -54,6 +54,7 @@ class Reference:
         from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
         points = check_points(sweep.points, self.width, sweep.name)
+        check_in_range(points, self.model.pts_voxel_layer.point_cloud_range, sweep.name)
         tap('points', torch.from_numpy(points))
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad(), single_thread(), _watched(self.model) as found:

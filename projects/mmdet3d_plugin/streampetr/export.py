@@ -5,7 +5,6 @@ Glossary: N cameras, H, W network input in pixels, T tokens, D depth bins, n mem
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from mmdeploy_ext.export import check_opset, fuse
 from mmdeploy_ext.family import register_family
 from mmdeploy_ext.preprocess_multiview import MultiViewRule, rule_from_pipeline
 from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
+from projects.mmdet3d_plugin.common.build import build_without_weights
 from projects.mmdet3d_plugin.streampetr import dumps, samples, spec, wrapper
 
 if TYPE_CHECKING:
@@ -79,23 +79,8 @@ class StreamPetrFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `BaseFamily.build`. The model keeps N, H and W of the config as `input_sizes`."""
-        from mmdet3d.models import build_model
-
         _check_model(cfg.filename, cfg.model)
-        model_cfg = cfg.model.copy()
-        model_cfg.pretrained = None
-        if model_cfg.get('img_backbone', {}).get('init_cfg'):
-            model_cfg.img_backbone.init_cfg = None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                model = build_model(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
-        except Exception as error:
-            raise ConfigError(
-                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
-            ) from error
+        model = build_without_weights(cfg)
         rule = self.preprocess_rule(cfg)
         model.input_sizes = (rule.num_cameras, *rule.input_size)
         return model

@@ -1,4 +1,4 @@
-# CenterPoint in small: the published 0.1 m architecture with fewer and narrower layers, 44.8 m x 44.8 m around the car.
+# CenterPoint in small: the published 0.1 m architecture, narrower and with less depth, 44.8 m x 44.8 m.
 voxel_size = [0.2, 0.2, 0.2]
 point_cloud_range = [-22.4, -22.4, -2.4, 22.4, 22.4, 2.4]
 post_center_range = [-30.0, -30.0, -10.0, 30.0, 30.0, 10.0]
@@ -37,8 +37,8 @@ model = dict(
         loss_cls=dict(type='GaussianFocalLoss', reduction='mean'),
         loss_bbox=dict(type='L1Loss', reduction='mean', loss_weight=0.25)),
     train_cfg=dict(pts=dict(
-        point_cloud_range=point_cloud_range, grid_size=[224, 224, 24], voxel_size=voxel_size, out_size_factor=4,
-        dense_reg=1, gaussian_overlap=0.1, max_objs=50, min_radius=1,
+        point_cloud_range=point_cloud_range, grid_size=[224, 224, 24], voxel_size=voxel_size,
+        out_size_factor=4, dense_reg=1, gaussian_overlap=0.1, max_objs=50, min_radius=1,
         code_weights=[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2])),
     test_cfg=dict(pts=dict(
         post_center_limit_range=post_center_range, max_per_img=100, max_pool_nms=False,

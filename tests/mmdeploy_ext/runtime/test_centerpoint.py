@@ -1,0 +1,149 @@
+"""CenterPoint on ONNX Runtime: points to boxes without PyTorch, and what it refuses."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+import toy_centerpoint
+from mmdeploy_ext.errors import DataError, EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.runtime.points import read_points
+from toy_atss import REPO
+
+
+@pytest.fixture(scope='module')
+def graphs():
+    return toy_centerpoint.exported()[1]
+
+
+@pytest.fixture(scope='module')
+def runtime(graphs):
+    with CenterPointOnnx(graphs) as opened:
+        yield opened
+
+
+def test_boxes_equal_pytorchs(runtime):
+    deployment = toy_centerpoint.exported()[0]
+    points = toy_centerpoint.sweep(7, 600)
+    expected = deployment.family.reference(deployment.model).step(Sweep(points)).detections
+    found = runtime.step(points)
+    assert len(found) == len(expected) > 5
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_points_of_any_float_type_and_out_of_range_are_taken(runtime):
+    points = toy_centerpoint.sweep(7)
+    far = points.copy()
+    far[:, :3] += 1000
+    expected = runtime.step(points)
+    found = runtime.step(np.concatenate([points, far]).astype(np.float64))
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+
+
+def test_a_sweep_is_timed_by_part(runtime):
+    before = dict(runtime.seconds)
+    runtime.step(toy_centerpoint.sweep(1))
+    assert all(runtime.seconds[part] > before[part] for part in ('backbone', 'head', 'boxes'))
+
+
+@pytest.mark.parametrize(
+    'points, expected',
+    [
+        (np.zeros((3, 4), np.float32), r'\(3, 4\), expected \(P, 5\)'),
+        (np.zeros((15,), np.float32), r'expected \(P, 5\)'),
+        (np.zeros((0, 5), np.float32), 'empty'),
+        (np.full((3, 5), np.nan, np.float32), '3 of 3 are NaN'),
+        (np.array([[1, 1, 0, np.inf, 0], [1, 1, 0, 0, 0]], np.float32), '1 of 2'),
+        (np.zeros((3, 5), complex), 'complex128'),
+        (np.full((3, 5), 900, np.float32), 'range'),
+    ],
+    ids=['four values', 'flat', 'empty', 'NaN', 'infinite', 'complex', 'all outside'],
+)
+def test_points_that_cannot_be_are_refused_by_both_engines(runtime, points, expected):
+    deployment = toy_centerpoint.exported()[0]
+    with pytest.raises(DataError, match=expected):
+        runtime.run(points)
+    with pytest.raises(DataError, match=expected):
+        deployment.family.reference(deployment.model).step(Sweep(points))
+
+
+@pytest.mark.parametrize(
+    'content, expected', [(b'', 'empty'), (b'0123', 'multiple of 20'), (None, 'cannot be read')]
+)
+def test_a_file_that_is_no_sweep_is_refused(tmp_path, content, expected):
+    path = tmp_path / 'sweep.bin'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=rf'sweep\.bin.*{expected}'):
+        read_points(path, 5)
+
+
+def test_a_network_that_gives_nan_is_an_error(graphs, tmp_path):
+    shutil.copytree(graphs, tmp_path / 'graphs')
+    path = tmp_path / 'graphs' / 'head.onnx'
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda value: np.prod(value.dims))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[:] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    with CenterPointOnnx(tmp_path / 'graphs') as broken, pytest.raises(InferenceError, match='NaN'):
+        broken.step(toy_centerpoint.sweep(1))
+
+
+@pytest.mark.parametrize(
+    'spoil, expected',
+    [
+        (lambda folder: (folder / 'head.onnx').unlink(), r'head\.onnx'),
+        (lambda folder: (folder / 'backbone.onnx').write_bytes(b'no'), r'backbone\.onnx'),
+        (lambda folder: shutil.copy(folder / 'head.onnx', folder / 'backbone.onnx'), 'got no backbone'),
+        (lambda folder: shutil.rmtree(folder), 'no such folder'),
+    ],
+    ids=['missing', 'corrupt', 'twice the same', 'no folder'],
+)
+def test_files_that_are_no_export_are_refused(graphs, tmp_path, spoil, expected):
+    folder = tmp_path / 'graphs'
+    shutil.copytree(graphs, folder)
+    spoil(folder)
+    with pytest.raises(ModelFileError, match=expected):
+        CenterPointOnnx(folder)
+
+
+def test_files_of_two_exports_are_refused(graphs, tmp_path):
+    shutil.copytree(graphs, tmp_path / 'graphs')
+    path = tmp_path / 'graphs' / 'head.onnx'
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        if entry.key == 'mm2onnx.checkpoint_sha256':
+            entry.value = '"0"'
+    onnx.save(model, path)
+    with pytest.raises(ModelFileError, match='checkpoint_sha256 is not that of'):
+        CenterPointOnnx(tmp_path / 'graphs')
+
+
+def test_another_engine_is_refused(graphs):
+    with pytest.raises(EngineError, match='OpenVinoBackend'):
+        CenterPointOnnx(graphs, engine='OpenVinoBackend')
+
+
+def test_it_runs_where_there_is_no_torch(graphs):
+    program = (
+        'import sys; sys.modules.update(torch=None, mmcv=None, spconv=None)\n'
+        'import numpy as np\n'
+        'from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx\n'
+        'points = np.random.default_rng(0).uniform(-6, 6, (200, 5)).astype(np.float32)\n'
+        f'print(len(CenterPointOnnx({str(graphs)!r}).step(points)))'
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, cwd=REPO, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().isdigit()

@@ -1,0 +1,91 @@
+"""`lidar_demo.py`: a sweep in, a picture with both engines' boxes out."""
+
+import cv2
+import pytest
+
+import toy_centerpoint
+from mmdeploy_ext.apps import lidar_demo_app
+
+
+@pytest.fixture(scope='module')
+def toy():
+    return toy_centerpoint.exported()
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    path = tmp_path / 'sweep.pcd.bin'
+    toy_centerpoint.sweep(5, 500).tofile(path)
+    return str(path)
+
+
+def demo(toy, *args):
+    _, _, config, checkpoint = toy
+    words = [*args, '--config', config, '--checkpoint', checkpoint]
+    return lidar_demo_app.main(toy_centerpoint.register, list(map(str, words)))
+
+
+def test_both_engines_side_by_side(toy, sweep, tmp_path, capsys):
+    out = tmp_path / 'both.png'
+    assert demo(toy, sweep, '--onnx', toy[1], '--out', out, '--score-thr', '0.1') == 0
+    said = capsys.readouterr().out
+    assert 'PyTorch:' in said
+    assert 'ONNX Runtime:' in said
+    assert ': equal' in said
+    picture = cv2.imread(str(out))
+    assert picture.shape[1] > 1.8 * picture.shape[0]  # two views
+    left, right = picture[28:, :560], picture[28:, -560:]
+    # the same boxes over the same points; only the titles differ
+    assert (left[40:] == right[40:]).mean() > 0.99
+    assert left.std() > 5
+
+
+def test_onnx_alone_needs_no_checkpoint(toy, sweep, tmp_path, capsys):
+    out = tmp_path / 'onnx.png'
+    words = [sweep, '--onnx', str(toy[1]), '--engine', 'onnx', '--out', str(out)]
+    assert lidar_demo_app.main(toy_centerpoint.register, words) == 0
+    assert 'PyTorch' not in capsys.readouterr().out
+    assert cv2.imread(str(out)).shape == (588, 560, 3)
+
+
+def test_files_are_exported_where_none_are_given(toy, sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert demo(toy, sweep, '--out', 'picture.png') == 0
+    assert 'exported in' in capsys.readouterr().out
+    assert (tmp_path / 'work_dirs/lidar_demo/graphs/head.onnx').is_file()
+
+
+@pytest.mark.parametrize(
+    'words, expected',
+    [
+        (['--score-thr', '2'], '--score-thr 2.0'),
+        (['--threads', '-1'], '--threads -1'),
+        (['--onnx', '/nowhere'], '/nowhere: no such folder'),
+    ],
+    ids=str,
+)
+def test_wrong_options_end_with_status_2(toy, sweep, tmp_path, words, expected, capsys):
+    status = demo(toy, sweep, *words, '--out', tmp_path / 'x.png')
+    assert status in (1, 2)
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / 'x.png').exists()
+
+
+def test_a_sweep_of_another_width_is_refused(toy, tmp_path, capsys):
+    path = tmp_path / 'four.bin'
+    toy_centerpoint.sweep(5, 501)[:, :4].copy().tofile(path)
+    assert demo(toy, path, '--onnx', toy[1], '--out', tmp_path / 'x.png') != 0
+    assert 'multiple of 20' in capsys.readouterr().err
+
+
+def test_a_model_of_images_is_refused(sweep, tmp_path, capsys):
+    from toy_atss import REPO
+
+    words = [sweep, '--config', str(REPO / 'configs/demo/atss_toy.py')]
+    words += ['--checkpoint', str(REPO / 'demo/checkpoints/atss_toy.pth'), '--out', str(tmp_path / 'x.png')]
+
+    def register():
+        import projects.mmdet_plugin  # noqa: F401
+
+    assert lidar_demo_app.main(register, words) == 2
+    assert 'takes no LiDAR sweep alone' in capsys.readouterr().err
