@@ -327,6 +327,20 @@ def spconv_convolution_on_cpu(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
+@_mend('spconv.pytorch.core', versions='spconv 2.3.8, torch >= 2.9')
+def spconv_dense_by_tuple(module: ModuleType, execute: Execute) -> bool:
+    """SparseConvTensor.dense indexes by a list of tensors: torch warns that it will mean something else."""
+    execute()
+
+    def scatter_nd(indices: Any, updates: Any, shape: list[int]) -> Any:
+        where = indices.reshape(-1, indices.shape[-1]).unbind(1)
+        values = updates.reshape(-1, *shape[len(where):])
+        return updates.new_zeros(shape).index_put(where, values)
+
+    module.scatter_nd = scatter_nd
+    return True
+
+
 @_mend('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
 def dynamic_scatter_without_gpu(module: ModuleType, execute: Execute) -> bool:
     """DynamicScatter, the mean of dynamic voxels, has only a CUDA kernel; the CPU gets torch's operators."""

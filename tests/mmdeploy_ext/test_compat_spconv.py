@@ -120,7 +120,7 @@ def test_a_bias_and_an_activation_come_after_the_convolution_in_evaluation_and_t
     for kind in ('submanifold', 'strided'):
         conv = convolution(kind, 4, bias=True)
         plain = convolution(kind, 4)
-        plain.load_state_dict({'weight': conv.weight})
+        plain.weight.data = conv.weight.data  # mmdet3d's load_state_dict would permute it
         tensor = sp.SparseConvTensor(features, indices, [8] * 3, 1)
         expected = plain(tensor).features + conv.bias
         torch.testing.assert_close(conv.train()(tensor).features, expected)
@@ -138,6 +138,19 @@ def test_a_sweep_of_no_voxel_gives_no_site_and_gradients_of_zero(kind):
     assert out.features.shape == (0, 4) and out.dense().abs().sum() == 0
     out.features.sum().backward()
     assert conv.weight.grad.abs().sum() == 0
+
+
+def test_dense_puts_features_at_their_sites_without_a_warning_and_with_gradients(recwarn):
+    features, indices = cloud(40, 5, 3)
+    features.requires_grad_()
+    dense = sp.SparseConvTensor(features, indices, [5] * 3, 1).dense()
+    expected = torch.zeros(1, 5, 5, 5, 3)
+    for row, site in zip(features.tolist(), indices.tolist(), strict=True):
+        expected[tuple(site)] = torch.tensor(row)
+    assert torch.equal(dense, expected.permute(0, 4, 1, 2, 3))
+    assert not [warning for warning in recwarn if 'multidimensional indexing' in str(warning.message)]
+    dense.square().sum().backward()
+    torch.testing.assert_close(features.grad, 2 * features.detach())
 
 
 def test_tensors_on_a_gpu_go_to_the_original_untouched():

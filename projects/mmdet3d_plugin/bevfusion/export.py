@@ -85,12 +85,12 @@ class LidarFamily(SparseFamily):
 
     def voxel_rule(self, cfg: Any) -> VoxelRule:
         """See SparseFamily."""
-        from mmdeploy_ext.preprocess_points import VoxelRule
-
         parts = _parts(cfg)
         _grid(cfg, parts)
         layer, channels = cfg.model[parts['voxels']], int(cfg.model[parts['encoder']]['in_channels'])
         _check_means(cfg, parts, channels)
+        from mmdeploy_ext.preprocess_points import VoxelRule
+
         limit, points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
         limit = int(limit[1] if isinstance(limit, list | tuple) else limit)
         return VoxelRule(
