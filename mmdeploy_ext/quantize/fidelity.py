@@ -58,6 +58,12 @@ class Row:
     clipped: float
     output: Difference | None = None
 
+    @property
+    def harm(self) -> float:
+        """Error that the layer does alone: to the network's output, or to its own where that is unknown."""
+        error = self.own.error if self.output is None else self.output.error
+        return math.inf if math.isnan(error) else error
+
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
@@ -82,7 +88,7 @@ class Fidelity:
 
     def worst(self) -> list[Row]:
         """Return the rows, the layers that harm the output most first."""
-        return sorted(self.rows, key=_harm, reverse=True)
+        return sorted(self.rows, key=lambda row: row.harm, reverse=True)
 
     def advice(self) -> tuple[str, ...]:
         """Return the names of the layers to keep in fp16; none where int8 reaches the target as it is."""
@@ -261,8 +267,3 @@ def _advice(
         if found.cosine >= target:
             break
     return tuple(kept)
-
-
-def _harm(row: Row) -> float:
-    error = row.output.error if row.output is not None else row.own.error
-    return math.inf if math.isnan(error) else error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from mmdeploy_ext.quantize.fidelity import Difference, Fidelity
+    from mmdeploy_ext.quantize.difference import Difference
+    from mmdeploy_ext.quantize.fidelity import Fidelity
 
-OWN_COLOUR, INT8_COLOUR, FP16_COLOUR = '#e0973a', '#3b6ea5', '#7a9e6e'
-SMALLEST = 1e-6
-"""Error at which the chart's axis begins."""
+KEPT_COLOUR, INT8_COLOUR, FP16_COLOUR = '#e0973a', '#3b6ea5', '#7a9e6e'
+SMALLEST, LARGEST = 1e-6, 10.0
+"""Errors at which the chart's axes end."""
 
 
 def table(result: Fidelity, limit: int | None = None) -> Table:
@@ -50,51 +52,60 @@ def table(result: Fidelity, limit: int | None = None) -> Table:
 
 
 def draw(result: Fidelity, path: str | Path) -> None:
-    """Draw the relative errors of all layers, in the network's order, into a PNG file."""
+    """Draw into a PNG file: what each layer does, worst first, and how errors grow through the network."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({'font.size': 10}):
-        figure = Figure(figsize=(9.5, 1.8 + 0.27 * len(result.rows)), layout='constrained')
+    with matplotlib.rc_context({'font.size': 9}):
+        figure = Figure(figsize=(11, 2.2 + 0.2 * len(result.rows)), layout='constrained')
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        _draw_rows(axes, result)
-        axes.set_title(
-            f'error against fp32, {result.sweeps} sweep{"s" * (result.sweeps > 1)}, ranges by '
-            f'{result.calibrator}\noutput: cosine {result.int8.cosine:.5f} in int8, '
-            f'{result.fp16.cosine:.7f} in fp16',
-            loc='left',
-            fontsize=10,
+        harm, growth = figure.subplots(1, 2)
+        _draw_harm(harm, result)
+        _draw_growth(growth, result)
+        figure.suptitle(
+            f'output: cosine {result.int8.cosine:.5f} in int8, {result.fp16.cosine:.7f} in fp16; '
+            f'{result.sweeps} sweep{"s" * (result.sweeps > 1)}, ranges by {result.calibrator}'
         )
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format='png', dpi=120)
+            figure.savefig(temporary, format='png', dpi=100)
 
 
-def _draw_rows(axes: Axes, result: Fidelity) -> None:
+def _draw_harm(axes: Axes, result: Fidelity) -> None:
     kept = set(result.advice())
-    worst = {row.name for row in result.worst()[:3]}
-    names = []
-    for index, row in enumerate(result.rows):
-        mark = ' (keep fp16)' if row.name in kept else ' (worst)' if row.name in worst else ''
-        names.append(f'{row.name}{mark}')
-        axes.barh(index, _shown(row.own.error), 0.7, color=OWN_COLOUR, alpha=0.9)
-    places = range(len(names))
-    axes.plot([_shown(row.int8.error) for row in result.rows], places, 'o-', color=INT8_COLOUR, markersize=4)
-    axes.plot([_shown(row.fp16.error) for row in result.rows], places, 's-', color=FP16_COLOUR, markersize=3)
-    axes.barh([0], [0], color=OWN_COLOUR, label='int8, this layer alone')
-    axes.plot([], [], 'o-', color=INT8_COLOUR, label='int8, network up to here')
-    axes.plot([], [], 's-', color=FP16_COLOUR, label='fp16, network up to here')
-    axes.set_xscale('log')
-    axes.set_yticks(places, names)
+    rows = result.worst()
+    names = [f'{row.name} (keep fp16)' if row.name in kept else row.name for row in rows]
+    colours = [KEPT_COLOUR if row.name in kept else INT8_COLOUR for row in rows]
+    axes.barh(range(len(rows)), [_shown(row.harm) for row in rows], color=colours)
+    axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlabel('norm of the difference over the norm of the fp32 output of the layer')
+    alone = rows[0].output is not None
+    what = "the network's output" if alone else "the layer's output"
+    axes.set_title(f'error of {what} with this layer alone in int8', loc='left', fontsize=9)
+    _finish(axes)
+
+
+def _draw_growth(axes: Axes, result: Fidelity) -> None:
+    rows = result.rows
+    places = range(len(rows))
+    axes.plot([_shown(row.int8.error) for row in rows], places, 'o-', color=INT8_COLOUR, label='int8', ms=4)
+    axes.plot([_shown(row.fp16.error) for row in rows], places, 's-', color=FP16_COLOUR, label='fp16', ms=3)
+    axes.set_xscale('log')
+    axes.set_yticks(places, [row.name for row in rows])
+    axes.invert_yaxis()
+    axes.set_title("error of the layer's output, the network up to here in", loc='left', fontsize=9)
+    axes.legend(loc='lower left', frameon=False)
+    _finish(axes)
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_xlabel('norm of the difference over the norm in fp32')
     axes.spines[['top', 'right']].set_visible(False)
-    axes.legend(loc='upper center', bbox_to_anchor=(0.4, -0.07), ncols=3, frameon=False)
+    axes.margins(y=0.02)
 
 
 def _shown(error: float) -> float:
-    return min(max(error, SMALLEST), 10.0)
+    return min(max(error, SMALLEST), LARGEST) if math.isfinite(error) else LARGEST
 
 
 def _output(found: Difference | None) -> str:
