@@ -289,6 +289,24 @@ class _StandIn(ModuleType):
         return absent
 
 
+# ---- mmdet
+
+@_mend('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')
+def instances_all_filtered(module: ModuleType, execute: Execute) -> bool:
+    """SOLO's heads raise where the last threshold removes every instance: they resize a stack of no masks."""
+    execute()
+    functional = module.F
+
+    def interpolate(values: Any, size: Any = None, *args: Any, **options: Any) -> Any:
+        if size is not None and values.shape[1] == 0:
+            return values.new_zeros((*values.shape[:2], *size))
+        return functional.interpolate(values, size, *args, **options)
+
+    module.F = ModuleType('functional')
+    module.F.__dict__.update(vars(functional), interpolate=interpolate)
+    return True
+
+
 # ---- spconv
 
 @_mend('spconv.pytorch.cppcore', 'spconv.pytorch.ops', versions='spconv 2.3.8')

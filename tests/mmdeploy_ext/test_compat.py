@@ -48,7 +48,7 @@ def test_apply_imports_no_library_and_is_idempotent():
 
 def test_every_mend_states_reason_and_versions():
     mends = compat.apply()
-    assert len(mends) == len({mend.name for mend in mends}) == 17
+    assert len(mends) == len({mend.name for mend in mends}) == 18
     for mend in mends:
         assert len(mend.reason) > 40 and any(char.isdigit() for char in mend.versions) and mend.modules
 
@@ -331,3 +331,20 @@ def test_mmdets_atss_runs_forward_and_get_bboxes():
     with torch.no_grad():
         [result] = detector(return_loss=False, img=[torch.randn(1, 3, 64, 96)], img_metas=[[meta]])
     assert len(result) == 80 and sum(map(len, result)) == 100
+
+
+# ---- mmdet's SOLO heads
+
+EMPTY_SOLO = '''
+import torch
+from mmdet.models.dense_heads import solo_head, solov2_head
+for module in (solo_head, solov2_head):
+    print(tuple(module.F.interpolate(torch.zeros(1, 0, 4, 4), size=(8, 6), mode='bilinear').shape),
+          tuple(module.F.interpolate(torch.zeros(1, 2, 4, 4), scale_factor=2).shape), module.F.relu.__name__)
+'''
+
+
+def test_solo_heads_survive_an_image_without_results():
+    bare, mended = python_each(BARE + EMPTY_SOLO, APPLY + EMPTY_SOLO)
+    assert 'RuntimeError' in bare and 'Non-empty' in bare
+    assert mended.splitlines()[-2:] == ['(1, 0, 8, 6) (1, 2, 8, 8) relu'] * 2
