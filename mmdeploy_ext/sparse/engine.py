@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mmdeploy_ext.sparse.ir import Node, SparseConvolution, SparseGraph
-    from mmdeploy_ext.sparse.rulebook import Pairs, Rulebook
+    from mmdeploy_ext.sparse.rulebook import Rulebook
 
     Transform = Callable[
         [Node, tuple[np.ndarray, ...], np.ndarray | None], tuple[tuple[np.ndarray, ...], np.ndarray | None]
@@ -59,8 +59,8 @@ def run(
         weight = node.weight if isinstance(node, ir.SparseConvolution) else None
         if transform is not None:
             inputs, weight = transform(node, inputs, weight)
-        pairs = rulebook.pairs[plan.table_of[node.name]] if node.name in plan.table_of else None
-        tensors[node.output] = _compute(node, inputs, weight, pairs, rulebook)
+        table = rulebook.tables[plan.table_of[node.name]] if node.name in plan.table_of else None
+        tensors[node.output] = _compute(node, inputs, weight, table, rulebook)
         if observe is not None:
             observe(node.name, tensors[node.output])
         for name in node.inputs:
@@ -95,11 +95,11 @@ def _compute(
     node: Node,
     inputs: tuple[np.ndarray, ...],
     weight: np.ndarray | None,
-    pairs: Pairs | None,
+    table: np.ndarray | None,
     rulebook: Rulebook,
 ) -> np.ndarray:
     if isinstance(node, ir.SparseConvolution):
-        return convolve(node, inputs[0], weight, pairs)
+        return convolve(node, inputs[0], weight, table)
     if isinstance(node, ir.BatchNorm):
         scale = node.gamma / np.sqrt(node.var + np.float32(node.eps))
         return ((inputs[0] - node.mean) * scale + node.beta).astype(np.float32)
@@ -117,7 +117,7 @@ def _compute(
 
 
 def convolve(
-    node: SparseConvolution, features: np.ndarray, weight: np.ndarray, pairs: Pairs
+    node: SparseConvolution, features: np.ndarray, weight: np.ndarray, table: np.ndarray
 ) -> np.ndarray:
     """Convolve sparse features, add the bias and apply the activation.
 
@@ -125,17 +125,17 @@ def convolve(
         node: for its bias and activation.
         features: (N, I) float32.
         weight: (O, k0, k1, k2, I) to use instead of the node's own.
-        pairs: of its table.
+        table: (K, M) int32 as of a rulebook.
 
     Returns:
         (M, O) float32.
     """
-    kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0).reshape(-1, node.in_channels, len(weight))
-    result = np.zeros((pairs.rows_out, kernels.shape[2]), np.float32)
-    for offset, kernel in enumerate(kernels):
-        rows_in, rows_out = pairs.of(offset)
-        if len(rows_in):
-            result[rows_out] += features[rows_in] @ kernel
+    kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0)
+    kernels = kernels.reshape(-1, node.in_channels, node.out_channels)
+    result = np.zeros((table.shape[1], node.out_channels), np.float32)
+    for rows_in, kernel in zip(table, kernels, strict=True):
+        rows_out = np.flatnonzero(rows_in < len(features))
+        result[rows_out] += features[rows_in[rows_out]] @ kernel
     if node.bias is not None:
         result += np.asarray(node.bias, np.float32)
     return np.maximum(result, np.float32(0), out=result) if node.activation == 'ReLU' else result

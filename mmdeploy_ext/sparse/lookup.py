@@ -3,8 +3,9 @@
 Each loop releases the interpreter lock and writes to places of its own, so that any number of Python threads
 gives the same arrays. numba's own threads are not used: they die in forked workers and in concurrent callers.
 
-Glossary: N sites; a key is the row-major index of a site in (sample, axis 0, axis 1, axis 2).
+Glossary: N sites, K kernel offsets; a key is the row-major index of a site in (sample, three axes).
 """
+# ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types; the docstrings give them
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def _slot(key, slots, shift):
 
 @njit(cache=True, nogil=True)
 def fill(keys, slots, rows, shift):
-    """Put every key into the table with its row; return the first row whose key is there already, or -1."""
+    """Put every key into the hash with its row; return the first row whose key is there already, or -1."""
     for row in range(keys.shape[0]):
         place = _slot(keys[row], slots, shift)
         if slots[place] == keys[row]:
@@ -37,41 +38,37 @@ def fill(keys, slots, rows, shift):
 
 
 @njit(cache=True, nogil=True)
-def neighbours(sites, shape, steps, slots, rows, shift, found, counts):
-    """Write the row of the site at each step from every site, or -1, and how many there are per step."""
+def neighbours(sites, shape, steps, slots, rows, shift, table):
+    """Write the row of the site at each step from every site into table (K, N), N where there is none."""
+    none = np.int32(sites.shape[0])
     for k in range(steps.shape[0]):
-        count = 0
         for i in range(sites.shape[0]):
             a, b, c = sites[i, 1] + steps[k, 0], sites[i, 2] + steps[k, 1], sites[i, 3] + steps[k, 2]
-            row = np.int32(-1)
+            row = none
             if 0 <= a < shape[0] and 0 <= b < shape[1] and 0 <= c < shape[2]:
                 key = ((sites[i, 0] * shape[0] + a) * shape[1] + b) * shape[2] + c
                 place = _slot(key, slots, shift)
                 if slots[place] == key:
                     row = rows[place]
-                    count += 1
-            found[k, i] = row
-        counts[k] = count
+            table[k, i] = row
 
 
 @njit(cache=True, nogil=True)
-def compress(found, counts, starts, inputs, outputs):
-    """Write (found row, own row) of every site that found one, in order of own row, from `starts` on."""
-    for k in range(found.shape[0]):
-        n, end = starts[k], starts[k] + counts[k]
-        i = 0
-        while n < end:  # without a branch on what was found: half of the guesses would be wrong
-            inputs[n] = found[k, i]
-            outputs[n] = i
-            n += found[k, i] >= 0
-            i += 1
+def mirror(table, mirrored):
+    """Write the same pairs of rows from the other side: mirrored[k, j] = i where table[k, i] = j."""
+    none = np.int32(table.shape[1])
+    for k in range(table.shape[0]):
+        mirrored[k] = none
+        for i in range(table.shape[1]):
+            if table[k, i] != none:
+                mirrored[k, table[k, i]] = i
 
 
 @njit(cache=True, nogil=True)
 def reached_keys(sites, shape, axes, slots, shift, keys):
     """Collect each output site that some input site reaches once; return their number, or -1: no more room.
 
-    axes: per axis (k, size) int32, the output position that an input position reaches by each kernel offset, or -1.
+    axes: per axis (k, size) int32, the output position that an input position reaches by an offset, or -1.
     """
     n = 0
     for i in range(sites.shape[0]):
@@ -99,17 +96,13 @@ def reached_keys(sites, shape, axes, slots, shift, keys):
 
 
 @njit(cache=True, nogil=True)
-def reach(sites, shape, axes, offsets, slots, rows, shift, found, counts):
-    """Write the output row that every input site reaches by each kernel offset, or -1, and how many do."""
+def reach(sites, shape, axes, offsets, slots, rows, shift, table):
+    """Write every input row into table (K, M) at the output row that it reaches by each offset, N elsewhere."""
     for k in range(offsets.shape[0]):
+        table[k] = sites.shape[0]
         first, second, third = axes[0][offsets[k, 0]], axes[1][offsets[k, 1]], axes[2][offsets[k, 2]]
-        count = 0
         for i in range(sites.shape[0]):
-            row = np.int32(-1)
             a, b, c = first[sites[i, 1]], second[sites[i, 2]], third[sites[i, 3]]
             if (a | b | c) >= 0:
                 key = ((sites[i, 0] * shape[0] + a) * shape[1] + b) * shape[2] + c
-                row = rows[_slot(key, slots, shift)]
-                count += 1
-            found[k, i] = row
-        counts[k] = count
+                table[k, rows[_slot(key, slots, shift)]] = i

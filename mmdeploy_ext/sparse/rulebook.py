@@ -1,15 +1,13 @@
 """Which site meets which weight: the rulebook of a sparse network, from coordinates alone. Needs no torch.
 
-Glossary: N input sites, M output sites, K = k0*k1*k2 kernel offsets in row-major order, P pairs. A pair
-(input row, output row) of offset k says that this input row, times the weight of k, is added to this output row.
-Within one offset every output row occurs at most once.
+Glossary: N input sites, M output sites, K = k0*k1*k2 kernel offsets in row-major order. A table says for every
+offset and output row which input row, times the weight of that offset, is added to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -107,135 +105,64 @@ def _empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
     return np.full(1 << bits, lookup.EMPTY, np.int64), np.uint64(64 - bits)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """All pairs of one convolution, offset after offset.
-
-    Attributes:
-        inputs: (P,) int64 input rows.
-        outputs: (P,) int64 output rows.
-        counts: (K,) int64 pairs per offset.
-        rows_in: N.
-        rows_out: M.
-    """
-
-    inputs: np.ndarray
-    outputs: np.ndarray
-    counts: np.ndarray
-    rows_in: int
-    rows_out: int
-
-    @functools.cached_property
-    def bounds(self) -> list[int]:
-        """Where each offset begins in `inputs` and `outputs`, and the end: K + 1 numbers."""
-        return [0, *itertools.accumulate(self.counts.tolist())]
-
-    def of(self, offset: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the input and the output rows of one kernel offset."""
-        part = slice(self.bounds[offset], self.bounds[offset + 1])
-        return self.inputs[part], self.outputs[part]
-
-    def table(self) -> np.ndarray:
-        """Return the output-major neighbour table (M, K) int32; N, one behind the last input row, says none."""
-        table = np.full((self.rows_out, len(self.counts)), self.rows_in, np.int32)
-        for offset in range(len(self.counts)):
-            inputs, outputs = self.of(offset)
-            table[outputs, offset] = inputs
-        return table
-
-
 class _Search:
-    """The pairs of one convolution, found in two rounds whose parts may run on any number of threads.
+    """The table of one convolution, found in two rounds whose parts may run on any number of threads.
 
     Attributes:
-        looked_up: offsets whose pairs are looked up; the others follow from them.
-        starts: where each offset's pairs begin; known after `allocate`.
+        table: (K, M) int32, offset by offset the input row of every output row; N says that there is none.
+        looked_up: offsets that are looked up in the first round; the second fills in the others.
     """
 
-    def __init__(self, looked_up: int, rows_read: int, rows_in: int, rows_out: int) -> None:
-        self.looked_up, self.rows_in, self.rows_out = looked_up, rows_in, rows_out
-        self.found = np.empty((looked_up, rows_read), np.int32)
-        self.first = np.empty(looked_up, np.int64)
+    table: np.ndarray
+    looked_up: int
 
     def look(self, part: slice) -> None:
         """Look up some offsets."""
         raise NotImplementedError
 
-    def counts(self) -> np.ndarray:
-        """Return the pairs per offset, (K,) int64; known after `look`."""
-        return self.first
-
-    def allocate(self) -> None:
-        """Make room for the pairs."""
-        counts = self.counts()
-        self.starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-        total = int(counts.sum())
-        inputs, outputs = np.empty(total, np.int64), np.empty(total, np.int64)
-        self.pairs = Pairs(inputs, outputs, counts, self.rows_in, self.rows_out)
-
-    def write(self, part: slice) -> None:
-        """Write the pairs of some offsets."""
-        raise NotImplementedError
+    def complete(self, part: slice) -> None:
+        """Fill in what follows from these offsets."""
 
 
 class _Submanifold(_Search):
-    """Offset K-1-k has the pairs of offset k with the sides changed, so half of them are looked up."""
+    """Offset K-1-k has the pairs of rows of offset k with the sides changed, so half of them are looked up."""
 
     def __init__(self, level: Level, kernel_size: Sequence[int], dilation: Sequence[int]) -> None:
         steps = (_offsets(kernel_size) - np.array(kernel_size, np.int64) // 2) * np.array(dilation, np.int64)
-        super().__init__(len(steps) // 2, len(level), len(level), len(level))
-        self.level, self.steps = level, steps[: self.looked_up]
+        self.level, self.steps, self.looked_up = level, steps, len(steps) // 2
+        self.table = np.empty((len(steps), len(level)), np.int32)
+        self.table[self.looked_up] = np.arange(len(level))
 
     def look(self, part: slice) -> None:
-        lookup.neighbours(
-            self.level.coordinates, self.level.shape, self.steps[part], *self.level.hash,
-            self.found[part], self.first[part],
-        )
+        shape, steps = self.level.shape, self.steps[part]
+        lookup.neighbours(self.level.coordinates, shape, steps, *self.level.hash, self.table[part])
 
-    def counts(self) -> np.ndarray:
-        return np.concatenate([self.first, [self.rows_in], self.first[::-1]]).astype(np.int64)
-
-    def allocate(self) -> None:
-        super().allocate()
-        centre = slice(self.starts[self.looked_up], self.starts[self.looked_up] + self.rows_in)
-        self.pairs.inputs[centre] = self.pairs.outputs[centre] = np.arange(self.rows_in)
-
-    def write(self, part: slice) -> None:
-        inputs, outputs = self.pairs.inputs, self.pairs.outputs
-        lookup.compress(self.found[part], self.first[part], self.starts[: self.looked_up][part], inputs, outputs)
-        for offset in range(part.start, part.stop):
-            count = self.first[offset]
-            here = slice(self.starts[offset], self.starts[offset] + count)
-            mirror = slice(self.starts[-1 - offset], self.starts[-1 - offset] + count)
-            inputs[mirror], outputs[mirror] = outputs[here], inputs[here]
+    def complete(self, part: slice) -> None:
+        lookup.mirror(self.table[part], self.table[::-1][part])
 
 
 class _Strided(_Search):
     """Every input site looks for the output site that it reaches by each offset."""
 
     def __init__(self, level: Level, reached: Level, axes: tuple[np.ndarray, ...]) -> None:
-        self.offsets = _offsets([len(targets) for targets in axes])
-        super().__init__(len(self.offsets), len(level), len(level), len(reached))
         self.level, self.reached, self.axes = level, reached, axes
+        self.offsets = _offsets([len(targets) for targets in axes])
+        self.looked_up = len(self.offsets)
+        self.table = np.empty((self.looked_up, len(reached)), np.int32)
 
     def look(self, part: slice) -> None:
+        shape, offsets = self.reached.shape, self.offsets[part]
         lookup.reach(
-            self.level.coordinates, self.reached.shape, self.axes, self.offsets[part], *self.reached.hash,
-            self.found[part], self.first[part],
+            self.level.coordinates, shape, self.axes, offsets, *self.reached.hash, self.table[part]
         )
 
-    def write(self, part: slice) -> None:
-        pairs = self.pairs
-        lookup.compress(self.found[part], self.first[part], self.starts[part], pairs.outputs, pairs.inputs)
 
-
-def _find(searches: Sequence[_Search], threads: int) -> list[Pairs]:
+def _find(searches: Sequence[_Search], threads: int) -> list[np.ndarray]:
     """Do all searches; every thread does its part of the offsets of each."""
-    _parallel([search.look for search in searches], [search.looked_up for search in searches], threads)
-    for search in searches:
-        search.allocate()
-    _parallel([search.write for search in searches], [search.looked_up for search in searches], threads)
-    return [search.pairs for search in searches]
+    sizes = [search.looked_up for search in searches]
+    _parallel([search.look for search in searches], sizes, threads)
+    _parallel([search.complete for search in searches], sizes, threads)
+    return [search.table for search in searches]
 
 
 def _parallel(functions: Sequence[Callable[[slice], None]], items: Sequence[int], threads: int) -> None:
@@ -247,11 +174,12 @@ def _parallel(functions: Sequence[Callable[[slice], None]], items: Sequence[int]
             if part.start < part.stop:
                 function(part)
 
-    if threads <= 1:
-        threads = 1
-        do(0)
-        return
-    with ThreadPoolExecutor(threads - 1) as pool:
+    on_threads(do, threads)
+
+
+def on_threads(do: Callable[[int], None], threads: int) -> None:
+    """Call `do` with 0 .. threads-1, each on a thread of its own."""
+    with ThreadPoolExecutor(max(threads - 1, 1)) as pool:
         others = [pool.submit(do, thread) for thread in range(1, threads)]
         do(0)
         for other in others:
@@ -303,10 +231,10 @@ def _strided(
     return _Strided(level, _reached_level(level, shape, axes), axes)
 
 
-def submanifold_pairs(
+def submanifold_table(
     level: Level, kernel_size: Sequence[int], dilation: Sequence[int] = (1, 1, 1), threads: int = 1
-) -> Pairs:
-    """Find the pairs of a submanifold convolution: output sites are the input sites.
+) -> np.ndarray:
+    """Find the neighbours of a submanifold convolution: output sites are the input sites.
 
     Args:
         level: the sites.
@@ -314,42 +242,14 @@ def submanifold_pairs(
         dilation: per axis.
         threads: how many threads look up; the result does not depend on it.
 
+    Returns:
+        (N, K) int32, a view of offset-major memory: input row per output row and kernel offset; N, one behind
+        the last row, says that there is none.
+
     Raises:
         PointsError: duplicate sites.
     """
-    return _find([_Submanifold(level, kernel_size, dilation)], threads)[0]
-
-
-def submanifold_table(
-    level: Level, kernel_size: Sequence[int], dilation: Sequence[int] = (1, 1, 1), threads: int = 1
-) -> np.ndarray:
-    """Return `submanifold_pairs` as an output-major table (N, K) int32; N says that there is no neighbour."""
-    return submanifold_pairs(level, kernel_size, dilation, threads).table()
-
-
-def strided_pairs(
-    level: Level,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int] = (1, 1, 1),
-    threads: int = 1,
-) -> tuple[Level, Pairs]:
-    """Find the sites and pairs of a convolution that makes new sites: all that its kernel reaches.
-
-    Args:
-        level: the input sites.
-        kernel_size: per axis.
-        stride: per axis.
-        padding: per axis.
-        dilation: per axis.
-        threads: how many threads look up; the result does not depend on it.
-
-    Returns:
-        The output sites in ascending order of (sample, axes), and the pairs.
-    """
-    search = _strided(level, kernel_size, stride, padding, dilation)
-    return search.reached, _find([search], threads)[0]
+    return _find([_Submanifold(level, kernel_size, dilation)], threads)[0].T
 
 
 def strided_level(
@@ -360,9 +260,21 @@ def strided_level(
     dilation: Sequence[int] = (1, 1, 1),
     threads: int = 1,
 ) -> tuple[Level, np.ndarray]:
-    """Return `strided_pairs` with an output-major table (M, K) int32; N says that there is no input site."""
-    reached, pairs = strided_pairs(level, kernel_size, stride, padding, dilation, threads)
-    return reached, pairs.table()
+    """Find the sites and neighbours of a convolution that makes new sites: all that its kernel reaches.
+
+    Args:
+        level: the input sites.
+        kernel_size: per axis.
+        stride: per axis.
+        padding: per axis.
+        dilation: per axis.
+        threads: how many threads look up; the result does not depend on it.
+
+    Returns:
+        The M output sites in ascending order of (sample, axes), and (M, K) int32 as of `submanifold_table`.
+    """
+    search = _strided(level, kernel_size, stride, padding, dilation)
+    return search.reached, _find([search], threads)[0].T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,13 +283,14 @@ class Rulebook:
 
     Attributes:
         levels: sites of every level of the plan.
-        pairs: table name -> pairs.
+        tables: table name -> (K, M) int32, offset by offset the input row of every output row; N, one behind the
+            last input row, says that there is none.
         cells: scatter node's name -> (n,) int64, where its sites are in the flattened dense grid.
         level_of: tensor id -> index of its level.
     """
 
     levels: tuple[Level, ...]
-    pairs: dict[str, Pairs]
+    tables: dict[str, np.ndarray]
     cells: dict[str, np.ndarray]
     level_of: dict[str, int]
 
@@ -386,8 +299,8 @@ class Rulebook:
         return self.levels[self.level_of[tensor]]
 
     def table(self, name: str) -> np.ndarray:
-        """Return the output-major neighbour table (M, K) int32 of a table's name."""
-        return self.pairs[name].table()
+        """Return a table output row by output row: a view (M, K)."""
+        return self.tables[name].T
 
 
 def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
@@ -414,9 +327,9 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
             search = _strided(source, table.kernel_size, table.stride, table.padding, table.dilation)
             searches.append(search)
             levels.append(search.reached)
-    pairs = dict(zip((table.name for table in plan.tables), _find(searches, threads), strict=True))
+    tables = dict(zip((table.name for table in plan.tables), _find(searches, threads), strict=True))
     cells = {scatter.name: _cells(levels[scatter.level], scatter.axes) for scatter in plan.scatters}
-    return Rulebook(tuple(levels), pairs, cells, dict(plan.level_of))
+    return Rulebook(tuple(levels), tables, cells, dict(plan.level_of))
 
 
 def _cells(level: Level, axes: Triple) -> np.ndarray:
