@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from mmdeploy_ext.draw import draw_detections, encode_jpeg, encode_png
+from mmdeploy_ext.draw import draw_detections, draw_instances, encode_jpeg, encode_png
 from mmdeploy_ext.dump import save_dump
 from mmdeploy_ext.errors import ConfigError, ShapeError
 from mmdeploy_ext.files import atomic_path
 from mmdeploy_ext.preprocess import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.taps import collect_taps
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class BackendDetector(nn.Module):
         return_loss: bool = False,
         rescale: bool = True,
         **_: object,
-    ) -> list[list[np.ndarray]]:
+    ) -> list[Any]:
         """Run one batch.
 
         Args:
@@ -87,7 +87,7 @@ class BackendDetector(nn.Module):
             rescale: give boxes in pixels of the original image.
 
         Returns:
-            Per image mmdet's result: one (n, 5) array per class.
+            Per image mmdet's result, see `to_mmdet_result`.
 
         Raises:
             ShapeError: test-time augmentation, or a training call.
@@ -101,12 +101,17 @@ class BackendDetector(nn.Module):
             _prepared(tensor.cpu().numpy(), meta) for tensor, meta in zip(img[0], img_metas[0], strict=True)
         ]
         num_classes = len(self.metadata.classes)
-        return [to_mmdet_result(found, num_classes) for found in self._detect(images, rescale)]
+        results: list[Any] = [None] * len(images)
+        for group in self.family.batches(images):
+            found = self._detect([images[index] for index in group], rescale)
+            for index, one in zip(group, found, strict=True):
+                results[index] = to_mmdet_result(one, num_classes)
+        return results
 
     def show_result(
         self,
         img: np.ndarray,
-        result: Sequence[np.ndarray],
+        result: Sequence[np.ndarray] | tuple[Sequence[np.ndarray], Sequence[Sequence[np.ndarray]]],
         out_file: str | None = None,
         score_thr: float = 0.3,
         **_: object,
@@ -115,22 +120,20 @@ class BackendDetector(nn.Module):
 
         Args:
             img: (h, w, 3) BGR picture of the original size.
-            result: per class (n, 5) boxes and scores.
+            result: of mmdet, see `to_mmdet_result`.
             out_file: PNG or JPEG to write.
             score_thr: drawn from this score on.
         """
-        rows = np.concatenate(result)
-        labels = np.repeat(np.arange(len(result)), [len(boxes) for boxes in result])
-        picture = draw_detections(
-            img, Detections(rows[:, :4], rows[:, 4], labels), self.metadata.classes, score_thr
-        )
+        found = from_mmdet_result(result, img.shape[:2])
+        draw = draw_instances if isinstance(found, Instances) else draw_detections
+        picture = draw(img, found, self.metadata.classes, score_thr)
         if out_file:
             with atomic_path(out_file) as temporary:
                 encode = encode_png if out_file.lower().endswith('.png') else encode_jpeg
                 temporary.write_bytes(encode(picture))
         return picture
 
-    def _detect(self, images: list[PreparedImage], rescale: bool) -> list[Detections]:
+    def _detect(self, images: list[PreparedImage], rescale: bool) -> list[Detections] | list[Instances]:
         images = [self._fit(image) for image in images]
         feeds = self.family.feeds(images, rescale)
         network_feeds = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
@@ -195,7 +198,29 @@ def _prepared(tensor: np.ndarray, meta: Mapping[str, Any]) -> PreparedImage:
     )
 
 
-def to_mmdet_result(found: Detections, num_classes: int) -> list[np.ndarray]:
-    """Return mmdet's result of one image: per class (n, 5) float32 x1 y1 x2 y2 score."""
-    rows = np.concatenate([found.bboxes_xyxy, found.scores[:, None]], axis=1).astype(np.float32)
-    return [rows[found.labels == label] for label in range(num_classes)]
+def to_mmdet_result(found: Detections | Instances, num_classes: int) -> Any:
+    """Return mmdet's result of one image.
+
+    Returns:
+        Per class (n, 5) float32 x1 y1 x2 y2 score; for instances a pair: these, with boxes of zeros as mmdet
+        has them where a model gives none, and per class a list of masks (h, w) bool.
+    """
+    boxless = isinstance(found, Instances)
+    boxes = np.zeros((len(found), 4), np.float32) if boxless else found.bboxes_xyxy
+    rows = np.concatenate([boxes, found.scores[:, None]], axis=1).astype(np.float32)
+    per_class = [rows[found.labels == label] for label in range(num_classes)]
+    if not boxless:
+        return per_class
+    return per_class, [list(found.masks[found.labels == label]) for label in range(num_classes)]
+
+
+def from_mmdet_result(result: Any, shape: Sequence[int]) -> Detections | Instances:
+    """Turn mmdet's result of one image back; `shape` is h, w of the image."""
+    per_class = result[0] if isinstance(result, tuple) else result
+    rows = np.concatenate(per_class)
+    labels = np.repeat(np.arange(len(per_class)), [len(boxes) for boxes in per_class])
+    if not isinstance(result, tuple):
+        return Detections(rows[:, :4], rows[:, 4], labels)
+    masks = [mask for masks in result[1] for mask in masks]
+    stack = np.asarray(masks, bool) if masks else np.zeros((0, *shape), bool)
+    return Instances(stack, rows[:, 4], labels)

@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.errors import ImageError
+from mmdeploy_ext.runtime.detections import Detections, bounding_box
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.runtime.detections import Instances
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 PALETTE_BGR = (
@@ -31,6 +32,8 @@ PALETTE_BGR = (
     (255, 220, 130),
 )
 """Colours of the first classes; later ones walk round the hue circle by the golden angle."""
+TINT = 0.45
+"""How much of an instance's pixels is its class's colour."""
 LEGIBLE_SIDE = 900
 """Pixels; see `enlarged`."""
 
@@ -121,6 +124,62 @@ def draw_detections(
         _draw_box(canvas, box, colour, style, mark)
     for _, text, place, colour, _ in reversed(drawings):
         _draw_label(canvas, text, place, colour, style)
+    return canvas
+
+
+def draw_instances(
+    image_bgr: np.ndarray,
+    instances: Instances,
+    classes: Sequence[str],
+    score_thr: float = 0.3,
+    marked: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw masks, tinted and outlined, with class names and scores; better ones lie on top.
+
+    Args:
+        image_bgr: (H, W, 3) uint8; left as it is. Masks of another size are brought to it.
+        instances: of the image.
+        classes: names by label.
+        score_thr: masks below are left out.
+        marked: (n,) bool; these get a white outline and an exclamation mark.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+    """
+    canvas = np.ascontiguousarray(image_bgr).copy()
+    height, width = canvas.shape[:2]
+    style = Style.for_image(height, width)
+    marked = np.zeros(len(instances), bool) if marked is None else marked
+    order = np.argsort(instances.scores, kind='stable')
+    order = order[instances.scores[order] >= score_thr]
+    boxes = np.zeros((len(instances), 4), np.float32)
+    for index in order:
+        mask = instances.masks[index].astype(np.uint8)
+        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        boxes[index] = bounding_box(mask)
+        colour = class_colour(int(instances.labels[index]))
+        inside = mask > 0
+        canvas[inside] = (canvas[inside] * (1 - TINT) + np.array(colour) * TINT).astype(np.uint8)
+        outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        if marked[index]:
+            cv2.drawContours(canvas, outlines, -1, (255, 255, 255), 2 * style.thickness + 3)
+        cv2.drawContours(canvas, outlines, -1, colour, style.thickness)
+    found = Detections(boxes, instances.scores, instances.labels)
+    return _draw_labels(canvas, found, classes, score_thr, marked)
+
+
+def _draw_labels(
+    canvas: np.ndarray, found: Detections, classes: Sequence[str], score_thr: float, marked: np.ndarray
+) -> np.ndarray:
+    style = Style.for_image(*canvas.shape[:2])
+    placed: list[tuple[int, int, int, int]] = []
+    order = np.argsort(-found.scores, kind='stable')
+    for index in order[found.scores[order] >= score_thr]:
+        label = int(found.labels[index])
+        text = f'{"! " * bool(marked[index])}{class_name(label, classes)} {float(found.scores[index]):.2f}'
+        box = _pixel_box(found.bboxes_xyxy[index], canvas.shape)
+        placed.append(_place_label(text, box, canvas.shape, style, placed))
+        _draw_label(canvas, text, placed[-1], class_colour(label), style)
     return canvas
 
 

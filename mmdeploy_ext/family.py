@@ -164,7 +164,7 @@ class Family(BaseFamily):
         """Batch prepared images of one size into graph inputs."""
 
     def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
-        """Return which images (indices) one run may take together; all of them unless a family has reasons."""
+        """Return which images (indices) one run may take together: all, unless a family has reasons."""
         return [list(range(len(images)))]
 
     @abc.abstractmethod
@@ -184,7 +184,7 @@ class Family(BaseFamily):
     def harmless(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **own: Any
     ) -> dict[str, np.ndarray]:
-        """Return output name -> bool array: where a zero on one side decides nothing (ties of a suppression)."""
+        """Return output name -> bool array: where a zero on one side decides nothing (ties)."""
         return {}
 
     @abc.abstractmethod

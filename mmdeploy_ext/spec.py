@@ -53,6 +53,8 @@ class TensorSpec:
         default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
         unused: an input of the contract that no operator uses (it stays in the signature).
         compare: 'values' for element-wise comparison; 'detections' where rows are matched by class and IoU.
+        smallest: least size of the axes from the third on (images: height and width).
+        multiple: what these sizes have to be multiples of.
         single: points, poses, times or what a top-k sorts: computed in float32 in a float16 graph too.
     """
 
@@ -66,6 +68,8 @@ class TensorSpec:
     unused: bool = False
     compare: str = 'values'
     single: bool = False
+    smallest: int = 1
+    multiple: int = 1
 
     @property
     def column_groups(self) -> tuple[ColumnGroup, ...]:
@@ -179,6 +183,13 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, letters: dict[str, tuple
         raise ShapeError(
             f'input {tensor.name!r}: got shape {got} with {array.ndim} axes, expected {expected}'
         )
+    for size in array.shape[2:]:
+        if size < tensor.smallest or size % tensor.multiple:
+            multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
+            raise ShapeError(
+                f'input {tensor.name!r}: got shape {got}; height and width have to be at least '
+                f'{tensor.smallest}{multiple} (resize and pad the image)'
+            )
     for axis, size in zip(tensor.axes, array.shape, strict=True):
         if isinstance(axis, int) and axis != size:
             raise ShapeError(

@@ -70,6 +70,20 @@ def build_parser() -> argparse.ArgumentParser:
         help='decode form: centerness as an output of its own, or multiplied into the scores',
     )
     parser.add_argument(
+        '--layout',
+        choices=('batched', 'fork'),
+        default='batched',
+        help='SOLO, raw form: cells of all levels with a batch axis (default), or exactly the outputs of the '
+        'fork zhangjinsong3/SOLOv2.tensorRT',
+    )
+    parser.add_argument(
+        '--max-candidates',
+        type=int,
+        default=0,
+        metavar='K',
+        help='SOLO, full form: masks of the K best candidates at most, with constant shapes (default: all)',
+    )
+    parser.add_argument(
         '--exporter', choices=('torchscript', 'dynamo'), default='torchscript', help='default: torchscript'
     )
     parser.add_argument('--mean', type=float, nargs=3, help='per-channel mean (default: from the config)')
@@ -125,6 +139,8 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         exporter=args.exporter,
         score_form=args.score_form,
         simplify=args.simplify,
+        layout=args.layout,
+        max_candidates=args.max_candidates,
     )
 
 

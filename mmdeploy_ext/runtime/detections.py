@@ -42,6 +42,65 @@ class Detections:
                 for bbox, score, label in zip(self.bboxes_xyxy, self.scores, self.labels, strict=True)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Instances:
+    """Instance masks of one image in descending score order; there are no boxes.
+
+    Attributes:
+        masks: (n, h, w) bool, pixels of the original image.
+        scores: (n,) float32 in 0..1.
+        labels: (n,) int64 class indices.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of instances."""
+        return len(self.scores)
+
+    def above(self, score_thr: float) -> Instances:
+        """Return those with at least `score_thr`."""
+        keep = self.scores >= score_thr
+        return Instances(self.masks[keep], self.scores[keep], self.labels[keep])
+
+    def scaled(self, scale_factor: np.ndarray) -> Instances:
+        """Return the instances as they are: masks are of the original size already."""
+        return self
+
+    def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """Return one plain dict per instance; the mask as COCO's uncompressed run lengths."""
+        return [
+            dict(
+                label=int(label),
+                name=classes[label] if label < len(classes) else str(label),
+                score=round(float(score), 6),
+                area=int(mask.sum()),
+                bbox_xyxy=bounding_box(mask),
+                segmentation=dict(size=list(mask.shape), counts=run_lengths(mask)),
+            )
+            for mask, score, label in zip(self.masks, self.scores, self.labels, strict=True)
+        ]
+
+
+def bounding_box(mask: np.ndarray) -> list[int]:
+    """Return x1 y1 x2 y2 of a mask (h, w), its last column and row not included; zeros for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return [0, 0, 0, 0]
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """Return COCO's uncompressed run lengths: column by column, beginning with zeros."""
+    flat = np.concatenate([[False], mask.astype(bool).ravel(order='F'), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    ends = np.concatenate([[0], edges, [mask.size]]) if len(edges) % 2 == 0 else np.concatenate([[0], edges])
+    lengths = np.diff(ends)
+    return [int(length) for length in (lengths[:-1] if lengths[-1] == 0 else lengths)]
+
+
 def from_padded(dets: np.ndarray, labels: np.ndarray) -> list[Detections]:
     """Split padded graph outputs into images.
 

@@ -24,32 +24,39 @@ if TYPE_CHECKING:
     from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.preprocess import PreparedImage
-    from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.runtime.detections import Detections, Instances
 
-RUNTIMES = {'atss': 'mmdeploy_ext.runtime.atss'}
+RUNTIMES = {'atss': 'mmdeploy_ext.runtime.atss', 'solo': 'mmdeploy_ext.runtime.solo'}
 """Family -> the module whose `detections(metadata, outputs, feeds)` finishes what its graphs leave out."""
 RUNNERS = {
     'full': 'tools/onnx/onnx_with_postprocess.py',
     'decode': 'tools/onnx/onnx_no_topk_nms.py',
     'raw': 'tools/onnx/onnx_no_topk_nms.py',
 }
+FAMILY_RUNNERS = {'atss': RUNNERS['full'], 'solo': 'tools/onnx/onnx_solo.py'}
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 BAR_WIDTH = 30
 
 
-def main(argv: Sequence[str] | None, forms: tuple[str, ...], description: str = '') -> int:
+def main(
+    argv: Sequence[str] | None,
+    forms: tuple[str, ...],
+    description: str = '',
+    families: tuple[str, ...] = ('atss',),
+) -> int:
     """Run a detector file on images.
 
     Args:
         argv: the command line; None means that of the process.
         forms: forms that this tool takes; another one is refused with the name of the tool for it.
         description: for `--help`.
+        families: of files that this tool takes.
 
     Returns:
         The exit status.
     """
-    return cli.run(lambda args: run_files(args, forms), make_parser(description), argv)
+    return cli.run(lambda args: run_files(args, forms, families), make_parser(description), argv)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -92,7 +99,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_files(args: argparse.Namespace, forms: tuple[str, ...]) -> int:
+def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[str, ...]) -> int:
     """Do what the options say: everything is looked at before the model is opened."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
@@ -111,7 +118,7 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...]) -> int:
     for target in (*targets.values(), *([args.json] if args.json else [])):
         check_writable(target)
     with OnnxRuntimeBackend(args.model, args.providers, args.threads) as backend:
-        check_file(args.model, backend.metadata, forms)
+        check_file(args.model, backend.metadata, forms, families)
         start = time.perf_counter()
         entries = run_all(backend, targets, args.score_thr)
     if args.json:
@@ -133,15 +140,16 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...]) -> int:
     return 0
 
 
-def check_file(path: str, metadata: Metadata, forms: tuple[str, ...]) -> None:
+def check_file(path: str, metadata: Metadata, forms: tuple[str, ...], families: tuple[str, ...]) -> None:
     """Refuse a file that this tool cannot finish.
 
     Raises:
         ModelFileError: unknown family, or a form that another tool takes.
     """
-    if metadata.family not in RUNTIMES:
+    if metadata.family not in families:
+        other = f'; use {FAMILY_RUNNERS[metadata.family]} for it' if metadata.family in FAMILY_RUNNERS else ''
         raise ModelFileError(
-            f'{path}: is a model of family {metadata.family!r}, expected {" or ".join(RUNTIMES)}'
+            f'{path}: is a model of family {metadata.family!r}, expected {" or ".join(families)}{other}'
         )
     if metadata.form not in forms:
         other = f'; use {RUNNERS[metadata.form]} for it' if metadata.form in RUNNERS else ''
@@ -196,13 +204,15 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     from mmdeploy_ext import draw
     from mmdeploy_ext.files import atomic_path
     from mmdeploy_ext.preprocess import read_image
+    from mmdeploy_ext.runtime.detections import Instances
 
     image = read_image(source)
     start = time.perf_counter()
     found = detect(backend, image)
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
-    picture = draw.draw_detections(*draw.enlarged(image, found), classes, score_thr)
+    paint = draw.draw_instances if isinstance(found, Instances) else draw.draw_detections
+    picture = paint(*draw.enlarged(image, found), classes, score_thr)
     encode = draw.encode_png if target.suffix.lower() == '.png' else draw.encode_jpeg
     with atomic_path(target) as temporary:
         temporary.write_bytes(encode(picture))
@@ -217,7 +227,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     )
 
 
-def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections:
+def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | Instances:
     """Run one image through a file of any form.
 
     Args:
@@ -244,7 +254,7 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
 
 
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
-    """Return `input`, `img_shape`, `scale_factor` of a batch of one; repeated where the batch is fixed."""
+    """Return what graphs may take of one image, repeated where the batch is fixed."""
     import numpy as np
 
     batch = metadata.spec.tensor('input').axes[0]
@@ -254,7 +264,8 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
         img_shape=np.asarray(prepared.img_shape, np.float32),
         scale_factor=prepared.scale_factor,
     )
-    return {name: np.stack([array] * repeats) for name, array in feeds.items()}
+    feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
+    return dict(feeds, ori_shape=np.asarray(prepared.ori_shape, np.int64))
 
 
 def run_all(

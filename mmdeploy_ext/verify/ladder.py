@@ -154,9 +154,30 @@ def _tensor_rows(
     """Return level 2 of one case; forms that give detections have none."""
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
+    family, model = deployment.family, deployment.model
     score_form = metadata.options.get('score_form', 'separate')
-    reference = deployment.family.reference_tensors(deployment.model, feeds, metadata.form, score_form)
+    own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
+    reference = family.reference_tensors(model, feeds, metadata.form, score_form, **own)
+    outputs = without_ties(reference, outputs, family.harmless(model, feeds, **own))
     return tuple(compare_tensors(reference, outputs, metadata.spec))
+
+
+def without_ties(
+    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], ties: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the outputs with the reference's value where a tie made one side zero and not the other.
+
+    Args:
+        reference: name -> array.
+        outputs: name -> array, of the engine on trial.
+        ties: name -> bool array, see `Family.harmless`.
+    """
+    result = dict(outputs)
+    for name, tie in ties.items():
+        wanted, got = reference[name], outputs.get(name)
+        if got is not None and got.shape == wanted.shape == tie.shape:
+            result[name] = np.where(tie & ((wanted == 0) != (got == 0)), wanted, got)
+    return result
 
 
 def _failed(title: str, wanted: Detections, error: Exception) -> DetectionRow:

@@ -13,7 +13,7 @@ from mmdeploy_ext.verify.tasks import matching
 from mmdeploy_ext.verify.verdict import DetectionRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.runtime.detections import Detections
     from mmdeploy_ext.verify.tasks.matching import Pairing
@@ -151,16 +151,37 @@ def draw_pair(pair: PicturePair, classes: Sequence[str], score_thr: float = 0.3)
     Returns:
         (h + strip, 2w + gap, 3) uint8 BGR.
     """
+    return side_by_side(pair, classes, score_thr, _alone(pair), draw_detections)
+
+
+def side_by_side(
+    pair: PicturePair,
+    classes: Sequence[str],
+    score_thr: float,
+    alone: tuple[np.ndarray, np.ndarray],
+    draw: Callable[..., np.ndarray],
+) -> np.ndarray:
+    """Draw both lists of a pair under title strips.
+
+    Args:
+        pair: the image and both lists.
+        classes: names by label.
+        score_thr: what scores less is left out, and not counted in the titles.
+        alone: for each side which results (n,) bool have no equal on the other.
+        draw: `draw_detections` or one that takes the same.
+
+    Returns:
+        (h + strip, 2w + gap, 3) uint8 BGR.
+    """
     width = pair.image_bgr.shape[1]
     sides = []
-    for engine, detections, alone in zip(
-        ('PyTorch', pair.engine), (pair.reference, pair.candidate), _alone(pair), strict=True
+    for engine, found, lonely in zip(
+        ('PyTorch', pair.engine), (pair.reference, pair.candidate), alone, strict=True
     ):
-        shown = detections.scores >= score_thr
-        different = int((alone & shown).sum())
+        shown = found.scores >= score_thr
+        different = int((lonely & shown).sum())
         title = f'{engine} ({int(shown.sum())})' + (f': {different} differ' if different else '')
-        picture = draw_detections(pair.image_bgr, detections, classes, score_thr, alone)
-        sides.append(_titled(title, picture))
+        sides.append(_titled(title, draw(pair.image_bgr, found, classes, score_thr, lonely)))
     gap = np.full((sides[0].shape[0], max(4, width // 100), 3), 255, np.uint8)
     return np.hstack([sides[0], gap, sides[1]])
 

@@ -1,0 +1,245 @@
+"""SOLO, Decoupled SOLO and SOLOv2: the contract of their graphs and the chain of modules they are made of.
+
+Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py` and
+`core/post_processing/matrix_nms.py`; the fork layout: zhangjinsong3/SOLOv2.tensorRT 790835b.
+
+Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all levels, E channels of a dynamic
+kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w original image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.config import test_pipeline
+from mmdeploy_ext.errors import ConfigError, ShapeError
+from mmdeploy_ext.export import fuse
+from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.postprocess.mask import mask_config
+from mmdeploy_ext.runtime import solo as runtime
+from mmdeploy_ext.runtime.detections import Instances
+from projects.mmdet_plugin.solo import contract
+from projects.mmdet_plugin.solo.grids import check_grids
+from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
+from projects.mmdet_plugin.solo.wrapper import (
+    LEVELS,
+    BatchedNetwork,
+    ForkNetwork,
+    SoloFeatures,
+    SoloLevels,
+    points_nms,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.checkpoint import Checkpoint
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
+    from mmdeploy_ext.spec import GraphSpec
+
+TIE = 1e-5
+"""Scores of neighbouring cells whose ratio is this close to 1 are a tie: an engine's rounding decides."""
+
+
+class SoloFamily(Family):
+    """mmdet's `SOLO`, `DecoupledSOLO` and `SOLOv2` detectors with any of the four heads."""
+
+    name = 'solo'
+    task = 'mask'
+    forms = ('full', 'raw')
+    own_options = ('layout', 'max_candidates')
+    derived_prefixes = ('postprocess/',)
+
+    def claims(self, cfg: Any) -> bool:
+        """See `Family.claims`."""
+        return (cfg.model.get('mask_head') or {}).get('type') in LEVELS
+
+    def check(self, cfg: Any, options: ExportOptions) -> None:
+        """See `Family.check`: forms, layout, sizes, thresholds."""
+        contract.check_options(options, self.forms)
+        contract.check_head(cfg.filename, cfg.model.mask_head, options)
+        mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `Family.build`."""
+        from mmdet.models import build_detector
+
+        model_cfg = cfg.model.copy()
+        model_cfg.pretrained = None
+        if model_cfg.get('backbone', {}).get('init_cfg'):
+            model_cfg.backbone.init_cfg = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+        except Exception as error:
+            raise ConfigError(
+                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            ) from error
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        """See `BaseFamily.load_weights`; grids of another training are refused."""
+        check_grids(model.mask_head, checkpoint)
+        super().load_weights(model, checkpoint)
+
+    def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
+        """See `Family.spec`."""
+        return contract.graph_spec(model.mask_head, options)
+
+    def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
+        """See `Family.stages`: the network, and for `full` the post-processing after it."""
+        head = model.mask_head
+        levels = LEVELS[type(head).__name__](fuse(model) if fold else model)
+        if options.form == 'raw' and options.layout == 'fork':
+            names = contract.fork_names(head, options.batch)
+            return [Stage('network', ForkNetwork(levels, contract.fork_is_flat(head)), ('input',), names)]
+        if options.form == 'full' and isinstance(levels, SoloLevels):
+            parts = contract.feature_names(head)
+            chain = [Stage('network', SoloFeatures(levels), ('input',), parts)]
+        else:
+            parts = contract.raw_names(head)
+            chain = [Stage('network', BatchedNetwork(levels, parts), ('input',), parts)]
+        if options.form == 'full':
+            kind = POSTPROCESS[type(head).__name__]
+            module = kind(levels.head, options.max_candidates)
+            inputs = ('img_shape', 'ori_shape', *parts)
+            chain.append(Stage('postprocess', module, inputs, contract.full_names(options), 'torchscript'))
+        return chain
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`: what `runtime/solo.py` reads."""
+        head = model.mask_head
+        return dict(
+            mask_config(head.test_cfg).to_json(),
+            head=type(head).__name__,
+            num_classes=int(head.cls_out_channels),
+            num_grids=[int(grid) for grid in head.num_grids],
+            strides=[int(stride) for stride in head.strides],
+            mask_stride=contract.mask_stride(head),
+            cells='level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j',
+        )
+
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
+        """See `Family.preprocess_rule`."""
+        return rule_from_pipeline(test_pipeline(cfg))
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.mask_head.num_classes)
+
+    def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
+        """See `Family.batches`: masks of one batch have one size."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(tuple(image.ori_shape), []).append(index)
+        return list(groups.values())
+
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        """See `Family.feeds`; masks are of the original size whatever `rescale` says, as mmdet's are."""
+        sizes = {tuple(image.ori_shape) for image in images}
+        if len(sizes) > 1:
+            raise ShapeError(
+                f'ori_shape: the images of a batch have the original sizes {sorted(sizes)}; masks of one '
+                f'batch have one size: run them one by one (samples_per_gpu=1)'
+            )
+        return dict(
+            input=np.stack([image.tensor for image in images]),
+            img_shape=np.asarray([image.img_shape for image in images], np.float32),
+            ori_shape=np.asarray(sizes.pop(), np.int64),
+        )
+
+    def reference_tensors(
+        self,
+        model: nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        score_form: str,
+        layout: str = 'batched',
+        **_: Any,
+    ) -> dict[str, np.ndarray]:
+        """See `Family.reference_tensors`: mmdet's own head, SOLOv2's points NMS as in its `get_results`."""
+        head = model.mask_head
+        with torch.no_grad():
+            image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
+            scores, *rest = _by_mmdet(head, model.extract_feat(image))
+        named = contract.arrange(head, scores, rest, layout)
+        return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+
+    def reference_detections(
+        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> list[Instances]:
+        """See `Family.reference_detections`: mmdet's `get_results`."""
+        metas = [dict(img_shape=(*image.img_shape, 3), ori_shape=(*image.ori_shape, 3)) for image in images]
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            batch = torch.from_numpy(np.stack([image.tensor for image in images]))
+            batch = batch.to(next(model.parameters()).device)
+            results = model.mask_head.simple_test(model.extract_feat(batch), metas)
+        return [
+            Instances(
+                found.masks.cpu().numpy().astype(bool),
+                found.scores.cpu().numpy(),
+                found.labels.cpu().numpy().astype(np.int64),
+            )
+            for found in results
+        ]
+
+    def harmless(
+        self, model: nn.Module, feeds: Mapping[str, np.ndarray], layout: str = 'batched', **_: Any
+    ) -> dict[str, np.ndarray]:
+        """See `Family.harmless`: points-NMS ties whose score is below the threshold.
+
+        Both engines may give such a cell its score or zero; no result depends on it.
+        """
+        head = model.mask_head
+        with torch.no_grad():
+            image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
+            levels = [_ties(scores, head.test_cfg.score_thr) for scores in _scores_before_nms(model, image)]
+        named = contract.arrange_scores(head, levels, layout)
+        return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+
+    def detections(
+        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+    ) -> list[Instances]:
+        """See `Family.detections`."""
+        return runtime.detections(metadata, outputs, feeds)
+
+
+def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    """Return mmdet's head outputs with the scores first: scores, then masks, kernels, features."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        outputs = head(pyramid)
+    if type(head).__name__ == 'SOLOV2Head':
+        kernels, logits, features = outputs
+        return [points_nms(level) for level in logits], kernels, features
+    return outputs[-1], *outputs[:-1]
+
+
+def _scores_before_nms(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    """Return per level (B, C, g, g) scores of the unpatched model before points NMS."""
+    logits: list[torch.Tensor] = []
+    handle = model.mask_head.conv_cls.register_forward_hook(lambda *call: logits.append(call[2]))
+    try:
+        _by_mmdet(model.mask_head, model.extract_feat(image))
+    finally:
+        handle.remove()
+    return [level.sigmoid() for level in logits]
+
+
+def _ties(scores: torch.Tensor, score_thr: float) -> torch.Tensor:
+    """Return (B, C, g, g) bool: cells below the threshold that equal their largest neighbour up or left."""
+    padded = torch.nn.functional.pad(scores, (1, 0, 1, 0))
+    above, left, corner = padded[:, :, :-1, 1:], padded[:, :, 1:, :-1], padded[:, :, :-1, :-1]
+    rival = torch.maximum(torch.maximum(above, left), corner)
+    return ((scores - rival).abs() <= TIE * scores) & (scores < score_thr)
+
+
+register_family(SoloFamily())

@@ -1,0 +1,106 @@
+"""SOLO family: raw, fork and full graphs, traced on one input, equal to mmdet on others; variants; refusals."""
+
+import functools
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from toy_solo import HEADS, TRACED, load_toy, options_for, prepared
+
+from mmdeploy_ext import deploy
+from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.verify.ladder import without_ties
+from mmdeploy_ext.verify.tasks.mask import match_detections
+
+OPSETS = {'solov2_light_dcn': 19}
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('weights')
+    return functools.cache(lambda name: load_toy(name, folder))
+
+
+@pytest.fixture(scope='module')
+def files(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('models')
+
+    @functools.cache
+    def export(name, **changes):
+        changes.setdefault('opset', OPSETS.get(name, 17))
+        path = folder / ('_'.join([name, *(f'{key}-{value}' for key, value in changes.items())]) + '.onnx')
+        deploy.export_to_file(models(name), options_for(**changes), [prepared(models(name), 0)], str(path))
+        return str(path)
+
+    return export
+
+
+def run(deployment, path, images):
+    feeds = deployment.family.feeds(images, True)
+    with build_backend('OnnxRuntimeBackend', path) as backend:
+        known = backend.spec.input_names
+        outputs = backend.infer({key: value for key, value in feeds.items() if key in known})
+        return backend.metadata, feeds, outputs
+
+
+def check_tensors(deployment, metadata, feeds, outputs):
+    """Compare with unpatched mmdet to 1e-4 of the scale, but for ties of the points NMS."""
+    family, layout = deployment.family, metadata.options['layout']
+    reference = family.reference_tensors(deployment.model, feeds, 'raw', 'separate', layout=layout)
+    assert list(reference) == list(outputs) == metadata.spec.output_names
+    excused = without_ties(reference, outputs, family.harmless(deployment.model, feeds, layout=layout))
+    for name, wanted in reference.items():
+        assert excused[name].shape == wanted.shape
+        assert np.abs(excused[name] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+
+
+def check_instances(deployment, metadata, feeds, outputs, images):
+    """Compare with mmdet's own `get_results`; `at least` keeps an empty comparison from passing."""
+    expected = deployment.family.reference_detections(deployment.model, images, True)
+    found = deployment.family.detections(metadata, outputs, feeds)
+    rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
+    assert all(row.passed for row in rows), rows
+    assert min(row.matched for row in rows) >= 25
+    assert all(row.worst_iou >= 0.995 and row.worst_score <= 1e-4 for row in rows), rows
+
+
+@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('form', ['raw', 'full'])
+def test_a_dynamic_file_equals_mmdet_at_sizes_and_batches_it_never_saw(models, files, name, form):
+    deployment, path = models(name), files(name, form=form, dynamic=True)
+    for images in (
+        [prepared(deployment, 1, (160, 128))],
+        [prepared(deployment, index, (96, 192)) for index in (2, 1)],
+    ):
+        metadata, feeds, outputs = run(deployment, path, images)
+        if form == 'raw':
+            check_tensors(deployment, metadata, feeds, outputs)
+        check_instances(deployment, metadata, feeds, outputs, images)
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_the_fork_layout_has_the_forks_outputs_in_its_order(models, files, name):
+    deployment, images = models(name), [prepared(models(name), 1)]
+    metadata, feeds, outputs = run(deployment, files(name, form='raw', layout='fork'), images)
+    check_tensors(deployment, metadata, feeds, outputs)
+    check_instances(deployment, metadata, feeds, outputs, images)
+    levels = range(5)
+    wanted = {
+        'solov2': ['cate_pred', 'kernel_pred', 'seg_pred'],
+        'solov2_light_dcn': [
+            *(f'cate_pred_{level}' for level in levels),
+            *(f'kernel_pred_{level}' for level in levels),
+            'seg_pred',
+        ],
+        'solo': [f'{kind}_{level}' for kind in ('seg_preds', 'cate_pred') for level in levels],
+    }
+    decoupled = [f'{kind}_{level}' for kind in ('seg_preds_x', 'seg_preds_y', 'cate_pred') for level in levels]
+    assert list(outputs) == wanted.get(name, decoupled)
+    cells = 20**2 + 16**2 + 12**2 + 8**2 + 6**2
+    if name == 'solov2':
+        height, width = TRACED
+        shapes = [(cells, 5), (cells, 24), (1, 24, height // 4, width // 4)]
+        assert [array.shape for array in outputs.values()] == shapes
+    else:
+        assert outputs['cate_pred_0'].shape == (1, 20, 20, 5)
