@@ -70,17 +70,15 @@ def fill_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarr
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     old = {key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()}
     state = weights(old, prefix)
-    tensors = {
-        key: torch.from_numpy(np.ascontiguousarray(array.transpose(4, 0, 1, 2, 3)))
-        if array.ndim == 5
-        else torch.from_numpy(array)
-        for key, array in state.items()
-    }
     # not load_state_dict: spconv's own hook guesses at layouts
-    own = module.state_dict(keep_vars=True)
+    own, modules = module.state_dict(keep_vars=True), dict(module.named_modules())
     with torch.no_grad():
-        for key, tensor in tensors.items():
-            own[key].copy_(tensor)
+        for key, array in state.items():
+            if array.ndim == 5 and modules[key.rpartition('.')[0]].conv1x1:
+                array = array.reshape(own[key].shape)  # spconv reads its memory as (I, O)
+            elif array.ndim == 5:
+                array = np.ascontiguousarray(array.transpose(4, 0, 1, 2, 3))
+            own[key].copy_(torch.from_numpy(array))
     return state
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,7 +98,7 @@ def _trace(
 ) -> SparseGraph:
     device = _device(module)
     tensors = torch.from_numpy(features).to(device), torch.from_numpy(coordinates).to(device)
-    recorder = Recorder(tensors[0], shape, order)
+    recorder = Recorder(*tensors, shape, order)
     with compat.single_thread(), torch.no_grad(), evaluating(module), _watched(module, recorder):
         result = (call or _caller(module, shape))(module, *tensors)
         output, output_shape = _finish(recorder, result)
@@ -142,8 +141,7 @@ def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
         original = SparseConvTensor.dense
 
         def dense(tensor: SparseConvTensor, channels_first: bool = True) -> torch.Tensor:
-            with recorder.silent(), warnings.catch_warnings():
-                warnings.filterwarnings('ignore', 'Using a non-tuple sequence', UserWarning)  # spconv's own
+            with recorder.silent():
                 result = original(tensor, channels_first)
             recorder.dense(tensor, channels_first, result)
             return result
@@ -156,7 +154,7 @@ def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
 def _voxels(
     coordinates: np.ndarray, features: np.ndarray | None, shape: Triple, in_channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    coordinates = np.ascontiguousarray(coordinates, np.int32)
+    coordinates = np.array(coordinates, np.int32, order='C')  # copies: a module may write to its inputs
     if coordinates.ndim != 2 or coordinates.shape[1] != 4 or not len(coordinates):
         raise UsageError(f'coordinates have the shape {coordinates.shape}; expected (N, 4), N above 0')
     outside = (coordinates < 0) | (coordinates >= np.array([1, *shape]))
@@ -165,7 +163,7 @@ def _voxels(
         raise UsageError(f'coordinates: {row} is outside the grid {[1, *shape]} (sample, then axes)')
     if features is None:
         features = np.zeros((len(coordinates), in_channels), np.float32)
-    features = np.ascontiguousarray(features, np.float32)
+    features = np.array(features, np.float32, order='C')
     if features.shape != (len(coordinates), in_channels):
         raise UsageError(
             f'features have the shape {features.shape}; expected {(len(coordinates), in_channels)}'

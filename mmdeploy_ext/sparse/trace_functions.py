@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     Say = Callable[[Recorder, Callable, tuple, dict, Any], 'Value']
 
-PROBE = (2, 3, 5, 7, 11)
-"""Sizes of a tensor of rank up to 5, all different: its shape tells the order of its axes."""
+PROBE = (2, 3, 5, 7, 11, 13, 17, 19)
+"""Sizes of a tensor of rank up to 8, all different: its shape tells the order of its axes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _permutation(
     value = recorder.lookup(args[0])
     if value.sparse:
         raise CannotSayError(f'{func.__name__} of features on sites')
-    probe = func(torch.empty(PROBE[: args[0].ndim]), *args[1:], **kwargs)
+    probe = func(torch.empty(PROBE[: args[0].ndim], device='meta'), *args[1:], **kwargs)
     dims = tuple(PROBE.index(size) for size in probe.shape)
     if dims == tuple(range(len(dims))):
         return value
@@ -167,6 +167,7 @@ HANDLERS: dict[str, Say] = (
             'type_as',
             'cpu',
             'cuda',
+            'requires_grad',
         ],
         _same,
     )

@@ -42,7 +42,9 @@ class Recorder:
         order: axis order of the coordinates.
     """
 
-    def __init__(self, features: torch.Tensor, spatial_shape: Triple, order: str) -> None:
+    def __init__(
+        self, features: torch.Tensor, coordinates: torch.Tensor, spatial_shape: Triple, order: str
+    ) -> None:
         self.nodes: list[Node] = []
         self.order = order
         self._shape = list(spatial_shape)
@@ -51,6 +53,7 @@ class Recorder:
         self._path: list[str] = []
         self._silence = 0
         self._uncounted: list[ConvolutionModule] = []
+        self._sites = {'0': (coordinates.clone(), self._shape)}
         self._bind(features, Value('0', sparse=True))
 
     # ---- tensors
@@ -82,6 +85,8 @@ class Recorder:
         output = f't{len(self.nodes)}'
         module = fields.pop('module', self.path)
         names = tuple(value.name for value in inputs)
+        if sparse and node_type is not SparseConvolution:
+            self._sites[output] = self._sites[names[0]]
         self.nodes.append(node_type(name=output, module=module, inputs=names, output=output, **fields))
         return Value(output, sparse=sparse)
 
@@ -219,7 +224,8 @@ class Recorder:
         self._silence -= 1
         source = _convolution_input(path, args, kwargs)
         value = self._value(source.features)
-        problem = value.problem or _batch_problem(path, source) or _convolution_problem(path, module)
+        problem = value.problem or _convolution_problem(path, module)
+        problem = problem or self._sites_problem(path, source, value)
         if problem:
             value = Value('', problem=problem)
         elif not len(result.features):
@@ -235,8 +241,21 @@ class Recorder:
                 output_rows=len(result.features),
             )
             value = self.add(SparseConvolution, (value,), True, **fields)
+            self._sites[value.name] = (result.indices.clone(), list(result.spatial_shape))
         self._path.pop()
         self._bind(result.features, value)
+
+    def _sites_problem(self, path: str, tensor: SparseConvTensor, value: Value) -> str:
+        """Return what is wrong with the sites of a sparse tensor whose features are `value`, or ''."""
+        if tensor.batch_size != 1:
+            return f'{path}: works on {tensor.batch_size} samples; the dialect knows one'
+        indices, shape = self._sites[value.name]
+        if torch.equal(indices, tensor.indices) and shape == tensor.spatial_shape:
+            return ''
+        return (
+            f'{path}: its features and its coordinates do not belong together; the dialect cannot '
+            f'move sites or change their grid between convolutions'
+        )
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
         """Record `SparseConvTensor.dense`."""
@@ -246,7 +265,7 @@ class Recorder:
         value = self._value(tensor.features)
         if value is None:
             return
-        problem = value.problem or _batch_problem(where, tensor)
+        problem = value.problem or self._sites_problem(where, tensor, value)
         if problem:
             self._bind(result, Value('', problem=problem))
             return
@@ -310,12 +329,6 @@ def _convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor
             f'{path}: is called with more than one sparse tensor; expected one SparseConvTensor'
         )
     return values[0]
-
-
-def _batch_problem(path: str, tensor: SparseConvTensor) -> str:
-    if tensor.batch_size == 1:
-        return ''
-    return f'{path}: works on {tensor.batch_size} samples; the dialect knows one'
 
 
 def _convolution_problem(path: str, module: ConvolutionModule) -> str:

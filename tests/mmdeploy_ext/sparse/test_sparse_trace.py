@@ -193,6 +193,7 @@ def test_dilation_inverse_convolution_and_fused_activation():
         lambda a, b: a.add_(b),
         lambda a, b: a.__iadd__(b),
         lambda a, b: a.contiguous().clone() + b,
+        lambda a, b: a.data + b.requires_grad_(),
         lambda a, b: a.__radd__(b),
     ],
 )
@@ -269,6 +270,15 @@ def test_a_clone_keeps_what_it_was_before_relu_in_place():
     ('tail', 'expected'),
     [
         (lambda d: d.flatten(1, 2), ['Reshape']),
+        (
+            lambda d: (
+                d.unflatten(3, (2, -1))
+                .permute(0, 1, 2, 4, 3, 5)
+                .permute(0, 1, 2, 4, 3, 5)
+                .reshape(1, -1, 24, 24)
+            ),
+            ['Reshape', 'Transpose', 'Transpose', 'Reshape'],
+        ),
         (lambda d: d.contiguous().view(1, -1, *d.shape[3:]), ['Reshape']),
         (lambda d: d.reshape(d.shape[0], d.shape[1] * d.shape[2], d.shape[3], d.shape[4]), ['Reshape']),
         (lambda d: d.permute(0, 1, 2, 3, 4).flatten(1, 2), ['Reshape']),
@@ -479,6 +489,33 @@ def test_adding_other_sites_is_refused():
         traced(model)
 
 
+def moved(x):
+    x = x.replace_feature(x.features)
+    x.indices = x.indices[:, [0, 1, 3, 2]].contiguous()
+    return x
+
+
+def moved_in_place(x):
+    x.indices[:, 1] = 0
+    return x
+
+
+def on_a_larger_grid(x):
+    x = x.replace_feature(x.features)
+    x.spatial_shape = [16, 24, 24]
+    return x
+
+
+@pytest.mark.parametrize('change', [moved, moved_in_place, on_a_larger_grid])
+def test_sites_that_are_moved_between_convolutions_are_refused(change):
+    features, coordinates = scn_nets.sweep(GRID, 20, 4)
+    for last in (lambda self, x: self.conv2(x), lambda self, x: x.dense().flatten(1, 2)):
+        model = Calls(lambda self, x, last=last: last(self, change(self.conv(x))))
+        model.conv2.indice_key = None
+        with pytest.raises(ExportError, match='do not belong together'):
+            traced(model, coordinates=coordinates, features=features)
+
+
 def test_two_dimensions_are_refused():
     model = SparseSequential(spconv.SubMConv2d(4, 4, 3, bias=False))
     with pytest.raises(ExportError, match='0: SubMConv2d has 2 dimensions'):
@@ -538,6 +575,20 @@ def test_wrong_inputs_are_refused_by_name():
         traced(model, coordinates=np.zeros((0, 4)))
     with pytest.raises(UsageError, match='order'):
         traced(model, order='yxz')
+
+
+def test_the_callers_arrays_are_not_written_to():
+    def function(self, x):
+        x.indices[:, 1] = 0
+        x.features.relu_()
+        return self.conv(x)
+
+    features, coordinates = scn_nets.sweep(GRID, 20, 4)
+    kept = features.copy(), coordinates.copy()
+    with pytest.raises(ExportError, match='do not belong together'):
+        traced(Calls(function), coordinates=coordinates, features=features)
+    assert np.array_equal(features, kept[0])
+    assert np.array_equal(coordinates, kept[1])
 
 
 def test_a_grid_that_is_not_the_modules_is_refused():
