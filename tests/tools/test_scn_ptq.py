@@ -1,0 +1,146 @@
+"""scn_ptq.py: calibration, reuse of edited ranges, fidelity, and what is refused with one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import toy_scn_family
+from mmdeploy_ext.apps.scn_ptq_app import main
+from mmdeploy_ext.quantize.ranges import Ranges
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return toy_scn_family.write_model(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(scope='module')
+def sweeps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sweeps')
+    for seed in range(3):
+        points = np.random.default_rng(seed).uniform((-12, -12, -4, 0, 0), (12, 12, 4, 1, 0.5), (4000, 5))
+        points.astype(np.float32).tofile(folder / f'{seed}.bin')
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def ranges(model, sweeps, tmp_path_factory):
+    path = tmp_path_factory.mktemp('ranges') / 'ranges.json'
+    assert main(toy_scn_family.register, [*model, '--calibrate', sweeps, '--output', str(path)]) == 0
+    return path
+
+
+def call(*arguments):
+    return main(toy_scn_family.register, [str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """Exit status and the one line on stderr that begins with `error:`."""
+    capsys.readouterr()
+    status = call(*arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
+    assert len(lines) == 1
+    return status, lines[0]
+
+
+def test_ranges_are_written_whole(ranges):
+    read = Ranges.load(ranges)
+    assert (read.calibrator, read.batches) == ('mse', 3)
+    assert len(read.nodes) == 29
+    assert len(read.checkpoint_sha256) == 64
+
+
+def test_batches_and_method_are_taken(model, sweeps, tmp_path):
+    path = tmp_path / 'ranges.json'
+    options = ['--method', 'percentile', '--percentile', 99, '--add-method', 'max', '--batches', 1]
+    assert call(*model, '--calibrate', sweeps, *options, '--fp16-ranges', '--output', path) == 0
+    read = Ranges.load(path)
+    assert (read.calibrator, read.batches) == ('percentile 99 (additions: max)', 1)
+    assert read == read.half()
+
+
+def test_edited_ranges_are_used_and_the_damage_is_found(model, sweeps, ranges, tmp_path, capsys):
+    content = json.loads(ranges.read_text())
+    content['nodes']['conv5']['input_amax'] /= 30
+    edited = tmp_path / 'edited.json'
+    edited.write_text(json.dumps(content))
+    options = ['--fidelity', sweeps, '--fidelity-batches', 1, '--target', 0.98]
+    files = ['--json', tmp_path / 'found.json', '--draw', tmp_path / 'found.png']
+    assert call(*model, '--ranges', edited, *options, *files) == 0
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['keep_fp16'][0]['name'] == 'conv5'
+    assert (tmp_path / 'found.png').stat().st_size > 10_000
+    out = capsys.readouterr().out
+    assert next(line for line in out.splitlines() if 'conv' in line).split()[0] == 'conv5'
+    assert 'Keep in fp16, cosine after each: conv5' in out
+
+
+def test_layers_can_stay_fp16(model, sweeps, ranges, tmp_path):
+    path = tmp_path / 'found.json'
+    options = ['--fidelity', sweeps, '--fidelity-batches', 1, '--no-advice', '--json', path]
+    assert call(*model, '--ranges', ranges, *options, '--fp16-layers', '*') == 0
+    found = json.loads(path.read_text())
+    assert found['int8'] == found['fp16']
+    assert found['fp16']['error'] < 1e-2
+
+
+def test_what_is_refused_before_the_weights_load(model, sweeps, ranges, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    cases = {
+        'nothing to do': [],
+        '--calibrate makes ranges and --ranges reads them': ['--calibrate', sweeps, '--ranges', ranges],
+        'no such file or folder': ['--calibrate', tmp_path / 'none'],
+        'has no sweep': ['--calibrate', tmp_path / 'empty'],
+        'say on which sweeps': ['--ranges', ranges, '--fidelity'],
+        '--draw and --json show': ['--calibrate', sweeps, '--draw', tmp_path / 'a.png'],
+        'percentile 101': ['--calibrate', sweeps, '--percentile', 101],
+        '--batches -1': ['--calibrate', sweeps, '--batches', -1],
+        'is a folder': ['--calibrate', sweeps, '--output', tmp_path],
+        'no such file': ['--ranges', tmp_path / 'none.json', '--fidelity', sweeps],
+    }
+    for message, arguments in cases.items():
+        status, line = refused(capsys, model[0], tmp_path / 'no.pth', *arguments)
+        assert status == 2
+        assert message in line, line
+
+
+def test_a_torn_sweep_is_named_and_nothing_is_written(model, tmp_path, capsys):
+    (tmp_path / 'sweeps').mkdir()
+    (tmp_path / 'sweeps/torn.bin').write_bytes(b'1234567')
+    output = tmp_path / 'ranges.json'
+    status, line = refused(capsys, *model, '--calibrate', tmp_path / 'sweeps', '--output', output)
+    assert status == 1
+    assert 'torn.bin: has 7 bytes' in line
+    assert not list(tmp_path.glob('*ranges*'))
+
+
+def test_ranges_of_another_network_are_refused(ranges, sweeps, tmp_path, capsys):
+    other = toy_scn_family.write_model(tmp_path, 'second')
+    status, line = refused(capsys, *other, '--ranges', ranges, '--fidelity', sweeps)
+    assert status == 1
+    assert 'ranges.json' in line
+
+
+def test_a_checkpoint_without_ranges_says_what_to_do(model, sweeps, capsys):
+    status, line = refused(capsys, *model, '--fidelity', sweeps)
+    assert status == 1
+    assert 'has no ranges; give --calibrate DIR|INFOS or --ranges FILE' in line
+
+
+def test_ranges_of_a_quantised_checkpoint_need_no_calibration(model, sweeps, ranges, tmp_path):
+    content = torch.load(model[1], weights_only=True)
+    found = Ranges.load(ranges)
+    for node in found.nodes.values():
+        path = f'{node.module}.quant_add' if node.weight_amax is None else node.module
+        content['state_dict'][f'{path}._input_quantizer._amax'] = torch.tensor(node.input_amax)
+        if node.weight_amax is not None:
+            amax = torch.tensor(node.weight_amax).reshape(1, 1, 1, 1, -1)
+            content['state_dict'][f'{path}._weight_quantizer._amax'] = amax
+    torch.save(content, tmp_path / 'ptq.pth')
+    output = tmp_path / 'ranges.json'
+    assert call(model[0], tmp_path / 'ptq.pth', '--output', output) == 0
+    read = Ranges.load(output)
+    assert read.calibrator == 'checkpoint'
+    assert read.nodes == found.nodes
