@@ -54,8 +54,10 @@ def save(content, tmp_path, name='weights.pth', **options):
 
 
 @pytest.mark.parametrize('net', NETS)
-@pytest.mark.parametrize('layout', layouts.LAYOUTS)
-@pytest.mark.parametrize('form', ['bare', 'mmcv', 'wrapped'])
+@pytest.mark.parametrize(
+    ('layout', 'form'),
+    [*((layout, 'mmcv') for layout in layouts.LAYOUTS), ('spconv1', 'bare'), ('spconv2', 'wrapped')],
+)
 def test_every_form_and_layout_loads_the_same_weights(net, layout, form, tmp_path):
     module, state = filled(net)
     prefix = PREFIXES[net] if form != 'bare' else ''
