@@ -41,8 +41,8 @@ def grid_size(
         count = (high - low) / size
         if abs(count - round(count)) > 1e-3:
             raise ConfigError(
-                f'{where}: point_cloud_range along {axis}, {low} to {high} m, is {count:.3f} voxels of {size} '
-                f'm (voxel_size); expected a whole number'
+                f'{where}: point_cloud_range along {axis}, {low} to {high} m, is {count:.3f} voxels of '
+                f'{size} m (voxel_size); expected a whole number'
             )
         cells.append(round(count))
     return tuple(cells)
