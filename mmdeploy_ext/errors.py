@@ -37,12 +37,12 @@ class ImageError(UsageError):
     """An image that cannot be read."""
 
 
-class PointsError(UsageError):
-    """A sweep of points, or voxels of one, that a network cannot take."""
-
-
 class DataError(UsageError):
     """A data set that is empty, or whose annotation file is missing."""
+
+
+class PointsError(DataError):
+    """A sweep of points, or voxels of one, that a network cannot take."""
 
 
 class ModelFileError(UsageError):

@@ -1,4 +1,4 @@
-"""Sparse graphs built by hand, without a module to trace: BEVFusion's encoder at any grid and width, seeded."""
+"""Sparse graphs built by hand, with no module to trace: BEVFusion's encoder at any grid and width."""
 
 import numpy as np
 
@@ -24,9 +24,11 @@ EPS = 1e-3
 
 
 def bevfusion(grid=GRID, widths=(8, 8, 16, 16), out_channels=16, prefix=PREFIX, folded=True):
-    """BEVFusion's encoder in xyz: conv_input, four stages of two blocks, three strided convolutions, conv_out.
+    """BEVFusion's encoder in xyz: conv_input, four stages of two blocks, three strided convolutions,
+    conv_out.
 
-    With FULL_GRID, widths (16, 32, 64, 128) and out_channels 128 it is the goldens' network, weights included.
+    With FULL_GRID, widths (16, 32, 64, 128) and out_channels 128 it is the goldens' network, weights
+    included.
     """
     builder = Builder(grid, prefix)
     builder.convolution('conv_input.0', 'conv_input.1', 5, widths[0])
@@ -37,10 +39,21 @@ def bevfusion(grid=GRID, widths=(8, 8, 16, 16), out_channels=16, prefix=PREFIX, 
             builder.block(f'{path}.{block}', width)
         if stage < 3:
             builder.convolution(
-                f'{path}.2.0', f'{path}.2.1', width, widths[stage + 1], stride=(2, 2, 2), padding=paddings[stage]
+                f'{path}.2.0',
+                f'{path}.2.1',
+                width,
+                widths[stage + 1],
+                stride=(2, 2, 2),
+                padding=paddings[stage],
             )
     builder.convolution(
-        'conv_out.0', 'conv_out.1', widths[3], out_channels, kernel=(1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 0)
+        'conv_out.0',
+        'conv_out.1',
+        widths[3],
+        out_channels,
+        kernel=(1, 1, 3),
+        stride=(1, 1, 2),
+        padding=(0, 0, 0),
     )
     graph = builder.dense(out_channels)
     return fold(graph, 'fp32') if folded else graph
@@ -80,16 +93,37 @@ class Builder:
         state = seeded.weights({f'{path}.{name}': shape for name, shape in shapes.items()}, self.prefix)
         return [state[f'{path}.{name}'] for name in shapes]
 
-    def convolution(self, path, norm, inputs, outputs, kernel=(3, 3, 3), stride=None, padding=(1, 1, 1),
-                    dilation=(1, 1, 1), relu=True):
+    def convolution(
+        self,
+        path,
+        norm,
+        inputs,
+        outputs,
+        kernel=(3, 3, 3),
+        stride=None,
+        padding=(1, 1, 1),
+        dilation=(1, 1, 1),
+        relu=True,
+    ):
         """A strided convolution where a stride is given, else a submanifold one; then norm and ReLU."""
         (weight,) = self.parameters(path, weight=(*kernel, inputs, outputs))
         before, subm = self.shape, stride is None
         if not subm:
             self.shape = dense_output_shape(before, kernel, stride, padding, dilation)
         self.add(
-            SparseConvolution, path, (self.tensor,), np.ascontiguousarray(weight.transpose(4, 0, 1, 2, 3)), None,
-            kernel, stride or (1, 1, 1), padding, dilation, (0, 0, 0), subm, before, self.shape
+            SparseConvolution,
+            path,
+            (self.tensor,),
+            np.ascontiguousarray(weight.transpose(4, 0, 1, 2, 3)),
+            None,
+            kernel,
+            stride or (1, 1, 1),
+            padding,
+            dilation,
+            (0, 0, 0),
+            subm,
+            before,
+            self.shape,
         )
         if norm:
             names = dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), (outputs,))
@@ -116,7 +150,9 @@ class Builder:
     def graph(self, output_shape):
         """What was built so far."""
         return renumber(
-            SparseGraph(tuple(self.nodes), 'xyz', self.grid, self.in_channels, self.tensor, tuple(output_shape))
+            SparseGraph(
+                tuple(self.nodes), 'xyz', self.grid, self.in_channels, self.tensor, tuple(output_shape)
+            )
         )
 
 
@@ -134,7 +170,7 @@ def voxels(grid=GRID, rows=200, seed=0, channels=5):
 
 
 def golden(name):
-    """Features (N, 5) float32 and coordinates (N, 4) int32 of a golden input, or None when it is not there."""
+    """Features (N, 5) float32, coordinates (N, 4) int32 of a golden input, or None where it is not."""
     from pathlib import Path
 
     path = Path(__file__).resolve().parents[2] / 'shared/golden/scn/numeric' / f'{name}.npz'

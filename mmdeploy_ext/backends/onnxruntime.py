@@ -91,6 +91,12 @@ class OnnxRuntimeBackend(Backend):
 
     def activate(self) -> None:
         """Open the session and read the file's metadata."""
+        self.open_session()
+        self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
+        self.spec = self.metadata.spec
+
+    def open_session(self) -> None:
+        """Open the session, whatever the file's metadata says."""
         import os
 
         import onnxruntime
@@ -108,8 +114,6 @@ class OnnxRuntimeBackend(Backend):
         except Exception as error:
             raise ModelFileError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
-        self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
-        self.spec = self.metadata.spec
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`."""

@@ -36,8 +36,8 @@ def run(
         graph: traced or folded; float16 weights are computed with in float32.
         coordinates: (N, 4) integers, sample and axes in the graph's order, every voxel once; N may be 0.
         features: (N, C) of the voxels.
-        observe: called after every node with its name and its output: (M, C) of a sparse tensor, whose rows are
-            the sites of `rulebook.level(node.output)`.
+        observe: called after every node with its name and its output: (M, C) of a sparse tensor, whose rows
+            are the sites of `rulebook.level(node.output)`.
         transform: called before every node with the node, its inputs and its weight (None without one); gives
             the inputs and the weight to compute with: where fake quantisation comes in.
         rulebook: of these coordinates, where it is known.
@@ -82,8 +82,10 @@ def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarr
     """
     features = np.asarray(features)
     if features.shape != (rows, channels):
-        raise PointsError(f'features: got shape {features.shape}, expected ({rows}, {channels}): one row per voxel, '
-                          f'as wide as the network was exported')
+        raise PointsError(
+            f'features: got shape {features.shape}, expected ({rows}, {channels}): one row per voxel, '
+            f'as wide as the network was exported'
+        )
     features = np.ascontiguousarray(features, np.float32)
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])

@@ -5,7 +5,7 @@ gives the same arrays. numba's own threads are not used: they die in forked work
 
 Glossary: N sites, K kernel offsets; a key is the row-major index of a site in (sample, three axes).
 """
-# ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types; the docstrings give them
+# ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys s
 
 
 @njit(cache=True, nogil=True, inline='always')
-def _slot(key, slots, shift):
+def slot(key, slots, shift):
+    """Return the place of a key: its own, or the free one where it belongs. There has to be a free one."""
     mask = np.int64(slots.shape[0] - 1)
     place = np.int64((np.uint64(key) * _MIX) >> shift)
     while slots[place] != key and slots[place] != EMPTY:
@@ -29,7 +30,7 @@ def _slot(key, slots, shift):
 def fill(keys, slots, rows, shift):
     """Put every key into the hash with its row; return the first row whose key is there already, or -1."""
     for row in range(keys.shape[0]):
-        place = _slot(keys[row], slots, shift)
+        place = slot(keys[row], slots, shift)
         if slots[place] == keys[row]:
             return row
         slots[place] = keys[row]
@@ -47,7 +48,7 @@ def neighbours(sites, shape, steps, slots, rows, shift, table):
             row = none
             if 0 <= a < shape[0] and 0 <= b < shape[1] and 0 <= c < shape[2]:
                 key = ((sites[i, 0] * shape[0] + a) * shape[1] + b) * shape[2] + c
-                place = _slot(key, slots, shift)
+                place = slot(key, slots, shift)
                 if slots[place] == key:
                     row = rows[place]
             table[k, i] = row
@@ -85,7 +86,7 @@ def reached_keys(sites, shape, axes, slots, shift, keys):
                     if c < 0:
                         continue
                     key = ((sites[i, 0] * shape[0] + a) * shape[1] + b) * shape[2] + c
-                    place = _slot(key, slots, shift)
+                    place = slot(key, slots, shift)
                     if slots[place] != key:
                         if n == keys.shape[0]:
                             return -1
@@ -97,7 +98,7 @@ def reached_keys(sites, shape, axes, slots, shift, keys):
 
 @njit(cache=True, nogil=True)
 def reach(sites, shape, axes, offsets, slots, rows, shift, table):
-    """Write every input row into table (K, M) at the output row that it reaches by each offset, N elsewhere."""
+    """Write every input row into table (K, M) at the output row that it reaches by each offset, else N."""
     for k in range(offsets.shape[0]):
         table[k] = sites.shape[0]
         first, second, third = axes[0][offsets[k, 0]], axes[1][offsets[k, 1]], axes[2][offsets[k, 2]]
@@ -105,4 +106,4 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
             a, b, c = first[sites[i, 1]], second[sites[i, 2]], third[sites[i, 3]]
             if (a | b | c) >= 0:
                 key = ((sites[i, 0] * shape[0] + a) * shape[1] + b) * shape[2] + c
-                table[k, rows[_slot(key, slots, shift)]] = i
+                table[k, rows[slot(key, slots, shift)]] = i

@@ -79,7 +79,9 @@ class Plan:
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
         """Rebuild from `to_json`; also after a round through JSON text."""
         tables = [Table(**{key: _plain(value) for key, value in item.items()}) for item in content['tables']]
-        scatters = [Scatter(**{key: _plain(value) for key, value in item.items()}) for item in content['scatters']]
+        scatters = [
+            Scatter(**{key: _plain(value) for key, value in item.items()}) for item in content['scatters']
+        ]
         return cls(
             spatial_shape=tuple(content['spatial_shape']),
             tables=tuple(tables),
@@ -103,8 +105,8 @@ def plan_of(graph: SparseGraph) -> Plan:
         graph: traced, with its batch normalisation folded or not.
 
     Raises:
-        ExportError: a node that has no rulebook here (inverse, transposed or grouped convolution, even submanifold
-            kernel), sites that do not fit together, or shapes that the geometry does not give.
+        ExportError: a node that has no rulebook here (inverse, transposed or grouped convolution, even
+            submanifold kernel), sites that do not fit together, or shapes that the geometry does not give.
     """
     return _Planner(graph).plan()
 
@@ -119,14 +121,19 @@ class _Planner:
 
     def plan(self) -> Plan:
         rules = {
-            ir.SparseConvolution: self._convolution, ir.Add: self._same, ir.Relu: self._same,
-            ir.BatchNorm: self._same, ir.ScatterDense: self._scatter,
+            ir.SparseConvolution: self._convolution,
+            ir.Add: self._same,
+            ir.Relu: self._same,
+            ir.BatchNorm: self._same,
+            ir.ScatterDense: self._scatter,
         }
         for node in self.graph.nodes:
             if type(node) in rules:
                 rules[type(node)](node)
             elif any(tensor in self.level_of for tensor in node.inputs):
-                raise ExportError(f'{_where(node)}: {node.op_type} of a sparse tensor; expected it after ScatterDense')
+                raise ExportError(
+                    f'{_where(node)}: {node.op_type} of a sparse tensor; expected it after ScatterDense'
+                )
         return Plan(
             self.shapes[0], tuple(self.tables.values()), tuple(self.scatters), self.level_of, self.table_of
         )
@@ -134,7 +141,9 @@ class _Planner:
     def _level(self, node: ir.Node) -> int:
         for tensor in node.inputs:
             if tensor not in self.level_of:
-                raise ExportError(f'{_where(node)}: its input {tensor!r} is not a sparse tensor of a node before it')
+                raise ExportError(
+                    f'{_where(node)}: its input {tensor!r} is not a sparse tensor of a node before it'
+                )
         levels = {self.level_of[tensor] for tensor in node.inputs}
         if len(levels) != 1:
             raise ExportError(f'{_where(node)}: its inputs {node.inputs} are on different sites')
@@ -158,8 +167,10 @@ class _Planner:
         expected = self.shapes[level], self.shapes[table.level_out]
         given = tuple(node.input_spatial_shape), tuple(node.output_spatial_shape)
         if given != expected:
-            raise ExportError(f'{_where(node)}: says grids {given[0]} -> {given[1]}; its geometry gives '
-                              f'{expected[0]} -> {expected[1]}')
+            raise ExportError(
+                f'{_where(node)}: says grids {given[0]} -> {given[1]}; its geometry gives '
+                f'{expected[0]} -> {expected[1]}'
+            )
 
     def _table(self, node: ir.SparseConvolution, key: tuple) -> Table:
         taken = {table.name for table in self.tables.values()}
@@ -173,8 +184,9 @@ class _Planner:
     def _scatter(self, node: ir.ScatterDense) -> None:
         level = self._level(node)
         if tuple(node.spatial_shape) != self.shapes[level]:
-            raise ExportError(f'{_where(node)}: says a grid of {node.spatial_shape}; its sites are in '
-                              f'{self.shapes[level]}')
+            raise ExportError(
+                f'{_where(node)}: says a grid of {node.spatial_shape}; its sites are in {self.shapes[level]}'
+            )
         self.scatters.append(Scatter(node.name, level, _written_axes(self.graph, node)))
 
 
@@ -184,7 +196,9 @@ def keeps_sites(node: ir.SparseConvolution) -> bool:
     return node.subm or pointwise
 
 
-def dense_output_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple, dilation: Triple) -> Triple:
+def dense_output_shape(
+    shape: Triple, kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
+) -> Triple:
     """Return the grid after a convolution, as for a dense one."""
     sizes = zip(shape, kernel, stride, padding, dilation, strict=True)
     return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in sizes)
@@ -211,8 +225,10 @@ def _refuse(node: ir.SparseConvolution) -> None:
     if wrong:
         raise ExportError(f'{_where(node)}: is {wrong}, which has no rulebook here')
     if node.weight.ndim != 5 or tuple(node.weight.shape[1:4]) != tuple(node.kernel_size):
-        raise ExportError(f'{_where(node)}: weight {np.shape(node.weight)} for kernel {node.kernel_size}; expected '
-                          f'(O, k0, k1, k2, I)')
+        raise ExportError(
+            f'{_where(node)}: weight {np.shape(node.weight)} for kernel {node.kernel_size}; expected '
+            f'(O, k0, k1, k2, I)'
+        )
 
 
 def _where(node: ir.Node) -> str:

@@ -1,26 +1,26 @@
 """A sparse graph as ONNX of standard operators, for engines that know no sparse convolution. Needs no torch.
 
 Coordinates never enter the graph: `rulebook.build` turns them into lists of rows, which are inputs beside the
-voxel features; a row of zeros behind the last one stands for a missing neighbour. Two forms:
+voxel features; a row of zeros behind the last stands for a missing neighbour. Two forms:
 
 'buckets' (default): output rows sorted by which neighbours they have (`sparse/buckets.py`). Per bucket: Gather
-rows, Gather the weights of its offsets, MatMul; per group of nine offsets: Concat the buckets, Gather them into
-the order of the sites; Add the groups. ONNX Runtime and OpenVINO run it.
+rows, Reshape, MatMul by the weights of its offsets; per group of nine offsets: Concat the buckets, Gather
+them into the order of the sites; Add the groups. ONNX Runtime and OpenVINO run it.
 
-'tables': output-major neighbour tables (M, K): Gather, Reshape, Gemm, in groups of at most GROUP_COLUMNS columns.
-It multiplies half to nine tenths of zeros, but needs no Split by lengths that are known at run time, which
+'tables': output-major neighbour tables (M, K): Gather, Reshape, Gemm, GROUP_COLUMNS columns at once. It multiplies half to nine tenths of zeros, but needs no Split by lengths that are known at run time, which
 TensorRT has not.
 
-Why 'buckets' is the rule for every layer. Measured on ONNX Runtime 1.31, one thread, the goldens' sweep, ms per
-submanifold convolution of 16 / 32 / 64 / 128 channels: tables 9.7 / 28 / 54 / 107; existing pairs only, one MatMul
-and ScatterND(add) per offset, 2.3 / 15 / 34 / 64, of it a fifth in ScatterND, which copies its data and does not
-use a second thread; buckets 2.3 / 11.5 / 26 / 58.
+Why 'buckets' is the rule for every layer. Measured on ONNX Runtime 1.31, one thread, the goldens' sweep, ms
+per submanifold convolution of 16 / 32 / 64 / 128 channels: tables 9.7 / 28 / 54 / 107; existing pairs only,
+one MatMul and ScatterND(add) per offset, 2.3 / 15 / 34 / 64, of it a fifth in ScatterND, which copies its
+data and does not use a second thread; buckets 2.3 / 11.4 / 26 / 59.
 
 Glossary: N voxels, M output sites, K kernel offsets, I and O channels, G groups and B buckets of a layout.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ DEFAULT_OPSET = 17
 LEAST_OPSET = 13  # Split by lengths that are an input
 GROUP_COLUMNS = 1152  # 9 offsets of 128 channels: what 'tables' gathers at once, per output row
 VOXELS, BEV = 'voxels', 'bev'
+FACTS = 'mm2onnx.scn'
 
 
 def to_onnx(
@@ -61,22 +62,32 @@ def to_onnx(
         form: 'buckets' or 'tables'.
         opset: 13 or later.
         taps: ids of sparse tensors to give as outputs too, under their ids, for comparing layer by layer.
-        metadata: `metadata_props` of the file.
+        metadata: `metadata_props` of the file; what the runtime needs of the graph is put beside them, under
+            'mm2onnx.scn': form, order, channels, output shape and plan.
 
     Returns:
-        A model that `onnx.checker` and strict shape inference accept. Inputs: 'voxels' (N, C) float32 and what
-        `feeds` returns. Output: 'bev' (1, C, H, W) float32.
+        A model that `onnx.checker` and strict shape inference accept. Inputs: 'voxels' (N, C) float32 and
+        what `feeds` returns. Output: 'bev' (1, C, H, W) float32.
 
     Raises:
         UsageError: an unknown form, or an opset before 13.
-        ExportError: a graph that is not folded, or without a rulebook (`plan_of`), or a tap that is not sparse.
+        ExportError: a graph that is not folded, or without a rulebook (`plan_of`), or a tap that is not
+            sparse.
     """
     if form not in FORMS:
         raise UsageError(f'form={form!r} is unknown; expected one of {", ".join(FORMS)}')
     if opset < LEAST_OPSET:
         raise UsageError(f'opset={opset}: the portable form needs opset {LEAST_OPSET} or later')
-    model = _Writer(graph, form, taps).model(opset)
-    helper.set_model_props(model, dict(metadata or {}))
+    writer = _Writer(graph, form, taps)
+    model = writer.model(opset)
+    facts = dict(
+        form=form,
+        order=graph.order,
+        in_channels=graph.in_channels,
+        output_shape=list(graph.output_shape),
+        plan=writer.plan.to_json(),
+    )
+    helper.set_model_props(model, {**(metadata or {}), FACTS: json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -133,14 +144,18 @@ class _Writer:
         outputs += [self._tap(name) for name in self.taps]
         graph = helper.make_graph(self.nodes, 'scn', self.inputs, outputs, list(self.initializers.values()))
         return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8 if opset < 19 else 9,
-            producer_name='mm2onnx'
+            graph,
+            opset_imports=[helper.make_opsetid('', opset)],
+            ir_version=8 if opset < 19 else 9,
+            producer_name='mm2onnx',
         )
 
     def _tap(self, name: str) -> onnx.ValueInfoProto:
         if name not in self.plan.level_of or name == '0':
-            raise ExportError(f'tap {name!r} is not a sparse tensor of the graph; it has '
-                              f'{", ".join(key for key in self.plan.level_of if key != "0")}')
+            raise ExportError(
+                f'tap {name!r} is not a sparse tensor of the graph; it has '
+                f'{", ".join(key for key in self.plan.level_of if key != "0")}'
+            )
         level = f'M{self.plan.level_of[name]}'
         self.op('Identity', [self._sites(self.tensors[name])], name)
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [level, self.channels[name]])
@@ -230,7 +245,9 @@ class _Writer:
         elif isinstance(node, ir.Reshape):
             self.op('Reshape', [inputs[0], self.integers(*node.dims)], name)
         else:
-            raise ExportError(f'{node.name} ({node.module}): {node.op_type} has no portable form; fold the graph first')
+            raise ExportError(
+                f'{node.name} ({node.module}): {node.op_type} has no portable form; fold the graph first'
+            )
         self.tensors[node.output] = name
         self.channels[node.output] = (
             node.out_channels if isinstance(node, ir.SparseConvolution) else self.channels[node.inputs[0]]

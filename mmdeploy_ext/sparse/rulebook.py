@@ -1,6 +1,7 @@
 """Which site meets which weight: the rulebook of a sparse network, from coordinates alone. Needs no torch.
 
-Glossary: N input sites, M output sites, K = k0*k1*k2 kernel offsets in row-major order. A table says for every
+Glossary: N input sites, M output sites, K = k0*k1*k2 kernel offsets in row-major order. A table says for
+    every
 offset and output row which input row, times the weight of that offset, is added to it.
 """
 
@@ -71,14 +72,14 @@ class Level:
         Raises:
             PointsError: two rows are the same site.
         """
-        slots, shift = _empty_slots(len(self))
+        slots, shift = empty_slots(len(self))
         rows, keys = np.empty(len(slots), np.int32), self.keys
         row = lookup.fill(keys, slots, rows, shift)
         if row >= 0:
             first = int(np.flatnonzero(keys == keys[row])[0])
             raise PointsError(
-                f'coordinates: rows {first} and {row} are the same voxel {self.coordinates[row].tolist()}; expected '
-                f'every voxel once: merge the points of a voxel first (mmdeploy_ext.preprocess_points.voxelise does)'
+                f'coordinates: rows {first} and {row} are the same voxel {self.coordinates[row].tolist()}; '
+                f'expected every voxel once: merge the points of a voxel, as preprocess_points.voxelise does'
             )
         return slots, rows, shift
 
@@ -94,12 +95,12 @@ def _checked(coordinates: np.ndarray, spatial_shape: Sequence[int]) -> np.ndarra
         row = int(np.flatnonzero(((coordinates < 0) | (coordinates >= upper)).any(1))[0])
         raise PointsError(
             f'coordinates: row {row} is {coordinates[row].tolist()}, outside the grid (sample, '
-            f'{", ".join(str(size) for size in spatial_shape)}); check the axis order and the point cloud range'
+            f'{", ".join(map(str, spatial_shape))}); check the axis order and the point cloud range'
         )
     return np.ascontiguousarray(coordinates, np.int32)
 
 
-def _empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
+def empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
     """Return at least two slots per site, a power of two of them, and the shift that hashes into them."""
     bits = max(2 * sites, LEAST_SLOTS).bit_length()
     return np.full(1 << bits, lookup.EMPTY, np.int64), np.uint64(64 - bits)
@@ -125,7 +126,7 @@ class _Search:
 
 
 class _Submanifold(_Search):
-    """Offset K-1-k has the pairs of rows of offset k with the sides changed, so half of them are looked up."""
+    """Offset K-1-k has the pairs of offset k with the sides changed, so half of them are looked up."""
 
     def __init__(self, level: Level, kernel_size: Sequence[int], dilation: Sequence[int]) -> None:
         steps = (_offsets(kernel_size) - np.array(kernel_size, np.int64) // 2) * np.array(dilation, np.int64)
@@ -152,9 +153,7 @@ class _Strided(_Search):
 
     def look(self, part: slice) -> None:
         shape, offsets = self.reached.shape, self.offsets[part]
-        lookup.reach(
-            self.level.coordinates, shape, self.axes, offsets, *self.reached.hash, self.table[part]
-        )
+        lookup.reach(self.level.coordinates, shape, self.axes, offsets, *self.reached.hash, self.table[part])
 
 
 def _find(searches: Sequence[_Search], threads: int) -> list[np.ndarray]:
@@ -191,8 +190,10 @@ def _offsets(kernel_size: Sequence[int]) -> np.ndarray:
     return np.indices(tuple(kernel_size)).reshape(3, -1).T.astype(np.int64)
 
 
-def _axis_targets(size: int, target: int, kernel: int, stride: int, padding: int, dilation: int) -> np.ndarray:
-    """Return the output position that each input position reaches by each offset, (kernel, size) int32, or -1."""
+def _axis_targets(
+    size: int, target: int, kernel: int, stride: int, padding: int, dilation: int
+) -> np.ndarray:
+    """Return the output position that an input position reaches by an offset, (kernel, size), or -1."""
     reached = np.arange(size) + padding - np.arange(kernel)[:, None] * dilation
     inside = (reached >= 0) & (reached % stride == 0) & (reached // stride < target)
     return np.where(inside, reached // stride, -1).astype(np.int32)
@@ -202,7 +203,7 @@ def _reached_level(level: Level, shape: Triple, axes: tuple[np.ndarray, ...]) ->
     """Return the sites that a strided convolution reaches, in ascending order of their keys."""
     sizes, room = np.array(shape, np.int64), max(2 * len(level), LEAST_SLOTS)
     while True:
-        slots, shift = _empty_slots(room)
+        slots, shift = empty_slots(room)
         keys = np.empty(room, np.int64)
         reached = lookup.reached_keys(level.coordinates, sizes, axes, slots, shift, keys)
         if reached >= 0:
@@ -283,8 +284,8 @@ class Rulebook:
 
     Attributes:
         levels: sites of every level of the plan.
-        tables: table name -> (K, M) int32, offset by offset the input row of every output row; N, one behind the
-            last input row, says that there is none.
+        tables: table name -> (K, M) int32, offset by offset the input row of every output row; N, one behind
+            the last input row, says that there is none.
         cells: scatter node's name -> (n,) int64, where its sites are in the flattened dense grid.
         level_of: tensor id -> index of its level.
     """

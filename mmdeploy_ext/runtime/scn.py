@@ -1,0 +1,179 @@
+"""A sparse LiDAR backbone from its portable ONNX file: points or voxels in, bird's-eye view out. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.errors import InferenceError, ModelFileError, PointsError
+from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
+from mmdeploy_ext.sparse import portable
+from mmdeploy_ext.sparse.engine import checked_features
+from mmdeploy_ext.sparse.plan import Plan
+from mmdeploy_ext.sparse.rulebook import build
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnxruntime
+
+SWAPPED = [0, 3, 2, 1]
+
+
+class _Session(OnnxRuntimeBackend):
+    """A session that plans no reuse of buffers.
+
+    With lengths that are unknown before the run the planner finds no two buffers alike, and looks for them in
+    time that grows with the square of the graph: seconds. The allocator reuses memory all the same.
+    """
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = super()._options()
+        options.enable_mem_reuse = False
+        return options
+
+
+class ScnOnnx:
+    """One portable file on ONNX Runtime. Use it as a context manager, or call `close`.
+
+    Attributes:
+        order: axis order of the coordinates that the graph takes, 'xyz' or 'zyx'.
+        plan: what its rulebook has to find.
+        rule: how points become voxels; None in a file that does not say.
+        output_shape: (1, C, H, W).
+        threads: of the rulebook and of ONNX Runtime.
+        milliseconds: of the last step, by part: 'voxelise', 'rulebook', 'network'.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int = 0, spinning: str = 'never', **options: Any
+    ) -> None:
+        """Open the file.
+
+        Args:
+            path: written by `portable.to_onnx`.
+            threads: 0 takes all cores that this process may use.
+            spinning: as of `OnnxRuntimeBackend`; threads that wait do not keep their cores busy here, since
+                the rulebook of the next sweep needs them.
+            options: others of `OnnxRuntimeBackend`: `providers`, `graph_optimization`, `profile_prefix`.
+
+        Raises:
+            ModelFileError: missing, corrupt, or not a portable sparse backbone.
+            EngineError: a provider that is not there.
+        """
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.session = _Session(str(path), threads=self.threads, spinning=spinning, **options)
+        self.session.open_session()
+        props = self.session.session.get_modelmeta().custom_metadata_map
+        facts = _facts(props, path)
+        self.path, self.form, self.order = str(path), facts['form'], facts['order']
+        self.in_channels, self.output_shape = int(facts['in_channels']), tuple(facts['output_shape'])
+        self.plan, self.rule = facts['plan'], facts['rule']
+        self.milliseconds: dict[str, float] = {}
+
+    def step(
+        self, points: np.ndarray | None = None, voxels: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Run one sweep, given either way.
+
+        Args:
+            points: (P, D) in metres, LiDAR frame; those outside the range are left out, and voxels beyond the
+                rule's `max_voxels` too, the last ones first, as in training.
+            voxels: features (N, C) and coordinates (N, 4) integers, sample 0 and the axes in `order`, every
+                voxel once. N = 0 gives the map of an empty scene, all zeros.
+
+        Returns:
+            (1, C, H, W) float32.
+
+        Raises:
+            PointsError: points of another width, not finite, or none in range (an empty sweep is a broken
+                sensor, not an empty scene); voxels outside the grid, duplicated, of another width or sample,
+                or more than the rule's `max_voxels`; neither or both given.
+            ModelFileError: points for a file without a voxel rule.
+            InferenceError: the engine failed.
+        """
+        if (points is None) == (voxels is None):
+            raise PointsError('step: give either points or voxels')
+        start = time.perf_counter()
+        features, coordinates = self._voxels(points) if voxels is None else self._checked(*voxels)
+        voxelised = time.perf_counter()
+        feeds = self.feeds(features, coordinates)
+        built = time.perf_counter()
+        dense = self.session.run(feeds)[portable.BEV]
+        done = time.perf_counter()
+        self.milliseconds = dict(
+            voxelise=(voxelised - start) * 1e3,
+            rulebook=(built - voxelised) * 1e3,
+            network=(done - built) * 1e3,
+        )
+        if dense.shape != self.output_shape:
+            raise InferenceError(f'{self.path}: gave shape {dense.shape}, expected {self.output_shape}')
+        return dense
+
+    def feeds(self, features: np.ndarray, coordinates: np.ndarray) -> dict[str, np.ndarray]:
+        """Return all inputs of the graph for voxels in `order`; see `step` for the errors."""
+        rulebook = build(self.plan, coordinates, self.threads)
+        features = checked_features(features, len(rulebook.levels[0]), self.in_channels)
+        return {portable.VOXELS: features, **portable.feeds(self.plan, rulebook, self.form, self.threads)}
+
+    def _voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.rule is None:
+            raise ModelFileError(
+                f'{self.path}: does not say how points become voxels; give voxels, or export it with '
+                f'tools/deployment/export_scn.py'
+            )
+        features, coordinates = voxelise(points, self.rule)
+        if not len(features):
+            raise PointsError(
+                f'points: none of {len(points)} is inside the range {self.rule.point_cloud_range} m; '
+                f'check the frame and unit of the sweep'
+            )
+        return features, coordinates if self.rule.order == self.order else coordinates[:, SWAPPED]
+
+    def _checked(self, features: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        limit = self.rule.max_voxels if self.rule is not None and self.rule.mode == 'hard' else None
+        if limit is not None and len(features) > limit:
+            raise PointsError(
+                f'voxels: got {len(features)}, the model takes at most {limit} (max_voxels); leave some '
+                f'out, or give the points'
+            )
+        return features, coordinates
+
+    def close(self) -> None:
+        """Close the session."""
+        self.session.deactivate()
+
+    def __enter__(self) -> Self:
+        """Nothing to do: it is open."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the session."""
+        self.close()
+
+
+def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
+    """Read what the file says about itself."""
+    if portable.FACTS not in props:
+        raise ModelFileError(
+            f'{path}: is not a portable sparse backbone ({portable.FACTS} is missing from its metadata); '
+            f'export it with tools/deployment/export_scn.py --target portable'
+        )
+    try:
+        facts = json.loads(props[portable.FACTS])
+        rule = next(
+            (json.loads(props[PREFIX + key]) for key in ('voxels', 'preprocess') if PREFIX + key in props),
+            None,
+        )
+        return facts | {
+            'plan': Plan.from_json(facts['plan']),
+            'rule': VoxelRule.from_json(rule) if rule else None,
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelFileError(f'{path}: its metadata is damaged ({error}); export it again') from error
