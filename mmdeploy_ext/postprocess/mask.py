@@ -138,7 +138,9 @@ class MaskPostprocess(nn.Module):
         )
         if self.cap:
             return (*results, (cate_pred > self.config.score_thr).flatten(1).sum(1))
-        return results
+        # ONNX Runtime multiplies no stack of no matrices, so there is one row up to here
+        count = present.sum(dim=1).amax()
+        return tuple(result[:, :count] for result in results)
 
     def _all(self, cate_pred: torch.Tensor, soft: SoftMasks) -> tuple[torch.Tensor, ...]:
         """Return scores times maskness, (cell, class) pairs and areas (B, k) of the best candidates."""
@@ -154,7 +156,8 @@ class MaskPostprocess(nn.Module):
             bar = scores.topk(limit(most, scores.shape[1]), dim=1)[0][:, -1:]
             hopeful = (ranks > bar * (1 - ROUNDING)).sum(dim=1).amax()
             last = torch.maximum(hopeful, torch.as_tensor(first))
-            areas, totals = self._summed(soft, cells[:, first:last], areas, totals)
+            rest = torch.minimum(torch.as_tensor(first), last - 1)  # the last cell again where none is left
+            areas, totals = self._summed(soft, cells[:, rest:last], areas, totals)
             scores = self._rescored(cate_pred, areas, totals).flatten(1)
         found = (scores > NO_CANDIDATE).sum(dim=1).amax().clamp(min=1)
         scores, pairs = scores.topk(limit(most, found), dim=1)
@@ -207,7 +210,7 @@ class MaskPostprocess(nn.Module):
             scores, rows = scores.topk(most, dim=1)
         else:
             scores, rows = scores.topk(limit(most, scores.shape[1]), dim=1)
-            count = (scores > NO_CANDIDATE).sum(dim=1).amax()
+            count = (scores > NO_CANDIDATE).sum(dim=1).amax().clamp(min=1)
             scores, rows = scores[:, :count], rows[:, :count]
         return scores, cells.gather(1, rows), labels.gather(1, rows)
 
