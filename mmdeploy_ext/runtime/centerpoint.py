@@ -64,10 +64,10 @@ class CenterPointOnnx:
         files = open_export(paths)
         self.metadata = files['head'][1]
         self.box_rule = BoxRule.from_json(self.metadata.postprocess, files['head'][0])
-        # two thread pools on the same cores: one that still spins slows the other
-        options = {'spinning': 'run', **options}
         self.backbone = ScnOnnx(files['backbone'][0], **options)
-        self.head = build_backend('OnnxRuntimeBackend', str(files['head'][0]), **options)
+        # two thread pools on the same cores: one that still spins slows the other
+        head = {'spinning': 'run', **options}
+        self.head = build_backend('OnnxRuntimeBackend', str(files['head'][0]), **head)
         self.head.activate()
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.errors import DataError, PointsError
+from mmdeploy_ext.preprocess_points import check_points as checked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,23 +43,16 @@ def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
     """Return points as (P, width) float32, contiguous.
 
     Raises:
-        DataError: another shape or kind, NaN, or no point at all.
+        PointsError: another shape or kind, values that are not finite, or no point at all.
     """
-    where = f'{name}: points' if name else 'points'
-    points = np.asarray(points)
-    if points.ndim != 2 or points.shape[1] != width:
-        raise DataError(
-            f'{where}: got shape {points.shape}, expected (P, {width}): the model was trained on points of '
-            f'{width} values'
-        )
-    if points.dtype.kind not in 'fiu':
-        raise DataError(f'{where}: got {points.dtype}, expected float32')
+    try:
+        points = checked(points, width)
+    except PointsError as error:
+        raise PointsError(f'{name}: {error}' if name else str(error)) from error
     if not len(points):
-        raise DataError(f'{where}: the sweep is empty, expected at least one point')
-    points = np.ascontiguousarray(points, np.float32)
-    bad = int((~np.isfinite(points)).any(axis=1).sum())
-    if bad:
-        raise DataError(f'{where}: {bad} of {len(points)} are NaN or infinite; drop them before')
+        raise PointsError(
+            f'{name + ": " if name else ""}points: the sweep is empty, expected at least one point'
+        )
     return points
 
 
@@ -71,13 +65,13 @@ def check_in_range(points: np.ndarray, point_cloud_range: Sequence[float], name:
         name: of the sweep.
 
     Raises:
-        DataError: the message says where the points are.
+        PointsError: the message says where the points are.
     """
     low, high = np.float32(point_cloud_range[:3]), np.float32(point_cloud_range[3:])
     if not ((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1).any():
         where = f'{name}: points' if name else 'points'
         least, most = points[:, :3].min(0).round(1).tolist(), points[:, :3].max(0).round(1).tolist()
-        raise DataError(
+        raise PointsError(
             f'{where}: none of {len(points)} is in the range {list(map(float, point_cloud_range))} of the '
             f'model; they reach from {least} to {most}: is this the LiDAR frame, in metres?'
         )

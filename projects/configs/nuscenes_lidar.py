@@ -10,9 +10,10 @@ MODALITY = dict(use_lidar=True, use_camera=False, use_radar=False, use_map=False
 LOAD_POINTS = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)
 
 
-def train_pipeline(pc_range: list[float], rotation: float,
-                   scale: tuple[float, float]) -> list[dict[str, Any]]:
+def train_pipeline(pc_range: list[float], rotation: float, scale: tuple[float, float],
+                   fold_heading: bool = False) -> list[dict[str, Any]]:
     """Return the steps of training; `rotation` in radians to either side, `scale` from and to."""
+    fold = [dict(type='FoldHeading')] if fold_heading else []
     return [
         LOAD_POINTS,
         dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
@@ -22,6 +23,7 @@ def train_pipeline(pc_range: list[float], rotation: float,
         dict(type='PointsRangeFilter', point_cloud_range=pc_range),
         dict(type='ObjectRangeFilter', point_cloud_range=pc_range),
         dict(type='ObjectNameFilter', classes=CLASS_NAMES),
+        *fold,
         dict(type='PointShuffle'),
         dict(type='DefaultFormatBundle3D', class_names=CLASS_NAMES),
         dict(type='Collect3D', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
@@ -40,7 +42,8 @@ def test_pipeline() -> list[dict[str, Any]]:
 
 
 def lidar_data(pc_range: list[float], root: str = 'data/nuscenes/', infos: str = 'nuscenes_infos',
-               rotation: float = 0.3925, scale: tuple[float, float] = (0.95, 1.05), samples_per_gpu: int = 4,
+               rotation: float = 0.3925, scale: tuple[float, float] = (0.95, 1.05),
+               fold_heading: bool = False, samples_per_gpu: int = 4,
                workers_per_gpu: int = 4) -> dict[str, Any]:
     """Return the whole `data` section.
 
@@ -50,6 +53,7 @@ def lidar_data(pc_range: list[float], root: str = 'data/nuscenes/', infos: str =
         infos: info files are `<root><infos>_{train,val}.pkl`, as mmdet3d makes them.
         rotation: of `train_pipeline`.
         scale: of `train_pipeline`.
+        fold_heading: learn axes instead of headings, see `FoldHeading`.
         samples_per_gpu: batch size per process.
         workers_per_gpu: loader processes.
     """
@@ -57,6 +61,6 @@ def lidar_data(pc_range: list[float], root: str = 'data/nuscenes/', infos: str =
                   box_type_3d='LiDAR')
     test = dict(shared, ann_file=f'{root}{infos}_val.pkl', pipeline=test_pipeline(), test_mode=True)
     train = dict(shared, ann_file=f'{root}{infos}_train.pkl', use_valid_flag=True, test_mode=False,
-                 pipeline=train_pipeline(pc_range, rotation, scale))
+                 pipeline=train_pipeline(pc_range, rotation, scale, fold_heading))
     return dict(samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu,
                 train=train, val=test, test=test)

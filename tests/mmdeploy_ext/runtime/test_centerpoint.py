@@ -57,10 +57,10 @@ def test_a_sweep_is_timed_by_part(runtime):
 @pytest.mark.parametrize(
     'points, expected',
     [
-        (np.zeros((3, 4), np.float32), r'\(3, 4\), expected \(P, 5\)'),
-        (np.zeros((15,), np.float32), r'expected \(P, 5\)'),
+        (np.zeros((3, 4), np.float32), r'\(3, 4\), expected numbers \(P, 5\)'),
+        (np.zeros((15,), np.float32), r'expected numbers \(P, 5\)'),
         (np.zeros((0, 5), np.float32), 'empty'),
-        (np.full((3, 5), np.nan, np.float32), '3 of 3 are NaN'),
+        (np.full((3, 5), np.nan, np.float32), '3 of 3 have values that are not finite'),
         (np.array([[1, 1, 0, np.inf, 0], [1, 1, 0, 0, 0]], np.float32), '1 of 2'),
         (np.zeros((3, 5), complex), 'complex128'),
         (np.full((3, 5), 900, np.float32), 'range'),
