@@ -178,3 +178,55 @@ def golden(name):
         return None
     content = np.load(path)
     return content['features_f16'].astype(np.float32), content['coords_bxyz_i16'].astype(np.int32)
+
+
+def dense_reference(graph, coordinates, features):
+    """The graph by dense conv3d and masks of active sites, tensor by tensor: id -> (C, d0, d1, d2) or dense.
+
+    Independent of every rulebook: a strided convolution is active where a convolution of ones reaches a site.
+    """
+    import torch
+    from torch.nn import functional
+
+    mask = torch.zeros(1, 1, *graph.spatial_shape, dtype=torch.float64)
+    dense = torch.zeros(1, graph.in_channels, *graph.spatial_shape, dtype=torch.float64)
+    a, b, c = torch.from_numpy(np.asarray(coordinates, np.int64)[:, 1:]).T
+    mask[0, 0, a, b, c] = 1
+    dense[0][:, a, b, c] = torch.from_numpy(np.asarray(features, np.float64)).T
+    values, masks = {'0': dense}, {'0': mask}
+    for node in graph.nodes:
+        x, active = values[node.inputs[0]], masks.get(node.inputs[0])
+        if isinstance(node, SparseConvolution):
+            weight = torch.from_numpy(np.asarray(node.weight, np.float64).transpose(0, 4, 1, 2, 3).copy())
+            padding = node.padding
+            if node.subm:
+                padding = tuple(
+                    size // 2 * dil for size, dil in zip(node.kernel_size, node.dilation, strict=True)
+                )
+            geometry = dict(stride=node.stride, padding=padding, dilation=node.dilation)
+            bias = None if node.bias is None else torch.from_numpy(np.asarray(node.bias, np.float64))
+            y = functional.conv3d(x, weight, bias, **geometry)
+            if not node.subm:
+                active = functional.conv3d(active, torch.ones(1, 1, *node.kernel_size).double(), **geometry)
+                active = (active > 0.5).double()
+            y = torch.relu(y) if node.activation == 'ReLU' else y
+        elif isinstance(node, Add):
+            y = x + values[node.inputs[1]]
+        elif isinstance(node, Relu):
+            y = torch.relu(x)
+        elif isinstance(node, BatchNorm):
+            gamma, beta, mean, var = (
+                torch.from_numpy(np.asarray(v, np.float64)).view(1, -1, 1, 1, 1)
+                for v in (node.gamma, node.beta, node.mean, node.var)
+            )
+            y = (x - mean) / (var + node.eps).sqrt() * gamma + beta
+        elif isinstance(node, ScatterDense):
+            y, active = x, None
+        elif isinstance(node, Transpose):
+            y = x.permute(node.dims)
+        else:
+            y = x.reshape(node.dims)
+        values[node.output] = y if active is None else y * active
+        if active is not None:
+            masks[node.output] = active
+    return {name: value.numpy() for name, value in values.items()}

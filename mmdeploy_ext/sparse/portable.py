@@ -3,11 +3,12 @@
 Coordinates never enter the graph: `rulebook.build` turns them into lists of rows, which are inputs beside the
 voxel features; a row of zeros behind the last stands for a missing neighbour. Two forms:
 
-'buckets' (default): output rows sorted by which neighbours they have (`sparse/buckets.py`). Per bucket: Gather
-rows, Reshape, MatMul by the weights of its offsets; per group of nine offsets: Concat the buckets, Gather
+'buckets' (default): output rows sorted by which neighbours they have (`sparse/buckets.py`). Per bucket Gather
+rows, Reshape, MatMul by the weights of its offsets; per group of nine offsets Concat the buckets and Gather
 them into the order of the sites; Add the groups. ONNX Runtime and OpenVINO run it.
 
-'tables': output-major neighbour tables (M, K): Gather, Reshape, Gemm, GROUP_COLUMNS columns at once. It multiplies half to nine tenths of zeros, but needs no Split by lengths that are known at run time, which
+'tables': output-major neighbour tables (M, K): Gather, Reshape, Gemm, GROUP_COLUMNS columns at once. It
+multiplies half to nine tenths of zeros, but needs no Split by lengths that are known at run time, which
 TensorRT has not.
 
 Why 'buckets' is the rule for every layer. Measured on ONNX Runtime 1.31, one thread, the goldens' sweep, ms

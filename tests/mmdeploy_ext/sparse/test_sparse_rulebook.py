@@ -1,0 +1,209 @@
+"""The rulebook against dictionaries and loops, and what it refuses."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+import toy_sparse
+
+from mmdeploy_ext.errors import ExportError, PointsError
+from mmdeploy_ext.sparse import buckets, ir
+from mmdeploy_ext.sparse.plan import Plan, dense_output_shape, plan_of
+from mmdeploy_ext.sparse.rulebook import Level, build, strided_level, submanifold_table
+
+GRID = (13, 11, 9)
+ONES = (1, 1, 1)
+SUBMANIFOLD = [((3, 3, 3), ONES), ((1, 1, 3), ONES), ((5, 3, 1), ONES), ((3, 3, 3), (2, 1, 3)), (ONES, ONES)]
+STRIDED = [
+    ((3, 3, 3), (2, 2, 2), ONES, ONES),
+    ((3, 3, 3), (2, 2, 2), (1, 1, 0), ONES),
+    ((1, 1, 3), (1, 1, 2), (0, 0, 0), ONES),
+    ((3, 1, 1), (2, 1, 1), (0, 0, 0), ONES),
+    ((2, 2, 2), (2, 2, 2), (0, 0, 0), ONES),
+    ((2, 3, 4), (1, 3, 2), (1, 0, 2), (2, 1, 1)),
+    (ONES, (2, 2, 2), (0, 0, 0), ONES),
+]
+
+
+def slow_table(sources, targets, kernel, stride, padding, dilation):
+    """Input row by output row and offset; N where there is none."""
+    rows = {tuple(site): row for row, site in enumerate(sources.tolist())}
+    offsets = list(itertools.product(*map(range, kernel)))
+    table = np.full((len(targets), len(offsets)), len(sources), np.int32)
+    for i, (sample, *site) in enumerate(targets.tolist()):
+        for k, offset in enumerate(offsets):
+            at = [
+                p * s - pad + o * d
+                for p, s, pad, o, d in zip(site, stride, padding, offset, dilation, strict=True)
+            ]
+            table[i, k] = rows.get((sample, *at), len(sources))
+    return table
+
+
+def slow_targets(sources, shape, kernel, stride, padding, dilation):
+    found = set()
+    for sample, *site in sources.tolist():
+        for offset in itertools.product(*map(range, kernel)):
+            at = [p + pad - o * d for p, pad, o, d in zip(site, padding, offset, dilation, strict=True)]
+            if all(a % s == 0 and 0 <= a // s < size for a, s, size in zip(at, stride, shape, strict=True)):
+                found.add((sample, *(a // s for a, s in zip(at, stride, strict=True))))
+    return np.array(sorted(found), np.int32).reshape(-1, 4)
+
+
+def sites(rows):
+    return toy_sparse.voxels(GRID, rows)[1] if rows else np.zeros((0, 4), np.int32)
+
+
+@pytest.mark.parametrize('rows', [0, 1, 8, 150])
+@pytest.mark.parametrize(('kernel', 'dilation'), SUBMANIFOLD)
+def test_submanifold_tables_equal_a_search_by_dictionary(rows, kernel, dilation):
+    coordinates = sites(rows)
+    padding = [size // 2 * dil for size, dil in zip(kernel, dilation, strict=True)]
+    expected = slow_table(coordinates, coordinates, kernel, ONES, padding, dilation)
+    assert np.array_equal(submanifold_table(Level(coordinates, GRID), kernel, dilation), expected)
+
+
+@pytest.mark.parametrize('rows', [0, 1, 8, 150])
+@pytest.mark.parametrize('geometry', STRIDED)
+def test_strided_sites_and_tables_equal_a_search_by_dictionary(rows, geometry):
+    coordinates = sites(rows)
+    shape = dense_output_shape(GRID, *geometry)
+    level, table = strided_level(Level(coordinates, GRID), *geometry)
+    expected = slow_targets(coordinates, shape, *geometry)
+    assert level.spatial_shape == shape
+    assert np.array_equal(level.coordinates, expected)  # sorted: ascending order is part of the claim
+    assert np.array_equal(table, slow_table(coordinates, expected, *geometry))
+
+
+def test_several_samples_do_not_meet():
+    coordinates = np.array([[0, 5, 5, 5], [1, 5, 5, 6], [1, 5, 5, 5]], np.int32)
+    table = submanifold_table(Level(coordinates, GRID), (1, 1, 3))
+    assert table.tolist() == [[3, 0, 3], [2, 1, 3], [3, 2, 1]]
+
+
+def test_isolated_sites_make_room_for_eight_outputs_each():
+    places = np.array(list(itertools.product(range(1, 40, 4), repeat=3)))
+    coordinates = np.pad(places, ((0, 0), (1, 0))).astype(np.int32)
+    level, table = strided_level(Level(coordinates, (41, 41, 41)), (3, 3, 3), (2, 2, 2), ONES)
+    assert len(level) == 8 * len(coordinates)
+    assert ((table < len(coordinates)).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize('threads', [2, 3, 40])
+def test_the_number_of_threads_changes_nothing(threads):
+    graph = toy_sparse.bevfusion()
+    plan, coordinates = plan_of(graph), toy_sparse.voxels()[1]
+    one, several = build(plan, coordinates), build(plan, coordinates, threads)
+    assert one.tables.keys() == several.tables.keys()
+    for name, table in one.tables.items():
+        assert np.array_equal(table, several.tables[name]), name
+    for left, right in zip(one.levels, several.levels, strict=True):
+        assert np.array_equal(left.coordinates, right.coordinates)
+    arranged = [arrangements(plan, one, count) for count in (1, threads)]
+    for name, left in arranged[0].items():
+        for field in dataclasses.fields(left):
+            assert np.array_equal(
+                np.concatenate([np.ravel(values) for values in getattr(left, field.name)])
+                if field.name == 'positions'
+                else getattr(left, field.name),
+                np.concatenate([np.ravel(values) for values in getattr(arranged[1][name], field.name)])
+                if field.name == 'positions'
+                else getattr(arranged[1][name], field.name),
+            )
+
+
+def arrangements(plan, rulebook, threads=1):
+    layouts = {table.name: buckets.Layout.of(table.kernel_size) for table in plan.tables}
+    rows_in = {table.name: len(rulebook.levels[table.level_in]) for table in plan.tables}
+    return buckets.arrange(rulebook.tables, rows_in, layouts, threads)
+
+
+@pytest.mark.parametrize('rows', [0, 1, 200])
+def test_buckets_hold_every_neighbour_once(rows):
+    plan = plan_of(toy_sparse.bevfusion())
+    rulebook = build(plan, toy_sparse.voxels(rows=rows)[1] if rows else np.zeros((0, 4), np.int32))
+    for table in plan.tables:
+        found = arrangements(plan, rulebook)[table.name]
+        layout, whole = buckets.Layout.of(table.kernel_size), rulebook.table(table.name)
+        none = len(rulebook.levels[table.level_in])
+        rebuilt = np.full_like(whole, none)
+        ends, offset_ends = np.cumsum(found.lengths), np.cumsum(found.sizes)
+        for group, position in enumerate(found.positions):
+            lines, last = [], int(group == layout.bias_group)
+            for piece in range(group * layout.buckets, (group + 1) * layout.buckets):
+                entries = found.rows[ends[piece] - found.lengths[piece] : ends[piece]]
+                offsets = found.offsets[offset_ends[piece] - found.sizes[piece] : offset_ends[piece]]
+                lines += [(offsets, row) for row in entries.reshape(-1, len(offsets))]
+            assert position[-1] == len(lines) + last
+            for site, line in enumerate(position[:-1]):
+                if line < len(lines):
+                    offsets, entry = lines[line]
+                    rebuilt[site, offsets] = entry
+        assert np.array_equal(rebuilt, whole), table.name
+
+
+def test_a_plan_shares_what_is_the_same_and_nothing_else():
+    plan = plan_of(toy_sparse.bevfusion())
+    assert [(table.level_in, table.level_out, table.subm) for table in plan.tables] == [
+        (0, 0, True), (0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True), (2, 3, False), (3, 3, True),
+        (3, 4, False),
+    ]  # fmt: skip
+    assert len({table.name for table in plan.tables}) == 8
+    assert plan.scatters[0].axes == (2, 0, 1)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_rulebook_names_are_hints():
+    graph = toy_sparse.bevfusion()
+    lying = [
+        dataclasses.replace(node, rulebook='same') if isinstance(node, ir.SparseConvolution) else node
+        for node in graph.nodes
+    ]
+    plan = plan_of(dataclasses.replace(graph, nodes=tuple(lying)))
+    assert [table.name for table in plan.tables][:2] == ['same', 'table_conv5']
+    assert len(plan.tables) == 8
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(inverse=True), 'conv5 .*inverse or transposed'),
+        (dict(groups=2), '2 groups'),
+        (dict(activation='Sigmoid'), "activation 'Sigmoid'"),
+        (dict(output_spatial_shape=(9, 9, 9)), 'says grids'),
+    ],
+)
+def test_what_has_no_rulebook_is_refused_by_name(change, message):
+    graph = toy_sparse.bevfusion()
+    nodes = tuple(
+        dataclasses.replace(node, **change) if node.name == 'conv5' else node for node in graph.nodes
+    )
+    with pytest.raises(ExportError, match=message):
+        plan_of(dataclasses.replace(graph, nodes=nodes))
+
+
+@pytest.mark.parametrize(
+    ('coordinates', 'message'),
+    [
+        ([[0, 1, 1, 1], [0, 2, 2, 2], [0, 1, 1, 1]], r'rows 0 and 2 are the same voxel \[0, 1, 1, 1\]'),
+        ([[0, 1, 1, 1], [0, 24, 0, 0]], r'row 1 is \[0, 24, 0, 0\], outside the grid \(sample, 24, 16, 25\)'),
+        ([[0, 0, 0, -1]], 'row 0 .* outside the grid'),
+        ([[1, 0, 0, 0]], 'sample index is not 0'),
+        ([[0, 0, 0]], r'expected integers \(N, 4\)'),
+        ([[0.0, 0, 0, 0]], r'float64 .* expected integers'),
+    ],
+)
+def test_bad_coordinates_are_refused(coordinates, message):
+    with pytest.raises(PointsError, match=message):
+        build(plan_of(toy_sparse.bevfusion()), np.array(coordinates))
+
+
+def test_the_real_sweep_has_the_goldens_sites():
+    golden = toy_sparse.golden('input_real_bevfusion')
+    if golden is None:
+        pytest.skip('skipped: ../shared/golden/scn not found')
+    graph = toy_sparse.bevfusion(toy_sparse.FULL_GRID)
+    rulebook = build(plan_of(graph), golden[1], 2)
+    assert [len(level) for level in rulebook.levels] == [17748, 27774, 18711, 10476, 8815]
