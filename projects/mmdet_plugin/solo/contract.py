@@ -104,6 +104,20 @@ def check_options(options: ExportOptions, forms: Sequence[str]) -> None:
         raise UsageError(f'--max-candidates goes with --postprocess full, got {options.form}')
 
 
+def check_levels(filename: str, head: Mapping[str, Any]) -> None:
+    """Refuse grids and strides of different numbers, which mmdet refuses without a word.
+
+    Raises:
+        ConfigError: names both.
+    """
+    grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
+    if len(grids) != len(strides):
+        raise ConfigError(
+            f'{filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; expected '
+            f'as many of each'
+        )
+
+
 def check_head(filename: str, head: Mapping[str, Any], options: ExportOptions) -> None:
     """Refuse heads and sizes whose graph would be wrong.
 
@@ -122,12 +136,7 @@ def check_head(filename: str, head: Mapping[str, Any], options: ExportOptions) -
         )
     if not (head.get('loss_cls') or {}).get('use_sigmoid', True):
         raise ConfigError(f'{filename}: model.mask_head.loss_cls.use_sigmoid is False; expected True')
-    grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
-    if len(grids) != len(strides):
-        raise ConfigError(
-            f'{filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; expected '
-            f'as many of each'
-        )
+    grids = head.num_grids
     if min(options.height, options.width) < max(grids):
         raise UsageError(
             f'--shape {options.height} {options.width}: each side has to be at least the largest grid of the '

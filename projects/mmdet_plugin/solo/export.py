@@ -71,6 +71,7 @@ class SoloFamily(Family):
         """See `Family.build`."""
         from mmdet.models import build_detector
 
+        contract.check_levels(cfg.filename, cfg.model.mask_head)
         model_cfg = cfg.model.copy()
         model_cfg.pretrained = None
         if model_cfg.get('backbone', {}).get('init_cfg'):
