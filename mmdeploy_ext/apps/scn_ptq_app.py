@@ -208,7 +208,7 @@ def _ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges:
         ranges.save(target)
         text = f'{target}: ranges of {len(ranges.nodes)} nodes by {ranges.calibrator}'
         if ranges.batches:
-            text += f', {ranges.batches} sweeps of {ranges.source}'
+            text += f', {ranges.batches} sweep{"s" * (ranges.batches > 1)} of {ranges.source}'
         cli.stdout().print(text, markup=False, highlight=False, soft_wrap=True)
     return ranges
 
