@@ -181,12 +181,11 @@ def golden(name):
 
 
 def dense_reference(graph, coordinates, features):
-    """The graph by dense conv3d and masks of active sites, tensor by tensor: id -> (C, d0, d1, d2) or dense.
+    """Every tensor of the graph by dense convolution in float64: id -> (1, C, d0, d1, d2), or the dense map.
 
     Independent of every rulebook: a strided convolution is active where a convolution of ones reaches a site.
     """
     import torch
-    from torch.nn import functional
 
     mask = torch.zeros(1, 1, *graph.spatial_shape, dtype=torch.float64)
     dense = torch.zeros(1, graph.in_channels, *graph.spatial_shape, dtype=torch.float64)
@@ -195,38 +194,49 @@ def dense_reference(graph, coordinates, features):
     dense[0][:, a, b, c] = torch.from_numpy(np.asarray(features, np.float64)).T
     values, masks = {'0': dense}, {'0': mask}
     for node in graph.nodes:
-        x, active = values[node.inputs[0]], masks.get(node.inputs[0])
+        inputs, active = [values[name] for name in node.inputs], masks.get(node.inputs[0])
         if isinstance(node, SparseConvolution):
-            weight = torch.from_numpy(np.asarray(node.weight, np.float64).transpose(0, 4, 1, 2, 3).copy())
-            padding = node.padding
-            if node.subm:
-                padding = tuple(
-                    size // 2 * dil for size, dil in zip(node.kernel_size, node.dilation, strict=True)
-                )
-            geometry = dict(stride=node.stride, padding=padding, dilation=node.dilation)
-            bias = None if node.bias is None else torch.from_numpy(np.asarray(node.bias, np.float64))
-            y = functional.conv3d(x, weight, bias, **geometry)
-            if not node.subm:
-                active = functional.conv3d(active, torch.ones(1, 1, *node.kernel_size).double(), **geometry)
-                active = (active > 0.5).double()
-            y = torch.relu(y) if node.activation == 'ReLU' else y
-        elif isinstance(node, Add):
-            y = x + values[node.inputs[1]]
-        elif isinstance(node, Relu):
-            y = torch.relu(x)
-        elif isinstance(node, BatchNorm):
-            gamma, beta, mean, var = (
-                torch.from_numpy(np.asarray(v, np.float64)).view(1, -1, 1, 1, 1)
-                for v in (node.gamma, node.beta, node.mean, node.var)
-            )
-            y = (x - mean) / (var + node.eps).sqrt() * gamma + beta
-        elif isinstance(node, ScatterDense):
-            y, active = x, None
-        elif isinstance(node, Transpose):
-            y = x.permute(node.dims)
+            result, active = _dense_convolution(node, inputs[0], active)
         else:
-            y = x.reshape(node.dims)
-        values[node.output] = y if active is None else y * active
-        if active is not None:
-            masks[node.output] = active
+            result = _dense_node(node, inputs)
+        if active is None or isinstance(node, ScatterDense):
+            values[node.output] = result
+        else:
+            values[node.output], masks[node.output] = result * active, active
     return {name: value.numpy() for name, value in values.items()}
+
+
+def _dense_convolution(node, dense, active):
+    import torch
+    from torch.nn import functional
+
+    weight = torch.from_numpy(np.asarray(node.weight, np.float64).transpose(0, 4, 1, 2, 3).copy())
+    bias = None if node.bias is None else torch.from_numpy(np.asarray(node.bias, np.float64))
+    geometry = dict(stride=node.stride, padding=node.padding, dilation=node.dilation)
+    if node.subm:
+        sizes = zip(node.kernel_size, node.dilation, strict=True)
+        geometry['padding'] = tuple(size // 2 * dil for size, dil in sizes)
+    else:
+        active = functional.conv3d(active, torch.ones(1, 1, *node.kernel_size).double(), **geometry)
+        active = (active > 0.5).double()
+    result = functional.conv3d(dense, weight, bias, **geometry)
+    return (torch.relu(result) if node.activation == 'ReLU' else result), active
+
+
+def _dense_node(node, inputs):
+    import torch
+
+    if isinstance(node, BatchNorm):
+        parameters = (node.gamma, node.beta, node.mean, node.var)
+        gamma, beta, mean, var = (
+            torch.from_numpy(values).double().view(1, -1, 1, 1, 1) for values in parameters
+        )
+        return (inputs[0] - mean) / (var + node.eps).sqrt() * gamma + beta
+    rules = {
+        Add: lambda: inputs[0] + inputs[1],
+        Relu: lambda: torch.relu(inputs[0]),
+        ScatterDense: lambda: inputs[0],
+        Transpose: lambda: inputs[0].permute(node.dims),
+        Reshape: lambda: inputs[0].reshape(node.dims),
+    }
+    return rules[type(node)]()

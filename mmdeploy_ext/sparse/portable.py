@@ -230,8 +230,11 @@ class _Writer:
         """Return a tensor without its row of zeros."""
         if self.form == 'tables':
             return source
-        limits = [self.integers(0), self.integers(-1), self.integers(0)]
-        return self.op('Slice', [source, *limits], f'{source}.sites')
+        name = f'{source}.sites'
+        if name not in self.shared:
+            self.shared.add(name)
+            self.op('Slice', [source, self.integers(0), self.integers(-1), self.integers(0)], name)
+        return name
 
     def _node(self, node: ir.Node) -> None:
         name, inputs = f'{node.name}.out', [self.tensors.get(tensor, tensor) for tensor in node.inputs]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_sparse
 
+import toy_sparse
 from mmdeploy_ext.errors import PointsError
 from mmdeploy_ext.sparse import engine, ir
 from mmdeploy_ext.sparse.order import reorder

@@ -1,0 +1,225 @@
+"""The portable file: valid ONNX of standard operators, equal to dense convolution and to spconv."""
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import toy_sparse
+from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.sparse import engine, portable
+from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.sparse.plan import Plan, plan_of
+from mmdeploy_ext.sparse.rulebook import build
+
+RTOL = 1e-4
+STANDARD = {
+    'Add', 'Concat', 'ConstantOfShape', 'Expand', 'Gather', 'Gemm', 'Identity', 'MatMul', 'Mul', 'Relu',
+    'Reshape', 'ScatterElements', 'Shape', 'Slice', 'Split', 'Transpose',
+}  # fmt: skip
+
+
+def voxels_of(rows, order='xyz', grid=toy_sparse.GRID):
+    features, coordinates = toy_sparse.voxels(grid, max(rows, 1))
+    swapped = coordinates if order == 'xyz' else coordinates[:, [0, 3, 2, 1]]
+    return features[:rows], np.ascontiguousarray(swapped[:rows])
+
+
+def all_feeds(graph, features, coordinates, form):
+    plan = plan_of(graph)
+    return {'voxels': features, **portable.feeds(plan, build(plan, coordinates), form)}
+
+
+def session_of(model):
+    options = onnxruntime.SessionOptions()
+    options.enable_mem_reuse = False
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
+
+
+@pytest.fixture(scope='module', params=['buckets', 'tables'])
+def form(request):
+    return request.param
+
+
+@pytest.fixture(scope='module', params=['xyz', 'zyx'])
+def exported(request, form):
+    graph = reorder(toy_sparse.bevfusion(), request.param)
+    model = portable.to_onnx(graph, form=form)
+    return graph, form, model, session_of(model)
+
+
+@pytest.mark.parametrize('rows', [0, 1, 8, 200])
+def test_it_equals_dense_convolution(exported, rows):
+    graph, form, _, session = exported
+    features, coordinates = voxels_of(rows, graph.order)  # the first eight are the corners of the grid
+    found = session.run(['bev'], all_feeds(graph, features, coordinates, form))[0]
+    expected = toy_sparse.dense_reference(graph, coordinates, features)[graph.output]
+    assert found.shape == graph.output_shape
+    assert np.abs(found - expected).max() <= RTOL * np.abs(expected).max()
+
+
+def test_voxels_on_every_face_and_a_full_grid(form):
+    graph = toy_sparse.bevfusion((8, 8, 25))
+    session = session_of(portable.to_onnx(graph, form=form))
+    full = np.pad(np.indices((8, 8, 25)).reshape(3, -1).T, ((0, 0), (1, 0))).astype(np.int32)
+    edge = ((full[:, 1:] == 0) | (full[:, 1:] == [7, 7, 24])).any(1)
+    for coordinates in (full[edge], full):
+        features = np.random.default_rng(0).standard_normal((len(coordinates), 5)).astype(np.float32)
+        found = session.run(['bev'], all_feeds(graph, features, coordinates, form))[0]
+        expected = toy_sparse.dense_reference(graph, coordinates, features)[graph.output]
+        assert np.abs(found - expected).max() <= RTOL * np.abs(expected).max()
+
+
+def test_it_is_valid_onnx_of_standard_operators(exported):
+    graph, _, model, _ = exported
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    assert {node.op_type for node in model.graph.node} <= STANDARD
+    assert {node.domain for node in model.graph.node} == {''}
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [('', portable.DEFAULT_OPSET)]
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+    rows = model.graph.input[0].type.tensor_type.shape.dim[0]
+    assert rows.dim_param and not rows.dim_value
+    assert [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == list(
+        graph.output_shape
+    )
+
+
+def test_its_weights_are_the_graphs(exported):
+    graph, _, model, _ = exported
+    stored = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
+    for node in graph.convolutions():
+        name = f'{node.name}.weight'
+        parts = [stored[key] for key in sorted(stored, key=len) if key == name or key.startswith(f'{name}.')]
+        whole = np.concatenate([part.reshape(-1, node.out_channels) for part in parts])
+        assert np.array_equal(whole, node.weight.transpose(1, 2, 3, 4, 0).reshape(-1, node.out_channels))
+        assert np.array_equal(stored[f'{node.name}.bias'], node.bias)
+
+
+@pytest.mark.parametrize('opset', [13, 21])
+def test_the_opset_is_the_one_asked_for(form, opset):
+    graph = toy_sparse.bevfusion()
+    model = portable.to_onnx(graph, form=form, opset=opset)
+    assert model.opset_import[0].version == opset
+    features, coordinates = voxels_of(50)
+    found = session_of(model).run(['bev'], all_feeds(graph, features, coordinates, form))[0]
+    assert np.allclose(found, engine.run(graph, coordinates, features), atol=1e-5)
+
+
+def test_taps_are_the_layers(form):
+    graph = toy_sparse.bevfusion()
+    taps = [node.output for node in graph.nodes if node.output in plan_of(graph).level_of]
+    features, coordinates = voxels_of(200)
+    layers = {}
+    engine.run(graph, coordinates, features, layers.__setitem__)
+    session = session_of(portable.to_onnx(graph, form=form, taps=taps))
+    found = session.run(taps, all_feeds(graph, features, coordinates, form))
+    for node, values in zip(graph.nodes, found, strict=False):
+        assert values.shape == layers[node.name].shape, node.name
+        assert np.abs(values - layers[node.name]).max() <= 1e-5 * np.abs(layers[node.name]).max(), node.name
+    with pytest.raises(ExportError, match="tap 'x' is not a sparse tensor"):
+        portable.to_onnx(graph, taps=['x'])
+
+
+def odd_graphs():
+    """Layers that BEVFusion has not: no bias, no ReLU, 1x1x1, dilation, even kernels, half weights."""
+    plain = toy_sparse.Builder(toy_sparse.GRID)
+    plain.convolution('a', None, 5, 7, relu=False)
+    plain.convolution('b', None, 7, 6, kernel=(1, 1, 1), padding=(0, 0, 0))
+    plain.convolution('c', None, 6, 6, kernel=(1, 1, 1), stride=(1, 1, 1), padding=(0, 0, 0), relu=False)
+    plain.convolution('d', None, 6, 8, kernel=(5, 1, 3), dilation=(2, 1, 2), relu=False)
+    plain.convolution('e', None, 8, 8, kernel=(2, 3, 4), stride=(2, 1, 3), padding=(0, 1, 2), relu=False)
+    yield 'odd layers', plain.dense(8)
+    bare = toy_sparse.Builder(toy_sparse.GRID)
+    bare.convolution('a', 'norm', 5, 8, kernel=(5, 5, 5))
+    bare.add(toy_sparse.ScatterDense, '', (bare.tensor,), bare.shape, (1, 8, *bare.shape))
+    graph = toy_sparse.fold(bare.graph((1, 8, *bare.shape)), 'fp16')
+    yield 'half weights, dense output as it is', graph
+    split = toy_sparse.Builder(toy_sparse.GRID)
+    split.convolution('a', None, 5, 8)
+    scattered = split.tensor
+    split.add(toy_sparse.ScatterDense, '', (scattered,), split.shape, (1, 8, *split.shape))
+    split.add(toy_sparse.Transpose, '', (split.tensor,), (0, 2, 1, 4, 3))
+    shape = (1, split.shape[0], 8, split.shape[2], split.shape[1])
+    yield 'a transposition of channels', split.graph(shape)
+
+
+@pytest.mark.parametrize(('name', 'graph'), list(odd_graphs()), ids=[name for name, _ in odd_graphs()])
+def test_other_layers(form, name, graph):
+    features, coordinates = voxels_of(120)
+    found = session_of(portable.to_onnx(graph, form=form)).run(
+        ['bev'], all_feeds(graph, features, coordinates, form)
+    )[0]
+    expected = toy_sparse.dense_reference(graph, coordinates, features)[graph.output]
+    assert np.abs(expected).max() > 0.1, name
+    assert np.abs(found - expected).max() <= RTOL * np.abs(expected).max()
+    ours = engine.run(graph, coordinates, features)
+    assert np.abs(ours - expected).max() <= RTOL * np.abs(expected).max()
+
+
+def test_openvino_gives_the_same(exported):
+    openvino = pytest.importorskip('openvino', reason='skipped: OpenVINO is not installed')
+    graph, form, model, session = exported
+    compiled = openvino.Core().compile_model(
+        openvino.Core().read_model(model.SerializeToString()), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'}
+    )
+    for rows in (200, 1, 0, 60):
+        features, coordinates = voxels_of(rows, graph.order)
+        feeds = all_feeds(graph, features, coordinates, form)
+        found, expected = compiled(feeds)['bev'], session.run(['bev'], feeds)[0]
+        assert np.abs(found - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-9), rows
+
+
+def test_spconv_gives_the_same(form):
+    scn_nets = pytest.importorskip('scn_nets')
+    import torch
+
+    from mmdeploy_ext.compat import single_thread
+    from mmdeploy_ext.sparse import seeded
+
+    net = scn_nets.bevfusion(
+        toy_sparse.GRID, ((16, 16, 8), (8, 8, 16), (16, 16, 16), (16, 16)), output_channels=16
+    )
+    seeded.fill_module(net, toy_sparse.PREFIX)
+    graph = toy_sparse.bevfusion(widths=(16, 8, 16, 16))
+    session = session_of(portable.to_onnx(graph, form=form))
+    for rows in (8, 200):
+        features, coordinates = voxels_of(rows)
+        with single_thread(), torch.no_grad():
+            expected = net(torch.from_numpy(features), torch.from_numpy(coordinates), 1).numpy()
+        found = session.run(['bev'], all_feeds(graph, features, coordinates, form))[0]
+        assert np.abs(found - expected).max() <= RTOL * np.abs(expected).max()
+
+
+def test_the_file_says_what_its_runtime_needs():
+    graph = toy_sparse.bevfusion()
+    model = portable.to_onnx(graph, metadata={'mm2onnx.checkpoint_sha256': '"abc"'})
+    props = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert props['mm2onnx.checkpoint_sha256'] == 'abc'
+    facts = props['mm2onnx.scn']
+    assert (facts['form'], facts['order'], facts['in_channels']) == ('buckets', 'xyz', 5)
+    assert Plan.from_json(facts['plan']) == plan_of(graph)
+
+
+def test_what_it_cannot_write_is_refused():
+    with pytest.raises(ExportError, match='BatchNorm has no portable form; fold the graph first'):
+        portable.to_onnx(toy_sparse.bevfusion(folded=False))
+    with pytest.raises(UsageError, match="form='pairs' is unknown; expected one of buckets, tables"):
+        portable.to_onnx(toy_sparse.bevfusion(), form='pairs')
+    with pytest.raises(UsageError, match='opset=12'):
+        portable.to_onnx(toy_sparse.bevfusion(), opset=12)
+
+
+def test_the_graph_is_left_as_it_was():
+    graph = toy_sparse.bevfusion()
+    before = [node.weight.copy() for node in graph.convolutions()]
+    first, second = portable.to_onnx(graph), portable.to_onnx(dataclasses.replace(graph))
+    assert first.SerializeToString() == second.SerializeToString()
+    assert all(
+        np.array_equal(old, node.weight) for old, node in zip(before, graph.convolutions(), strict=True)
+    )
