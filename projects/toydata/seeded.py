@@ -11,10 +11,14 @@ from __future__ import annotations
 import argparse
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.family import BaseFamily
 
 HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centerness': (0.5, 1.0)}
 """Last layers of the head: mean and standard deviation of their outputs."""
@@ -25,6 +29,9 @@ an input changed by 1e-5 changes the last features by their own size (measured, 
 
 NAMED_RULES = dict(streampetr='seeded_streampetr', solo='seeded_solo')
 """Families whose weights depend on names and shapes alone: family -> module beside this one."""
+
+PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
+"""Families of sparse backbones -> prefix of their published keys; the rule draws by full names."""
 
 RESIDUAL_SCALE = 0.25
 """With 1.0 the network amplifies rounding: PyTorch's own float32 is up to 4e-5 of scale off float64 on R50 at
@@ -120,6 +127,34 @@ def normalised_deviation(std: tuple[float, ...]) -> float:
     return round(57 / float(np.mean(std)), 1)
 
 
+def sparse_weights(cfg: Any) -> dict[str, torch.Tensor] | None:
+    """Return published-form weights of a sparse backbone without a detector; None for others."""
+    import projects.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.family import FAMILIES
+    from mmdeploy_ext.sparse.family import SPARSE_FAMILIES
+    from mmdeploy_ext.sparse.seeded import fill_module
+
+    if any(family.claims(cfg) for family in FAMILIES.values()):
+        return None
+    family = next((family for family in SPARSE_FAMILIES.values() if family.claims(cfg)), None)
+    if family is None:
+        return None
+    model = family.build(cfg)
+    prefix = PUBLISHED_PREFIXES.get(family.name, f'{family.settings(cfg, model).path}.')
+    filled = fill_module(family.encoder(model), prefix)
+    return {f'{prefix}{key}': torch.from_numpy(array) for key, array in filled.items()}
+
+
+def dense_weights(cfg: Any, family: BaseFamily, seed: int) -> dict[str, torch.Tensor]:
+    """Return weights of a detector by its family's rule."""
+    model = family.build(cfg)
+    if family.name in NAMED_RULES:
+        rule = importlib.import_module(f'projects.toydata.{NAMED_RULES[family.name]}')
+        return rule.seeded_weights({key: list(value.shape) for key, value in model.state_dict().items()})
+    deviation = normalised_deviation(family.preprocess_rule(cfg).std)
+    return fill_seeded(model, seed, deviation).state_dict()
+
+
 def main() -> None:
     """Write a checkpoint for a config."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,14 +170,9 @@ def main() -> None:
     from mmdeploy_ext.family import find_family
 
     cfg = load_config(args.config)
-    family = find_family(cfg)
-    model = family.build(cfg)
-    if family.name in NAMED_RULES:
-        rule = importlib.import_module(f'projects.toydata.{NAMED_RULES[family.name]}')
-        weights = rule.seeded_weights({key: list(value.shape) for key, value in model.state_dict().items()})
-    else:
-        deviation = normalised_deviation(family.preprocess_rule(cfg).std)
-        weights = fill_seeded(model, args.seed, deviation).state_dict()
+    weights = sparse_weights(cfg)
+    if weights is None:
+        weights = dense_weights(cfg, find_family(cfg), args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=weights, meta=dict(seed=args.seed)), args.out)
 
