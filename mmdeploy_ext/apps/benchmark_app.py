@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.apps.benchmark_sparse import SPARSE_OPTIONS, add_sparse_options, is_sparse_model, run_sparse
 from mmdeploy_ext.errors import EngineError, UsageError, after_weights
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_round_options(parser)
     _add_input_options(parser)
     _add_output_options(parser)
+    add_sparse_options(parser)
     cli.add_debug_option(parser)
     return parser
 
@@ -235,6 +237,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     compat.apply()
     from mmdeploy_ext.apps import proof
     from mmdeploy_ext.apps.benchmark_stream import run_streaming
+    from mmdeploy_ext.apps.sequence_options import refuse_given
     from mmdeploy_ext.benchmark import contenders
     from mmdeploy_ext.benchmark.ranks import Ranks
     from mmdeploy_ext.config import load_config
@@ -243,6 +246,9 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
+    if is_sparse_model(cfg):
+        return run_sparse(args, build_parser(), engines, register)
+    refuse_given(args, build_parser(), SPARSE_OPTIONS, 'goes with sparse LiDAR backbones only')
     if isinstance(find_family(cfg), SequenceFamily):
         return run_streaming(args, build_parser(), engines, register, _publish)
     contenders.read_files(args)

@@ -48,6 +48,7 @@ class MemoryJob:
         feeds: its inputs, and perhaps others (graph).
         frames: of a drive (streaming model).
         stream: its exported file or folder; '' for the model itself.
+        call: loads and runs something else; returns the kB before it was loaded, and what has to stay alive.
     """
 
     threads: int
@@ -62,6 +63,7 @@ class MemoryJob:
     feeds: dict[str, np.ndarray] | None = None
     frames: Sequence[Frame] = ()
     stream: str = ''
+    call: Callable[[MemoryJob], tuple[int, object]] | None = None
 
 
 def is_supported() -> bool:
@@ -76,7 +78,7 @@ def _status_kb(key: str) -> int:
     raise KeyError(key)
 
 
-def _start() -> int:
+def start() -> int:
     """Forget the peak so far and return the resident set in kB."""
     try:
         Path('/proc/self/clear_refs').write_text('5', encoding='ascii')
@@ -91,7 +93,7 @@ def _run_graph(job: MemoryJob) -> tuple[int, object]:
 
     backend = build_backend(job.backend, job.file, threads=job.threads)
     importlib.import_module(backend.engine)
-    before = _start()
+    before = start()
     backend.activate()
     feeds = {name: array for name, array in job.feeds.items() if name in backend.spec.input_names}
     for _ in range(RUNS):
@@ -117,7 +119,7 @@ def _run_model(job: MemoryJob) -> tuple[int, object]:
         weights = sum(
             tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers())
         )
-        before = _start() - weights // 1024
+        before = start() - weights // 1024
 
     deployment = deploy.load(job.config, job.checkpoint, job.cfg_options, before_weights=note)
     if job.fuse:
@@ -143,7 +145,7 @@ def _run_stream(job: MemoryJob) -> tuple[int, object]:
     job.register()
     load_config(job.config, job.cfg_options)  # its plugin registers the family
     files = read_files(job.stream)
-    before = _start()
+    before = start()
     runner = FAMILIES[files.metadata.family].runner(files.paths, dict(threads=job.threads))
     return before, _drive(runner, job.frames)
 
@@ -156,7 +158,7 @@ def _drive(stepper: Stepper, frames: Sequence[Frame]) -> Stepper:
 
 def _child(job: MemoryJob, answer: Connection) -> None:
     try:
-        run = _run_graph if job.backend else _run_stream if job.stream else _run_model
+        run = job.call or (_run_graph if job.backend else _run_stream if job.stream else _run_model)
         before, kept = run(job)
         answer.send(
             dict(

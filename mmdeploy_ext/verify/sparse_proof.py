@@ -326,7 +326,7 @@ class _Portable:
         from mmdeploy_ext.runtime.scn import ScnOnnx
 
         self.subject = subject
-        self.engine = ScnOnnx(subject.path, **({'threads': threads} if threads else {}))
+        self.engine = ScnOnnx(subject.path, threads=threads)
 
     def run(self, voxels: VoxelSet) -> tuple[Case, BevPair | None, dict[str, float]]:
         """Compare one set of voxels."""

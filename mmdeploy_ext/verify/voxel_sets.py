@@ -108,6 +108,11 @@ def sweep_set(path: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings) -
     columns = point_rule(cfg, rule)
     points = read_points(path, columns.load_dim)[:, list(columns.use_dim)]
     features, coordinates = voxelise(np.ascontiguousarray(points), rule)
+    if not len(features):
+        raise DataError(
+            f'{path}: none of {len(points)} points is in the range {list(rule.point_cloud_range)} m; check '
+            f'its frame and unit'
+        )
     return VoxelSet(f'{name}: {len(points)} points', features, coordinates)
 
 

@@ -1,0 +1,155 @@
+"""The benchmark of sparse backbones: scenes, growth, one small run of the tool, and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+import toy_scn_family
+from mmdeploy_ext.apps.benchmark_app import main
+from mmdeploy_ext.benchmark import sparse
+from mmdeploy_ext.benchmark.sparse_scene import growth_exponent, points_in, surfaces
+from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
+from mmdeploy_ext.sparse.rulebook import Level, submanifold_table
+
+GRID = (360, 320, 40)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> tuple[str, str]:
+    return toy_scn_family.write_model(tmp_path_factory.mktemp('model'))
+
+
+def benchmark(*words) -> int:
+    try:
+        return main(toy_scn_family.register, [str(word) for word in words])
+    except SystemExit as error:
+        return error.code
+
+
+# ---- scenes
+
+
+@pytest.mark.parametrize(('order', 'shape'), [('xyz', GRID), ('zyx', GRID[::-1])])
+@pytest.mark.parametrize('count', [1, 777, 20000])
+def test_a_scene_has_so_many_voxels_inside_the_grid(order, shape, count):
+    coordinates = surfaces(shape, order, count)
+    assert coordinates.shape == (count, 4) and coordinates.dtype == np.int32
+    assert len(np.unique(coordinates, axis=0)) == count and not coordinates[:, 0].any()
+    assert (coordinates[:, 1:] >= 0).all() and (coordinates[:, 1:] < shape).all()
+
+
+def test_both_orders_are_the_same_scene():
+    flipped = surfaces(GRID[::-1], 'zyx', 500)[:, [0, 3, 2, 1]]
+    assert np.array_equal(flipped, surfaces(GRID, 'xyz', 500))
+
+
+def test_a_grid_without_room_gives_fewer_voxels():
+    assert len(surfaces((4, 4, 4), 'xyz', 1000)) == 32
+
+
+def test_a_voxel_has_as_many_neighbours_in_a_small_scene_as_in_a_large_one():
+    found = []
+    for count in (2000, 16000):
+        level = Level(surfaces((1440, 1440, 40), 'xyz', count), (1440, 1440, 40))
+        found.append((submanifold_table(level, (3, 3, 3)) < count).sum() / count)
+    assert 3 < found[0] < 27 and found[1] == pytest.approx(found[0], rel=0.15)
+
+
+@pytest.mark.parametrize('order', ['xyz', 'zyx'])
+def test_points_fall_into_the_voxels_that_they_were_made_for(order):
+    rule = VoxelRule((-18, -16, -4, 18, 16, 4), (0.1, 0.1, 0.2), 10, 5000, order, 5, 'hard')
+    shape = rule.grid_size if order == 'xyz' else rule.grid_size[::-1]
+    coordinates = surfaces(shape, order, 900)
+    _, found = voxelise(points_in(coordinates, rule), rule)
+    assert {*map(tuple, found.tolist())} == {*map(tuple, coordinates.tolist())}
+
+
+def test_growth_is_the_slope_of_the_logarithms():
+    counts = [5000, 20000, 60000]
+    assert growth_exponent(counts, [count**1.5 for count in counts]) == pytest.approx(1.5)
+    assert growth_exponent([5000], [1.0]) is None
+
+
+def test_flop_of_a_scene_are_those_of_its_pairs():
+    from toy_sparse import bevfusion
+
+    graph = bevfusion()
+    flops, pairs, sites = sparse.pair_flops(graph, np.array([[0, 0, 0, 0]]))
+    first = graph.convolutions()[0]
+    assert pairs >= len(graph.convolutions()) and sites >= 1
+    assert flops >= 2 * first.in_channels * first.out_channels
+
+
+def test_bars_name_what_missed():
+    rows = [
+        dict(engine='torch', threads=1, ratio_to_torch=dict(median=1.0), memory=dict(peak_mb=100)),
+        dict(engine='onnxruntime', threads=1, ratio_to_torch=dict(median=0.79), memory=dict(peak_mb=150)),
+        dict(engine='onnxruntime', threads=2, ratio_to_torch=dict(median=0.51), memory=dict(peak_mb=201)),
+    ]
+    found = sparse.bar_rows(
+        dict(name='s', contenders=rows), {'torch': 1.5, 'onnxruntime, 1 thread': 1.0}, dict(libspconv=0.6)
+    )
+    assert [row['passed'] for row in found] == [True, True, False, False, True, True]
+
+
+# ---- the tool
+
+
+def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
+    result, chart = tmp_path / 'b.json', tmp_path / 'b.png'
+    np.savez(tmp_path / 's.npz', features=np.ones((40, 5)), coordinates=surfaces((24, 24, 41), 'xyz', 40))
+    words = [*model, '--engines', 'torch,onnxruntime,openvino', '--voxels', 100, 400, '--max-iter', 2]
+    words += ['--sweep', tmp_path / 's.npz', '--warmup', 1, '--json', result, '--chart', chart, '--no-memory']
+    assert benchmark(*words) == 0, capsys.readouterr()
+    content = json.loads(result.read_text())
+    assert [entry['voxels'] for entry in content['sets']] == [100, 400, 40]
+    names = [row['name'] for row in content['sets'][0]['contenders']]
+    assert names == [
+        'torch',
+        *(
+            f'{engine}, {threads}'
+            for engine in ('onnxruntime', 'openvino')
+            for threads in ('1 thread', '2 threads')
+        ),
+    ]
+    for entry in content['sets']:
+        assert entry['gflop'] > 0 and entry['pairs'] >= entry['voxels'] and entry['voxelise_ms']['numba'] > 0
+        for row in entry['contenders']:
+            parts = row['parts_ms']
+            assert (
+                row['total_ms']['median'] > 0 and parts['rulebook']['median'] > 0 < parts['network']['median']
+            )
+            assert row['ratio_to_torch'] and row['of_roofline'] > 0
+    assert set(content['growth']) == set(names) and content['export_s'].keys() == {'libspconv', 'portable'}
+    assert content['racing'] is None or content['racing']['threads'] > 1
+    out = capsys.readouterr().out
+    assert 'against spconv' in out and 'WRONG' in out and 'GFLOP' in out
+    assert chart.stat().st_size > 10_000
+
+
+def test_memory_is_measured_in_processes_of_their_own(model, tmp_path):
+    from mmdeploy_ext.benchmark import memory
+
+    if not memory.is_supported():
+        pytest.skip('no figures of memory here')
+    result = tmp_path / 'b.json'
+    words = [*model, '--engines', 'onnxruntime', '--voxels', 300, '--max-iter', 1, '--threads', 1]
+    assert benchmark(*words, '--json', result) == 0
+    row = json.loads(result.read_text())['sets'][0]['contenders'][0]
+    assert row['memory']['peak_mb'] > 0 and row['ratio_to_torch'] is None
+
+
+BAD = {
+    'images': (['--images', 'x.jpg'], 'sparse LiDAR backbones do not have it'),
+    'no voxels': (['--voxels', '0'], 'positive'),
+    'no sweep': (['--sweep', 'none.bin'], 'no such file'),
+    'unknown engine': (['--engines', 'tensorrt'], 'expected some of'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_what_cannot_be_meant_is_refused(model, case, capsys):
+    words, message = BAD[case]
+    assert benchmark(*model, *words) == 2
+    assert message in capsys.readouterr().err
