@@ -79,12 +79,13 @@ mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env test test-matrix demo demo-stream doctor lint clean distclean
+.PHONY: help env test test-matrix demo demo-stream demo-lidar doctor lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 7 to 15 minutes on 2 cores)'
 	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
 	echo 'make demo-stream  a small trained StreamPETR on a generated nuScenes: the same, and a film'
+	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
 	echo 'make test         the test suite          make test-matrix  the long matrices'
 	echo 'make doctor       versions, engines, and what is wrong with a fix'
 	echo 'make lint         ruff                    make clean        caches and work_dirs   make distclean  .venv too'
@@ -157,6 +158,20 @@ demo-stream: $(ENV)
 	    --verify --frames 120 --report work_dirs/demo_stream
 	$(RUN) tools/demo/streampetr_video.py $(STREAM).py $(STREAM_CKPT) --onnx work_dirs/demo_stream/graphs \
 	    --engine both --out work_dirs/demo_stream/drive.mp4
+
+LIDAR := projects/configs/BEVFusion/centerpoint_toy
+LIDAR_CKPT := demo/checkpoints/centerpoint_toy.pth
+LIDAR_SWEEP := data/toy_nuscenes/samples/LIDAR_TOP/toy000-scene-0003__LIDAR_TOP
+demo-lidar: $(ENV)
+	$(RUN) -m projects.toydata.nuscenes --root data/toy_nuscenes
+	[ -f data/toy_nuscenes/toy_nuscenes_infos_val.pkl ] || \
+	    $(RUN) tools/create_data.py nuscenes --root-path data/toy_nuscenes --extra-tag toy_nuscenes
+	$(RUN) tools/test.py $(LIDAR)_pth.py $(LIDAR_CKPT) --eval bbox
+	$(RUN) tools/test.py $(LIDAR)_onnx.py $(LIDAR_CKPT) --eval bbox
+	$(RUN) tools/deployment/pytorch2onnx.py $(LIDAR).py $(LIDAR_CKPT) --output-file work_dirs/demo_lidar/graphs \
+	    --verify --report work_dirs/demo_lidar
+	sweeps=($(LIDAR_SWEEP)__*.pcd.bin)
+	$(RUN) tools/demo/lidar_demo.py "$${sweeps[0]}" --onnx work_dirs/demo_lidar/graphs --out work_dirs/demo_lidar/sweep.png
 
 doctor: $(ENV)
 	$(RUN) -m mmdeploy_ext.doctor

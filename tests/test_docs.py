@@ -13,7 +13,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = 'README.md', 'README_zh-CN.md'
 ARCHITECTURE, ATSS = 'docs/architecture.md', 'projects/mmdet_plugin/atss/README.md'
 STREAMING = ['docs/streaming.md', 'projects/mmdet3d_plugin/streampetr/README.md']
-PAGES = [ENGLISH, CHINESE, ARCHITECTURE, ATSS, *STREAMING, 'demo/checkpoints/README.md']
+LIDAR = ['projects/mmdet3d_plugin/centerpoint/README.md']
+PAGES = [ENGLISH, CHINESE, ARCHITECTURE, ATSS, *STREAMING, *LIDAR, 'demo/checkpoints/README.md']
 PARSERS = {
     'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.apps.export_app',
     'tools/deployment/verify.py': 'mmdeploy_ext.apps.verify_app',
@@ -26,6 +27,7 @@ PARSERS = {
     'tools/onnx/onnx_no_topk_nms.py': 'mmdeploy_ext.runtime.run_images',
     'tools/train.py': 'tools/train.py',
     'tools/create_data.py': 'tools/create_data.py',
+    'tools/demo/lidar_demo.py': 'mmdeploy_ext.apps.lidar_demo_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
     'mmdeploy_ext.dump compare': 'mmdeploy_ext.apps.dump_app',
 }

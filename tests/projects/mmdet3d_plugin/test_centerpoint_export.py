@@ -18,6 +18,7 @@ from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import export_sequence
 from mmdeploy_ext.verify.sweeps import prove_sweeps
+from toy_atss import REPO
 
 
 @pytest.fixture(scope='module')
@@ -163,3 +164,29 @@ def test_a_checkpoint_without_the_head_is_refused(toy, tmp_path):
     torch.save(content, tmp_path / 'cut.pth')
     with pytest.raises(ValueError, match=r'cut\.pth: does not fit'):
         deploy.load(config, str(tmp_path / 'cut.pth'))
+
+
+def test_the_page_states_the_contract_of_the_head():
+    from projects.mmdet3d_plugin.centerpoint import export
+
+    toy_centerpoint.register()
+    cfg = load_config(str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py'))
+    contract = export.dense_spec(find_family(cfg).build(cfg), (1, 96, 56, 56))
+    rows = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in (REPO / 'projects/mmdet3d_plugin/centerpoint/README.md').read_text().splitlines()
+        if line.startswith('| `') and line.count('|') == 7
+    ]
+    stated = {
+        name.strip('`'): (side, dtype, shape, unit.split(';')[0])
+        for name, side, dtype, shape, unit, _ in rows
+    }
+    for tensor in (*contract.inputs, *contract.outputs):
+        kind, task = tensor.name.rsplit('_', 1) if '_' in tensor.name else (tensor.name, '')
+        shape = tensor.shape_text()
+        if kind == 'heatmap':
+            shape = shape.replace(f'1x{(1, 2, 2, 1, 2, 2)[int(task)]}x', '1xKx')
+        side = 'in' if tensor in contract.inputs else 'out'
+        name = f'{kind}_t' if task else kind
+        assert stated[name] == (side, tensor.dtype, shape, tensor.unit), name
+    assert len(stated) == 7
