@@ -332,7 +332,7 @@ def measure_memory(plan: SparsePlan, path: str, voxels: VoxelSet) -> dict[str, d
         for threads in plan.threads:
             call = functools.partial(_run_portable, voxels=voxels, engine=engine)
             found[title_of(engine, threads)] = memory.measure(
-                dataclasses.replace(job, threads=threads, call=call)
+                dataclasses.replace(job, register=None, threads=threads, call=call)
             )
     return found
 
