@@ -155,8 +155,8 @@ class MaskPostprocess(nn.Module):
         if most > 0:
             bar = scores.topk(limit(most, scores.shape[1]), dim=1)[0][:, -1:]
             hopeful = (ranks > bar * (1 - ROUNDING)).sum(dim=1).amax()
-            last = torch.maximum(hopeful, torch.as_tensor(first))
-            rest = torch.minimum(torch.as_tensor(first), last - 1)  # the last cell again where none is left
+            last = torch.maximum(hopeful, first)
+            rest = torch.minimum(first, last - 1)  # the last cell again where none is left
             areas, totals = self._summed(soft, cells[:, rest:last], areas, totals)
             scores = self._rescored(cate_pred, areas, totals).flatten(1)
         found = (scores > NO_CANDIDATE).sum(dim=1).amax().clamp(min=1)

@@ -65,7 +65,11 @@ def verdict_table(verdict: Verdict) -> Table:
     what = ' or '.join(['tensor'] * tensors + ['image'] * images)
     table.add_column(f'case\n  {what}', overflow='fold', max_width=44)
     place = 'worst Δm' if any(row.worst_distance is not None for row in boxes) else 'worst IoU'
-    for titles in zip(TENSOR_TITLES, (*DETECTION_TITLES[:4], place, DETECTION_TITLES[5]), strict=True):
+    for titles in zip(
+        TENSOR_TITLES,
+        (what_is_found(verdict), *DETECTION_TITLES[1:4], place, DETECTION_TITLES[5]),
+        strict=True,
+    ):
         lines = [title for title, used in zip(titles, (tensors, images), strict=True) if used]
         if any(lines):
             table.add_column('\n'.join(lines), justify='right', overflow='fold')
@@ -83,6 +87,11 @@ def verdict_table(verdict: Verdict) -> Table:
                 end_section=index == len(lines) - 1,
             )
     return table
+
+
+def what_is_found(verdict: Verdict) -> str:
+    """Return what the task's results are called."""
+    return 'masks' if verdict.subject.get('task') == 'mask' else DETECTION_TITLES[0]
 
 
 def sequence_table(rows: Sequence[SequenceRow]) -> Table:
@@ -217,6 +226,8 @@ def next_command(verdict: Verdict) -> str:
     if verdict.proven and verdict.sequence:
         words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
         return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
+    if verdict.proven and subject.get('task') == 'mask':
+        return f'python tools/onnx/onnx_solo.py {file} IMAGE_OR_FOLDER'
     if verdict.proven:
         full = subject.get('form', 'full') == 'full'
         tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
@@ -281,6 +292,10 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
     words += [flag for flag, wanted in flags.items() if wanted]
     if options.get('score_form') == 'product' and subject.get('form') == 'decode':
         words += ['--score-form', 'product']
+    if options.get('layout', 'batched') != 'batched':
+        words += ['--layout', options['layout']]
+    if options.get('max_candidates'):
+        words += ['--max-candidates', options['max_candidates']]
     overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
     return shlex.join(map(str, words + (['--cfg-options', *overrides] if overrides else [])))
 
