@@ -39,14 +39,19 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
     parser = cli.ArgumentParser(prog='solo_wxinlong.py', description=__doc__.splitlines()[0])
     parser.add_argument('in_file', help='checkpoint of the original repository')
     parser.add_argument('out_file', help='checkpoint to write')
     parser.add_argument('--config', required=True, help="mmdet's config of the same model")
     cli.add_debug_option(parser)
-    return cli.run(convert, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0 done, 1 failed, 2 usage."""
+    return cli.run(convert, build_parser(), argv)
 
 
 if __name__ == '__main__':
