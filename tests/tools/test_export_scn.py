@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,9 +12,15 @@ import torch
 
 import toy_scn_family
 from mmdeploy_ext.apps.export_scn_app import main
-from mmdeploy_ext.sparse import deploy, libspconv
+from mmdeploy_ext.config import load_config
+from mmdeploy_ext.quantize.ranges import Ranges
+from mmdeploy_ext.sparse import deploy, libspconv, seeded
+from mmdeploy_ext.sparse.family import find_sparse_family
+from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.verify.sparse_proof import prove
-from scn_files import node_of, set_attribute
+from scn_files import NODES, node_of, set_attribute
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -430,29 +437,40 @@ def test_points_become_voxels_of_the_proof(models, tmp_path, capsys):
 
 # ---- full size
 
+FULL = {
+    'bevfusion.plain_lean.zyx': ('bevfusion_lidar', 'encoders.lidar.backbone.', ['--order', 'zyx']),
+    'bevfusion.int8.xyz': (
+        'bevfusion_lidar',
+        'encoders.lidar.backbone.',
+        ['--precision', 'int8', '--int8-fp16-input-output'],
+    ),
+    'centerpoint.plain.zyx': ('centerpoint_lidar', 'backbone.', ['--fold', 'fp16']),
+}
 
-def test_the_full_network_is_exported_within_ten_seconds(tmp_path, capsys):
+
+@pytest.mark.parametrize('golden', FULL)
+def test_the_full_networks_equal_the_reference_within_ten_seconds(golden, tmp_path, capsys):
     import projects.mmdet3d_plugin.bevfusion  # noqa: F401
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.sparse import seeded
-    from mmdeploy_ext.sparse.family import find_sparse_family
-    from scn_files import NODES
 
-    stored = NODES / 'bevfusion.plain_lean.zyx.json'
+    stored = NODES / f'{golden}.json'
     if not stored.is_file():
         pytest.skip(f'skipped: {NODES.parent} not found')
-    config, prefix = 'projects/configs/BEVFusion/bevfusion_lidar_0075voxel_nus.py', 'encoders.lidar.backbone.'
-    cfg = load_config(config)
+    name, prefix, words = FULL[golden]
+    config = REPOSITORY / f'projects/configs/BEVFusion/{name}_0075voxel_nus.py'
+    cfg = load_config(str(config))
     family = find_sparse_family(cfg)
     encoder = family.encoder(family.build(cfg))
     seeded.fill_module(encoder, prefix)
     state = {prefix + key: value for key, value in encoder.state_dict().items()}
     torch.save(dict(state_dict=state), tmp_path / 'c.pth')
-    path = tmp_path / 'lidar.backbone.zyx.onnx'
-    assert export(config, tmp_path / 'c.pth', '--output-file', path, '--order', 'zyx') == 0
+    if '--precision' in words:
+        graph = fold(deploy.load(str(config), str(tmp_path / 'c.pth')).trace(), 'fp32')
+        Ranges.from_amax(graph, seeded.amax(graph, prefix, half=True)).save(tmp_path / 'ranges.json')
+        words = [*words, '--ranges', tmp_path / 'ranges.json']
+    path = tmp_path / 'lidar.onnx'
+    assert export(config, tmp_path / 'c.pth', '--output-file', path, *words) == 0
     seconds = float(capsys.readouterr().out.split('exported in ')[1].split()[0])
     assert seconds <= 10
-    wanted = json.loads(stored.read_text())
-    found = libspconv.to_node_list(onnx.load(path))
+    wanted, found = json.loads(stored.read_text()), libspconv.to_node_list(onnx.load(path))
     for key in ('inputs', 'outputs', 'nodes', 'initializers'):
         assert found[key] == wanted[key], key
