@@ -94,16 +94,18 @@ def build_model(cfg: Any) -> Any:
 
 
 def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
-    """Let mmdet 2.28's loop take the samplers that the config names in `data`, for the time of the body."""
+    """Let mmdet 2.28's loop build mmdet3d's data sets, and take the samplers that a config names in `data`."""
     names = ('shuffler_sampler', 'nonshuffler_sampler')
     samplers = {name: cfg.data[name] for name in names if name in cfg.data}
-    if not samplers:
-        return contextlib.nullcontext()
     import mmdet.apis.train
 
+    from mmdeploy_ext.evaluation import dataset_builder
     from mmdeploy_ext.mending import patched
+    if not samplers:
+        return patched(mmdet.apis.train, build_dataset=dataset_builder())
     from projects.mmdet3d_plugin.datasets.builder import build_dataloader
-    return patched(mmdet.apis.train, build_dataloader=functools.partial(build_dataloader, **samplers))
+    return patched(mmdet.apis.train, build_dataset=dataset_builder(),
+                   build_dataloader=functools.partial(build_dataloader, **samplers))
 
 
 def train(args: argparse.Namespace) -> int:
