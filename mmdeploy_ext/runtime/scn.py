@@ -13,9 +13,10 @@ from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.errors import InferenceError, ModelFileError, PointsError
 from mmdeploy_ext.metadata import PREFIX
 from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
-from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.plan import Plan
+from mmdeploy_ext.sparse.portable_feeds import BEV, FACTS, VOXELS
+from mmdeploy_ext.sparse.portable_feeds import feeds as table_feeds
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class _Session(OnnxRuntimeBackend):
         options = super()._options()
         options.enable_mem_reuse = False
         return options
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 class ScnOnnx:
@@ -67,7 +73,7 @@ class ScnOnnx:
             ModelFileError: missing, corrupt, or not a portable sparse backbone.
             EngineError: a provider that is not there.
         """
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self.session = _Session(str(path), threads=self.threads, spinning=spinning, **options)
         self.session.open_session()
         props = self.session.session.get_modelmeta().custom_metadata_map
@@ -105,7 +111,7 @@ class ScnOnnx:
         voxelised = time.perf_counter()
         feeds = self.feeds(features, coordinates)
         built = time.perf_counter()
-        dense = self.session.run(feeds)[portable.BEV]
+        dense = self.session.run(feeds)[BEV]
         done = time.perf_counter()
         self.milliseconds = dict(
             voxelise=(voxelised - start) * 1e3,
@@ -120,7 +126,10 @@ class ScnOnnx:
         """Return all inputs of the graph for voxels in `order`; see `step` for the errors."""
         rulebook = build(self.plan, coordinates, self.threads)
         features = checked_features(features, len(rulebook.levels[0]), self.in_channels)
-        return {portable.VOXELS: features, **portable.feeds(self.plan, rulebook, self.form, self.threads)}
+        return {
+            VOXELS: features,
+            **table_feeds(self.plan, rulebook, self.form, self.threads),
+        }
 
     def _voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.rule is None:
@@ -160,13 +169,13 @@ class ScnOnnx:
 
 def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
     """Read what the file says about itself."""
-    if portable.FACTS not in props:
+    if FACTS not in props:
         raise ModelFileError(
-            f'{path}: is not a portable sparse backbone ({portable.FACTS} is missing from its metadata); '
+            f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '
             f'export it with tools/deployment/export_scn.py --target portable'
         )
     try:
-        facts = json.loads(props[portable.FACTS])
+        facts = json.loads(props[FACTS])
         rule = next(
             (json.loads(props[PREFIX + key]) for key in ('voxels', 'preprocess') if PREFIX + key in props),
             None,

@@ -31,21 +31,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import ir
-from mmdeploy_ext.sparse.buckets import Layout, arrange
-from mmdeploy_ext.sparse.plan import Plan, Table, plan_of
+from mmdeploy_ext.sparse.buckets import Layout
+from mmdeploy_ext.sparse.plan import Table, plan_of
+from mmdeploy_ext.sparse.portable_feeds import BEV, FACTS, FORMS, VOXELS, feeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
-    from mmdeploy_ext.sparse.rulebook import Rulebook
 
-FORMS = ('buckets', 'tables')
+__all__ = ['BEV', 'FACTS', 'FORMS', 'VOXELS', 'feeds', 'to_onnx']
 DEFAULT_OPSET = 17
 LEAST_OPSET = 13  # Split by lengths that are an input
 GROUP_COLUMNS = 1152  # 9 offsets of 128 channels: what 'tables' gathers at once, per output row
-VOXELS, BEV = 'voxels', 'bev'
-FACTS = 'mm2onnx.scn'
 
 
 def to_onnx(
@@ -91,31 +89,6 @@ def to_onnx(
     helper.set_model_props(model, {**(metadata or {}), FACTS: json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 1) -> dict[str, np.ndarray]:
-    """Return all inputs but the features, for one set of voxels.
-
-    Args:
-        plan: of the graph.
-        rulebook: of the voxels.
-        form: as it was written.
-        threads: how many threads sort; the result does not depend on it.
-
-    Returns:
-        Input name -> array: see `_Writer.table_inputs`.
-    """
-    arrays = {f'{name}.cells': cells for name, cells in rulebook.cells.items()}
-    if form == 'tables':
-        tables = {f'{name}.table': np.ascontiguousarray(table.T) for name, table in rulebook.tables.items()}
-        return arrays | tables
-    layouts = {table.name: Layout.of(table.kernel_size) for table in plan.tables}
-    rows_in = {table.name: len(rulebook.levels[table.level_in]) for table in plan.tables}
-    for name, found in arrange(rulebook.tables, rows_in, layouts, threads).items():
-        arrays[f'{name}.rows'], arrays[f'{name}.lengths'] = found.rows, found.lengths
-        arrays[f'{name}.offsets'], arrays[f'{name}.sizes'] = found.offsets, found.sizes[:, None]
-        arrays |= {f'{name}.position{group}': entry for group, entry in enumerate(found.positions)}
-    return arrays
 
 
 class _Writer:
