@@ -14,7 +14,8 @@ TensorRT has not.
 Why 'buckets' is the rule for every layer. Measured on ONNX Runtime 1.31, one thread, the goldens' sweep, ms
 per submanifold convolution of 16 / 32 / 64 / 128 channels: tables 9.7 / 28 / 54 / 107; existing pairs only,
 one MatMul and ScatterND(add) per offset, 2.3 / 15 / 34 / 64, of it a fifth in ScatterND, which copies its
-data and does not use a second thread; buckets 2.3 / 11.4 / 26 / 59.
+data and does not use a second thread; buckets 1.9 / 12 / 28 / 61
+(in the whole network; strided ones 4 / 10 / 19 / 6, by tables 20 / 30 / 54 / 11).
 
 Glossary: N voxels, M output sites, K kernel offsets, I and O channels, G groups and B buckets of a layout.
 """
