@@ -174,13 +174,18 @@ class BackendDetector(nn.Module):
             tensor.name: tensor.meaning
             for tensor in (*self.metadata.spec.inputs, *self.metadata.spec.outputs)
         }
+        # inputs of one axis are of the whole batch (`ori_shape`)
+        whole = {tensor.name for tensor in self.metadata.spec.inputs if len(tensor.axes) == 1}
         for index in range(batch):
             sample = self._seen * self.dump.world_size + self.dump.rank
             self._seen += 1
             if sample < self.dump.samples:
                 save_dump(
                     self.dump.folder / f'{sample:06d}',
-                    {name: array[index : index + 1] for name, array in tensors.items()},
+                    {
+                        name: array if name in whole else array[index : index + 1]
+                        for name, array in tensors.items()
+                    },
                     self.dump.facts,
                     meanings,
                 )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,27 @@ def from_padded(dets: np.ndarray, labels: np.ndarray) -> list[Detections]:
     """
     return [Detections(rows[kinds >= 0, :4], rows[kinds >= 0, 4], kinds[kinds >= 0])
             for rows, kinds in zip(dets, labels, strict=True)]
+
+
+def instances_from_padded(masks: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list[Instances]:
+    """Split padded graph outputs into images.
+
+    Args:
+        masks: (B, n, h, w) bool.
+        scores: (B, n).
+        labels: (B, n); -1 marks padding.
+    """
+    return [Instances(stack[kinds >= 0], values[kinds >= 0], kinds[kinds >= 0])
+            for stack, values, kinds in zip(masks, scores, labels, strict=True)]
+
+
+def results_from_padded(outputs: Mapping[str, np.ndarray]) -> list[Detections] | list[Instances]:
+    """Return the results per image of a `full` graph; none for outputs of another form."""
+    if 'dets' in outputs:
+        return from_padded(outputs['dets'], outputs['labels'])
+    if 'masks' in outputs:
+        return instances_from_padded(outputs['masks'], outputs['scores'], outputs['labels'])
+    return []
 
 
 def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:

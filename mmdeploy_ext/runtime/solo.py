@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.errors import ModelFileError, ShapeError
-from mmdeploy_ext.runtime.detections import Instances, sigmoid
+from mmdeploy_ext.runtime.detections import Instances, instances_from_padded, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 CHUNK = 64
 """Cells whose masks are made at a time."""
-SoftMasks = 'Callable[[np.ndarray], np.ndarray]'
-"""Cells (m,) -> probabilities (m, H4, W4)."""
 
 
 def interpolation(source: int, target: int) -> np.ndarray:
@@ -233,12 +231,7 @@ def detections(
     facts = metadata.postprocess
     if metadata.form == 'full':
         _check_cap(metadata, outputs)
-        return [
-            Instances(masks[labels >= 0], scores[labels >= 0], labels[labels >= 0])
-            for masks, scores, labels in zip(
-                outputs['masks'], outputs['scores'], outputs['labels'], strict=True
-            )
-        ]
+        return instances_from_padded(outputs['masks'], outputs['scores'], outputs['labels'])
     outputs = batched(outputs, facts)
     cells = sum(grid**2 for grid in facts['num_grids'])
     if outputs['cate_pred'].shape[1:] != (cells, facts['num_classes']):

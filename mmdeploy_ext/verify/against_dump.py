@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.dump import list_samples, load_dump
-from mmdeploy_ext.runtime.detections import from_padded
-from mmdeploy_ext.verify.compare import compare_tensors
+from mmdeploy_ext.runtime.detections import results_from_padded
+from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.tasks import task_module
-from mmdeploy_ext.verify.verdict import Case
+from mmdeploy_ext.verify.verdict import Case, TensorRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def check_dump(backend: Backend, deployment: Deployment, folder: Path) -> bool:
         if usable:
             print(f'{sample}: not compared: {usable}')
             continue
-        case = _compare(sample.name, tensors, backend, deployment.family.task)
+        case = _compare(sample.name, tensors, backend, deployment)
         rows = (*case.tensors, *case.detections)
         reasons = [row.reason for row in rows if not row.passed]
         agrees &= case.passed
@@ -82,29 +82,18 @@ def _incomplete(tensors: Mapping[str, np.ndarray], backend: Backend) -> str:
     return f'it has no {", ".join(missing)}' if missing else ''
 
 
-def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, task: str) -> Case:
+def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, deployment: Deployment) -> Case:
     feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
     outputs = backend.infer(feeds)
     valued = [tensor.name for tensor in backend.spec.outputs if tensor.compare == 'values']
-    rows = (
-        tuple(
-            compare_tensors(
-                {key: tensors[key] for key in valued}, {key: outputs[key] for key in valued}, backend.spec
-            )
-        )
-        if valued
-        else ()
-    )
-    detections = ()
-    if 'dets' in outputs:
-        pairs = zip(
-            from_padded(tensors['dets'], tensors['labels']),
-            from_padded(outputs['dets'], outputs['labels']),
-            strict=True,
-        )
-        capacity = backend.metadata.postprocess.get('max_per_img')
-        match = task_module(task).match_detections
-        detections = tuple(
-            match(name, reference, candidate, capacity=capacity) for reference, candidate in pairs
-        )
+    rows: tuple[TensorRow, ...] = ()
+    if valued:
+        reference = {key: tensors[key] for key in valued}
+        ties = deployment.family.harmless(deployment.model, feeds)
+        got = without_ties(reference, {key: outputs[key] for key in valued}, ties)
+        rows = tuple(compare_tensors(reference, got, backend.spec))
+    pairs = zip(results_from_padded(tensors), results_from_padded(outputs), strict=True)
+    capacity = backend.metadata.postprocess.get('max_per_img')
+    match = task_module(deployment.family.task).match_detections
+    detections = tuple(match(name, wanted, found, capacity=capacity) for wanted, found in pairs)
     return Case(name, 'x'.join(map(str, feeds['input'].shape)), False, rows, detections)

@@ -84,6 +84,24 @@ def _compare_output(
     return rows
 
 
+def without_ties(
+    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], ties: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the outputs with the reference's value where a tie made one side zero and not the other.
+
+    Args:
+        reference: name -> array.
+        outputs: name -> array, of the engine on trial.
+        ties: name -> bool array, see `Family.harmless`.
+    """
+    result = dict(outputs)
+    for name, tie in ties.items():
+        wanted, got = reference[name], outputs.get(name)
+        if got is not None and got.shape == wanted.shape == tie.shape:
+            result[name] = np.where(tie & ((wanted == 0) != (got == 0)), wanted, got)
+    return result
+
+
 def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) -> str:
     """Return why two arrays cannot be compared at all; '' when they can."""
     if reference is None or candidate is None:

@@ -18,7 +18,7 @@ from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.metadata import Metadata, read_metadata
-from mmdeploy_ext.verify.compare import compare_tensors
+from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
 from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.tasks import task_module
@@ -160,24 +160,6 @@ def _tensor_rows(
     reference = family.reference_tensors(model, feeds, metadata.form, score_form, **own)
     outputs = without_ties(reference, outputs, family.harmless(model, feeds, **own))
     return tuple(compare_tensors(reference, outputs, metadata.spec))
-
-
-def without_ties(
-    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], ties: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Return the outputs with the reference's value where a tie made one side zero and not the other.
-
-    Args:
-        reference: name -> array.
-        outputs: name -> array, of the engine on trial.
-        ties: name -> bool array, see `Family.harmless`.
-    """
-    result = dict(outputs)
-    for name, tie in ties.items():
-        wanted, got = reference[name], outputs.get(name)
-        if got is not None and got.shape == wanted.shape == tie.shape:
-            result[name] = np.where(tie & ((wanted == 0) != (got == 0)), wanted, got)
-    return result
 
 
 def _failed(title: str, wanted: Detections, error: Exception) -> DetectionRow:

@@ -1,17 +1,15 @@
-"""SOLO family: raw, fork and full graphs, traced on one input, equal to mmdet on others; variants; refusals."""
+"""SOLO family: raw, fork and full graphs, traced on one input, equal to mmdet on others."""
 
 import functools
 
 import numpy as np
-import onnx
 import pytest
-import torch
-from toy_solo import HEADS, TRACED, load_toy, options_for, prepared
 
 from mmdeploy_ext import deploy
 from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.verify.ladder import without_ties
+from mmdeploy_ext.verify.compare import without_ties
 from mmdeploy_ext.verify.tasks.mask import match_detections
+from toy_solo import HEADS, TRACED, load_toy, options_for, prepared
 
 OPSETS = {'solov2_light_dcn': 19}
 
@@ -95,7 +93,9 @@ def test_the_fork_layout_has_the_forks_outputs_in_its_order(models, files, name)
         ],
         'solo': [f'{kind}_{level}' for kind in ('seg_preds', 'cate_pred') for level in levels],
     }
-    decoupled = [f'{kind}_{level}' for kind in ('seg_preds_x', 'seg_preds_y', 'cate_pred') for level in levels]
+    decoupled = [
+        f'{kind}_{level}' for kind in ('seg_preds_x', 'seg_preds_y', 'cate_pred') for level in levels
+    ]
     assert list(outputs) == wanted.get(name, decoupled)
     cells = 20**2 + 16**2 + 12**2 + 8**2 + 6**2
     if name == 'solov2':

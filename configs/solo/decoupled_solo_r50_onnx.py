@@ -1,0 +1,1 @@
+_base_ = ['./decoupled_solo_r50.py', '../_base_/backends/onnxruntime.py']

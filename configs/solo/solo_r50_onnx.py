@@ -1,0 +1,1 @@
+_base_ = ['./solo_r50.py', '../_base_/backends/onnxruntime.py']

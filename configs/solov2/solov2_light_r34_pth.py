@@ -1,0 +1,1 @@
+_base_ = ['./solov2_light_r34.py', '../_base_/backends/torch.py']

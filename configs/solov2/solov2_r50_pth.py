@@ -1,0 +1,1 @@
+_base_ = ['./solov2_r50.py', '../_base_/backends/torch.py']
