@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verify.voxel_sets import VoxelSet
 
 FOREIGN_OPTIONS = (
-    'onnx', 'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'repeat_num',
+    'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'repeat_num',
     'spare_rounds', 'prepared',
 )  # fmt: skip
 """Options of benchmark.py that sparse backbones do not have."""
@@ -74,6 +74,10 @@ def run_sparse(
     refuse_given(args, parser, FOREIGN_OPTIONS, 'sparse LiDAR backbones do not have it')
     if args.voxels is not None and min(args.voxels) < 1:
         raise UsageError(f'--voxels {" ".join(map(str, args.voxels))}: expected positive numbers')
+    if len(args.onnx) > 1:
+        raise UsageError(f'--onnx {" ".join(args.onnx)}: sparse backbones take one portable file')
+    for path in args.onnx:
+        _check_file(path)
     for path in args.sweep:
         if not Path(path).is_file():
             raise UsageError(f'--sweep {path}: no such file')
@@ -93,6 +97,13 @@ def run_sparse(
             sparse_report.write_chart(result, args.chart)
             print(f'chart: {args.chart}')
     return 0
+
+
+def _check_file(path: str) -> None:
+    """Refuse a file that is no portable sparse backbone."""
+    from mmdeploy_ext.runtime.scn import ScnOnnx
+
+    ScnOnnx(path, threads=1).close()
 
 
 def synthetic_sets(deployment: SparseDeployment, sizes: Sequence[int]) -> list[VoxelSet]:
@@ -129,7 +140,7 @@ def _measure(
     plan = sparse.SparsePlan(deployment, graph, sets, threads, engines, args.max_iter, args.warmup, register)
     chosen = sweeps[0] if sweeps else synthetic[-1]
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
-        path = sparse.write_portable(graph, folder)
+        path = args.onnx[0] if args.onnx else sparse.write_portable(graph, folder)
         memories = {}
         if not args.no_memory and memory.is_supported():
             memories = sparse.measure_memory(plan, path, chosen)

@@ -109,15 +109,15 @@ def spconv_contender(deployment: SparseDeployment, clock: PairClock) -> Contende
     return Contender(measure.BASELINE, 'torch', '', run)
 
 
-def onnxruntime_contender(path: str, threads: int) -> Contender:
-    """Return what a user of the portable file runs: `ScnOnnx`."""
+def onnxruntime_contender(path: str, threads: int, order: str) -> Contender:
+    """Return what a user of the portable file runs: `ScnOnnx`; `order` is that of the voxels."""
     from mmdeploy_ext.runtime.scn import ScnOnnx
 
     engine = ScnOnnx(path, threads=threads)
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
-        engine.step(voxels=(voxels.features, voxels.coordinates))
+        engine.step(voxels=(voxels.features, voxels.in_order(engine.order == order)))
         total = time.perf_counter() - start
         parts = {part: engine.milliseconds[part] / 1e3 for part in ('rulebook', 'network')}
         return Run(total, parts['network'], len(voxels.features), parts_s=parts)
@@ -125,21 +125,25 @@ def onnxruntime_contender(path: str, threads: int) -> Contender:
     return Contender(title_of('onnxruntime', threads), 'onnxruntime', 'portable', run, path)
 
 
-def openvino_contender(path: str, threads: int) -> Contender:
+def openvino_contender(path: str, threads: int, order: str) -> Contender:
     """Return the portable file on OpenVINO, with the same rulebook."""
     import openvino
 
     from mmdeploy_ext.sparse.contract import load_model
 
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
-    plan = Plan.from_json(json.loads(props[portable.FACTS])['plan'])
+    facts = json.loads(props[portable.FACTS])
+    plan, same = Plan.from_json(facts['plan']), facts['order'] == order
     settings = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads}
     compiled = openvino.Core().compile_model(path, 'CPU', settings)
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
-        rulebook = build(plan, voxels.coordinates, threads)
-        feeds = {portable.VOXELS: voxels.features, **portable.feeds(plan, rulebook, threads=threads)}
+        rulebook = build(plan, voxels.in_order(same), threads)
+        feeds = {
+            portable.VOXELS: voxels.features,
+            **portable.feeds(plan, rulebook, facts['form'], threads),
+        }
         middle = time.perf_counter()
         compiled(feeds)
         end = time.perf_counter()
@@ -166,7 +170,7 @@ def open_contenders(plan: SparsePlan, path: str) -> Iterator[list[Contender]]:
             found.append(spconv_contender(plan.deployment, clock))
         for engine in (name for name in plan.engines if name != 'torch'):
             for threads in plan.threads:
-                found.append(CONTENDERS[engine](path, threads))
+                found.append(CONTENDERS[engine](path, threads, plan.graph.order))
         yield found
 
 
@@ -268,12 +272,12 @@ def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> tuple[float, int,
     return float(flops), pairs, max(map(len, rulebook.levels))
 
 
-def gemm_flops(threads: int, seconds: float = 0.6) -> float:
-    """Return the FLOP/s of a large float32 GEMM with so many threads: the best of several."""
+def gemm_flops(threads: int, seconds: float = 1.0) -> float:
+    """Return the FLOP/s of a float32 GEMM with so many threads: the best of many short runs."""
     import torch
 
     before = torch.get_num_threads()
-    rows, inner, columns = 4096, 1024, 256
+    rows, inner, columns = 2048, 512, 256
     try:
         torch.set_num_threads(threads)
         left, right = torch.randn(rows, inner), torch.randn(inner, columns)
@@ -305,11 +309,11 @@ def _run_spconv(job: memory.MemoryJob, voxels: VoxelSet) -> tuple[int, object]:
     return before, deployment
 
 
-def _run_portable(job: memory.MemoryJob, voxels: VoxelSet, engine: str) -> tuple[int, object]:
+def _run_portable(job: memory.MemoryJob, voxels: VoxelSet, engine: str, order: str) -> tuple[int, object]:
     importlib.import_module(engine)
     importlib.import_module('mmdeploy_ext.runtime.scn')
     before = memory.start()
-    contender = CONTENDERS[engine](job.file, job.threads)
+    contender = CONTENDERS[engine](job.file, job.threads, order)
     for _ in range(memory.RUNS):
         contender.run(voxels)
     return before, contender
@@ -330,7 +334,7 @@ def measure_memory(plan: SparsePlan, path: str, voxels: VoxelSet) -> dict[str, d
             found[measure.BASELINE] = memory.measure(dataclasses.replace(job, call=call))
             continue
         for threads in plan.threads:
-            call = functools.partial(_run_portable, voxels=voxels, engine=engine)
+            call = functools.partial(_run_portable, voxels=voxels, engine=engine, order=plan.graph.order)
             found[title_of(engine, threads)] = memory.measure(
                 dataclasses.replace(job, register=None, threads=threads, call=call)
             )

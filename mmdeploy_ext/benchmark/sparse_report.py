@@ -104,6 +104,11 @@ def write_chart(result: Mapping[str, Any], target: str | Path) -> None:
         axes.set_xlabel('voxels (crosses: real sweeps)')
         axes.set_ylabel('ms, rulebook and network: median')
         axes.grid(True, which='both', alpha=0.25)
+        axes.set_xticks([entry['voxels'] for entry in result['sets'] if not entry['real']])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter('{x:,.0f}')
+        axes.xaxis.set_minor_formatter('')
+        axes.yaxis.set_minor_formatter('{x:,.0f}')
         axes.set_title(f'{result["config"]}\n{result["machine"]["cpu"]}', loc='left', fontsize=11)
         axes.legend(frameon=False)
         with atomic_path(target) as temporary:

@@ -153,3 +153,18 @@ def test_what_cannot_be_meant_is_refused(model, case, capsys):
     words, message = BAD[case]
     assert benchmark(*model, *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_given_file_is_measured_and_another_is_refused(model, tmp_path, capsys):
+    from mmdeploy_ext.sparse import deploy
+
+    path, dialect = str(tmp_path / 'p.onnx'), str(tmp_path / 'l.onnx')
+    deployment = deploy.load(*model)
+    deploy.export_file(deployment, deploy.ScnOptions(target='portable', order='zyx'), path)
+    deploy.export_file(deployment, deploy.ScnOptions(order='xyz'), dialect)
+    words = [*model, '--engines', 'onnxruntime,openvino', '--voxels', 100, '--max-iter', 1, '--no-memory']
+    assert benchmark(*words, '--onnx', path) == 0
+    capsys.readouterr()
+    assert benchmark(*words, '--onnx', dialect) == 2
+    assert benchmark(*words, '--onnx', path, path) == 2
+    assert capsys.readouterr().err.count('error: ') == 2
