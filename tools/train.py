@@ -94,7 +94,7 @@ def build_model(cfg: Any) -> Any:
 
 
 def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
-    """Let mmdet 2.28's loop build mmdet3d's data sets, and take the samplers that a config names in `data`."""
+    """Let mmdet 2.28's loop build mmdet3d's data sets, with the samplers that a config names in `data`."""
     names = ('shuffler_sampler', 'nonshuffler_sampler')
     samplers = {name: cfg.data[name] for name in names if name in cfg.data}
     import mmdet.apis.train
