@@ -17,16 +17,17 @@ import numpy as np
 
 from mmdeploy_ext.backends.base import build_backend
 from mmdeploy_ext.errors import EngineError, InferenceError, ModelFileError
-from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.metadata import Metadata
 from mmdeploy_ext.runtime.centerpoint_boxes import BoxRule, decode
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.runtime.scn import ScnOnnx
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.metadata import Metadata
+    import onnxruntime
+
     from mmdeploy_ext.preprocess_points import VoxelRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Sweep
@@ -61,14 +62,15 @@ class CenterPointOnnx:
         """
         if engine != 'OnnxRuntimeBackend':
             raise EngineError(f'{engine}: CenterPointOnnx runs on OnnxRuntimeBackend')
-        files = open_export(paths)
-        self.metadata = files['head'][1]
-        self.box_rule = BoxRule.from_json(self.metadata.postprocess, files['head'][0])
-        self.backbone = ScnOnnx(files['backbone'][0], **options)
+        files = export_files(paths)
+        self.backbone = ScnOnnx(files['backbone'], **options)
         # two thread pools on the same cores: one that still spins slows the other
         head = {'spinning': 'run', **options}
-        self.head = build_backend('OnnxRuntimeBackend', str(files['head'][0]), **head)
+        self.head = build_backend('OnnxRuntimeBackend', str(files['head']), **head)
         self.head.activate()
+        self.metadata = self.head.metadata
+        check_same_export(files, self.backbone.session.session.get_modelmeta(), self.metadata)
+        self.box_rule = BoxRule.from_json(self.metadata.postprocess, files['head'])
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
     @property
@@ -160,32 +162,43 @@ class SweepStepper:
         return self.runtime.run(sweep.points, sweep.name)
 
 
-def open_export(paths: str | Path | Sequence[str | Path]) -> dict[str, tuple[Path, Metadata]]:
-    """Return both files of an export and what they say about themselves, by `form`.
+def export_files(paths: str | Path | Sequence[str | Path]) -> dict[str, Path]:
+    """Return both files of an export by name, `backbone` and `head`.
 
     Raises:
-        ModelFileError: see `CenterPointOnnx`.
+        ModelFileError: one is missing.
     """
     if isinstance(paths, str | Path):
         if not Path(paths).is_dir():
             raise ModelFileError(f'{paths}: no such folder; export it with tools/deployment/pytorch2onnx.py')
         paths = [Path(paths) / f'{name}.onnx' for name in GRAPHS]
-    found: dict[str, tuple[Path, Metadata]] = {}
-    for path in map(Path, paths):
-        metadata = read_metadata(str(path))
-        metadata.require(path, FAMILY, GRAPHS)
-        found[metadata.form] = path, metadata
+    found = {Path(path).stem: Path(path) for path in paths}
     missing = [name for name in GRAPHS if name not in found]
     if missing:
         raise ModelFileError(
-            f'{", ".join(map(str, paths))}: got no {" and no ".join(missing)}; expected both files of one '
-            f'export'
+            f'{", ".join(map(str, paths))}: got no {" and no ".join(f"{name}.onnx" for name in missing)}; '
+            f'expected both files of one export'
         )
-    (first, one), (second, other) = (found[name] for name in GRAPHS)
-    for field in ('checkpoint_sha256', 'config_sha256', 'options'):
-        if getattr(one, field) != getattr(other, field):
-            raise ModelFileError(
-                f'{second}: its {field} is not that of {first}; both files have to be of one export: export '
-                f'them again into one folder'
-            )
     return found
+
+
+def check_same_export(files: Mapping[str, Path], backbone: onnxruntime.ModelMetadata, head: Metadata) -> None:
+    """Refuse files of another family, exchanged files, and files of two exports.
+
+    Args:
+        files: of `export_files`.
+        backbone: what its file says about itself.
+        head: the same of the head's.
+
+    Raises:
+        ModelFileError: names the file.
+    """
+    other = Metadata.from_props(backbone.custom_metadata_map, files['backbone'])
+    for name, metadata in (('backbone', other), ('head', head)):
+        metadata.require(files[name], FAMILY, (name,))
+    for field in ('checkpoint_sha256', 'config_sha256', 'options'):
+        if getattr(other, field) != getattr(head, field):
+            raise ModelFileError(
+                f'{files["head"]}: its {field} is not that of {files["backbone"]}; both files have to be of '
+                f'one export: export them again into one folder'
+            )

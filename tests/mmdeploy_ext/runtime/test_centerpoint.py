@@ -104,7 +104,7 @@ def test_a_network_that_gives_nan_is_an_error(graphs, tmp_path):
     [
         (lambda folder: (folder / 'head.onnx').unlink(), r'head\.onnx'),
         (lambda folder: (folder / 'backbone.onnx').write_bytes(b'no'), r'backbone\.onnx'),
-        (lambda folder: shutil.copy(folder / 'head.onnx', folder / 'backbone.onnx'), 'got no backbone'),
+        (lambda folder: shutil.copy(folder / 'head.onnx', folder / 'backbone.onnx'), r'backbone\.onnx'),
         (lambda folder: shutil.rmtree(folder), 'no such folder'),
     ],
     ids=['missing', 'corrupt', 'twice the same', 'no folder'],
@@ -115,6 +115,18 @@ def test_files_that_are_no_export_are_refused(graphs, tmp_path, spoil, expected)
     spoil(folder)
     with pytest.raises(ModelFileError, match=expected):
         CenterPointOnnx(folder)
+
+
+def test_a_list_of_files_lacks_one(graphs):
+    with pytest.raises(ModelFileError, match=r'got no head\.onnx'):
+        CenterPointOnnx([graphs / 'backbone.onnx'])
+
+
+def test_exchanged_files_are_refused(graphs, tmp_path):
+    shutil.copy(graphs / 'backbone.onnx', tmp_path / 'backbone.onnx')
+    shutil.copy(graphs / 'backbone.onnx', tmp_path / 'head.onnx')
+    with pytest.raises(ModelFileError, match="form is 'backbone', expected head"):
+        CenterPointOnnx(tmp_path)
 
 
 def test_files_of_two_exports_are_refused(graphs, tmp_path):
@@ -136,7 +148,7 @@ def test_another_engine_is_refused(graphs):
 
 def test_it_runs_where_there_is_no_torch(graphs):
     program = (
-        'import sys; sys.modules.update(torch=None, mmcv=None, spconv=None)\n'
+        'import sys; sys.modules.update(torch=None, mmcv=None, spconv=None, onnx=None)\n'
         'import numpy as np\n'
         'from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx\n'
         'points = np.random.default_rng(0).uniform(-6, 6, (200, 5)).astype(np.float32)\n'
