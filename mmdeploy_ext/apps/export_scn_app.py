@@ -287,17 +287,13 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
 
 def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
     """Prove a file that was made earlier; its metadata says with which options."""
-    import json
-
-    from mmdeploy_ext.metadata import PREFIX
     from mmdeploy_ext.sparse import deploy
     from mmdeploy_ext.sparse.contract import load_model
-    from mmdeploy_ext.verify.sparse_proof import file_options
+    from mmdeploy_ext.verify.sparse_proof import file_options, stored_fact
 
     model = load_model(args.output_file)
     file_options(model, args.output_file)
-    props = {entry.key: entry.value for entry in model.metadata_props}
-    written = json.loads(props[PREFIX + 'options']).get('cfg_options', {})
+    written = stored_fact(model, args.output_file, 'options').get('cfg_options', {})
     sweeps: list[VoxelSet] = []
 
     def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:

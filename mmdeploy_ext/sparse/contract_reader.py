@@ -155,9 +155,14 @@ def _of_kind(attribute: onnx.AttributeProto, kind: str) -> Any:
     return attribute.i if kind == 'INT' else attribute.f
 
 
+def text(value: str | bytes) -> str:
+    """Return a name; of a damaged file protobuf gives bytes where they are no UTF-8."""
+    return value if isinstance(value, str) else value.decode('utf-8', 'replace')
+
+
 def node_name(node: onnx.NodeProto, index: int) -> str:
     """Return a node's name, or something that finds it in a listing."""
-    return node.name or f'{node.op_type or "node"} #{index}'
+    return text(node.name) or f'{text(node.op_type) or "node"} #{index}'
 
 
 class Reader:
@@ -205,7 +210,7 @@ class Reader:
             return
         count = INPUTS.get(node.op_type, 1)
         self._count_inputs(node, name, count)
-        tensors = tuple(node.input[:1] if count == 3 else node.input[:count])
+        tensors = tuple(map(text, node.input[:1] if count == 3 else node.input[:count]))
         for tensor in tensors:
             if tensor not in known:
                 self._add(
@@ -217,7 +222,7 @@ class Reader:
                 )
         if not node.output:
             self._add(name, '', 'no-output', 'has no output; the engine reads past the end of the list')
-        output = node.output[0] if node.output else ''
+        output = text(node.output[0]) if node.output else ''
         if output in known and output:
             self._add(
                 name,

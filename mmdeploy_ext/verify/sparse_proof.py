@@ -51,20 +51,33 @@ DRAWN_VOXELS = 500
 """Smaller inputs give no picture worth looking at."""
 
 
-def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
-    """Return the options that a file was exported with.
+def stored_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
+    """Return what a file says about itself under a name, e.g. 'family'.
 
     Raises:
         ModelFileError: it was not written by mm2onnx, or its metadata is damaged.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        return ScnOptions.from_json(json.loads(props[PREFIX + 'options']))
+        return json.loads(props[PREFIX + name])
     except KeyError as error:
         raise ModelFileError(
-            f'{path}: has no mm2onnx metadata ({PREFIX}options is missing); export it with '
+            f'{path}: has no mm2onnx metadata ({PREFIX}{name} is missing); export it with '
             f'tools/deployment/export_scn.py'
         ) from error
+    except ValueError as error:
+        raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
+
+
+def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
+    """Return the options that a file was exported with.
+
+    Raises:
+        ModelFileError: see `stored_fact`.
+    """
+    content = stored_fact(model, path, 'options')
+    try:
+        return ScnOptions.from_json(content)
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
 
@@ -167,7 +180,7 @@ def prove(
 def _subject(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> Subject:
     model = load_model(path)
     options = resolve(file_options(model, path), deployment.family)
-    said = json.loads({entry.key: entry.value for entry in model.metadata_props}[PREFIX + 'family'])
+    said = stored_fact(model, path, 'family')
     if said != deployment.family.name:
         raise ModelFileError(
             f'{path}: is a model of family {said!r}; {deployment.config} is {deployment.family.name!r}'
@@ -193,9 +206,8 @@ def _structure(subject: Subject, max_voxels: int | None) -> tuple[list[Check], l
     else:
         checks = sparse_structure.check_portable(subject.path, subject.model, subject.expected)
         notes = []
-    props = {entry.key: entry.value for entry in subject.model.metadata_props}
     for title in ('checkpoint', 'config'):
-        said = json.loads(props.get(f'{PREFIX}{title}_sha256', '""'))
+        said = stored_fact(subject.model, subject.path, f'{title}_sha256')
         here = getattr(subject.deployment, f'{title}_sha256')
         detail = '' if said == here else f'file says {said[:12]}, this {title} is {here[:12]}'
         checks.append(Check(f'made from this {title}', said == here, detail))

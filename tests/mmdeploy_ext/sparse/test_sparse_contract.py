@@ -326,6 +326,24 @@ def test_a_file_cut_short_is_refused_or_found_faulty(tmp_path):
             check(path)
 
 
+def test_damaged_bytes_are_refused_or_found_and_never_crash(tmp_path):
+    from mmdeploy_ext.graph.show import describe, lines
+
+    model, rng = golden_model(INT8), np.random.default_rng(1)
+    for tensor in model.graph.initializer:
+        tensor.raw_data = tensor.raw_data[:16]  # most bytes shall be those of nodes
+    whole, path = np.frombuffer(model.SerializeToString(), np.uint8), tmp_path / 'x.xyz.onnx'
+    for _ in range(80):
+        damaged = whole.copy()
+        damaged[rng.integers(0, len(whole), 4)] = rng.integers(0, 256, 4)
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert errors(check(path))
+            assert list(lines(describe(load_model(path))))
+        except ModelFileError:
+            continue
+
+
 def test_missing_files_and_folders_are_refused(tmp_path):
     for path in (tmp_path / 'none.onnx', tmp_path):
         with pytest.raises(ModelFileError):
