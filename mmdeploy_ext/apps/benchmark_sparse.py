@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.benchmark.sparse import SparsePlan
+    from mmdeploy_ext.benchmark.sparse_contenders import SparsePlan
     from mmdeploy_ext.sparse.deploy import SparseDeployment
     from mmdeploy_ext.verify.voxel_sets import VoxelSet
 
@@ -131,13 +131,14 @@ def _measure(
 ) -> dict[str, Any]:
     from mmdeploy_ext.benchmark import memory, sparse
     from mmdeploy_ext.benchmark.machine import OtherLoad, machine
+    from mmdeploy_ext.benchmark.sparse_contenders import SparsePlan, racing_rows
     from mmdeploy_ext.sparse.fold import fold
 
     graph = fold(deployment.trace(), 'fp32')
     synthetic = synthetic_sets(deployment, args.voxels or DEFAULT_SIZES)
     threads = (args.threads,) if args.threads else THREADS
     sets = [*synthetic, *sweeps]
-    plan = sparse.SparsePlan(deployment, graph, sets, threads, engines, args.max_iter, args.warmup, register)
+    plan = SparsePlan(deployment, graph, sets, threads, engines, args.max_iter, args.warmup, register)
     chosen = sweeps[0] if sweeps else synthetic[-1]
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
         path = args.onnx[0] if args.onnx else sparse.write_portable(graph, folder)
@@ -148,7 +149,7 @@ def _measure(
             entries = _measure_sets(plan, path, len(sweeps))
     racing = None
     if 'torch' in engines and not args.no_racing and sparse.cores() > 1:
-        racing = sparse.racing_rows(plan, sweeps[0] if sweeps else synthetic[0], sparse.cores())
+        racing = racing_rows(plan, sweeps[0] if sweeps else synthetic[0], sparse.cores())
     for entry in entries:
         for row in entry['contenders']:
             row['memory'] = memories.get(row['name']) if entry['name'] == chosen.name else None
@@ -158,11 +159,11 @@ def _measure(
 def _measure_sets(plan: SparsePlan, path: str, real: int) -> list[dict[str, Any]]:
     from rich.progress import track
 
-    from mmdeploy_ext.benchmark import sparse
+    from mmdeploy_ext.benchmark import sparse, sparse_contenders
 
     roofline = {threads: sparse.gemm_flops(threads) for threads in {1, *plan.threads}}
     entries = []
-    with sparse.open_contenders(plan, path) as contenders:
+    with sparse_contenders.open_contenders(plan, path) as contenders:
         for index, voxels in enumerate(track(plan.sets, 'measuring', console=cli.stderr(), transient=True)):
             flops, pairs, sites = sparse.pair_flops(plan.graph, voxels.coordinates)
             runs = sparse.measure_set(contenders, voxels, plan.rounds, plan.warmup)
