@@ -51,7 +51,9 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
         help="libspconv: NVIDIA's dialect (default); portable: standard operators, for any engine",
     )
     group.add_argument(
-        '--order', choices=('xyz', 'zyx'), help="order of coordinates and weights (default: the reference's)"
+        '--order',
+        choices=('xyz', 'zyx'),
+        help="of coordinates and weights (default: what OUTPUT_FILE's name says, else the reference's)",
     )
     group.add_argument(
         '--fold', choices=('fp16', 'fp32'), default='fp32', help='how batch norm is folded (default: fp32)'
@@ -155,11 +157,12 @@ def parse_options(args: argparse.Namespace) -> ScnOptions:
     Raises:
         UsageError: options that do not go together, or numbers out of range.
     """
+    from mmdeploy_ext.sparse.contract import order_of_name
     from mmdeploy_ext.sparse.deploy import ScnOptions
 
     options = ScnOptions(
         target=args.target,
-        order=args.order or '',
+        order=args.order or order_of_name(args.output_file or ''),
         precision=args.precision or '',
         int8_fp16_io=args.int8_fp16_input_output,
         layer_precision=parse_layer_precision(args.layer_precision),
@@ -250,6 +253,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             return _prove(args, deployment, ranges, sweeps)
     words = ['python', 'tools/deployment/export_scn.py', args.config, args.checkpoint]
     words += ['--output-file', args.output_file, '--verify-only']
+    words += ['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else []
     overrides = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
     print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join([*words, *overrides])}')
     return 0

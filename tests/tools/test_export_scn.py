@@ -136,6 +136,13 @@ def test_the_default_name_says_the_order(models, tmp_path, monkeypatch):
     assert names == ['lidar.backbone.portable.zyx.onnx', 'lidar.backbone.xyz.onnx']
 
 
+def test_the_name_of_the_file_decides_the_order(models, tmp_path):
+    for order in ('xyz', 'zyx'):
+        path = tmp_path / f'lidar.backbone.{order}.onnx'
+        assert export(*models['bevfusion'], '--output-file', path) == 0
+        assert libspconv.read(path).order == order
+
+
 def test_a_file_says_what_it_is(models, tmp_path):
     path = tmp_path / 'x.onnx'
     assert export(*models['bevfusion'], '--output-file', path, '--output-bound', '4000') == 0
