@@ -1,4 +1,4 @@
-"""Small models of the four SOLO heads with seeded weights, read from checkpoint files as users' models are."""
+"""Small models of the four SOLO heads with seeded weights, read from checkpoint files as users' are."""
 
 from __future__ import annotations
 

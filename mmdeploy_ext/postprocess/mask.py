@@ -139,14 +139,14 @@ class MaskPostprocess(nn.Module):
         if self.cap:
             return (*results, (cate_pred > self.config.score_thr).flatten(1).sum(1))
         # ONNX Runtime multiplies no stack of no matrices, so there is one row up to here
-        count = present.sum(dim=1).amax()
+        count = present.sum(dim=1).max()
         return tuple(result[:, :count] for result in results)
 
     def _all(self, cate_pred: torch.Tensor, soft: SoftMasks) -> tuple[torch.Tensor, ...]:
         """Return scores times maskness, (cell, class) pairs and areas (B, k) of the best candidates."""
         thr, most = self.config.score_thr, self.config.nms_pre
         ranks = cate_pred.amax(dim=2)
-        count = (ranks > thr).sum(dim=1).amax().clamp(min=1)
+        count = (ranks > thr).sum(dim=1).max().clamp(min=1)
         ranks, cells = ranks.topk(count, dim=1)
         first = limit(most, count)
         areas = totals = torch.zeros_like(cate_pred[..., 0])
@@ -154,12 +154,12 @@ class MaskPostprocess(nn.Module):
         scores = self._rescored(cate_pred, areas, totals).flatten(1)
         if most > 0:
             bar = scores.topk(limit(most, scores.shape[1]), dim=1)[0][:, -1:]
-            hopeful = (ranks > bar * (1 - ROUNDING)).sum(dim=1).amax()
+            hopeful = (ranks > bar * (1 - ROUNDING)).sum(dim=1).max()
             last = torch.maximum(hopeful, first)
             rest = torch.minimum(first, last - 1)  # the last cell again where none is left
             areas, totals = self._summed(soft, cells[:, rest:last], areas, totals)
             scores = self._rescored(cate_pred, areas, totals).flatten(1)
-        found = (scores > NO_CANDIDATE).sum(dim=1).amax().clamp(min=1)
+        found = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
         scores, pairs = scores.topk(limit(most, found), dim=1)
         cells = torch.div(pairs, cate_pred.shape[2], rounding_mode='floor')
         return scores, pairs, areas.gather(1, cells)
@@ -210,7 +210,7 @@ class MaskPostprocess(nn.Module):
             scores, rows = scores.topk(most, dim=1)
         else:
             scores, rows = scores.topk(limit(most, scores.shape[1]), dim=1)
-            count = (scores > NO_CANDIDATE).sum(dim=1).amax().clamp(min=1)
+            count = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
             scores, rows = scores[:, :count], rows[:, :count]
         return scores, cells.gather(1, rows), labels.gather(1, rows)
 

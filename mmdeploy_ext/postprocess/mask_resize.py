@@ -96,6 +96,6 @@ def _support(
     """
     scale = crop / target.to(crop.dtype)
     first, last = ((edge.to(crop.dtype) + 0.5) * scale - 0.5 for edge in (start, stop - 1))
-    low = torch.floor((torch.floor(first.amin()) + 0.5) / ratio - 0.5) - 1
-    high = torch.floor((torch.floor(last.amax()) + 1.5) / ratio - 0.5) + 3
+    low = torch.floor((torch.floor(first.min()) + 0.5) / ratio - 0.5) - 1
+    high = torch.floor((torch.floor(last.max()) + 1.5) / ratio - 0.5) + 3
     return low.clamp(min=0).to(torch.int64), high.clamp(min=1).to(torch.int64)

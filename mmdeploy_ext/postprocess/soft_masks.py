@@ -171,7 +171,7 @@ class LevelMasks(SoftMasks):
         levels, places, offset = [], torch.zeros_like(cells), 0
         for level, features in enumerate(self.features):
             mine = belongs == level
-            count = mine.sum(dim=1).amax().clamp(min=1)  # ONNX Runtime multiplies no stack of no matrices
+            count = mine.sum(dim=1).max().clamp(min=1)  # ONNX Runtime multiplies no stack of no matrices
             rows = mine.to(torch.float32).topk(count, dim=1)[1]
             real = mine.gather(1, rows)
             inside = torch.where(real, cells.gather(1, rows) - self.starts[level], torch.zeros_like(rows))

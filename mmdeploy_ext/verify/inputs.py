@@ -59,6 +59,12 @@ def proof_inputs(
         name: str, chosen: Sequence[tuple[str, np.ndarray]], size: tuple[int, int], **flags: bool
     ) -> ProofInput:
         prepared = tuple(deploy.prepare_fixed(deployment.rule, picture, *size) for _, picture in chosen)
+        if len(deployment.family.batches(prepared)) > 1:  # these cannot go together: views of the first can
+            title, picture = chosen[0]
+            mirrored = (f'{title} (mirrored)', other_view(picture))
+            return fixed(
+                name, [(chosen[0], mirrored)[index % 2] for index in range(len(chosen))], size, **flags
+            )
         return ProofInput(name, prepared, tuple(chosen), **flags)
 
     batch = [images[index % len(images)] for index in range(options.batch)]

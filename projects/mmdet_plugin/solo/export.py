@@ -55,7 +55,7 @@ class SoloFamily(Family):
     task = 'mask'
     forms = ('full', 'raw')
     own_options = ('layout', 'max_candidates')
-    derived_prefixes = ('postprocess/',)
+    derived_prefixes = ('postprocess/', 'network/levels/coordinates')
 
     def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""

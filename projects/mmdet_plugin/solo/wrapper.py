@@ -27,17 +27,20 @@ UPSAMPLING = 2
 """Mask branches of SOLO and Decoupled SOLO predict on maps twice the size of their level."""
 
 
-def coordinates(features: torch.Tensor) -> torch.Tensor:
-    """Return (B, 2, h, w) x and y in -1..1, end points included; a map of width 1 has x = -1."""
-    batch, height, width = features.shape[0], features.shape[2], features.shape[3]
-    x = _line(width, features)[None, None, None, :].expand(batch, 1, height, width)
-    y = _line(height, features)[None, None, :, None].expand(batch, 1, height, width)
-    return torch.cat([x, y], dim=1)
+class Coordinates(nn.Module):
+    """Where a pixel is. A module, so that constants of a fixed graph bear its name."""
 
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return (B, 2, h, w) x and y in -1..1, end points included; a map of width 1 has x = -1."""
+        batch, height, width = features.shape[0], features.shape[2], features.shape[3]
+        x = self._line(width, features)[None, None, None, :].expand(batch, 1, height, width)
+        y = self._line(height, features)[None, None, :, None].expand(batch, 1, height, width)
+        return torch.cat([x, y], dim=1)
 
-def _line(size: int, like: torch.Tensor) -> torch.Tensor:
-    steps = torch.arange(size, dtype=like.dtype, device=like.device)
-    return steps * (2 / steps[-1:].clamp(min=1)) - 1
+    @staticmethod
+    def _line(size: int, like: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(size, dtype=like.dtype, device=like.device)
+        return steps * (2 / steps[-1:].clamp(min=1)) - 1
 
 
 def resize(features: torch.Tensor, size: Sequence[int] | int) -> torch.Tensor:
@@ -70,6 +73,7 @@ class SoloNetwork(nn.Module):
         """Keep the detector."""
         super().__init__()
         self.model = model
+        self.coordinates = Coordinates()
 
     @property
     def head(self) -> nn.Module:
@@ -112,7 +116,7 @@ class SoloLevels(SoloNetwork):
         """Return per level scores (B, C, g, g) and what the mask convolutions take (B, channels, 2h, 2w)."""
         scores, features = [], []
         for level, grid in zip(inputs, self.head.num_grids, strict=True):
-            hidden = run_tower(self.head.mask_convs, torch.cat([level, coordinates(level)], 1))
+            hidden = run_tower(self.head.mask_convs, torch.cat([level, self.coordinates(level)], 1))
             features.append(F.interpolate(hidden, scale_factor=UPSAMPLING, mode='bilinear'))
             scores.append(self.category(level, grid))
         return scores, features
@@ -137,7 +141,7 @@ class DecoupledLevels(SoloNetwork):
 
     def towers(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the hidden maps for x and for y."""
-        place = coordinates(level)
+        place = self.coordinates(level)
         return (
             run_tower(self.head.mask_convs_x, torch.cat([level, place[:, :1]], 1)),
             run_tower(self.head.mask_convs_y, torch.cat([level, place[:, 1:]], 1)),
@@ -149,7 +153,7 @@ class DecoupledLightLevels(DecoupledLevels):
 
     def towers(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the same hidden map twice."""
-        hidden = run_tower(self.head.mask_convs, torch.cat([level, coordinates(level)], 1))
+        hidden = run_tower(self.head.mask_convs, torch.cat([level, self.coordinates(level)], 1))
         return hidden, hidden
 
 
@@ -161,7 +165,7 @@ class SoloV2Levels(SoloNetwork):
         inputs, pyramid = self.levels(image)
         scores, kernels = [], []
         for level, grid in zip(inputs, self.head.num_grids, strict=True):
-            placed = resize(torch.cat([level, coordinates(level)], 1), grid)
+            placed = resize(torch.cat([level, self.coordinates(level)], 1), grid)
             kernels.append(self.head.conv_kernel(run_tower(self.head.kernel_convs, placed)))
             scores.append(points_nms(self.head.conv_cls(run_tower(self.head.cls_convs, placed[:, :-2]))))
         return scores, kernels, self.mask_features(pyramid)
@@ -171,7 +175,7 @@ class SoloV2Levels(SoloNetwork):
         branch = self.head.mask_feature_head
         inputs = list(pyramid[branch.start_level : branch.end_level + 1])
         if len(inputs) > 1:
-            inputs[-1] = torch.cat([inputs[-1], coordinates(inputs[-1])], 1)
+            inputs[-1] = torch.cat([inputs[-1], self.coordinates(inputs[-1])], 1)
         total = branch.convs_all_levels[0](inputs[0])
         for convs, level in zip(branch.convs_all_levels[1:], inputs[1:], strict=True):
             total = total + convs(level)
