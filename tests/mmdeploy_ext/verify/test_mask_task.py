@@ -1,4 +1,4 @@
-"""Instances are matched by class and mask IoU; planted faults fail; only ties of the points NMS are excused."""
+"""Instances are matched by class and mask IoU; planted faults fail; ties of points NMS are excused."""
 
 import cv2
 import numpy as np
