@@ -1,0 +1,135 @@
+"""The test loop, the export and the proof of a LiDAR detector without a memory, on a small generated set."""
+
+import shutil
+
+import pytest
+
+from mmdeploy_ext.apps import export_app, test_app, verify_app
+from mmdeploy_ext.dump import list_samples
+from mmdeploy_ext.files import read_json
+from toy_atss import REPO
+
+CONFIG = str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py')
+PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
+CHECKPOINT = str(REPO / 'demo/checkpoints/centerpoint_toy.pth')
+FRAMES = 4
+
+
+def register():
+    import projects.mmdet3d_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
+    from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+
+    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
+    options = Options(train_scenes=1, val_scenes=1, frames=FRAMES, image_size=(32, 32))
+    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    return [
+        f'data.test.ann_file={root}/toy_nuscenes_infos_val.pkl',
+        f'data.test.data_root={root}/',
+        'data.workers_per_gpu=0',
+    ]
+
+
+def evaluate(config, work_dir, *options):
+    words = [config, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *options]
+    return test_app.main(register, words)
+
+
+@pytest.fixture(scope='module')
+def runs(data, tmp_path_factory):
+    """The folder of a PyTorch run with a dump of two sweeps, and of the ONNX run after it."""
+    work_dir = tmp_path_factory.mktemp('run') / 'centerpoint_toy'
+    assert evaluate(PTH, work_dir, *data, 'backend_config.dump.frames=2') == 0
+    assert evaluate(ONNX, work_dir, *data) == 0
+    return work_dir
+
+
+def test_nds_and_map_by_both_engines_are_equal(runs):
+    reference, candidate = (read_json(runs / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
+    assert reference.keys() == candidate.keys()
+    scores = [name for name in reference if name.endswith(('NDS', 'mAP'))]
+    assert len(scores) == 2
+    assert all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)
+    assert reference['pts_bbox_NuScenes/mAP'] >= 0.5  # 0.811 on these four frames
+
+
+def test_a_dump_has_points_view_and_raw_outputs(runs):
+    samples = list_samples(runs / 'dump')
+    assert [sample.name for sample in samples] == ['000000', '000001']
+    names = {path.name for path in samples[0].glob('*.bin')}
+    assert 'bev_1x96x56x56.bin' in names
+    assert 'heatmap_5_1x2x56x56.bin' in names
+    assert any(name.startswith('points_') and name.endswith('x5.bin') for name in names)
+
+
+def test_the_onnx_run_goes_over_the_dump_first(runs, data, capsys):
+    assert evaluate(ONNX, runs, *data) == 0
+    said = capsys.readouterr().out
+    assert said.count('agrees (worst') == 2
+    assert 'up to date' in said
+
+
+def test_a_head_that_gives_something_else_is_found_by_the_dump(runs, data, tmp_path, capsys):
+    work_dir = shutil.copytree(runs, tmp_path / 'centerpoint_toy')
+    sample = list_samples(work_dir / 'dump')[0]
+    path = next(sample.glob('points_*.bin'))
+    from mmdeploy_ext.dump import load_dump, save_dump
+
+    tensors, manifest = load_dump(sample)
+    tensors['heatmap_0'] = tensors['heatmap_0'] + 1
+    shutil.rmtree(sample)
+    facts = {key: value for key, value in manifest.items() if key != 'tensors'}
+    save_dump(path.parent, tensors, facts)
+    assert evaluate(ONNX, work_dir, *data) == 1
+    said = capsys.readouterr().out
+    assert 'DIFFERS: heatmap_0' in said
+    assert 'NOT PROVEN' in said
+
+
+def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
+    graphs, report = str(tmp_path / 'graphs'), tmp_path / 'report'
+    words = [
+        CONFIG,
+        CHECKPOINT,
+        '--output-file',
+        graphs,
+        '--verify',
+        '--frames',
+        '2',
+        '--report',
+        str(report),
+    ]
+    assert export_app.main(register, [*words, '--cfg-options', *data]) == 0
+    said = capsys.readouterr().out
+    assert 'PROVEN' in said
+    assert 'NOT PROVEN' not in said
+    assert 'tools/demo/lidar_demo.py SWEEP.bin' in said
+    content = read_json(report / 'verdict.json')
+    assert content['verdict'] == 'proven'
+    assert len(content['cases']) == 2
+    assert 'data:image/jpeg' in (report / 'report.html').read_text()
+    verify = [CONFIG, CHECKPOINT, graphs, '--frames', '2', '--eval', 'bbox', '--cfg-options', *data]
+    assert verify_app.main(register, verify) == 0
+    assert 'NDS: PyTorch' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'words, expected',
+    [
+        (['--contract', 'fork', '--output-file', 'x.onnx'], '--contract fork'),
+        (['--precision', 'fp16'], '--precision fp16'),
+        (['--output-file', 'x.onnx'], 'expected a folder'),
+        (['--engine', 'openvino', '--verify'], 'OpenVino'),
+    ],
+    ids=str,
+)
+def test_options_that_it_does_not_have_are_refused(data, tmp_path, monkeypatch, words, expected, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert export_app.main(register, [CONFIG, CHECKPOINT, *words]) == 2
+    assert expected.lower() in capsys.readouterr().err.lower()
+    assert not list(tmp_path.iterdir())
