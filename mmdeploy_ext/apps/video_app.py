@@ -149,9 +149,10 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
+    family = streaming_family(args.config, cfg)
     dataset = evaluation.build_dataset(cfg)
     indices = scene_indices(scene_tokens(dataset), args.scene, args.frames)
-    cast = load(args, engines, cfg)
+    cast = load(args, engines, cfg, family)
     with after_weights():
         summary = draw_scene(cast, dataset, indices, args)
     print(f'{args.out}: {len(indices)} frames of scene {args.scene}; {summary}')
@@ -172,11 +173,11 @@ def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list
     return [index for index, token in enumerate(tokens) if token == scenes[scene]][:frames]
 
 
-def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any) -> Cast:
-    """Load the models; PyTorch's only where it runs.
+def streaming_family(config: str, cfg: Any) -> SequenceFamily:
+    """Return the family of a config.
 
     Raises:
-        ConfigError: a model without a memory.
+        ConfigError: its models have no memory.
     """
     from mmdeploy_ext.family import find_family
     from mmdeploy_ext.sequence.family import SequenceFamily
@@ -184,9 +185,14 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any) -> Cast:
     family = find_family(cfg)
     if not isinstance(family, SequenceFamily) or not family.memory:
         raise ConfigError(
-            f'{args.config}: family {family.name!r} has no memory; expected a streaming model (LiDAR sweeps '
-            f'are drawn by tools/demo/lidar_demo.py)'
+            f'{config}: family {family.name!r} has no memory; expected a streaming model (LiDAR sweeps are '
+            f'drawn by tools/demo/lidar_demo.py)'
         )
+    return family
+
+
+def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: SequenceFamily) -> Cast:
+    """Load the models; PyTorch's only where it runs."""
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
