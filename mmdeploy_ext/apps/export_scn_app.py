@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.quantize.ranges import Ranges
@@ -79,7 +79,8 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--int8-fp16-input-output',
         action='store_true',
-        help='with --precision int8: first layers compute in fp16, the last gives fp16, as the reference',
+        help="with --precision int8: the reference's INT8 file: its first layers compute in fp16, the last "
+        "gives fp16; CenterPoint's conv_input is folded in fp16 and calibrated before",
     )
     group.add_argument(
         '--layer-precision',
@@ -103,7 +104,9 @@ def _add_range_options(parser: argparse.ArgumentParser) -> None:
         '--batches', type=int, default=100, metavar='N', help='sweeps, evenly; 0 takes all (default: 100)'
     )
     group.add_argument(
-        '--fp16-ranges', action='store_true', help='round ranges to fp16, as the reference does for BEVFusion'
+        '--fp16-ranges',
+        action=argparse.BooleanOptionalAction,
+        help='round ranges to fp16 (default: as the reference, which does for BEVFusion)',
     )
     group.add_argument('--data-root', default='', metavar='DIR', help='where the sweeps of infos are')
 
@@ -268,19 +271,23 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
     if not (args.precision or args.layer_precision):
         return None
     if args.known_ranges is not None:
-        return args.known_ranges
+        return args.known_ranges.half() if args.fp16_ranges else args.known_ranges
     from mmdeploy_ext.quantize import deployed
 
     if args.calibrate:
         how = deployed.Calibration(
-            args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root
+            args.method,
+            batches=args.batches,
+            half=args.fp16_ranges,
+            root=args.data_root,
+            int8_fp16_io=args.int8_fp16_input_output,
         )
         ranges = deployed.calibrate(deployment, args.calibrate, how)
         path = f'{args.output_file}.ranges.json'
         ranges.save(path)
         print(f'{path}: ranges of {len(ranges.nodes)} layers, {ranges.batches} sweeps, {ranges.calibrator}')
         return ranges
-    stored = deployed.from_checkpoint(deployment)
+    stored = deployed.from_checkpoint(deployment, args.fp16_ranges)
     if stored is None and args.needs_ranges:
         raise UsageError(
             'int8 needs a range for every layer, and the checkpoint has none: give sweeps by --calibrate, or '

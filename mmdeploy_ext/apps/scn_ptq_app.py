@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
@@ -9,7 +10,6 @@ from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.quantize.assumptions import Finding
@@ -62,8 +62,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--add-method',
         choices=METHODS,
-        default='',
-        help='of residual additions (default: as --method; the reference has max for CenterPoint)',
+        help='of residual additions (default: as the reference, max for CenterPoint, else as --method)',
     )
     group.add_argument(
         '--batches', type=int, default=100, metavar='N', help='sweeps, evenly; 0 takes all (default: 100)'
@@ -71,13 +70,14 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--unfolded',
         nargs='+',
-        default=[],
         metavar='MODULE',
-        help='weight ranges of the kernel before batch normalisation is folded (the reference has '
-        'conv_input.0 for CenterPoint)',
+        help='weight ranges of the kernel before batch normalisation is folded (default: as the reference, '
+        'conv_input.0 of CenterPoint, with --int8-fp16-input-output)',
     )
     group.add_argument(
-        '--fp16-ranges', action='store_true', help='round ranges to fp16, as the reference does for BEVFusion'
+        '--fp16-ranges',
+        action=argparse.BooleanOptionalAction,
+        help='round ranges to fp16 (default: as the reference, which does for BEVFusion)',
     )
     group.add_argument('--data-root', default='', metavar='DIR', help='where the sweeps of infos are')
     group.add_argument(
@@ -194,13 +194,14 @@ def _ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges:
             args.percentile,
             args.add_method,
             args.batches,
-            tuple(args.unfolded),
+            None if args.unfolded is None else tuple(args.unfolded),
             args.fp16_ranges,
             args.data_root,
+            args.int8_fp16_input_output,
         )
         ranges = deployed.calibrate(deployment, args.calibrate, how)
     else:
-        ranges = deployed.from_checkpoint(deployment)
+        ranges = deployed.from_checkpoint(deployment, args.fp16_ranges)
         if ranges is None:
             raise UsageError(f'{args.checkpoint}: has no ranges; give --calibrate DIR|INFOS or --ranges FILE')
     if args.calibrate or args.output:

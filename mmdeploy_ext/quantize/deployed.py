@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.sparse.deploy import SparseDeployment
+    from mmdeploy_ext.sparse.family import SparseFamily
 
 SWAPPED = [0, 3, 2, 1]
 """Columns of coordinates in the other order."""
@@ -29,21 +30,34 @@ class Calibration:
     Attributes:
         method: of inputs, one of `calibrators.METHODS`.
         percentile: for the method of that name.
-        add_method: of additions; '' takes `method`. The reference has 'max' for CenterPoint.
+        add_method: of additions; '' takes `method`, None what the family's reference has.
         batches: sweeps, evenly over the source; 0 takes all.
         unfolded: modules whose weight ranges are those of the kernel before batch normalisation is folded
-            into it; the reference has CenterPoint's 'conv_input.0'.
-        half: round all ranges to fp16; the reference does for BEVFusion, not for CenterPoint.
+            into it; None: those of the family's reference where `int8_fp16_io`, else none.
+        half: round all ranges to fp16; None: as the family's reference.
         root: folder of the data set, or ''.
+        int8_fp16_io: the file will have the precisions of the family's reference.
     """
 
     method: str = 'mse'
     percentile: float = PERCENTILE
-    add_method: str = ''
+    add_method: str | None = None
     batches: int = 0
-    unfolded: tuple[str, ...] = ()
-    half: bool = False
+    unfolded: tuple[str, ...] | None = None
+    half: bool | None = None
     root: str = ''
+    int8_fp16_io: bool = False
+
+    def resolved(self, family: SparseFamily) -> Calibration:
+        """Fill in what is None."""
+        reference = family.int8_reference()
+        unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
+        return dataclasses.replace(
+            self,
+            add_method=reference.add_method if self.add_method is None else self.add_method,
+            unfolded=unfolded if self.unfolded is None else self.unfolded,
+            half=reference.half_ranges if self.half is None else self.half,
+        )
 
 
 def sweeps_of(
@@ -80,7 +94,7 @@ def calibrate(
         DataError: see `Sweeps` and `calibrate_sweeps`.
         UsageError: see `calibrate_sweeps` and `before_folding`.
     """
-    traced = deployment.trace()
+    how, traced = how.resolved(deployment.family), deployment.trace()
     graph = fold(traced, 'fp32')
     ranges = calibrate_sweeps(
         graph,
@@ -96,8 +110,12 @@ def calibrate(
     return ranges.half() if how.half else ranges
 
 
-def from_checkpoint(deployment: SparseDeployment) -> Ranges | None:
+def from_checkpoint(deployment: SparseDeployment, half: bool | None = None) -> Ranges | None:
     """Return the ranges that the checkpoint itself holds (NVIDIA's PTQ files), None where it holds none.
+
+    Args:
+        deployment: with the report of what is in its checkpoint.
+        half: see `Calibration`.
 
     Raises:
         UsageError: some are missing.
@@ -109,7 +127,7 @@ def from_checkpoint(deployment: SparseDeployment) -> Ranges | None:
         graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256
     )
     ranges.check(graph)
-    return ranges
+    return ranges.half() if Calibration(half=half).resolved(deployment.family).half else ranges
 
 
 def _pipeline(cfg: Any) -> list[Any]:

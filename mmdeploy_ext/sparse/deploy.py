@@ -219,7 +219,7 @@ def make_graph(
         UsageError: ranges are missing or of another network; a pattern matches no layer.
         ExportError: something that cannot be folded.
     """
-    graph = reorder(fold(traced, options.fold), options.order)
+    graph = reorder(fold(traced, options.fold, fp16_modules(options, family)), options.order)
     if options.has_precision:
         from mmdeploy_ext.sparse.precision import apply_precision
 
@@ -229,6 +229,11 @@ def make_graph(
     if options.output_bound:
         graph = with_bound(graph, options.output_bound)
     return graph
+
+
+def fp16_modules(options: ScnOptions, family: SparseFamily) -> tuple[str, ...]:
+    """Return the convolutions that the reference's INT8 file has folded in fp16, whatever `options.fold`."""
+    return family.int8_reference().fp16_folded if options.int8_fp16_io else ()
 
 
 def overrides(graph: SparseGraph, options: ScnOptions, family: SparseFamily) -> dict[str, tuple[str, str]]:

@@ -38,6 +38,23 @@ class EncoderSettings:
     output_shape: tuple[int, ...] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Int8Reference:
+    """How the reference makes the INT8 file of a family, besides `SparseFamily.precision_overrides`.
+
+    Attributes:
+        half_ranges: it rounds ranges to fp16.
+        fp16_folded: modules of convolutions into which it folds batch normalisation in fp16, unlike the rest.
+        unfolded_ranges: modules whose weight ranges are of the kernel before folding.
+        add_method: how it calibrates residual additions; '': as convolutions.
+    """
+
+    half_ranges: bool = False
+    fp16_folded: tuple[str, ...] = ()
+    unfolded_ranges: tuple[str, ...] = ()
+    add_method: str = ''
+
+
 class SparseFamily(abc.ABC):
     """One family of models with a sparse-convolution backbone.
 
@@ -93,6 +110,10 @@ class SparseFamily(abc.ABC):
     @abc.abstractmethod
     def precision_overrides(self) -> Mapping[str, tuple[str, str]]:
         """Return module path -> (precision, output_precision) where the reference's INT8 file is not int8."""
+
+    def int8_reference(self) -> Int8Reference:
+        """Return what else the reference's INT8 file has of its own; nothing without a reference."""
+        return Int8Reference()
 
 
 SPARSE_FAMILIES: dict[str, SparseFamily] = {}

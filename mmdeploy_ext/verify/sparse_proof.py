@@ -18,7 +18,7 @@ from mmdeploy_ext.files import read_json, sha256_file
 from mmdeploy_ext.metadata import PREFIX
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.contract import load_model
-from mmdeploy_ext.sparse.deploy import ScnOptions, make_graph, resolve
+from mmdeploy_ext.sparse.deploy import ScnOptions, fp16_modules, make_graph, resolve
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.libspconv import read, to_node_list
@@ -189,7 +189,8 @@ def _subject(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> 
     if ranges is None and options.has_precision:
         ranges = stored_ranges(path)
     expected = make_graph(traced, options, deployment.family, ranges)
-    exact = expected if options.fold == 'fp32' else reorder(fold(traced, 'fp32'), options.order)
+    rounded = options.fold == 'fp16' or fp16_modules(options, deployment.family)
+    exact = reorder(fold(traced, 'fp32'), options.order) if rounded else expected
     return Subject(deployment, path, model, options, traced, expected, exact)
 
 

@@ -10,7 +10,7 @@ import torch
 from mmdeploy_ext import compat
 from mmdeploy_ext.errors import ConfigError, root_cause
 from mmdeploy_ext.sparse.checkpoint import load_model
-from mmdeploy_ext.sparse.family import EncoderSettings, SparseFamily, register_sparse_family
+from mmdeploy_ext.sparse.family import EncoderSettings, Int8Reference, SparseFamily, register_sparse_family
 from projects.mmdet3d_plugin.bevfusion import grid
 from projects.mmdet3d_plugin.bevfusion.model import axes
 
@@ -164,6 +164,10 @@ class BEVFusion(LidarFamily):
         """See SparseFamily. Source: golden ALGORITHM.md 5."""
         return {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
 
+    def int8_reference(self) -> Int8Reference:
+        """See SparseFamily. Source: golden ALGORITHM.md 5: `model.half()` reaches the ranges."""
+        return Int8Reference(half_ranges=True)
+
 
 class PublishedCenterPoint(LidarFamily):
     """The published CenterPoint's encoder, z, y, x."""
@@ -181,6 +185,11 @@ class PublishedCenterPoint(LidarFamily):
             'conv1.0': ('fp16', 'int8'),
             'extra_conv.0': ('int8', 'fp16'),
         }
+
+    def int8_reference(self) -> Int8Reference:
+        """See SparseFamily. Source: golden ALGORITHM.md 6: conv_input is folded after calibration."""
+        first = ('conv_input.0',)
+        return Int8Reference(fp16_folded=first, unfolded_ranges=first, add_method='max')
 
 
 class SecondEncoder(LidarFamily):

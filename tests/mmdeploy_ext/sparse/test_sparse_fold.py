@@ -132,3 +132,13 @@ def test_the_dense_tail_stays():
 def test_another_precision_is_refused():
     with pytest.raises(UsageError, match="fold='fp8'"):
         fold(graph(convolution()), 'fp8')
+
+
+def test_one_module_can_be_folded_in_fp16_alone():
+    first, second = convolution('conv0', ('0',), '1'), convolution('conv1', ('2',), '3', seed=3)
+    both = graph(first, norm(('1',), '2'), second, norm(('3',), '4', seed=4))
+    mixed, halves = fold(both, 'fp32', ['net.conv0']).nodes, fold(both, 'fp16').nodes
+    assert [node.weight.dtype for node in mixed] == [np.float16, np.float32]
+    assert np.array_equal(mixed[0].weight, halves[0].weight)
+    assert np.array_equal(mixed[0].bias, halves[0].bias)
+    assert np.array_equal(mixed[1].weight, fold(both).nodes[1].weight)

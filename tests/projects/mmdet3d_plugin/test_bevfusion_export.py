@@ -150,3 +150,15 @@ def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
     torch.save(state, tmp_path / 'torn.pth')
     with pytest.raises(CheckpointError, match=r'missing keys 1 \(bbox_head.conv_cls.bias\)'):
         family.load(target, str(tmp_path / 'torn.pth'))
+
+
+def test_calibration_is_the_references_unless_options_say_otherwise():
+    from mmdeploy_ext.quantize.deployed import Calibration
+    from mmdeploy_ext.sparse.family import SPARSE_FAMILIES
+
+    bevfusion, centerpoint = SPARSE_FAMILIES['bevfusion'], SPARSE_FAMILIES['centerpoint-det3d']
+    assert Calibration().resolved(bevfusion) == Calibration(add_method='', unfolded=(), half=True)
+    assert Calibration().resolved(centerpoint) == Calibration(add_method='max', unfolded=(), half=False)
+    assert Calibration(int8_fp16_io=True).resolved(centerpoint).unfolded == ('conv_input.0',)
+    mine = Calibration(add_method='mse', unfolded=(), half=False, int8_fp16_io=True)
+    assert mine.resolved(bevfusion) == mine.resolved(centerpoint) == mine
