@@ -359,6 +359,25 @@ def spconv_dense_by_tuple(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
+@_mend('spconv.pytorch.core', versions='spconv 2.3.8, torch 2.13.0')
+def spconv_without_tracing_warning(module: ModuleType, execute: Execute) -> bool:
+    """SparseConvTensor is traceable by torch.fx, which warns users of `is_fx_tracing` on stderr, once.
+
+    Every process that made a sparse tensor printed it. The one warning is spent here, unseen.
+    """
+    execute()
+    from torch.fx import _symbolic_trace
+    warn = getattr(_symbolic_trace, 'is_fx_tracing_warning', None)
+    if warn is None:
+        return False
+    disabled, _symbolic_trace.log.disabled = _symbolic_trace.log.disabled, True
+    try:
+        warn()
+    finally:
+        _symbolic_trace.log.disabled = disabled
+    return True
+
+
 @_mend('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
 def dynamic_scatter_without_gpu(module: ModuleType, execute: Execute) -> bool:
     """DynamicScatter, the mean of dynamic voxels, has only a CUDA kernel; the CPU gets torch's operators."""

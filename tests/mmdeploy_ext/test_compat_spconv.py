@@ -1,5 +1,7 @@
 """What point clouds need on the CPU: spconv without its race, with a bias and no voxel; dynamic scatter."""
 
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -257,3 +259,17 @@ def test_the_mends_took_effect():
 
     names = {mend.name for mend in compat.effective()}
     assert {'spconv_one_thread', 'spconv_convolution_on_cpu', 'dynamic_scatter_without_gpu'} <= names
+
+
+MAKE_ONE = """
+{first}
+import spconv.pytorch as sp, torch
+sp.SparseConvTensor(torch.zeros(1, 4), torch.zeros(1, 4).int(), [2, 2, 2], 1)
+"""
+
+
+def test_a_sparse_tensor_says_nothing_on_stderr():
+    first = 'from mmdeploy_ext import compat; compat.apply()'
+    words = [sys.executable, '-c', MAKE_ONE.format(first=first)]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, '')

@@ -8,6 +8,7 @@ pytest.importorskip('spconv')
 import projects.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.config import load_config
 from mmdeploy_ext.errors import CheckpointError, ConfigError
+from mmdeploy_ext.quantize.deployed import Calibration
 from mmdeploy_ext.sparse import seeded
 from mmdeploy_ext.sparse.family import SPARSE_FAMILIES, find_sparse_family
 
@@ -153,9 +154,6 @@ def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
 
 
 def test_calibration_is_the_references_unless_options_say_otherwise():
-    from mmdeploy_ext.quantize.deployed import Calibration
-    from mmdeploy_ext.sparse.family import SPARSE_FAMILIES
-
     bevfusion, centerpoint = SPARSE_FAMILIES['bevfusion'], SPARSE_FAMILIES['centerpoint-det3d']
     assert Calibration().resolved(bevfusion) == Calibration(add_method='', unfolded=(), half=True)
     assert Calibration().resolved(centerpoint) == Calibration(add_method='max', unfolded=(), half=False)
