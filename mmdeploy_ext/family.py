@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.errors import ConfigError
@@ -135,6 +136,23 @@ class Family(BaseFamily):
 
     forms: ClassVar[tuple[str, ...]]
     own_options: ClassVar[tuple[str, ...]] = ()
+
+    def build(self, cfg: Any) -> torch.nn.Module:
+        """See `BaseFamily.build`: mmdet's detector, without the weights that training would start from."""
+        from mmdet.models import build_detector
+
+        model_cfg = cfg.model.copy()
+        model_cfg.pretrained = None
+        if model_cfg.get('backbone', {}).get('init_cfg'):
+            model_cfg.backbone.init_cfg = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+                return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+        except Exception as error:
+            raise ConfigError(
+                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            ) from error
 
     @abc.abstractmethod
     def check(self, cfg: Any, options: ExportOptions) -> None:

@@ -92,7 +92,8 @@ def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, dep
         ties = deployment.family.harmless(deployment.model, feeds)
         got = without_ties(reference, {key: outputs[key] for key in valued}, ties)
         rows = tuple(compare_tensors(reference, got, backend.spec))
-    pairs = zip(results_from_padded(tensors), results_from_padded(outputs), strict=True)
+    dumped = {key: tensors[key] for key in outputs}
+    pairs = zip(results_from_padded(dumped), results_from_padded(outputs), strict=True)
     capacity = backend.metadata.postprocess.get('max_per_img')
     match = task_module(deployment.family.task).match_detections
     detections = tuple(match(name, wanted, found, capacity=capacity) for wanted, found in pairs)

@@ -10,14 +10,13 @@ import numpy as np
 
 from mmdeploy_ext.draw import FONT, draw_detections
 from mmdeploy_ext.verify.tasks import matching
-from mmdeploy_ext.verify.verdict import DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.runtime.detections import Detections
     from mmdeploy_ext.verify.tasks.matching import Pairing
-    from mmdeploy_ext.verify.verdict import PicturePair
+    from mmdeploy_ext.verify.verdict import DetectionRow, PicturePair
 
 IOU_BAR = 0.999
 """Smallest IoU of a matched pair."""
@@ -66,25 +65,15 @@ def match_detections(
         ladder's question.
     """
     problem = _broken('reference', reference) or _broken('candidate', candidate)
-    if problem:
-        return DetectionRow(
-            image, len(reference), 0, len(reference), len(candidate), 0.0, 1.0, False, problem
-        )
-    pairing = pair_up(reference, candidate, iou_bar, score_bar)
-    found = matching.tally(pairing, (reference.scores, candidate.scores), score_thr, score_bar, capacity)
-    worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)
-    reason = matching.reason(found, f'worst IoU {worst_iou:.5f}, worst score difference {worst_score:.2g}')
-    return DetectionRow(
+    scores = reference.scores, candidate.scores
+    return matching.match_by_iou(
         image,
-        found.needed,
-        found.matched,
-        found.missing,
-        found.extra,
-        worst_iou,
-        worst_score,
-        not reason,
-        reason,
-        found.outside,
+        problem,
+        scores,
+        lambda: pair_up(reference, candidate, iou_bar, score_bar),
+        score_thr,
+        score_bar,
+        capacity,
     )
 
 

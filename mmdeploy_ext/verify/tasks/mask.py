@@ -15,13 +15,12 @@ from mmdeploy_ext.draw import draw_instances
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.verify.tasks import matching
 from mmdeploy_ext.verify.tasks.bbox2d import side_by_side
-from mmdeploy_ext.verify.verdict import DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.verify.tasks.matching import Pairing
-    from mmdeploy_ext.verify.verdict import PicturePair
+    from mmdeploy_ext.verify.verdict import DetectionRow, PicturePair
 
 SCORE_THR = 0.1
 IOU_BAR = 0.995
@@ -63,25 +62,15 @@ def match_detections(
     problem = _broken('reference', reference) or _broken('candidate', candidate)
     if not problem and reference.masks.shape[1:] != candidate.masks.shape[1:]:
         problem = f'masks: got {candidate.masks.shape[1:]} pixels, expected {reference.masks.shape[1:]}'
-    if problem:
-        return DetectionRow(
-            image, len(reference), 0, len(reference), len(candidate), 0.0, 1.0, False, problem
-        )
-    pairing = pair_up(reference, candidate, iou_bar, score_bar)
-    found = matching.tally(pairing, (reference.scores, candidate.scores), score_thr, score_bar, capacity)
-    worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)
-    reason = matching.reason(found, f'worst IoU {worst_iou:.5f}, worst score difference {worst_score:.2g}')
-    return DetectionRow(
-        image=image,
-        reference=found.needed,
-        matched=found.matched,
-        missing=found.missing,
-        extra=found.extra,
-        worst_iou=worst_iou,
-        worst_score=worst_score,
-        passed=not reason,
-        reason=reason,
-        outside=found.outside,
+    scores = reference.scores, candidate.scores
+    return matching.match_by_iou(
+        image,
+        problem,
+        scores,
+        lambda: pair_up(reference, candidate, iou_bar, score_bar),
+        score_thr,
+        score_bar,
+        capacity,
     )
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.verify.verdict import DetectionRow
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,47 @@ class Tally:
     def worst(self, values: np.ndarray, default: float) -> float:
         """Return the largest of an (R, C) array over the pairs that count."""
         return max((float(values[pair]) for pair in self.pairs.items()), default=default)
+
+
+def match_by_iou(
+    image: str,
+    problem: str,
+    scores: tuple[np.ndarray, np.ndarray],
+    pair: Callable[[], Pairing],
+    score_thr: float,
+    score_bar: float,
+    capacity: int | None,
+) -> DetectionRow:
+    """Return the row of one image, whose nearness is an IoU.
+
+    Args:
+        image: name for the row.
+        problem: why the lists cannot be compared at all, '' when they can.
+        scores: of the reference (R,) and of the candidate (C,).
+        pair: pairs the lists up; not called where there is a problem.
+        score_thr: lowest score that counts.
+        score_bar: largest score difference of a matched pair.
+        capacity: results that both engines keep at most.
+    """
+    if problem:
+        count = len(scores[0])
+        return DetectionRow(image, count, 0, count, len(scores[1]), 0.0, 1.0, False, problem)
+    pairing = pair()
+    found = tally(pairing, scores, score_thr, score_bar, capacity)
+    worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)
+    why = reason(found, f'worst IoU {worst_iou:.5f}, worst score difference {worst_score:.2g}')
+    return DetectionRow(
+        image=image,
+        reference=found.needed,
+        matched=found.matched,
+        missing=found.missing,
+        extra=found.extra,
+        worst_iou=worst_iou,
+        worst_score=worst_score,
+        passed=not why,
+        reason=why,
+        outside=found.outside,
+    )
 
 
 def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ Glossary: B batch, L levels, A anchors of all levels, C classes, H, W network in
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,24 +81,6 @@ class AtssFamily(Family):
                 f'--shape {options.height} {options.width}: each side has to be at least the smallest '
                 f'stride of the model, {smallest} pixels'
             )
-
-    def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`."""
-        from mmdet.models import build_detector
-
-        model_cfg = cfg.model.copy()
-        model_cfg.pretrained = None
-        if model_cfg.get('backbone', {}).get('init_cfg'):
-            model_cfg.backbone.init_cfg = None
-        try:
-            with warnings.catch_warnings():
-                # mmdet 2.28.2 warns of its own code
-                warnings.filterwarnings('ignore', message='.*num_anchors.*')
-                return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
-        except Exception as error:
-            raise ConfigError(
-                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
-            ) from error
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.config import test_pipeline
-from mmdeploy_ext.errors import ConfigError, ShapeError
+from mmdeploy_ext.errors import ShapeError
 from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
 from mmdeploy_ext.pipeline_rule import rule_from_pipeline
@@ -25,7 +25,6 @@ from mmdeploy_ext.postprocess.mask import mask_config
 from mmdeploy_ext.runtime import solo as runtime
 from mmdeploy_ext.runtime.detections import Instances
 from projects.mmdet_plugin.solo import contract
-from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
 from projects.mmdet_plugin.solo.wrapper import (
     LEVELS,
@@ -39,7 +38,6 @@ from projects.mmdet_plugin.solo.wrapper import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.checkpoint import Checkpoint
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
     from mmdeploy_ext.spec import GraphSpec
@@ -69,26 +67,8 @@ class SoloFamily(Family):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
-        from mmdet.models import build_detector
-
         contract.check_levels(cfg.filename, cfg.model.mask_head)
-        model_cfg = cfg.model.copy()
-        model_cfg.pretrained = None
-        if model_cfg.get('backbone', {}).get('init_cfg'):
-            model_cfg.backbone.init_cfg = None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
-        except Exception as error:
-            raise ConfigError(
-                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
-            ) from error
-
-    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """See `BaseFamily.load_weights`; grids of another training are refused."""
-        check_grids(model.mask_head, checkpoint)
-        super().load_weights(model, checkpoint)
+        return super().build(cfg)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""
