@@ -28,6 +28,7 @@ from mmdeploy_ext.sparse.rulebook import build
 from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.verify import sparse_structure
 from mmdeploy_ext.verify.compare import compare_tensors, failed_row
+from mmdeploy_ext.verify.portable_layers import PortableLayers
 from mmdeploy_ext.verify.spconv_layers import LayerOutput, layer_sources, watched
 from mmdeploy_ext.verify.tasks.bev import BevPair
 from mmdeploy_ext.verify.verdict import Case, Check, TensorRow, Verdict
@@ -302,15 +303,18 @@ class _Dialect:
         rows = []
         for node, wanted in zip(self.graph.convolutions(), self.subject.expected.convolutions(), strict=True):
             name, expected = f'{node.name} {wanted.module}', reference.layers.get(wanted.module)
-            sites = rulebook.level(node.output).coordinates
-            if not self.subject.same_order:
-                sites = sites[:, [0, 3, 2, 1]]
-            rows.extend(layer_rows(name, expected, sites, found[node.name]))
+            sites = _in_own_order(self.subject, rulebook.level(node.output).coordinates)
+            rows.extend(layer_rows(name, expected, sites, found[node.name], HALF_RTOL))
         return rows
 
 
+def _in_own_order(subject: Subject, sites: np.ndarray) -> np.ndarray:
+    """Return sites (M, 4) of the file in the module's order."""
+    return sites if subject.same_order else sites[:, [0, 3, 2, 1]]
+
+
 def layer_rows(
-    name: str, expected: LayerOutput | None, sites: np.ndarray, features: np.ndarray
+    name: str, expected: LayerOutput | None, sites: np.ndarray, features: np.ndarray, rtol: float
 ) -> list[TensorRow]:
     """Compare one layer, site by site; the order of the rows is each engine's own.
 
@@ -319,6 +323,7 @@ def layer_rows(
         expected: of spconv; None when its convolution did not run.
         sites: (M, 4) of the candidate, in the module's order.
         features: (M, C) of the candidate.
+        rtol: of the largest reference value.
     """
     if expected is None:
         return [failed_row(name, 'missing in the reference: its convolution did not run')]
@@ -327,7 +332,9 @@ def layer_rows(
         only = len({*map(tuple, expected.coordinates.tolist())} ^ {*map(tuple, sites.tolist())})
         reason = f'active sites: {len(sites)}, expected {len(left)}; {only} are on one side only'
         return [failed_row(name, reason, expected.features)]
-    return compare({name: expected.features[left]}, {name: features[right]}, HALF_RTOL)
+    if len(features) != len(sites):
+        return [failed_row(name, f'{len(features)} rows, expected {len(sites)}', expected.features)]
+    return compare({name: expected.features[left]}, {name: features[right]}, rtol)
 
 
 class _Portable:
@@ -340,6 +347,8 @@ class _Portable:
 
         self.subject = subject
         self.engine = ScnOnnx(subject.path, threads=threads)
+        nodes = [node.name for node in subject.expected.convolutions()]
+        self.layers = PortableLayers(subject.model, nodes, self.engine.threads)
 
     def run(self, voxels: VoxelSet) -> tuple[Case, BevPair | None, dict[str, float]]:
         """Compare one set of voxels."""
@@ -352,10 +361,28 @@ class _Portable:
             row = failed_row('dense map', f'the engine failed: {one_line(error)[:200]}', reference.dense)
             return _case(voxels, [row]), None, {}
         milliseconds = (time.perf_counter() - start) * 1e3
-        rows = compare({'dense map': reference.dense}, {'dense map': dense}, EXACT_RTOL)
+        rows = self._layer_rows(reference, voxels.features, coordinates) if len(coordinates) else []
+        rows += compare({'dense map': reference.dense}, {'dense map': dense}, EXACT_RTOL)
         pair = BevPair(_title(voxels), reference.dense[0], dense[0], self.title)
         timing = {'spconv, one thread': reference.milliseconds, 'rulebook and ONNX Runtime': milliseconds}
         return _case(voxels, rows), pair, timing
+
+    def _layer_rows(
+        self, reference: Reference, features: np.ndarray, coordinates: np.ndarray
+    ) -> list[TensorRow]:
+        found = self.layers.run(self.engine.feeds(features, coordinates))
+        plan, rows = self.engine.plan, []
+        levels = build(plan, coordinates).levels
+        for node in self.subject.expected.convolutions():
+            name, expected = f'{node.name} {node.module}', reference.layers.get(node.module)
+            if node.name not in found or node.output not in plan.level_of:
+                rows.append(failed_row(name, 'the file has no such layer'))
+                continue
+            sites = levels[plan.level_of[node.output]].coordinates
+            values = found[node.name]
+            values = values[:-1] if self.engine.form == 'buckets' else values
+            rows.extend(layer_rows(name, expected, _in_own_order(self.subject, sites), values, EXACT_RTOL))
+        return rows
 
 
 def compare(
