@@ -1,0 +1,28 @@
+"""Box formats of RT-DETR: cxcywh relative to the image inside the network, xyxy pixels outside."""
+
+from __future__ import annotations
+
+import torch
+
+
+def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
+    """Return (..., 4) x1 y1 x2 y2 of centre and size."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], -1)
+
+
+def xyxy_to_cxcywh(boxes: torch.Tensor) -> torch.Tensor:
+    """Return (..., 4) centre and size of x1 y1 x2 y2."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def paired_iou(one: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return IoU and generalised IoU of boxes (..., 4) xyxy, pair by pair (or broadcast)."""
+    sides = torch.minimum(one[..., 2:], two[..., 2:]) - torch.maximum(one[..., :2], two[..., :2])
+    hull = torch.maximum(one[..., 2:], two[..., 2:]) - torch.minimum(one[..., :2], two[..., :2])
+    overlap, hull_area = sides.clamp(min=0).prod(-1), hull.clamp(min=0).prod(-1)
+    areas = (one[..., 2:] - one[..., :2]).prod(-1) + (two[..., 2:] - two[..., :2]).prod(-1)
+    union = (areas - overlap).clamp(min=1e-9)
+    iou = overlap / union
+    return iou, iou - (hull_area - union) / hull_area.clamp(min=1e-9)

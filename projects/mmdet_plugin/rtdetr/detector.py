@@ -1,0 +1,114 @@
+"""RT-DETR as an mmdet 2.x detector; its state dict has the original's keys.
+
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.core import bbox2result
+from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
+from mmdet.models.detectors.base import BaseDetector
+
+from mmdeploy_ext.errors import ShapeError
+from projects.mmdet_plugin.rtdetr.decoder import Postprocess
+
+STRIDE = 32
+MAX_PER_IMG = 300
+
+
+@DETECTORS.register_module()
+class RTDETR(BaseDetector):
+    """Backbone, hybrid encoder, decoder.
+
+    Images are RGB / 255, resized without keeping the ratio; height and width are multiples of 32.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        encoder: dict,
+        decoder: dict,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        pretrained: str | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        """Build the parts.
+
+        Args:
+            backbone: config of a backbone with maps of strides 8, 16, 32.
+            encoder: config of `RTDETRHybridEncoder`.
+            decoder: config of `RTDETRDecoder`.
+            train_cfg: weights of costs and losses, see `SetLoss`.
+            test_cfg: `max_per_img`, detections per image.
+            pretrained: deprecated by mmdet; use `backbone.init_cfg`.
+            init_cfg: mmcv's.
+        """
+        super().__init__(init_cfg)
+        if pretrained:
+            backbone = dict(backbone, init_cfg=dict(type='Pretrained', checkpoint=pretrained))
+        self.backbone = build_backbone(backbone)
+        self.encoder = build_neck(encoder)
+        self.decoder = build_head(decoder)
+        self.train_cfg, self.test_cfg = dict(train_cfg or {}), dict(test_cfg or {})
+        self.max_per_img = int(self.test_cfg.get('max_per_img', MAX_PER_IMG))
+        self.postprocess = Postprocess(self.decoder.num_classes, self.max_per_img)
+
+    def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W).
+
+        Raises:
+            ShapeError: a height or width that is no multiple of 32.
+        """
+        height, width = int(img.shape[2]), int(img.shape[3])
+        if height % STRIDE or width % STRIDE:
+            raise ShapeError(
+                f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
+            )
+        return self.encoder(self.backbone(img))
+
+    def forward_dummy(self, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (B, Q, C) and boxes (B, Q, 4) for images (B, 3, H, W)."""
+        return self.decoder(self.extract_feat(img))[:2]
+
+    def simple_test(
+        self, img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool = False, **_: object
+    ) -> list[list[np.ndarray]]:
+        """Return mmdet's result: per image and class (n, 5) x1 y1 x2 y2 score.
+
+        Args:
+            img: (B, 3, H, W).
+            img_metas: mmdet's.
+            rescale: boxes in pixels of the original image; else of the network input.
+        """
+        labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
+        rows = torch.cat([boxes, scores[..., None]], -1)
+        return [
+            bbox2result(found, kinds, self.decoder.num_classes)
+            for found, kinds in zip(rows, labels, strict=True)
+        ]
+
+    def detect(
+        self, img: torch.Tensor, orig_target_sizes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return labels (B, n), boxes (B, n, 4) xyxy, scores (B, n) for sizes (B, 2) width, height."""
+        logits, boxes, _ = self.decoder(self.extract_feat(img))
+        return self.postprocess(logits, boxes, orig_target_sizes)
+
+    def aug_test(self, imgs: Sequence[torch.Tensor], img_metas: Any, **_: object) -> Any:
+        """Refuse test-time augmentation."""
+        raise NotImplementedError('RT-DETR has no test-time augmentation; use flip=False and one img_scale')
+
+
+def target_sizes(img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool) -> torch.Tensor:
+    """Return (B, 2) int64 width and height that relative boxes are multiplied with."""
+    if not rescale:
+        sizes = [(img.shape[3], img.shape[2])] * len(img_metas)
+    else:
+        sizes = [(meta['ori_shape'][1], meta['ori_shape'][0]) for meta in img_metas]
+    return torch.tensor(sizes, dtype=torch.int64, device=img.device)

@@ -1,0 +1,168 @@
+"""Layers that the parts of RT-DETR share; parameter names are those of the original.
+
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/common.py and src/zoo/rtdetr.
+
+Glossary: B batch, C channels, h, w map size, T tokens, Q queries, D embedding, M heads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ACTIVATIONS = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, '': nn.Identity}
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that never learns nor counts; its checkpoints have no `num_batches_tracked`."""
+
+    def __init__(self, num_features: int) -> None:
+        """Make the buffers and fix the parameters."""
+        super().__init__(num_features)
+        self.num_batches_tracked = None
+        self.weight.requires_grad_(False)
+        self.bias.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # BatchNorm2d would add the counter that this layer does not have
+        nn.Module._load_from_state_dict(self, *args)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch normalisation, activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        act: str = '',
+        frozen: bool = False,
+    ) -> None:
+        """Pad by half the kernel."""
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, bias=False
+        )
+        self.norm = (FrozenBatchNorm2d if frozen else nn.BatchNorm2d)(out_channels)
+        self.act = ACTIVATIONS[act]()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return (B, out, h / stride, w / stride)."""
+        return self.act(self.norm(self.conv(features)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of tokens among each other; parameters as `nn.MultiheadAttention` names them."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        """Initialise as `nn.MultiheadAttention` does."""
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f'hidden_dim={dim} is no multiple of num_heads={heads}')
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, tokens: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attend: queries and keys are tokens + position, values are tokens.
+
+        Args:
+            tokens: (B, T, D).
+            position: (B, T, D) or (1, T, D).
+            mask: (T, T) bool, True where a row must not look at a column.
+
+        Returns:
+            (B, T, D).
+        """
+        placed = tokens + position
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        query, key, value = (
+            self._split(F.linear(source, weight, bias))
+            for source, weight, bias in zip((placed, placed, tokens), weights, biases, strict=True)
+        )
+        logits = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
+        if mask is not None:
+            logits = logits.masked_fill(mask, float('-inf'))
+        mixed = logits.softmax(-1) @ value
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, D) as (B, M, T, D / M)."""
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, `layers.0`, `layers.1` ..."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return (..., out_dim)."""
+        for layer in self.layers[:-1]:
+            tokens = layer(tokens).relu()
+        return self.layers[-1](tokens)
+
+
+class RepVggBlock(nn.Module):
+    """A 3x3 and a 1x1 convolution side by side, summed; one 3x3 convolution once re-parameterised.
+
+    The original keeps `conv1` and `conv2` beside the sum `conv` (its `deploy()`), and so does this.
+    """
+
+    def __init__(self, channels: int, act: str) -> None:
+        """Make both branches."""
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, 3)
+        self.conv2 = ConvNorm(channels, channels, 1)
+        self.act = ACTIVATIONS[act]()
+        self.conv: nn.Conv2d | None = None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return (B, C, h, w)."""
+        if self.conv is not None:
+            return self.act(self.conv(features))
+        return self.act(self.conv1(features) + self.conv2(features))
+
+    def reparameterise(self) -> None:
+        """Add `conv`, the sum of both branches; batch normalisation may be folded already."""
+        (large, large_bias), (small, small_bias) = map(_folded, (self.conv1, self.conv2))
+        conv = nn.Conv2d(large.shape[1], large.shape[0], 3, padding=1).to(large)
+        conv.weight.data = large + F.pad(small, [1, 1, 1, 1])
+        conv.bias.data = large_bias + small_bias
+        self.conv = conv
+
+
+def _folded(branch: ConvNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of a branch with its batch normalisation folded in."""
+    weight, norm = branch.conv.weight.detach(), branch.norm
+    if isinstance(norm, nn.Identity):
+        return weight, branch.conv.bias.detach()
+    factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+    return weight * factor[:, None, None, None], (norm.bias - norm.running_mean * factor).detach()
+
+
+def inverse_sigmoid(values: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """Return the logit of values clipped to 0..1; both odds are at least `eps` (original `utils.py`)."""
+    values = values.clamp(0, 1)
+    return torch.log(values.clamp(min=eps) / (1 - values).clamp(min=eps))
