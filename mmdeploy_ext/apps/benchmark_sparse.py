@@ -45,7 +45,7 @@ def add_sparse_options(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='FILE',
-        help='real sweeps: points (.bin) or voxels (.npz: features, coordinates)',
+        help='real sweeps: points (.bin) or voxels (.npz: features and coordinates, coors_bxyz, coors_bzyx)',
     )
     group.add_argument(
         '--no-racing', action='store_true', help='leave out spconv with all threads, which is wrong'

@@ -122,7 +122,8 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='SWEEP',
-        help='real sweeps that the proof adds: points (.bin) or voxels (.npz)',
+        help='real sweeps that the proof adds: points (.bin) or voxels (.npz: features and coordinates, '
+        'coors_bxyz or coors_bzyx)',
     )
     group.add_argument('--max-voxels', type=int, metavar='N', help='most voxels of a sweep, for the contract')
     group.add_argument(

@@ -82,7 +82,7 @@ def sweeps_of(
         return features, coordinates if deployment.rule.order == order else coordinates[:, SWAPPED]
 
     rule = PointRule.from_pipeline(_pipeline(deployment.cfg), deployment.settings.in_channels)
-    return Sweeps(source, voxels, rule, root or None, limit or None)
+    return Sweeps(source, voxels, rule, root or None, limit or None, order)
 
 
 def calibrate(

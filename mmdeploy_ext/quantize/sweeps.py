@@ -12,6 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.errors import DataError
 from mmdeploy_ext.runtime.points import read_points
+from mmdeploy_ext.runtime.voxel_files import read_voxels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -83,12 +84,13 @@ class Sweeps:
     """Voxels of every sweep of a folder or an infos file, read one at a time.
 
     Args:
-        source: folder of .bin (float32), .npy (P, load_dim) or .npz (`features` and `coordinates`: voxels in
-            the graph's order), or infos as .pkl or .json.
+        source: folder of .bin (float32), .npy (P, load_dim) or .npz (voxels, see
+            `runtime.voxel_files`), or infos as .pkl or .json.
         voxelise: points (P, D) float32 -> (features, coordinates).
         rule: of the files.
         root: folder of the data set, where the infos' paths do not exist as they are.
         limit: at most so many, evenly over the source; None takes all.
+        order: of the graph's coordinates, for voxels that say theirs.
 
     Raises:
         DataError: missing, of another kind, or without a sweep. A sweep that cannot be read is one when its
@@ -102,9 +104,10 @@ class Sweeps:
         rule: PointRule,
         root: str | Path | None = None,
         limit: int | None = None,
+        order: str = 'xyz',
     ) -> None:
         self.source = Path(source)
-        self.voxelise, self.rule, self.root = voxelise, rule, root
+        self.voxelise, self.rule, self.root, self.order = voxelise, rule, root, order
         items = sweep_items(self.source)
         if limit is not None and limit < len(items):
             items = [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]
@@ -116,7 +119,7 @@ class Sweeps:
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for item in self.items:
             if isinstance(item, Path) and item.suffix == '.npz':
-                yield _voxels(item)
+                yield read_voxels(item, self.order)
             elif isinstance(item, Path):
                 yield self.voxelise(np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)]))
             else:
@@ -253,14 +256,6 @@ def _array(path: Path) -> Any:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f'{path}: cannot be read ({error}); expected an array of numpy') from error
-
-
-def _voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with _array(path) as content:
-            return content['features'].astype(np.float32), content['coordinates'].astype(np.int32)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise DataError(f'{path}: expected the arrays `features` and `coordinates` of voxels') from error
 
 
 def _columns(value: int | list[int]) -> tuple[int, ...]:

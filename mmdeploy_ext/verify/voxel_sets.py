@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.runtime.voxel_files import read_voxels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,8 +89,7 @@ def sweep_set(path: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings) -
     """Return the voxels of one sweep, checked.
 
     Args:
-        path: raw float32 points (.bin), or .npz with `features` (N, C) and `coordinates` (N, 4) in the order
-            of the rule.
+        path: raw float32 points (.bin), or voxels (.npz, see `runtime.voxel_files`).
         rule: how points become voxels.
         cfg: the config, for the columns of the file.
         settings: grid and width of the encoder.
@@ -99,7 +99,7 @@ def sweep_set(path: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings) -
     """
     name = Path(path).name
     if Path(path).suffix == '.npz':
-        features, coordinates = read_voxels(path)
+        features, coordinates = read_voxels(path, settings.order)
         _check_voxels(path, features, coordinates, settings)
         return VoxelSet(name, features, coordinates)
     from mmdeploy_ext.preprocess_points import voxelise
@@ -129,30 +129,6 @@ def _check_voxels(
         checked_features(features, len(level), settings.in_channels)
     except PointsError as error:
         raise DataError(f'{path}: {error}') from error
-
-
-def read_voxels(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read an .npz of voxels: `features` (N, C) of any float type, `coordinates` (N, 4) of any integer type.
-
-    Raises:
-        DataError: no such file, no such arrays, or other shapes.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = [stored[name] for name in ('features', 'coordinates')]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f'{path}: cannot be read ({error}); expected an .npz with `features` (N, C) and `coordinates` '
-            f'(N, 4)'
-        ) from error
-    features, coordinates = arrays
-    fits = features.ndim == coordinates.ndim == 2 and len(features) == len(coordinates)
-    if not fits or coordinates.shape[1] != 4 or coordinates.dtype.kind not in 'iu':
-        raise DataError(
-            f'{path}: features {features.shape} and coordinates {coordinates.dtype} {coordinates.shape}; '
-            f'expected (N, C) floats and (N, 4) integers'
-        )
-    return features.astype(np.float32), coordinates.astype(np.int32)
 
 
 def _borders(shape: np.ndarray) -> np.ndarray:

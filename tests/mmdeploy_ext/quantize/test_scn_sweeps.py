@@ -200,7 +200,7 @@ def test_arrays_of_another_form_are_refused_by_name(tmp_path):
         list(Sweeps(tmp_path, keep, RULE))
     (tmp_path / 'a.npy').unlink()
     np.savez(tmp_path / 'b.npz', features=np.zeros((4, 5)))
-    with pytest.raises(DataError, match=r'b\.npz: expected the arrays `features` and `coordinates`'):
+    with pytest.raises(DataError, match=r'b\.npz: has no coordinates; expected an .npz with `features`'):
         list(Sweeps(tmp_path, keep, RULE))
 
 

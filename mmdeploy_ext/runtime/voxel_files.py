@@ -1,0 +1,70 @@
+"""Voxels from .npz files, under the names that they have in the field. Needs numpy only."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FEATURES = re.compile(r'features(_f16|_f32)?')
+COORDINATES = re.compile(r'(?:coordinates|coors|coords)(?:_b(xyz|zyx))?(?:_i16|_i32)?')
+EXPECTED = (
+    'expected an .npz with `features` (N, C) floats and `coordinates` (N, 4) integers: sample and three axes '
+    '(also coors, coords; coors_bxyz and coors_bzyx say their order)'
+)
+
+
+def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the voxels of one sweep.
+
+    Features are under `features`, `features_f16` or `features_f32`. Coordinates are under `coordinates`,
+    `coors` or `coords`, then already in the order of the model; or with `_bxyz` or `_bzyx` behind, which says
+    their order; a type may follow (`coords_bxyz_i16`).
+
+    Args:
+        path: of the file.
+        order: 'xyz' or 'zyx': of the axes to return.
+
+    Returns:
+        Features (N, C) float32 and coordinates (N, 4) int32: sample, then the axes.
+
+    Raises:
+        DataError: no such file, no such arrays, more than one of them, or other shapes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files if _is_known(name)}
+    except Exception as error:  # a damaged archive raises almost anything
+        raise DataError(f'{path}: cannot be read ({error}); {EXPECTED}') from error
+    features = _one(path, arrays, FEATURES, 'features')
+    coordinates = _one(path, arrays, COORDINATES, 'coordinates')
+    said = COORDINATES.fullmatch(coordinates)[1]
+    features, coordinates = arrays[features], arrays[coordinates]
+    fits = features.ndim == coordinates.ndim == 2 and len(features) == len(coordinates)
+    kinds = features.dtype.kind in 'fiu' and coordinates.dtype.kind in 'iu'
+    if not fits or not kinds or coordinates.shape[1] != 4:
+        raise DataError(
+            f'{path}: features {features.dtype} {features.shape} and coordinates {coordinates.dtype} '
+            f'{coordinates.shape}; {EXPECTED}'
+        )
+    if said and said != order:
+        coordinates = coordinates[:, [0, 3, 2, 1]]
+    return features.astype(np.float32), np.ascontiguousarray(coordinates, np.int32)
+
+
+def _is_known(name: str) -> bool:
+    return bool(FEATURES.fullmatch(name) or COORDINATES.fullmatch(name))
+
+
+def _one(path: str | Path, arrays: dict[str, np.ndarray], names: re.Pattern[str], what: str) -> str:
+    found = [name for name in arrays if names.fullmatch(name)]
+    if len(found) != 1:
+        got = f'{what} under {" and ".join(found)}' if found else f'no {what}'
+        raise DataError(f'{path}: has {got}; {EXPECTED}')
+    return found[0]
