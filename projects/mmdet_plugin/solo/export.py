@@ -25,6 +25,7 @@ from mmdeploy_ext.postprocess.mask import mask_config
 from mmdeploy_ext.runtime import solo as runtime
 from mmdeploy_ext.runtime.detections import Instances
 from projects.mmdet_plugin.solo import contract
+from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
 from projects.mmdet_plugin.solo.wrapper import (
     LEVELS,
@@ -38,6 +39,7 @@ from projects.mmdet_plugin.solo.wrapper import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.checkpoint import Checkpoint
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
     from mmdeploy_ext.spec import GraphSpec
@@ -69,6 +71,11 @@ class SoloFamily(Family):
         """See `Family.build`."""
         contract.check_levels(cfg.filename, cfg.model.mask_head)
         return super().build(cfg)
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        """See `BaseFamily.load_weights`; grids of another training are refused."""
+        check_grids(model.mask_head, checkpoint)
+        super().load_weights(model, checkpoint)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""
