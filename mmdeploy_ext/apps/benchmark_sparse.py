@@ -201,7 +201,8 @@ def make_result(
     from mmdeploy_ext.benchmark.machine import QUIET_SHARE
 
     deployment = plan.deployment
-    growth = sparse.growth([entry for entry in entries if not entry['real']])
+    scenes = [entry for entry in entries if not entry['real']]
+    growth = sparse.growth(scenes)
     exports = sparse.export_seconds(deployment)
     entry = next(entry for entry in entries if entry['name'] == chosen)
     notes = []
@@ -215,5 +216,6 @@ def make_result(
         config_sha256=deployment.config_sha256, checkpoint_sha256=deployment.checkpoint_sha256,
         grid='x'.join(map(str, plan.graph.spatial_shape)), threads=list(plan.threads),
         machine=machine, memory_method=memory.HOW, other_load=other_load, sets=entries, growth=growth,
+        work_growth=sparse.work_growth(scenes),
         racing=racing, export_s=exports, bars=sparse.bar_rows(entry, growth, exports), notes=notes,
     )  # fmt: skip

@@ -31,7 +31,9 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
             f'{name} {value:.2f}' for name, value in result['growth'].items() if value is not None
         )
         console.print(
-            f'growth, exponent of time in voxels over the synthetic sets: {escape(grown)}', soft_wrap=True
+            f'growth, exponent of the fastest time in voxels over the synthetic sets: {escape(grown)}; '
+            f'of the multiplications {result["work_growth"]:.2f}',
+            soft_wrap=True,
         )
     racing = result['racing']
     if racing:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import toy_scn_family
+import toy_sparse
 from mmdeploy_ext.apps.benchmark_app import main
 from mmdeploy_ext.benchmark import sparse
 from mmdeploy_ext.benchmark.sparse_scene import growth_exponent, points_in, surfaces
@@ -69,6 +70,24 @@ def test_growth_is_the_slope_of_the_logarithms():
     counts = [5000, 20000, 60000]
     assert growth_exponent(counts, [count**1.5 for count in counts]) == pytest.approx(1.5)
     assert growth_exponent([5000], [1.0]) is None
+
+
+def test_growth_is_that_of_the_fastest_runs():
+    entries = [
+        dict(voxels=count, contenders=[dict(name='a', total_ms=dict(min=count / 1e3, median=count**1.5))])
+        for count in (5000, 20000, 60000)
+    ]
+    assert sparse.growth(entries) == {'a': 1.0}
+
+
+def test_a_scene_of_any_size_has_the_same_work_per_voxel():
+    grid = (1440, 1440, 41)
+    graph = toy_sparse.bevfusion(grid)
+    entries = []
+    for count in (2000, 20000):
+        flops, _, _ = sparse.pair_flops(graph, surfaces(grid, 'xyz', count, seed=count))
+        entries.append(dict(voxels=count, gflop=flops / 1e9))
+    assert abs(sparse.work_growth(entries) - 1) < 0.05
 
 
 def test_flop_of_a_scene_are_those_of_its_pairs():
