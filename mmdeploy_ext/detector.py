@@ -160,7 +160,7 @@ class BackendDetector(nn.Module):
     ) -> None:
         if self.dump is None:
             return
-        batch = len(feeds['input'])
+        batch = len(feeds[self.backend.spec.input_names[0]])
         tensors = {**feeds, **{name: tensor.cpu().numpy() for name, tensor in taps.items()}, **outputs}
         if self.dump.tensors is not None:
             unknown = sorted(set(self.dump.tensors) - tensors.keys())

@@ -54,6 +54,8 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
             rows = module.relative_position_bias_table[module.relative_position_index.flatten()]
             bias = rows.reshape(*module.relative_position_index.shape, -1).permute(2, 0, 1).contiguous()
             module.register_buffer('relative_position_bias', bias.detach())
+        if hasattr(module, 'reparameterise'):  # RepVGG blocks keep their branches beside the sum
+            module.reparameterise()
     return fused
 
 

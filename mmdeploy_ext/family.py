@@ -41,6 +41,7 @@ class ExportOptions:
         simplify: run onnxslim over the result.
         layout: 'batched', or 'fork' for the outputs of a fork whose engines exist (SOLO).
         max_candidates: candidates that instance masks are made for; 0 has no limit (SOLO).
+        fuse: branches of RepVGG blocks become one convolution (RT-DETR).
     """
 
     form: str = 'full'
@@ -54,6 +55,7 @@ class ExportOptions:
     simplify: bool = False
     layout: str = 'batched'
     max_candidates: int = 0
+    fuse: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types (what the metadata keeps)."""
@@ -198,6 +200,27 @@ class Family(BaseFamily):
             score_form: see `ExportOptions`.
             own: what the file was exported with of `own_options`.
         """
+
+    def reference_for(
+        self,
+        model: torch.nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        form: str,
+        score_form: str,
+        **own: Any,
+    ) -> dict[str, np.ndarray]:
+        """Return `reference_tensors`, with what the engine chose among ties where a choice decides the rest.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            outputs: of the engine on trial.
+            form: of the graph.
+            score_form: see `ExportOptions`.
+            own: what the file was exported with of `own_options`.
+        """
+        return self.reference_tensors(model, feeds, form, score_form, **own)
 
     def harmless(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **own: Any

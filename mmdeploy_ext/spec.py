@@ -56,6 +56,7 @@ class TensorSpec:
         smallest: least size of the axes from the third on (images: height and width).
         multiple: what these sizes have to be multiples of.
         single: points, poses, times or what a top-k sorts: computed in float32 in a float16 graph too.
+        positive: an input whose values have to be larger than zero (sizes).
     """
 
     name: str
@@ -70,6 +71,7 @@ class TensorSpec:
     single: bool = False
     smallest: int = 1
     multiple: int = 1
+    positive: bool = False
 
     @property
     def column_groups(self) -> tuple[ColumnGroup, ...]:
@@ -182,6 +184,10 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, letters: dict[str, tuple
     if array.ndim != len(tensor.axes):
         raise ShapeError(
             f'input {tensor.name!r}: got shape {got} with {array.ndim} axes, expected {expected}'
+        )
+    if tensor.positive and not (array > 0).all():
+        raise ShapeError(
+            f'input {tensor.name!r}: got {array.min()}, expected positive numbers ({tensor.meaning})'
         )
     for size in array.shape[2:]:
         if size < tensor.smallest or size % tensor.multiple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from mmdeploy_ext.apps.sequence_options import CHOICES, add_sequence_arguments, 
 from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
@@ -84,6 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
         help='SOLO, full form: masks of the K best candidates at most, with constant shapes (default: all)',
     )
     parser.add_argument(
+        '--fuse',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='RT-DETR: branches of RepVGG blocks become one convolution (default: they do)',
+    )
+    parser.add_argument(
         '--exporter', choices=('torchscript', 'dynamo'), default='torchscript', help='default: torchscript'
     )
     parser.add_argument('--mean', type=float, nargs=3, help='per-channel mean (default: from the config)')
@@ -141,6 +147,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         simplify=args.simplify,
         layout=args.layout,
         max_candidates=args.max_candidates,
+        fuse=args.fuse,
     )
 
 

@@ -131,6 +131,9 @@ def results_from_padded(outputs: Mapping[str, np.ndarray]) -> list[Detections] |
     """Return the results per image of a `full` graph; none for outputs of another form."""
     if 'dets' in outputs:
         return from_padded(outputs['dets'], outputs['labels'])
+    if {'labels', 'boxes', 'scores'} <= outputs.keys():
+        return [Detections(*image) for image in zip(outputs['boxes'], outputs['scores'], outputs['labels'],
+                                                    strict=True)]
     if 'masks' in outputs:
         return instances_from_padded(outputs['masks'], outputs['scores'], outputs['labels'])
     return []

@@ -26,14 +26,22 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections, Instances
 
-RUNTIMES = {'atss': 'mmdeploy_ext.runtime.atss', 'solo': 'mmdeploy_ext.runtime.solo'}
+RUNTIMES = {
+    'atss': 'mmdeploy_ext.runtime.atss',
+    'rtdetr': 'mmdeploy_ext.runtime.rtdetr',
+    'solo': 'mmdeploy_ext.runtime.solo',
+}
 """Family -> the module whose `detections(metadata, outputs, feeds)` finishes what its graphs leave out."""
 RUNNERS = {
     'full': 'tools/onnx/onnx_with_postprocess.py',
     'decode': 'tools/onnx/onnx_no_topk_nms.py',
     'raw': 'tools/onnx/onnx_no_topk_nms.py',
 }
-FAMILY_RUNNERS = {'atss': RUNNERS['full'], 'solo': 'tools/onnx/onnx_solo.py'}
+FAMILY_RUNNERS = {
+    'atss': RUNNERS['full'],
+    'rtdetr': 'tools/onnx/onnx_rtdetr.py',
+    'solo': 'tools/onnx/onnx_solo.py',
+}
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 BAR_WIDTH = 30
@@ -246,7 +254,7 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
     """Resize, pad and normalise by the file's rule, to the size of a graph with a fixed shape."""
-    height, width = metadata.spec.tensor('input').axes[2:]
+    height, width = metadata.spec.inputs[0].axes[2:]
     rule = metadata.preprocess
     if isinstance(height, int) and isinstance(width, int):
         rule = dataclasses.replace(rule, size=(height, width))
@@ -257,13 +265,15 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
     """Return what graphs may take of one image, repeated where the batch is fixed."""
     import numpy as np
 
-    batch = metadata.spec.tensor('input').axes[0]
+    image = metadata.spec.inputs[0]
+    batch = image.axes[0]
     repeats = batch if isinstance(batch, int) else 1
-    feeds = dict(
-        input=prepared.tensor,
-        img_shape=np.asarray(prepared.img_shape, np.float32),
-        scale_factor=prepared.scale_factor,
-    )
+    feeds = {
+        image.name: prepared.tensor,
+        'img_shape': np.asarray(prepared.img_shape, np.float32),
+        'scale_factor': prepared.scale_factor,
+        'orig_target_sizes': np.asarray(prepared.ori_shape[::-1], np.int64),
+    }
     feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
     return dict(feeds, ori_shape=np.asarray(prepared.ori_shape, np.int64))
 

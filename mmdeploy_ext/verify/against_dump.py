@@ -97,4 +97,4 @@ def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, dep
     capacity = backend.metadata.postprocess.get('max_per_img')
     match = task_module(deployment.family.task).match_detections
     detections = tuple(match(name, wanted, found, capacity=capacity) for wanted, found in pairs)
-    return Case(name, 'x'.join(map(str, feeds['input'].shape)), False, rows, detections)
+    return Case(name, 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape)), False, rows, detections)

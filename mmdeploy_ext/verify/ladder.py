@@ -120,7 +120,7 @@ def run_case(
     """
     family, metadata = deployment.family, backend.metadata
     feeds = family.feeds(proof_input.images, proof_input.rescale)
-    shape = 'x'.join(map(str, feeds['input'].shape))
+    shape = 'x'.join(map(str, feeds[metadata.spec.input_names[0]].shape))
     expected = family.reference_detections(deployment.model, proof_input.images, proof_input.rescale)
     titles = [title for title, _ in proof_input.sources]
     rows: tuple[TensorRow, ...] = ()
@@ -157,7 +157,7 @@ def _tensor_rows(
     family, model = deployment.family, deployment.model
     score_form = metadata.options.get('score_form', 'separate')
     own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
-    reference = family.reference_tensors(model, feeds, metadata.form, score_form, **own)
+    reference = family.reference_for(model, feeds, outputs, metadata.form, score_form, **own)
     outputs = without_ties(reference, outputs, family.harmless(model, feeds, **own))
     return tuple(compare_tensors(reference, outputs, metadata.spec))
 

@@ -1,6 +1,6 @@
 """RT-DETR's decoder: query selection by the class score of encoder tokens, layers that refine boxes.
 
-Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py; parameter names are its own.
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py, its parameter names too.
 Differs in: box offsets of the tokens are computed for the selected ones only.
 
 Glossary: B batch, C classes, D embedding, N tokens of all maps (fine to coarse, row by row), Q queries.
@@ -181,7 +181,7 @@ class RTDETRDecoder(BaseModule):
             target = layer(target, self.query_pos_head(boxes), boxes, maps)
             boxes = (head(target) + inverse_sigmoid(boxes)).sigmoid()
         logits = self.dec_score_head[-1](target)
-        return tap('logits', logits), tap('boxes', boxes), tap('tokens', selection.tokens)
+        return tap('pred_logits', logits), tap('pred_boxes', boxes), tap('tokens', selection.tokens)
 
     def project(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return per level (B, D, h, w)."""
@@ -222,7 +222,7 @@ def _rows(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 class Postprocess(nn.Module):
-    """Logits and boxes to detections: the best (query, class) pairs, boxes in pixels. No threshold, no clipping.
+    """Logits and boxes to detections: the best (query, class) pairs, in pixels; no threshold, no clipping.
 
     Source: rtdetr_pytorch/src/zoo/rtdetr/rtdetr_postprocessor.py.
     """

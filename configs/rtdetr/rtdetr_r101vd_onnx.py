@@ -1,0 +1,1 @@
+_base_ = ['./rtdetr_r101vd.py', '../_base_/backends/onnxruntime.py']

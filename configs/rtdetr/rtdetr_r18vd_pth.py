@@ -1,0 +1,1 @@
+_base_ = ['./rtdetr_r18vd.py', '../_base_/backends/torch.py']

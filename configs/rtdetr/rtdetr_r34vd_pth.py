@@ -1,0 +1,1 @@
+_base_ = ['./rtdetr_r34vd.py', '../_base_/backends/torch.py']

@@ -1,0 +1,1 @@
+_base_ = ['./rtdetr_r50vd.py', '../_base_/backends/onnxruntime.py']

@@ -1,0 +1,321 @@
+"""RT-DETR: the contract of its graphs and the chain of modules that they are made of.
+
+Source of the contract: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/tools/export_onnx.py.
+
+Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.config import test_pipeline
+from mmdeploy_ext.errors import ConfigError, ShapeError, UsageError
+from mmdeploy_ext.export import fuse
+from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime import rtdetr as runtime
+from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
+from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
+from projects.mmdet_plugin.rtdetr.wrapper import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
+
+GRID_SAMPLE_OPSETS = (16, 19)
+"""GridSample exists from 16 on; TensorRT 10 gets that of opset 20 wrong."""
+RAW_NAMES = ('logits', 'boxes', 'tokens')
+FULL_NAMES = ('labels', 'boxes', 'scores')
+HEADS = ('pred_logits', 'pred_boxes')
+SIZES = 'orig_target_sizes'
+
+
+class RtDetrFamily(Family):
+    """The `RTDETR` detector of this plugin."""
+
+    name = 'rtdetr'
+    task = 'bbox2d'
+    forms = ('full', 'raw')
+    own_options = ('fuse',)
+    derived_prefixes = ('network/encoder/position', 'network/decoder/anchors')
+
+    def claims(self, cfg: Any) -> bool:
+        """See `Family.claims`."""
+        return cfg.model.get('type') == 'RTDETR'
+
+    def check(self, cfg: Any, options: ExportOptions) -> None:
+        """See `Family.check`: forms, opset, sizes."""
+        if options.form not in self.forms:
+            raise UsageError(
+                f'--postprocess {options.form}: expected one of {", ".join(self.forms)} for this model'
+            )
+        low, high = GRID_SAMPLE_OPSETS
+        if not low <= options.opset <= high:
+            raise UsageError(
+                f'--opset-version {options.opset}: RT-DETR needs GridSample, which ONNX has since opset '
+                f'{low} and TensorRT gets wrong from opset {high + 1} on; expected {low} to {high}'
+            )
+        if options.height % STRIDE or options.width % STRIDE:
+            raise UsageError(
+                f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
+            )
+        _check_queries(cfg, options)
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `Family.build`."""
+        from mmdet.models import build_detector
+
+        model_cfg = copy.deepcopy(cfg.model)
+        model_cfg.pretrained = None
+        if model_cfg.get('backbone', {}).get('init_cfg'):
+            model_cfg.backbone.init_cfg = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                return build_detector(model_cfg).eval()
+        except Exception as error:
+            raise ConfigError(
+                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            ) from error
+
+    def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
+        """See `Family.spec`."""
+        batch, height, width = (
+            ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
+        )
+        images = TensorSpec(
+            'images',
+            'float32',
+            (batch, 3, height, width),
+            'RGB / 255, resized without keeping the ratio',
+            smallest=STRIDE,
+            multiple=STRIDE,
+        )
+        if options.form == 'raw':
+            return GraphSpec('rtdetr/raw', (images,), _raw_outputs(model.decoder, batch))
+        sizes = TensorSpec(
+            SIZES,
+            'int64',
+            (batch, 2),
+            'width and height of the original image',
+            'pixel',
+            positive=True,
+        )
+        return GraphSpec('rtdetr/full', (images, sizes), _full_outputs(model, batch))
+
+    def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
+        """See `Family.stages`: the network, and for `full` the post-processing after it."""
+        network = fuse(model) if fold else model
+        if fold and not options.fuse:
+            separate_branches(network)
+        if options.form == 'raw':
+            return [Stage('network', Network(network, True), ('images',), RAW_NAMES)]
+        return [
+            Stage('network', Network(network, False), ('images',), HEADS),
+            Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES, 'torchscript'),
+        ]
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`: what `runtime/rtdetr.py` reads."""
+        return dict(
+            max_per_img=model.max_per_img,
+            num_queries=int(model.decoder.num_queries),
+            num_classes=int(model.decoder.num_classes),
+            orig_target_sizes='width, height',
+            position_layout=model.encoder.position.layout,
+        )
+
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
+        """See `Family.preprocess_rule`.
+
+        Raises:
+            ConfigError: the pipeline keeps the ratio or pads, so that boxes would be relative to padding.
+        """
+        rule = rule_from_pipeline(test_pipeline(cfg))
+        if rule.keep_ratio or rule.pad_size or rule.size_divisor > 1:
+            raise ConfigError(
+                f'{cfg.filename}: the test pipeline keeps the ratio or pads; RT-DETR takes whole images: '
+                f'Resize(keep_ratio=False) and no Pad'
+            )
+        return rule
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.decoder.num_classes)
+
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        """See `Family.feeds`.
+
+        Raises:
+            ShapeError: boxes in pixels of the original are asked for, of an image that was padded.
+        """
+        return {'images': np.stack([image.tensor for image in images]), SIZES: _sizes(images, rescale)}
+
+    def reference_tensors(
+        self,
+        model: nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        score_form: str,
+        tokens: torch.Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, np.ndarray]:
+        """See `Family.reference_tensors`; `tokens` (B, Q) are taken instead of the best when given."""
+        with torch.no_grad():
+            images = _to_model(model, feeds['images'])
+            outputs = model.decoder(model.extract_feat(images), tokens)
+        return {name: tensor.cpu().numpy() for name, tensor in zip(RAW_NAMES, outputs, strict=True)}
+
+    def reference_for(
+        self,
+        model: nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        form: str,
+        score_form: str,
+        **own: Any,
+    ) -> dict[str, np.ndarray]:
+        """See `Family.reference_for`: tokens that differ from the best ones by ties only are taken over.
+
+        Then rows are the same queries, and a tie at the cut is one set of queries on both sides.
+        """
+        reference = self.reference_tensors(model, feeds, form, score_form)
+        chosen = outputs.get('tokens')
+        if chosen is None or chosen.shape != reference['tokens'].shape or chosen.dtype != np.int64:
+            return reference
+        with torch.no_grad():
+            decoder = model.decoder
+            maps = decoder.project(model.extract_feat(_to_model(model, feeds['images'])))
+            scores = decoder.tokens(maps)[1].amax(-1).cpu().numpy()
+        tied = tied_selection(scores, reference['tokens'], chosen)
+        if not (tied & (chosen != reference['tokens']).any(1)).any():
+            return reference
+        tokens = np.where(tied[:, None], chosen, reference['tokens'])
+        return self.reference_tensors(model, feeds, form, score_form, _to_model(model, tokens))
+
+    def reference_detections(
+        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> list[Detections]:
+        """See `Family.reference_detections`: the detector's own test path."""
+        feeds = self.feeds(images, rescale)
+        with torch.no_grad():
+            found = model.detect(_to_model(model, feeds['images']), _to_model(model, feeds[SIZES]))
+        labels, boxes, scores = (tensor.cpu().numpy() for tensor in found)
+        return [Detections(*image) for image in zip(boxes, scores, labels, strict=True)]
+
+    def detections(
+        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+    ) -> list[Detections]:
+        """See `Family.detections`."""
+        return runtime.detections(metadata, outputs, feeds)
+
+
+def separate_branches(model: nn.Module) -> None:
+    """Let the RepVGG blocks of a copy made by `fuse` run both branches again."""
+    for module in model.modules():
+        if isinstance(module, RepVggBlock):
+            module.conv = None
+
+
+def tied_selection(scores: np.ndarray, best: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return (B,) bool: whether chosen tokens are the best ones, ties in any order.
+
+    Args:
+        scores: (B, N) of all tokens.
+        best: (B, Q) the reference's tokens by descending score.
+        chosen: (B, Q) of the engine on trial. At every rank its score has to be that of the reference, within
+            the tolerance of tensors, and no token may be there twice.
+    """
+    tied = []
+    for image, (wanted, got) in enumerate(zip(best, chosen, strict=True)):
+        inside = bool(((got >= 0) & (got < scores.shape[1])).all())
+        if not inside or len(set(got.tolist())) < len(got):
+            tied.append(False)
+            continue
+        gaps = np.abs(scores[image][got] - scores[image][wanted])
+        tied.append(bool((gaps <= DEFAULT_RTOL * np.abs(scores[image]).max()).all()))
+    return np.asarray(tied)
+
+
+def _to_model(model: nn.Module, array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).to(next(model.parameters()).device)
+
+
+def _sizes(images: Sequence[PreparedImage], rescale: bool) -> np.ndarray:
+    """Return (B, 2) int64 width, height that relative boxes are multiplied with."""
+    if not rescale:
+        return runtime.target_sizes([image.tensor.shape[1:] for image in images])
+    for image in images:
+        if tuple(image.img_shape) != image.tensor.shape[1:]:
+            raise ShapeError(
+                f'images: got an image of {image.img_shape[0]}x{image.img_shape[1]} padded to '
+                f'{image.tensor.shape[1]}x{image.tensor.shape[2]}; RT-DETR takes whole images: resize to the '
+                f'size of the graph (Resize img_scale)'
+            )
+    return runtime.target_sizes([image.ori_shape for image in images])
+
+
+def _check_queries(cfg: Any, options: ExportOptions) -> None:
+    """Refuse sizes whose maps have fewer tokens than there are queries."""
+    decoder = cfg.model.decoder
+    levels = range(3, 3 + len(decoder.get('in_channels', (0, 0, 0))))
+    tokens = sum((options.height >> level) * (options.width >> level) for level in levels)
+    queries = decoder.get('num_queries', 300)
+    if tokens < queries:
+        raise UsageError(
+            f'--shape {options.height} {options.width}: gives {tokens} tokens for num_queries={queries}; '
+            f'choose a larger size'
+        )
+    pairs = queries * decoder.num_classes
+    most = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
+    if most > pairs:
+        raise ConfigError(
+            f'{cfg.filename}: model.test_cfg.max_per_img={most}, more than the {pairs} pairs of query and class'
+        )
+
+
+def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
+    queries, classes = int(decoder.num_queries), int(decoder.num_classes)
+    return (
+        TensorSpec('logits', 'float32', (batch, queries, classes), 'class logits per query', 'logit'),
+        TensorSpec(
+            'boxes',
+            'float32',
+            (batch, queries, 4),
+            'cx cy w h relative to the input, 0..1',
+            groups=(ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3))),
+        ),
+        TensorSpec(
+            'tokens',
+            'int64',
+            (batch, queries),
+            'which token of the encoder a query was, by descending score; maps fine to coarse, row by row',
+            groups=(ColumnGroup(rtol=0.0),),
+        ),
+    )
+
+
+def _full_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
+    most = model.max_per_img
+    return (
+        TensorSpec('labels', 'int64', (batch, most), 'class indices', compare='detections'),
+        TensorSpec(
+            'boxes', 'float32', (batch, most, 4), 'x1 y1 x2 y2, not clipped', 'pixel', compare='detections'
+        ),
+        TensorSpec('scores', 'float32', (batch, most), '0..1, descending', compare='detections'),
+    )
+
+
+register_family(RtDetrFamily())

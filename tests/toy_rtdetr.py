@@ -1,0 +1,43 @@
+"""A small RT-DETR with seeded weights, read from a checkpoint file, and files exported from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mmdeploy_ext import deploy
+from mmdeploy_ext.config import load_config
+from mmdeploy_ext.family import ExportOptions, find_family
+from mmdeploy_ext.preprocess import read_image
+from projects.toydata.seeded_rtdetr import seeded_weights
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIG = str(REPO / 'configs/demo/rtdetr_toy.py')
+PICTURE = REPO / 'demo/toy.jpg'
+
+
+def write_checkpoint(path: Path, config: str = CONFIG, overrides: dict | None = None) -> str:
+    """Write a checkpoint with seeded weights for a config."""
+    import projects.mmdet_plugin  # noqa: F401
+
+    cfg = load_config(config, overrides)
+    with torch.device('meta'):
+        shapes = {key: tuple(value.shape) for key, value in find_family(cfg).build(cfg).state_dict().items()}
+    torch.save({'state_dict': seeded_weights(shapes), 'meta': {}}, path)
+    return str(path)
+
+
+def load_toy(folder: Path, overrides: dict | None = None, config: str = CONFIG) -> deploy.Deployment:
+    """Return the seeded model of a config."""
+    checkpoint = write_checkpoint(folder / 'seeded.pth', config, overrides)
+    return deploy.load(config, checkpoint, overrides)
+
+
+def export_toy(deployment: deploy.Deployment, path: Path, **options) -> str:
+    """Export, dynamic unless told otherwise, to `path`."""
+    options = ExportOptions(**{'dynamic': True, 'opset': 17, 'height': 192, 'width': 256, **options})
+    deploy.option_check(options, str(path))(deployment.cfg, deployment.family, deployment.model)
+    picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
+    deploy.export_to_file(deployment, options, [picture], str(path))
+    return str(path)
