@@ -10,7 +10,8 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         strides=[8, 8, 16, 32, 32],
-        scale_ranges=((1, 40), (24, 72), (48, 120), (80, 180), (140, 1024)),
+        # a level finer than SOLOv2's: these masks have their level's resolution
+        scale_ranges=((1, 48), (24, 100), (72, 220), (180, 1024), (400, 1024)),
         pos_scale=0.2,
         num_grids=[24, 20, 14, 10, 8],
         cls_down_index=0,
