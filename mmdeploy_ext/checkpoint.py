@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
-from mmdeploy_ext.convert import solo_names
+from mmdeploy_ext.convert import rtdetr_names, solo_names
 from mmdeploy_ext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -51,11 +51,8 @@ def _refusal(path: str, error: Exception) -> CheckpointError:
     )
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint with `weights_only=True`.
-
-    Args:
-        path: an mmcv checkpoint (`state_dict`, `meta`) or a bare state dict.
+def read_content(path: str | Path) -> Any:
+    """Read what a checkpoint file holds with `weights_only=True`.
 
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, or one that would run code.
@@ -67,7 +64,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         with torch.serialization.safe_globals(numpy_checkpoint_globals()), warnings.catch_warnings():
             # what cannot be read is an error below; a newer pickle that can be read needs no warning
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
-            content = torch.load(path, map_location='cpu', weights_only=True)
+            return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
     except (
@@ -83,14 +80,30 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ImportError,
     ) as error:
         raise _refusal(path, error) from error
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint with `weights_only=True`.
+
+    Args:
+        path: an mmcv checkpoint (`state_dict`, `meta`) or a bare state dict.
+
+    Raises:
+        CheckpointError: missing, truncated, not a checkpoint, or one that would run code.
+    """
+    path = str(path)
+    content = read_content(path)
     state_dict = content.get('state_dict', content) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not any(
         isinstance(value, torch.Tensor) for value in state_dict.values()
     ):
         kind = type(content).__name__
         keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}' if isinstance(content, dict) else ''
+        hint = ''
+        if isinstance(content, dict) and content.keys() & {'ema', 'model'}:
+            hint = f'; of the original RT-DETR? Convert it: python {rtdetr_names.COMMAND} {path} OUT.pth'
         raise CheckpointError(
-            f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors"
+            f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors{hint}"
         )
     weights = {
         key.removeprefix('module.'): value
@@ -146,6 +159,11 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
                 f'{checkpoint.path}: is a checkpoint of the original SOLO repository, whose names mmdet does '
                 f'not know; convert it first: python {solo_names.COMMAND} {checkpoint.path} OUT.pth '
                 f'--config CONFIG'
+            )
+        if rtdetr_names.is_transformers(checkpoint.state_dict):
+            raise CheckpointError(
+                f"{checkpoint.path}: has transformers' names of RT-DETR; convert it first: "
+                f'python {rtdetr_names.COMMAND} {checkpoint.path} OUT.pth --config CONFIG'
             )
         raise CheckpointError(
             f'{checkpoint.path}: does not fit the model of the config: {"; ".join(problems)}. '

@@ -282,7 +282,7 @@ def _check_queries(cfg: Any, options: ExportOptions) -> None:
     most = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
     if most > pairs:
         raise ConfigError(
-            f'{cfg.filename}: model.test_cfg.max_per_img={most}, more than the {pairs} pairs of query and class'
+            f'{cfg.filename}: model.test_cfg.max_per_img={most}, more than {pairs} pairs of query and class'
         )
 
 

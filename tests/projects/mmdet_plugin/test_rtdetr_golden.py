@@ -1,4 +1,4 @@
-"""RT-DETR R18vd with the goldens' weights gives what the original repository gave, also for non-square inputs.
+"""RT-DETR R18vd with the goldens' weights gives what the original gave, also for non-square inputs.
 
 R50vd is in tests/matrix/test_rtdetr_golden_matrix.py.
 """

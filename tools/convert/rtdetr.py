@@ -1,0 +1,61 @@
+"""Convert a checkpoint of the original RT-DETR repository (PyTorch) or of transformers.
+
+`python tools/convert/rtdetr.py IN OUT.pth --config CONFIG`: .pth of lyuwenyu/RT-DETR (EMA weights where the
+file holds them); .bin, .pth or .safetensors of transformers' RTDetrForObjectDetection, whichever version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mmdeploy_ext import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Read, rename, account for every key, write."""
+    from mmdeploy_ext import compat
+
+    compat.apply()
+    import projects.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.convert.rtdetr import convert_file
+
+    converted = convert_file(args.in_file, args.out_file, load_config(args.config), args.weights)
+    numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
+    print(f'{args.out_file}: {len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers')
+    print('\n'.join(f'  {note}' for note in (f'from {converted.origin}', *converted.notes)))
+    print(f'use it with {args.config}')
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(prog='rtdetr.py', description=__doc__.splitlines()[0])
+    parser.add_argument('in_file', help='checkpoint of the original repository or of transformers')
+    parser.add_argument('out_file', help='checkpoint to write')
+    parser.add_argument('--config', required=True, help='config of the same model, configs/rtdetr/*.py')
+    parser.add_argument(
+        '--weights',
+        choices=('auto', 'ema', 'model'),
+        default='auto',
+        help='of an original file: EMA weights where it holds them (auto, default), or one of both kinds',
+    )
+    cli.add_debug_option(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0 done, 1 failed, 2 usage."""
+    return cli.run(convert, build_parser(), argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
