@@ -286,7 +286,8 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
         ranges = deployed.calibrate(deployment, args.calibrate, how)
         path = f'{args.output_file}.ranges.json'
         ranges.save(path)
-        print(f'{path}: ranges of {len(ranges.nodes)} layers, {ranges.batches} sweeps, {ranges.calibrator}')
+        sweeps = f'{ranges.batches} sweep{"s" * (ranges.batches > 1)}'
+        print(f'{path}: ranges of {len(ranges.nodes)} layers, {sweeps}, {ranges.calibrator}')
         return ranges
     stored = deployed.from_checkpoint(deployment, args.fp16_ranges)
     if stored is None and args.needs_ranges:

@@ -127,22 +127,25 @@ def normalised_deviation(std: tuple[float, ...]) -> float:
     return round(57 / float(np.mean(std)), 1)
 
 
-def sparse_weights(cfg: Any) -> dict[str, torch.Tensor] | None:
-    """Return published-form weights of a sparse backbone without a detector; None for others."""
+def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
+    """Return published-form weights of a LiDAR model; None for others.
+
+    The sparse backbone's follow from their names; what else a detector has is initialised with the seed.
+    """
     import projects.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.family import FAMILIES
     from mmdeploy_ext.sparse.family import SPARSE_FAMILIES
     from mmdeploy_ext.sparse.seeded import fill_module
 
-    if any(family.claims(cfg) for family in FAMILIES.values()):
-        return None
     family = next((family for family in SPARSE_FAMILIES.values() if family.claims(cfg)), None)
     if family is None:
         return None
+    torch.manual_seed(seed)
     model = family.build(cfg)
-    prefix = PUBLISHED_PREFIXES.get(family.name, f'{family.settings(cfg, model).path}.')
+    path = f'{family.settings(cfg, model).path}.'
+    rest = {key: value for key, value in model.state_dict().items() if not key.startswith(path)}
+    prefix = PUBLISHED_PREFIXES.get(family.name, path)
     filled = fill_module(family.encoder(model), prefix)
-    return {f'{prefix}{key}': torch.from_numpy(array) for key, array in filled.items()}
+    return rest | {f'{prefix}{key}': torch.from_numpy(array) for key, array in filled.items()}
 
 
 def dense_weights(cfg: Any, family: BaseFamily, seed: int) -> dict[str, torch.Tensor]:
@@ -170,7 +173,7 @@ def main() -> None:
     from mmdeploy_ext.family import find_family
 
     cfg = load_config(args.config)
-    weights = sparse_weights(cfg)
+    weights = sparse_weights(cfg, args.seed)
     if weights is None:
         weights = dense_weights(cfg, find_family(cfg), args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)

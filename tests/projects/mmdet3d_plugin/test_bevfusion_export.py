@@ -160,3 +160,19 @@ def test_calibration_is_the_references_unless_options_say_otherwise():
     assert Calibration(int8_fp16_io=True).resolved(centerpoint).unfolded == ('conv_input.0',)
     mine = Calibration(add_method='mse', unfolded=(), half=False, int8_fp16_io=True)
     assert mine.resolved(bevfusion) == mine.resolved(centerpoint) == mine
+
+
+def test_seeded_weights_of_a_detector_are_those_of_its_encoder_and_a_rest(tmp_path):
+    from projects.toydata.seeded import sparse_weights
+
+    cfg = load('second_secfpn_kitti')
+    torch.save(dict(state_dict=sparse_weights(cfg)), tmp_path / 'c.pth')
+    family = find_sparse_family(cfg)
+    model, wanted = family.build(cfg), family.build(cfg)
+    family.load(model, str(tmp_path / 'c.pth'))
+    seeded.fill_module(family.encoder(wanted), 'middle_encoder.')
+    left, right = (family.encoder(net).state_dict() for net in (model, wanted))
+    assert all(torch.equal(left[key], value) for key, value in right.items())
+    again = sparse_weights(cfg)
+    assert all(torch.equal(again[key], value) for key, value in sparse_weights(cfg).items())
+    assert any(key.startswith('bbox_head.') for key in again)
