@@ -1,6 +1,5 @@
 """onnx_solo.py: the instances of PyTorch from a file alone, with three packages, drawn and as JSON."""
 
-import importlib.util
 import json
 import subprocess
 import sys

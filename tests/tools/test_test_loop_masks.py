@@ -1,0 +1,86 @@
+"""The test loop of instance segmentation: mask AP through the scripts by PyTorch and by the exported file."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.dump import list_samples, load_dump
+from mmdeploy_ext.files import read_json
+
+REPO = Path(__file__).resolve().parents[2]
+CHECKPOINT = 'demo/checkpoints/solov2_toy.pth'
+SAMPLES = 8
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    from projects.toydata.coco import ensure_toy_coco
+
+    root = tmp_path_factory.mktemp('data') / 'toy'
+    ensure_toy_coco(root, train_images=1, val_images=SAMPLES)
+    return [
+        f'data.test.ann_file={root}/annotations/instances_val2017.json',
+        f'data.test.img_prefix={root}/val2017/',
+        'data.workers_per_gpu=0',
+    ]
+
+
+@pytest.fixture(scope='module')
+def runs(data, tmp_path_factory):
+    """Return the folder and the texts of both scripts, each run in a process of its own as users do."""
+    folder = tmp_path_factory.mktemp('run')
+    environment = dict(os.environ, PYTHON=sys.executable, OMP_WAIT_POLICY='PASSIVE')
+    texts = {}
+    for name in ('pth', 'onnx'):
+        command = [f'tools/dist_test_{name}.sh', f'configs/demo/solov2_toy_{name}.py', CHECKPOINT, '1']
+        options = ['--eval=segm', '--work-dir', str(folder), '--out', str(folder / f'{name}.pkl')]
+        done = subprocess.run(
+            [*command, *options, '--cfg-options', *data],
+            cwd=REPO,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        texts[name] = done.stdout
+    return folder, texts
+
+
+def test_mask_ap_of_the_file_is_that_of_pytorch(runs):
+    folder, texts = runs
+    reference, candidate = (read_json(folder / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
+    assert reference.keys() == candidate.keys() and reference['segm_mAP'] > 0.25
+    assert all(abs(reference[key] - candidate[key]) <= 0.0005 for key in reference)
+    assert texts['onnx'].count('agrees') == 4, 'the dumped samples are compared first'
+
+
+def test_results_of_both_engines_are_the_same_masks(runs):
+    from pycocotools import mask as rle
+
+    results = [pickle.loads((runs[0] / f'{name}.pkl').read_bytes()) for name in ('pth', 'onnx')]
+    compared = 0
+    for (boxes, masks), (other_boxes, other_masks) in zip(*results, strict=True):
+        for scored, kind, other_scored, other in zip(boxes, masks, other_boxes, other_masks, strict=True):
+            sure, other_sure = (rows[:, 4] >= 0.1 for rows in (scored, other_scored))
+            assert sure.sum() == other_sure.sum()
+            if sure.any():
+                kept = [mask for mask, good in zip(kind, sure, strict=True) if good]
+                others = [mask for mask, good in zip(other, other_sure, strict=True) if good]
+                overlaps = rle.iou(kept, others, [False] * len(others))
+                assert (overlaps.max(axis=1) >= 0.995).all()
+                compared += len(kept)
+    assert compared >= 4 * SAMPLES
+
+
+def test_dumped_samples_hold_the_instances_and_what_they_are_made_of(runs):
+    samples = list_samples(runs[0] / 'dump')
+    assert len(samples) == 4
+    tensors = load_dump(samples[0])[0]
+    assert {'input', 'img_shape', 'ori_shape', 'masks', 'scores', 'labels', 'cate_pred'} <= tensors.keys()
+    assert tensors['masks'].shape[-2:] == tuple(tensors['ori_shape'])
