@@ -1,10 +1,10 @@
 """A family of sparse backbones for tests: BEVFusion's encoder and SECOND's at 24 x 24 cells, seeded."""
 
 import torch
-from mmdeploy_ext.preprocess_points import VoxelRule
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.preprocess_points import VoxelRule
 from mmdeploy_ext.sparse import seeded
 from mmdeploy_ext.sparse.checkpoint import load_backbone
 from mmdeploy_ext.sparse.family import SPARSE_FAMILIES, EncoderSettings, SparseFamily, register_sparse_family
