@@ -9,10 +9,18 @@ Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the resu
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PIECES = 8
 """Bands of rows that are resized one after the other: only the boolean result is ever whole."""
+
+COLUMN_PIECES = 4
+"""Bands of columns: a band needs few columns of the soft masks, so most of the product is left out."""
 
 
 def interpolation(source: torch.Tensor, target: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -77,22 +85,32 @@ def resize_and_threshold(
     target = torch.where(ori_shape > 0, ori_shape, padded)
     rows = composed(size[0], crop[:, :1, None], target[0], ratio)
     columns = composed(size[1], crop[:, 1:, None], target[1], ratio)
-    wide = soft @ columns.transpose(1, 2)[:, None]
     bands = []
-    for piece in range(PIECES):
-        start, stop = (target[0] * edge // PIECES for edge in (piece, piece + 1))
-        low, high = _support(start, stop, crop[:, 0], target[0], ratio)
-        band = rows[:, None, start:stop, low:high] @ wide[:, :, low:high]
-        bands.append(band > mask_thr)
+    for start, stop, low, high in _bands(COLUMN_PIECES, crop[:, 1], target[1], ratio):
+        weights = columns[:, None, start:stop, low:high]
+        bands.append(soft[..., low:high] @ weights.transpose(2, 3))
+    wide = torch.cat(bands, dim=3)
+    bands = []
+    for start, stop, low, high in _bands(PIECES, crop[:, 0], target[0], ratio):
+        bands.append(rows[:, None, start:stop, low:high] @ wide[:, :, low:high] > mask_thr)
     return torch.cat(bands, dim=2)
+
+
+def _bands(
+    pieces: int, crop: torch.Tensor, target: torch.Tensor, ratio: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield (start, stop) of nearly equal parts of an axis of the results and the soft masks' (low, high)."""
+    for piece in range(pieces):
+        start, stop = (target * edge // pieces for edge in (piece, piece + 1))
+        yield start, stop, *_support(start, stop, crop, target, ratio)
 
 
 def _support(
     start: torch.Tensor, stop: torch.Tensor, crop: torch.Tensor, target: torch.Tensor, ratio: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows () int64 of the soft masks, first and one after last, that a band of results needs.
+    """Return the lines () int64 of the soft masks, first and one after last, that a band of results needs.
 
-    One row more on each side than the two interpolations reach covers the rounding of their positions.
+    One line more on each side than the two interpolations reach covers the rounding of their positions.
     """
     scale = crop / target.to(crop.dtype)
     first, last = ((edge.to(crop.dtype) + 0.5) * scale - 0.5 for edge in (start, stop - 1))

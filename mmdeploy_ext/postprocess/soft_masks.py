@@ -18,7 +18,7 @@ from mmdeploy_ext.postprocess.mask_resize import resizing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-PIECES = 16
+PIECES = 8
 """Parts of the map that are worked on one after the other; few enough nodes, small enough for the caches."""
 
 
