@@ -100,6 +100,11 @@ def sweep_set(path: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings) -
     name = Path(path).name
     if Path(path).suffix == '.npz':
         features, coordinates = read_voxels(path, settings.order)
+        if rule.mode == 'hard' and len(features) > rule.max_voxels:
+            raise DataError(
+                f'{path}: {len(features)} voxels, the model takes at most {rule.max_voxels} (max_voxels); '
+                f'leave some out, or give the points'
+            )
         _check_voxels(path, features, coordinates, settings)
         return VoxelSet(name, features, coordinates)
     from mmdeploy_ext.preprocess_points import voxelise

@@ -402,6 +402,10 @@ SWEEPS = {
     'twice': dict(features=np.zeros((2, 5)), coordinates=np.zeros((2, 4), np.int32)),
     'not finite': dict(features=np.full((1, 5), np.nan), coordinates=np.zeros((1, 4), np.int32)),
     'floats': dict(features=np.zeros((1, 5)), coordinates=np.zeros((1, 4))),
+    'too many': dict(
+        features=np.zeros((5001, 5)),
+        coordinates=np.stack(np.unravel_index(np.arange(5001), (1, *toy_scn_family.GRID)), 1),
+    ),
 }
 
 
