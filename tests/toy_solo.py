@@ -14,7 +14,7 @@ from projects.toydata import coco
 from projects.toydata.seeded_solo import seeded_weights
 
 TRACED = (128, 160)
-GRIDS = [20, 16, 12, 8, 6]
+GRIDS = [14, 12, 8, 6, 4]
 SMALL = {
     'model.backbone.depth': 18,
     'model.backbone.base_channels': 8,

@@ -9,7 +9,7 @@ from mmdeploy_ext import deploy
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.verify.compare import without_ties
 from mmdeploy_ext.verify.tasks.mask import match_detections
-from toy_solo import HEADS, TRACED, load_toy, options_for, prepared
+from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, prepared
 
 OPSETS = {'solov2_light_dcn': 19}
 
@@ -97,10 +97,10 @@ def test_the_fork_layout_has_the_forks_outputs_in_its_order(models, files, name)
         f'{kind}_{level}' for kind in ('seg_preds_x', 'seg_preds_y', 'cate_pred') for level in levels
     ]
     assert list(outputs) == wanted.get(name, decoupled)
-    cells = 20**2 + 16**2 + 12**2 + 8**2 + 6**2
+    cells = sum(grid**2 for grid in GRIDS)
     if name == 'solov2':
         height, width = TRACED
         shapes = [(cells, 5), (cells, 24), (1, 24, height // 4, width // 4)]
         assert [array.shape for array in outputs.values()] == shapes
     else:
-        assert outputs['cate_pred_0'].shape == (1, 20, 20, 5)
+        assert outputs['cate_pred_0'].shape == (1, GRIDS[0], GRIDS[0], 5)
