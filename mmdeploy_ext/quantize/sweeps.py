@@ -226,11 +226,20 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what may be named."""
+        if (module, name) == ('_codecs', 'encode'):
+            return _latin1
         if (module, name) not in PLAIN:
             raise DataError(
                 f'names {module}.{name}, which is not read: it could run code; expected plain infos'
             )
         return super().find_class(module, name)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Return the bytes of an array: how pickle's protocol 2, which mmcv writes, keeps them."""
+    if encoding != 'latin1':
+        raise DataError(f'has bytes in {encoding!r}, expected latin1')
+    return text.encode('latin1')
 
 
 def _files(folder: Path) -> list[Path]:

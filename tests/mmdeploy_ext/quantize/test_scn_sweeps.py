@@ -142,6 +142,18 @@ class Harmful:
         return print, ('this must not run',)
 
 
+@pytest.mark.parametrize('protocol', [2, 4, 5])
+def test_infos_are_read_in_every_protocol(tmp_path, protocol):
+    """mmcv.dump writes protocol 2, where the bytes of arrays are latin1 text."""
+    infos = infos_of(tmp_path)
+    (tmp_path / 'infos.pkl').write_bytes(pickle.dumps(dict(infos=infos), protocol=protocol))
+    found = read_infos(tmp_path / 'infos.pkl')
+    for one, other in zip(found, infos, strict=True):
+        for past, wanted in zip(one['sweeps'], other['sweeps'], strict=True):
+            assert np.array_equal(past['sensor2lidar_rotation'], wanted['sensor2lidar_rotation'])
+            assert np.array_equal(past['sensor2lidar_translation'], wanted['sensor2lidar_translation'])
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
     with pytest.raises(DataError, match=r'infos\.pkl: names builtins\.print, which is not read'):
         read_infos(dump(tmp_path, dict(infos=[dict(lidar_path=Harmful())])))
