@@ -120,16 +120,31 @@ def compare(name: str, case: str, found: dict[str, np.ndarray]) -> dict[str, flo
                 measured[tensor] = float(np.abs(ours - golden[key]).max())
                 assert measured[tensor] <= SAMPLES, f'{tensor}: {measured[tensor]:.1e}'
         assert len(measured) >= 6, 'nothing was compared'
-        wanted = golden['topk_idx']
-        rows = {token: row for row, token in enumerate(found['tokens'][0].tolist())}
-        assert set(wanted.tolist()) == set(rows), 'another set of tokens'
-        order = [rows[token] for token in wanted.tolist()]
-        for tensor in ('logits', 'boxes'):
-            difference = float(np.abs(found[tensor][0][order] - golden[f'pred_{tensor}']).max())
-            measured[tensor] = difference
-            assert difference <= TOLERANCE[name][tensor], f'{tensor}: {difference:.1e}'
+        differences, order = _compare_rows(name, found, golden)
+        measured.update(differences)
         measured.update(_compare_detections(found, golden, order))
     return measured
+
+
+def compare_queries(name: str, case: str, found: dict[str, np.ndarray]) -> dict[str, float]:
+    """Compare `logits`, `boxes` and `tokens` of a graph with the golden, queries by token."""
+    with np.load(require_golden() / f'golden_{name}_{case}.npz') as golden:
+        return _compare_rows(name, found, golden)[0]
+
+
+def _compare_rows(
+    name: str, found: dict[str, np.ndarray], golden: np.lib.npyio.NpzFile
+) -> tuple[dict[str, float], list[int]]:
+    """Return the largest differences, and our row of each of the golden's queries."""
+    wanted = golden['topk_idx'].tolist()
+    rows = {token: row for row, token in enumerate(found['tokens'][0].tolist())}
+    assert set(wanted) == set(rows), 'another set of tokens'
+    order, measured = [rows[token] for token in wanted], {}
+    for tensor in ('logits', 'boxes'):
+        difference = float(np.abs(found[tensor][0][order] - golden[f'pred_{tensor}']).max())
+        measured[tensor] = difference
+        assert difference <= TOLERANCE[name][tensor], f'{tensor}: {difference:.1e}'
+    return measured, order
 
 
 def _compare_detections(found: dict[str, np.ndarray], golden: np.lib.npyio.NpzFile, order: list[int]) -> dict:

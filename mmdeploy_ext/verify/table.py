@@ -228,6 +228,8 @@ def next_command(verdict: Verdict) -> str:
         return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
     if verdict.proven and subject.get('task') == 'mask':
         return f'python tools/onnx/onnx_solo.py {file} IMAGE_OR_FOLDER'
+    if verdict.proven and subject.get('family') == 'rtdetr':
+        return f'python tools/onnx/onnx_rtdetr.py {file} IMAGE_OR_FOLDER'
     if verdict.proven:
         full = subject.get('form', 'full') == 'full'
         tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import bias_init_with_prob
 from mmcv.runner import BaseModule
 from mmdet.models.builder import HEADS
@@ -42,12 +43,13 @@ class Anchors(nn.Module):
             maps: per level (B, D, h, w).
 
         Returns:
-            (1, N, 4) logits of cx, cy, w, h, infinite where invalid; (1, N, 1) bool, False at the border.
+            (N, 4) logits of cx, cy, w, h, infinite where invalid; (N, 1) float32, 0 at the border, else 1.
         """
-        anchors = torch.cat([self._level(features, level) for level, features in enumerate(maps)])[None]
+        anchors = torch.cat([self._level(features, level) for level, features in enumerate(maps)])
         valid = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(-1, keepdim=True)
         logits = torch.log(anchors / (1 - anchors))
-        return torch.where(valid, logits, torch.full_like(logits, float('inf'))), valid
+        boxes = torch.where(valid, logits, torch.full_like(logits, float('inf')))
+        return boxes, valid.to(boxes.dtype)
 
     @staticmethod
     def _level(features: torch.Tensor, level: int) -> torch.Tensor:
@@ -188,13 +190,13 @@ class RTDETRDecoder(BaseModule):
         return [project(level) for project, level in zip(self.input_proj, features, strict=True)]
 
     def tokens(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token content (B, N, D), class logits (B, N, C) and anchors (1, N, 4).
+        """Return token content (B, N, D), class logits (B, N, C) and anchors (N, 4).
 
         Tokens of border anchors are all the same: that of a zero vector.
         """
         anchors, valid = self.anchors(maps)
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
-        content = self.enc_output(memory * valid.to(memory.dtype))
+        content = self.enc_output(memory * valid)
         return content, self.enc_score_head(content), anchors
 
     def select(self, maps: Sequence[torch.Tensor], tokens: torch.Tensor | None = None) -> Selection:
@@ -212,7 +214,7 @@ class RTDETRDecoder(BaseModule):
         if tokens is None:
             tokens = logits.amax(-1).topk(self.num_queries, dim=1).indices
         target = _rows(content, tokens)
-        anchors = _rows(anchors.expand(content.shape[0], -1, -1), tokens)
+        anchors = F.embedding(tokens, anchors)  # one table for all images
         return Selection(tokens, target, self.enc_bbox_head(target) + anchors, _rows(logits, tokens))
 
 

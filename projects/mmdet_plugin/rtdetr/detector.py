@@ -15,7 +15,10 @@ from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_ne
 from mmdet.models.detectors.base import BaseDetector
 
 from mmdeploy_ext.errors import ShapeError
+from projects.mmdet_plugin.rtdetr.boxes import xyxy_to_cxcywh
 from projects.mmdet_plugin.rtdetr.decoder import Postprocess
+from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss
+from projects.mmdet_plugin.rtdetr.training import training_losses
 
 STRIDE = 32
 MAX_PER_IMG = 300
@@ -57,6 +60,7 @@ class RTDETR(BaseDetector):
         self.decoder = build_head(decoder)
         self.train_cfg, self.test_cfg = dict(train_cfg or {}), dict(test_cfg or {})
         self.max_per_img = int(self.test_cfg.get('max_per_img', MAX_PER_IMG))
+        self.loss = SetLoss(self.train_cfg)
         self.postprocess = Postprocess(self.decoder.num_classes, self.max_per_img)
 
     def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -71,6 +75,27 @@ class RTDETR(BaseDetector):
                 f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
             )
         return self.encoder(self.backbone(img))
+
+    def forward_train(
+        self,
+        img: torch.Tensor,
+        img_metas: Sequence[dict[str, Any]],
+        gt_bboxes: Sequence[torch.Tensor],
+        gt_labels: Sequence[torch.Tensor],
+        gt_bboxes_ignore: Any = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return mmdet's dict of losses.
+
+        Args:
+            img: (B, 3, H, W).
+            img_metas: mmdet's.
+            gt_bboxes: per image (n, 4) xyxy, pixels of the network input.
+            gt_labels: per image (n,).
+            gt_bboxes_ignore: not used, as in the original.
+        """
+        scale = img.new_tensor([img.shape[3], img.shape[2]] * 2)
+        objects = Objects([xyxy_to_cxcywh(boxes / scale) for boxes in gt_bboxes], gt_labels)
+        return training_losses(self.decoder, self.extract_feat(img), objects, self.loss)
 
     def forward_dummy(self, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (B, Q, C) and boxes (B, Q, 4) for images (B, 3, H, W)."""

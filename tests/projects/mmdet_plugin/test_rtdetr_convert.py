@@ -31,7 +31,8 @@ def config(name):
 
 def numbered(shapes):
     """Return tensors that tell themselves apart, without memory: one number each, expanded."""
-    counted = {key: torch.tensor(float(index)).expand(shape) for index, (key, shape) in enumerate(shapes.items())}
+    numbers = map(float, range(len(shapes)))
+    counted = {key: torch.tensor(next(numbers)).expand(shape) for key, shape in shapes.items()}
     return {
         key: value.long() if key.endswith('num_batches_tracked') else value for key, value in counted.items()}
 
@@ -83,7 +84,8 @@ PAIRS = {
     'model.decoder.layers.4.encoder_attn_layer_norm.weight': 'decoder.decoder.layers.4.norm2.weight',
     'model.decoder.layers.4.final_layer_norm.weight': 'decoder.decoder.layers.4.norm3.weight',
     'model.decoder.layers.4.mlp.fc1.bias': 'decoder.decoder.layers.4.linear1.bias',
-    'model.decoder.layers.4.encoder_attn.output_proj.bias': 'decoder.decoder.layers.4.cross_attn.output_proj.bias',
+    'model.decoder.layers.4.encoder_attn.output_proj.bias':
+        'decoder.decoder.layers.4.cross_attn.output_proj.bias',
     'model.decoder.bbox_embed.3.layers.2.bias': 'decoder.dec_bbox_head.3.layers.2.bias',
     'model.decoder.class_embed.3.weight': 'decoder.dec_score_head.3.weight',
     'model.enc_output.0.weight': 'decoder.enc_output.0.weight',

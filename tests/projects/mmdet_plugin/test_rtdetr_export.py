@@ -1,0 +1,220 @@
+"""RT-DETR graphs: proven against the detector at other sizes and batches; bad input is refused."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import toy_rtdetr
+from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.errors import ConfigError, ShapeError, UsageError
+from mmdeploy_ext.export import fuse
+from mmdeploy_ext.family import ExportOptions
+from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.runtime import rtdetr as runtime
+from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.verify.ladder import prove
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('rtdetr_export')
+
+
+@pytest.fixture(scope='module')
+def toy(folder):
+    return toy_rtdetr.load_toy(folder)
+
+
+@pytest.fixture(scope='module')
+def full(toy, folder):
+    return toy_rtdetr.export_toy(toy, folder / 'full.onnx')
+
+
+@pytest.fixture(scope='module')
+def raw(toy, folder):
+    return toy_rtdetr.export_toy(toy, folder / 'raw.onnx', form='raw')
+
+
+def proof(deployment, path):
+    verdict, _ = prove(deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))], threads=1)
+    assert verdict.cases and all(case.detections for case in verdict.cases)
+    return verdict
+
+
+def test_the_full_graph_is_proven_at_other_sizes_and_batches(toy, full):
+    verdict = proof(toy, full)
+    assert verdict.proven, verdict.reasons
+    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 200
+    model = onnx.load(full)
+    assert [value.name for value in model.graph.input] == ['images', 'orig_target_sizes']
+    assert [value.name for value in model.graph.output] == ['labels', 'boxes', 'scores']
+
+
+def test_the_raw_graph_is_proven_tensor_by_tensor(toy, raw):
+    verdict = proof(toy, raw)
+    assert verdict.proven, verdict.reasons
+    assert {row.tensor.split(' ')[0] for case in verdict.cases for row in case.tensors} == {
+        'logits', 'boxes', 'tokens'}
+
+
+def test_a_wrong_graph_is_not_proven(toy, raw, folder):
+    model = onnx.load(raw)
+    names = {value.name: value for value in model.graph.initializer}
+    weight = next(names[name] for name in names if name.endswith('decoder.dec_score_head.2.bias'))
+    values = onnx.numpy_helper.to_array(weight) + np.float32(0.01)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, folder / 'wrong.onnx')
+    assert not proof(toy, str(folder / 'wrong.onnx')).proven
+
+
+@pytest.mark.parametrize('opset', [16, 18])
+def test_fixed_row_major_graphs_and_simplified_ones_are_proven(folder, opset):
+    layout = {'model.encoder.position_layout': 'row_major'}
+    deployment = toy_rtdetr.load_toy(folder, layout)
+    path = toy_rtdetr.export_toy(
+        deployment, folder / 'fixed.onnx', form='raw', dynamic=False, opset=opset, simplify=opset == 18)
+    assert proof(deployment, path).proven
+    with build_backend('OnnxRuntimeBackend', path) as backend, pytest.raises(ShapeError, match='fixed shape'):
+        backend.infer({'images': np.zeros((1, 3, 256, 256), np.float32)})
+
+
+def test_fusing_branches_is_neutral_and_can_be_left_out(toy, raw, folder):
+    apart = toy_rtdetr.export_toy(toy, folder / 'apart.onnx', form='raw', fuse=False)
+    convolutions = [
+        sum(node.op_type == 'Conv' for node in onnx.load(path).graph.node) for path in (raw, apart)]
+    assert convolutions[1] - convolutions[0] == 12  # 3 blocks in each of 4 CSP layers
+    feeds = {'images': np.random.default_rng(0).random((2, 3, 128, 160), np.float32)}
+    found = []
+    for path in (raw, apart):
+        with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
+            found.append(backend.infer(feeds))
+    assert np.array_equal(found[0]['tokens'], found[1]['tokens'])
+    np.testing.assert_allclose(found[0]['logits'], found[1]['logits'], atol=1e-4)
+    np.testing.assert_allclose(found[0]['boxes'], found[1]['boxes'], atol=1e-5)
+
+
+def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw):
+    picture = read_image(toy_rtdetr.PICTURE)
+    prepared = toy.rule.apply(picture)
+    wanted = toy.family.reference_detections(toy.model, [prepared], True)[0]
+    for path in (full, raw):
+        with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
+            got = run_images.detect(backend, picture)
+        assert len(got) == len(wanted) == 60
+        np.testing.assert_array_equal(got.labels, wanted.labels)
+        np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-5)
+        np.testing.assert_allclose(got.bboxes_xyxy, wanted.bboxes_xyxy, atol=0.01)
+    metas = [dict(ori_shape=picture.shape, img_shape=(256, 256, 3), scale_factor=prepared.scale_factor)]
+    with torch.no_grad():
+        result = toy.model.simple_test(torch.from_numpy(prepared.tensor)[None], metas, rescale=True)[0]
+    rows = np.concatenate(result)
+    assert np.array_equal(np.sort(rows[:, 4]), np.sort(wanted.scores))
+
+
+# ---- ties in the selection of queries
+
+def chosen_outputs(deployment, feeds, change):
+    family, model = deployment.family, deployment.model
+    reference = family.reference_tensors(model, feeds, 'raw', 'separate')
+    tokens = change(reference['tokens'].copy())
+    outputs = family.reference_tensors(model, feeds, 'raw', 'separate', torch.from_numpy(tokens))
+    return family.reference_for(model, feeds, outputs, 'raw', 'separate'), outputs
+
+
+def test_ties_in_the_selection_are_ties_and_other_choices_are_not(toy):
+    feeds = {'images': np.random.default_rng(1).random((1, 3, 128, 160), np.float32)}
+    level = copy.copy(toy)
+    level.model = copy.deepcopy(toy.model)
+    for parameter in level.model.decoder.enc_score_head.parameters():
+        parameter.data.zero_()  # now all tokens tie
+
+    def others(tokens):
+        free = sorted(set(range(20 * 16 + 10 * 8 + 5 * 4)) - set(tokens[0].tolist()))
+        tokens[0, :5] = free[:5]
+        return tokens
+
+    def order(tokens):
+        return tokens[:, ::-1].copy()
+
+    for change in (order, others):
+        reference, outputs = chosen_outputs(level, feeds, change)
+        for name, array in outputs.items():
+            np.testing.assert_allclose(reference[name], array, atol=1e-6)
+        reference, outputs = chosen_outputs(toy, feeds, change)
+        assert not np.array_equal(reference['tokens'], outputs['tokens'])
+    twice, outputs = chosen_outputs(level, feeds, lambda tokens: np.zeros_like(tokens))
+    assert not np.array_equal(twice['tokens'], outputs['tokens'])
+
+
+# ---- bad input
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(form='decode'), 'postprocess decode'),
+    (dict(opset=15), 'opset-version 15.*expected 16 to 19'),
+    (dict(opset=20), 'opset-version 20.*TensorRT'),
+    (dict(height=200), 'multiples of 32'),
+    (dict(height=32, width=64), '42 tokens for num_queries=60'),
+    (dict(max_candidates=5), "'rtdetr' has no such option"),
+])
+def test_options_that_cannot_be_are_refused_before_the_export(toy, folder, options, message):
+    with pytest.raises(UsageError, match=message):
+        toy_rtdetr.export_toy(toy, folder / 'refused.onnx', **options)
+    assert not (folder / 'refused.onnx').exists()
+
+
+def test_other_families_have_no_fuse(folder):
+    import toy_atss
+
+    atss = toy_atss.load_toy()
+    from mmdeploy_ext.deploy import option_check
+
+    options = ExportOptions(fuse=False, opset=17, height=64, width=64)
+    with pytest.raises(UsageError, match="fuse False: family 'atss' has no such option"):
+        option_check(options, str(folder / 'x.onnx'))(atss.cfg, atss.family, atss.model)
+
+
+def test_pipelines_that_pad_are_refused(toy):
+    cfg = copy.deepcopy(toy.cfg)
+    for step in cfg.data.test.pipeline[1].transforms:
+        if step['type'] == 'Resize':
+            step['keep_ratio'] = True
+    with pytest.raises(ConfigError, match='keeps the ratio or pads'):
+        toy.family.preprocess_rule(cfg)
+
+
+def test_sizes_of_zero_and_images_of_other_sizes_are_refused(full):
+    images, sizes = np.zeros((1, 3, 128, 160), np.float32), np.array([[160, 128]])
+    with build_backend('OnnxRuntimeBackend', full) as backend:
+        with pytest.raises(ShapeError, match=r'orig_target_sizes.*got 0.*positive.*width and height'):
+            backend.infer({'images': images, 'orig_target_sizes': sizes * 0})
+        with pytest.raises(ShapeError, match='multiple of 32'):
+            backend.infer({'images': images[:, :, :100], 'orig_target_sizes': sizes})
+        with pytest.raises(ShapeError, match='got int32'):
+            backend.infer({'images': images, 'orig_target_sizes': sizes.astype(np.int32)})
+
+
+def test_sizes_in_the_wrong_order_are_named():
+    shapes = [(480, 640)]
+    runtime.check_target_sizes(np.array([[640, 480]]), shapes)
+    cases = (([[480, 640]], 'width comes first'), ([[640, 0]], 'positive'), ([[1, 2]], 'original'))
+    for wrong, message in cases:
+        with pytest.raises(ShapeError, match=message):
+            runtime.check_target_sizes(np.array(wrong), shapes)
+
+
+def test_the_detector_refuses_sizes_that_it_would_get_wrong(toy):
+    with pytest.raises(ShapeError, match='multiples of 32'):
+        toy.model.extract_feat(torch.zeros(1, 3, 100, 128))
+    with pytest.raises(ShapeError, match='less than num_queries=60'):
+        toy.model.forward_dummy(torch.zeros(1, 3, 32, 64))
+
+
+def test_re_parameterised_blocks_are_the_blocks(toy):
+    images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, got = toy.model.extract_feat(images), fuse(toy.model).extract_feat(images)
+    for one, two in zip(wanted, got, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=2e-5)

@@ -1,0 +1,39 @@
+"""RT-DETR R18vd, exported at 640x640, gives at 480x640 what the original repository gave.
+
+The whole ladder runs in tests/matrix/test_rtdetr_matrix.py.
+"""
+
+import pytest
+
+import rtdetr_golden as golden
+import toy_rtdetr
+from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.export import fuse
+from mmdeploy_ext.verify.ladder import open_file
+from mmdeploy_ext.verify.structure import check_structure
+
+
+@pytest.fixture(scope='module')
+def r18(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('r18vd')
+    deployment = toy_rtdetr.load_toy(folder, config=golden.config_of('r18vd'))
+    path = toy_rtdetr.export_toy(deployment, folder / 'raw.onnx', form='raw', height=640, width=640)
+    return deployment, path
+
+
+def test_the_graph_at_another_size_is_the_original(r18):
+    golden.require_golden()
+    _, path = r18
+    image = golden.golden_image('r18vd', 'b').numpy()
+    with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
+        outputs = backend.infer({'images': image})
+    differences = golden.compare_queries('r18vd', 'b', outputs)
+    print('\n', differences)
+
+
+def test_every_constant_is_a_weight(r18):
+    deployment, path = r18
+    model, metadata = open_file(path)
+    folded = {name: value.numpy() for name, value in fuse(deployment.model).state_dict().items()}
+    checks = check_structure(model, metadata, folded, deployment.family.derived_prefixes)
+    assert [check for check in checks if not check.passed] == []
