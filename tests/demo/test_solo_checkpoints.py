@@ -22,7 +22,9 @@ BAR = 0.35
 TRAINED = ('model', 'optimizer', 'optimizer_config', 'lr_config', 'runner', 'train_pipeline', 'test_pipeline')
 
 
-@pytest.fixture(scope='module', params=['solov2_toy', pytest.param('decoupled_solo_toy', marks=pytest.mark.matrix)])
+@pytest.fixture(
+    scope='module', params=['solov2_toy', pytest.param('decoupled_solo_toy', marks=pytest.mark.matrix)]
+)
 def name(request):
     return request.param
 
