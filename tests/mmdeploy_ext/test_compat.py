@@ -48,7 +48,7 @@ def test_apply_imports_no_library_and_is_idempotent():
 
 def test_every_mend_states_reason_and_versions():
     mends = compat.apply()
-    assert len(mends) == len({mend.name for mend in mends}) == 18
+    assert len(mends) == len({mend.name for mend in mends}) == 19
     for mend in mends:
         assert len(mend.reason) > 40 and any(char.isdigit() for char in mend.versions) and mend.modules
 
