@@ -55,7 +55,8 @@ class SoloFamily(Family):
     task = 'mask'
     forms = ('full', 'raw')
     own_options = ('layout', 'max_candidates')
-    derived_prefixes = ('postprocess/', 'network/levels/coordinates')
+    # the dynamo exporter names folded coordinates after the node that joined x and y
+    derived_prefixes = ('postprocess/', 'network/levels/coordinates', 'network/cat')
 
     def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""
