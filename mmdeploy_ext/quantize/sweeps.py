@@ -23,6 +23,7 @@ ENDINGS = ('.bin', '.npy', '.npz')
 CLOSE_M = 1.0
 """Points of past sweeps nearer than this in x and y are of the car itself."""
 MICROSECOND = 1e-6
+KEY_FRAMES = Path('samples/LIDAR_TOP')
 TIME = 4
 """Column of the time lag, s, that merging writes."""
 PLAIN = {
@@ -167,8 +168,11 @@ class Sweeps:
         below = next(
             (parts[index:] for index, part in enumerate(parts) if part in ('samples', 'sweeps')), parts
         )
-        folders = [folder for folder in (self.root, self.source.parent) if folder is not None]
-        tried = [path, *(Path(folder) / part for folder in folders for part in (path, Path(*below)))]
+        folders = [Path(folder) for folder in (self.root, self.source.parent) if folder is not None]
+        folders = list(dict.fromkeys(folders))
+        # infos of mmdet3d 1.x name files alone, their folder is in the config
+        places = [path, Path(*below), *([KEY_FRAMES / name] if len(parts) == 1 else [])]
+        tried = [path, *(folder / place for folder in folders for place in places)]
         for candidate in tried:
             if candidate.is_file():
                 return candidate

@@ -154,6 +154,15 @@ def test_infos_are_read_in_every_protocol(tmp_path, protocol):
             assert np.array_equal(past['sensor2lidar_translation'], wanted['sensor2lidar_translation'])
 
 
+def test_files_named_alone_are_found_below_the_data_root(tmp_path):
+    """Infos of mmdet3d 1.x."""
+    (tmp_path / 'samples').mkdir()
+    write(tmp_path / 'samples/LIDAR_TOP', [3])
+    infos = dump(tmp_path, dict(data_list=[dict(lidar_points=dict(lidar_path='sweep3.bin'))]))
+    ((points, _),) = Sweeps(infos, keep, RULE)
+    assert np.array_equal(points, cloud(3))
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
     with pytest.raises(DataError, match=r'infos\.pkl: names builtins\.print, which is not read'):
         read_infos(dump(tmp_path, dict(infos=[dict(lidar_path=Harmful())])))
