@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DEFAULT_OPSET = 17
 """LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
 
+_COMMON = 9
+"""The first fields of `ExportOptions` mean something to every family, the rest to some."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
@@ -42,6 +45,7 @@ class ExportOptions:
         layout: 'batched', or 'fork' for the outputs of a fork whose engines exist (SOLO).
         max_candidates: candidates that instance masks are made for; 0 has no limit (SOLO).
         fuse: branches of RepVGG blocks become one convolution (RT-DETR).
+        grid_sample: 'operator', or 'gather' for engines that get GridSample wrong (RT-DETR).
     """
 
     form: str = 'full'
@@ -56,10 +60,15 @@ class ExportOptions:
     layout: str = 'batched'
     max_candidates: int = 0
     fuse: bool = True
+    grid_sample: str = 'operator'
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types (what the metadata keeps)."""
-        return dataclasses.asdict(self)
+        """Return plain JSON types (what the metadata keeps); options of some families alone only where set."""
+        content = dataclasses.asdict(self)
+        for field in dataclasses.fields(self)[_COMMON:]:
+            if content[field.name] == field.default:
+                del content[field.name]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ExportOptions:
