@@ -15,6 +15,7 @@ import torch
 from mmdeploy_ext.errors import ExportError, UsageError
 from mmdeploy_ext.files import atomic_path
 from mmdeploy_ext.graph.passes.contract import apply_spec
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.ops.deform_conv import standard_deform_conv
 
@@ -87,6 +88,8 @@ def export_stages(
         tensors.update(zip(stage.outputs, outputs, strict=True))
         parts.append(_export_stage(stage, args, outputs, letters, options))
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
+    if options.grid_sample == 'gather':
+        model, _ = replace_grid_sample(model)
     if options.simplify:
         model = _simplify(model)
     model = apply_spec(model, spec)

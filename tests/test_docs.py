@@ -14,17 +14,20 @@ ENGLISH, CHINESE = 'README.md', 'README_zh-CN.md'
 ARCHITECTURE, ATSS = 'docs/architecture.md', 'projects/mmdet_plugin/atss/README.md'
 STREAMING = ['docs/streaming.md', 'projects/mmdet3d_plugin/streampetr/README.md']
 SOLO = 'projects/mmdet_plugin/solo/README.md'
+RTDETR = 'projects/mmdet_plugin/rtdetr/README.md'
 LIDAR = [
     'docs/lidar.md',
     'docs/int8.md',
     'projects/mmdet3d_plugin/bevfusion/README.md',
     'projects/mmdet3d_plugin/centerpoint/README.md',
 ]
-PAGES = [ENGLISH, CHINESE, ARCHITECTURE, ATSS, SOLO, *STREAMING, *LIDAR, 'demo/checkpoints/README.md']
+PAGES = [ENGLISH, CHINESE, ARCHITECTURE, ATSS, SOLO, RTDETR, *STREAMING, *LIDAR, 'demo/checkpoints/README.md']
 PARSERS = {
     'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.apps.export_app',
     'tools/deployment/solo2onnx.py': 'mmdeploy_ext.apps.export_app',
     'tools/convert/solo_wxinlong.py': 'tools/convert/solo_wxinlong.py',
+    'tools/convert/rtdetr.py': 'tools/convert/rtdetr.py',
+    'tools/onnx/onnx_rtdetr.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_solo.py': 'mmdeploy_ext.runtime.run_images',
     'tools/deployment/verify.py': 'mmdeploy_ext.apps.verify_app',
     'tools/deployment/export_scn.py': 'mmdeploy_ext.apps.export_scn_app',

@@ -90,6 +90,12 @@ def build_parser() -> argparse.ArgumentParser:
         help='RT-DETR: branches of RepVGG blocks become one convolution (default: they do)',
     )
     parser.add_argument(
+        '--grid-sample',
+        choices=('operator', 'gather'),
+        default='operator',
+        help='RT-DETR: gather replaces GridSample for engines that get it wrong (TensorRT 10.14 to 11.1)',
+    )
+    parser.add_argument(
         '--exporter', choices=('torchscript', 'dynamo'), default='torchscript', help='default: torchscript'
     )
     parser.add_argument('--mean', type=float, nargs=3, help='per-channel mean (default: from the config)')
@@ -148,6 +154,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         layout=args.layout,
         max_candidates=args.max_candidates,
         fuse=args.fuse,
+        grid_sample=args.grid_sample,
     )
 
 

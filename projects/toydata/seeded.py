@@ -27,7 +27,7 @@ OFFSET_SCALE = 0.1
 """Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
 an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
 
-NAMED_RULES = dict(streampetr='seeded_streampetr', solo='seeded_solo')
+NAMED_RULES = dict(rtdetr='seeded_rtdetr', streampetr='seeded_streampetr', solo='seeded_solo')
 """Families whose weights depend on names and shapes alone: family -> module beside this one."""
 
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}

@@ -48,7 +48,7 @@ class RtDetrFamily(Family):
     name = 'rtdetr'
     task = 'bbox2d'
     forms = ('full', 'raw')
-    own_options = ('fuse',)
+    own_options = ('fuse', 'grid_sample')
     derived_prefixes = ('network/encoder/position', 'network/decoder/anchors')
 
     def claims(self, cfg: Any) -> bool:

@@ -96,6 +96,14 @@ def test_fusing_branches_is_neutral_and_can_be_left_out(toy, raw, folder):
     np.testing.assert_allclose(found[0]['boxes'], found[1]['boxes'], atol=1e-5)
 
 
+def test_a_graph_of_gathers_has_no_grid_sample_and_is_proven(toy, raw, folder):
+    path = toy_rtdetr.export_toy(toy, folder / 'gather.onnx', form='raw', grid_sample='gather')
+    kinds = [{node.op_type for node in onnx.load(file).graph.node} for file in (raw, path)]
+    assert 'GridSample' in kinds[0] and 'GridSample' not in kinds[1]
+    verdict = proof(toy, path)
+    assert verdict.proven, verdict.reasons
+
+
 def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw):
     picture = read_image(toy_rtdetr.PICTURE)
     prepared = toy.rule.apply(picture)
@@ -218,3 +226,18 @@ def test_re_parameterised_blocks_are_the_blocks(toy):
         wanted, got = toy.model.extract_feat(images), fuse(toy.model).extract_feat(images)
     for one, two in zip(wanted, got, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=2e-5)
+
+
+def test_the_tables_of_the_page_are_the_spec(toy):
+    import projects.mmdet_plugin.rtdetr as package
+
+    page = (toy_rtdetr.REPO / 'projects/mmdet_plugin/rtdetr/README.md').read_text(encoding='utf-8')
+    model = copy.copy(toy.model)
+    model.decoder = copy.copy(model.decoder)
+    model.decoder.num_queries, model.decoder.num_classes, model.max_per_img = 300, 80, 300
+    for form in package.export.RtDetrFamily.forms:
+        spec = toy.family.spec(model, ExportOptions(form=form, dynamic=True))
+        for side, tensors in (('in', spec.inputs), ('out', spec.outputs)):
+            for tensor in tensors:
+                cells = (f'`{tensor.name}`', side, tensor.dtype, tensor.shape_text(), tensor.meaning)
+                assert f'| {" | ".join(cells)} |' in page, cells

@@ -1,0 +1,148 @@
+"""Replace GridSample by gathers, for engines that have no GridSample or get it wrong.
+
+Why: TensorRT 10.14 to 11.1 gives other detections on DETR-like graphs with GridSample (TensorRT issue 4813).
+
+Glossary: N batch, C channels, H, W of the sampled map, h, w of the grid.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SUPPORTED = dict(mode=('linear', 'bilinear'), padding_mode=('zeros',), align_corners=(0,))
+
+
+def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    """Return a model without GridSample where that is possible, and whether anything changed.
+
+    - GridSample(X (N, C, H, W), grid (N, h, w, 2)), bilinear, zeros outside, corners not aligned ->
+      four GatherElements over the flattened map, weighted; positions outside have weight 0.
+    - Not fired: other modes and paddings, corners aligned, and sub-graphs. They stay as they are.
+
+    Any shape works, also a dynamic one. The result is the same up to rounding (float32).
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes, changed = [], False
+    for index, node in enumerate(model.graph.node):
+        if node.op_type == 'GridSample' and _supported(node):
+            nodes.extend(_Gathers(node, f'{node.name or index}/gather').nodes())
+            changed = True
+        else:
+            nodes.append(node)
+    if changed:
+        result.graph.ClearField('node')
+        result.graph.node.extend(nodes)
+    return result, changed
+
+
+def _supported(node: onnx.NodeProto) -> bool:
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    defaults = dict(mode=b'linear', padding_mode=b'zeros', align_corners=0)
+    for name, allowed in SUPPORTED.items():
+        value = values.get(name, defaults[name])
+        if (value.decode() if isinstance(value, bytes) else value) not in allowed:
+            return False
+    return True
+
+
+class _Gathers:
+    """Writes the nodes that stand for one GridSample."""
+
+    def __init__(self, node: onnx.NodeProto, prefix: str) -> None:
+        self._map, self._grid = node.input
+        self._output = node.output[0]
+        self._prefix = prefix
+        self._nodes: list[onnx.NodeProto] = []
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        """Return the nodes, in order; the last one gives GridSample's output."""
+        size = self._op('Shape', self._map)
+        batch, channels, height, width = (self._row(size, axis) for axis in range(4))
+        flat = self._op('Reshape', self._map, self._join(batch, channels, self._ints([-1])))
+        grid_size = self._op('Shape', self._grid)
+        rows, columns = (self._row(grid_size, axis) for axis in (1, 2))
+        x, y = (
+            self._pixels(self._op('Gather', self._grid, self._ints(axis, scalar=True), axis=3), length)
+            for axis, length in ((0, width), (1, height))
+        )
+        low_x, low_y = self._op('Floor', x), self._op('Floor', y)
+        part_x, part_y = self._op('Sub', x, low_x), self._op('Sub', y, low_y)
+        corners = [
+            self._corner(
+                flat,
+                (batch, channels),
+                (height, width),
+                self._shift(low_x, dx),
+                self._shift(low_y, dy),
+                self._op('Mul', self._share(part_x, dx), self._share(part_y, dy)),
+            )
+            for dy in (0, 1)
+            for dx in (0, 1)
+        ]
+        total = self._op('Sum', *corners)
+        shape = self._join(batch, channels, rows, columns)
+        self._nodes.append(
+            helper.make_node('Reshape', [total, shape], [self._output], f'{self._prefix}/result')
+        )
+        return self._nodes
+
+    def _pixels(self, relative: str, length: str) -> str:
+        """Return ((g + 1) * length - 1) / 2: pixel coordinates of -1..1 with corners not aligned."""
+        size = self._op('Cast', length, to=onnx.TensorProto.FLOAT)
+        scaled = self._op('Mul', self._op('Add', relative, self._float(1.0)), size)
+        return self._op('Mul', self._op('Sub', scaled, self._float(1.0)), self._float(0.5))
+
+    def _shift(self, low: str, step: int) -> str:
+        return self._op('Add', low, self._float(1.0)) if step else low
+
+    def _share(self, part: str, step: int) -> str:
+        return part if step else self._op('Sub', self._float(1.0), part)
+
+    def _corner(
+        self, flat: str, outer: tuple[str, str], size: tuple[str, str], x: str, y: str, weight: str
+    ) -> str:
+        """Return (N, C, h * w): values at whole coordinates times their weights."""
+        inside = []
+        clipped = []
+        for position, length in ((x, size[1]), (y, size[0])):
+            last = self._op('Sub', self._op('Cast', length, to=onnx.TensorProto.FLOAT), self._float(1.0))
+            kept = self._op('Max', self._op('Min', position, last), self._float(0.0))
+            inside.append(self._op('Equal', kept, position))
+            clipped.append(self._op('Cast', kept, to=onnx.TensorProto.INT64))
+        index = self._op('Add', self._op('Mul', clipped[1], size[1]), clipped[0])
+        index = self._op('Reshape', index, self._join(outer[0], self._ints([1]), self._ints([-1])))
+        index = self._op('Expand', index, self._join(self._ints([1]), outer[1], self._ints([1])))
+        values = self._op('GatherElements', flat, index, axis=2)
+        there = self._op('Cast', self._op('And', *inside), to=onnx.TensorProto.FLOAT)
+        weight = self._op('Mul', weight, there)
+        weight = self._op('Reshape', weight, self._join(outer[0], self._ints([1]), self._ints([-1])))
+        return self._op('Mul', values, weight)
+
+    def _row(self, size: str, axis: int) -> str:
+        return self._op('Gather', size, self._ints([axis]), axis=0)
+
+    def _join(self, *sizes: str) -> str:
+        return self._op('Concat', *sizes, axis=0)
+
+    def _float(self, value: float) -> str:
+        return self._constant(np.float32(value))
+
+    def _ints(self, values: int | Iterable[int], scalar: bool = False) -> str:
+        return self._constant(np.asarray(values if scalar else list(values), np.int64))
+
+    def _constant(self, value: np.ndarray | np.generic) -> str:
+        tensor = numpy_helper.from_array(np.asarray(value))
+        return self._op('Constant', value=tensor)
+
+    def _op(self, op_type: str, *inputs: str, **attributes: object) -> str:
+        name = f'{self._prefix}/{op_type}_{len(self._nodes)}'
+        self._nodes.append(helper.make_node(op_type, list(inputs), [name], name, **attributes))
+        return name
