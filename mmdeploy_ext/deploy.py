@@ -206,7 +206,10 @@ def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
         form=options.form,
         spec=family.spec(model, options),
         preprocess=rule,
-        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
+        options=dict(
+            options.of_family(deployment.family.own_options),
+            cfg_options=plain_options(deployment.cfg_options),
+        ),
         **model_facts(deployment),
     )
 

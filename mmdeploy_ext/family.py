@@ -63,12 +63,13 @@ class ExportOptions:
     grid_sample: str = 'operator'
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types (what the metadata keeps); options of some families alone only where set."""
-        content = dataclasses.asdict(self)
-        for field in dataclasses.fields(self)[_COMMON:]:
-            if content[field.name] == field.default:
-                del content[field.name]
-        return content
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
+
+    def of_family(self, own_options: Sequence[str]) -> dict[str, Any]:
+        """Return plain JSON types (what the metadata keeps): what every family has, and `own_options`."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in (*names[:_COMMON], *own_options)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ExportOptions:
