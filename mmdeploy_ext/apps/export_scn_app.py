@@ -51,6 +51,12 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
         help="libspconv: NVIDIA's dialect (default); portable: standard operators, for any engine",
     )
     group.add_argument(
+        '--form',
+        choices=('buckets', 'tables'),
+        help='of a portable file: buckets multiplies existing pairs only (default); tables takes plain '
+        'neighbour tables, two to five times slower, for engines that cannot split at run time (TensorRT)',
+    )
+    group.add_argument(
         '--order',
         choices=('xyz', 'zyx'),
         help="of coordinates and weights (default: what OUTPUT_FILE's name says, else the reference's)",
@@ -172,6 +178,7 @@ def parse_options(args: argparse.Namespace) -> ScnOptions:
         layer_precision=parse_layer_precision(args.layer_precision),
         fold=args.fold,
         output_bound=args.output_bound,
+        form=args.form or 'buckets',
     )
     quantised = options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
     if options.int8_fp16_io and options.precision != 'int8':
@@ -181,12 +188,7 @@ def parse_options(args: argparse.Namespace) -> ScnOptions:
             raise UsageError(f'--{name} {getattr(args, name)}: goes with --precision or --layer-precision')
     if args.ranges and args.calibrate:
         raise UsageError('--ranges and --calibrate: give one of them')
-    if args.target == 'portable' and options.has_precision:
-        raise UsageError(
-            '--target portable computes in float32; --precision and --layer-precision go with libspconv'
-        )
-    if args.target == 'portable' and (options.output_bound or args.node_list or args.max_voxels is not None):
-        raise UsageError('--output-bound, --node-list and --max-voxels go with --target libspconv')
+    _check_target(args, options)
     for name, least in (('output_bound', 0), ('threads', 0), ('max_voxels', 1), ('batches', 0)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -194,6 +196,18 @@ def parse_options(args: argparse.Namespace) -> ScnOptions:
     if quantised and args.verify_only is False and not (args.ranges or args.calibrate):
         args.needs_ranges = True
     return options
+
+
+def _check_target(args: argparse.Namespace, options: ScnOptions) -> None:
+    """Refuse what only the other target has."""
+    if args.target == 'portable' and options.has_precision:
+        raise UsageError(
+            '--target portable computes in float32; --precision and --layer-precision go with libspconv'
+        )
+    if args.form and args.target != 'portable':
+        raise UsageError(f'--form {args.form}: goes with --target portable')
+    if args.target == 'portable' and (options.output_bound or args.node_list or args.max_voxels is not None):
+        raise UsageError('--output-bound, --node-list and --max-voxels go with --target libspconv')
 
 
 def _check_proof(args: argparse.Namespace) -> None:

@@ -46,6 +46,7 @@ class ScnOptions:
         layer_precision: (pattern of node or module names, precision, output precision); later ones win.
         fold: 'fp32' or 'fp16': how batch normalisation is folded.
         output_bound: most active sites of every convolution; 0 keeps the module's own.
+        form: of a portable file, see `sparse.portable`.
     """
 
     target: str = 'libspconv'
@@ -55,6 +56,7 @@ class ScnOptions:
     layer_precision: tuple[tuple[str, str, str], ...] = ()
     fold: str = 'fp32'
     output_bound: int = 0
+    form: str = 'buckets'
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -297,7 +299,7 @@ def write_file(deployment: SparseDeployment, graph: SparseGraph, options: ScnOpt
         return
     from mmdeploy_ext.sparse.portable import to_onnx
 
-    model = to_onnx(graph, metadata=props)
+    model = to_onnx(graph, form=options.form, metadata=props)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
 

@@ -89,6 +89,15 @@ def test_a_file_is_proven_on_voxels_that_no_exporter_saw(
     assert exact['max_rel'] < 1e-5
 
 
+def test_a_portable_file_can_have_plain_tables(models, tmp_path, capsys):
+    path = tmp_path / 'lidar.zyx.onnx'
+    words = [*models['second'], '--output-file', path, '--target', 'portable', '--form', 'tables', '--verify']
+    assert export(*words) == 0, capsys.readouterr()
+    model = onnx.load(path)
+    assert any(entry.name.endswith('.table') for entry in model.graph.input)
+    assert not any(node.op_type == 'Split' for node in model.graph.node)
+
+
 def test_the_report_has_maps_figures_and_the_contract(models, tmp_path, capsys):
     words = [
         *models['bevfusion'],
@@ -304,6 +313,7 @@ BAD_OPTIONS = {
     'no precision': (['--layer-precision', 'conv3'], 'expected PATTERN'),
     'unknown precision': (['--layer-precision', 'conv3=fp8'], 'expected PATTERN'),
     'portable int8': (['--target', 'portable', '--precision', 'int8'], 'float32'),
+    'form of the dialect': (['--form', 'tables'], 'goes with --target portable'),
     'portable bound': (['--target', 'portable', '--output-bound', '5'], 'libspconv'),
     'negative bound': (['--output-bound', '-1'], 'at least 0'),
     'report of nothing': (['--report', '{folder}/r'], 'goes with --verify'),
