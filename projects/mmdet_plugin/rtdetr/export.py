@@ -7,8 +7,6 @@ Glossary: B batch, C classes, Q queries, n detections, H, W network input in pix
 
 from __future__ import annotations
 
-import copy
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,23 +70,6 @@ class RtDetrFamily(Family):
                 f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
             )
         _check_queries(cfg, options)
-
-    def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`."""
-        from mmdet.models import build_detector
-
-        model_cfg = copy.deepcopy(cfg.model)
-        model_cfg.pretrained = None
-        if model_cfg.get('backbone', {}).get('init_cfg'):
-            model_cfg.backbone.init_cfg = None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                return build_detector(model_cfg).eval()
-        except Exception as error:
-            raise ConfigError(
-                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
-            ) from error
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""
