@@ -65,6 +65,11 @@ class RtDetrFamily(Family):
                 f'--opset-version {options.opset}: RT-DETR needs GridSample, which ONNX has since opset '
                 f'{low} and TensorRT gets wrong from opset {high + 1} on; expected {low} to {high}'
             )
+        if options.exporter != 'torchscript':
+            raise UsageError(
+                f'--exporter {options.exporter}: its constants have names that the proof cannot '
+                f'tell from weights; RT-DETR exports with --exporter torchscript'
+            )
         if options.height % STRIDE or options.width % STRIDE:
             raise UsageError(
                 f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'

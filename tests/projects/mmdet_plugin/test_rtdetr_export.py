@@ -164,6 +164,7 @@ def test_ties_in_the_selection_are_ties_and_other_choices_are_not(toy):
     (dict(opset=15), 'opset-version 15.*expected 16 to 19'),
     (dict(opset=20), 'opset-version 20.*TensorRT'),
     (dict(height=200), 'multiples of 32'),
+    (dict(exporter='dynamo', opset=18), 'exporter dynamo'),
     (dict(height=32, width=64), '42 tokens for num_queries=60'),
     (dict(max_candidates=5), "'rtdetr' has no such option"),
 ])
