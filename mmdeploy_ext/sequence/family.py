@@ -46,6 +46,7 @@ class SequenceOptions:
     exporter: str = 'torchscript'
     simplify: bool = False
     dynamic: ClassVar[bool] = False
+    grid_sample: ClassVar[str] = 'operator'
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types (what the metadata keeps)."""
