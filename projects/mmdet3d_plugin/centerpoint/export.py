@@ -28,10 +28,10 @@ from projects.mmdet3d_plugin.common.build import build_without_weights
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.preprocess_points import VoxelRule
     from torch import nn
 
     from mmdeploy_ext.checkpoint import Checkpoint
+    from mmdeploy_ext.preprocess_points import VoxelRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.sparse.ir import SparseGraph
