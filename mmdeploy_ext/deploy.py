@@ -173,9 +173,8 @@ def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Fam
 
 def _check_own_options(family: Family, options: ExportOptions) -> None:
     """Refuse options that only other families have."""
-    for name in ('layout', 'max_candidates', 'fuse', 'grid_sample'):
-        value = getattr(options, name)
-        if name not in family.own_options and value != getattr(ExportOptions(), name):
+    for name, value in options.set_for_some().items():
+        if name not in family.own_options:
             raise UsageError(f'--{name.replace("_", "-")} {value}: family {family.name!r} has no such option')
 
 

@@ -68,8 +68,13 @@ class ExportOptions:
 
     def of_family(self, own_options: Sequence[str]) -> dict[str, Any]:
         """Return plain JSON types (what the metadata keeps): what every family has, and `own_options`."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return {name: getattr(self, name) for name in (*names[:_COMMON], *own_options)}
+        common = [field.name for field in dataclasses.fields(self)[:_COMMON]]
+        return {name: getattr(self, name) for name in (*common, *own_options)}
+
+    def set_for_some(self) -> dict[str, Any]:
+        """Return the options of single families that are not at their default."""
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)[_COMMON:]}
+        return {field.name: value for field, value in values.items() if value != field.default}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ExportOptions:

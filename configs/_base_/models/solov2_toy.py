@@ -1,4 +1,4 @@
-# SOLOv2 with a quarter-width ResNet-18, trained from scratch (so BN learns).
+# SOLOv2 with a quarter-width ResNet-18 whose BN learns.
 model = dict(
     type='SOLOv2',
     backbone=dict(
