@@ -13,6 +13,7 @@ import onnx
 import torch
 
 from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.family import DEFAULT_OPSET, Stage
 from mmdeploy_ext.files import atomic_path
 from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.family import ExportOptions, Stage
+    from mmdeploy_ext.family import ExportOptions
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.spec import GraphSpec
 
@@ -110,15 +111,60 @@ def _export_stage(
         for name, tensor in zip((*stage.inputs, *stage.outputs), (*args, *outputs), strict=True):
             letters.setdefault(name, {axis: f'{name}_{axis}' for axis in range(tensor.dim()) if axis != 1})
     dynamic = {name: letters[name] for name in (*stage.inputs, *stage.outputs) if letters.get(name)}
+    return _run_exporter(stage, args, dynamic, exporter, options.opset)
+
+
+def export_module(
+    module: torch.nn.Module,
+    args: Sequence[torch.Tensor],
+    *,
+    exporter: str = 'torchscript',
+    opset: int | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] = ('output',),
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+) -> onnx.ModelProto:
+    """Export a module of flat tensors as it is: no spec, no merge, no clean-up.
+
+    Args:
+        module: takes `args` by position, returns a tensor or a tuple of tensors.
+        args: example tensors.
+        exporter: 'torchscript' or 'dynamo'.
+        opset: of the file; by default 17, or the lowest that the exporter writes.
+        input_names: by default input_0, input_1, ...
+        output_names: of as many outputs as shall be named.
+        dynamic: input or output name -> axis -> letter; other axes are fixed.
+
+    Raises:
+        UsageError: an exporter or opset that there is not.
+        ExportError: the exporter failed, or wrote another opset than the one asked for.
+    """
+    chosen = max(DEFAULT_OPSET, OPSETS.get(exporter, (0,))[0]) if opset is None else opset
+    check_opset(chosen, exporter)
+    names = tuple(input_names or (f'input_{index}' for index in range(len(args))))
+    stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
+    dynamic = {name: dict(axes) for name, axes in (dynamic or {}).items()}
+    model = _run_exporter(stage, tuple(args), dynamic, exporter, chosen)
+    _check_opset_written(model, chosen)
+    return model
+
+
+def _run_exporter(
+    stage: Stage,
+    args: tuple[torch.Tensor, ...],
+    dynamic: dict[str, dict[int, str]],
+    exporter: str,
+    opset: int,
+) -> onnx.ModelProto:
     try:
         with _quiet(), standard_deform_conv(), torch.no_grad():
             if exporter == 'dynamo':
-                return _export_dynamo(stage, args, dynamic, options.opset)
-            return _export_torchscript(stage, args, dynamic, options.opset)
+                return _export_dynamo(stage, args, dynamic, opset)
+            return _export_torchscript(stage, args, dynamic, opset)
     except Exception as error:
         raise ExportError(
             f'stage {stage.name!r} could not be exported by the {exporter} exporter at opset '
-            f'{options.opset}: {type(error).__name__}: {error}'
+            f'{opset}: {type(error).__name__}: {error}'
         ) from error
 
 
