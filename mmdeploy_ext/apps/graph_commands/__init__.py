@@ -1,0 +1,1 @@
+"""Subcommands of `graph.py`, a module per kind; each has a dict `COMMANDS`."""

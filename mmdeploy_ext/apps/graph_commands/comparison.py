@@ -1,0 +1,10 @@
+"""`graph.py diff`: where two models part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.apps.graph_commands.command import Command
+
+COMMANDS: dict[str, Command] = {}
