@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
-from google.protobuf.message import DecodeError
 
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.graph.files import is_sparse
+from mmdeploy_ext.graph.files import read as load_model
 from mmdeploy_ext.sparse.contract_flow import Walk, graph_rules, order_rules
 from mmdeploy_ext.sparse.contract_reader import ERROR, WARNING, Reader, Violation, attributes_twice
 from mmdeploy_ext.sparse.contract_rules import node_rules
@@ -28,32 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ['ERROR', 'WARNING', 'Violation', 'check', 'errors', 'is_sparse', 'load_model', 'order_of_name']
-
-
-def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an ONNX file of either kind, without looking for external data.
-
-    Raises:
-        ModelFileError: missing, empty or corrupt.
-    """
-    try:
-        model = onnx.load(os.fspath(path), load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelFileError(f'{path}: no such ONNX file') from error
-    except IsADirectoryError as error:
-        raise ModelFileError(f'{path}: is a folder, expected an ONNX file') from error
-    except (DecodeError, ValueError) as error:
-        raise ModelFileError(
-            f'{path}: is not a readable ONNX file ({type(error).__name__}); was it cut short? Export it again'
-        ) from error
-    if not model.graph.node:
-        raise ModelFileError(f'{path}: holds no graph: expected an ONNX file with nodes; export it again')
-    return model
-
-
-def is_sparse(model: onnx.ModelProto) -> bool:
-    """Return whether a model is in the libspconv dialect."""
-    return any(node.op_type in ('SparseConvolution', 'ScatterDense') for node in model.graph.node)
 
 
 def order_of_name(name: str | os.PathLike[str]) -> str:

@@ -1,0 +1,304 @@
+"""Run a model in ONNX Runtime and read any tensor of it, not only its outputs. Needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mmdeploy_ext.backends.onnxruntime import GRAPH_OPTIMIZATION
+from mmdeploy_ext.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.graph import files
+from mmdeploy_ext.graph.index import Index, near
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import onnxruntime
+
+DEFAULT_SIZE = 64
+"""Size of a symbolic axis that nobody gave one, but for the first, which gets 1."""
+INDEX_INPUTS = {'Gather': 1, 'GatherElements': 1, 'GatherND': 1}
+"""Operators whose input at this position holds indices into their first."""
+SIZE_INPUTS = {
+    'Reshape': (1,),
+    'Expand': (1,),
+    'Resize': (2, 3),
+    'TopK': (1,),
+    'Tile': (1,),
+    'ConstantOfShape': (0,),
+    'Range': (0, 1, 2),
+}
+"""Operators whose inputs at these positions are sizes: ones are always allowed."""
+LARGEST_INTEGER = 8
+
+
+class Runner:
+    """A model in one ONNX Runtime session that gives any of its tensors.
+
+    Attributes:
+        names: the tensors that it can give, in the order asked for.
+        index: of the model.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        names: Sequence[str] | None = None,
+        *,
+        optimization: str = 'none',
+        threads: int = 0,
+    ) -> None:
+        """Open the session.
+
+        Args:
+            model: stays as it is; nodes that none of `names` needs are left out.
+            names: tensors to give: inputs, initializers or node outputs. None: the graph's outputs.
+            optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let
+                ONNX Runtime fuse what lies between the names.
+            threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
+
+        Raises:
+            UsageError: the graph has no tensor of that name.
+            ModelFileError: ONNX Runtime cannot load the model.
+            ConfigError: no such optimisation.
+        """
+        if optimization not in GRAPH_OPTIMIZATION:
+            raise ConfigError(
+                f'optimization={optimization!r}: expected one of {", ".join(GRAPH_OPTIMIZATION)}'
+            )
+        self.index = Index(model)
+        self.names = list(dict.fromkeys(self.index.outputs if names is None else names))
+        for name in self.names:
+            self.index.check_tensor(name)
+        self._computed = [name for name in self.names if self.index.producer(name) is not None]
+        self._session = None
+        if self._computed:
+            exposed = _exposed(self.index, self._computed)
+            self._needed = [value.name for value in exposed.graph.input]
+            self._session = _open(exposed, optimization, threads)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return name -> array of all `names` (a list of arrays where the graph has a sequence).
+
+        Raises:
+            ShapeError: a feed is missing, unknown, or of another dtype or shape than the graph's.
+            InferenceError: ONNX Runtime failed.
+        """
+        return dict(self.stream(feeds))
+
+    def stream(self, feeds: Mapping[str, np.ndarray], chunk: int | None = None) -> Iterator[tuple[str, Any]]:
+        """Yield (name, array), computing `chunk` names per run, so that memory holds no more of them.
+
+        Args:
+            feeds: input name -> array.
+            chunk: names per run of the session; None: all in one.
+        """
+        check_feeds(self.index, feeds)
+        if chunk is not None and chunk < 1:
+            raise UsageError(f'chunk {chunk}: expected a positive number of tensors')
+        step = chunk or len(self.names)
+        for start in range(0, len(self.names), step):
+            part = self.names[start : start + step]
+            found = self._compute([name for name in part if self.index.producer(name) is not None], feeds)
+            for name in part:
+                yield name, found.pop(name) if name in found else self._given(name, feeds)
+
+    def _compute(self, names: list[str], feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        if not names:
+            return {}
+        needed = {name: feeds[name] for name in self._needed if name in feeds}
+        try:
+            return dict(zip(names, self._session.run(names, needed), strict=True))
+        except Exception as error:
+            raise InferenceError(f'ONNX Runtime failed to run the model: {error}') from error
+
+    def _given(self, name: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        if name in feeds:
+            return feeds[name]
+        return numpy_helper.to_array(self.index.constants[name])
+
+
+def run(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, np.ndarray],
+    names: Sequence[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run a model once and return name -> array of any of its tensors; see `Runner` for the options."""
+    return Runner(model, names, **options).run(feeds)
+
+
+def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a model that gives `names` and nothing else, without the nodes that they do not need.
+
+    Outputs have no types; ONNX Runtime infers them.
+    """
+    source, positions = index.graph, index.ancestors(names)
+    used = {name for position in positions for name in index.reads(position)}
+    model = onnx.ModelProto()
+    for entry in ('ir_version', 'opset_import', 'functions', 'metadata_props'):
+        _copy_field(index.model, model, entry)
+    model.graph.name = source.name or 'graph'
+    model.graph.node.extend(index.nodes[position] for position in positions)
+    model.graph.input.extend(value for value in source.input if value.name in used)
+    model.graph.initializer.extend(tensor for tensor in source.initializer if tensor.name in used)
+    model.graph.sparse_initializer.extend(
+        tensor for tensor in source.sparse_initializer if tensor.values.name in used
+    )
+    known = {value.name: value for value in source.output}
+    model.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in names)
+    return model
+
+
+def _copy_field(source: onnx.ModelProto, target: onnx.ModelProto, name: str) -> None:
+    value = getattr(source, name)
+    if isinstance(value, int):
+        setattr(target, name, value)
+    else:
+        getattr(target, name).extend(value)
+
+
+def _open(model: onnx.ModelProto, optimization: str, threads: int) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    level = GRAPH_OPTIMIZATION[optimization]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    with contextlib.ExitStack() as stack:
+        if files.serialised_size(model) > files.PROTOBUF_LIMIT:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx-'))
+            source = str(Path(folder) / 'model.onnx')
+            files.save_external(model, Path(source), Path(f'{source}.data'), checked=False)
+        else:
+            source = model.SerializeToString()
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
+        except Exception as error:
+            raise ModelFileError(f'ONNX Runtime cannot load the model: {error}') from error
+
+
+def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
+    """Compare feeds with the graph's inputs.
+
+    Raises:
+        ShapeError: one is missing, unknown, or of another dtype, rank or fixed size.
+    """
+    values = {value.name: value for value in index.graph.input}
+    missing = [name for name in index.inputs if name not in feeds]
+    if missing:
+        raise ShapeError(f'no feeds for the inputs {", ".join(missing)}; got {", ".join(feeds) or "none"}')
+    for name, array in feeds.items():
+        if name not in values:
+            raise ShapeError(f'feed {name!r}: the graph has no such input{near(name, values)}')
+        kind = values[name].type.tensor_type
+        if not kind.elem_type:
+            continue
+        expected = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if np.asarray(array).dtype != expected and expected != np.object_:
+            raise ShapeError(f'feed {name!r}: is {array.dtype}, the graph takes {expected}')
+        if not kind.HasField('shape'):
+            continue
+        sizes = [size.dim_value if size.HasField('dim_value') else None for size in kind.shape.dim]
+        fits = len(sizes) == array.ndim and all(
+            size in (None, got) for size, got in zip(sizes, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = 'x'.join('?' if size is None else str(size) for size in sizes)
+            raise ShapeError(f'feed {name!r}: is {"x".join(map(str, array.shape))}, the graph takes {wanted}')
+
+
+def random_feeds(
+    model: onnx.ModelProto, seed: int = 0, sizes: Mapping[str, int | Sequence[int]] | None = None
+) -> dict[str, np.ndarray]:
+    """Return random values for every input of a model that has to be fed.
+
+    Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255; integers that are indices
+    stay below the size of what they index, those that are sizes are 1, others are 0..7.
+
+    Args:
+        model: whose inputs are fed.
+        seed: of the generator; each input has a stream of its own, so a cut graph keeps its values.
+        sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. An axis without one
+            is 1 when it comes first, else 64.
+
+    Raises:
+        UsageError: a name in `sizes` that the model does not have, or an input that is no tensor.
+    """
+    sizes, index = dict(sizes or {}), Index(model)
+    feeds, known = {}, set(index.inputs)
+    for value in model.graph.input:
+        if value.name not in index.inputs:
+            continue
+        kind = value.type.tensor_type
+        if not value.type.HasField('tensor_type') or not kind.elem_type:
+            raise UsageError(f'input {value.name!r} is no tensor with a known dtype; give its value yourself')
+        known.update(size.dim_param for size in kind.shape.dim)
+        rng = np.random.default_rng([seed, *value.name.encode()])
+        feeds[value.name] = _random(index, value.name, kind.elem_type, _shape(value, sizes), rng)
+    unknown = [name for name in sizes if name not in known]
+    if unknown:
+        raise UsageError(
+            f'sizes for {", ".join(unknown)}: the model has no such axis or input; it has '
+            f'{", ".join(sorted(known - {""}))}'
+        )
+    return feeds
+
+
+def _shape(value: onnx.ValueInfoProto, sizes: Mapping[str, int | Sequence[int]]) -> list[int]:
+    if value.name in sizes and not isinstance(sizes[value.name], int):
+        return [int(size) for size in sizes[value.name]]
+    shape = []
+    for axis, size in enumerate(value.type.tensor_type.shape.dim):
+        if size.HasField('dim_value'):
+            shape.append(size.dim_value)
+        else:
+            shape.append(int(sizes.get(size.dim_param, DEFAULT_SIZE if axis else 1)))
+    return shape
+
+
+def _random(index: Index, name: str, kind: int, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    if kind == onnx.TensorProto.STRING:
+        return np.full(shape, 'text', np.object_)
+    if dtype.kind == 'b':
+        return rng.random(shape) < 0.5
+    if dtype == np.uint8:
+        return rng.integers(0, 256, shape, dtype)
+    if dtype.kind in 'iu':
+        low, high = _integer_range(index, name)
+        return rng.integers(low, high, shape).astype(dtype)
+    if dtype.kind == 'c':
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
+    return np.asarray(rng.standard_normal(shape)).astype(dtype)
+
+
+def _integer_range(index: Index, name: str) -> tuple[int, int]:
+    """Return [low, high) that the readers of an integer input can take."""
+    high = LARGEST_INTEGER
+    for position in index.consumers(name):
+        node = index.nodes[position]
+        places = [at for at, read in enumerate(node.input) if read == name]
+        if set(places) & set(SIZE_INPUTS.get(node.op_type, ())):
+            return 1, 2
+        if INDEX_INPUTS.get(node.op_type) in places:
+            high = min(high, *_indexed_sizes(index, node))
+    return 0, max(high, 1)
+
+
+def _indexed_sizes(index: Index, node: onnx.NodeProto) -> Iterable[int]:
+    """Return the sizes of the axis that indices count along; nothing when it is not known."""
+    constant = index.constants.get(node.input[0])
+    if constant is None:
+        return [LARGEST_INTEGER]
+    axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
+    if node.op_type == 'GatherND':
+        return list(constant.dims)
+    return [constant.dims[axis]]
