@@ -46,6 +46,7 @@ class ExportOptions:
         max_candidates: candidates that instance masks are made for; 0 has no limit (SOLO).
         fuse: branches of RepVGG blocks become one convolution (RT-DETR).
         grid_sample: 'operator', or 'gather' for engines that get GridSample wrong (RT-DETR).
+        dynamic_batch: B stays dynamic, H and W are fixed (RT-DETR).
     """
 
     form: str = 'full'
@@ -61,6 +62,7 @@ class ExportOptions:
     max_candidates: int = 0
     fuse: bool = True
     grid_sample: str = 'operator'
+    dynamic_batch: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -108,7 +110,7 @@ class BaseFamily(abc.ABC):
         name: of the family, as the metadata keeps it.
         task: module of `verify/tasks` that matches, draws and evaluates its results.
         ignored_prefixes: checkpoint keys that inference does not use.
-        derived_prefixes: names of graph constants that are computed from parameters.
+        derived_prefixes: names of graph constants that are computed; `derives` tells others by their value.
     """
 
     name: ClassVar[str]
@@ -133,6 +135,10 @@ class BaseFamily(abc.ABC):
         from mmdeploy_ext.checkpoint import load_strict
 
         load_strict(model, checkpoint, self.ignored_prefixes)
+
+    def derives(self, array: np.ndarray) -> bool:
+        """Return whether a constant of a graph is one that this family computes, by its value."""
+        return False
 
     @abc.abstractmethod
     def num_classes(self, model: torch.nn.Module) -> int:
@@ -235,7 +241,25 @@ class Family(BaseFamily):
             score_form: see `ExportOptions`.
             own: what the file was exported with of `own_options`.
         """
-        return self.reference_tensors(model, feeds, form, score_form, **own)
+        reference = self.reference_tensors(model, feeds, form, score_form, **own)
+        return self.choose_as(model, feeds, outputs, reference)
+
+    def choose_as(
+        self,
+        model: torch.nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        reference: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """Return the reference, of another run or of a dump, with what the engine chose among ties.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            outputs: of the engine on trial.
+            reference: output name -> array.
+        """
+        return dict(reference)
 
     def harmless(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **own: Any

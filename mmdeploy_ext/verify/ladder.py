@@ -80,6 +80,7 @@ def prove(
             f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
             f'{deployment.family.name!r}'
         )
+    family = deployment.family
     options = export_options(metadata)
     folded = {
         name: value.detach().cpu().numpy()
@@ -88,7 +89,7 @@ def prove(
     verdict = Verdict(
         subject=_subject(deployment, path, metadata, engine),
         structure=[
-            *check_structure(model, metadata, folded, deployment.family.derived_prefixes),
+            *check_structure(model, metadata, folded, family.derived_prefixes, family.derives),
             *provenance(deployment, metadata),
         ],
     )
@@ -223,7 +224,7 @@ def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str)
         form=metadata.form,
         opset=metadata.options['opset'],
         exporter=metadata.options['exporter'],
-        shape='dynamic' if metadata.options['dynamic'] else 'fixed',
+        shape=_shape_title(metadata.options),
         engine=engine,
         config=deployment.config,
         checkpoint=deployment.checkpoint,
@@ -233,6 +234,12 @@ def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str)
         proven_with=export.versions(),
         python=platform.python_version(),
     )
+
+
+def _shape_title(options: Mapping[str, Any]) -> str:
+    if options['dynamic']:
+        return 'dynamic'
+    return 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed'
 
 
 def provenance(deployment: Deployment, metadata: Metadata) -> list[Check]:

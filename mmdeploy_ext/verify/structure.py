@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from mmdeploy_ext.verify.verdict import Check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.spec import GraphSpec
@@ -22,7 +22,11 @@ DERIVED_ELEMENTS = 64
 
 
 def check_structure(
-    model: onnx.ModelProto, metadata: Metadata, weights: Mapping[str, np.ndarray], derived: Iterable[str] = ()
+    model: onnx.ModelProto,
+    metadata: Metadata,
+    weights: Mapping[str, np.ndarray],
+    derived: Iterable[str] = (),
+    derives: Callable[[np.ndarray], bool] = lambda array: False,
 ) -> list[Check]:
     """Run all checks of level 1.
 
@@ -30,7 +34,8 @@ def check_structure(
         model: the file.
         metadata: what it says about itself.
         weights: name -> array of the model that was exported (batch normalisation folded).
-        derived: prefixes of constants that the family computes from parameters.
+        derived: prefixes of constants that the family computes.
+        derives: tells by its value whether a constant is one that the family computes.
     """
     return [
         _checker(model),
@@ -38,7 +43,7 @@ def check_structure(
         _opset(model, int(metadata.options['opset'])),
         *_names(model, metadata.spec),
         _inputs_used(model, metadata.spec),
-        _initializers(model, metadata.spec, weights, tuple(derived)),
+        _initializers(model, metadata.spec, weights, tuple(derived), derives),
     ]
 
 
@@ -121,7 +126,11 @@ def _read_only_by(model: onnx.ModelProto, kind: str) -> set[str]:
 
 
 def _initializers(
-    model: onnx.ModelProto, spec: GraphSpec, weights: Mapping[str, np.ndarray], derived: tuple[str, ...]
+    model: onnx.ModelProto,
+    spec: GraphSpec,
+    weights: Mapping[str, np.ndarray],
+    derived: tuple[str, ...],
+    derives: Callable[[np.ndarray], bool] = lambda array: False,
 ) -> Check:
     """Every constant is bit for bit a weight, as stored or transposed, or plainly none.
 
@@ -160,6 +169,7 @@ def _initializers(
             name.startswith(derived or ('\0',))
             or read_as in resize_only
             or _plain(array, any_size=read_as in norm_only)
+            or derives(array)
         ):
             unknown.append(f'{name} {array.shape}')
     detail = f'{matched} found'

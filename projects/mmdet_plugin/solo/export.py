@@ -33,6 +33,7 @@ from projects.mmdet_plugin.solo.wrapper import (
     ForkNetwork,
     SoloFeatures,
     SoloLevels,
+    is_coordinates,
     points_nms,
 )
 
@@ -55,8 +56,7 @@ class SoloFamily(Family):
     task = 'mask'
     forms = ('full', 'raw')
     own_options = ('layout', 'max_candidates')
-    # the dynamo exporter names folded coordinates after the node that joined x and y
-    derived_prefixes = ('postprocess/', 'network/levels/coordinates', 'network/cat')
+    derived_prefixes = ('postprocess/',)
 
     def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""
@@ -77,6 +77,10 @@ class SoloFamily(Family):
         """See `BaseFamily.load_weights`; grids of another training are refused."""
         check_grids(model.mask_head, checkpoint)
         super().load_weights(model, checkpoint)
+
+    def derives(self, array: np.ndarray) -> bool:
+        """See `BaseFamily.derives`: coordinates, which a fixed size folds to constants."""
+        return is_coordinates(array)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""

@@ -3,13 +3,19 @@
 import functools
 
 import numpy as np
+import onnx
 import pytest
 
 from mmdeploy_ext import deploy
 from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.export import fuse
+from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.verify.compare import without_ties
+from mmdeploy_ext.verify.ladder import prove
+from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.tasks.mask import match_detections
-from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, prepared
+from projects.mmdet_plugin.solo.wrapper import is_coordinates
+from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 
 OPSETS = {'solov2_light_dcn': 19}
 
@@ -104,3 +110,35 @@ def test_the_fork_layout_has_the_forks_outputs_in_its_order(models, files, name)
         assert [array.shape for array in outputs.values()] == shapes
     else:
         assert outputs['cate_pred_0'].shape == (1, GRIDS[0], GRIDS[0], 5)
+
+
+@pytest.mark.parametrize('name', ['solo', 'decoupled'])
+def test_folded_coordinates_of_the_dynamo_exporter_are_told_by_their_values(models, files, name):
+    deployment = models(name)
+    path = files(name, form='raw', exporter='dynamo', opset=18)
+    model, metadata = onnx.load(path), read_metadata(path)
+    weights = {key: value.numpy() for key, value in fuse(deployment.model).state_dict().items()}
+    family = deployment.family
+
+    def from_the_checkpoint():
+        checks = check_structure(model, metadata, weights, family.derived_prefixes, family.derives)
+        assert all(check.passed for check in checks[:-1]), checks
+        return checks[-1]
+
+    assert from_the_checkpoint().passed, from_the_checkpoint().detail
+    folded = [value for value in model.graph.initializer if is_coordinates(onnx.numpy_helper.to_array(value))]
+    assert len(folded) >= len(set(GRIDS)) - 1
+    for value in folded:
+        array, kept = onnx.numpy_helper.to_array(value).copy(), value.SerializeToString()
+        array[..., -1, -1] += 1e-4
+        value.CopyFrom(onnx.numpy_helper.from_array(array, value.name))
+        assert not from_the_checkpoint().passed and value.name in from_the_checkpoint().detail
+        value.ParseFromString(kept)
+
+
+@pytest.mark.parametrize('name', ['solo', 'decoupled'])
+def test_a_fixed_file_of_the_dynamo_exporter_is_proven(models, files, name):
+    path = files(name, form='raw', exporter='dynamo', opset=18)
+    verdict, _ = prove(models(name), path, [('picture', picture(0)), ('other', picture(1))])
+    assert verdict.proven, verdict.to_json()
+    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 50
