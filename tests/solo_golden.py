@@ -19,8 +19,9 @@ from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.checkpoint import Checkpoint, load_checkpoint, load_strict
 from mmdeploy_ext.config import load_config, mmdet_config
+from mmdeploy_ext.convert.solo_names import original_name
 from mmdeploy_ext.convert.solo_wxinlong import convert, model_shapes
-from projects.toydata.seeded_solo import original_name, seeded_image, seeded_weights
+from projects.toydata.seeded_solo import seeded_image, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/solo'
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -16,26 +16,24 @@ if TYPE_CHECKING:
 
 COMMAND = 'tools/convert/solo_wxinlong.py'
 
-# the first match wins
-RULES = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r'^bbox_head\.solo_ins_list\.(\d+)\.(.+)$', r'mask_head.conv_mask_list.\1.\2'),
-        (r'^bbox_head\.dsolo_ins_list_([xy])\.(\d+)\.(.+)$', r'mask_head.conv_mask_list_\1.\2.\3'),
-        (r'^bbox_head\.ins_convs_([xy])\.(\d+)\.(.+)$', r'mask_head.mask_convs_\1.\2.\3'),
-        (r'^bbox_head\.ins_convs\.(\d+)\.(.+)$', r'mask_head.mask_convs.\1.\2'),
-        (r'^bbox_head\.cate_convs\.(\d+)\.(.+)$', r'mask_head.cls_convs.\1.\2'),
-        (r'^bbox_head\.kernel_convs\.(\d+)\.(.+)$', r'mask_head.kernel_convs.\1.\2'),
-        (r'^bbox_head\.d?solo_cate\.(weight|bias)$', r'mask_head.conv_cls.\1'),
-        (r'^bbox_head\.solo_kernel\.(weight|bias)$', r'mask_head.conv_kernel.\1'),
-        (
-            r'^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.(.+)$',
-            r'mask_head.mask_feature_head.convs_all_levels.\1.conv\2.\3',
-        ),
-        (r'^mask_feat_head\.conv_pred\.0\.(.+)$', r'mask_head.mask_feature_head.conv_pred.\1'),
-        (r'^((?:backbone|neck)\..+)$', r'\1'),
-    )
+MODULES = (
+    ('bbox_head.solo_ins_list', 'mask_head.conv_mask_list'),
+    ('bbox_head.dsolo_ins_list_x', 'mask_head.conv_mask_list_x'),
+    ('bbox_head.dsolo_ins_list_y', 'mask_head.conv_mask_list_y'),
+    ('bbox_head.ins_convs', 'mask_head.mask_convs'),
+    ('bbox_head.ins_convs_x', 'mask_head.mask_convs_x'),
+    ('bbox_head.ins_convs_y', 'mask_head.mask_convs_y'),
+    ('bbox_head.cate_convs', 'mask_head.cls_convs'),
+    ('bbox_head.kernel_convs', 'mask_head.kernel_convs'),
+    ('bbox_head.solo_cate', 'mask_head.conv_cls'),
+    ('bbox_head.dsolo_cate', 'mask_head.conv_cls'),
+    ('bbox_head.solo_kernel', 'mask_head.conv_kernel'),
+    ('mask_feat_head.convs_all_levels', 'mask_head.mask_feature_head.convs_all_levels'),
+    ('mask_feat_head.conv_pred.0', 'mask_head.mask_feature_head.conv_pred'),
+    ('backbone', 'backbone'),
+    ('neck', 'neck'),
 )
+"""Modules of the original repository and what mmdet calls them; what is below one keeps its name."""
 OFFSET = re.compile(r'^(.+)_offset\.(weight|bias)$')
 # a key that only this kind of head has in the original repository -> mmdet's head
 HEADS = {
@@ -100,7 +98,20 @@ def converted_names(keys: Collection[str]) -> dict[str, str]:
 
 
 def _converted(key: str) -> str:
-    for pattern, name in RULES:
-        if pattern.match(key):
-            return pattern.sub(name, key)
-    return ''
+    return next((name for original, new in MODULES if (name := _moved(key, original, new))), '')
+
+
+def original_name(key: str, decoupled: bool = False) -> str:
+    """Return the original repository's name of a tensor of mmdet; original names stay as they are.
+
+    Args:
+        key: of a state dict.
+        decoupled: of Decoupled SOLO.
+    """
+    pairs = reversed(MODULES) if decoupled else MODULES
+    return next((name for original, new in pairs if (name := _moved(key, new, original))), key)
+
+
+def _moved(key: str, old: str, new: str) -> str:
+    """Return the key of a tensor below the module `old` as that below `new`; '' for any other tensor."""
+    return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext import cli
+from mmdeploy_ext.convert.solo_names import original_name
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.files import atomic_path
 
@@ -29,17 +30,6 @@ CLASS_BIAS = -4.6
 COORDINATE_GAIN = 8.0
 LATERAL_GAIN = 0.1
 RESIDUAL_GAIN = 0.25
-# mmdet's names back to the original ones, which the seeds are made of; the first match wins
-ORIGINAL = (
-    (r'^mask_head\.conv_mask_list_([xy])\.', r'bbox_head.dsolo_ins_list_\1.'),
-    (r'^mask_head\.conv_mask_list\.', r'bbox_head.solo_ins_list.'),
-    (r'^mask_head\.mask_convs(_[xy])?\.', r'bbox_head.ins_convs\1.'),
-    (r'^mask_head\.cls_convs\.', r'bbox_head.cate_convs.'),
-    (r'^mask_head\.kernel_convs\.', r'bbox_head.kernel_convs.'),
-    (r'^mask_head\.conv_kernel\.', r'bbox_head.solo_kernel.'),
-    (r'^mask_head\.mask_feature_head\.conv_pred\.', r'mask_feat_head.conv_pred.0.'),
-    (r'^mask_head\.mask_feature_head\.', r'mask_feat_head.'),
-)
 
 
 def seeded_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -52,18 +42,6 @@ def seeded_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tenso
     originals = {key: original_name(key, decoupled) for key in shapes}
     three = {name.rpartition('.bn3.')[0] for name in originals.values() if '.bn3.' in name}
     return {key: _fill(name, tuple(shapes[key]), three) for key, name in originals.items()}
-
-
-def original_name(key: str, decoupled: bool = False) -> str:
-    """Return the original repository's name of a tensor of mmdet; original names stay as they are."""
-    if key.startswith('mask_head.conv_cls.'):
-        return key.replace(
-            'mask_head.conv_cls', 'bbox_head.dsolo_cate' if decoupled else 'bbox_head.solo_cate'
-        )
-    for pattern, name in ORIGINAL:
-        if re.match(pattern, key):
-            return re.sub(pattern, name, key)
-    return key
 
 
 def _fill(name: str, shape: tuple[int, ...], three: set[str]) -> torch.Tensor:

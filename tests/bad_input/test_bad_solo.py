@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mmdeploy_ext.config import load_config
-from projects.toydata.seeded_solo import original_name, seeded_weights
+from mmdeploy_ext.convert.solo_names import original_name
+from projects.toydata.seeded_solo import seeded_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOLO = REPOSITORY / 'configs/demo/solov2_toy.py'

@@ -10,10 +10,9 @@ import torch
 import solo_golden as golden
 from mmdeploy_ext.checkpoint import load_checkpoint, load_strict
 from mmdeploy_ext.config import load_config, mmdet_config
-from mmdeploy_ext.convert.solo_names import converted_names
+from mmdeploy_ext.convert.solo_names import converted_names, original_name
 from mmdeploy_ext.convert.solo_wxinlong import convert, model_shapes
 from mmdeploy_ext.errors import CheckpointError
-from projects.toydata.seeded_solo import original_name
 
 TOY = 'configs/demo/solov2_toy.py'
 NETS = (
