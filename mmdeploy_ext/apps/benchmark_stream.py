@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.runtime.frames import Frame
 
-IMAGE_OPTIONS = ('shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'repeat_num')
+IMAGE_OPTIONS = (
+    'shape',
+    'samples_per_gpu',
+    'images',
+    'prepared',
+    'fuse_conv_bn',
+    'profile',
+    'launcher',
+    'repeat_num',
+)
 """Options of benchmark.py that streaming models do not have."""
 DRIVE_FRAMES = 24
 """Frames of the synthetic drive; more rounds drive it again."""

@@ -80,6 +80,7 @@ def test_memory_is_measured_in_a_process_of_its_own(place, tmp_path):
     ('arguments', 'message'),
     [
         (['--shape', '64'], '--shape: streaming models do not have it'),
+        (['--prepared', 'input.npz'], '--prepared: streaming models do not have it'),
         (['--engines', 'torch,openvino'], 'openvino'),
         (['--onnx', 'nowhere'], 'nowhere'),
     ],
