@@ -1,0 +1,330 @@
+"""Where two models part: what a comparison found, and the comparison of two files. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.errors import InferenceError, Mm2OnnxError, UsageError
+from mmdeploy_ext.graph import files, run
+from mmdeploy_ext.graph.diff_nodes import Constants, NodeRunner, Program
+from mmdeploy_ext.graph.diff_region import regions
+from mmdeploy_ext.graph.diff_scope import module_of
+from mmdeploy_ext.graph.diff_structure import align, changes
+from mmdeploy_ext.graph.diff_walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN, Reference, compare, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    import onnx
+
+    from mmdeploy_ext.graph.diff_region import Region
+    from mmdeploy_ext.graph.diff_structure import Change
+    from mmdeploy_ext.graph.diff_walk import Walk
+
+MAX_EVIDENCE = 6
+ENGINE_RTOL = 1e-4
+"""Node by node and with all its optimisations, ONNX Runtime should agree to this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """What counts as a difference.
+
+    Attributes:
+        born: of a node that is fed with the reference's values, relative to the largest value.
+        free: of a tensor of the whole model.
+    """
+
+    born: float = BORN_RTOL
+    free: float = FREE_RTOL
+
+
+@dataclasses.dataclass
+class Entry:
+    """One tensor of the graph on trial, for tables and plots.
+
+    Attributes:
+        depth: place in topological order.
+        node: name of the node that writes it.
+        op_type: of the node.
+        module: PyTorch module that it was exported from, '' where that is not known.
+        tensor: its name.
+        shape: as text, '-' where the graph could not be run so far.
+        paired: what it was compared with, '' when with nothing.
+        how: by what it was paired.
+        error: of the whole model, relative; None when there is none or it is infinite (see `state`).
+        born: of the node alone.
+        state: 'equal', 'born here', 'passed on', 'inner' or 'unknown'.
+        reason: why numbers do not tell.
+    """
+
+    depth: int
+    node: str
+    op_type: str
+    module: str
+    tensor: str
+    shape: str
+    paired: str
+    how: str
+    error: float | None
+    born: float | None
+    state: str
+    reason: str = ''
+
+
+@dataclasses.dataclass
+class Difference:
+    """A place where an error is born.
+
+    Attributes:
+        node: the first node that may be guilty.
+        op_type: of the node.
+        module: PyTorch module that it was exported from.
+        tensor: what the node writes.
+        paired: what PyTorch, or the other file, has there.
+        born: error of the first tensor that is known to be wrong, None when infinite.
+        error: the same tensor's in the whole model.
+        nodes: all nodes that may be guilty, in topological order.
+        exact: whether it is one node.
+        evidence: what is known about the cause.
+    """
+
+    node: str
+    op_type: str
+    module: str
+    tensor: str
+    paired: str
+    born: float | None
+    error: float | None
+    nodes: list[str]
+    exact: bool
+    evidence: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What was found.
+
+    Attributes:
+        subject: what was compared with what.
+        entries: tensors of the graph on trial in topological order.
+        differences: where errors are born, in topological order.
+        outputs: the entries of the graph's outputs.
+        changes: differences of structure, to the other file or to a fresh export.
+        notes: what else there is to know.
+        bars: what counted.
+    """
+
+    subject: dict[str, Any]
+    entries: list[Entry]
+    differences: list[Difference]
+    outputs: list[Entry]
+    changes: list[dict[str, Any]]
+    notes: list[str]
+    bars: Bars
+
+    @property
+    def first(self) -> Difference | None:
+        """The first difference."""
+        return self.differences[0] if self.differences else None
+
+    @property
+    def compared(self) -> int:
+        """How many tensors were compared."""
+        return sum(entry.state not in (INNER, UNKNOWN) for entry in self.entries)
+
+    @property
+    def equal(self) -> bool:
+        """Whether no error is born anywhere, all outputs agree, and something was compared."""
+        agree = all(entry.state == 'equal' for entry in self.outputs)
+        return not self.differences and agree and self.compared > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        content = dataclasses.asdict(self)
+        first = dataclasses.asdict(self.first) if self.first else None
+        return dict(equal=self.equal, compared=self.compared, first=first, **content)
+
+
+def entries_of(
+    found: Walk, bars: Bars, module: Callable[[int], str] | None = None
+) -> list[Entry]:
+    """Return the rows of a walk for tables.
+
+    Args:
+        found: the walk.
+        bars: what counts.
+        module: position -> module path; None reads the names of nodes.
+    """
+    index, entries = found.program.index, []
+    for depth, row in enumerate(found.rows.values()):
+        node, reference = index.nodes[row.position], row.reference
+        path = module(row.position) if module else module_of(node)
+        state = row.state(bars.born, bars.free)
+        entries.append(
+            Entry(
+                depth,
+                index.label(row.position),
+                node.op_type,
+                (reference.module if reference else '') or path,
+                row.tensor,
+                '-' if row.shape is None else 'x'.join(map(str, row.shape)) or 'scalar',
+                reference.label if reference else '',
+                reference.how if reference else '',
+                _finite(row.error),
+                _finite(row.born),
+                state,
+                row.reason,
+            )
+        )
+    return entries
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def differences_of(
+    found: Walk,
+    bars: Bars,
+    explain: Callable[[int], list[str]],
+    module: Callable[[int], str] | None = None,
+) -> list[Difference]:
+    """Return where errors are born.
+
+    Args:
+        found: the walk.
+        bars: what counts.
+        explain: position of a node -> what is known about it.
+        module: position -> module path; None reads the names of nodes.
+    """
+    return [_difference(found, region, explain, module) for region in regions(found, bars.born)]
+
+
+def _difference(
+    found: Walk, region: Region, explain: Callable[[int], list[str]], module: Callable[[int], str] | None
+) -> Difference:
+    index, rows = found.program.index, [found.rows[tensor] for tensor in region.tensors]
+    positions = list(dict.fromkeys(row.position for row in rows))
+    evidence = {position: explain(position) for position in positions}
+    told = [position for position in positions if evidence[position]]
+    guilty = told[0] if told else positions[0]
+    first, last = next(row for row in rows if row.position == guilty), rows[-1]
+    reference = last.reference
+    path = module(guilty) if module else module_of(index.nodes[guilty])
+    lines = list(dict.fromkeys([*evidence[guilty], *filter(None, (row.reason for row in rows))]))
+    return Difference(
+        index.label(guilty),
+        index.nodes[guilty].op_type,
+        path or (reference.module if reference else ''),
+        first.tensor,
+        reference.label if reference else '',
+        _finite(last.born),
+        _finite(last.error),
+        [index.label(position) for position in positions],
+        len(positions) == 1 or bool(told),
+        lines[:MAX_EVIDENCE],
+    )
+
+
+def engine_notes(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], found: Walk) -> list[str]:
+    """Run the model as users do and compare with the node-by-node run; returns what there is to say."""
+    try:
+        outputs = run.run(model, feeds, optimization='all')
+    except Mm2OnnxError as error:
+        return [f'ONNX Runtime cannot run the whole model: {error}']
+    notes = []
+    for name, array in outputs.items():
+        if name not in found.free:
+            continue
+        error = compare(array, found.free[name])[0]
+        if error is not None and error > ENGINE_RTOL:
+            notes.append(
+                f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by '
+                f'one (relative error {error:.2e}): ties, or an optimisation of the engine'
+            )
+    return notes
+
+
+def explain_by(found: Sequence[Change], by_left: bool = True) -> Callable[[int], list[str]]:
+    """Return a function: position of a node -> how it differs from its counterpart."""
+    lines: dict[int, list[str]] = {}
+    for change in found:
+        position = change.left if by_left else change.right
+        if position is not None:
+            lines.setdefault(position, []).append(change.detail)
+    return lambda position: lines.get(position, [])
+
+
+def diff_files(
+    left_path: str, right_path: str, feeds: Mapping[str, np.ndarray] | None = None, seed: int = 0, bars: Bars | None = None
+) -> Comparison:
+    """Compare two files: their structure, and their tensors on the same inputs.
+
+    Args:
+        left_path: the reference.
+        right_path: the graph on trial.
+        feeds: by the left graph's names; None takes random ones.
+        seed: of the random ones.
+        bars: what counts.
+
+    Raises:
+        UsageError: the inputs of the two cannot be paired.
+    """
+    bars, constants, runner = bars or Bars(), Constants(), NodeRunner()
+    left, right = (Program(files.load(path), constants) for path in (left_path, right_path))
+    pairs = align(right, left)
+    found = changes(right, left, pairs)
+    random = feeds is None
+    feeds = dict(run.random_feeds(left.index.model, seed) if feeds is None else feeds)
+    run.check_feeds(left.index, feeds)
+    missing = [name for name in right.index.inputs if pairs.tensors.get(name) not in feeds]
+    if missing:
+        raise UsageError(
+            f'{right_path}: its inputs {", ".join(missing)} have no counterpart in {left_path}, which has '
+            f'{", ".join(left.index.inputs)}'
+        )
+    first = walk(left, feeds, {}, runner)
+    references = _references(right, pairs.tensors, first)
+    theirs = {name: feeds[pairs.tensors[name]] for name in right.index.inputs}
+    theirs.update((name, value) for name, value in feeds.items() if name in right.defaults)
+    second = walk(right, theirs, references, runner)
+    entries = entries_of(second, bars)
+    notes = engine_notes(right.index.model, theirs, second)
+    if random:
+        notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
+    broken = [row.reason for row in first.rows.values() if row.reason]
+    if broken:
+        raise InferenceError(f'{left_path}: {broken[0]}')
+    return Comparison(
+        dict(kind='files', reference=str(left_path), file=str(right_path), inputs=shapes(feeds)),
+        entries,
+        differences_of(second, bars, explain_by(found)),
+        outputs_of(right, entries),
+        [dataclasses.asdict(change) for change in found],
+        notes,
+        bars,
+    )
+
+
+def _references(program: Program, tensors: Mapping[str, str], other: Walk) -> dict[str, Reference]:
+    return {
+        name: Reference(other.free[mate], mate, how='structure')
+        for name, mate in tensors.items()
+        if mate in other.free and program.index.producer(name) is not None
+    }
+
+
+def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries of a graph's outputs, in the graph's order."""
+    by_name = {entry.tensor: entry for entry in entries}
+    return [by_name[name] for name in program.index.outputs if name in by_name]
+
+
+def shapes(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return name -> shape as text."""
+    return {name: 'x'.join(map(str, array.shape)) or 'scalar' for name, array in feeds.items()}
+
