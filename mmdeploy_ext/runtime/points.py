@@ -13,6 +13,12 @@ from mmdeploy_ext.preprocess_points import check_points as checked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+WIDTHS, LEAST_VALUES = range(3, 8), 1000
+"""Values per point that sweeps have; fewer values than that tell nothing."""
+ALIKE, UNLIKE = 1.5, 3.0
+"""Ratio of the largest to the smallest spread of a column: mixed columns stay below the first, real ones are
+above the second."""
+
 
 def read_points(path: str | Path, width: int) -> np.ndarray:
     """Read a sweep of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
@@ -25,7 +31,8 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
         (P, width) float32.
 
     Raises:
-        DataError: no such file, or a size that is no multiple of a point.
+        DataError: no such file, a size that is no multiple of a point, or values that fall into place with
+            another number of values per point.
     """
     try:
         content = Path(path).read_bytes()
@@ -36,7 +43,35 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
             f'{path}: has {len(content)} bytes, expected a multiple of {4 * width}: the model takes points '
             f'of {width} float32 values'
         )
-    return check_points(np.frombuffer(content, '<f4').reshape(-1, width), width, str(path))
+    values = np.frombuffer(content, '<f4').copy()  # a buffer's view cannot be written to, torch warns of it
+    other = _likelier_width(values, width)
+    if other:
+        raise DataError(
+            f'{path}: its {len(values)} values are points of {other} values by their look, the model takes '
+            f'points of {width}: add or leave out the columns that differ'
+        )
+    return check_points(values.reshape(-1, width), width, str(path))
+
+
+def _likelier_width(values: np.ndarray, width: int) -> int:
+    """Return the width that values have by their look, 0 when `width` may be right.
+
+    x and z spread differently. With a wrong width every column holds a mixture of all, and all spread alike.
+    """
+    if len(values) < LEAST_VALUES or not np.isfinite(values).all() or _contrast(values, width) > ALIKE:
+        return 0
+    contrasts = {
+        other: _contrast(values, other) for other in sorted({width, *WIDTHS}) if len(values) % other == 0
+    }
+    most = max(contrasts.values())
+    best = next(other for other, contrast in contrasts.items() if contrast > most / 2)  # 3 before 6
+    return best if best != width and most > UNLIKE else 0
+
+
+def _contrast(values: np.ndarray, width: int) -> float:
+    spreads = values.reshape(-1, width).astype(np.float64).std(axis=0)
+    spreads = spreads[spreads > 0]
+    return float(spreads.max() / spreads.min()) if len(spreads) > 1 else 1.0
 
 
 def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:

@@ -86,6 +86,16 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path, content, expected):
         read_points(path, 5)
 
 
+@pytest.mark.parametrize(('written', 'read'), [(4, 5), (5, 4), (3, 5), (6, 5)])
+def test_a_sweep_of_another_width_is_refused_though_its_size_fits(tmp_path, written, read):
+    sweep = np.random.default_rng(0).normal(size=(600, written)) * [20, 20, 2, 40, 9, 1][:written]
+    path = tmp_path / 'sweep.bin'
+    path.write_bytes(sweep.astype('<f4').tobytes())
+    with pytest.raises(DataError, match=rf'sweep\.bin.*points of {written} values.*takes points of {read}'):
+        read_points(path, read)
+    assert read_points(path, written).shape == (600, written)
+
+
 def test_a_network_that_gives_nan_is_an_error(graphs, tmp_path):
     shutil.copytree(graphs, tmp_path / 'graphs')
     path = tmp_path / 'graphs' / 'head.onnx'
