@@ -1,0 +1,235 @@
+"""Observe a module once and say what an export will trip over."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.lint.marks import tensors_in
+from mmdeploy_ext.lint.observe import Observer, functions_carry_marks
+from mmdeploy_ext.lint.record import Event, Recorder
+from mmdeploy_ext.lint.report import Report, make_report
+from mmdeploy_ext.lint.rule import EXPORTERS, check_exporters
+from mmdeploy_ext.lint.state import held_tensors, watch_attributes
+from mmdeploy_ext.lint.trial import Trial, try_export
+from mmdeploy_ext.lint.watches import LARGEST_EXACT, WATCHES, largest_finite, step_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def check(
+    module: torch.nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    other_inputs: Sequence[Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    dynamic: bool = True,
+    exporters: Sequence[str] = EXPORTERS,
+    opset: int | None = None,
+    try_exports: bool = True,
+    name: str = '',
+) -> Report:
+    """Say what an export of a module will trip over, with the lines of code and what to write instead.
+
+    The module runs twice on copies: once observed, once on `other_inputs`; it stays as it was.
+
+    Args:
+        module: any module that torch can run.
+        example_inputs: its positional arguments; tensors may be nested in lists, tuples and dicts.
+        other_inputs: arguments of the same structure that the graph will meet later, of other sizes
+            where sizes may differ. With them, only sizes that really differ count as dynamic.
+        input_names: names of the arguments; by default those of `forward`.
+        dynamic: sizes may differ from the example's; False leaves out everything about sizes.
+        exporters: 'torchscript', 'dynamo' or both; a trap that both of them get right is a note.
+        opset: of the trial exports; by default 17 (torchscript) and 18 (dynamo).
+        try_exports: export with each exporter; its errors are in the report with their lines.
+        name: of the module, in the report.
+
+    Raises:
+        UsageError: no tensor among the inputs, or an exporter that there is not.
+    """
+    check_exporters(exporters)
+    inputs = list(tensors_in(list(example_inputs)))
+    if not inputs:
+        raise UsageError('lint: example_inputs hold no tensor; expected the arguments of forward')
+    names = _tensor_names(module, example_inputs, input_names)
+    held = held_tensors(module)
+    by_attribute = {index: held[id(tensor)] for index, tensor in enumerate(inputs) if id(tensor) in held}
+    recorder, observer, outputs = _observe(module, example_inputs)
+    fixed = _fixed_sizes(module, recorder, other_inputs, dynamic)
+    _add_inputs(recorder, observer, outputs, by_attribute, names, (module, example_inputs))
+    _add_outputs(recorder, outputs)
+    if any(part.training and _differs_in_training(part) for part in module.modules()):
+        recorder.add('training-mode', 'the module is in training mode', None)
+    trials: list[Trial] = []
+    if try_exports:
+        kills = {event.rule for event in recorder.events} & {'tensor-data'}
+        for exporter in exporters:
+            trial = try_export(module, example_inputs, exporter, opset, bool(kills))
+            trials.append(trial)
+            recorder.events.extend(trial.events)
+    events = [event for event in recorder.events if not _about_fixed_sizes(event, fixed)]
+    if fixed != frozenset(recorder.sizes):  # then inputs that give their sizes alone are used
+        events = [event for event in events if not event.detail.endswith('for its sizes alone')]
+    return make_report(name or type(module).__name__, events, exporters, trials, names)
+
+
+def _observe(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Recorder, Observer, Any]:
+    """Run a copy of the module on copies of the inputs, watched."""
+    runs, args = copy_of(module), copies(list(example_inputs))
+    observer = Observer(list(tensors_in(args)), runs, WATCHES)
+    with (
+        torch.no_grad(),
+        watch_attributes(runs, observer.recorder),
+        functions_carry_marks(observer),
+        observer,
+    ):
+        outputs = runs(*args)
+    return observer.recorder, observer, outputs
+
+
+def _fixed_sizes(
+    module: torch.nn.Module, recorder: Recorder, other_inputs: Sequence[Any] | None, dynamic: bool
+) -> Any:
+    """Return the sizes that do not change; None where all of them do."""
+    if not dynamic:
+        return frozenset(recorder.sizes)
+    if other_inputs is None:
+        return frozenset()
+    return recorder.fixed_sizes(_observe(module, other_inputs)[0])
+
+
+def _about_fixed_sizes(event: Event, fixed: frozenset[Any]) -> bool:
+    return event.origins is not None and event.origins <= fixed
+
+
+def copy_of(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy that may be changed; the module itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, script modules
+        return module
+
+
+def copies(value: Any) -> Any:
+    """Return nested values with every tensor copied."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copies(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, '_fields'):
+        return type(value)(*map(copies, value))
+    return type(value)(map(copies, value)) if type(value) in (list, tuple) else value
+
+
+# ---- inputs
+
+
+def _tensor_names(
+    module: torch.nn.Module, example_inputs: Sequence[Any], input_names: Sequence[str] | None
+) -> list[str]:
+    """Return a name per tensor of the inputs."""
+    if input_names is None:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+        input_names = [item.name for item in parameters if item.kind is not item.VAR_POSITIONAL]
+    names = []
+    for index, value in enumerate(example_inputs):
+        name = input_names[index] if index < len(input_names) else f'input_{index}'
+        count = len(list(tensors_in(value)))
+        names += [name] if isinstance(value, torch.Tensor) else [f'{name}[{item}]' for item in range(count)]
+    return names
+
+
+def _add_inputs(
+    recorder: Recorder,
+    observer: Observer,
+    outputs: Any,
+    by_attribute: dict[int, str],
+    names: list[str],
+    model: tuple[torch.nn.Module, Sequence[Any]],
+) -> None:
+    """Note inputs that do not reach the outputs through tensors, and times that are float32 already."""
+    reached = observer.marks.of_all(outputs).inputs
+    for index, tensor in enumerate(tensors_in(list(model[1]))):
+        if tensor.dtype == torch.float32 and largest_finite(tensor) >= LARGEST_EXACT:
+            largest = largest_finite(tensor)
+            recorder.add(
+                'absolute-time',
+                f'input {index} holds {largest:.10g} in float32: steps of {step_text(largest)}',
+                None,
+            )
+        if reached >> index & 1:
+            continue
+        if index in by_attribute:
+            held = f'input {index} is read from attribute {by_attribute[index]!r}'
+            recorder.add('input-by-attribute', held, None)
+        elif _decides(*model, index):
+            recorder.add('frozen-input', f'input {index} changes the outputs, but not through tensors', None)
+        else:
+            what = 'counts for its sizes alone' if index in observer.sized else 'reaches no output'
+            recorder.add('unused-input', f'input {index} {what}', None)
+
+
+def _decides(module: torch.nn.Module, example_inputs: Sequence[Any], index: int) -> bool:
+    """Return whether the outputs change with an input."""
+    expected = _run(module, copies(list(example_inputs)))
+    args = copies(list(example_inputs))
+    tensor = list(tensors_in(args))[index]
+    if tensor.dtype == torch.bool:
+        tensor.logical_not_()
+    else:
+        tensor.add_(torch.ones_like(tensor))
+    try:
+        got = _run(module, args)
+    except (RuntimeError, ValueError, IndexError):  # its values decide whether the module runs at all
+        return True
+    pairs = zip(tensors_in(expected), tensors_in(got), strict=False)
+    return len(list(tensors_in(expected))) != len(list(tensors_in(got))) or any(
+        left.shape != right.shape or not torch.equal(left, right) for left, right in pairs
+    )
+
+
+def _run(module: torch.nn.Module, args: list[Any]) -> Any:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return copy_of(module)(*args)
+
+
+# ---- outputs
+
+
+def _add_outputs(recorder: Recorder, outputs: Any) -> None:
+    """Note dicts, nests, numbers and strings."""
+    flat = list(outputs.values()) if isinstance(outputs, dict) else outputs
+    flat = flat if isinstance(flat, list | tuple) else [flat]
+    if isinstance(outputs, dict) or any(isinstance(item, dict) for item in flat):
+        recorder.add('dict-output', f'keys {", ".join(map(str, _keys(outputs)))}', None)
+    if any(isinstance(item, list | tuple) for item in flat):
+        recorder.add('nested-output', 'lists or tuples among the outputs', None)
+    for leaf in _leaves(outputs):
+        if isinstance(leaf, str):
+            recorder.add('text-output', f'{leaf!r} among the outputs', None)
+        elif isinstance(leaf, int | float):
+            recorder.add('number-output', f'{leaf!r} among the outputs', None)
+
+
+def _keys(outputs: Any) -> list[Any]:
+    if isinstance(outputs, dict):
+        return list(outputs)
+    return [key for item in outputs if isinstance(item, dict) for key in item]
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
+
+
+def _differs_in_training(part: torch.nn.Module) -> bool:
+    dropout = isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0
+    return dropout or isinstance(part, torch.nn.modules.batchnorm._NormBase)

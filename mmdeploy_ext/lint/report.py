@@ -1,0 +1,214 @@
+"""What the linter found: findings by line, as objects, as a table and as JSON."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.lint.rule import SEVERITIES
+from mmdeploy_ext.lint.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
+
+    from mmdeploy_ext.lint.record import Event
+    from mmdeploy_ext.lint.sites import Site
+    from mmdeploy_ext.lint.trial import Trial
+
+COLOURS = dict(error='bold red', warning='yellow', note='dim')
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One trap at one line.
+
+    Attributes:
+        rule: its id.
+        severity: 'error', 'warning' or 'note', for the exporters that were asked for.
+        site: the line; None where the fault is of the model as a whole.
+        details: what was seen there, each once.
+        count: how often it happened in one run.
+    """
+
+    rule: str
+    severity: str
+    site: Site | None
+    details: tuple[str, ...]
+    count: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        rule, site, via = RULES[self.rule], self.site, None if self.site is None else self.site.via
+        where = {name: getattr(site, name, None) for name in ('file', 'line', 'function', 'code', 'library')}
+        return dict(
+            rule=self.rule,
+            severity=self.severity,
+            title=rule.title,
+            why=rule.why,
+            fix=rule.fix,
+            details=list(self.details),
+            count=self.count,
+            via=None if via is None else dict(file=via.file, line=via.line, code=via.code),
+            outcomes=dict(rule.outcomes),
+            **where,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was found in one module.
+
+    Attributes:
+        name: of the module.
+        findings: the worst first, then by file and line.
+        trials: what the exporters said.
+        exporters: that severities are for.
+    """
+
+    name: str
+    findings: tuple[Finding, ...]
+    trials: tuple[Trial, ...]
+    exporters: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Iterate over the findings."""
+        return iter(self.findings)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is a finding of severity error, or an exporter refused."""
+        return any(finding.severity == 'error' for finding in self) or any(
+            trial.refused for trial in self.trials
+        )
+
+    @property
+    def rules(self) -> set[str]:
+        """The ids of the rules that were met."""
+        return {finding.rule for finding in self}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dict(
+            name=self.name,
+            exporters=list(self.exporters),
+            failed=self.failed,
+            trials=[trial.to_json() for trial in self.trials],
+            findings=[finding.to_json() for finding in self],
+        )
+
+
+def make_report(
+    name: str,
+    events: Sequence[Event],
+    exporters: Sequence[str],
+    trials: Sequence[Trial],
+    names: Sequence[str],
+) -> Report:
+    """Group events by rule and line.
+
+    Args:
+        name: of the module.
+        events: of the observed run.
+        exporters: that were asked for.
+        trials: of them.
+        names: of the inputs, to put in place of their numbers.
+    """
+    groups: dict[tuple[str, str], list[Event]] = collections.defaultdict(list)
+    for event in events:
+        groups[event.rule, '' if event.site is None else event.site.text].append(event)
+    findings = []
+    for (rule, _), same in groups.items():
+        details = tuple(dict.fromkeys(_named(event.detail, names) for event in same))
+        site = min((event.site for event in same), key=lambda item: item is None or item.via is None)
+        if site is None:  # one finding per input or attribute
+            findings += [Finding(rule, RULES[rule].severity(exporters), None, (item,), 1) for item in details]
+        else:
+            findings.append(Finding(rule, RULES[rule].severity(exporters), site, details, len(same)))
+    findings.sort(
+        key=lambda found: (-SEVERITIES.index(found.severity), found.site is not None, *_place(found))
+    )
+    return Report(name, tuple(findings), tuple(trials), tuple(exporters))
+
+
+def _place(finding: Finding) -> tuple[Any, ...]:
+    site = finding.site
+    return (finding.rule,) if site is None else (site.library, site.file, site.line)
+
+
+def _named(detail: str, names: Sequence[str]) -> str:
+    """Replace 'input 0' and 'inputs 0, 2' by names."""
+
+    def replace(match: re.Match[str]) -> str:
+        found = [names[int(number)] for number in re.findall(r'\d+', match[2])]
+        return f'{match[1]} {", ".join(map(repr, found))}'
+
+    return re.sub(r'\b(inputs?) (\d+(?:, \d+)*)\b', replace, detail)
+
+
+MAX_DETAILS = 2
+"""Of one line on the screen; the JSON has all of them."""
+
+
+def print_report(report: Report, console: Console, notes: bool = False) -> None:
+    """Print a report.
+
+    Args:
+        report: of one module.
+        console: where to.
+        notes: print each note too, not only how many there are.
+    """
+    from rich.markup import escape
+
+    console.print(f'[bold]{escape(report.name)}[/bold]')
+    for trial in report.trials:
+        mark = '[bold red]refused[/bold red]' if trial.refused else '[green]exports[/green]'
+        mark = '[yellow]not tried[/yellow]' if trial.skipped else mark
+        console.print(f'  {trial.exporter}, opset {trial.opset}: {mark} {escape(trial.text)}', soft_wrap=True)
+    explained: set[str] = set()
+    for finding in report:
+        if finding.severity == 'note' and not notes:
+            continue
+        _print_finding(finding, console, finding.rule not in explained)
+        explained.add(finding.rule)
+    console.print(f'  {summary(report, notes)}')
+
+
+def _print_finding(finding: Finding, console: Console, explain: bool) -> None:
+    from rich.markup import escape
+
+    colour, site = COLOURS[finding.severity], finding.site
+    place = '' if site is None else f' {escape(site.text)}'
+    times = f' ({finding.count} times)' if finding.count > 1 else ''
+    console.print(
+        f'  [{colour}]{finding.severity}[/{colour}] [bold]{finding.rule}[/bold]{place}{times}', soft_wrap=True
+    )
+    if site is not None and site.code:
+        console.print(f'      {escape(site.code)}', soft_wrap=True, highlight=False)
+    if site is not None and site.via is not None:
+        console.print(f'      from {escape(site.via.text)}: {escape(site.via.code)}', soft_wrap=True)
+    more = len(finding.details) - MAX_DETAILS
+    shown = '; '.join(finding.details[:MAX_DETAILS]) + (f'; and {more} more' if more > 0 else '')
+    console.print(f'      {escape(shown)}', soft_wrap=True)
+    if explain:
+        rule = RULES[finding.rule]
+        met = ', '.join(f'{name}: {outcome}' for name, outcome in rule.outcomes.items())
+        console.print(f'      why: {escape(rule.why)} ({escape(met)})', soft_wrap=True)
+        console.print(f'      fix: {escape(rule.fix)}', soft_wrap=True)
+
+
+def summary(report: Report, notes: bool = True) -> str:
+    """Return how many findings of which severity there are."""
+    counts = collections.Counter(finding.severity for finding in report)
+    if not counts:
+        return 'nothing found'
+    shown = ', '.join(
+        f'{counts[name]} {name}{"s" if counts[name] > 1 else ""}'
+        for name in reversed(SEVERITIES)
+        if counts[name]
+    )
+    hidden = '' if notes or not counts['note'] else ' (--notes shows the notes)'
+    return shown + hidden

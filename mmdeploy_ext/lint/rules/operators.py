@@ -1,0 +1,138 @@
+"""Operators."""
+# ruff: noqa: D102 - the examples are shown as short as users write them
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG, Example, Rule
+from mmdeploy_ext.lint.rules.data import falling, one, other, rows
+
+
+class InvertsMatrix(nn.Module):
+    """Applies the inverse of a matrix."""
+
+    def forward(self, points: Tensor, matrix: Tensor) -> Tensor:
+        return points @ torch.inverse(matrix)
+
+
+class AppliesInverse(nn.Module):
+    """Applies a matrix that the caller has inverted."""
+
+    def forward(self, points: Tensor, inverse: Tensor) -> Tensor:
+        return points @ inverse
+
+
+class DrawsNoise(nn.Module):
+    """Adds noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+class TakesNoise(nn.Module):
+    """Adds noise that the caller has drawn."""
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return x + noise
+
+
+class Bessel(nn.Module):
+    """A Bessel function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+class BesselBySeries(nn.Module):
+    """A Bessel function, as a power series (good below 1.5)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = x * x / 4
+        return 1 - square + square**2 / 4 - square**3 / 36 + square**4 / 576
+
+
+class UpperTriangle(nn.Module):
+    """What is above the diagonal; Trilu is of opset 14."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.triu(1)
+
+
+class NumpyRelu(torch.autograd.Function):
+    """A ReLU in numpy, with the node that stands for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.maximum(x.numpy(), 0))
+
+    @staticmethod
+    def symbolic(g: Any, x: Any) -> Any:
+        return g.op('Relu', x)
+
+
+class CallsFunction(nn.Module):
+    """Calls a function that numpy computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return NumpyRelu.apply(x) * 2
+
+
+class CallsTorch(nn.Module):
+    """Calls torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() * 2
+
+
+def _matrix(scale: float) -> Tensor:
+    return torch.eye(3) * scale + 0.1
+
+
+RULES = (
+    Rule(
+        id='matrix-inverse',
+        title='`torch.inverse`, `torch.linalg.inv`',
+        why='ONNX has no such operator; both exporters refuse.',
+        fix='Invert outside the graph and feed the inverse; 4x4 matrices of a camera rig are inverted once.',
+        failing=Example(InvertsMatrix, lambda: (rows(), _matrix(1)), lambda: (falling(), _matrix(2))),
+        passing=Example(AppliesInverse, lambda: (rows(), _matrix(1)), lambda: (falling(), _matrix(2))),
+        outcomes=dict(torchscript=REFUSED, dynamo=REFUSED),
+    ),
+    Rule(
+        id='random',
+        title='Random numbers drawn in `forward`; dropout that is on',
+        why='The file draws numbers of its own: it cannot be compared with anything.',
+        fix='Noise is an input; `module.eval()` switches dropout off.',
+        failing=Example(DrawsNoise, one, other),
+        passing=Example(TakesNoise, lambda: (rows(), falling()), lambda: (falling(), rows())),
+        outcomes=dict(torchscript=WRONG, dynamo=WRONG),
+    ),
+    Rule(
+        id='unsupported-operator',
+        title='An operator that the exporter does not know at this opset',
+        why='The export ends with its name. The report gives the line.',
+        fix='A higher opset where one has it; a form of standard operators; a custom operator.',
+        failing=Example(Bessel, one, other),
+        passing=Example(BesselBySeries, one, one),
+        outcomes=dict(torchscript=REFUSED, dynamo=REFUSED),
+    ),
+    Rule(
+        id='autograd-function',
+        title='A custom `torch.autograd.Function`',
+        why='The TorchScript exporter writes the node of its `symbolic`. The dynamo exporter does not look '
+        'at `symbolic`: it follows the Python code of `forward`, or refuses where it cannot.',
+        fix='For both exporters write the operation with functions of torch; else keep to TorchScript.',
+        failing=Example(CallsFunction, one, other),
+        passing=Example(CallsTorch, one, other),
+        outcomes=dict(torchscript=RIGHT, dynamo=REFUSED),
+    ),
+)
+MORE_FAILING: dict[str, tuple[Example, ...]] = {
+    'unsupported-operator': (Example(UpperTriangle, one, other, opset=13),)
+}
+"""Other forms of the same traps, for the tests."""

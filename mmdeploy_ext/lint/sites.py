@@ -1,0 +1,208 @@
+"""Where in the user's code something happened, and whether a branch, a loop or a guard was waiting for it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import linecache
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
+MACHINERY = str(Path(__file__).parent)
+TORCH = str(Path(torch.__file__).parent)
+THIN = tuple(
+    os.path.join(TORCH, *part.split('/'))
+    for part in (
+        '_tensor.py', 'functional.py', 'overrides.py', 'nn/functional.py', '_jit_internal.py', '_ops.py',
+        'utils/_contextlib.py', 'autograd/function.py',
+    )
+)  # fmt: skip
+"""Files of torch that hand a call of the user's on; what other files of torch do is not the user's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A line of code.
+
+    Attributes:
+        file: as shown: relative to the working directory, or from the package on in libraries.
+        line: from 1.
+        function: name of the function.
+        code: the line itself.
+        library: the file belongs to an installed package.
+        via: the user's line that led there, of a line in a library; None where there is none.
+        waiting: 'loop', 'branch' or 'guard' when that is what takes the value, 'unpack' for a tuple, or ''.
+    """
+
+    file: str
+    line: int
+    function: str
+    code: str
+    library: bool = False
+    via: Site | None = dataclasses.field(default=None, compare=False)
+    waiting: str = ''
+
+    @property
+    def text(self) -> str:
+        """Return `file:line`."""
+        return f'{self.file}:{self.line}'
+
+
+def caller(through_torch: bool = False) -> Site | None:
+    """Return the innermost line outside of torch and of this package's machinery.
+
+    Args:
+        through_torch: take the user's line also where a module of torch stands between it and the operator.
+
+    Returns:
+        None when torch itself is the one who asked, and `through_torch` is off.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (_is_machinery(frame) or _file(frame) in THIN):
+        frame = frame.f_back
+    if frame is not None and not through_torch and _file(frame).startswith(TORCH + os.sep):
+        return None
+    while frame is not None and (_file(frame).startswith(TORCH + os.sep) or _is_machinery(frame)):
+        frame = frame.f_back
+    return None if frame is None else _site_of(frame)
+
+
+def _file(frame: FrameType) -> str:
+    return frame.f_code.co_filename
+
+
+def _is_machinery(frame: FrameType) -> bool:
+    file = _file(frame)
+    return os.path.dirname(file) == MACHINERY or file.startswith('<')
+
+
+def _is_library(file: str) -> bool:
+    return 'site-packages' in file or 'dist-packages' in file
+
+
+def _site_of(frame: FrameType) -> Site:
+    file = _file(frame)
+    via = None
+    if _is_library(file):
+        outer = frame.f_back
+        while outer is not None and (_is_library(_file(outer)) or _is_machinery(outer)):
+            outer = outer.f_back
+        if outer is not None and 'forward' in _names_inside(outer, frame):
+            via = _plain_site(outer)
+    return dataclasses.replace(
+        _plain_site(frame), library=_is_library(file), via=via, waiting=_waiting(frame)
+    )
+
+
+def _names_inside(outer: FrameType, frame: FrameType) -> set[str]:
+    """Return names of functions from `frame` out to `outer`."""
+    names, walk = set(), frame
+    while walk is not None and walk is not outer:
+        names.add(walk.f_code.co_name)
+        walk = walk.f_back
+    return names | {outer.f_code.co_name}
+
+
+def _plain_site(frame: FrameType) -> Site:
+    return site_at(_file(frame), frame.f_lineno, frame.f_code.co_name)
+
+
+@functools.lru_cache(maxsize=4096)
+def site_at(file: str, line: int, function: str = '') -> Site:
+    """Return a line of a file as a site."""
+    return Site(shown(file), line, function, linecache.getline(file, line).strip(), _is_library(file))
+
+
+def shown(file: str) -> str:
+    """Return a path without what only this machine knows."""
+    for folder in ('site-packages', 'dist-packages'):
+        if folder in file:
+            return file.split(f'{folder}{os.sep}')[-1]
+    with_cwd = os.path.relpath(file)
+    return os.path.basename(file) if with_cwd.startswith('..') else with_cwd
+
+
+# ---- what waits for the value
+
+
+def _waiting(frame: FrameType) -> str:
+    where = _position(frame.f_code, frame.f_lasti)
+    return '' if where is None else _waiting_at(_file(frame), *where)
+
+
+def _position(code: CodeType, lasti: int) -> tuple[int, int] | None:
+    """Return line and column of the running instruction."""
+    for index, (line, _, column, _) in enumerate(code.co_positions()):
+        if index == lasti // 2:
+            return None if line is None or column is None else (line, column)
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _waiting_at(file: str, line: int, column: int) -> str:
+    tree = _tree(file)
+    if tree is None:
+        return ''
+    found, node, function = '', tree, None
+    while node is not None:
+        inner = next((child for child in ast.iter_child_nodes(node) if _covers(child, line, column)), None)
+        if inner is not None:
+            kept = '' if isinstance(inner, ast.stmt | ast.Lambda) else found
+            found = kept if kept == 'loop' else _taker(node, inner) or kept
+            function = inner if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) else function
+            if isinstance(inner, ast.Assign):
+                found = 'loop' if _counted_by(inner, function) else found
+        node = inner
+    return found
+
+
+def _counted_by(assign: ast.Assign, function: ast.AST | None) -> bool:
+    """Return whether a loop `for i in range(n)` of the function counts up to what is assigned."""
+    names = {part.id for target in assign.targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    loops = [
+        part.iter for part in ast.walk(function or assign) if isinstance(part, ast.For | ast.comprehension)
+    ]
+    ranges = [
+        loop for loop in loops if isinstance(loop, ast.Call) and getattr(loop.func, 'id', '') == 'range'
+    ]
+    return any(isinstance(part, ast.Name) and part.id in names for loop in ranges for part in ast.walk(loop))
+
+
+@functools.lru_cache(maxsize=256)
+def _tree(file: str) -> ast.Module | None:
+    try:
+        return ast.parse(''.join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _covers(node: ast.AST, line: int, column: int) -> bool:
+    if isinstance(node, ast.comprehension):
+        return any(_covers(part, line, column) for part in (node.target, node.iter, *node.ifs))
+    if not hasattr(node, 'lineno'):
+        return False
+    return (node.lineno, node.col_offset) <= (line, column) < (node.end_lineno, node.end_col_offset)
+
+
+def _taker(node: ast.AST, inner: ast.AST) -> str:
+    """Return what `node` does with the value of its child `inner`."""
+    if isinstance(node, ast.Assert):
+        return 'guard'
+    if isinstance(node, ast.If) and inner is node.test:
+        return 'guard' if all(isinstance(step, ast.Raise) for step in node.body) else 'branch'
+    if isinstance(node, ast.IfExp) and inner is node.test:
+        return 'branch'
+    if isinstance(node, ast.While) and inner is node.test:
+        return 'loop'
+    if isinstance(node, ast.For | ast.comprehension) and inner is node.iter:
+        return 'loop'
+    unpacked = isinstance(node, ast.Assign) and inner is node.value and isinstance(node.targets[0], ast.Tuple)
+    return 'unpack' if unpacked else ''

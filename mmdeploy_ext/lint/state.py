@@ -1,0 +1,78 @@
+"""What a forward pass leaves behind in its module: attributes and buffers that it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.lint.marks import tensors_in
+from mmdeploy_ext.lint.sites import caller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.lint.record import Recorder
+
+OWN = {'_buffers', '_parameters', '_modules', '_non_persistent_buffers_set', 'training'}
+
+
+def attributes(module: torch.nn.Module) -> dict[str, tuple[Any, list[tuple[int, int]]]]:
+    """Return 'module.attribute' -> the value, and identity and version of its tensors."""
+    found = {}
+    for path, part in module.named_modules():
+        values = {**part.__dict__, **part._buffers}
+        for name, value in values.items():
+            if name not in OWN and not name.startswith('_forward') and not name.startswith('_backward'):
+                tensors = [(id(tensor), tensor._version) for tensor in tensors_in(value)]
+                found[f'{path}.{name}'.lstrip('.')] = (value, tensors)
+    return found
+
+
+def held_tensors(module: torch.nn.Module) -> dict[int, str]:
+    """Return id -> name of the tensors that a module holds beside its parameters and buffers."""
+    return {
+        id(tensor): f'{path}.{name}'.lstrip('.')
+        for path, part in module.named_modules()
+        for name, value in part.__dict__.items()
+        if name not in OWN
+        for tensor in tensors_in(value)
+    }
+
+
+@contextlib.contextmanager
+def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Write down which attributes and buffers with tensors are set or changed inside the block.
+
+    One target, `torch.nn.Module.__setattr__`, restored on exit; what is changed in other ways (an item of a
+    list or dict) is found by comparing afterwards, and has no line.
+    """
+    before = attributes(module)
+    names = {id(part): path for path, part in module.named_modules()}
+    original = torch.nn.Module.__setattr__
+    seen = set()
+
+    def watched(self: torch.nn.Module, name: str, value: Any) -> None:
+        if id(self) in names and (any(tensors_in(value)) if not isinstance(value, torch.Tensor) else True):
+            full = f'{names[id(self)]}.{name}'.lstrip('.')
+            site = caller(through_torch=False)
+            if site is not None:
+                seen.add(full)
+                recorder.add('state-written', f'attribute {full!r} is set', site)
+        original(self, name, value)
+
+    torch.nn.Module.__setattr__ = watched
+    try:
+        yield
+    finally:
+        torch.nn.Module.__setattr__ = original
+    _add_unseen(before, attributes(module), seen, recorder)
+
+
+def _add_unseen(before: dict[str, Any], after: dict[str, Any], seen: set[str], recorder: Recorder) -> None:
+    in_place = [event.detail for event in recorder.events if event.rule == 'state-written']
+    for name, (_, tensors) in after.items():
+        known = name in seen or any(repr(name) in detail for detail in in_place)
+        if tensors and not known and tensors != before.get(name, (None, None))[1]:
+            recorder.add('state-written', f'attribute {name!r} changed', None)

@@ -1,0 +1,181 @@
+"""A trial export: whether the exporter takes the module, and which operators it does not know."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.cli import one_line
+from mmdeploy_ext.errors import ExportError, root_cause
+from mmdeploy_ext.export import OPSETS, export_module
+from mmdeploy_ext.family import DEFAULT_OPSET
+from mmdeploy_ext.lint.marks import tensors_in
+from mmdeploy_ext.lint.record import Event
+from mmdeploy_ext.lint.sites import TORCH, Site, site_at
+from mmdeploy_ext.ops.deform_conv import MIN_OPSET, has_deform_conv, standard_deform_conv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\w+)')
+RANGE = re.compile(r'^(.+\.py)\((\d+)\): (\w+)$', re.M)
+SYMBOLIC_OPSETS = range(7, 21)
+LONGEST = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What an exporter said.
+
+    Attributes:
+        exporter: its name.
+        opset: that was asked for.
+        refused: whether it raised.
+        skipped: it was not tried.
+        text: its error in one line, with the line of the user's code where that is known.
+        events: operators that it does not know.
+    """
+
+    exporter: str
+    opset: int
+    refused: bool = False
+    skipped: bool = False
+    text: str = ''
+    events: tuple[Event, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dict(
+            exporter=self.exporter,
+            opset=self.opset,
+            refused=self.refused,
+            skipped=self.skipped,
+            text=self.text,
+        )
+
+
+def trial_opset(module: torch.nn.Module, exporter: str, opset: int | None) -> int:
+    """Return the opset of a trial: the one asked for where the exporter has it, else the lowest that does."""
+    low, high = OPSETS[exporter]
+    wanted = opset or (MIN_OPSET if has_deform_conv(module) else DEFAULT_OPSET)
+    return min(max(wanted, low), high)
+
+
+def try_export(
+    module: torch.nn.Module, args: Sequence[Any], exporter: str, opset: int | None, kills: bool = False
+) -> Trial:
+    """Export a copy of a module, with the sizes of the example.
+
+    Args:
+        module: that was observed.
+        args: of its forward.
+        exporter: 'torchscript' or 'dynamo'.
+        opset: see `trial_opset`.
+        kills: the module has what ends the process under the dynamo exporter (`tensor-data`).
+    """
+    from mmdeploy_ext.lint.check import copies, copy_of
+
+    chosen = trial_opset(module, exporter, opset)
+    if kills and exporter == 'dynamo':
+        return Trial(exporter, chosen, skipped=True, text='tensor.data ends the process here')
+    runs, given = copy_of(module), tuple(copies(list(args)))
+    names = [f'input_{index}' for index in range(len(list(tensors_in(list(args)))))]
+    try:
+        export_module(runs, given, exporter=exporter, opset=chosen, input_names=names)
+    except ExportError as error:
+        find = unknown_to_torchscript if exporter == 'torchscript' else unknown_to_dynamo
+        cause = root_cause(error) if error.__cause__ is None else _innermost(error.__cause__)
+        unknown = find(copy_of(module), tuple(copies(list(args))), chosen)
+        events = tuple(_event(operator, site, exporter, chosen) for operator, site in unknown)
+        return Trial(exporter, chosen, refused=True, text=_text(cause, error), events=events)
+    return Trial(exporter, chosen)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _text(cause: BaseException, error: BaseException) -> str:
+    """Return the first line of an error, with the line of the user's code that it names."""
+    first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    frames = [match.groups() for match in FRAME.finditer(f'{error.__cause__}')]
+    mine = [frame for frame in frames if not frame[0].startswith(TORCH)]
+    where = f'{site_at(mine[-1][0], int(mine[-1][1])).text}: ' if mine else ''
+    return where + one_line(first)[:LONGEST]
+
+
+def _event(operator: str, site: Site | None, exporter: str, opset: int) -> Event:
+    return Event('unsupported-operator', site, f'{operator} is unknown to {exporter} at opset {opset}')
+
+
+def unknown_to_torchscript(
+    module: torch.nn.Module, args: tuple[Any, ...], opset: int
+) -> list[tuple[str, Site | None]]:
+    """Return operators of the trace that have no symbolic at an opset, with their lines.
+
+    The registry is private to torch (2.13); it is empty until the modules of the opsets are imported.
+    """
+    import importlib
+
+    from torch.onnx._internal.torchscript_exporter.registration import registry
+
+    for number in SYMBOLIC_OPSETS:
+        importlib.import_module(f'torch.onnx._internal.torchscript_exporter.symbolic_opset{number}')
+    with warnings.catch_warnings(), standard_deform_conv(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        try:
+            traced = torch.jit.trace(module, args, check_trace=False, strict=False)
+        except Exception:  # what the tracer says is in the text of the trial already
+            return []
+    found = {}
+    for node in traced.inlined_graph.nodes():
+        kind = node.kind()
+        if not kind.startswith(('prim::', 'onnx::')) and not registry.is_registered_op(
+            kind.rstrip('_'), opset
+        ):
+            found.setdefault((kind, _last_site(RANGE.findall(node.sourceRange()), inner_first=True)), None)
+    return list(found)
+
+
+def unknown_to_dynamo(
+    module: torch.nn.Module, args: tuple[Any, ...], opset: int
+) -> list[tuple[str, Site | None]]:
+    """Return operators of the exported program that have no translation, with their lines.
+
+    Registry and decomposition are private to torch (2.13).
+    """
+    from torch.onnx._internal.exporter import _dispatching, _fx_passes, _registration
+
+    registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+    with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        try:
+            program = torch.export.export(module, args, strict=False)
+            program = _fx_passes.decompose_with_registry(program, registry)
+        except Exception:  # what torch.export says is in the text of the trial already
+            return []
+    found = {}
+    for node in program.graph.nodes:
+        if node.op == 'call_function' and 'with_effects' not in str(node.target):
+            function, _ = _dispatching.dispatch(node, registry)
+            if function is None:
+                frames = FRAME.findall(node.meta.get('stack_trace') or '')
+                found.setdefault((str(node.target), _last_site(frames)), None)
+    return list(found)
+
+
+def _last_site(frames: list[tuple[str, str, str]], inner_first: bool = False) -> Site | None:
+    """Return the innermost frame that is not of torch."""
+    mine = [frame for frame in frames if not frame[0].startswith(TORCH)]
+    if not mine:
+        return None
+    file, line, function = mine[0 if inner_first else -1]
+    return site_at(file, int(line), function)

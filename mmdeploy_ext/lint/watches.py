@@ -1,0 +1,256 @@
+"""What is looked for in the calls of an observed run; each function is given every call and adds events."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.lint.marks import Mark, tensors_in
+from mmdeploy_ext.lint.sites import caller
+from mmdeploy_ext.lint.sizes import is_size, origins_of
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.lint.observe import Call
+
+TO_BOOL = {'__bool__', 'is_nonzero', 'equal', 'allclose'}
+TO_NUMBER = {'item', '__int__', '__float__', '__complex__', '__index__', 'tolist'}
+TO_NUMPY = {'numpy', '__array__'}
+INVERSES = {'inverse', 'linalg_inv', 'inv', 'inv_ex', 'linalg_inv_ex', 'pinverse', 'pinv'}
+RANDOM = {
+    'rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like', 'bernoulli',
+    'multinomial', 'normal', 'poisson', 'uniform_', 'normal_', 'random_', 'bernoulli_', 'exponential_',
+    'rrelu',
+}  # fmt: skip
+DROPOUTS = {'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout'}
+LARGEST_EXACT = 2.0**24
+"""From here on float32 does not hold every integer."""
+LARGEST_TIME = 1e19
+"""Fill values (1e30, the largest float32) are larger than any time in nanoseconds."""
+
+
+def values_to_python(call: Call) -> None:
+    """`.item()`, `int(t)`, `.tolist()`, `if t:`, `for i in range(t)`: a number, fixed when it is traced."""
+    if call.name not in TO_BOOL and call.name not in TO_NUMBER:
+        return
+    if not call.mark.inputs:
+        if call.mark.origins and call.name in TO_NUMBER:
+            call.add('size-to-python', f'{call.name.strip("_")}() of a tensor made of sizes', sizes=True)
+        return
+    site = caller()
+    if site is None:
+        return
+    waiting = 'branch' if call.name in TO_BOOL and site.waiting not in ('loop', 'guard') else site.waiting
+    rule = {'branch': 'value-in-branch', 'guard': 'value-in-branch', 'loop': 'value-in-loop'}
+    what = f'{call.name.strip("_")}() gave {short(call.result)}'
+    call.observer.recorder.add(
+        rule.get(waiting, 'value-to-python'), f'{what}, from {inputs_text(call)}', site
+    )
+
+
+def values_to_numpy(call: Call) -> None:
+    """`.numpy()`, `np.f(t)`: what numpy computes is a constant."""
+    if call.name in TO_NUMPY and call.mark.inputs:
+        call.add('value-to-numpy', f'values that depend on {inputs_text(call)} go to numpy')
+
+
+def values_to_new_tensor(call: Call) -> None:
+    """`torch.tensor([a.max(), b.max()])`: takes numbers out of tensors on its way."""
+    if (
+        call.name in ('tensor', 'as_tensor')
+        and call.mark.inputs
+        and not isinstance(call.args[0], torch.Tensor)
+    ):
+        call.add('value-to-python', f'torch.{call.name}() of values that depend on {inputs_text(call)}')
+
+
+def iteration(call: Call) -> None:
+    """`for row in t`, `len(t)`: the number of rows is fixed when it is traced."""
+    if call.name == '__len__':
+        note_size(call, 'size-to-python', 'len() of a tensor')
+    if call.name == 'unbind' and sys._getframe(2).f_code.co_name == '__iter__':
+        note_size(call, 'size-in-loop', 'a loop over a tensor', unpacks=False)
+
+
+def note_size(call: Call, rule: str, detail: str, unpacks: bool = True) -> None:
+    """Write down that the length of the first argument became fixed."""
+    site = caller()
+    tensor = call.args[0]
+    if site is None or not tensor.dim() or (site.waiting == 'unpack' and not unpacks):
+        return
+    recorder = call.observer.recorder
+    recorder.add(
+        rule, f'{detail} of {tensor.shape[0]} rows', site, recorder.read_sizes(site, tensor.shape)[0]
+    )
+
+
+def topk(call: Call) -> None:
+    """`t.topk(min(k, t.shape[0]))`: K is fixed when it is traced."""
+    if call.name not in ('topk', 'kthvalue'):
+        return
+    k, site = call.argument(1, 'k'), caller()
+    if site is None:
+        return
+    origins = origins_of(k)
+    if not origins:
+        function = f'{site.file} {site.function}'
+        found = [
+            origins for place, values, origins in call.observer.recorder.comparisons
+            if place == function and k in values
+        ]  # fmt: skip
+        origins = frozenset().union(*found)
+    if origins:
+        call.observer.recorder.add('topk-from-size', f'k = {int(k)} comes from a size', site, origins)
+
+
+def tensor_data(call: Call) -> None:
+    """`t.data`: the tracer does not see it."""
+    if call.name in ('data.__get__', 'data.__set__') and call.mark.inputs:
+        call.add('tensor-data', f'.data of a tensor that depends on {inputs_text(call)}')
+
+
+def writes(call: Call) -> None:
+    """Writes into tensors: through indices, into slices, into views, into inputs and into state."""
+    if not call.in_place or not call.args or not isinstance(call.args[0], torch.Tensor):
+        return
+    target = call.args[0]
+    _writes_outside(call, target)
+    if call.name == '__setitem__':
+        _index_kinds(call, call.args[1])
+    if call.name in ('index_put_', 'index_copy_', 'index_fill_', 'index_add_'):
+        _index_kinds(call, call.argument(1, 'indices'))
+    if target._base is None or not (call.mark.inputs or call.observer.marks.of(target).inputs):
+        return
+    part = call.observer.parts.get(target)
+    if part and (call.name != '__setitem__' or (part == 'select' and _all_numbers(call.args[1]))):
+        call.add('slice-assigned', f'{call.name.strip("_")} of a slice')
+    else:
+        call.add('write-to-view', f'{call.name.strip("_")} into a view')
+
+
+def parts(call: Call) -> None:
+    """Remember which views are one basic indexing of a whole tensor: writes to those are followed."""
+    if call.name not in ('__getitem__', 'select') or not isinstance(call.args[0], torch.Tensor):
+        return
+    if not isinstance(call.result, torch.Tensor) or call.result._base is not call.args[0]:
+        return
+    index = call.args[1] if call.name == '__getitem__' else 0
+    if None not in [part for part in _as_tuple(index) if not isinstance(part, torch.Tensor)]:
+        call.observer.parts[call.result] = 'select' if _all_numbers(index) else 'slice'
+
+
+def _as_tuple(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _all_numbers(index: Any) -> bool:
+    return all(isinstance(part, int) for part in _as_tuple(index))
+
+
+def _writes_outside(call: Call, target: torch.Tensor) -> None:
+    base = target if target._base is None else target._base
+    observer = call.observer
+    for index, tensor in enumerate(observer.inputs):
+        if base is tensor:
+            call.add('input-written', f'{call.name.strip("_")} into input {index}')
+    name = observer.state.get(id(base))
+    if name is not None:
+        call.add('state-written', f'{call.name.strip("_")} into {name!r}')
+
+
+def _index_kinds(call: Call, index: Any) -> None:
+    kinds = _as_tuple(index)
+    tensors = [part for part in tensors_in(kinds) if part.dtype not in (torch.bool, torch.uint8)]
+    if any(part.dim() > 1 for part in tensors):
+        call.add('index-put-many-ranks', f'index of rank {max(part.dim() for part in tensors)}')
+    negative = any(part.numel() and part.min() < 0 for part in tensors)
+    if negative or any(isinstance(part, int) and part < 0 for part in kinds):
+        call.add('index-put-negative', f'negative index {"in a tensor" if negative else "in Python"}')
+    if any(isinstance(part, slice) and part != slice(None) for part in kinds):
+        call.add('slice-assigned', 'a slice is written')
+
+
+def float64(call: Call) -> None:
+    """A tensor becomes float64."""
+    if not call.mark.inputs or _has_float64((call.args, call.kwargs)):
+        return
+    if _has_float64(call.result):
+        call.add('float64', f'{call.name.strip("_")}() gives float64', through_torch=True)
+
+
+def _has_float64(values: Any) -> bool:
+    return any(tensor.dtype == torch.float64 for tensor in tensors_in(values))
+
+
+def absolute_time(call: Call) -> None:
+    """Large numbers become float32: times and positions lose their last digits."""
+    if not call.mark.inputs or not call.args or not isinstance(call.args[0], torch.Tensor):
+        return
+    source, result = call.args[0], call.result
+    if not isinstance(result, torch.Tensor) or result.dtype not in (torch.float32, torch.float16):
+        return
+    if source.dtype not in (torch.float64, torch.int64) or source.shape != result.shape:
+        return
+    largest = largest_finite(source)
+    if largest >= LARGEST_EXACT:
+        call.add('absolute-time', f'{largest:.10g} as {result.dtype}: steps of {step_text(largest)}')
+
+
+def largest_finite(tensor: torch.Tensor) -> float:
+    """Return the largest absolute value that may be a time or a position."""
+    values = tensor.detach().abs().double()
+    values = values[values < LARGEST_TIME]
+    return float(values.max()) if values.numel() else 0.0
+
+
+def step_text(value: float) -> str:
+    """Return the distance to the next float32, as text."""
+    return f'{2.0 ** (math.frexp(value)[1] - 24):g}'
+
+
+def operators(call: Call) -> None:
+    """Inverses, random operators, custom functions of autograd."""
+    if call.name in INVERSES:
+        call.add('matrix-inverse', f'{call.name} of {tuple(call.args[0].shape)}', through_torch=True)
+    drops = call.name in DROPOUTS and call.argument(2, 'training', True) and call.argument(1, 'p', 0.5) > 0
+    if call.name in RANDOM or drops:
+        call.add('random', f'{call.name} draws numbers', through_torch=True)
+    if call.name == 'Function.apply':
+        _custom_function(call)
+
+
+def _custom_function(call: Call) -> None:
+    function = call.args[0]
+    has_symbolic = hasattr(function, 'symbolic')
+    what = 'with' if has_symbolic else 'without'
+    call.add('autograd-function', f'{function.__name__} {what} a symbolic', through_torch=True)
+
+
+WATCHES = (
+    values_to_python,
+    values_to_numpy,
+    values_to_new_tensor,
+    iteration,
+    topk,
+    tensor_data,
+    parts,
+    writes,
+    float64,
+    absolute_time,
+    operators,
+)
+
+
+def inputs_text(call: Call) -> str:
+    """Return which inputs a call's arguments depend on."""
+    mark: Mark = call.mark
+    numbers = [str(index) for index in range(len(call.observer.inputs)) if mark.inputs >> index & 1]
+    return f'input{"s" if len(numbers) > 1 else ""} {", ".join(numbers)}'
+
+
+def short(value: Any) -> str:
+    """Return a value in at most 40 characters."""
+    text = f'{value:.6g}' if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 and not is_size(value) else f'{text[:37]}...'

@@ -1,0 +1,58 @@
+"""Every rule finds its failing example and not its passing one, and the exporters do what the rule says."""
+
+import pytest
+
+from mmdeploy_ext.lint import RULES, check
+from mmdeploy_ext.lint.outcome import measure
+from mmdeploy_ext.lint.rules import boundary, numbers, operators, sizes, values, writes
+
+CASES = [(rule, which) for rule in RULES for which in ('failing', 'passing')]
+MORE = [
+    (rule, index)
+    for theme in (values, sizes, writes, boundary, numbers, operators)
+    for rule, examples in theme.MORE_FAILING.items()
+    for index in range(len(examples))
+]
+NEED_EXPORT = ('unsupported-operator',)
+
+
+def found(example, **options):
+    args = example.traced()
+    report = check(example.build(args), args, other_inputs=example.unseen(), try_exports=False, **options)
+    return report
+
+
+def examples_of(rule):
+    themes = (values, sizes, writes, boundary, numbers, operators)
+    return next(theme.MORE_FAILING[rule] for theme in themes if rule in theme.MORE_FAILING)
+
+
+@pytest.mark.parametrize('rule', [rule for rule in RULES if rule not in NEED_EXPORT])
+def test_a_rule_flags_its_failing_example_at_its_line(rule):
+    report = found(RULES[rule].failing)
+    (first, *_) = [finding for finding in report if finding.rule == rule]
+    if first.site is not None:
+        assert first.site.file.startswith('mmdeploy_ext/lint/rules/') and first.site.code
+        assert first.site.function == 'forward'
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_rule_is_silent_on_its_passing_example(rule):
+    assert not found(RULES[rule].passing).rules
+
+
+@pytest.mark.parametrize(('rule', 'index'), MORE)
+def test_a_rule_flags_other_forms_of_the_trap(rule, index):
+    if rule not in NEED_EXPORT:
+        assert rule in found(examples_of(rule)[index]).rules
+
+
+@pytest.mark.parametrize(('rule', 'which'), CASES)
+def test_the_torchscript_exporter_does_what_the_rule_says(rule, which):
+    assert measure(RULES[rule], which, 'torchscript') == RULES[rule].expected(which, 'torchscript')
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(('rule', 'which'), CASES)
+def test_the_dynamo_exporter_does_what_the_rule_says(rule, which):
+    assert measure(RULES[rule], which, 'dynamo') == RULES[rule].expected(which, 'dynamo')
