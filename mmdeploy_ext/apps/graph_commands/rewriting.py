@@ -4,7 +4,172 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mmdeploy_ext.apps.graph_commands.command import Command
+from mmdeploy_ext.apps.graph_commands import proving
+from mmdeploy_ext.apps.graph_commands.command import Command
 
-COMMANDS: dict[str, Command] = {}
+if TYPE_CHECKING:
+    import argparse
+
+    import onnx
+
+    from mmdeploy_ext.graph.passes.replace import Replacements
+
+TOLERANCE = 1e-4
+FP16_TOLERANCE = 1e-2
+
+
+def _replace_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--rule',
+        action='append',
+        default=[],
+        metavar="'PATTERN -> NODES'",
+        help="what to replace, e.g. 's = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)'; may be repeated",
+    )
+    parser.add_argument('--rules', metavar='FILE', help='file of rules, one per line, # begins a comment')
+    parser.add_argument(
+        '--named',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help='a rule that is there already (grid-sample, hard-swish, ...); a wrong name lists them all',
+    )
+    proving.add_proof(parser, TOLERANCE)
+
+
+def run_replace(args: argparse.Namespace) -> int:
+    """Replace patterns of nodes."""
+    from pathlib import Path
+
+    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.passes.pattern_text import parse_rule, parse_rules
+    from mmdeploy_ext.graph.passes.replace import PASSES, named_rule, replace
+
+    rules = [parse_rule(text) for text in args.rule]
+    if args.rules:
+        if not Path(args.rules).is_file():
+            raise UsageError(f'--rules {args.rules}: no such file')
+        rules += parse_rules(Path(args.rules).read_text(encoding='utf-8'))
+    rules += [named_rule(name) for name in args.named if name not in PASSES]
+    passes = [name for name in args.named if name in PASSES]
+    if not rules and not passes:
+        raise UsageError('nothing to replace: give --rule, --rules or --named')
+    proving.check_output(args)
+    before = model = files.load(args.file)
+    reports = []
+    for rule in rules:
+        model, report = replace(model, rule)
+        reports.append(report)
+    for name in passes:
+        model, report = _grid_sample(model, name)
+        reports.append(report)
+    for report in reports:
+        print(f'{report.count} places replaced by {report.rule}')
+        for reason in report.kept:
+            print(f'  {reason}')
+    content = [dict(rule=report.rule, count=report.count, kept=list(report.kept)) for report in reports]
+    return proving.finish(args, before, model, dict(rules=content))
+
+
+def _grid_sample(model: onnx.ModelProto, name: str) -> tuple[onnx.ModelProto, Replacements]:
+    from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+    from mmdeploy_ext.graph.passes.replace import Replacements
+
+    result, _ = replace_grid_sample(model)
+    counts = [sum(node.op_type == 'GridSample' for node in one.graph.node) for one in (model, result)]
+    left = [node.name or node.output[0] for node in result.graph.node if node.op_type == 'GridSample']
+    kept = tuple(f'GridSample {one!r} is kept: another mode, padding or alignment' for one in left)
+    return result, Replacements(name, counts[0] - counts[1], kept)
+
+
+def _fold_arguments(parser: argparse.ArgumentParser) -> None:
+    proving.add_proof(parser, TOLERANCE)
+
+
+def run_fold(args: argparse.Namespace) -> int:
+    """Fold constants."""
+    from mmdeploy_ext.graph.passes.fold import fold
+
+    return _shrink(args, fold)
+
+
+def run_simplify(args: argparse.Namespace) -> int:
+    """Run onnxslim."""
+    from mmdeploy_ext.graph.passes.simplify import simplify
+
+    return _shrink(args, simplify)
+
+
+def _shrink(args: argparse.Namespace, change: object) -> int:
+    from mmdeploy_ext.graph import files
+
+    proving.check_output(args)
+    model = files.load(args.file)
+    result, counts = change(model)
+    print(f'{args.file}: {counts.before} nodes, {counts.after} are left')
+    return proving.finish(args, model, result, dict(nodes_before=counts.before, nodes_after=counts.after))
+
+
+def _opset_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--opset', type=int, required=True, metavar='N', help='opset to write')
+    proving.add_proof(parser, TOLERANCE)
+
+
+def run_opset(args: argparse.Namespace) -> int:
+    """Convert to another opset."""
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.passes.opset import convert_opset
+
+    proving.check_output(args)
+    model = files.load(args.file)
+    result, before = convert_opset(model, args.opset)
+    sizes = [len(one.graph.node) for one in (model, result)]
+    print(f'{args.file}: opset {before} to {args.opset}, {sizes[0]} nodes to {sizes[1]}')
+    return proving.finish(args, model, result, dict(opset_before=before, opset_after=args.opset))
+
+
+def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--keep-fp32',
+        action='append',
+        default=[],
+        metavar='PATTERN',
+        help="nodes that stay float32, by name, operator or output: '/decoder/*', Softmax; may be repeated",
+    )
+    parser.add_argument(
+        '--io',
+        choices=('fp32', 'fp16'),
+        default='fp32',
+        help='floats of inputs and outputs (default: %(default)s)',
+    )
+    proving.add_proof(parser, FP16_TOLERANCE)
+
+
+def run_fp16(args: argparse.Namespace) -> int:
+    """Write float16 into a graph."""
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.equality import spec_of, with_half_ends
+    from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
+
+    proving.check_output(args)
+    model = files.load(args.file)
+    spec = spec_of(model)
+    kept = len(matching_nodes(model.graph.node, args.keep_fp32))
+    result = to_fp16(model, with_half_ends(spec) if args.io == 'fp16' else spec, args.keep_fp32)
+    casts = [sum(node.op_type == 'Cast' for node in one.graph.node) for one in (model, result)]
+    print(f'{args.file}: {kept} nodes kept float32 by name, {casts[1] - casts[0]} casts added')
+    hint = 'keep nodes with --keep-fp32, accept it with a larger --tolerance, or write it with --no-proof'
+    content = dict(kept=kept, casts=casts[1] - casts[0])
+    return proving.finish(args, model, result, content, any_float=True, hint=hint)
+
+
+COMMANDS: dict[str, Command] = {
+    'replace': Command('Replace patterns of nodes by other nodes', run_replace, _replace_arguments),
+    'fold': Command('Compute what depends on constants alone', run_fold, _fold_arguments),
+    'simplify': Command('Simplify a graph with onnxslim', run_simplify, _fold_arguments),
+    'convert-opset': Command('Write a graph in another opset', run_opset, _opset_arguments),
+    'fp16': Command(
+        'Write float16 into a graph, but for what has to stay float32', run_fp16, _fp16_arguments
+    ),
+}

@@ -8,21 +8,24 @@ Two rules find the islands:
   what follows from it inside the graph (boxes, the scores that a top-k sorts).
 
 A product with a weight is a MatMul, Gemm or Conv whose second operand is a constant matrix or kernel.
+A user may name further nodes that stay float32. Operators that float16 is not defined for stay as they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.graph.index import near
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from mmdeploy_ext.spec import GraphSpec
 
@@ -31,29 +34,86 @@ PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 """Operators whose operand of this index is a weight when it is constant."""
 SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
 """Squares overflow float16 and an epsilon of 1e-5 is one of its smallest numbers; these stay float32."""
-TYPED_OPS = frozenset({'Cast', 'ConstantOfShape', 'EyeLike', 'CastLike'})
+TYPED_OPS = frozenset(
+    {'Cast', 'ConstantOfShape', 'EyeLike', 'CastLike', 'RandomNormal', 'RandomUniform', 'Constant'}
+)
 """Operators that say themselves what they give; they are left as they are."""
 SINGLE_OPERANDS = {'Resize': frozenset({1, 2})}
 """Operands that the operator takes in float32 alone."""
 
 
-def to_fp16(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
+def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -> onnx.ModelProto:
     """Return the model in mixed precision; a model that is already in it comes back the same.
 
     Args:
         model: valid, without sub-graphs; its inputs and outputs are the spec's.
         spec: `single` inputs start a float32 island and `single` outputs end one; inputs and outputs whose
             dtype is float16 become that, all others keep theirs.
+        keep: patterns ('*', '?', '[...]') of node names, operators or tensors that nodes write; these nodes
+            stay float32.
 
     Raises:
         ExportError: the graph has sub-graphs, or a constant exceeds float16.
+        UsageError: a pattern in `keep` fits no node.
     """
+    matching_nodes(model.graph.node, keep)
     half_io = {tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.dtype == 'float16'}
     graph = _prepare(model, half_io)
     inputs = {tensor.name for tensor in spec.inputs if tensor.single}
     outputs = {tensor.name for tensor in spec.outputs if tensor.single}
-    _rewrite(graph, _islands(graph, inputs, outputs), half_io)
+    islands = _islands(graph, inputs, outputs) | _not_defined_for_half(graph)
+    islands |= {place for places in _matches(graph.nodes, keep).values() for place in places}
+    _rewrite(graph, islands | _constants_of(graph, islands), half_io)
     return graph.model
+
+
+def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
+    """Return the positions of the nodes whose name, operator or output fits one of the patterns.
+
+    Raises:
+        UsageError: a pattern fits none; the message has similar names.
+    """
+    found = _matches(nodes, patterns)
+    for pattern, places in found.items():
+        if not places:
+            known = {name for node in nodes for name in (node.name, node.op_type) if name}
+            raise UsageError(
+                f'--keep-fp32 {pattern!r}: fits the name, operator or output of no node{near(pattern, known)}'
+            )
+    return sorted({place for places in found.values() for place in places})
+
+
+def _matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
+    names = [(node.name, node.op_type, *node.output) for node in nodes]
+    return {
+        pattern: [
+            place
+            for place, some in enumerate(names)
+            if any(fnmatch.fnmatchcase(name, pattern) for name in some)
+        ]
+        for pattern in patterns
+    }
+
+
+def _not_defined_for_half(graph: _Graph) -> set[int]:
+    """Return the nodes whose operator takes float32 and not float16, or that ONNX does not know."""
+    opsets = {entry.domain: entry.version for entry in graph.model.opset_import}
+    found = set()
+    for place, node in enumerate(graph.nodes):
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+        except onnx.defs.SchemaError:
+            found.add(place)
+            continue
+        single = SINGLE_OPERANDS.get(node.op_type, frozenset())
+        sides = ((node.input, schema.inputs, single), (node.output, schema.outputs, frozenset()))
+        for names, formals, skipped in sides:
+            for at, name in enumerate(names):
+                if at in skipped or graph.types.get(name) != SINGLE:
+                    continue
+                if 'tensor(float16)' not in formals[min(at, len(formals) - 1)].types:
+                    found.add(place)
+    return found
 
 
 @dataclasses.dataclass
@@ -117,8 +177,8 @@ def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
     kept = []
     for node in graph.node:
-        tensor = next((item.t for item in node.attribute if item.name == 'value'), None)
-        if node.op_type == 'Constant' and tensor is not None and tensor.data_type == SINGLE:
+        tensor = _single_constant(node) if node.op_type == 'Constant' else None
+        if tensor is not None:
             initializer = graph.initializer.add()
             initializer.CopyFrom(tensor)
             initializer.name = node.output[0]
@@ -126,6 +186,16 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def _single_constant(node: onnx.NodeProto) -> TensorProto | None:
+    """Return the value of a Constant when it is float32."""
+    for item in node.attribute:
+        if item.name == 'value' and item.t.data_type == SINGLE:
+            return item.t
+        if item.name in ('value_float', 'value_floats'):
+            return numpy_helper.from_array(np.asarray(helper.get_attribute_value(item), np.float32))
+    return None
 
 
 def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:
@@ -146,7 +216,7 @@ def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:
             tainted.update(graph.floats(node.output))
         elif node.op_type in SINGLE_OPS:
             islands.add(index)
-    return islands | _constants_of(graph, islands)
+    return islands
 
 
 def _constants_of(graph: _Graph, islands: set[int]) -> set[int]:
@@ -195,7 +265,7 @@ def _converted(tensor: TensorProto, name: str, wanted: int) -> TensorProto:
     if wanted == HALF and array.size and np.abs(array[np.isfinite(array)]).max(initial=0.0) > 65504.0:
         raise ExportError(
             f'float16: constant {tensor.name!r} has values up to {np.abs(array).max():g}; float16 ends at '
-            f'65504, so export with --precision fp32'
+            f'65504: keep the nodes that read it in float32 (--keep-fp32), or export with --precision fp32'
         )
     return numpy_helper.from_array(array.astype(np.float16 if wanted == HALF else np.float32), name)
 

@@ -1,0 +1,210 @@
+"""What commands that rewrite a graph share: inputs to try it on, the comparison, the file that is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps.graph_commands.command import write_json
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    import numpy as np
+    import onnx
+    from rich.console import Console
+
+    from mmdeploy_ext.verify.verdict import TensorRow
+
+SEEDS = 2
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the file to write."""
+    parser.add_argument(
+        '--output', required=True, metavar='OUT.onnx', help='file to write; the input file is never touched'
+    )
+
+
+def add_feeds(parser: argparse.ArgumentParser) -> None:
+    """Add where inputs come from."""
+    parser.add_argument(
+        '--inputs',
+        metavar='FILE',
+        help='inputs to run on: .npz, or a folder of .npy (default: random values)',
+    )
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed of random inputs (default: 0)')
+    parser.add_argument(
+        '--size',
+        action='append',
+        default=[],
+        metavar='AXIS=N',
+        help='size of a symbolic axis for random inputs; may be repeated (default: 1 for the first axis of '
+        'an input, else 64)',
+    )
+
+
+def add_proof(parser: argparse.ArgumentParser, tolerance: float) -> None:
+    """Add how the result is compared with the input file."""
+    add_output(parser)
+    add_feeds(parser)
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=tolerance,
+        metavar='T',
+        help='largest difference of an output, as a part of its largest value (default: %(default)g)',
+    )
+    parser.add_argument('--no-proof', action='store_true', help='write the file without running it')
+
+
+def check_tolerance(tolerance: float) -> float:
+    """Return a tolerance that makes sense.
+
+    Raises:
+        UsageError: negative, or no number.
+    """
+    from mmdeploy_ext.errors import UsageError
+
+    if not 0 <= tolerance < 1:
+        raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
+    return tolerance
+
+
+def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """Read `AXIS=N`.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    from mmdeploy_ext.errors import UsageError
+
+    sizes = {}
+    for text in texts:
+        name, _, number = text.rpartition('=')
+        if not name or not number.isdigit() or int(number) < 1:
+            raise UsageError(f'--size {text!r}: expected AXIS=N with a positive number, e.g. N=2')
+        sizes[name] = int(number)
+    return sizes
+
+
+def read_feeds(
+    args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
+) -> list[dict[str, np.ndarray]]:
+    """Return the inputs that were asked for: the given ones, or `count` sets of random ones."""
+    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.run import random_feeds
+
+    sizes = parse_sizes(args.size)
+    if args.inputs:
+        if sizes:
+            raise UsageError('--size is for random inputs and --inputs gives them; leave one out')
+        return [files.load_tensors(args.inputs)]
+    return [random_feeds(model, args.seed + step, sizes) for step in range(count)]
+
+
+def finish(
+    args: argparse.Namespace,
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    content: dict[str, Any],
+    *,
+    any_float: bool = False,
+    hint: str = 'accept it with a larger --tolerance, or write it with --no-proof',
+) -> int:
+    """Compare the result with the model that it was made from, write it when they agree, and say so.
+
+    Args:
+        args: with what `add_proof` added.
+        before: the model of `args.file`.
+        after: the result.
+        content: what the command found, for --json.
+        any_float: see `graph.equality.compare_models`.
+        hint: what to do about different numbers.
+
+    Returns:
+        0 written; 1 the numbers differ and nothing was written.
+    """
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.equality import compare_models, is_exact
+
+    console, rows = cli.stdout(), []
+    if not args.no_proof:
+        rows = compare_models(before, after, read_feeds(args, before), args.tolerance, any_float=any_float)
+        print_rows(rows, console)
+    equal = all(row.passed for row in rows)
+    content = dict(file=args.file, output=args.output if equal else None, **content)
+    content['proof'] = (
+        None
+        if args.no_proof
+        else dict(
+            equal=equal,
+            exact=is_exact(rows),
+            tolerance=args.tolerance,
+            outputs=[_row_json(row) for row in rows],
+        )
+    )
+    if not equal:
+        failed = '; '.join(dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed))
+        write_json(args, content)
+        _say(console, 'bold red', 'NOT EQUAL', f'{args.output} was not written: {failed}; {hint}')
+        return 1
+    files.save(after, args.output, inputs=[args.file])
+    write_json(args, content)
+    if args.no_proof:
+        _say(console, 'yellow', 'NOT PROVEN', f'{args.output}: written, the numbers were not compared')
+    elif is_exact(rows):
+        _say(console, 'bold green', 'EQUAL', f'{args.output}: every output is the same, bit for bit')
+    else:
+        worst = max(row.max_rel or 0 for row in rows)
+        text = (
+            f'{args.output}: largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
+        )
+        _say(console, 'bold green', 'EQUAL', text)
+    return 0
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse an output that cannot be written, and a bad tolerance, before any work."""
+    from mmdeploy_ext.graph import files
+
+    check_tolerance(args.tolerance)
+    files.check_targets([args.output], [args.file])
+
+
+def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
+    """Print one line per output; of several sets of inputs the worst."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mmdeploy_ext.verify.table import cosine_text, figure
+
+    worst: dict[str, TensorRow] = {}
+    for row in rows:
+        other = worst.get(row.tensor)
+        if other is None or (row.passed, -(row.max_rel or 0)) < (other.passed, -(other.max_rel or 0)):
+            worst[row.tensor] = row
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column('output', overflow='fold', max_width=44)
+    for title in ('shape', 'max abs', 'max rel', 'cosine'):
+        table.add_column(title, justify='right')
+    table.add_column('')
+    for row in worst.values():
+        mark = '[green]equal[/green]' if row.passed else '[red]differs[/red]'
+        figures = (figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine))
+        table.add_row(escape(row.tensor), row.shape, *figures, mark)
+    console.print(table)
+
+
+def _row_json(row: TensorRow) -> dict[str, Any]:
+    names = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
+    return {name: value for name, value in dataclasses.asdict(row).items() if name in names}
+
+
+def _say(console: Console, colour: str, word: str, text: str) -> None:
+    console.print(f'[{colour}]{word}[/{colour}] ', end='')
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,119 @@
+"""Write a graph in another opset, with onnx's own converter."""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+from onnx import version_converter
+
+from mmdeploy_ext.errors import ExportError, ModelFileError, UsageError
+from mmdeploy_ext.graph.index import bodies, label
+
+OLDEST = 7
+"""The first opset that the converter's adapters are written for."""
+OPERATOR = re.compile(r'(?:for|of) (\w+)(?: exists)?\s*$')
+SHOWN = 3
+
+
+def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto, int]:
+    """Return the model in opset `version` of the default domain, and the opset it had.
+
+    Other domains stay as they are. A model that is in this opset comes back as it is. The converter knows
+    no numbers: Softmax from 13 to 11, for example, comes out with the same axis and another meaning, so
+    compare the outputs.
+
+    Args:
+        model: stays as it is.
+        version: opset to write.
+
+    Raises:
+        UsageError: an opset that the installed onnx does not know.
+        ExportError: a node that cannot be converted, by name; or the result is not valid.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST <= version <= newest:
+        raise UsageError(f'opset {version}: onnx {onnx.__version__} converts to opsets {OLDEST} to {newest}')
+    before = next((entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')), None)
+    if before is None:
+        raise ModelFileError('the model imports no opset of ONNX, so there is nothing to convert')
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    if before == version:
+        return result, before
+    _check_bodies(model, before, version)
+    try:
+        result = version_converter.convert_version(result, version)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise ExportError(_explain(model, before, version, str(error))) from error
+    _keep_parts(result, model)
+    _check(result, version)
+    return result, before
+
+
+def _check_bodies(model: onnx.ModelProto, before: int, version: int) -> None:
+    """Refuse operators in sub-graphs and functions that changed: the converter does not enter those."""
+    waiting = [*model.functions, *(body for node in model.graph.node for body in bodies(node))]
+    while waiting:
+        for node in waiting.pop().node:
+            waiting.extend(bodies(node))
+            changed = _signature(node, before) != _signature(node, version)
+            if changed and node.domain in ('', 'ai.onnx'):
+                raise ExportError(
+                    f'opset {before} to {version}: {node.op_type} {node.name!r} is inside a sub-graph or '
+                    f'function, which the converter does not enter, and takes other inputs or attributes '
+                    f'there; export again'
+                )
+
+
+def _signature(node: onnx.NodeProto, version: int) -> tuple | None:
+    """Return names of inputs and attributes, and defaults; None where the opset has no such operator."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, '')
+    except onnx.defs.SchemaError:
+        return None
+    inputs = tuple((value.name, value.option) for value in schema.inputs)
+    defaults = {name: item.default_value.SerializeToString() for name, item in schema.attributes.items()}
+    return inputs, tuple(sorted(defaults.items()))
+
+
+def _explain(model: onnx.ModelProto, before: int, version: int, message: str) -> str:
+    message = message.strip().splitlines()[-1]
+    reason = message.split('failed: ')[-1].replace('$', '')
+    found = OPERATOR.search(message)
+    operator = found.group(1) if found else ''
+    nodes = [
+        label(model.graph.node, place)
+        for place, node in enumerate(model.graph.node)
+        if node.op_type == operator
+    ]
+    if not nodes:
+        return f'opset {before} to {version}: {reason}; export again with the opset you need'
+    more = f' and {len(nodes) - SHOWN} more' if len(nodes) > SHOWN else ''
+    return (
+        f'opset {before} to {version}: {operator} cannot be converted ({reason}): nodes '
+        f'{", ".join(nodes[:SHOWN])}{more}; remove them (fold, simplify, replace) or export again'
+    )
+
+
+def _keep_parts(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Put back what the converter does not carry over."""
+    for field in ('metadata_props', 'functions'):
+        if not getattr(result, field):
+            getattr(result, field).extend(getattr(model, field))
+    for field in ('producer_name', 'producer_version', 'doc_string', 'domain'):
+        if not getattr(result, field):
+            setattr(result, field, getattr(model, field))
+
+
+def _check(result: onnx.ModelProto, version: int) -> None:
+    written = {entry.domain: entry.version for entry in result.opset_import}
+    if written.get('', written.get('ai.onnx')) != version:
+        raise ExportError(f'opset {version} was asked for, the converter wrote {written}')
+    try:
+        onnx.checker.check_model(result)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f'the converter wrote a model of opset {version} that is not valid: {reason}'
+        ) from error

@@ -1,0 +1,179 @@
+"""Patterns of nodes as text: `x = Sigmoid(a); y = Mul(a, x) -> y = Swish(a)`.
+
+The statements are ONNX's own text syntax (`onnx.parser`), parted by `;` or line breaks, with two additions:
+a number may stand where an operand stands, and an attribute may be a variable (`axis = @axis`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import onnx
+import onnx.parser
+
+from mmdeploy_ext.errors import UsageError
+
+SYNTAX = 'expected e.g. "s = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)"'
+NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
+VARIABLE = re.compile(r'(\w+)\s*=\s*@')
+TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|->|[;\n]|.', re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a rule.
+
+    Attributes:
+        nodes: the statements in order; an attribute variable is an attribute with `ref_attr_name`.
+        numbers: value by the name that stands for a number among the operands.
+        text: what the user wrote.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    numbers: dict[str, float]
+    text: str
+
+    @property
+    def output(self) -> str:
+        """Name of the result: the first output of the last statement."""
+        return self.nodes[-1].output[0]
+
+    @property
+    def produced(self) -> set[str]:
+        """Names that the statements give."""
+        return {name for node in self.nodes for name in node.output if name}
+
+    @property
+    def variables(self) -> list[str]:
+        """Names that the statements read and do not give, in order; numbers are none."""
+        read = dict.fromkeys(name for node in self.nodes for name in node.input if name)
+        return [name for name in read if name not in self.produced and name not in self.numbers]
+
+    @property
+    def attribute_variables(self) -> list[str]:
+        """Names of the attribute variables."""
+        found = [item.ref_attr_name for node in self.nodes for item in node.attribute if item.ref_attr_name]
+        return list(dict.fromkeys(found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A pattern and what comes in its place; both give a result of the same name."""
+
+    pattern: Side
+    replacement: Side
+    name: str = ''
+
+    def __str__(self) -> str:
+        return self.name or f'{self.pattern.text} -> {self.replacement.text}'
+
+
+def parse_rule(text: str, name: str = '') -> Rule:
+    """Read `pattern -> replacement`.
+
+    Raises:
+        UsageError: bad syntax, a replacement that reads what the pattern does not bind, another result.
+    """
+    sides = _split(text, ('->',))
+    if len(sides) != 2:
+        raise UsageError(f'rule {text!r}: got {len(sides) - 1} arrows "->", {SYNTAX}')
+    rule = Rule(_parse_side(sides[0]), _parse_side(sides[1]), name)
+    pattern, replacement = rule.pattern, rule.replacement
+    if pattern.output != replacement.output:
+        raise UsageError(
+            f'rule {rule}: the pattern ends in {pattern.output!r} and the replacement in '
+            f'{replacement.output!r}; give the results one name'
+        )
+    unknown = [value for value in replacement.variables if value not in pattern.variables]
+    unknown += [
+        f'@{value}' for value in replacement.attribute_variables if value not in pattern.attribute_variables
+    ]
+    if unknown:
+        raise UsageError(
+            f'rule {rule}: the replacement reads {unknown}, which the pattern does not bind; it binds '
+            f'{pattern.variables + ["@" + value for value in pattern.attribute_variables]}'
+        )
+    unused = _not_needed(pattern)
+    if unused:
+        raise UsageError(
+            f'rule {rule}: the result {pattern.output!r} does not depend on {unused}; a pattern has one '
+            f'result, the first output of its last statement'
+        )
+    return rule
+
+
+def parse_rules(text: str) -> list[Rule]:
+    """Read a file of rules: one per line, empty lines and lines that begin with # are skipped."""
+    lines = [line.strip() for line in text.splitlines()]
+    rules = [parse_rule(line) for line in lines if line and not line.startswith('#')]
+    if not rules:
+        raise UsageError(f'no rule in the file; {SYNTAX}, one per line')
+    return rules
+
+
+def _split(text: str, separators: tuple[str, ...]) -> list[str]:
+    """Split outside of quoted strings; Einsum's equations have arrows, too."""
+    parts = ['']
+    for token in TOKEN.findall(text):
+        if token in separators:
+            parts.append('')
+        else:
+            parts[-1] += token
+    return [part.strip() for part in parts]
+
+
+def _parse_side(text: str) -> Side:
+    numbers: dict[str, float] = {}
+    statements = [_name_numbers(part, numbers) for part in _split(text, (';', '\n')) if part]
+    body = '\n'.join(VARIABLE.sub(_typed_variable, statement) for statement in statements)
+    try:
+        function = onnx.parser.parse_function(
+            f'<opset_import: ["" : 1], domain: "p"> f () => () {{\n{body}\n}}'
+        )
+    except onnx.parser.ParseError as error:
+        raise UsageError(f'rule: {text!r} is not ONNX text ({_parse_message(error)}); {SYNTAX}') from error
+    nodes = tuple(function.node)
+    if not nodes:
+        raise UsageError(f'rule: an empty side; {SYNTAX}')
+    for node in nodes:
+        if any(item.HasField('g') or item.graphs for item in node.attribute):
+            raise UsageError(f'rule: {node.op_type} has a sub-graph, which a pattern cannot have')
+    produced = [name for node in nodes for name in node.output if name]
+    twice = sorted({name for name in produced if produced.count(name) > 1})
+    if twice:
+        raise UsageError(f'rule: {text!r} gives {twice} twice; give each result a name of its own')
+    return Side(nodes, numbers, text)
+
+
+def _typed_variable(match: re.Match[str]) -> str:
+    """Give an attribute variable the type that the parser wants; it is not used."""
+    return f'{match.group(1)} : int = @'
+
+
+def _name_numbers(statement: str, numbers: dict[str, float]) -> str:
+    """Put names in place of numbers among the operands, which are the last parentheses."""
+    start = statement.rfind('(')
+    if start < 0 or not statement.endswith(')'):
+        return statement
+    operands = [operand.strip() for operand in statement[start + 1 : -1].split(',')]
+    for place, operand in enumerate(operands):
+        if NUMBER.fullmatch(operand):
+            operands[place] = f'number_{len(numbers)}_'
+            numbers[operands[place]] = float(operand)
+    return f'{statement[: start + 1]}{", ".join(operands)})'
+
+
+def _parse_message(error: Exception) -> str:
+    message = error.args[0] if error.args else error
+    text = message.decode() if isinstance(message, bytes) else str(message)
+    return text.strip().splitlines()[-1]
+
+
+def _not_needed(side: Side) -> list[str]:
+    """Return statements' results that the result does not depend on."""
+    needed = {side.output}
+    for node in reversed(side.nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    return [node.output[0] for node in side.nodes if not needed.intersection(node.output)]

@@ -1,0 +1,402 @@
+"""Replace patterns of nodes by other nodes, by rules that users write as text.
+
+`onnxscript`'s rewriter finds and replaces. What it leaves to its rules is done here: attributes are equal
+also where one side leaves its default out, a node with an attribute that the pattern does not have is not
+touched, a number matches any constant of one value, and a place that cannot be replaced says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from mmdeploy_ext.errors import EngineError, UsageError
+from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from onnx_ir import Model, Node, Value
+
+    from mmdeploy_ext.graph.passes.pattern_text import Side
+
+NAMED = {
+    'hard-swish': 'h = HardSigmoid<alpha = 0.16666667, beta = 0.5>(a); y = Mul(a, h) -> y = HardSwish(a)',
+    'expand-hard-swish': 'y = HardSwish(a) -> '
+    'h = HardSigmoid<alpha = 0.16666667, beta = 0.5>(a); y = Mul(a, h)',
+    'expand-mish': 'y = Mish(a) -> s = Softplus(a); t = Tanh(s); y = Mul(a, t)',
+    'expand-gelu': 'y = Gelu(a) -> '
+    's = Mul(a, 0.7071067811865476); e = Erf(s); p = Add(e, 1.0); h = Mul(a, 0.5); y = Mul(h, p)',
+    'log-softmax': 's = Softmax<axis = @axis>(a); y = Log(s) -> y = LogSoftmax<axis = @axis>(a)',
+    'reduce-l2': 's = Mul(a, a); r = ReduceSum<keepdims = @keepdims>(s, axes); y = Sqrt(r) -> '
+    'y = ReduceL2<keepdims = @keepdims>(a, axes)',
+    'double-cast': 'c = Cast<to = 1>(a); y = Cast<to = @to>(c) -> y = Cast<to = @to>(a)',
+}
+"""Rules by name. 'double-cast' drops a rounding to float32 between two casts: numbers may differ."""
+PASSES = ('grid-sample',)
+"""Replacements that are code, not a rule: `grid-sample` is `passes/grid_sample.py`."""
+LARGEST_PATTERN = 8
+"""Commutative operators in a pattern: each doubles the forms that are looked for."""
+TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacements:
+    """What a rule did.
+
+    Attributes:
+        rule: the rule, as text or by name.
+        count: places that were replaced.
+        kept: places that match and were left as they are, each with the reason.
+    """
+
+    rule: str
+    count: int
+    kept: tuple[str, ...]
+
+
+def named_rule(name: str) -> Rule:
+    """Return the rule called `name`.
+
+    Raises:
+        UsageError: there is none; the message has the names.
+    """
+    if name not in NAMED:
+        names = [*NAMED, *PASSES]
+        raise UsageError(
+            f'no replacement is called {name!r}{near(name, names)}; there are {", ".join(names)}'
+        )
+    return parse_rule(NAMED[name], name)
+
+
+def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replacements]:
+    """Return a model in which every place that a rule's pattern matches has the rule's replacement.
+
+    - Fires where operators, attributes, numbers and the structure agree; the operands of commutative
+      operators may be swapped.
+    - Not fired where an inner result is read elsewhere or is an output of the graph (the report says so), and
+      where operators of the pattern lie in different graphs (an If's branch and the graph around it).
+
+    Args:
+        model: stays as it is.
+        rule: see `pattern_text.parse_rule`.
+
+    Returns:
+        The new model, or an equal copy when there was nothing to do; and the report.
+
+    Raises:
+        UsageError: an operator that the model's opset does not have, or a replacement that holds its own
+            pattern, so that no end would be reached.
+        EngineError: onnxscript is not installed.
+    """
+    ir = _rewriter_modules()[0]
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    _check_operators(rule, opsets)
+    types = _types(model)
+    _check_ends(rule, opsets)
+    graph = ir.serde.deserialize_model(model)
+    count = _apply(graph, rule, opsets, types)
+    kept = tuple(_why_kept(match.nodes, match.outputs, node) for node, match in _matches(graph, rule, opsets))
+    if not count:
+        unchanged = onnx.ModelProto()
+        unchanged.CopyFrom(model)
+        return unchanged, Replacements(str(rule), 0, kept)
+    RemoveUnusedNodesPass()(graph)
+    return ir.serde.serialize_model(graph), Replacements(str(rule), count, kept)
+
+
+def _rewriter_modules() -> tuple[Any, Any]:
+    try:
+        import onnx_ir
+        from onnxscript.rewriter import pattern
+    except ImportError as error:
+        raise EngineError(
+            f'replacing and folding need onnxscript ({error}); install it with: pip install onnxscript'
+        ) from error
+    return onnx_ir, pattern
+
+
+class _Budget:
+    """Counts replacements; a rule that feeds itself would go on for ever."""
+
+    def __init__(self, rule: Rule, left: int) -> None:
+        self.rule, self.left = rule, left
+
+    def spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise UsageError(
+                f'rule {self.rule}: each replacement makes a new place; replacing would never end'
+            )
+
+
+def _apply(graph: Model, rule: Rule, opsets: dict[str, int], types: dict[str, int]) -> int:
+    """Replace in place until nothing matches; a replaced place can complete the pattern of the next one."""
+    total = 0
+    budget = _Budget(rule, 2 * sum(1 for _ in graph.graph.all_nodes()))
+    while True:
+        count = _rule_set(rule, opsets, types, budget).apply_to_model(graph)
+        total += count
+        if not count:
+            return total
+
+
+def _rule_set(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Any:
+    """Return the rewriter's form of a rule, with all orders of commutative operands."""
+    pattern = _rewriter_modules()[1]
+    replacement = _replacement(rule, opsets, types, budget)
+    compiled = pattern.RewriteRule(_target(rule.pattern, opsets), replacement)
+    return pattern.RewriteRuleSet([compiled], commute=True)
+
+
+def _matches(model: Model, rule: Rule, opsets: dict[str, int]) -> Iterator[tuple[Node, Any]]:
+    """Yield (last node, match) of every place that has the pattern's structure, replaceable or not."""
+    forms = list(_rule_set(rule, opsets, {}, _Budget(rule, 0)))
+    for scope in [model.graph, *model.graph.subgraphs()]:
+        for node in scope:
+            found = (form.match(model, scope, node, check_nodes_are_removable=False) for form in forms)
+            match = next(filter(None, found), None)
+            if match:
+                yield node, match
+
+
+def _target(side: Side, opsets: dict[str, int]) -> Callable:
+    """Return the function from which the rewriter makes its pattern; its parameters are the variables."""
+    pattern = _rewriter_modules()[1]
+
+    def build(op: Any, *variables: Any) -> Any:
+        values: dict[str, Any] = dict(zip(side.variables, variables, strict=True))
+        values.update((name, _number_check(number)) for name, number in side.numbers.items())
+        values[''] = None
+        for node in side.nodes:
+            attributes = {
+                item.name: pattern.AttrVar(item.ref_attr_name, can_match_none=True)
+                for item in node.attribute
+                if item.ref_attr_name
+            }
+            made = getattr(op, node.op_type)(
+                *(values[name] for name in node.input),
+                _domain=node.domain,
+                _outputs=[f'{name}' for name in node.output],
+                _check=_attribute_check(node, opsets),
+                **attributes,
+            )
+            values.update(zip(node.output, [made] if len(node.output) == 1 else made, strict=True))
+        return values[side.output]
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ['op', *side.variables]
+    ]
+    build.__signature__ = inspect.Signature(parameters)
+    return build
+
+
+def _number_check(expected: float) -> Callable:
+    def check(context: Any, value: Value) -> bool:
+        del context
+        if value is None or value.const_value is None or value.is_graph_input():
+            return False
+        array = value.const_value.numpy()
+        return array.size == 1 and math.isclose(
+            float(array.reshape(())), expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE * TOLERANCE
+        )
+
+    return check
+
+
+def _attribute_check(node: onnx.NodeProto, opsets: dict[str, int]) -> Callable:
+    """Return a check that a node has the pattern's attributes and no other, but for defaults."""
+    wanted = {
+        item.name: helper.get_attribute_value(item) for item in node.attribute if not item.ref_attr_name
+    }
+    free = {item.name for item in node.attribute if item.ref_attr_name}
+    defaults = _defaults(node, opsets)
+
+    def check(context: Any, found: Node) -> bool:
+        del context
+        got = {name: _plain(item.value) for name, item in found.attributes.items()}
+        names = (wanted.keys() | got.keys()) - free
+        return all(
+            _same(got.get(name, defaults.get(name)), wanted.get(name, defaults.get(name))) for name in names
+        )
+
+    return check
+
+
+def _plain(value: Any) -> Any:
+    return value.numpy() if hasattr(value, 'numpy') else value
+
+
+def _same(left: Any, right: Any) -> bool:
+    if left is None or right is None:
+        return left is right
+    if isinstance(left, bytes | str) or isinstance(right, bytes | str):
+        return _text(left) == _text(right)
+    left, right = (
+        onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+        for value in (left, right)
+    )
+    if left.dtype.kind in 'OSU' or right.dtype.kind in 'OSU':
+        return [_text(item) for item in left.ravel()] == [_text(item) for item in right.ravel()]
+    return left.shape == right.shape and np.allclose(left, right, rtol=TOLERANCE, atol=0, equal_nan=True)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _schema(node: onnx.NodeProto, opsets: dict[str, int]) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _defaults(node: onnx.NodeProto, opsets: dict[str, int]) -> dict[str, Any]:
+    schema = _schema(node, opsets)
+    if schema is None:
+        return {}
+    return {
+        name: helper.get_attribute_value(item.default_value)
+        for name, item in schema.attributes.items()
+        if item.default_value.name
+    }
+
+
+def _replacement(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Callable:
+    """Return the function that makes the new nodes of a place."""
+    ir = _rewriter_modules()[0]
+    side = rule.replacement
+    defaults = {
+        item.ref_attr_name: _defaults(node, opsets).get(item.name)
+        for node in rule.pattern.nodes
+        for item in node.attribute
+        if item.ref_attr_name
+    }
+
+    def build(op: Any, **bound: Any) -> Any:
+        budget.spend()
+        result = bound[rule.pattern.output].name
+        kind = types.get(result, onnx.TensorProto.FLOAT)
+        values: dict[str, Any] = {'': None, **{name: bound[name] for name in side.variables}}
+        for name, number in side.numbers.items():
+            tensor = ir.tensor(np.asarray(number).astype(helper.tensor_dtype_to_np_dtype(kind)))
+            values[name] = op.Constant(value=tensor)
+            _name(values[name], f'{result}/{name}', f'{result}/Constant_{len(values)}')
+        for node in side.nodes:
+            made = getattr(op, node.op_type)(
+                *(values[name] for name in node.input),
+                _domain=node.domain,
+                _outputs=len(node.output),
+                **_attributes(node, bound, defaults),
+            )
+            made = [made] if len(node.output) == 1 else made
+            for name, value in zip(node.output, made, strict=True):
+                values[name] = value
+                _name(value, f'{result}/{name}', f'{result}/{node.op_type}_{len(values)}')
+        return values[side.output]
+
+    return build
+
+
+def _name(value: Value, name: str, node: str) -> None:
+    value.name = name
+    value.producer().name = node
+
+
+def _attributes(node: onnx.NodeProto, bound: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    ir = _rewriter_modules()[0]
+    made = {}
+    for item in node.attribute:
+        if not item.ref_attr_name:
+            made[item.name] = ir.serde.deserialize_attribute(item)
+            continue
+        found = bound[item.ref_attr_name]
+        if found is not None:
+            made[item.name] = ir.Attr(item.name, found.type, found.value)
+        elif defaults[item.ref_attr_name] is not None:
+            made[item.name] = defaults[item.ref_attr_name]
+    return made
+
+
+def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
+    """Refuse operators of ONNX that the model's opset does not have; those of other domains are unknown."""
+    for node in rule.replacement.nodes:
+        if node.domain not in opsets and node.domain:
+            raise UsageError(
+                f'rule {rule}: the replacement has {node.domain}.{node.op_type}, and the model imports no '
+                f'opset of {node.domain!r}, only {sorted(opsets)}'
+            )
+    for node in (*rule.pattern.nodes, *rule.replacement.nodes):
+        if node.domain or _schema(node, opsets) is not None:
+            continue
+        version = opsets.get('', 1)
+        known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
+        hint = (
+            near(node.op_type, known)
+            if node.op_type not in known
+            else '; convert the model with convert-opset'
+        )
+        raise UsageError(f'rule {rule}: opset {version} of the model has no operator {node.op_type!r}{hint}')
+    commutative = sum(len(node.input) == 2 for node in rule.pattern.nodes)
+    if commutative > LARGEST_PATTERN:
+        raise UsageError(
+            f'rule {rule}: {commutative} operators of two operands; a pattern has at most {LARGEST_PATTERN}'
+        )
+
+
+def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
+    """Refuse a replacement in which the pattern is found again."""
+    ir = _rewriter_modules()[0]
+    side, nodes = rule.replacement, []
+    for node in side.nodes:
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        for item in copied.attribute:
+            if item.ref_attr_name:
+                item.ref_attr_name = ''
+        nodes.append(copied)
+    numbers = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in side.numbers.items()]
+    ends = [[onnx.ValueInfoProto(name=name) for name in names] for names in (side.variables, [side.output])]
+    imports = [helper.make_opsetid(*entry) for entry in opsets.items()]
+    model = helper.make_model(helper.make_graph(nodes, 'r', *ends, numbers), opset_imports=imports)
+    graph = ir.serde.deserialize_model(model)
+    if any(_matches(graph, rule, opsets)):
+        raise UsageError(
+            f'rule {rule}: the pattern is found in its own replacement, so replacing would never end'
+        )
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return element type by tensor name, as far as inference knows it."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (ValueError, onnx.shape_inference.InferenceError):
+        graph = model.graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {value.name: value.type.tensor_type.elem_type for value in values}
+
+
+def _why_kept(nodes: Sequence[Node], results: Iterable[Value], last: Node) -> str:
+    outside, results = [], list(results)
+    for node in nodes:
+        for value in node.outputs:
+            if value in results:
+                continue
+            if value.is_graph_output():
+                outside.append(f'{value.name!r} is an output of the graph')
+            readers = [user.name or user.op_type for user, _ in value.uses() if user not in nodes]
+            if readers:
+                outside.append(f'{value.name!r} is read by {", ".join(map(repr, readers))}')
+    return (
+        f'the place that ends in {last.name or last.op_type!r} is kept: its inner result {"; ".join(outside)}'
+    )
