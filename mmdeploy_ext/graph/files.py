@@ -59,6 +59,19 @@ def is_sparse(model: onnx.ModelProto) -> bool:
     return any(node.op_type in SPARSE_OPERATORS for node in model.graph.node)
 
 
+def check_ordinary(model: onnx.ModelProto) -> None:
+    """Refuse a graph of the libspconv dialect where types or numbers are needed.
+
+    Raises:
+        ModelFileError: it is one.
+    """
+    if is_sparse(model):
+        raise ModelFileError(
+            'is a sparse graph of the libspconv dialect, which has no types and runs in no ONNX Runtime; its '
+            'portable form (`export_scn.py --target portable`) can be cut and run'
+        )
+
+
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Read an ONNX file with its external data and make sure that it can be worked on.
 

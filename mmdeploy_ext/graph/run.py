@@ -15,6 +15,7 @@ from mmdeploy_ext.backends.onnxruntime import GRAPH_OPTIMIZATION
 from mmdeploy_ext.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.graph import files
 from mmdeploy_ext.graph.index import Index, near
+from mmdeploy_ext.graph.part import part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,6 +93,16 @@ class Runner:
         """
         return dict(self.stream(feeds))
 
+    def types(self) -> dict[str, tuple[str, list[int | str | None]]]:
+        """Return name -> (dtype, shape) as ONNX Runtime infers them, of tensors that nodes compute."""
+        if self._session is None:
+            return {}
+        found = {}
+        for output in self._session.get_outputs():
+            inner = output.type.removeprefix('tensor(').removesuffix(')')
+            found[output.name] = (f'TensorProto.{inner.upper()}', list(output.shape))
+        return found
+
     def stream(self, feeds: Mapping[str, np.ndarray], chunk: int | None = None) -> Iterator[tuple[str, Any]]:
         """Yield (name, array), computing `chunk` names per run, so that memory holds no more of them.
 
@@ -139,29 +150,15 @@ def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
 
     Outputs have no types; ONNX Runtime infers them.
     """
-    source, positions = index.graph, index.ancestors(names)
+    positions = index.ancestors(names)
     used = {name for position in positions for name in index.reads(position)}
-    model = onnx.ModelProto()
-    for entry in ('ir_version', 'opset_import', 'functions', 'metadata_props'):
-        _copy_field(index.model, model, entry)
-    model.graph.name = source.name or 'graph'
-    model.graph.node.extend(index.nodes[position] for position in positions)
-    model.graph.input.extend(value for value in source.input if value.name in used)
-    model.graph.initializer.extend(tensor for tensor in source.initializer if tensor.name in used)
-    model.graph.sparse_initializer.extend(
-        tensor for tensor in source.sparse_initializer if tensor.values.name in used
-    )
-    known = {value.name: value for value in source.output}
-    model.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in names)
+    inputs = [value for value in index.graph.input if value.name in used]
+    known = {value.name: value for value in index.graph.output}
+    outputs = [known.get(name) or onnx.ValueInfoProto(name=name) for name in names]
+    kept = {tensor.name for tensor in index.graph.initializer}
+    model = part(index, positions, [value for value in inputs if value.name not in kept], outputs)
+    model.graph.input.extend(value for value in inputs if value.name in kept)
     return model
-
-
-def _copy_field(source: onnx.ModelProto, target: onnx.ModelProto, name: str) -> None:
-    value = getattr(source, name)
-    if isinstance(value, int):
-        setattr(target, name, value)
-    else:
-        getattr(target, name).extend(value)
 
 
 def _open(model: onnx.ModelProto, optimization: str, threads: int) -> onnxruntime.InferenceSession:

@@ -1,18 +1,21 @@
 """What is in an ONNX file, as plain data and as lines: sparse graphs node by node, ordinary ones in summary.
 
-Works on broken files as well: it is what one looks at when a check has failed. Needs onnx only.
+Works on broken files as well: it is what one looks at when a check has failed. Needs onnx and numpy only.
 """
 
 from __future__ import annotations
 
 import collections
+import fnmatch
 import math
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from mmdeploy_ext.graph import flops, types
+from mmdeploy_ext.graph.files import is_sparse
+from mmdeploy_ext.graph.index import all_graphs
 from mmdeploy_ext.metadata import PREFIX
-from mmdeploy_ext.sparse.contract import is_sparse
 from mmdeploy_ext.sparse.contract_flow import Walk
 from mmdeploy_ext.sparse.contract_reader import Reader
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.contract_flow import Flow
     from mmdeploy_ext.sparse.contract_reader import Layer
 
+SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
+LONGEST_VALUE = 120
 TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
 
 
@@ -30,10 +35,13 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
 
     Returns:
         `kind` ('sparse' or 'onnx'), `inputs`, `outputs`, `opsets`, `producer`, `nodes`, `operators` (name ->
-        count), `parameters`, `bytes`, `metadata`; of a sparse graph also `layers`.
+        count), `functions`, `parameters`, `bytes`, `metadata`; of a sparse graph also `layers`, of others
+        `flops` and `flops_unknown` (nodes whose shapes are open).
     """
     graph = model.graph
-    sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in _initializers(graph)]
+    weights = list(parameters(graph))
+    sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in weights]
+    nodes = [node for body in all_graphs(onnx.ModelProto(graph=graph)) for node in body.node]
     content = dict(
         kind='sparse' if is_sparse(model) else 'onnx',
         producer=f'{model.producer_name} {model.producer_version}'.strip(),
@@ -41,16 +49,93 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         opsets={entry.domain or 'ai.onnx': entry.version for entry in model.opset_import},
         inputs=[_value(entry) for entry in _real_inputs(graph)],
         outputs=[_value(entry) for entry in graph.output],
-        nodes=sum(1 for _ in _nodes(graph)),
-        operators=dict(collections.Counter(_operator(node) for node in _nodes(graph)).most_common()),
+        nodes=len(nodes),
+        operators=dict(collections.Counter(_operator(node) for node in nodes).most_common()),
+        functions=[f'{entry.domain}.{entry.name}' for entry in model.functions],
         parameters=sum(size for size, _ in sizes),
         bytes=sum(size * _item_bytes(kind) for size, kind in sizes),
-        dtypes=dict(collections.Counter(_dtype(kind) for _, kind in sizes)),
+        dtypes=dict(collections.Counter(types.dtype(kind) for _, kind in sizes)),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
     if content['kind'] == 'sparse':
         content['layers'] = sparse_layers(model)
+    else:
+        cost = flops.count(model)
+        content.update(flops=cost.total, flops_unknown=cost.unknown)
     return content
+
+
+def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes."""
+    graphs = list(all_graphs(onnx.ModelProto(graph=graph)))
+    if any(body.initializer for body in graphs):
+        for body in graphs:
+            yield from body.initializer
+    else:
+        yield from (tensor for body in graphs for tensor, _ in _constants(body))
+
+
+def parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return tensor name -> elements of the weights of the main graph."""
+    if graph.initializer:
+        return {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    return {name: math.prod(tensor.dims) for tensor, name in _constants(graph)}
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[onnx.TensorProto, str]]:
+    """Yield the values and names of the Constant nodes that hold floating-point tensors with an axis."""
+    for node in graph.node:
+        if node.op_type == 'Constant' and node.output:
+            for entry in node.attribute:
+                floating = entry.t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+                if entry.name == 'value' and entry.t.dims and floating:
+                    yield entry.t, node.output[0]
+
+
+def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
+    """Return the nodes of the main graph whose name, operator or output fits a pattern, as plain JSON types.
+
+    Returns:
+        Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (of the outputs), `parameters`
+        (that it reads) and `flops` (None when not known, 0 when not counted).
+    """
+    kinds = types.infer(model)
+    cost = flops.count(model, kinds)
+    sizes = parameter_sizes(model.graph)
+    rows = []
+    for position, node in enumerate(model.graph.node):
+        words = (node.name, node.op_type, *node.output)
+        if any(fnmatch.fnmatchcase(word, pattern) for word in words):
+            rows.append(
+                dict(
+                    position=position,
+                    name=node.name,
+                    operator=_operator(node),
+                    inputs=list(node.input),
+                    outputs=list(node.output),
+                    shapes=[types.text(kinds.get(name)) for name in node.output],
+                    parameters=sum(sizes.get(name, 0) for name in set(node.input)),
+                    flops=cost.nodes.get(position, 0),
+                )
+            )
+    return rows
+
+
+def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line per node: position, operator, name, what it reads, what it writes, what it costs."""
+    cells = []
+    for row in rows:
+        outputs = ', '.join(
+            f'{name} {text}' for name, text in zip(row['outputs'], row['shapes'], strict=True)
+        )
+        costs = [f'{row["parameters"]:,} par'] if row['parameters'] else []
+        costs += [flops.text(row['flops'])] if row['flops'] != 0 else []
+        name = row['name'] or '-'
+        text = f'{", ".join(row["inputs"])} -> {outputs}  {", ".join(costs)}'.rstrip()
+        cells.append((f'#{row["position"]}', row['operator'], name, text))
+    widths = [max((len(row[at]) for row in cells), default=0) for at in range(3)]
+    for place, operator, name, text in cells:
+        yield f'{place:<{widths[0]}}  {operator:<{widths[1]}}  {name:<{widths[2]}}  {text}'
 
 
 def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
@@ -102,19 +187,24 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
     yield f'parameters: {content["parameters"]:,} in {content["bytes"] / 1e6:.2f} MB ({dtypes})'
     operators = ', '.join(f'{name} {count}' for name, count in content['operators'].items())
     yield f'operators: {content["nodes"]}: {operators}'
-    for key, value in content['metadata'].items():
-        if key.removeprefix(PREFIX) in (
-            'family',
-            'form',
-            'config',
-            'config_sha256',
-            'checkpoint_sha256',
-            'target',
-        ):
-            yield f'{key}: {value}'
+    if content.get('functions'):
+        yield f'functions: {len(content["functions"])}: {", ".join(content["functions"])}'
+    if 'flops' in content:
+        open_ones = content['flops_unknown']
+        more = f'; {open_ones} nodes more with open shapes (fix them with set-shape)' if open_ones else ''
+        yield f'convolutions and matrix products: {flops.text(content["flops"])}{more}'
+    yield from _metadata_lines(content['metadata'])
     if 'layers' in content:
         yield ''
         yield from trace_lines(content['layers'])
+
+
+def _metadata_lines(metadata: dict[str, str]) -> Iterator[str]:
+    """Yield the metadata, without those of ours that are long tables."""
+    for key, value in metadata.items():
+        if not key.startswith(PREFIX) or key.removeprefix(PREFIX) in SHOWN_METADATA:
+            text = ' '.join(value.split())
+            yield f'{key}: {text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " ..."}'
 
 
 def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
@@ -167,23 +257,6 @@ def by(sizes: list[int]) -> str:
     return 'x'.join(map(str, sizes)) or '?'
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield all nodes, also those in the bodies of If, Loop and Scan."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _nodes(body)
-
-
-def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _initializers(body)
-
-
 def _operator(node: onnx.NodeProto) -> str:
     return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
 
@@ -198,16 +271,12 @@ def _real_inputs(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 def _value(entry: onnx.ValueInfoProto) -> dict[str, Any]:
     kind = entry.type.tensor_type
-    shape = [
-        size.dim_param or (size.dim_value if size.HasField('dim_value') else '?') for size in kind.shape.dim
-    ]
-    text = f'{_dtype(kind.elem_type)}[{",".join(map(str, shape))}]'
-    return dict(name=entry.name, dtype=_dtype(kind.elem_type), shape=shape, type=text)
-
-
-def _dtype(kind: int) -> str:
-    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
-    return names.get(kind, str(kind)).lower()
+    return dict(
+        name=entry.name,
+        dtype=types.dtype(kind.elem_type),
+        shape=types.shape(entry.type) or [],
+        type=types.text(entry.type),
+    )
 
 
 def _item_bytes(kind: int) -> float:

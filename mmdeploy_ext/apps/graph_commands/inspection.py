@@ -1,4 +1,4 @@
-"""`graph.py show` and `draw`: what is in a file."""
+"""`graph.py show`, `tree` and `draw`: what is in a file."""
 
 from __future__ import annotations
 
@@ -9,43 +9,129 @@ from mmdeploy_ext.apps.graph_commands.command import Command, write_json
 if TYPE_CHECKING:
     import argparse
 
+    import onnx
+
+
+def _shape_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--shape',
+        nargs='+',
+        default=[],
+        metavar='NAME=SIZES',
+        help='count at these sizes, e.g. images=1x3x640x640 or batch=1; the file stays as it is',
+    )
+
+
+def _read(args: argparse.Namespace) -> onnx.ModelProto:
+    """Read a file, broken ones too, with the shapes that were asked for."""
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.passes import shapes
+
+    model = files.read(args.file)
+    return shapes.apply(model, args.shape) if args.shape else model
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--nodes',
+        nargs='?',
+        const='*',
+        metavar='PATTERN',
+        help="also list the nodes, or those whose name, operator or output fits, e.g. Conv or '/head/*'",
+    )
+    _shape_argument(parser)
+
 
 def run_show(args: argparse.Namespace) -> int:
     """Print what is in a file."""
+    from mmdeploy_ext.errors import UsageError
     from mmdeploy_ext.graph import show
-    from mmdeploy_ext.sparse.contract import load_model
 
-    content = show.describe(load_model(args.file))
+    model = _read(args)
+    content = show.describe(model)
     for line in show.lines(content):
         print(line)
+    if args.nodes:
+        content['node_list'] = show.node_rows(model, args.nodes)
+        if not content['node_list']:
+            raise UsageError(f'--nodes {args.nodes}: no node of {args.file} fits')
+        print()
+        for line in show.node_lines(content['node_list']):
+            print(line)
     write_json(args, dict(file=args.file, **content))
+    return 0
+
+
+def _tree_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--depth', type=int, metavar='N', help='levels to print (default: all)')
+    _shape_argument(parser)
+
+
+def run_tree(args: argparse.Namespace) -> int:
+    """Print the graph as a tree of modules."""
+    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.graph import tree
+
+    if args.depth is not None and args.depth < 0:
+        raise UsageError(f'--depth {args.depth}: expected 0 or more')
+    model = _read(args)
+    sources = tree.sources(model)
+    root = tree.build(model)
+    for line in tree.lines(root, args.depth):
+        print(line)
+    print()
+    print('modules by ' + ', '.join(f'{tree.SOURCES[name]} ({many} nodes)' for name, many in sources.items()))
+    write_json(args, dict(file=args.file, sources=sources, tree=tree.as_json(root)))
     return 0
 
 
 def _draw_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--output', required=True, metavar='x.svg', help='picture to write: .svg, .png or .pdf'
+        '--output',
+        required=True,
+        metavar='x.svg',
+        help='picture to write: .svg; of a sparse graph also .png or .pdf',
+    )
+    parser.add_argument('--node', metavar='NAME', help="draw what is around this node: its name, or '#12'")
+    parser.add_argument(
+        '--depth', type=int, metavar='N', help='steps up and down from --node that are drawn (default: 3)'
     )
 
 
 def run_draw(args: argparse.Namespace) -> int:
-    """Draw a sparse graph."""
+    """Draw a graph, sparse or ordinary."""
     from pathlib import Path
 
+    from mmdeploy_ext.errors import UsageError
     from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.graph import draw_graph, files
     from mmdeploy_ext.graph.draw import draw_sparse
     from mmdeploy_ext.graph.show import describe
-    from mmdeploy_ext.sparse.contract import load_model
 
+    if args.depth is not None and args.node is None:
+        raise UsageError('--depth: goes with --node')
     check_writable(args.output)
-    model = load_model(args.file)
-    draw_sparse(model, args.output, Path(args.file).name)
-    print(f'{args.output}: {len(model.graph.node)} nodes drawn')
-    write_json(args, dict(file=args.file, picture=args.output, **describe(model)))
+    model, title = files.read(args.file), Path(args.file).name
+    if files.is_sparse(model):
+        if args.node is not None:
+            raise UsageError(f'--node {args.node}: {args.file} is a sparse graph, which is drawn as a whole')
+        draw_sparse(model, args.output, title)
+        drawn = len(model.graph.node)
+    else:
+        files.check_order(model, args.file)
+        title += f': around {args.node}' if args.node else ''
+        depth = 3 if args.depth is None else args.depth
+        drawn = draw_graph.draw(model, args.output, title=title, node=args.node, depth=depth)
+    left_out = len(model.graph.node) - drawn
+    print(f'{args.output}: {drawn} nodes drawn' + (f', {left_out} left out' if left_out else ''))
+    write_json(args, dict(file=args.file, picture=args.output, drawn=drawn, **describe(model)))
     return 0
 
 
 COMMANDS = {
-    'show': Command('Print what is in a file: node by node when it is sparse', run_show),
-    'draw': Command('Draw a sparse graph (libspconv dialect)', run_draw, _draw_arguments),
+    'show': Command('Print what is in a file: sparse graphs node by node', run_show, _show_arguments),
+    'tree': Command(
+        'Print the graph as a tree of modules, with parameters and FLOPs', run_tree, _tree_arguments
+    ),
+    'draw': Command('Draw a graph, or what is around a node', run_draw, _draw_arguments),
 }

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.graph.files import check_ordinary
+from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.graph.part import drop_metadata
+from mmdeploy_ext.graph.passes.rename import rename, rename_nodes, rename_tensors
+from mmdeploy_ext.graph.types import shape, text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: frozenset[str]) -> None:
@@ -18,20 +23,8 @@ def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: frozenset[str]) -> 
     def prefixed(name: str) -> str:
         return f'{prefix}/{name.lstrip("/")}' if name else name
 
-    def renamed(name: str) -> str:
-        return name if name in kept else prefixed(name)
-
-    for initializer in graph.initializer:
-        initializer.name = renamed(initializer.name)
-    for node in graph.node:
-        node.name = prefixed(node.name)
-        node.input[:] = [renamed(name) for name in node.input]
-        node.output[:] = [renamed(name) for name in node.output]
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField('g') else []) + list(attribute.graphs):
-                for value in (*inner.input, *inner.output):
-                    value.name = renamed(value.name)
-                _rename_graph(inner, prefix, kept)
+    rename_tensors(graph, lambda name: name if name in kept else prefixed(name))
+    rename_nodes(graph, prefixed)
 
 
 def concatenate(
@@ -79,3 +72,128 @@ def concatenate(
     merged.graph.output.extend(given[name] for name in outputs)
     merged.graph.name = 'mm2onnx'
     return merged
+
+
+def merge(
+    models: Sequence[onnx.ModelProto],
+    names: Sequence[str],
+    *,
+    connections: Mapping[str, str] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> onnx.ModelProto:
+    """Merge models of any origin: outputs of one feed the inputs of later ones.
+
+    Args:
+        models: in the order of execution; they stay as they are.
+        names: one per model, put before the names of its nodes and inner tensors; all different.
+        connections: output of an earlier model -> input of a later one. Equal names connect by themselves.
+        outputs: of the merged graph; None: every output that no later model takes.
+
+    Raises:
+        UsageError: names that are not there or not connected, several models that give the same name,
+            tensors whose dtypes or shapes do not fit.
+        ExportError: the opsets of a domain differ.
+    """
+    for model in models:
+        check_ordinary(model)
+    if len(set(names)) < len(names):
+        raise UsageError(f'the models need different names, got {", ".join(names)}')
+    models = _connected(models, connections or {})
+    given: dict[str, onnx.TypeProto] = {}
+    taken: set[str] = set()
+    for model, name in zip(models, names, strict=True):
+        taken |= _check_interface(model, name, given)
+        given.update((value.name, value.type) for value in model.graph.output)
+    if outputs is None:
+        outputs = [name for name in given if name not in taken]
+    else:
+        for name in outputs:
+            if name not in given:
+                raise UsageError(f'--outputs {name}: no model gives it{near(name, given)}')
+    merged = concatenate(_same_opsets(models), names, outputs)
+    merged.functions.extend(_functions(models[1:], merged))
+    drop_metadata(merged)
+    return merged
+
+
+def _connected(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]) -> list[onnx.ModelProto]:
+    """Rename inputs to the outputs that shall feed them."""
+    given: set[str] = set()
+    todo, found = dict(connections), []
+    for model in models:
+        inputs = {value.name for value in model.graph.input}
+        mine = {entry: out for out, entry in connections.items() if entry in inputs and out in given}
+        for out in mine.values():
+            todo.pop(out, None)
+        found.append(rename(model, mine) if mine else model)
+        given |= {value.name for value in found[-1].graph.output}
+    for out, entry in todo.items():
+        inputs = {value.name for model in models for value in model.graph.input}
+        missing = f'{out!r} is no output{near(out, given)}' if out not in given else ''
+        missing = missing or f'no later model has an input {entry!r}{near(entry, inputs)}'
+        raise UsageError(f'--connect {out} {entry}: {missing}')
+    return found
+
+
+def _check_interface(model: onnx.ModelProto, name: str, given: Mapping[str, onnx.TypeProto]) -> set[str]:
+    """Return the inputs of a model that earlier ones give, after a look at their types."""
+    taken = set()
+    for value in model.graph.input:
+        if value.name not in given:
+            continue
+        before = given[value.name]
+        here, there = value.type.tensor_type.elem_type, before.tensor_type.elem_type
+        if (here != there and here and there) or not _fit(shape(value.type), shape(before)):
+            raise UsageError(
+                f'{name} takes {value.name!r} as {text(value.type)}, but what an earlier model gives is '
+                f'{text(before)}'
+            )
+        taken.add(value.name)
+    twice = [value.name for value in model.graph.output if value.name in given]
+    if twice:
+        raise UsageError(
+            f'{name} and an earlier model both give {", ".join(twice)}; rename one first (graph.py rename)'
+        )
+    return taken
+
+
+def _fit(left: list[int | str] | None, right: list[int | str] | None) -> bool:
+    if left is None or right is None:
+        return True
+    return len(left) == len(right) and all(
+        a == b for a, b in zip(left, right, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def _same_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
+    """Let every model import the domains of all, so that one that another does not use is no difference."""
+    everything: dict[str, int] = {}
+    for model in models:
+        for entry in model.opset_import:
+            everything.setdefault('' if entry.domain == 'ai.onnx' else entry.domain, entry.version)
+    found = []
+    for model in models:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        own = {
+            '' if entry.domain == 'ai.onnx' else entry.domain: entry.version for entry in model.opset_import
+        }
+        copy.ClearField('opset_import')
+        for domain, version in sorted({**everything, **own}.items()):
+            copy.opset_import.add(domain=domain, version=version)
+        found.append(copy)
+    return found
+
+
+def _functions(models: Sequence[onnx.ModelProto], merged: onnx.ModelProto) -> list[onnx.FunctionProto]:
+    """Return the functions that the merged model, made of the first, lacks."""
+    known = {(entry.domain, entry.name): entry for entry in merged.functions}
+    added = []
+    for function in (entry for model in models for entry in model.functions):
+        key = (function.domain, function.name)
+        if key not in known:
+            known[key] = function
+            added.append(function)
+        elif known[key] != function:
+            raise UsageError(f'two models have different functions {function.domain}.{function.name}')
+    return added

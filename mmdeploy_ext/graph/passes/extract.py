@@ -1,0 +1,171 @@
+"""A part of a graph: between tensors (`cut`), or some nodes (`extract`)."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.graph import types
+from mmdeploy_ext.graph.files import check_ordinary
+from mmdeploy_ext.graph.index import Index, near
+from mmdeploy_ext.graph.part import drop_metadata, part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import onnx
+
+
+def cut(
+    model: onnx.ModelProto, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+) -> onnx.ModelProto:
+    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`.
+
+    - Nodes that the outputs do not need go, and so do their weights.
+    - A tensor in `inputs` that a node made, or that was a constant, becomes an input.
+    - Metadata of this project goes when anything went, since it describes the whole graph.
+    Does not fire when the graph has these inputs and outputs already.
+
+    Args:
+        model: stays as it is.
+        inputs: tensors; None: the graph's inputs that the outputs need.
+        outputs: tensors that nodes make; None: the graph's outputs.
+
+    Raises:
+        UsageError: an unknown tensor; an output that is also an input or that no node makes; outputs that
+            need more graph inputs than `inputs`, or none of them, or not all of them.
+    """
+    check_ordinary(model)
+    index = Index(model)
+    ends = list(dict.fromkeys(index.outputs if outputs is None else outputs))
+    for name in ends:
+        index.check_tensor(name)
+        if index.producer(name) is None:
+            raise UsageError(f'--outputs {name}: is an input or a constant of the graph; no node makes it')
+    starts = list(dict.fromkeys(map(index.check_tensor, inputs or ())))
+    both = [name for name in ends if name in starts]
+    if both:
+        raise UsageError(
+            f'{", ".join(both)} is an input and an output of the cut: nothing would be left of it'
+        )
+    positions = index.ancestors(ends, starts)
+    if inputs is None:
+        starts = index.leaves(positions)
+    _check_cut(index, positions, starts, ends)
+    return _rebuilt(index, positions, starts, ends)
+
+
+def _check_cut(index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]) -> None:
+    missing = index.leaves(positions, starts)
+    if missing:
+        users = [at for at in positions if set(index.reads(at)) & set(missing)]
+        raise UsageError(
+            f'the outputs {", ".join(ends)} also need the graph inputs {", ".join(missing)}, which node '
+            f'{index.label(users[0])} reads; add them to --inputs, or cut elsewhere'
+        )
+    used = {name for at in positions for name in index.reads(at)}
+    idle = [name for name in starts if name not in used]
+    if idle and len(idle) == len(starts):
+        raise UsageError(
+            f'the outputs {", ".join(ends)} depend on none of the inputs {", ".join(starts)}: the cut would '
+            f'leave a graph without inputs'
+        )
+    if idle:
+        raise UsageError(f'the outputs {", ".join(ends)} do not depend on --inputs {", ".join(idle)}')
+    if not starts:
+        raise UsageError(
+            f'the outputs {", ".join(ends)} depend on constants alone: the cut would leave a graph without '
+            f'inputs'
+        )
+
+
+def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
+    """Return the model of some nodes: it takes what they read from others and gives what others read.
+
+    - Nodes that compute constants for them (shapes, axes) come along and are no inputs.
+    - Outputs that nothing reads, and graph outputs, are outputs.
+    Does not fire when all nodes are chosen.
+
+    Args:
+        model: stays as it is.
+        positions: nodes, by position in the graph.
+
+    Raises:
+        UsageError: no nodes, or only nodes that depend on constants alone.
+    """
+    check_ordinary(model)
+    index = Index(model)
+    chosen = set(positions)
+    if not chosen:
+        raise UsageError('no nodes to extract')
+    constant = constant_nodes(index)
+    read = [name for at in sorted(chosen) for name in index.reads(at)]
+    needed = [name for name in read if index.producer(name) in constant]
+    chosen |= set(index.ancestors(needed))
+    made = {name for at in chosen for name in index.writes(at)}
+    read = dict.fromkeys(name for at in sorted(chosen) for name in index.reads(at))
+    starts = [name for name in read if name not in made and name not in index.constants]
+    if not starts:
+        raise UsageError('the nodes depend on constants alone: the part would be a graph without inputs')
+    ends = [
+        name for at in sorted(chosen - constant) for name in index.writes(at) if _leaves(index, name, chosen)
+    ]
+    ends += [name for name in index.outputs if name in made and name not in ends]
+    order = {name: place for place, name in enumerate(index.outputs)}
+    ends.sort(key=lambda name: order.get(name, len(order)))
+    inputs = {name: place for place, name in enumerate(index.inputs)}
+    starts.sort(key=lambda name: inputs.get(name, len(inputs)))
+    return _rebuilt(index, sorted(chosen), starts, ends)
+
+
+def _leaves(index: Index, name: str, chosen: set[int]) -> bool:
+    """Return whether a tensor is read outside of the chosen nodes, or nowhere."""
+    readers = index.consumers(name)
+    return not readers or any(at not in chosen for at in readers)
+
+
+def constant_nodes(index: Index) -> set[int]:
+    """Return the nodes that depend on no graph input; random operators do not count as constant."""
+    varying = set(index.descendants([value.name for value in index.graph.input]))
+    random = [at for at, node in enumerate(index.nodes) if node.op_type.startswith(('Random', 'Multinomial'))]
+    varying.update(random, index.descendants(name for at in random for name in index.writes(at)))
+    return set(range(len(index.nodes))) - varying
+
+
+def select(index: Index, patterns: Iterable[str]) -> list[int]:
+    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'.
+
+    Raises:
+        UsageError: a pattern that no node fits.
+    """
+    found: set[int] = set()
+    for pattern in patterns:
+        if not any(sign in pattern for sign in '*?['):
+            found.add(index.find_node(pattern))
+            continue
+        fits = [at for at, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)]
+        if not fits:
+            names = [node.name for node in index.nodes if node.name]
+            raise UsageError(f'no node fits {pattern!r}{near(pattern.strip("*"), names)}')
+        found.update(fits)
+    return sorted(found)
+
+
+def _rebuilt(
+    index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]
+) -> onnx.ModelProto:
+    """Return the part, or the model itself when nothing would change."""
+    known = {value.name: value for value in index.graph.input if value.name not in index.constants}
+    given = {value.name: value for value in index.graph.output}
+    new = [name for name in (*starts, *ends) if name not in known and name not in given]
+    typed = {value.name: value for value in types.values(index, new)} if new else {}
+    result = part(
+        index,
+        positions,
+        [known.get(name) or typed.get(name) or given[name] for name in starts],
+        [given.get(name) or typed[name] for name in ends],
+    )
+    if list(starts) != index.inputs or list(ends) != index.outputs:
+        drop_metadata(result)
+    return result

@@ -1,0 +1,205 @@
+"""Other shapes for the inputs of a graph: axes fixed, or opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.graph import types
+from mmdeploy_ext.graph.files import check_ordinary
+from mmdeploy_ext.graph.index import Index, bodies, near
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+UNKNOWN = '?'
+
+
+def set_shapes(
+    model: onnx.ModelProto,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    axes: Mapping[str, int | str] | None = None,
+) -> onnx.ModelProto:
+    """Return a model whose inputs have other shapes, all types inside and the outputs inferred anew.
+
+    - `axes` gives a named axis a size (or another name) wherever an input has it.
+    - `shapes` states the whole shape of an input: sizes, names of axes, or '?' for an axis without a name.
+      Names open an axis that was fixed.
+    Does not fire when all inputs have these shapes already. Sizes that are baked into constants stay: a graph
+    that was traced at one size may have an open axis and still run at that size only (`trial` in the command
+    finds that out).
+
+    Raises:
+        UsageError: no such input or axis, another rank, a size below 1.
+        ModelFileError: the shapes do not fit the nodes; names the node.
+    """
+    check_ordinary(model)
+    shapes, axes, index = dict(shapes or {}), dict(axes or {}), Index(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    inputs = {value.name: value for value in result.graph.input if value.name in index.inputs}
+    _check_names(inputs, shapes, axes)
+    before = [types.shape(value.type) or [] for value in inputs.values()]
+    for value in inputs.values():
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param in axes:
+                _set(size, axes[size.dim_param])
+        if value.name in shapes:
+            _set_all(value, shapes[value.name])
+    after = [types.shape(value.type) or [] for value in inputs.values()]
+    if before != after:
+        _propagate(result, {**_renamed(before, after), **axes})
+    return result
+
+
+def _renamed(
+    before: Sequence[Sequence[int | str]], after: Sequence[Sequence[int | str]]
+) -> dict[str, int | str]:
+    """Return name of an axis -> what stands there now; nothing for a name that became several things."""
+    found: dict[str, set[int | str]] = {}
+    for old, new in (
+        (old, new) for a, b in zip(before, after, strict=True) for old, new in zip(a, b, strict=False)
+    ):
+        if isinstance(old, str) and old != UNKNOWN:
+            found.setdefault(old, set()).add(new)
+    return {name: next(iter(new)) if len(new) == 1 else UNKNOWN for name, new in found.items()}
+
+
+def _check_names(
+    inputs: Mapping[str, onnx.ValueInfoProto],
+    shapes: Mapping[str, Sequence[int | str]],
+    axes: Mapping[str, int | str],
+) -> None:
+    for name in shapes:
+        if name not in inputs:
+            raise UsageError(
+                f'{name!r} is no input of the graph{near(name, inputs)}; it has {", ".join(inputs)}'
+            )
+    there = {
+        size.dim_param
+        for value in inputs.values()
+        for size in value.type.tensor_type.shape.dim
+        if size.dim_param
+    }
+    for name in axes:
+        if name not in there:
+            have = ', '.join(sorted(there)) or 'none'
+            raise UsageError(f'{name!r} is no named axis of an input{near(name, there)}; there are: {have}')
+    for name, size in [*axes.items(), *((name, size) for name, sizes in shapes.items() for size in sizes)]:
+        if isinstance(size, int) and size < 1:
+            raise UsageError(f'{name}={size}: a size is at least 1')
+
+
+def _set_all(value: onnx.ValueInfoProto, sizes: Sequence[int | str]) -> None:
+    kind = value.type.tensor_type
+    if kind.HasField('shape') and len(kind.shape.dim) != len(sizes):
+        raise UsageError(
+            f'{value.name}={"x".join(map(str, sizes))}: has {len(sizes)} axes, the input has '
+            f'{len(kind.shape.dim)} ({types.text(value.type)})'
+        )
+    kind.shape.ClearField('dim')
+    for size in sizes:
+        _set(kind.shape.dim.add(), size)
+
+
+def _set(dim: onnx.TensorShapeProto.Dimension, size: int | str) -> None:
+    if isinstance(size, int):
+        dim.dim_value = size
+    elif size == UNKNOWN:
+        dim.ClearField('value')
+    else:
+        dim.dim_param = size
+
+
+def _propagate(model: onnx.ModelProto, axes: Mapping[str, int | str]) -> None:
+    """Infer all types anew; outputs keep the names of axes whose size cannot be told."""
+    graph = model.graph
+    stated = {value.name: types.shape(value.type) for value in graph.output}
+    graph.ClearField('value_info')
+    _forget_shapes(graph)
+    found = types.infer(model, strict=True)
+    made = {name for node in graph.node for name in node.output}
+    for value in graph.output:
+        inferred = types.shape(found.get(value.name))
+        kept = _merged(stated[value.name], inferred, axes)
+        if kept is not None:
+            value.type.tensor_type.shape.ClearField('dim')
+            for size in kept:
+                _set(value.type.tensor_type.shape.dim.add(), size)
+    ends = {value.name for value in graph.output}
+    graph.value_info.extend(
+        onnx.ValueInfoProto(name=name, type=kind) for name, kind in found.items() if name in made - ends
+    )
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    """Remove the shapes of the outputs, and of everything in bodies, which may no longer hold."""
+    for value in graph.output:
+        if value.type.HasField('tensor_type'):
+            value.type.tensor_type.ClearField('shape')
+    for node in graph.node:
+        for body in bodies(node):
+            body.ClearField('value_info')
+
+
+def _merged(
+    stated: list[int | str] | None, inferred: list[int | str] | None, axes: Mapping[str, int | str]
+) -> list[int | str] | None:
+    """Return the shape of an output: what was inferred; a name that it had where that tells nothing.
+
+    A size that was fixed before and cannot be inferred now may depend on an axis that was opened: it is left
+    open.
+    """
+    if inferred is None:
+        return None if stated is None else [_kept(size, axes) for size in stated]
+    if stated is None or len(stated) != len(inferred):
+        return [size if isinstance(size, int) else UNKNOWN for size in inferred]
+    return [
+        new if isinstance(new, int) or _is_name(new) else _kept(old, axes)
+        for old, new in zip(stated, inferred, strict=True)
+    ]
+
+
+def _kept(size: int | str, axes: Mapping[str, int | str]) -> int | str:
+    return UNKNOWN if isinstance(size, int) else axes.get(size, size)
+
+
+def _is_name(size: int | str) -> bool:
+    return isinstance(size, str) and size != UNKNOWN
+
+
+def apply(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
+    """Return `set_shapes` of what people write; a name is an input's, or an axis's.
+
+    Raises:
+        UsageError: see `parse` and `set_shapes`.
+    """
+    shapes, axes = {}, {}
+    inputs = Index(model).inputs
+    for text in texts:
+        name, sizes = parse(text)
+        if name not in inputs and len(sizes) == 1:
+            axes[name] = sizes[0]
+        else:
+            shapes[name] = sizes
+    return set_shapes(model, shapes, axes)
+
+
+def parse(text: str) -> tuple[str, list[int | str]]:
+    """Return the name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'.
+
+    Raises:
+        UsageError: another form.
+    """
+    name, sign, written = text.rpartition('=')
+    if not sign or not name or not written:
+        raise UsageError(
+            f'{text!r}: expected NAME=SIZES, e.g. images=1x3x640x640, images=batch,3,?,? or batch=1'
+        )
+    digits = written.replace('x', '').replace(UNKNOWN, '').isdigit() or set(written) <= {'x', UNKNOWN}
+    words = written.split(',') if ',' in written or not digits else written.split('x')
+    if not all(word.strip() for word in words):
+        raise UsageError(f'{text!r}: an axis is empty')
+    return name, [int(word) if word.strip().lstrip('-').isdigit() else word.strip() for word in words]

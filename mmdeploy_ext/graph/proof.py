@@ -1,0 +1,208 @@
+"""That an edited graph computes the same numbers, and that one with other shapes runs. Needs ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.errors import InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.graph import types
+from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.graph.run import Runner, check_feeds, random_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """Outputs of an edited graph beside those of the graphs that it was made from.
+
+    Attributes:
+        tensors: output -> largest absolute difference; inf where shapes, dtypes or NaNs differ.
+    """
+
+    tensors: dict[str, float]
+
+    @property
+    def equal(self) -> bool:
+        """Whether all are the same, bit for bit; False when nothing was compared."""
+        return bool(self.tensors) and not any(self.tensors.values())
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        if self.equal:
+            return f'PROVEN: {len(self.tensors)} outputs equal bit for bit on random inputs'
+        worst = {name: value for name, value in self.tensors.items() if value}
+        words = ', '.join(f'{name} by {value:.3g}' for name, value in list(worst.items())[:5])
+        return f'NOT EQUAL: {len(worst)} of {len(self.tensors)} outputs differ: {words}'
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        tensors = {name: value if np.isfinite(value) else 'different' for name, value in self.tensors.items()}
+        return dict(equal=self.equal, max_abs=tensors)
+
+
+def prove(
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    *,
+    seed: int = 0,
+    renamed: Mapping[str, str] | None = None,
+) -> Proof:
+    """Run a graph and one that was edited from it, and compare every output of the edited one.
+
+    The edited graph gets its inputs from the same tensors of the first, so that cuts are compared too. The
+    shapes are those of the graph whose inputs are fixed.
+
+    Args:
+        before: the graph.
+        after: the edited one.
+        seed: of the random inputs.
+        renamed: tensor of `before` -> its name in `after`.
+
+    Raises:
+        ShapeError: no inputs suit both.
+        InferenceError: ONNX Runtime failed on one of them.
+    """
+    old = {new: name for name, new in (renamed or {}).items()}
+    index, edited = Index(before), Index(after)
+    feeds = _common_feeds(before, after, index, old, seed)
+    names = [old.get(name, name) for name in (*edited.inputs, *edited.outputs)]
+    found = Runner(before, names).run(feeds)
+    result = Runner(after).run({name: found[old.get(name, name)] for name in edited.inputs})
+    return Proof({name: difference(result[name], found[old.get(name, name)]) for name in edited.outputs})
+
+
+def _common_feeds(
+    before: onnx.ModelProto, after: onnx.ModelProto, index: Index, old: Mapping[str, str], seed: int
+) -> dict[str, np.ndarray]:
+    """Return feeds of `before` that `after` takes as well."""
+    new = {name: new for new, name in old.items()}
+    theirs = {value.name: types.shape(value.type) for value in after.graph.input}
+    sizes = {}
+    for value in before.graph.input:
+        wanted, own = theirs.get(new.get(value.name, value.name)), types.shape(value.type)
+        if value.name in index.inputs and wanted is not None and own is not None:
+            sizes[value.name] = [
+                size if isinstance(size, int) else there for size, there in zip(own, wanted, strict=True)
+            ]
+    feeds = random_feeds(before, seed, _numbers(before, sizes))
+    try:
+        check_feeds(index, feeds)
+    except ShapeError as error:
+        raise ShapeError(f'--prove: no inputs suit both graphs: {error}') from error
+    return feeds
+
+
+def prove_chain(
+    models: Sequence[onnx.ModelProto],
+    merged: onnx.ModelProto,
+    connections: Mapping[str, str],
+    *,
+    seed: int = 0,
+) -> Proof:
+    """Run models one after the other and compare the outputs of the merged one.
+
+    Args:
+        models: in the order of execution.
+        merged: made from them.
+        connections: output -> input that it feeds, where the names differ.
+        seed: of the random inputs.
+
+    Raises:
+        InferenceError: ONNX Runtime failed on one of them.
+    """
+    feeds = random_feeds(merged, seed)
+    known: dict[str, Any] = dict(feeds)
+    sources = {entry: out for out, entry in connections.items()}
+    for model in models:
+        inputs = Index(model).inputs
+        given = {name: known[sources[name] if sources.get(name) in known else name] for name in inputs}
+        known.update(Runner(model).run(given))
+    result = Runner(merged).run(feeds)
+    return Proof({name: difference(value, known[name]) for name, value in result.items()})
+
+
+def difference(ours: Any, theirs: Any) -> float:
+    """Return the largest absolute difference of two outputs; inf where they cannot be subtracted."""
+    if isinstance(ours, list) and isinstance(theirs, list):
+        if len(ours) != len(theirs):
+            return float('inf')
+        return max((difference(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return float('inf')
+    if ours.tobytes() == theirs.tobytes() or np.array_equal(ours, theirs):
+        return 0.0
+    if ours.dtype.kind not in 'fiubc':
+        return float('inf')
+    with np.errstate(all='ignore'):
+        gap = np.abs(ours.astype(np.complex128) - theirs.astype(np.complex128))
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    worst = np.where(same, 0, gap).max(initial=0)
+    return float(worst) if np.isfinite(worst) else float('inf')
+
+
+def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
+    """Run a graph at sizes that the graph before did not take, and return these as text.
+
+    A size that was opened is tried at twice what it was before. Returns '' when all of
+    them were allowed before.
+
+    Raises:
+        InferenceError: it does not run there: a size is baked into its constants.
+    """
+    index = Index(after)
+    own = {value.name: types.shape(value.type) for value in before.graph.input}
+    wanted: dict[str, list[int | str]] = {}
+    doubled: dict[str, int] = {}
+    for value in after.graph.input:
+        new, old = types.shape(value.type), own.get(value.name)
+        if value.name in index.inputs and new is not None and old is not None:
+            wanted[value.name] = [
+                _trial_size(here, there, doubled) for here, there in zip(new, old, strict=True)
+            ]
+    sizes = _numbers(after, wanted)
+    new_sizes = {
+        name: shape
+        for name, shape in sizes.items()
+        if any(isinstance(there, int) and there != size for size, there in zip(shape, own[name], strict=True))
+    }
+    if not new_sizes:
+        return ''
+    text = ', '.join(f'{name}={"x".join(map(str, shape))}' for name, shape in sizes.items())
+    try:
+        Runner(after).run(random_feeds(after, seed, sizes))
+    except (InferenceError, ModelFileError) as error:
+        raise InferenceError(
+            f'the graph does not run at {text}: a size is baked into its constants, so export it with that '
+            f'axis open (--no-trial writes the file all the same): {error}'
+        ) from error
+    return text
+
+
+def _trial_size(new: int | str, old: int | str, doubled: dict[str, int]) -> int | str:
+    """Return the size to try: what is stated, or twice what was fixed; a name where it was open before."""
+    if isinstance(new, int) or not isinstance(old, int):
+        return new
+    if new == '?':
+        return 2 * old
+    return doubled.setdefault(new, 2 * old)
+
+
+def _numbers(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> dict[str, list[int]]:
+    """Replace the names in shapes by the sizes that `random_feeds` would take for them."""
+    defaults = {name: array.shape for name, array in random_feeds(model).items()}
+    return {
+        name: [
+            size if isinstance(size, int) else usual
+            for size, usual in zip(shape, defaults[name], strict=True)
+        ]
+        for name, shape in shapes.items()
+    }

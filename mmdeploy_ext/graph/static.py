@@ -1,0 +1,129 @@
+"""Values that follow from the shapes of a graph's inputs alone: what `Shape` gives, and arithmetic on it.
+
+onnx's own inference carries some of them, but not through every operator of every opset (Unsqueeze before
+opset 13, for one); with them known, it tells the shapes behind Reshape, Resize and Expand. Needs onnx only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LARGEST = 1024
+"""Elements: longer tensors are no shapes."""
+OPERATORS = (
+    *(
+        'Add',
+        'And',
+        'Cast',
+        'Ceil',
+        'Concat',
+        'ConstantOfShape',
+        'Div',
+        'Equal',
+        'Expand',
+        'Flatten',
+        'Floor',
+    ),
+    *('Gather', 'Greater', 'Identity', 'Less', 'Max', 'Min', 'Mod', 'Mul', 'Neg', 'Not', 'Or', 'Range'),
+    *('ReduceProd', 'Reshape', 'Round', 'ScatterND', 'Slice', 'Split', 'Sqrt', 'Squeeze', 'Sub', 'Transpose'),
+    *('Unsqueeze', 'Where', 'Xor', 'GatherElements', 'ReduceMax', 'ReduceMin', 'ReduceSum', 'Pow', 'Tile'),
+)
+"""Operators that shapes are computed with; others are not evaluated."""
+
+
+def fold_shapes(model: onnx.ModelProto, kinds: Mapping[str, onnx.TypeProto]) -> int:
+    """Replace nodes whose values follow from shapes by Constant nodes, in place; returns how many.
+
+    Args:
+        model: without large constants; only types are wanted of it.
+        kinds: tensor -> type, as far as it is known.
+    """
+    known = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if math.prod(tensor.dims) <= LARGEST and not tensor.external_data
+    }
+    folded = 0
+    for node in model.graph.node:
+        values = _values(node, known, kinds, model)
+        known.update(values)
+        if node.op_type != 'Constant' and values and len(values) == len(node.output) == 1:
+            _become_constant(node, *values.values())
+            folded += 1
+    return folded
+
+
+def _values(
+    node: onnx.NodeProto,
+    known: Mapping[str, np.ndarray],
+    kinds: Mapping[str, onnx.TypeProto],
+    model: onnx.ModelProto,
+) -> dict[str, np.ndarray]:
+    """Return the outputs of a node that are known; {} when they are not."""
+    if node.domain not in ('', 'ai.onnx') or not node.output:
+        return {}
+    if node.op_type == 'Constant':
+        return _constant(node)
+    if node.op_type in ('Shape', 'Size'):
+        return _shape(node, kinds)
+    if node.op_type not in OPERATORS or not all(name in known for name in node.input if name):
+        return {}
+    return _evaluate(node, known, model)
+
+
+def _constant(node: onnx.NodeProto) -> dict[str, np.ndarray]:
+    for entry in node.attribute:
+        if entry.name == 'value' and math.prod(entry.t.dims) <= LARGEST and not entry.t.external_data:
+            return {node.output[0]: numpy_helper.to_array(entry.t)}
+        if entry.name in ('value_int', 'value_ints'):
+            value = onnx.helper.get_attribute_value(entry)
+            return {node.output[0]: np.asarray(value, np.int64)}
+    return {}
+
+
+def _shape(node: onnx.NodeProto, kinds: Mapping[str, onnx.TypeProto]) -> dict[str, np.ndarray]:
+    kind = kinds.get(node.input[0])
+    if kind is None or not kind.tensor_type.HasField('shape'):
+        return {}
+    dims = kind.tensor_type.shape.dim
+    bounds = {entry.name: entry.i for entry in node.attribute}
+    chosen = dims[bounds.get('start', 0) : bounds.get('end', len(dims))]
+    if not all(size.HasField('dim_value') for size in chosen):
+        return {}
+    sizes = [size.dim_value for size in chosen]
+    value = math.prod(sizes) if node.op_type == 'Size' else sizes
+    return {node.output[0]: np.asarray(value, np.int64)}
+
+
+def _evaluate(
+    node: onnx.NodeProto, known: Mapping[str, np.ndarray], model: onnx.ModelProto
+) -> dict[str, np.ndarray]:
+    names = list(dict.fromkeys(name for name in node.input if name))
+    inputs = [onnx.ValueInfoProto(name=name) for name in names]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
+    graph = onnx.helper.make_graph([node], 'one', inputs, outputs)
+    one = onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import)
+    try:
+        found = ReferenceEvaluator(one).run(None, {name: known[name] for name in names})
+    except Exception:  # a broken graph is told by whoever runs it; here its shapes stay unknown
+        return {}
+    if not all(isinstance(value, np.ndarray | np.generic) and np.size(value) <= LARGEST for value in found):
+        return {}
+    return dict(zip(node.output, map(np.asarray, found), strict=True))
+
+
+def _become_constant(node: onnx.NodeProto, value: np.ndarray) -> None:
+    output, name = node.output[0], node.name
+    node.Clear()
+    node.op_type, node.name = 'Constant', name
+    node.output.append(output)
+    node.attribute.append(onnx.helper.make_attribute('value', numpy_helper.from_array(value)))
