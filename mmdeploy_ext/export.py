@@ -106,10 +106,11 @@ def _export_stage(
     options: ExportOptions,
 ) -> onnx.ModelProto:
     exporter = stage.exporter or options.exporter
-    if options.dynamic:
+    if options.dynamic or options.dynamic_batch:
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
         for name, tensor in zip((*stage.inputs, *stage.outputs), (*args, *outputs), strict=True):
-            letters.setdefault(name, {axis: f'{name}_{axis}' for axis in range(tensor.dim()) if axis != 1})
+            axes = (0, *range(2, tensor.dim())) if options.dynamic else (0,)
+            letters.setdefault(name, {axis: f'{name}_{axis}' for axis in axes})
     dynamic = {name: letters[name] for name in (*stage.inputs, *stage.outputs) if letters.get(name)}
     return _run_exporter(stage, args, dynamic, exporter, options.opset)
 

@@ -58,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--batch-size', type=int, default=1, help='batch of the graph (default: 1)')
     parser.add_argument('--dynamic-export', action='store_true', help='batch, height and width stay dynamic')
     parser.add_argument(
+        '--dynamic-batch', action='store_true', help='RT-DETR: the batch stays dynamic, the size is fixed'
+    )
+    parser.add_argument(
         '--postprocess',
         choices=('full', 'decode', 'raw'),
         help='full: detections (default); decode: boxes, scores, centerness; raw: head outputs',
@@ -134,6 +137,8 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
             f'--skip-postprocess means --postprocess raw, got --postprocess {args.postprocess} too'
         )
     form = 'raw' if args.skip_postprocess else args.postprocess or 'full'
+    if args.dynamic_export and args.dynamic_batch:
+        raise UsageError('--dynamic-batch fixes height and width, --dynamic-export does not: choose one')
     if args.score_form != 'separate' and form != 'decode':
         raise UsageError(f'--score-form {args.score_form} goes with --postprocess decode, got {form}')
     if args.opset_version is not None:
@@ -155,6 +160,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         max_candidates=args.max_candidates,
         fuse=args.fuse,
         grid_sample=args.grid_sample,
+        dynamic_batch=args.dynamic_batch,
     )
 
 
@@ -217,7 +223,7 @@ def export_and_prove(
     metadata, seconds = deploy.export_to_file(deployment, options, [traced], args.output_file)
     print(
         f'{args.output_file}: {metadata.spec.name}, opset {options.opset}, '
-        f'{"dynamic batch and size" if options.dynamic else "fixed shape"}, exported in {seconds:.1f} s'
+        f'{_shape_title(options)}, exported in {seconds:.1f} s'
     )
     if args.show:
         _show(deployment, args.output_file, images[0], engine)
@@ -226,6 +232,12 @@ def export_and_prove(
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}', file=sys.stdout)
         return 0
     return proof.run_proof(deployment, args.output_file, images, args, engine)
+
+
+def _shape_title(options: ExportOptions) -> str:
+    if options.dynamic:
+        return 'dynamic batch and size'
+    return 'dynamic batch, fixed size' if options.dynamic_batch else 'fixed shape'
 
 
 def _show(

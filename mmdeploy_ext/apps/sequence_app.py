@@ -28,6 +28,7 @@ IMAGE_OPTIONS = (
     'shape',
     'batch_size',
     'dynamic_export',
+    'dynamic_batch',
     'postprocess',
     'skip_postprocess',
     'score_form',

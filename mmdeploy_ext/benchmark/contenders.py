@@ -52,7 +52,8 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], ExportOptions]
     for path, metadata in zip(args.onnx, found, strict=True):
         if not metadata.options['dynamic']:
             asked.append((path, (metadata.options['height'], metadata.options['width'])))
-            batches.append((path, metadata.options['batch']))
+            if not metadata.options.get('dynamic_batch'):
+                batches.append((path, metadata.options['batch']))
     for wishes in (asked, batches):
         for source, wish in wishes[1:]:
             if wish != wishes[0][1]:

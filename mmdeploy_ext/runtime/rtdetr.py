@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.metadata import Metadata
 
+SIZES = 'orig_target_sizes'
+
 
 def target_sizes(ori_shapes: Sequence[Sequence[int]]) -> np.ndarray:
     """Return `orig_target_sizes` (B, 2) int64 width, height of images (h, w)."""
@@ -37,15 +39,13 @@ def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -
     """
     expected = target_sizes(ori_shapes)
     if sizes.shape != expected.shape:
-        raise ShapeError(f'orig_target_sizes: got {sizes.shape}, expected {expected.shape}: width, height')
+        raise ShapeError(f'{SIZES}: got {sizes.shape}, expected {expected.shape}: width, height')
     if (sizes <= 0).any():
-        raise ShapeError(
-            f'orig_target_sizes: got {sizes.tolist()}, expected positive width, height'
-        )
+        raise ShapeError(f'{SIZES}: got {sizes.tolist()}, expected positive width, height')
     if not np.array_equal(sizes, expected):
         turned = np.array_equal(sizes[:, ::-1], expected)
         raise ShapeError(
-            f'orig_target_sizes: got {sizes.tolist()}, expected {expected.tolist()}: '
+            f'{SIZES}: got {sizes.tolist()}, expected {expected.tolist()}: '
             f'{"width comes first, then height" if turned else "width, height of the original images"}'
         )
 
@@ -85,14 +85,17 @@ def detections(
     Args:
         metadata: of the file.
         outputs: its outputs by name.
-        feeds: what was fed, and `orig_target_sizes` (B, 2) width, height.
+        feeds: what was fed, and `orig_target_sizes` (B, 2) width, height; where `ori_shape` (height, width)
+            of the image is there too, they have to agree.
 
     Returns:
         One `Detections` per image.
 
     Raises:
-        ShapeError: other numbers of queries or classes than the metadata states.
+        ShapeError: other numbers of queries or classes than the metadata states, or sizes that are zero, in
+            the wrong order or of another image.
     """
+    _check_sizes(feeds)
     if metadata.form == 'full':
         return [
             Detections(boxes, scores, labels)
@@ -104,8 +107,14 @@ def detections(
     _check_raw(outputs, facts)
     return [
         postprocess_image(*image, facts['max_per_img'])
-        for image in zip(outputs['logits'], outputs['boxes'], feeds['orig_target_sizes'], strict=True)
+        for image in zip(outputs['logits'], outputs['boxes'], feeds[SIZES], strict=True)
     ]
+
+
+def _check_sizes(feeds: Mapping[str, np.ndarray]) -> None:
+    sizes, shape = feeds[SIZES], feeds.get('ori_shape')
+    own = [(height, width) for width, height in sizes.reshape(-1, 2).tolist()]  # nothing else is known
+    check_target_sizes(sizes, own if shape is None else [tuple(shape.tolist())] * len(sizes))
 
 
 def _check_raw(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:

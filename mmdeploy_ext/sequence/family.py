@@ -47,6 +47,7 @@ class SequenceOptions:
     simplify: bool = False
     dynamic: ClassVar[bool] = False
     grid_sample: ClassVar[str] = 'operator'
+    dynamic_batch: ClassVar[bool] = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types (what the metadata keeps)."""

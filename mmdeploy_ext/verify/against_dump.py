@@ -88,8 +88,9 @@ def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, dep
     valued = [tensor.name for tensor in backend.spec.outputs if tensor.compare == 'values']
     rows: tuple[TensorRow, ...] = ()
     if valued:
-        reference = {key: tensors[key] for key in valued}
-        ties = deployment.family.harmless(deployment.model, feeds)
+        family, model = deployment.family, deployment.model
+        reference = family.choose_as(model, feeds, outputs, {key: tensors[key] for key in valued})
+        ties = family.harmless(model, feeds)
         got = without_ties(reference, {key: outputs[key] for key in valued}, ties)
         rows = tuple(compare_tensors(reference, got, backend.spec))
     dumped = {key: tensors[key] for key in outputs}

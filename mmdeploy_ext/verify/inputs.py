@@ -44,7 +44,7 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
 def proof_inputs(
     deployment: Deployment, options: ExportOptions, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[ProofInput]:
-    """Return the inputs of a proof: the traced one, others, and for dynamic graphs other sizes and batch 2.
+    """Return the inputs of a proof: the traced one, others, and for dynamic graphs other sizes and batches.
 
     Args:
         deployment: the model.
@@ -79,6 +79,9 @@ def proof_inputs(
         cases.append(_unaligned(deployment, images[1], (int(height * 0.75) - 7, int(width * 0.75) + 5)))
         larger = (_aligned(height * 1.25), _aligned(width * 1.125))
         cases.append(fixed('other size, batch 2', [images[1], images[0]], larger, rescale=True))
+    if options.dynamic_batch:
+        other = [images[index % len(images)] for index in range(1, options.batch + 2)]
+        cases.append(fixed(f'batch of {len(other)}', other, (height, width), rescale=True))
     return cases
 
 

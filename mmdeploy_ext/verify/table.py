@@ -290,7 +290,12 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
     if options:
         words += ['--shape', options['height'], options['width'], '--opset-version', options['opset']]
         words += ['--exporter', options['exporter'], '--batch-size', options['batch']]
-    flags = {'--dynamic-export': options.get('dynamic'), '--simplify': options.get('simplify')}
+    flags = {
+        '--dynamic-export': options.get('dynamic'),
+        '--dynamic-batch': options.get('dynamic_batch'),
+        '--simplify': options.get('simplify'),
+        '--no-fuse': not options.get('fuse', True),
+    }
     words += [flag for flag, wanted in flags.items() if wanted]
     if options.get('score_form') == 'product' and subject.get('form') == 'decode':
         words += ['--score-form', 'product']
@@ -298,6 +303,8 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
         words += ['--layout', options['layout']]
     if options.get('max_candidates'):
         words += ['--max-candidates', options['max_candidates']]
+    if options.get('grid_sample', 'operator') != 'operator':
+        words += ['--grid-sample', options['grid_sample']]
     overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
     return shlex.join(map(str, words + (['--cfg-options', *overrides] if overrides else [])))
 

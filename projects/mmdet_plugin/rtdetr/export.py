@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
 
-GRID_SAMPLE_OPSETS = (16, 19)
-"""GridSample exists from 16 on; TensorRT 10 gets that of opset 20 wrong."""
+GRID_SAMPLE_OPSETS = (16, 20)
+"""GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')
 HEADS = ('pred_logits', 'pred_boxes')
-SIZES = 'orig_target_sizes'
+SIZES = runtime.SIZES
 
 
 class RtDetrFamily(Family):
@@ -46,7 +46,7 @@ class RtDetrFamily(Family):
     name = 'rtdetr'
     task = 'bbox2d'
     forms = ('full', 'raw')
-    own_options = ('fuse', 'grid_sample')
+    own_options = ('fuse', 'grid_sample', 'dynamic_batch')
     derived_prefixes = ('network/encoder/position', 'network/decoder/anchors')
 
     def claims(self, cfg: Any) -> bool:
@@ -63,7 +63,7 @@ class RtDetrFamily(Family):
         if not low <= options.opset <= high:
             raise UsageError(
                 f'--opset-version {options.opset}: RT-DETR needs GridSample, which ONNX has since opset '
-                f'{low} and TensorRT gets wrong from opset {high + 1} on; expected {low} to {high}'
+                f'{low}; expected {low} to {high}'
             )
         if options.exporter != 'torchscript':
             raise UsageError(
@@ -78,9 +78,8 @@ class RtDetrFamily(Family):
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""
-        batch, height, width = (
-            ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
-        )
+        batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
+        height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
         images = TensorSpec(
             'images',
             'float32',
@@ -164,32 +163,34 @@ class RtDetrFamily(Family):
             outputs = model.decoder(model.extract_feat(images), tokens)
         return {name: tensor.cpu().numpy() for name, tensor in zip(RAW_NAMES, outputs, strict=True)}
 
-    def reference_for(
+    def choose_as(
         self,
         model: nn.Module,
         feeds: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        form: str,
-        score_form: str,
-        **own: Any,
+        reference: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """See `Family.reference_for`: tokens that differ from the best ones by ties only are taken over.
+        """See `Family.choose_as`: tokens that differ from the best ones by ties only are taken over.
 
-        Then rows are the same queries, and a tie at the cut is one set of queries on both sides.
+        The same tokens in another order are the same rows in another order; where a tie at the cut makes
+        another set of tokens, PyTorch runs with that set. Images without ties keep their reference.
         """
-        reference = self.reference_tensors(model, feeds, form, score_form)
-        chosen = outputs.get('tokens')
-        if chosen is None or chosen.shape != reference['tokens'].shape or chosen.dtype != np.int64:
-            return reference
-        with torch.no_grad():
-            decoder = model.decoder
-            maps = decoder.project(model.extract_feat(_to_model(model, feeds['images'])))
-            scores = decoder.tokens(maps)[1].amax(-1).cpu().numpy()
-        tied = tied_selection(scores, reference['tokens'], chosen)
-        if not (tied & (chosen != reference['tokens']).any(1)).any():
-            return reference
-        tokens = np.where(tied[:, None], chosen, reference['tokens'])
-        return self.reference_tensors(model, feeds, form, score_form, _to_model(model, tokens))
+        chosen, best = outputs.get('tokens'), reference['tokens']
+        result = {name: array.copy() for name, array in reference.items()}
+        if chosen is None or chosen.shape != best.shape or chosen.dtype != np.int64:
+            return result
+        differs = (chosen != best).any(1)
+        if differs.any():
+            differs &= tied_selection(_token_scores(model, feeds['images']), best, chosen)
+        other_sets = differs & (np.sort(chosen) != np.sort(best)).any(1)
+        if other_sets.any():
+            tokens = _to_model(model, np.where(other_sets[:, None], chosen, best))
+            rerun = self.reference_tensors(model, feeds, 'raw', 'separate', tokens)
+        for image in np.flatnonzero(differs):
+            rows = np.argsort(best[image])[np.argsort(np.argsort(chosen[image]))]
+            for name, array in result.items():
+                array[image] = rerun[name][image] if other_sets[image] else array[image][rows]
+        return result
 
     def reference_detections(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
@@ -235,8 +236,16 @@ def tied_selection(scores: np.ndarray, best: np.ndarray, chosen: np.ndarray) -> 
     return np.asarray(tied)
 
 
+def _token_scores(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Return (B, N): the largest class logit of every token."""
+    decoder = model.decoder
+    with torch.no_grad():
+        maps = decoder.project(model.extract_feat(_to_model(model, images)))
+        return decoder.tokens(maps)[1].amax(-1).cpu().numpy()
+
+
 def _to_model(model: nn.Module, array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).to(next(model.parameters()).device)
+    return torch.from_numpy(np.require(array, requirements='W')).to(next(model.parameters()).device)
 
 
 def _sizes(images: Sequence[PreparedImage], rescale: bool) -> np.ndarray:

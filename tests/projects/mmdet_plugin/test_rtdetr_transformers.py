@@ -10,7 +10,8 @@ from mmdeploy_ext.convert import rtdetr as library
 from mmdeploy_ext.convert import rtdetr_names as names
 
 transformers = pytest.importorskip(
-    'transformers', reason='skipped: transformers is not installed (pip install transformers)')
+    'transformers',
+    reason='skipped: transformers is not installed (pip install transformers -c requirements-lock.txt)')
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,92 @@
+"""What only RT-DETR can get wrong: foreign checkpoints, classes, sizes, layouts, options."""
+
+import pickle
+
+import pytest
+import torch
+
+import toy_rtdetr
+from mmdeploy_ext.checkpoint import load_checkpoint
+from mmdeploy_ext.runtime import run_images
+
+COMMAND = 'tools/convert/rtdetr.py'
+CONFIG = toy_rtdetr.CONFIG
+BATCH = '--dynamic-batch --shape 128 160'
+
+
+@pytest.fixture(scope='module')
+def seeded(tmp_path_factory):
+    return toy_rtdetr.write_checkpoint(tmp_path_factory.mktemp('rtdetr') / 'seeded.pth')
+
+
+@pytest.fixture(scope='module')
+def weights(seeded):
+    return load_checkpoint(seeded).state_dict
+
+
+@pytest.fixture
+def good(bench, weights):
+    """Return the options of a good command, the checkpoint written."""
+    torch.save(dict(state_dict=weights), bench.folder / 'good.pth')
+    return dict(config=CONFIG, checkpoint=bench.folder / 'good.pth')
+
+
+def test_each_family_takes_its_own_checkpoints(bench, good):
+    bench.refuses('export', 'atss_toy.pth: does not fit the model', 'decoder', config=CONFIG)
+    bench.refuses('export', 'good.pth: does not fit the model', 'bbox_head', checkpoint=good['checkpoint'])
+
+
+@pytest.mark.parametrize('content', ['original', 'paddle'])
+def test_unconverted_checkpoints_are_refused_by_name(content, bench, weights):
+    path = bench.folder / f'{content}.pth'
+    if content == 'original':
+        torch.save(dict(model=weights, ema=dict(module=weights)), path)
+    else:
+        path.write_bytes(pickle.dumps({'StructuredToParameterName@@': {}}, protocol=2))
+    words = [COMMAND] if content == 'original' else []
+    bench.refuses('export', f'{content}.pth', *words, config=CONFIG, checkpoint=path)
+
+
+def test_another_number_of_classes_is_refused(bench, good):
+    more = '--cfg-options model.decoder.num_classes=80'
+    bench.refuses('export', 'good.pth', 'enc_score_head', '(6, 96)', '(80, 96)', more=more, **good)
+
+
+@pytest.mark.parametrize(
+    ('more', 'words'),
+    [
+        ('--shape 200 256', ['--shape 200 256', 'multiples of 32']),
+        ('--shape 32 64', ['42 tokens for num_queries=60', 'larger']),
+        ('--opset-version 15', ['--opset-version 15', '16 to 20']),
+        ('--exporter dynamo', ['--exporter dynamo', 'torchscript']),
+        ('--postprocess decode', ['--postprocess decode', 'full, raw']),
+        ('--dynamic-export --dynamic-batch', ['--dynamic-batch', '--dynamic-export', 'choose one']),
+        ('--layout fork', ['--layout fork', "'rtdetr' has no such option"]),
+        ('--cfg-options model.encoder.position_layout=columns', ["'columns'", 'original, row_major']),
+        ('--cfg-options model.encoder.hidden_dim=94', ['hidden_dim=94', 'multiple of 4']),
+        ('--cfg-options model.backbone.depth=20', ['depth=20', '18, 34, 50, 101']),
+        ('--cfg-options model.test_cfg.max_per_img=400', ['max_per_img=400', '360']),
+        ('--cfg-options model.decoder.num_heads=5', ['num_heads=5', 'hidden_dim=96']),
+        ('--cfg-options model.train_cfg.cost.iou=1', ['train_cfg', 'iou']),
+    ],
+)
+def test_wrong_options_are_refused_before_the_weights_load(more, words, bench):
+    missing = bench.folder / 'good.pth'
+    missing.write_bytes(b'never read')
+    bench.refuses('export', *words, config=CONFIG, checkpoint=missing, more=more)
+
+
+def test_other_families_have_no_dynamic_batch(bench):
+    bench.refuses('export', '--dynamic-batch', "'atss' has no such option", more=BATCH)
+
+
+def test_runners_take_their_own_family(bench, good, capfd):
+    path = bench.folder / 'rtdetr.onnx'
+    done = bench.call('export', output=path, more=BATCH, **good)
+    assert done.status == 0 and 'dynamic batch, fixed size' in done.out, done.err
+    bench.refuses('run', 'rtdetr.onnx', "'rtdetr'", 'onnx_rtdetr.py', onnx=path)
+    bench.refuses('verify', 'rtdetr.onnx', "'rtdetr'", "'atss'", onnx=path)
+    picture = str(toy_rtdetr.PICTURE)
+    assert run_images.main([str(bench.onnx_file), picture], ('full', 'raw'), '', ('rtdetr',)) == 2
+    assert "'atss'" in capfd.readouterr().err
+    assert run_images.main([str(path), picture, '--out', 'x.png'], ('full', 'raw'), '', ('rtdetr',)) == 0
