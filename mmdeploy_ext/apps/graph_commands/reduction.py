@@ -2,9 +2,172 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps.graph_commands import proving
+from mmdeploy_ext.apps.graph_commands.command import Command, write_json
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.apps.graph_commands.command import Command
+    import argparse
+    from collections.abc import Callable, Iterator
 
-COMMANDS: dict[str, Command] = {}
+    import numpy as np
+
+    from mmdeploy_ext.graph.reduce import Reduction
+    from mmdeploy_ext.graph.reduce_case import Candidate, Case
+    from mmdeploy_ext.graph.reduce_checks import Check, CheckText
+
+CHECK_HELP = (
+    "how to see the fault: 'nan' (not finite), 'engines' (ONNX Runtime's optimisations change the result), "
+    "'reference' (ONNX Runtime against the reference implementation), 'differs OTHER.onnx', 'crash', or a "
+    'shell command that is called with the file of a candidate ({} stands for it, else it comes last; '
+    'inputs.npz lies beside it) and exits with 0 when the fault is there'
+)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--check', required=True, metavar='CHECK', help=CHECK_HELP)
+    parser.add_argument('--output', required=True, metavar='DIR', help='new folder for the reduced graph')
+    proving.add_feeds(parser)
+    parser.add_argument(
+        '--good', metavar='GOOD.onnx', help='model without the fault: the check has to say no to it'
+    )
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=1e-4,
+        metavar='T',
+        help='difference that is no fault, as a part of the largest value (default: %(default)g)',
+    )
+    parser.add_argument(
+        '--timeout', type=float, default=60, metavar='S', help='seconds for one check (default: %(default)g)'
+    )
+    parser.add_argument(
+        '--max-checks', type=int, default=400, metavar='N', help='most checks in all (default: %(default)s)'
+    )
+
+
+def run_reduce(args: argparse.Namespace) -> int:
+    """Reduce a graph."""
+    from pathlib import Path
+
+    from mmdeploy_ext.graph.reduce import reduce
+    from mmdeploy_ext.graph.reduce_folder import save_folder
+
+    text = _checked(args)
+    feeds, case = _case(args, text)
+    check = _check(args, text, case, feeds)
+    good = _good(args, case, feeds, text)
+    with _progress(args.max_checks) as report:
+        found = reduce(case, check, most_checks=args.max_checks, good=good, progress=report)
+    expected = check.expected(found.candidate, case.values)
+    source = Path(args.file).name
+    save_folder(found, args.output, check.facts(), expected, meaning=check.meaning, source=source)
+    _print(args, found)
+    write_json(args, dict(file=args.file, output=args.output, check=args.check, **_content(found)))
+    return 0
+
+
+def _checked(args: argparse.Namespace) -> CheckText:
+    """Look at all options before any work."""
+    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.graph.reduce_checks import parse_check
+    from mmdeploy_ext.graph.reduce_folder import check_folder
+
+    proving.check_tolerance(args.tolerance)
+    if args.timeout <= 0:
+        raise UsageError(f'--timeout {args.timeout:g}: expected a positive number of seconds')
+    if args.max_checks < 1:
+        raise UsageError(f'--max-checks {args.max_checks}: expected a positive number')
+    check_folder(args.output)
+    return parse_check(args.check)
+
+
+def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarray], Case]:
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.index import Index
+    from mmdeploy_ext.graph.reduce_case import Case, prepare, record
+    from mmdeploy_ext.graph.run import check_feeds
+
+    model = files.load(args.file)
+    feeds = proving.read_feeds(args, model, 1)[0]
+    check_feeds(Index(model), feeds)
+    ready = prepare(model, feeds)
+    return feeds, Case(ready, record(ready, feeds, apart=text.kind == 'crash'))
+
+
+def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph import reduce_checks as checks
+    from mmdeploy_ext.graph.reduce_case import prepare, record
+
+    if text.kind == 'command':
+        return checks.Command(text.rest, args.timeout)
+    if text.kind == 'crash':
+        return checks.Crash(args.timeout)
+    if text.kind == 'differs':
+        other = prepare(files.load(text.rest), feeds)
+        return checks.Differs(args.tolerance, record(other, feeds), case.values)
+    return checks.BUILT_IN[text.kind](args.tolerance)
+
+
+def _good(
+    args: argparse.Namespace, case: Case, feeds: dict[str, np.ndarray], text: CheckText
+) -> list[Candidate]:
+    """Return what the check has to say no to: with a command a graph of zeros, and the file of --good."""
+    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.reduce_case import Case, prepare, record
+
+    good = [case.trivial()] if text.kind == 'command' else []
+    if args.good:
+        ready = prepare(files.load(args.good), feeds)
+        one = Case(ready, record(ready, feeds))
+        good.append(one.candidate(one.everything))
+    return good
+
+
+@contextlib.contextmanager
+def _progress(most_checks: int) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar; yield what tells it the number of checks and of nodes."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = cli.stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task('reducing', total=most_checks)
+
+        def report(checks: int, nodes: int) -> None:
+            bar.update(task, completed=checks, description=f'{nodes} nodes left, checks')
+
+        yield report
+
+
+def _print(args: argparse.Namespace, found: Reduction) -> None:
+    candidate = found.candidate
+    left = len(candidate.positions)
+    print(f'{args.file}: {found.nodes_before} nodes, reduced to {left} with {found.checks} checks')
+    for node in candidate.model.graph.node:
+        reads, writes = (', '.join(name for name in names if name) for names in (node.input, node.output))
+        print(f'  {node.name or "(no name)"} {node.op_type}: {reads} -> {writes}')
+    if found.stopped:
+        print(f'stopped early: {found.stopped}; this is the smallest part so far')
+    print(f'{args.output}: see README.md in it; python {args.output}/run.py shows the fault again')
+
+
+def _content(found: Reduction) -> dict[str, Any]:
+    nodes = found.candidate.model.graph.node
+    return dict(
+        nodes_before=found.nodes_before,
+        nodes=[dict(name=node.name, op_type=node.op_type, outputs=list(node.output)) for node in nodes],
+        inputs=list(found.candidate.feeds),
+        outputs=list(found.candidate.outputs),
+        checks=found.checks,
+        stopped=found.stopped or None,
+    )
+
+
+COMMANDS: dict[str, Command] = {
+    'reduce': Command('Find the smallest part of a graph that still shows a fault', run_reduce, _arguments),
+}

@@ -1,0 +1,150 @@
+"""Show the fault of the graph in this folder again: `python run.py`.
+
+Needs numpy and onnxruntime only. Exit status: 0 the fault is shown, 1 it is not, as `graph.py reduce` wants
+it of a check. The folder holds model.onnx, inputs.npz, expected.npz and case.json; README.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Arrays = Mapping[str, np.ndarray]
+
+
+def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np.ndarray]:
+    """Return output name -> array of a model, with all of ONNX Runtime's optimisations or without any.
+
+    Args:
+        source: path or bytes of an ONNX model.
+        feeds: input name -> array.
+        optimized: all or none.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def floats(arrays: Arrays) -> list[np.ndarray]:
+    """Return the arrays that can hold NaN, as float64."""
+    found = [np.asarray(array) for array in arrays.values()]
+    return [array.astype(np.float64) for array in found if array.dtype.kind == 'f']
+
+
+def not_finite(arrays: Arrays) -> str:
+    """Return 'nan' where an array has one, 'inf' where one is infinite, '' otherwise."""
+    values = floats(arrays)
+    if any(np.isnan(array).any() for array in values):
+        return 'nan'
+    return 'inf' if any(np.isinf(array).any() for array in values) else ''
+
+
+def difference(got: Arrays, expected: Arrays) -> float:
+    """Return the largest difference over all outputs, each as a part of its largest expected value.
+
+    Another shape, other text and NaN on one side alone are infinitely different. Names that one side lacks
+    are not compared.
+    """
+    return max((_difference(got[name], expected[name]) for name in expected if name in got), default=0.0)
+
+
+def _difference(got: Any, expected: Any) -> float:
+    got, expected = np.asarray(got), np.asarray(expected)
+    if got.shape != expected.shape:
+        return float('inf')
+    if got.dtype.kind in 'OSU':
+        return 0.0 if (got.astype(str) == expected.astype(str)).all() else float('inf')
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    known = np.isfinite(expected)
+    if not np.array_equal(got[~known], expected[~known], equal_nan=True) or not np.isfinite(got[known]).all():
+        return float('inf')
+    largest = float(np.abs(expected[known]).max(initial=0.0))
+    error = float(np.abs(got[known] - expected[known]).max(initial=0.0))
+    return error / largest if largest else float('inf') if error else 0.0
+
+
+def run_outcome(source: str, feeds: Arrays) -> str:
+    """Return 'runs', or the kind of error that ONNX Runtime gives for a model."""
+    try:
+        compute(source, feeds, optimized=True)
+    except Exception as error:
+        print(error, file=sys.stderr)
+        return type(error).__name__
+    return 'runs'
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _outcome_of_child(seconds: float) -> str:
+    """Run the model in a process of its own, which may die."""
+    command = [sys.executable, __file__, '--child']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    if done.returncode < 0:
+        return f'signal {-done.returncode}'
+    print(done.stderr, end='', file=sys.stderr)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def judge(folder: Path, case: Mapping[str, Any]) -> bool:
+    """Run the model and say what it gives; return whether the fault is shown."""
+    kind, source = case['check'], str(folder / 'model.onnx')
+    if kind == 'crash':
+        outcome = _outcome_of_child(case['timeout'])
+        print(f'ended with: {outcome}; recorded: {case["outcome"]}')
+        return outcome == case['outcome']
+    feeds, expected = _arrays(folder / 'inputs.npz'), _arrays(folder / 'expected.npz')
+    got = compute(source, feeds, optimized=kind in ('engines', 'reference'))
+    got = {name: got[name] for name in case['outputs']}
+    for name, array in got.items():
+        print(f'{name}: {np.asarray(array).dtype} {np.shape(array)}, {not_finite({name: array}) or "finite"}')
+    if kind == 'nan':
+        return not_finite(got) == case['outcome']
+    if kind == 'engines':
+        expected = compute(source, feeds, optimized=False)
+    found = difference(got, expected)
+    print(f'largest difference: {found:.3g} of the largest expected value; tolerance {case["tolerance"]:g}')
+    if kind == 'command':
+        print(f'the check was a command: {case["command"]} model.onnx')
+        return found <= case['tolerance']
+    return found > case['tolerance']
+
+
+def main() -> int:
+    """Show the fault.
+
+    Returns:
+        0 shown, 1 not shown.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    folder = Path(__file__).resolve().parent
+    if args.child:
+        print(run_outcome(str(folder / 'model.onnx'), _arrays(folder / 'inputs.npz')))
+        return 0
+    case = json.loads((folder / 'case.json').read_text(encoding='utf-8'))
+    shown = judge(folder, case)
+    print('the fault is shown' if shown else 'the fault is NOT shown')
+    return 0 if shown else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
