@@ -10,7 +10,7 @@ import torch
 
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.lint.marks import tensors_in
-from mmdeploy_ext.lint.observe import Observer, functions_carry_marks
+from mmdeploy_ext.lint.observe import Observer, as_exporting, functions_carry_marks
 from mmdeploy_ext.lint.record import Event, Recorder
 from mmdeploy_ext.lint.report import Report, make_report
 from mmdeploy_ext.lint.rule import EXPORTERS, check_exporters
@@ -81,6 +81,16 @@ def check(
 
 def _observe(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Recorder, Observer, Any]:
     """Run a copy of the module on copies of the inputs, watched."""
+    try:
+        with as_exporting():
+            return _observe_as_it_is(module, example_inputs)
+    except Exception:  # forms for exports may want sizes that are tensors; then the other ones are watched
+        return _observe_as_it_is(module, example_inputs)
+
+
+def _observe_as_it_is(
+    module: torch.nn.Module, example_inputs: Sequence[Any]
+) -> tuple[Recorder, Observer, Any]:
     runs, args = copy_of(module), copies(list(example_inputs))
     observer = Observer(list(tensors_in(args)), runs, WATCHES)
     with (

@@ -16,7 +16,18 @@ import torch
 from mmdeploy_ext import cli
 from mmdeploy_ext.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.lint.marks import tensors_in
-from mmdeploy_ext.lint.rule import CRASHES, EXPORTERS, FAILS, REFUSED, RIGHT, UNRUNNABLE, WRONG, Example, Rule
+from mmdeploy_ext.lint.rule import (
+    CRASHES,
+    EXPORTERS,
+    FAILS,
+    REFUSED,
+    RIGHT,
+    UNRUNNABLE,
+    WRONG,
+    WRONG_AT_ONCE,
+    Example,
+    Rule,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +91,7 @@ def _compare(example: Example, session: onnxruntime.InferenceSession) -> str:
     """Run the traced inputs, then the unseen ones, through a new module and through the file."""
     module = example.build(example.traced())
     known = {tensor.name for tensor in session.get_inputs()}
-    for args in (example.traced(), example.unseen()):
+    for args, difference in ((example.traced(), WRONG_AT_ONCE), (example.unseen(), WRONG)):
         feeds = {f'input_{index}': tensor.numpy().copy() for index, tensor in enumerate(args)}
         example.make_ready(module, args)
         torch.manual_seed(0)
@@ -91,7 +102,7 @@ def _compare(example: Example, session: onnxruntime.InferenceSession) -> str:
         except Exception:  # ONNX Runtime's errors have no common class
             return FAILS
         if not _same(got, expected):
-            return WRONG
+            return difference
     return RIGHT
 
 

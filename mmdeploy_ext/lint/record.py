@@ -59,8 +59,9 @@ class Recorder:
         site = caller()
         if site is None:
             return
-        self.comparisons.append((f'{site.file} {site.function}', values, origins))
-        if site.waiting in ('branch', 'loop'):
+        if not site.waiting:  # min(k, size): a guard or a branch chooses no number
+            self.comparisons.append((f'{site.file} {site.function}', values, origins))
+        if site.waiting in ('branch', 'loop', 'counted'):
             rule = 'size-in-branch' if site.waiting == 'branch' else 'size-in-loop'
             shown = ' and '.join(map(str, values[:2]))
             self.add(
@@ -70,7 +71,7 @@ class Recorder:
     def converted(self, origins: Origins, name: str) -> None:
         """Note that a size became a plain Python number."""
         site = caller()
-        if site is not None:
+        if site is not None and site.waiting != 'guard':
             self.add('size-to-python', f'{name.strip("_")}() of a size', site, origins)
 
     def changed_in_place(self, origins: Origins) -> None:

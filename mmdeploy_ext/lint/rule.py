@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RIGHT = 'right'
 WRONG = 'wrong on other inputs'
+WRONG_AT_ONCE = 'wrong'
 FAILS = 'fails on other inputs'
 REFUSED = 'refused'
 UNRUNNABLE = 'refused by the engine'
@@ -21,6 +22,7 @@ CRASHES = 'kills the process'
 OUTCOMES = {
     RIGHT: 'exports, and gives what PyTorch gives, also on inputs that the export never saw',
     WRONG: 'exports, and gives other numbers than PyTorch on inputs that the export never saw',
+    WRONG_AT_ONCE: 'exports, and gives other numbers than PyTorch on the very input of the export, too',
     FAILS: 'exports, and the engine stops with an error on inputs that the export never saw',
     REFUSED: 'the exporter raises',
     UNRUNNABLE: 'exports, and ONNX Runtime (CPU) cannot load the file',

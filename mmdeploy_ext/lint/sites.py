@@ -39,7 +39,8 @@ class Site:
         code: the line itself.
         library: the file belongs to an installed package.
         via: the user's line that led there, of a line in a library; None where there is none.
-        waiting: 'loop', 'branch' or 'guard' when that is what takes the value, 'unpack' for a tuple, or ''.
+        waiting: what takes the value: 'branch', 'guard' (an assert, an if that raises), 'loop', 'counted' (a
+            `range`), 'unpack' (several names on the left), or ''.
     """
 
     file: str
@@ -156,24 +157,47 @@ def _waiting_at(file: str, line: int, column: int) -> str:
         inner = next((child for child in ast.iter_child_nodes(node) if _covers(child, line, column)), None)
         if inner is not None:
             kept = '' if isinstance(inner, ast.stmt | ast.Lambda) else found
-            found = kept if kept == 'loop' else _taker(node, inner) or kept
+            found = kept if kept in ('counted', 'guard') else _taker(node, inner) or kept
             function = inner if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) else function
             if isinstance(inner, ast.Assign):
-                found = 'loop' if _counted_by(inner, function) else found
+                found = _use_of(inner, function) or found
         node = inner
     return found
 
 
-def _counted_by(assign: ast.Assign, function: ast.AST | None) -> bool:
-    """Return whether a loop `for i in range(n)` of the function counts up to what is assigned."""
+def _use_of(assign: ast.Assign, function: ast.AST | None) -> str:
+    """Return 'counted' where a `range` takes what is assigned, 'guard' where guards alone do, or ''."""
     names = {part.id for target in assign.targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-    loops = [
-        part.iter for part in ast.walk(function or assign) if isinstance(part, ast.For | ast.comprehension)
-    ]
+    steps = list(ast.walk(function or assign))
     ranges = [
-        loop for loop in loops if isinstance(loop, ast.Call) and getattr(loop.func, 'id', '') == 'range'
+        step for step in steps if isinstance(step, ast.Call) and getattr(step.func, 'id', '') == 'range'
     ]
-    return any(isinstance(part, ast.Name) and part.id in names for loop in ranges for part in ast.walk(loop))
+    if any(_uses(part, names) for part in ranges):
+        return 'counted'
+    guards = [part for step in steps for part in _guard_parts(step)]
+    total, guarded = _uses(ast.Module(steps[0].body if function else [], []), names), _uses_in(guards, names)
+    return 'guard' if 0 < total == guarded else ''
+
+
+def _uses(node: ast.AST, names: set[str]) -> int:
+    """Return how often the names are read in a piece of code."""
+    parts = ast.walk(node)
+    return sum(
+        isinstance(part, ast.Name) and part.id in names and isinstance(part.ctx, ast.Load) for part in parts
+    )
+
+
+def _uses_in(nodes: list[ast.AST], names: set[str]) -> int:
+    return sum(_uses(node, names) for node in nodes)
+
+
+def _guard_parts(step: ast.AST) -> list[ast.AST]:
+    """Return what only stops the program: asserts, raises, and tests in front of nothing but raises."""
+    if isinstance(step, ast.Assert | ast.Raise):
+        return [step]
+    if isinstance(step, ast.If) and all(isinstance(part, ast.Raise) for part in step.body):
+        return [step.test]
+    return []
 
 
 @functools.lru_cache(maxsize=256)
@@ -202,6 +226,8 @@ def _taker(node: ast.AST, inner: ast.AST) -> str:
         return 'branch'
     if isinstance(node, ast.While) and inner is node.test:
         return 'loop'
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'range':
+        return 'counted'
     if isinstance(node, ast.For | ast.comprehension) and inner is node.iter:
         return 'loop'
     unpacked = isinstance(node, ast.Assign) and inner is node.value and isinstance(node.targets[0], ast.Tuple)

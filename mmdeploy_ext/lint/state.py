@@ -54,7 +54,7 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
     seen = set()
 
     def watched(self: torch.nn.Module, name: str, value: Any) -> None:
-        if id(self) in names and (any(tensors_in(value)) if not isinstance(value, torch.Tensor) else True):
+        if id(self) in names and next(tensors_in(value), None) is not None:
             full = f'{names[id(self)]}.{name}'.lstrip('.')
             site = caller(through_torch=False)
             if site is not None:

@@ -42,12 +42,13 @@ def values_to_python(call: Call) -> None:
     site = caller()
     if site is None:
         return
-    waiting = 'branch' if call.name in TO_BOOL and site.waiting not in ('loop', 'guard') else site.waiting
-    rule = {'branch': 'value-in-branch', 'guard': 'value-in-branch', 'loop': 'value-in-loop'}
+    if site.waiting in ('loop', 'counted'):
+        rule = 'value-in-loop'
+    else:
+        decides = call.name in TO_BOOL or site.waiting in ('branch', 'guard')
+        rule = 'value-in-branch' if decides else 'value-to-python'
     what = f'{call.name.strip("_")}() gave {short(call.result)}'
-    call.observer.recorder.add(
-        rule.get(waiting, 'value-to-python'), f'{what}, from {inputs_text(call)}', site
-    )
+    call.observer.recorder.add(rule, f'{what}, from {inputs_text(call)}', site)
 
 
 def values_to_numpy(call: Call) -> None:
@@ -223,9 +224,8 @@ def operators(call: Call) -> None:
 
 def _custom_function(call: Call) -> None:
     function = call.args[0]
-    has_symbolic = hasattr(function, 'symbolic')
-    what = 'with' if has_symbolic else 'without'
-    call.add('autograd-function', f'{function.__name__} {what} a symbolic', through_torch=True)
+    rule = 'function-with-symbolic' if hasattr(function, 'symbolic') else 'function-without-symbolic'
+    call.add(rule, f'{function.__name__} is a torch.autograd.Function', through_torch=True)
 
 
 WATCHES = (

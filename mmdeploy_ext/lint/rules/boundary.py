@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG, Example, Rule
+from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG, WRONG_AT_ONCE, Example, Rule
 from mmdeploy_ext.lint.rules.data import falling, one, other, rows
 
 
@@ -180,7 +180,7 @@ RULES = (
         fix='State is an argument and a result; the caller feeds it back.',
         failing=Example(KeepsMemory, one, other),
         passing=Example(PassesMemory, _two, _two_others),
-        outcomes=dict(torchscript=WRONG, dynamo=WRONG),
+        outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG),
     ),
     Rule(
         id='dict-output',
@@ -226,7 +226,7 @@ RULES = (
         fix='`module.eval()` before the export.',
         failing=Example(NormalisesByBatch, one, other, training=True),
         passing=Example(NormalisesByBatch, one, other),
-        outcomes=dict(torchscript=WRONG, dynamo=WRONG),
+        outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG_AT_ONCE),
     ),
 )
 MORE_FAILING: dict[str, tuple[Example, ...]] = {}

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG, Example, Rule
+from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG_AT_ONCE, Example, Rule
 from mmdeploy_ext.lint.rules.data import falling, one, other, rows
 
 
@@ -63,23 +62,38 @@ class UpperTriangle(nn.Module):
         return x.triu(1)
 
 
-class NumpyRelu(torch.autograd.Function):
-    """A ReLU in numpy, with the node that stands for it."""
+class Relu(torch.autograd.Function):
+    """A ReLU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.from_numpy(np.maximum(x.numpy(), 0))
+        return x.clamp(min=0)
+
+
+class CallsFunction(nn.Module):
+    """Calls a function of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Relu.apply(x) * 2
+
+
+class ReluWithNode(torch.autograd.Function):
+    """A ReLU, with the node that stands for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
 
     @staticmethod
     def symbolic(g: Any, x: Any) -> Any:
         return g.op('Relu', x)
 
 
-class CallsFunction(nn.Module):
-    """Calls a function that numpy computes."""
+class CallsFunctionWithNode(nn.Module):
+    """Calls a function of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return NumpyRelu.apply(x) * 2
+        return ReluWithNode.apply(x) * 2
 
 
 class CallsTorch(nn.Module):
@@ -110,7 +124,7 @@ RULES = (
         fix='Noise is an input; `module.eval()` switches dropout off.',
         failing=Example(DrawsNoise, one, other),
         passing=Example(TakesNoise, lambda: (rows(), falling()), lambda: (falling(), rows())),
-        outcomes=dict(torchscript=WRONG, dynamo=WRONG),
+        outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG_AT_ONCE),
     ),
     Rule(
         id='unsupported-operator',
@@ -122,14 +136,26 @@ RULES = (
         outcomes=dict(torchscript=REFUSED, dynamo=REFUSED),
     ),
     Rule(
-        id='autograd-function',
-        title='A custom `torch.autograd.Function`',
-        why='The TorchScript exporter writes the node of its `symbolic`. The dynamo exporter does not look '
-        'at `symbolic`: it follows the Python code of `forward`, or refuses where it cannot.',
-        fix='For both exporters write the operation with functions of torch; else keep to TorchScript.',
+        id='function-without-symbolic',
+        title='A `torch.autograd.Function` without `symbolic`',
+        why='The TorchScript exporter has nothing to write for it. The dynamo exporter follows its Python '
+        'code.',
+        fix='A `symbolic` beside `forward`; or functions of torch.',
         failing=Example(CallsFunction, one, other),
         passing=Example(CallsTorch, one, other),
-        outcomes=dict(torchscript=RIGHT, dynamo=REFUSED),
+        outcomes=dict(torchscript=REFUSED, dynamo=RIGHT),
+    ),
+    Rule(
+        id='function-with-symbolic',
+        title='A `torch.autograd.Function` with `symbolic`',
+        why='The TorchScript exporter writes what `symbolic` says. The dynamo exporter does not look at it:'
+        ' it follows the Python code of `forward`, so a node that an engine has a kernel for is not in '
+        'its file.',
+        fix='Nothing for TorchScript. For the node in a file of the dynamo exporter, '
+        '`torch.onnx.ops.symbolic`.',
+        failing=Example(CallsFunctionWithNode, one, other),
+        passing=Example(CallsTorch, one, other),
+        outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
     ),
 )
 MORE_FAILING: dict[str, tuple[Example, ...]] = {

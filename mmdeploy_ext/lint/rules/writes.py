@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.lint.rule import CRASHES, RIGHT, WRONG, Example, Rule
+from mmdeploy_ext.lint.rule import CRASHES, RIGHT, WRONG, WRONG_AT_ONCE, Example, Rule
 from mmdeploy_ext.lint.rules.data import BATCH, falling, more, one, other, rows
 
 
@@ -204,7 +204,7 @@ RULES = (
         fix='`torch.where`, or `torch.cat` of new columns.',
         failing=Example(WritesColumnOfMask, one, other),
         passing=Example(WhereColumn, one, other),
-        outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
+        outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=RIGHT),
     ),
     Rule(
         id='input-written',

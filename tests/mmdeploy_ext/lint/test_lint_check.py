@@ -1,0 +1,225 @@
+"""What the linter follows, what it does not report, and how reports are grouped, ordered and written."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.lint import RULES, check
+from mmdeploy_ext.lint.docs import PAGE, main, page
+from mmdeploy_ext.lint.report import print_report, summary
+from mmdeploy_ext.lint.rule import EXPORTERS, OUTCOMES, SEVERITIES
+from mmdeploy_ext.lint.trial import unknown_to_torchscript
+
+X = torch.arange(12.0).reshape(4, 3) / 10
+
+
+class Model(nn.Module):
+    """Calls what it is given."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.register_buffer('table', torch.tensor([2.0, 4.0]))
+        self.call = forward
+
+    def forward(self, *args):
+        return self.call(self, *args)
+
+
+def rules(forward, *args, **options):
+    return check(Model(forward), args or (X,), try_exports=False, **options).rules
+
+
+def test_numbers_taken_out_of_parameters_and_constants_are_no_findings():
+    assert not rules(lambda self, x: x * self.weight.sum().item())
+    assert not rules(lambda self, x: x * float(self.table[0]) * int(torch.tensor(3)))
+    assert not rules(lambda self, x: x * torch.zeros_like(x).sum().item() + x)
+    assert not rules(lambda self, x: x * 2 if self.table.sum() > 0 else x)
+
+
+def test_dependence_goes_through_operators_writes_and_views():
+    def through(self, x):
+        made = torch.zeros(5)
+        made[1:3] = x[0, :2]
+        made.view(-1)
+        return x * made.sum().item()
+
+    assert 'value-to-python' in rules(through)
+    assert 'value-to-python' in rules(lambda self, x: x * torch.cat([x, x]).sort(0)[0][0, 1].item())
+    assert 'value-to-python' in rules(lambda self, x: x * torch.where(x > 0, self.table[0], 1.0).max().item())
+
+
+def test_indices_of_rows_depend_on_the_values_that_chose_them():
+    assert 'value-in-loop' in rules(lambda self, x: sum(x[i] for i in range(int((x[:, 0] > 0.4).sum()))))
+
+
+def test_what_torch_does_for_itself_is_no_finding():
+    encoder = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    assert not check(encoder, (torch.rand(2, 5, 8),), try_exports=False).rules
+    assert not check(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Upsample(scale_factor=2)).eval(),
+        (torch.rand(1, 3, 8, 8),),
+        try_exports=False,
+    ).rules
+
+
+def test_guards_on_sizes_are_no_findings_and_branches_are():
+    def guarded(self, x):
+        assert x.shape[1] == 3
+        if x.shape[1] != 3:
+            raise ValueError('three columns')
+        return x * 2
+
+    def guarded_by_name(self, x):
+        rows, columns = int(x.shape[0]), int(x.shape[1])
+        if rows % 2 or columns % 3:
+            raise ValueError(f'got {rows}x{columns}')
+        return x[:, 0].topk(2)[0]
+
+    assert not rules(guarded)
+    assert not rules(guarded_by_name)
+    assert rules(lambda self, x: x * 2 if x.shape[0] > 3 else x) == {'size-in-branch'}
+
+
+def test_only_sizes_that_differ_in_the_other_inputs_count():
+    def uses(self, x):
+        return x[: int(x.shape[0] / 2)] * math.ceil(x.shape[1] / 2)
+
+    both = check(Model(uses), (X,), try_exports=False)
+    rows = check(Model(uses), (X,), other_inputs=(torch.rand(6, 3),), try_exports=False)
+    assert [sum(finding.count for finding in report) for report in (both, rows)] == [2, 1]
+    assert not rules(uses, dynamic=False)
+    assert not rules(uses, other_inputs=(torch.rand(4, 3),))
+
+
+@pytest.mark.parametrize(('forward', 'rule'), [
+    (lambda self, x, n: x * 2, 'unused-input'),
+    (lambda self, x, n: x * int(n), 'frozen-input'),
+    (lambda self, x, n: x + n, None),
+    (lambda self, x, n: x[:n], None),
+])  # fmt: skip
+def test_inputs_are_frozen_unused_or_used(forward, rule):
+    found = rules(forward, X, torch.tensor(2))
+    assert (rule is None and not found & {'unused-input', 'frozen-input'}) or rule in found
+
+
+def test_an_input_that_gives_its_sizes_alone_is_used_where_sizes_differ():
+    def sized(self, x, y):
+        return x.new_zeros(y.shape[0], 3) + x[:1]
+
+    assert 'unused-input' not in rules(sized, X, X + 1)
+    assert 'unused-input' in rules(sized, X, X + 1, dynamic=False)
+
+
+def test_state_in_lists_and_dicts_is_found_without_a_line():
+    def remembers(self, x):
+        self.memory = getattr(self, 'memory', {})
+        self.memory['last'] = x
+        return x * 2
+
+    model = Model(remembers)
+    model.memory = {'last': torch.zeros(4, 3)}
+    assert 'state-written' in check(model, (X,), try_exports=False).rules
+    assert torch.equal(model.memory['last'], torch.zeros(4, 3)), 'the module stays as it was'
+
+
+def test_findings_of_one_line_are_one_with_a_count():
+    def loops(self, x):
+        for _ in range(5):
+            x = x * x.max().item()
+        return x
+
+    (found,) = check(Model(loops), (X,), try_exports=False, exporters=['torchscript'])
+    assert (found.rule, found.count, found.severity) == ('value-to-python', 5, 'error')
+    assert found.site.code == 'x = x * x.max().item()'
+    assert found.site.file.endswith('test_lint_check.py') and 'args' not in found.details[0]
+
+
+def test_severity_is_that_of_the_exporters_asked_for():
+    def takes(self, x):
+        return x * x.max().item()
+
+    severities = [
+        [finding.severity for finding in check(Model(takes), (X,), exporters=[name], try_exports=False)]
+        for name in EXPORTERS
+    ]
+    assert severities == [['error'], ['note']]
+
+
+class TakesDict(nn.Module):
+    def forward(self, data, scale):
+        return data['a'] * scale
+
+
+def test_nested_inputs_have_names():
+    (found,) = check(TakesDict(), ({'a': X, 'b': X + 1}, 2.0), try_exports=False)
+    assert found.details == ("input 'data[1]' reaches no output",)
+
+
+def test_the_trial_names_the_line_of_an_unknown_operator():
+    def unknown(self, x):
+        y = x + 1
+        return torch.special.bessel_j0(y)
+
+    report = check(Model(unknown), (X,), exporters=['torchscript'])
+    (found,) = report
+    assert report.failed and report.trials[0].refused
+    assert found.rule == 'unsupported-operator' and found.site.code == 'return torch.special.bessel_j0(y)'
+    triu = Model(lambda self, x: x.triu(1))
+    assert [len(unknown_to_torchscript(triu, (X,), opset)) for opset in (13, 14)] == [1, 0]
+
+
+def test_the_trial_is_not_tried_where_it_would_end_the_process():
+    report = check(Model(lambda self, x: x + x.data), (X,), exporters=['dynamo'])
+    assert report.trials[0].skipped and report.failed
+
+
+@pytest.mark.parametrize(('inputs', 'options', 'message'), [
+    ((), {}, 'hold no tensor'),
+    ((X,), dict(exporters=['onnx']), 'expected some of torchscript, dynamo'),
+    ((X,), dict(exporters=[]), 'expected some of'),
+])  # fmt: skip
+def test_bad_arguments_are_refused_by_name(inputs, options, message):
+    with pytest.raises(UsageError, match=message):
+        check(Model(lambda self, x: x), inputs, **options)
+
+
+def test_a_model_that_cannot_run_says_its_own_error():
+    with pytest.raises(RuntimeError, match='mat1'):
+        check(nn.Linear(4, 2), (X,), try_exports=False)
+
+
+def test_torch_is_as_it_was_afterwards():
+    before = nn.Module.__setattr__, torch.autograd.Function.__dict__['apply'], torch.jit.is_tracing
+    rules(lambda self, x: x * x.max().item())
+    after = nn.Module.__setattr__, torch.autograd.Function.__dict__['apply'], torch.jit.is_tracing
+    assert before == after and not torch.onnx.is_in_onnx_export() and type(X.shape[0]) is int
+
+
+def test_reports_print_and_write_what_is_in_them():
+    from rich.console import Console
+
+    console = Console(record=True, width=120)
+    report = check(Model(lambda self, x: {'a': x * x.max().item()}), (X,), exporters=['torchscript'])
+    print_report(report, console)
+    text = console.export_text()
+    assert 'error value-to-python' in text and 'fix: Keep it a tensor' in text and 'exports' in text
+    assert summary(report) == '1 error, 1 note'
+    content = json.loads(json.dumps(report.to_json()))
+    assert {finding['rule'] for finding in content['findings']} == {'value-to-python', 'dict-output'}
+    assert content['failed'] and content['trials'][0]['exporter'] == 'torchscript'
+
+
+def test_rules_are_whole():
+    for rule in RULES.values():
+        assert set(rule.outcomes) == set(EXPORTERS) and set(rule.outcomes.values()) <= set(OUTCOMES)
+        assert rule.otherwise in SEVERITIES and rule.why.endswith('.') and rule.fix.endswith(('.', ')'))
+
+
+def test_the_page_is_up_to_date(capsys):
+    assert PAGE.read_text(encoding='utf-8') == page(), 'run python -m mmdeploy_ext.lint.docs'
+    assert main(['--check']) == 0
