@@ -32,8 +32,8 @@ def good(bench, weights):
 
 
 def test_each_family_takes_its_own_checkpoints(bench, good):
-    bench.refuses('export', 'atss_toy.pth: does not fit the model', 'decoder', config=CONFIG)
-    bench.refuses('export', 'good.pth: does not fit the model', 'bbox_head', checkpoint=good['checkpoint'])
+    bench.refuses('export', 'atss_toy.pth: does not fit the model', 'backbone.conv1.conv1_1', config=CONFIG)
+    bench.refuses('export', 'good.pth: does not fit the model', 'encoder.input_proj', checkpoint=good['checkpoint'])
 
 
 @pytest.mark.parametrize('content', ['original', 'paddle'])
@@ -63,7 +63,10 @@ def test_another_number_of_classes_is_refused(bench, good):
         ('--dynamic-export --dynamic-batch', ['--dynamic-batch', '--dynamic-export', 'choose one']),
         ('--layout fork', ['--layout fork', "'rtdetr' has no such option"]),
         ('--cfg-options model.encoder.position_layout=columns', ["'columns'", 'original, row_major']),
-        ('--cfg-options model.encoder.hidden_dim=94', ['hidden_dim=94', 'multiple of 4']),
+        (
+            '--cfg-options model.encoder.hidden_dim=94 model.encoder.num_heads=2',
+            ['hidden_dim=94', 'multiple of 4'],
+        ),
         ('--cfg-options model.backbone.depth=20', ['depth=20', '18, 34, 50, 101']),
         ('--cfg-options model.test_cfg.max_per_img=400', ['max_per_img=400', '360']),
         ('--cfg-options model.decoder.num_heads=5', ['num_heads=5', 'hidden_dim=96']),
