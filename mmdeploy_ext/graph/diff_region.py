@@ -80,7 +80,8 @@ def _suspects(walk: Walk, born_rtol: float) -> set[str]:
         wrong = tensor in outputs or any(
             suspicious.get(reader.tensor, reader.state(born_rtol) == BORN) for reader in readers
         )
-        suspicious[tensor] = wrong and _may_be_wrong(walk, row, vouched[tensor])
+        fails = bool(row.reason) and tensor not in walk.good
+        suspicious[tensor] = fails or (wrong and _may_be_wrong(walk, row, vouched[tensor]))
     return {tensor for tensor, answer in suspicious.items() if answer}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,20 @@ def module_of(node: onnx.NodeProto, known: Collection[str] | None = None) -> str
     parts = _without_repetition(node.name.split('/')[:-1])
     if known is None:
         return plain_path('.'.join(parts))
-    return next((path for path in _readings(parts) if path in known), '')
+    return _resolve(tuple(parts), known if isinstance(known, frozenset) else frozenset(known))
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolve(parts: tuple[str, ...], known: frozenset[str]) -> str:
+    """Return the known path that a scope means; it may lack modules whose methods were called, not they."""
+    readings = list(_readings(parts))
+    for path in readings:
+        if path in known:
+            return path
+        longer = [other for other in known if other.endswith(f'.{path}')]
+        if len(longer) == 1:
+            return longer[0]
+    return ''
 
 
 def _without_repetition(parts: Sequence[str]) -> list[str]:

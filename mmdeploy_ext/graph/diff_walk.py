@@ -102,8 +102,10 @@ class Walk:
     free: dict[str, np.ndarray]
     good: dict[str, np.ndarray]
 
-
-Lookup = 'Callable[[str, int, np.ndarray], Reference | None]'
+    def latest_input(self, position: int) -> int:
+        """Return the latest record that the inputs of a node were paired with, -1 when none was."""
+        rows = [self.rows[name] for name in self.program.index.reads(position) if name in self.rows]
+        return max((row.reference.record for row in rows if row.reference is not None), default=-1)
 
 
 def walk(
@@ -111,7 +113,7 @@ def walk(
     feeds: Mapping[str, np.ndarray],
     references: Mapping[str, Reference],
     runner: NodeRunner,
-    lookup: Callable[[str, int, np.ndarray], Reference | None] | None = None,
+    lookup: Callable[[Walk, str, int, np.ndarray], Reference | None] | None = None,
 ) -> Walk:
     """Walk a graph.
 
@@ -120,7 +122,7 @@ def walk(
         feeds: input name -> array.
         references: tensor -> what it should be.
         runner: of nodes; sharing one between walks saves work.
-        lookup: finds a reference for (tensor, position, fed value) of tensors that have none.
+        lookup: finds a reference for (walk so far, tensor, position, fed value) of tensors that have none.
     """
     base = {**program.constants, **program.defaults, **feeds}
     result = Walk(program, {}, dict(base), dict(base))
@@ -135,7 +137,7 @@ def walk(
             value = None if fed is None else fed[place]
             reference = references.get(tensor)
             if reference is None and lookup is not None and _comparable(value):
-                reference = lookup(tensor, position, value)
+                reference = lookup(result, tensor, position, value)
             if reference is None:
                 if value is not None:
                     result.good[tensor] = value

@@ -251,11 +251,12 @@ class Search:
     def _walk(self, program: Program, references: dict[str, Reference]) -> Walk:
         """Walk a graph; where an error hides what comes after it, pair by place and walk on."""
 
-        def lookup(tensor: str, position: int, value: np.ndarray) -> Reference | None:
-            return self.pairing.lookup(program, tensor, position, value)
-
         for _ in range(MAX_HEALED):
-            result = walk(program, self.subject.feeds, references, self.runner, lookup)
+            result = walk(program, self.subject.feeds, references, self.runner, self.pairing.lookup)
+            by_module = self.pairing.by_module(result)
+            references.update(by_module)
+            if by_module:
+                continue
             healed = None
             for region in regions(result, self.bars.born):
                 open_ends = region.tensors[:-1] if region.ends else region.tensors

@@ -46,6 +46,19 @@ OPERATORS = {
     'ReduceSum': ('sum',),
 }
 """ONNX operator -> PyTorch's that may stand for it; the others by their name."""
+SINGLE = {
+    'Conv': 'convolution',
+    'ConvTranspose': 'convolution',
+    'Gemm': 'addmm',
+    'InstanceNormalization': 'part of native_group_norm',
+    'LayerNormalization': 'native_layer_norm',
+}
+"""ONNX operators that PyTorch's graph has as one, if the module is the same."""
+SAME_VALUES = (
+    *('Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity', 'Cast', 'Expand', 'Tile', 'Slice', 'Concat'),
+    *('Gather', 'Split', 'Pad', 'Where', 'Clip', 'Relu', 'Max', 'Min'),
+)
+"""Operators that may give what they read, and PyTorch need not have a step for it."""
 
 
 class Pairing:
@@ -64,7 +77,7 @@ class Pairing:
             weights: parameter name -> array, of the modules that ran.
         """
         self.recorder = recorder
-        self.modules = {record.module for record in recorder.records} | set(recorder.calls)
+        self.modules = frozenset({record.module for record in recorder.records} | set(recorder.calls))
         groups: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
         for index, record in enumerate(recorder.records):
             groups[_group(record.value)].append(index)
@@ -109,11 +122,20 @@ class Pairing:
                     return owner
         return ''
 
-    def lookup(self, program: Program, tensor: str, position: int, value: np.ndarray) -> Reference | None:
-        """Find a record with the values of a tensor; one of the node's module is taken first."""
+    def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> Reference | None:
+        """Find a record with the values of a tensor; one of the node's module is taken first.
+
+        A node that computes gives something later than what it reads: a transposition that does nothing
+        is not taken for what PyTorch had before its own.
+        """
+        program = walk.program
         if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
             return None
         found = self._equal(value)
+        before = walk.latest_input(position)
+        found = [index for index in found if index >= before]
+        if program.index.nodes[position].op_type not in SAME_VALUES:
+            found = [index for index in found if index > before]
         if not found:
             return None
         module = self.module_of(program, position) if len(found) > 1 else ''
@@ -149,28 +171,51 @@ class Pairing:
                 return tensor, self.reference(index, 'order')
         return None
 
+    def by_module(self, walk: Walk) -> dict[str, Reference]:
+        """Return what nodes should have given that PyTorch has as one operator, in a module that is known.
+
+        Their values are in no record, and yet what follows is right: an error that a later norm takes away.
+        """
+        claimed = {row.reference.record for row in walk.rows.values() if row.reference is not None}
+        found = {}
+        for tensor, row in walk.rows.items():
+            operator = SINGLE.get(walk.program.index.nodes[row.position].op_type)
+            value = walk.good.get(tensor)
+            if row.reference is not None or operator is None or value is None:
+                continue
+            module, before = self.module_of(walk.program, row.position), walk.latest_input(row.position)
+            near = [
+                index
+                for index, record in enumerate(self.records)
+                if index > before and index not in claimed and record.operator == operator
+                and record.module == module and _distance(value, record.value) < SIMILAR
+            ]
+            if near:
+                found[tensor] = self.reference(near[0], 'module')
+                claimed.add(near[0])
+        return found
+
     def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
         """Return the record that stands where a tensor does: its operator, after its inputs, most alike."""
         row = walk.rows[tensor]
         node = walk.program.index.nodes[row.position]
         value, module = walk.good.get(tensor), self.module_of(walk.program, row.position)
-        before = [
-            walk.rows[name].reference.record
-            for name in walk.program.index.reads(row.position)
-            if name in walk.rows and walk.rows[name].reference is not None
-        ]
         best: tuple[bool, float, int] | None = None
-        for index in range(max(before, default=-1) + 1, len(self.records)):
+        for index in range(walk.latest_input(row.position) + 1, len(self.records)):
             record = self.records[index]
             if index in claimed or not stands_for(record.operator, node.op_type):
                 continue
-            here = bool(module) and (record.module == module or f'{module} (' in ' '.join(record.outputs_of))
+            here = bool(module) and _made_in(record, module)
             distance = _distance(value, record.value)
             if not here and distance > SIMILAR:
                 continue
             rank = (not here, distance, index)
             best = rank if best is None else min(best, rank)
         return None if best is None else best[2]
+
+
+def _made_in(record: Record, module: str) -> bool:
+    return record.module == module or any(name.startswith(f'{module} (') for name in record.outputs_of)
 
 
 def stands_for(operator: str, op_type: str) -> bool:
