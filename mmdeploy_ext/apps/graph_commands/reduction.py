@@ -99,18 +99,17 @@ def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarr
 
 
 def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
-    from mmdeploy_ext.graph import files
-    from mmdeploy_ext.graph import reduce_checks as checks
+    from mmdeploy_ext.graph import files, reduce_checks, reduce_process
     from mmdeploy_ext.graph.reduce_case import prepare, record
 
     if text.kind == 'command':
-        return checks.Command(text.rest, args.timeout)
+        return reduce_process.Command(text.rest, args.timeout)
     if text.kind == 'crash':
-        return checks.Crash(args.timeout)
+        return reduce_process.Crash(args.timeout)
     if text.kind == 'differs':
         other = prepare(files.load(text.rest), feeds)
-        return checks.Differs(args.tolerance, record(other, feeds), case.values)
-    return checks.BUILT_IN[text.kind](args.tolerance)
+        return reduce_checks.Differs(args.tolerance, record(other, feeds), case.values)
+    return reduce_checks.NUMERIC[text.kind](args.tolerance)
 
 
 def _good(

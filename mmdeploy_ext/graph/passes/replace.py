@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from onnx import helper
 
 from mmdeploy_ext.errors import EngineError, UsageError
 from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.graph.passes.pattern_match import attribute_check, defaults_of, number_check, schema_of
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ PASSES = ('grid-sample',)
 """Replacements that are code, not a rule: `grid-sample` is `passes/grid_sample.py`."""
 LARGEST_PATTERN = 8
 """Commutative operators in a pattern: each doubles the forms that are looked for."""
-TOLERANCE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,7 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     ir = _rewriter_modules()[0]
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    opsets = {entry.domain.removeprefix('ai.onnx'): entry.version for entry in model.opset_import}
     _check_operators(rule, opsets)
     types = _types(model)
     _check_ends(rule, opsets)
@@ -175,7 +174,7 @@ def _target(side: Side, opsets: dict[str, int]) -> Callable:
 
     def build(op: Any, *variables: Any) -> Any:
         values: dict[str, Any] = dict(zip(side.variables, variables, strict=True))
-        values.update((name, _number_check(number)) for name, number in side.numbers.items())
+        values.update((name, number_check(number)) for name, number in side.numbers.items())
         values[''] = None
         for node in side.nodes:
             attributes = {
@@ -187,7 +186,7 @@ def _target(side: Side, opsets: dict[str, int]) -> Callable:
                 *(values[name] for name in node.input),
                 _domain=node.domain,
                 _outputs=[f'{name}' for name in node.output],
-                _check=_attribute_check(node, opsets),
+                _check=attribute_check(node, opsets),
                 **attributes,
             )
             values.update(zip(node.output, [made] if len(node.output) == 1 else made, strict=True))
@@ -200,84 +199,12 @@ def _target(side: Side, opsets: dict[str, int]) -> Callable:
     return build
 
 
-def _number_check(expected: float) -> Callable:
-    def check(context: Any, value: Value) -> bool:
-        del context
-        if value is None or value.const_value is None or value.is_graph_input():
-            return False
-        array = value.const_value.numpy()
-        return array.size == 1 and math.isclose(
-            float(array.reshape(())), expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE * TOLERANCE
-        )
-
-    return check
-
-
-def _attribute_check(node: onnx.NodeProto, opsets: dict[str, int]) -> Callable:
-    """Return a check that a node has the pattern's attributes and no other, but for defaults."""
-    wanted = {
-        item.name: helper.get_attribute_value(item) for item in node.attribute if not item.ref_attr_name
-    }
-    free = {item.name for item in node.attribute if item.ref_attr_name}
-    defaults = _defaults(node, opsets)
-
-    def check(context: Any, found: Node) -> bool:
-        del context
-        got = {name: _plain(item.value) for name, item in found.attributes.items()}
-        names = (wanted.keys() | got.keys()) - free
-        return all(
-            _same(got.get(name, defaults.get(name)), wanted.get(name, defaults.get(name))) for name in names
-        )
-
-    return check
-
-
-def _plain(value: Any) -> Any:
-    return value.numpy() if hasattr(value, 'numpy') else value
-
-
-def _same(left: Any, right: Any) -> bool:
-    if left is None or right is None:
-        return left is right
-    if isinstance(left, bytes | str) or isinstance(right, bytes | str):
-        return _text(left) == _text(right)
-    left, right = (
-        onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
-        for value in (left, right)
-    )
-    if left.dtype.kind in 'OSU' or right.dtype.kind in 'OSU':
-        return [_text(item) for item in left.ravel()] == [_text(item) for item in right.ravel()]
-    return left.shape == right.shape and np.allclose(left, right, rtol=TOLERANCE, atol=0, equal_nan=True)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _schema(node: onnx.NodeProto, opsets: dict[str, int]) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
-    except onnx.defs.SchemaError:
-        return None
-
-
-def _defaults(node: onnx.NodeProto, opsets: dict[str, int]) -> dict[str, Any]:
-    schema = _schema(node, opsets)
-    if schema is None:
-        return {}
-    return {
-        name: helper.get_attribute_value(item.default_value)
-        for name, item in schema.attributes.items()
-        if item.default_value.name
-    }
-
-
 def _replacement(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Callable:
     """Return the function that makes the new nodes of a place."""
     ir = _rewriter_modules()[0]
     side = rule.replacement
     defaults = {
-        item.ref_attr_name: _defaults(node, opsets).get(item.name)
+        item.ref_attr_name: defaults_of(node, opsets).get(item.name)
         for node in rule.pattern.nodes
         for item in node.attribute
         if item.ref_attr_name
@@ -337,7 +264,7 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
                 f'opset of {node.domain!r}, only {sorted(opsets)}'
             )
     for node in (*rule.pattern.nodes, *rule.replacement.nodes):
-        if node.domain or _schema(node, opsets) is not None:
+        if node.domain or schema_of(node, opsets) is not None:
             continue
         version = opsets.get('', 1)
         known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}

@@ -1,25 +1,33 @@
-"""Simplify a graph with onnxslim, and keep what callers rely on: names and types of inputs and outputs."""
+"""Simplify a graph with onnxslim, and keep what callers rely on.
+
+onnxslim 0.1.98 takes an input with a default for a constant, makes one draw of a random operator and stores
+it, and drops inputs that nothing uses. What could be lost is set aside before and put back afterwards.
+"""
 
 from __future__ import annotations
 
 import onnx
+from onnx import helper
 
 from mmdeploy_ext.errors import EngineError, ExportError
 from mmdeploy_ext.graph.passes.fold import Folded, quietly
+
+DRAWS = ('RandomNormal', 'RandomUniform')
+RANDOM = (*DRAWS, 'RandomNormalLike', 'RandomUniformLike', 'Multinomial', 'Bernoulli')
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
     """Return a simplified model, and the number of nodes before and after.
 
-    Constants are folded, pairs of nodes fused, doubles merged, whatever nothing reads removed. Inputs that
-    nothing uses and metadata stay.
+    Constants are folded, pairs of nodes fused, doubles merged, whatever nothing reads removed. Inputs,
+    outputs, defaults, random operators and metadata stay.
 
     Args:
         model: stays as it is.
 
     Raises:
         EngineError: onnxslim is not installed.
-        ExportError: onnxslim failed on the model, or changed its inputs or outputs.
+        ExportError: onnxslim failed on the model, or changed what has to stay.
     """
     try:
         import onnxslim
@@ -27,42 +35,62 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
         raise EngineError(
             f'simplifying needs onnxslim ({error}); install it with: pip install onnxslim'
         ) from error
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
     try:
         with quietly():
-            slim = onnxslim.slim(copied)
+            slim = onnxslim.slim(_without_defaults(model))
     except Exception as error:
         raise ExportError(
             f'onnxslim failed on the model ({type(error).__name__}: {error}); try fold'
         ) from error
-    _restore_inputs(slim, model)
-    _check_ends(slim, model)
-    kept = {entry.key for entry in slim.metadata_props}
-    slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in kept)
+    _put_back(slim, model)
+    _check(slim, model)
     return slim, Folded(len(model.graph.node), len(slim.graph.node))
 
 
-def _restore_inputs(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Put back inputs that onnxslim dropped, and the order they had."""
-    initial = {tensor.name for tensor in slim.graph.initializer}
-    inputs = list(model.graph.input)
-    defaults = {tensor.name: tensor for tensor in model.graph.initializer}
+def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which defaults are gone and draws of random numbers are inputs."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    inputs = {value.name for value in graph.input}
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name in inputs:
+            del graph.initializer[place]
+    for place in reversed(range(len(graph.node))):
+        node = graph.node[place]
+        if node.op_type in DRAWS and not node.domain:
+            settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+            kind = settings.get('dtype', onnx.TensorProto.FLOAT)
+            graph.input.append(helper.make_tensor_value_info(node.output[0], kind, settings['shape']))
+            del graph.node[place]
+    return result
+
+
+def _put_back(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Restore inputs in their order, defaults, draws of random numbers, and metadata."""
+    inputs = {value.name for value in model.graph.input}
     slim.graph.ClearField('input')
-    slim.graph.input.extend(inputs)
-    for value in inputs:
-        if value.name in defaults and value.name not in initial:
-            slim.graph.initializer.append(defaults[value.name])
+    slim.graph.input.extend(model.graph.input)
+    slim.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in inputs)
+    draws = [node for node in model.graph.node if node.op_type in DRAWS and not node.domain]
+    for node in reversed(draws):
+        slim.graph.node.insert(0, node)
+    kept = {entry.key for entry in slim.metadata_props}
+    slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in kept)
 
 
-def _check_ends(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    for field in ('input', 'output'):
-        expected, got = (
-            [(value.name, value.type.tensor_type.elem_type) for value in getattr(graph.graph, field)]
-            for graph in (model, slim)
+def _check(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    expected, got = (
+        [(value.name, value.type.tensor_type.elem_type) for value in one.graph.output]
+        for one in (model, slim)
+    )
+    if expected != got:
+        raise ExportError(
+            f'onnxslim changed the outputs: got {[name for name, _ in got]}, expected '
+            f'{[name for name, _ in expected]} of the same types; try fold'
         )
-        if expected != got:
-            raise ExportError(
-                f'onnxslim changed the {field}s: got {[name for name, _ in got]}, expected '
-                f'{[name for name, _ in expected]} of the same types; try fold'
-            )
+    random = [sorted(node.name for node in one.graph.node if node.op_type in RANDOM) for one in (model, slim)]
+    if len(random[1]) < len(random[0]):
+        raise ExportError(
+            f'onnxslim made a constant of random operators: of {random[0]} are left {random[1]}; try fold'
+        )

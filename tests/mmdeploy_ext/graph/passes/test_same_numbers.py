@@ -1,0 +1,217 @@
+"""Fold, simplify, opsets, float16 by name: fires, does not fire, twice is once, the numbers are equal."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.graph import files, run
+from mmdeploy_ext.graph.equality import compare_models, is_exact, spec_of, with_half_ends
+from mmdeploy_ext.graph.passes.fold import fold
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.opset import convert_opset
+from mmdeploy_ext.graph.passes.simplify import simplify
+
+WEIGHTS = Path(__file__).resolve().parents[5] / 'shared' / 'data' / 'weights'
+FOREIGN = 'yunet_mmdet/yunet_n_dynamic.onnx'
+SHAPED = """
+  one = Constant<value = float {1}>()
+  two = Add(one, one)
+  k = Mul(two, scale)
+  s = Shape(x)
+  r = Reshape(x, s)
+  dead = Neg(r)
+  m = Mul(r, k)
+  y = Identity(m)
+"""
+
+
+def parse(
+    body, opset=17, inputs='float[2,4] x', outputs='float[2,4] y', constants='<float scale = {3}>', **extra
+):
+    imports = ', '.join([f'"": {opset}'] + [f'"{name}": {version}' for name, version in extra.items()])
+    text = f'<ir_version: 8, opset_import: [{imports}]> g ({inputs}) => ({outputs}) {constants} {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    model.metadata_props.add(key='model', value='toy')
+    return model
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def holds(change, model, exact=True):
+    """Apply a pass; check what every pass promises and return the result."""
+    before = hashlib.sha256(model.SerializeToString()).digest()
+    result, _ = change(model)
+    assert hashlib.sha256(model.SerializeToString()).digest() == before
+    onnx.checker.check_model(result, full_check=True)
+    assert [value.name for value in result.graph.input] == [value.name for value in model.graph.input]
+    assert result.graph.output == model.graph.output
+    assert {entry.key for entry in model.metadata_props} <= {entry.key for entry in result.metadata_props}
+    again, _ = change(result)
+    assert operators(again) == operators(result)
+    rows = compare_models(model, result, [run.random_feeds(model)])
+    assert rows and (is_exact(rows) if exact else all(row.passed for row in rows)), rows
+    return result
+
+
+@pytest.mark.parametrize('change', [fold, simplify])
+def test_constants_are_computed_and_dead_nodes_go(change):
+    result = holds(change, parse(SHAPED))
+    assert len(result.graph.node) <= 2
+    assert 'Mul' in operators(result)
+
+
+@pytest.mark.parametrize('change', [fold, simplify])
+def test_an_input_with_a_default_can_still_be_fed(change):
+    model = parse(SHAPED, inputs='float[2,4] x, float scale')
+    result = holds(change, model)
+    feeds = dict(run.random_feeds(model), scale=np.array(-2, np.float32))
+    assert is_exact(compare_models(model, result, [feeds]))
+    assert run.run(result, feeds)['y'].any()
+
+
+@pytest.mark.parametrize('change', [fold, simplify])
+def test_random_operators_are_not_made_constant(change):
+    model = parse('n = RandomNormal<shape = [2, 4]>() \n y = Add(x, n)')
+    assert 'RandomNormal' in operators(change(model)[0])
+
+
+@pytest.mark.parametrize('change', [fold, simplify])
+def test_an_input_that_nothing_uses_stays(change):
+    holds(change, parse('y = Relu(x)', inputs='float[2,4] x, float[3] unused'))
+
+
+@pytest.mark.parametrize('change', [fold, simplify, lambda model: convert_opset(model, 12)])
+def test_a_file_that_others_wrote_keeps_its_numbers(change):
+    if not (WEIGHTS / FOREIGN).is_file():
+        pytest.skip(f'skipped: ../shared/data/weights/{FOREIGN} not found')
+    holds(change, files.load(WEIGHTS / FOREIGN), exact=False)
+
+
+def test_an_opset_is_written_that_was_asked_for_and_metadata_stays():
+    result = holds(
+        lambda model: convert_opset(model, 18), parse('m = ReduceMean<axes = [1]>(x) \n y = Sub(x, m)')
+    )
+    assert result.opset_import[0].version == 18
+    assert len(result.graph.node[-2].input) == 2
+
+
+def test_the_same_opset_changes_nothing():
+    model = parse('y = Relu(x)')
+    assert convert_opset(model, 17)[0].SerializeToString() == model.SerializeToString()
+
+
+def test_other_domains_stay_as_they_are():
+    model = parse('a = Relu(x) \n y = com.mine.Foo(a)', **{'com.mine': 1})
+    result, before = convert_opset(model, 20)
+    assert before == 17
+    assert {entry.domain: entry.version for entry in result.opset_import} == {'': 20, 'com.mine': 1}
+
+
+def test_the_node_that_cannot_be_converted_is_named():
+    model = parse('[first] a = Relu(x) \n [norm] y = LayerNormalization(a, w)',
+                  inputs='float[2,4] x, float[4] w')  # fmt: skip
+    with pytest.raises(ExportError, match=r'LayerNormalization cannot be converted.*norm'):
+        convert_opset(model, 16)
+
+
+def test_operators_in_branches_are_not_passed_over():
+    branch = 'float[2] {0}) {{ {0} = ReduceSum<axes = [1], keepdims = 0>(x) }}'
+    branches = [f'{side}_branch = {side} () => ({branch.format(side[0])}' for side in ('then', 'else')]
+    model = parse(f'y = If(c) <{", ".join(branches)}>', 11, 'float[2,4] x, bool c', 'float[2] y')
+    with pytest.raises(ExportError, match=r'ReduceSum.*sub-graph'):
+        convert_opset(model, 13)
+
+
+def test_softmax_of_another_meaning_is_seen_by_the_comparison():
+    """The converter writes Softmax of opset 13 as Softmax of opset 11, which flattens first."""
+    model = parse('y = Softmax<axis = 0>(x)', 13)
+    result, _ = convert_opset(model, 11)
+    rows = compare_models(model, result, [run.random_feeds(model)])
+    assert not any(row.passed for row in rows)
+
+
+@pytest.mark.parametrize('opset', [0, 6, 9999])
+def test_opsets_that_onnx_does_not_know_are_refused(opset):
+    with pytest.raises(UsageError, match='converts to opsets 7 to'):
+        convert_opset(parse('y = Relu(x)'), opset)
+
+
+LAYERS = '["a/mm"] a = MatMul(x, w) \n ["b/act"] b = Tanh(a) \n ["c/mm"] c = MatMul(b, w) \n y = Relu(c)'
+WEIGHTED = dict(inputs='float[4,4] x, float[4,4] w', outputs='float[4,4] y')
+
+
+def layers(body=LAYERS):
+    """Return a small network whose weight is a constant."""
+    model = parse(body, **WEIGHTED)
+    weight = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, 'w'))
+    del model.graph.input[1]
+    return model
+
+
+def half_names(model):
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    return {node.name for node in model.graph.node if types[node.output[0]] == onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'kept'),
+    [('b/*', 'b/act'), ('Tanh', 'b/act'), ('c', 'c/mm'), ('?/mm', 'a/mm c/mm')],
+)
+def test_nodes_stay_float32_by_name_operator_or_output(pattern, kept):
+    model = layers()
+    half = to_fp16(model, spec_of(model), [pattern])
+    onnx.checker.check_model(half, full_check=True)
+    assert half_names(model) == set()
+    assert {'a/mm', 'b/act', 'c/mm'} - half_names(half) == set(kept.split())
+    assert to_fp16(half, spec_of(model), [pattern]).SerializeToString() == half.SerializeToString()
+
+
+def test_ends_become_float16_when_asked():
+    model = layers()
+    half = to_fp16(model, with_half_ends(spec_of(model)))
+    assert {value.type.tensor_type.elem_type for value in (*half.graph.input, *half.graph.output)} == {10}
+    rows = compare_models(model, half, [run.random_feeds(model)], 1e-2, any_float=True)
+    assert all(row.passed for row in rows) and not is_exact(rows)
+
+
+def test_a_pattern_that_fits_nothing_is_refused_with_near_names():
+    model = layers()
+    with pytest.raises(UsageError, match=r"'Tahn'.*did you mean Tanh"):
+        to_fp16(model, spec_of(model), ['b/*', 'Tahn'])
+
+
+def test_operators_without_float16_stay_float32():
+    body = 'a = MatMul(x, w) \n r = Unsqueeze(a, k) \n n = NonMaxSuppression(r, r) \n y = Relu(a)'
+    model = layers(body)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), 'k'))
+    half = to_fp16(model, spec_of(model))
+    reads = {name: node.op_type for node in half.graph.node for name in node.output}
+    suppression = next(node for node in half.graph.node if node.op_type == 'NonMaxSuppression')
+    assert {reads[name] for name in suppression.input} == {'Cast'}
+    onnx.checker.check_model(half, full_check=True)
+
+
+def test_a_constant_of_one_float_is_rounded_like_others():
+    model = layers('k = Constant<value_float = 0.1>() \n a = MatMul(x, w) \n y = Mul(a, k)')
+    half = to_fp16(model, spec_of(model))
+    onnx.checker.check_model(half, full_check=True)
+    rows = compare_models(model, half, [run.random_feeds(model)], 1e-2, any_float=True)
+    assert all(row.passed for row in rows)
+
+
+def test_a_missing_output_another_shape_and_nan_are_not_equal():
+    model, feeds = parse('y = Relu(x)'), [dict(x=np.ones((2, 4), np.float32))]
+    renamed = parse('z = Relu(x)', outputs='float[2,4] z')
+    turned = parse('y = Transpose(x)', outputs='float[4,2] y')
+    nan = parse('m = Neg(x) \n y = Sqrt(m)')
+    for other in (renamed, turned, nan):
+        assert not all(row.passed for row in compare_models(model, other, feeds))
