@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.family import ExportOptions
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
+LARGER = 64
+"""Pixels that the second picture has more of, so that sizes differ; a multiple of every family's stride."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,59 +103,88 @@ def lint(
         parts = _graphs(deployment)
     else:
         raise UsageError(f'{deployment.config}: family {deployment.family.name!r} has no torch graph to lint')
-    for name, module, names, inputs, others in parts:
-        yield check(
-            module,
-            inputs,
-            other_inputs=others,
-            input_names=names,
-            dynamic=args.dynamic_export and others is not None,
-            exporters=exporters,
-            opset=args.opset_version,
-            try_exports=not args.no_export,
-            name=name,
-        )
+    for part in parts:
+        with cli.stderr().status(f'{part.name}: one observed run, then {" and ".join(exporters)}'):
+            report = check(
+                part.module,
+                part.inputs,
+                other_inputs=part.other_inputs,
+                input_names=part.input_names,
+                dynamic=args.dynamic_export and part.other_inputs is not None,
+                exporters=part.exporters or exporters,
+                opset=args.opset_version,
+                try_exports=not args.no_export,
+                name=part.name,
+            )
+        yield report
 
 
-Part = tuple[str, 'torch.nn.Module', tuple[str, ...], list[Any], 'list[Any] | None']
-"""Title, module, names of its inputs, its inputs, other inputs."""
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is observed alone: a stage or a graph.
+
+    Attributes:
+        name: in the report.
+        module: takes its inputs by position.
+        input_names: of them.
+        inputs: of the observed run.
+        other_inputs: that it meets later; None where sizes are fixed.
+        exporters: that it is pinned to; empty follows the option.
+    """
+
+    name: str
+    module: torch.nn.Module
+    input_names: tuple[str, ...]
+    inputs: list[Any]
+    other_inputs: list[Any] | None = None
+    exporters: tuple[str, ...] = ()
 
 
 def _stages(deployment: Deployment, args: argparse.Namespace, shape: tuple[int, int]) -> Iterator[Part]:
-    """Yield the stages of a model of single images, on a picture and on another one of another size."""
+    """Yield the stages of a model of single images, on a picture and on another one."""
     import torch
 
     from mmdeploy_ext import deploy
-    from mmdeploy_ext.apps import proof
     from mmdeploy_ext.family import ExportOptions
-    from mmdeploy_ext.verify.inputs import other_view
 
     family, model = deployment.family, deployment.model
-    options = ExportOptions(
-        form=args.postprocess, height=shape[0], width=shape[1], dynamic=args.dynamic_export, opset=0
-    )
+    options = ExportOptions(args.postprocess, 0, *shape, dynamic=args.dynamic_export)
     options = deploy.resolve(options, model, deployment.rule)
     family.check(deployment.cfg, options)
-    ((_, image),) = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1)
-    sizes = [(image, 1.0), (other_view(image), 1.5 if args.dynamic_export else 1.0)]
-    device = next(model.parameters()).device
-    runs = []
-    for picture, scale in sizes:
-        height, width = (round(size * scale / 32) * 32 for size in (options.height, options.width))
-        if scale == 1.0:
-            height, width = options.height, options.width
-        prepared = deploy.prepare_fixed(deployment.rule, picture, height, width)
-        feeds = family.feeds([prepared], True)
-        runs.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
+    runs = _feeds(deployment, args.input_img, options)
     for stage in family.stages(model, options):
-        stage.module.eval().to(device)
+        stage.module.eval().to(next(model.parameters()).device)
         inputs = [[tensors[name] for name in stage.inputs] for tensors in runs]
-        yield f'{family.name}: {stage.name}', stage.module, stage.inputs, *inputs
+        exporters = (stage.exporter,) if stage.exporter else ()
+        yield Part(f'{family.name}: {stage.name}', stage.module, stage.inputs, *inputs, exporters)
         for tensors, given in zip(runs, inputs, strict=True):
             with torch.no_grad():
                 outputs = stage.module(*given)
             outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
             tensors.update(zip(stage.outputs, outputs, strict=True))
+
+
+def _feeds(
+    deployment: Deployment, picture: str | None, options: ExportOptions
+) -> list[dict[str, torch.Tensor]]:
+    """Return the inputs of two runs: a picture, and another one, larger where sizes are dynamic."""
+    import torch
+
+    from mmdeploy_ext import deploy
+    from mmdeploy_ext.apps import proof
+    from mmdeploy_ext.verify.inputs import other_view
+
+    ((_, image),) = proof.read_images([picture or proof.DEFAULT_IMAGE], 1)
+    more = LARGER if options.dynamic else 0
+    device = next(deployment.model.parameters()).device
+    found = []
+    for view, extra in ((image, 0), (other_view(image), more)):
+        prepared = deploy.prepare_fixed(
+            deployment.rule, view, options.height + extra, options.width + 2 * extra
+        )
+        feeds = deployment.family.feeds([prepared], True)
+        found.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
+    return found
 
 
 def _graphs(deployment: Deployment) -> Iterator[Part]:
@@ -165,7 +198,7 @@ def _graphs(deployment: Deployment) -> Iterator[Part]:
         if graph.module is not None:
             names = tuple(graph.spec.input_names)
             inputs = [graph.example[name] for name in names]
-            yield f'{family.name}: {graph.name}', graph.module, names, inputs, None
+            yield Part(f'{family.name}: {graph.name}', graph.module, names, inputs)
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

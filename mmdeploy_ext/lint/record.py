@@ -34,12 +34,14 @@ class Recorder:
         events: in the order in which they happened.
         sizes: origin -> size.
         comparisons: (function, numbers) of comparisons of sizes with numbers, for top-k.
+        handled: sizes that a function took which has another form for tensors.
     """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.sizes: dict[tuple[str, int, int], int] = {}
         self.comparisons: list[tuple[str, list[Any], Origins]] = []
+        self.handled: Origins = frozenset()
         self._reads: collections.Counter[str] = collections.Counter()
 
     def add(self, rule: str, detail: str, site: Site | None, origins: Origins | None = None) -> None:
@@ -59,6 +61,8 @@ class Recorder:
         site = caller()
         if site is None:
             return
+        if site.waiting == 'handled':
+            self.handled |= origins
         if not site.waiting:  # min(k, size): a guard or a branch chooses no number
             self.comparisons.append((f'{site.file} {site.function}', values, origins))
         if site.waiting in ('branch', 'loop', 'counted'):

@@ -40,7 +40,8 @@ class Site:
         library: the file belongs to an installed package.
         via: the user's line that led there, of a line in a library; None where there is none.
         waiting: what takes the value: 'branch', 'guard' (an assert, an if that raises), 'loop', 'counted' (a
-            `range`), 'unpack' (several names on the left), or ''.
+            `range`), 'unpack' (several names on the left), 'handled' (by a function that asks for
+            tensors), or ''.
     """
 
     file: str
@@ -162,7 +163,14 @@ def _waiting_at(file: str, line: int, column: int) -> str:
             if isinstance(inner, ast.Assign):
                 found = _use_of(inner, function) or found
         node = inner
-    return found
+    return found or ('handled' if function is not None and _asks_for_tensors(function) else '')
+
+
+def _asks_for_tensors(function: ast.AST) -> bool:
+    """Return whether a function asks `isinstance(size, torch.Tensor)`: then it has a form for traces."""
+    calls = [step for step in ast.walk(function) if isinstance(step, ast.Call) and len(step.args) == 2]
+    asked = [ast.unparse(call.args[1]) for call in calls if getattr(call.func, 'id', '') == 'isinstance']
+    return any(kind.split('.')[-1] == 'Tensor' for kind in asked)
 
 
 def _use_of(assign: ast.Assign, function: ast.AST | None) -> str:

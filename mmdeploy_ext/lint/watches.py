@@ -10,7 +10,7 @@ import torch
 
 from mmdeploy_ext.lint.marks import Mark, tensors_in
 from mmdeploy_ext.lint.sites import caller
-from mmdeploy_ext.lint.sizes import is_size, origins_of
+from mmdeploy_ext.lint.sizes import is_size, origins_of, plain
 
 if TYPE_CHECKING:
     from mmdeploy_ext.lint.observe import Call
@@ -94,16 +94,17 @@ def topk(call: Call) -> None:
     k, site = call.argument(1, 'k'), caller()
     if site is None:
         return
-    origins = origins_of(k)
+    recorder = call.observer.recorder
+    origins = origins_of(k) - recorder.handled
     if not origins:
         function = f'{site.file} {site.function}'
         found = [
-            origins for place, values, origins in call.observer.recorder.comparisons
+            origins for place, values, origins in recorder.comparisons
             if place == function and k in values
         ]  # fmt: skip
         origins = frozenset().union(*found)
     if origins:
-        call.observer.recorder.add('topk-from-size', f'k = {int(k)} comes from a size', site, origins)
+        recorder.add('topk-from-size', f'k = {plain(k)} comes from a size', site, origins)
 
 
 def tensor_data(call: Call) -> None:

@@ -200,7 +200,7 @@ RULES = (
         '`t.chunk(2)[0].mul_(2)`',
         why='The TorchScript exporter follows writes through one indexing (`t[1:] += 1`, `t[:, '
         ':2].sigmoid_()`). It loses those into a view of a view, and into what `view`, `flatten`, '
-        '`unbind`, `chunk` and `t` return.',
+        '`unbind`, `chunk` and `t()` return.',
         fix='`torch.where`, or `torch.cat` of new columns.',
         failing=Example(WritesColumnOfMask, one, other),
         passing=Example(WhereColumn, one, other),

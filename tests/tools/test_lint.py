@@ -1,0 +1,111 @@
+"""`lint.py`: what it finds in models of this project and in one with a planted trap; exit statuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.apps.lint_app import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
+CHECKPOINT = str(REPOSITORY / 'demo/checkpoints/atss_toy.pth')
+BACKBONE = '''
+from mmdet.models import BACKBONES, ResNet
+
+
+@BACKBONES.register_module()
+class BrightnessResNet(ResNet):
+    """Scales its maps by the brightest pixel, as a number; and remembers it."""
+
+    def forward(self, x):
+        brightest = x.abs().max().item()
+        self.brightest = x.mean()
+        return tuple(level / brightest for level in super().forward(x))
+'''
+
+
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+def lint(*words):
+    return main(register, [str(word) for word in words])
+
+
+@pytest.fixture(scope='module')
+def planted(tmp_path_factory):
+    """Return a config whose backbone, in a file of the user's, has a trap."""
+    folder = tmp_path_factory.mktemp('planted')
+    (folder / 'brightness_resnet.py').write_text(BACKBONE)
+    base = shutil.copytree(REPOSITORY / 'configs', folder / 'configs') / 'demo' / 'atss_toy.py'
+    config = base.with_name('planted.py')
+    config.write_text(
+        "_base_ = ['./atss_toy.py']\n"
+        "custom_imports = dict(imports=['brightness_resnet'], allow_failed_imports=False)\n"
+        "model = dict(backbone=dict(type='BrightnessResNet'))\n"
+    )
+    return folder, str(config)
+
+
+def test_atss_of_this_project_has_no_error_with_dynamic_sizes(tmp_path, capsys):
+    target = tmp_path / 'found.json'
+    assert lint(CONFIG, CHECKPOINT, '--dynamic-export', '--shape', 128, '--json', target) == 0
+    out = capsys.readouterr().out
+    assert out.count('torchscript, opset 17: exports') == 2 and 'error' not in out
+    found = json.loads(target.read_text())
+    assert [report['name'] for report in found['reports']] == ['atss: network', 'atss: postprocess']
+    assert not found['failed']
+
+
+def test_a_planted_trap_is_named_by_file_and_line(planted, tmp_path, capsys, monkeypatch):
+    folder, config = planted
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(folder)
+    target = tmp_path / 'found.json'
+    assert lint(config, CHECKPOINT, '--shape', 64, '--no-export', '--json', target) == 1
+    out = capsys.readouterr().out
+    assert 'error value-to-python brightness_resnet.py:10' in out
+    assert 'brightest = x.abs().max().item()' in out and 'fix: Keep it a tensor' in out
+    findings = json.loads(target.read_text())['reports'][0]['findings']
+    lines = {(finding['rule'], finding['file'], finding['line']) for finding in findings}
+    assert lines == {
+        ('value-to-python', 'brightness_resnet.py', 10),
+        ('state-written', 'brightness_resnet.py', 11),
+    }
+    assert findings[0]['outcomes'] == dict(torchscript='wrong on other inputs', dynamo='right')
+    assert 'input' in findings[0]['details'][0]
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    (['missing.py', CHECKPOINT], 'missing.py'),
+    ([CONFIG, 'missing.pth'], 'missing.pth'),
+    ([CONFIG, CHECKPOINT, '--opset-version', 99], '--opset-version 99'),
+    ([CONFIG, CHECKPOINT, '--exporter', 'dynamo', '--opset-version', 17], 'writes opsets 18 to 20'),
+    ([CONFIG, CHECKPOINT, '--shape', '1', '2', '3'], '--shape'),
+    ([CONFIG, CHECKPOINT, '--json', REPOSITORY], 'is a folder'),
+    ([CONFIG, CHECKPOINT, '--input-img', 'missing.jpg', '--no-export'], 'missing.jpg'),
+])  # fmt: skip
+def test_bad_arguments_are_one_line_and_exit_2(words, message, capsys):
+    status = lint(*words)
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and message in error and len(error.splitlines()) == 1
+    assert status == (1 if 'missing.jpg' in words else 2)
+
+
+def test_an_unknown_exporter_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        lint(CONFIG, CHECKPOINT, '--exporter', 'caffe')
+    assert stopped.value.code == 2 and 'invalid choice' in capsys.readouterr().err
+
+
+STREAM = 'projects/configs/StreamPETR/stream_petr_toy.py', 'demo/checkpoints/stream_petr_toy.pth'
+SOLO = 'configs/demo/solov2_toy.py', 'demo/checkpoints/solov2_toy.pth'
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(('model', 'options', 'parts'), [(STREAM, [], 3), (SOLO, ['--dynamic-export'], 2)])
+def test_other_models_of_this_project_have_no_error(model, options, parts, capsys):
+    assert lint(*(REPOSITORY / path for path in model), *options) == 0
+    assert capsys.readouterr().out.count(': exports') == parts
