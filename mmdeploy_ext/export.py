@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -19,6 +20,8 @@ from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.ops.deform_conv import standard_deform_conv
+from mmdeploy_ext.ops.exporters import translations
+from mmdeploy_ext.ops.forms import finish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -160,8 +163,10 @@ def _run_exporter(
     try:
         with _quiet(), standard_deform_conv(), torch.no_grad():
             if exporter == 'dynamo':
-                return _export_dynamo(stage, args, dynamic, opset)
-            return _export_torchscript(stage, args, dynamic, opset)
+                model = _export_dynamo(stage, args, dynamic, opset)
+            else:
+                model = _export_torchscript(stage, args, dynamic, opset)
+            return finish(model, exporter, opset)
     except Exception as error:
         raise ExportError(
             f'stage {stage.name!r} could not be exported by the {exporter} exporter at opset '
@@ -192,9 +197,14 @@ def _export_torchscript(
 def _export_dynamo(
     stage: Stage, args: tuple[torch.Tensor, ...], dynamic: dict[str, dict[int, str]], opset: int
 ) -> onnx.ModelProto:
-    shapes = tuple(
+    shapes: tuple[Any, ...] = tuple(
         dict.fromkeys(dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in stage.inputs
     )
+    if any(
+        parameter.kind is parameter.VAR_POSITIONAL
+        for parameter in inspect.signature(stage.module.forward).parameters.values()
+    ):
+        shapes = (shapes,)  # torch.export knows *tensors as one argument
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
             stage.module,
@@ -205,6 +215,7 @@ def _export_dynamo(
             input_names=list(stage.inputs),
             output_names=list(stage.outputs),
             dynamic_shapes=shapes if dynamic else None,
+            custom_translation_table=translations(),
             verbose=False,
         )
     return program.model_proto

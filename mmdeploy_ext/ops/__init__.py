@@ -1,1 +1,1 @@
-"""Operators that need help to reach ONNX; one per file: traceable form, symbolic, eager form."""
+"""Operators that need help to reach ONNX; one per file. See docs/custom-operators.md."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmdeploy_ext.ops.deformable_attention import attend_maps
 from projects.mmdet_plugin.rtdetr.layers import SelfAttention
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ class DeformableAttention(nn.Module):
             (B, Q, D).
         """
         locations, weights = self.locations(query, boxes_cxcywh), self.weights(query)
-        sampled = [self._sample(level, locations[:, :, :, index]) for index, level in enumerate(maps)]
-        mixed = (torch.cat(sampled, -1) * weights).sum(-1)
+        mixed = attend_maps([self._value(level) for level in maps], locations, weights)
         return self.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
 
     def locations(self, query: torch.Tensor, boxes_cxcywh: torch.Tensor) -> torch.Tensor:
@@ -81,13 +81,11 @@ class DeformableAttention(nn.Module):
         logits = self.attention_weights(query).unflatten(-1, (self.heads, -1))
         return logits.softmax(-1).transpose(1, 2).flatten(0, 1)[:, None]
 
-    def _sample(self, level: torch.Tensor, locations: torch.Tensor) -> torch.Tensor:
-        """Return (B * M, D / M, Q, P): values of one map (B, D, h, w) at (B, Q, M, P, 2)."""
+    def _value(self, level: torch.Tensor) -> torch.Tensor:
+        """Return (B * M, D / M, h, w): the values of one map (B, D, h, w), head by head."""
         # a 1x1 convolution is the value projection without the two transposes around it
         value = F.conv2d(level, self.value_proj.weight[:, :, None, None], self.value_proj.bias)
-        value = value.unflatten(1, (self.heads, -1)).flatten(0, 1)
-        grid = locations.transpose(1, 2).flatten(0, 1)
-        return F.grid_sample(value, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+        return value.unflatten(1, (self.heads, -1)).flatten(0, 1)
 
 
 class DecoderLayer(nn.Module):
