@@ -36,7 +36,9 @@ def part(
     model.opset_import.extend(source.opset_import)
     model.metadata_props.extend(source.metadata_props)
     graph = model.graph
-    graph.name, graph.doc_string = source.graph.name or 'graph', source.graph.doc_string
+    graph.name = source.graph.name or 'graph'
+    if source.graph.HasField('doc_string'):
+        graph.doc_string = source.graph.doc_string
     graph.metadata_props.extend(source.graph.metadata_props)
     graph.node.extend(index.nodes[position] for position in positions)
     graph.input.extend(inputs)

@@ -17,35 +17,48 @@ if TYPE_CHECKING:
 
     import onnx
 
+ROUNDING = 1e-5
+"""Relative to an output's largest value: a kernel may sum in another order once a constant is an input."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
     """Outputs of an edited graph beside those of the graphs that it was made from.
 
     Attributes:
-        tensors: output -> largest absolute difference; inf where shapes, dtypes or NaNs differ.
+        tensors: output -> largest absolute difference, relative to the largest absolute value of the output;
+            inf where shapes, dtypes, NaNs or integers differ.
     """
 
     tensors: dict[str, float]
 
     @property
-    def equal(self) -> bool:
+    def exact(self) -> bool:
         """Whether all are the same, bit for bit; False when nothing was compared."""
         return bool(self.tensors) and not any(self.tensors.values())
 
     @property
+    def equal(self) -> bool:
+        """Whether all are the same up to rounding, `ROUNDING`; False when nothing was compared."""
+        return bool(self.tensors) and max(self.tensors.values()) <= ROUNDING
+
+    @property
     def text(self) -> str:
         """One line."""
+        many = len(self.tensors)
+        if self.exact:
+            return f'PROVEN: {many} outputs equal bit for bit on random inputs'
         if self.equal:
-            return f'PROVEN: {len(self.tensors)} outputs equal bit for bit on random inputs'
-        worst = {name: value for name, value in self.tensors.items() if value}
-        words = ', '.join(f'{name} by {value:.3g}' for name, value in list(worst.items())[:5])
-        return f'NOT EQUAL: {len(worst)} of {len(self.tensors)} outputs differ: {words}'
+            most = max(self.tensors.values())
+            return f'PROVEN: {many} outputs equal on random inputs, to {most:.1e} of their largest value'
+        wrong = {name: value for name, value in self.tensors.items() if value > ROUNDING}
+        words = ', '.join(f'{name} by {value:.3g}' for name, value in list(wrong.items())[:5])
+        return f'NOT EQUAL: {len(wrong)} of {many} outputs differ (relative to their largest value): {words}'
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
         tensors = {name: value if np.isfinite(value) else 'different' for name, value in self.tensors.items()}
-        return dict(equal=self.equal, max_abs=tensors)
+        return dict(equal=self.equal, exact=self.exact, max_relative=tensors)
 
 
 def prove(
@@ -130,23 +143,29 @@ def prove_chain(
 
 
 def difference(ours: Any, theirs: Any) -> float:
-    """Return the largest absolute difference of two outputs; inf where they cannot be subtracted."""
+    """Return the largest difference of two outputs, relative to the largest absolute value of `theirs`.
+
+    Returns inf where they cannot be subtracted: other shapes, dtypes, integers, NaNs or infinities.
+    """
     if isinstance(ours, list) and isinstance(theirs, list):
         if len(ours) != len(theirs):
-            return float('inf')
+            return np.inf
         return max((difference(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return float('inf')
+        return np.inf
     if ours.tobytes() == theirs.tobytes() or np.array_equal(ours, theirs):
         return 0.0
-    if ours.dtype.kind not in 'fiubc':
-        return float('inf')
-    with np.errstate(all='ignore'):
-        gap = np.abs(ours.astype(np.complex128) - theirs.astype(np.complex128))
-    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
-    worst = np.where(same, 0, gap).max(initial=0)
-    return float(worst) if np.isfinite(worst) else float('inf')
+    if ours.dtype.kind not in 'fc':
+        return np.inf
+    wide = np.complex128 if ours.dtype.kind == 'c' else np.float64
+    ours, theirs = ours.astype(wide), theirs.astype(wide)
+    finite = np.isfinite(theirs)
+    if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):
+        return np.inf
+    gap = np.abs(ours[finite] - theirs[finite]).max(initial=0)
+    scale = np.abs(theirs[finite]).max(initial=0)
+    return float(gap / scale) if scale and np.isfinite(gap) else float(np.inf if gap else 0)
 
 
 def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:

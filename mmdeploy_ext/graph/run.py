@@ -94,13 +94,13 @@ class Runner:
         return dict(self.stream(feeds))
 
     def types(self) -> dict[str, tuple[str, list[int | str | None]]]:
-        """Return name -> (dtype, shape) as ONNX Runtime infers them, of tensors that nodes compute."""
+        """Return name -> (dtype such as 'FLOAT', shape) as ONNX Runtime infers them, of computed tensors."""
         if self._session is None:
             return {}
         found = {}
         for output in self._session.get_outputs():
             inner = output.type.removeprefix('tensor(').removesuffix(')')
-            found[output.name] = (f'TensorProto.{inner.upper()}', list(output.shape))
+            found[output.name] = (inner.upper(), list(output.shape))
         return found
 
     def stream(self, feeds: Mapping[str, np.ndarray], chunk: int | None = None) -> Iterator[tuple[str, Any]]:

@@ -103,7 +103,7 @@ def _ask_runtime(index: Index, names: Sequence[str]) -> dict[str, onnx.TypeProto
         found = Runner(index.model, computed).types()
     except ModelFileError:
         return {}
-    kinds = {onnx.helper.tensor_dtype_to_string(kind): kind for kind in onnx.TensorProto.DataType.values()}
+    kinds = dict(onnx.TensorProto.DataType.items())
     return {
         name: onnx.helper.make_tensor_type_proto(kinds[dtype], shape)
         for name, (dtype, shape) in found.items()

@@ -8,9 +8,9 @@ import onnx
 
 from mmdeploy_ext.errors import ExportError, UsageError
 from mmdeploy_ext.graph.files import check_ordinary
-from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.graph.index import all_nodes, near
 from mmdeploy_ext.graph.part import drop_metadata
-from mmdeploy_ext.graph.passes.rename import rename, rename_nodes, rename_tensors
+from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
 from mmdeploy_ext.graph.types import shape, text
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _connected(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]
         mine = {entry: out for out, entry in connections.items() if entry in inputs and out in given}
         for out in mine.values():
             todo.pop(out, None)
-        found.append(rename(model, mine) if mine else model)
+        found.append(_renamed(model, mine) if mine else model)
         given |= {value.name for value in found[-1].graph.output}
     for out, entry in todo.items():
         inputs = {value.name for model in models for value in model.graph.input}
@@ -133,6 +133,25 @@ def _connected(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]
         missing = missing or f'no later model has an input {entry!r}{near(entry, inputs)}'
         raise UsageError(f'--connect {out} {entry}: {missing}')
     return found
+
+
+def _renamed(model: onnx.ModelProto, inputs: Mapping[str, str]) -> onnx.ModelProto:
+    """Give inputs other names; inner tensors that have these names make room."""
+    ends = {value.name for value in (*model.graph.input, *model.graph.output)}
+    taken = ends | {name for node in all_nodes(model) for name in node.output}
+    new = dict(inputs)
+    for name in set(inputs.values()) - ends:
+        free = f'{name}_inner'
+        while free in taken:
+            free += '_'
+        new[name] = free
+    clash = next((name for entry, name in inputs.items() if name in ends and name != entry), None)
+    if clash is not None:
+        raise UsageError(f'a later model has an input or output {clash!r} already; rename one first')
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    rename_tensors(result.graph, lambda name: new.get(name, name))
+    return result
 
 
 def _check_interface(model: onnx.ModelProto, name: str, given: Mapping[str, onnx.TypeProto]) -> set[str]:

@@ -39,8 +39,8 @@ def rename(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     index = Index(result)
-    new_nodes = {index.find_node(old): new for old, new in _open(nodes, _node_names(index)).items()}
-    new_tensors = _open(tensors, set(index.tensors))
+    new_nodes = {index.find_node(old): new for old, new in _open(nodes, _node_names(index), prefix).items()}
+    new_tensors = _open(tensors, set(index.tensors), prefix)
     for name in new_tensors:
         index.check_tensor(name)
     _check_new(new_tensors, set(_all_tensor_names(result)), 'tensor')
@@ -58,13 +58,13 @@ def rename(
     return result
 
 
-def _open(wanted: Mapping[str, str] | None, present: set[str]) -> dict[str, str]:
+def _open(wanted: Mapping[str, str] | None, present: set[str], prefix: str) -> dict[str, str]:
     """Return the renamings that are not done yet."""
     wanted = {old: new for old, new in (wanted or {}).items() if old != new}
     for old, new in wanted.items():
         if not new:
             raise UsageError(f'new name of {old!r}: is empty')
-    done = {old for old, new in wanted.items() if old not in present and new in present}
+    done = {old for old, new in wanted.items() if old not in present and {new, prefix + new} & present}
     return {old: new for old, new in wanted.items() if old not in done}
 
 

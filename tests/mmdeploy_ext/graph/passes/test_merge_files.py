@@ -1,0 +1,75 @@
+"""Merging graphs of any origin: the chain computes what its parts compute one after the other."""
+
+import onnx
+import pytest
+from hypothesis import given, settings
+from onnx import helper
+
+from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.graph.passes.extract import cut
+from mmdeploy_ext.graph.passes.merge import merge
+from mmdeploy_ext.graph.passes.rename import rename
+from mmdeploy_ext.graph.proof import prove_chain
+from toy_graphs import conv_net, model_of, random_graph, same, steps
+
+
+@settings(max_examples=10, deadline=None)
+@given(steps, steps)
+def test_a_chain_of_random_graphs(first, second):
+    models = [random_graph(first), random_graph(second)]
+    outputs = Index(models[0]).outputs
+    models[1] = rename(models[1], {name: f'{name}_2' for name in Index(models[1]).outputs})
+    connections = {outputs[0]: 'y'}
+    merged = merge(models, ['one', 'two'], connections=connections)
+    onnx.checker.check_model(merged, full_check=True)
+    assert prove_chain(models, merged, connections).exact
+    assert set(Index(merged).inputs) == {'x', 'y'}
+    assert set(Index(merged).outputs) == {*outputs[1:], *Index(models[1]).outputs}
+
+
+def test_the_halves_of_a_cut_give_the_whole():
+    halves = [cut(conv_net(), None, ['b']), cut(conv_net(), ['b'])]
+    merged = merge(halves, ['top', 'bottom'])
+    assert prove_chain(halves, merged, {}).exact
+    from mmdeploy_ext.graph.run import random_feeds, run
+
+    feeds = random_feeds(conv_net())
+    same(run(merged, feeds), run(conv_net(), feeds))
+    assert merge(halves, ['top', 'bottom'], outputs=['b', 'scores']).graph.output[0].name == 'b'
+
+
+def neg(start, end, shape=(2,), dtype=1, opset=17):
+    values = [helper.make_tensor_value_info(name, dtype, shape) for name in (start, end)]
+    return model_of([helper.make_node('Neg', [start], [end])], values[:1], values[1:], opset=opset)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    cases = (
+        ([neg('x', 'p'), neg('p', 'z', (3,))], {}, 'second takes .p. as float.3., but .* gives is float.2.'),
+        ([neg('x', 'p'), neg('q', 'z', (2,), 11)], {'p': 'q'}, 'double.2.'),
+        ([neg('x', 'p'), neg('q', 'p')], {}, 'both give p'),
+        ([neg('x', 'p'), neg('q', 'z')], {'pp': 'q'}, "'pp' is no output; did you mean p"),
+        ([neg('x', 'p'), neg('q', 'z')], {'p': 'r'}, 'no later model has an input'),
+    )
+    for models, connections, words in cases:
+        with pytest.raises(UsageError, match=words):
+            merge(models, ['first', 'second'], connections=connections)
+    with pytest.raises(UsageError, match='--outputs zz'):
+        merge([neg('x', 'p'), neg('p', 'z')], ['a', 'b'], outputs=['zz'])
+    with pytest.raises(UsageError, match='different names'):
+        merge([neg('x', 'p'), neg('p', 'z')], ['a', 'a'])
+    with pytest.raises(ExportError, match='different opsets'):
+        merge([neg('x', 'p'), neg('p', 'z', opset=18)], ['a', 'b'])
+
+
+def test_domains_that_one_does_not_use_and_functions_are_kept():
+    body = [helper.make_node('Add', ['a', 'a'], ['b'])]
+    function = helper.make_function('own', 'F', ['a'], ['b'], body, [helper.make_opsetid('', 17)])
+    second = model_of(
+        [helper.make_node('F', ['p'], ['z'], domain='own')], [('p', [2])], [('z', [2])], functions=[function]
+    )
+    second.opset_import.add(domain='own', version=1)
+    models = [neg('x', 'p'), second]
+    merged = merge(models, ['a', 'b'])
+    assert len(merged.functions) == 1 and prove_chain(models, merged, {}).exact

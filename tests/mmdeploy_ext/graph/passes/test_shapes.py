@@ -1,0 +1,121 @@
+"""Other input shapes: what is inferred behind them, and where it does not hold."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from mmdeploy_ext.errors import InferenceError, ModelFileError, UsageError
+from mmdeploy_ext.graph import types
+from mmdeploy_ext.graph.passes.shapes import apply, parse, set_shapes
+from mmdeploy_ext.graph.proof import prove, try_sizes
+from mmdeploy_ext.graph.run import Runner, random_feeds
+from toy_graphs import conv_net, model_of
+
+
+def shape_arithmetic(opset):
+    """[batch, 3, h, w] -> [batch, h*w, 3] by way of Shape, as exporters write it."""
+    number = onnx.numpy_helper.from_array
+    constants = [
+        number(np.array(0), 'zero'),
+        number(np.array([-1, 3]), 'rest'),
+        number(np.array([0]), 'first'),
+    ]
+    nodes = [
+        helper.make_node('Transpose', ['x'], ['t'], perm=[0, 2, 3, 1]),
+        helper.make_node('Shape', ['t'], ['s']),
+        helper.make_node('Gather', ['s', 'zero'], ['n']),
+        helper.make_node(
+            'Unsqueeze',
+            ['n'] if opset < 13 else ['n', 'first'],
+            ['b'],
+            **({'axes': [0]} if opset < 13 else {}),
+        ),
+        helper.make_node('Concat', ['b', 'rest'], ['sizes'], axis=0),
+        helper.make_node('Reshape', ['t', 'sizes'], ['z']),
+    ]
+    return model_of(nodes, [('x', ['batch', 3, 'h', 'w'])], [('z', ['batch', 'n', 3])], constants, opset)
+
+
+@pytest.mark.parametrize('opset', [11, 17])
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
+def test_shapes_that_are_fixed_reach_every_tensor(opset, batch, height, width):
+    model = shape_arithmetic(opset)
+    fixed = set_shapes(model, {'x': [batch, 3, height, width]})
+    onnx.checker.check_model(fixed, full_check=True)
+    assert types.shape(fixed.graph.output[0].type) == [batch, height * width, 3]
+    names = [name for node in model.graph.node for name in node.output]
+    found = Runner(fixed, names).run(random_feeds(fixed))
+    known = types.infer(fixed)
+    assert {name: types.shape(known[name]) for name in names} == {
+        name: list(value.shape) for name, value in found.items()
+    }
+    assert prove(model, fixed).exact
+    assert set_shapes(fixed, {'x': [batch, 3, height, width]}) == fixed
+    assert set_shapes(model, axes=dict(batch=batch, h=height, w=width)) == fixed
+
+
+def test_some_axes_can_stay_open_and_keep_their_names():
+    fixed = apply(shape_arithmetic(17), ['batch=2'])
+    assert types.text(fixed.graph.input[0].type) == 'float[2,3,h,w]'
+    assert types.text(fixed.graph.output[0].type) == 'float[2,n,3]'
+    renamed = apply(shape_arithmetic(17), ['batch=images'])
+    assert types.shape(renamed.graph.output[0].type)[0] == 'images'
+
+
+def test_an_axis_that_is_opened_is_tried_at_twice_its_size():
+    model = conv_net()
+    opened = apply(model, ['images=batch,3,h,?'])
+    assert types.text(opened.graph.input[0].type) == 'float[batch,3,h,?]'
+    assert types.text(opened.graph.output[0].type) == 'float[batch,5]'
+    assert try_sizes(model, opened) == 'images=2x3x16x16' and prove(model, opened).exact
+    again = apply(opened, ['images=1x3x8x8'])
+    assert again.graph.input == model.graph.input and again.graph.output == model.graph.output
+    assert try_sizes(opened, again) == ''
+
+
+def test_a_size_that_is_baked_in_is_found_by_the_trial():
+    model = conv_net(baked=True)
+    opened = set_shapes(model, {'images': ['batch', 3, 8, 8]})
+    with pytest.raises(InferenceError, match='does not run at images=2x3x8x8: a size is baked'):
+        try_sizes(model, opened)
+    fixed = set_shapes(model, {'images': [2, 3, 8, 8]})
+    with pytest.raises(InferenceError, match='images=2x3x8x8'):
+        try_sizes(model, fixed)
+
+
+def test_shapes_that_no_node_can_work_with_are_refused_by_its_name():
+    weight = onnx.numpy_helper.from_array(np.ones((4, 2), np.float32), 'w')
+    node = helper.make_node('MatMul', ['x', 'w'], ['z'], name='product')
+    model = model_of([node], [('x', ['n', 4])], [('z', ['n', 2])], [weight])
+    with pytest.raises(ModelFileError, match=r'shapes do not fit together.*product'):
+        apply(model, ['x=3x5'])
+
+
+BAD = {
+    'an unknown input': (['image=1x3x8x8'], 'did you mean images'),
+    'an unknown axis': (['bach=1'], 'did you mean batch'),
+    'another rank': (['images=3x8x8'], 'has 3 axes, the input has 4'),
+    'a size of zero': (['images=0x3x8x8'], 'at least 1'),
+    'a negative size': (['batch=-1'], 'at least 1'),
+    'no sizes': (['images='], 'expected NAME=SIZES'),
+    'no sign': (['images'], 'expected NAME=SIZES'),
+    'an empty axis': (['images=1,,8,8'], 'an axis is empty'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_shapes_that_cannot_be_meant_are_refused(case):
+    texts, words = BAD[case]
+    with pytest.raises(UsageError, match=words):
+        apply(conv_net(('batch', 3, 8, 8)), texts)
+
+
+def test_what_people_write_is_read():
+    assert parse('images=1x3x640x640') == ('images', [1, 3, 640, 640])
+    assert parse('a=b=batch,3,?,?') == ('a=b', ['batch', 3, '?', '?'])
+    assert parse('images=1x3x?x?') == ('images', [1, 3, '?', '?'])
+    assert parse('batch=1') == ('batch', [1]) and parse('batch=index') == ('batch', ['index'])

@@ -1,0 +1,195 @@
+"""ONNX files, in and out: damage is named, what is written is whole."""
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from onnx import helper
+
+from mmdeploy_ext.errors import DataError, ModelFileError, UsageError
+from mmdeploy_ext.graph import files
+from mmdeploy_ext.graph.run import random_feeds, run
+from toy_graphs import conv_net, model_of, random_graph, same, steps
+
+
+def large_net():
+    """A net with a weight that is large enough to go into a data file."""
+    weight = onnx.numpy_helper.from_array(
+        np.random.default_rng(0).standard_normal((64, 64)).astype('f4'), 'w'
+    )
+    return model_of(
+        [helper.make_node('MatMul', ['x', 'w'], ['z'], name='m')],
+        [('x', [2, 64])],
+        [('z', [2, 64])],
+        [weight],
+    )
+
+
+def save_external(folder):
+    onnx.save_model(
+        large_net(), folder / 'x.onnx', save_as_external_data=True, location='x.weights', size_threshold=0
+    )
+    return folder / 'x.onnx'
+
+
+def test_a_good_file_is_read_with_its_external_data(tmp_path):
+    model = files.load(save_external(tmp_path))
+    feeds = random_feeds(model)
+    same(run(model, feeds), run(large_net(), feeds))
+
+
+def test_what_is_missing_empty_or_no_model_is_refused(tmp_path):
+    (tmp_path / 'empty.onnx').touch()
+    (tmp_path / 'text.onnx').write_text('this is no model')
+    for name, words in (
+        ('none.onnx', 'no such'),
+        ('', 'is a folder'),
+        ('empty.onnx', 'holds no graph'),
+        ('text.onnx', 'readable'),
+    ):
+        with pytest.raises(ModelFileError, match=words):
+            files.load(tmp_path / name)
+
+
+def test_every_truncation_is_refused(tmp_path):
+    whole = conv_net().SerializeToString()
+    for length in range(0, len(whole), 7):
+        (tmp_path / 'cut.onnx').write_bytes(whole[:length])
+        with pytest.raises(ModelFileError, match=r'cut\.onnx'):
+            files.load(tmp_path / 'cut.onnx')
+
+
+def test_missing_and_short_external_data_name_the_file(tmp_path):
+    path = save_external(tmp_path)
+    os.truncate(tmp_path / 'x.weights', 100)
+    with pytest.raises(ModelFileError, match=r"x\.weights.*tensor 'w'"):
+        files.load(path)
+    (tmp_path / 'x.weights').unlink()
+    with pytest.raises(ModelFileError, match=r"weights of 'w' are in .*x\.weights, which is not there"):
+        files.load(path)
+    assert files.read(path).graph.node
+
+
+def test_newer_opsets_and_ir_versions_are_refused(tmp_path):
+    model = conv_net()
+    model.opset_import[0].version = 999
+    onnx.save_model(model, tmp_path / 'new.onnx')
+    with pytest.raises(ModelFileError, match=r'opset 999.*knows opsets up to'):
+        files.load(tmp_path / 'new.onnx')
+    model = conv_net()
+    model.ir_version = 99
+    onnx.save_model(model, tmp_path / 'ir.onnx')
+    with pytest.raises(ModelFileError, match='IR version 99'):
+        files.load(tmp_path / 'ir.onnx')
+    model = conv_net()
+    model.ClearField('opset_import')
+    (tmp_path / 'none.onnx').write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match='no opset'):
+        files.load(tmp_path / 'none.onnx')
+
+
+def graph_with(*edits):
+    """Return a chain a -> b -> c -> d whose nodes read other tensors: (node, tensor)."""
+    nodes = [helper.make_node('Neg', [a], [b], name=f'to_{b}') for a, b in ('xa', 'ab', 'bc', 'cd')]
+    for name, tensor in edits:
+        next(node for node in nodes if node.name == name).input[0] = tensor
+    return model_of(nodes, [('x', [1])], [('d', [1])])
+
+
+def test_a_cycle_is_named_node_by_node():
+    with pytest.raises(ModelFileError, match='to_b -> to_c -> to_d -> to_b is a cycle'):
+        files.check_order(graph_with(('to_b', 'd')))
+
+
+def test_nodes_out_of_order_and_tensors_from_nowhere_are_named():
+    with pytest.raises(ModelFileError, match=r"to_c .Neg. reads 'd' before node to_d has written it"):
+        files.check_order(graph_with(('to_c', 'd'), ('to_d', 'a')))
+    with pytest.raises(ModelFileError, match=r"to_c .Neg. reads 'nothing', which no node"):
+        files.check_order(graph_with(('to_c', 'nothing')))
+    model = graph_with()
+    model.graph.output[0].name = 'other'
+    with pytest.raises(ModelFileError, match='no node gives the outputs other'):
+        files.check_order(model)
+
+
+@settings(max_examples=10, deadline=None)
+@given(steps)
+def test_what_is_saved_is_what_is_loaded(tmp_path_factory, chosen):
+    path = tmp_path_factory.mktemp('x') / 'y.onnx'
+    assert files.save(random_graph(chosen), path) == [path]
+    assert files.load(path) == random_graph(chosen)
+    assert [entry.name for entry in path.parent.iterdir()] == ['y.onnx']
+
+
+def test_a_model_over_the_limit_gets_a_data_file(tmp_path):
+    path, model = tmp_path / 'big.onnx', large_net()
+    before = model.SerializeToString()
+    written = files.save(model, path, limit=10_000)
+    assert written == [path, tmp_path / 'big.onnx.data'] and sorted(tmp_path.iterdir()) == written
+    assert path.stat().st_size < 1000 and written[1].stat().st_size == 64 * 64 * 4
+    assert model.SerializeToString() == before
+    onnx.checker.check_model(path, full_check=True)
+    feeds = random_feeds(model)
+    same(run(files.load(path), feeds), run(model, feeds))
+    assert files.save(files.load(path), path, limit=10_000) == written  # a second time, over itself
+    same(run(files.load(path), feeds), run(model, feeds))
+
+
+def test_weights_that_are_not_raw_go_into_the_data_file_too(tmp_path):
+    model = large_net()
+    tensor = model.graph.initializer[0]
+    values = onnx.numpy_helper.to_array(tensor)
+    model.graph.initializer[0].CopyFrom(helper.make_tensor('w', 1, values.shape, values.ravel()))
+    assert not model.graph.initializer[0].raw_data
+    files.save(model, tmp_path / 'y.onnx', limit=10_000)
+    loaded = files.load(tmp_path / 'y.onnx')
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded.graph.initializer[0]), values)
+
+
+def test_the_input_and_its_data_are_never_written_over(tmp_path):
+    source = save_external(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / 'link.onnx').symlink_to(source)
+    model = files.load(source)
+    for target in ('x.onnx', 'x.weights', 'link.onnx'):
+        with pytest.raises(UsageError, match='never written over'):
+            files.save(model, tmp_path / target, inputs=[source])
+    (tmp_path / 'link.onnx').unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_invalid_model_is_not_written_and_the_old_file_stays(tmp_path):
+    path = tmp_path / 'y.onnx'
+    files.save(conv_net(), path)
+    before = path.read_bytes()
+    model = conv_net()
+    model.graph.node[1].op_type = 'NoSuchOperator'
+    for limit in (files.PROTOBUF_LIMIT, 100):
+        with pytest.raises(ModelFileError, match='NoSuchOperator'):
+            files.save(model, path, limit=limit)
+    with pytest.raises(ModelFileError, match='reads'):
+        files.save(graph_with(('to_c', 'nothing')), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_are_read_from_files_and_folders(tmp_path):
+    arrays = {'a': np.arange(3), '/b/c:0': np.ones((2, 2), np.float16)}
+    files.save_tensors(arrays, tmp_path / 'folder')
+    same(files.load_tensors(tmp_path / 'folder'), arrays)
+    np.savez(tmp_path / 'all.npz', **arrays)
+    same(files.load_tensors(tmp_path / 'all.npz'), arrays)
+    from mmdeploy_ext.dump import save_dump
+
+    save_dump(tmp_path / 'dump', {'a': np.arange(3)}, {})
+    same(files.load_tensors(tmp_path / 'dump'), {'a': np.arange(3)})
+
+
+def test_tensors_that_cannot_be_read_are_refused(tmp_path):
+    np.save(tmp_path / 'object.npy', np.array([{}], object), allow_pickle=True)
+    (tmp_path / 'x.npz').write_bytes(b'PK no zip')
+    (tmp_path / 'nothing').mkdir()
+    for name in ('object.npy', 'x.npz', 'nothing', 'none.npz'):
+        with pytest.raises(DataError, match=name):
+            files.load_tensors(tmp_path / name)
