@@ -1,0 +1,215 @@
+"""`graph.py replace, fold, simplify, convert-opset, fp16, reduce`: files, exit statuses and bad input."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import external_data_helper
+
+from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.graph import files
+from toy_chain import chain
+
+WEIGHTS = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'weights'
+SAME = {
+    'replace': ['--rule', 'y = LeakyRelu<alpha = 0.9>(a) -> m = Mul(a, 0.9); y = Max(a, m)'],
+    'fold': [],
+    'simplify': [],
+    'convert-opset': ['--opset', '18'],
+    'fp16': ['--keep-fp32', 'max*', '--tolerance', '0.05'],
+}
+ALL = {**SAME, 'reduce': ['--check', 'nan']}
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('graphs') / 'chain.onnx'
+    onnx.save(chain(16), path)
+    return path
+
+
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def left_over(folder):
+    return [path.name for path in Path(folder).iterdir() if '.part' in path.name]
+
+
+def refused(capsys, *words):
+    """Run the tool, expect exit status 2 and one line, and return it."""
+    assert main([str(word) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    return error
+
+
+@pytest.mark.parametrize('command', SAME)
+def test_a_file_is_rewritten_proven_and_the_input_not_touched(command, file, tmp_path, capsys):
+    before, target, found = digest(file), tmp_path / 'out.onnx', tmp_path / 'found.json'
+    words = [command, str(file), '--output', str(target), '--json', str(found), *SAME[command]]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert 'EQUAL' in out and 'cosine' in out
+    assert digest(file) == before
+    onnx.checker.check_model(onnx.load(target), full_check=True)
+    content = json.loads(found.read_text())
+    assert content['proof']['equal'] and len(content['proof']['outputs']) == 2
+    again = tmp_path / 'again.onnx'
+    assert main([command, str(target), '--output', str(again), *SAME[command]]) == 0
+    assert len(onnx.load(again).graph.node) == len(onnx.load(target).graph.node)
+
+
+def test_other_numbers_are_exit_status_one_and_nothing_is_written(file, tmp_path, capsys):
+    target, found = tmp_path / 'out.onnx', tmp_path / 'found.json'
+    words = [
+        'replace',
+        str(file),
+        '--output',
+        str(target),
+        '--rule',
+        'y = LeakyRelu<alpha = 0.9>(a) -> y = Relu(a)',
+    ]
+    assert main([*words, '--json', str(found)]) == 1
+    assert 'NOT EQUAL' in capsys.readouterr().out
+    assert not target.exists() and not left_over(tmp_path)
+    assert json.loads(found.read_text())['output'] is None
+    assert main([*words, '--no-proof']) == 0
+    assert 'NOT PROVEN' in capsys.readouterr().out and target.exists()
+
+
+def test_a_target_that_is_there_stays_when_the_numbers_differ(file, tmp_path):
+    target = tmp_path / 'out.onnx'
+    target.write_bytes(b'mine')
+    assert (
+        main(
+            [
+                'replace',
+                str(file),
+                '--output',
+                str(target),
+                '--rule',
+                'y = LeakyRelu<alpha = 0.9>(a) -> y = Relu(a)',
+            ]
+        )
+        == 1
+    )
+    assert target.read_bytes() == b'mine'
+
+
+def test_given_inputs_are_used(file, tmp_path, capsys):
+    np.savez(tmp_path / 'in.npz', x=np.ones((3, 8), np.float32))
+    words = ['fold', file, '--output', tmp_path / 'out.onnx', '--inputs', tmp_path / 'in.npz']
+    assert main([str(word) for word in words]) == 0
+    assert '3x8' in capsys.readouterr().out
+    np.savez(tmp_path / 'bad.npz', x=np.ones((3, 7), np.float32))
+    words[-1] = tmp_path / 'bad.npz'
+    assert main([str(word) for word in words]) == 1
+    assert "feed 'x'" in capsys.readouterr().err
+
+
+def test_rules_of_a_file_and_named_rules_are_counted(file, tmp_path, capsys):
+    rules = tmp_path / 'rules.txt'
+    rules.write_text('# comment\ny = LeakyRelu<alpha = 0.9>(a) -> m = Mul(a, 0.9); y = Max(a, m)\n')
+    words = ['replace', file, '--output', tmp_path / 'out.onnx', '--rules', rules, '--named', 'grid-sample']
+    assert main([str(word) for word in words]) == 0
+    out = capsys.readouterr().out
+    assert '4 places replaced by y = LeakyRelu' in out and '0 places replaced by grid-sample' in out
+
+
+@pytest.mark.parametrize('command', ALL)
+def test_files_that_cannot_be_read_are_refused_before_anything_is_written(command, file, tmp_path, capsys):
+    whole = file.read_bytes()
+    cut, cycle, newer = tmp_path / 'cut.onnx', tmp_path / 'cycle.onnx', tmp_path / 'newer.onnx'
+    cut.write_bytes(whole[: len(whole) // 2])
+    model = chain(16)
+    model.graph.node[0].input[0] = 't1'
+    onnx.save(model, cycle)
+    model = chain(16)
+    model.opset_import[0].version = 999
+    onnx.save(model, newer)
+    outside = tmp_path / 'outside.onnx'
+    model = chain(16)
+    external_data_helper.convert_model_to_external_data(model, location='lost.data', size_threshold=0)
+    onnx.save_model(model, outside)
+    (tmp_path / 'lost.data').unlink()
+    for bad, message in (
+        (cut, 'not a readable ONNX file'),
+        (cycle, 'depends on itself'),
+        (newer, 'opset 999'),
+        (outside, 'lost.data'),
+        (tmp_path / 'none.onnx', 'no such ONNX file'),
+    ):
+        target = tmp_path / 'out'
+        error = refused(capsys, command, bad, '--output', target, *ALL[command])
+        assert message in error, error
+        assert not target.exists() and not left_over(tmp_path)
+
+
+@pytest.mark.parametrize('command', SAME)
+def test_the_input_is_never_the_output(command, file, capsys):
+    before = digest(file)
+    assert 'never written over' in refused(capsys, command, file, '--output', file, *SAME[command])
+    assert digest(file) == before
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['replace'], 'nothing to replace'),
+        (['replace', '--named', 'no'], "no replacement is called 'no'"),
+        (['replace', '--rules', 'no.txt'], 'no.txt: no such file'),
+        (['replace', '--rule', 'y = Relu(a'], 'expected e.g.'),
+        (['convert-opset', '--opset', '99'], 'converts to opsets'),
+        (['fp16', '--keep-fp32', 'LeakyRelo'], "'LeakyRelo': fits.*did you mean LeakyRelu"),
+        (['fold', '--tolerance', '-1'], '--tolerance -1'),
+        (['fold', '--size', 'N'], "--size 'N'"),
+        (['fold', '--size', 'M=3'], 'has no such axis'),
+        (['fold', '--inputs', 'no.npz'], 'no such file'),
+        (['reduce', '--check', 'nann'], 'did you mean nan'),
+        (['reduce', '--check', 'nan'], 'does not show it'),
+        (['reduce', '--check', 'true'], 'says yes to a graph that computes nothing'),
+        (['reduce', '--check', 'false'], 'says no to the whole model'),
+        (['reduce', '--check', 'sleep 60 &&', '--timeout', '0.1'], 'was stopped'),
+        (['reduce', '--check', 'differs no.onnx'], 'no.onnx: no such ONNX file'),
+        (['reduce', '--check', 'nan', '--max-checks', '0'], '--max-checks 0'),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(words, message, file, tmp_path, capsys):
+    import re
+
+    error = refused(capsys, words[0], file, '--output', tmp_path / 'out', *words[1:])
+    assert re.search(message, error), error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reduce_leaves_a_folder_that_runs_and_names_the_node(tmp_path, capsys):
+    path, target, found = tmp_path / 'bad.onnx', tmp_path / 'reduced', tmp_path / 'found.json'
+    onnx.save(chain(24, overflow=11), path)
+    assert main(['reduce', str(path), '--check', 'nan', '--output', str(target), '--json', str(found)]) == 0
+    assert 'square Mul: half, half -> squared' in capsys.readouterr().out
+    content = json.loads(found.read_text())
+    assert [node['name'] for node in content['nodes']] == ['square'] and content['stopped'] is None
+    assert not left_over(tmp_path)
+    assert subprocess.run([sys.executable, target / 'run.py'], capture_output=True).returncode == 0
+    assert 'is there already' in refused(capsys, 'reduce', path, '--check', 'nan', '--output', target)
+
+
+def test_the_good_model_has_to_be_good(file, tmp_path, capsys):
+    words = ['reduce', file, '--check', 'grep -q mm4', '--good', file, '--output', tmp_path / 'out']
+    assert 'says yes to the good model' in refused(capsys, *words)
+
+
+def test_a_large_untidy_file_of_others_is_reduced(tmp_path):
+    path = WEIGHTS / 'yunet_mmdet' / 'yunet_n_dynamic.onnx'
+    if not path.is_file():
+        pytest.skip('skipped: ../shared/data/weights/yunet_mmdet not found')
+    before, target = digest(path), tmp_path / 'out'
+    assert main(['reduce', str(path), '--check', 'grep -q Sigmoid', '--output', str(target)]) == 0
+    assert [node.op_type for node in files.load(target / 'model.onnx').graph.node] == ['Sigmoid']
+    assert digest(path) == before
