@@ -17,6 +17,7 @@ from mmdeploy_ext.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph import files
 from mmdeploy_ext.graph.index import Index
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.graph.weights import infer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -165,7 +166,7 @@ def _untyped(name: str) -> onnx.ValueInfoProto:
 
 def _known_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
+        graph = infer(model)
     except (ValueError, onnx.shape_inference.InferenceError):
         graph = model.graph
     return {value.name: value for value in (*graph.value_info, *graph.output)}

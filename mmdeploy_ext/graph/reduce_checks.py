@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.graph import files, reduced_run
 from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.graph.weights import is_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -79,7 +80,7 @@ class Check:
 @contextlib.contextmanager
 def _source(model: onnx.ModelProto) -> Iterator[str | bytes]:
     """Yield what ONNX Runtime opens: bytes, or a file when the model is too large for one message."""
-    if files.serialised_size(model) <= files.PROTOBUF_LIMIT:
+    if not is_large(model):
         yield model.SerializeToString()
         return
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:

@@ -104,6 +104,7 @@ def save_folder(
         source: name of the file that was reduced.
     """
     from mmdeploy_ext.graph import files, reduced_run
+    from mmdeploy_ext.graph.weights import is_large
 
     target, candidate = Path(target), reduction.candidate
     check_folder(target)
@@ -118,7 +119,7 @@ def save_folder(
         expected=EXPECTED[facts['check']],
     )
     with _whole_folder(target) as folder:
-        if files.serialised_size(candidate.model) > files.PROTOBUF_LIMIT:
+        if is_large(candidate.model):
             files.save_external(
                 candidate.model, folder / 'model.onnx', folder / 'model.onnx.data', checked=False
             )

@@ -16,6 +16,7 @@ from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.graph import files
 from mmdeploy_ext.graph.reduce_checks import Check, Stopped
 from mmdeploy_ext.graph.reduce_folder import save_npz
+from mmdeploy_ext.graph.weights import is_large
 
 if TYPE_CHECKING:
     from mmdeploy_ext.graph.reduce_case import Candidate
@@ -32,7 +33,7 @@ class _Files:
 
     def __init__(self, folder: Path, candidate: Candidate) -> None:
         self.model, self.inputs = folder / 'model.onnx', folder / 'inputs.npz'
-        if files.serialised_size(candidate.model) > files.PROTOBUF_LIMIT:
+        if is_large(candidate.model):
             files.save_external(candidate.model, self.model, folder / 'model.onnx.data', checked=False)
         else:
             self.model.write_bytes(candidate.model.SerializeToString())

@@ -213,3 +213,26 @@ def test_a_large_untidy_file_of_others_is_reduced(tmp_path):
     assert main(['reduce', str(path), '--check', 'grep -q Sigmoid', '--output', str(target)]) == 0
     assert [node.op_type for node in files.load(target / 'model.onnx').graph.node] == ['Sigmoid']
     assert digest(path) == before
+
+
+@pytest.mark.parametrize('command', ['replace', 'fold', 'convert-opset', 'fp16'])
+def test_a_model_that_one_message_cannot_hold_gets_external_data(command, tmp_path, monkeypatch):
+    """The limit of 2 GiB is lowered to that of this model; the whole way is the real one."""
+    model = chain(16)
+    weight = np.eye(8, 40000, dtype=np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, 'large_weight'))
+    model.graph.node.add(op_type='MatMul', name='wide', input=['t14', 'large_weight'], output=['z'])
+    model.graph.output.append(onnx.helper.make_tensor_value_info('z', 1, ['N', 40000]))
+    path, target = tmp_path / 'large.onnx', tmp_path / 'out.onnx'
+    monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 500_000)
+    monkeypatch.setattr(files.save, '__kwdefaults__', dict(files.save.__kwdefaults__, limit=500_000))
+    files.save(model, path)
+    assert main([command, str(path), '--output', str(target), *SAME[command]]) == 0
+    assert (tmp_path / 'out.onnx.data').is_file() and target.stat().st_size < 500_000
+    assert len(files.load(target).graph.output) == 2
+
+
+def test_simplify_says_that_a_model_is_too_large_for_it(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 1000)
+    assert main(['simplify', str(file), '--output', str(tmp_path / 'out.onnx')]) == 1
+    assert 'up to 2 GiB' in capsys.readouterr().err

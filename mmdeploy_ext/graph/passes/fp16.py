@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.errors import ExportError, UsageError
 from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.graph.weights import infer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -159,7 +160,7 @@ def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
         for value in (*graph.input, *graph.output):
             if value.name in half_io:
                 value.type.tensor_type.elem_type = SINGLE
-    inferred = onnx.shape_inference.infer_shapes(copied, data_prop=True).graph
+    inferred = infer(copied, data_prop=True)
     types = {value.name: value.data_type for value in graph.initializer}
     ranks = {value.name: len(value.dims) for value in graph.initializer}
     for value in (*inferred.input, *inferred.output, *inferred.value_info):

@@ -9,6 +9,7 @@ from onnx import version_converter
 
 from mmdeploy_ext.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.index import bodies, label
+from mmdeploy_ext.graph.weights import put_back, set_aside
 
 OLDEST = 7
 """The first opset that the converter's adapters are written for."""
@@ -37,17 +38,19 @@ def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto
     before = next((entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')), None)
     if before is None:
         raise ModelFileError('the model imports no opset of ONNX, so there is nothing to convert')
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
     if before == version:
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
         return result, before
     _check_bodies(model, before, version)
+    result, heavy = set_aside(model)
     try:
         result = version_converter.convert_version(result, version)
     except (RuntimeError, version_converter.ConvertError) as error:
         raise ExportError(_explain(model, before, version, str(error))) from error
     _keep_parts(result, model)
     _check(result, version)
+    put_back(result, heavy)
     return result, before
 
 

@@ -19,6 +19,7 @@ from mmdeploy_ext.errors import EngineError, UsageError
 from mmdeploy_ext.graph.index import near
 from mmdeploy_ext.graph.passes.pattern_match import attribute_check, defaults_of, number_check, schema_of
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
+from mmdeploy_ext.graph.weights import infer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -306,7 +307,7 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
 def _types(model: onnx.ModelProto) -> dict[str, int]:
     """Return element type by tensor name, as far as inference knows it."""
     try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
+        graph = infer(model)
     except (ValueError, onnx.shape_inference.InferenceError):
         graph = model.graph
     values = (*graph.input, *graph.value_info, *graph.output)

@@ -11,6 +11,7 @@ from onnx import helper
 
 from mmdeploy_ext.errors import EngineError, ExportError
 from mmdeploy_ext.graph.passes.fold import Folded, quietly
+from mmdeploy_ext.graph.weights import is_large
 
 DRAWS = ('RandomNormal', 'RandomUniform')
 RANDOM = (*DRAWS, 'RandomNormalLike', 'RandomUniformLike', 'Multinomial', 'Bernoulli')
@@ -35,6 +36,10 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
         raise EngineError(
             f'simplifying needs onnxslim ({error}); install it with: pip install onnxslim'
         ) from error
+    if is_large(model):
+        raise ExportError(
+            'onnxslim takes models of up to 2 GiB, and this one is larger; fold does most of what it does'
+        )
     try:
         with quietly():
             slim = onnxslim.slim(_without_defaults(model))
