@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mmdeploy_ext.errors import UsageError
@@ -94,11 +96,13 @@ def _observe_as_it_is(
     runs, args = copy_of(module), copies(list(example_inputs))
     observer = Observer(list(tensors_in(args)), runs, WATCHES)
     with (
+        warnings.catch_warnings(),
         torch.no_grad(),
         watch_attributes(runs, observer.recorder),
         functions_carry_marks(observer),
         observer,
     ):
+        warnings.simplefilter('ignore')  # of the model's own code
         outputs = runs(*args)
     return observer.recorder, observer, outputs
 
@@ -198,10 +202,14 @@ def _decides(module: torch.nn.Module, example_inputs: Sequence[Any], index: int)
         got = _run(module, args)
     except (RuntimeError, ValueError, IndexError):  # its values decide whether the module runs at all
         return True
-    pairs = zip(tensors_in(expected), tensors_in(got), strict=False)
-    return len(list(tensors_in(expected))) != len(list(tensors_in(got))) or any(
-        left.shape != right.shape or not torch.equal(left, right) for left, right in pairs
-    )
+    left, right = _leaves(expected), _leaves(got)
+    return len(left) != len(right) or not all(map(_equal, left, right))
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor | np.ndarray):
+        return left.shape == right.shape and bool((left == right).all())
+    return bool(left == right)
 
 
 def _run(module: torch.nn.Module, args: list[Any]) -> Any:
@@ -226,6 +234,8 @@ def _add_outputs(recorder: Recorder, outputs: Any) -> None:
             recorder.add('text-output', f'{leaf!r} among the outputs', None)
         elif isinstance(leaf, int | float):
             recorder.add('number-output', f'{leaf!r} among the outputs', None)
+        elif isinstance(leaf, np.ndarray):
+            recorder.add('number-output', 'numpy arrays among the outputs', None)
 
 
 def _keys(outputs: Any) -> list[Any]:

@@ -95,9 +95,9 @@ def _site_of(frame: FrameType) -> Site:
     via = None
     if _is_library(file):
         outer = frame.f_back
-        while outer is not None and (_is_library(_file(outer)) or _is_machinery(outer)):
+        while outer is not None and _is_library(_file(outer)):
             outer = outer.f_back
-        if outer is not None and 'forward' in _names_inside(outer, frame):
+        if outer is not None and not _is_machinery(outer) and 'forward' in _names_inside(outer, frame):
             via = _plain_site(outer)
     return dataclasses.replace(
         _plain_site(frame), library=_is_library(file), via=via, waiting=_waiting(frame)

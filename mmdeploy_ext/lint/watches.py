@@ -79,12 +79,12 @@ def note_size(call: Call, rule: str, detail: str, unpacks: bool = True) -> None:
     """Write down that the length of the first argument became fixed."""
     site = caller()
     tensor = call.args[0]
-    if site is None or not tensor.dim() or (site.waiting == 'unpack' and not unpacks):
+    if site is None or not tensor.dim() or site.waiting == ('guard' if unpacks else 'unpack'):
         return
+    rule = 'size-in-branch' if unpacks and site.waiting == 'branch' else rule
     recorder = call.observer.recorder
-    recorder.add(
-        rule, f'{detail} of {tensor.shape[0]} rows', site, recorder.read_sizes(site, tensor.shape)[0]
-    )
+    origins = recorder.read_sizes(site, tensor.shape)[0]
+    recorder.add(rule, f'{detail} of {tensor.shape[0]} rows', site, origins)
 
 
 def topk(call: Call) -> None:

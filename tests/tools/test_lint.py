@@ -100,6 +100,20 @@ def test_an_unknown_exporter_is_refused(capsys):
     assert stopped.value.code == 2 and 'invalid choice' in capsys.readouterr().err
 
 
+def test_upstream_names_the_lines_of_mmdet(tmp_path):
+    target = tmp_path / 'found.json'
+    assert lint(CONFIG, CHECKPOINT, '--shape', 64, '--upstream', '--json', target) == 1
+    (report,) = json.loads(target.read_text())['reports']
+    met = {(finding['rule'], finding['file']) for finding in report['findings']}
+    assert ('value-to-numpy', 'mmdet/core/bbox/transforms.py') in met
+    assert {('frozen-input', None), ('number-output', None)} <= met and not report['trials']
+
+
+def test_models_of_frames_have_no_upstream(capsys):
+    assert lint(*(REPOSITORY / path for path in STREAM), '--upstream') == 1
+    assert 'has no simple_test of one image' in capsys.readouterr().err
+
+
 STREAM = 'projects/configs/StreamPETR/stream_petr_toy.py', 'demo/checkpoints/stream_petr_toy.pth'
 SOLO = 'configs/demo/solov2_toy.py', 'demo/checkpoints/solov2_toy.pth'
 

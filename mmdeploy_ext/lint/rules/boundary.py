@@ -202,7 +202,7 @@ RULES = (
     ),
     Rule(
         id='number-output',
-        title='A Python number among the outputs',
+        title='A Python number or a numpy array among the outputs',
         why='Both exporters refuse it.',
         fix='Leave it out: it is a constant.',
         failing=Example(GivesNumber, one, other),

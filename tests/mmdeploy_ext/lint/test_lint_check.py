@@ -80,7 +80,13 @@ def test_guards_on_sizes_are_no_findings_and_branches_are():
             raise ValueError(f'got {rows}x{columns}')
         return x[:, 0].topk(2)[0]
 
+    def guarded_by_len(self, x):
+        assert len(x) == len(x[:, 0])
+        return x * 2
+
     assert not rules(guarded)
+    assert not rules(guarded_by_len)
+    assert rules(lambda self, x: x * 2 if len(x) > 3 else x) == {'size-in-branch'}
     assert not rules(guarded_by_name)
     assert rules(lambda self, x: x * 2 if x.shape[0] > 3 else x) == {'size-in-branch'}
 

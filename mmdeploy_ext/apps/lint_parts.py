@@ -1,0 +1,123 @@
+"""What `lint.py` observes: stages of an image model, graphs of a model of frames, or upstream itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext import deploy
+from mmdeploy_ext.apps import proof
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.family import ExportOptions, Family
+from mmdeploy_ext.lint.upstream import Upstream
+from mmdeploy_ext.sequence.family import SequenceFamily, SequenceOptions
+from mmdeploy_ext.verify.inputs import other_view
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.deploy import Deployment
+
+LARGER = 64
+"""Pixels that the second picture has more of, so that sizes differ; a multiple of every family's stride."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is observed alone: a stage or a graph.
+
+    Attributes:
+        name: in the report.
+        module: takes its inputs by position.
+        input_names: of them.
+        inputs: of the observed run.
+        other_inputs: that it meets later; None where sizes are fixed.
+        exporters: that it is pinned to; empty follows the option.
+    """
+
+    name: str
+    module: torch.nn.Module
+    input_names: tuple[str, ...]
+    inputs: list[Any]
+    other_inputs: list[Any] | None = None
+    exporters: tuple[str, ...] = ()
+
+
+def parts_of(
+    deployment: Deployment, options: ExportOptions, picture: str | None = None, upstream: bool = False
+) -> Iterator[Part]:
+    """Yield what is observed, in the order in which a frame goes through it.
+
+    Args:
+        deployment: the trained model.
+        options: form, shape and whether sizes are dynamic.
+        picture: that is run; by default the demo's.
+        upstream: the detector's own `simple_test` instead of what is exported.
+
+    Raises:
+        UsageError: a family that has none of it.
+    """
+    family = deployment.family
+    if isinstance(family, Family):
+        options = deploy.resolve(options, deployment.model, deployment.rule)
+        yield from (_upstream if upstream else _stages)(deployment, options, picture)
+    elif isinstance(family, SequenceFamily) and not upstream:
+        yield from _graphs(deployment)
+    else:
+        wanted = 'simple_test of one image' if upstream else 'graph of torch'
+        raise UsageError(f'{deployment.config}: family {family.name!r} has no {wanted} to observe')
+
+
+def _upstream(deployment: Deployment, options: ExportOptions, picture: str | None) -> Iterator[Part]:
+    """Yield the detector as published, on a picture and on another one."""
+    name = next(iter(deployment.family.spec(deployment.model, options).input_names))
+    inputs = [[feeds[name]] for feeds in _feeds(deployment, picture, options)]
+    yield Part(f'{deployment.family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
+
+
+def _stages(deployment: Deployment, options: ExportOptions, picture: str | None) -> Iterator[Part]:
+    """Yield the stages of a model of single images, on a picture and on another one."""
+    family, model = deployment.family, deployment.model
+    family.check(deployment.cfg, options)
+    runs = _feeds(deployment, picture, options)
+    for stage in family.stages(model, options):
+        stage.module.eval().to(next(model.parameters()).device)
+        inputs = [[tensors[name] for name in stage.inputs] for tensors in runs]
+        exporters = (stage.exporter,) if stage.exporter else ()
+        yield Part(f'{family.name}: {stage.name}', stage.module, stage.inputs, *inputs, exporters)
+        for tensors, given in zip(runs, inputs, strict=True):
+            with torch.no_grad():
+                outputs = stage.module(*given)
+            outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+            tensors.update(zip(stage.outputs, outputs, strict=True))
+
+
+def _feeds(
+    deployment: Deployment, picture: str | None, options: ExportOptions
+) -> list[dict[str, torch.Tensor]]:
+    """Return the inputs of two runs: a picture, and another one, larger where sizes are dynamic."""
+    ((_, image),) = proof.read_images([picture or proof.DEFAULT_IMAGE], 1)
+    more = LARGER if options.dynamic else 0
+    device = next(deployment.model.parameters()).device
+    found = []
+    for view, extra in ((image, 0), (other_view(image), more)):
+        prepared = deploy.prepare_fixed(
+            deployment.rule, view, options.height + extra, options.width + 2 * extra
+        )
+        feeds = deployment.family.feeds([prepared], True)
+        found.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
+    return found
+
+
+def _graphs(deployment: Deployment) -> Iterator[Part]:
+    """Yield the graphs of a model of frames; their sizes are fixed."""
+    family = deployment.family
+    options = SequenceOptions()
+    family.check(deployment.cfg, options)
+    for graph in family.graphs(deployment.model, options):
+        if graph.module is not None:
+            names = tuple(graph.spec.input_names)
+            inputs = [graph.example[name] for name in names]
+            yield Part(f'{family.name}: {graph.name}', graph.module, names, inputs)
