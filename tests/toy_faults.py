@@ -24,8 +24,8 @@ NODES = {
         kernel='network/levels/cls_convs.0/conv_1/Conv',
         resize='network/levels/convs_all_levels.2/upsample0/Resize',
     ),
-    # no convolution and no Resize in this graph: the kernel is a square matrix, and instead of a pixel next to
-    # the right one the tokens of the decoder layer next to the right one are taken
+    # no convolution and no Resize in this graph: the kernel is a square matrix, and instead of a pixel next
+    # to the right one the tokens of the decoder layer next to the right one are taken
     'streampetr': dict(
         weight='/transformer/decoder/layers.0/attentions.1/attn/MatMul_2',
         axis='/Transpose',
@@ -70,7 +70,9 @@ def set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
-def plant(model: onnx.ModelProto, family: str, fault: str, example: np.ndarray) -> tuple[onnx.ModelProto, str]:
+def plant(
+    model: onnx.ModelProto, family: str, fault: str, example: np.ndarray
+) -> tuple[onnx.ModelProto, str]:
     """Return a faulty copy of a model, and the name of the guilty node.
 
     Args:

@@ -13,7 +13,7 @@ from mmdeploy_ext.apps.graph_commands import comparison, editing, inspection, re
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.apps.graph_commands.command import Command
 
@@ -41,19 +41,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the chosen subcommand."""
+def run(args: argparse.Namespace, register: Callable[[], None] | None = None) -> int:
+    """Run the chosen subcommand; one that needs model families finds `register` in its arguments."""
     from mmdeploy_ext.files import check_writable
 
+    args.register = register
     if args.json:
         check_writable(args.json)
     return COMMANDS[args.command].run(args)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, register: Callable[[], None] | None = None) -> int:
     """Run the tool.
+
+    Args:
+        argv: command line; None reads sys.argv.
+        register: imports the projects whose families `diff` can compare with a checkpoint.
 
     Returns:
         0 done, 1 checked and failed, 2 usage.
     """
-    return cli.run(run, build_parser(), argv)
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

@@ -149,9 +149,7 @@ class Comparison:
         return dict(equal=self.equal, compared=self.compared, first=first, **content)
 
 
-def entries_of(
-    found: Walk, bars: Bars, module: Callable[[int], str] | None = None
-) -> list[Entry]:
+def entries_of(found: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
     """Return the rows of a walk for tables.
 
     Args:
@@ -260,7 +258,11 @@ def explain_by(found: Sequence[Change], by_left: bool = True) -> Callable[[int],
 
 
 def diff_files(
-    left_path: str, right_path: str, feeds: Mapping[str, np.ndarray] | None = None, seed: int = 0, bars: Bars | None = None
+    left_path: str,
+    right_path: str,
+    feeds: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    bars: Bars | None = None,
 ) -> Comparison:
     """Compare two files: their structure, and their tensors on the same inputs.
 
@@ -327,4 +329,3 @@ def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
 def shapes(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Return name -> shape as text."""
     return {name: 'x'.join(map(str, array.shape)) or 'scalar' for name, array in feeds.items()}
-

@@ -139,9 +139,7 @@ class NodeRunner:
             raise result
         return result
 
-    def _compute(
-        self, program: Program, position: int, values: Mapping[str, np.ndarray]
-    ) -> list[np.ndarray]:
+    def _compute(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         constants = program.constants
         fed = {name: array for name, array in values.items() if name not in constants}
         key = (id(program), position, tuple((name, str(array.dtype)) for name, array in fed.items()))

@@ -1,6 +1,6 @@
 """From errors of tensors to places where errors are born. Needs no torch.
 
-A tensor without a reference is no evidence: exporters take operators apart, and what lies inside has no equal.
+A tensor without a reference is no evidence: exporters take operators apart.
 It is innocent when as many values as it has come out right behind it. What is left between the last tensors
 that are right and the first that is wrong is a region; its first node is the one to look at.
 """
@@ -68,7 +68,7 @@ def _above(walk: Walk, row: Row, suspects: set[str]) -> set[str]:
 
 
 def _suspects(walk: Walk, born_rtol: float) -> set[str]:
-    """Return the tensors without a reference that nothing right speaks for, and that something wrong reads."""
+    """Return unpaired tensors that nothing right speaks for, and that something wrong reads."""
     outputs = set(walk.program.index.outputs)
     suspicious: dict[str, bool] = {}
     vouched: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """Which node of one graph is which of another, and what differs between them. Needs no torch.
 
-Names say little: exporters number tensors, and tools rename them. Nodes are the same that compute the same from
-the inputs on (everything before a difference), or that the same is computed from (everything behind it); what is
-left, the differences themselves, is found from its neighbours.
+Names say little: exporters number tensors, and tools rename them. Nodes are the same that compute the same
+from the inputs on (everything before a difference), or that the same is computed from (everything behind it).
+What is left, the differences themselves, is found from its neighbours.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Change:
     """One difference between two graphs.
 
     Attributes:
-        kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata' or 'domain'.
+        kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
+            'function' or 'domain'.
         left: position of the node in the left graph, None when only the right one has it.
         right: the other way round.
         where: node, tensor or key, by the left graph's name when it has one.
@@ -174,7 +175,12 @@ def _plain(program: Program, position: int) -> tuple[Hashable, ...]:
     node = program.index.nodes[position]
     inner = tuple(tuple(entry.op_type for entry in body.node) for body in bodies(node))
     values = attributes(node, program.index.model)
-    return node.domain, node.op_type, tuple(sorted((name, _text(value)) for name, value in values.items())), inner
+    return (
+        node.domain,
+        node.op_type,
+        tuple(sorted((name, _text(value)) for name, value in values.items())),
+        inner,
+    )
 
 
 def _spread(pairs: Alignment, left: Program, right: Program) -> None:
@@ -188,7 +194,9 @@ def _spread(pairs: Alignment, left: Program, right: Program) -> None:
                 waiting.append((first, second))
 
 
-def _neighbours(left: Program, right: Program, ours: int, theirs: int) -> Iterator[tuple[int | None, int | None]]:
+def _neighbours(
+    left: Program, right: Program, ours: int, theirs: int
+) -> Iterator[tuple[int | None, int | None]]:
     mine, other = left.index, right.index
     for name, second in zip(mine.nodes[ours].input, other.nodes[theirs].input, strict=False):
         yield mine.producer(name), other.producer(second)
@@ -263,7 +271,9 @@ def _input_change(
         return 'initializer', f'{name}: {detail}', size
     if ours is None and theirs is None:
         same = pairs.tensors.get(name) == other if name else not other
-        return None if same else ('wiring', f'reads {name or "nothing"}, reference {other or "nothing"}', None)
+        return (
+            None if same else ('wiring', f'reads {name or "nothing"}, reference {other or "nothing"}', None)
+        )
     sides = [
         f'the constant {tensor} {_short(value)}' if value is not None else (tensor or 'nothing')
         for tensor, value in ((name, ours), (other, theirs))
@@ -272,7 +282,7 @@ def _input_change(
 
 
 def constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | None]:
-    """Return in words how two constants differ, and the largest change over the largest value on the right."""
+    """Return how two constants differ, and the largest change over the largest value on the right."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         sides = [f'{array.dtype} {"x".join(map(str, array.shape)) or "scalar"}' for array in (ours, theirs)]
         return f'is {sides[0]}, reference {sides[1]}', None
@@ -338,12 +348,15 @@ def _interface_changes(left: onnx.ModelProto, right: onnx.ModelProto) -> list[Ch
     """Return differences in inputs, outputs, opsets, metadata and functions."""
     initial = {tensor.name for tensor in left.graph.initializer}, {t.name for t in right.graph.initializer}
     tables = [
-        ('input', *(_values(model.graph.input, known) for model, known in zip((left, right), initial, strict=True))),
+        (
+            'input',
+            *(_values(model.graph.input, known) for model, known in zip((left, right), initial, strict=True)),
+        ),
         ('output', *(_values(model.graph.output, set()) for model in (left, right))),
         ('opset', *({e.domain or 'ai.onnx': str(e.version) for e in m.opset_import} for m in (left, right))),
         ('metadata', *({e.key: e.value for e in m.metadata_props} for m in (left, right))),
         ('function', *({f.name: f'{len(f.node)} nodes' for f in m.functions} for m in (left, right))),
-        ('domain', *({domain: 'used' for domain in _domains(m)} for m in (left, right))),
+        ('domain', *(dict.fromkeys(_domains(m), 'used') for m in (left, right))),
     ]
     found = []
     for kind, mine, other in tables:
@@ -362,7 +375,10 @@ def _values(values: Sequence[onnx.ValueInfoProto], optional: set[str]) -> dict[s
     texts = {}
     for value in values:
         kind = value.type.tensor_type
-        axes = [str(dim.dim_value) if dim.HasField('dim_value') else dim.dim_param or '?' for dim in kind.shape.dim]
+        axes = [
+            str(dim.dim_value) if dim.HasField('dim_value') else dim.dim_param or '?'
+            for dim in kind.shape.dim
+        ]
         name = onnx.TensorProto.DataType.Name(kind.elem_type)
         texts[value.name] = f'{name} {"x".join(axes)}' + (' with a default' if value.name in optional else '')
     return texts

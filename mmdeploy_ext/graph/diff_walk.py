@@ -172,7 +172,10 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
         return float(np.mean(got != want)), ''
     left, right = got.astype(np.float64), want.astype(np.float64)
     finite = np.isfinite(right)
-    if not np.array_equal(left[~finite], right[~finite], equal_nan=True) or not np.isfinite(left[finite]).all():
+    if (
+        not np.array_equal(left[~finite], right[~finite], equal_nan=True)
+        or not np.isfinite(left[finite]).all()
+    ):
         return math.inf, 'NaN or infinity where the reference has a number, or the other way round'
     if not finite.any():
         return 0.0, ''

@@ -1,14 +1,15 @@
 """The first tensor where an ONNX file leaves the PyTorch model that it was exported from.
 
 PyTorch runs the modules that the graph is made of under observation (`first_difference_record`), the graph is
-walked node by node (`mmdeploy_ext/graph/diff_walk.py`), and tensors are paired by name, by values and by place
-(`first_difference_pair`). A fresh export of the same modules says which tensor is which where values cannot.
+walked node by node (`mmdeploy_ext/graph/diff_walk.py`), and tensors are paired by name, by values and by
+place (`first_difference_pair`). A fresh export of the same modules tells which tensor is which where values
+cannot.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.deploy import Deployment
-    from mmdeploy_ext.graph.diff_structure import Change
     from mmdeploy_ext.graph.diff_walk import Walk
 
 MAX_HEALED = 24
@@ -118,8 +118,13 @@ def _of_sequence(deployment: Deployment, metadata: Metadata) -> Subject:
             f'that goes for {", ".join(name for name, one in graphs.items() if one.module) or "none"}'
         )
     stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
-    feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in enumerate(graph.example.items())}
-    return Subject([stage], feeds, lambda: export_graph(graph, options), 'seeded numbers like those of the trace')
+    feeds = {
+        name: unseen(tensor.cpu().numpy(), index)
+        for index, (name, tensor) in enumerate(graph.example.items())
+    }
+    return Subject(
+        [stage], feeds, lambda: export_graph(graph, options), 'seeded numbers like those of the trace'
+    )
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
@@ -188,17 +193,17 @@ class Search:
         outputs: stage output name -> array.
     """
 
-    def __init__(self, subject: Subject, bars: diff.Bars) -> None:
-        """Run PyTorch under observation."""
+    def __init__(self, subject: Subject, bars: diff.Bars, pairing: Pairing | None = None) -> None:
+        """Run PyTorch under observation.
+
+        Args:
+            subject: what runs.
+            bars: what counts.
+            pairing: of an earlier search with the same modules and feeds, which saves the run.
+        """
         self.subject, self.bars = subject, bars
         self.constants, self.runner = Constants(), NodeRunner()
-        device = _device(subject.stages)
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.feeds.items()}
-        recorder = record_stages(subject.stages, inputs)
-        weights = {}
-        for stage in subject.stages:
-            weights.update({name: value.detach().cpu().numpy() for name, value in stage.module.state_dict().items()})
-        self.pairing = Pairing(recorder, weights)
+        self.pairing = pairing or _record(subject)
         self.named = self.pairing.named()
         self.outputs = {name: self.named[name].value for stage in subject.stages for name in stage.outputs}
         self._fresh: tuple[Program, Walk, set[str]] | str | None = None
@@ -250,7 +255,6 @@ class Search:
 
     def _walk(self, program: Program, references: dict[str, Reference]) -> Walk:
         """Walk a graph; where an error hides what comes after it, pair by place and walk on."""
-
         for _ in range(MAX_HEALED):
             result = walk(program, self.subject.feeds, references, self.runner, self.pairing.lookup)
             by_module = self.pairing.by_module(result)
@@ -267,6 +271,18 @@ class Search:
                 break
             references[healed[0]] = healed[1]
         return result
+
+
+def _record(subject: Subject) -> Pairing:
+    """Run the modules of a subject under observation."""
+    device = _device(subject.stages)
+    inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.feeds.items()}
+    recorder = record_stages(subject.stages, inputs)
+    weights = {}
+    for stage in subject.stages:
+        state = stage.module.state_dict()
+        weights.update({name: value.detach().cpu().numpy() for name, value in state.items()})
+    return Pairing(recorder, weights)
 
 
 def _learnt(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, Reference]:
@@ -330,5 +346,3 @@ def _upstream_notes(
                 f'(relative error {error:.2e}{"; " + reason if reason else ""}); look there first'
             )
     return notes
-
-

@@ -1,4 +1,4 @@
-"""Pair tensors of a graph with what PyTorch recorded: by values, and where an error is in the way, by place."""
+"""Pair tensors of a graph with what PyTorch recorded: by values, and behind an error by place."""
 
 from __future__ import annotations
 
@@ -149,7 +149,11 @@ class Pairing:
         sample = _sample(value)
         bound = 0.0 if value.dtype.kind != 'f' else BORN_RTOL * float(np.nanmax(np.abs(value), initial=0))
         with np.errstate(invalid='ignore'):
-            near = (np.abs(samples - sample) <= bound) | (samples == sample) | np.isnan(samples) & np.isnan(sample)
+            near = (
+                (np.abs(samples - sample) <= bound)
+                | (samples == sample)
+                | np.isnan(samples) & np.isnan(sample)
+            )
         flat = value.reshape(-1)
         return [
             int(index)
@@ -187,8 +191,11 @@ class Pairing:
             near = [
                 index
                 for index, record in enumerate(self.records)
-                if index > before and index not in claimed and record.operator == operator
-                and record.module == module and _distance(value, record.value) < SIMILAR
+                if index > before
+                and index not in claimed
+                and record.operator == operator
+                and record.module == module
+                and _distance(value, record.value) < SIMILAR
             ]
             if near:
                 found[tensor] = self.reference(near[0], 'module')

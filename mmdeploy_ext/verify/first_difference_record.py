@@ -1,7 +1,7 @@
 """What PyTorch computes, operator by operator: every module's output, every tap, every tensor in between.
 
-Hooks on all modules say where PyTorch is, a dispatch mode sees the operators that run there. Tensors are copied
-as they are made, since later operators may write into them.
+Hooks on all modules say where PyTorch is, a dispatch mode sees the operators that run there. Tensors are
+copied as they are made, since later operators may write into them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.family import Stage
 
-SAME_VALUES = ('detach', 'alias', 'view', '_unsafe_view', 'unsqueeze', 'squeeze', 'lift_fresh', '_reshape_alias')
+SAME_VALUES = (
+    'detach',
+    'alias',
+    'view',
+    '_unsafe_view',
+    'unsqueeze',
+    'squeeze',
+    'lift_fresh',
+    '_reshape_alias',
+)
 """Operators that give the values they read, in the same order: not copied again."""
 NOT_KEPT = ('expand', 't')
 """Expansions may be far larger than what they read, and ONNX broadcasts instead; `t` turns weights."""
@@ -39,7 +48,8 @@ class Record:
         operator: that made it, without its overload, e.g. 'convolution'.
         module: path of the innermost module that ran, below the exported wrapper; '' outside of all.
         names: taps and names of the graph's tensors that it bears.
-        outputs_of: modules, and which call of theirs, that gave it, e.g. 'bbox_head.atss_cls (call 2)'.
+        outputs_of: modules that gave it, innermost first, and which call of theirs, e.g.
+            'bbox_head.atss_cls (call 2)'.
     """
 
     value: np.ndarray
@@ -51,7 +61,7 @@ class Record:
     @property
     def label(self) -> str:
         """What people call it."""
-        what = self.outputs_of[-1] if self.outputs_of else self.module
+        what = self.outputs_of[0] if self.outputs_of else self.module
         return f'{self.names[0]}: {what}' if self.names and what else (self.names or [what])[0]
 
 
@@ -95,7 +105,7 @@ class Recorder(TorchDispatchMode):
         return len(self.records) - 1
 
     def _keep_parts(self, operator: str, args: Sequence[Any]) -> None:
-        """Keep what exporters write as tensors of their own: a product before its bias, a norm before its scale."""
+        """Keep what exporters write out: a product before its bias, a norm before its scale."""
         if operator not in PARTS:
             return
         self._paused = True
@@ -115,7 +125,11 @@ class Recorder(TorchDispatchMode):
 
     def left(self, path: str, outputs: Any) -> None:
         """Note what a call of a module gave."""
-        found = [self._find(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.numel()]
+        found = [
+            self._find(leaf)
+            for leaf in tree_leaves(outputs)
+            if isinstance(leaf, torch.Tensor) and leaf.numel()
+        ]
         self.calls[path].extend(found)
         for index in found:
             self.records[index].outputs_of.append(f'{path} (call {len(self.calls[path])})')

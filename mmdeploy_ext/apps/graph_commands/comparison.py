@@ -1,10 +1,160 @@
-"""`graph.py diff`: where two models part."""
+"""`graph.py diff`: where two models part: a file and its PyTorch model, or two files."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.apps.graph_commands.command import Command
+    import argparse
 
-COMMANDS: dict[str, Command] = {}
+    from mmdeploy_ext.graph.diff import Bars, Comparison
+
+CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
+"""Options that only a comparison with a checkpoint has."""
+DEFAULT_SEED = 0
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        'models',
+        nargs='+',
+        metavar='MODEL',
+        help='CONFIG CHECKPOINT m.onnx: a file against PyTorch; or a.onnx b.onnx: b against a, without torch',
+    )
+    parser.add_argument(
+        '--input', metavar='PATH', help='inputs by name: .npz, a folder of .npy, or a dump of a _pth run'
+    )
+    parser.add_argument(
+        '--images', nargs='+', metavar='PATH', help='pictures for PyTorch (default: demo/toy.jpg)'
+    )
+    parser.add_argument('--seed', type=int, help='of random inputs for two files (default: 0)')
+    parser.add_argument(
+        '--rtol',
+        type=float,
+        help='an error is born where one node differs by more than this share of the largest value '
+        '(default: 1e-5; 3e-3 for float16)',
+    )
+    parser.add_argument(
+        '--no-fresh',
+        action='store_true',
+        help='do not export again to tell which tensor is which: pair by names, values and places alone',
+    )
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override the config')
+    parser.add_argument(
+        '--all', action='store_true', help='print every tensor, not only those near the difference'
+    )
+    parser.add_argument(
+        '--report',
+        metavar='DIR',
+        help='write DIR/report.html: errors along the depth of the graph, all tensors',
+    )
+
+
+def run_diff(args: argparse.Namespace) -> int:
+    """Compare, print and write.
+
+    Returns:
+        0 equal, 1 not.
+    """
+    from pathlib import Path
+
+    from mmdeploy_ext.files import check_writable
+
+    if len(args.models) not in (2, 3):
+        raise UsageError(
+            f'diff takes CONFIG CHECKPOINT m.onnx, or a.onnx b.onnx; got {len(args.models)}: '
+            f'{" ".join(args.models)}'
+        )
+    if args.rtol is not None and not args.rtol > 0:
+        raise UsageError(f'--rtol {args.rtol}: expected a positive number')
+    if args.report:
+        check_writable(Path(args.report) / 'report.html')
+    found = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
+    from mmdeploy_ext.graph.diff_report import print_comparison, write_report
+
+    print_comparison(found, cli.stdout(), args.all)
+    write_json(args, found.to_json())
+    if args.report:
+        print(f'report: {write_report(found, Path(args.report))}')
+    return 0 if found.equal else 1
+
+
+def _feeds(args: argparse.Namespace) -> dict[str, Any] | None:
+    from mmdeploy_ext.graph.files import load_tensors
+
+    return load_tensors(args.input) if args.input else None
+
+
+def _bars(args: argparse.Namespace, default: Bars) -> Bars:
+    if args.rtol is None:
+        return default
+    return dataclasses.replace(default, born=args.rtol, free=max(default.free, args.rtol))
+
+
+def _two_files(args: argparse.Namespace) -> Comparison:
+    from mmdeploy_ext.graph.diff import Bars, diff_files
+
+    for name in CHECKPOINT_OPTIONS:
+        if getattr(args, name):
+            raise UsageError(
+                f'--{name.replace("_", "-")} goes with CONFIG CHECKPOINT m.onnx, not with two files'
+            )
+    if args.seed is not None and args.input:
+        raise UsageError(f'--seed {args.seed}: --input gives the inputs, nothing is random')
+    seed = DEFAULT_SEED if args.seed is None else args.seed
+    return diff_files(*args.models, _feeds(args), seed, _bars(args, Bars()))
+
+
+def _against_checkpoint(args: argparse.Namespace) -> Comparison:
+    if args.seed is not None:
+        raise UsageError(f'--seed {args.seed} goes with two files; PyTorch gets pictures, or --input')
+    if args.input and args.images:
+        raise UsageError('--input and --images: give one of them')
+    cli.wait_passively()
+    from mmdeploy_ext import compat
+
+    compat.apply()
+    from mmdeploy_ext import deploy
+    from mmdeploy_ext.apps.options import parse_cfg_options
+    from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
+    from mmdeploy_ext.graph.diff import Bars
+    from mmdeploy_ext.metadata import read_metadata
+    from mmdeploy_ext.sequence.family import SequenceFamily
+    from mmdeploy_ext.verify.first_difference import HALF, first_difference
+
+    if args.register is not None:
+        args.register()
+    config, checkpoint, path = args.models
+    metadata = read_metadata(path)
+    given = parse_cfg_options(args.cfg_options)
+    cfg_options = {**metadata.options.get('cfg_options', {}), **given}
+    images, feeds = read_images(args.images or [DEFAULT_IMAGE]), _feeds(args)
+
+    def check(cfg: Any, family: Any, model: object) -> None:
+        metadata.require(path, family.name)
+        if args.images and isinstance(family, SequenceFamily):
+            raise UsageError('--images: models of frames get seeded numbers; give real ones with --input')
+
+    deployment = deploy.load(config, checkpoint, cfg_options, before_weights=check)
+    if not isinstance(deployment.family, SequenceFamily):
+        deployment.rule = deploy.file_rule(deployment.rule, metadata)
+    default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
+    with after_weights():
+        return first_difference(
+            deployment, path, images, feeds, _bars(args, default), fresh=not args.no_fresh
+        )
+
+
+COMMANDS = {
+    'diff': Command(
+        'Find the first tensor where a file leaves its PyTorch model, or another file',
+        run_diff,
+        _arguments,
+        takes_file=False,
+    ),
+}

@@ -1,4 +1,6 @@
-"""Faults of six kinds in files of three families: each is found at its node, with and without a fresh export."""
+"""Faults of six kinds in files of three families: each is found at its node."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -41,7 +43,9 @@ def _streampetr(folder):
 
     deployment, options = toy.deployment(), SequenceOptions()
     (graph,) = (
-        graph for graph in deployment.family.graphs(deployment.model, options) if graph.name == 'pts_head_memory'
+        graph
+        for graph in deployment.family.graphs(deployment.model, options)
+        if graph.name == 'pts_head_memory'
     )
     subject = subject_of(deployment, graph_metadata(deployment, options, graph))
     return subject.reexport(), subject, graph.example['ego_motion'].numpy()
@@ -96,3 +100,61 @@ def test_it_is_found_without_a_fresh_export(subjects, family, fault):
     found = search.compare(broken, fresh=False)
     assert not found.equal
     assert found.first.node == node
+
+
+@pytest.mark.parametrize('fault', ['frozen', 'epsilon', 'kernel'])
+def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
+    """The fresh export has the same fault, so that it cannot say what is right; PyTorch can."""
+    model, search, example = subjects('atss')
+    broken, node = toy_faults.plant(model, 'atss', fault, example)
+    subject = dataclasses.replace(search.subject, reexport=lambda: broken)
+    again = Search(subject, diff.Bars(), search.pairing)
+    found = again.compare(broken)
+    assert found.first.node == node
+    assert 'a fresh export has it, too' in ' '.join(found.first.evidence)
+    assert not found.changes
+
+
+def test_errors_behind_the_first_are_passed_on_not_born(subjects):
+    model, search, example = subjects('atss')
+    broken, node = toy_faults.plant(model, 'atss', 'weight', example)
+    found = search.compare(broken)
+    states = [entry.state for entry in found.entries]
+    assert states.count('born here') == 1
+    assert states.count('passed on') > 100
+    first = next(entry for entry in found.entries if entry.state == 'born here')
+    assert all(entry.state == 'equal' for entry in found.entries[: first.depth])
+    assert (first.node, first.module) == (node, 'backbone.layer2.0.conv2')
+    assert '1 of ' in found.first.evidence[0]
+
+
+def test_two_faults_are_two_differences(subjects):
+    model, search, example = subjects('solov2')
+    broken, first = toy_faults.plant(model, 'solov2', 'weight', example)
+    broken, second = toy_faults.plant(broken, 'solov2', 'epsilon', example)
+    assert [one.node for one in search.compare(broken).differences] == [first, second]
+    assert search.compare(broken, fresh=False).first.node == first
+
+
+def test_a_graph_that_no_longer_runs_is_searched_all_the_same(subjects):
+    """A Resize that gives one row too many: the sum behind it cannot be computed."""
+    model, search, _ = subjects('atss')
+    broken = toy_faults.copy_of(model)
+    node = toy_faults.node_of(broken, 'network/neck/Resize')
+    toy_faults.give(broken, node, 3, np.array([1, 36, 7, 8], np.int64))
+    found = search.compare(broken)
+    assert found.first.node == node.name
+    assert 'shape' in ' '.join(found.first.evidence)
+    assert any('cannot run the whole model' in note for note in found.notes)
+
+
+def test_nodes_without_names_are_known_by_their_weights(subjects):
+    model, search, example = subjects('atss')
+    broken, name = toy_faults.plant(model, 'atss', 'weight', example)
+    index = [node.name for node in broken.graph.node].index(name)
+    for position, node in enumerate(broken.graph.node):
+        node.name = f'n{position}'
+    found = search.compare(broken, fresh=False)
+    assert found.first.node == f'n{index}'
+    later = next(entry for entry in found.entries if entry.op_type == 'Conv' and entry.depth > 40)
+    assert later.module.startswith('backbone.')

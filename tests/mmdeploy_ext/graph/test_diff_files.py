@@ -1,0 +1,193 @@
+"""Two files: what differs in structure, whatever things are called, and where their numbers part. No torch."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import toy_faults
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.graph import diff
+from mmdeploy_ext.graph.diff_nodes import Constants, Program
+from mmdeploy_ext.graph.diff_scope import module_of
+from mmdeploy_ext.graph.diff_structure import align, changes
+from mmdeploy_ext.graph.diff_walk import compare
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+WEIGHTS = REPOSITORY.parent / 'shared/data/weights'
+YOLOX = WEIGHTS / 'yolox_nano/yolox_nano.onnx'
+
+
+def small(seed: int = 0) -> onnx.ModelProto:
+    """Return Conv, Relu, Transpose, LayerNormalization and a sum of two branches."""
+    rng = np.random.default_rng(seed)
+    tensors = dict(
+        w1=rng.standard_normal((4, 3, 3, 3)),
+        b1=rng.standard_normal(4),
+        w2=rng.standard_normal((4, 4, 1, 1)),
+        scale=rng.standard_normal(6),
+        shift=rng.standard_normal(6),
+    )
+    nodes = [
+        helper.make_node('Conv', ['x', 'w1', 'b1'], ['a'], 'first', pads=[1, 1, 1, 1]),
+        helper.make_node('Relu', ['a'], ['r'], 'relu'),
+        helper.make_node('Conv', ['r', 'w2'], ['c'], 'second'),
+        helper.make_node('Conv', ['a', 'w2'], ['d'], 'third'),
+        helper.make_node('Add', ['c', 'd'], ['s'], 'sum'),
+        helper.make_node('Transpose', ['s'], ['t'], 'turn', perm=[0, 1, 3, 2]),
+        helper.make_node('LayerNormalization', ['t', 'scale', 'shift'], ['y'], 'norm', epsilon=1e-5),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        'small',
+        [helper.make_tensor_value_info('x', TensorProto.FLOAT, [1, 3, 6, 6])],
+        [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1, 4, 6, 6])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)
+
+
+def renamed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with other names of nodes and tensors, in an order that confuses: x7 becomes x8."""
+    copied = toy_faults.copy_of(model)
+    kept = {value.name for value in (*copied.graph.input, *copied.graph.output)}
+    names = {name: name for name in kept}
+    for index, node in enumerate(copied.graph.node):
+        node.name = f'node_{index + 1}'
+        for field in (node.input, node.output):
+            field[:] = [names.setdefault(name, f't{len(names)}') if name else '' for name in field]
+    for tensor in copied.graph.initializer:
+        tensor.name = names.setdefault(tensor.name, f't{len(names)}')
+    copied.graph.ClearField('value_info')
+    return copied
+
+
+def saved(tmp_path, **models):
+    """Write models and return their paths."""
+    paths = []
+    for name, model in models.items():
+        onnx.save(model, tmp_path / f'{name}.onnx')
+        paths.append(str(tmp_path / f'{name}.onnx'))
+    return paths
+
+
+def structure(left, right):
+    """Return alignment and changes of two models."""
+    constants = Constants()
+    programs = Program(left, constants), Program(right, constants)
+    pairs = align(*programs)
+    return pairs, changes(*programs, pairs)
+
+
+def test_names_do_not_count():
+    pairs, found = structure(renamed(small()), small())
+    assert pairs.nodes == {index: index for index in range(7)}
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ('fault', 'node', 'kind', 'text'),
+    [
+        ('weight', 'second', 'initializer', '1 of 16 values differ'),
+        ('kernel', 'first', 'initializer', 'same values in another order'),
+        ('axis', 'turn', 'attribute', 'perm'),
+        ('epsilon', 'norm', 'attribute', 'epsilon'),
+        ('frozen', 'first', 'wiring', 'constant'),
+    ],
+)
+def test_a_change_is_found_in_a_file_with_other_names(tmp_path, fault, node, kind, text):
+    broken = small()
+    guilty = toy_faults.node_of(broken, node)
+    index = list(broken.graph.node).index(guilty)
+    example = np.random.default_rng(5).standard_normal((1, 3, 6, 6)).astype(np.float32)
+    if fault == 'axis':
+        toy_faults.set_attribute(guilty, 'perm', [0, 1, 2, 3])
+    else:
+        toy_faults.PLANTERS[fault](broken, guilty, 'small', example)
+    paths = saved(tmp_path, right=small(), broken=renamed(broken))
+    found = diff.diff_files(*paths)
+    assert not found.equal
+    assert found.first.node == f'node_{index + 1}'
+    assert len(found.differences) == 1
+    assert [change['kind'] for change in found.changes] == [kind]
+    assert text in found.first.evidence[0]
+
+
+def test_the_same_file_is_equal(tmp_path):
+    paths = saved(tmp_path, a=small(), b=renamed(small()))
+    found = diff.diff_files(*paths)
+    assert found.equal and found.compared == 7 and not found.changes
+
+
+def test_a_node_more_is_a_change_of_structure_and_equal_numbers_are_equal(tmp_path):
+    more = small()
+    more.graph.node.insert(2, helper.make_node('Relu', ['r'], ['r2'], 'again'))
+    more.graph.node[3].input[0] = 'r2'
+    found = diff.diff_files(*saved(tmp_path, a=small(), b=more))
+    assert found.equal
+    assert 'node' in {change['kind'] for change in found.changes}
+
+
+def test_inputs_with_other_names_are_paired_by_place(tmp_path):
+    other = small()
+    other.graph.input[0].name = 'image'
+    other.graph.node[0].input[0] = 'image'
+    assert diff.diff_files(*saved(tmp_path, a=small(), b=other)).equal
+
+
+def test_inputs_that_cannot_be_paired_are_refused(tmp_path):
+    other = small()
+    other.graph.input.append(helper.make_tensor_value_info('more', TensorProto.FLOAT, [1]))
+    other.graph.node[0].input[2] = 'more'
+    with pytest.raises(UsageError, match='have no counterpart'):
+        diff.diff_files(*saved(tmp_path, a=small(), b=other))
+
+
+def test_opsets_metadata_and_outputs_are_compared():
+    other = small()
+    other.opset_import[0].version = 18
+    helper.set_model_props(other, {'author': 'someone'})
+    other.graph.output[0].type.tensor_type.shape.dim[0].dim_param = 'B'
+    _, found = structure(other, small())
+    assert {change.kind for change in found} == {'opset', 'metadata', 'output'}
+
+
+def test_errors_are_relative_and_shapes_nan_and_types_are_infinite():
+    one = np.array([1.0, -2.0, 4.0], np.float32)
+    assert compare(one + np.float32(4e-3), one)[0] == pytest.approx(1e-3, rel=1e-3)
+    assert compare(one, one.copy())[0] == 0
+    for other in (one[:2], one[None], np.array([1, np.nan, 4], np.float32), one.astype(np.int64)):
+        error, reason = compare(other, one)
+        assert error == np.inf and reason
+    assert compare(np.array([1, 2, 3, 5]), np.array([1, 2, 3, 4]))[0] == 0.25
+    infinite = np.array([1.0, -np.inf], np.float32)
+    assert compare(infinite, infinite.copy())[0] == 0
+
+
+def test_a_scope_is_read_from_names_and_metadata():
+    known = frozenset({'backbone.layer1.0.relu', 'pts_bbox_head.transformer.norm', 'bbox_head.fc_1'})
+    for name, module in (
+        ('network/backbone/layer1/layer1.0/relu_1/Relu', 'backbone.layer1.0.relu'),
+        ('/transformer/norm/LayerNormalization', 'pts_bbox_head.transformer.norm'),
+        ('network/bbox_head/fc_1/Gemm_3', 'bbox_head.fc_1'),
+        ('Relu_17', ''),
+    ):
+        assert module_of(helper.make_node('Relu', ['x'], ['y'], name), known) == module
+    node = helper.make_node('Relu', ['x'], ['y'], 'node_relu')
+    node.metadata_props.add(key='pkg.torch.onnx.name_scopes', value="['', 'model', 'model.neck.act', 'relu']")
+    assert module_of(node, known) == 'neck.act'
+
+
+@pytest.mark.skipif(not YOLOX.is_file(), reason='skipped: ../shared/data/weights not found')
+def test_a_foreign_file_with_a_planted_change(tmp_path):
+    model = onnx.load(YOLOX)
+    convolutions = [node for node in model.graph.node if node.op_type == 'Conv']
+    guilty = convolutions[len(convolutions) // 2]
+    toy_faults.PLANTERS['weight'](model, guilty, 'yolox', None)
+    onnx.save(renamed(model), tmp_path / 'broken.onnx')
+    index = list(model.graph.node).index(guilty)
+    found = diff.diff_files(str(YOLOX), str(tmp_path / 'broken.onnx'))
+    assert found.first.node == f'node_{index + 1}'
+    assert [change['kind'] for change in found.changes] == ['initializer']

@@ -1,0 +1,96 @@
+"""`graph.py diff`: exit statuses, what it prints and writes, and what it refuses."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+import toy_faults
+from mmdeploy_ext.apps.graph_app import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
+CHECKPOINT = str(REPOSITORY / 'demo/checkpoints/atss_toy.pth')
+
+
+def register() -> None:
+    import projects.mmdet_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory) -> str:
+    import toy_atss
+
+    path = tmp_path_factory.mktemp('diff') / 'raw.onnx'
+    return toy_atss.export_toy(toy_atss.load_toy(), path, form='raw', dynamic=False, height=64, width=96)
+
+
+@pytest.fixture(scope='module')
+def broken(exported) -> str:
+    model, _ = toy_faults.plant(onnx.load(exported), 'atss', 'weight', None)
+    path = exported.replace('raw.onnx', 'broken.onnx')
+    onnx.save(model, path)
+    return path
+
+
+def test_a_right_file_is_exit_status_zero(exported, capsys):
+    assert main(['diff', CONFIG, CHECKPOINT, exported], register) == 0
+    assert 'EQUAL' in capsys.readouterr().out
+
+
+def test_a_wrong_file_is_exit_status_one_with_node_module_json_and_page(exported, broken, tmp_path, capsys):
+    target, report = tmp_path / 'found.json', tmp_path / 'report'
+    command = ['diff', CONFIG, CHECKPOINT, broken, '--json', str(target), '--report', str(report)]
+    assert main(command, register) == 1
+    out = capsys.readouterr().out
+    node = toy_faults.NODES['atss']['weight']
+    assert 'DIFFERS' in out and node in out and 'backbone.layer2.0.conv2' in out
+    content = json.loads(target.read_text())
+    assert not content['equal'] and content['first']['node'] == node
+    assert json.loads((report / 'diff.json').read_text()) == content
+    page = (report / 'report.html').read_text()
+    assert not re.search(r'(src|href)="?http', page)
+    embedded = re.search(r'<script type="application/json" id="comparison">(.*?)</script>', page, re.S)
+    assert json.loads(embedded[1]) == content
+    assert page.count('class="wrong"') == 2  # one in the plot, one in the legend
+    assert f'<code>{node}</code>' in page
+
+
+def test_two_files_need_no_torch(exported, broken):
+    code = (
+        'import sys; sys.modules["torch"] = None; from mmdeploy_ext.apps.graph_app import main; '
+        f'sys.exit(main(["diff", {exported!r}, {broken!r}]))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert 'DIFFERS' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('extra', 'message'),
+    [
+        ([], 'got 1'),
+        (['b.onnx', '--rtol', '0'], '--rtol 0.0'),
+        (['b.onnx', '--no-fresh'], '--no-fresh goes with CONFIG'),
+        (['b.onnx', '--seed', '1', '--input', 'x.npz'], '--seed 1'),
+        (['b.onnx', 'c.onnx', '--seed', '1'], '--seed 1 goes with two files'),
+        (['b.onnx'], 'no such ONNX file'),
+    ],
+)
+def test_bad_usage_is_exit_status_two(extra, message, capsys):
+    assert main(['diff', 'a.onnx', *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_ours_is_refused_against_a_checkpoint(exported, tmp_path, capsys):
+    model = onnx.load(exported)
+    model.ClearField('metadata_props')
+    onnx.save(model, tmp_path / 'foreign.onnx')
+    assert main(['diff', CONFIG, CHECKPOINT, str(tmp_path / 'foreign.onnx')], register) == 2
+    assert 'has no mm2onnx metadata' in capsys.readouterr().err
