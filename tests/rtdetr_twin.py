@@ -9,6 +9,7 @@ import torch
 
 from mmdeploy_ext.convert import rtdetr_names as names
 from projects.mmdet_plugin.rtdetr.backbone import STAGE_BLOCKS
+from projects.mmdet_plugin.rtdetr.export import tied_selection
 
 if TYPE_CHECKING:
     from mmdeploy_ext.deploy import Deployment
@@ -72,11 +73,20 @@ def as_transformers(
 
 
 def differences(deployment: Deployment, theirs: torch.nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
-    """Return the largest differences of logits and boxes, relative to the largest value of transformers."""
+    """Return the largest differences of logits and boxes, relative to the largest value of transformers.
+
+    Queries are the tokens that transformers selects, which may differ from ours by ties only.
+    """
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    model = deployment.model
     with torch.no_grad():
         wanted = theirs(pixel_values=images)
-        logits, boxes = deployment.model.forward_dummy(images)
+        tokens = wanted.enc_outputs_class.amax(-1).topk(model.decoder.num_queries, dim=1).indices
+        features = model.extract_feat(images)
+        scores = model.decoder.tokens(model.decoder.project(features))[1].amax(-1)
+        best = model.decoder(features)[2]
+        assert tied_selection(scores.numpy(), best.numpy(), tokens.numpy()).all(), 'other tokens'
+        logits, boxes, _ = model.decoder(features, tokens)
     pairs = dict(logits=(logits, wanted.logits), boxes=(boxes, wanted.pred_boxes))
     return {
         name: float((ours - other).abs().max() / other.abs().max()) for name, (ours, other) in pairs.items()

@@ -33,7 +33,8 @@ def good(bench, weights):
 
 def test_each_family_takes_its_own_checkpoints(bench, good):
     bench.refuses('export', 'atss_toy.pth: does not fit the model', 'backbone.conv1.conv1_1', config=CONFIG)
-    bench.refuses('export', 'good.pth: does not fit the model', 'encoder.input_proj', checkpoint=good['checkpoint'])
+    words = ['good.pth: does not fit the model', 'encoder.input_proj']
+    bench.refuses('export', *words, checkpoint=good['checkpoint'])
 
 
 @pytest.mark.parametrize('content', ['original', 'paddle'])

@@ -1,6 +1,7 @@
 """RT-DETR graphs: proven against the detector at other sizes and batches; bad input is refused."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import onnx
@@ -278,6 +279,14 @@ def test_runtimes_refuse_sizes_that_are_not_the_images(full, raw, form):
     for wrong, message in (([[360, 480]], 'width comes first'), ([[0, 360]], 'positive')):
         with pytest.raises(ShapeError, match=message):
             runtime.detections(metadata, outputs, {**feeds, 'orig_target_sizes': np.array(wrong)})
+
+
+def test_padded_images_are_refused_where_boxes_are_in_pixels_of_the_original(toy):
+    prepared = toy.rule.apply(read_image(toy_rtdetr.PICTURE))
+    padded = dataclasses.replace(prepared, tensor=np.pad(prepared.tensor, [(0, 0), (0, 64), (0, 0)]))
+    assert toy.family.feeds([padded], False)['orig_target_sizes'].tolist() == [[256, 320]]
+    with pytest.raises(ShapeError, match=r'256x256 padded to 320x256.*whole images'):
+        toy.family.feeds([padded], True)
 
 
 def test_the_detector_refuses_sizes_that_it_would_get_wrong(toy):
