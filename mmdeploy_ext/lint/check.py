@@ -70,7 +70,7 @@ def check(
         recorder.add('training-mode', 'the module is in training mode', None)
     trials: list[Trial] = []
     if try_exports:
-        kills = {event.rule for event in recorder.events} & {'tensor-data'}
+        kills = {event.rule for event in recorder.events} & {'tensor-data', 'parameter-data'}
         for exporter in exporters:
             trial = try_export(module, example_inputs, exporter, opset, bool(kills))
             trials.append(trial)

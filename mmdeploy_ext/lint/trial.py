@@ -23,8 +23,8 @@ from mmdeploy_ext.ops.deform_conv import MIN_OPSET, has_deform_conv, standard_de
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\w+)')
-RANGE = re.compile(r'^(.+\.py)\((\d+)\): (\w+)$', re.M)
+FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
+RANGE = re.compile(r'^(.+\.py)\((\d+)\): (\S+)$', re.M)
 SYMBOLIC_OPSETS = range(7, 21)
 LONGEST = 200
 
@@ -137,11 +137,12 @@ def unknown_to_torchscript(
             return []
     found = {}
     for node in traced.inlined_graph.nodes():
-        kind = node.kind()
-        if not kind.startswith(('prim::', 'onnx::')) and not registry.is_registered_op(
-            kind.rstrip('_'), opset
-        ):
-            found.setdefault((kind, _last_site(RANGE.findall(node.sourceRange()), inner_first=True)), None)
+        kind = node.kind().rstrip('_')
+        if kind.startswith(('prim::', 'onnx::')) or registry.is_registered_op(kind, opset):
+            continue
+        later = [number for number in SYMBOLIC_OPSETS if registry.is_registered_op(kind, number)]
+        name = f'{kind} (opset {later[0]} has it)' if later else kind
+        found.setdefault((name, _last_site(RANGE.findall(node.sourceRange()), inner_first=True)), None)
     return list(found)
 
 

@@ -109,8 +109,12 @@ def topk(call: Call) -> None:
 
 def tensor_data(call: Call) -> None:
     """`t.data`: the tracer does not see it."""
-    if call.name in ('data.__get__', 'data.__set__') and call.mark.inputs:
+    if call.name not in ('data.__get__', 'data.__set__'):
+        return
+    if call.mark.inputs:
         call.add('tensor-data', f'.data of a tensor that depends on {inputs_text(call)}')
+    else:
+        call.add('parameter-data', '.data of a tensor that depends on no input')
 
 
 def writes(call: Call) -> None:

@@ -24,6 +24,28 @@ class AddsDetached(nn.Module):
         return x + x.detach() * 2
 
 
+class AddsParameterData(nn.Module):
+    """Adds a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias.data
+
+
+class AddsParameter(nn.Module):
+    """Adds a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
 class WritesNegativeRows(nn.Module):
     """Sets rows, counted from the end."""
 
@@ -151,6 +173,16 @@ RULES = (
         failing=Example(AddsData, one, other),
         passing=Example(AddsDetached, one, other),
         outcomes=dict(torchscript=WRONG, dynamo=CRASHES),
+    ),
+    Rule(
+        id='parameter-data',
+        title='`.data` of a parameter or buffer',
+        why='A constant for the TorchScript exporter, as it should be. The dynamo exporter of torch 2.13 '
+        'dies of it.',
+        fix='The parameter itself, or `.detach()`.',
+        failing=Example(AddsParameterData, one, other),
+        passing=Example(AddsParameter, one, other),
+        outcomes=dict(torchscript=RIGHT, dynamo=CRASHES),
     ),
     Rule(
         id='index-put-negative',

@@ -176,12 +176,32 @@ def test_the_trial_names_the_line_of_an_unknown_operator():
     assert report.failed and report.trials[0].refused
     assert found.rule == 'unsupported-operator' and found.site.code == 'return torch.special.bessel_j0(y)'
     triu = Model(lambda self, x: x.triu(1))
-    assert [len(unknown_to_torchscript(triu, (X,), opset)) for opset in (13, 14)] == [1, 0]
+    ((name, site),) = unknown_to_torchscript(triu, (X,), 13)
+    assert name == 'aten::triu (opset 14 has it)' and site.code == 'triu = Model(lambda self, x: x.triu(1))'
+    assert not unknown_to_torchscript(triu, (X,), 14)
+
+
+@pytest.mark.matrix
+def test_the_trial_of_the_dynamo_exporter_names_lines_too():
+    def unknown(self, x):
+        return torch.special.bessel_j0(x)
+
+    report = check(Model(unknown), (X,), exporters=['dynamo'])
+    (found,) = report
+    assert report.failed and 'bessel_j0' in found.details[0]
+    assert found.site.code == 'return torch.special.bessel_j0(x)'
+
+    def decides(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+    (trial,) = check(Model(decides), (X,), exporters=['dynamo']).trials
+    assert trial.refused and 'test_lint_check.py' in trial.text
 
 
 def test_the_trial_is_not_tried_where_it_would_end_the_process():
-    report = check(Model(lambda self, x: x + x.data), (X,), exporters=['dynamo'])
-    assert report.trials[0].skipped and report.failed
+    for forward in (lambda self, x: x + x.data, lambda self, x: x + self.weight.data):
+        report = check(Model(forward), (X,), exporters=['dynamo'])
+        assert report.trials[0].skipped and report.failed
 
 
 @pytest.mark.parametrize(('inputs', 'options', 'message'), [
