@@ -204,11 +204,12 @@ class Differs(Check):
     def __init__(self, tolerance: float, other: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Take the recorded values of both models; tensors are the same that have the same name."""
         super().__init__(tolerance)
-        self.values = {
-            name: value.astype(own[name].dtype)
-            for name, value in other.items()
-            if isinstance(own.get(name), np.ndarray) and isinstance(value, np.ndarray)
-        }
+        with np.errstate(over='ignore'):
+            self.values = {
+                name: value.astype(own[name].dtype)
+                for name, value in other.items()
+                if isinstance(own.get(name), np.ndarray) and isinstance(value, np.ndarray)
+            }
 
     def shows(self, candidate: Candidate) -> bool:
         """See `meaning`."""

@@ -94,6 +94,9 @@ def parse_rule(text: str, name: str = '') -> Rule:
             f'rule {rule}: the replacement reads {unknown}, which the pattern does not bind; it binds '
             f'{pattern.variables + ["@" + value for value in pattern.attribute_variables]}'
         )
+    both = sorted({*pattern.variables, *pattern.produced}.intersection(pattern.attribute_variables))
+    if both:
+        raise UsageError(f'rule {rule}: {both} name a tensor and an attribute; give them different names')
     unused = _not_needed(pattern)
     if unused:
         raise UsageError(

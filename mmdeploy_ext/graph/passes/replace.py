@@ -8,6 +8,7 @@ touched, a number matches any constant of one value, and a place that cannot be 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -171,69 +172,64 @@ def _matches(model: Model, rule: Rule, opsets: dict[str, int]) -> Iterator[tuple
 
 def _target(side: Side, opsets: dict[str, int]) -> Callable:
     """Return the function from which the rewriter makes its pattern; its parameters are the variables."""
-    pattern = _rewriter_modules()[1]
-
-    def build(op: Any, *variables: Any) -> Any:
-        values: dict[str, Any] = dict(zip(side.variables, variables, strict=True))
-        values.update((name, number_check(number)) for name, number in side.numbers.items())
-        values[''] = None
-        for node in side.nodes:
-            attributes = {
-                item.name: pattern.AttrVar(item.ref_attr_name, can_match_none=True)
-                for item in node.attribute
-                if item.ref_attr_name
-            }
-            made = getattr(op, node.op_type)(
-                *(values[name] for name in node.input),
-                _domain=node.domain,
-                _outputs=[f'{name}' for name in node.output],
-                _check=attribute_check(node, opsets),
-                **attributes,
-            )
-            values.update(zip(node.output, [made] if len(node.output) == 1 else made, strict=True))
-        return values[side.output]
-
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ['op', *side.variables]
-    ]
-    build.__signature__ = inspect.Signature(parameters)
+    build = functools.partial(_build_target, side, opsets)
+    build.__signature__ = inspect.Signature(
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ('__builder__', *side.variables)
+    )
     return build
+
+
+def _build_target(side: Side, opsets: dict[str, int], op: Any, *variables: Any) -> Any:
+    pattern = _rewriter_modules()[1]
+    values: dict[str, Any] = {'': None, **dict(zip(side.variables, variables, strict=True))}
+    values.update((name, number_check(number)) for name, number in side.numbers.items())
+    for node in side.nodes:
+        free = [item for item in node.attribute if item.ref_attr_name]
+        made = getattr(op, node.op_type)(
+            *(values[name] for name in node.input),
+            _domain=node.domain,
+            _outputs=[name or None for name in node.output],
+            _check=attribute_check(node, opsets),
+            **{item.name: pattern.AttrVar(item.ref_attr_name, can_match_none=True) for item in free},
+        )
+        values.update(zip(node.output, [made] if len(node.output) == 1 else made, strict=True))
+    return values[side.output]
 
 
 def _replacement(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Callable:
     """Return the function that makes the new nodes of a place."""
-    ir = _rewriter_modules()[0]
-    side = rule.replacement
     defaults = {
         item.ref_attr_name: defaults_of(node, opsets).get(item.name)
         for node in rule.pattern.nodes
         for item in node.attribute
         if item.ref_attr_name
     }
+    return functools.partial(_build_replacement, rule, defaults, types, budget)
 
-    def build(op: Any, **bound: Any) -> Any:
-        budget.spend()
-        result = bound[rule.pattern.output].name
-        kind = types.get(result, onnx.TensorProto.FLOAT)
-        values: dict[str, Any] = {'': None, **{name: bound[name] for name in side.variables}}
-        for name, number in side.numbers.items():
-            tensor = ir.tensor(np.asarray(number).astype(helper.tensor_dtype_to_np_dtype(kind)))
-            values[name] = op.Constant(value=tensor)
-            _name(values[name], f'{result}/{name}', f'{result}/Constant_{len(values)}')
-        for node in side.nodes:
-            made = getattr(op, node.op_type)(
-                *(values[name] for name in node.input),
-                _domain=node.domain,
-                _outputs=len(node.output),
-                **_attributes(node, bound, defaults),
-            )
-            made = [made] if len(node.output) == 1 else made
-            for name, value in zip(node.output, made, strict=True):
-                values[name] = value
-                _name(value, f'{result}/{name}', f'{result}/{node.op_type}_{len(values)}')
-        return values[side.output]
 
-    return build
+def _build_replacement(
+    rule: Rule, defaults: dict[str, Any], types: dict[str, int], budget: _Budget, op: Any, /, **bound: Any
+) -> Any:
+    budget.spend()
+    side, result = rule.replacement, bound[rule.pattern.output].name
+    kind = types.get(result, onnx.TensorProto.FLOAT)
+    values: dict[str, Any] = {'': None, **{name: bound[name] for name in side.variables}}
+    for name, number in side.numbers.items():
+        array = np.asarray(number).astype(helper.tensor_dtype_to_np_dtype(kind))
+        values[name] = op.Constant(value=_rewriter_modules()[0].tensor(array))
+        _name(values[name], f'{result}/{name}', f'{result}/Constant_{len(values)}')
+    for node in side.nodes:
+        made = getattr(op, node.op_type)(
+            *(values[name] for name in node.input),
+            _domain=node.domain,
+            _outputs=len(node.output),
+            **_attributes(node, bound, defaults),
+        )
+        for name, value in zip(node.output, [made] if len(node.output) == 1 else made, strict=True):
+            values[name] = value
+            _name(value, f'{result}/{name}', f'{result}/{node.op_type}_{len(values)}')
+    return values[side.output]
 
 
 def _name(value: Value, name: str, node: str) -> None:

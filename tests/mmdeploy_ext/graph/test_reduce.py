@@ -225,6 +225,11 @@ def test_all_that_a_command_started_is_ended_with_it(tmp_path):
     assert not process.exists() or process.read_text().rpartition(')')[2].split()[0] in 'ZX'
 
 
+def test_a_death_by_signal_is_told_from_an_exit():
+    assert run_limited('kill -SEGV $$', 30)[0] == -11
+    assert run_limited('echo last words; exit 7', 30) == (7, 'last words\n')
+
+
 def test_a_command_gets_a_file_and_its_inputs_and_its_exit_status_counts():
     case = case_of(chain(12))
     command = 'test -f "$(dirname {})/inputs.npz" && grep -q max7 {}'

@@ -107,6 +107,12 @@ def test_a_chain_is_replaced_to_its_end():
     assert operators(result) == ['Relu']
 
 
+def test_variables_may_be_called_anything():
+    rule = 'types = Sigmoid(op); rule = Mul(op, types) -> self = Exp(op); rule = Neg(self)'
+    result, _ = replace(model_of('s = Sigmoid(x) \n y = Mul(x, s)'), parse_rule(rule))
+    assert operators(result) == ['Exp', 'Neg']
+
+
 def test_branches_of_an_if_are_searched_too():
     branch = 'float[N,4] {0}) {{ s{0} = Sigmoid(x) \n {0} = Mul(x, s{0}) }}'
     branches = [f'{side}_branch = {side} () => ({branch.format(side[0])}' for side in ('then', 'else')]
@@ -150,6 +156,7 @@ def test_named_rules_keep_the_numbers(name):
         ('x = Abs(a); y = Relu(a) -> y = Abs(a)', r"does not depend on \['x'\]"),
         ('-> y = Relu(a)', 'empty side'),
         ('y = Relu(a); y = Relu(a) -> y = Relu(a)', 'twice'),
+        ('y = Softmax<axis = @a>(a) -> y = Relu(a)', r"\['a'\] name a tensor and an attribute"),
     ],
 )
 def test_a_bad_rule_is_refused_with_its_text(rule, message):
