@@ -5,21 +5,45 @@ Needs onnx and numpy only.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import (
+    load_external_data_for_model,
+    load_external_data_for_tensor,
+    uses_external_data,
+)
 
-from mmdeploy_ext.errors import DataError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.files import atomic_path, check_writable
 from mmdeploy_ext.graph.index import all_graphs, all_nodes, all_tensors, label, reads, writes
+from mmdeploy_ext.graph.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+__all__ = [
+    'check',
+    'check_opsets',
+    'check_order',
+    'check_ordinary',
+    'check_targets',
+    'external_files',
+    'is_sparse',
+    'load',
+    'load_tensors',
+    'read',
+    'read_shapes',
+    'save',
+    'save_external',
+    'save_tensors',
+    'serialised_size',
+]
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold."""
@@ -54,6 +78,22 @@ def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
+def read_shapes(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read an ONNX file as it is, and of its external data what is small: shapes and axes, not weights.
+
+    Raises:
+        ModelFileError: see `read`; external data that are not there are left out.
+    """
+    model = read(path)
+    for tensor in all_tensors(model):
+        if uses_external_data(tensor) and math.prod(tensor.dims) <= SMALLEST_EXTERNAL:
+            with contextlib.suppress(ValueError, OSError, onnx.checker.ValidationError):
+                load_external_data_for_tensor(tensor, os.fspath(Path(path).parent))
+                tensor.data_location = onnx.TensorProto.DEFAULT
+                tensor.ClearField('external_data')
+    return model
+
+
 def is_sparse(model: onnx.ModelProto) -> bool:
     """Return whether a model is in the libspconv dialect, which is no valid ONNX."""
     return any(node.op_type in SPARSE_OPERATORS for node in model.graph.node)
@@ -67,8 +107,8 @@ def check_ordinary(model: onnx.ModelProto) -> None:
     """
     if is_sparse(model):
         raise ModelFileError(
-            'is a sparse graph of the libspconv dialect, which has no types and runs in no ONNX Runtime; its '
-            'portable form (`export_scn.py --target portable`) can be cut and run'
+            'the model is a sparse graph of the libspconv dialect, which has no types and runs in no ONNX '
+            'Runtime; its portable form (`export_scn.py --target portable`) can be cut and run'
         )
 
 
@@ -319,63 +359,3 @@ def _move_tensors(model: onnx.ModelProto, data: Path) -> list[onnx.TensorProto]:
 def _set_location(tensors: Sequence[onnx.TensorProto], location: str) -> None:
     for tensor in tensors:
         tensor.external_data[0].value = location
-
-
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read named tensors: an .npz file, a dump of this project, or a folder of .npy files.
-
-    Returns:
-        Name -> array. A .npy file's name is its tensor's, with '%2F' for '/'.
-
-    Raises:
-        DataError: nothing there, or it cannot be read without running code in it.
-    """
-    from mmdeploy_ext.dump import MANIFEST, load_dump
-
-    path = Path(path)
-    if path.is_dir():
-        if (path / MANIFEST).is_file():
-            return load_dump(path)[0]
-        files = sorted(path.glob('*.npy'))
-        if not files:
-            raise DataError(f'{path}: holds no tensors: expected .npy files or a {MANIFEST}')
-        return {tensor_name(file): _read_array(file) for file in files}
-    if not path.is_file():
-        raise DataError(f'{path}: no such file or folder of tensors; expected .npz, or a folder of .npy')
-    found = _read_array(path)
-    if isinstance(found, np.ndarray):
-        return {tensor_name(path): found}
-    with found:
-        try:
-            return {name: found[name] for name in found.files}
-        except (ValueError, OSError, Mm2OnnxError) as error:
-            raise DataError(f'{path}: cannot be read ({error})') from error
-
-
-def _read_array(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
-    import zipfile
-
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f'{path}: is no readable numpy file ({error})') from error
-
-
-def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write one .npy per tensor, for `load_tensors`; returns the files."""
-    from urllib.parse import quote
-
-    files = []
-    for name, array in tensors.items():
-        file = Path(folder) / f'{quote(name, safe=" ")}.npy'
-        with atomic_path(file) as temporary, open(temporary, 'wb') as stream:
-            np.save(stream, array, allow_pickle=False)
-        files.append(file)
-    return files
-
-
-def tensor_name(file: Path) -> str:
-    """Return the tensor that a .npy file of `save_tensors` holds."""
-    from urllib.parse import unquote
-
-    return unquote(file.stem)

@@ -9,6 +9,7 @@ import pytest
 
 from mmdeploy_ext.apps.graph_app import main
 from mmdeploy_ext.graph import files
+from scn_files import golden_model
 from toy_graphs import FOREIGN, conv_net, foreign
 
 EDITS = {
@@ -186,6 +187,17 @@ def test_the_input_is_never_written_over(net, capsys):
         assert stream.read() == before
 
 
+def test_weights_that_are_missing_do_not_keep_a_graph_from_being_shown(tmp_path, capsys):
+    path = tmp_path / 'x.onnx'
+    options = dict(save_as_external_data=True, location='x.data', size_threshold=0)
+    onnx.save_model(conv_net(baked=True), path, **options)
+    assert main(['show', str(path)]) == 0
+    assert ' 3.97 kFLOPs\n' in capsys.readouterr().out  # the sizes of a Reshape are among the data
+    (tmp_path / 'x.data').unlink()
+    assert main(['show', str(path)]) == 0 and main(['tree', str(path)]) == 0
+    assert '2 nodes more with open shapes' in capsys.readouterr().out
+
+
 def test_a_newer_opset_is_still_shown(tmp_path, capsys):
     assert main(['show', broken(tmp_path, 'newer'), '--nodes']) == 0
     assert 'ai.onnx 999' in capsys.readouterr().out
@@ -204,3 +216,19 @@ def test_a_baked_size_is_exit_status_one_and_no_trial_writes_it(tmp_path, capsys
     assert 'a size is baked into its constants' in capsys.readouterr().err
     assert not (tmp_path / 'y.onnx').exists()
     assert main([*argv, '--no-trial']) == 0 and (tmp_path / 'y.onnx').exists()
+
+
+def test_a_sparse_graph_is_renamed_and_not_cut(tmp_path, capsys):
+    source, target = str(tmp_path / 'x.onnx'), str(tmp_path / 'y.onnx')
+    onnx.save_model(golden_model('bevfusion.plain.xyz'), source)
+    assert main(['rename', source, '--node', 'conv0', 'first', '--output', target]) == 0
+    assert onnx.load(target).graph.node[0].name == 'first' and main(['check-scn', target]) == 0
+    capsys.readouterr()
+    for words in (
+        ['cut', source, '--outputs', '5'],
+        ['insert-outputs', source, '5'],
+        ['set-shape', source, '0=1x5'],
+    ):
+        assert main([*words, '--output', str(tmp_path / 'z.onnx')]) == 2
+        assert 'libspconv dialect' in capsys.readouterr().err
+    assert not (tmp_path / 'z.onnx').exists()

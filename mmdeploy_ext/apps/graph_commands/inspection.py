@@ -27,7 +27,7 @@ def _read(args: argparse.Namespace) -> onnx.ModelProto:
     from mmdeploy_ext.graph import files
     from mmdeploy_ext.graph.passes import shapes
 
-    model = files.read(args.file)
+    model = files.read_shapes(args.file)
     return shapes.apply(model, args.shape) if args.shape else model
 
 
@@ -111,7 +111,7 @@ def run_draw(args: argparse.Namespace) -> int:
     if args.depth is not None and args.node is None:
         raise UsageError('--depth: goes with --node')
     check_writable(args.output)
-    model, title = files.read(args.file), Path(args.file).name
+    model, title = files.read_shapes(args.file), Path(args.file).name
     if files.is_sparse(model):
         if args.node is not None:
             raise UsageError(f'--node {args.node}: {args.file} is a sparse graph, which is drawn as a whole')
