@@ -77,8 +77,8 @@ def differences(deployment: Deployment, theirs: torch.nn.Module, shape: tuple[in
 
     Queries are the tokens that transformers selects, which may differ from ours by ties only.
     """
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     model = deployment.model
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).dtype)
     with torch.no_grad():
         wanted = theirs(pixel_values=images)
         tokens = wanted.enc_outputs_class.amax(-1).topk(model.decoder.num_queries, dim=1).indices
