@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
+from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.graph.index import Index
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
@@ -63,17 +64,39 @@ def compare_models(
         any_float: outputs may be floats of another width; inputs are cast to what `after` takes.
 
     Returns:
-        Per set of feeds one row per output; an output that only one of the models has fails.
+        Per set of feeds one row per output. An output that only one of the models has fails; so does one in
+        which nothing is finite.
+
+    Raises:
+        UsageError: an output is no tensor.
     """
     spec = spec_of(before, rtol)
     runners = [Runner(model) for model in (before, after)]
     rows = []
     for one in feeds:
         reference, candidate = (runner.run(_fitting(runner, one, any_float)) for runner in runners)
+        lists = [name for name, value in {**candidate, **reference}.items() if not hasattr(value, 'dtype')]
+        if lists:
+            raise UsageError(f'outputs {lists} are sequences, which are not compared; use --no-proof')
         if any_float:
             candidate = {name: _like(value, reference.get(name)) for name, value in candidate.items()}
+        for name in reference.keys() & candidate.keys():
+            reference[name], candidate[name] = _finite_part(reference[name], candidate[name])
         rows += compare_tensors(reference, candidate, spec)
     return rows
+
+
+def _finite_part(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both with zeros where both are the same infinity or NaN; an array of nothing else stays."""
+    if (reference.dtype, reference.shape) != (
+        candidate.dtype,
+        candidate.shape,
+    ) or reference.dtype.kind != 'f':
+        return reference, candidate
+    odd = ~np.isfinite(reference)
+    if odd.all() or not np.array_equal(reference[odd], candidate[odd], equal_nan=True):
+        return reference, candidate
+    return np.where(odd, 0, reference), np.where(odd, 0, candidate)
 
 
 def _fitting(runner: Runner, feeds: Mapping[str, np.ndarray], any_float: bool) -> dict[str, np.ndarray]:

@@ -157,7 +157,7 @@ def reduce(
     case.rounding = check.rounding
     whole = case.candidate(case.everything)
     if whole is None:
-        raise UsageError('the graph needs values that could not be computed; are all inputs given?')
+        raise UsageError('the graph has no output that is a tensor, or an input without a value')
     search = _Search(case, check, most_checks, progress)
     search.asked += 1
     if not check.settle(whole):

@@ -59,6 +59,7 @@ class Case:
         self.index = Index(model)
         self.values = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         self.rounding = False
+        self._lists = values.keys() - self.values.keys()
         self._types = _known_types(model)
 
     @property
@@ -67,13 +68,13 @@ class Case:
         return tuple(range(len(self.index.nodes)))
 
     def outputs_of(self, positions: Collection[int]) -> list[str]:
-        """Return what a part hands on: tensors that nodes outside read, and outputs of the graph."""
+        """Return what a part hands on: tensors that nodes outside read, and outputs; no sequences."""
         inside, ends = set(positions), set(self.index.outputs)
         return [
             name
             for position in sorted(inside)
             for name in self.index.writes(position)
-            if name in ends or not inside.issuperset(self.index.consumers(name))
+            if name not in self._lists and (name in ends or not inside.issuperset(self.index.consumers(name)))
         ]
 
     def candidate(self, positions: Collection[int], outputs: Sequence[str] | None = None) -> Candidate | None:

@@ -13,6 +13,7 @@ from onnx import external_data_helper
 
 from mmdeploy_ext.apps.graph_app import main
 from mmdeploy_ext.graph import files
+from scn_files import golden_model
 from toy_chain import chain
 
 WEIGHTS = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'weights'
@@ -149,6 +150,13 @@ def test_files_that_cannot_be_read_are_refused_before_anything_is_written(comman
         error = refused(capsys, command, bad, '--output', target, *ALL[command])
         assert message in error, error
         assert not target.exists() and not left_over(tmp_path)
+
+
+@pytest.mark.parametrize('command', ALL)
+def test_sparse_graphs_are_refused_by_their_name(command, tmp_path, capsys):
+    onnx.save_model(golden_model('bevfusion.int8.xyz'), tmp_path / 'sparse.onnx')
+    words = [command, tmp_path / 'sparse.onnx', '--output', tmp_path / 'out', *ALL[command]]
+    assert 'libspconv dialect' in refused(capsys, *words)
 
 
 @pytest.mark.parametrize('command', SAME)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verify.verdict import TensorRow
 
 SEEDS = 2
+HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +114,7 @@ def finish(
     content: dict[str, Any],
     *,
     any_float: bool = False,
-    hint: str = 'accept it with a larger --tolerance, or write it with --no-proof',
+    hint: str = HINT,
 ) -> int:
     """Compare the result with the model that it was made from, write it when they agree, and say so.
 
@@ -165,6 +166,24 @@ def finish(
         )
         _say(console, 'bold green', 'EQUAL', text)
     return 0
+
+
+def load(path: str) -> onnx.ModelProto:
+    """Read a file of operators that ONNX Runtime knows.
+
+    Raises:
+        ModelFileError: see `graph.files.load`; or a graph of the libspconv dialect.
+    """
+    from mmdeploy_ext.errors import ModelFileError
+    from mmdeploy_ext.graph import files
+
+    model = files.load(path)
+    if files.is_sparse(model):
+        raise ModelFileError(
+            f'{path}: is a sparse graph (libspconv dialect), which is no valid ONNX and which no ONNX engine '
+            f'runs; this command is for other graphs'
+        )
+    return model
 
 
 def check_output(args: argparse.Namespace) -> None:

@@ -86,12 +86,11 @@ def _checked(args: argparse.Namespace) -> CheckText:
 
 
 def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarray], Case]:
-    from mmdeploy_ext.graph import files
     from mmdeploy_ext.graph.index import Index
     from mmdeploy_ext.graph.reduce_case import Case, prepare, record
     from mmdeploy_ext.graph.run import check_feeds
 
-    model = files.load(args.file)
+    model = proving.load(args.file)
     feeds = proving.read_feeds(args, model, 1)[0]
     check_feeds(Index(model), feeds)
     ready = prepare(model, feeds)
@@ -99,7 +98,7 @@ def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarr
 
 
 def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
-    from mmdeploy_ext.graph import files, reduce_checks, reduce_process
+    from mmdeploy_ext.graph import reduce_checks, reduce_process
     from mmdeploy_ext.graph.reduce_case import prepare, record
 
     if text.kind == 'command':
@@ -107,7 +106,7 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
     if text.kind == 'crash':
         return reduce_process.Crash(args.timeout)
     if text.kind == 'differs':
-        other = prepare(files.load(text.rest), feeds)
+        other = prepare(proving.load(text.rest), feeds)
         return reduce_checks.Differs(args.tolerance, record(other, feeds), case.values)
     return reduce_checks.NUMERIC[text.kind](args.tolerance)
 
@@ -116,12 +115,11 @@ def _good(
     args: argparse.Namespace, case: Case, feeds: dict[str, np.ndarray], text: CheckText
 ) -> list[Candidate]:
     """Return what the check has to say no to: with a command a graph of zeros, and the file of --good."""
-    from mmdeploy_ext.graph import files
     from mmdeploy_ext.graph.reduce_case import Case, prepare, record
 
     good = [case.trivial()] if text.kind == 'command' else []
     if args.good:
-        ready = prepare(files.load(args.good), feeds)
+        ready = prepare(proving.load(args.good), feeds)
         one = Case(ready, record(ready, feeds))
         good.append(one.candidate(one.everything))
     return good

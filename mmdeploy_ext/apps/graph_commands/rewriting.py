@@ -42,7 +42,6 @@ def run_replace(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph import files
     from mmdeploy_ext.graph.passes.pattern_text import parse_rule, parse_rules
     from mmdeploy_ext.graph.passes.replace import PASSES, named_rule, replace
 
@@ -56,7 +55,7 @@ def run_replace(args: argparse.Namespace) -> int:
     if not rules and not passes:
         raise UsageError('nothing to replace: give --rule, --rules or --named')
     proving.check_output(args)
-    before = model = files.load(args.file)
+    before = model = proving.load(args.file)
     reports = []
     for rule in rules:
         model, report = replace(model, rule)
@@ -102,10 +101,9 @@ def run_simplify(args: argparse.Namespace) -> int:
 
 
 def _shrink(args: argparse.Namespace, change: object) -> int:
-    from mmdeploy_ext.graph import files
 
     proving.check_output(args)
-    model = files.load(args.file)
+    model = proving.load(args.file)
     result, counts = change(model)
     print(f'{args.file}: {counts.before} nodes, {counts.after} are left')
     return proving.finish(args, model, result, dict(nodes_before=counts.before, nodes_after=counts.after))
@@ -118,11 +116,10 @@ def _opset_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_opset(args: argparse.Namespace) -> int:
     """Convert to another opset."""
-    from mmdeploy_ext.graph import files
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
     proving.check_output(args)
-    model = files.load(args.file)
+    model = proving.load(args.file)
     result, before = convert_opset(model, args.opset)
     sizes = [len(one.graph.node) for one in (model, result)]
     print(f'{args.file}: opset {before} to {args.opset}, {sizes[0]} nodes to {sizes[1]}')
@@ -148,18 +145,17 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
-    from mmdeploy_ext.graph import files
     from mmdeploy_ext.graph.equality import spec_of, with_half_ends
     from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
 
     proving.check_output(args)
-    model = files.load(args.file)
+    model = proving.load(args.file)
     spec = spec_of(model)
     kept = len(matching_nodes(model.graph.node, args.keep_fp32))
     result = to_fp16(model, with_half_ends(spec) if args.io == 'fp16' else spec, args.keep_fp32)
     casts = [sum(node.op_type == 'Cast' for node in one.graph.node) for one in (model, result)]
     print(f'{args.file}: {kept} nodes kept float32 by name, {casts[1] - casts[0]} casts added')
-    hint = 'keep nodes with --keep-fp32, accept it with a larger --tolerance, or write it with --no-proof'
+    hint = f'keep nodes with --keep-fp32, {proving.HINT}'
     content = dict(kept=kept, casts=casts[1] - casts[0])
     return proving.finish(args, model, result, content, any_float=True, hint=hint)
 

@@ -148,6 +148,18 @@ def test_branches_read_from_outside_and_constants_are_no_nodes():
     assert names(reduce(case, NotFinite())) == ['bad']
 
 
+def test_sequences_inside_are_no_ends_of_parts():
+    body = """
+      s = SplitToSequence<axis = 0, keepdims = 0>(x) \n ["pick"] a = SequenceAt(s, one) \n n = Neg(a)
+      ["bad"] r = Sqrt(n) \n y = Exp(r)
+    """
+    model = parse(body, outputs='float[4] y', constants='<int64 one = {1}>')
+    feeds = dict(x=np.ones((2, 4), np.float32))
+    assert names(reduce(case_of(model, feeds), NotFinite())) == ['bad']
+    found = reduce(case_of(model, feeds), Holds('pick'))
+    assert [node.op_type for node in found.candidate.model.graph.node] == ['SplitToSequence', 'SequenceAt']
+
+
 def broken():
     body = """
       a = Relu(x) \n b = Neg(a) \n ["bad"] r = Reshape(b, wrong) \n c = Exp(r) \n y = Reshape(c, flat)

@@ -208,6 +208,20 @@ def test_a_constant_of_one_float_is_rounded_like_others():
     assert all(row.passed for row in rows)
 
 
+def test_the_same_infinities_are_equal_and_others_or_nothing_else_are_not():
+    model, other = parse('y = Log(x)'), parse('l = Log(x) \n y = Abs(l)')
+    feeds = [dict(x=np.array([[1, 1, 0, 0], [1, 0, 1, 1]], np.float32))]
+    assert is_exact(compare_models(model, model, feeds))
+    assert not all(row.passed for row in compare_models(model, other, feeds))
+    assert not all(row.passed for row in compare_models(model, model, [dict(x=np.zeros((2, 4), np.float32))]))
+
+
+def test_sequences_are_not_compared():
+    model = parse('y = SequenceConstruct(x, x)', outputs='seq(float[2,4]) y')
+    with pytest.raises(UsageError, match=r"\['y'\] are sequences"):
+        compare_models(model, model, [run.random_feeds(model)])
+
+
 def test_a_missing_output_another_shape_and_nan_are_not_equal():
     model, feeds = parse('y = Relu(x)'), [dict(x=np.ones((2, 4), np.float32))]
     renamed = parse('z = Relu(x)', outputs='float[2,4] z')
