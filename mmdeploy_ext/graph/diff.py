@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.diff_walk import Walk
 
 MAX_EVIDENCE = 6
-ENGINE_RTOL = 1e-4
-"""Node by node and with all its optimisations, ONNX Runtime should agree to this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +226,9 @@ def _difference(
     )
 
 
-def engine_notes(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], found: Walk) -> list[str]:
+def engine_notes(
+    model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], found: Walk, bars: Bars
+) -> list[str]:
     """Run the model as users do and compare with the node-by-node run; returns what there is to say."""
     try:
         outputs = run.run(model, feeds, optimization='all')
@@ -239,7 +239,7 @@ def engine_notes(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], found:
         if name not in found.free:
             continue
         error = compare(array, found.free[name])[0]
-        if error is not None and error > ENGINE_RTOL:
+        if error is not None and error > bars.free:
             notes.append(
                 f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by '
                 f'one (relative error {error:.2e}): ties, or an optimisation of the engine'
@@ -295,7 +295,7 @@ def diff_files(
     theirs.update((name, value) for name, value in feeds.items() if name in right.defaults)
     second = walk(right, theirs, references, runner)
     entries = entries_of(second, bars)
-    notes = engine_notes(right.index.model, theirs, second)
+    notes = engine_notes(right.index.model, theirs, second, bars)
     if random:
         notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
     broken = [row.reason for row in first.rows.values() if row.reason]

@@ -65,6 +65,7 @@ class Change:
 def align(left: Program, right: Program) -> Alignment:
     """Align two graphs; their constants must come from one `Constants`."""
     pairs = Alignment({}, dict(_interface(left.index.inputs, right.index.inputs)))
+    pairs.tensors.update(_interface(list(left.defaults), list(right.defaults)))
     outputs = dict(_interface(left.index.outputs, right.index.outputs))
     _pair_equal(pairs, left, right, *_forward(left, right, pairs.tensors))
     _pair_equal(pairs, left, right, *_backward(left, right, outputs))

@@ -203,7 +203,7 @@ class Search:
         """
         self.subject, self.bars = subject, bars
         self.constants, self.runner = Constants(), NodeRunner()
-        self.pairing = pairing or _record(subject)
+        self.pairing = pairing or _record(subject, bars)
         self.named = self.pairing.named()
         self.outputs = {name: self.named[name].value for stage in subject.stages for name in stage.outputs}
         self._fresh: tuple[Program, Walk, set[str]] | str | None = None
@@ -229,7 +229,7 @@ class Search:
         for difference in differences:
             if difference.tensor in inherited:
                 difference.evidence.append('a fresh export has it, too: it is born in the export, not later')
-        notes += diff.engine_notes(model, self.subject.feeds, result)
+        notes += diff.engine_notes(model, self.subject.feeds, result, self.bars)
         return diff.Comparison(
             dict(modules=len(self.pairing.recorder.calls), recorded=len(self.pairing.records)),
             entries,
@@ -273,7 +273,7 @@ class Search:
         return result
 
 
-def _record(subject: Subject) -> Pairing:
+def _record(subject: Subject, bars: diff.Bars) -> Pairing:
     """Run the modules of a subject under observation."""
     device = _device(subject.stages)
     inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.feeds.items()}
@@ -282,7 +282,7 @@ def _record(subject: Subject) -> Pairing:
     for stage in subject.stages:
         state = stage.module.state_dict()
         weights.update({name: value.detach().cpu().numpy() for name, value in state.items()})
-    return Pairing(recorder, weights)
+    return Pairing(recorder, weights, bars.born)
 
 
 def _learnt(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, Reference]:

@@ -69,14 +69,17 @@ class Pairing:
         modules: paths of all modules that ran.
     """
 
-    def __init__(self, recorder: Recorder, weights: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, recorder: Recorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
+    ) -> None:
         """Index the records.
 
         Args:
             recorder: what ran.
             weights: parameter name -> array, of the modules that ran.
+            rtol: values are the same that differ by less, relative to the largest.
         """
-        self.recorder = recorder
+        self.recorder, self.rtol = recorder, rtol
         self.modules = frozenset({record.module for record in recorder.records} | set(recorder.calls))
         groups: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
         for index, record in enumerate(recorder.records):
@@ -147,7 +150,7 @@ class Pairing:
         if not len(indices):
             return []
         sample = _sample(value)
-        bound = 0.0 if value.dtype.kind != 'f' else BORN_RTOL * float(np.nanmax(np.abs(value), initial=0))
+        bound = 0.0 if value.dtype.kind != 'f' else self.rtol * float(np.nanmax(np.abs(value), initial=0))
         with np.errstate(invalid='ignore'):
             near = (
                 (np.abs(samples - sample) <= bound)
@@ -158,7 +161,7 @@ class Pairing:
         return [
             int(index)
             for index in indices[near.all(1)]
-            if (compare(flat, self.records[index].value.reshape(-1))[0] or 0) <= BORN_RTOL
+            if (compare(flat, self.records[index].value.reshape(-1))[0] or 0) <= self.rtol
         ]
 
     def heal(self, walk: Walk, segment: Sequence[str]) -> tuple[str, Reference] | None:

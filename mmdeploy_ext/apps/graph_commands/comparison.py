@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,8 @@ def run_diff(args: argparse.Namespace) -> int:
         raise UsageError(f'--rtol {args.rtol}: expected a positive number')
     if args.report:
         check_writable(Path(args.report) / 'report.html')
-    found = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
+    with cli.stderr().status('comparing') if cli.stderr().is_terminal else contextlib.nullcontext():
+        found = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
     from mmdeploy_ext.graph.diff_report import print_comparison, write_report
 
     print_comparison(found, cli.stdout(), args.all)

@@ -1,4 +1,4 @@
-"""Two files: what differs in structure, whatever things are called, and where their numbers part. No torch."""
+"""Two files: what differs in structure, whatever things are called, and where their numbers part."""
 
 from pathlib import Path
 
