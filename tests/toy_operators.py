@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
     inputs: ClassVar = dict(
         query={0: 'B', 1: 'Q'}, value={0: 'B', 1: 'S'}, reference_points={0: 'B', 1: 'Q'},
-        spatial_shapes={}, level_start_index={},
+        spatial_shapes={},
     )
     outputs = ('attended',)
 
@@ -70,21 +70,18 @@ class Attention(nn.Module):
         nn.init.normal_(self.attention.sampling_offsets.weight, std=0.3)
         nn.init.normal_(self.attention.attention_weights.weight, std=0.3)
 
-    def forward(self, query, value, reference_points, spatial_shapes, level_start_index):
+    def forward(self, query, value, reference_points, spatial_shapes):
         return self.attention(
-            query, value=value, reference_points=reference_points, spatial_shapes=spatial_shapes,
-            level_start_index=level_start_index,
-        )
+            query, value=value, reference_points=reference_points, spatial_shapes=spatial_shapes)
 
     @staticmethod
     def feeds(seed):
         rng = np.random.default_rng(seed)
         batch, queries = 2 + seed % 2, 5 + seed
         sizes = np.array([[4 + seed, 6], [2, 3 + seed]], np.int64)
-        starts = np.array([0, sizes[0].prod()])
         query, value = (rng.standard_normal((batch, count, 16), np.float32)
                         for count in (queries, sizes.prod(1).sum()))
-        return query, value, rng.random((batch, queries, 2, 2), np.float32), sizes, starts
+        return query, value, rng.random((batch, queries, 2, 2), np.float32), sizes
 
 
 NETS = (SuperResolution, RotatedDetector, Attention)

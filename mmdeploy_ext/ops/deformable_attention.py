@@ -10,7 +10,7 @@ Glossary: B batch, M heads, D channels of a head, L maps, P points per map, Q qu
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -64,16 +64,15 @@ def _traceable(
     height, width = (spatial_shapes[:, axis][:, None] for axis in (0, 1))  # (L, 1)
     x = sampling_locations[..., 0] * width - 0.5  # (B, Q, M, L, P) pixels
     y = sampling_locations[..., 1] * height - 0.5
-    mixed = torch.zeros_like(value[:, :1].transpose(1, 2))
+    parts = []
     for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
         column, row = x.floor() + step_x, y.floor() + step_y
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * attention_weights
-        share = torch.where(inside, share, torch.zeros_like(share))
         index = level_start_index[:, None] + row.to(torch.int64) * width + column.to(torch.int64)
-        index = torch.where(inside, index, torch.zeros_like(index))
-        mixed = mixed + _weighted_rows(value, index, share)
-    return mixed.transpose(1, 2)
+        # outside of a map: the first row, with no weight
+        parts.append(_weighted_rows(value, index * inside, share * inside))
+    return (parts[0] + parts[1] + parts[2] + parts[3]).transpose(1, 2)
 
 
 def _weighted_rows(value: torch.Tensor, index: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -146,22 +145,71 @@ def attend(
 def standard_deformable_attention() -> Iterator[None]:
     """Inside the block mmcv-full 1.7's `MultiScaleDeformableAttention` calls `attend`, and so exports.
 
-    mmcv's own CPU form cuts `value` by numbers that an exporter freezes, or that it refuses.
+    mmcv's own forward asserts on values, which torch.export refuses, and its CPU form cuts `value` by
+    numbers, which the TorchScript exporter freezes.
     """
-    from mmcv.ops import multi_scale_deform_attn as upstream
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 
-    saved = upstream.multi_scale_deformable_attn_pytorch
-
-    def attended(
-        value: torch.Tensor, shapes: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-            return saved(value, shapes, locations, weights)
-        ends = (shapes[:, 0] * shapes[:, 1]).cumsum(0)
-        return attend(value, shapes, ends - shapes[:, 0] * shapes[:, 1], locations, weights)
-
-    upstream.multi_scale_deformable_attn_pytorch = attended
+    saved = MultiScaleDeformableAttention.forward
+    MultiScaleDeformableAttention.forward = _module_forward
     try:
         yield
     finally:
-        upstream.multi_scale_deformable_attn_pytorch = saved
+        MultiScaleDeformableAttention.forward = saved
+
+
+def _module_forward(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor | None = None,
+    value: torch.Tensor | None = None,
+    identity: torch.Tensor | None = None,
+    query_pos: torch.Tensor | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    reference_points: torch.Tensor | None = None,
+    spatial_shapes: torch.Tensor | None = None,
+    level_start_index: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Do what the module's own forward does; arguments and result are its own."""
+    value = query if value is None else value
+    identity = query if identity is None else identity
+    query = query if query_pos is None else query + query_pos
+    if not self.batch_first:
+        query, value = query.transpose(0, 1), value.transpose(0, 1)
+    value = self.value_proj(value)
+    if key_padding_mask is not None:
+        value = value.masked_fill(key_padding_mask[..., None], 0.0)
+    split = (self.num_heads, self.num_levels, self.num_points)
+    offsets = self.sampling_offsets(query).unflatten(-1, (*split, 2))
+    weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+    if level_start_index is None:
+        areas = spatial_shapes[:, 0] * spatial_shapes[:, 1]
+        level_start_index = areas.cumsum(0) - areas
+    attended = attend(
+        value.unflatten(-1, (self.num_heads, -1)),
+        spatial_shapes,
+        level_start_index,
+        sampling_locations(reference_points, offsets, spatial_shapes),
+        weights.unflatten(-1, split[1:]),
+    )
+    attended = self.output_proj(attended)
+    if not self.batch_first:
+        attended = attended.transpose(0, 1)
+    return self.dropout(attended) + identity
+
+
+def sampling_locations(
+    reference_points: torch.Tensor, offsets: torch.Tensor, spatial_shapes: torch.Tensor
+) -> torch.Tensor:
+    """Return (B, Q, M, L, P, 2) x, y in 0..1.
+
+    Args:
+        reference_points: (B, Q, L, 2) points, or (B, Q, L, 4) boxes cx, cy, w, h, in 0..1.
+        offsets: (B, Q, M, L, P, 2); pixels of a map around points, shares of half a box around boxes.
+        spatial_shapes: (L, 2) h, w.
+    """
+    centre = reference_points[:, :, None, :, None, :2]
+    if reference_points.shape[-1] == 4:
+        return centre + offsets / offsets.shape[4] * reference_points[:, :, None, :, None, 2:] * 0.5
+    return centre + offsets / spatial_shapes.flip(1)[:, None]

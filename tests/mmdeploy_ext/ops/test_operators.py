@@ -14,8 +14,14 @@ from mmdeploy_ext.ops import bodies, forms
 from mmdeploy_ext.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as, register
 from mmdeploy_ext.ops.python_nodes import python_session
 
+MATRIX = pytest.mark.matrix
 EXPORTERS = ('torchscript', 'dynamo')
 UNSEEN = range(1, 4)
+SOME = [
+    *(pytest.param(net, 'torchscript') for net in toys.NETS),
+    *(pytest.param(net, 'dynamo', marks=[] if net is toys.SuperResolution else MATRIX) for net in toys.NETS),
+]
+"""The dynamo exporter takes seconds for a network of hundreds of nodes; the matrix has them all."""
 
 
 @pytest.fixture(scope='module', params=toys.NETS, ids=lambda net: net.__name__)
@@ -34,7 +40,7 @@ def test_standard_operators_do_what_pytorch_does_on_inputs_that_were_not_traced(
         toys.assert_same(net, toys.run(model, feeds, net.inputs), feeds)
 
 
-@pytest.mark.parametrize('exporter', EXPORTERS)
+@pytest.mark.parametrize(('net', 'exporter'), SOME, indirect=['net'])
 def test_a_local_function_does_what_pytorch_does(net, exporter):
     model = toys.export(net, exporter, 'function')
     assert [(function.domain, len(function.node) > 1) for function in model.functions] == [(DOMAIN, True)]
@@ -44,7 +50,7 @@ def test_a_local_function_does_what_pytorch_does(net, exporter):
         toys.assert_same(net, toys.run(model, feeds, net.inputs), feeds)
 
 
-@pytest.mark.parametrize('exporter', EXPORTERS)
+@pytest.mark.parametrize(('net', 'exporter'), SOME, indirect=['net'])
 def test_python_runs_inside_onnx_runtime(net, exporter):
     pytest.importorskip('onnxruntime_extensions', reason='onnxruntime-extensions is an optional extra')
     session = python_session(toys.export(net, exporter, 'python'))

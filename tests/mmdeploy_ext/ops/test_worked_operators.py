@@ -7,7 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.ops import nms_rotated
-from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+from mmcv.ops.multi_scale_deform_attn import (
+    MultiScaleDeformableAttention,
+    multi_scale_deformable_attn_pytorch,
+)
 
 import toy_operators as toys
 from mmdeploy_ext.export import export_module
@@ -149,11 +152,31 @@ def test_a_whole_pixel_reads_that_pixel():
     torch.testing.assert_close(found.flatten(), torch.arange(6.0))
 
 
-def test_mmcvs_function_is_put_back():
-    from mmcv.ops import multi_scale_deform_attn as upstream
-
-    before = upstream.multi_scale_deformable_attn_pytorch
+def test_mmcvs_forward_is_put_back():
+    before = MultiScaleDeformableAttention.forward
     with pytest.raises(RuntimeError), deformable_attention.standard_deformable_attention():
-        assert upstream.multi_scale_deformable_attn_pytorch is not before
+        assert MultiScaleDeformableAttention.forward is not before
         raise RuntimeError
-    assert upstream.multi_scale_deformable_attn_pytorch is before
+    assert MultiScaleDeformableAttention.forward is before
+
+
+@pytest.mark.parametrize('batch_first', [True, False])
+@pytest.mark.parametrize('columns', [2, 4])
+def test_the_module_inside_the_block_is_mmcvs(batch_first, columns):
+    torch.manual_seed(0)
+    module = MultiScaleDeformableAttention(16, 4, 2, 3, batch_first=batch_first).eval()
+    for layer in (module.sampling_offsets, module.attention_weights):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    sizes = torch.tensor([[4, 5], [2, 3]])
+    query, position, value = (torch.randn(2, count, 16) for count in (7, 7, 26))
+    if not batch_first:
+        query, position, value = (tensor.transpose(0, 1) for tensor in (query, position, value))
+    arguments = dict(
+        value=value, query_pos=position, key_padding_mask=torch.rand(2, 26) < 0.3,
+        reference_points=torch.rand(2, 7, 2, columns), spatial_shapes=sizes,
+        level_start_index=torch.tensor([0, 20]))
+    with torch.no_grad():
+        wanted = module(query, **arguments)
+        with deformable_attention.standard_deformable_attention():
+            found = module(query, **arguments)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-6)
