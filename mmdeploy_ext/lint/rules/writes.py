@@ -25,25 +25,25 @@ class AddsDetached(nn.Module):
 
 
 class AddsParameterData(nn.Module):
-    """Adds a bias."""
+    """Adds a bias twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias.data
+        return x + self.bias.data * 2
 
 
 class AddsParameter(nn.Module):
-    """Adds a bias."""
+    """Adds a bias twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias
+        return x + self.bias * 2
 
 
 class WritesNegativeRows(nn.Module):
@@ -178,7 +178,7 @@ RULES = (
         id='parameter-data',
         title='`.data` of a parameter or buffer',
         why='A constant for the TorchScript exporter, as it should be. The dynamo exporter of torch 2.13 '
-        'dies of it.',
+        'dies of it, or refuses.',
         fix='The parameter itself, or `.detach()`.',
         failing=Example(AddsParameterData, one, other),
         passing=Example(AddsParameter, one, other),

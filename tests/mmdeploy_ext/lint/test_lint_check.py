@@ -181,20 +181,24 @@ def test_the_trial_names_the_line_of_an_unknown_operator():
     assert not unknown_to_torchscript(triu, (X,), 14)
 
 
-@pytest.mark.matrix
-def test_the_trial_of_the_dynamo_exporter_names_lines_too():
-    def unknown(self, x):
-        return torch.special.bessel_j0(x)
+class Unknown(nn.Module):
+    def forward(self, x):
+        y = x + 1
+        return torch.special.bessel_j0(y)
 
-    report = check(Model(unknown), (X,), exporters=['dynamo'])
-    (found,) = report
-    assert report.failed and 'bessel_j0' in found.details[0]
-    assert found.site.code == 'return torch.special.bessel_j0(x)'
 
-    def decides(self, x):
+class Decides(nn.Module):
+    def forward(self, x):
         return x * 2 if x.sum() > 0 else x
 
-    (trial,) = check(Model(decides), (X,), exporters=['dynamo']).trials
+
+@pytest.mark.matrix
+def test_the_trial_of_the_dynamo_exporter_names_lines_too():
+    report = check(Unknown(), (X,), exporters=['dynamo'])
+    (found,) = report
+    assert report.failed and 'bessel_j0' in found.details[0]
+    assert found.site.code == 'return torch.special.bessel_j0(y)'
+    (trial,) = check(Decides(), (X,), exporters=['dynamo']).trials
     assert trial.refused and 'test_lint_check.py' in trial.text
 
 
