@@ -83,6 +83,7 @@ def export_stages(
     """
     tensors = dict(example)
     letters = {tensor.name: tensor.dynamic_axes for tensor in spec.inputs}
+    multiples = {tensor.name: tensor.multiple for tensor in spec.inputs}
     parts = []
     for stage in stages:
         args = tuple(tensors[name] for name in stage.inputs)
@@ -90,7 +91,7 @@ def export_stages(
             outputs = stage.module(*args)
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
         tensors.update(zip(stage.outputs, outputs, strict=True))
-        parts.append(_export_stage(stage, args, outputs, letters, options))
+        parts.append(_export_stage(stage, args, outputs, letters, options, multiples))
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
     if options.grid_sample == 'gather':
         model, _ = replace_grid_sample(model)
@@ -107,6 +108,7 @@ def _export_stage(
     outputs: Sequence[torch.Tensor],
     letters: dict[str, dict[int, str]],
     options: ExportOptions,
+    multiples: Mapping[str, int],
 ) -> onnx.ModelProto:
     exporter = stage.exporter or options.exporter
     if options.dynamic or options.dynamic_batch:
@@ -115,7 +117,7 @@ def _export_stage(
             axes = (0, *range(2, tensor.dim())) if options.dynamic else (0,)
             letters.setdefault(name, {axis: f'{name}_{axis}' for axis in axes})
     dynamic = {name: letters[name] for name in (*stage.inputs, *stage.outputs) if letters.get(name)}
-    return _run_exporter(stage, args, dynamic, exporter, options.opset)
+    return _run_exporter(stage, args, dynamic, exporter, options.opset, multiples)
 
 
 def export_module(
@@ -159,11 +161,12 @@ def _run_exporter(
     dynamic: dict[str, dict[int, str]],
     exporter: str,
     opset: int,
+    multiples: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
     try:
         with _quiet(), standard_deform_conv(), torch.no_grad():
             if exporter == 'dynamo':
-                model = _export_dynamo(stage, args, dynamic, opset)
+                model = _export_dynamo(stage, args, dynamic, opset, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
             return finish(model, exporter, opset)
@@ -195,10 +198,18 @@ def _export_torchscript(
 
 
 def _export_dynamo(
-    stage: Stage, args: tuple[torch.Tensor, ...], dynamic: dict[str, dict[int, str]], opset: int
+    stage: Stage,
+    args: tuple[torch.Tensor, ...],
+    dynamic: dict[str, dict[int, str]],
+    opset: int,
+    multiples: Mapping[str, int],
 ) -> onnx.ModelProto:
     shapes: tuple[Any, ...] = tuple(
-        dict.fromkeys(dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in stage.inputs
+        {
+            axis: _dimension(axis, letter, multiples.get(name, 1))
+            for axis, letter in dynamic.get(name, {}).items()
+        }
+        for name in stage.inputs
     )
     if any(
         parameter.kind is parameter.VAR_POSITIONAL
@@ -219,6 +230,13 @@ def _export_dynamo(
             verbose=False,
         )
     return program.model_proto
+
+
+def _dimension(axis: int, letter: str, multiple: int) -> Any:
+    """Return a dynamic axis; that height and width are multiples tells that maps halved and doubled fit."""
+    if axis < 2 or multiple == 1:
+        return torch.export.Dim.DYNAMIC
+    return multiple * torch.export.Dim(letter, min=1)
 
 
 @contextlib.contextmanager

@@ -168,16 +168,21 @@ def main() -> None:
     from mmdeploy_ext import compat
 
     compat.apply()
+    write_seeded(args.config, args.out, args.seed)
+
+
+def write_seeded(config: str, out: Path, seed: int = 0) -> None:
+    """Write a checkpoint with seeded weights for a config."""
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.config import load_config
     from mmdeploy_ext.family import find_family
 
-    cfg = load_config(args.config)
-    weights = sparse_weights(cfg, args.seed)
+    cfg = load_config(config)
+    weights = sparse_weights(cfg, seed)
     if weights is None:
-        weights = dense_weights(cfg, find_family(cfg), args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=weights, meta=dict(seed=args.seed)), args.out)
+        weights = dense_weights(cfg, find_family(cfg), seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state_dict=weights, meta=dict(seed=seed)), out)
 
 
 if __name__ == '__main__':

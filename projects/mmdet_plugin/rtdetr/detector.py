@@ -69,11 +69,8 @@ class RTDETR(BaseDetector):
         Raises:
             ShapeError: a height or width that is no multiple of 32.
         """
-        height, width = int(img.shape[2]), int(img.shape[3])
-        if height % STRIDE or width % STRIDE:
-            raise ShapeError(
-                f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
-            )
+        if not torch.compiler.is_compiling():  # a check on sizes would freeze them
+            _check_size(int(img.shape[2]), int(img.shape[3]))
         return self.encoder(self.backbone(img))
 
     def forward_train(
@@ -137,3 +134,10 @@ def target_sizes(img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale
     else:
         sizes = [(meta['ori_shape'][1], meta['ori_shape'][0]) for meta in img_metas]
     return torch.tensor(sizes, dtype=torch.int64, device=img.device)
+
+
+def _check_size(height: int, width: int) -> None:
+    if height % STRIDE or width % STRIDE:
+        raise ShapeError(
+            f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
+        )

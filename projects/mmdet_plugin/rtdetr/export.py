@@ -65,16 +65,20 @@ class RtDetrFamily(Family):
                 f'--opset-version {options.opset}: RT-DETR needs GridSample, which ONNX has since opset '
                 f'{low}; expected {low} to {high}'
             )
-        if options.exporter != 'torchscript':
+        if options.exporter == 'dynamo' and not options.dynamic:
             raise UsageError(
-                f'--exporter {options.exporter}: its constants have names that the proof cannot '
-                f'tell from weights; RT-DETR exports with --exporter torchscript'
+                '--exporter dynamo: with a fixed size its constants have names that the proof cannot tell '
+                'from weights; give --dynamic-export too, or use --exporter torchscript'
             )
         if options.height % STRIDE or options.width % STRIDE:
             raise UsageError(
                 f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
             )
         _check_queries(cfg, options)
+
+    def derives(self, array: np.ndarray) -> bool:
+        """See `BaseFamily.derives`: the frequencies of the position embedding, which dynamo names `mul`."""
+        return array.ndim == 1 and np.allclose(array, frequencies(array.size), rtol=1e-5, atol=0)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""
@@ -207,6 +211,11 @@ class RtDetrFamily(Family):
     ) -> list[Detections]:
         """See `Family.detections`."""
         return runtime.detections(metadata, outputs, feeds)
+
+
+def frequencies(count: int, temperature: float = 10000.0) -> np.ndarray:
+    """Return (count,) frequencies of the sine embedding, 1 first."""
+    return temperature ** -(np.arange(count) / max(count, 1))
 
 
 def separate_branches(model: nn.Module) -> None:

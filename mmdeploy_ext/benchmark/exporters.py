@@ -1,0 +1,276 @@
+"""Every family through both exporters: does it export, is it proven, how many nodes, how fast it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.errors import Mm2OnnxError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mmdeploy_ext.deploy import Deployment
+
+EXPORTERS = ('torchscript', 'dynamo')
+ENGINE = dict(engine='OnnxRuntimeBackend', threads=1)
+FRAMES = 6
+WARMUP = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A small model of a family.
+
+    Attributes:
+        title: of its rows.
+        config: path.
+        checkpoint: path; '' for weights by the seeded rule.
+        forms: of the post-processing; of a streaming model its contracts.
+    """
+
+    title: str
+    config: str
+    checkpoint: str
+    forms: tuple[str, ...]
+
+
+MODELS = {
+    'atss': Model(
+        'ATSS', 'configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth', ('raw', 'decode', 'full')
+    ),
+    'solov2': Model(
+        'SOLOv2', 'configs/demo/solov2_toy.py', 'demo/checkpoints/solov2_toy.pth', ('raw', 'full')
+    ),
+    'decoupled_solo': Model(
+        'Decoupled SOLO',
+        'configs/demo/decoupled_solo_toy.py',
+        'demo/checkpoints/decoupled_solo_toy.pth',
+        ('raw', 'full'),
+    ),
+    'rtdetr': Model('RT-DETR', 'configs/demo/rtdetr_toy.py', '', ('raw', 'full')),
+    'streampetr': Model(
+        'StreamPETR',
+        'projects/configs/StreamPETR/stream_petr_toy.py',
+        'demo/checkpoints/stream_petr_toy.pth',
+        ('deploy', 'fork'),
+    ),
+}
+
+
+@dataclasses.dataclass
+class Row:
+    """One export.
+
+    Attributes:
+        model: title.
+        form: of the post-processing, or the contract.
+        exporter: 'torchscript' or 'dynamo'.
+        opset: of the file.
+        reason: why it does not export or is not proven; '' when it is.
+        exported: whether a file was written.
+        proven: whether the ladder proved it.
+        nodes: of all graphs of the export.
+        export_s: seconds of the export.
+        latency_ms: median of interleaved runs on one thread.
+        ratio: latency through that of the TorchScript file of the same form and opset.
+    """
+
+    model: str
+    form: str
+    exporter: str
+    opset: int
+    reason: str = ''
+    exported: bool = False
+    proven: bool = False
+    nodes: int | None = None
+    export_s: float | None = None
+    latency_ms: float | None = None
+    ratio: float | None = None
+
+
+class Export:
+    """One model with its weights, and how its files are exported, proven and run."""
+
+    def __init__(self, deployment: Deployment, picture: Path) -> None:
+        """Keep the model; `picture` is what single-image models are traced and run with."""
+        from mmdeploy_ext.preprocess import read_image
+
+        self.deployment = deployment
+        self.image = (picture.name, read_image(picture))
+
+    def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
+        """Export with dynamic axes; return the files."""
+        from mmdeploy_ext import deploy
+        from mmdeploy_ext.family import ExportOptions
+
+        deployment, path = self.deployment, str(folder / f'{form}-{exporter}-{opset}.onnx')
+        options = ExportOptions(form=form, exporter=exporter, opset=opset, dynamic=True)
+        options = deploy.resolve(options, deployment.model, deployment.rule)
+        deploy.option_check(options, path)(deployment.cfg, deployment.family, deployment.model)
+        traced = deploy.prepare_fixed(deployment.rule, self.image[1], options.height, options.width)
+        deploy.export_to_file(deployment, options, [traced], path)
+        return [path]
+
+    def prove(self, paths: Sequence[str]) -> Any:
+        """Return the verdict of the ladder, which feeds inputs that the export never saw."""
+        from mmdeploy_ext.verify.ladder import prove
+
+        return prove(self.deployment, paths[0], [self.image], **ENGINE)[0]
+
+    @contextlib.contextmanager
+    def runner(self, paths: Sequence[str]) -> Iterator[Callable[[], object]]:
+        """Yield a function that runs the file once."""
+        from mmdeploy_ext import deploy
+        from mmdeploy_ext.backends import build_backend
+        from mmdeploy_ext.benchmark.measure import graph_feeds
+        from mmdeploy_ext.verify.ladder import export_options
+
+        with build_backend(ENGINE['engine'], paths[0], threads=ENGINE['threads']) as backend:
+            options = export_options(backend.metadata)
+            image = deploy.prepare_fixed(self.deployment.rule, self.image[1], options.height, options.width)
+            feeds = graph_feeds(self.deployment.family, backend, [image])
+            yield lambda: backend.infer(feeds)
+
+
+class StreamExport(Export):
+    """A model of frames; its forms are contracts."""
+
+    def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
+        """See `Export.write`; shapes are fixed."""
+        from mmdeploy_ext.sequence.family import SequenceOptions
+        from mmdeploy_ext.sequence.files import export_sequence
+
+        options = SequenceOptions(contract=form, exporter=exporter, opset=opset)
+        self.deployment.family.check(self.deployment.cfg, options)
+        name = f'{form}-{exporter}-{opset}' + ('.onnx' if form == 'fork' else '')
+        return export_sequence(self.deployment, options, str(folder / name))[0]
+
+    def frames(self) -> list[Any]:
+        """Return frames of two scenes of a synthetic drive."""
+        from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
+
+        return list(synthetic_drive(FRAMES, self.deployment.rule))
+
+    def prove(self, paths: Sequence[str]) -> Any:
+        """See `Export.prove`."""
+        from mmdeploy_ext.verify.sequence import prove_sequence
+
+        return prove_sequence(self.deployment, paths, self.frames(), ENGINE)[0]
+
+    @contextlib.contextmanager
+    def runner(self, paths: Sequence[str]) -> Iterator[Callable[[], object]]:
+        """See `Export.runner`: one frame, the last one again and again."""
+        stepper, frame = self.deployment.family.runner(paths, ENGINE), self.frames()[0]
+        yield lambda: stepper.step(frame)
+
+
+def open_model(model: Model, checkpoint: str, picture: Path) -> Export:
+    """Load a model.
+
+    Args:
+        model: what to load.
+        checkpoint: its weights.
+        picture: for single-image models.
+    """
+    from mmdeploy_ext import deploy
+    from mmdeploy_ext.sequence.family import SequenceFamily
+
+    deployment = deploy.load(model.config, checkpoint)
+    kind = StreamExport if isinstance(deployment.family, SequenceFamily) else Export
+    return kind(deployment, picture)
+
+
+def measure(
+    export: Export, title: str, form: str, opset: int, exporters: Sequence[str], folder: Path, rounds: int
+) -> list[Row]:
+    """Export one form with each exporter, prove each file, and run them in turns.
+
+    Args:
+        export: the model.
+        title: of the rows.
+        form: of the post-processing.
+        opset: of all files; each exporter has to write it.
+        exporters: in the order of the rows.
+        folder: for the files.
+        rounds: runs of each file that count.
+    """
+    rows, written = [], []
+    for exporter in exporters:
+        row = Row(title, form, exporter, opset)
+        rows.append(row)
+        paths = _export(export, row, folder)
+        if paths:
+            _prove(export, row, paths)
+            written.append((row, paths))
+    _time(export, written, rounds)
+    return rows
+
+
+def _export(export: Export, row: Row, folder: Path) -> list[str]:
+    start = time.perf_counter()
+    try:
+        paths = export.write(row.form, row.exporter, row.opset, folder)
+    except Mm2OnnxError as error:
+        row.reason = str(error)
+        return []
+    row.exported, row.export_s = True, time.perf_counter() - start
+    row.nodes = sum(map(count_nodes, paths))
+    return paths
+
+
+def count_nodes(path: str) -> int:
+    """Return the nodes of a file, those of sub-graphs included."""
+    import onnx
+
+    def count(graph: onnx.GraphProto) -> int:
+        inner = (a.g for node in graph.node for a in node.attribute if a.HasField('g'))
+        return len(graph.node) + sum(map(count, inner))
+
+    return count(onnx.load(path).graph)
+
+
+def _prove(export: Export, row: Row, paths: Sequence[str]) -> None:
+    verdict = export.prove(paths)
+    row.proven = verdict.proven
+    failed = [
+        *verdict.reasons,
+        *(f'{check.name}: {check.detail}' for check in verdict.structure if not check.passed),
+    ]
+    failed += [f'{case.name}: tensors or detections differ' for case in verdict.cases if not case.passed]
+    row.reason = '' if row.proven else '; '.join(failed) or 'not proven'
+
+
+def _time(export: Export, written: Sequence[tuple[Row, Sequence[str]]], rounds: int) -> None:
+    """Run all files in turns, so that a machine that becomes slower does so for all."""
+    taken: list[list[float]] = [[] for _ in written]
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(export.runner(paths)) for _, paths in written]
+        for turn in range(WARMUP + rounds):
+            for run, times in zip(runs, taken, strict=True):
+                start = time.perf_counter()
+                run()
+                if turn >= WARMUP:
+                    times.append(time.perf_counter() - start)
+    base = None
+    for (row, _), times in zip(written, taken, strict=True):
+        row.latency_ms = 1000 * statistics.median(times)
+        base = row.latency_ms if row.exporter == EXPORTERS[0] else base
+        row.ratio = row.latency_ms / base if base else None
+
+
+def chosen_forms(names: Sequence[str], forms: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """Return model -> forms to measure.
+
+    Raises:
+        UsageError: a form that none of the models has.
+    """
+    known = {form for name in names for form in MODELS[name].forms}
+    unknown = [form for form in forms if form not in known]
+    if unknown:
+        raise UsageError(f'--forms {" ".join(unknown)}: these models have {", ".join(sorted(known))}')
+    return {name: tuple(form for form in MODELS[name].forms if not forms or form in forms) for name in names}

@@ -1,0 +1,146 @@
+"""Both exporters: the table's command, a frozen input is found, and what stops `--exporter dynamo`."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmcv.ops import ModulatedDeformConv2dPack
+from torch import nn
+
+import toy_atss
+from mmdeploy_ext import deploy
+from mmdeploy_ext.apps import exporters_app
+from mmdeploy_ext.benchmark.exporters import MODELS, Row
+from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.export import export_module
+from mmdeploy_ext.ops.nms import BatchedNms
+from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.verify.ladder import prove
+
+REPO = Path(__file__).resolve().parents[2]
+PAGE = f'# Title\n\n{exporters_app.BEGIN}\nold\n{exporters_app.END}\nafter\n'
+
+
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+def run(*arguments):
+    return exporters_app.main(register, lambda config, path: None, [str(word) for word in arguments])
+
+
+def test_the_command_exports_proves_and_writes_the_table(tmp_path, capsys):
+    page, figures = tmp_path / 'page.md', tmp_path / 'rows.json'
+    page.write_text(PAGE)
+    chosen = ('--models', 'atss', '--forms', 'raw', '--opsets', 18, '--rounds', 1)
+    assert run(*chosen, '--write', page, '--json', figures) == 0
+    rows = [Row(**row) for row in json.loads(figures.read_text())]
+    assert [(row.exporter, row.exported, row.proven) for row in rows] == [
+        ('torchscript', True, True), ('dynamo', True, True)]
+    assert rows[0].ratio == 1 and rows[1].ratio > 0 and all(row.nodes > 50 for row in rows)
+    text = page.read_text()
+    assert text.startswith('# Title\n\n<!-- table') and text.endswith(f'{exporters_app.END}\nafter\n')
+    assert '| ATSS | raw | dynamo | 18 | yes | yes |' in text and 'old' not in text
+    assert '| ATSS | raw | dynamo | 18 | yes | yes |' in capsys.readouterr().out
+
+
+def test_what_is_not_proven_is_in_the_table_with_its_reason():
+    rows = [
+        Row('A', 'raw', 'dynamo', 18, reason='stage x: unsupported\noperator y'),
+        Row('A', 'full', 'dynamo', 18, reason='scores differ', exported=True, nodes=7),
+    ]
+    lines = exporters_app.table(rows)
+    assert '| A | raw | dynamo | 18 | no (1) | - | - | - | - | - |' in lines
+    assert '| A | full | dynamo | 18 | yes | NO (2) | 7 | - | - | - |' in lines
+    assert lines[-2:] == [
+        '1. A raw, dynamo: stage x: unsupported operator y', '2. A full, dynamo: scores differ']
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (('--rounds', 0), '--rounds 0: expected 1 or more'),
+    (('--opsets', 17), '--opset-version 17: the dynamo exporter writes opsets 18 to'),
+    (('--models', 'atss', '--forms', 'fork'), '--forms fork: these models have decode, full, raw'),
+    (('--write', 'README.md'), '--write README.md: expected a page with the lines <!-- table'),
+], ids=['rounds', 'opset', 'form', 'page'])
+def test_bad_options_are_refused_before_anything_is_loaded(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(REPO)
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_models_of_the_table_are_there():
+    assert tuple(MODELS) == exporters_app.MODELS
+    for model in MODELS.values():
+        assert (REPO / model.config).is_file() and (REPO / model.checkpoint).exists()
+
+
+def test_the_page_has_every_model_in_its_table():
+    before, after = exporters_app.split_page(str(REPO / 'docs/exporters.md'))
+    table = (REPO / 'docs/exporters.md').read_text()[len(before):]
+    for model in MODELS.values():
+        for form in model.forms:
+            assert f'| {model.title} | {form} | dynamo |' in table, (model.title, form)
+    assert after
+
+
+# ---- a frozen input
+
+
+class Frozen(nn.Module):
+    """Takes the picture and computes with the one that it was exported with."""
+
+    def __init__(self, network, kept):
+        super().__init__()
+        self.network, self.kept = network, kept
+
+    def forward(self, picture):
+        return self.network(self.kept + 0 * picture)
+
+
+@pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
+def test_an_input_that_the_export_froze_is_found(exporter, tmp_path, monkeypatch):
+    """The file is right on the traced picture, and every input reaches an output: only others tell."""
+    deployment, image = toy_atss.load_toy(), read_image(toy_atss.PICTURE)
+    family, stages = deployment.family, deployment.family.stages
+    prepared = deploy.prepare_fixed(deployment.rule, image, 256, 320)
+    kept = torch.from_numpy(np.array(family.feeds([prepared], False)['input']))
+
+    def frozen_stages(model, options, fold=True):
+        (network,) = stages(model, options, fold)
+        return [dataclasses.replace(network, module=Frozen(network.module, kept))]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(family, 'stages', frozen_stages)
+        path = toy_atss.export_toy(
+            deployment, tmp_path / 'm.onnx', form='raw', dynamic=False, exporter=exporter, opset=18)
+    verdict, _ = prove(deployment, path, [('toy', image)], threads=1)
+    assert not verdict.proven
+    assert {check.name: check.passed for check in verdict.structure}['every input reaches an output']
+    assert all(case.passed for case in verdict.cases if case.traced)
+    unseen = [case for case in verdict.cases if not case.traced]
+    assert unseen and not any(case.passed for case in unseen)
+
+
+# ---- what stops torch.export, each the smallest that shows it (docs/exporters.md)
+
+
+class Suppress(nn.Module):
+    def forward(self, boxes, scores):
+        return BatchedNms.apply(boxes, scores, 0.5, 10)
+
+
+@pytest.mark.xfail(strict=True, raises=ExportError, reason='torch.export runs the Python body of an '
+                   'autograd.Function, which loops over images and candidates; its symbolic is not asked')
+def test_the_dynamo_exporter_takes_an_autograd_function_with_a_symbolic():
+    boxes = torch.tensor([[[0, 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6]]])
+    export_module(Suppress(), (boxes, torch.rand(1, 1, 3)), exporter='dynamo', opset=18)
+
+
+@pytest.mark.xfail(strict=True, raises=ExportError,
+                   reason='mmcv calls its compiled operator by pybind, which torch.export cannot see into')
+def test_the_dynamo_exporter_takes_mmcvs_deformable_convolution():
+    conv = ModulatedDeformConv2dPack(4, 4, 3, padding=1).eval()
+    export_module(conv, (torch.rand(1, 4, 6, 6),), exporter='dynamo', opset=19)

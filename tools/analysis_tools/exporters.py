@@ -1,0 +1,25 @@
+"""Measure both exporters on the small model of every family; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def register() -> None:
+    """Import the projects whose families are measured."""
+    import projects.mmdet3d_plugin
+    import projects.mmdet_plugin  # noqa: F401
+
+
+def seed(config: str, checkpoint: Path) -> None:
+    """Write a checkpoint with seeded weights."""
+    from projects.toydata.seeded import write_seeded
+
+    write_seeded(config, checkpoint)
+
+
+if __name__ == '__main__':
+    from mmdeploy_ext.apps.exporters_app import main
+
+    sys.exit(main(register, seed))
