@@ -48,6 +48,12 @@ def headline(found: Comparison) -> str:
         return f'{names} differ, and no single node is at fault: rounding that grows, or a tie that flips'
     if not found.compared:
         return 'nothing could be compared'
+    flipped = sum(entry.state == 'passed on' for entry in found.entries)
+    if flipped:
+        return (
+            f'{found.compared} tensors compared, no node is at fault and the outputs agree; {flipped} tensors '
+            f'between differ (ties in an order that later nodes undo)'
+        )
     return f'{found.compared} tensors compared, none differs'
 
 
