@@ -51,7 +51,7 @@ def headline(found: Comparison) -> str:
     flipped = sum(entry.state == 'passed on' for entry in found.entries)
     if flipped:
         return (
-            f'{found.compared} tensors compared, no node is at fault and the outputs agree; {flipped} tensors '
+            f'{found.compared} tensors compared, no node is at fault, the outputs agree; {flipped} tensors '
             f'between differ (ties in an order that later nodes undo)'
         )
     return f'{found.compared} tensors compared, none differs'
