@@ -301,7 +301,7 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
         words += ['--score-form', 'product']
     if options.get('layout', 'batched') != 'batched':
         words += ['--layout', options['layout']]
-    if options.get('max_candidates'):
+    if options.get('max_candidates') and subject.get('form') == 'full':
         words += ['--max-candidates', options['max_candidates']]
     if options.get('grid_sample', 'operator') != 'operator':
         words += ['--grid-sample', options['grid_sample']]

@@ -153,4 +153,5 @@ def test_masks_in_the_graph_cost_bounded_memory(load, pictures, tmp_path, name):
     with build_backend('OnnxRuntimeBackend', str(tmp_path / 'raw.onnx')) as backend:
         scores = backend.infer(dict(input=np.load(tmp_path / 'input.npy')))['cate_pred']
     assert (scores > 0.1).sum() >= CANDIDATES
+    print(f'{name}: ' + ', '.join(f'{form} {size:.0f} MB' for form, size in peak.items()))
     assert peak['full'] - peak['raw'] <= MEMORY_BAR_MB, peak

@@ -56,7 +56,7 @@ class SoloFamily(Family):
     task = 'mask'
     forms = ('full', 'raw')
     own_options = ('layout', 'max_candidates')
-    derived_prefixes = ('postprocess/',)
+    derived_prefixes = ('postprocess/postprocess/',)  # beside it are SOLO's mask convolutions
 
     def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""

@@ -11,6 +11,7 @@ from mmdeploy_ext.checkpoint import Checkpoint
 from mmdeploy_ext.config import load_config, mmdet_config
 from mmdeploy_ext.errors import CheckpointError
 from mmdeploy_ext.family import ExportOptions
+from mmdeploy_ext.verify.table import export_command
 from projects.mmdet_plugin.solo.export import SoloFamily
 from projects.mmdet_plugin.solo.grids import check_grids
 
@@ -80,3 +81,10 @@ def test_layers_tell_the_grids_of_solo():
     }
     with pytest.raises(CheckpointError, match=r'grids of \[20, 16\] cells'):
         check_grids(GRIDS, Checkpoint('c.pth', weights, {}))
+
+
+def test_a_failed_capped_file_points_to_a_raw_form_that_the_tool_takes():
+    options = dict(height=64, width=64, opset=17, exporter='torchscript', batch=1, max_candidates=5)
+    subject = dict(form='full', options=options)
+    assert '--max-candidates 5' in export_command(['C', 'K'], 'm.onnx', subject)
+    assert '--max-candidates' not in export_command(['C', 'K'], 'm.onnx', dict(subject, form='raw'))
