@@ -21,7 +21,16 @@ LIDAR = [
     'projects/mmdet3d_plugin/bevfusion/README.md',
     'projects/mmdet3d_plugin/centerpoint/README.md',
 ]
-PAGES = [ENGLISH, CHINESE, ARCHITECTURE, ATSS, SOLO, RTDETR, *STREAMING, *LIDAR, 'demo/checkpoints/README.md']
+DEBUGGING = [
+    'docs/debugging.md',
+    'docs/debugging-diff.md',
+    'docs/debugging-reduce.md',
+    'docs/export-pitfalls.md',
+    'docs/custom-operators.md',
+    'docs/exporters.md',
+]
+MODELS = [ATSS, SOLO, RTDETR, *STREAMING, *LIDAR]
+PAGES = [ENGLISH, CHINESE, ARCHITECTURE, *MODELS, *DEBUGGING, 'demo/checkpoints/README.md']
 PARSERS = {
     'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.apps.export_app',
     'tools/deployment/solo2onnx.py': 'mmdeploy_ext.apps.export_app',
@@ -33,6 +42,8 @@ PARSERS = {
     'tools/deployment/export_scn.py': 'mmdeploy_ext.apps.export_scn_app',
     'tools/quantization/scn_ptq.py': 'mmdeploy_ext.apps.scn_ptq_app',
     'tools/onnx/graph.py': 'mmdeploy_ext.apps.graph_app',
+    'tools/onnx/lint.py': 'mmdeploy_ext.apps.lint_app',
+    'tools/analysis_tools/exporters.py': 'mmdeploy_ext.apps.exporters_app',
     'tools/analysis_tools/benchmark.py': 'mmdeploy_ext.apps.benchmark_app',
     'tools/test.py': 'mmdeploy_ext.apps.test_app',
     'tools/dist_test_pth.sh': 'mmdeploy_ext.apps.test_app',
