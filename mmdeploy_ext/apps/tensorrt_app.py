@@ -1,0 +1,194 @@
+"""`onnx2tensorrt.py`: build a TensorRT engine, say what it holds, and prove it where there is a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import cli
+from mmdeploy_ext.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mmdeploy_ext.backends.tensorrt_engine import Job
+
+PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
+"""Kinds of layers that multiply with weights."""
+NO_GPU = 'NOT PROVEN: not measured: no GPU'
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Build a TensorRT engine of an ONNX file. tensorrt-rtx builds for a chosen GPU '
+        'architecture on a machine without a GPU. Dtypes are those of the file; --fp16 writes float16 into '
+        'it first.'
+    )
+    parser.add_argument('onnx', help='ONNX file, or an engine (.engine), which is checked and described')
+    parser.add_argument('--output', metavar='F', help='engine to write (default: ONNX with .engine)')
+    parser.add_argument(
+        '--sm',
+        type=int,
+        nargs='+',
+        default=[],
+        metavar='N',
+        help='architectures of one engine, e.g. 86 for SM 8.6 (default: the GPU at hand)',
+    )
+    parser.add_argument(
+        '--package',
+        choices=('auto', 'tensorrt', 'tensorrt-rtx'),
+        default='auto',
+        help='auto: tensorrt-rtx with --sm, else the one that is installed (default)',
+    )
+    parser.add_argument(
+        '--fp16', action='store_true', help='mixed precision; inputs and outputs stay as they are'
+    )
+    parser.add_argument(
+        '--keep-fp32',
+        nargs='+',
+        metavar='PATTERN',
+        help="with --fp16: nodes that stay float32, by name, operator or output ('*', '?'; default: decoding "
+        'and post-processing)',
+    )
+    parser.add_argument(
+        '--shapes',
+        nargs='+',
+        default=[],
+        metavar='NAME=MIN/OPT/MAX',
+        help='sizes of inputs or axes that are open, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344',
+    )
+    parser.add_argument('--tf32', action='store_true', help='let float32 products round to 10 bits')
+    parser.add_argument('--layers', metavar='JSON', help='write the dtype of every layer')
+    parser.add_argument('--check', action='store_true', help='only say what TensorRT cannot take; no build')
+    parser.add_argument(
+        '--verify',
+        action='store_true',
+        help='run it beside ONNX Runtime, where there is a GPU; 1 if unproven',
+    )
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, or describe an engine.
+
+    Returns:
+        0 built (and proven when asked), 1 not proven.
+    """
+    from mmdeploy_ext.backends import tensorrt_engine as engine
+
+    if args.onnx.endswith('.engine'):
+        return _describe(args)
+    if args.keep_fp32 and not args.fp16:
+        raise UsageError('--keep-fp32 goes with --fp16')
+    output = args.output or f'{args.onnx.removesuffix(".onnx")}.engine'
+    job = engine.prepare(
+        args.onnx,
+        fp16=args.fp16,
+        keep_fp32=args.keep_fp32,
+        shapes=args.shapes,
+        package=args.package,
+        architectures=args.sm,
+        tf32=args.tf32,
+        only_check=args.check,
+    )
+    if args.check:
+        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, nothing that {job.title} cannot take')
+        return 0
+    return _build(args, job, output)
+
+
+def _build(args: argparse.Namespace, job: Job, output: str) -> int:
+    from mmdeploy_ext.backends import tensorrt_engine as engine
+    from mmdeploy_ext.files import check_writable, write_json
+
+    check_writable(output)
+    with _progress() as progress:
+        record, built = engine.build_file(job, output, progress)
+    built_for = ', '.join(f'SM {number}' for number in record.architectures)
+    print(
+        f'{output}: {record.package} {record.version}, {built_for}, {record.nbytes / 1e6:.1f} MB, '
+        f'{record.precision}, {len(built.layers)} layers, built in {built.seconds:.1f} s'
+    )
+    _print_layers(record.layers)
+    for warning in built.warnings[:5]:
+        print(f'  TensorRT: {cli.one_line(warning)[:200]}')
+    if args.layers:
+        write_json(args.layers, [dict(name=x.name, kind=x.kind, outputs=x.outputs) for x in built.layers])
+    if args.verify:
+        return _verify(output, args.onnx)
+    return 0
+
+
+def _print_layers(layers: dict[str, dict[str, int]]) -> None:
+    """Print the dtypes of the layers that multiply, and of all."""
+    products = {kind: layers[kind] for kind in PRODUCTS if kind in layers}
+    total: dict[str, int] = {}
+    for counts in layers.values():
+        for dtype, count in counts.items():
+            total[dtype] = total.get(dtype, 0) + count
+    for kind, counts in {**products, 'all layers': total}.items():
+        words = ', '.join(f'{count} {dtype}' for dtype, count in sorted(counts.items(), key=lambda x: -x[1]))
+        print(f'  {kind.lower().replace("_", " ")}: {words}')
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show the phase that TensorRT is in; yield what tells it."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = cli.stderr()
+    columns = (TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task('building', total=None)
+
+        def report(phase: str, done: int, steps: int) -> None:
+            bar.update(task, description=phase, completed=done, total=steps or None)
+
+        yield report
+
+
+def _describe(args: argparse.Namespace) -> int:
+    """Check an engine against its record and print what is known of it."""
+    from mmdeploy_ext.backends.tensorrt_file import read_record
+
+    record = read_record(args.onnx)
+    built_for = ', '.join(f'SM {number}' for number in record.architectures)
+    print(f'{args.onnx}: {record.package} {record.version}, {built_for}, {record.nbytes / 1e6:.1f} MB')
+    print(f'  of {record.onnx} ({record.onnx_sha256[:12]}), {record.precision}')
+    for side, ports in (('input', record.inputs), ('output', record.outputs)):
+        for port in ports:
+            print(f'  {side} {port.name}: {port.dtype} {"x".join(map(str, port.shape))}')
+    _print_layers(record.layers)
+    return _verify(args.onnx, None) if args.verify else 0
+
+
+def _verify(engine: str, onnx: str | None) -> int:
+    from mmdeploy_ext.backends import tensorrt_proof
+    from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
+
+    if onnx is None:
+        raise UsageError('--verify: give the ONNX file, so that the engine can be compared with it')
+    if find_gpu() is None:
+        print(NO_GPU)
+        return 1
+    rows: list[Any] = tensorrt_proof.compare(engine, onnx)
+    for row in rows:
+        print(f'  {row.text}')
+    proven = bool(rows) and all(row.passed for row in rows)
+    print('PROVEN' if proven else 'NOT PROVEN')
+    return 0 if proven else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool.
+
+    Args:
+        argv: command line; None reads sys.argv.
+
+    Returns:
+        0 built (and proven when asked), 1 built and not proven, 2 usage.
+    """
+    return cli.run(run, build_parser(), argv)

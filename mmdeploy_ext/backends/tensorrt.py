@@ -1,0 +1,104 @@
+"""TensorRT and TensorRT-RTX engines on a GPU, behind the interface of all engines. Imports no torch, no mmcv."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.backends.base import Backend
+from mmdeploy_ext.backends.tensorrt_binding import Session, check_ports
+from mmdeploy_ext.backends.tensorrt_cuda import GpuMemory, find_gpu
+from mmdeploy_ext.backends.tensorrt_file import check_architecture, check_version, read_record
+from mmdeploy_ext.backends.tensorrt_package import find_package
+from mmdeploy_ext.errors import EngineError, ModelFileError
+from mmdeploy_ext.metadata import Metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class TensorRtBackend(Backend):
+    """One engine file, built by `tools/deployment/onnx2tensorrt.py`, on one GPU.
+
+    The record beside the engine says which package, version and architecture it is for; anything else is
+    refused before the engine is loaded. Tensors are bound by name.
+    """
+
+    engine = 'tensorrt'
+
+    def __init__(self, path: str, device: int = 0) -> None:
+        """Keep the options.
+
+        Args:
+            path: the engine.
+            device: index of the GPU.
+        """
+        self.path = str(path)
+        self.device = device
+        self.session: Session | None = None
+        self._runtime: Any = None
+
+    def activate(self) -> None:
+        """Load the engine and its metadata.
+
+        Raises:
+            ModelFileError: no engine, no record, truncated, renamed tensors, or no mm2onnx metadata.
+            EngineError: no GPU, another GPU, another version.
+        """
+        self.open_session()
+        self.metadata = Metadata.from_props(self.record.metadata, self.path)
+        self.spec = self.metadata.spec
+
+    def open_session(self) -> None:
+        """Load the engine, whatever its metadata says."""
+        self.record = read_record(self.path)
+        package = find_package(self.record.package)
+        check_version(self.record, package.name, package.version, self.path)
+        gpu = find_gpu(self.device)
+        if gpu is None:
+            raise EngineError(f'{self.path}: there is no GPU {self.device} here; an engine runs on one alone')
+        check_architecture(self.record, gpu.architecture, gpu.name, self.path)
+        log = package.logger()
+        # the runtime has to live as long as its engines
+        self._runtime = package.module.Runtime(log)
+        with open(self.path, 'rb') as stream:
+            engine = self._runtime.deserialize_cuda_engine(stream.read())
+        if engine is None:
+            raise ModelFileError(
+                f'{self.path}: {package.name} {package.version} cannot load it: '
+                f'{"; ".join(log.errors()[:3]) or "it gave no reason"}; build it again'
+            )
+        session = Session(engine, GpuMemory(self.device))
+        check_ports(session.inputs, self.record.inputs, 'inputs', self.path)
+        check_ports(session.outputs, self.record.outputs, 'outputs', self.path)
+        self.session = session
+        self._engine = engine
+
+    def layers(self) -> str:
+        """Return what the engine's inspector says of its layers, dtypes included, as JSON."""
+        json_format = find_package(self.record.package).module.LayerInformationFormat.JSON
+        return self._engine.create_engine_inspector().get_engine_information(json_format)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Backend.run`; inputs that the caller leaves out get the default that the spec states."""
+        complete, sizes = dict(feeds), _sizes(self, feeds)
+        for tensor in self.spec.inputs:
+            if tensor.name not in complete and tensor.default is not None:
+                shape = [axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in tensor.axes]
+                complete[tensor.name] = np.full(shape, tensor.default, tensor.dtype)
+        return self.session.run(complete)
+
+    def deactivate(self) -> None:
+        """Free the engine."""
+        self.session = self._engine = self._runtime = None
+
+
+def _sizes(backend: TensorRtBackend, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return letter -> size of the open axes of what is fed."""
+    return {
+        letter: feeds[tensor.name].shape[axis]
+        for tensor in backend.spec.inputs
+        if tensor.name in feeds
+        for axis, letter in tensor.dynamic_axes.items()
+    }

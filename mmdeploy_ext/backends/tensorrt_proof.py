@@ -1,0 +1,97 @@
+"""An engine beside ONNX Runtime on the same random feeds. Needs a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.backends.tensorrt import TensorRtBackend
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.files import sha256_file
+from mmdeploy_ext.graph import files
+from mmdeploy_ext.graph.passes.for_tensorrt import for_tensorrt
+from mmdeploy_ext.graph.run import Runner, random_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LARGEST_DIFFERENCE = 1e-3
+"""Of float32, relative to an output's largest value: other kernels sum in another order."""
+LEAST_COSINE = 0.999
+"""Of float16."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One output of both.
+
+    Attributes:
+        name: of the output.
+        difference: largest, relative to the largest value of ONNX Runtime; inf where shapes or NaNs differ.
+        cosine: of both, as vectors.
+        passed: within the bar of the precision.
+    """
+
+    name: str
+    difference: float
+    cosine: float
+    passed: bool
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        verdict = 'ok' if self.passed else 'FAILED'
+        return f'{self.name}: {self.difference:.2e} of its largest value, cosine {self.cosine:.6f}: {verdict}'
+
+
+def compare(engine: str, onnx: str, seed: int = 0) -> list[Row]:
+    """Run an engine and its ONNX file on the same random feeds.
+
+    Args:
+        engine: path.
+        onnx: the file that it was built from.
+        seed: of the feeds.
+
+    Raises:
+        ModelFileError: the engine was built from another file.
+        EngineError, InferenceError: see `TensorRtBackend`.
+    """
+    backend = TensorRtBackend(engine)
+    backend.open_session()
+    if backend.record.onnx_sha256 != sha256_file(onnx):
+        raise ModelFileError(f'{engine}: was built from another file than {onnx} (another SHA-256)')
+    model = for_tensorrt(files.load(onnx))
+    usual = {name: shapes[1] for name, shapes in backend.record.profiles.items()}
+    feeds = random_feeds(model, seed, usual)
+    got = backend.session.run(feeds)
+    backend.deactivate()
+    return compare_outputs(Runner(model).run(feeds), got, half=backend.record.precision == 'fp16')
+
+
+def compare_outputs(
+    reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
+) -> list[Row]:
+    """Compare outputs by name; a name that one side lacks fails.
+
+    Args:
+        reference: of ONNX Runtime.
+        got: of the engine.
+        half: judge by cosine, as float16 is.
+    """
+    rows = []
+    for name in [*reference, *(name for name in got if name not in reference)]:
+        if name not in reference or name not in got or reference[name].shape != got[name].shape:
+            rows.append(Row(name, np.inf, 0.0, False))
+            continue
+        theirs, ours = (np.asarray(side[name], np.float64).ravel() for side in (reference, got))
+        scale = np.abs(theirs).max(initial=0.0)
+        gap = np.abs(ours - theirs).max(initial=0.0)
+        difference = float(gap / scale) if scale else float(gap)
+        norms = np.linalg.norm(theirs) * np.linalg.norm(ours)
+        cosine = float(theirs @ ours / norms) if norms else float(gap == 0)
+        good = cosine >= LEAST_COSINE if half else difference <= LARGEST_DIFFERENCE
+        finite = bool(theirs.size) and bool(np.isfinite(ours).all())
+        rows.append(Row(name, difference, cosine, bool(good) and finite))
+    return rows

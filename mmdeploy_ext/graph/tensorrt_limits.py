@@ -1,0 +1,217 @@
+"""What TensorRT cannot take of a graph, by node name, before anything is built. Needs onnx only.
+
+Measured on tensorrt-rtx 1.7.1 (parser and builder, no GPU). Not refused, because measured to build: tensors
+with an axis of size 0, int64 and bool inputs and outputs, ScatterND, GridSample, Mod, Einsum, If.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from mmdeploy_ext.errors import EngineError
+from mmdeploy_ext.graph import types
+from mmdeploy_ext.graph.files import DEFAULT_DOMAINS, check_ordinary
+from mmdeploy_ext.graph.index import all_nodes
+from mmdeploy_ext.graph.static import fold_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+LARGEST_K = 3840
+"""Of TopK."""
+INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.UINT8})
+TAKEN = frozenset(
+    {
+        *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8),
+        *(TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.INT4),
+        *(TensorProto.FLOAT8E4M3FN, TensorProto.DOUBLE),
+    }
+)
+"""Element types that tensors may have; DOUBLE is computed in float32, and refused as input or output."""
+NO_FORM = 'export with --postprocess raw or decode and finish with tools/onnx (onnx_no_topk_nms.py)'
+RTX_OPERATORS = {
+    'NonMaxSuppression': f'has no runner in TensorRT-RTX; {NO_FORM}, or build with --package tensorrt',
+    'NonZero': f'has no plugin in TensorRT-RTX; {NO_FORM} (SOLO full: --max-candidates K), or build with '
+    f'--package tensorrt',
+    'DeformConv': 'is not parsed by TensorRT-RTX; build with --package tensorrt, or take a model without DCN',
+}
+FLOAT_ONLY = {
+    'MatMul': 'multiplies floats alone; cast its operands to float32',
+    'Gemm': 'multiplies floats alone; cast its operands to float32',
+    'Conv': 'takes floats alone; cast its operands to float32',
+    'Resize': 'resizes floats alone; cast its input to float32',
+    'GridSample': 'samples floats alone; cast its input to float32',
+}
+UNSUPPORTED = dict.fromkeys(
+    ('Compress', 'Unique', 'Det', 'BitShift', 'Multinomial', 'SequenceAt', 'StringNormalizer'),
+    'TensorRT has no such operator; rewrite it in others (tools/onnx/graph.py replace)',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """One node or tensor that TensorRT cannot take.
+
+    Attributes:
+        node: name of the node, '#12 (Op)' where it has none, or of the input or output.
+        operator: its operator; '' for an input or output.
+        reason: what is wrong and what to change.
+    """
+
+    node: str
+    operator: str
+    reason: str
+
+    def __str__(self) -> str:
+        """One line."""
+        kind = f' ({self.operator})' if self.operator and self.operator not in self.node else ''
+        return f'{self.node}{kind}: {self.reason}'
+
+
+class _Facts:
+    """Types and small constants of a graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.kinds = types.infer(model)
+        slim = types.skeleton(model)
+        fold_shapes(slim, self.kinds)
+        self.constants = {
+            tensor.name: tensor for tensor in slim.graph.initializer if tensor.raw_data or _is_small(tensor)
+        }
+        for node in slim.graph.node:
+            for entry in node.attribute:
+                if node.op_type == 'Constant' and entry.name == 'value':
+                    self.constants[node.output[0]] = entry.t
+
+    def element(self, name: str) -> int:
+        kind = self.kinds.get(name)
+        return kind.tensor_type.elem_type if kind is not None and kind.HasField('tensor_type') else 0
+
+    def number(self, name: str) -> int | None:
+        tensor = self.constants.get(name)
+        return int(numpy_helper.to_array(tensor).ravel()[0]) if tensor is not None else None
+
+
+def _is_small(tensor: TensorProto) -> bool:
+    return bool(tensor.int64_data or tensor.int32_data or tensor.float_data)
+
+
+def find_refusals(
+    model: onnx.ModelProto, *, rtx: bool, supports: Callable[[str], bool] | None = None
+) -> list[Refusal]:
+    """Return everything in a graph that TensorRT cannot take, inputs first, then nodes in file order.
+
+    Args:
+        model: with or without its weights.
+        rtx: judge by TensorRT-RTX, which has fewer operators.
+        supports: whether the installed parser knows an operator; None where no package is installed.
+
+    Raises:
+        ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone.
+    """
+    check_ordinary(model)
+    facts = _Facts(model)
+    found = _boundary(model.graph)
+    numbers = {id(node): at for at, node in enumerate(model.graph.node)}
+    for node in all_nodes(model):
+        reason = _reason(node, facts, rtx, supports)
+        if reason:
+            name = node.name or f'#{numbers.get(id(node), "?")}'
+            found.append(Refusal(name, node.op_type, reason))
+    return found
+
+
+def check_limits(
+    model: onnx.ModelProto, *, rtx: bool, supports: Callable[[str], bool] | None = None, what: str = ''
+) -> None:
+    """Refuse a graph that TensorRT cannot take.
+
+    Raises:
+        EngineError: names every node, up to five, and what to change.
+    """
+    found = find_refusals(model, rtx=rtx, supports=supports)
+    if not found:
+        return
+    more = f'; and {len(found) - 5} more' if len(found) > 5 else ''
+    title = 'TensorRT-RTX' if rtx else 'TensorRT'
+    words = '; '.join(map(str, found[:5]))
+    raise EngineError(f'{what or "the file"}: {title} cannot take {len(found)} of its nodes: {words}{more}')
+
+
+def _boundary(graph: onnx.GraphProto) -> list[Refusal]:
+    found = []
+    for side, values in (('input', graph.input), ('output', graph.output)):
+        for value in values:
+            element = value.type.tensor_type.elem_type
+            if element not in TAKEN or element == TensorProto.DOUBLE:
+                kind = TensorProto.DataType.Name(element).lower()
+                reason = f'{side} of type {kind}; TensorRT takes float32, float16, int32, int64, bool, uint8'
+                found.append(Refusal(value.name, '', f'{reason}: cast it outside of the graph'))
+    return found
+
+
+def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool, supports: Callable[[str], bool] | None) -> str:
+    if node.domain not in DEFAULT_DOMAINS:
+        return f'is of domain {node.domain!r}, for which there is no plugin; export it in standard operators'
+    if rtx and node.op_type in RTX_OPERATORS:
+        return RTX_OPERATORS[node.op_type]
+    if node.op_type in UNSUPPORTED:
+        return UNSUPPORTED[node.op_type]
+    for rule in (_top_k, _scatter, _elements, _types):
+        reason = rule(node, facts)
+        if reason:
+            return reason
+    if supports is not None and not supports(node.op_type):
+        return 'the installed TensorRT has no such operator; rewrite it in others'
+    return ''
+
+
+def _top_k(node: onnx.NodeProto, facts: _Facts) -> str:
+    if node.op_type != 'TopK':
+        return ''
+    k = facts.number(node.input[1])
+    if k is not None and k > LARGEST_K:
+        return (
+            f'K={k}, and TensorRT sorts {LARGEST_K} at most: export with a smaller nms_pre or max_per_img '
+            f'(--cfg-options model.test_cfg.nms_pre=1000), or another form'
+        )
+    return ''
+
+
+def _scatter(node: onnx.NodeProto, facts: _Facts) -> str:
+    reduction = next((entry.s.decode() for entry in node.attribute if entry.name == 'reduction'), 'none')
+    if node.op_type in ('ScatterElements', 'ScatterND') and reduction != 'none':
+        return f'reduction={reduction!r} is not taken; scatter without a reduction'
+    return ''
+
+
+def _elements(node: onnx.NodeProto, facts: _Facts) -> str:
+    if node.op_type in FLOAT_ONLY and facts.element(node.input[0]) in INTEGERS:
+        return FLOAT_ONLY[node.op_type]
+    reduces = node.op_type in ('ReduceMax', 'ReduceMin')
+    if reduces and facts.element(node.input[0]) == TensorProto.BOOL:
+        return 'reduces bool; cast its input to int32'
+    return ''
+
+
+def _types(node: onnx.NodeProto, facts: _Facts) -> str:
+    for name in node.output:
+        element = facts.element(name)
+        if element and element not in TAKEN:
+            kind = TensorProto.DataType.Name(element).lower()
+            return f'gives {name!r} of type {kind}, which TensorRT does not have; cast to another type'
+    if node.op_type != 'Cast' and facts.element(next(iter(node.input), '')) == TensorProto.UINT8:
+        return 'computes on uint8, which TensorRT casts alone; cast the input to float32 first'
+    return ''
+
+
+def refusal_table(found: Sequence[Refusal]) -> Mapping[str, int]:
+    """Return operator -> number of refused nodes, for a table."""
+    counts: dict[str, int] = {}
+    for refusal in found:
+        counts[refusal.operator or 'type'] = counts.get(refusal.operator or 'type', 0) + 1
+    return counts

@@ -1,0 +1,11 @@
+"""Build a TensorRT engine of an exported file; see --help. Needs neither torch nor mmcv."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if __name__ == '__main__':
+    from mmdeploy_ext.apps.tensorrt_app import main
+
+    sys.exit(main())
