@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, register: Callable[[], None], seed: Callable[[str, Path], None]) -> int:
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Measure, print, write."""
     cli.wait_passively()
     from mmdeploy_ext import compat
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, register: Callable[[], None], seed: Callable[[
     forms = exporters.chosen_forms(args.models, args.forms)
     register()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(args, forms, Path(folder), seed)
+        rows = measure(args, forms, Path(folder))
     print('\n'.join(table(rows)))
     if args.write:
         write_page(args.write, rows)
@@ -78,12 +78,7 @@ def run(args: argparse.Namespace, register: Callable[[], None], seed: Callable[[
     return 0 if all(row.proven for row in rows) else 1
 
 
-def measure(
-    args: argparse.Namespace,
-    forms: dict[str, tuple[str, ...]],
-    folder: Path,
-    seed: Callable[[str, Path], None],
-) -> list[Row]:
+def measure(args: argparse.Namespace, forms: dict[str, tuple[str, ...]], folder: Path) -> list[Row]:
     """Measure all models; a progress bar counts exports."""
     from rich.progress import Progress
 
@@ -95,12 +90,7 @@ def measure(
         task = bar.add_task('measuring', total=sum(map(len, forms.values())) * len(args.opsets))
         for name, chosen in forms.items():
             model = exporters.MODELS[name]
-            model = dataclasses.replace(model, config=str(root / model.config))
-            checkpoint = root / model.checkpoint
-            if not model.checkpoint:
-                checkpoint = folder / f'{name}.pth'
-                seed(model.config, checkpoint)
-            export = exporters.open_model(model, str(checkpoint), DEFAULT_IMAGE)
+            export = exporters.open_model(model, root, DEFAULT_IMAGE)
             for form in chosen:
                 for opset in args.opsets:
                     rows += exporters.measure(
@@ -169,17 +159,14 @@ def write_page(path: str, rows: Sequence[Row]) -> None:
         temporary.write_text(text, encoding='utf-8')
 
 
-def main(
-    register: Callable[[], None], seed: Callable[[str, Path], None], argv: Sequence[str] | None = None
-) -> int:
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
     """Run the tool.
 
     Args:
         register: imports the projects whose families are measured.
-        seed: writes a checkpoint with seeded weights for a config.
         argv: command line; None reads sys.argv.
 
     Returns:
         0 all proven, 1 not, 2 usage.
     """
-    return cli.run(lambda args: run(args, register, seed), build_parser(), argv)
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

@@ -29,7 +29,7 @@ class Model:
     Attributes:
         title: of its rows.
         config: path.
-        checkpoint: path; '' for weights by the seeded rule.
+        checkpoint: path.
         forms: of the post-processing; of a streaming model its contracts.
     """
 
@@ -52,7 +52,9 @@ MODELS = {
         'demo/checkpoints/decoupled_solo_toy.pth',
         ('raw', 'full'),
     ),
-    'rtdetr': Model('RT-DETR', 'configs/demo/rtdetr_toy.py', '', ('raw', 'full')),
+    'rtdetr': Model(
+        'RT-DETR', 'configs/demo/rtdetr_toy.py', 'demo/checkpoints/rtdetr_toy.pth', ('raw', 'full')
+    ),
     'streampetr': Model(
         'StreamPETR',
         'projects/configs/StreamPETR/stream_petr_toy.py',
@@ -169,18 +171,12 @@ class StreamExport(Export):
         yield lambda: stepper.step(frame)
 
 
-def open_model(model: Model, checkpoint: str, picture: Path) -> Export:
-    """Load a model.
-
-    Args:
-        model: what to load.
-        checkpoint: its weights.
-        picture: for single-image models.
-    """
+def open_model(model: Model, root: Path, picture: Path) -> Export:
+    """Load a model; its paths are below `root`, `picture` is for single-image models."""
     from mmdeploy_ext import deploy
     from mmdeploy_ext.sequence.family import SequenceFamily
 
-    deployment = deploy.load(model.config, checkpoint)
+    deployment = deploy.load(str(root / model.config), str(root / model.checkpoint))
     kind = StreamExport if isinstance(deployment.family, SequenceFamily) else Export
     return kind(deployment, picture)
 

@@ -12,14 +12,7 @@ def register() -> None:
     import projects.mmdet_plugin  # noqa: F401
 
 
-def seed(config: str, checkpoint: Path) -> None:
-    """Write a checkpoint with seeded weights."""
-    from projects.toydata.seeded import write_seeded
-
-    write_seeded(config, checkpoint)
-
-
 if __name__ == '__main__':
     from mmdeploy_ext.apps.exporters_app import main
 
-    sys.exit(main(register, seed))
+    sys.exit(main(register))
