@@ -1,0 +1,171 @@
+"""Which layers INT8 harms, and which have to stay float for the network to keep its outputs.
+
+Errors are of what the last layers give (logits, deltas, kernels, masks), before any post-processing: the norm
+of the difference over the norm in float32, over some images. The figure of a network is its worst output's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.quantize.calibrate import tracked
+from mmdeploy_ext.quantize.difference import Difference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
+    import onnx
+
+    from mmdeploy_ext.quantize.dense import DenseQuantiser
+    from mmdeploy_ext.quantize.dense_layers import DenseGraph, Layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """How far the outputs of a network are from float32's.
+
+    Attributes:
+        by_layer: last layer -> difference, all its levels together.
+    """
+
+    by_layer: Mapping[str, Difference]
+
+    @property
+    def error(self) -> float:
+        """The worst output's."""
+        return max(difference.error for difference in self.by_layer.values())
+
+    @property
+    def cosine(self) -> float:
+        """The worst output's."""
+        return min(difference.cosine for difference in self.by_layer.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures by output."""
+        return {name: difference.to_json() for name, difference in self.by_layer.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerHarm:
+    """What one layer alone in INT8 does to the outputs."""
+
+    layer: Layer
+    outputs: Outputs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return name, operator, parameters, error and cosine."""
+        return dict(
+            name=self.layer.name,
+            operator=self.layer.operator,
+            parameters=self.layer.parameters,
+            error=self.outputs.error,
+            cosine=self.outputs.cosine,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclusion:
+    """Layers that stay float because they harm.
+
+    Attributes:
+        kept: their names, the most harmful first.
+        errors: of the network without any exclusion, then after each.
+        reached: whether the last error is within what was asked for.
+    """
+
+    kept: tuple[str, ...]
+    errors: tuple[float, ...]
+    reached: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+class Probe:
+    """The float network's outputs on a few batches, to compare others with.
+
+    Args:
+        graph: the float graph.
+        batches: input name -> array.
+        threads: within an operator; 0 leaves the choice to ONNX Runtime.
+    """
+
+    def __init__(
+        self, graph: DenseGraph, batches: Iterable[Mapping[str, np.ndarray]], threads: int = 0
+    ) -> None:
+        needed = [value.name for value in graph.network.graph.input]
+        self._last = {name: graph.layer(name).outputs for name in graph.last}
+        self._names = [name for names in self._last.values() for name in names]
+        self._threads = threads
+        self._feeds = [{name: batch[name] for name in needed} for batch in batches]
+        runner = self._runner(graph.network)
+        self._references = [runner.run(feeds) for feeds in self._feeds]
+
+    def _runner(self, network: onnx.ModelProto) -> Runner:
+        return Runner(network, self._names, optimization='all', threads=self._threads)
+
+    def compare(self, network: onnx.ModelProto) -> Outputs:
+        """Run a network on the same batches."""
+        runner = self._runner(network)
+        found = {name: Difference() for name in self._last}
+        for feeds, reference in zip(self._feeds, self._references, strict=True):
+            outputs = runner.run(feeds)
+            for name, tensors in self._last.items():
+                for tensor in tensors:
+                    found[name].add(reference[tensor], outputs[tensor])
+        return Outputs(found)
+
+
+def rank(
+    quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str], progress: bool = False
+) -> list[LayerHarm]:
+    """Return what each layer does when it alone is in INT8, the most harmful first.
+
+    Args:
+        quantiser: calibrated.
+        probe: to compare with.
+        layers: to try.
+        progress: a bar on stderr, where that is a terminal.
+    """
+    found = [
+        LayerHarm(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
+        for name in tracked(list(layers), None, 'layer by layer', progress)
+    ]
+    return sorted(found, key=lambda harm: _order(harm.outputs.error), reverse=True)
+
+
+def exclude(
+    quantiser: DenseQuantiser,
+    probe: Probe,
+    ranked: Sequence[LayerHarm],
+    max_error: float,
+    budget: int,
+    progress: bool = False,
+) -> Exclusion:
+    """Keep the most harmful layers in float, one after the other, until the outputs are near enough.
+
+    Args:
+        quantiser: calibrated.
+        probe: to compare with.
+        ranked: of `rank`; all layers that would be in INT8.
+        max_error: of the worst output.
+        budget: at most so many layers.
+        progress: a bar on stderr, where that is a terminal.
+    """
+    names = [harm.layer.name for harm in ranked]
+    errors = [probe.compare(quantiser.network(names)).error]
+    for count in tracked(range(1, min(budget, len(names)) + 1), None, 'keeping layers float', progress):
+        if errors[-1] <= max_error:
+            break
+        errors.append(probe.compare(quantiser.network(names[count:])).error)
+    kept = names[: len(errors) - 1]
+    return Exclusion(tuple(kept), tuple(errors), errors[-1] <= max_error)
+
+
+def _order(error: float) -> float:
+    return error if math.isfinite(error) else math.inf

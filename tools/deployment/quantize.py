@@ -1,0 +1,11 @@
+"""Quantise an exported ONNX file to INT8 on images, and see what it costs and gains; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if __name__ == '__main__':
+    from mmdeploy_ext.apps.quantize_app import main
+
+    sys.exit(main())
