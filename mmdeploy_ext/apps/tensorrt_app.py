@@ -59,6 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='NAME=MIN/OPT/MAX',
         help='sizes of inputs or axes that are open, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344',
     )
+    parser.add_argument(
+        '--constant',
+        nargs='+',
+        default=[],
+        metavar='NAME[=VALUES]',
+        help='inputs that become constants, of their default or of VALUES (1,2,...), where sizes inside '
+        'follow from them (SOLO full: img_shape ori_shape)',
+    )
     parser.add_argument('--tf32', action='store_true', help='let float32 products round to 10 bits')
     parser.add_argument('--layers', metavar='JSON', help='write the dtype of every layer')
     parser.add_argument('--check', action='store_true', help='only say what TensorRT cannot take; no build')
@@ -89,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         fp16=args.fp16,
         keep_fp32=args.keep_fp32,
         shapes=args.shapes,
+        constants=args.constant,
         package=args.package,
         architectures=args.sm,
         tf32=args.tf32,

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines on a GPU, behind the interface of all engines. Imports no torch, no mmcv."""
+"""TensorRT and TensorRT-RTX engines on a GPU, as one engine of ours. Imports neither torch nor mmcv."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def check_ports(found: Sequence[Port], stated: Sequence[Port], what: str, path: 
         raise ModelFileError(
             f'{path}: the {what} of the engine are {", ".join(sorted(there))}, expected '
             f'{", ".join(sorted(wanted))} ({", ".join(missing) or "none"} missing, '
-            f'{", ".join(extra) or "none"} unknown): the record beside it is of another engine; build it again'
+            f'{", ".join(extra) or "none"} unknown): the record beside it is of another one; build it again'
         )
     for name, port in wanted.items():
         got = there[name]

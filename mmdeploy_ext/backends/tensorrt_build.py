@@ -138,14 +138,22 @@ def _parser_message(parser: Any, package: Package) -> str:
     words = []
     for error in errors[:5]:
         node = f'node {error.node_name()} ({error.node_operator()}): ' if error.node_operator() else ''
-        words.append(f'{node}{error.desc()}')
+        words.append(f'{node}{_plain(error.desc())}')
     more = f' and {len(errors) - 5} more' if len(errors) > 5 else ''
     return f'{package.name} {package.version} does not take the file: {"; ".join(words)}{more}'
 
 
 def _build_message(log: Any) -> str:
     found = log.errors()
-    return '; '.join(found[:3]) if found else 'it gave no reason'
+    return '; '.join(map(_plain, found[:3])) if found else 'it gave no reason'
+
+
+def _plain(message: str) -> str:
+    """Return a message of TensorRT without the complaint that there is no GPU, and with what to change."""
+    text = message.split('[checkMacros')[0].strip()
+    if 'is a shape tensor and must have type Int32 or Int64' in text:
+        text += '; sizes inside depend on the values of this input: make it a constant (--constant NAME)'
+    return text
 
 
 def _monitor(trt: Any, progress: Callable[[str, int, int], None] | None) -> Any:

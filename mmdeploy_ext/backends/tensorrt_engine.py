@@ -43,6 +43,7 @@ class Job:
         profiles: of inputs with open axes.
         precision: 'as given' or 'fp16'.
         keep_fp32: patterns of nodes that stay float32.
+        constants: inputs that became constants.
         tf32: see `build`.
     """
 
@@ -54,6 +55,7 @@ class Job:
     profiles: dict[str, Profile]
     precision: str
     keep_fp32: tuple[str, ...]
+    constants: tuple[str, ...]
     tf32: bool
 
 
@@ -63,6 +65,7 @@ def prepare(
     fp16: bool = False,
     keep_fp32: Sequence[str] | None = None,
     shapes: Sequence[str] = (),
+    constants: Sequence[str] = (),
     package: str = 'auto',
     architectures: Sequence[int] = (),
     tf32: bool = False,
@@ -75,6 +78,7 @@ def prepare(
         fp16: write float16 into the graph (`passes/fp16.py`); inputs and outputs stay what they are.
         keep_fp32: patterns of nodes that stay float32; None for the stages after the network.
         shapes: see `tensorrt_shapes.parse_shapes`.
+        constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
         package: 'tensorrt', 'tensorrt-rtx' or 'auto'.
         architectures: to build for; () for the GPU at hand.
         tf32: see `build`.
@@ -83,13 +87,14 @@ def prepare(
     Raises:
         ModelFileError, UsageError, EngineError: see the steps.
     """
-    model = files.load(source)
     asked = tensorrt_shapes.parse_shapes(shapes)
+    fixed = for_tensorrt.parse_constants(constants)
+    model = for_tensorrt.fix_inputs(files.load(source), fixed)
     found = None
     rtx = package == 'tensorrt-rtx' or bool(architectures) or not tensorrt_package.is_installed('tensorrt')
     rtx = rtx and package != 'tensorrt'
     check_limits(model, rtx=rtx, what=str(source))
-    spec = for_tensorrt.spec_of(model)
+    spec = for_tensorrt.spec_of(model, fixed)
     profiles = {} if only_check else tensorrt_shapes.profiles_of(spec, asked)
     if not only_check:
         found = tensorrt_package.find_package(package, architectures)
@@ -110,6 +115,7 @@ def prepare(
         profiles,
         'fp16' if fp16 else 'as given',
         kept,
+        tuple(constants),
         tf32,
     )
 
@@ -134,6 +140,7 @@ def build_file(
         onnx_sha256=sha256_file(job.source),
         precision=job.precision,
         keep_fp32=job.keep_fp32,
+        constants=job.constants,
         inputs=_ports(job.model.graph.input),
         outputs=_ports(job.model.graph.output),
         profiles={name: [list(shape) for shape in shapes] for name, shapes in job.profiles.items()},

@@ -39,6 +39,7 @@ class Record:
         onnx_sha256: of that file, as it was given.
         precision: 'as given' or 'fp16', with `keep_fp32`.
         keep_fp32: patterns of nodes that stayed float32.
+        constants: inputs of the ONNX file that are constants in the engine, as they were written.
         inputs: name, dtype and shape; -1 for an open axis.
         outputs: likewise.
         profiles: input -> smallest, usual and largest shape.
@@ -55,6 +56,7 @@ class Record:
     onnx_sha256: str
     precision: str
     keep_fp32: tuple[str, ...]
+    constants: tuple[str, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     profiles: dict[str, list[list[int]]]
@@ -82,7 +84,8 @@ class Record:
                 fields[name] = tuple(
                     Port(port['name'], port['dtype'], tuple(port['shape'])) for port in fields[name]
                 )
-            fields.update(architectures=tuple(fields['architectures']), keep_fp32=tuple(fields['keep_fp32']))
+            for name in ('architectures', 'keep_fp32', 'constants'):
+                fields[name] = tuple(fields[name])
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ModelFileError(

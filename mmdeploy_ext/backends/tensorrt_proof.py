@@ -6,16 +6,21 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import numpy_helper
 
 from mmdeploy_ext.backends.tensorrt import TensorRtBackend
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.graph import files
-from mmdeploy_ext.graph.passes.for_tensorrt import for_tensorrt
+from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner, random_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import onnx
+
+    from mmdeploy_ext.backends.tensorrt_file import Record
 
 LARGEST_DIFFERENCE = 1e-3
 """Of float32, relative to an output's largest value: other kernels sum in another order."""
@@ -46,12 +51,12 @@ class Row:
         return f'{self.name}: {self.difference:.2e} of its largest value, cosine {self.cosine:.6f}: {verdict}'
 
 
-def compare(engine: str, onnx: str, seed: int = 0) -> list[Row]:
+def compare(engine: str, source: str, seed: int = 0) -> list[Row]:
     """Run an engine and its ONNX file on the same random feeds.
 
     Args:
         engine: path.
-        onnx: the file that it was built from.
+        source: the ONNX file that it was built from.
         seed: of the feeds.
 
     Raises:
@@ -60,14 +65,24 @@ def compare(engine: str, onnx: str, seed: int = 0) -> list[Row]:
     """
     backend = TensorRtBackend(engine)
     backend.open_session()
-    if backend.record.onnx_sha256 != sha256_file(onnx):
-        raise ModelFileError(f'{engine}: was built from another file than {onnx} (another SHA-256)')
-    model = for_tensorrt(files.load(onnx))
-    usual = {name: shapes[1] for name, shapes in backend.record.profiles.items()}
-    feeds = random_feeds(model, seed, usual)
+    if backend.record.onnx_sha256 != sha256_file(source):
+        raise ModelFileError(f'{engine}: was built from another file than {source} (another SHA-256)')
+    model = fix_inputs(files.load(source), parse_constants(backend.record.constants))
+    feeds = proof_feeds(model, backend.record, seed)
     got = backend.session.run(feeds)
     backend.deactivate()
     return compare_outputs(Runner(model).run(feeds), got, half=backend.record.precision == 'fp16')
+
+
+def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random feeds of the usual sizes; inputs with a default get it, since it is known to be sound."""
+    usual = {name: shapes[1] for name, shapes in record.profiles.items()}
+    feeds = random_feeds(for_tensorrt(model), seed, usual)
+    for tensor in model.graph.initializer:
+        if tensor.name in feeds:
+            array = np.broadcast_to(numpy_helper.to_array(tensor), feeds[tensor.name].shape)
+            feeds[tensor.name] = np.ascontiguousarray(array)
+    return feeds
 
 
 def compare_outputs(

@@ -15,11 +15,11 @@ from onnx import TensorProto, numpy_helper
 from mmdeploy_ext.errors import EngineError
 from mmdeploy_ext.graph import types
 from mmdeploy_ext.graph.files import DEFAULT_DOMAINS, check_ordinary
-from mmdeploy_ext.graph.index import all_nodes
+from mmdeploy_ext.graph.index import all_graphs
 from mmdeploy_ext.graph.static import fold_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 LARGEST_K = 3840
 """Of TopK."""
@@ -46,9 +46,55 @@ FLOAT_ONLY = {
     'Resize': 'resizes floats alone; cast its input to float32',
     'GridSample': 'samples floats alone; cast its input to float32',
 }
+NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others (tools/onnx/graph.py replace)'
 UNSUPPORTED = dict.fromkeys(
-    ('Compress', 'Unique', 'Det', 'BitShift', 'Multinomial', 'SequenceAt', 'StringNormalizer'),
-    'TensorRT has no such operator; rewrite it in others (tools/onnx/graph.py replace)',
+    (
+        *(
+            'AffineGrid',
+            'Bernoulli',
+            'BitCast',
+            'BitShift',
+            'BitwiseAnd',
+            'BitwiseNot',
+            'BitwiseOr',
+            'BitwiseXor',
+        ),
+        *(
+            'CenterCropPad',
+            'Col2Im',
+            'Compress',
+            'ConcatFromSequence',
+            'ConvInteger',
+            'CumProd',
+            'DFT',
+            'Det',
+        ),
+        *('DynamicQuantizeLinear', 'ImageDecoder', 'MatMulInteger', 'MaxRoiPool', 'MaxUnpool', 'Multinomial'),
+        *(
+            'MelWeightMatrix',
+            'NegativeLogLikelihoodLoss',
+            'Optional',
+            'OptionalGetElement',
+            'OptionalHasElement',
+        ),
+        *(
+            'QLinearConv',
+            'QLinearMatMul',
+            'RegexFullMatch',
+            'SequenceAt',
+            'SequenceConstruct',
+            'SequenceEmpty',
+        ),
+        *('SequenceErase', 'SequenceInsert', 'SequenceLength', 'SequenceMap', 'SoftmaxCrossEntropyLoss'),
+        *('SplitToSequence', 'StringConcat', 'StringNormalizer', 'StringSplit', 'SwiGLU', 'TfIdfVectorizer'),
+        'Unique',
+    ),
+    NO_OPERATOR,
+)
+"""What the parser of tensorrt-rtx 1.7.1 says that it does not know, of all operators of onnx 1.23.2."""
+UNSUPPORTED['MatMulInteger'] = (
+    'TensorRT has no integer products; of SOLO full: give the file a constant number of candidates '
+    '(--max-candidates K), or export --postprocess raw'
 )
 
 
@@ -57,7 +103,7 @@ class Refusal:
     """One node or tensor that TensorRT cannot take.
 
     Attributes:
-        node: name of the node, '#12 (Op)' where it has none, or of the input or output.
+        node: name of the node, '#12' where it has none, or of the input or output.
         operator: its operator; '' for an input or output.
         reason: what is wrong and what to change.
     """
@@ -65,11 +111,6 @@ class Refusal:
     node: str
     operator: str
     reason: str
-
-    def __str__(self) -> str:
-        """One line."""
-        kind = f' ({self.operator})' if self.operator and self.operator not in self.node else ''
-        return f'{self.node}{kind}: {self.reason}'
 
 
 class _Facts:
@@ -116,12 +157,11 @@ def find_refusals(
     check_ordinary(model)
     facts = _Facts(model)
     found = _boundary(model.graph)
-    numbers = {id(node): at for at, node in enumerate(model.graph.node)}
-    for node in all_nodes(model):
-        reason = _reason(node, facts, rtx, supports)
-        if reason:
-            name = node.name or f'#{numbers.get(id(node), "?")}'
-            found.append(Refusal(name, node.op_type, reason))
+    for graph in all_graphs(model):
+        for place, node in enumerate(graph.node):
+            reason = _reason(node, facts, rtx, supports)
+            if reason:
+                found.append(Refusal(node.name or f'#{place}', node.op_type, reason))
     return found
 
 
@@ -131,15 +171,27 @@ def check_limits(
     """Refuse a graph that TensorRT cannot take.
 
     Raises:
-        EngineError: names every node, up to five, and what to change.
+        EngineError: names the nodes, up to three of each kind, and what to change.
     """
     found = find_refusals(model, rtx=rtx, supports=supports)
     if not found:
         return
-    more = f'; and {len(found) - 5} more' if len(found) > 5 else ''
     title = 'TensorRT-RTX' if rtx else 'TensorRT'
-    words = '; '.join(map(str, found[:5]))
-    raise EngineError(f'{what or "the file"}: {title} cannot take {len(found)} of its nodes: {words}{more}')
+    count = f'{len(found)} node{"s" * (len(found) > 1)}'
+    raise EngineError(f'{what or "the file"}: {title} cannot take {count}: {"; ".join(_grouped(found))}')
+
+
+def _grouped(found: Sequence[Refusal]) -> list[str]:
+    """Return one text per operator and reason, with the first nodes that it is about."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for refusal in found:
+        groups.setdefault((refusal.operator, refusal.reason), []).append(refusal.node)
+    texts = []
+    for (operator, reason), nodes in groups.items():
+        more = f' and {len(nodes) - 3} more' if len(nodes) > 3 else ''
+        kind = f' ({operator})' if operator else ''
+        texts.append(f'{", ".join(nodes[:3])}{more}{kind}: {reason}')
+    return texts
 
 
 def _boundary(graph: onnx.GraphProto) -> list[Refusal]:
@@ -183,8 +235,10 @@ def _top_k(node: onnx.NodeProto, facts: _Facts) -> str:
 
 
 def _scatter(node: onnx.NodeProto, facts: _Facts) -> str:
+    if node.op_type not in ('ScatterElements', 'ScatterND'):
+        return ''
     reduction = next((entry.s.decode() for entry in node.attribute if entry.name == 'reduction'), 'none')
-    if node.op_type in ('ScatterElements', 'ScatterND') and reduction != 'none':
+    if reduction != 'none':
         return f'reduction={reduction!r} is not taken; scatter without a reduction'
     return ''
 
@@ -207,11 +261,3 @@ def _types(node: onnx.NodeProto, facts: _Facts) -> str:
     if node.op_type != 'Cast' and facts.element(next(iter(node.input), '')) == TensorProto.UINT8:
         return 'computes on uint8, which TensorRT casts alone; cast the input to float32 first'
     return ''
-
-
-def refusal_table(found: Sequence[Refusal]) -> Mapping[str, int]:
-    """Return operator -> number of refused nodes, for a table."""
-    counts: dict[str, int] = {}
-    for refusal in found:
-        counts[refusal.operator or 'type'] = counts.get(refusal.operator or 'type', 0) + 1
-    return counts

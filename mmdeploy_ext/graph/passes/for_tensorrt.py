@@ -1,32 +1,44 @@
-"""Make a graph one that TensorRT reads as it is meant: inputs with a default become ordinary inputs.
+"""Make a graph one that TensorRT reads as it is meant; each step is neutral on ONNX Runtime.
 
-TensorRT's parser takes an input that has an initializer for a constant, so that feeding it would do nothing.
-The runtime feeds the default instead (`default_feeds`). Needs onnx only.
+TensorRT's parser takes an input that has an initializer for a constant, so that feeding it would do nothing:
+such an input becomes an ordinary one, and the runtime feeds its default. A Loop without a condition gets one
+that is always true, since the parser does not give its body any. Needs onnx, and onnxscript where inputs
+become constants.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.graph import equality
+from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.metadata import PREFIX, Metadata
-from mmdeploy_ext.spec import GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
+    from mmdeploy_ext.spec import GraphSpec, TensorSpec
+
+ALWAYS = 'always'
+"""Name of the condition."""
 STAGES = ('decode/*', 'postprocess/*')
 """Names of the nodes that turn outputs of the network into boxes; in float16 a pixel near 608 is 0.5 wide."""
 
 
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model without defaults of inputs.
+    """Return a model that TensorRT's parser reads as ONNX means it.
 
-    Fires on initializers that are graph inputs too. Does not fire on other initializers. A second run
-    changes nothing.
+    - An initializer that is an input too is removed; other initializers stay.
+    - A Loop without a condition gets a constant one, true; a Loop that has one stays.
+    A second run changes nothing.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -35,46 +47,105 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     if len(kept) < len(result.graph.initializer):
         result.graph.ClearField('initializer')
         result.graph.initializer.extend(kept)
+    loops = [node for node in result.graph.node if node.op_type == 'Loop' and not node.input[1]]
+    for node in loops:
+        node.input[1] = ALWAYS
+    if loops and all(tensor.name != ALWAYS for tensor in result.graph.initializer):
+        result.graph.initializer.append(numpy_helper.from_array(np.array(True), ALWAYS))
     return result
 
 
-def default_feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Return input -> default of all inputs that have one."""
-    fed = {value.name for value in model.graph.input}
-    return {
-        tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in fed
-    }
+def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
+    """Return a model in which inputs are constants, with all that depends on constants alone computed.
+
+    Fires on the inputs that are named. Where sizes inside depend on the values of an input, this is what
+    makes them known: the frame of SOLO's masks follows from `img_shape`.
+
+    Args:
+        model: stays as it is.
+        values: input -> its value; None for the default that the file states.
+
+    Raises:
+        UsageError: no such input, no default, or a value of another number of elements.
+    """
+    if not values:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    inputs = {value.name: value for value in graph.input}
+    defaults = {tensor.name: tensor for tensor in graph.initializer}
+    for name, array in values.items():
+        if name not in inputs:
+            raise UsageError(
+                f'--constant {name}: is no input{near(name, inputs)}; it has {", ".join(inputs)}'
+            )
+        if array is None and name not in defaults:
+            raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
+        if array is not None:
+            tensor = _constant(inputs[name], array)
+            kept = [other for other in graph.initializer if other.name != name]
+            graph.ClearField('initializer')
+            graph.initializer.extend([*kept, tensor])
+    kept = [value for value in graph.input if value.name not in values]
+    graph.ClearField('input')
+    graph.input.extend(kept)
+    return fold(result)[0]
 
 
-def spec_of(model: onnx.ModelProto) -> GraphSpec:
-    """Return the spec that a file of this project states; of another file, its inputs and outputs."""
+def _constant(value: onnx.ValueInfoProto, array: np.ndarray) -> onnx.TensorProto:
+    kind = value.type.tensor_type
+    sizes = [size.dim_value if size.HasField('dim_value') else 1 for size in kind.shape.dim]
+    if array.size != math.prod(sizes):
+        raise UsageError(
+            f'--constant {value.name}: {array.size} values, the input has {"x".join(map(str, sizes))}'
+        )
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return numpy_helper.from_array(array.astype(dtype).reshape(sizes), value.name)
+
+
+def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
+    """Read NAME or NAME=VALUE,VALUE,...
+
+    Raises:
+        UsageError: a value that is no number.
+    """
+    found: dict[str, np.ndarray | None] = {}
+    for text in texts:
+        name, sign, written = text.partition('=')
+        try:
+            found[name] = np.array([float(word) for word in written.split(',')]) if sign else None
+        except ValueError as error:
+            raise UsageError(f'--constant {text}: expected NAME or NAME=VALUE,VALUE,...') from error
+    return found
+
+
+def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
+    """Return the spec that a file of this project states; of another file, its inputs and outputs.
+
+    Args:
+        model: with metadata or without.
+        fixed: inputs that became constants.
+    """
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}spec' in props and f'{PREFIX}family' in props:
         try:
-            return Metadata.from_props(props).spec
+            spec = Metadata.from_props(props).spec
+            inputs = tuple(tensor for tensor in spec.inputs if tensor.name not in fixed)
+            return dataclasses.replace(spec, inputs=inputs)
         except ValueError:
             pass  # a file that states less: what its graph says is enough here
-    sides = (model.graph.input, model.graph.output)
-    inputs, outputs = (tuple(map(_tensor, values)) for values in sides)
-    return GraphSpec(model.graph.name or 'graph', inputs, outputs)
+    spec = equality.spec_of(for_tensorrt(model))
+    return dataclasses.replace(spec, inputs=tuple(map(_with_names, spec.inputs)))
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
-    kind = value.type.tensor_type
-    axes = tuple(
-        size.dim_value if size.HasField('dim_value') else size.dim_param or f'{value.name}_{axis}'
-        for axis, size in enumerate(kind.shape.dim)
-    )
-    return TensorSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name, axes)
+def _with_names(tensor: TensorSpec) -> TensorSpec:
+    """Give each axis without a name one of its own, so that none is taken for another."""
+    axes = (f'{tensor.name}.{place}' if axis == '?' else axis for place, axis in enumerate(tensor.axes))
+    return dataclasses.replace(tensor, axes=tuple(axes))
 
 
 def stage_patterns(model: onnx.ModelProto) -> list[str]:
     """Return the patterns of `STAGES` that fit a node of the model: what stays float32 by default."""
     names = [node.name for node in model.graph.node]
     return [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
-
-
-def broadcast_default(default: np.ndarray, shape: Mapping[int, int]) -> np.ndarray:
-    """Return a default widened to the sizes that open axes have in this run (axis -> size)."""
-    wanted = [shape.get(axis, size) for axis, size in enumerate(default.shape)]
-    return np.ascontiguousarray(np.broadcast_to(default, wanted))

@@ -1,0 +1,90 @@
+"""Passes for TensorRT: fire, do not fire, twice is once, the numbers are those of ONNX Runtime before."""
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants, spec_of
+from mmdeploy_ext.graph.run import Runner
+from toy_engines import parse, two_outputs
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+STEP = 'step (int64 at, bool go, float[2,3] a) => (bool on, float[2,3] b) { on = Identity(go) b = Add(a, a) }'
+
+
+def loop(condition=''):
+    return parse(
+        f'yes = Constant<value = bool {{1}}>() y = Loop<body = {STEP}>(n, {condition}, x)',
+        constants='<int64 n = {3}>',
+    )
+
+
+def with_default():
+    model = parse('y = Mul(x, scale)', 'float[2,3] x, float[1,3] scale')
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([[1, 2, 3]]), 'scale'))
+    return model
+
+
+def test_inputs_with_a_default_have_to_be_fed():
+    model = with_default()
+    after = for_tensorrt(model)
+    assert [tensor.name for tensor in after.graph.initializer] == []
+    assert len(model.graph.initializer) == 1
+    assert for_tensorrt(after) == after
+    fed = Runner(after).run({'x': X, 'scale': np.float32([[1, 2, 3]])})
+    np.testing.assert_array_equal(fed['y'], Runner(model).run({'x': X})['y'])
+
+
+def test_other_initializers_stay():
+    assert for_tensorrt(two_outputs()) == two_outputs()
+
+
+def test_a_loop_without_a_condition_gets_one():
+    model = loop()
+    after = for_tensorrt(model)
+    assert [node.input[1] for node in after.graph.node if node.op_type == 'Loop'] == ['always']
+    assert for_tensorrt(after) == after
+    np.testing.assert_array_equal(Runner(after).run({'x': X})['y'], Runner(model).run({'x': X})['y'])
+    np.testing.assert_array_equal(Runner(after).run({'x': X})['y'], 8 * X)
+
+
+def test_a_loop_with_a_condition_stays():
+    assert for_tensorrt(loop('yes')) == loop('yes')
+
+
+def test_inputs_become_constants_of_their_default_or_of_a_value():
+    model = with_default()
+    for text, value in (('scale', [[1, 2, 3]]), ('scale=4,5,6', [[4, 5, 6]])):
+        after = fix_inputs(model, parse_constants([text]))
+        assert [entry.name for entry in after.graph.input] == ['x']
+        expected = Runner(for_tensorrt(model)).run({'x': X, 'scale': np.float32(value)})['y']
+        np.testing.assert_array_equal(Runner(after).run({'x': X})['y'], expected)
+    assert fix_inputs(model, {}) is model
+
+
+def test_sizes_that_follow_from_a_constant_input_are_known_afterwards():
+    model = parse('n = Cast<to = 7>(size) y = Expand(x, n)', 'float[1,1] x, float[2] size', 'float[A,B] y')
+    after = fix_inputs(model, parse_constants(['size=2,3']))
+    assert [node.op_type for node in after.graph.node] == ['Expand']
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('scal', r'scal: is no input; did you mean scale\?; it has x, scale'),
+        ('x', 'the file states no default; give x=VALUE'),
+        ('scale=1,2', '2 values, the input has 1x3'),
+        ('scale=a', 'expected NAME or NAME=VALUE'),
+    ],
+)
+def test_wrong_constants_are_refused(text, message):
+    with pytest.raises(UsageError, match=message):
+        fix_inputs(with_default(), parse_constants([text]))
+
+
+def test_axes_without_a_name_are_not_mixed_up():
+    model = parse('y = Relu(x)')
+    model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    model.graph.input[0].type.tensor_type.shape.dim[1].Clear()
+    assert spec_of(model).inputs[0].axes == ('x.0', 'x.1')

@@ -1,0 +1,132 @@
+"""What TensorRT cannot take is told by node name; with the package, its parser and builder agree."""
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.backends.tensorrt_build import build
+from mmdeploy_ext.errors import EngineError, ExportError, ModelFileError
+from mmdeploy_ext.graph.tensorrt_limits import UNSUPPORTED, check_limits, find_refusals
+from scn_files import golden_model
+from toy_engines import package, parse, two_outputs
+
+K = '[best] y, at = TopK(x, k)'
+REFUSED = {
+    'nms': (
+        parse(
+            '[suppress] y = NonMaxSuppression(b, s, k, i)',
+            'float[1,9,4] b, float[1,2,9] s',
+            'int64[N,3] y',
+            constants='<int64[1] k = {3}, float[1] i = {0.5}>',
+        ),
+        r'suppress \(NonMaxSuppression\): has no runner in TensorRT-RTX; export with --postprocess raw',
+    ),
+    'nonzero': (parse('[found] y = NonZero(x)', outputs='int64[2,N] y'), r'found \(NonZero\): has no plugin'),
+    'deform': (
+        parse(
+            '[dcn] y = DeformConv(x, w, o)',
+            'float[1,3,8,8] x, float[4,3,1,1] w, float[1,2,8,8] o',
+            'float[1,4,8,8] y',
+            opset=19,
+        ),
+        r'dcn \(DeformConv\): is not parsed by TensorRT-RTX',
+    ),
+    'topk': (
+        parse(K, 'float[1,5000] x', 'float[1,3841] y', constants='<int64[1] k = {3841}>'),
+        r'best \(TopK\): K=3841, and TensorRT sorts 3840 at most',
+    ),
+    'topk of a shape': (
+        parse(
+            f's = Shape(x) first = Constant<value_ints = [1]>() k = Gather(s, first) {K}',
+            'float[1,4000] x',
+            'float[1,4000] y',
+        ),
+        r'best \(TopK\): K=4000',
+    ),
+    'integer product': (
+        parse('[prod] y = MatMul(x, x)', 'int64[3,3] x', 'int64[3,3] y'),
+        r'prod \(MatMul\): multiplies floats alone',
+    ),
+    'bool maximum': (
+        parse(
+            'b = Cast<to = 9>(x) [any] m = ReduceMax(b) y = Cast<to = 1>(m)', outputs='float[1,1] y', opset=20
+        ),
+        r'any \(ReduceMax\): reduces bool',
+    ),
+    'uint8 sum': (
+        parse('[plus] y = Add(x, x)', 'uint8[3] x', 'uint8[3] y'),
+        r'plus \(Add\): computes on uint8',
+    ),
+    'scatter': (
+        parse(
+            '[put] y = ScatterElements<reduction = "max">(x, i, x)', 'float[2,3] x, int64[2,3] i', opset=18
+        ),
+        r"put \(ScatterElements\): reduction='max'",
+    ),
+    'unknown operator': (
+        parse('[sel] y = Compress(x, c)', 'float[9] x, bool[9] c', 'float[N] y'),
+        r'sel \(Compress\): TensorRT has no such operator',
+    ),
+    'int16 input': (parse('y = Cast<to = 1>(x)', 'int16[2,3] x'), r'x: input of type int16'),
+    'double output': (parse('y = Cast<to = 11>(x)', outputs='double[2,3] y'), r'y: output of type double'),
+    'nameless': (parse('a = Relu(x) y = Unique(a)', 'float[3] x', 'float[N] y'), r'#1 \(Unique\)'),
+}
+BUILT = {
+    'two outputs': two_outputs(),
+    'topk 3840': parse(K, 'float[1,5000] x', 'float[1,3840] y', constants='<int64[1] k = {3840}>'),
+    'empty axis': parse('y = Concat<axis = 1>(x, e)', 'float[2,3] x, float[2,0] e'),
+    'int64': parse('y = Add(x, x)', 'int64[3] x', 'int64[3] y'),
+    'bool': parse('y = Not(x)', 'bool[3] x', 'bool[3] y'),
+    'uint8 cast': parse('y = Cast<to = 1>(x)', 'uint8[2,3] x'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_what_cannot_be_taken_is_refused_by_node(case):
+    model, message = REFUSED[case]
+    with pytest.raises(EngineError, match=message):
+        check_limits(model, rtx=True, what='m.onnx')
+
+
+@pytest.mark.parametrize('case', BUILT)
+def test_what_can_be_taken_is_not_refused(case):
+    assert not find_refusals(BUILT[case], rtx=True)
+
+
+@pytest.mark.parametrize('case', ['nms', 'nonzero', 'deform'])
+def test_tensorrt_proper_has_these(case):
+    assert not find_refusals(REFUSED[case][0], rtx=False)
+
+
+def test_many_nodes_of_one_kind_are_one_line():
+    body = ' '.join(f'[n{number}] y{number} = Unique(x)' for number in range(5))
+    model = parse(body, 'float[3] x', ', '.join(f'float[N] y{number}' for number in range(5)))
+    with pytest.raises(EngineError, match=r'5 nodes: n0, n1, n2 and 2 more \(Unique\): TensorRT has'):
+        check_limits(model, rtx=True)
+
+
+def test_a_sparse_graph_is_refused():
+    with pytest.raises(ModelFileError, match='libspconv dialect'):
+        find_refusals(golden_model('r18vd'), rtx=True)
+
+
+@pytest.mark.parametrize('case', BUILT)
+def test_the_builder_takes_it_too(case):
+    assert build(BUILT[case], package(), [86]).data
+
+
+@pytest.mark.parametrize('case', [name for name in REFUSED if name not in ('double output', 'nameless')])
+def test_the_builder_refuses_it_too(case):
+    with pytest.raises((EngineError, ExportError)):
+        build(REFUSED[case][0], package(), [86])
+
+
+def test_the_installed_parser_knows_the_same_operators():
+    import onnx
+
+    rtx = package()
+    trt, log = rtx.module, rtx.logger()
+    parser = trt.OnnxParser(trt.Builder(log).create_network(0), log)
+    names = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ''}
+    unknown = {name for name in names if not parser.supports_operator(name)}
+    assert unknown - {'DeformConv'} == UNSUPPORTED.keys()
+    assert np.all([name in names for name in UNSUPPORTED])
