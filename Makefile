@@ -79,7 +79,7 @@ mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env test test-matrix demo demo-stream demo-lidar doctor lint clean distclean
+.PHONY: help env env-tensorrt tensorrt-table test test-matrix demo demo-stream demo-lidar doctor lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 7 to 15 minutes on 2 cores)'
@@ -87,6 +87,7 @@ help:
 	echo 'make demo-stream  a small trained StreamPETR on a generated nuScenes: the same, and a film'
 	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
 	echo 'make test         the test suite          make test-matrix  the long matrices'
+	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
 	echo 'make doctor       versions, engines, and what is wrong with a fix'
 	echo 'make lint         ruff                    make clean        caches and work_dirs   make distclean  .venv too'
 
@@ -136,6 +137,34 @@ $(STAGE_MMLAB): | $(STAGE_MMCV)
 	@$(call begin,4/4 mmdet$(comma) mmsegmentation and mmdet3d (without their outdated pins))
 	$(call pip,--no-deps --no-build-isolation -r requirements-openmmlab.txt)
 	$(finish)
+
+# Constraints keep every pinned package as it is.
+env-tensorrt: $(ENV)
+	@$(call begin,tensorrt-rtx $(call pin,tensorrt-rtx) (233 MB))
+	$(call pip,-r requirements-tensorrt.txt -c requirements-build.txt -c requirements-torch.txt)
+
+# Exports every toy whose checkpoint is there, builds it in float32 and float16 for each architecture.
+TENSORRT := work_dirs/tensorrt
+TENSORRT_SM := 75 80 86 89 120 121
+SITES := $(foreach level,0 1 2 3,M$(level)=100/3000/20000)
+tensorrt-table: $(ENV)
+	@for model in atss decoupled_solo solov2 rtdetr; do
+	    config=configs/demo/$${model}_toy.py; checkpoint=demo/checkpoints/$${model}_toy.pth
+	    [ -f $$checkpoint ] || { echo "$$checkpoint: not there, left out"; continue; }
+	    extra=; case $$model in *solo*) extra='--max-candidates 100';; esac
+	    $(RUN) tools/deployment/pytorch2onnx.py $$config $$checkpoint --skip-postprocess \
+	        --output-file $(TENSORRT)/$$model/raw.onnx
+	    $(RUN) tools/deployment/pytorch2onnx.py $$config $$checkpoint $$extra --output-file $(TENSORRT)/$$model/full.onnx
+	done
+	$(RUN) tools/deployment/pytorch2onnx.py configs/demo/atss_toy.py demo/checkpoints/atss_toy.pth \
+	    --postprocess decode --output-file $(TENSORRT)/atss/decode.onnx
+	$(RUN) tools/deployment/pytorch2onnx.py $(STREAM).py $(STREAM_CKPT) --output-file $(TENSORRT)/stream_petr
+	for form in tables buckets; do
+	    $(RUN) tools/deployment/export_scn.py $(LIDAR).py $(LIDAR_CKPT) --target portable --form $$form \
+	        --output-file $(TENSORRT)/centerpoint/scn_$$form.onnx
+	done
+	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT)/*/*.onnx --sm $(TENSORRT_SM) --table docs/tensorrt.md \
+	    --shapes N=100/3000/20000 $(SITES) --constant img_shape ori_shape
 
 test: $(ENV)
 	$(RUN) -m pytest tests --durations=20 -ra $(PYTEST_ARGS)

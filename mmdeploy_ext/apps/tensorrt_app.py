@@ -26,7 +26,11 @@ def build_parser() -> argparse.ArgumentParser:
         'architecture on a machine without a GPU. Dtypes are those of the file; --fp16 writes float16 into '
         'it first.'
     )
-    parser.add_argument('onnx', help='ONNX file, or an engine (.engine), which is checked and described')
+    parser.add_argument(
+        'onnx',
+        nargs='+',
+        help='ONNX file, or an engine (.engine), which is checked and described; several for --table',
+    )
     parser.add_argument('--output', metavar='F', help='engine to write (default: ONNX with .engine)')
     parser.add_argument(
         '--sm',
@@ -68,6 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
         'follow from them (SOLO full: img_shape ori_shape)',
     )
     parser.add_argument('--tf32', action='store_true', help='let float32 products round to 10 bits')
+    parser.add_argument(
+        '--table',
+        metavar='MD',
+        help='build all files in float32 and float16 for each of --sm, write a table between the marks of MD',
+    )
     parser.add_argument('--layers', metavar='JSON', help='write the dtype of every layer')
     parser.add_argument('--check', action='store_true', help='only say what TensorRT cannot take; no build')
     parser.add_argument(
@@ -87,6 +96,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from mmdeploy_ext.backends import tensorrt_engine as engine
 
+    if args.table:
+        return _table(args)
+    if len(args.onnx) > 1:
+        raise UsageError(f'{len(args.onnx)} files: one at a time, or --table')
+    args.onnx = args.onnx[0]
     if args.onnx.endswith('.engine'):
         return _describe(args)
     if args.keep_fp32 and not args.fp16:
@@ -157,6 +171,29 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=phase, completed=done, total=steps or None)
 
         yield report
+
+
+def _table(args: argparse.Namespace) -> int:
+    """Measure all files and write the table."""
+    from pathlib import Path
+
+    from mmdeploy_ext.apps import tensorrt_table
+    from mmdeploy_ext.backends.tensorrt_package import find_package
+    from mmdeploy_ext.files import atomic_path, check_writable
+
+    if not args.sm:
+        raise UsageError('--table: give the architectures by --sm')
+    page = Path(args.table)
+    check_writable(page)
+    version = find_package('tensorrt-rtx').version
+    with _progress() as progress:
+        rows = tensorrt_table.measure(args.onnx, args.sm, args.shapes, args.constant, progress)
+    table = tensorrt_table.markdown(rows, args.sm, version)
+    before = page.read_text(encoding='utf-8') if page.is_file() else ''
+    with atomic_path(page) as temporary:
+        temporary.write_text(tensorrt_table.shown_in(before, table), encoding='utf-8')
+    print(table, end='')
+    return 0
 
 
 def _describe(args: argparse.Namespace) -> int:

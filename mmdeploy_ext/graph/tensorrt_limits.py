@@ -213,7 +213,7 @@ def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool, supports: Callable[[
         return RTX_OPERATORS[node.op_type]
     if node.op_type in UNSUPPORTED:
         return UNSUPPORTED[node.op_type]
-    for rule in (_top_k, _scatter, _elements, _types):
+    for rule in (_top_k, _split, _scatter, _elements, _types):
         reason = rule(node, facts)
         if reason:
             return reason
@@ -232,6 +232,20 @@ def _top_k(node: onnx.NodeProto, facts: _Facts) -> str:
             f'(--cfg-options model.test_cfg.nms_pre=1000), or another form'
         )
     return ''
+
+
+def _split(node: onnx.NodeProto, facts: _Facts) -> str:
+    if (
+        node.op_type != 'Split'
+        or len(node.input) < 2
+        or not node.input[1]
+        or node.input[1] in facts.constants
+    ):
+        return ''
+    return (
+        'splits by lengths that are known at run time only, and the builder wants their values; split by '
+        'constants (a sparse backbone: export_scn.py --target portable --form tables)'
+    )
 
 
 def _scatter(node: onnx.NodeProto, facts: _Facts) -> str:

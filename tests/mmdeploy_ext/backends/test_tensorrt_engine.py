@@ -1,4 +1,4 @@
-"""Engines built without a GPU, by the real tensorrt-rtx: records, dtypes, what is refused before and after."""
+"""Engines built without a GPU by the real tensorrt-rtx: records, dtypes, what is refused when."""
 
 import dataclasses
 import json

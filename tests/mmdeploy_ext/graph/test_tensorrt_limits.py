@@ -62,6 +62,10 @@ REFUSED = {
         ),
         r"put \(ScatterElements\): reduction='max'",
     ),
+    'split': (
+        parse('[parts] y, z = Split(x, n)', 'float[9] x, int64[2] n', 'float[A] y, float[B] z'),
+        r'parts \(Split\): splits by lengths that are known at run time only',
+    ),
     'unknown operator': (
         parse('[sel] y = Compress(x, c)', 'float[9] x, bool[9] c', 'float[N] y'),
         r'sel \(Compress\): TensorRT has no such operator',
@@ -76,6 +80,9 @@ BUILT = {
     'empty axis': parse('y = Concat<axis = 1>(x, e)', 'float[2,3] x, float[2,0] e'),
     'int64': parse('y = Add(x, x)', 'int64[3] x', 'int64[3] y'),
     'bool': parse('y = Not(x)', 'bool[3] x', 'bool[3] y'),
+    'split by constants': parse(
+        'y, z = Split(x, n)', 'float[9] x', 'float[4] y, float[5] z', constants='<int64[2] n = {4, 5}>'
+    ),
     'uint8 cast': parse('y = Cast<to = 1>(x)', 'uint8[2,3] x'),
 }
 
@@ -106,7 +113,7 @@ def test_many_nodes_of_one_kind_are_one_line():
 
 def test_a_sparse_graph_is_refused():
     with pytest.raises(ModelFileError, match='libspconv dialect'):
-        find_refusals(golden_model('r18vd'), rtx=True)
+        find_refusals(golden_model('bevfusion.plain.xyz'), rtx=True)
 
 
 @pytest.mark.parametrize('case', BUILT)

@@ -1,0 +1,157 @@
+"""What builds for which architecture, with the size of each engine: a table in Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.backends import tensorrt_engine
+from mmdeploy_ext.backends.tensorrt_build import build
+from mmdeploy_ext.backends.tensorrt_proof import compare_outputs
+from mmdeploy_ext.errors import Mm2OnnxError
+from mmdeploy_ext.graph import files
+from mmdeploy_ext.graph.passes.for_tensorrt import spec_of
+from mmdeploy_ext.graph.run import Runner, random_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+PRECISIONS = ('fp32', 'fp16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One graph in one precision.
+
+    Attributes:
+        name: of the graph.
+        precision: 'fp32' (the file as it is) or 'fp16'.
+        nodes: of the ONNX file.
+        sizes: architecture -> bytes of the engine.
+        halves: layers that multiply weights in float16, and all such layers.
+        cosine: worst of all float outputs, the float16 graph against the file, both in ONNX Runtime on the
+            same random inputs; None of fp32.
+        refused: why nothing was built; ''.
+    """
+
+    name: str
+    precision: str
+    nodes: int
+    sizes: dict[int, int]
+    halves: tuple[int, int]
+    cosine: float | None
+    refused: str
+
+
+def suiting(path: str, texts: Sequence[str]) -> list[str]:
+    """Return those of NAME=... whose name is an input or an axis of a file."""
+    model = files.load(path)
+    spec = spec_of(model)
+    names = {value.name for value in model.graph.input}
+    names |= {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
+    return [text for text in texts if text.partition('=')[0] in names]
+
+
+def measure(
+    paths: Sequence[str],
+    architectures: Sequence[int],
+    shapes: Sequence[str] = (),
+    constants: Sequence[str] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Row]:
+    """Build every file in both precisions for every architecture.
+
+    Args:
+        paths: ONNX files.
+        architectures: each gets an engine of its own.
+        shapes: sizes of open axes; each file takes those that it has.
+        constants: likewise.
+        progress: told the file, how many are done and how many there are.
+    """
+    rows = []
+    for done, path in enumerate(paths):
+        for precision in PRECISIONS:
+            if progress is not None:
+                progress(f'{_name(path)} {precision}', done, len(paths))
+            rows.append(_row(path, precision, architectures, shapes, constants))
+    return rows
+
+
+def _name(path: str) -> str:
+    return f'{Path(path).parent.name}/{Path(path).stem}'
+
+
+def _row(
+    path: str,
+    precision: str,
+    architectures: Sequence[int],
+    shapes: Sequence[str],
+    constants: Sequence[str],
+) -> Row:
+    name, nodes = _name(path), len(files.read(path).graph.node)
+    try:
+        job = tensorrt_engine.prepare(
+            path,
+            fp16=precision == 'fp16',
+            shapes=suiting(path, shapes),
+            constants=suiting(path, constants),
+            package='tensorrt-rtx',
+            architectures=architectures,
+        )
+        sizes: dict[int, int] = {}
+        for number in architectures:
+            built = build(job.model, job.package, [number], job.profiles)
+            sizes[number] = len(built.data)
+    except Mm2OnnxError as error:
+        return Row(name, precision, nodes, {}, (0, 0), None, str(error).split(': ', 1)[-1])
+    cosine = _cosine(path, job) if precision == 'fp16' else None
+    return Row(name, precision, nodes, sizes, _halves(built.dtypes()), cosine, '')
+
+
+def _halves(dtypes: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
+    products = [dtypes.get(kind, {}) for kind in ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')]
+    return sum(counts.get('float16', 0) for counts in products), sum(sum(x.values()) for x in products)
+
+
+def _cosine(path: str, job: tensorrt_engine.Job) -> float:
+    single = tensorrt_engine.prepare(path, constants=job.constants, only_check=True).model
+    usual = {name: shapes[1] for name, shapes in job.profiles.items()}
+    feeds = random_feeds(single, 0, usual)
+    reference, got = Runner(single).run(feeds), Runner(job.model).run(feeds)
+    floats = {name: array for name, array in reference.items() if np.asarray(array).dtype.kind == 'f'}
+    rows = compare_outputs(floats, {name: got[name] for name in floats}, half=True)
+    return min((row.cosine for row in rows), default=1.0)
+
+
+def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) -> str:
+    """Return the table, with the version above it."""
+    heads = ['graph', 'nodes', 'precision', *(f'SM {number}' for number in architectures)]
+    heads += ['products in float16', 'cosine of fp16']
+    lines = [f'tensorrt-rtx {version}; engine sizes in MB.', '', _line(heads), _line(['---'] * len(heads))]
+    refused: dict[str, str] = {}
+    for row in rows:
+        if row.refused:
+            refused.setdefault(row.name, row.refused)
+            continue
+        sizes = [f'{row.sizes[number] / 1e6:.1f}' for number in architectures]
+        half = f'{row.halves[0]} of {row.halves[1]}'
+        cosine = '' if row.cosine is None else f'{row.cosine:.5f}'
+        lines.append(_line([row.name, str(row.nodes), row.precision, *sizes, half, cosine]))
+    if refused:
+        lines += ['', 'Refused before the build:', '']
+        lines += [f'- `{name}`: {reason}' for name, reason in refused.items()]
+    return '\n'.join(lines) + '\n'
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+def shown_in(text: str, table: str) -> str:
+    """Return a page with the table between its marks, `<!-- table -->` and `<!-- /table -->`."""
+    start, end = '<!-- table -->\n', '<!-- /table -->'
+    before, _, rest = text.partition(start)
+    return f'{before}{start}{table}{end}{rest.partition(end)[2]}' if rest else f'{start}{table}{end}\n'

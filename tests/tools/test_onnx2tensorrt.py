@@ -1,0 +1,126 @@
+"""`onnx2tensorrt.py`: engines of the toys without a GPU, what is refused and how, the table."""
+
+import json
+
+import onnx
+import pytest
+
+from mmdeploy_ext.apps.tensorrt_app import main
+from mmdeploy_ext.apps.tensorrt_table import shown_in
+from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
+from mmdeploy_ext.backends.tensorrt_file import read_record
+from toy_atss import REPO, export_toy, load_toy
+from toy_engines import package, parse, two_outputs
+
+DEMO = REPO / 'demo/atss_toy.onnx'
+SIZES = ['--shapes', 'B=1/2/4']
+
+
+@pytest.fixture
+def net(tmp_path):
+    onnx.save_model(two_outputs(batch='B'), tmp_path / 'net.onnx')
+    return str(tmp_path / 'net.onnx')
+
+
+def refuses(capsys, *argv):
+    assert main([str(word) for word in argv]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_toy_atss_is_built_for_a_chosen_architecture(tmp_path, capsys):
+    package()
+    raw, engine, layers = tmp_path / 'raw.onnx', tmp_path / 'm.engine', tmp_path / 'layers.json'
+    export_toy(load_toy(), raw, form='raw', dynamic=False)
+    argv = [str(raw), '--output', str(engine), '--sm', '86', '--fp16', '--layers', str(layers)]
+    assert main(argv) == 0
+    assert 'SM 86' in capsys.readouterr().out
+    record = read_record(engine)
+    assert set(record.layers['CONVOLUTION']) == {'float16'}
+    assert {port.dtype for port in (*record.inputs, *record.outputs)} == {'float32'}
+    kinds = {entry['kind'] for entry in json.loads(layers.read_text())}
+    assert 'CONVOLUTION' in kinds
+    assert main([str(engine)]) == 0
+    assert 'cls_score_0' in capsys.readouterr().out
+
+
+def test_the_file_is_refused_by_node_before_a_package_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    line = refuses(capsys, DEMO, '--sm', '86')
+    assert 'NonMaxSuppression (NonMaxSuppression): has no runner in TensorRT-RTX' in line
+    assert '--postprocess raw or decode' in line
+
+
+def test_check_needs_no_package(net, capsys, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert main([net, '--check']) == 0
+    assert '2 nodes, nothing that TensorRT-RTX cannot take' in capsys.readouterr().out
+    assert 'TensorRT is not installed; tensorrt-rtx: make env-tensorrt' in refuses(
+        capsys, net, '--sm', '86', *SIZES
+    )
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
+def test_without_a_gpu_verify_says_so_and_is_no_proof(net, tmp_path, capsys):
+    package()
+    argv = [net, '--output', str(tmp_path / 'm.engine'), '--sm', '86', '--verify', *SIZES]
+    assert main(argv) == 1
+    assert 'NOT PROVEN: not measured: no GPU' in capsys.readouterr().out
+    assert (tmp_path / 'm.engine').is_file()
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        ([], 'no sizes are given for x Bx3 (B)'),
+        (['--shapes', 'y=1x3'], '--shapes y: is no input or axis'),
+        ([*SIZES, '--keep-fp32', 'add'], '--keep-fp32 goes with --fp16'),
+        ([*SIZES, '--fp16', '--keep-fp32', 'ad'], "--keep-fp32 'ad': fits the name"),
+        ([*SIZES, '--constant', 'x'], '--constant x: the file states no default'),
+        ([*SIZES, '--output', '/dev/null'], '/dev/null: is a device'),
+        (['--table', 'x.md'], '--table: give the architectures by --sm'),
+    ],
+)
+def test_wrong_options_are_refused(net, capsys, more, message):
+    package()
+    sm = [] if '--table' in more else ['--sm', '86']
+    assert message in refuses(capsys, net, *sm, *more)
+
+
+def test_wrong_files_are_refused(tmp_path, net, capsys):
+    (tmp_path / 'bad.onnx').write_bytes(b'not a model')
+    assert 'bad.onnx: is not a readable ONNX file' in refuses(capsys, tmp_path / 'bad.onnx', '--sm', '86')
+    assert 'no such ONNX file' in refuses(capsys, tmp_path / 'no.onnx', '--sm', '86')
+    assert 'no such engine' in refuses(capsys, tmp_path / 'no.engine')
+    (tmp_path / 'alone.engine').write_bytes(b'abc')
+    assert 'its record alone.engine.json is not beside it' in refuses(capsys, tmp_path / 'alone.engine')
+    assert '2 files: one at a time, or --table' in refuses(capsys, net, net, '--sm', '86')
+
+
+def test_a_failed_build_leaves_nothing(tmp_path, capsys):
+    package()
+    model = parse('y = Reshape(x, s)', 'float[2,3] x, int64[1] s', 'float[A] y')
+    onnx.save_model(model, tmp_path / 'm.onnx')
+    assert main([str(tmp_path / 'm.onnx'), '--sm', '86']) == 1
+    assert 'cannot build it' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['m.onnx']
+
+
+def test_the_table_lists_sizes_and_refusals(tmp_path, net, capsys):
+    package()
+    onnx.save_model(parse('[u] y = Unique(x)', 'float[3] x', 'float[N] y'), tmp_path / 'bad.onnx')
+    page = tmp_path / 'page.md'
+    page.write_text('before\n<!-- table -->\nold\n<!-- /table -->\nafter\n')
+    argv = [net, str(tmp_path / 'bad.onnx'), '--sm', '75', '86', '--table', str(page), *SIZES]
+    assert main(argv) == 0
+    text = page.read_text()
+    assert text.startswith('before\n') and text.endswith('after\n') and 'old' not in text
+    rows = [line.split(' | ') for line in text.splitlines() if '/net |' in line]
+    assert [row[2] for row in rows] == ['fp32', 'fp16']
+    assert all(float(row[column]) > 0 for row in rows for column in (3, 4))
+    assert 'u (Unique): TensorRT has no such operator' in text
+
+
+def test_a_page_without_marks_gets_the_table_alone():
+    assert shown_in('', 'T\n') == '<!-- table -->\nT\n<!-- /table -->\n'
