@@ -136,10 +136,13 @@ def _initializers(
 
     A constant that bears the name of a parameter has to be that parameter, whatever its size. Any other one
     has to be some weight, unless it is listed as derived, a single number, a few zeros or ones, an identity,
-    a scale that only Resize reads, or the zeros and ones of a LayerNormalization without parameters.
+    a scale that only Resize reads, the zeros and ones of a LayerNormalization without parameters, or zeros for
+    the bias that a DeformConv has not.
     """
     known = set()
-    resize_only, norm_only = (_read_only_by(model, kind) for kind in ('Resize', 'LayerNormalization'))
+    resize_only, norm_only, deform_only = (
+        _read_only_by(model, kind) for kind in ('Resize', 'LayerNormalization', 'DeformConv')
+    )
     for name, array in weights.items():
         # exporters take the packed projections of nn.MultiheadAttention apart
         packed = name.endswith(('in_proj_weight', 'in_proj_bias'))
@@ -169,6 +172,7 @@ def _initializers(
             name.startswith(derived or ('\0',))
             or read_as in resize_only
             or _plain(array, any_size=read_as in norm_only)
+            or (read_as in deform_only and not array.any())
             or derives(array)
         ):
             unknown.append(f'{name} {array.shape}')

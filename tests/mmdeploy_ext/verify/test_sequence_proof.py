@@ -326,3 +326,21 @@ def test_a_norm_without_parameters_has_constants_of_any_size(scale, elsewhere, u
     facts = types.SimpleNamespace(spec=spec, options=dict(opset=17))
     failed = [check.detail for check in check_structure(model, facts, dict(w=weight)) if not check.passed]
     assert failed == ['1 are not in the checkpoint: /ln/Constant (256,)'] * unknown
+
+
+@pytest.mark.parametrize(('value', 'unknown'), [(0.0, 0), (0.5, 1)], ids=['no bias', 'a bias of its own'])
+def test_a_deformable_convolution_without_a_bias_has_zeros_for_it(value, unknown):
+    weight = np.random.default_rng(0).normal(size=(128, 2, 1, 1)).astype(np.float32)
+    kept = [numpy_helper.from_array(weight, 'w')]
+    kept.append(numpy_helper.from_array(np.full(128, value, np.float32), 'dcn/Constant'))
+    node = helper.make_node('DeformConv', ['x', 'w', 'offset', 'dcn/Constant'], ['y'], kernel_shape=[1, 1])
+    shapes = dict(x=(1, 2, 4, 4), offset=(1, 2, 4, 4), y=(1, 128, 4, 4))
+    float32 = onnx.TensorProto.FLOAT
+    values = [helper.make_tensor_value_info(name, float32, size) for name, size in shapes.items()]
+    graph = helper.make_graph([node], 'g', values[:2], values[2:], kept)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 19)])
+    specs = [TensorSpec(name, 'float32', size) for name, size in shapes.items()]
+    spec = GraphSpec('g', tuple(specs[:2]), tuple(specs[2:]))
+    facts = types.SimpleNamespace(spec=spec, options=dict(opset=19))
+    failed = [check.detail for check in check_structure(model, facts, dict(w=weight)) if not check.passed]
+    assert failed == ['1 are not in the checkpoint: dcn/Constant (128,)'] * unknown
