@@ -136,8 +136,8 @@ def _initializers(
 
     A constant that bears the name of a parameter has to be that parameter, whatever its size. Any other one
     has to be some weight, unless it is listed as derived, a single number, a few zeros or ones, an identity,
-    a scale that only Resize reads, the zeros and ones of a LayerNormalization without parameters, or zeros for
-    the bias that a DeformConv has not.
+    a scale that only Resize reads, the zeros and ones of a LayerNormalization without parameters, or zeros
+    for the bias that a DeformConv has not.
     """
     known = set()
     resize_only, norm_only, deform_only = (

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 TIE = 1e-4
 """Scores of neighbouring cells whose ratio is this close to 1 are a tie: an engine's rounding decides.
 
-It is the bar of raw tensors. Rounding changes low scores of full-size heads with seeded weights by up to 3.7e-4
-of themselves (`tests/matrix/test_solo_matrix.py`), and a pair 1.3e-5 apart did change places.
+It is the bar of raw tensors. Rounding changes low scores of full-size heads with seeded weights by up to
+3.7e-4 of themselves (`tests/matrix/test_solo_matrix.py`), and a pair 1.3e-5 apart did change places.
 """
 
 
