@@ -305,12 +305,12 @@ def _show(
 
 def _exclusion_text(exclusion: Exclusion, bar: float) -> str:
     first, last = exclusion.errors[0], exclusion.errors[-1]
-    if not exclusion.kept:
-        return f'--max-error {bar:g}: reached without keeping a layer float ({first:.4f})'
-    text = f'error {first:.4f} -> {last:.4f} by keeping float: {", ".join(exclusion.kept)}'
-    if not exclusion.reached:
-        text += f'; --max-error {bar:g} is NOT reached: raise --budget, or see --method and --images'
-    return text
+    text = f'error of the worst output: {first:.4g}'
+    if exclusion.kept:
+        text += f' -> {last:.4g} by keeping float: {", ".join(exclusion.kept)}'
+    if exclusion.reached:
+        return f'{text}; within --max-error {bar:g}'
+    return f'{text}; --max-error {bar:g} is NOT reached: raise --budget, or see --method and --images'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,92 @@
+"""Images to calibrate on: folders, COCO annotations, and what is refused by name."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from mmdeploy_ext.errors import DataError, ImageError, ModelFileError, UsageError
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.quantize.images import CalibrationImages, evenly, image_files
+from mmdeploy_ext.runtime.run_images import prepare
+from toy_atss import PICTURE, REPO
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Write three images in mmdet's layout; returns the annotations."""
+    picture = np.full((40, 60, 3), 90, np.uint8)
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'val2017').mkdir()
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f'val2017/{number}.png'), picture)
+    target = tmp_path / 'annotations/instances_val2017.json'
+    target.write_text(json.dumps({'images': [{'file_name': f'{number}.png'} for number in range(3)]}))
+    return target
+
+
+def test_annotations_find_their_images_in_mmdets_layout_and_below_a_root(coco, tmp_path):
+    expected = [tmp_path / f'val2017/{number}.png' for number in range(3)]
+    assert image_files(coco) == expected
+    moved = (tmp_path / 'val2017').rename(tmp_path / 'elsewhere')
+    with pytest.raises(DataError, match=r'3 of 3 images are not there.*--data-root'):
+        image_files(coco)
+    assert image_files(coco, moved) == [moved / path.name for path in expected]
+
+
+def test_annotations_with_one_image_missing_name_it(coco, tmp_path):
+    (tmp_path / 'val2017/1.png').unlink()
+    with pytest.raises(DataError, match=r'1 of 3 images .*1\.png'):
+        image_files(coco)
+
+
+@pytest.mark.parametrize(
+    'content', ['[]', '{"images": []}', '{"images": [{"id": 1}]}', '{"annotations": []}']
+)
+def test_json_that_lists_no_images_is_refused(tmp_path, content):
+    (tmp_path / 'x.json').write_text(content)
+    with pytest.raises(DataError, match='lists no images'):
+        image_files(tmp_path / 'x.json')
+
+
+def test_sources_without_an_image_are_refused(tmp_path):
+    with pytest.raises(ImageError, match='no image in this folder'):
+        image_files(tmp_path)
+    with pytest.raises(ImageError, match='no such image or folder'):
+        image_files(tmp_path / 'none')
+    (tmp_path / 'torn.json').write_text('{')
+    with pytest.raises(UsageError, match='not valid JSON'):
+        image_files(tmp_path / 'torn.json')
+
+
+def test_images_are_prepared_as_the_runners_do(tmp_path):
+    metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
+    feeds = next(iter(CalibrationImages(metadata, [PICTURE])))
+    assert feeds.keys() == set(metadata.spec.input_names)
+    expected = prepare(metadata, cv2.imread(str(PICTURE))).tensor
+    np.testing.assert_array_equal(feeds['input'][0], expected)
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    broken = tmp_path / 'broken.jpg'
+    broken.write_bytes(b'no picture')
+    metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
+    with pytest.raises(ImageError, match=r'broken\.jpg'):
+        list(CalibrationImages(metadata, [PICTURE, broken]))
+
+
+def test_models_of_several_images_are_refused():
+    import dataclasses
+
+    from mmdeploy_ext.preprocess_multiview import MultiViewRule
+
+    metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
+    rule = MultiViewRule.__new__(MultiViewRule)
+    with pytest.raises(ModelFileError, match='more than one image'):
+        CalibrationImages(dataclasses.replace(metadata, family='streampetr', preprocess=rule), [PICTURE])
+
+
+def test_a_limit_takes_images_evenly():
+    assert evenly(list(range(10)), 4) == [0, 3, 6, 9]
+    assert evenly(list(range(3)), 4) == evenly(list(range(3)), 0) == [0, 1, 2]

@@ -1,0 +1,230 @@
+"""Layers of a dense graph, and INT8 of some of them: small graphs with every case, against float32."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.errors import InferenceError, ModelFileError, UsageError
+from mmdeploy_ext.graph import run
+from mmdeploy_ext.quantize.dense import DenseQuantiser
+from mmdeploy_ext.quantize.dense_layers import DenseGraph
+from mmdeploy_ext.quantize.dense_sensitivity import Probe, exclude, rank
+
+SIZE = 16
+RNG = np.random.default_rng(0)
+KERNELS = {name: RNG.normal(0, 0.2, (8, 8, 3, 3)).astype(np.float32) for name in ('a', 'b', 'tower')}
+KERNELS['stem'] = RNG.normal(0, 0.4, (8, 3, 3, 3)).astype(np.float32)
+KERNELS['last'] = RNG.normal(0, 0.4, (4, 8, 1, 1)).astype(np.float32)
+PATHS = {
+    'stem': 'net/stem',
+    'a': 'net/block/a',
+    'b': 'net/block/b',
+    'tower': 'head/tower',
+    'last': 'head/last',
+}
+
+
+def conv(layer, source, target, number=''):
+    pad = (KERNELS[layer].shape[2] - 1) // 2
+    name = f'{PATHS[layer]}/Conv{number}'
+    return helper.make_node('Conv', [source, f'{layer}.w'], [target], name, pads=[pad] * 4)
+
+
+def residual_model(opset=17, kernels=KERNELS):
+    """Stem, a residual block, a tower on two levels with shared weights, sigmoid and a sum over both."""
+    nodes = [
+        conv('stem', 'input', 'stem'),
+        helper.make_node('Relu', ['stem'], ['x'], 'net/relu'),
+        conv('a', 'x', 'a'),
+        helper.make_node('Relu', ['a'], ['a_relu'], 'net/block/relu'),
+        conv('b', 'a_relu', 'b'),
+        helper.make_node('Add', ['b', 'x'], ['sum'], 'net/block/add'),
+        helper.make_node('Relu', ['sum'], ['p0'], 'net/block/relu_1'),
+        helper.make_node('MaxPool', ['p0'], ['p1'], 'net/pool', kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    for level in range(2):
+        number = f'_{level}' if level else ''
+        nodes += [
+            conv('tower', f'p{level}', f'tower{level}', number),
+            helper.make_node('Add', [f'tower{level}', 'shift'], [f'shifted{level}'], f'head/shift_{level}'),
+            helper.make_node('Relu', [f'shifted{level}'], [f't{level}'], f'head/relu_{level}'),
+            conv('last', f't{level}', f'logits{level}', number),
+            helper.make_node('Sigmoid', [f'logits{level}'], [f'score{level}'], f'postprocess/sigmoid{level}'),
+        ]
+    constants = [numpy_helper.from_array(value, f'{name}.w') for name, value in kernels.items()]
+    constants.append(numpy_helper.from_array(np.full((1, 8, 1, 1), 0.1, np.float32), 'shift'))
+    image = helper.make_tensor_value_info('input', TensorProto.FLOAT, [1, 3, SIZE, SIZE])
+    shapes = [[1, 4, SIZE >> level, SIZE >> level] for level in range(2)]
+    outputs = [
+        helper.make_tensor_value_info(f'score{level}', TensorProto.FLOAT, shape)
+        for level, shape in enumerate(shapes)
+    ]
+    graph = helper.make_graph(nodes, 'residual', [image], outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
+def batches(number=4):
+    rng = np.random.default_rng(1)
+    return [{'input': rng.normal(size=(1, 3, SIZE, SIZE)).astype(np.float32)} for _ in range(number)]
+
+
+def quantiser(model, **options):
+    made = DenseQuantiser(DenseGraph(model))
+    made.calibrate(batches(), **options)
+    return made
+
+
+@pytest.fixture(scope='module')
+def calibrated():
+    return quantiser(residual_model())
+
+
+def kinds(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def test_layers_are_weights_and_the_last_ones_are_those_that_no_other_follows():
+    graph = DenseGraph(residual_model())
+    assert [layer.name for layer in graph.layers] == list(PATHS.values())
+    assert graph.last == ['head/last']
+    assert graph.layer('head/last').outputs == ('logits0', 'logits1')
+    assert graph.layer('head/tower').nodes == ('head/tower/Conv', 'head/tower/Conv_1')
+    assert 'Sigmoid' not in kinds(graph.network), 'what follows the last layers is no part of the network'
+    assert [value.name for value in graph.network.graph.output] == ['logits0', 'logits1']
+
+
+def test_int8_reaches_additions_of_two_branches_not_those_of_a_constant():
+    graph = DenseGraph(residual_model())
+    nodes = graph.int8_nodes(['net/stem', 'net/block/a', 'net/block/b', 'head/tower'])
+    assert {'net/block/add', 'net/block/relu_1', 'net/pool', 'head/tower/Conv_1'} <= set(nodes)
+    assert not {'head/shift_0', 'head/relu_0', 'head/last/Conv'} & set(nodes)
+    assert 'net/block/add' not in graph.int8_nodes(['net/stem', 'net/block/a'])
+
+
+def test_patterns_fit_layers_and_nodes_and_an_unmatched_one_names_similar_layers():
+    graph = DenseGraph(residual_model())
+    assert graph.matching(['*block*', 'head/last/Conv_1']) == ['net/block/a', 'net/block/b', 'head/last']
+    with pytest.raises(UsageError, match=r"'net/blok/a': fits .* did you mean net/block/a"):
+        graph.matching(['*tower', 'net/blok/a'])
+
+
+def test_the_whole_model_keeps_names_and_comes_near_float32(calibrated):
+    model = residual_model()
+    layers = [layer.name for layer in calibrated.graph.layers[:-1]]
+    made = calibrated.whole(layers, dict(method='minmax'))
+    onnx.checker.check_model(made, full_check=True)
+    assert [value.name for value in made.graph.output] == ['score0', 'score1']
+    assert {entry.key: entry.value for entry in made.metadata_props} == {'int8.method': 'minmax'}
+    types = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
+    assert types['last.w'] == TensorProto.FLOAT and 'stem.w' not in types
+    assert types['stem.w_quantized'] == TensorProto.INT8
+    assert TensorProto.UINT8 in types.values(), 'activations are uint8'
+    scale = next(tensor for tensor in made.graph.initializer if tensor.name == 'stem.w_scale')
+    assert list(scale.dims) == [8], 'one scale per output channel'
+    for feeds in batches(2):
+        one, other = run.run(model, feeds), run.run(made, feeds)
+        for name in one:
+            off = np.abs(one[name] - other[name])
+            assert off.max() < 0.1 and 0 < off.mean() < 0.01
+
+
+def test_no_layer_in_int8_is_the_float_network(calibrated):
+    assert kinds(calibrated.network([])) == kinds(calibrated.graph.network)
+
+
+def test_quantising_twice_gives_the_same_and_leaves_the_graph_alone(calibrated):
+    before = calibrated.graph.network.SerializeToString()
+    one = calibrated.network(['net/stem']).SerializeToString(deterministic=True)
+    assert one == calibrated.network(['net/stem']).SerializeToString(deterministic=True)
+    assert calibrated.graph.network.SerializeToString() == before
+
+
+@pytest.mark.parametrize('method', ['percentile', 'mse'])
+def test_histograms_clip_what_minmax_finds(calibrated, method):
+    clipped = quantiser(residual_model(), method=method, percentile=95)
+    for name, (low, high) in clipped.ranges.items():
+        assert calibrated.ranges[name][0] <= low <= high <= calibrated.ranges[name][1]
+    assert clipped.ranges['input'][1] < calibrated.ranges['input'][1]
+
+
+def test_a_planted_outlier_is_found_and_kept_float_until_the_bar_holds():
+    """One input channel of a block is a thousand times as large as its weights make of it."""
+    kernels = {name: value.copy() for name, value in KERNELS.items()}
+    kernels['stem'][0] *= 300
+    kernels['a'][:, 0] /= 300
+    kernels['b'][:] *= 1e-3
+    kernels['tower'][:, 0] /= 300
+    model = residual_model(kernels=kernels)
+    made = quantiser(model)
+    layers = [layer.name for layer in made.graph.layers if layer.name not in made.graph.last]
+    probe = Probe(made.graph, batches(2))
+    ranked = rank(made, probe, layers)
+    harm = {one.layer.name: one.outputs.error for one in ranked}
+    assert [one.outputs.error for one in ranked] == sorted(harm.values(), reverse=True)
+    assert harm['net/block/b'] < harm['head/tower'], 'the branch that hardly counts hardly harms'
+    everything = probe.compare(made.network(layers)).error
+    found = exclude(made, probe, ranked, everything / 2, budget=4)
+    assert found.reached and found.kept == tuple(list(harm)[: len(found.kept)])
+    assert found.errors[0] == pytest.approx(everything) and found.errors[-1] <= everything / 2
+    assert exclude(made, probe, ranked, everything * 2, budget=4).kept == ()
+    short = exclude(made, probe, ranked, 1e-9, budget=1)
+    assert not short.reached and len(short.kept) == 1
+
+
+def test_a_probe_finds_the_float_network_equal(calibrated):
+    outputs = Probe(calibrated.graph, batches(2)).compare(calibrated.network([]))
+    assert outputs.error == 0 and outputs.cosine == 1
+
+
+def test_constants_in_nodes_and_behind_identities_are_weights():
+    model = residual_model()
+    graph = model.graph
+    weight = next(tensor for tensor in graph.initializer if tensor.name == 'a.w')
+    constant = helper.make_node('Constant', [], ['a.raw'], value=weight)
+    graph.initializer.remove(weight)
+    same = helper.make_node('Identity', ['a.raw'], ['a.w'])
+    nodes = [constant, same, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    made = quantiser(model)
+    assert 'net/block/a' in [layer.name for layer in made.graph.layers]
+    whole = made.whole(['net/block/a'], {})
+    feeds = batches(1)[0]
+    expected, found = run.run(residual_model(), feeds), run.run(whole, feeds)
+    np.testing.assert_allclose(found['score0'], expected['score0'], atol=0.03)
+
+
+def test_nodes_without_names_get_their_own():
+    model = residual_model()
+    for node in model.graph.node:
+        node.name = ''
+    made = quantiser(model)
+    assert len({layer.name for layer in made.graph.layers}) == 5
+    onnx.checker.check_model(made.whole([made.graph.layers[0].name], {}))
+
+
+def test_what_cannot_be_quantised_is_refused(calibrated):
+    with pytest.raises(ModelFileError, match=r'x\.onnx: is quantised already'):
+        DenseGraph(calibrated.whole(['net/stem'], {}), 'x.onnx')
+    with pytest.raises(ModelFileError, match='opset 11; scales per channel need opset 13'):
+        DenseGraph(residual_model(opset=11))
+    graph = helper.make_graph(
+        [helper.make_node('Relu', ['input'], ['y'])],
+        'none',
+        [helper.make_tensor_value_info('input', TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
+    with pytest.raises(ModelFileError, match='nothing to quantise'):
+        DenseGraph(model)
+
+
+def test_values_that_are_not_finite_are_named():
+    made = DenseQuantiser(DenseGraph(residual_model()))
+    broken = batches(2)
+    broken[1]['input'][0, 0, 0, 0] = np.inf
+    with pytest.raises(InferenceError, match='is not finite on the calibration images'):
+        made.calibrate(broken)

@@ -1,0 +1,179 @@
+"""quantize.py on the trained toy ATSS: a file that runners and the test loop take; what is refused."""
+
+import shutil
+
+import onnx
+import pytest
+
+from mmdeploy_ext.apps import test_app
+from mmdeploy_ext.apps.quantize_app import main
+from mmdeploy_ext.files import read_json, sha256_file
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.runtime import run_images
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
+
+DEMO = REPO / 'demo/atss_toy.onnx'
+LAYERS, LAST = 35, 3
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    from projects.toydata.coco import ensure_toy_coco
+
+    root = tmp_path_factory.mktemp('data') / 'toy'
+    ensure_toy_coco(root, train_images=8, val_images=12)
+    return root
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    return export_toy(load_toy(), tmp_path_factory.mktemp('model') / 'atss_toy.onnx', form='full')
+
+
+@pytest.fixture(scope='module')
+def int8(exported, data, tmp_path_factory):
+    """The INT8 file and its report."""
+    folder = tmp_path_factory.mktemp('int8')
+    output, report = folder / 'atss_toy.int8.onnx', folder / 'report.json'
+    source = data / 'annotations/instances_train2017.json'
+    files = ['--output', str(output), '--json', str(report)]
+    assert main([exported, '--calibrate', str(source), '--rounds', '2', *files]) == 0
+    return output, read_json(report)
+
+
+def refused(capsys, *arguments):
+    """Exit status and the one line on stderr that begins with `error:`."""
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
+    assert len(lines) == 1
+    return status, lines[0]
+
+
+def test_the_report_says_what_was_done_and_what_it_costs(int8, exported):
+    output, report = int8
+    assert report['layers'] == LAYERS - LAST
+    assert [name.rpartition('/')[2] for name in report['float_layers']] == [
+        'atss_cls', 'atss_reg', 'atss_centerness'
+    ]  # fmt: skip
+    assert (report['images'], report['source'], report['method']) == (8, 'instances_train2017.json', 'minmax')
+    assert report['size_ratio'] == pytest.approx(output.stat().st_size / report['float_bytes'], abs=1e-4)
+    assert report['size_ratio'] < 0.35, 'the toy is small: its post-processing alone is 5 % of the float file'
+    assert len(report['outputs']) == LAST
+    assert all(figures['cosine'] > 0.995 for figures in report['outputs'].values())
+    assert report['time']['ratio']['median'] > 0 and report['time']['rounds'] == 2
+
+
+def test_metadata_stay_and_the_file_says_how_it_was_made(int8, exported):
+    output, _ = int8
+    assert read_metadata(str(output)) == read_metadata(exported)
+    props = {entry.key: entry.value for entry in onnx.load(output).metadata_props}
+    assert (props['int8.activations'], props['int8.weights']) == ('uint8', 'int8 per channel')
+    assert props['int8.images'] == '8'
+
+
+def test_runners_take_the_file_and_find_what_the_float_file_finds(int8, exported, tmp_path):
+    found = []
+    for index, model in enumerate((exported, str(int8[0]))):
+        target = tmp_path / f'{index}.json'
+        arguments = [model, str(PICTURE), '--out', str(tmp_path / 'd.png'), '--json', str(target)]
+        assert run_images.main(arguments, ('full',)) == 0
+        found.append(
+            sorted(
+                detection['label']
+                for detection in read_json(target)['images'][0]['detections']
+                if detection['score'] > 0.5
+            )
+        )
+    assert found[0] == found[1] and found[0]
+
+
+def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tmp_path, capsys):
+    metrics = {}
+    for name, model in (('float', exported), ('int8', str(int8[0]))):
+        before = sha256_file(model)
+        options = [
+            f'data.test.ann_file={data}/annotations/instances_val2017.json',
+            f'data.test.img_prefix={data}/val2017/',
+            'data.workers_per_gpu=0',
+            f'backend_config.onnx_file={model}',
+            'backend_config.check_dump=False',
+        ]
+        config = CONFIG.replace('.py', '_onnx.py')
+        arguments = [config, CHECKPOINT, '--eval', 'bbox', '--work-dir', str(tmp_path / name)]
+        assert test_app.main(register, [*arguments, '--cfg-options', *options]) == 0
+        assert f'{model}: up to date' in capsys.readouterr().out
+        assert sha256_file(model) == before
+        metrics[name] = read_json(tmp_path / name / 'metrics_onnx.json')['metrics']['bbox_mAP']
+    assert metrics['float'] > 0.3
+    assert metrics['float'] != metrics['int8'], 'another file was evaluated'
+    assert abs(metrics['float'] - metrics['int8']) < 0.03, 'twelve images; all hundred: docs/int8-images.md'
+
+
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+def test_layers_that_harm_stay_float_until_the_bar_and_the_status_says_whether_it_held(
+    data, tmp_path, capsys
+):
+    common = [str(DEMO), '--calibrate', str(data / 'train2017'), '--rounds', '0', '--probe-images', '1']
+    common += ['--keep-float', '*bbox_head*', '*neck*', '*layer[1234]*', '--output', str(tmp_path / 'm.onnx')]
+    files = ['--json', str(tmp_path / 'm.json'), '--draw', str(tmp_path / 'm.png')]
+    assert main([*common, '--max-error', '1e-7', '--budget', '0', *files]) == 1
+    assert 'is NOT reached' in capsys.readouterr().out
+    report = read_json(tmp_path / 'm.json')
+    assert [one['name'] for one in report['sensitivity']] == ['network/backbone/conv1']
+    assert not report['exclusion']['reached'] and (tmp_path / 'm.onnx').exists()
+    assert (tmp_path / 'm.png').stat().st_size > 5_000
+    assert main([*common, '--max-error', '1', '--sensitivity']) == 0
+
+
+def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
+    images = data / 'train2017'
+    (tmp_path / 'empty').mkdir()
+    bare = tmp_path / 'bare.onnx'
+    model = onnx.load(DEMO)
+    del model.metadata_props[:]
+    onnx.save(model, bare)
+    (tmp_path / 'torn.onnx').write_bytes(DEMO.read_bytes()[:1000])
+    copy = shutil.copy(DEMO, tmp_path / 'copy.onnx')
+    (tmp_path / 'file').write_text('')
+    cases = {
+        'no image in this folder': [DEMO, '--calibrate', tmp_path / 'empty'],
+        'no such image or folder': [DEMO, '--calibrate', tmp_path / 'none'],
+        'has no mm2onnx metadata': [bare, '--calibrate', images],
+        'is not a readable ONNX file': [tmp_path / 'torn.onnx', '--calibrate', images],
+        'no such ONNX file': [tmp_path / 'no.onnx', '--calibrate', images],
+        'is quantised already': [int8[0], '--calibrate', images],
+        "--keep-float 'nek*': fits the name of no layer": [
+            DEMO,
+            '--calibrate',
+            images,
+            '--keep-float',
+            'nek*',
+        ],
+        'stay float: nothing to quantise': [DEMO, '--calibrate', images, '--keep-float', '*'],
+        'is a file, not a folder': [DEMO, '--calibrate', images, '--output', tmp_path / 'file/m.onnx'],
+        '--images -1': [DEMO, '--calibrate', images, '--images', -1],
+        '--probe-images 0': [DEMO, '--calibrate', images, '--probe-images', 0],
+        '--max-error 0.0': [DEMO, '--calibrate', images, '--max-error', 0],
+        'percentile 101': [DEMO, '--calibrate', images, '--percentile', 101],
+        '--draw shows what': [DEMO, '--calibrate', images, '--draw', tmp_path / 'x.png'],
+        'copy.onnx': [copy, '--calibrate', images, '--output', copy],
+    }
+    for message, arguments in cases.items():
+        if '--output' not in arguments:
+            arguments = [*arguments, '--output', tmp_path / 'out.onnx']
+        status, line = refused(capsys, *arguments)
+        assert status == 2, line
+        assert message in line, line
+    assert not (tmp_path / 'out.onnx').exists()
+
+
+def test_an_unreadable_image_is_named_and_nothing_is_written(tmp_path, capsys):
+    shutil.copy(PICTURE, tmp_path / 'a.jpg')
+    (tmp_path / 'b.jpg').write_bytes(b'no picture')
+    status, line = refused(capsys, DEMO, '--calibrate', tmp_path, '--output', tmp_path / 'out.onnx')
+    assert status == 1 and 'b.jpg' in line
+    assert not list(tmp_path.glob('*out*'))
