@@ -139,10 +139,26 @@ def _build(args: argparse.Namespace, job: Job, output: str) -> int:
     for warning in built.warnings[:5]:
         print(f'  TensorRT: {cli.one_line(warning)[:200]}')
     if args.layers:
-        write_json(args.layers, [dict(name=x.name, kind=x.kind, outputs=x.outputs) for x in built.layers])
+        write_json(args.layers, dict(network=built.layers_json(), inspector=_inspected(output)))
     if args.verify:
         return _verify(output, args.onnx)
     return 0
+
+
+def _inspected(engine: str) -> Any:
+    """Return what the inspector says of an engine on its GPU; None without one."""
+    import json
+
+    from mmdeploy_ext.backends.tensorrt import TensorRtBackend
+    from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
+    from mmdeploy_ext.backends.tensorrt_file import read_record
+
+    gpu = find_gpu()
+    if gpu is None or gpu.architecture not in read_record(engine).architectures:
+        return None
+    backend = TensorRtBackend(engine)
+    backend.open_session()
+    return json.loads(backend.layers())
 
 
 def _print_layers(layers: dict[str, dict[str, int]]) -> None:

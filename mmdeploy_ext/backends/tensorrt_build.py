@@ -52,6 +52,10 @@ class Built:
     warnings: tuple[str, ...]
     seconds: float
 
+    def layers_json(self) -> list[dict[str, Any]]:
+        """Return the layers as plain JSON types."""
+        return [dataclasses.asdict(layer) for layer in self.layers]
+
     def dtypes(self) -> dict[str, dict[str, int]]:
         """Return kind of layer -> dtype -> number of layers."""
         found: dict[str, collections.Counter[str]] = {}
