@@ -87,6 +87,7 @@ def prepare(
     Raises:
         ModelFileError, UsageError, EngineError: see the steps.
     """
+    architectures = tuple(dict.fromkeys(architectures))
     asked = tensorrt_shapes.parse_shapes(shapes)
     fixed = for_tensorrt.parse_constants(constants)
     model = for_tensorrt.fix_inputs(files.load(source), fixed)
