@@ -25,6 +25,8 @@ POSTPROCESS = ('postprocess/', 'decode/')
 FOLLOWERS = ('Relu', 'Clip', 'MaxPool')
 """Operators that are INT8 where their input is."""
 QUANTISED = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
+SORTS = ('TopK',)
+"""Operators that give rows in an order of their own."""
 SMALLEST_OPSET = 13
 """The first whose QuantizeLinear has an axis, which scales per channel need."""
 COUNTER = re.compile(r'_\d+$')
@@ -58,7 +60,10 @@ class DenseGraph:
         model: the whole model, its constants as initializers, every node with a name of its own.
         network: the part that ends in the last layers; its outputs are what the rest reads.
         layers: in file order.
-        last: names of the layers that no other layer follows: they give logits, deltas, kernels, masks.
+        last: names of the layers that no other layer follows, or whose values a top-k sorts: they give
+            logits, deltas, kernels, masks.
+        compared: those of `last` whose values can be compared one by one. What follows a top-k inside the
+            network (RT-DETR's queries) is in an order that rounding changes.
 
     Args:
         model: stays as it is.
@@ -79,8 +84,13 @@ class DenseGraph:
             )
         self._by_name = {layer.name: layer for layer in self.layers}
         after = self._followed()
-        self.last = [layer.name for layer in self.layers if layer.name not in after]
+        sorts = [node for node in self.index.nodes if node.op_type in SORTS]
+        sorted_by = self._nearest([name for node in sorts for name in node.input])
+        self.last = [
+            layer.name for layer in self.layers if layer.name not in after or layer.name in sorted_by
+        ]
         self._positions = self.index.ancestors(name for layer in self.layers for name in layer.outputs)
+        self.compared = [name for name in self.last if not self._is_sorted(name)] or self.last
         self.network = self._network()
 
     def layer(self, name: str) -> Layer:
@@ -96,6 +106,18 @@ class DenseGraph:
             for position in self.index.ancestors(inputs):
                 found.add(owner.get(self.index.nodes[position].name, ''))
         return found
+
+    def _nearest(self, tensors: Iterable[str]) -> set[str]:
+        """Return the layers that tensors are made of with no other layer between."""
+        made = {name: layer.name for layer in self.layers for name in layer.outputs}
+        above = self.index.ancestors(tensors, made)
+        read = {name for position in above for name in self.index.reads(position)} | set(tensors)
+        return {made[name] for name in read if name in made}
+
+    def _is_sorted(self, layer: str) -> bool:
+        """Return whether a layer needs what a top-k gave."""
+        above = self.index.ancestors(self.layer(layer).outputs)
+        return any(self.index.nodes[position].op_type in SORTS for position in above)
 
     def _node(self, name: str) -> onnx.NodeProto:
         return self.index.nodes[self.index.find_node(name)]

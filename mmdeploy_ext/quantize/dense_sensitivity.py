@@ -99,7 +99,7 @@ class Probe:
         self, graph: DenseGraph, batches: Iterable[Mapping[str, np.ndarray]], threads: int = 0
     ) -> None:
         needed = [value.name for value in graph.network.graph.input]
-        self._last = {name: graph.layer(name).outputs for name in graph.last}
+        self._last = {name: graph.layer(name).outputs for name in graph.compared}
         self._names = [name for names in self._last.values() for name in names]
         self._threads = threads
         self._feeds = [{name: batch[name] for name in needed} for batch in batches]

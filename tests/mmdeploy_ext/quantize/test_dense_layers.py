@@ -206,6 +206,33 @@ def test_nodes_without_names_get_their_own():
     onnx.checker.check_model(made.whole([made.graph.layers[0].name], {}))
 
 
+def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared():
+    values = {
+        'stem.w': KERNELS['stem'],
+        'scores.w': RNG.normal(size=(1, 8, 1, 1)).astype(np.float32),
+        'queries.w': RNG.normal(size=(SIZE * SIZE, 4)).astype(np.float32),
+        'flat': np.array([1, -1]),
+        'k': np.array([5]),
+        'rows': np.array([-1, 8]),
+        'head.w': RNG.normal(size=(4, 2)).astype(np.float32),
+    }
+    nodes = [
+        conv('stem', 'input', 'stem'),
+        helper.make_node('Conv', ['stem', 'scores.w'], ['scores'], 'enc/scores/Conv'),
+        helper.make_node('Reshape', ['scores', 'flat'], ['flat_scores'], 'enc/reshape'),
+        helper.make_node('TopK', ['flat_scores', 'k'], ['best', 'indices'], 'enc/topk'),
+        helper.make_node('Gather', ['queries.w', 'indices'], ['queries'], 'dec/gather'),
+        helper.make_node('MatMul', ['queries', 'head.w'], ['y'], 'dec/head/MatMul'),
+    ]
+    image = helper.make_tensor_value_info('input', TensorProto.FLOAT, [1, 3, SIZE, SIZE])
+    output = helper.make_tensor_value_info('y', TensorProto.FLOAT, [1, 5, 2])
+    constants = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, 'queries', [image], [output], constants)
+    made = DenseGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8))
+    assert made.last == ['enc/scores', 'dec/head']
+    assert made.compared == ['enc/scores']
+
+
 def test_what_cannot_be_quantised_is_refused(calibrated):
     with pytest.raises(ModelFileError, match=r'x\.onnx: is quantised already'):
         DenseGraph(calibrated.whole(['net/stem'], {}), 'x.onnx')
