@@ -68,9 +68,10 @@ def print_comparison(found: Comparison, console: Console, everything: bool = Fal
             _say(console, f'  {line}')
         if not found.first.exact:
             _say(console, f'  it is one of {", ".join(found.first.nodes)}')
-    others = found.differences[1:]
+    others = list(dict.fromkeys(other.node for other in found.differences[1:]))
+    others = [node for node in others if node != found.first.node]  # its other outputs
     if others:
-        _say(console, f'{len(others)} more: {", ".join(other.node for other in others[:5])}')
+        _say(console, f'{len(others)} more: {", ".join(others[:5])}')
     said = found.first.evidence if found.first is not None else []
     changes = [change for change in found.changes if change['detail'] not in said]
     for change in changes[:SHOWN_CHANGES]:

@@ -217,13 +217,18 @@ def _text(shape: tuple[int, ...]) -> str:
 
 
 def _like(reference: Reference, value: np.ndarray | None) -> np.ndarray:
-    """Return the reference in the dtype of the graph, and its shape when it was found by value."""
+    """Return the reference in the dtype of the graph, and its shape when it was found by value.
+
+    Also when it was found by place with another number of axes: PyTorch flattens the leading ones before a
+    matrix product, and the graph does not.
+    """
     want = reference.value
     if value is None:
         return want
     if want.dtype != value.dtype and want.dtype.kind == value.dtype.kind:
         want = want.astype(value.dtype)
-    return want.reshape(value.shape) if reference.how == 'value' and want.shape != value.shape else want
+    flattened = reference.how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
+    return want.reshape(value.shape) if reference.how == 'value' or flattened else want
 
 
 def _tied(
@@ -240,5 +245,7 @@ def _tied(
         return False
     axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), -1)
     sorted_from = good[node.input[0]]
+    if want.dtype.kind not in 'iu' or want.max(initial=0) >= sorted_from.shape[axis]:
+        return False
     ours = np.take_along_axis(sorted_from, fed[place], axis)
     return bool(np.allclose(ours, np.take_along_axis(sorted_from, want, axis), rtol=1e-6, atol=0))

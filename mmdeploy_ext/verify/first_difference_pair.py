@@ -215,6 +215,8 @@ class Pairing:
             record = self.records[index]
             if index in claimed or not stands_for(record.operator, node.op_type):
                 continue
+            if value is not None and _group(value)[0] != _group(record.value)[0]:
+                continue  # the indices of a top-k are not its values
             here = bool(module) and _made_in(record, module)
             distance = _distance(value, record.value)
             if not here and distance > SIMILAR:
