@@ -34,7 +34,7 @@ class Row:
         halves: layers that multiply weights in float16, and all such layers.
         cosine: worst of all float outputs, the float16 graph against the file, both in ONNX Runtime on the
             same random inputs; None of fp32.
-        refused: why nothing was built; ''.
+        refused: why nothing was built, for some or all architectures; ''.
     """
 
     name: str
@@ -62,7 +62,7 @@ def measure(
     constants: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Row]:
-    """Build every file in both precisions for every architecture.
+    """Build every file in both precisions for every architecture; what one refuses, others may take.
 
     Args:
         paths: ONNX files.
@@ -92,23 +92,30 @@ def _row(
     constants: Sequence[str],
 ) -> Row:
     name, nodes = _name(path), len(files.read(path).graph.node)
-    try:
-        job = tensorrt_engine.prepare(
-            path,
-            fp16=precision == 'fp16',
-            shapes=suiting(path, shapes),
-            constants=suiting(path, constants),
-            package='tensorrt-rtx',
-            architectures=architectures,
-        )
-        sizes: dict[int, int] = {}
-        for number in architectures:
+    sizes: dict[int, int] = {}
+    reasons: dict[str, list[int]] = {}
+    for number in architectures:
+        try:
+            job = tensorrt_engine.prepare(
+                path,
+                fp16=precision == 'fp16',
+                shapes=suiting(path, shapes),
+                constants=suiting(path, constants),
+                package='tensorrt-rtx',
+                architectures=[number],
+            )
             built = build(job.model, job.package, [number], job.profiles)
             sizes[number] = len(built.data)
-    except Mm2OnnxError as error:
-        return Row(name, precision, nodes, {}, (0, 0), None, str(error).split(': ', 1)[-1])
+        except Mm2OnnxError as error:
+            reasons.setdefault(str(error).removeprefix(f'{path}: '), []).append(number)
+    refused = '; '.join(
+        reason if len(found) == len(architectures) else f'SM {" ".join(map(str, found))}: {reason}'
+        for reason, found in reasons.items()
+    )
+    if not sizes:
+        return Row(name, precision, nodes, {}, (0, 0), None, refused)
     cosine = _cosine(path, job) if precision == 'fp16' else None
-    return Row(name, precision, nodes, sizes, _halves(built.dtypes()), cosine, '')
+    return Row(name, precision, nodes, sizes, _halves(built.dtypes()), cosine, refused)
 
 
 def _halves(dtypes: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
@@ -131,18 +138,20 @@ def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) ->
     heads = ['graph', 'nodes', 'precision', *(f'SM {number}' for number in architectures)]
     heads += ['products in float16', 'cosine of fp16']
     lines = [f'tensorrt-rtx {version}; engine sizes in MB.', '', _line(heads), _line(['---'] * len(heads))]
-    refused: dict[str, str] = {}
+    refused: dict[str, list[str]] = {}
     for row in rows:
         if row.refused:
-            refused.setdefault(row.name, row.refused)
+            texts = refused.setdefault(row.refused, [])
+            texts.append(f'`{row.name}` {row.precision}')
+        if not row.sizes:
             continue
-        sizes = [f'{row.sizes[number] / 1e6:.1f}' for number in architectures]
+        sizes = [f'{row.sizes[x] / 1e6:.1f}' if x in row.sizes else 'refused' for x in architectures]
         half = f'{row.halves[0]} of {row.halves[1]}'
         cosine = '' if row.cosine is None else f'{row.cosine:.5f}'
         lines.append(_line([row.name, str(row.nodes), row.precision, *sizes, half, cosine]))
     if refused:
         lines += ['', 'Refused before the build:', '']
-        lines += [f'- `{name}`: {reason}' for name, reason in refused.items()]
+        lines += [f'- {", ".join(names)}: {reason}' for reason, names in refused.items()]
     return '\n'.join(lines) + '\n'
 
 

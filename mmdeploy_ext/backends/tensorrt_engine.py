@@ -14,11 +14,13 @@ from mmdeploy_ext.backends.tensorrt_binding import Port
 from mmdeploy_ext.backends.tensorrt_build import Built, build
 from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
 from mmdeploy_ext.backends.tensorrt_file import Record, write_engine
+from mmdeploy_ext.errors import EngineError
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.graph import files, types
 from mmdeploy_ext.graph.passes import for_tensorrt
 from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
-from mmdeploy_ext.graph.tensorrt_limits import check_limits
+from mmdeploy_ext.graph.tensorrt_limits import check_limits, check_turing
+from mmdeploy_ext.graph.weights import is_large
 
 if TYPE_CHECKING:
     import os
@@ -91,6 +93,8 @@ def prepare(
     asked = tensorrt_shapes.parse_shapes(shapes)
     fixed = for_tensorrt.parse_constants(constants)
     model = for_tensorrt.fix_inputs(files.load(source), fixed)
+    if is_large(model):
+        raise EngineError(f'{source}: is over 2 GiB, which no ONNX parser takes in one piece; split it')
     found = None
     rtx = package == 'tensorrt-rtx' or bool(architectures) or not tensorrt_package.is_installed('tensorrt')
     rtx = rtx and package != 'tensorrt'
@@ -102,11 +106,13 @@ def prepare(
         gpu = find_gpu()
         tensorrt_package.check_architectures(found, architectures, gpu.architecture if gpu else None)
         architectures = architectures or (gpu.architecture,)
-    kept = tuple(keep_fp32 if keep_fp32 is not None else for_tensorrt.stage_patterns(model)) if fp16 else ()
+    kept = tuple(keep_fp32 if keep_fp32 is not None else for_tensorrt.stays_single(model)) if fp16 else ()
     matching_nodes(model.graph.node, kept)
     ready = for_tensorrt.for_tensorrt(model)
     if fp16:
         ready = to_fp16(ready, spec, kept)
+    if rtx:
+        check_turing(ready, architectures, str(source))
     return Job(
         Path(source),
         ready,

@@ -19,8 +19,13 @@ from mmdeploy_ext.graph.index import all_graphs
 from mmdeploy_ext.graph.static import fold_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+TURING = 75
+NO_TURING = (
+    'TensorRT-RTX has no matrix products of float32 there; leave 75 out, or build with --fp16 (and without '
+    '--keep-fp32 for these)'
+)
 LARGEST_K = 3840
 """Of TopK."""
 INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.UINT8})
@@ -179,6 +184,28 @@ def check_limits(
     title = 'TensorRT-RTX' if rtx else 'TensorRT'
     count = f'{len(found)} node{"s" * (len(found) > 1)}'
     raise EngineError(f'{what or "the file"}: {title} cannot take {count}: {"; ".join(_grouped(found))}')
+
+
+def check_turing(model: onnx.ModelProto, architectures: Collection[int], what: str = '') -> None:
+    """Refuse float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile there.
+
+    Convolutions of float32, and matrix products of float16, build.
+
+    Raises:
+        EngineError: names the nodes.
+    """
+    if TURING not in architectures:
+        return
+    kinds = types.infer(model)
+    single = [
+        Refusal(node.name or f'#{place}', node.op_type, NO_TURING)
+        for place, node in enumerate(model.graph.node)
+        if node.op_type in ('MatMul', 'Gemm', 'Einsum')
+        and kinds.get(node.input[0]) is not None
+        and kinds[node.input[0]].tensor_type.elem_type == TensorProto.FLOAT
+    ]
+    if single:
+        raise EngineError(f'{what or "the file"}: SM {TURING} is asked for: {"; ".join(_grouped(single))}')
 
 
 def _grouped(found: Sequence[Refusal]) -> list[str]:

@@ -77,7 +77,9 @@ def test_full_size_image_models_build(name, tmp_path):
 
 def test_deformable_convolutions_are_refused_by_name(tmp_path):
     package()
-    path = export('configs/solov2/solov2_light_r50_dcn.py', tmp_path, form='raw', height=448, width=672)
+    path = export(
+        'configs/solov2/solov2_light_r50_dcn.py', tmp_path, form='raw', height=448, width=672, opset=19
+    )
     with pytest.raises(EngineError, match=r'\(DeformConv\): is not parsed by TensorRT-RTX'):
         tensorrt_engine.prepare(path, package='tensorrt-rtx', architectures=[86])
 

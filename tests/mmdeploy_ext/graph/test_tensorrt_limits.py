@@ -5,7 +5,7 @@ import pytest
 
 from mmdeploy_ext.backends.tensorrt_build import build
 from mmdeploy_ext.errors import EngineError, ExportError, ModelFileError
-from mmdeploy_ext.graph.tensorrt_limits import UNSUPPORTED, check_limits, find_refusals
+from mmdeploy_ext.graph.tensorrt_limits import UNSUPPORTED, check_limits, check_turing, find_refusals
 from scn_files import golden_model
 from toy_engines import package, parse, two_outputs
 
@@ -102,6 +102,19 @@ def test_what_can_be_taken_is_not_refused(case):
 @pytest.mark.parametrize('case', ['nms', 'nonzero', 'deform'])
 def test_tensorrt_proper_has_these(case):
     assert not find_refusals(REFUSED[case][0], rtx=False)
+
+
+@pytest.mark.parametrize('operator', ['MatMul(x, x)', 'Gemm(x, x)', 'Einsum<equation = "ij,jk->ik">(x, x)'])
+def test_turing_has_no_float32_matrix_products(operator):
+    model = parse(f'[prod] y = {operator}', 'float[3,3] x', 'float[3,3] y')
+    check_turing(model, [80, 121])
+    with pytest.raises(EngineError, match=r'SM 75 is asked for: prod \(\w+\): TensorRT-RTX has no matrix'):
+        check_turing(model, [75, 86])
+    with pytest.raises(ExportError, match='FP32 GEMM is not supported'):
+        build(model, package(), [75])
+    half = parse(f'[prod] y = {operator}', 'float16[3,3] x', 'float16[3,3] y')
+    check_turing(half, [75])
+    assert build(half, package(), [75]).data
 
 
 def test_many_nodes_of_one_kind_are_one_line():

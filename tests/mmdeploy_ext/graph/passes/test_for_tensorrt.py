@@ -5,7 +5,13 @@ import pytest
 from onnx import numpy_helper
 
 from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants, spec_of
+from mmdeploy_ext.graph.passes.for_tensorrt import (
+    fix_inputs,
+    for_tensorrt,
+    parse_constants,
+    spec_of,
+    stays_single,
+)
 from mmdeploy_ext.graph.run import Runner
 from toy_engines import parse, two_outputs
 
@@ -81,6 +87,19 @@ def test_sizes_that_follow_from_a_constant_input_are_known_afterwards():
 def test_wrong_constants_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
         fix_inputs(with_default(), parse_constants([text]))
+
+
+def test_both_sides_of_an_equality_of_floats_stay_float32():
+    body = 'c = Conv(x, w) s = Sigmoid(c) p = MaxPool<kernel_shape = [1, 1]>(s) e = Equal(s, p) '
+    body += 'f = Cast<to = 1>(e)'
+    model = parse(
+        f'{body} y = Mul(s, f)',
+        'float[1,2,4,4] x',
+        'float[1,3,4,4] y',
+        constants='<float[3,2,1,1] w = {1,2,3,4,5,6}>',
+    )
+    assert stays_single(model) == ['s', 'p', 'e']
+    assert stays_single(parse('y = Relu(x)')) == []
 
 
 def test_axes_without_a_name_are_not_mixed_up():
