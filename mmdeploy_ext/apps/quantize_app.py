@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise UsageError(f'--{option.replace("_", "-")} {value}: expected {least} or more')
     if args.max_error is not None and args.max_error <= 0:
         raise UsageError(f'--max-error {args.max_error}: expected a positive number, e.g. 0.05')
+    if args.rounds and importlib.util.find_spec('torch') is None:
+        raise UsageError('--rounds: the benchmark needs PyTorch, which is not here; give --rounds 0')
     if args.draw and not (args.sensitivity or args.max_error is not None):
         raise UsageError('--draw shows what --sensitivity or --max-error finds: give one of them too')
 

@@ -35,8 +35,9 @@ def time_ratio(
         threads: of ONNX Runtime within an operator; 0 leaves the choice to it.
 
     Returns:
-        `ratio` (candidate over reference, per round), `float_ms`, `int8_ms`: median and quartiles; rounds,
-        threads, height and width of the first batch, what others used of the cores.
+        `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other processes
+        change less; with one thread it is the ratio of a quiet machine), `float_ms`, `int8_ms`: median and
+        quartiles; rounds, threads, height and width of the first batch, what others used of the cores.
     """
     from mmdeploy_ext.benchmark.machine import QUIET_SHARE
     from mmdeploy_ext.benchmark.measure import interleave, milliseconds, spread
@@ -49,10 +50,12 @@ def time_ratio(
         contenders = [_contender(name, file) for name, file in zip(('float', 'int8'), files, strict=True)]
         runs = interleave(contenders, batches, rounds, WARMUP, spare=rounds)
     one, other = ([run.total_s for run in runs[name]] for name in ('float', 'int8'))
+    cpu = ([run.parts_s['cpu'] for run in runs[name]] for name in ('float', 'int8'))
     loads = [run.other_load for run in runs['float'] if run.other_load is not None]
     height, width = next(iter(batches[0].values())).shape[-2:]
     return dict(
         ratio=spread((b / a for a, b in zip(one, other, strict=True)), 4),
+        cpu_ratio=spread((b / a for a, b in zip(*cpu, strict=True)), 4),
         float_ms=milliseconds(one),
         int8_ms=milliseconds(other),
         rounds=rounds,
@@ -68,8 +71,8 @@ def _contender(name: str, backend: OnnxRuntimeBackend) -> Contender:
     from mmdeploy_ext.benchmark.measure import Contender, Run
 
     def run(feeds: Mapping[str, np.ndarray]) -> Run:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         backend.infer(feeds)
-        return Run(time.perf_counter() - start, None, 0)
+        return Run(time.perf_counter() - start, None, 0, parts_s={'cpu': time.process_time() - cpu})
 
     return Contender(name, backend.engine, backend.metadata.form, run, backend.path)

@@ -67,7 +67,8 @@ def time_text(found: Mapping[str, Any]) -> str:
     text = (
         f'time: {ratio["median"]:.3f} of float32 (quartiles {ratio["q1"]:.3f} to {ratio["q3"]:.3f}; '
         f'{found["int8_ms"]["median"]:.1f} ms against {found["float_ms"]["median"]:.1f} ms, '
-        f'{found["rounds"]} rounds in turn, {found["height"]}x{found["width"]})'
+        f'{found["rounds"]} rounds in turn, {found["height"]}x{found["width"]}); '
+        f'time on cores: {found["cpu_ratio"]["median"]:.3f}'
     )
     if (found['other_load'] or 0) > found['quiet_share']:
         text += f'; doubtful: other processes used {found["other_load"]:.0%} of the cores'

@@ -1,6 +1,8 @@
 """quantize.py on the trained toy ATSS: a file that runners and the test loop take; what is refused."""
 
 import shutil
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -169,6 +171,25 @@ def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
         assert status == 2, line
         assert message in line, line
     assert not (tmp_path / 'out.onnx').exists()
+
+
+def test_it_runs_where_torch_and_mmcv_are_missing(data, tmp_path):
+    code = (
+        'import sys\n'
+        'class Blocker:\n'
+        '    def find_spec(self, name, path=None, target=None):\n'
+        "        if name.split('.')[0] in ('torch', 'mmcv', 'mmdet'):\n"
+        "            raise ModuleNotFoundError('blocked: ' + name, name=name)\n"
+        'sys.meta_path.insert(0, Blocker())\n'
+        'from mmdeploy_ext.apps.quantize_app import main\n'
+        'sys.exit(main(sys.argv[1:]))\n'
+    )
+    output = tmp_path / 'out.onnx'
+    options = ['--images', '2', '--probe-images', '1', '--rounds', '0', '--output', str(output)]
+    command = [sys.executable, '-c', code, str(DEMO), '--calibrate', str(data / 'train2017'), *options]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert output.exists()
 
 
 def test_an_unreadable_image_is_named_and_nothing_is_written(tmp_path, capsys):
