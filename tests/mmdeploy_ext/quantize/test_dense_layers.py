@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mmdeploy_ext.apps.quantize_app import int8_layers
 from mmdeploy_ext.errors import InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.quantize.dense import DenseQuantiser
@@ -172,6 +173,24 @@ def test_a_planted_outlier_is_found_and_kept_float_until_the_bar_holds():
     assert exclude(made, probe, ranked, everything * 2, budget=4).kept == ()
     short = exclude(made, probe, ranked, 1e-9, budget=1)
     assert not short.reached and len(short.kept) == 1
+
+
+def test_seven_bit_weights_stay_within_64():
+    made = DenseQuantiser(DenseGraph(residual_model()), reduce_range=True)
+    made.calibrate(batches(1))
+    codes = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in made.network(['net/stem']).graph.initializer
+    }
+    assert 60 < np.abs(codes['stem.w_quantized'].astype(int)).max() <= 64
+
+
+def test_the_last_layers_are_quantised_only_when_asked_for():
+    graph = DenseGraph(residual_model())
+    names = list(PATHS.values())
+    assert int8_layers(graph, [], False) == names[:-1]
+    assert int8_layers(graph, ['*block*'], True) == ['net/stem', 'head/tower', 'head/last']
+    with pytest.raises(UsageError, match='all 5 layers stay float'):
+        int8_layers(graph, ['*'], True)
 
 
 def test_a_probe_finds_the_float_network_equal(calibrated):
