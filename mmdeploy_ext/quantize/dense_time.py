@@ -35,8 +35,8 @@ def time_ratio(
         threads: of ONNX Runtime within an operator; 0 leaves the choice to it.
 
     Returns:
-        `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other processes
-        change less; with one thread it is the ratio of a quiet machine), `float_ms`, `int8_ms`: median and
+        `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other
+        processes hardly change with one thread; with more, waiting threads count), `float_ms`, `int8_ms`: median and
         quartiles; rounds, threads, height and width of the first batch, what others used of the cores.
     """
     from mmdeploy_ext.benchmark.machine import QUIET_SHARE
