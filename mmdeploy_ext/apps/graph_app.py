@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands import comparison, editing, inspection, reduction, rewriting, sparse
+from mmdeploy_ext.apps.graph_commands.command import check_json
 
 if TYPE_CHECKING:
     import argparse
@@ -43,11 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, register: Callable[[], None] | None = None) -> int:
     """Run the chosen subcommand; one that needs model families finds `register` in its arguments."""
-    from mmdeploy_ext.files import check_writable
-
     args.register = register
-    if args.json:
-        check_writable(args.json)
+    check_json(args)
     return COMMANDS[args.command].run(args)
 
 

@@ -172,7 +172,8 @@ class Index:
         if name in self._names:
             made = ', '.join(out for at in self._names[name] for out in self.writes(at))
             raise UsageError(f'{name!r} is a node, not a tensor; it writes {made}')
-        raise UsageError(f'there is no tensor {name!r} in the graph{near(name, self.tensors)}')
+        hint = near(name, self.tensors) or '; `show --nodes` of tools/onnx/graph.py lists all'
+        raise UsageError(f'there is no tensor {name!r} in the graph{hint}')
 
     def find_node(self, name: str) -> int:
         """Return the position of the node called `name`: its name, or '#12' for the node at position 12.

@@ -191,7 +191,7 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
         yield f'functions: {len(content["functions"])}: {", ".join(content["functions"])}'
     if 'flops' in content:
         open_ones = content['flops_unknown']
-        more = f'; {open_ones} nodes more with open shapes (fix them with set-shape)' if open_ones else ''
+        more = f'; {open_ones} nodes more with open shapes (give sizes with --shape)' if open_ones else ''
         yield f'convolutions and matrix products: {flops.text(content["flops"])}{more}'
     yield from _metadata_lines(content['metadata'])
     if 'layers' in content:

@@ -27,7 +27,7 @@ SOURCES = {
     'metadata': 'exporter metadata',
     'names': 'node names',
     'weights': 'names of weights',
-    '': 'nothing: no module is known',
+    '': 'nothing in the file',
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import external_data_helper
+from onnx import TensorProto, external_data_helper, helper
 
 from mmdeploy_ext.apps.graph_app import main
 from mmdeploy_ext.graph import files
@@ -82,6 +82,33 @@ def test_other_numbers_are_exit_status_one_and_nothing_is_written(file, tmp_path
     assert json.loads(found.read_text())['output'] is None
     assert main([*words, '--no-proof']) == 0
     assert 'NOT PROVEN' in capsys.readouterr().out and target.exists()
+
+
+@pytest.mark.parametrize('command', ['show', 'fold', 'diff', 'reduce'])
+def test_json_is_never_written_over_a_file_of_the_command(command, file, tmp_path, capsys):
+    mine = tmp_path / 'mine.onnx'
+    mine.write_bytes(file.read_bytes())
+    words = {
+        'show': [mine],
+        'fold': [file, '--output', mine],
+        'diff': [file, mine],
+        'reduce': [file, '--check', f'differs {mine}', '--output', tmp_path / 'folder'],
+    }[command]
+    before = digest(mine)
+    assert '--json' in refused(capsys, command, *words, '--json', f'{tmp_path}/./mine.onnx')
+    assert digest(mine) == before
+
+
+def test_an_operator_that_the_engine_does_not_know_names_the_file_and_the_way_on(tmp_path, capsys):
+    node = helper.make_node('Mine', ['x'], ['y'], domain='some.where')
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in 'xy']
+    opsets = [helper.make_opsetid('', 17), helper.make_opsetid('some.where', 1)]
+    graph = helper.make_graph([node], 'g', ends[:1], ends[1:])
+    source, target = tmp_path / 'mine.onnx', tmp_path / 'out.onnx'
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), source)
+    error = refused(capsys, 'fold', source, '--output', target)
+    assert str(source) in error and '--no-proof' in error and not target.exists()
+    assert main(['fold', str(source), '--output', str(target), '--no-proof']) == 0
 
 
 def test_a_target_that_is_there_stays_when_the_numbers_differ(file, tmp_path):

@@ -80,7 +80,8 @@ def run_tree(args: argparse.Namespace) -> int:
     for line in tree.lines(root, args.depth):
         print(line)
     print()
-    print('modules by ' + ', '.join(f'{tree.SOURCES[name]} ({many} nodes)' for name, many in sources.items()))
+    known = ', '.join(f'{tree.SOURCES[name]} ({many} nodes)' for name, many in sources.items())
+    print(f'modules known by {known}')
     write_json(args, dict(file=args.file, sources=sources, tree=tree.as_json(root)))
     return 0
 

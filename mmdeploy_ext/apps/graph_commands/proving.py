@@ -129,12 +129,18 @@ def finish(
     Returns:
         0 written; 1 the numbers differ and nothing was written.
     """
+    from mmdeploy_ext.errors import ModelFileError
     from mmdeploy_ext.graph import files
     from mmdeploy_ext.graph.equality import compare_models, is_exact
 
     console, rows = cli.stdout(), []
     if not args.no_proof:
-        rows = compare_models(before, after, read_feeds(args, before), args.tolerance, any_float=any_float)
+        feeds = read_feeds(args, before)
+        try:
+            rows = compare_models(before, after, feeds, args.tolerance, any_float=any_float)
+        except ModelFileError as error:
+            what = f'{args.file}: {error}; --no-proof writes the file without running it'
+            raise ModelFileError(what) from error
         print_rows(rows, console)
     equal = all(row.passed for row in rows)
     content = dict(file=args.file, output=args.output if equal else None, **content)
