@@ -36,8 +36,9 @@ def time_ratio(
 
     Returns:
         `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other
-        processes hardly change with one thread; with more, waiting threads count), `float_ms`, `int8_ms`: median and
-        quartiles; rounds, threads, height and width of the first batch, what others used of the cores.
+        processes hardly change with one thread; with more, waiting threads count), `float_ms`, `int8_ms`:
+        median and quartiles; rounds, threads, height and width of the first batch, what others used of the
+        cores.
     """
     from mmdeploy_ext.benchmark.machine import QUIET_SHARE
     from mmdeploy_ext.benchmark.measure import interleave, milliseconds, spread
