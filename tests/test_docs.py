@@ -29,8 +29,9 @@ DEBUGGING = [
     'docs/custom-operators.md',
     'docs/exporters.md',
 ]
+ENGINES = ['docs/tensorrt.md', 'docs/int8-images.md']
 MODELS = [ATSS, SOLO, RTDETR, *STREAMING, *LIDAR]
-PAGES = [ENGLISH, CHINESE, ARCHITECTURE, *MODELS, *DEBUGGING, 'demo/checkpoints/README.md']
+PAGES = [ENGLISH, CHINESE, ARCHITECTURE, *MODELS, *DEBUGGING, *ENGINES, 'demo/checkpoints/README.md']
 PARSERS = {
     'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.apps.export_app',
     'tools/deployment/solo2onnx.py': 'mmdeploy_ext.apps.export_app',
@@ -40,6 +41,8 @@ PARSERS = {
     'tools/onnx/onnx_solo.py': 'mmdeploy_ext.runtime.run_images',
     'tools/deployment/verify.py': 'mmdeploy_ext.apps.verify_app',
     'tools/deployment/export_scn.py': 'mmdeploy_ext.apps.export_scn_app',
+    'tools/deployment/onnx2tensorrt.py': 'mmdeploy_ext.apps.tensorrt_app',
+    'tools/deployment/quantize.py': 'mmdeploy_ext.apps.quantize_app',
     'tools/quantization/scn_ptq.py': 'mmdeploy_ext.apps.scn_ptq_app',
     'tools/onnx/graph.py': 'mmdeploy_ext.apps.graph_app',
     'tools/onnx/lint.py': 'mmdeploy_ext.apps.lint_app',
