@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands import comparison, editing, inspection, reduction, rewriting, sparse
-from mmdeploy_ext.apps.graph_commands.command import check_json
 
 if TYPE_CHECKING:
     import argparse
@@ -45,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None] | None = None) -> int:
     """Run the chosen subcommand; one that needs model families finds `register` in its arguments."""
     args.register = register
-    check_json(args)
+    cli.check_json(args)
     return COMMANDS[args.command].run(args)
 
 

@@ -64,12 +64,11 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     compat.apply()
     from mmdeploy_ext import deploy
     from mmdeploy_ext.export import check_opset
-    from mmdeploy_ext.files import check_writable, write_json
+    from mmdeploy_ext.files import write_json
     from mmdeploy_ext.lint.report import print_report
     from mmdeploy_ext.lint.rule import EXPORTERS
 
-    if args.json:
-        check_writable(args.json)
+    cli.check_json(args)
     exporters = EXPORTERS if args.exporter == BOTH else (args.exporter,)
     for exporter in exporters if args.opset_version is not None else ():
         check_opset(args.opset_version, exporter)

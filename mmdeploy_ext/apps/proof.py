@@ -40,8 +40,7 @@ def check_report_targets(args: argparse.Namespace) -> None:
     """Refuse report and JSON paths that cannot be written, before the weights load."""
     if args.report:
         check_writable(Path(args.report) / 'report.html')
-    if args.json:
-        check_writable(args.json)
+    cli.check_json(args)
 
 
 def run_proof(

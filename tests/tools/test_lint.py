@@ -123,3 +123,13 @@ SOLO = 'configs/demo/solov2_toy.py', 'demo/checkpoints/solov2_toy.pth'
 def test_other_models_of_this_project_have_no_error(model, options, parts, capsys):
     assert lint(*(REPOSITORY / path for path in model), *options) == 0
     assert capsys.readouterr().out.count(': exports') == parts
+
+
+@pytest.mark.parametrize('named', [0, 1])
+def test_json_is_never_written_over_a_file_of_the_command(tmp_path, named, capsys):
+    files = [str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth')]
+    for file in files:
+        Path(file).write_text('kept')
+    assert lint(*files, '--json', files[named]) == 2
+    assert 'is named as another file' in capsys.readouterr().err
+    assert Path(files[named]).read_text() == 'kept'

@@ -70,7 +70,7 @@ class RTDETR(BaseDetector):
             ShapeError: a height or width that is no multiple of 32.
         """
         if not torch.compiler.is_compiling():  # a check on sizes would freeze them
-            _check_size(int(img.shape[2]), int(img.shape[3]))
+            _check_size(*img.shape[2:])
         return self.encoder(self.backbone(img))
 
     def forward_train(
