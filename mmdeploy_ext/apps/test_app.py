@@ -218,6 +218,9 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
 
     Returns:
         Whether it was exported.
+
+    Raises:
+        ModelFileError: it is stale and quantised: an export would put a float32 file in its place.
     """
     from mmdeploy_ext import deploy
     from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
@@ -237,10 +240,23 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
         if not reason:
             print(f'{path}: up to date', flush=True)
             return False
+        _refuse_quantised(path, reason)
     traced = deploy.prepare_fixed(deployment.rule, read_image(DEFAULT_IMAGE), options.height, options.width)
     _, seconds = deploy.export_to_file(deployment, options, [traced], path)
     print(f'{path}: was {reason}; exported in {seconds:.1f} s', flush=True)
     return True
+
+
+def _refuse_quantised(path: str, reason: str) -> None:
+    from mmdeploy_ext.errors import ModelFileError
+    from mmdeploy_ext.graph.files import load
+    from mmdeploy_ext.quantize.dense_layers import is_quantised
+
+    if is_quantised(load(path)):
+        raise ModelFileError(
+            f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '
+            f'make it again with tools/deployment/quantize.py from a fresh export'
+        )
 
 
 def stale_reason(found: Metadata, wanted: Metadata) -> str:

@@ -90,20 +90,24 @@ def test_runners_take_the_file_and_find_what_the_float_file_finds(int8, exported
     assert found[0] == found[1] and found[0]
 
 
+def evaluate(model, data, folder):
+    """Return the exit status of the test loop with this file."""
+    options = [
+        f'data.test.ann_file={data}/annotations/instances_val2017.json',
+        f'data.test.img_prefix={data}/val2017/',
+        'data.workers_per_gpu=0',
+        f'backend_config.onnx_file={model}',
+        'backend_config.check_dump=False',
+    ]
+    arguments = [CONFIG.replace('.py', '_onnx.py'), CHECKPOINT, '--eval', 'bbox', '--work-dir', str(folder)]
+    return test_app.main(register, [*arguments, '--cfg-options', *options])
+
+
 def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tmp_path, capsys):
     metrics = {}
     for name, model in (('float', exported), ('int8', str(int8[0]))):
         before = sha256_file(model)
-        options = [
-            f'data.test.ann_file={data}/annotations/instances_val2017.json',
-            f'data.test.img_prefix={data}/val2017/',
-            'data.workers_per_gpu=0',
-            f'backend_config.onnx_file={model}',
-            'backend_config.check_dump=False',
-        ]
-        config = CONFIG.replace('.py', '_onnx.py')
-        arguments = [config, CHECKPOINT, '--eval', 'bbox', '--work-dir', str(tmp_path / name)]
-        assert test_app.main(register, [*arguments, '--cfg-options', *options]) == 0
+        assert evaluate(model, data, tmp_path / name) == 0
         assert f'{model}: up to date' in capsys.readouterr().out
         assert sha256_file(model) == before
         metrics[name] = read_json(tmp_path / name / 'metrics_onnx.json')['metrics']['bbox_mAP']
@@ -114,6 +118,18 @@ def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tm
 
 def register():
     import projects.mmdet_plugin  # noqa: F401
+
+
+def test_a_stale_int8_file_is_not_written_over(int8, data, tmp_path, capsys):
+    model = onnx.load(int8[0])
+    for entry in model.metadata_props:
+        if entry.key.endswith('checkpoint_sha256'):
+            entry.value = entry.value.replace(entry.value.strip('"')[:4], '0000', 1)
+    onnx.save(model, path := tmp_path / 'stale.onnx')
+    before = sha256_file(path)
+    assert evaluate(path, data, tmp_path / 'run') == 1  # found after the weights
+    assert 'stale.onnx: is an INT8 file and stale' in capsys.readouterr().err
+    assert sha256_file(path) == before
 
 
 def test_layers_that_harm_stay_float_until_the_bar_and_the_status_says_whether_it_held(
