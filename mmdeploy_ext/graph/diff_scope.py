@@ -7,6 +7,8 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.graph.tree import without_repetition
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
@@ -38,7 +40,7 @@ def module_of(node: onnx.NodeProto, known: Collection[str] | None = None) -> str
         if entry.key == DYNAMO_SCOPES:
             scopes = ast.literal_eval(entry.value)
             return plain_path(scopes[-2]) if len(scopes) > 1 else ''
-    parts = _without_repetition(node.name.split('/')[:-1])
+    parts = without_repetition(node.name.split('/')[:-1])
     if known is None:
         return plain_path('.'.join(parts))
     return _resolve(tuple(parts), known if isinstance(known, frozenset) else frozenset(known))
@@ -55,17 +57,6 @@ def _resolve(parts: tuple[str, ...], known: frozenset[str]) -> str:
         if len(longer) == 1:
             return longer[0]
     return ''
-
-
-def _without_repetition(parts: Sequence[str]) -> list[str]:
-    """Drop containers that the next part repeats: layer1/layer1.0 is layer1.0."""
-    path: list[str] = []
-    for part in filter(None, parts):
-        if path and part.startswith(f'{path[-1]}.'):
-            path[-1] = part
-        else:
-            path.append(part)
-    return path
 
 
 def _readings(parts: Sequence[str]) -> Iterator[str]:

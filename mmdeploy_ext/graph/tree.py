@@ -18,7 +18,7 @@ from mmdeploy_ext.graph import flops, types
 from mmdeploy_ext.graph.show import parameter_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import onnx
 
@@ -102,13 +102,17 @@ def from_name(name: str) -> str:
 
     '/layer1/layer1.0/conv1/Conv' -> 'layer1.0.conv1': members of a Sequential repeat its name.
     """
-    parts = [part for part in name.split('/')[:-1] if part]
+    return '.'.join(without_repetition(name.split('/')[:-1]))
+
+
+def without_repetition(parts: Iterable[str]) -> list[str]:
+    """Drop containers that the next part repeats: layer1/layer1.0 is layer1.0."""
     words: list[str] = []
-    for part in parts:
+    for part in filter(None, parts):
         if words and part.startswith(f'{words[-1]}.'):
             words.pop()
         words.append(part)
-    return '.'.join(words)
+    return words
 
 
 def build(model: onnx.ModelProto) -> Branch:

@@ -79,30 +79,27 @@ class Marks:
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors of nested lists, tuples, dicts and slices."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, slice):
-        yield from tensors_in((value.start, value.stop, value.step))
+    return (leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def numbers_in(value: Any) -> Iterator[Any]:
     """Yield the watched sizes of nested values."""
-    if is_size(value):
+    return (leaf for leaf in _leaves(value) if is_size(leaf))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, torch.Tensor) or is_size(value):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from numbers_in(item)
+            yield from _leaves(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from numbers_in(item)
+            yield from _leaves(item)
     elif isinstance(value, slice):
-        yield from numbers_in((value.start, value.stop, value.step))
+        yield from _leaves((value.start, value.stop, value.step))
+    else:
+        yield value
 
 
 def without_sizes(value: Any) -> Any:
