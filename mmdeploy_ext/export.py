@@ -19,6 +19,7 @@ from mmdeploy_ext.files import atomic_path
 from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.merge import concatenate
+from mmdeploy_ext.graph.passes.simplify import simplify
 from mmdeploy_ext.ops.deform_conv import standard_deform_conv
 from mmdeploy_ext.ops.exporters import translations
 from mmdeploy_ext.ops.forms import finish
@@ -96,7 +97,7 @@ def export_stages(
     if options.grid_sample == 'gather':
         model, _ = replace_grid_sample(model)
     if options.simplify:
-        model = _simplify(model)
+        model, _ = simplify(model)
     model = apply_spec(model, spec)
     _check_opset_written(model, options.opset)
     return model
@@ -251,19 +252,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnxslim
-
-    names = [tensor.name for tensor in model.graph.output]
-    slim = onnxslim.slim(model)
-    if [tensor.name for tensor in slim.graph.output] != names:
-        raise ExportError(
-            f'onnxslim changed the outputs: got {[tensor.name for tensor in slim.graph.output]}, '
-            f'expected {names}; export without --simplify'
-        )
-    return slim
 
 
 def _check_opset_written(model: onnx.ModelProto, asked: int) -> None:

@@ -6,14 +6,16 @@ A subcommand is an entry of the `COMMANDS` of a module of `graph_commands`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands import comparison, editing, inspection, reduction, rewriting, sparse
+from mmdeploy_ext.errors import Mm2OnnxError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mmdeploy_ext.apps.graph_commands.command import Command
 
@@ -45,7 +47,19 @@ def run(args: argparse.Namespace, register: Callable[[], None] | None = None) ->
     """Run the chosen subcommand; one that needs model families finds `register` in its arguments."""
     args.register = register
     cli.check_json(args)
-    return COMMANDS[args.command].run(args)
+    with naming(getattr(args, 'file', None)):
+        return COMMANDS[args.command].run(args)
+
+
+@contextlib.contextmanager
+def naming(file: str | None) -> Iterator[None]:
+    """Let every error inside name the file that was being read; passes know only the graph."""
+    try:
+        yield
+    except Mm2OnnxError as error:
+        if file is not None and file not in str(error):
+            error.args = (f'{file}: {error}',)
+        raise
 
 
 def main(argv: Sequence[str] | None = None, register: Callable[[], None] | None = None) -> int:

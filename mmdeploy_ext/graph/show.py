@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
 LONGEST_VALUE = 120
+MOST_DEFAULTS = 8
+"""Inputs with a default that are listed by name."""
 TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
 
 
@@ -34,9 +36,9 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
     """Return what is in a model as plain JSON types.
 
     Returns:
-        `kind` ('sparse' or 'onnx'), `inputs`, `outputs`, `opsets`, `producer`, `nodes`, `operators` (name ->
-        count), `functions`, `parameters`, `bytes`, `metadata`; of a sparse graph also `layers`, of others
-        `flops` and `flops_unknown` (nodes whose shapes are open).
+        `kind` ('sparse' or 'onnx'), `inputs`, `defaults` (inputs that need not be fed), `outputs`, `opsets`,
+        `producer`, `nodes`, `operators` (name -> count), `functions`, `parameters`, `bytes`, `metadata`; of a
+        sparse graph also `layers`, of others `flops` and `flops_unknown` (nodes whose shapes are open).
     """
     graph = model.graph
     weights = list(parameters(graph))
@@ -48,6 +50,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         ir_version=model.ir_version,
         opsets={entry.domain or 'ai.onnx': entry.version for entry in model.opset_import},
         inputs=[_value(entry) for entry in _real_inputs(graph)],
+        defaults=[_value(entry) for entry in _inputs_with_a_default(graph)],
         outputs=[_value(entry) for entry in graph.output],
         nodes=len(nodes),
         operators=dict(collections.Counter(_operator(node) for node in nodes).most_common()),
@@ -179,8 +182,11 @@ def _plain(value: Any) -> Any:
 def lines(content: dict[str, Any]) -> Iterator[str]:
     """Yield what `describe` found, for people."""
     for name in ('inputs', 'outputs'):
-        entries = content[name]
-        yield f'{name}: ' + (', '.join(f'{entry["name"]} {entry["type"]}' for entry in entries) or 'none')
+        yield f'{name}: {_values_line(content[name])}'
+    if (defaults := content.get('defaults', ())) and len(defaults) <= MOST_DEFAULTS:
+        yield f'inputs with a default: {_values_line(defaults)}'
+    elif defaults:
+        yield f'inputs with a default: {len(defaults)}, the weights'
     opsets = ', '.join(f'{domain} {version}' for domain, version in content['opsets'].items())
     yield f'opset: {opsets or "none"}; IR {content["ir_version"]}; written by {content["producer"] or "?"}'
     dtypes = ', '.join(f'{count} {dtype}' for dtype, count in content['dtypes'].items()) or 'no initializers'
@@ -197,6 +203,10 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
     if 'layers' in content:
         yield ''
         yield from trace_lines(content['layers'])
+
+
+def _values_line(entries: list[dict[str, Any]]) -> str:
+    return ', '.join(f'{entry["name"]} {entry["type"]}' for entry in entries) or 'none'
 
 
 def _metadata_lines(metadata: dict[str, str]) -> Iterator[str]:
@@ -264,9 +274,13 @@ def _operator(node: onnx.NodeProto) -> str:
 def _real_inputs(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
     """Yield inputs that have to be fed; those with an initializer are defaults."""
     defaults = {tensor.name for tensor in graph.initializer}
-    for entry in graph.input:
-        if entry.name not in defaults:
-            yield entry
+    yield from (entry for entry in graph.input if entry.name not in defaults)
+
+
+def _inputs_with_a_default(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """Yield the inputs that an initializer stands in for; files up to IR 3 list every weight as one."""
+    defaults = {tensor.name for tensor in graph.initializer}
+    yield from (entry for entry in graph.input if entry.name in defaults)
 
 
 def _value(entry: onnx.ValueInfoProto) -> dict[str, Any]:

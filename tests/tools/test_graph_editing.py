@@ -174,6 +174,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, net, tmp_path, capsys):
     assert main([*argv, '--output', str(target)]) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: ') and message in error and error.count('\n') == 1
+    assert words[0] == 'merge' or argv[1] in error
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
 

@@ -166,3 +166,12 @@ def test_boxes_do_not_overlap_and_edges_go_down(sizes, pairs):
         assert route[0] == pytest.approx((layout.centres[source][0], spans[source][3]))
         assert route[-1] == pytest.approx((layout.centres[end][0], spans[end][2]))
         assert [y for _, y in route] == sorted(y for _, y in route)
+
+
+def test_inputs_with_a_default_are_told_from_those_that_must_be_fed():
+    node = helper.make_node('MatMul', ['x', 'w'], ['z'])
+    model = model_of([node], [('x', [2, 4]), ('w', [4, 5])], [('z', [2, 5])], [weight('w', 4, 5)])
+    content = show.describe(model)
+    assert [entry['name'] for entry in content['inputs']] == ['x']
+    assert [entry['name'] for entry in content['defaults']] == ['w']
+    assert any(line.startswith('inputs with a default: w ') for line in show.lines(content))
