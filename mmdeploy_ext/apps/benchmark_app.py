@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.benchmark_sparse import SPARSE_OPTIONS, add_sparse_options, is_sparse_model, run_sparse
-from mmdeploy_ext.errors import EngineError, UsageError, after_weights
+from mmdeploy_ext.benchmark import engines as known_engines
+from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.benchmark.contenders import Plan
     from mmdeploy_ext.benchmark.measure import Contender, Run
 
-ENGINES = ('torch', 'onnxruntime', 'openvino')
 MAX_IMAGES = 64
 
 
@@ -48,7 +48,7 @@ def _add_round_options(parser: argparse.ArgumentParser) -> None:
         '--engines',
         default='torch,onnxruntime',
         metavar='A,B',
-        help=f'of {",".join(ENGINES)} (default: torch,onnxruntime)',
+        help=f'of {",".join(known_engines.ENGINES)} (default: torch,onnxruntime)',
     )
     parser.add_argument(
         '--max-iter', type=int, default=20, metavar='N', help='rounds that count (default: 20)'
@@ -65,6 +65,18 @@ def _add_round_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar='N',
         help='run up to N rounds again that other processes disturbed (default: 0)',
+    )
+    parser.add_argument(
+        '--max-seconds',
+        type=float,
+        default=0,
+        metavar='S',
+        help='begin no round after S seconds, once three count (default: run all rounds)',
+    )
+    parser.add_argument(
+        '--skip-refused',
+        action='store_true',
+        help='leave out files that an engine cannot load or run, and say why (default: that is an error)',
     )
     parser.add_argument(
         '--log-interval', type=int, default=10, metavar='N', help='print medians every N rounds (default: 10)'
@@ -127,8 +139,6 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> list[str]:
     """Refuse what can be refused before anything is loaded; returns the engines."""
-    import importlib.util
-
     from mmdeploy_ext.files import check_writable
 
     for name, least in (
@@ -139,22 +149,18 @@ def _check(args: argparse.Namespace) -> list[str]:
         ('log_interval', 1),
         ('samples_per_gpu', 0),
         ('threads', 0),
+        ('max_seconds', 0),
     ):
         if getattr(args, name) < least:
             raise UsageError(f'--{name.replace("_", "-")} {getattr(args, name)}: expected at least {least}')
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
-    unknown = [name for name in engines if name not in ENGINES]
-    if unknown or not engines or len(set(engines)) < len(engines):
-        raise UsageError(f'--engines {args.engines}: expected some of {",".join(ENGINES)}, each once')
-    for name in engines:
-        if importlib.util.find_spec(name) is None:
-            raise EngineError(
-                f'--engines {args.engines}: {name} is not installed; install it with: pip install {name}'
-            )
+    known_engines.check_names(engines, said=f'--engines {args.engines}')
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
     if args.prepared and args.images:
         raise UsageError('--prepared and --images: the benchmark measures on one of them')
+    if args.max_seconds and args.launcher != 'none':
+        raise UsageError('--max-seconds and --launcher: processes that measure in step run all rounds')
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
     for target in filter(None, (args.json, args.chart)):
@@ -191,6 +197,7 @@ def _measure(plan: Plan, contenders: Sequence[Contender]) -> dict[str, list[Run]
             ranks.barrier,
             on_round,
             args.spare_rounds if ranks.size == 1 else 0,
+            args.max_seconds,
         )
     gathered = ranks.gather(mine)
     return {name: [run for part in gathered for run in part[name]] for name in mine}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import refuse_given
+from mmdeploy_ext.benchmark.engines import KINDS
 from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 FOREIGN_OPTIONS = (
     'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'repeat_num',
-    'spare_rounds', 'prepared',
+    'spare_rounds', 'prepared', 'skip_refused', 'max_seconds',
 )  # fmt: skip
 """Options of benchmark.py that sparse backbones do not have."""
 SPARSE_OPTIONS = ('voxels', 'sweep', 'no_racing')
@@ -72,6 +73,10 @@ def run_sparse(
     from mmdeploy_ext.verify.voxel_sets import sweep_set
 
     refuse_given(args, parser, FOREIGN_OPTIONS, 'sparse LiDAR backbones do not have it')
+    unknown = [name for name in engines if name not in KINDS['sparse']]
+    if unknown:
+        known = ', '.join(KINDS['sparse'])
+        raise UsageError(f'--engines {",".join(unknown)}: sparse backbones run on {known}')
     if args.voxels is not None and min(args.voxels) < 1:
         raise UsageError(f'--voxels {" ".join(map(str, args.voxels))}: expected positive numbers')
     if len(args.onnx) > 1:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import refuse_given
+from mmdeploy_ext.benchmark.engines import KINDS
 from mmdeploy_ext.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ IMAGE_OPTIONS = (
     'profile',
     'launcher',
     'repeat_num',
+    'skip_refused',
 )
 """Options of benchmark.py that streaming models do not have."""
 DRIVE_FRAMES = 24
@@ -55,8 +57,10 @@ def run_streaming(
     if not family.memory:
         raise UsageError(f'{args.config}: family {family.name!r} has no memory; a stream is measured here')
     refuse_given(args, parser, IMAGE_OPTIONS, 'streaming models do not have it')
-    if 'openvino' in engines:
-        raise UsageError('--engines openvino: streaming models run on torch and onnxruntime')
+    unknown = [name for name in engines if name not in KINDS['stream']]
+    if unknown:
+        known = ' and '.join(KINDS['stream'])
+        raise UsageError(f'--engines {",".join(unknown)}: streaming models run on {known}')
     found = {path: read_files(path).metadata for path in args.onnx}
     labels = [metadata.options.get('contract', metadata.family) for metadata in found.values()]
     files = dict(zip(labels if len(set(labels)) == len(labels) else list(found), found, strict=True))
@@ -104,5 +108,6 @@ def _run_plan(plan: Any) -> dict[str, Any]:
             plan.args.warmup,
             on_round=lambda index, runs: next(progress, None),
             spare=plan.args.spare_rounds,
+            seconds=plan.args.max_seconds,
         )
     return streaming.make_result(plan, opened, runs, memories)

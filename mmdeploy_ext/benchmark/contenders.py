@@ -15,10 +15,10 @@ import torch
 
 from mmdeploy_ext import deploy, export
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark.engines import ENGINES
 from mmdeploy_ext.benchmark.prepared import read_prepared
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.metadata import Metadata, read_metadata
 
@@ -130,6 +130,7 @@ class Plan:
         notes: what has to be said about the files.
         register: imports the projects, for child processes.
         prepared: the network input to measure on instead of pictures.
+        refused: what an engine did not take, with `--skip-refused`: engine, label, file, reason.
     """
 
     args: argparse.Namespace
@@ -143,6 +144,7 @@ class Plan:
     notes: list[str]
     register: Callable[[], None]
     prepared: PreparedImage | None = None
+    refused: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
     def prepare(self, start: int = 0) -> list[PreparedImage]:
         """Return one batch, beginning with image `start`."""
@@ -199,10 +201,26 @@ def open_contenders(plan: Plan) -> Iterator[list[Contender]]:
             found.append(measure.torch_contender(family, model, name, clock))
         for engine in (name for name in plan.engines if name != 'torch'):
             for label, path in plan.files.items():
-                backend = build_backend(measure.ENGINES[engine], path, threads=plan.threads)
-                stack.enter_context(backend)
-                found.append(measure.backend_contender(family, backend, f'{engine} {label}', path))
+                found += _open_file(plan, stack, engine, label, path)
         yield found
+
+
+def _open_file(
+    plan: Plan, stack: contextlib.ExitStack, engine: str, label: str, path: str
+) -> list[Contender]:
+    """Open an engine on a file; with `--skip-refused` an engine that cannot load or run it is noted."""
+    backend = ENGINES[engine].open(path, plan.threads)
+    try:
+        stack.enter_context(backend)
+        contender = measure.backend_contender(plan.deployment.family, backend, engine, label, path)
+        if plan.args.skip_refused:
+            contender.run(plan.prepare())
+    except Mm2OnnxError as error:
+        if not plan.args.skip_refused:
+            raise
+        plan.refused.append(dict(engine=engine, label=label, file=path, reason=str(error)))
+        return []
+    return [contender]
 
 
 def measure_memory(plan: Plan, contenders: Sequence[Contender]) -> dict[str, dict[str, float]]:
@@ -221,7 +239,6 @@ def measure_memory(plan: Plan, contenders: Sequence[Contender]) -> dict[str, dic
         if contender.engine == 'torch':
             job = dataclasses.replace(model, fuse=contender.name == FUSED)
         else:
-            kind = measure.ENGINES[contender.engine]
-            job = memory.MemoryJob(plan.threads, backend=kind, file=contender.file, feeds=feeds)
+            job = memory.MemoryJob(plan.threads, engine=contender.engine, file=contender.file, feeds=feeds)
         found[contender.name] = memory.measure(job)
     return found

@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmdeploy_ext.benchmark.engines import gpu_name
 from mmdeploy_ext.export import versions
 
+SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')
+"""Instructions that decide how fast products are, as Linux names them."""
 QUIET_SHARE = 0.05
 """Others may use this part of the cores before the figures are called doubtful."""
 
@@ -18,13 +21,11 @@ QUIET_SHARE = 0.05
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     cpu = platform.processor() or platform.machine()
+    lines: list[str] = []
     with contextlib.suppress(OSError):
-        names = [
-            line.partition(':')[2].strip()
-            for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-            if line.startswith('model name')
-        ]
-        cpu = names[0] if names else cpu
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+    cpu = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), cpu)
+    flags = next((line for line in lines if line.startswith('flags')), '').split()
     found = versions()
     with contextlib.suppress(ImportError):
         import openvino
@@ -33,6 +34,8 @@ def machine() -> dict[str, Any]:
     return dict(
         cpu=cpu,
         cores=len(os.sched_getaffinity(0)),
+        simd=[name for name in SIMD if name in flags],
+        gpu=gpu_name(),
         system=platform.platform(),
         python=platform.python_version(),
         versions=found,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.benchmark.engines import BASELINE
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, OtherLoad
 from mmdeploy_ext.errors import UsageError
 
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.family import Family
     from mmdeploy_ext.preprocess import PreparedImage
 
-ENGINES = {'torch': 'TorchBackend', 'onnxruntime': 'OnnxRuntimeBackend', 'openvino': 'OpenVinoBackend'}
-"""Name on the command line -> registered backend."""
-BASELINE = 'torch'
+LEAST_ROUNDS = 3
+"""That count, however short the time is."""
 SETTLE_S = 0.02
 """Pause between two runs: threads of the last engine spin for some milliseconds and would slow the next."""
 
@@ -60,7 +60,7 @@ class Contender:
 
     Attributes:
         name: for tables; unique.
-        engine: 'torch', 'onnxruntime', 'openvino' ...
+        engine: its name in `engines.ENGINES`.
         form: what its graph holds of the post-processing; '' for PyTorch.
         run: runs one batch.
         file: the ONNX file, '' for PyTorch.
@@ -132,8 +132,16 @@ def graph_feeds(family: Family, backend: Backend, images: Sequence[PreparedImage
     }
 
 
-def backend_contender(family: Family, backend: Backend, name: str, file: str) -> Contender:
-    """Return a graph on an active backend, and the numpy post-processing that its form leaves out."""
+def backend_contender(family: Family, backend: Backend, engine: str, label: str, file: str) -> Contender:
+    """Return a graph on an active backend, and the numpy post-processing that its form leaves out.
+
+    Args:
+        family: of the model.
+        backend: active.
+        engine: its name in `engines.ENGINES`.
+        label: of the file.
+        file: its path.
+    """
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
@@ -146,7 +154,7 @@ def backend_contender(family: Family, backend: Backend, name: str, file: str) ->
         end = time.perf_counter()
         return Run(end - start, network - start, sum(map(len, found)))
 
-    return Contender(name, backend.engine, backend.metadata.form, run, file)
+    return Contender(f'{engine} {label}', engine, backend.metadata.form, run, file)
 
 
 def rotated(contenders: Sequence[Contender], index: int) -> list[Contender]:
@@ -163,6 +171,7 @@ def interleave(
     before_each: Callable[[], None] = lambda: None,
     on_round: Callable[[int, Mapping[str, list[Run]]], None] = lambda index, runs: None,
     spare: int = 0,
+    seconds: float = 0,
 ) -> dict[str, list[Run]]:
     """Run every contender once per round.
 
@@ -174,6 +183,7 @@ def interleave(
         before_each: called before every run (a barrier, when several processes measure).
         on_round: called after every round that counts, with its index and the runs so far.
         spare: rounds that may be run again because other processes used more than `QUIET_SHARE` of the cores.
+        seconds: after which no more round begins, once `LEAST_ROUNDS` count; 0 runs all.
 
     Returns:
         Name -> one run per round.
@@ -183,8 +193,12 @@ def interleave(
         raise UsageError(
             f'contenders {[one.name for one in contenders]}: expected unique names, at least one'
         )
-    index = -warmup
+    index, start = -warmup, time.perf_counter()
     while index < rounds:
+        if index == 0:
+            start = time.perf_counter()
+        if seconds and index >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
+            break
         found = _one_round(rotated(contenders, index), batches[index % len(batches)], before_each)
         if index >= 0 and spare > 0 and any((run.other_load or 0) > QUIET_SHARE for run in found.values()):
             spare -= 1

@@ -43,7 +43,7 @@ class MemoryJob:
         cfg_options: overrides (model).
         images: one batch (model).
         fuse: fold batch normalisation into the convolutions (model).
-        backend: registered name (graph); '' for a model.
+        engine: its name in `engines.ENGINES` (graph); '' for a model.
         file: the ONNX file (graph).
         feeds: its inputs, and perhaps others (graph).
         frames: of a drive (streaming model).
@@ -58,7 +58,7 @@ class MemoryJob:
     cfg_options: dict[str, Any] | None = None
     images: Sequence[PreparedImage] = ()
     fuse: bool = False
-    backend: str = ''
+    engine: str = ''
     file: str = ''
     feeds: dict[str, np.ndarray] | None = None
     frames: Sequence[Frame] = ()
@@ -89,10 +89,11 @@ def start() -> int:
 
 def _run_graph(job: MemoryJob) -> tuple[int, object]:
     """Run a graph; returns the kB before it was loaded, and the backend (it has to stay alive)."""
-    from mmdeploy_ext.backends import build_backend
+    from mmdeploy_ext.benchmark.engines import ENGINES
 
-    backend = build_backend(job.backend, job.file, threads=job.threads)
-    importlib.import_module(backend.engine)
+    engine = ENGINES[job.engine]
+    backend = engine.open(job.file, job.threads)
+    importlib.import_module(engine.package)
     before = start()
     backend.activate()
     feeds = {name: array for name, array in job.feeds.items() if name in backend.spec.input_names}
@@ -158,7 +159,7 @@ def _drive(stepper: Stepper, frames: Sequence[Frame]) -> Stepper:
 
 def _child(job: MemoryJob, answer: Connection) -> None:
     try:
-        run = job.call or (_run_graph if job.backend else _run_stream if job.stream else _run_model)
+        run = job.call or (_run_graph if job.engine else _run_stream if job.stream else _run_model)
         before, kept = run(job)
         answer.send(
             dict(

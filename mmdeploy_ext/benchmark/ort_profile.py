@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.benchmark import measure
+from mmdeploy_ext.benchmark.engines import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ def profile_graph(
     """
     with tempfile.TemporaryDirectory(prefix='mm2onnx_profile_') as folder:
         backend = build_backend(
-            measure.ENGINES['onnxruntime'], path, threads=threads, profile_prefix=str(Path(folder) / 'ort')
+            ENGINES['onnxruntime'].backend, path, threads=threads, profile_prefix=str(Path(folder) / 'ort')
         )
         with backend:
             feeds = measure.graph_feeds(family, backend, images)

@@ -121,6 +121,9 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
         console.print(
             f'pre-processing, the same for all and not in the times: {_median(result["preprocess_ms"], 2)} ms'
         )
+    for row in result.get('refused', ()):
+        line = f'left out: {row["engine"]} {row["label"]}: {row["reason"]}'
+        console.print(escape(line), soft_wrap=True)
     for note in result['notes']:
         console.print(f'note: {escape(note)}', soft_wrap=True)
     for name, profile in result['profiles'].items():

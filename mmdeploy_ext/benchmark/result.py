@@ -86,5 +86,6 @@ def make_result(
         other_load=other_load,
         contenders=rows,
         forms=measure.compare_forms(contenders, runs),
+        refused=plan.refused,
         notes=[*plan.notes, *doubts(rows, other_load)],
     )
