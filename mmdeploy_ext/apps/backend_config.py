@@ -23,6 +23,8 @@ GRAPH_KEYS = (
     'dynamic',
     'exporter',
     'simplify',
+    'max_candidates',
+    'grid_sample',
     'onnx_file',
     'check_dump',
     'dump_dir',
@@ -30,6 +32,7 @@ GRAPH_KEYS = (
 ENGINES = {
     'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization', 'spinning'),
     'OpenVinoBackend': ('threads', 'device'),
+    'TensorRtBackend': ('device', 'shapes', 'constants'),
     'TorchBackend': ('dump',),
 }
 DUMP_KEYS = ('samples', 'tensors', 'dir')
@@ -141,6 +144,8 @@ def graph_options(settings: dict[str, Any]) -> ExportOptions:
         dynamic=settings.get('dynamic', shape is None),
         exporter=settings.get('exporter', 'torchscript'),
         simplify=settings.get('simplify', False),
+        max_candidates=settings.get('max_candidates', 0),
+        grid_sample=settings.get('grid_sample', 'operator'),
     )
 
 

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CFG_OPTIONS_HELP = (
+ENGINES = {
+    'onnxruntime': 'OnnxRuntimeBackend',
+    'openvino': 'OpenVinoBackend',
+    'tensorrt': 'TensorRtBackend',
+}
+"""Value of `--engine` -> registered backend."""
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
 )
 
@@ -62,9 +68,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the engine that proves the file."""
     parser.add_argument(
         '--engine',
-        choices=('onnxruntime', 'openvino'),
+        choices=tuple(ENGINES),
         default='onnxruntime',
-        help='engine that runs the ONNX file (default: onnxruntime)',
+        help='engine that runs the ONNX file (default: onnxruntime); tensorrt builds one for the GPU at hand '
+        'beside the file',
     )
     parser.add_argument(
         '--providers',
@@ -83,9 +90,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: options that the engine does not have.
     """
-    options: dict[str, Any] = dict(
-        engine={'onnxruntime': 'OnnxRuntimeBackend', 'openvino': 'OpenVinoBackend'}[args.engine]
-    )
+    options: dict[str, Any] = dict(engine=ENGINES[args.engine])
     if args.threads < 0:
         raise UsageError(f'--threads {args.threads}: expected 0 (the engine decides) or more')
     if args.threads:
@@ -127,6 +132,8 @@ def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
     sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
     text = f'{option} {" ".join(map(str, sizes))}'
     if len(sizes) not in (1, 2):
+    if args.threads and args.engine == 'tensorrt':
+        raise UsageError(f'--threads {args.threads}: goes with engines on the CPU, got --engine tensorrt')
         raise UsageError(f'{text}: expected one or two numbers, height and width')
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise UsageError(f'{text}: expected positive sizes in pixels')

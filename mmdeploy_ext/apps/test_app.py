@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from mmdeploy_ext.family import ExportOptions
     from mmdeploy_ext.metadata import Metadata
 
+METRIC_NAMES = {
+    'TorchBackend': 'pth',
+    'OnnxRuntimeBackend': 'onnx',
+    'OpenVinoBackend': 'openvino',
+    'TensorRtBackend': 'tensorrt',
+}
+"""Backend -> name in `metrics_<name>.json`."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's test.py."""
@@ -204,7 +212,8 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
         import torch.distributed
 
         torch.distributed.barrier()
-        engine_options.setdefault('threads', threads_per_process())
+        if 'threads' in backend_config.ENGINES[kind]:
+            engine_options.setdefault('threads', threads_per_process())
     return build_backend(kind, path, **engine_options), metadata, None
 
 
@@ -358,7 +367,7 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
         memory=this.backend_config.get('memory', 'keep'),
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     )
-    name = {'TorchBackend': 'pth', 'OnnxRuntimeBackend': 'onnx', 'OpenVinoBackend': 'openvino'}[kind]
+    name = METRIC_NAMES[kind]
     target = this.work_dir / f'metrics_{name}.json'
     write_json(target, entry)
     reference_path = this.work_dir / 'metrics_pth.json'

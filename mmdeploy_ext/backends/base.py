@@ -21,6 +21,7 @@ BACKENDS = {
     'TorchBackend': 'mmdeploy_ext.backends.torch',
     'OnnxRuntimeBackend': 'mmdeploy_ext.backends.onnxruntime',
     'OpenVinoBackend': 'mmdeploy_ext.backends.openvino',
+    'TensorRtBackend': 'mmdeploy_ext.backends.tensorrt',
 }
 """Registered name (`backend_config.type`) -> module; imported when it is used."""
 
@@ -28,6 +29,7 @@ ENGINE_TITLES = {
     'TorchBackend': 'PyTorch',
     'OnnxRuntimeBackend': 'ONNX Runtime',
     'OpenVinoBackend': 'OpenVINO',
+    'TensorRtBackend': 'TensorRT',
 }
 """What people call them."""
 

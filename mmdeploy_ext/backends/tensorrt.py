@@ -7,35 +7,49 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.backends.base import Backend
+from mmdeploy_ext.backends.tensorrt_beside import engine_beside
 from mmdeploy_ext.backends.tensorrt_binding import Session, check_ports
 from mmdeploy_ext.backends.tensorrt_cuda import GpuMemory, find_gpu
 from mmdeploy_ext.backends.tensorrt_file import check_architecture, check_version, read_record
 from mmdeploy_ext.backends.tensorrt_package import find_package
-from mmdeploy_ext.errors import EngineError, ModelFileError
+from mmdeploy_ext.errors import ConfigError, EngineError, ModelFileError, ShapeError
+from mmdeploy_ext.graph.passes.for_tensorrt import parse_constants
 from mmdeploy_ext.metadata import Metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class TensorRtBackend(Backend):
     """One engine file, built by `tools/deployment/onnx2tensorrt.py`, on one GPU.
 
     The record beside the engine says which package, version and architecture it is for; anything else is
-    refused before the engine is loaded. Tensors are bound by name.
+    refused before the engine is loaded. Tensors are bound by name. Of an ONNX file the engine beside it is
+    taken, which is built where there is none for this GPU (`tensorrt_beside`).
     """
 
     engine = 'tensorrt'
 
-    def __init__(self, path: str, device: int = 0) -> None:
+    def __init__(
+        self, path: str, device: int = 0, shapes: Sequence[str] = (), constants: Sequence[str] = ()
+    ) -> None:
         """Keep the options.
 
         Args:
-            path: the engine.
+            path: the engine, or an ONNX file.
             device: index of the GPU.
+            shapes: of an ONNX file with open axes: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`.
+            constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES.
+
+        Raises:
+            ConfigError: a device that is no index.
         """
+        if not isinstance(device, int) or device < 0:
+            raise ConfigError(f'device={device!r}: expected the index of a GPU, 0 or more')
         self.path = str(path)
         self.device = device
+        self.shapes = _words(shapes)
+        self.constants = _words(constants)
         self.session: Session | None = None
         self._runtime: Any = None
 
@@ -52,6 +66,8 @@ class TensorRtBackend(Backend):
 
     def open_session(self) -> None:
         """Load the engine, whatever its metadata says."""
+        if not self.path.endswith('.engine'):
+            self.path = str(engine_beside(self.path, self.device, self.shapes, self.constants))
         self.record = read_record(self.path)
         package = find_package(self.record.package)
         check_version(self.record, package.name, package.version, self.path)
@@ -81,7 +97,12 @@ class TensorRtBackend(Backend):
         return self._engine.create_engine_inspector().get_engine_information(json_format)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Backend.run`; inputs that the caller leaves out get the default that the spec states."""
+        """See `Backend.run`; inputs that the caller leaves out get the default that the spec states.
+
+        Raises:
+            ShapeError: an input is fed that is a constant of the engine, with another value.
+        """
+        self._check_constants(feeds)
         complete, sizes = dict(feeds), _sizes(self, feeds)
         for tensor in self.spec.inputs:
             if tensor.name not in complete and tensor.default is not None:
@@ -89,9 +110,28 @@ class TensorRtBackend(Backend):
                 complete[tensor.name] = np.full(shape, tensor.default, tensor.dtype)
         return self.session.run(complete)
 
+    def _check_constants(self, feeds: Mapping[str, np.ndarray]) -> None:
+        defaults = {tensor.name: tensor.default for tensor in self.spec.inputs}
+        for name, written in parse_constants(self.record.constants).items():
+            fed, value = feeds.get(name), defaults.get(name, 0) if written is None else written
+            if fed is not None and not np.all(fed.reshape(-1, np.size(value)) == value):
+                raise ShapeError(
+                    f'input {name!r} is a constant of {self.path}, {_shown(value)}, and is fed '
+                    f'{_shown(fed)}; build it with --constant {name}={_shown(fed)}, or run the raw form'
+                )
+
     def deactivate(self) -> None:
         """Free the engine."""
         self.session = self._engine = self._runtime = None
+
+
+def _words(given: Sequence[str]) -> tuple[str, ...]:
+    """Return options of a config as a tuple; one alone needs no list."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _shown(value: object) -> str:
+    return ','.join(f'{number:g}' for number in np.ravel(value))
 
 
 def _sizes(backend: TensorRtBackend, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:

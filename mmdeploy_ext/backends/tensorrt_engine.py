@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnx import helper
 
@@ -72,6 +72,7 @@ def prepare(
     architectures: Sequence[int] = (),
     tf32: bool = False,
     only_check: bool = False,
+    device: int = 0,
 ) -> Job:
     """Check a file and what is asked of it, before anything is built.
 
@@ -85,6 +86,7 @@ def prepare(
         architectures: to build for; () for the GPU at hand.
         tf32: see `build`.
         only_check: no package is needed, and open axes may be left open.
+        device: index of the GPU at hand.
 
     Raises:
         ModelFileError, UsageError, EngineError: see the steps.
@@ -103,7 +105,7 @@ def prepare(
     profiles = {} if only_check else tensorrt_shapes.profiles_of(spec, asked)
     if not only_check:
         found = tensorrt_package.find_package(package, architectures)
-        gpu = find_gpu()
+        gpu = find_gpu(device)
         tensorrt_package.check_architectures(found, architectures, gpu.architecture if gpu else None)
         architectures = architectures or (gpu.architecture,)
     kept = tuple(keep_fp32 if keep_fp32 is not None else for_tensorrt.stays_single(model)) if fp16 else ()
@@ -138,24 +140,32 @@ def build_file(
     others = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, others, job.profiles, tf32=job.tf32, progress=progress)
     record = Record(
+        **record_of(job),
+        sha256=hashlib.sha256(built.data).hexdigest(),
+        nbytes=len(built.data),
+        layers=built.dtypes(),
+    )
+    write_engine(output, built.data, record)
+    return record, built
+
+
+def record_of(job: Job) -> dict[str, Any]:
+    """Return what the record of an engine says that is known before the build."""
+    return dict(
         package=job.package.name,
         version=job.package.version,
         architectures=job.architectures,
-        sha256=hashlib.sha256(built.data).hexdigest(),
-        nbytes=len(built.data),
         onnx=job.source.name,
         onnx_sha256=sha256_file(job.source),
         precision=job.precision,
         keep_fp32=job.keep_fp32,
         constants=job.constants,
+        tf32=job.tf32,
         inputs=_ports(job.model.graph.input),
         outputs=_ports(job.model.graph.output),
         profiles={name: [list(shape) for shape in shapes] for name, shapes in job.profiles.items()},
-        layers=built.dtypes(),
         metadata={entry.key: entry.value for entry in job.model.metadata_props},
     )
-    write_engine(output, built.data, record)
-    return record, built
 
 
 def _ports(values: Sequence[onnx.ValueInfoProto]) -> tuple[Port, ...]:

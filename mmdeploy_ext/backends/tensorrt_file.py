@@ -45,6 +45,7 @@ class Record:
         profiles: input -> smallest, usual and largest shape.
         layers: kind of layer -> dtype -> number of layers of the strongly typed network.
         metadata: `metadata_props` of the ONNX file.
+        tf32: products of float32 may round their factors to 10 bits.
     """
 
     package: str
@@ -62,6 +63,7 @@ class Record:
     profiles: dict[str, list[list[int]]]
     layers: dict[str, dict[str, int]]
     metadata: dict[str, str]
+    tf32: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""

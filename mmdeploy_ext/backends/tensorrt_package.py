@@ -136,7 +136,9 @@ def check_architectures(package: Package, asked: Sequence[int], here: int | None
         if here is None:
             what = f'choose what to build for: --sm {known}' if known else INSTALL['tensorrt-rtx']
             raise EngineError(f'there is no GPU that {package.name} could build for; {what}')
-        return
+        if not package.builds_for_others:
+            return
+        asked = [here]
     if not package.builds_for_others:
         if here is None or set(asked) != {here}:
             found = 'there is none' if here is None else f'that is SM {here}'

@@ -8,6 +8,10 @@ import onnx
 import pytest
 import torch
 
+from mmdeploy_ext.backends import tensorrt_package
+from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
+from toy_engines import package
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY_IMAGE = REPOSITORY / 'demo/toy.jpg'
 OPTIONS = {
@@ -34,6 +38,7 @@ OPTIONS = {
     '--device meta': ["--device meta: expected 'cpu', 'cuda' or 'cuda:N'"],
     '--verify --providers NoSuchProvider': ['provider NoSuchProvider', 'CPUExecutionProvider'],
     '--providers CPUExecutionProvider --engine openvino': ['--providers goes with --engine onnxruntime'],
+    '--threads 2 --engine tensorrt': ['--threads 2: goes with engines on the CPU, got --engine tensorrt'],
     '--engine tensorflow': ["argument --engine: invalid choice: 'tensorflow'"],
     '--no-such-option': ['unrecognized arguments: --no-such-option', '--help'],
 }
@@ -68,6 +73,31 @@ def test_a_gpu_that_is_not_there_is_refused(tool, bench):
 def test_an_engine_that_is_not_installed_is_refused_before_the_export(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, 'openvino', None)
     bench.refuses('export', 'OpenVINO', 'pip install openvino', more='--verify --engine openvino')
+
+
+IN_A_CONFIG = '--cfg-options backend_config.type=TensorRtBackend'
+NO_TENSORRT = {'export': '--verify --engine tensorrt', 'verify': '--engine tensorrt', 'test': IN_A_CONFIG}
+
+
+@pytest.mark.parametrize('tool', NO_TENSORRT)
+def test_tensorrt_that_is_not_installed_is_refused_before_the_export(tool, bench, monkeypatch):
+    bench.data()
+    monkeypatch.setattr(tensorrt_package, 'is_installed', lambda name: False)
+    bench.refuses(tool, 'TensorRT is not installed', 'make env-tensorrt', more=NO_TENSORRT[tool])
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason='a GPU is there')
+@pytest.mark.parametrize('tool', NO_TENSORRT)
+def test_tensorrt_without_a_gpu_is_refused_before_the_export(tool, bench):
+    package()
+    bench.data()
+    bench.refuses(tool, 'there is no GPU 0 here; an engine runs on one alone', more=NO_TENSORRT[tool])
+
+
+def test_a_device_of_tensorrt_that_is_none_is_refused(bench):
+    bench.data()
+    more = f'{IN_A_CONFIG} backend_config.device=cpu'
+    bench.refuses('test', "device='cpu': expected the index of a GPU", more=more)
 
 
 @pytest.mark.parametrize('option', ['--input-img', '--test-img'])

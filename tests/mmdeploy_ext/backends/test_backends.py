@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from mmdeploy_ext import export
-from mmdeploy_ext.backends import BACKENDS, build_backend
+from mmdeploy_ext.backends import BACKENDS, ENGINE_TITLES, build_backend
 from mmdeploy_ext.backends.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
 from mmdeploy_ext.backends.torch import TorchBackend
 from mmdeploy_ext.errors import ConfigError, EngineError, ModelFileError, ShapeError
@@ -264,11 +264,12 @@ def test_an_engine_that_gives_too_little_is_an_error():
 
 
 def test_importing_the_interface_imports_no_engine():
-    engines = '{"torch", "onnxruntime", "openvino"}'
+    engines = '{"torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}'
     code = f'import sys, mmdeploy_ext.backends; print(*({engines} & set(sys.modules)))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ''
-    assert set(BACKENDS) == set(ENGINES)
+    assert set(BACKENDS) == {*ENGINES, 'TensorRtBackend'}  # which runs on a GPU alone
+    assert set(ENGINE_TITLES) == set(BACKENDS)
 
 
 def test_the_files_are_valid_and_named_by_the_spec(files):
