@@ -43,7 +43,7 @@ class ExportOptions:
         score_form: 'separate' keeps centerness an output of its own, 'product' multiplies it into the scores.
         simplify: run onnxslim over the result.
         layout: 'batched', or 'fork' for the outputs of a fork whose engines exist (SOLO).
-        max_candidates: candidates that instance masks are made for; 0 has no limit (SOLO).
+        max_candidates: candidates that are looked at, with constant shapes; 0 has no limit (SOLO, ATSS).
         fuse: branches of RepVGG blocks become one convolution (RT-DETR).
         grid_sample: 'operator', or 'gather' for engines that get GridSample wrong (RT-DETR).
         dynamic_batch: B stays dynamic, H and W are fixed (RT-DETR).

@@ -84,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar='K',
-        help='SOLO, full form: masks of the K best candidates at most, with constant shapes (default: all)',
+        help='SOLO and ATSS, full form: the K best candidates at most, with constant shapes; for TensorRT '
+        '(default: all)',
     )
     parser.add_argument(
         '--fuse',

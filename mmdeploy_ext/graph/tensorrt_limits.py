@@ -37,11 +37,10 @@ TAKEN = frozenset(
     }
 )
 """Element types that tensors may have; DOUBLE is computed in float32, and refused as input or output."""
-NO_FORM = 'export with --postprocess raw or decode and finish with tools/onnx (onnx_no_topk_nms.py)'
+NO_FORM = 'export full with --max-candidates K and a fixed --shape, or raw or decode'
 RTX_OPERATORS = {
     'NonMaxSuppression': f'has no runner in TensorRT-RTX; {NO_FORM}, or build with --package tensorrt',
-    'NonZero': f'has no plugin in TensorRT-RTX; {NO_FORM} (SOLO full: --max-candidates K), or build with '
-    f'--package tensorrt',
+    'NonZero': f'has no plugin in TensorRT-RTX; {NO_FORM}, or build with --package tensorrt',
     'DeformConv': 'is not parsed by TensorRT-RTX; build with --package tensorrt, or take a model without DCN',
 }
 FLOAT_ONLY = {

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.ops.fixed_nms import nms_of_sorted
 from mmdeploy_ext.ops.nms import BatchedNms, class_offsets
 
 if TYPE_CHECKING:
@@ -104,11 +105,19 @@ class DenseBoxPostprocess(nn.Module):
     and divided by `scale_factor` before NMS.
     """
 
-    def __init__(self, config: NmsConfig, clip_border: bool = True) -> None:
-        """Keep the thresholds; they become constants of the graph."""
+    def __init__(self, config: NmsConfig, clip_border: bool = True, cap: int = 0) -> None:
+        """Keep the thresholds; they become constants of the graph.
+
+        Args:
+            config: of the head.
+            clip_border: clip boxes to the image.
+            cap: candidates that enter the suppression, the best by score; 0 lets all in. With a cap every
+                shape is constant, and the suppression is written in standard operators.
+        """
         super().__init__()
         self.config = config
         self.clip_border = clip_border
+        self.cap = cap
 
     def forward(
         self,
@@ -117,7 +126,7 @@ class DenseBoxPostprocess(nn.Module):
         mlvl_factors: Sequence[torch.Tensor],
         clip_hw: torch.Tensor,
         scale_factor: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """Turn decoded levels into detections.
 
         Args:
@@ -129,7 +138,8 @@ class DenseBoxPostprocess(nn.Module):
 
         Returns:
             dets (B, n, 5) float32 x1 y1 x2 y2 score, labels (B, n) int64; n is the largest count of
-            the batch; rows that an image does not have are zero with label -1.
+            the batch (with a cap: constant); rows that an image does not have are zero with label -1. With
+            a cap also candidates (B,) int64, their number before it.
         """
         levels = [
             self._level_candidates(*level)
@@ -141,6 +151,8 @@ class DenseBoxPostprocess(nn.Module):
         candidates = class_scores > self.config.score_thr
         bboxes = self._clip(bboxes, clip_hw) / scale_factor[:, None]
         scores = torch.where(candidates, class_scores * factors, torch.full_like(factors, NO_CANDIDATE))
+        if self.cap:
+            return self._capped(bboxes, scores, labels, candidates)
         kept = self._suppress(bboxes, scores, labels, candidates)
         return self._collect(bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels)
 
@@ -179,6 +191,21 @@ class DenseBoxPostprocess(nn.Module):
         )
         return flat_kept.reshape(scores.shape) > 0
 
+    def _capped(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return detections and the number of candidates, of the best `cap` rows, with constant shapes.
+
+        Greedy suppression goes from the best score down, so rows behind the cut change nothing above it.
+        """
+        separated = bboxes if self.config.class_agnostic else class_offsets(bboxes, labels, candidates)
+        best, rows = scores.topk(self.cap, dim=1)
+        kept = nms_of_sorted(_gather_rows(separated, rows), self.config.iou_threshold)
+        best = torch.where(kept, best, torch.full_like(best, NO_CANDIDATE))
+        best, order = best.topk(capped(self.cap, self.config.max_per_img), dim=1)
+        rows = rows.gather(1, order)
+        return *_padded(best, _gather_rows(bboxes, rows), labels.gather(1, rows)), candidates.sum(dim=1)
+
     def _collect(
         self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,8 +213,19 @@ class DenseBoxPostprocess(nn.Module):
         best, rows = scores.topk(limit(self.config.max_per_img, scores.shape[1]), dim=1)
         count = (best > NO_CANDIDATE).sum(dim=1).max()
         best, rows = best[:, :count], rows[:, :count]
-        present = best > NO_CANDIDATE
-        dets = torch.cat([_gather_rows(bboxes, rows), best[..., None]], dim=2)
-        dets = torch.where(present[..., None], dets, torch.zeros_like(dets))
-        kept_labels = labels.gather(1, rows)
-        return dets, torch.where(present, kept_labels, torch.full_like(kept_labels, -1))
+        return _padded(best, _gather_rows(bboxes, rows), labels.gather(1, rows))
+
+
+def capped(*limits: int) -> int:
+    """Return the smallest of several limits; those of 0 or below limit nothing."""
+    return min(value for value in limits if value > 0)
+
+
+def _padded(
+    scores: torch.Tensor, bboxes: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return dets (B, n, 5) and labels (B, n); rows without a candidate are zero with label -1."""
+    present = scores > NO_CANDIDATE
+    dets = torch.cat([bboxes, scores[..., None]], dim=2)
+    dets = torch.where(present[..., None], dets, torch.zeros_like(dets))
+    return dets, torch.where(present, labels, torch.full_like(labels, -1))

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.errors import ConfigError
-from mmdeploy_ext.postprocess.bbox2d import limit
+from mmdeploy_ext.postprocess.bbox2d import capped, limit
 from mmdeploy_ext.postprocess.mask_resize import resize_and_threshold
 
 if TYPE_CHECKING:
@@ -213,11 +213,6 @@ class MaskPostprocess(nn.Module):
             count = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
             scores, rows = scores[:, :count], rows[:, :count]
         return scores, cells.gather(1, rows), labels.gather(1, rows)
-
-
-def capped(*limits: int) -> int:
-    """Return the smallest of several limits; those of 0 or below limit nothing."""
-    return min(value for value in limits if value > 0)
 
 
 def matrix_decay(

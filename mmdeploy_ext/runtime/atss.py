@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import ShapeError
+from mmdeploy_ext.errors import ModelFileError, ShapeError
 from mmdeploy_ext.runtime.detections import Detections, from_padded, nms, sigmoid
 
 if TYPE_CHECKING:
@@ -176,7 +176,9 @@ def detections(
         One `Detections` per image.
     """
     if metadata.form == 'full':
-        return from_padded(outputs['dets'], outputs['labels'])
+        found = from_padded(outputs['dets'], outputs['labels'])
+        _check_cap(metadata, outputs, found)
+        return found
     batch, _, height, width = feeds['input'].shape
     facts = metadata.postprocess
     if metadata.form == 'raw':
@@ -207,3 +209,26 @@ def detections(
         )
         for image in range(batch)
     ]
+
+
+def _check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequence[Detections]) -> None:
+    """Refuse detections of a file with `--max-candidates` that may lack some.
+
+    Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
+
+    Raises:
+        ModelFileError: candidates were cut off before the list was full.
+    """
+    cap, most = metadata.options.get('max_candidates', 0), metadata.postprocess['max_per_img']
+    if not cap:
+        return
+    lacking = [
+        int(count)
+        for count, image in zip(outputs['candidates'], found, strict=True)
+        if count > cap and (most < 0 or len(image) < most)
+    ]
+    if lacking:
+        raise ModelFileError(
+            f'candidates: an image has {max(lacking)} of them, the file was exported with --max-candidates '
+            f'{cap} and left some out; export it with --max-candidates {max(lacking)} or more, or without'
+        )

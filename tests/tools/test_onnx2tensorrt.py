@@ -50,7 +50,7 @@ def test_the_file_is_refused_by_node_before_a_package_is_asked_for(capsys, monke
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     line = refuses(capsys, DEMO, '--sm', '86')
     assert 'NonMaxSuppression (NonMaxSuppression): has no runner in TensorRT-RTX' in line
-    assert '--postprocess raw or decode' in line
+    assert 'export full with --max-candidates K and a fixed --shape' in line
 
 
 def test_check_needs_no_package(net, capsys, monkeypatch):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from mmdet.core.anchor import build_prior_generator
 from torch import nn
 
 from mmdeploy_ext.config import test_pipeline
@@ -21,12 +22,13 @@ from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
 from mmdeploy_ext.ops.deform_conv import spell_out_leading_offsets
 from mmdeploy_ext.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.postprocess.bbox2d import nms_config
+from mmdeploy_ext.postprocess.bbox2d import NmsConfig, capped, nms_config
 from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
 from mmdeploy_ext.runtime import atss as runtime
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
 from projects.mmdet_plugin.atss.wrapper import (
+    FULL_NAMES,
     WH_RATIO_CLIP,
     DecodeForm,
     FullForm,
@@ -50,6 +52,7 @@ class AtssFamily(Family):
     name = 'atss'
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
+    own_options = ('max_candidates',)
     derived_prefixes = ('decode/', 'postprocess/')  # anchors
 
     def claims(self, cfg: Any) -> bool:
@@ -74,13 +77,15 @@ class AtssFamily(Family):
                 f'--dynamic-export: {backbone} computes its window masks from the traced size, so that the '
                 f'graph would be wrong at others; export a fixed --shape'
             )
-        nms_config(cfg.model.get('test_cfg') or {})
+        config = nms_config(cfg.model.get('test_cfg') or {})
         smallest = min(_strides(head))
         if min(options.height, options.width) < smallest:
             raise UsageError(
                 f'--shape {options.height} {options.width}: each side has to be at least the smallest '
                 f'stride of the model, {smallest} pixels'
             )
+        if options.max_candidates:
+            _check_candidates(head, options, config)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""
@@ -116,12 +121,13 @@ class AtssFamily(Family):
 
     @staticmethod
     def _full_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
-        batch = 'B' if options.dynamic else options.batch
-        return (
+        batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+        rows = capped(cap, nms_config(model.bbox_head.test_cfg).max_per_img) if cap else 'n'
+        outputs = (
             TensorSpec(
                 'dets',
                 'float32',
-                (batch, 'n', 5),
+                (batch, rows, 5),
                 'x1 y1 x2 y2 score in descending score order; pixels of '
                 'the network input, of the original image when scale_factor is fed; padded with zeros',
                 compare='detections',
@@ -129,11 +135,15 @@ class AtssFamily(Family):
             TensorSpec(
                 'labels',
                 'int64',
-                (batch, 'n'),
+                (batch, rows),
                 'class indices; -1 where dets is padding',
                 compare='detections',
             ),
         )
+        if not cap:
+            return outputs
+        meaning = f'(anchor, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+        return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
 
     @staticmethod
     def _decode_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
@@ -208,9 +218,9 @@ class AtssFamily(Family):
             chain.append(
                 Stage(
                     'postprocess',
-                    FullForm(model.bbox_head),
+                    FullForm(model.bbox_head, options.max_candidates),
                     ('input', 'img_shape', 'scale_factor', *raw),
-                    ('dets', 'labels'),
+                    FULL_NAMES if options.max_candidates else FULL_NAMES[:2],
                     'torchscript',
                 )
             )
@@ -248,7 +258,7 @@ class AtssFamily(Family):
         return feeds
 
     def reference_tensors(
-        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str
+        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **_: Any
     ) -> dict[str, np.ndarray]:
         """See `Family.reference_tensors`: mmdet's own head, anchor generator and box coder."""
         with torch.no_grad():
@@ -318,6 +328,25 @@ def _check_head(filename: str, head: Mapping[str, Any]) -> None:
         raise ConfigError(
             f'{filename}: model.bbox_head.anchor_generator.strides={strides}; ATSS exports with strides that '
             f'are equal in x and y'
+        )
+
+
+def _check_candidates(head: Mapping[str, Any], options: ExportOptions, config: NmsConfig) -> None:
+    """Refuse a number of candidates that the form or the size does not have."""
+    given = f'--max-candidates {options.max_candidates}'
+    if options.max_candidates < 0:
+        raise UsageError(f'{given}: expected a positive number')
+    if options.form != 'full':
+        raise UsageError(f'--max-candidates goes with --postprocess full, got {options.form}')
+    if options.dynamic:
+        raise UsageError(f'{given}: its shapes are constant; export it without --dynamic-export')
+    shapes = runtime.level_shapes(options.height, options.width, _strides(head))
+    priors = build_prior_generator(head.anchor_generator).num_base_priors
+    pairs = [h * w * count * int(head.num_classes) for (h, w), count in zip(shapes, priors, strict=True)]
+    there = sum(capped(count, config.nms_pre) for count in pairs)
+    if options.max_candidates > there:
+        raise UsageError(
+            f'{given}: the model has only {there} candidates at {options.height} x {options.width}'
         )
 
 

@@ -15,6 +15,8 @@ from mmdeploy_ext.postprocess.bbox2d import DenseBoxPostprocess, nms_config
 from mmdeploy_ext.taps import tap
 
 KINDS = ('cls_score', 'bbox_pred', 'centerness')
+FULL_NAMES = ('dets', 'labels', 'candidates')
+"""Outputs of the `full` form; the last with a cap alone."""
 
 
 def raw_names(num_levels: int) -> tuple[str, ...]:
@@ -114,15 +116,15 @@ class DecodeForm(nn.Module):
 class FullForm(nn.Module):
     """What the `full` form adds to the network: raw outputs to detections."""
 
-    def __init__(self, head: nn.Module) -> None:
-        """Read the thresholds from the head's test_cfg."""
+    def __init__(self, head: nn.Module, cap: int = 0) -> None:
+        """Read the thresholds from the head's test_cfg; `cap` as in `DenseBoxPostprocess`."""
         super().__init__()
         self.decode = Decode(head)
-        self.postprocess = DenseBoxPostprocess(nms_config(head.test_cfg), head.bbox_coder.clip_border)
+        self.postprocess = DenseBoxPostprocess(nms_config(head.test_cfg), head.bbox_coder.clip_border, cap)
 
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """Post-process.
 
         Args:
@@ -132,9 +134,9 @@ class FullForm(nn.Module):
             raw: the raw outputs.
 
         Returns:
-            dets (B, n, 5), labels (B, n).
+            dets (B, n, 5), labels (B, n), and with a cap candidates (B,).
         """
         input_hw = torch.stack([torch.as_tensor(size) for size in image.shape[2:]]).to(img_shape)[None]
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)
-        dets, labels = self.postprocess(*self.decode(*raw), clip_hw, scale_factor)
-        return tap('dets', dets), tap('labels', labels)
+        found = self.postprocess(*self.decode(*raw), clip_hw, scale_factor)
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, found, strict=False))

@@ -102,10 +102,10 @@ def full_inputs(raw, size, img_shape=None, scale_factor=None):
     return {**named, **dict(zip(raw_names(len(STRIDES)), raw, strict=True))}
 
 
-def eager(head, raw, size, **optional):
+def eager(head, raw, size, cap=0, **optional):
     with torch.no_grad():
-        dets, labels = FullForm(head)(*full_inputs(raw, size, **optional).values())
-    return dets.numpy(), labels.numpy()
+        found = FullForm(head, cap)(*full_inputs(raw, size, **optional).values())
+    return [tensor.numpy() for tensor in found]
 
 
 def spec(raw):
