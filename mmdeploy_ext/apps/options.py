@@ -12,13 +12,13 @@ from mmdeploy_ext.errors import ModelFileError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CFG_OPTIONS_HELP = (
 ENGINES = {
     'onnxruntime': 'OnnxRuntimeBackend',
     'openvino': 'OpenVinoBackend',
     'tensorrt': 'TensorRtBackend',
 }
 """Value of `--engine` -> registered backend."""
+CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
 )
 
@@ -93,6 +93,8 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = dict(engine=ENGINES[args.engine])
     if args.threads < 0:
         raise UsageError(f'--threads {args.threads}: expected 0 (the engine decides) or more')
+    if args.threads and args.engine == 'tensorrt':
+        raise UsageError(f'--threads {args.threads}: goes with engines on the CPU, got --engine tensorrt')
     if args.threads:
         options['threads'] = args.threads
     if args.providers:
@@ -132,8 +134,6 @@ def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
     sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
     text = f'{option} {" ".join(map(str, sizes))}'
     if len(sizes) not in (1, 2):
-    if args.threads and args.engine == 'tensorrt':
-        raise UsageError(f'--threads {args.threads}: goes with engines on the CPU, got --engine tensorrt')
         raise UsageError(f'{text}: expected one or two numbers, height and width')
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise UsageError(f'{text}: expected positive sizes in pixels')
