@@ -51,7 +51,7 @@ def run(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse `argv` and run `body`, turning the errors that users can act on into one line.
+    """Parse `argv`, look where --json goes and run `body`; errors that users can act on become one line.
 
     Returns:
         The exit status: what `body` returns, or the error's own exit code.
@@ -59,6 +59,7 @@ def run(
     args = parser.parse_args(argv)
     debug = getattr(args, 'debug', False)
     try:
+        check_json(args)
         return body(args)
     except Mm2OnnxError as error:
         if debug:
@@ -101,7 +102,7 @@ def check_json(args: argparse.Namespace) -> None:
     from mmdeploy_ext.errors import UsageError
     from mmdeploy_ext.files import check_writable
 
-    if not args.json:
+    if not getattr(args, 'json', None):
         return
     check_writable(args.json)
     others = [word for key, value in vars(args).items() if key != 'json' for word in _words(value)]

@@ -64,8 +64,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             check_opset(opset, exporter)
     if args.write:
         split_page(args.write)
-    if args.json:
-        check_writable(args.json)
     forms = exporters.chosen_forms(args.models, args.forms)
     register()
     with tempfile.TemporaryDirectory() as folder:

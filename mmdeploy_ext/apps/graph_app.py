@@ -46,7 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None] | None = None) -> int:
     """Run the chosen subcommand; one that needs model families finds `register` in its arguments."""
     args.register = register
-    cli.check_json(args)
     with naming(getattr(args, 'file', None)):
         return COMMANDS[args.command].run(args)
 

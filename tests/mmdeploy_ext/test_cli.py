@@ -137,3 +137,15 @@ def test_a_shell_wrapper_without_its_arguments_says_so():
     command = ['bash', REPOSITORY / 'tools/dist_test_pth.sh', 'x.py']
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith('error: usage: ') and done.stderr.count('\n') == 1
+
+
+def test_json_is_never_written_over_a_file_that_the_command_names(tmp_path, capsys):
+    made = parser()
+    made.add_argument('model')
+    made.add_argument('--json')
+    bodies = []
+    words = [str(tmp_path / 'm.onnx'), '--json']
+    assert cli.run(lambda args: bodies.append(args) or 0, made, [*words, str(tmp_path / 'm.json')]) == 0
+    assert cli.run(lambda args: bodies.append(args) or 0, made, [*words, words[0]]) == 2
+    assert len(bodies) == 1
+    assert 'is named as another file of this command' in capsys.readouterr().err
