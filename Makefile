@@ -79,7 +79,7 @@ mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env env-tensorrt tensorrt-table test test-matrix demo demo-stream demo-lidar doctor lint clean distclean
+.PHONY: help env env-tensorrt tensorrt-table test test-matrix demo demo-stream demo-lidar doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 7 to 15 minutes on 2 cores)'
@@ -89,6 +89,7 @@ help:
 	echo 'make test         the test suite          make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
 	echo 'make doctor       versions, engines, and what is wrong with a fix'
+	echo 'make site         the documentation as a site with search, build/site/index.html'
 	echo 'make lint         ruff                    make clean        caches and work_dirs   make distclean  .venv too'
 
 env: $(STAGE_VENV) $(STAGE_TORCH) $(STAGE_LIBS) $(STAGE_MMCV) $(STAGE_MMLAB)
@@ -204,6 +205,15 @@ demo-lidar: $(ENV)
 
 doctor: $(ENV)
 	$(RUN) -m mmdeploy_ext.doctor
+
+# The generator goes into the same environment; constraints keep every pinned package as it is.
+SITE := build/site
+site: $(if $(ENV),$(STAGE_VENV))
+	@mkdir -p build
+	$(RUN) -c 'import furo, myst_parser, sphinx' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check \
+	    -r requirements-docs.txt -c requirements-build.txt -c requirements-torch.txt
+	$(RUN) -m sphinx -q -W --keep-going -j auto -c docs/_site -d build/site-cache . $(SITE)
+	echo 'site: $(SITE)/index.html'
 
 lint: $(ENV)
 	$(RUN) -m ruff check .
