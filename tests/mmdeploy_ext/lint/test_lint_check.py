@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import nn
 
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.lint import RULES, check
-from mmdeploy_ext.lint.docs import PAGE, main, page
+from mmdeploy_ext.lint.docs import DOCS, LANGUAGES, main, page
+from mmdeploy_ext.lint.page_words_zh import CHINESE
 from mmdeploy_ext.lint.report import print_report, summary
 from mmdeploy_ext.lint.rule import EXPORTERS, OUTCOMES, SEVERITIES
+from mmdeploy_ext.lint.rules import THEMES
 from mmdeploy_ext.lint.trial import unknown_to_torchscript
 
 X = torch.arange(12.0).reshape(4, 3) / 10
@@ -250,6 +253,24 @@ def test_rules_are_whole():
         assert rule.otherwise in SEVERITIES and rule.why.endswith('.') and rule.fix.endswith(('.', ')'))
 
 
-def test_the_page_is_up_to_date(capsys):
-    assert PAGE.read_text(encoding='utf-8') == page(), 'run python -m mmdeploy_ext.lint.docs'
+@pytest.mark.parametrize('words', LANGUAGES, ids=lambda words: words.page)
+def test_the_page_is_up_to_date(words):
+    text = (DOCS / words.page).read_text(encoding='utf-8')
+    assert text == page(words), 'run python -m mmdeploy_ext.lint.docs'
+
+
+def test_check_says_that_both_pages_are_up_to_date(capsys):
     assert main(['--check']) == 0
+    assert capsys.readouterr().out.count('up to date') == len(LANGUAGES) == 2
+
+
+def test_every_rule_theme_and_outcome_is_in_chinese_with_the_same_code():
+    assert set(CHINESE.rules) == set(RULES) and list(CHINESE.themes) == list(THEMES)
+    assert list(CHINESE.outcomes) == list(OUTCOMES)
+    for rule in RULES.values():
+        words = CHINESE.rules[rule.id]
+        for english, chinese in ((rule.title, words.title), (rule.why, words.why), (rule.fix, words.fix)):
+            assert sorted(re.findall('`[^`]+`', english)) == sorted(re.findall('`[^`]+`', chinese)), rule.id
+            prose = re.sub('`[^`]+`', '', chinese)
+            assert re.search('[\u4e00-\u9fff]', prose) or english.startswith('`'), rule.id
+        assert words.why.endswith('。') and words.fix.endswith(('。', '）'))
