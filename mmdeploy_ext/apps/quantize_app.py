@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.errors import UsageError, after_weights
@@ -13,15 +12,20 @@ from mmdeploy_ext.errors import UsageError, after_weights
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.quantize.cameras import CalibrationFrames
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
+    from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
     from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerHarm, Probe
     from mmdeploy_ext.quantize.images import CalibrationImages
 
+    Images = CalibrationImages | CalibrationFrames
+
+ENGINES = ('onnxruntime', 'openvino')
 METHODS = ('minmax', 'percentile', 'mse')
 BUDGET = 10
 WORST = 15
+"""Layers that the table shows without --all."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,8 +34,23 @@ def build_parser() -> argparse.ArgumentParser:
         description='Quantise an ONNX file of this project to INT8 (uint8 activations, int8 weights per '
         'channel, Q/DQ) and say what it costs: size, time, outputs, layer by layer where asked for.'
     )
-    parser.add_argument('model', help='float32 ONNX file written by tools/deployment/pytorch2onnx.py')
-    parser.add_argument('--output', metavar='F', help='file to write (default: MODEL with .int8.onnx)')
+    parser.add_argument(
+        'model',
+        help='float32 ONNX file written by tools/deployment/pytorch2onnx.py, or the folder of a StreamPETR '
+        'export: its image backbone is quantised, the other graphs go along as they are',
+    )
+    parser.add_argument(
+        '--output',
+        metavar='F',
+        help='file to write (default: MODEL with .int8.onnx), of a folder a folder (default: MODEL.int8)',
+    )
+    parser.add_argument(
+        '--engine',
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="whose quantiser: ONNX Runtime's own, or NNCF for OpenVINO (default: onnxruntime); outputs and "
+        'times are then of that engine',
+    )
     _add_calibration(parser.add_argument_group('calibration'))
     _add_layers(parser.add_argument_group('layers'))
     _add_report(parser.add_argument_group('report'))
@@ -44,19 +63,27 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         '--calibrate',
         required=True,
         metavar='IMAGES|DATASET',
-        help="folder of images, one image, or annotations in COCO's format (.json)",
+        help="folder of images, one image, or annotations in COCO's format (.json); of several cameras "
+        'infos (.pkl) or a folder with one folder per camera',
     )
     group.add_argument(
-        '--data-root', metavar='DIR', help='where the images of annotations are (default: beside them)'
+        '--data-root',
+        metavar='DIR',
+        help='where the images of annotations or infos are (default: beside them)',
     )
     group.add_argument(
-        '--images', type=int, default=100, metavar='N', help='images, evenly; 0 takes all (default: 100)'
+        '--images',
+        type=int,
+        default=100,
+        metavar='N',
+        help='images or frames, evenly; 0 takes all (default: 100)',
     )
     group.add_argument(
         '--method',
         choices=METHODS,
-        default='minmax',
-        help='range of activations: least and largest value, or clipped by a histogram (default: minmax)',
+        default=METHODS[0],
+        help='range of activations: least and largest value, or clipped by a histogram (default: minmax); '
+        'NNCF has its own',
     )
     group.add_argument(
         '--percentile',
@@ -116,7 +143,7 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=0,
         metavar='N',
-        help="within an operator (default: ONNX Runtime's choice)",
+        help="within an operator (default: the engine's choice)",
     )
     group.add_argument('--all', action='store_true', help=f'show all layers, not only the {WORST} worst')
     group.add_argument('--draw', metavar='PNG', help='draw the layers (with --sensitivity or --max-error)')
@@ -134,18 +161,10 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UsageError('--rounds: the benchmark needs PyTorch, which is not here; give --rounds 0')
     if args.draw and not (args.sensitivity or args.max_error is not None):
         raise UsageError('--draw shows what --sensitivity or --max-error finds: give one of them too')
-
-
-def _targets(args: argparse.Namespace) -> str:
-    """Return the file to write, after a look at whether everything asked for can be written."""
-    from mmdeploy_ext.files import check_writable
-    from mmdeploy_ext.graph.files import check_targets
-
-    output = args.output or str(Path(args.model).with_suffix('.int8.onnx'))
-    check_targets([output], [args.model])
-    for path in filter(None, (args.draw, args.json)):
-        check_writable(path)
-    return output
+    if args.engine == 'openvino' and (args.method != METHODS[0] or args.reduce_range):
+        raise UsageError(
+            '--engine openvino: NNCF finds its own ranges; leave --method and --reduce-range away'
+        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -154,35 +173,59 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 done, 1 when `--max-error` was not reached.
     """
+    from mmdeploy_ext.apps import quantize_report
+    from mmdeploy_ext.files import check_writable
     from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.passes.fold import fold
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.quantize.calibrators import calibrator
-    from mmdeploy_ext.quantize.dense import DenseQuantiser
-    from mmdeploy_ext.quantize.dense_layers import DenseGraph
+    from mmdeploy_ext.quantize.cameras import calibration_set
+    from mmdeploy_ext.quantize.dense import finished
+    from mmdeploy_ext.quantize.dense_layers import DenseGraph, check_float
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
-    from mmdeploy_ext.quantize.images import CalibrationImages, evenly, image_files
+    from mmdeploy_ext.quantize.dense_target import find_target
 
     _check_numbers(args)
     calibrator('percentile', args.percentile)
-    model = files.load(args.model)
-    metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, args.model)
-    output = _targets(args)
-    paths = evenly(image_files(args.calibrate, args.data_root), args.images)
-    images = CalibrationImages(metadata, paths)
-    graph = DenseGraph(model, args.model)
+    target = find_target(args.model, args.output)
+    model = files.load(target.model)
+    metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
+    cli.check_json(args)
+    if args.draw:
+        check_writable(args.draw)
+    images = calibration_set(metadata, args.calibrate, args.data_root, args.images)
+    check_float(model, target.model)
+    graph = DenseGraph(fold(model)[0], target.model)
     layers = int8_layers(graph, args.keep_float, args.int8_last)
     with after_weights():
-        quantiser = DenseQuantiser(graph, args.reduce_range)
-        quantiser.calibrate(images, args.method, args.percentile, progress=True)
-        probe = Probe(graph, images.first(args.probe_images), args.threads)
-        ranked, exclusion = _harm(args, quantiser, probe, layers)
+        quantiser, ranker = _quantisers(args, graph, images)
+        probe = Probe(graph, images.first(args.probe_images), args.threads, args.engine)
+        ranked, exclusion = _harm(args, quantiser, ranker, probe, layers)
         kept = exclusion.kept if exclusion else ()
         layers = [name for name in layers if name not in kept]
-        facts = _facts(args, metadata, graph, layers, len(paths))
-        files.save(quantiser.whole(layers, facts), output, inputs=[args.model])
-        found = _measure(args, output, probe, quantiser, layers, images)
-        _show(args, output, facts, found, ranked, exclusion)
+        facts = quantize_report.facts(args, metadata, graph, layers, images)
+        network = quantiser.network(layers)
+        target.save(finished(graph, network, facts))
+        found = quantize_report.measure(args, target, probe, network, images)
+        quantize_report.show(args, target, facts, found, ranked, exclusion)
     return 1 if exclusion and not exclusion.reached else 0
+
+
+def _quantisers(
+    args: argparse.Namespace, graph: DenseGraph, images: Images
+) -> tuple[DenseQuantiser | NncfQuantiser, DenseQuantiser]:
+    """Return what makes the file, and what makes the networks with one layer in INT8.
+
+    NNCF goes through all images for every network, so that layers are ranked by ONNX Runtime's quantiser.
+    """
+    from mmdeploy_ext.quantize.dense import DenseQuantiser
+    from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
+
+    nncf = NncfQuantiser(graph, images, progress=True) if args.engine == 'openvino' else None
+    ranker = DenseQuantiser(graph, args.reduce_range)
+    if nncf is None or args.sensitivity or args.max_error is not None:
+        ranker.calibrate(images, args.method, args.percentile, progress=True)
+    return nncf or ranker, ranker
 
 
 def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> list[str]:
@@ -204,116 +247,22 @@ def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> lis
 
 
 def _harm(
-    args: argparse.Namespace, quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]
+    args: argparse.Namespace,
+    quantiser: DenseQuantiser | NncfQuantiser,
+    ranker: DenseQuantiser,
+    probe: Probe,
+    layers: Sequence[str],
 ) -> tuple[list[LayerHarm], Exclusion | None]:
     from mmdeploy_ext.quantize import dense_sensitivity
 
     if not args.sensitivity and args.max_error is None:
         return [], None
-    ranked = dense_sensitivity.rank(quantiser, probe, layers, progress=True)
+    ranked = dense_sensitivity.rank(ranker, probe, layers, progress=True)
     if args.max_error is None:
         return ranked, None
     return ranked, dense_sensitivity.exclude(
         quantiser, probe, ranked, args.max_error, args.budget, progress=True
     )
-
-
-def _facts(
-    args: argparse.Namespace, metadata: Metadata, graph: DenseGraph, layers: Sequence[str], images: int
-) -> dict[str, Any]:
-    """Return what the file and the report say about how it was made."""
-    import onnxruntime
-
-    from mmdeploy_ext.quantize.dense_layers import parameters
-
-    chosen = [graph.layer(name) for name in layers]
-    return dict(
-        family=metadata.family,
-        form=metadata.form,
-        activations='uint8',
-        weights='int8 per channel' + (' (7 bits)' if args.reduce_range else ''),
-        method=args.method if args.method != 'percentile' else f'percentile {args.percentile:g}',
-        images=images,
-        source=Path(args.calibrate).name,
-        layers=len(layers),
-        weights_share=round(parameters(chosen) / parameters(graph.layers), 4),
-        float_layers=[layer.name for layer in graph.layers if layer.name not in set(layers)],
-        onnxruntime=onnxruntime.__version__,
-    )
-
-
-def _measure(
-    args: argparse.Namespace,
-    output: str,
-    probe: Probe,
-    quantiser: DenseQuantiser,
-    layers: Sequence[str],
-    images: CalibrationImages,
-) -> dict[str, Any]:
-    from mmdeploy_ext.quantize.dense_time import time_ratio
-
-    sizes = [Path(path).stat().st_size for path in (args.model, output)]
-    found: dict[str, Any] = dict(
-        float_bytes=sizes[0],
-        int8_bytes=sizes[1],
-        size_ratio=round(sizes[1] / sizes[0], 4),
-        outputs=probe.compare(quantiser.network(layers)),
-        time=None,
-    )
-    if args.rounds:
-        found['time'] = time_ratio(args.model, output, list(images.first(1)), args.rounds, args.threads)
-    return found
-
-
-def _show(
-    args: argparse.Namespace,
-    output: str,
-    facts: dict[str, Any],
-    found: dict[str, Any],
-    ranked: list[LayerHarm],
-    exclusion: Exclusion | None,
-) -> None:
-    from mmdeploy_ext.files import write_json
-    from mmdeploy_ext.quantize import dense_views
-
-    console = cli.stdout()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    kept = exclusion.kept if exclusion else ()
-    if ranked:
-        console.print(dense_views.layer_table(ranked, kept, None if args.all else WORST))
-    console.print(dense_views.output_table(found['outputs']))
-    if exclusion:
-        say(_exclusion_text(exclusion, args.max_error))
-    say(
-        f'{output}: {facts["layers"]} layers in INT8 ({facts["weights_share"]:.1%} of the weights), '
-        f'{len(facts["float_layers"])} stay float; {facts["images"]} images, ranges by {facts["method"]}'
-    )
-    say(f'size: {found["size_ratio"]:.3f} of float32 ({found["int8_bytes"]:,} of {found["float_bytes"]:,} B)')
-    if found['time']:
-        say(dense_views.time_text(found['time']))
-    say('NOT PROVEN by these figures: evaluate it (docs/int8-images.md, "The metric before and after")')
-    if args.draw:
-        title = f'{Path(args.model).name}, {facts["images"]} images, ranges by {facts["method"]}'
-        dense_views.draw(ranked, kept, args.draw, title)
-    if args.json:
-        content = dict(model=args.model, output=output, **facts, **found)
-        content['outputs'] = found['outputs'].to_json()
-        content['sensitivity'] = [harm.to_json() for harm in ranked]
-        content['exclusion'] = exclusion.to_json() if exclusion else None
-        write_json(args.json, content)
-
-
-def _exclusion_text(exclusion: Exclusion, bar: float) -> str:
-    first, last = exclusion.errors[0], exclusion.errors[-1]
-    text = f'error of the worst output: {first:.4g}'
-    if exclusion.kept:
-        text += f' -> {last:.4g} by keeping float: {", ".join(exclusion.kept)}'
-    if exclusion.reached:
-        return f'{text}; within --max-error {bar:g}'
-    return f'{text}; --max-error {bar:g} is NOT reached: raise --budget, or see --method and --images'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

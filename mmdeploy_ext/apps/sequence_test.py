@@ -149,7 +149,11 @@ def export_if_stale(this: Run, options: SequenceOptions, target: str) -> bool:
 
     Returns:
         Whether they were exported.
+
+    Raises:
+        ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
     """
+    from mmdeploy_ext.quantize.dense_target import refuse_stale
     from mmdeploy_ext.sequence.files import check_output, export_sequence, graph_metadata, read_files
 
     check_output(target, options)
@@ -168,6 +172,8 @@ def export_if_stale(this: Run, options: SequenceOptions, target: str) -> bool:
         if not reason:
             print(f'{target}: up to date', flush=True)
             return False
+        for path in found.paths:
+            refuse_stale(path, reason)
     _, seconds = export_sequence(this.deployment, options, target)
     print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
     return True

@@ -20,6 +20,7 @@ from mmdeploy_ext.graph import types
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.calibrators import PERCENTILE, calibrator
+from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 
 if TYPE_CHECKING:
@@ -119,10 +120,21 @@ class DenseQuantiser:
             layers: names of layers.
             facts: what was done, kept as text beside the metadata of the float file.
         """
-        model = self.graph.joined(self.network(layers))
-        for key, value in facts.items():
-            model.metadata_props.add(key=f'int8.{key}', value=str(value))
-        return model
+        return finished(self.graph, self.network(layers), facts)
+
+
+def finished(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
+    """Return the whole model around an INT8 network, compact, with facts beside the metadata.
+
+    Args:
+        graph: the float model.
+        network: made of `graph.network`.
+        facts: what was done, kept as text.
+    """
+    model = compact(graph.joined(network))
+    for key, value in facts.items():
+        model.metadata_props.add(key=f'int8.{key}', value=str(value))
+    return model
 
 
 def _with_types(network: onnx.ModelProto) -> onnx.ModelProto:

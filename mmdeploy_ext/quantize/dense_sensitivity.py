@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.difference import Difference
+from mmdeploy_ext.quantize.openvino_run import OpenVinoRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph, Layer
+    from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,21 +94,28 @@ class Probe:
     Args:
         graph: the float graph.
         batches: input name -> array.
-        threads: within an operator; 0 leaves the choice to ONNX Runtime.
+        threads: within an operator; 0 leaves the choice to the engine.
+        engine: 'onnxruntime' or 'openvino'; runs all networks.
     """
 
     def __init__(
-        self, graph: DenseGraph, batches: Iterable[Mapping[str, np.ndarray]], threads: int = 0
+        self,
+        graph: DenseGraph,
+        batches: Iterable[Mapping[str, np.ndarray]],
+        threads: int = 0,
+        engine: str = 'onnxruntime',
     ) -> None:
         needed = [value.name for value in graph.network.graph.input]
         self._last = {name: graph.layer(name).outputs for name in graph.compared}
         self._names = [name for names in self._last.values() for name in names]
-        self._threads = threads
+        self._threads, self._engine = threads, engine
         self._feeds = [{name: batch[name] for name in needed} for batch in batches]
         runner = self._runner(graph.network)
         self._references = [runner.run(feeds) for feeds in self._feeds]
 
-    def _runner(self, network: onnx.ModelProto) -> Runner:
+    def _runner(self, network: onnx.ModelProto) -> Runner | OpenVinoRunner:
+        if self._engine == 'openvino':
+            return OpenVinoRunner(network, self._names, self._threads)
         return Runner(network, self._names, optimization='all', threads=self._threads)
 
     def compare(self, network: onnx.ModelProto) -> Outputs:
@@ -140,7 +149,7 @@ def rank(
 
 
 def exclude(
-    quantiser: DenseQuantiser,
+    quantiser: DenseQuantiser | NncfQuantiser,
     probe: Probe,
     ranked: Sequence[LayerHarm],
     max_error: float,

@@ -6,16 +6,22 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.backends.base import build_backend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
 
+    from mmdeploy_ext.backends.base import Backend
     from mmdeploy_ext.benchmark.measure import Contender
 
 WARMUP = 3
+BACKENDS = {
+    'onnxruntime': ('OnnxRuntimeBackend', {'spinning': 'run'}),
+    'openvino': ('OpenVinoBackend', {}),
+}
+"""Engine -> its backend and options."""
 
 
 def time_ratio(
@@ -24,6 +30,7 @@ def time_ratio(
     batches: Sequence[Mapping[str, np.ndarray]],
     rounds: int,
     threads: int = 0,
+    engine: str = 'onnxruntime',
 ) -> dict[str, Any]:
     """Run two files in turns on the same batches.
 
@@ -32,7 +39,8 @@ def time_ratio(
         candidate: the INT8 file.
         batches: input name -> array.
         rounds: that count; each runs both once.
-        threads: of ONNX Runtime within an operator; 0 leaves the choice to it.
+        threads: of the engine; 0 leaves the choice to it.
+        engine: of `BACKENDS`; runs both files.
 
     Returns:
         `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other
@@ -43,9 +51,10 @@ def time_ratio(
     from mmdeploy_ext.benchmark.machine import QUIET_SHARE
     from mmdeploy_ext.benchmark.measure import interleave, milliseconds, spread
 
+    kind, options = BACKENDS[engine]
     with contextlib.ExitStack() as stack:
         files = [
-            stack.enter_context(OnnxRuntimeBackend(path, threads=threads, spinning='run'))
+            stack.enter_context(build_backend(kind, path, threads=threads, **options))
             for path in (reference, candidate)
         ]
         contenders = [_contender(name, file) for name, file in zip(('float', 'int8'), files, strict=True)]
@@ -60,6 +69,7 @@ def time_ratio(
         float_ms=milliseconds(one),
         int8_ms=milliseconds(other),
         rounds=rounds,
+        engine=engine,
         threads=threads,
         height=height,
         width=width,
@@ -68,7 +78,7 @@ def time_ratio(
     )
 
 
-def _contender(name: str, backend: OnnxRuntimeBackend) -> Contender:
+def _contender(name: str, backend: Backend) -> Contender:
     from mmdeploy_ext.benchmark.measure import Contender, Run
 
     def run(feeds: Mapping[str, np.ndarray]) -> Run:

@@ -6,7 +6,7 @@ Needs numpy and OpenCV only.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.metadata import Metadata
 
+Item = TypeVar('Item')
 LISTED = 3
 """Missing images that an error names."""
 
 
 class CalibrationImages:
     """Feeds of a graph, one image at a time; what a calibration reads.
+
+    Attributes:
+        what: the items are, for reports.
 
     Args:
         metadata: of the model file; its rule prepares the images.
@@ -35,11 +39,14 @@ class CalibrationImages:
         ModelFileError: the model takes no single image (cameras of a rig, points).
     """
 
+    what = 'images'
+
     def __init__(self, metadata: Metadata, paths: list[Path]) -> None:
         if not isinstance(metadata.preprocess, PreprocessRule):
             raise ModelFileError(
-                f'a model of family {metadata.family!r} takes more than one image; this calibrates models of '
-                f'one image (ATSS, SOLO, SOLOv2, RT-DETR)'
+                f'a model of family {metadata.family!r} takes more than one image; expected a '
+                f'model of one image (ATSS, SOLO, SOLOv2, RT-DETR) or the image backbone of several cameras '
+                f'(StreamPETR)'
             )
         self.metadata, self.paths = metadata, paths
 
@@ -97,8 +104,8 @@ def _folder(source: Path, name: str, root: str | Path | None) -> Path:
     return next((place for place in places if (place / name).is_file()), places[1])
 
 
-def evenly(paths: list[Path], limit: int) -> list[Path]:
-    """Return at most `limit` of the paths, spread over all of them; 0 takes all."""
+def evenly(paths: list[Item], limit: int) -> list[Item]:
+    """Return at most `limit` of the items, spread over all of them; 0 takes all."""
     if limit <= 0 or limit >= len(paths):
         return paths
     return [paths[index] for index in np.linspace(0, len(paths) - 1, limit).round().astype(int)]

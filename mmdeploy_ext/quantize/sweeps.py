@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.quantize.dataset_files import find_file
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 
@@ -163,23 +164,8 @@ class Sweeps:
         return read_points(path, self.rule.load_dim)
 
     def _find(self, name: str) -> Path:
-        path = Path(name)
-        parts = path.parts
-        below = next(
-            (parts[index:] for index, part in enumerate(parts) if part in ('samples', 'sweeps')), parts
-        )
-        folders = [Path(folder) for folder in (self.root, self.source.parent) if folder is not None]
-        folders = list(dict.fromkeys(folders))
         # infos of mmdet3d 1.x name files alone, their folder is in the config
-        places = [path, Path(*below), *([KEY_FRAMES / name] if len(parts) == 1 else [])]
-        tried = [path, *(folder / place for folder in folders for place in places)]
-        for candidate in tried:
-            if candidate.is_file():
-                return candidate
-        raise DataError(
-            f'{self.source}: its sweep {name} is not there, nor under '
-            f'{" or ".join(map(str, folders))}; give the folder of the data set (--data-root)'
-        )
+        return find_file(name, self.source, self.root, 'sweep', KEY_FRAMES)
 
 
 def sweep_items(source: str | Path) -> list[Any]:

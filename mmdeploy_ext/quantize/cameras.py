@@ -1,0 +1,154 @@
+"""Frames of a camera rig to calibrate on: infos or nuScenes' folders, prepared as the model file says.
+
+Needs numpy and OpenCV only. An image backbone looks at each picture alone, so those of a frame need not be
+of one moment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.errors import DataError, ImageError, ModelFileError
+from mmdeploy_ext.preprocess import list_images, read_image
+from mmdeploy_ext.preprocess_multiview import CAMERAS, MultiViewRule
+from mmdeploy_ext.quantize.dataset_files import find_file
+from mmdeploy_ext.quantize.images import CalibrationImages, evenly, image_files
+from mmdeploy_ext.quantize.sweeps import read_infos
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    import numpy as np
+
+    from mmdeploy_ext.metadata import Metadata
+
+IMAGES = 'img'
+"""The only input of a graph that this can feed."""
+INFOS = ('.pkl', '.json')
+SAMPLES = 'samples'
+Frame = tuple[Path, ...]
+"""One picture per camera, in the order of the network input."""
+
+
+class CalibrationFrames:
+    """Feeds of an image backbone, one frame of all cameras at a time.
+
+    Args:
+        metadata: of the model file; its rule prepares the pictures.
+        frames: files.
+
+    Raises:
+        ModelFileError: the graph takes more than the pictures (a memory, calibrations).
+    """
+
+    what = 'frames'
+
+    def __init__(self, metadata: Metadata, frames: list[Frame]) -> None:
+        check_graph(metadata)
+        self.metadata, self.frames = metadata, frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield {'img': (N, 3, H, W)}; a picture that cannot be read is an ImageError when its turn comes."""
+        dtype = self.metadata.spec.tensor(IMAGES).dtype
+        for frame in self.frames:
+            images = self.metadata.preprocess.apply([read_image(path) for path in frame])
+            yield {IMAGES: images.astype(dtype)}
+
+    def first(self, number: int) -> CalibrationFrames:
+        """Return the same with at most `number` frames, evenly."""
+        return CalibrationFrames(self.metadata, evenly(self.frames, number))
+
+
+def check_graph(metadata: Metadata) -> None:
+    """Refuse a graph that takes more than pictures.
+
+    Raises:
+        ModelFileError: with what to give instead.
+    """
+    if isinstance(metadata.preprocess, MultiViewRule) and metadata.spec.input_names == [IMAGES]:
+        return
+    raise ModelFileError(
+        f'{metadata.form!r} of family {metadata.family!r} takes {", ".join(metadata.spec.input_names[:4])}; '
+        f'of a model of several cameras the image backbone alone can be calibrated: give the folder of a '
+        f'deploy export, or its extract_img_feat.onnx'
+    )
+
+
+def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
+    """Return the frames of a source.
+
+    Args:
+        source: infos of mmdet3d's kind (.pkl, .json) with `cams`, or a folder with one folder of pictures
+            per camera, such as nuScenes' own or its `samples`.
+        rule: of the model; says the cameras and their order.
+        root: folder of the data set, where the infos' paths do not exist as they are.
+
+    Raises:
+        DataError: infos without these cameras, or whose pictures are not there.
+        ImageError: no such source, or a folder without these cameras.
+    """
+    source = Path(source)
+    if source.suffix in INFOS and source.is_file():
+        frames = []
+        for info in read_infos(source):
+            names = _names(info, rule, source)
+            frames.append(tuple(find_file(name, source, root, 'picture') for name in names))
+        return frames
+    if not source.is_dir():
+        raise ImageError(
+            f'{source}: no such folder or infos; this model takes {rule.num_cameras} cameras: give infos '
+            f'(.pkl) or a folder with one folder of pictures per camera'
+        )
+    pictures = [list_images([folder]) for folder in _folders(source, rule)]
+    return list(zip(*pictures, strict=False))  # the cameras of a drive may have taken one picture more
+
+
+def _names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[str]:
+    cameras = info.get('cams')
+    cameras = cameras if isinstance(cameras, dict) else {}
+    wanted = rule.cameras or tuple(cameras)[: rule.num_cameras]
+    found = [cameras[name].get('data_path') for name in wanted if isinstance(cameras.get(name), dict)]
+    if len(found) != rule.num_cameras or not all(isinstance(name, str) for name in found):
+        raise DataError(
+            f'{source}: an info has the cameras {sorted(cameras)}; expected data_path of '
+            f'{", ".join(rule.cameras) or f"{rule.num_cameras} cameras"}'
+        )
+    return found
+
+
+def _folders(source: Path, rule: MultiViewRule) -> list[Path]:
+    wanted = rule.cameras or CAMERAS[: rule.num_cameras]
+    for place in (source, source / SAMPLES):
+        folders = [place / name for name in wanted]
+        if all(folder.is_dir() for folder in folders):
+            return folders
+    raise ImageError(
+        f'{source}: has no folders {", ".join(wanted)}, one per camera; expected them there or in {SAMPLES}/'
+    )
+
+
+def calibration_set(
+    metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
+) -> CalibrationImages | CalibrationFrames:
+    """Return what calibrates a model: single images, or frames of its cameras.
+
+    Args:
+        metadata: of the model file.
+        source: see `image_files` and `camera_frames`.
+        root: folder of the pictures that annotations or infos name.
+        limit: at most so many, evenly; 0 takes all.
+
+    Raises:
+        ModelFileError: the model takes neither.
+        ImageError: no such source, or no picture in it.
+        DataError: pictures that annotations or infos name are not there.
+    """
+    if isinstance(metadata.preprocess, MultiViewRule):
+        check_graph(metadata)
+        return CalibrationFrames(metadata, evenly(camera_frames(source, metadata.preprocess, root), limit))
+    return CalibrationImages(metadata, evenly(image_files(source, root), limit))

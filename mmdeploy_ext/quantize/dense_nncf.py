@@ -1,0 +1,133 @@
+"""INT8 for dense graphs by NNCF, for OpenVINO: its own ranges, bias correction and places of Q/DQ pairs.
+
+NNCF works on the ONNX graph here, so the file keeps names and metadata and OpenVINO reads it as any other.
+ONNX Runtime runs it too, but fuses less of it than of a file of its own quantiser: biases stay float.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import onnx
+
+from mmdeploy_ext.errors import EngineError, InferenceError
+from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
+from mmdeploy_ext.quantize.calibrate import tracked
+from mmdeploy_ext.quantize.dense import INFERRED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from types import ModuleType
+
+    import numpy as np
+
+    from mmdeploy_ext.quantize.dense_layers import DenseGraph
+
+
+class NncfQuantiser:
+    """Quantises layers of a graph with NNCF; the counterpart of `DenseQuantiser`.
+
+    Every call of `network` goes through the batches again: NNCF's ranges depend on what is quantised.
+
+    Args:
+        graph: the float model.
+        batches: input name -> array; what the network does not take is left out. Gone through once per call.
+        progress: a bar on stderr, where that is a terminal.
+
+    Raises:
+        EngineError: NNCF is not installed.
+    """
+
+    def __init__(
+        self, graph: DenseGraph, batches: Iterable[Mapping[str, np.ndarray]], progress: bool = False
+    ) -> None:
+        self.graph = graph
+        self._nncf = require_nncf()
+        self._batches, self._progress = batches, progress
+
+    def network(self, layers: Sequence[str]) -> onnx.ModelProto:
+        """Return the network with these layers in INT8; without any, the float network.
+
+        Raises:
+            InferenceError: NNCF failed.
+        """
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.graph.network)
+        if not layers:
+            return copy
+        nncf = self._nncf
+        needed = [value.name for value in copy.graph.input]
+        images = _Tracked(self._batches, self._progress)
+        data = nncf.Dataset(images, lambda batch: {name: batch[name] for name in needed})
+        try:
+            with _quiet():
+                found = nncf.quantize(
+                    copy,
+                    data,
+                    preset=nncf.QuantizationPreset.MIXED,
+                    target_device=nncf.TargetDevice.CPU,
+                    subset_size=max(len(images), 1),
+                    ignored_scope=nncf.IgnoredScope(names=self._float_products(layers)),
+                )
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InferenceError(f'NNCF {nncf.__version__} failed: {error}') from error
+        for entry in [entry for entry in found.metadata_props if entry.key == INFERRED[0]]:
+            found.metadata_props.remove(entry)
+        return found
+
+    def _float_products(self, layers: Sequence[str]) -> list[str]:
+        """Return the products that stay float: other layers, and those of two activations (attention)."""
+        wanted = {node for name in layers for node in self.graph.layer(name).nodes}
+        return [
+            node.name
+            for node in self.graph.network.graph.node
+            if node.op_type in PRODUCTS and node.name not in wanted
+        ]
+
+
+def require_nncf() -> ModuleType:
+    """Import NNCF, which sends nothing home.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    os.environ.setdefault('NNCF_CI', '1')  # turns its telemetry off
+    try:
+        with _quiet():
+            import nncf
+    except ImportError as error:
+        raise EngineError(
+            f'NNCF is not installed ({error}); install it with: pip install openvino nncf'
+        ) from error
+    return nncf
+
+
+class _Tracked:
+    """Batches with a length and a progress bar."""
+
+    def __init__(self, batches: Iterable[Mapping[str, np.ndarray]], progress: bool) -> None:
+        self._batches, self._progress = batches, progress
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        return tracked(self._batches, None, 'calibrating', self._progress)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep NNCF's log and bars, which it writes to stdout, away."""
+    logger = logging.getLogger('nncf')
+    level, disabled = logger.level, logger.disabled
+    logger.disabled = True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        logger.disabled = disabled

@@ -1,0 +1,111 @@
+"""What is quantised and where it goes: one file, or the image backbone of a folder of graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.errors import ModelFileError, UsageError
+from mmdeploy_ext.files import check_writable
+from mmdeploy_ext.graph import files
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.quantize.cameras import IMAGES
+from mmdeploy_ext.quantize.dense_layers import is_quantised
+
+if TYPE_CHECKING:
+    import onnx
+
+ENDING = '.int8'
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One float file and its INT8 file.
+
+    Attributes:
+        model: the float file.
+        output: the INT8 file.
+        beside: other graphs of the folder, which go along as they are; empty where one file was given.
+    """
+
+    model: Path
+    output: Path
+    beside: tuple[Path, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """What the user gets: the file, or the folder."""
+        return str(self.output.parent if self.beside else self.output)
+
+    def save(self, model: onnx.ModelProto) -> None:
+        """Write the INT8 file; a folder's files are made beside it and move in together."""
+        if not self.beside:
+            files.save(model, self.output, inputs=[self.model])
+            return
+        folder = self.output.parent.resolve()
+        staging = folder.with_name(f'{folder.name}.partial-{os.getpid()}')
+        try:
+            staging.mkdir(parents=True)
+            files.save(model, staging / self.output.name)
+            for path in self.beside:
+                shutil.copy(path, staging)
+            folder.mkdir(exist_ok=True)
+            for path in staging.iterdir():
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def find_target(model: str, output: str | None) -> Target:
+    """Return what to quantise, after a look at whether the output can be written.
+
+    Args:
+        model: an ONNX file, or the folder of an export of several graphs.
+        output: file or folder like it; None: the same name with `.int8`.
+
+    Raises:
+        ModelFileError: a folder without exactly one graph that takes pictures alone.
+        UsageError: the output is the input, or cannot be written.
+    """
+    source = Path(model)
+    if not source.is_dir():
+        target = Target(source, Path(output) if output else source.with_suffix(f'{ENDING}.onnx'))
+        files.check_targets([target.output], [source])
+        return target
+    folder = Path(output) if output else source.with_name(f'{source.resolve().name}{ENDING}')
+    if folder.suffix == '.onnx' or folder.is_file():
+        raise UsageError(f'--output {folder}: is a file; {model} is a folder of graphs, give a folder')
+    if folder.resolve() == source.resolve():
+        raise UsageError(f'--output {folder}: is the input; it is never written over, give another name')
+    found = sorted(source.glob('*.onnx'))
+    backbones = [path for path in found if read_metadata(str(path)).spec.input_names == [IMAGES]]
+    if len(backbones) != 1 or len(found) == 1:
+        held = ', '.join(path.name for path in found) or 'no .onnx file'
+        raise ModelFileError(
+            f'{model}: holds {held}; expected the folder of a deploy export, where one graph of several '
+            f'takes {IMAGES!r} alone'
+        )
+    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path != backbones[0]]
+    beside = [path for path in beside if path.name != f'{backbones[0].name}.data']
+    check_writable(folder / backbones[0].name)
+    return Target(backbones[0], folder / backbones[0].name, tuple(beside))
+
+
+def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
+    """Refuse to export over an INT8 file: a float32 one would stand in its place.
+
+    Args:
+        path: a file that is to be exported again.
+        reason: why.
+
+    Raises:
+        ModelFileError: it is quantised.
+    """
+    if is_quantised(files.load(path)):
+        raise ModelFileError(
+            f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '
+            f'make it again with tools/deployment/quantize.py from a fresh export'
+        )

@@ -1,0 +1,189 @@
+"""The image backbone of a camera rig: pictures of infos and folders, a folder of graphs in and out."""
+
+import dataclasses
+import json
+import pickle
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.apps.quantize_app import main
+from mmdeploy_ext.errors import DataError, ImageError, ModelFileError
+from mmdeploy_ext.files import read_json, sha256_file
+from mmdeploy_ext.metadata import Metadata, read_metadata
+from mmdeploy_ext.preprocess_multiview import CAMERAS, MultiViewRule
+from mmdeploy_ext.quantize.cameras import CalibrationFrames, camera_frames
+from mmdeploy_ext.quantize.dense_layers import is_quantised
+from mmdeploy_ext.quantize.dense_target import find_target, refuse_stale
+from mmdeploy_ext.sequence.files import read_files
+from mmdeploy_ext.spec import GraphSpec, TensorSpec
+
+RIG = CAMERAS[:2]
+RULE = MultiViewRule(
+    mean=(120.0, 110.0, 100.0),
+    std=(60.0, 60.0, 60.0),
+    to_rgb=True,
+    source=(40, 80),
+    scale=0.8,
+    resized=(32, 64),
+    crop=(0, 0),
+    size=(32, 64),
+    num_cameras=2,
+    cameras=RIG,
+)
+SHAPE = (2, 3, 32, 64)
+FRAMES = 5
+
+
+def metadata(form, inputs):
+    spec = GraphSpec(
+        f'streampetr/{form}',
+        tuple(TensorSpec(name, 'float32', SHAPE) for name in inputs),
+        (TensorSpec('img_feats', 'float32', (2, 8, 32, 64)),),
+    )
+    return Metadata('streampetr', form, spec, RULE, ('car',), {}, {}, 'toy.py', 'c', 'd', {})
+
+
+def graph(form, inputs):
+    """Three convolutions of pictures; the same for every form, so that all files are valid."""
+    rng = np.random.default_rng(1)
+    widths = [(8, 3), (8, 8), (8, 8)]
+    weights = [rng.normal(0, 0.2, (*width, 3, 3)).astype(np.float32) for width in widths]
+    nodes, last = [], inputs[0]
+    for at in range(len(weights)):
+        after = 'img_feats' if at == len(weights) - 1 else f'x{at}'
+        nodes.append(
+            helper.make_node('Conv', [last, f'w{at}'], [f'{after}'], f'net/c{at}/Conv', pads=[1] * 4)
+        )
+        last = after
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            form,
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in inputs],
+            [helper.make_tensor_value_info('img_feats', TensorProto.FLOAT, [2, 8, 32, 64])],
+            [numpy_helper.from_array(weight, f'w{at}') for at, weight in enumerate(weights)],
+        ),
+        opset_imports=[helper.make_opsetid('', 17)],
+        ir_version=8,
+    )
+    helper.set_model_props(model, metadata(form, inputs).to_props())
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    target = tmp_path / 'stream'
+    target.mkdir()
+    onnx.save(graph('extract_img_feat', ['img']), target / 'extract_img_feat.onnx')
+    onnx.save(graph('pts_head_memory', ['img_feats_in', 'pre_memory']), target / 'pts_head_memory.onnx')
+    return target
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """Write pictures in nuScenes' layout, one more of the first camera, and infos; returns the data's root."""
+    root = tmp_path / 'nuscenes'
+    rng = np.random.default_rng(2)
+    for camera in RIG:
+        (root / 'samples' / camera).mkdir(parents=True)
+        for frame in range(FRAMES + (camera == RIG[0])):
+            picture = rng.integers(0, 256, (40, 80, 3), np.uint8)
+            cv2.imwrite(str(root / f'samples/{camera}/{frame:02d}.png'), picture)
+    infos = [
+        {
+            'cams': {
+                camera: {'data_path': f'./somewhere/samples/{camera}/{frame:02d}.png'}
+                for camera in reversed(RIG)
+            }
+        }
+        for frame in range(FRAMES)
+    ]
+    (root / 'infos.pkl').write_bytes(pickle.dumps({'infos': infos}))
+    return root
+
+
+def test_infos_and_folders_give_the_same_frames_in_the_models_order_of_cameras(drive):
+    expected = [
+        tuple(drive / f'samples/{camera}/{frame:02d}.png' for camera in RIG) for frame in range(FRAMES)
+    ]
+    assert camera_frames(drive / 'infos.pkl', RULE) == expected
+    assert camera_frames(drive, RULE) == expected == camera_frames(drive / 'samples', RULE)
+    moved = (drive / 'infos.pkl').rename(drive.parent / 'infos.pkl')
+    assert camera_frames(moved, RULE, drive) == expected
+    with pytest.raises(DataError, match=r'its picture .*00\.png is not there.*--data-root'):
+        camera_frames(moved, RULE)
+
+
+def test_frames_are_prepared_as_the_runtime_does(drive):
+    frames = camera_frames(drive, RULE)
+    feeds = list(CalibrationFrames(metadata('extract_img_feat', ['img']), frames).first(2))
+    assert [list(feed) for feed in feeds] == [['img'], ['img']]
+    for feed, frame in zip(feeds, (frames[0], frames[-1]), strict=True):
+        expected = RULE.apply([cv2.imread(str(path)) for path in frame])
+        np.testing.assert_array_equal(feed['img'], expected)
+
+
+def test_graphs_that_take_more_than_pictures_are_refused_with_what_to_give():
+    with pytest.raises(
+        ModelFileError, match=r"'pts_head_memory' .* takes img, pre_memory; .*extract_img_feat"
+    ):
+        CalibrationFrames(metadata('pts_head_memory', ['img', 'pre_memory']), [])
+
+
+def test_sources_without_the_cameras_are_refused(drive, tmp_path):
+    with pytest.raises(ImageError, match='one folder of pictures per camera'):
+        camera_frames(tmp_path / 'none', RULE)
+    with pytest.raises(ImageError, match=f'has no folders {RIG[0]}, {RIG[1]}'):
+        camera_frames(tmp_path, RULE)
+    other = tmp_path / 'other.json'
+    other.write_text(json.dumps([{'cams': {RIG[0]: {'data_path': 'a.png'}}}]))
+    with pytest.raises(DataError, match=rf"has the cameras \['{RIG[0]}'\]; expected data_path of"):
+        camera_frames(other, RULE)
+
+
+def test_a_folder_gives_a_folder_with_its_backbone_in_int8_and_the_rest_as_it_was(folder, drive, tmp_path):
+    report = tmp_path / 'report.json'
+    arguments = [str(folder), '--calibrate', str(drive / 'infos.pkl'), '--rounds', '0', '--json', str(report)]
+    before = {path.name: sha256_file(path) for path in folder.iterdir()}
+    assert main(arguments) == 0
+    target = tmp_path / 'stream.int8'
+    assert sorted(path.name for path in target.iterdir()) == sorted(before)
+    assert {path.name: sha256_file(path) for path in folder.iterdir()} == before
+    assert sha256_file(target / 'pts_head_memory.onnx') == before['pts_head_memory.onnx']
+    backbone = target / 'extract_img_feat.onnx'
+    assert is_quantised(onnx.load(backbone))
+    assert read_metadata(str(backbone)) == read_metadata(str(folder / 'extract_img_feat.onnx'))
+    assert len(read_files(str(target)).paths) == 2
+    found = read_json(report)
+    assert (found['images'], found['images_are']) == (FRAMES, 'frames')
+    assert all(figures['cosine'] > 0.999 for figures in found['outputs'].values())
+    assert not list(tmp_path.glob('*.partial-*'))
+
+
+def test_a_folder_is_never_written_over_nor_written_to_a_file(folder, tmp_path):
+    from mmdeploy_ext.errors import UsageError
+
+    with pytest.raises(UsageError, match='is the input'):
+        find_target(str(folder), str(folder))
+    with pytest.raises(UsageError, match='give a folder'):
+        find_target(str(folder), str(tmp_path / 'x.onnx'))
+    (folder / 'extract_img_feat.onnx').unlink()
+    with pytest.raises(ModelFileError, match=r'holds pts_head_memory\.onnx; expected the folder of a deploy'):
+        find_target(str(folder), None)
+
+
+def test_a_stale_int8_file_is_named_and_a_float_one_may_be_exported_over(folder, drive):
+    assert main([str(folder), '--calibrate', str(drive), '--rounds', '0', '--images', '2']) == 0
+    int8 = folder.with_name('stream.int8') / 'extract_img_feat.onnx'
+    with pytest.raises(ModelFileError, match=r'extract_img_feat\.onnx: is an INT8 file and stale: another'):
+        refuse_stale(int8, 'stale: another checkpoint')
+    refuse_stale(folder / 'extract_img_feat.onnx', 'stale: another checkpoint')
+
+
+def test_cameras_without_names_take_the_infos_order(drive):
+    rule = dataclasses.replace(RULE, cameras=())
+    assert [path.parent.name for path in camera_frames(drive / 'infos.pkl', rule)[0]] == list(reversed(RIG))
