@@ -85,7 +85,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def drive(tmp_path):
-    """Write pictures in nuScenes' layout, one more of the first camera, and infos; returns the data's root."""
+    """Write pictures in nuScenes' layout, one more of the first camera, and infos; returns the root."""
     root = tmp_path / 'nuscenes'
     rng = np.random.default_rng(2)
     for camera in RIG:

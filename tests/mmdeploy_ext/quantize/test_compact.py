@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from test_dense_layers import SIZE, residual_model
 
 from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.dense import DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
-from test_dense_layers import SIZE, residual_model
 
 
 def run(model, feeds):
