@@ -63,6 +63,14 @@ ENGINES = {
         dict(providers=CUDA_PROVIDERS),
         gpu=True,
     ),
+    'tensorrt': Engine(
+        'TensorRT',
+        'TensorRtBackend',
+        ('tensorrt', 'tensorrt_rtx'),
+        'pip install tensorrt, or make env-tensorrt',
+        gpu=True,
+        threads=False,
+    ),
 }
 """Name on the command line -> engine. The baseline runs wherever `--device` says."""
 

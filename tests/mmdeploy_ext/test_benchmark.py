@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.apps import benchmark_app
+from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
 from mmdeploy_ext.benchmark import measure, ort_profile, report
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.result import doubts
@@ -306,7 +307,7 @@ def test_a_network_input_that_does_not_fit_is_refused(replaced, words, toy, tmp_
     ('arguments', 'message'),
     [
         (['--prepared', 'input.npz'], '--prepared and --images'),
-        (['--engines', 'torch,tensorrt'], '--engines torch,tensorrt: expected some of'),
+        (['--engines', 'torch,tensorflow'], '--engines torch,tensorflow: expected some of'),
         (['--engines', 'torch,torch'], 'each once'),
         (['--max-iter', '0'], '--max-iter 0: expected at least 1'),
         (['--threads', '-1'], '--threads -1: expected at least 0'),
@@ -333,6 +334,19 @@ def test_an_engine_that_is_not_installed_is_named_with_the_fix(toy, capsys, monk
     )
     assert run(toy, '--engines', 'torch,openvino') == 2
     assert 'pip install openvino' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason='a GPU is there')
+@pytest.mark.parametrize(
+    ('found', 'reason'), [(True, 'tensorrt: there is no GPU here'), (None, 'make env-tensorrt')]
+)
+def test_tensorrt_without_package_or_gpu_is_refused_by_name(found, reason, toy, capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        'importlib.util.find_spec', lambda name: found if 'tensorrt' in name else find_spec(name)
+    )
+    assert run(toy, '--engines', 'torch,tensorrt') == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_the_chart_takes_one_bar_and_no_ratio(tmp_path):

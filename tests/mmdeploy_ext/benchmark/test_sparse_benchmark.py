@@ -163,7 +163,7 @@ BAD = {
     'images': (['--images', 'x.jpg'], 'sparse LiDAR backbones do not have it'),
     'no voxels': (['--voxels', '0'], 'positive'),
     'no sweep': (['--sweep', 'none.bin'], 'no such file'),
-    'unknown engine': (['--engines', 'tensorrt'], 'expected some of'),
+    'unknown engine': (['--engines', 'tensorflow'], 'expected some of'),
 }
 
 
