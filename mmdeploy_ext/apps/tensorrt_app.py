@@ -77,6 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='MD',
         help='build all files in float32 and float16 for each of --sm, write a table between the marks of MD',
     )
+    parser.add_argument(
+        '--mark',
+        default='table',
+        metavar='NAME',
+        help='the marks of --table: <!-- NAME --> and <!-- /NAME --> (default: table)',
+    )
     parser.add_argument('--layers', metavar='JSON', help='write the dtype of every layer')
     parser.add_argument('--check', action='store_true', help='only say what TensorRT cannot take; no build')
     parser.add_argument(
@@ -207,7 +213,7 @@ def _table(args: argparse.Namespace) -> int:
     table = tensorrt_table.markdown(rows, args.sm, version)
     before = page.read_text(encoding='utf-8') if page.is_file() else ''
     with atomic_path(page) as temporary:
-        temporary.write_text(tensorrt_table.shown_in(before, table), encoding='utf-8')
+        temporary.write_text(tensorrt_table.shown_in(before, table, args.mark), encoding='utf-8')
     print(table, end='')
     return 0
 

@@ -1,4 +1,4 @@
-"""What builds for which architecture, with the size of each engine: a table in Markdown."""
+"""What builds for which architecture, with the size of the engine: a table in Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.backends import tensorrt_engine
-from mmdeploy_ext.backends.tensorrt_build import build
+from mmdeploy_ext.backends.tensorrt_build import Built, build
 from mmdeploy_ext.backends.tensorrt_proof import compare_outputs
 from mmdeploy_ext.errors import Mm2OnnxError
 from mmdeploy_ext.graph import files
@@ -30,7 +30,8 @@ class Row:
         name: of the graph.
         precision: 'fp32' (the file as it is) or 'fp16'.
         nodes: of the ONNX file.
-        sizes: architecture -> bytes of the engine.
+        built: architectures that an engine was built for.
+        nbytes: of one engine for all of them; 0 without.
         halves: layers that multiply weights in float16, and all such layers.
         cosine: worst of all float outputs, the float16 graph against the file, both in ONNX Runtime on the
             same random inputs; None of fp32.
@@ -40,7 +41,8 @@ class Row:
     name: str
     precision: str
     nodes: int
-    sizes: dict[int, int]
+    built: tuple[int, ...]
+    nbytes: int
     halves: tuple[int, int]
     cosine: float | None
     refused: str
@@ -62,11 +64,11 @@ def measure(
     constants: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Row]:
-    """Build every file in both precisions for every architecture; what one refuses, others may take.
+    """Build every file in both precisions for all architectures; what one refuses, others may take.
 
     Args:
         paths: ONNX files.
-        architectures: each gets an engine of its own.
+        architectures: one engine for all that take the file.
         shapes: sizes of open axes; each file takes those that it has.
         constants: likewise.
         progress: told the file, how many are done and how many there are.
@@ -92,9 +94,11 @@ def _row(
     constants: Sequence[str],
 ) -> Row:
     name, nodes = _name(path), len(files.read(path).graph.node)
-    sizes: dict[int, int] = {}
     reasons: dict[str, list[int]] = {}
-    for number in architectures:
+    found: list[tuple[tuple[int, ...], Built, tensorrt_engine.Job]] = []
+    waiting = [tuple(architectures)]
+    while waiting:
+        group = waiting.pop(0)
         try:
             job = tensorrt_engine.prepare(
                 path,
@@ -102,20 +106,24 @@ def _row(
                 shapes=suiting(path, shapes),
                 constants=suiting(path, constants),
                 package='tensorrt-rtx',
-                architectures=[number],
+                architectures=group,
             )
-            built = build(job.model, job.package, [number], job.profiles)
-            sizes[number] = len(built.data)
+            found.append((group, build(job.model, job.package, group, job.profiles), job))
         except Mm2OnnxError as error:
-            reasons.setdefault(str(error).removeprefix(f'{path}: '), []).append(number)
+            if len(group) > 1:
+                waiting += [group[:1], group[1:]]
+            else:
+                reasons.setdefault(str(error).removeprefix(f'{path}: '), []).extend(group)
     refused = '; '.join(
-        reason if len(found) == len(architectures) else f'SM {" ".join(map(str, found))}: {reason}'
-        for reason, found in reasons.items()
+        reason if len(numbers) == len(architectures) else f'SM {" ".join(map(str, numbers))}: {reason}'
+        for reason, numbers in reasons.items()
     )
-    if not sizes:
-        return Row(name, precision, nodes, {}, (0, 0), None, refused)
+    if not found:
+        return Row(name, precision, nodes, (), 0, (0, 0), None, refused)
+    _, built, job = max(found, key=lambda entry: len(entry[0]))
+    everything = tuple(sorted(number for group, _, _ in found for number in group))
     cosine = _cosine(path, job) if precision == 'fp16' else None
-    return Row(name, precision, nodes, sizes, _halves(built.dtypes()), cosine, refused)
+    return Row(name, precision, nodes, everything, len(built.data), _halves(built.dtypes()), cosine, refused)
 
 
 def _halves(dtypes: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
@@ -136,19 +144,21 @@ def _cosine(path: str, job: tensorrt_engine.Job) -> float:
 def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) -> str:
     """Return the table, with the version above it."""
     heads = ['graph', 'nodes', 'precision', *(f'SM {number}' for number in architectures)]
-    heads += ['products in float16', 'cosine of fp16']
-    lines = [f'tensorrt-rtx {version}; engine sizes in MB.', '', _line(heads), _line(['---'] * len(heads))]
+    heads += ['MB', 'products in float16', 'cosine of fp16']
+    first = f'tensorrt-rtx {version}; the size is that of one engine for all architectures of the row.'
+    lines = [first, '', _line(heads), _line(['---'] * len(heads))]
     refused: dict[str, list[str]] = {}
     for row in rows:
         if row.refused:
             texts = refused.setdefault(row.refused, [])
             texts.append(f'`{row.name}` {row.precision}')
-        if not row.sizes:
+        if not row.built:
             continue
-        sizes = [f'{row.sizes[x] / 1e6:.1f}' if x in row.sizes else 'refused' for x in architectures]
+        marks = ['builds' if number in row.built else 'refused' for number in architectures]
+        size = f'{row.nbytes / 1e6:.1f}'
         half = f'{row.halves[0]} of {row.halves[1]}'
         cosine = '' if row.cosine is None else f'{row.cosine:.5f}'
-        lines.append(_line([row.name, str(row.nodes), row.precision, *sizes, half, cosine]))
+        lines.append(_line([row.name, str(row.nodes), row.precision, *marks, size, half, cosine]))
     if refused:
         lines += ['', 'Refused before the build:', '']
         lines += [f'- {", ".join(names)}: {reason}' for reason, names in refused.items()]
@@ -159,8 +169,8 @@ def _line(cells: Sequence[str]) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def shown_in(text: str, table: str) -> str:
+def shown_in(text: str, table: str, mark: str = 'table') -> str:
     """Return a page with the table between its marks, `<!-- table -->` and `<!-- /table -->`."""
-    start, end = '<!-- table -->\n', '<!-- /table -->'
+    start, end = f'<!-- {mark} -->\n', f'<!-- /{mark} -->'
     before, _, rest = text.partition(start)
     return f'{before}{start}{table}{end}{rest.partition(end)[2]}' if rest else f'{start}{table}{end}\n'

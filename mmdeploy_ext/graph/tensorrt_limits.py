@@ -19,7 +19,7 @@ from mmdeploy_ext.graph.index import all_graphs
 from mmdeploy_ext.graph.static import fold_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
 TURING = 75
 NO_TURING = (
@@ -145,15 +145,12 @@ def _is_small(tensor: TensorProto) -> bool:
     return bool(tensor.int64_data or tensor.int32_data or tensor.float_data)
 
 
-def find_refusals(
-    model: onnx.ModelProto, *, rtx: bool, supports: Callable[[str], bool] | None = None
-) -> list[Refusal]:
+def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
     """Return everything in a graph that TensorRT cannot take, inputs first, then nodes in file order.
 
     Args:
         model: with or without its weights.
         rtx: judge by TensorRT-RTX, which has fewer operators.
-        supports: whether the installed parser knows an operator; None where no package is installed.
 
     Raises:
         ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone.
@@ -163,21 +160,19 @@ def find_refusals(
     found = _boundary(model.graph)
     for graph in all_graphs(model):
         for place, node in enumerate(graph.node):
-            reason = _reason(node, facts, rtx, supports)
+            reason = _reason(node, facts, rtx)
             if reason:
                 found.append(Refusal(node.name or f'#{place}', node.op_type, reason))
     return found
 
 
-def check_limits(
-    model: onnx.ModelProto, *, rtx: bool, supports: Callable[[str], bool] | None = None, what: str = ''
-) -> None:
+def check_limits(model: onnx.ModelProto, *, rtx: bool, what: str = '') -> None:
     """Refuse a graph that TensorRT cannot take.
 
     Raises:
         EngineError: names the nodes, up to three of each kind, and what to change.
     """
-    found = find_refusals(model, rtx=rtx, supports=supports)
+    found = find_refusals(model, rtx=rtx)
     if not found:
         return
     title = 'TensorRT-RTX' if rtx else 'TensorRT'
@@ -232,7 +227,7 @@ def _boundary(graph: onnx.GraphProto) -> list[Refusal]:
     return found
 
 
-def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool, supports: Callable[[str], bool] | None) -> str:
+def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool) -> str:
     if node.domain not in DEFAULT_DOMAINS:
         return f'is of domain {node.domain!r}, for which there is no plugin; export it in standard operators'
     if rtx and node.op_type in RTX_OPERATORS:
@@ -243,8 +238,6 @@ def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool, supports: Callable[[
         reason = rule(node, facts)
         if reason:
             return reason
-    if supports is not None and not supports(node.op_type):
-        return 'the installed TensorRT has no such operator; rewrite it in others'
     return ''
 
 
@@ -254,8 +247,8 @@ def _top_k(node: onnx.NodeProto, facts: _Facts) -> str:
     k = facts.number(node.input[1])
     if k is not None and k > LARGEST_K:
         return (
-            f'K={k}, and TensorRT sorts {LARGEST_K} at most: export with a smaller nms_pre or max_per_img '
-            f'(--cfg-options model.test_cfg.nms_pre=1000), or another form'
+            f'K={k}, and TensorRT sorts {LARGEST_K} at most: export with a smaller --max-candidates, nms_pre '
+            f'or max_per_img (--cfg-options model.test_cfg.nms_pre=1000), or another form'
         )
     return ''
 

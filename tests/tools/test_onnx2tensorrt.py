@@ -5,8 +5,8 @@ import json
 import onnx
 import pytest
 
+from mmdeploy_ext.apps import tensorrt_table
 from mmdeploy_ext.apps.tensorrt_app import main
-from mmdeploy_ext.apps.tensorrt_table import shown_in
 from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
 from mmdeploy_ext.backends.tensorrt_file import read_record
 from toy_atss import REPO, export_toy, load_toy
@@ -119,9 +119,20 @@ def test_the_table_lists_sizes_and_refusals(tmp_path, net, capsys):
     assert text.startswith('before\n') and text.endswith('after\n') and 'old' not in text
     rows = [line.split(' | ') for line in text.splitlines() if '/net |' in line]
     assert [row[2] for row in rows] == ['fp32', 'fp16']
-    assert all(float(row[column]) > 0 for row in rows for column in (3, 4))
+    assert all(row[3:5] == ['builds', 'builds'] and float(row[5]) > 0 for row in rows)
     assert 'u (Unique): TensorRT has no such operator' in text
 
 
+def test_an_architecture_that_refuses_a_file_leaves_the_others(tmp_path):
+    package()
+    onnx.save_model(parse('[prod] y = MatMul(x, x)', 'float[3,3] x', 'float[3,3] y'), tmp_path / 'm.onnx')
+    single, half = tensorrt_table.measure([str(tmp_path / 'm.onnx')], [75, 86, 89])
+    assert (single.built, half.built) == ((86, 89), (75, 86, 89))
+    assert single.refused.startswith('SM 75: SM 75 is asked for: prod (MatMul)') and not half.refused
+    assert half.halves == (1, 1) and half.cosine > 0.999
+
+
 def test_a_page_without_marks_gets_the_table_alone():
-    assert shown_in('', 'T\n') == '<!-- table -->\nT\n<!-- /table -->\n'
+    assert tensorrt_table.shown_in('', 'T\n') == '<!-- table -->\nT\n<!-- /table -->\n'
+    both = tensorrt_table.shown_in('<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\ny\n<!-- /b -->\n', 'T\n', 'b')
+    assert both == '<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\nT\n<!-- /b -->\n'

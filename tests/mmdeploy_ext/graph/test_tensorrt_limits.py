@@ -18,7 +18,7 @@ REFUSED = {
             'int64[N,3] y',
             constants='<int64[1] k = {3}, float[1] i = {0.5}>',
         ),
-        r'suppress \(NonMaxSuppression\): has no runner in TensorRT-RTX; export with --postprocess raw',
+        r'suppress \(NonMaxSuppression\): has no runner in TensorRT-RTX; export full with --max-candidates K',
     ),
     'nonzero': (parse('[found] y = NonZero(x)', outputs='int64[2,N] y'), r'found \(NonZero\): has no plugin'),
     'deform': (
