@@ -18,6 +18,7 @@ from mmdeploy_ext.family import DEFAULT_OPSET, BaseFamily, ExportOptions, Family
 from mmdeploy_ext.files import check_writable, sha256_file
 from mmdeploy_ext.metadata import Metadata
 from mmdeploy_ext.ops.deform_conv import MIN_OPSET, has_deform_conv
+from mmdeploy_ext.precision import check_patterns, check_precision, in_precision, with_half_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -165,6 +166,7 @@ def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Fam
                 f'since opset {MIN_OPSET} (DeformConv)'
             )
         _check_own_options(family, options)
+        check_precision(options.precision, options.fp16_io, options.keep_fp32)
         family.check(cfg, resolved)
         check_writable(output_file)
 
@@ -198,12 +200,12 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
 def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
     """Return what the file will say about itself."""
     family, model = deployment.family, deployment.model
-    rule = deployment.rule
+    rule, spec = deployment.rule, family.spec(model, options)
     if not options.dynamic:
         rule = dataclasses.replace(rule, size=(options.height, options.width))
     return Metadata(
         form=options.form,
-        spec=family.spec(model, options),
+        spec=with_half_features(spec) if options.fp16_io else spec,
         preprocess=rule,
         options=dict(
             options.of_family(deployment.family.own_options),
@@ -257,7 +259,9 @@ def export_model(
     stages = family.stages(deployment.model, options)
     for stage in stages:
         stage.module.eval().to(device)
-    return export.export_stages(stages, example, metadata.spec, options), metadata
+    model = export.export_stages(stages, example, metadata.spec, options)
+    check_patterns([model], options.keep_fp32)
+    return in_precision(model, metadata.spec, options, family.keep_fp32), metadata
 
 
 def export_to_file(

@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.spec import DEFAULT_RTOL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 DEFAULT_OPSET = 17
 """LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
 
-_COMMON = 9
+_COMMON = 12
 """The first fields of `ExportOptions` mean something to every family, the rest to some."""
+HALF_FIELDS = ('precision', 'fp16_io', 'keep_fp32')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,9 @@ class ExportOptions:
         exporter: 'torchscript' or 'dynamo'.
         score_form: 'separate' keeps centerness an output of its own, 'product' multiplies it into the scores.
         simplify: run onnxslim over the result.
+        precision: 'fp32' or 'fp16', see `precision.py`.
+        fp16_io: images and compared outputs are float16 outside too.
+        keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those that always do.
         layout: 'batched', or 'fork' for the outputs of a fork whose engines exist (SOLO).
         max_candidates: candidates that are looked at, with constant shapes; 0 has no limit (SOLO, ATSS).
         fuse: branches of RepVGG blocks become one convolution (RT-DETR).
@@ -58,6 +63,9 @@ class ExportOptions:
     exporter: str = 'torchscript'
     score_form: str = 'separate'
     simplify: bool = False
+    precision: str = 'fp32'
+    fp16_io: bool = False
+    keep_fp32: tuple[str, ...] = ()
     layout: str = 'batched'
     max_candidates: int = 0
     fuse: bool = True
@@ -69,9 +77,15 @@ class ExportOptions:
         return dataclasses.asdict(self)
 
     def of_family(self, own_options: Sequence[str]) -> dict[str, Any]:
-        """Return plain JSON types (what the metadata keeps): what every family has, and `own_options`."""
+        """Return plain JSON types (what the metadata keeps): what every family has, and `own_options`.
+
+        A float32 file says nothing about float16, so that files of earlier versions stay what they are.
+        """
         common = [field.name for field in dataclasses.fields(self)[:_COMMON]]
-        return {name: getattr(self, name) for name in (*common, *own_options)}
+        if self.precision == 'fp32':
+            common = [name for name in common if name not in HALF_FIELDS]
+        values = {name: getattr(self, name) for name in (*common, *own_options)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def set_for_some(self) -> dict[str, Any]:
         """Return the options of single families that are not at their default."""
@@ -81,7 +95,7 @@ class ExportOptions:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ExportOptions:
         """Rebuild from `to_json`."""
-        return cls(**content)
+        return cls(**{**content, 'keep_fp32': tuple(content.get('keep_fp32', ()))})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +125,14 @@ class BaseFamily(abc.ABC):
         task: module of `verify/tasks` that matches, draws and evaluates its results.
         ignored_prefixes: checkpoint keys that inference does not use.
         derived_prefixes: names of graph constants that are computed; `derives` tells others by their value.
+        keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
     """
 
     name: ClassVar[str]
     task: ClassVar[str]
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     derived_prefixes: ClassVar[tuple[str, ...]] = ()
+    keep_fp32: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> bool:
@@ -229,6 +245,7 @@ class Family(BaseFamily):
         outputs: Mapping[str, np.ndarray],
         form: str,
         score_form: str,
+        ties_rtol: float = DEFAULT_RTOL,
         **own: Any,
     ) -> dict[str, np.ndarray]:
         """Return `reference_tensors`, with what the engine chose among ties where a choice decides the rest.
@@ -239,10 +256,11 @@ class Family(BaseFamily):
             outputs: of the engine on trial.
             form: of the graph.
             score_form: see `ExportOptions`.
+            ties_rtol: see `choose_as`.
             own: what the file was exported with of `own_options`.
         """
         reference = self.reference_tensors(model, feeds, form, score_form, **own)
-        return self.choose_as(model, feeds, outputs, reference)
+        return self.choose_as(model, feeds, outputs, reference, ties_rtol)
 
     def choose_as(
         self,
@@ -250,6 +268,7 @@ class Family(BaseFamily):
         feeds: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
         reference: Mapping[str, np.ndarray],
+        ties_rtol: float = DEFAULT_RTOL,
     ) -> dict[str, np.ndarray]:
         """Return the reference, of another run or of a dump, with what the engine chose among ties.
 
@@ -258,6 +277,7 @@ class Family(BaseFamily):
             feeds: by name.
             outputs: of the engine on trial.
             reference: output name -> array.
+            ties_rtol: values this close, of the largest one, are a tie.
         """
         return dict(reference)
 

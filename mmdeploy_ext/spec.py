@@ -135,6 +135,14 @@ class GraphSpec:
             state=tuple((source, target) for source, target in content['state']),
         )
 
+    def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return feeds in which float32 arrays of float16 inputs are float16; all else is as it was."""
+        half = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
+        return {
+            name: array.astype(np.float16) if name in half and array.dtype == np.float32 else array
+            for name, array in feeds.items()
+        }
+
     def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Refuse feeds that the graph does not take, the same way on every engine.
 

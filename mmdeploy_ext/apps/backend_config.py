@@ -9,6 +9,7 @@ from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import CHOICES, check_combination
 from mmdeploy_ext.errors import ConfigError, UsageError
 from mmdeploy_ext.files import check_writable
+from mmdeploy_ext.precision import keep_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ GRAPH_KEYS = (
     'dynamic',
     'exporter',
     'simplify',
+    'precision',
+    'fp16_io',
+    'keep_fp32',
     'max_candidates',
     'grid_sample',
     'onnx_file',
@@ -30,15 +34,17 @@ GRAPH_KEYS = (
     'dump_dir',
 )
 ENGINES = {
-    'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization', 'spinning'),
-    'OpenVinoBackend': ('threads', 'device'),
+    'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization', 'spinning', 'round_fp16'),
+    'OpenVinoBackend': ('threads', 'device', 'inference_precision'),
     'TensorRtBackend': ('device', 'shapes', 'constants'),
     'TorchBackend': ('dump',),
 }
 DUMP_KEYS = ('samples', 'tensors', 'dir')
 SEQUENCE_KEYS = (
     *CHOICES,
+    'precision',
     'fp16_io',
+    'keep_fp32',
     'opset_version',
     'exporter',
     'simplify',
@@ -146,6 +152,22 @@ def graph_options(settings: dict[str, Any]) -> ExportOptions:
         simplify=settings.get('simplify', False),
         max_candidates=settings.get('max_candidates', 0),
         grid_sample=settings.get('grid_sample', 'operator'),
+        **_precision(settings),
+    )
+
+
+def precision(settings: dict[str, Any]) -> str:
+    """Return what the network of a run computes in: of the file, or what its engine is asked for."""
+    asked = str(settings.get('inference_precision') or 'fp32')
+    return asked if asked != 'fp32' else str(settings.get('precision') or 'fp32')
+
+
+def _precision(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of export options about float16; `check_precision` refuses what is wrong in them."""
+    return dict(
+        precision=settings.get('precision', 'fp32'),
+        fp16_io=bool(settings.get('fp16_io', False)),
+        keep_fp32=keep_list(settings.get('keep_fp32')),
     )
 
 
@@ -208,7 +230,9 @@ def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
         check_opset(opset, exporter)
     except UsageError as error:
         raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
-    flags = {name: bool(settings.get(name, False)) for name in ('fp16_io', 'simplify')}
-    options = SequenceOptions(**chosen, **flags, opset=opset, exporter=exporter)
+    simplify = bool(settings.get('simplify', False))
+    options = SequenceOptions(
+        **chosen, **_precision(settings), simplify=simplify, opset=opset, exporter=exporter
+    )
     check_combination(options, chosen, f'{cfg.filename}: backend_config.')
     return options

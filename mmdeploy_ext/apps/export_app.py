@@ -116,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         action='store_true',
         help="draw both engines' detections to OUTPUT_FILE.png and print the graph",
     )
+    shared.add_precision_arguments(parser)
     add_sequence_arguments(parser)
     shared.add_engine_arguments(parser)
     shared.add_report_arguments(parser)
@@ -157,6 +158,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         exporter=args.exporter,
         score_form=args.score_form,
         simplify=args.simplify,
+        **shared.precision_options(args),
         layout=args.layout,
         max_candidates=args.max_candidates,
         fuse=args.fuse,
@@ -189,7 +191,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         return run_export(args, build_parser(), engine)
     args.output_file = args.output_file or DEFAULT_OUTPUT
     options = parse_options(args)
-    refuse_given(args, build_parser(), (*CHOICES, 'fp16_io', 'frames'), 'goes with streaming models only')
+    refuse_given(args, build_parser(), (*CHOICES, 'frames'), 'goes with streaming models only')
     images = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) + proof.read_images(
         args.test_img or []
     )
@@ -223,7 +225,7 @@ def export_and_prove(
     traced = deploy.prepare_fixed(deployment.rule, images[0][1], options.height, options.width)
     metadata, seconds = deploy.export_to_file(deployment, options, [traced], args.output_file)
     print(
-        f'{args.output_file}: {metadata.spec.name}, opset {options.opset}, '
+        f'{args.output_file}: {metadata.spec.name}, opset {options.opset}, {options.precision}, '
         f'{_shape_title(options)}, exported in {seconds:.1f} s'
     )
     if args.show:

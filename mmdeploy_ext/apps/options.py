@@ -8,6 +8,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.errors import ModelFileError, UsageError
+from mmdeploy_ext.precision import PRECISIONS, check_precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +65,39 @@ def add_model_arguments(parser: argparse.ArgumentParser, device: str = 'cpu') ->
     )
 
 
+def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, --fp16-io and --keep-fp32 of an export."""
+    group = parser.add_argument_group('half precision')
+    group.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default='fp32',
+        help='fp16: casts in the graph, post-processing stays float32; bf16 is a choice of OpenVINO, see '
+        '--inference-precision (default: fp32)',
+    )
+    group.add_argument(
+        '--fp16-io', action='store_true', help='with fp16: images and features are float16 outside too'
+    )
+    group.add_argument(
+        '--keep-fp32',
+        nargs='+',
+        default=[],
+        metavar='PATTERN',
+        help="with fp16: more nodes that stay float32, by name, operator or output ('*', '?', '[...]')",
+    )
+
+
+def precision_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of export options that `add_precision_arguments` gives.
+
+    Raises:
+        UsageError: bf16, or options that do nothing without fp16.
+    """
+    keep = tuple(args.keep_fp32)
+    check_precision(args.precision, args.fp16_io, keep)
+    return dict(precision=args.precision, fp16_io=args.fp16_io, keep_fp32=keep)
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the engine that proves the file."""
     parser.add_argument(
@@ -81,6 +115,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--threads', type=int, default=0, help='threads within an operator (default: the engine decides)'
+    )
+    parser.add_argument(
+        '--inference-precision',
+        choices=PRECISIONS,
+        help='what OpenVINO computes in, whatever the file holds (default: fp32)',
     )
 
 
@@ -101,6 +140,10 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         if args.engine != 'onnxruntime':
             raise UsageError(f'--providers goes with --engine onnxruntime, got --engine {args.engine}')
         options['providers'] = args.providers
+    if args.inference_precision:
+        if args.engine != 'openvino':
+            raise UsageError(f'--inference-precision goes with --engine openvino, got --engine {args.engine}')
+        options['inference_precision'] = args.inference_precision
     check_engine(options['engine'], {key: value for key, value in options.items() if key != 'engine'})
     return options
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.apps.options import precision_options
 from mmdeploy_ext.errors import EngineError, UsageError
+from mmdeploy_ext.precision import check_precision
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +19,6 @@ CHOICES = dict(
     fork_version=('1.0', '1.1'),
     fork_img2lidar=('token', 'depth'),
     layers=('all', 'last'),
-    precision=('fp32', 'fp16'),
 )
 ENGINES = ('OnnxRuntimeBackend', 'TorchBackend')
 """Engines that keep the memory of a stream."""
@@ -27,7 +28,6 @@ HELP = dict(
     fork_version="the fork's branch: 1.0 has 12 inputs with absolute time (default), 1.1 has 11 with ages",
     fork_img2lidar='matrices per token (default), or per token and depth bin',
     layers='decoder layers in the outputs (default: all)',
-    precision='dtypes in the files (default: fp32)',
 )
 
 
@@ -36,9 +36,6 @@ def add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('streaming models (StreamPETR)')
     for name, choices in CHOICES.items():
         group.add_argument(f'--{name.replace("_", "-")}', choices=choices, help=HELP[name])
-    group.add_argument(
-        '--fp16-io', action='store_true', help='with --precision fp16: features are float16 outside too'
-    )
     add_frames_argument(group)
 
 
@@ -69,7 +66,11 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
         opset = max(DEFAULT_OPSET, 18 if args.exporter == 'dynamo' else 0)
     check_opset(opset, args.exporter)
     options = SequenceOptions(
-        **chosen, fp16_io=args.fp16_io, opset=opset, exporter=args.exporter, simplify=args.simplify
+        **chosen,
+        **precision_options(args),
+        opset=opset,
+        exporter=args.exporter,
+        simplify=args.simplify,
     )
     check_combination(options, chosen)
     return options
@@ -90,8 +91,7 @@ def check_combination(options: SequenceOptions, given: Iterable[str], where: str
     for name in ('fork_version', 'fork_img2lidar'):
         if name in given and options.contract != 'fork':
             raise UsageError(f'{spelt(name)} goes with contract fork, got {options.contract}')
-    if options.fp16_io and options.precision != 'fp16':
-        raise UsageError(f'{spelt("fp16_io")} goes with precision fp16, got {options.precision}')
+    check_precision(options.precision, options.fp16_io, options.keep_fp32, where)
 
 
 def check_engine_kind(kind: str) -> None:

@@ -191,6 +191,8 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
     from mmdeploy_ext.backends import build_backend
 
     asked = backend_config.graph_options(this.backend_config)
+    if this.backend_config['type'] == 'TorchBackend':
+        asked = dataclasses.replace(asked, precision='fp32', fp16_io=False, keep_fp32=())  # of the file
     options = deploy.resolve(asked, this.deployment.model, this.deployment.rule)
     metadata = deploy.make_metadata(this.deployment, options)
     kind = this.backend_config['type']
@@ -353,7 +355,7 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
     """
     from mmdeploy_ext.backends import ENGINE_TITLES
     from mmdeploy_ext.files import read_json, write_json
-    from mmdeploy_ext.verify.dataset import metric_rows, metric_table
+    from mmdeploy_ext.verify.dataset import metric_bar, metric_rows, metric_table
 
     kind = this.backend_config['type']
     entry = dict(
@@ -387,7 +389,8 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
             f'{reference_path} is of another config, checkpoint, number of samples or memory: not compared'
         )
         return True
-    rows = metric_rows(reference['metrics'], metrics)
+    bar = metric_bar(backend_config.precision(this.backend_config))
+    rows = metric_rows(reference['metrics'], metrics, bar)
     cli.stdout().print(metric_table(rows, ENGINE_TITLES[kind]))
     print(
         f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '

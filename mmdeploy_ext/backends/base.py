@@ -41,11 +41,13 @@ class Backend(abc.ABC):
         engine: name for tables.
         spec: contract of the network; known after `activate`.
         metadata: of the file; None when the network did not come from a file.
+        computes_in: 'fp16' or 'bf16' where the engine was asked for less than the file holds, else ''.
     """
 
     engine: str
     spec: GraphSpec
     metadata: Metadata | None = None
+    computes_in: str = ''
 
     @abc.abstractmethod
     def activate(self) -> None:
@@ -63,20 +65,22 @@ class Backend(abc.ABC):
         """Run the network.
 
         Args:
-            feeds: input name -> array, of the dtypes and shapes that the spec states.
+            feeds: input name -> array, of the dtypes and shapes that the spec states; float32 is rounded
+                where it states float16.
 
         Returns:
-            Output name -> array, in spec order.
+            Output name -> array, in spec order; float32 where the spec states float16.
 
         Raises:
             ShapeError: feeds that the spec does not allow, the same on every engine.
         """
+        feeds = self.spec.rounded(feeds)
         self.spec.check_feeds(feeds)
         outputs = self.run(feeds)
         missing = [name for name in self.spec.output_names if name not in outputs]
         if missing:
             raise ShapeError(f'{self.engine} gave no {missing}; it gave {sorted(outputs)}')
-        return {name: outputs[name] for name in self.spec.output_names}
+        return {name: _single(outputs[name]) for name in self.spec.output_names}
 
     def __enter__(self) -> Self:
         """Activate."""
@@ -87,6 +91,10 @@ class Backend(abc.ABC):
                  trace: TracebackType | None) -> None:
         """Deactivate."""
         self.deactivate()
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    return array.astype('float32') if array.dtype == 'float16' else array
 
 
 def build_backend(kind: str, *args: Any, **options: Any) -> Backend:

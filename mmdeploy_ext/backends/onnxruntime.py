@@ -46,6 +46,7 @@ class OnnxRuntimeBackend(Backend):
         graph_optimization: str = 'all',
         profile_prefix: str = '',
         spinning: str = 'always',
+        round_fp16: bool = False,
     ) -> None:
         """Keep the options.
 
@@ -57,6 +58,8 @@ class OnnxRuntimeBackend(Backend):
             profile_prefix: write a profile to a file that begins like this.
             spinning: when threads that wait keep their cores busy: 'always' (also for some milliseconds after
                 a run, at the cost of whoever runs next), only during a 'run', or 'never'.
+            round_fp16: round every value that a float16 graph stores, as a GPU does and ONNX Runtime's CPU
+                does not (see `graph/passes/round_half.py`); for proofs, it is slower.
         """
         if spinning not in SPINNING:
             raise ConfigError(f'spinning={spinning!r}: expected one of {", ".join(SPINNING)}')
@@ -70,6 +73,7 @@ class OnnxRuntimeBackend(Backend):
         self.graph_optimization = graph_optimization
         self.profile_prefix = profile_prefix
         self.spinning = spinning
+        self.round_fp16 = round_fp16
         self.session: onnxruntime.InferenceSession | None = None
         self.seconds = 0.0
 
@@ -110,10 +114,18 @@ class OnnxRuntimeBackend(Backend):
         if not os.path.isfile(self.path):
             raise ModelFileError(f'{self.path}: no such ONNX file')
         try:
-            self.session = onnxruntime.InferenceSession(self.path, self._options(), providers=self.providers)
+            source = self._rounded() if self.round_fp16 else self.path
+            self.session = onnxruntime.InferenceSession(source, self._options(), providers=self.providers)
         except Exception as error:
             raise ModelFileError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
+
+    def _rounded(self) -> bytes:
+        import onnx
+
+        from mmdeploy_ext.graph.passes.round_half import round_half
+
+        return round_half(onnx.load(self.path)).SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`."""

@@ -8,29 +8,42 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.backends.base import Backend
-from mmdeploy_ext.errors import EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.errors import ConfigError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.metadata import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+HINTS = dict(fp32='f32', bf16='bf16', fp16='f16')
+"""`inference_precision` -> OpenVINO's name of it."""
+
+
 class OpenVinoBackend(Backend):
-    """One file in one OpenVINO compiled model, in float32."""
+    """One file in one OpenVINO compiled model: in float32, or in what it is asked to compute in."""
 
     engine = 'openvino'
 
-    def __init__(self, path: str, threads: int = 0, device: str = 'CPU') -> None:
+    def __init__(
+        self, path: str, threads: int = 0, device: str = 'CPU', inference_precision: str = 'fp32'
+    ) -> None:
         """Keep the options.
 
         Args:
             path: the ONNX file.
             threads: inference threads; 0 leaves the choice to OpenVINO.
             device: OpenVINO device name.
+            inference_precision: what it computes in, whatever the file holds: 'fp32', 'bf16' or 'fp16'.
         """
+        if inference_precision not in HINTS:
+            raise ConfigError(
+                f'inference_precision={inference_precision!r}: expected one of {", ".join(HINTS)}'
+            )
         self.path = str(path)
         self.threads = threads
         self.device = device
+        self.inference_precision = inference_precision
+        self.computes_in = '' if inference_precision == 'fp32' else inference_precision
         self.compiled: Any = None
 
     def activate(self) -> None:
@@ -44,9 +57,10 @@ class OpenVinoBackend(Backend):
             raise EngineError(
                 f'OpenVINO device {self.device!r} was asked for; here are {core.available_devices}'
             )
+        self._check_precision(core)
         self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec
-        settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
+        settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': HINTS[self.inference_precision]}
         if self.threads:
             settings['INFERENCE_NUM_THREADS'] = self.threads
         try:
@@ -62,6 +76,17 @@ class OpenVinoBackend(Backend):
                 ) from error
             text = ' '.join(str(error).split())
             raise ModelFileError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
+
+    def _check_precision(self, core: Any) -> None:
+        """Refuse a precision that the device has not: OpenVINO would take the hint and compute in float32."""
+        if not self.computes_in:
+            return
+        known = core.get_property(self.device, 'OPTIMIZATION_CAPABILITIES')
+        if self.computes_in.upper() not in known:
+            raise EngineError(
+                f'inference_precision={self.computes_in}: OpenVINO device {self.device} computes in '
+                f'{", ".join(known)} here; use fp32'
+            )
 
     def _without_defaults(self) -> bytes:
         """Return the file with its default initializers removed: OpenVINO would take them for constants."""

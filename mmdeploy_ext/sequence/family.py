@@ -31,6 +31,7 @@ class SequenceOptions:
         layers: 'all' decoder layers or the 'last' one.
         precision: 'fp32' or 'fp16'.
         fp16_io: inputs and outputs of features are float16 too; False keeps all of them float32.
+        keep_fp32: patterns of nodes that stay float32 in float16 files, besides those that always do.
         opset: the opset in the files.
         exporter: 'torchscript' or 'dynamo'.
         simplify: run onnxslim over the results.
@@ -45,19 +46,23 @@ class SequenceOptions:
     opset: int = DEFAULT_OPSET
     exporter: str = 'torchscript'
     simplify: bool = False
+    keep_fp32: tuple[str, ...] = ()
     dynamic: ClassVar[bool] = False
     grid_sample: ClassVar[str] = 'operator'
     dynamic_batch: ClassVar[bool] = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types (what the metadata keeps)."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        kept = list(content.pop('keep_fp32'))
+        return {**content, 'keep_fp32': kept} if kept else content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SequenceOptions:
         """Rebuild from `to_json`; keys that are not options are left out."""
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in content.items() if key in names})
+        known = {key: value for key, value in content.items() if key in names}
+        return cls(**{**known, 'keep_fp32': tuple(known.get('keep_fp32', ()))})
 
 
 @dataclasses.dataclass(frozen=True)

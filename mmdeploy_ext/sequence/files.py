@@ -14,6 +14,7 @@ from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.family import Stage
 from mmdeploy_ext.files import check_writable
 from mmdeploy_ext.metadata import Metadata, read_metadata
+from mmdeploy_ext.precision import check_patterns, in_precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,8 +75,9 @@ def export_sequence(deployment: Deployment, options: SequenceOptions, output: st
     family: SequenceFamily = deployment.family
     models = []
     for graph in family.graphs(deployment.model, options):
-        model = export_graph(graph, options)
+        model = export_graph(graph, options, family.keep_fp32)
         models.append((graph.name, model, graph_metadata(deployment, options, graph)))
+    check_patterns([model for _, model, _ in models], options.keep_fp32)
     if output.endswith('.onnx'):
         ((_, model, metadata),) = models
         export.save(model, output, metadata)
@@ -83,17 +85,19 @@ def export_sequence(deployment: Deployment, options: SequenceOptions, output: st
     return _write_folder(models, Path(output)), time.perf_counter() - start
 
 
-def export_graph(graph: Graph, options: SequenceOptions) -> Any:
-    """Export one graph with the names, types and opset of its spec; a finished one is taken as it is."""
-    if graph.model is not None:
-        return graph.model
-    stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
-    model = export.export_stages([stage], graph.example, graph.spec, options)
-    if options.precision == 'fp16':
-        from mmdeploy_ext.graph.passes.fp16 import to_fp16
+def export_graph(graph: Graph, options: SequenceOptions, keep_fp32: Sequence[str] = ()) -> Any:
+    """Export one graph with the names, types and opset of its spec and in its precision.
 
-        model = to_fp16(model, graph.spec)
-    return model
+    Args:
+        graph: to export; a finished one is taken as it is.
+        options: what the user chose.
+        keep_fp32: patterns of nodes that stay float32 in the family's float16 files.
+    """
+    model = graph.model
+    if model is None:
+        stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
+        model = export.export_stages([stage], graph.example, graph.spec, options)
+    return in_precision(model, graph.spec, options, keep_fp32)
 
 
 def _write_folder(models: Sequence[tuple[str, Any, Metadata]], folder: Path) -> list[str]:

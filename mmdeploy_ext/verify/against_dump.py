@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.dump import list_samples, load_dump
 from mmdeploy_ext.runtime.detections import results_from_padded
+from mmdeploy_ext.verify import half
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.tasks import task_module
 from mmdeploy_ext.verify.verdict import Case, TensorRow
@@ -84,18 +85,24 @@ def _incomplete(tensors: Mapping[str, np.ndarray], backend: Backend) -> str:
 
 def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, deployment: Deployment) -> Case:
     feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
+    is_half = half.precision_of(backend.metadata.options, backend.computes_in) != 'fp32'
+    ties = dict(ties_rtol=half.CHOICE_RTOL) if is_half else {}
     outputs = backend.infer(feeds)
     valued = [tensor.name for tensor in backend.spec.outputs if tensor.compare == 'values']
     rows: tuple[TensorRow, ...] = ()
     if valued:
         family, model = deployment.family, deployment.model
-        reference = family.choose_as(model, feeds, outputs, {key: tensors[key] for key in valued})
+        dumped = {key: tensors[key] for key in valued}
+        reference = family.choose_as(model, feeds, outputs, dumped, **ties)
         ties = family.harmless(model, feeds)
         got = without_ties(reference, {key: outputs[key] for key in valued}, ties)
         rows = tuple(compare_tensors(reference, got, backend.spec))
+        rows = tuple(half.judge(rows)) if is_half else rows
     dumped = {key: tensors[key] for key in outputs}
     pairs = zip(results_from_padded(dumped), results_from_padded(outputs), strict=True)
     capacity = backend.metadata.postprocess.get('max_per_img')
-    match = task_module(deployment.family.task).match_detections
-    detections = tuple(match(name, wanted, found, capacity=capacity) for wanted, found in pairs)
-    return Case(name, 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape)), False, rows, detections)
+    task = deployment.family.task
+    match, bars = task_module(task).match_detections, half.BARS.of_task(task) if is_half else {}
+    detections = tuple(match(name, wanted, found, capacity=capacity, **bars) for wanted, found in pairs)
+    case = Case(name, 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape)), False, rows, detections)
+    return half.accept_rate([case])[0][0] if is_half else case

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mmdeploy_ext.detector import BackendDetector
 from mmdeploy_ext.evaluation import build_dataset, build_loader, evaluate, run_loop
+from mmdeploy_ext.verify.half import METRIC, precision_of
 from mmdeploy_ext.verify.verdict import MetricRow
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 METRIC_BAR = 0.0005
 """Largest difference of a data-set metric in 0..1 between the engines."""
+
+
+def metric_bar(precision: str) -> float:
+    """Return the largest difference of a data-set metric that a precision may make."""
+    return METRIC_BAR if precision == 'fp32' else METRIC
 
 
 def metric_rows(
@@ -54,11 +60,12 @@ def compare_metrics(
     with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
         reference = evaluate(deployment.cfg, dataset, results, metrics)
     with make_backend() as backend:
+        precision = precision_of(backend.metadata.options, backend.computes_in)
         detector = BackendDetector(backend, deployment.family, backend.metadata)
         results = run_loop(detector, loader)
     with contextlib.redirect_stdout(io.StringIO()):
         candidate = evaluate(deployment.cfg, dataset, results, metrics)
-    return metric_rows(reference, candidate)
+    return metric_rows(reference, candidate, metric_bar(precision))
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:

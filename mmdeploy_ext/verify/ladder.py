@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import statistics
 import time
@@ -18,6 +19,7 @@ from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.metadata import Metadata, read_metadata
+from mmdeploy_ext.verify import half
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
 from mmdeploy_ext.verify.structure import check_structure
@@ -86,6 +88,8 @@ def prove(
         name: value.detach().cpu().numpy()
         for name, value in export.fuse(deployment.model).state_dict().items()
     }
+    if metadata.options.get('precision') == 'fp16':
+        folded = half.with_half_weights(folded)
     verdict = Verdict(
         subject=_subject(deployment, path, metadata, engine),
         structure=[
@@ -94,18 +98,22 @@ def prove(
         ],
     )
     pictures: list[PicturePair] = []
+    engine_options = half.proof_engine(metadata.options, engine, engine_options)
     inputs = proof_inputs(deployment, options, images)
     console = stderr()
     with (
         build_backend(engine, path, **engine_options) as backend,
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
+        verdict.subject['precision'] = half.precision_of(metadata.options, backend.computes_in)
         task = bar.add_task('proving', total=len(inputs))
         for proof_input in inputs:
             case, pairs = run_case(deployment, backend, proof_input)
             verdict.cases.append(case)
             pictures.extend(pairs)
             bar.advance(task)
+        if verdict.precision != 'fp32':
+            half.judge_whole(verdict, bool(engine_options.get('round_fp16')))
         if all(case.passed for case in verdict.cases):
             verdict.timing_ms = _timing(deployment, backend, inputs[0])
     _judge_whole(verdict, metadata)
@@ -120,6 +128,7 @@ def run_case(
     An engine that fails, and outputs that cannot be post-processed, are a failed case, not an exception.
     """
     family, metadata = deployment.family, backend.metadata
+    is_half = half.precision_of(metadata.options, backend.computes_in) != 'fp32'
     feeds = family.feeds(proof_input.images, proof_input.rescale)
     shape = 'x'.join(map(str, feeds[metadata.spec.input_names[0]].shape))
     expected = family.reference_detections(deployment.model, proof_input.images, proof_input.rescale)
@@ -127,23 +136,53 @@ def run_case(
     rows: tuple[TensorRow, ...] = ()
     try:
         outputs = backend.infer({name: feeds[name] for name in metadata.spec.input_names if name in feeds})
-        rows = _tensor_rows(deployment, metadata, feeds, outputs)
+        rows = _tensor_rows(deployment, metadata, feeds, outputs, is_half)
         if metadata.options.get('score_form') == 'product':
             return Case(proof_input.name, shape, proof_input.traced, rows), []
         found = family.detections(metadata, outputs, feeds)
     except (ValueError, IndexError) as error:
         failed = tuple(_failed(title, wanted, error) for title, wanted in zip(titles, expected, strict=True))
         return Case(proof_input.name, shape, proof_input.traced, rows, failed), []
-    capacity = metadata.postprocess.get('max_per_img')
-    match = task_module(family.task).match_detections
-    detections = tuple(
-        match(title, wanted, got, capacity=capacity)
-        for title, wanted, got in zip(titles, expected, found, strict=True)
-    )
+    detections = match_images(deployment, metadata, titles, expected, found, is_half)
+    if is_half and not rows:
+        rows = _half_rows(deployment, expected, found)
     matched = zip(proof_input.sources, proof_input.images, expected, found, strict=True)
     title = ENGINE_TITLES[type(backend).__name__]
     pairs = [_picture(*sides, proof_input.rescale, title) for sides in matched]
     return Case(proof_input.name, shape, proof_input.traced, rows, detections), pairs
+
+
+def match_images(
+    deployment: Deployment,
+    metadata: Metadata,
+    titles: Sequence[str],
+    expected: Sequence[Any],
+    found: Sequence[Any],
+    is_half: bool,
+) -> tuple[DetectionRow, ...]:
+    """Return level 3 of one case: the results of every image, matched by the bars of its precision."""
+    task = deployment.family.task
+    bars = half.BARS.of_task(task) if is_half else {}
+    match, capacity = task_module(task).match_detections, metadata.postprocess.get('max_per_img')
+    return tuple(
+        match(title, wanted, got, capacity=capacity, **bars)
+        for title, wanted, got in zip(titles, expected, found, strict=True)
+    )
+
+
+def _half_rows(
+    deployment: Deployment, expected: Sequence[Any], found: Sequence[Any]
+) -> tuple[TensorRow, ...]:
+    """Return cosines of a form that gives results only: of the matched ones."""
+    task = deployment.family.task
+    pair_up = task_module(task).pair_up
+    rows: list[TensorRow] = []
+    for index, (wanted, got) in enumerate(zip(expected, found, strict=True)):
+        pairs = pair_up(wanted, got, **half.BARS.of_task(task)).matched
+        named = half.matched_rows(wanted, got, pairs)
+        several = f' of image {index}' if len(expected) > 1 else ''
+        rows += [dataclasses.replace(row, tensor=row.tensor + several) for row in named]
+    return tuple(rows)
 
 
 def _tensor_rows(
@@ -151,6 +190,7 @@ def _tensor_rows(
     metadata: Metadata,
     feeds: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
+    is_half: bool = False,
 ) -> tuple[TensorRow, ...]:
     """Return level 2 of one case; forms that give detections have none."""
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
@@ -158,15 +198,17 @@ def _tensor_rows(
     family, model = deployment.family, deployment.model
     score_form = metadata.options.get('score_form', 'separate')
     own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
-    reference = family.reference_for(model, feeds, outputs, metadata.form, score_form, **own)
+    ties = dict(ties_rtol=half.CHOICE_RTOL) if is_half else {}
+    reference = family.reference_for(model, feeds, outputs, metadata.form, score_form, **ties, **own)
     outputs = without_ties(reference, outputs, family.harmless(model, feeds, **own))
-    return tuple(compare_tensors(reference, outputs, metadata.spec))
+    rows = compare_tensors(reference, outputs, metadata.spec)
+    return tuple(half.judge(rows) if is_half else rows)
 
 
 def _failed(title: str, wanted: Detections, error: Exception) -> DetectionRow:
     """Return the row of an image whose outputs gave no detections at all."""
     reason = f'no detections: {one_line(error)[:200]}'
-    return DetectionRow(title, len(wanted), 0, len(wanted), 0, 0.0, 1.0, False, reason)
+    return DetectionRow(title, len(wanted), 0, len(wanted), 0, 0.0, 1.0, False, reason, broken=True)
 
 
 def _picture(

@@ -84,7 +84,11 @@ def render(
     brief = sum(len(case.tensors) for case in verdict.cases) > OPEN_ROWS
     return environment.get_template(TEMPLATE).render(
         verdict=content,
-        proven=verdict.proven,
+        proven=verdict.passed,
+        title=verdict.title,
+        claim='gives what the PyTorch model gives'
+        if verdict.proven
+        else f'gives what half precision ({verdict.precision}) can give of the PyTorch model',
         reasons=failure_reasons(verdict),
         next_command=next_command(verdict),
         pictures=[(pair.title, picture_uri(pair, classes, task)) for pair in pictures],

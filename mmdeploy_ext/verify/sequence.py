@@ -17,6 +17,7 @@ from mmdeploy_ext.cli import stderr
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.spec import GraphSpec
+from mmdeploy_ext.verify import half
 from mmdeploy_ext.verify.sequence_pair import run_modes, run_pair
 from mmdeploy_ext.verify.sequence_run import Bars
 from mmdeploy_ext.verify.sequence_shift import NearOrigin
@@ -39,7 +40,13 @@ FULL_DRIVE = Bars()
 SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 """What `--verify` asks of whatever frames it is given; the verdict says how many there were."""
 HALF = dataclasses.replace(
-    SHORT_DRIVE, cosine=0.999, distance_m=0.5, score=0.05, match_rate=0.8, near_counts=True, tie=2e-3
+    SHORT_DRIVE,
+    cosine=half.BARS.cosine,
+    distance_m=half.BARS.distance_m,
+    score=half.BARS.score,
+    match_rate=half.BARS.match_rate,
+    near_counts=True,
+    tie=2e-3,
 )
 """Half precision: the cosine of every tensor, and detections that are the same to the eye."""
 
@@ -74,6 +81,7 @@ def prove_sequence(
         subject=subject_of(deployment, paths, metadata, engine), structure=structure_of(deployment, files)
     )
     del files
+    engine = shown_engine(metadata, engine)
     family, count = deployment.family, length_of(frames)
     album, drive = _Album(deployment.rule, count), NearOrigin(frames)
     with contextlib.ExitStack() as stack:
@@ -95,13 +103,19 @@ def prove_sequence(
             'PyTorch (frame)': steppers[0].median_ms(),
             f'{verdict.subject["engine"]} (frame)': steppers[2].median_ms(),
         }
-    verdict.notes += _notes(rows['free'], bars, metadata[-1])
+    verdict.notes += _notes(rows['free'], bars, metadata[-1], bool(engine.get('round_fp16')))
     if drive.moved_m:
         verdict.notes.append(
             f'scenes up to {drive.moved_m / 1e3:.1f} km out were moved to the origin of the map: no model '
             f"knows where it is, and PyTorch's memory (float32, global) is coarser with the distance"
         )
     return verdict, album.pairs
+
+
+def shown_engine(metadata: Sequence[Metadata], engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of `build_backend` that show what float16 does to these files."""
+    kind = str(engine.get('engine', 'OnnxRuntimeBackend'))
+    return half.proof_engine(metadata[-1].options, kind, engine)
 
 
 def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
@@ -114,7 +128,7 @@ def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
 
 def default_bars(metadata: Sequence[Metadata]) -> Bars:
     """Return `SHORT_DRIVE`, or for float16 files `HALF` with the tolerances that their spec has."""
-    if metadata[-1].options.get('precision') != 'fp16':
+    if half.precision_of(metadata[-1].options) == 'fp32':
         return SHORT_DRIVE
     known = {tensor.name: tensor for tensor in output_spec(metadata).outputs}
     state = {
@@ -156,18 +170,13 @@ def structure_of(deployment: Deployment, files: Mapping[str, tuple[Any, Metadata
     from mmdeploy_ext.verify.structure import check_structure
 
     weights, checks = deployment.family.exported_weights(deployment.model), []
+    rounded = half.with_half_weights(weights)
     for model, metadata in files.values():
-        known = weights
-        if metadata.options.get('precision') == 'fp16':
-            known = {**weights, **{f'float16.{name}': _half(array) for name, array in weights.items()}}
+        known = rounded if metadata.options.get('precision') == 'fp16' else weights
         found = check_structure(model, metadata, known, deployment.family.derived_prefixes)
         found += provenance(deployment, metadata)
         checks += [dataclasses.replace(check, name=f'{metadata.form}: {check.name}') for check in found]
     return checks
-
-
-def _half(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float16) if array.dtype == np.float32 else array
 
 
 def subject_of(
@@ -187,7 +196,7 @@ def subject_of(
         options=last.options,
         opset=last.options['opset'],
         exporter=last.options['exporter'],
-        precision=last.options.get('precision', 'fp32'),
+        precision=half.precision_of(last.options),
         engine=ENGINE_TITLES.get(kind, kind),
         config=deployment.config,
         checkpoint=deployment.checkpoint,
@@ -221,7 +230,7 @@ def _case(row: SequenceRow, shape: str) -> Case:
     return Case(f'{row.title}, {row.frames} frames', shape, False, row.tensors, (detections,))
 
 
-def _notes(row: SequenceRow, bars: Bars, metadata: Metadata) -> list[str]:
+def _notes(row: SequenceRow, bars: Bars, metadata: Metadata, rounded: bool) -> list[str]:
     notes = []
     if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
         notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
@@ -229,9 +238,11 @@ def _notes(row: SequenceRow, bars: Bars, metadata: Metadata) -> list[str]:
         notes.append('no scene changed in these frames, so that the reset was not shown')
     if bars.cosine is not None:
         notes.append(
-            f'float16: tensors are judged by their cosine (at least {bars.cosine}), detections by class and '
-            f'rough place'
+            f'float16: judged by the bars of half precision, which are not those of float32: '
+            f'{half.BARS.text("bbox3d")}; pairs that are only near count as matched'
         )
+        if rounded:
+            notes.append(half.ROUNDED)
     overrides = metadata.options.get('cfg_options')
     if overrides:
         listed = ', '.join(f'{key}={value}' for key, value in overrides.items())

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from mmdeploy_ext.precision import written_precision
 from mmdeploy_ext.verify.verdict import Check
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def check_structure(
         _checker(model),
         _shape_inference(model),
         _opset(model, int(metadata.options['opset'])),
+        _precision(model, metadata.options.get('precision') or 'fp32'),
         *_names(model, metadata.spec),
         _inputs_used(model, metadata.spec),
         _initializers(model, metadata.spec, weights, tuple(derived), derives),
@@ -66,6 +68,12 @@ def _shape_inference(model: onnx.ModelProto) -> Check:
 def _opset(model: onnx.ModelProto, asked: int) -> Check:
     written = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
     return Check('opset', written == [asked], f'asked for {asked}, written {written}')
+
+
+def _precision(model: onnx.ModelProto, asked: str) -> Check:
+    """A file that holds float16 and does not say so would be judged by the bars of float32."""
+    written = written_precision(model)
+    return Check('precision', written == asked, f'asked for {asked}, written {written}')
 
 
 def _tensor_text(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import one_line
 from mmdeploy_ext.errors import DataError, InferenceError
+from mmdeploy_ext.verify import half
 from mmdeploy_ext.verify.compare import compare_tensors
 from mmdeploy_ext.verify.sequence import (
     Timed,
@@ -14,6 +15,7 @@ from mmdeploy_ext.verify.sequence import (
     length_of,
     open_graph,
     output_spec,
+    shown_engine,
     structure_of,
     subject_of,
     with_progress,
@@ -55,16 +57,19 @@ def prove_sweeps(
         subject=subject_of(deployment, paths, metadata, engine), structure=structure_of(deployment, files)
     )
     pairs: list[SweepPair] = []
+    engine = shown_engine(metadata, engine)
     with contextlib.ExitStack() as stack:
         reference = Timed(deployment.family.reference(deployment.model))
         runner = Timed(closed_with(stack, deployment.family.runner(paths, engine)))
         for sweep in with_progress(sweeps, length_of(sweeps)):
             expected = reference.step(sweep)
-            case, found = judge(sweep, expected, runner, spec, deployment.family.task)
+            case, found = judge(sweep, expected, runner, spec, deployment.family.task, verdict.precision)
             verdict.cases.append(case)
             if found is not None and len(pairs) < MAX_PICTURES:
                 title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
                 pairs.append(SweepPair(title, sweep.points, expected.detections, found.detections))
+    if verdict.precision != 'fp32':
+        half.judge_whole(verdict, bool(engine.get('round_fp16')))
     verdict.timing_ms = {
         'PyTorch (sweep)': reference.median_ms(),
         f'{verdict.subject["engine"]} (sweep)': runner.median_ms(),
@@ -78,7 +83,7 @@ def prove_sweeps(
 
 
 def judge(
-    sweep: Sweep, expected: StepResult, runner: Stepper, spec: GraphSpec, task: str
+    sweep: Sweep, expected: StepResult, runner: Stepper, spec: GraphSpec, task: str, precision: str = 'fp32'
 ) -> tuple[Case, StepResult | None]:
     """Run one sweep and compare tensors and detections; an engine that fails is a failed case."""
     shape = 'x'.join(map(str, sweep.points.shape))
@@ -87,9 +92,11 @@ def judge(
     except (ValueError, InferenceError, DataError) as error:
         wanted = len(expected.detections)
         reason = f'no detections: {one_line(error)[:200]}'
-        failed = DetectionRow(sweep.name, wanted, 0, wanted, 0, 0.0, 1.0, False, reason)
+        failed = DetectionRow(sweep.name, wanted, 0, wanted, 0, 0.0, 1.0, False, reason, broken=True)
         return Case(sweep.name, shape, False, (), (failed,)), None
-    rows = tuple(compare_tensors(expected.outputs, found.outputs, spec))
+    rows, bars = compare_tensors(expected.outputs, found.outputs, spec), {}
+    if precision != 'fp32':
+        rows, bars = half.judge(rows), half.BARS.of_task(task)
     match = task_module(task).match_detections
-    detections = match('boxes', expected.detections, found.detections)
-    return Case(sweep.name, shape, False, rows, (detections,)), found
+    detections = match('boxes', expected.detections, found.detections, **bars)
+    return Case(sweep.name, shape, False, tuple(rows), (detections,)), found

@@ -51,7 +51,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         )
     for note in verdict.notes:
         console.print(f'note: {escape(note)}', soft_wrap=True)
-    colour = 'bold green' if verdict.proven else 'bold red'
+    colour = 'bold green' if verdict.passed else 'bold red'
     console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
     console.print(f'next: {escape(next_command(verdict))}', soft_wrap=True)
 
@@ -172,9 +172,9 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
 
 
 def last_line(verdict: Verdict) -> str:
-    """Return `PROVEN ...` or `NOT PROVEN: reasons`."""
+    """Return `PROVEN ...` or `NOT PROVEN: reasons`; of half precision `WITHIN FP16 BARS ...`."""
     file = verdict.subject.get('file', 'the ONNX model')
-    if verdict.proven:
+    if verdict.passed:
         tensors = sum(len(case.tensors) for case in verdict.cases)
         matched = sum(row.matched for case in verdict.cases for row in case.detections)
         found = [f'{tensors} tensor comparisons'] * bool(tensors)
@@ -183,15 +183,24 @@ def last_line(verdict: Verdict) -> str:
         if verdict.sequence:
             free = verdict.sequence[-1]
             inputs = f'{free.frames} frames, {" and ".join(row.title for row in verdict.sequence)}'
-        return f'PROVEN {file} equals the PyTorch model: {inputs}, {", ".join(found)}'
+        what = f'{file} {"equals" if verdict.proven else "is near"} the PyTorch model'
+        return f'{verdict.title} {what}: {inputs}, {", ".join(found)}{_measured(verdict)}'
     reasons = failure_reasons(verdict)
     shown = '; '.join(reasons[:MAX_REASONS])
     more = f'; and {len(reasons) - MAX_REASONS} more' if len(reasons) > MAX_REASONS else ''
-    return f'NOT PROVEN: {shown}{more}'
+    return f'{verdict.title}: {shown}{more}{_measured(verdict)}'
+
+
+def _measured(verdict: Verdict) -> str:
+    """Return what half precision measured; '' for float32, whose bars say it."""
+    cosines = [row.cosine for case in verdict.cases for row in case.tensors if row.cosine is not None]
+    if verdict.precision == 'fp32' or not cosines:
+        return ''
+    return f'; worst cosine {cosine_text(min(cosines))}'
 
 
 def failure_reasons(verdict: Verdict) -> list[str]:
-    """Return every reason why a verdict is not `proven`; empty when it is."""
+    """Return every reason why a verdict is not `passed`; empty when it is."""
     reasons = list(verdict.reasons)
     reasons += [f'structure: {check.name}' for check in verdict.structure if not check.passed]
     if not verdict.structure:
@@ -219,18 +228,18 @@ def next_command(verdict: Verdict) -> str:
     file = subject.get('file', 'MODEL.onnx')
     if subject.get('task') == 'bev':
         return _sparse_command(verdict, file)
-    if verdict.proven and subject.get('task') == 'points3d':
+    if verdict.passed and subject.get('task') == 'points3d':
         config, checkpoint = _model_of(subject)
         words = ['SWEEP.bin', '--config', config, '--checkpoint', checkpoint, '--onnx', file]
         return f'python tools/demo/lidar_demo.py {shlex.join(words)}'
-    if verdict.proven and verdict.sequence:
+    if verdict.passed and verdict.sequence:
         words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
         return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
-    if verdict.proven and subject.get('task') == 'mask':
+    if verdict.passed and subject.get('task') == 'mask':
         return f'python tools/onnx/onnx_solo.py {file} IMAGE_OR_FOLDER'
-    if verdict.proven and subject.get('family') == 'rtdetr':
+    if verdict.passed and subject.get('family') == 'rtdetr':
         return f'python tools/onnx/onnx_rtdetr.py {file} IMAGE_OR_FOLDER'
-    if verdict.proven:
+    if verdict.passed:
         full = subject.get('form', 'full') == 'full'
         tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
         return f'python tools/onnx/{tool} {file} IMAGE_OR_FOLDER'
@@ -249,9 +258,9 @@ def next_command(verdict: Verdict) -> str:
 def _sparse_command(verdict: Verdict, file: str) -> str:
     """Return what follows the proof of a sparse backbone."""
     model = _model_of(verdict.subject)
-    if verdict.proven and verdict.subject.get('form') == 'portable':
+    if verdict.passed and verdict.subject.get('form') == 'portable':
         return f'python tools/analysis_tools/benchmark.py {shlex.join([*model, "--onnx", file])}'
-    if verdict.proven:
+    if verdict.passed:
         return f'python tools/onnx/graph.py show {shlex.quote(file)}'
     if not all(check.passed for check in verdict.structure):
         words = [*model, '--output-file', file, *sparse_words(verdict.subject.get('options', {})), '--verify']
@@ -290,6 +299,7 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
     if options:
         words += ['--shape', options['height'], options['width'], '--opset-version', options['opset']]
         words += ['--exporter', options['exporter'], '--batch-size', options['batch']]
+    words += _half_words(options)
     flags = {
         '--dynamic-export': options.get('dynamic'),
         '--dynamic-batch': options.get('dynamic_batch'),
@@ -309,6 +319,14 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
     return shlex.join(map(str, words + (['--cfg-options', *overrides] if overrides else [])))
 
 
+def _half_words(options: Mapping[str, Any]) -> list[Any]:
+    """Return the options of a float16 export."""
+    if options.get('precision', 'fp32') == 'fp32':
+        return []
+    words = ['--precision', options['precision'], *(['--fp16-io'] if options.get('fp16_io') else [])]
+    return words + (['--keep-fp32', *options['keep_fp32']] if options.get('keep_fp32') else [])
+
+
 def _model_of(subject: Mapping[str, Any]) -> list[str]:
     return [subject.get('config', 'CONFIG'), subject.get('checkpoint', 'CHECKPOINT')]
 
@@ -316,11 +334,10 @@ def _model_of(subject: Mapping[str, Any]) -> list[str]:
 def _sequence_words(options: Mapping[str, Any]) -> list[Any]:
     """Return the options of a streaming model's export that are not the default."""
     words = ['--contract', options['contract'], '--opset-version', options['opset']]
-    words += ['--exporter', options['exporter'], '--precision', options['precision']]
-    words += ['--layers', options['layers']]
+    words += ['--exporter', options['exporter'], '--layers', options['layers'], *_half_words(options)]
     if options['contract'] == 'fork':
         words += ['--fork-version', options['fork_version'], '--fork-img2lidar', options['fork_img2lidar']]
-    words += [f'--{name.replace("_", "-")}' for name in ('fp16_io', 'simplify') if options.get(name)]
+    words += ['--simplify'] if options.get('simplify') else []
     overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
     return words + (['--cfg-options', *overrides] if overrides else [])
 

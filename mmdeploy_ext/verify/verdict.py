@@ -76,6 +76,7 @@ class DetectionRow:
         reason: why it failed; empty when passed.
         outside: pairs of the same class whose place or score difference is outside the bars.
         worst_distance: metres; largest distance of the centres of a pair, for boxes in 3D; None in images.
+        broken: the results could not be compared at all.
     """
 
     image: str
@@ -89,6 +90,7 @@ class DetectionRow:
     reason: str = ''
     outside: int = 0
     worst_distance: float | None = None
+    broken: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +225,23 @@ class Verdict:
     sequence: list[SequenceRow] = dataclasses.field(default_factory=list)
 
     @property
+    def precision(self) -> str:
+        """'fp32', or the half precision whose bars these figures are judged by."""
+        return str(self.subject.get('precision') or 'fp32')
+
+    @property
     def proven(self) -> bool:
+        """Whether it is the same model by the bars of float32; half precision never is."""
+        return self.passed and self.precision == 'fp32'
+
+    @property
+    def title(self) -> str:
+        """The claim: PROVEN, or what half precision can say instead; with NOT when it does not hold."""
+        claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
+        return claim if self.passed else f'NOT {claim}'
+
+    @property
+    def passed(self) -> bool:
         """Whether everything passed, and something was compared at all, on an input that was not traced."""
         return (
             not self.reasons
@@ -266,7 +284,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
         content = dict(
-            verdict='proven' if self.proven else 'not proven',
+            verdict=self.title.lower(),
             summary=self.summary(),
             **dataclasses.asdict(self),
         )

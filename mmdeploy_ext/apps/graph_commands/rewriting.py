@@ -146,13 +146,18 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
     from mmdeploy_ext.graph.equality import spec_of, with_half_ends
+    from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
     from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
+    from mmdeploy_ext.precision import recorded
 
     proving.check_output(args)
     model = proving.load(args.file)
     spec = spec_of(model)
-    kept = len(matching_nodes(model.graph.node, args.keep_fp32))
-    result = to_fp16(model, with_half_ends(spec) if args.io == 'fp16' else spec, args.keep_fp32)
+    matching_nodes(model.graph.node, args.keep_fp32)
+    patterns = [*stays_single(model), *args.keep_fp32]
+    kept = len(matching_nodes(model.graph.node, patterns))
+    result = to_fp16(model, with_half_ends(spec) if args.io == 'fp16' else spec, patterns)
+    result = recorded(result, args.io == 'fp16', args.keep_fp32)
     casts = [sum(node.op_type == 'Cast' for node in one.graph.node) for one in (model, result)]
     print(f'{args.file}: {kept} nodes kept float32 by name, {casts[1] - casts[0]} casts added')
     hint = f'keep nodes with --keep-fp32, {proving.HINT}'

@@ -8,7 +8,8 @@ Two rules find the islands:
   what follows from it inside the graph (boxes, the scores that a top-k sorts).
 
 A product with a weight is a MatMul, Gemm or Conv whose second operand is a constant matrix or kernel.
-A user may name further nodes that stay float32. Operators that float16 is not defined for stay as they are.
+A user may name further nodes that stay float32. Operators that float16 is not defined for stay as they are,
+and so do nodes with sub-graphs and what gives the values that their sub-graphs read from outside.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
     """Return the model in mixed precision; a model that is already in it comes back the same.
 
     Args:
-        model: valid, without sub-graphs; its inputs and outputs are the spec's.
+        model: valid; its inputs and outputs are the spec's.
         spec: `single` inputs start a float32 island and `single` outputs end one; inputs and outputs whose
             dtype is float16 become that, all others keep theirs.
         keep: patterns ('*', '?', '[...]') of node names, operators or tensors that nodes write; these nodes
             stay float32.
 
     Raises:
-        ExportError: the graph has sub-graphs, or a constant exceeds float16.
+        ExportError: a constant exceeds float16, or a sub-graph reads an input that becomes float16.
         UsageError: a pattern in `keep` fits no node.
     """
     matching_nodes(model.graph.node, keep)
@@ -62,7 +63,7 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
     graph = _prepare(model, half_io)
     inputs = {tensor.name for tensor in spec.inputs if tensor.single}
     outputs = {tensor.name for tensor in spec.outputs if tensor.single}
-    islands = _islands(graph, inputs, outputs) | _not_defined_for_half(graph)
+    islands = _islands(graph, inputs, outputs) | _not_defined_for_half(graph) | _around_sub_graphs(graph)
     islands |= {place for places in _matches(graph.nodes, keep).values() for place in places}
     _rewrite(graph, islands | _constants_of(graph, islands), half_io)
     return graph.model
@@ -82,6 +83,11 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
                 f'--keep-fp32 {pattern!r}: fits the name, operator or output of no node{near(pattern, known)}'
             )
     return sorted({place for places in found.values() for place in places})
+
+
+def fitting(nodes: Sequence[onnx.NodeProto], patterns: Iterable[str]) -> list[str]:
+    """Return the patterns that fit a node."""
+    return [pattern for pattern, places in _matches(nodes, list(patterns)).items() if places]
 
 
 def _matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
@@ -126,12 +132,14 @@ class _Graph:
         types: element type by value name.
         ranks: rank by value name, where inference knows it.
         constants: values that depend on no input.
+        captured: values that sub-graphs read by their names.
     """
 
     model: onnx.ModelProto
     types: dict[str, int]
     ranks: dict[str, int]
     constants: set[str]
+    captured: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -151,9 +159,12 @@ def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     graph = copied.graph
-    for node in graph.node:
-        if any(attribute.HasField('g') or attribute.graphs for attribute in node.attribute):
-            raise ExportError(f'float16: node {node.name!r} ({node.op_type}) has a sub-graph; not supported')
+    captured = {name for node in graph.node for name in _captured(node)}
+    if captured & half_io:
+        raise ExportError(
+            f'float16: input {sorted(captured & half_io)[0]!r} is read inside a sub-graph, which stays '
+            f'float32; keep the inputs float32'
+        )
     _constants_to_initializers(graph)
     if not any(value.data_type == HALF for value in graph.initializer):
         # the spec was applied to a float32 graph: its float16 inputs and outputs are not written yet
@@ -172,7 +183,28 @@ def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
     for node in graph.node:
         if all(name in constants for name in node.input if name):
             constants.update(node.output)
-    return _Graph(copied, types, ranks, constants)
+    return _Graph(copied, types, ranks, constants, captured)
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Return the names that the sub-graphs of a node read, theirs and those from outside."""
+    found: set[str] = set()
+    for attribute in node.attribute:
+        for graph in ([attribute.g] if attribute.HasField('g') else []) + list(attribute.graphs):
+            found.update(value.name for value in graph.output)
+            for inner in graph.node:
+                found.update(inner.input)
+                found |= _captured(inner)
+    return found
+
+
+def _around_sub_graphs(graph: _Graph) -> set[int]:
+    """Return the nodes with sub-graphs, and those that give what sub-graphs read from outside by its name."""
+    return {
+        place
+        for place, node in enumerate(graph.nodes)
+        if graph.captured.intersection(node.output) or _captured(node)
+    }
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
@@ -327,7 +359,7 @@ def _finish(graph: _Graph, writer: _Writer, natives: dict[str, str], half_io: se
             to = value.type.tensor_type.elem_type
             writer.nodes.append(helper.make_node('Cast', [inner], [value.name], name=f'{inner}/Cast', to=to))
     used = {name for node in writer.nodes for name in node.input}
-    used |= {value.name for value in (*proto.input, *proto.output)}
+    used |= graph.captured | {value.name for value in (*proto.input, *proto.output)}
     kept = [value for value in (*proto.initializer, *writer.extra) if value.name in used]
     for field, values in (('node', writer.nodes), ('initializer', kept), ('value_info', [])):
         values = [type(value).FromString(value.SerializeToString()) for value in values]

@@ -80,7 +80,7 @@ def match_by_iou(
     """
     if problem:
         count = len(scores[0])
-        return DetectionRow(image, count, 0, count, len(scores[1]), 0.0, 1.0, False, problem)
+        return DetectionRow(image, count, 0, count, len(scores[1]), 0.0, 1.0, False, problem, broken=True)
     pairing = pair()
     found = tally(pairing, scores, score_thr, score_bar, capacity)
     worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)

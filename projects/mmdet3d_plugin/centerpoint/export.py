@@ -5,6 +5,7 @@ Glossary: C channels, H, W bird's-eye view, K classes of a task, D values per po
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.sparse.ir import SparseGraph
 
-CHOICES = dict(contract=('deploy',), precision=('fp32',), layers=('all',))
+CHOICES = dict(contract=('deploy',), layers=('all',))
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 
 
@@ -63,6 +64,8 @@ class CenterPointFamily(SequenceFamily):
                     f'its sparse backbone for other engines'
                 )
         check_opset(options.opset, options.exporter)
+        if options.fp16_io:
+            raise UsageError('--fp16-io: points and the map between both graphs of CenterPoint stay float32')
         check_model(cfg.filename, cfg.model)
         check_points_loaded(cfg)
 
@@ -101,7 +104,7 @@ class CenterPointFamily(SequenceFamily):
 
         sparse = backbone_graph(model)
         backbone = portable.to_onnx(sparse, opset=options.opset)
-        contract = model_spec(backbone, 'centerpoint/backbone')
+        contract = starts_single(model_spec(backbone, 'centerpoint/backbone'))
         head, folded = dense_spec(model, sparse.output_shape), fuse(model)
         device = next(model.parameters()).device
         generator = torch.Generator().manual_seed(0)
@@ -184,6 +187,12 @@ def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
         )
 
     return GraphSpec(name, tensors(model.graph.input), tensors(model.graph.output))
+
+
+def starts_single(spec: GraphSpec) -> GraphSpec:
+    """Return a contract whose inputs are coordinates: float32 up to the first kernel in a float16 file."""
+    inputs = tuple(dataclasses.replace(tensor, single=True) for tensor in spec.inputs)
+    return dataclasses.replace(spec, inputs=inputs)
 
 
 def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:

@@ -35,7 +35,6 @@ CHOICES = dict(
     fork_version=('1.0', '1.1'),
     fork_img2lidar=('token', 'depth'),
     layers=('all', 'last'),
-    precision=('fp32', 'fp16'),
 )
 DEFAULT_CAMERAS = 6
 

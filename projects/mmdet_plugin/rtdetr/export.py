@@ -173,6 +173,7 @@ class RtDetrFamily(Family):
         feeds: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
         reference: Mapping[str, np.ndarray],
+        ties_rtol: float = DEFAULT_RTOL,
     ) -> dict[str, np.ndarray]:
         """See `Family.choose_as`: tokens that differ from the best ones by ties only are taken over.
 
@@ -185,7 +186,7 @@ class RtDetrFamily(Family):
             return result
         differs = (chosen != best).any(1)
         if differs.any():
-            differs &= tied_selection(_token_scores(model, feeds['images']), best, chosen)
+            differs &= tied_selection(_token_scores(model, feeds['images']), best, chosen, ties_rtol)
         other_sets = differs & (np.sort(chosen) != np.sort(best)).any(1)
         if other_sets.any():
             tokens = _to_model(model, np.where(other_sets[:, None], chosen, best))
@@ -225,7 +226,9 @@ def separate_branches(model: nn.Module) -> None:
             module.conv = None
 
 
-def tied_selection(scores: np.ndarray, best: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def tied_selection(
+    scores: np.ndarray, best: np.ndarray, chosen: np.ndarray, rtol: float = DEFAULT_RTOL
+) -> np.ndarray:
     """Return (B,) bool: whether chosen tokens are the best ones, ties in any order.
 
     Args:
@@ -233,6 +236,7 @@ def tied_selection(scores: np.ndarray, best: np.ndarray, chosen: np.ndarray) -> 
         best: (B, Q) the reference's tokens by descending score.
         chosen: (B, Q) of the engine on trial. At every rank its score has to be that of the reference, within
             the tolerance of tensors, and no token may be there twice.
+        rtol: that tolerance, of the largest score.
     """
     tied = []
     for image, (wanted, got) in enumerate(zip(best, chosen, strict=True)):
@@ -241,7 +245,7 @@ def tied_selection(scores: np.ndarray, best: np.ndarray, chosen: np.ndarray) -> 
             tied.append(False)
             continue
         gaps = np.abs(scores[image][got] - scores[image][wanted])
-        tied.append(bool((gaps <= DEFAULT_RTOL * np.abs(scores[image]).max()).all()))
+        tied.append(bool((gaps <= rtol * np.abs(scores[image]).max()).all()))
     return np.asarray(tied)
 
 

@@ -138,13 +138,34 @@ def test_a_weight_beyond_float16_is_refused_by_name():
         to_fp16(make_model(scale=1e5), spec())
 
 
-def test_sub_graphs_are_refused():
+def with_branch():
+    """Return the model with an If whose branches read a value of the graph around it, and give an output."""
     model = make_model()
     branch = helper.make_graph(
-        [helper.make_node('Identity', ['c'], ['x'])], 'b', [], [helper.make_tensor_value_info('x', 1, None)]
+        [helper.make_node('Neg', ['a'], ['x'])], 'b', [], [helper.make_tensor_value_info('x', 1, None)]
     )
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), 'yes'))
-    choice = helper.make_node('If', ['yes'], ['d'], 'choice', then_branch=branch, else_branch=branch)
-    model.graph.node.append(choice)
-    with pytest.raises(ExportError, match=r'choice.*sub-graph'):
-        to_fp16(model, spec())
+    model.graph.node.append(
+        helper.make_node('If', ['yes'], ['branched'], 'choice', then_branch=branch, else_branch=branch)
+    )
+    model.graph.output.append(helper.make_tensor_value_info('branched', 1, [ROWS, COLUMNS]))
+    return model
+
+
+def test_nodes_with_sub_graphs_and_what_these_read_stay_float32():
+    model = with_branch()
+    half = to_fp16(model, spec())
+    onnx.checker.check_model(half, full_check=True)
+    types = types_of(half)
+    assert types['first'] == types['choice'] == TensorProto.FLOAT
+    assert TensorProto.FLOAT16 in types.values()
+    assert to_fp16(half, spec()).SerializeToString() == half.SerializeToString()
+    assert all(np.isfinite(values).all() for values in run(half))
+
+
+def test_an_input_that_a_sub_graph_reads_cannot_become_float16():
+    model = with_branch()
+    for entry in model.graph.node[-1].attribute:
+        entry.g.node[0].input[0] = model.graph.input[0].name
+    with pytest.raises(ExportError, match='read inside a sub-graph'):
+        to_fp16(model, spec('float16'))

@@ -1,0 +1,95 @@
+"""Show on a CPU what float16 does: float32 arithmetic, with every value rounded that a float16 graph stores.
+
+ONNX Runtime's CPU has no float16 arithmetic. It computes float16 nodes in float32 and drops the casts between
+two of them, so that only weights, and values at the borders to float32, are rounded (measured: 0.3 + 2048 -
+2048 gives 0.3 there, 0 in float16). A GPU stores float16 between its kernels and sums in float32: that is
+what the graph made here does. It is for proofs; it is slower.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.graph.weights import infer
+
+HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model of the same inputs, outputs and metadata that rounds what the float16 model stores.
+
+    Fires on nodes that write float16. A model without float16 comes back the same.
+
+    Raises:
+        ExportError: a sub-graph computes in float16.
+    """
+    types = _types(model)
+    if HALF not in types.values():
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    _check_sub_graphs(graph)
+    constants = [_single(tensor) for tensor in graph.initializer]
+    fed = {value.name for value in graph.input if types.get(value.name) == HALF}
+    given = {value.name for value in graph.output if types.get(value.name) == HALF}
+    nodes = [helper.make_node('Cast', [name], [f'{name}/exact'], to=SINGLE) for name in sorted(fed)]
+    renamed = {name: f'{name}/exact' for name in fed} | {name: f'{name}/single' for name in given}
+    for node in graph.node:
+        nodes += _rounded(node, types, renamed)
+    nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=HALF) for name in sorted(given)]
+    for field, values in (('node', nodes), ('initializer', constants), ('value_info', [])):
+        values = [type(value).FromString(value.SerializeToString()) for value in values]
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+    return result
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    inferred = infer(model, data_prop=True)
+    types = {value.name: value.data_type for value in inferred.initializer}
+    for value in (*inferred.input, *inferred.output, *inferred.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def _check_sub_graphs(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        inner = [entry.g for entry in node.attribute if entry.HasField('g')]
+        if any(b'float16' in onnx.printer.to_text(part).encode() for part in inner):
+            raise ExportError(
+                f'node {node.name!r} ({node.op_type}) has a sub-graph in float16, whose rounding is not '
+                f'shown; keep it float32'
+            )
+
+
+def _single(tensor: TensorProto) -> TensorProto:
+    if tensor.data_type != HALF:
+        return tensor
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+
+def _rounded(node: onnx.NodeProto, types: dict[str, int], renamed: dict[str, str]) -> list[onnx.NodeProto]:
+    """Return a node in float32, and after it the rounding of each float16 value that it writes."""
+    written = onnx.NodeProto()
+    written.CopyFrom(node)
+    written.input[:] = [renamed.get(name, name) for name in node.input]
+    written.output[:] = [renamed.get(name, name) for name in node.output]
+    if not any(types.get(name) == HALF for name in node.output):
+        return [written]
+    for entry in written.attribute:
+        if entry.name == 'to' and node.op_type == 'Cast':
+            entry.i = SINGLE
+        elif entry.type == onnx.AttributeProto.TENSOR:
+            entry.t.CopyFrom(_single(entry.t))
+    after = []
+    for place, name in enumerate(node.output):
+        if types.get(name) == HALF:
+            final = renamed.get(name, name)
+            written.output[place] = f'{name}/unrounded'
+            after.append(helper.make_node('Cast', [f'{name}/unrounded'], [f'{name}/rounded'], to=HALF))
+            after.append(helper.make_node('Cast', [f'{name}/rounded'], [final], to=SINGLE))
+    return [written, *after]
