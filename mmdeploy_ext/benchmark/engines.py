@@ -30,6 +30,7 @@ class Engine:
         options: of the backend, besides file and threads.
         gpu: whether it runs on a GPU only.
         threads: whether its backend takes a number of threads.
+        on_request: not among the engines that are taken where none is named.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Engine:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     gpu: bool = False
     threads: bool = True
+    on_request: bool = False
 
     @property
     def package(self) -> str | None:
@@ -55,6 +57,14 @@ ENGINES = {
     BASELINE: Engine('PyTorch', 'TorchBackend', ('torch',), 'pip install torch'),
     'onnxruntime': Engine('ONNX Runtime', 'OnnxRuntimeBackend', ('onnxruntime',), 'pip install onnxruntime'),
     'openvino': Engine('OpenVINO', 'OpenVinoBackend', ('openvino',), 'pip install openvino'),
+    'openvino-bf16': Engine(
+        'OpenVINO bf16',
+        'OpenVinoBackend',
+        ('openvino',),
+        'pip install openvino',
+        dict(inference_precision='bf16'),
+        on_request=True,
+    ),
     'onnxruntime-cuda': Engine(
         'ONNX Runtime CUDA',
         'OnnxRuntimeBackend',
@@ -146,5 +156,5 @@ def check_names(names: Sequence[str], known: Sequence[str] = tuple(ENGINES), sai
 
 
 def present(known: Sequence[str] = tuple(ENGINES)) -> list[str]:
-    """Return the engines that can run here, the baseline first."""
-    return [name for name in known if not absence(name)]
+    """Return the engines that can run here without being asked for, the baseline first."""
+    return [name for name in known if not ENGINES[name].on_request and not absence(name)]

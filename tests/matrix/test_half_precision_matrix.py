@@ -1,0 +1,108 @@
+"""float16 of every trained toy: cosine of every output, and the metric through the test loop of dist_test_onnx.sh.
+
+Prints the rows of the table in docs/half-precision.md (`-s`).
+"""
+
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.apps import test_app, verify_app
+from mmdeploy_ext.files import read_json
+from mmdeploy_ext.verify.half import BARS, METRIC
+from projects.toydata.coco import ensure_toy_coco
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
+REPO = Path(__file__).resolve().parents[2]
+IMAGES = {'atss': 'bbox', 'rtdetr': 'bbox', 'solov2': 'segm', 'decoupled_solo': 'segm'}
+STREAMS = {'stream_petr': 'StreamPETR', 'centerpoint': 'BEVFusion'}
+NAMES = dict(bbox='bbox_mAP', segm='segm_mAP')
+FP16 = 'backend_config.precision=fp16'
+FRAMES = 8
+
+
+def register():
+    import projects.mmdet3d_plugin
+    import projects.mmdet_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data') / 'toy'
+    ensure_toy_coco(root)
+    parts = dict(ann_file='annotations/instances_val2017.json', img_prefix='val2017/')
+    return root, [f'data.test.{key}={root}/{part}' for key, part in parts.items()]
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
+    from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+
+    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
+    ensure_toy_nuscenes(root, Options(train_scenes=1, val_scenes=2, frames=FRAMES), jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    return [f'data.test.data_root={root}/', 'data.workers_per_gpu=0'], root
+
+
+def evaluate(config, checkpoint, metric, folder, *options):
+    """Run the loop; returns its exit status and its metrics."""
+    words = [config, checkpoint, '--eval', metric, '--work-dir', str(folder), '--cfg-options', *options]
+    status = test_app.main(register, words)
+    name = 'pth' if config.endswith('_pth.py') else 'onnx'
+    return status, read_json(folder / f'metrics_{name}.json')['metrics']
+
+
+def prove(config, checkpoint, path, folder, *options):
+    """Return the verdict of verify.py as JSON; within the bars or the test fails."""
+    register()
+    report = folder / 'verdict.json'
+    assert verify_app.main(register, [config, checkpoint, str(path), '--json', str(report), *options]) == 0
+    verdict = read_json(report)
+    assert verdict['verdict'] == 'within fp16 bars'
+    rows = [row for case in verdict['cases'] for row in case['tensors'] if row['cosine'] is not None]
+    worst = min(row['cosine'] for row in rows)
+    assert worst >= BARS.cosine
+    found = verdict['sequence'][-1] if verdict['sequence'] else verdict['summary']
+    return f'{worst:.6f} | {found["matched"]} of {found["reference"]}'
+
+
+def judge(name, metric, before, plain, rounded, proof):
+    """Print the row, and hold the metric to its bar."""
+    values = [run[metric] for run in (before, plain, rounded)]
+    print(f'\n| {name} | {proof} | {metric} | ' + ' | '.join(f'{value:.4f}' for value in values) + ' |')
+    assert max(abs(value - values[0]) for value in values) <= METRIC
+
+
+@pytest.mark.parametrize('name', IMAGES)
+def test_float16_of_an_image_model_keeps_its_metric(name, pictures, tmp_path):
+    (root, data), kind = pictures, IMAGES[name]
+    stem, checkpoint = REPO / f'configs/demo/{name}_toy', str(REPO / f'demo/checkpoints/{name}_toy.pth')
+    _, before = evaluate(f'{stem}_pth.py', checkpoint, kind, tmp_path, *data)
+    onnx = f'{stem}_onnx.py'
+    file = tmp_path / 'model.onnx'
+    given = [*data, FP16, f'backend_config.onnx_file={file}']
+    status, plain = evaluate(onnx, checkpoint, kind, tmp_path, *given)
+    assert status == 0
+    status, rounded = evaluate(onnx, checkpoint, kind, tmp_path, *given, 'backend_config.round_fp16=True')
+    assert status == 0
+    chosen = sorted((root / 'val2017').iterdir())[:4]
+    proof = prove(f'{stem}.py', checkpoint, file, tmp_path, '--images', *map(str, chosen))
+    judge(name, NAMES[kind], before, plain, rounded, proof)
+
+
+@pytest.mark.parametrize('name', STREAMS)
+def test_float16_of_a_model_of_frames_keeps_its_metric(name, scenes, tmp_path):
+    options, root = scenes
+    middle = '2d_temporal' if name == 'stream_petr' else ''
+    data = [*options, f'data.test.ann_file={root}/toy_nuscenes{middle}_infos_val.pkl']
+    stem = REPO / f'projects/configs/{STREAMS[name]}/{name}_toy'
+    checkpoint = str(REPO / f'demo/checkpoints/{name}_toy.pth')
+    _, before = evaluate(f'{stem}_pth.py', checkpoint, 'bbox', tmp_path, *data)
+    onnx, folder = f'{stem}_onnx.py', tmp_path / 'files'
+    given = [*data, FP16, f'backend_config.onnx_file={folder}', 'backend_config.check_dump=False']
+    _, plain = evaluate(onnx, checkpoint, 'bbox', tmp_path, *given)
+    _, rounded = evaluate(onnx, checkpoint, 'bbox', tmp_path, *given, 'backend_config.round_fp16=True')
+    proof = prove(f'{stem}.py', checkpoint, folder, tmp_path, '--frames', '8', '--cfg-options', *data)
+    metric = next(key for key in before if key.endswith('NDS'))
+    judge(name, metric, before, plain, rounded, proof)
