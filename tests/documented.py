@@ -1,0 +1,337 @@
+"""How each command of the documentation is tested: run as it stands, by a test of its own, or why it is not.
+
+The first entry that fits a command counts. `test_documented.py` runs what is to be run, looks that each named
+test is there and about the same tool, and that each reason is true of the command.
+"""
+
+import dataclasses
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Commands that one thing is true of.
+
+    Attributes:
+        pattern: what they look like; matches from the beginning.
+        run: they are run as they stand, in the order of the page.
+        matrix: run among the matrix tests only.
+        small: replaced in the command before it runs, so that it takes seconds.
+        status: the exit status that they have.
+        test: the test that runs the same tool.
+        why: the reason that they are not run as they stand.
+    """
+
+    pattern: str
+    run: bool = False
+    matrix: bool = False
+    small: tuple[tuple[str, str], ...] = ()
+    status: int = 0
+    test: str = ''
+    why: str = ''
+
+    def fits(self, command):
+        return re.match(self.pattern, command) is not None
+
+    def smaller(self, command):
+        for long, short in self.small:
+            assert long in command, f'{command}: nothing to replace by {short}'
+            command = command.replace(long, short)
+        return command
+
+
+REASONS = {
+    'installs': ('it installs packages', r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env'),
+    'suite': ('it is this suite, or a part of it', r'make test$|python -m pytest '),
+    'steps': ('its steps are commands of their own, each tested', r'make (demo(-\w+)?)$'),
+    'site': ('tests/test_site.py runs its command', r'make site$'),
+    'doctor': ('it runs python -m mmdeploy_ext.doctor', r'make doctor$'),
+    'minutes': ('it makes data or trains for minutes', r'python (-m projects\.toydata\.|tools/train\.py)'),
+    'published': (
+        'it needs the product of a training',
+        r'python tools/model_converters/publish_model\.py work_d',
+    ),
+    'placeholder': (
+        'it has a place for a file of the user',
+        r'.*(\b[A-Z]{4,}\b(?![=_])|SWEEP|\$ORIGINAL|from_paddle| a\.onnx b\.onnx)',
+    ),
+    'machines': ('it needs several machines or Slurm', r'NNODES=|GPUS=\d+ tools/slurm_test'),
+    'real data': ('it needs a real data set', r'.*data/(coco|nuscenes)/'),
+    'full size': (
+        'a network of full size takes minutes',
+        r'.*(r50|r34|r18|bevfusion|lidar\.|\$CONFIG work_dirs/)',
+    ),
+    'data set': (
+        'it goes over a whole generated data set',
+        r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|centerpoint_toy|\$LOOP)',
+    ),
+    'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)\.py'),
+    'long': ('it takes more than ten seconds', r'.*'),
+}
+"""Reason -> what it says, and what is true of a command that has it."""
+
+TOOLS, PROJECTS, SELF = 'tests/tools/', 'tests/projects/', 'tests/mmdeploy_ext/'
+EXPORT = 'python tools/deployment/(pytorch2onnx|solo2onnx).py '
+RTDETR = (
+    ('configs/rtdetr/rtdetr_r18vd.py', 'configs/demo/rtdetr_toy.py'),
+    ('work_dirs/r18vd.pth', 'demo/checkpoints/rtdetr_toy.pth'),
+)
+TOY = r'(\$CONFIG \$CKPT|configs/demo/atss_toy.py demo/checkpoints/atss_toy.pth) '
+ENTRIES = (
+    # ---- the environment
+    Entry(r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env', why='installs'),
+    Entry(r'make test$', why='suite'),
+    Entry(r'python -m pytest ', why='suite'),
+    Entry(r'make demo(-stream|-lidar)?$', why='steps'),
+    Entry(r'make site$', why='site', test='tests/test_site.py::test_no_link_and_no_anchor_dangles'),
+    Entry(r'make doctor$', why='doctor', test=SELF + 'test_doctor.py::test_exit_status_report_and_json'),
+    Entry(
+        r'python -m mmdeploy_ext\.doctor',
+        why='long',
+        test=SELF + 'test_doctor.py::test_exit_status_report_and_json',
+    ),
+    # ---- a model of the repository, from the export to the failed verdict
+    Entry(r'[A-Z]+=\S+$|LOOP=', run=True),
+    Entry(r'python tools/onnx/onnx_with_postprocess.py demo/atss_toy.onnx', run=True),
+    Entry(EXPORT + TOY + r'--output-file work_dirs/full.onnx( --verify)?$', run=True),
+    Entry(EXPORT + TOY + r'--output-file work_dirs/raw.onnx --skip-postprocess --verify$', run=True),
+    Entry(EXPORT + TOY + r'.*--opset-version 9$', run=True, status=2),
+    Entry(
+        r'python tools/onnx/onnx_(with_postprocess|no_topk_nms).py work_dirs/(full|raw).onnx demo/toy.jpg',
+        run=True,
+    ),
+    Entry(r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/full.onnx --images', run=True),
+    Entry(
+        r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/full.onnx --report work_dirs/proof$',
+        run=True,
+        matrix=True,
+    ),
+    Entry(
+        r'python tools/deployment/verify.py .*work_dirs/(changed|faster).onnx --report', run=True, status=1
+    ),
+    Entry(r'python tools/onnx/graph.py replace work_dirs/full.onnx .*--no-proof', run=True),
+    Entry(
+        r'python tools/onnx/graph.py diff \$CONFIG \$CKPT work_dirs/faster.onnx',
+        run=True,
+        matrix=True,
+        status=1,
+    ),
+    Entry(r'python tools/onnx/graph.py diff \$CONFIG \$CKPT work_dirs/full.onnx', run=True, matrix=True),
+    Entry(
+        r'python tools/onnx/graph.py diff ',
+        why='placeholder',
+        test=TOOLS + 'test_graph_diff.py::test_a_right_file_is_exit_status_zero',
+    ),
+    Entry(r'python tools/onnx/lint.py ', run=True, matrix=True),
+    Entry(r'python tools/deployment/verify.py .*--engine openvino', run=True, matrix=True),
+    Entry(
+        r'python tools/deployment/verify.py .*--eval bbox',
+        why='data set',
+        test=TOOLS + 'test_streaming_loop.py::test_verify_compares_the_metrics_too',
+    ),
+    Entry(EXPORT + TOY + r'.*(decode|dynamic|open|raw|changed|faster_raw|full).onnx', run=True, matrix=True),
+    Entry(
+        EXPORT + TOY + r'.*--exporter dynamo',
+        why='long',
+        test='tests/matrix/test_exporters_matrix.py::test_the_dynamo_exporter_is_proven',
+    ),
+    # ---- graphs
+    Entry(r'python tools/onnx/graph.py \S+ demo/atss_toy.onnx', run=True),
+    Entry(r'python tools/onnx/graph.py reduce work_dirs/half.onnx', run=True, matrix=True),
+    Entry(
+        r'python tools/onnx/graph.py (check-scn|show|draw) work_dirs/lidar.backbone',
+        why='full size',
+        test=TOOLS + 'test_graph_tool.py::test_a_good_file_keeps_the_contract',
+    ),
+    # ---- the test loop
+    Entry(
+        r'(NNODES|GPUS)=',
+        why='machines',
+        test=TOOLS + 'test_test_loop.py::test_ranks_of_a_slurm_job_share_one_port',
+    ),
+    Entry(
+        r'tools/dist_test_\w+.sh configs/demo/(solov2|decoupled_solo)_toy',
+        why='data set',
+        test=TOOLS + 'test_test_loop_masks.py::test_mask_ap_of_the_file_is_that_of_pytorch',
+    ),
+    Entry(
+        r'tools/dist_test_\w+.sh configs/(demo|rtdetr)/rtdetr',
+        why='data set',
+        test=TOOLS + 'test_rtdetr_loop.py::test_metrics_and_detections_are_the_same_by_both_engines',
+    ),
+    Entry(
+        r'tools/dist_test_\w+.sh projects/configs/BEVFusion',
+        why='data set',
+        test=TOOLS + 'test_lidar_loop.py::test_nds_and_map_by_both_engines_are_equal',
+    ),
+    Entry(
+        r'tools/dist_test_\w+.sh projects/configs/StreamPETR',
+        why='data set',
+        test=TOOLS + 'test_streaming_loop.py::test_nds_and_map_by_both_engines_are_equal',
+    ),
+    Entry(
+        r'tools/dist_test_\w+.sh \$LOOP',
+        why='data set',
+        test=TOOLS + 'test_quantize.py::test_the_test_loop_evaluates_the_int8_file_as_it_is',
+    ),
+    Entry(
+        r'tools/dist_test_\w+.sh configs/demo/atss_toy',
+        why='data set',
+        test=TOOLS + 'test_test_loop.py::test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run',
+    ),
+    # ---- families
+    Entry(EXPORT + r'configs/demo/(solov2|decoupled_solo)_toy.py', run=True, matrix=True),
+    Entry(r'python tools/onnx/onnx_solo.py work_dirs/solov2_full.onnx', run=True, matrix=True),
+    Entry(
+        EXPORT + r'projects/configs/BEVFusion/centerpoint_toy.py',
+        why='data set',
+        test=TOOLS + 'test_lidar_loop.py::test_an_export_is_proven_and_reported',
+    ),
+    Entry(
+        r'python tools/demo/lidar_demo.py SWEEP',
+        why='placeholder',
+        test=TOOLS + 'test_lidar_demo.py::test_onnx_alone_needs_no_checkpoint',
+    ),
+    Entry(
+        EXPORT
+        + r'(projects/configs/StreamPETR/stream_petr_toy.py|\$CONFIG \$CKPT --output-file work_dirs/stream)',
+        why='data set',
+        test=TOOLS
+        + 'test_streaming_export.py::test_the_deploy_contract_is_exported_and_proven_on_the_data_set',
+    ),
+    Entry(
+        EXPORT + r'\$CONFIG work_dirs/stream_r50.pth',
+        why='full size',
+        test=TOOLS + 'test_streaming_export.py::test_the_forks_later_branch_at_opset_11',
+    ),
+    Entry(
+        r'python tools/demo/streampetr_video.py',
+        why='data set',
+        test=TOOLS + 'test_streampetr_video.py::test_both_engines_are_side_by_side_and_agree',
+    ),
+    Entry(
+        r'python -m mmdeploy_ext.dump (list|show|compare)',
+        why='data set',
+        test=TOOLS + 'test_streaming_loop.py::test_dumps_are_listed_shown_and_compared',
+    ),
+    Entry(
+        EXPORT + r'configs/rtdetr/rtdetr_r18vd.py work_dirs/r18vd.pth', run=True, matrix=True, small=RTDETR
+    ),
+    Entry(r'python tools/onnx/onnx_rtdetr.py work_dirs/r18vd.onnx', run=True, matrix=True),
+    Entry(
+        EXPORT + r'configs/rtdetr/',
+        why='full size',
+        test='tests/test_full_size_rtdetr.py::test_the_graph_at_another_size_is_the_original',
+    ),
+    Entry(
+        EXPORT + r'configs/(atss/atss_coco|solov2/solov2_light_r34).py',
+        why='full size',
+        test='tests/test_full_size.py::test_raw_tensors_have_the_published_shapes_and_equal_mmdet',
+    ),
+    Entry(
+        r'python tools/convert/rtdetr.py',
+        why='placeholder',
+        test=PROJECTS + 'mmdet_plugin/'
+        'test_rtdetr_convert.py::test_ema_weights_are_taken_where_the_file_holds_them',
+    ),
+    Entry(
+        r'python tools/convert/solo_wxinlong.py',
+        why='placeholder',
+        test=PROJECTS + 'mmdet_plugin/test_solo_convert.py::test_values_and_facts_are_carried_over',
+    ),
+    Entry(
+        r'python tools/deployment/export_scn.py',
+        why='full size',
+        test=TOOLS + 'test_export_scn.py::test_a_file_is_proven_on_voxels_that_no_exporter_saw',
+    ),
+    Entry(
+        r'python tools/quantization/scn_ptq.py',
+        why='real data',
+        test=TOOLS + 'test_scn_ptq.py::test_edited_ranges_are_used_and_the_damage_is_found',
+    ),
+    # ---- engines and figures
+    Entry(
+        r'python tools/deployment/onnx2tensorrt.py',
+        why='long',
+        test=TOOLS + 'test_onnx2tensorrt.py::test_the_toy_atss_is_built_for_a_chosen_architecture',
+    ),
+    Entry(
+        r'python tools/deployment/quantize.py',
+        why='long',
+        test=TOOLS + 'test_quantize.py::test_the_report_says_what_was_done_and_what_it_costs',
+    ),
+    Entry(
+        r'python tools/analysis_tools/exporters.py',
+        why='quiet',
+        test=TOOLS + 'test_exporters.py::test_the_command_exports_proves_and_writes_the_table',
+    ),
+    Entry(
+        r'python tools/analysis_tools/benchmark.py configs/(solov2|rtdetr)',
+        why='quiet',
+        test=SELF + 'test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+    ),
+    Entry(
+        r'python tools/analysis_tools/benchmark.py \$CONFIG work_dirs/bevfusion',
+        why='quiet',
+        test=SELF + 'benchmark/test_sparse_benchmark.py::test_a_small_run_measures_all_and_says_so',
+    ),
+    Entry(
+        r'python tools/analysis_tools/benchmark.py \$CONFIG work_dirs/stream_r50',
+        why='quiet',
+        test=SELF
+        + 'test_benchmark_streaming.py::test_one_run_measures_pytorch_and_both_contracts_part_by_part',
+    ),
+    Entry(
+        r'python tools/analysis_tools/benchmark.py ',
+        why='quiet',
+        test=SELF + 'test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+    ),
+    # ---- data and training
+    Entry(
+        r'python -m projects.toydata.coco --picture',
+        why='minutes',
+        test=PROJECTS + 'toydata/test_coco.py::test_a_single_picture_can_be_asked_for',
+    ),
+    Entry(
+        r'python -m projects.toydata.coco',
+        why='minutes',
+        test=PROJECTS + 'toydata/test_coco.py::test_a_ready_set_is_left_alone',
+    ),
+    Entry(
+        r'python -m projects.toydata.nuscenes',
+        why='minutes',
+        test=PROJECTS + 'toydata/test_nuscenes.py::test_a_ready_set_is_left_alone_and_another_one_is_refused',
+    ),
+    Entry(
+        r'python -m projects.toydata.seeded_solo',
+        why='minutes',
+        test='tests/test_full_size_solo.py::test_full_finds_mmdets_instances_at_a_size_it_never_saw',
+    ),
+    Entry(
+        r'python -m projects.toydata.seeded',
+        why='minutes',
+        test='tests/test_full_size.py::test_raw_tensors_have_the_published_shapes_and_equal_mmdet',
+    ),
+    Entry(
+        r'python tools/create_data.py',
+        why='data set',
+        test=PROJECTS
+        + 'mmdet3d_plugin/test_nuscenes_infos.py::test_files_are_named_as_the_configs_name_them',
+    ),
+    Entry(
+        r'python tools/train.py (configs/demo|projects/configs/BEVFusion)',
+        why='minutes',
+        test=TOOLS + 'test_train.py::test_a_run_leaves_log_config_and_checkpoint_and_evaluates',
+    ),
+    Entry(
+        r'python tools/train.py projects/configs/StreamPETR',
+        why='minutes',
+        test=TOOLS + 'test_train_streams.py::test_a_stream_is_trained_evaluated_and_resumed',
+    ),
+    Entry(
+        r'python tools/model_converters/publish_model.py',
+        why='published',
+        test=TOOLS + 'test_train.py::test_a_published_checkpoint_is_plain_data_with_the_same_weights',
+    ),
+)
+"""In this order."""
