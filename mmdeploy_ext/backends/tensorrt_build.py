@@ -156,7 +156,10 @@ def _plain(message: str) -> str:
     """Return a message of TensorRT without the complaint that there is no GPU, and with what to change."""
     text = message.split('[checkMacros')[0].strip()
     if 'is a shape tensor and must have type Int32 or Int64' in text:
-        text += '; sizes inside depend on the values of this input: make it a constant (--constant NAME)'
+        text += (
+            '; sizes inside depend on the values of this input: make it a constant (--constant NAME, '
+            'backend_config.constants), or export the raw form'
+        )
     return text
 
 

@@ -18,6 +18,7 @@ from mmdeploy_ext.backends.tensorrt_file import (
     record_path,
 )
 from mmdeploy_ext.backends.tensorrt_package import Package, check_architectures, find_package
+from mmdeploy_ext.backends.tensorrt_proof import holds_float16
 from mmdeploy_ext.errors import EngineError, ModelFileError
 from mmdeploy_ext.files import sha256_file
 from toy_engines import package, two_outputs
@@ -81,6 +82,15 @@ def test_float16_is_written_into_the_graph_and_found_in_the_layers(built):
     assert layers['add'] == ('float16',)
     assert layers['mul'] == ('float32',)
     assert {port.elem_type for port in (value.type.tensor_type for value in half.model.graph.input)} == {1}
+
+
+def test_an_engine_of_a_float16_file_is_judged_as_one(built, tmp_path):
+    half = tensorrt_engine.prepare(built / 'm.onnx', fp16=True, shapes=['B=2'], architectures=[86])
+    onnx.save_model(half.model, tmp_path / 'half.onnx')
+    given = tensorrt_engine.prepare(tmp_path / 'half.onnx', shapes=['B=2'], architectures=[86])
+    record, _ = tensorrt_engine.build_file(given, tmp_path / 'half.engine')
+    assert record.precision == 'as given' and holds_float16(record)
+    assert not holds_float16(read_record(built / 'm.engine'))
 
 
 def test_a_truncated_engine_is_refused(engine):
