@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
+from mmdeploy_ext.apps.sequence_options import refuse_given
 from mmdeploy_ext.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that multiply with weights."""
 NO_GPU = 'NOT PROVEN: not measured: no GPU'
+BUILD_OPTIONS = ('output', 'package', 'fp16', 'keep_fp32', 'tf32', 'layers', 'check')
+"""Of one build."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from mmdeploy_ext.backends import tensorrt_engine as engine
 
+    _refuse_idle(args)
     if args.table:
         return _table(args)
     if len(args.onnx) > 1:
@@ -129,11 +133,26 @@ def run(args: argparse.Namespace) -> int:
     return _build(args, job, output)
 
 
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse options that do nothing with what is asked for."""
+    parser = build_parser()
+    if args.table:
+        refuse_given(args, parser, (*BUILD_OPTIONS, 'verify'), 'does nothing with --table')
+        return
+    refuse_given(args, parser, ('mark',), 'goes with --table')
+    if args.onnx[0].endswith('.engine'):
+        names = (*BUILD_OPTIONS, 'sm', 'shapes', 'constant')
+        refuse_given(args, parser, names, 'does nothing with an engine, which is built already')
+    if args.check:
+        refuse_given(args, parser, ('output', 'layers', 'verify'), 'does nothing with --check')
+
+
 def _build(args: argparse.Namespace, job: Job, output: str) -> int:
     from mmdeploy_ext.backends import tensorrt_engine as engine
     from mmdeploy_ext.files import check_writable, write_json
 
-    check_writable(output)
+    for target in filter(None, (output, args.layers)):
+        check_writable(target)
     with _progress() as progress:
         record, built = engine.build_file(job, output, progress)
     built_for = ', '.join(f'SM {number}' for number in record.architectures)

@@ -81,6 +81,10 @@ def test_without_a_gpu_verify_says_so_and_is_no_proof(net, tmp_path, capsys):
         ([*SIZES, '--constant', 'x'], '--constant x: the file states no default'),
         ([*SIZES, '--output', '/dev/null'], '/dev/null: is a device'),
         (['--table', 'x.md'], '--table: give the architectures by --sm'),
+        (['--table', 'x.md', '--fp16'], '--fp16: does nothing with --table'),
+        ([*SIZES, '--mark', 'here'], '--mark: goes with --table'),
+        (['--check', '--verify'], '--verify: does nothing with --check'),
+        ([*SIZES, '--layers', '/proc/nowhere/x.json'], '/proc/nowhere'),
     ],
 )
 def test_wrong_options_are_refused(net, capsys, more, message):
@@ -94,6 +98,7 @@ def test_wrong_files_are_refused(tmp_path, net, capsys):
     assert 'bad.onnx: is not a readable ONNX file' in refuses(capsys, tmp_path / 'bad.onnx', '--sm', '86')
     assert 'no such ONNX file' in refuses(capsys, tmp_path / 'no.onnx', '--sm', '86')
     assert 'no such engine' in refuses(capsys, tmp_path / 'no.engine')
+    assert '--sm: does nothing with an engine' in refuses(capsys, tmp_path / 'no.engine', '--sm', '86')
     (tmp_path / 'alone.engine').write_bytes(b'abc')
     assert 'its record alone.engine.json is not beside it' in refuses(capsys, tmp_path / 'alone.engine')
     assert '2 files: one at a time, or --table' in refuses(capsys, net, net, '--sm', '86')
