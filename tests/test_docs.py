@@ -175,14 +175,19 @@ def test_pictures_are_small():
     assert pictures and all(picture.stat().st_size < 200_000 for picture in pictures)
 
 
-def contract_rows(form: str, dynamic: bool) -> list[str]:
+def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
     """Return the table rows of the ATSS contract with 80 classes, from the spec itself."""
     from mmdeploy_ext.family import ExportOptions
     from projects.mmdet_plugin.atss.export import AtssFamily
 
     strides = [(stride, stride) for stride in (8, 16, 32, 64, 128)]
     head = SimpleNamespace(
-        cls_out_channels=80, prior_generator=SimpleNamespace(strides=strides, base_anchors=[[0]] * 5)
+        cls_out_channels=80,
+        prior_generator=SimpleNamespace(strides=strides, base_anchors=[[0]] * 5),
+        test_cfg=dict(max_per_img=100, nms=dict(type='nms', iou_threshold=0.6)),
+    )
+    options = ExportOptions(
+        form=form, height=608, width=608, dynamic=dynamic, max_candidates=max_candidates
     )
     options = ExportOptions(form=form, height=608, width=608, dynamic=dynamic)
     spec = AtssFamily().spec(SimpleNamespace(bbox_head=head), options)
@@ -194,6 +199,9 @@ def contract_rows(form: str, dynamic: bool) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(('form', 'dynamic'), [('full', True), ('decode', True), ('raw', False)])
-def test_the_contract_tables_of_atss_are_its_spec(form, dynamic):
-    assert '\n'.join(contract_rows(form, dynamic)) in text(ATSS)
+@pytest.mark.parametrize(
+    ('form', 'dynamic', 'candidates'),
+    [('full', True, 0), ('full', False, 1000), ('decode', True, 0), ('raw', False, 0)],
+)
+def test_the_contract_tables_of_atss_are_its_spec(form, dynamic, candidates):
+    assert '\n'.join(contract_rows(form, dynamic, candidates)) in text(ATSS)
