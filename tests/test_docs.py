@@ -189,7 +189,6 @@ def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
     options = ExportOptions(
         form=form, height=608, width=608, dynamic=dynamic, max_candidates=max_candidates
     )
-    options = ExportOptions(form=form, height=608, width=608, dynamic=dynamic)
     spec = AtssFamily().spec(SimpleNamespace(bbox_head=head), options)
     return [
         f'| `{tensor.name}` | {side} | {tensor.dtype} | {tensor.shape_text()} | '
