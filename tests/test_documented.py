@@ -49,7 +49,7 @@ def lines(body):
 
 
 def documented():
-    """Return {command: page} of all pages; the Chinese ones have the same blocks, which test_docs.py holds."""
+    """Return {command: page} of all pages; the Chinese ones have the same blocks (test_docs.py)."""
     found = {}
     for page in ENGLISH:
         for language, body in test_docs.blocks(page):
