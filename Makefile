@@ -39,7 +39,7 @@ endif
 hash = $(shell { cat $(1); echo '$(2)'; } | sha256sum | cut -c1-12)
 STAGE_VENV := $(STAMPS)/0-venv
 STAGE_TORCH := $(STAMPS)/1-torch-$(call hash,requirements-build.txt requirements-torch.txt,$(TORCH_INDEX))
-STAGE_LIBS := $(STAMPS)/2-libraries-$(call hash,requirements.txt requirements-test.txt requirements-lock.txt)
+STAGE_LIBS := $(STAMPS)/2-libraries-$(call hash,requirements.txt requirements-test.txt requirements-docs.txt requirements-lock.txt)
 STAGE_MMCV := $(STAMPS)/3-mmcv-$(call hash,requirements-build.txt requirements-torch.txt,$(MMCV_VERSION) $(MMCV_CUDA) $(TORCH_INDEX))
 STAGE_MMLAB := $(STAMPS)/4-openmmlab-$(call hash,requirements-openmmlab.txt)
 
