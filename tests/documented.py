@@ -6,6 +6,7 @@ test is there and about the same tool, and that each reason is true of the comma
 
 import dataclasses
 import re
+from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ REASONS = {
         'it has a place for a file of the user',
         r'.*(\b[A-Z]{4,}\b(?![=_])|SWEEP|\$ORIGINAL|from_paddle| a\.onnx b\.onnx)',
     ),
+    'bf16': ('it needs a CPU with bfloat16', r'.*(--inference-precision bf16|openvino-bf16)'),
     'machines': ('it needs several machines or Slurm', r'NNODES=|GPUS=\d+ tools/slurm_test'),
     'real data': ('it needs a real data set', r'.*data/(coco|nuscenes)/'),
     'full size': (
@@ -65,7 +67,7 @@ REASONS = {
         'it goes over a whole generated data set',
         r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|centerpoint_toy|\$LOOP)',
     ),
-    'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)\.py'),
+    'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)'),
     'long': ('it takes more than ten seconds', r'.*'),
 }
 """Reason -> what it says, and what is true of a command that has it."""
@@ -77,7 +79,48 @@ RTDETR = (
     ('work_dirs/r18vd.pth', 'demo/checkpoints/rtdetr_toy.pth'),
 )
 TOY = r'(\$CONFIG \$CKPT|configs/demo/atss_toy.py demo/checkpoints/atss_toy.pth) '
+OF_PAGES = {
+    'docs/half-precision.md': (
+        Entry(
+            r'python tools/deployment/verify.py .*--inference-precision bf16',
+            why='bf16',
+            test=SELF + 'test_half_precision.py::test_verify_tells_bf16_of_openvino_by_option',
+        ),
+        Entry(
+            r'python tools/analysis_tools/benchmark.py .*openvino-bf16',
+            why='bf16',
+            test=SELF + 'test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+        ),
+        Entry(
+            r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/half.onnx$', run=True, matrix=True
+        ),
+        Entry(EXPORT + TOY + r'.*half.onnx --precision fp16', run=True, matrix=True),
+    ),
+    'docs/benchmarks.md': (
+        Entry(r'make benchmark$', why='quiet'),
+        Entry(
+            r'python tools/analysis_tools/benchmark_all.py ',
+            why='quiet',
+            test=TOOLS + 'test_benchmark_all.py::'
+            'test_a_toy_goes_from_checkpoint_to_page_and_a_broken_case_does_not_stop_it',
+        ),
+        Entry(
+            r'python tools/\w+/\w+.py .*work_dirs/benchmark/',
+            why='quiet',
+            test=TOOLS + 'test_benchmark_all.py::'
+            'test_a_toy_goes_from_checkpoint_to_page_and_a_broken_case_does_not_stop_it',
+        ),
+    ),
+}
+"""Page -> entries that come first, where the page is there."""
+FIRST = tuple(
+    entry
+    for page, entries in OF_PAGES.items()
+    if (Path(__file__).parents[1] / page).is_file()
+    for entry in entries
+)
 ENTRIES = (
+    *FIRST,
     # ---- the environment
     Entry(r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env', why='installs'),
     Entry(r'make test$', why='suite'),
