@@ -79,7 +79,7 @@ mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env env-tensorrt tensorrt-table test test-matrix demo demo-stream demo-lidar doctor site lint clean distclean
+.PHONY: help env env-tensorrt tensorrt-table test test-matrix demo demo-stream demo-lidar benchmark doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 7 to 15 minutes on 2 cores)'
@@ -88,6 +88,7 @@ help:
 	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
 	echo 'make test         the test suite          make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
+	echo 'make benchmark    every family on every engine that is here, against PyTorch: docs/benchmarks.md'
 	echo 'make doctor       versions, engines, and what is wrong with a fix'
 	echo 'make site         the documentation as a site with search, build/site/index.html'
 	echo 'make lint         ruff                    make clean        caches and work_dirs   make distclean  .venv too'
@@ -202,6 +203,11 @@ demo-lidar: $(ENV)
 	    --verify --report work_dirs/demo_lidar
 	sweeps=($(LIDAR_SWEEP)__*.pcd.bin)
 	$(RUN) tools/demo/lidar_demo.py "$${sweeps[0]}" --onnx work_dirs/demo_lidar/graphs --out work_dirs/demo_lidar/sweep.png
+
+# All families at full size on every engine that is here: docs/benchmarks.md. See `benchmark_all.py --help`.
+BENCHMARK_ARGS ?=
+benchmark: $(ENV)
+	$(RUN) tools/analysis_tools/benchmark_all.py $(BENCHMARK_ARGS)
 
 doctor: $(ENV)
 	$(RUN) -m mmdeploy_ext.doctor

@@ -33,6 +33,7 @@ PARSERS = {
     'tools/onnx/lint.py': 'mmdeploy_ext.apps.lint_app',
     'tools/analysis_tools/exporters.py': 'mmdeploy_ext.apps.exporters_app',
     'tools/analysis_tools/benchmark.py': 'mmdeploy_ext.apps.benchmark_app',
+    'tools/analysis_tools/benchmark_all.py': 'mmdeploy_ext.apps.benchmark_all_app',
     'tools/test.py': 'mmdeploy_ext.apps.test_app',
     'tools/dist_test_pth.sh': 'mmdeploy_ext.apps.test_app',
     'tools/dist_test_onnx.sh': 'mmdeploy_ext.apps.test_app',

@@ -1,0 +1,159 @@
+"""What the benchmark of the whole product measures: a list of cases, each of them data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+EXPORT = 'tools/deployment/pytorch2onnx.py {config} {checkpoint} --output-file {out}'
+SIZED = f'{EXPORT} --shape {{shape}}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A file or folder that a case needs, and the command that makes it.
+
+    Attributes:
+        key: of the step; `{key}` in later commands is its path.
+        name: of the file or folder, in the folder of the case.
+        command: words after `python`; {config}, {checkpoint}, {shape}, {out} and earlier keys are put in.
+        label: of its rows in the tables; '' of what is not measured itself.
+        precision: of its weights.
+        shared: whether all cases share it, in a folder of its own.
+    """
+
+    key: str
+    name: str
+    command: str
+    label: str = ''
+    precision: str = 'fp32'
+    shared: bool = False
+
+
+CHECKPOINT = Step('checkpoint', 'seeded.pth', '-m projects.toydata.seeded {config} {out}')
+PICTURES = Step(
+    'pictures',
+    'toy_coco',
+    '-m projects.toydata.coco --out {out} --train-images 8 --val-images 1',
+    shared=True,
+)
+RAW = Step('raw', 'raw.onnx', f'{SIZED} --postprocess raw', 'raw')
+FULL = Step('full', 'full.onnx', f'{SIZED} --postprocess full', 'full')
+RAW_INT8 = Step(
+    'raw_int8',
+    'raw.int8.onnx',
+    'tools/deployment/quantize.py {raw} --calibrate {pictures}/train2017 --rounds 0 --output {out}',
+    'raw, INT8',
+    'int8',
+)
+DEPLOY = Step('deploy', 'deploy', EXPORT, 'deploy contract')
+FORK = Step(
+    'fork',
+    'fork.onnx',
+    f'{EXPORT} --contract fork --fork-img2lidar depth --opset-version 11',
+    "fork's contract",
+)
+PORTABLE = Step(
+    'portable',
+    'portable.onnx',
+    'tools/deployment/export_scn.py {config} {checkpoint} --target portable --output-file {out}',
+    'portable',
+)
+IMAGE_STEPS = (CHECKPOINT, PICTURES, RAW, FULL, RAW_INT8)
+"""Of a detector of single images. A row of another precision is one more step here."""
+STREAM_STEPS = (CHECKPOINT, DEPLOY, FORK)
+SPARSE_STEPS = (CHECKPOINT, PORTABLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One model that is measured.
+
+    Attributes:
+        name: on the command line.
+        title: of its section.
+        config: path.
+        kind: 'images', 'stream' or 'sparse'.
+        steps: what is made before, in this order.
+        shape: height and width of the input, where the kind has them.
+        checkpoint: path of trained weights; '' takes those of the step `checkpoint`.
+        options: more words for `benchmark.py`.
+    """
+
+    name: str
+    title: str
+    config: str
+    kind: str
+    steps: tuple[Step, ...]
+    shape: tuple[int, int] | None = None
+    checkpoint: str = ''
+    options: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Step, ...]:
+        """The steps whose files are measured."""
+        return tuple(step for step in self.steps if step.label)
+
+
+def _image(name: str, title: str, config: str, shape: tuple[int, int]) -> Case:
+    return Case(name, title, config, 'images', IMAGE_STEPS, shape)
+
+
+def _toy(case: Case, config: str, name: str) -> Case:
+    """Return a case with the small trained model of its family, in the smallest size that tells anything."""
+    steps = tuple(step for step in case.steps if step is not CHECKPOINT)
+    title = f'{case.title.split(",")[0].split(" R")[0]}, toy'
+    shape = case.shape and (128, 160)
+    checkpoint = f'demo/checkpoints/{name}.pth'
+    return dataclasses.replace(
+        case, name=name, title=title, config=config, steps=steps, shape=shape, checkpoint=checkpoint
+    )
+
+
+STREAM_R50 = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
+BEV = 'projects/configs/BEVFusion'
+VOXELS = ('--voxels', '60000', '--no-racing')
+CASES = (
+    _image('atss_r50', 'ATSS R50, 608x608', 'configs/atss/atss_coco.py', (608, 608)),
+    _image('solov2_r34', 'SOLOv2 light R34, 448x672', 'configs/solov2/solov2_light_r34.py', (448, 672)),
+    _image('solov2_r50', 'SOLOv2 R50, 800x1344', 'configs/solov2/solov2_r50.py', (800, 1344)),
+    _image(
+        'decoupled_solo_r50',
+        'Decoupled SOLO light R50, 512x864',
+        'configs/solo/decoupled_solo_light_r50.py',
+        (512, 864),
+    ),
+    _image('rtdetr_r18', 'RT-DETR R18vd, 640x640', 'configs/rtdetr/rtdetr_r18vd.py', (640, 640)),
+    _image('rtdetr_r50', 'RT-DETR R50vd, 640x640', 'configs/rtdetr/rtdetr_r50vd.py', (640, 640)),
+    Case('streampetr_r50', 'StreamPETR R50, six cameras of 704x256', STREAM_R50, 'stream', STREAM_STEPS),
+    Case(
+        'bevfusion',
+        'BEVFusion, sparse LiDAR backbone',
+        f'{BEV}/bevfusion_lidar_0075voxel_nus.py',
+        'sparse',
+        SPARSE_STEPS,
+        options=VOXELS,
+    ),
+    Case(
+        'centerpoint',
+        'CenterPoint, sparse LiDAR backbone',
+        f'{BEV}/centerpoint_0075voxel_second_secfpn_nus.py',
+        'sparse',
+        SPARSE_STEPS,
+        options=VOXELS,
+    ),
+)
+"""All families at full size, weights by a seeded rule."""
+
+_CASES = {case.name: case for case in CASES}
+TOYS = (
+    _toy(_CASES['atss_r50'], 'configs/demo/atss_toy.py', 'atss_toy'),
+    _toy(_CASES['solov2_r34'], 'configs/demo/solov2_toy.py', 'solov2_toy'),
+    _toy(_CASES['decoupled_solo_r50'], 'configs/demo/decoupled_solo_toy.py', 'decoupled_solo_toy'),
+    _toy(_CASES['rtdetr_r18'], 'configs/demo/rtdetr_toy.py', 'rtdetr_toy'),
+    _toy(_CASES['streampetr_r50'], 'projects/configs/StreamPETR/stream_petr_toy.py', 'stream_petr_toy'),
+    dataclasses.replace(
+        _toy(_CASES['centerpoint'], f'{BEV}/centerpoint_toy.py', 'centerpoint_toy'),
+        options=('--voxels', '500', '--no-racing'),
+    ),
+)
+"""The small trained models of the repository: the same way through, in minutes."""

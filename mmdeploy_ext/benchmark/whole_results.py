@@ -1,0 +1,89 @@
+"""What the benchmark of the whole product found, as a JSON file that later runs add to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.benchmark.engines import title_of
+from mmdeploy_ext.benchmark.machine import QUIET_SHARE
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.files import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT = 1
+
+
+def read_results(path: str, machine: Mapping[str, Any], merge: bool) -> dict[str, Any]:
+    """Return what a results file holds, to add to; empty when there is none or all of it is measured again.
+
+    Raises:
+        UsageError: no results file, or one of another machine or of other versions.
+    """
+    empty = dict(tool='benchmark_all', format=FORMAT, machine=dict(machine), commands=[], cases={})
+    if not merge or not Path(path).exists():
+        return empty
+    results = read(path)
+    for key in ('cpu', 'cores', 'gpu', 'versions'):
+        if results['machine'].get(key) != machine.get(key) and results['cases']:
+            raise UsageError(
+                f'{path}: was measured with {key} {results["machine"].get(key)!r}, here it is '
+                f'{machine.get(key)!r}; measure all cases in one run, or give another --json'
+            )
+    return results
+
+
+def read(path: str) -> dict[str, Any]:
+    """Return what a results file holds.
+
+    Raises:
+        UsageError: it is missing, damaged, or none of this tool's.
+    """
+    results = read_json(path)
+    if not isinstance(results, dict) or results.get('tool') != 'benchmark_all' or 'cases' not in results:
+        raise UsageError(f'{path}: is no results file of benchmark_all.py; give another --json')
+    if results.get('format') != FORMAT:
+        raise UsageError(f'{path}: has format {results.get("format")}, expected {FORMAT}; measure again')
+    return results
+
+
+def merged(old: Mapping[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """Return a case's entry with the runs of before that were not measured again."""
+    if not old:
+        return new
+    again = {(run['device'], run['threads']) for run in new['runs'] if not run.get('left_out')}
+    kept = [run for run in old['runs'] if (run['device'], run['threads']) not in again]
+    here = {(run['device'], run['threads']) for run in kept}
+    runs = [run for run in new['runs'] if (run['device'], run['threads']) not in here]
+    order = sorted([*kept, *runs], key=lambda run: (run['device'] != 'cpu', run['device'], run['threads']))
+    return dict(new, runs=order, memory=new['memory'] or old['memory'], input=new['input'] or old['input'])
+
+
+def reasons(entry: Mapping[str, Any]) -> list[str]:
+    """Return why files and runs of a case are not there, and what engines refused; each reason once."""
+    found = [f'{file["label"]}: {file["reason"]}' for file in entry['files'] if file.get('reason')]
+    for run in entry['runs']:
+        if run.get('reason'):
+            found.append(f'{place_title(run)}: {run["reason"]}')
+        found += [
+            f'{title_of(row["engine"])}, {row["label"]}: {row["reason"]}' for row in run.get('refused', ())
+        ]
+    return list(dict.fromkeys(found))
+
+
+def place_title(run: Mapping[str, Any]) -> str:
+    """Return what people call the place of a run."""
+    return f'{run["threads"]} thread{"s" * (run["threads"] > 1)}' if run['device'] == 'cpu' else run['device']
+
+
+def is_failed(entry: Mapping[str, Any]) -> bool:
+    """Return whether a file could not be made or a run failed; what was left out for time did not."""
+    missing = [one for one in (*entry['runs'], *entry['files']) if one.get('reason')]
+    return any(not one.get('left_out') for one in missing)
+
+
+def is_disturbed(run: Mapping[str, Any]) -> bool:
+    """Return whether other processes used more of the cores than figures stand."""
+    return (run.get('other_load') or 0) > QUIET_SHARE

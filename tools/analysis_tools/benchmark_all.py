@@ -1,0 +1,12 @@
+"""Measure every family on every engine that is here, and write the page about it; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+if __name__ == '__main__':
+    from mmdeploy_ext.apps.benchmark_all_app import main
+
+    sys.exit(main())
