@@ -9,6 +9,7 @@ import torch
 from onnx import helper
 
 from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.ops.exporters import attribute_values
 from mmdeploy_ext.ops.operator import DOMAIN, operators_as
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class _Traceable(torch.nn.Module):
     def __init__(self, operator: Operator, attributes: Mapping[str, Any]) -> None:
         super().__init__()
         self.form = operator.traceable
-        self.attributes = tuple(attributes[name] for name in operator.attribute_names())
+        self.attributes = tuple(attribute_values(operator, attributes).values())
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         return self.form(*tensors, *self.attributes)

@@ -11,7 +11,7 @@ import torch
 from mmdeploy_ext.ops.operator import DOMAIN, OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mmdeploy_ext.ops.operator import Operator
 
@@ -24,6 +24,22 @@ def attribute_letters(operator: Operator) -> dict[str, str]:
     """Return attribute -> letter of its type, read from the schema."""
     arguments = operator.overload._schema.arguments[len(operator.inputs) :]
     return {argument.name: LETTERS[_python_type(argument)] for argument in arguments}
+
+
+def attribute_values(operator: Operator, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a node as the eager form takes them, in its order.
+
+    ONNX keeps a bool as an integer and a text as bytes; what the node leaves out has its default.
+    """
+    values = {**_default_values(operator), **given}
+    convert = dict(f=float, i=int, b=bool, s=lambda text: text.decode() if isinstance(text, bytes) else text)
+    letters = attribute_letters(operator)
+    return {name: convert[letter](values[name]) for name, letter in letters.items()}
+
+
+def _default_values(operator: Operator) -> dict[str, Any]:
+    arguments = operator.overload._schema.arguments[len(operator.inputs) :]
+    return {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
 
 
 def _python_type(argument: Any) -> type:
@@ -64,10 +80,12 @@ def _translation(operator: Operator) -> Callable[..., Any]:
 
     node = values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
     names = operator.attribute_names()
+    defaults = _default_values(operator)  # torch.export leaves out what equals them
     count = len(operator.inputs)
 
     def translate(*args: Any, **kwargs: Any) -> Any:
-        return node(*args[:count], **dict(zip(names, args[count:], strict=False)), **kwargs)
+        given = dict(zip(names, args[count:], strict=False))
+        return node(*args[:count], **{**defaults, **given, **kwargs})
 
     translate.__signature__ = _signature(
         *operator.inputs, *names

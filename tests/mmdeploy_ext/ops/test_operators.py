@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import toy_operators as toys
-from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.errors import EngineError, ExportError, UsageError
 from mmdeploy_ext.export import export_module
 from mmdeploy_ext.ops import bodies, forms
 from mmdeploy_ext.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as, register
@@ -16,6 +16,7 @@ from mmdeploy_ext.ops.python_nodes import python_session
 
 MATRIX = pytest.mark.matrix
 EXPORTERS = ('torchscript', 'dynamo')
+EXTENSIONS = 'optional: pip install onnxruntime-extensions -c requirements-lock.txt'
 UNSEEN = range(1, 4)
 SOME = [
     *(pytest.param(net, 'torchscript') for net in toys.NETS),
@@ -52,7 +53,7 @@ def test_a_local_function_does_what_pytorch_does(net, exporter):
 
 @pytest.mark.parametrize(('net', 'exporter'), SOME, indirect=['net'])
 def test_python_runs_inside_onnx_runtime(net, exporter):
-    pytest.importorskip('onnxruntime_extensions', reason='onnxruntime-extensions is an optional extra')
+    pytest.importorskip('onnxruntime_extensions', reason=EXTENSIONS)
     session = python_session(toys.export(net, exporter, 'python'))
     for seed in UNSEEN:
         feeds = net.feeds(seed)
@@ -62,7 +63,7 @@ def test_python_runs_inside_onnx_runtime(net, exporter):
 
 def test_without_the_extension_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'onnxruntime_extensions', None)
-    with pytest.raises(Exception, match='pip install onnxruntime-extensions'):
+    with pytest.raises(Exception, match='pip install onnxruntime-extensions -c requirements-lock.txt'):
         python_session(onnx.ModelProto())
 
 
@@ -137,7 +138,7 @@ def test_attributes_reach_each_form(own, exporter):
 
 
 def test_python_nodes_get_attributes(own):
-    pytest.importorskip('onnxruntime_extensions', reason='onnxruntime-extensions is an optional extra')
+    pytest.importorskip('onnxruntime_extensions', reason=EXTENSIONS)
     seen = []
 
     def reference(x, limit, steps):
@@ -150,6 +151,85 @@ def test_python_nodes_get_attributes(own):
     found = python_session(export_limits(own, 'python')).run(None, dict(x=x))[0]
     np.testing.assert_allclose(found, Limits(own)(torch.from_numpy(x)).numpy(), atol=1e-6)
     assert sorted(set(seen)) == [(0.5, 2), (2.0, 1)]
+
+
+def bucket(x: torch.Tensor, edges: torch.Tensor, right: bool, shift: int = 2) -> torch.Tensor:
+    return torch.bucketize(x, edges, right=right) + shift
+
+
+def strict_bucket(x: torch.Tensor, edges: torch.Tensor, right: bool, shift: int = 2) -> torch.Tensor:
+    assert isinstance(right, bool)
+    below = edges <= x[:, None] if right else edges < x[:, None]
+    return below.sum(1) + shift
+
+
+class Buckets(torch.nn.Module):
+    def __init__(self, operator):
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, x, edges):
+        return self.operator(x, edges, True)
+
+
+@pytest.fixture
+def buckets():
+    operator = register(Operator(
+        'Bucket', bucket, inputs=dict(x='N', edges='3'), outputs=('y',),
+        example=lambda: (torch.rand(5), torch.tensor([0.2, 0.4, 0.6])), traceable=strict_bucket,
+    ))
+    yield operator
+    del OPERATORS[operator.name]
+
+
+@pytest.mark.parametrize('exporter', EXPORTERS)
+@pytest.mark.parametrize('form', ['standard', 'function', 'python'])
+def test_a_bool_stays_one_in_each_form_and_a_default_is_filled_in(buckets, form, exporter):
+    if form == 'python':
+        pytest.importorskip('onnxruntime_extensions', reason=EXTENSIONS)
+    x, edges = np.array([0.2, 0.3, 0.6, 0.7], np.float32), np.array([0.2, 0.4, 0.6], np.float32)
+    args = tuple(map(torch.from_numpy, (x, edges)))
+    with operators_as(form):
+        model = export_module(Buckets(buckets), args, exporter=exporter, opset=18, input_names=('x', 'edges'))
+    session = python_session(model) if form == 'python' else None
+    feeds = dict(x=x, edges=edges)
+    found = session.run(None, feeds)[0] if session else toys.run(model, (x, edges), feeds)[0]
+    assert found.tolist() == bucket(*args, True).tolist() == [3, 3, 5, 5]
+
+
+def test_an_operator_that_the_graph_does_not_use_cannot_break_a_python_session(own, buckets):
+    pytest.importorskip('onnxruntime_extensions', reason=EXTENSIONS)
+    OPERATORS[buckets.name] = dataclasses.replace(buckets, example=lambda: 1 / 0)
+    session = python_session(export_limits(own, 'python'))
+    assert session.run(None, dict(x=np.ones((1, 4), np.float32)))[0].shape == (1, 4)
+
+
+def test_the_types_of_python_nodes_come_from_attributes_of_the_graph_and_errors_name_the_node(own):
+    pytest.importorskip('onnxruntime_extensions', reason=EXTENSIONS)
+    seen = []
+
+    def eager(x, limit, steps):
+        seen.append((limit, steps))
+        if steps == 2:
+            raise ValueError('two steps are too many')
+        return soft_limit(x, limit, steps)
+
+    model = export_limits(own, 'python')
+    OPERATORS[own.name] = dataclasses.replace(own, eager=eager)
+    with pytest.raises(EngineError, match=r"node '.+': .*SoftLimit fails .*limit=0.5, steps=2.*two steps"):
+        python_session(model)
+    assert seen == [(2.0, 1), (0.5, 2)]
+
+
+def test_a_python_node_of_an_operator_that_is_not_registered_is_named(own):
+    pytest.importorskip('onnxruntime_extensions', reason=EXTENSIONS)
+    model = export_limits(own, 'python')
+    kept = OPERATORS.pop(own.name)
+    try:
+        with pytest.raises(EngineError, match=r"node '.+': operator mm2onnx.SoftLimit is not registered"):
+            python_session(model)
+    finally:
+        OPERATORS[own.name] = kept
 
 
 def test_expanding_twice_changes_nothing(own):
