@@ -79,7 +79,7 @@ mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env env-tensorrt tensorrt-table test test-matrix demo demo-stream demo-lidar benchmark doctor site lint clean distclean
+.PHONY: help env env-tensorrt tensorrt-table tensorrt-table-full test test-matrix demo demo-stream demo-lidar benchmark doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 7 to 15 minutes on 2 cores)'
@@ -88,6 +88,7 @@ help:
 	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
 	echo 'make test         the test suite          make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
+	echo 'make tensorrt-table-full   the same of full-size models with seeded weights'
 	echo 'make benchmark    every family on every engine that is here, against PyTorch: docs/benchmarks.md'
 	echo 'make doctor       versions, engines, and what is wrong with a fix'
 	echo 'make site         the documentation as a site with search, build/site/index.html'
@@ -153,7 +154,7 @@ tensorrt-table: $(ENV)
 	@for model in atss decoupled_solo solov2 rtdetr; do
 	    config=configs/demo/$${model}_toy.py; checkpoint=demo/checkpoints/$${model}_toy.pth
 	    [ -f $$checkpoint ] || { echo "$$checkpoint: not there, left out"; continue; }
-	    extra=; case $$model in *solo*) extra='--max-candidates 100';; esac
+	    extra=; case $$model in *solo*) extra='--max-candidates 100';; atss) extra='--max-candidates 1000';; esac
 	    $(RUN) tools/deployment/pytorch2onnx.py $$config $$checkpoint --skip-postprocess \
 	        --output-file $(TENSORRT)/$$model/raw.onnx
 	    $(RUN) tools/deployment/pytorch2onnx.py $$config $$checkpoint $$extra --output-file $(TENSORRT)/$$model/full.onnx
@@ -167,6 +168,40 @@ tensorrt-table: $(ENV)
 	done
 	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT)/*/*.onnx --sm $(TENSORRT_SM) --table docs/tensorrt.md \
 	    --shapes N=100/3000/20000 $(SITES) --constant img_shape ori_shape
+
+# The same of full-size models with seeded weights, on one architecture.
+TENSORRT_FULL := work_dirs/tensorrt_full
+FULL_SIZE := \
+    atss_r50:configs/atss/atss.py:608:608:raw,decode,full:1000 \
+    solov2_light_r34:configs/solov2/solov2_light_r34.py:448:672:raw,full:500 \
+    rtdetr_r18vd:configs/rtdetr/rtdetr_r18vd.py:640:640:full: \
+    solov2_r50:configs/solov2/solov2_r50.py:800:1344:full:500 \
+    decoupled_solo_r50:configs/solo/decoupled_solo_r50.py:800:1344:full:500 \
+    solo_r50:configs/solo/solo_r50.py:800:1344:full:500 \
+    rtdetr_r50vd:configs/rtdetr/rtdetr_r50vd.py:640:640:full:
+FULL_STREAM := projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py
+FULL_LIDAR := projects/configs/BEVFusion/centerpoint_0075voxel_second_secfpn_nus.py
+tensorrt-table-full: $(ENV)
+	@seeded() { mkdir -p $(TENSORRT_FULL)/$$1; [ -f $(TENSORRT_FULL)/$$1/seeded.pth ] || \
+	    $(RUN) -m projects.toydata.seeded $$2 $(TENSORRT_FULL)/$$1/seeded.pth; }
+	for model in $(FULL_SIZE); do
+	    IFS=: read -r name config height width forms candidates <<<"$$model"
+	    seeded $$name $$config
+	    for form in $${forms//,/ }; do
+	        more="--postprocess $$form"
+	        case $$form in full) [ -z "$$candidates" ] || more="$$more --max-candidates $$candidates";; esac
+	        $(RUN) tools/deployment/pytorch2onnx.py $$config $(TENSORRT_FULL)/$$name/seeded.pth --shape $$height $$width \
+	            $$more --output-file $(TENSORRT_FULL)/$$name/$$form.onnx
+	    done
+	done
+	seeded stream_petr_r50 $(FULL_STREAM)
+	$(RUN) tools/deployment/pytorch2onnx.py $(FULL_STREAM) $(TENSORRT_FULL)/stream_petr_r50/seeded.pth \
+	    --output-file $(TENSORRT_FULL)/stream_petr_r50
+	seeded centerpoint $(FULL_LIDAR)
+	$(RUN) tools/deployment/export_scn.py $(FULL_LIDAR) $(TENSORRT_FULL)/centerpoint/seeded.pth --target portable \
+	    --form tables --output-file $(TENSORRT_FULL)/centerpoint/scn_tables.onnx
+	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT_FULL)/*/*.onnx --sm 86 --table docs/tensorrt.md --mark 'full size' \
+	    --shapes N=5000/20000/120000 $(foreach level,0 1 2 3,M$(level)=1000/20000/120000) --constant img_shape ori_shape
 
 test: $(ENV)
 	$(RUN) -m pytest tests --durations=20 -ra $(PYTEST_ARGS)
