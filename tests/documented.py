@@ -5,6 +5,7 @@ test is there and about the same tool, and that each reason is true of the comma
 """
 
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ class Entry:
         pattern: what they look like; matches from the beginning.
         run: they are run as they stand, in the order of the page.
         matrix: run among the matrix tests only.
+        needs: run only where this optional package is.
         small: replaced in the command before it runs, so that it takes seconds.
         status: the exit status that they have.
         test: the test that runs the same tool.
@@ -26,6 +28,7 @@ class Entry:
     pattern: str
     run: bool = False
     matrix: bool = False
+    needs: str = ''
     small: tuple[tuple[str, str], ...] = ()
     status: int = 0
     test: str = ''
@@ -33,6 +36,11 @@ class Entry:
 
     def fits(self, command):
         return re.match(self.pattern, command) is not None
+
+    def runs(self, matrix):
+        """Return whether it runs in this suite and environment."""
+        there = not self.needs or importlib.util.find_spec(self.needs) is not None
+        return self.run and there and matrix >= self.matrix
 
     def smaller(self, command):
         for long, short in self.small:
@@ -166,7 +174,7 @@ ENTRIES = (
         test=TOOLS + 'test_graph_diff.py::test_a_right_file_is_exit_status_zero',
     ),
     Entry(r'python tools/onnx/lint.py ', run=True, matrix=True),
-    Entry(r'python tools/deployment/verify.py .*--engine openvino', run=True, matrix=True),
+    Entry(r'python tools/deployment/verify.py .*--engine openvino', run=True, matrix=True, needs='openvino'),
     Entry(
         r'python tools/deployment/verify.py .*--eval bbox',
         why='data set',

@@ -213,7 +213,7 @@ def run_pages(pages, folder, matrix):
         for language, body in test_docs.blocks(page):
             if language in ('', 'bash', 'shell'):
                 entries = {line: entry_of(line) for line in lines(body)}
-                chosen = [line for line, entry in entries.items() if entry.run and matrix >= entry.matrix]
+                chosen = [line for line, entry in entries.items() if entry.runs(matrix)]
                 output = '\n'.join(map(session.run, chosen))
                 count += len(chosen)
             elif language == 'python' and page in PROGRAMS:
