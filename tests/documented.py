@@ -251,7 +251,7 @@ ENTRIES = (
         + 'test_streaming_export.py::test_the_deploy_contract_is_exported_and_proven_on_the_data_set',
     ),
     Entry(
-        EXPORT + r'\$CONFIG work_dirs/stream_r50.pth',
+        EXPORT + r'(\$CONFIG|projects/configs/StreamPETR/stream_petr_r50\S+) work_dirs/stream\w*.pth',
         why='full size',
         test=TOOLS + 'test_streaming_export.py::test_the_forks_later_branch_at_opset_11',
     ),
