@@ -148,14 +148,16 @@ def open_contenders(plan: StreamPlan) -> Iterator[list[Contender]]:
 
 
 def measure_memory(plan: StreamPlan, contenders: Sequence[Contender]) -> dict[str, dict[str, float]]:
-    """Measure every contender in a process of its own."""
+    """Measure every contender in a process of its own, on the first frames of the drive."""
+    start = len(plan.frames) - plan.args.warmup
+    frames = [*plan.frames[start:], *plan.frames[:start]]
     model = memory.MemoryJob(
         plan.threads,
         plan.register,
         plan.deployment.config,
         plan.deployment.checkpoint,
         plan.deployment.cfg_options,
-        frames=plan.frames[: memory.RUNS],
+        frames=frames[: memory.RUNS],
     )
     return {
         contender.name: memory.measure(dataclasses.replace(model, stream=contender.file))

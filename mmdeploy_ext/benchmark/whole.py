@@ -108,7 +108,10 @@ def run_case(case: Case, settings: Settings, shop: Workshop, deadline: Deadline)
             entry['runs'].append(dict(place, **next(iter(reasons.values()))))
             continue
         if settings.memory and place['device'] == 'cpu' and not entry['memory']:
-            entry['memory'] = memory_of(case, settings, place, shop, made)
+            try:
+                entry['memory'] = memory_of(case, settings, place, shop, made)
+            except StepError as error:
+                entry['memory_reason'] = str(error)
         if not settings.only_files:
             entry['runs'].append(run_place(case, settings, place, shop, made, deadline))
             entry['input'] = entry['runs'][-1].pop('input', '') or entry['input']
@@ -153,14 +156,10 @@ def file_row(case: Case, step: Step, shop: Workshop, reason: Mapping[str, Any]) 
 def memory_of(
     case: Case, settings: Settings, place: Mapping[str, Any], shop: Workshop, made: Sequence[Step]
 ) -> dict[str, float]:
-    """Return row -> peak memory against PyTorch's; empty where it could not be measured."""
+    """Return row -> peak memory against PyTorch's; empty where the system does not tell."""
     brief = dataclasses.replace(settings, rounds=1, warmup=1, seconds=1)
-    try:
-        result = shop.memory(
-            case, command(case, brief, place, shop, made), [shop.key(case, step) for step in made]
-        )
-    except StepError:
-        return {}
+    keys = [shop.key(case, step) for step in made]
+    result = shop.memory(case, command(case, brief, place, shop, made), keys)
     rows, _ = rows_of(case, result, shop)
     base = next((row['peak_mb'] for row in rows if row['engine'] == BASELINE), None)
     if not base:

@@ -64,6 +64,7 @@ def merged(old: Mapping[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]
 def reasons(entry: Mapping[str, Any]) -> list[str]:
     """Return why files and runs of a case are not there, and what engines refused; each reason once."""
     found = [f'{file["label"]}: {file["reason"]}' for file in entry['files'] if file.get('reason')]
+    found += [f'memory: {entry["memory_reason"]}'] if entry.get('memory_reason') else []
     for run in entry['runs']:
         if run.get('reason'):
             found.append(f'{place_title(run)}: {run["reason"]}')

@@ -149,6 +149,8 @@ def test_what_an_engine_refused_is_on_the_page():
     refused = [dict(engine='openvino', label='full', reason='has no X')]
     text = page.render(results(net=entry(dict(place(CPU_ROWS), refused=refused))))
     assert '- Not measured: OpenVINO, full: has no X' in text
+    failed = entry(place(CPU_ROWS), memory_reason='it fell over')
+    assert '- Not measured: memory: it fell over' in page.render(results(net=failed))
 
 
 def test_new_runs_replace_those_of_the_same_place_and_what_was_left_out_keeps_the_old():
