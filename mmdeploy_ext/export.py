@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.errors import ExportError, UsageError
 from mmdeploy_ext.family import DEFAULT_OPSET, Stage
 from mmdeploy_ext.files import atomic_path
 from mmdeploy_ext.graph.passes.contract import apply_spec
+from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.simplify import simplify
@@ -128,10 +130,12 @@ def export_module(
     exporter: str = 'torchscript',
     opset: int | None = None,
     input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] = ('output',),
+    output_names: Sequence[str] = (),
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
 ) -> onnx.ModelProto:
     """Export a module of flat tensors as it is: no spec, no merge, no clean-up.
+
+    Both exporters write the same names. Any script may call it: `compat` is applied first.
 
     Args:
         module: takes `args` by position, returns a tensor or a tuple of tensors.
@@ -139,21 +143,24 @@ def export_module(
         exporter: 'torchscript' or 'dynamo'.
         opset: of the file; by default 17, or the lowest that the exporter writes.
         input_names: by default input_0, input_1, ...
-        output_names: of as many outputs as shall be named.
-        dynamic: input or output name -> axis -> letter; other axes are fixed.
+        output_names: of as many outputs as shall be named; the others are output_0, output_1, ... by place.
+        dynamic: input or output name -> axis -> letter; other axes of inputs are fixed.
 
     Raises:
-        UsageError: an exporter or opset that there is not.
+        UsageError: an exporter or opset that there is not, or a name or axis that the graph has not.
         ExportError: the exporter failed, or wrote another opset than the one asked for.
     """
+    compat.apply()
     chosen = max(DEFAULT_OPSET, OPSETS.get(exporter, (0,))[0]) if opset is None else opset
     check_opset(chosen, exporter)
     names = tuple(input_names or (f'input_{index}' for index in range(len(args))))
-    stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
     dynamic = {name: dict(axes) for name, axes in (dynamic or {}).items()}
-    model = _run_exporter(stage, tuple(args), dynamic, exporter, chosen)
+    stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
+    check_axes(dict(zip(names, args, strict=False)), dynamic)
+    known = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
+    model = _run_exporter(stage, tuple(args), known, exporter, chosen)
     _check_opset_written(model, chosen)
-    return model
+    return name_ends(model, stage.outputs, dynamic)
 
 
 def _run_exporter(

@@ -1,0 +1,127 @@
+"""Call inputs and outputs of an exported graph, and the axes that vary, what the caller calls them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import helper
+
+from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.graph.index import all_graphs, writes
+from mmdeploy_ext.graph.passes.rename import rename_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def name_ends(
+    model: onnx.ModelProto, output_names: Sequence[str], dynamic: Mapping[str, Mapping[int, str]]
+) -> onnx.ModelProto:
+    """Return a model with the same names of outputs and varying axes, whichever exporter wrote it.
+
+    - Outputs take `output_names` in order; further ones are output_<place>. An inner tensor that has such a
+      name gets another one.
+    - The axes of `dynamic` take their letters, and what the exporter called the same size changes with them.
+
+    Args:
+        model: stays as it is; a second run changes nothing.
+        output_names: of as many outputs as shall be named.
+        dynamic: input or output name -> axis -> letter.
+
+    Raises:
+        UsageError: a name or an axis that the graph has not, more names than outputs, or one name twice.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    if len(output_names) > len(graph.output):
+        raise UsageError(
+            f'output_names {list(output_names)}: {len(output_names)} names, and the module returns '
+            f'{len(graph.output)} tensors'
+        )
+    names = [*output_names, *(f'output_{place}' for place in range(len(output_names), len(graph.output)))]
+    inputs = [value.name for value in graph.input]
+    twice = sorted(name for name in set(names) if (inputs + names).count(name) > 1)
+    if twice:
+        raise UsageError(
+            f'output_names {list(output_names)}: {", ".join(twice)} would be the name of two ends'
+        )
+    _name_outputs(result, names)
+    ends = {value.name: value for value in (*graph.input, *graph.output)}
+    unknown = sorted(dynamic.keys() - ends.keys())
+    if unknown:
+        raise UsageError(f'dynamic names {", ".join(unknown)}: expected one of {", ".join(ends)}')
+    letters: dict[str, str] = {}
+    for name, axes in dynamic.items():
+        sizes = ends[name].type.tensor_type.shape.dim
+        _check_axes(name, axes, len(sizes))
+        for axis, letter in axes.items():
+            if sizes[axis].dim_param.isidentifier():
+                letters.setdefault(sizes[axis].dim_param, letter)
+            sizes[axis].dim_param = letter
+    _name_sizes(result, letters)
+    return result
+
+
+def check_axes(given: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
+    """Refuse axes that the example inputs have not, before an exporter meets them.
+
+    Raises:
+        UsageError: names the axis.
+    """
+    for name, axes in dynamic.items():
+        if hasattr(given.get(name), 'shape'):
+            _check_axes(name, axes, len(given[name].shape))
+
+
+def _check_axes(name: str, axes: Mapping[int, str], count: int) -> None:
+    for axis in axes:
+        if not 0 <= axis < count:
+            raise UsageError(f'dynamic axis {axis} of {name}: the tensor has {count} axes, 0 to {count - 1}')
+
+
+def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    graph = model.graph
+    _part_outputs(graph)
+    new = {value.name: name for value, name in zip(graph.output, names, strict=True)}
+    taken = {
+        *new.values(),
+        *(name for one in all_graphs(model) for node in one.node for name in writes(node)),
+    }
+    taken.update(value.name for value in (*graph.input, *graph.initializer))
+    for name in names:
+        if name not in new:
+            other = f'{name}_inner'
+            while other in taken:
+                other += '_'
+            new[name] = other
+            taken.add(other)
+    if any(old != name for old, name in new.items()):
+        rename_tensors(graph, lambda name: new.get(name, name))
+
+
+def _part_outputs(graph: onnx.GraphProto) -> None:
+    """Let a tensor that is an output twice, or an input as well, be copied: each output is one tensor."""
+    seen = {value.name for value in graph.input}
+    for place, value in enumerate(graph.output):
+        if value.name in seen:
+            copied = f'{value.name}_copy_{place}'
+            graph.node.append(helper.make_node('Identity', [value.name], [copied], name=copied))
+            value.name = copied
+        seen.add(value.name)
+
+
+def _name_sizes(model: onnx.ModelProto, letters: Mapping[str, str]) -> None:
+    """Replace names of sizes, inside of expressions too ('2*s77')."""
+    if all(old == new for old, new in letters.items()):
+        return
+    pattern = re.compile(rf'\b({"|".join(map(re.escape, letters))})\b')
+    for graph in all_graphs(model):
+        for field in ('input', 'output', 'value_info'):
+            for value in getattr(graph, field, ()):
+                if isinstance(value, onnx.ValueInfoProto):
+                    for size in value.type.tensor_type.shape.dim:
+                        if size.dim_param:
+                            size.dim_param = pattern.sub(lambda found: letters[found[1]], size.dim_param)
