@@ -312,6 +312,11 @@ ENTRIES = (
         test=TOOLS + 'test_quantize.py::test_the_report_says_what_was_done_and_what_it_costs',
     ),
     Entry(
+        r'python tools/deployment/int8_table.py',
+        why='long',
+        test=TOOLS + 'test_int8_table.py::test_the_table_has_the_loss_and_the_size_of_each_metric',
+    ),
+    Entry(
         r'python tools/analysis_tools/exporters.py',
         why='quiet',
         test=TOOLS + 'test_exporters.py::test_the_command_exports_proves_and_writes_the_table',

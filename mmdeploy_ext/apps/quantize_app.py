@@ -106,7 +106,8 @@ def _add_layers(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--int8-last',
         action='store_true',
-        help='quantise also the last layers (those that give logits, deltas, kernels, masks)',
+        help='quantise also the last layers (those that give logits, deltas, kernels, masks); a backbone has '
+        'none of these, and all its layers are quantised',
     )
     group.add_argument(
         '--sensitivity', action='store_true', help='quantise one layer at a time and say what each does'
@@ -176,12 +177,11 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.apps import quantize_report
     from mmdeploy_ext.files import check_writable
     from mmdeploy_ext.graph import files
-    from mmdeploy_ext.graph.passes.fold import fold
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.quantize.calibrators import calibrator
     from mmdeploy_ext.quantize.cameras import calibration_set
     from mmdeploy_ext.quantize.dense import finished
-    from mmdeploy_ext.quantize.dense_layers import DenseGraph, check_float
+    from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
 
@@ -194,9 +194,8 @@ def run(args: argparse.Namespace) -> int:
     if args.draw:
         check_writable(args.draw)
     images = calibration_set(metadata, args.calibrate, args.data_root, args.images)
-    check_float(model, target.model)
-    graph = DenseGraph(fold(model)[0], target.model)
-    layers = int8_layers(graph, args.keep_float, args.int8_last)
+    graph = DenseGraph(model, target.model)
+    layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
     with after_weights():
         quantiser, ranker = _quantisers(args, graph, images)
         probe = Probe(graph, images.first(args.probe_images), args.threads, args.engine)

@@ -35,6 +35,11 @@ Frame = tuple[Path, ...]
 class CalibrationFrames:
     """Feeds of an image backbone, one frame of all cameras at a time.
 
+    Attributes:
+        what: the items are, for reports.
+        heads: whether the graph has a head; those of this model are in another graph, so that the last
+            layers here give features as all others do.
+
     Args:
         metadata: of the model file; its rule prepares the pictures.
         frames: files.
@@ -44,6 +49,7 @@ class CalibrationFrames:
     """
 
     what = 'frames'
+    heads = False
 
     def __init__(self, metadata: Metadata, frames: list[Frame]) -> None:
         check_graph(metadata)

@@ -6,6 +6,7 @@ hundred letters. In a model of a megabyte that is a tenth of the file.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import onnx
@@ -47,27 +48,32 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.value_info[:]
     fixed = {value.name for value in (*graph.input, *graph.output)}
     fixed |= {name for node in graph.node for name in captured(node)}
-    _merge_constants(graph, fixed)
+    _merge_constants(graph, fixed, set(Index(result).tensors))
     index = Index(result)
     tensors = _shorter((name for name in index.tensors if name not in fixed), set(index.tensors))
     names = [node.name for node in graph.node]
     return rename(result, tensors, _shorter(names, set(names)))
 
 
-def _merge_constants(graph: onnx.GraphProto, fixed: set[str]) -> None:
-    kept: dict[tuple[int, bytes, bytes], str] = {}
-    same: dict[str, str] = {}
-    tensors = []
+def _merge_constants(graph: onnx.GraphProto, fixed: set[str], taken: set[str]) -> None:
+    """Keep one of equal constants; what stands for several belongs to none of them and gets a short name."""
+    groups: dict[tuple[int, bytes, bytes], list[onnx.TensorProto]] = {}
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
-        key = tensor.data_type, str(values.shape).encode(), values.tobytes()
-        if tensor.name not in fixed and key in kept:
-            same[tensor.name] = kept[key]
-            continue
-        kept.setdefault(key, tensor.name)
-        tensors.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+        alone = tensor.name.encode() if tensor.name in fixed else b''
+        key = tensor.data_type, str(values.shape).encode() + alone, values.tobytes()
+        groups.setdefault(key, []).append(tensor)
+    free = (name for name in (f'c{number}' for number in itertools.count()) if name not in taken)
+    same: dict[str, str] = {}
+    kept = []
+    for tensors in groups.values():
+        one = onnx.TensorProto.FromString(tensors[0].SerializeToString())
+        if len(tensors) > 1:
+            one.name = next(free)
+            same.update((tensor.name, one.name) for tensor in tensors)
+        kept.append(one)
     del graph.initializer[:]
-    graph.initializer.extend(tensors)
+    graph.initializer.extend(kept)
     for node in graph.node:
         for at, name in enumerate(node.input):
             node.input[at] = same.get(name, name)

@@ -74,7 +74,7 @@ class DenseGraph:
     """
 
     def __init__(self, model: onnx.ModelProto, path: object = 'the model') -> None:
-        check_float(model, path)
+        _check(model, path)
         self.model = _prepared(model)
         self.index = Index(self.model)
         self.layers = _layers(self.index)
@@ -198,12 +198,7 @@ def is_quantised(model: onnx.ModelProto) -> bool:
     return any(node.op_type in QUANTISED for node in all_nodes(model))
 
 
-def check_float(model: onnx.ModelProto, path: object) -> None:
-    """Refuse a model that is quantised already, or of an opset without scales per channel.
-
-    Raises:
-        ModelFileError: it is.
-    """
+def _check(model: onnx.ModelProto, path: object) -> None:
     if is_quantised(model):
         raise ModelFileError(f'{path}: is quantised already; give the float32 file that it was made of')
     opset = next((entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')), 0)

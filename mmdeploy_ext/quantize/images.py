@@ -30,6 +30,7 @@ class CalibrationImages:
 
     Attributes:
         what: the items are, for reports.
+        heads: the graph ends in heads, whose last layers stay float.
 
     Args:
         metadata: of the model file; its rule prepares the images.
@@ -40,6 +41,7 @@ class CalibrationImages:
     """
 
     what = 'images'
+    heads = True
 
     def __init__(self, metadata: Metadata, paths: list[Path]) -> None:
         if not isinstance(metadata.preprocess, PreprocessRule):

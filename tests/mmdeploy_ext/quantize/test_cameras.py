@@ -160,6 +160,7 @@ def test_a_folder_gives_a_folder_with_its_backbone_in_int8_and_the_rest_as_it_wa
     assert len(read_files(str(target)).paths) == 2
     found = read_json(report)
     assert (found['images'], found['images_are']) == (FRAMES, 'frames')
+    assert (found['layers'], found['float_layers']) == (3, []), 'the heads are in another graph'
     assert all(figures['cosine'] > 0.999 for figures in found['outputs'].values())
     assert not list(tmp_path.glob('*.partial-*'))
 

@@ -58,7 +58,8 @@ def constants(model):
 
 def test_constants_are_merged_only_where_type_shape_and_every_bit_are_equal():
     zeros = np.zeros(2, np.float32)
-    assert constants(small_model(zeros, zeros)) == ['one']
+    assert constants(small_model(zeros, zeros)) == ['c0'], 'it is neither'
+    assert constants(small_model(zeros, zeros, ('c0', 'two'))) == ['c1'], 'c0 is taken'
     for other in (-zeros, np.zeros((1, 2), np.float32), np.array([0, 1e-45], np.float32)):
         assert constants(small_model(zeros, other)) == ['one', 'two']
     assert constants(small_model(zeros, np.zeros(2, np.int32))) == ['one', 'two']

@@ -1,0 +1,96 @@
+"""quantize.py --engine openvino: NNCF's Q/DQ file of the trained toy, evaluated in OpenVINO."""
+
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from mmdeploy_ext.apps.quantize_app import main
+from mmdeploy_ext.backends.base import build_backend
+from mmdeploy_ext.errors import EngineError
+from mmdeploy_ext.files import read_json
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.quantize.dense_layers import is_quantised
+from mmdeploy_ext.runtime.run_images import make_feeds, prepare
+from toy_atss import PICTURE, REPO
+
+DEMO = REPO / 'demo/atss_toy.onnx'
+HOW = 'needs NNCF and OpenVINO: pip install openvino nncf -c requirements-lock.txt -c requirements-torch.txt'
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    from projects.toydata.coco import ensure_toy_coco
+
+    root = tmp_path_factory.mktemp('data') / 'toy'
+    ensure_toy_coco(root, train_images=32, val_images=1)  # of eight, a third box is found
+    return root
+
+
+@pytest.fixture(scope='module')
+def int8(data, tmp_path_factory):
+    """The INT8 file and its report."""
+    pytest.importorskip('openvino', reason=HOW)
+    pytest.importorskip('nncf', reason=HOW)
+    folder = tmp_path_factory.mktemp('int8')
+    output, report = folder / 'atss_toy.int8.onnx', folder / 'report.json'
+    files = ['--output', str(output), '--json', str(report)]
+    arguments = [str(DEMO), '--calibrate', str(data / 'train2017'), '--engine', 'openvino', '--rounds', '1']
+    assert main([*arguments, *files]) == 0
+    return output, read_json(report)
+
+
+def test_nncf_makes_a_file_that_says_so_with_heads_in_float_and_outputs_near(int8):
+    output, report = int8
+    assert report['quantiser'].startswith('NNCF 3.') and report['engine'] == 'openvino'
+    assert [name.rpartition('/')[2] for name in report['float_layers']] == [
+        'atss_cls',
+        'atss_reg',
+        'atss_centerness',
+    ]
+    assert report['size_ratio'] <= 0.30
+    assert all(figures['cosine'] > 0.995 for figures in report['outputs'].values())
+    assert report['time']['engine'] == 'openvino'
+    model = onnx.load(output)
+    assert is_quantised(model) and read_metadata(str(output)) == read_metadata(str(DEMO))
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    assert props['int8.quantiser'] == report['quantiser']
+    kept = {tensor.name: tensor for tensor in model.graph.initializer}
+    heads = [node for node in model.graph.node if '/atss_' in node.name and node.op_type == 'Conv']
+    assert len(heads) == 15 and all(kept[node.input[1]].data_type == onnx.TensorProto.FLOAT for node in heads)
+
+
+@pytest.mark.parametrize('engine', ['OpenVinoBackend', 'OnnxRuntimeBackend'])
+def test_both_engines_find_in_the_file_what_they_find_in_the_float_file(int8, engine):
+    metadata = read_metadata(str(DEMO))
+    feeds = make_feeds(prepare(metadata, read_image(PICTURE)), metadata)
+    feeds = {name: array for name, array in feeds.items() if name in metadata.spec.input_names}
+    found = []
+    for path in (DEMO, int8[0]):
+        with build_backend(engine, str(path), threads=1) as backend:
+            outputs = backend.infer(feeds)
+        dets, labels = outputs['dets'][0], outputs['labels'][0]
+        sure = dets[:, 4] > 0.5
+        order = np.argsort(dets[sure, 0])
+        found.append((labels[sure][order], dets[sure][order, :4]))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=2)
+    assert len(found[0][0]) == 2, 'both shapes of the picture'
+
+
+def test_ranges_of_onnx_runtime_are_refused_for_nncf(data, tmp_path, capsys):
+    arguments = [str(DEMO), '--calibrate', str(data / 'train2017'), '--output', str(tmp_path / 'x.onnx')]
+    for option in (['--method', 'mse'], ['--reduce-range']):
+        assert main([*arguments, '--engine', 'openvino', *option]) == 2
+        assert 'NNCF finds its own ranges' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_nncf_the_message_says_what_to_install(monkeypatch):
+    from mmdeploy_ext.quantize.dense_nncf import require_nncf
+
+    monkeypatch.setitem(sys.modules, 'nncf', None)
+    with pytest.raises(EngineError, match=r'NNCF is not installed .*pip install openvino nncf'):
+        require_nncf()

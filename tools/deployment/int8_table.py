@@ -1,0 +1,11 @@
+"""The metric of every family before and after INT8; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if __name__ == '__main__':
+    from mmdeploy_ext.apps.int8_table_app import main
+
+    sys.exit(main())
