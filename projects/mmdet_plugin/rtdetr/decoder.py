@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ANCHOR_SIZE = 0.05
-ANCHOR_MARGIN = 0.01
+MARGINS = 100
+"""How many margins, in which no anchor has its centre, make up a side: one is 0.01 of it.
+
+The original holds width and height to the same margins; theirs, 0.05 * 2**level, keep them up to level 4.
+"""
 PRIOR_PROBABILITY = 0.01
 
 
@@ -45,22 +49,35 @@ class Anchors(nn.Module):
         Returns:
             (N, 4) logits of cx, cy, w, h, infinite where invalid; (N, 1) float32, 0 at the border, else 1.
         """
-        anchors = torch.cat([self._level(features, level) for level, features in enumerate(maps)])
-        valid = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(-1, keepdim=True)
+        levels = [self._level(features, level) for level, features in enumerate(maps)]
+        anchors, valid = (torch.cat(parts) for parts in zip(*levels, strict=True))
         logits = torch.log(anchors / (1 - anchors))
         boxes = torch.where(valid, logits, torch.full_like(logits, float('inf')))
         return boxes, valid.to(boxes.dtype)
 
     @staticmethod
-    def _level(features: torch.Tensor, level: int) -> torch.Tensor:
-        """Return (h * w, 4) cx, cy, w, h in 0..1."""
+    def _level(features: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (h * w, 4) cx, cy, w, h in 0..1, and (h * w, 1) bool: the centre is inside the margin."""
         height, width = features.shape[2], features.shape[3]
         y, x = (
             (torch.arange(size, device=features.device).to(features.dtype) + 0.5) / size
             for size in (height, width)
         )
+        rows, columns = (_inside(size, features.device) for size in (height, width))
         centres = torch.stack([x[None, :].expand(height, width), y[:, None].expand(height, width)], -1)
-        return torch.cat([centres, torch.full_like(centres, ANCHOR_SIZE * 2.0**level)], -1).flatten(0, 1)
+        anchors = torch.cat([centres, torch.full_like(centres, ANCHOR_SIZE * 2.0**level)], -1)
+        return anchors.flatten(0, 1), (rows[:, None] & columns[None, :]).reshape(-1, 1)
+
+
+def _inside(size: int, device: torch.device) -> torch.Tensor:
+    """Return (size,) bool: centres (2i + 1) / 2 size between the margin and 1 - the margin, both excluded.
+
+    In whole numbers, because some sizes have centres on the margin itself (0.5 / 50, at 800 pixels and stride
+    16), where it is up to an engine's division which side they are on: OpenVINO 2026.4 keeps such tokens,
+    which changes all queries; PyTorch and ONNX Runtime do not.
+    """
+    scaled = (2 * torch.arange(size, device=device) + 1) * MARGINS
+    return (scaled > 2 * size) & (scaled < 2 * size * (MARGINS - 1))
 
 
 @dataclasses.dataclass(frozen=True)
