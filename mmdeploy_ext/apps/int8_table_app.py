@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 BAR = 0.01
 """Loss of a metric."""
-ENGINES = ('onnxruntime', 'openvino')
+METRICS = {'onnxruntime': 'metrics_onnx.json', 'openvino': 'metrics_openvino.json'}
+"""Engine -> the file that the test loop writes."""
 STREAM = 'projects/configs/StreamPETR/'
 NUSCENES = 'pts_bbox_NuScenes/'
 
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='TOY',
         help=f'some of {", ".join(TOYS)} (default: all that the engine runs)',
     )
-    parser.add_argument('--engine', choices=ENGINES, default=ENGINES[0], help='quantises and runs')
+    parser.add_argument('--engine', choices=tuple(METRICS), default='onnxruntime', help='quantises and runs')
     parser.add_argument(
         '--work-dir', default='work_dirs/int8', metavar='DIR', help='(default: work_dirs/int8)'
     )
@@ -178,7 +179,7 @@ def _evaluate(toy: Toy, model: Path, folder: Path, args: argparse.Namespace) -> 
         *('bash', 'tools/dist_test_onnx.sh', config, f'demo/checkpoints/{toy.name}.pth', 1),
         *('--eval', toy.kind, '--work-dir', folder, '--cfg-options', *options),
     )
-    return read_json(folder / 'metrics_onnx.json')['metrics']
+    return read_json(folder / METRICS[args.engine])['metrics']
 
 
 def _config(toy: Toy, folder: Path, engine: str) -> str:

@@ -121,9 +121,9 @@ def test_the_whole_model_keeps_names_and_comes_near_float32(calibrated):
     assert {entry.key: entry.value for entry in made.metadata_props} == {'int8.method': 'minmax'}
     types = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
     assert types['last.w'] == TensorProto.FLOAT and 'stem.w' not in types
-    assert types['stem.w_quantized'] == TensorProto.INT8
+    assert types['stem.w.int'] == TensorProto.INT8
     assert TensorProto.UINT8 in types.values(), 'activations are uint8'
-    scale = next(tensor for tensor in made.graph.initializer if tensor.name == 'stem.w_scale')
+    scale = next(tensor for tensor in made.graph.initializer if tensor.name == 'stem.w.s')
     assert list(scale.dims) == [8], 'one scale per output channel'
     for feeds in batches(2):
         one, other = run.run(model, feeds), run.run(made, feeds)
@@ -181,7 +181,7 @@ def test_seven_bit_weights_stay_within_64():
     codes = {
         tensor.name: numpy_helper.to_array(tensor) for tensor in made.network(['net/stem']).graph.initializer
     }
-    assert 60 < np.abs(codes['stem.w_quantized'].astype(int)).max() <= 64
+    assert 60 < np.abs(codes['stem.w.int'].astype(int)).max() <= 64
 
 
 def test_the_last_layers_are_quantised_only_when_asked_for():
