@@ -45,6 +45,7 @@ __all__ = [
     'serialised_size',
 ]
 
+AGAIN = 'export it again, or download it again if it came from elsewhere'
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold."""
 ALIGNMENT = 4096
@@ -71,10 +72,11 @@ def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelFileError(f'{path}: may not be read; change its permissions') from error
     except (DecodeError, ValueError) as error:
         raise ModelFileError(
-            f'{path}: is not a readable ONNX file ({type(error).__name__}); was it cut short? Export it again'
+            f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
+            f'another kind: {AGAIN}'
         ) from error
     if not model.graph.node:
-        raise ModelFileError(f'{path}: holds no graph: expected an ONNX file with nodes; export it again')
+        raise ModelFileError(f'{path}: holds no graph: expected an ONNX file with nodes; {AGAIN}')
     return model
 
 
@@ -136,7 +138,7 @@ def check_opsets(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the mod
         ModelFileError: it states none, or a newer one.
     """
     if not model.opset_import:
-        raise ModelFileError(f'{name}: states no opset; was it cut short? Export it again')
+        raise ModelFileError(f'{name}: states no opset; it was cut short, or is no ONNX file: {AGAIN}')
     newest = onnx.defs.onnx_opset_version()
     for entry in model.opset_import:
         if entry.domain in DEFAULT_DOMAINS and entry.version > newest:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.cli import one_line
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.lint.marks import tensors_in
 from mmdeploy_ext.lint.observe import Observer, as_exporting, functions_carry_marks
@@ -53,9 +54,13 @@ def check(
         name: of the module, in the report.
 
     Raises:
-        UsageError: no tensor among the inputs, or an exporter that there is not.
+        UsageError: inputs that are no tuple, hold no tensor or that forward does not take, or an exporter
+            that there is not.
     """
     check_exporters(exporters)
+    _check_arguments('example_inputs', example_inputs)
+    if other_inputs is not None:
+        _check_arguments('other_inputs', other_inputs)
     inputs = list(tensors_in(list(example_inputs)))
     if not inputs:
         raise UsageError('lint: example_inputs hold no tensor; expected the arguments of forward')
@@ -87,7 +92,31 @@ def _observe(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Re
         with as_exporting():
             return _observe_as_it_is(module, example_inputs)
     except Exception:  # forms for exports may want sizes that are tensors; then the other ones are watched
-        return _observe_as_it_is(module, example_inputs)
+        try:
+            return _observe_as_it_is(module, example_inputs)
+        except Exception:
+            _check_runs(module, example_inputs)
+            raise
+
+
+def _check_arguments(name: str, given: Any) -> None:
+    if not isinstance(given, list | tuple):
+        raise UsageError(
+            f'lint: {name} is a {type(given).__name__}; expected a tuple of the arguments of forward, for one '
+            f'argument (x,)'
+        )
+
+
+def _check_runs(module: torch.nn.Module, given: Sequence[Any]) -> None:
+    """Refuse inputs that the module does not run on when nobody watches, either."""
+    try:
+        _run(module, copies(list(given)))
+    except Exception as error:
+        shapes = ', '.join(f'{str(one.dtype)[6:]} {tuple(one.shape)}' for one in tensors_in(list(given)))
+        raise UsageError(
+            f'lint: {type(module).__name__} does not run on these inputs ({shapes}): '
+            f'{type(error).__name__}: {one_line(error)}; give it inputs that its forward takes'
+        ) from error
 
 
 def _observe_as_it_is(

@@ -111,6 +111,22 @@ def test_an_operator_that_the_engine_does_not_know_names_the_file_and_the_way_on
     assert main(['fold', str(source), '--output', str(target), '--no-proof']) == 0
 
 
+def test_fold_says_that_it_writes_out_local_functions(tmp_path, capsys):
+    text = """<ir_version: 9, opset_import: ["": 17, "own": 1]>
+        g (float[2] x) => (float[2] y) { y = own.Twice (x) }
+        <domain: "own", opset_import: ["": 17]>
+        Twice (a) => (b) { b = Add (a, a) }
+    """
+    source, target, found = tmp_path / 'function.onnx', tmp_path / 'out.onnx', tmp_path / 'found.json'
+    onnx.save(onnx.parser.parse_model(text), source)
+    assert main(['fold', str(source), '--output', str(target), '--json', str(found)]) == 0
+    assert 'local functions written out in place of the nodes that called them: own.Twice' in (
+        capsys.readouterr().out
+    )
+    assert json.loads(found.read_text())['functions_written_out'] == ['own.Twice']
+    assert not onnx.load(target).functions
+
+
 def test_a_target_that_is_there_stays_when_the_numbers_differ(file, tmp_path):
     target = tmp_path / 'out.onnx'
     target.write_bytes(b'mine')

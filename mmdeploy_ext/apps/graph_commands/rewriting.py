@@ -101,12 +101,18 @@ def run_simplify(args: argparse.Namespace) -> int:
 
 
 def _shrink(args: argparse.Namespace, change: object) -> int:
-
     proving.check_output(args)
     model = proving.load(args.file)
     result, counts = change(model)
     print(f'{args.file}: {counts.before} nodes, {counts.after} are left')
-    return proving.finish(args, model, result, dict(nodes_before=counts.before, nodes_after=counts.after))
+    before, after = (
+        {f'{function.domain}.{function.name}' for function in one.functions} for one in (model, result)
+    )
+    inlined = sorted(before - after)
+    if inlined:
+        print(f'local functions written out in place of the nodes that called them: {", ".join(inlined)}')
+    content = dict(nodes_before=counts.before, nodes_after=counts.after, functions_written_out=inlined)
+    return proving.finish(args, model, result, content)
 
 
 def _opset_arguments(parser: argparse.ArgumentParser) -> None:

@@ -213,6 +213,10 @@ def test_the_trial_is_not_tried_where_it_would_end_the_process():
 
 @pytest.mark.parametrize(('inputs', 'options', 'message'), [
     ((), {}, 'hold no tensor'),
+    (X, {}, r'example_inputs is a Tensor; expected a tuple of the arguments of forward, .* \(x,\)'),
+    (dict(x=X), {}, 'example_inputs is a dict; expected a tuple'),
+    ((X,), dict(other_inputs=X), 'other_inputs is a Tensor; expected a tuple'),
+    ((X, X), {}, r'Model does not run on these inputs \(float32 .*TypeError'),
     ((X,), dict(exporters=['onnx']), 'expected some of torchscript, dynamo'),
     ((X,), dict(exporters=[]), 'expected some of'),
 ])  # fmt: skip
@@ -221,8 +225,8 @@ def test_bad_arguments_are_refused_by_name(inputs, options, message):
         check(Model(lambda self, x: x), inputs, **options)
 
 
-def test_a_model_that_cannot_run_says_its_own_error():
-    with pytest.raises(RuntimeError, match='mat1'):
+def test_inputs_of_a_wrong_shape_are_named_with_the_error_of_the_model():
+    with pytest.raises(UsageError, match=r'Linear does not run on these inputs \(float32 .*RuntimeError: mat1'):
         check(nn.Linear(4, 2), (X,), try_exports=False)
 
 
