@@ -102,8 +102,8 @@ def _observe(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Re
 def _check_arguments(name: str, given: Any) -> None:
     if not isinstance(given, list | tuple):
         raise UsageError(
-            f'lint: {name} is a {type(given).__name__}; expected a tuple of the arguments of forward, for one '
-            f'argument (x,)'
+            f'lint: {name} is a {type(given).__name__}; expected a tuple of the arguments of forward, '
+            f'for one argument (x,)'
         )
 
 

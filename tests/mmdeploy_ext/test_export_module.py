@@ -20,18 +20,23 @@ PLAIN = '''
 import sys
 import torch
 from mmdeploy_ext.export import export_module
-model = export_module(torch.nn.Linear(4, 2), (torch.rand(3, 4),), exporter=sys.argv[1], opset=18)
-print([node.op_type for node in model.graph.node])
+
+class Net(torch.nn.Linear):
+    def forward(self, x):
+        left, right = self.bias.split(1)  # the exporter warns that it does not fold this
+        return super().forward(x) + left - right
+
+model = export_module(Net(4, 2), (torch.rand(3, 4),), exporter=sys.argv[1], opset=18)
+print('Gemm' in [node.op_type for node in model.graph.node])
 '''
 
 
 @pytest.mark.parametrize('exporter', EXPORTERS)
-def test_a_plain_script_can_call_it_without_mending_torchvision_first(exporter):
+def test_a_plain_script_can_call_it_without_mending_torchvision_first_and_nothing_is_printed(exporter):
     command = [sys.executable, '-c', PLAIN, exporter]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['Gemm']"
-    assert done.stderr == ''
+    assert (done.stdout.strip(), done.stderr) == ('True', '')
 
 
 class Ends(torch.nn.Module):
