@@ -11,7 +11,7 @@ from mmdeploy_ext.graph import files, run
 from mmdeploy_ext.graph.diff_nodes import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff_region import regions
 from mmdeploy_ext.graph.diff_scope import module_of
-from mmdeploy_ext.graph.diff_structure import align, changes
+from mmdeploy_ext.graph.diff_structure import ONLY_HERE, align, changes
 from mmdeploy_ext.graph.diff_walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN, Reference, compare, walk
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.diff_walk import Walk
 
 MAX_EVIDENCE = 6
+STRUCTURE = ('node', 'wiring', 'function')
+"""Kinds of changes after which other inner tensors need not be an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,16 +137,30 @@ class Comparison:
         return sum(entry.state not in (INNER, UNKNOWN) for entry in self.entries)
 
     @property
+    def restructured(self) -> bool:
+        """Whether two files have other nodes, or nodes that are joined in another way."""
+        return self.subject.get('kind') == 'files' and any(
+            change['kind'] in STRUCTURE for change in self.changes
+        )
+
+    @property
     def equal(self) -> bool:
-        """Whether no error is born anywhere, all outputs agree, and something was compared."""
+        """Whether all outputs agree, something was compared, and no error is born anywhere.
+
+        In two files of another structure inner tensors may differ, and which of them belong together is a
+        guess: there the outputs decide.
+        """
         agree = all(entry.state == 'equal' for entry in self.outputs)
-        return not self.differences and agree and self.compared > 0
+        inside = not self.differences or (self.restructured and bool(self.outputs))
+        return inside and agree and self.compared > 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
         content = dataclasses.asdict(self)
         first = dataclasses.asdict(self.first) if self.first else None
-        return dict(equal=self.equal, compared=self.compared, first=first, **content)
+        return dict(
+            equal=self.equal, restructured=self.restructured, compared=self.compared, first=first, **content
+        )
 
 
 def entries_of(found: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
@@ -207,7 +223,9 @@ def _difference(
     positions = list(dict.fromkeys(row.position for row in rows))
     evidence = {position: explain(position) for position in positions}
     told = [position for position in positions if evidence[position]]
-    guilty = told[0] if told else positions[0]
+    causes = [at for at in told if any(not line.endswith(ONLY_HERE) for line in evidence[at])]
+    guilty = (causes or told or positions)[0]
+    exact = len(positions) == 1 or bool(causes) or len(told) == 1
     first, last = next(row for row in rows if row.position == guilty), rows[-1]
     reference = last.reference
     path = module(guilty) if module else module_of(index.nodes[guilty])
@@ -221,7 +239,7 @@ def _difference(
         _finite(last.born),
         _finite(last.error),
         [index.label(position) for position in positions],
-        len(positions) == 1 or bool(told),
+        exact,
         lines[:MAX_EVIDENCE],
     )
 
@@ -295,6 +313,7 @@ def diff_files(
     theirs.update((name, value) for name, value in feeds.items() if name in right.defaults)
     second = walk(right, theirs, references, runner)
     entries = entries_of(second, bars)
+    entries += _stepless_outputs(second, pairs.tensors, first, bars, len(entries))
     notes = engine_notes(right.index.model, theirs, second, bars)
     if random:
         notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
@@ -318,6 +337,39 @@ def _references(program: Program, tensors: Mapping[str, str], other: Walk) -> di
         for name, mate in tensors.items()
         if mate in other.free and program.index.producer(name) is not None
     }
+
+
+def _stepless_outputs(
+    found: Walk, tensors: Mapping[str, str], other: Walk, bars: Bars, depth: int
+) -> list[Entry]:
+    """Return entries of outputs that no step of the walk makes: constants, and inputs that are outputs."""
+    entries, index = [], found.program.index
+    for name in index.outputs:
+        mate = tensors.get(name, '')
+        if name in found.rows or name not in found.free or mate not in other.free:
+            continue
+        error, reason = compare(found.free[name], other.free[mate])
+        wrong = error is None or error > bars.free
+        kind = 'input' if name in index.inputs else 'Constant'
+        shape = 'x'.join(map(str, found.free[name].shape)) or 'scalar'
+        position = index.producer(name)
+        entries.append(
+            Entry(
+                depth + len(entries),
+                name if position is None else index.label(position),
+                kind,
+                '',
+                name,
+                shape,
+                mate,
+                'structure',
+                _finite(error),
+                _finite(error),
+                'born here' if wrong else 'equal',
+                reason or ('is a constant in this file' if wrong and kind == 'Constant' else ''),
+            )
+        )
+    return entries
 
 
 def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:

@@ -12,7 +12,7 @@ from mmdeploy_ext.files import atomic_path
 from mmdeploy_ext.verify.drift_plot import Axes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import Console
 
@@ -22,6 +22,8 @@ TEMPLATE = 'diff_report.html.j2'
 AROUND = 6
 """Tensors that are printed on either side of the first difference."""
 SHOWN_CHANGES = 12
+LISTED = 5
+"""Names in a sentence."""
 WIDTH, HEIGHT = 780, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
 FLOOR, CEILING = -9, 2
@@ -39,12 +41,19 @@ def figure(value: float | None, entry: Entry | None = None) -> str:
 def headline(found: Comparison) -> str:
     """Return the result in one sentence."""
     first = found.first
+    if found.equal and found.restructured:
+        return _other_structure(found)
     if first is not None:
         where = f' in {first.module}' if first.module else ''
+        if not first.exact:
+            return f'the first difference is at one of {listed(first.nodes)}; they cannot be told apart'
         return f'the first difference is at node {first.node} ({first.op_type}){where}'
     wrong = [entry for entry in found.outputs if entry.state != 'equal']
     if wrong:
         names = ', '.join(entry.tensor for entry in wrong)
+        reasons = [f'{entry.tensor}: {entry.reason}' for entry in wrong if entry.reason]
+        if reasons:
+            return f'{names} differ: {"; ".join(reasons)}'
         return f'{names} differ, and no single node is at fault: rounding that grows, or a tie that flips'
     if not found.compared:
         return 'nothing could be compared'
@@ -57,22 +66,36 @@ def headline(found: Comparison) -> str:
     return f'{found.compared} tensors compared, none differs'
 
 
+def _other_structure(found: Comparison) -> str:
+    outputs = 'the output agrees' if len(found.outputs) == 1 else f'all {len(found.outputs)} outputs agree'
+    text = f'equal numbers, other structure: {outputs}'
+    if found.first is not None:
+        text += f'; inside, the files part at {found.first.node} ({found.first.op_type})'
+    return text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a sentence; of many the first ones and how many more."""
+    text = ', '.join(names[:LISTED])
+    return text if len(names) <= LISTED else f'{text} and {len(names) - LISTED} more'
+
+
 def print_comparison(found: Comparison, console: Console, everything: bool = False) -> None:
     """Print the result, the tensors around the first difference and the outputs, and what is known of it."""
     word, colour = ('EQUAL', 'bold green') if found.equal else ('DIFFERS', 'bold red')
     console.print(_table(found, everything))
     console.print(f'[{colour}]{word}[/{colour}] ', end='')
     _say(console, headline(found))
-    if found.first is not None:
-        for line in found.first.evidence:
-            _say(console, f'  {line}')
-        if not found.first.exact:
-            _say(console, f'  it is one of {", ".join(found.first.nodes)}')
-    others = list(dict.fromkeys(other.node for other in found.differences[1:]))
-    others = [node for node in others if node != found.first.node]  # its other outputs
+    first = None if found.equal else found.first
+    said = first.evidence if first is not None else []
+    for line in said:
+        _say(console, f'  {line}')
+    if first is not None and not first.exact and len(first.nodes) > LISTED:
+        _say(console, f'  all of them: {", ".join(first.nodes)}')
+    others = [] if first is None else list(dict.fromkeys(other.node for other in found.differences[1:]))
+    others = [node for node in others if node != first.node]  # its other outputs
     if others:
         _say(console, f'{len(others)} more: {", ".join(others[:5])}')
-    said = found.first.evidence if found.first is not None else []
     changes = [change for change in found.changes if change['detail'] not in said]
     for change in changes[:SHOWN_CHANGES]:
         _say(console, f'structure: {change["kind"]} of {change["where"]}: {change["detail"]}')

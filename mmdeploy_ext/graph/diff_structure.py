@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHOWN = 60
 """Characters of a value in a text."""
+ONLY_HERE = 'is only in this graph'
 
 
 @dataclasses.dataclass
@@ -67,8 +68,11 @@ def align(left: Program, right: Program) -> Alignment:
     pairs = Alignment({}, dict(_interface(left.index.inputs, right.index.inputs)))
     pairs.tensors.update(_interface(list(left.defaults), list(right.defaults)))
     outputs = dict(_interface(left.index.outputs, right.index.outputs))
-    _pair_equal(pairs, left, right, *_forward(left, right, pairs.tensors))
-    _pair_equal(pairs, left, right, *_backward(left, right, outputs))
+    pairs.tensors.update(outputs)  # whatever writes them: what the file promises is compared with its like
+    forward, backward = _forward(left, right, pairs.tensors), _backward(left, right, outputs)
+    _pair_equal(pairs, left, right, *map(_both, forward, backward))  # a copy elsewhere is not taken for it
+    _pair_equal(pairs, left, right, *forward)
+    _pair_equal(pairs, left, right, *backward)
     for name, other in outputs.items():
         _pair_tensors(pairs, left, right, name, other)
     _spread(pairs, left, right)
@@ -84,6 +88,10 @@ def _interface(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str,
     rest = [[name for name in names if name not in shared] for names in (left, right)]
     if len(rest[0]) == len(rest[1]):
         yield from zip(*rest, strict=True)
+
+
+def _both(forward: dict[int, Hashable], backward: dict[int, Hashable]) -> dict[int, Hashable]:
+    return {position: (key, backward[position]) for position, key in forward.items()}
 
 
 def _pair_equal(
@@ -232,7 +240,7 @@ def changes(left: Program, right: Program, pairs: Alignment) -> list[Change]:
         other = pairs.nodes.get(position)
         kind = left.index.nodes[position].op_type
         if other is None:
-            found.append(Change('node', left.label(position), f'{kind} is only in this graph', position))
+            found.append(Change('node', left.label(position), f'{kind} {ONLY_HERE}', position))
         else:
             found.extend(_node_changes(left, right, pairs, position, other))
     mates = set(pairs.nodes.values())
@@ -272,14 +280,23 @@ def _input_change(
         return 'initializer', f'{name}: {detail}', size
     if ours is None and theirs is None:
         same = pairs.tensors.get(name) == other if name else not other
-        return (
-            None if same else ('wiring', f'reads {name or "nothing"}, reference {other or "nothing"}', None)
-        )
+        sides = name or 'nothing', other or 'nothing'
+        if sides[0] == sides[1]:
+            sides = _with_origin(left, name), _with_origin(right, other)
+        return None if same else ('wiring', f'reads {sides[0]}, reference {sides[1]}', None)
     sides = [
         f'the constant {tensor} {_short(value)}' if value is not None else (tensor or 'nothing')
         for tensor, value in ((name, ours), (other, theirs))
     ]
     return 'wiring', f'reads {sides[0]}, reference {sides[1]}', None
+
+
+def _with_origin(program: Program, name: str) -> str:
+    """Return a tensor with the node that makes it: where the names of two are equal they tell nothing."""
+    position = program.index.producer(name)
+    if position is None:
+        return f'{name} (an input)'
+    return f'{name} of {program.label(position)} ({program.index.nodes[position].op_type})'
 
 
 def constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | None]:

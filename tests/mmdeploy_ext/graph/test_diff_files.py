@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 import toy_faults
+from mmdeploy_ext.apps.graph_app import main
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.graph import diff
 from mmdeploy_ext.graph.diff_nodes import Constants, Program
+from mmdeploy_ext.graph.diff_report import headline
 from mmdeploy_ext.graph.diff_scope import module_of
 from mmdeploy_ext.graph.diff_structure import align, changes
 from mmdeploy_ext.graph.diff_walk import compare
@@ -128,6 +130,103 @@ def test_a_node_more_is_a_change_of_structure_and_equal_numbers_are_equal(tmp_pa
     found = diff.diff_files(*saved(tmp_path, a=small(), b=more))
     assert found.equal
     assert 'node' in {change['kind'] for change in found.changes}
+
+
+def two_outputs(form: str, factor: float = 1.0) -> onnx.ModelProto:
+    """Return a file whose output `q` is also read inside, with one operator as a function or written out."""
+    text = """
+        <ir_version: 9, opset_import: ["": 17, "own": 1]>
+        two (float[N, 4] x) => (float[N, 2] y, float[N, 2] q) {
+            p, q = own.Halves (x)
+            y = Mul (p, q)
+        }
+        <domain: "own", opset_import: ["": 17]>
+        Halves (a) => (p, q) {
+            three = Constant <value_float = FACTOR> ()
+            b = Mul (a, three)
+            left, right = Split <axis = 1> (b)
+            p = Mul (left, right)
+            q = Sub (left, right)
+        }
+    """
+    model = onnx.parser.parse_model(text.replace('FACTOR', str(3.0 * factor)))
+    return model if form == 'function' else inliner.inline_local_functions(model)
+
+
+def test_the_command_ends_with_zero_and_names_no_node_when_only_the_structure_differs(tmp_path, capsys):
+    paths = saved(tmp_path, a=two_outputs('function'), b=two_outputs('standard'))
+    assert main(['diff', *paths, '--report', str(tmp_path / 'report')]) == 0
+    shown = capsys.readouterr().out
+    assert 'EQUAL equal numbers, other structure: all 2 outputs agree' in shown
+    assert 'structure: node of' in shown and 'first difference' not in shown
+    page = (tmp_path / 'report/report.html').read_text()
+    assert 'Equal numbers, other structure' in page and '<dt>one of</dt>' not in page
+
+
+FORMS = [('function', 'standard'), ('standard', 'function')]
+
+
+@pytest.mark.parametrize('forms', FORMS, ids='-'.join)
+def test_an_operator_as_function_and_written_out_are_equal_numbers_of_another_structure(tmp_path, forms):
+    found = diff.diff_files(*saved(tmp_path, a=two_outputs(forms[0]), b=two_outputs(forms[1])))
+    assert found.equal and found.restructured
+    assert {entry.tensor: (entry.state, entry.paired) for entry in found.outputs} == {
+        'y': ('equal', 'y'), 'q': ('equal', 'q'),
+    }
+    assert headline(found) == 'equal numbers, other structure: all 2 outputs agree'
+    assert found.to_json()['restructured']
+    assert not any(change['detail'].endswith('reads q, reference q') for change in found.changes)
+
+
+@pytest.mark.parametrize('forms', FORMS, ids='-'.join)
+def test_other_numbers_are_told_in_another_structure_too(tmp_path, forms):
+    found = diff.diff_files(*saved(tmp_path, a=two_outputs(forms[0]), b=two_outputs(forms[1], 1.01)))
+    assert not found.equal
+    assert [entry.state != 'equal' for entry in found.outputs] == [True, True]
+    if forms[1] == 'standard':  # each node of the function is new, and nothing tells which one is wrong
+        assert not found.first.exact and len(found.first.nodes) > 1
+        assert f'at one of {", ".join(found.first.nodes)[:20]}' in headline(found)
+
+
+def test_sums_in_another_order_are_equal_numbers_though_inner_tensors_differ(tmp_path):
+    texts = ['t = Add (x, one) y = Mul (t, two)', 't = Mul (x, two) y = Add (t, two)']
+    models = [
+        onnx.parser.parse_model(f"""
+            <ir_version: 9, opset_import: ["": 17]>
+            sums (float[3] x) => (float[3] y) <float[1] one = {{1.0}}, float[1] two = {{2.0}}> {{ {text} }}
+        """)
+        for text in texts
+    ]
+    found = diff.diff_files(*saved(tmp_path, a=models[0], b=models[1]))
+    assert found.equal and found.restructured
+    assert headline(found).startswith('equal numbers, other structure: the output agrees')
+
+
+def test_an_output_that_has_become_a_constant_is_compared(tmp_path):
+    live, frozen = small(), small()
+    for model, node in (
+        (live, helper.make_node('ReduceMax', ['r'], ['top'], keepdims=0)),
+        (frozen, helper.make_node('Constant', [], ['top'], value_float=7.0)),
+    ):
+        model.graph.node.append(node)
+        model.graph.output.append(helper.make_tensor_value_info('top', TensorProto.FLOAT, []))
+    found = diff.diff_files(*saved(tmp_path, a=live, b=frozen))
+    assert not found.equal
+    assert headline(found) == 'top differ: top: is a constant in this file'
+
+
+def test_wiring_of_tensors_with_equal_names_says_which_nodes_make_them():
+    turned = small()
+    for node in turned.graph.node:
+        if node.name in ('second', 'third'):
+            node.output[0] = 'd' if node.name == 'second' else 'c'
+    turned.graph.node[4].input[:] = ['c', 'd']
+    _, found = structure(turned, small())
+    details = [change.detail for change in found if change.kind == 'wiring']
+    assert details == [
+        'Add input 0: reads c of third (Conv), reference c of second (Conv)',
+        'Add input 1: reads d of second (Conv), reference d of third (Conv)',
+    ]
 
 
 def test_inputs_with_other_names_are_paired_by_place(tmp_path):
