@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import onnx
 
 from mmdeploy_ext.errors import EngineError, InferenceError
-from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.dense import INFERRED
 
@@ -26,6 +25,13 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
+
+
+MOVES = (
+    'Cast', 'Concat', 'Expand', 'Flatten', 'Gather', 'Identity', 'MaxPool', 'Pad', 'Relu', 'Reshape',
+    'Resize', 'Shape', 'Slice', 'Split', 'Squeeze', 'Tile', 'Transpose', 'Unsqueeze',
+)  # fmt: skip
+"""Operators that NNCF quantises only where their input is; naming them would stop it before them."""
 
 
 class NncfQuantiser:
@@ -71,7 +77,7 @@ class NncfQuantiser:
                     preset=nncf.QuantizationPreset.MIXED,
                     target_device=nncf.TargetDevice.CPU,
                     subset_size=max(len(images), 1),
-                    ignored_scope=nncf.IgnoredScope(names=self._float_products(layers)),
+                    ignored_scope=nncf.IgnoredScope(names=self._float_nodes(layers)),
                 )
         except (RuntimeError, ValueError, KeyError) as error:
             raise InferenceError(f'NNCF {nncf.__version__} failed: {error}') from error
@@ -79,13 +85,17 @@ class NncfQuantiser:
             found.metadata_props.remove(entry)
         return found
 
-    def _float_products(self, layers: Sequence[str]) -> list[str]:
-        """Return the products that stay float: other layers, and those of two activations (attention)."""
-        wanted = {node for name in layers for node in self.graph.layer(name).nodes}
+    def _float_nodes(self, layers: Sequence[str]) -> list[str]:
+        """Return what stays float: all arithmetic but the layers and what is INT8 between them.
+
+        NNCF would quantise every operator that its CPU back end has codes for, coordinates among them: the
+        toy RT-DETR, whose sampling points are sums and products, fell from 0.569 to 0.192 box AP.
+        """
+        wanted = set(self.graph.int8_nodes(layers))
         return [
             node.name
             for node in self.graph.network.graph.node
-            if node.op_type in PRODUCTS and node.name not in wanted
+            if node.op_type not in MOVES and node.name not in wanted
         ]
 
 

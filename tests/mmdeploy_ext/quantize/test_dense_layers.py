@@ -181,7 +181,7 @@ def test_seven_bit_weights_stay_within_64():
     codes = {
         tensor.name: numpy_helper.to_array(tensor) for tensor in made.network(['net/stem']).graph.initializer
     }
-    assert 60 < np.abs(codes['stem.w.int'].astype(int)).max() <= 64
+    assert 60 < np.abs(codes['stem.w_quantized'].astype(int)).max() <= 64
 
 
 def test_the_last_layers_are_quantised_only_when_asked_for():
