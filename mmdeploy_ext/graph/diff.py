@@ -229,7 +229,8 @@ def _difference(
     first, last = next(row for row in rows if row.position == guilty), rows[-1]
     reference = last.reference
     path = module(guilty) if module else module_of(index.nodes[guilty])
-    lines = list(dict.fromkeys([*evidence[guilty], *filter(None, (row.reason for row in rows))]))
+    known = evidence[guilty] if exact else []  # that one of them is new says nothing about the others
+    lines = list(dict.fromkeys([*known, *filter(None, (row.reason for row in rows))]))
     return Difference(
         index.label(guilty),
         index.nodes[guilty].op_type,

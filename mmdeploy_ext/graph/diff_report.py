@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.graph.diff import Comparison, Entry
+    from mmdeploy_ext.graph.diff import Comparison, Difference, Entry
 
 TEMPLATE = 'diff_report.html.j2'
 AROUND = 6
@@ -47,7 +47,7 @@ def headline(found: Comparison) -> str:
         where = f' in {first.module}' if first.module else ''
         if not first.exact:
             return f'the first difference is at one of {listed(first.nodes)}; they cannot be told apart'
-        return f'the first difference is at node {first.node} ({first.op_type}){where}'
+        return f'the first difference is at node {_called(first)}{where}'
     wrong = [entry for entry in found.outputs if entry.state != 'equal']
     if wrong:
         names = ', '.join(entry.tensor for entry in wrong)
@@ -66,11 +66,17 @@ def headline(found: Comparison) -> str:
     return f'{found.compared} tensors compared, none differs'
 
 
+def _called(place: Difference) -> str:
+    """Return a node with its operator, which the label of one without a name has already."""
+    kind = f'({place.op_type})'
+    return place.node if place.node.endswith(kind) else f'{place.node} {kind}'
+
+
 def _other_structure(found: Comparison) -> str:
     outputs = 'the output agrees' if len(found.outputs) == 1 else f'all {len(found.outputs)} outputs agree'
     text = f'equal numbers, other structure: {outputs}'
     if found.first is not None:
-        text += f'; inside, the files part at {found.first.node} ({found.first.op_type})'
+        text += f'; inside, the files part at {_called(found.first)}'
     return text
 
 

@@ -296,7 +296,8 @@ def _with_origin(program: Program, name: str) -> str:
     position = program.index.producer(name)
     if position is None:
         return f'{name} (an input)'
-    return f'{name} of {program.label(position)} ({program.index.nodes[position].op_type})'
+    node, label = program.index.nodes[position], program.label(position)
+    return f'{name} of {label} ({node.op_type})' if node.name else f'{name} of {label}'
 
 
 def constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | None]:

@@ -185,6 +185,7 @@ def test_other_numbers_are_told_in_another_structure_too(tmp_path, forms):
     assert [entry.state != 'equal' for entry in found.outputs] == [True, True]
     if forms[1] == 'standard':  # each node of the function is new, and nothing tells which one is wrong
         assert not found.first.exact and len(found.first.nodes) > 1
+        assert not any('(Mul) (Mul)' in change['detail'] for change in found.changes)
         assert f'at one of {", ".join(found.first.nodes)[:20]}' in headline(found)
 
 
