@@ -154,23 +154,27 @@ def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Fam
     """
 
     def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
-        resolved = resolve(options, model, family.preprocess_rule(cfg))
-        if resolved.batch < 1:
-            raise UsageError(f'--batch-size {options.batch}: expected a positive number')
-        if options.height < 0 or options.width < 0:
-            raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
-        export.check_opset(resolved.opset, options.exporter)
-        if has_deform_conv(model) and resolved.opset < MIN_OPSET:
-            raise UsageError(
-                f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
-                f'since opset {MIN_OPSET} (DeformConv)'
-            )
-        _check_own_options(family, options)
-        check_precision(options.precision, options.fp16_io, options.keep_fp32)
-        family.check(cfg, resolved)
+        _check_options(options, cfg, family, model)
         check_writable(output_file)
 
     return check
+
+
+def _check_options(options: ExportOptions, cfg: Any, family: Family, model: torch.nn.Module) -> None:
+    resolved = resolve(options, model, family.preprocess_rule(cfg))
+    if resolved.batch < 1:
+        raise UsageError(f'--batch-size {options.batch}: expected a positive number')
+    if options.height < 0 or options.width < 0:
+        raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
+    export.check_opset(resolved.opset, options.exporter)
+    if has_deform_conv(model) and resolved.opset < MIN_OPSET:
+        raise UsageError(
+            f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
+            f'since opset {MIN_OPSET} (DeformConv)'
+        )
+    _check_own_options(family, options)
+    check_precision(options.precision, options.fp16_io, options.keep_fp32)
+    family.check(cfg, resolved)
 
 
 def _check_own_options(family: Family, options: ExportOptions) -> None:
