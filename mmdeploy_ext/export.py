@@ -133,9 +133,7 @@ def export_module(
     output_names: Sequence[str] = (),
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
 ) -> onnx.ModelProto:
-    """Export a module of flat tensors as it is: no spec, no merge, no clean-up.
-
-    Both exporters write the same names. Any script may call it: `compat` is applied first.
+    """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
 
     Args:
         module: takes `args` by position, returns a tensor or a tuple of tensors.
@@ -144,7 +142,7 @@ def export_module(
         opset: of the file; by default 17, or the lowest that the exporter writes.
         input_names: by default input_0, input_1, ...
         output_names: of as many outputs as shall be named; the others are output_0, output_1, ... by place.
-        dynamic: input or output name -> axis -> letter; other axes of inputs are fixed.
+        dynamic: input or output name -> axis -> letter, with both exporters; other axes of inputs are fixed.
 
     Raises:
         UsageError: an exporter or opset that there is not, or a name or axis that the graph has not.
