@@ -45,6 +45,7 @@ class DenseQuantiser:
         self.graph = graph
         self.reduce_range = reduce_range
         self.ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._infinite: set[str] = set()
         self._typed = _with_types(graph.network)
 
     def calibrate(
@@ -64,7 +65,7 @@ class DenseQuantiser:
             progress: a bar on stderr, where that is a terminal.
 
         Raises:
-            InferenceError: an activation is not finite, or ONNX Runtime failed.
+            InferenceError: ONNX Runtime failed.
         """
         needed = [value.name for value in self.graph.network.graph.input]
 
@@ -72,12 +73,9 @@ class DenseQuantiser:
             for batch in tracked(batches, None, what, progress):
                 yield {name: batch[name] for name in needed}
 
-        self.ranges = _minmax(self._typed, feeds('calibrating'))
-        for name, pair in self.ranges.items():
-            if not np.isfinite(pair).all():
-                raise InferenceError(
-                    f'tensor {name!r} is not finite on the calibration images; see its weights'
-                )
+        found = _minmax(self._typed, feeds('calibrating'))
+        self.ranges = {name: pair for name, pair in found.items() if np.isfinite(pair).all()}
+        self._infinite = found.keys() - self.ranges.keys()
         if method != MINMAX:
             self._clip(feeds('histograms'), method, percentile)
 
@@ -93,7 +91,12 @@ class DenseQuantiser:
                 self.ranges[name] = (np.maximum(low, -bound), np.minimum(high, bound))
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers in INT8; without any, the float network."""
+        """Return the network with these layers in INT8; without any, the float network.
+
+        Raises:
+            InferenceError: an activation of theirs is not finite. Others may be: RT-DETR's anchors at the
+                border of an image are infinite.
+        """
         from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
         from onnxruntime.quantization.calibrate import CalibrationMethod
 
@@ -102,6 +105,7 @@ class DenseQuantiser:
         if not layers:
             return copy
         nodes = self.graph.int8_nodes(layers)
+        self._check_finite(nodes)
         ranges = TensorsData(CalibrationMethod.MinMax, dict(self.ranges))
         with _quiet():
             quantiser = QDQQuantizer(
@@ -112,6 +116,15 @@ class DenseQuantiser:
             quantiser.model.topological_sort()
             quantiser.model.remove_unused_constant()
         return quantiser.model.model
+
+    def _check_finite(self, names: Sequence[str]) -> None:
+        for node in (node for node in self.graph.network.graph.node if node.name in set(names)):
+            for tensor in (*node.input, *node.output):
+                if tensor in self._infinite:
+                    raise InferenceError(
+                        f'tensor {tensor!r} of node {node.name} is not finite on the calibration images; see '
+                        f'its weights, or leave the layer in float'
+                    )
 
     def whole(self, layers: Sequence[str], facts: Mapping[str, Any]) -> onnx.ModelProto:
         """Return the whole model with these layers in INT8.
