@@ -14,7 +14,10 @@ import onnx.parser
 
 from mmdeploy_ext.errors import UsageError
 
-SYNTAX = 'expected e.g. "s = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)"'
+SYNTAX = (
+    'expected e.g. "s = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)"; attributes come before the inputs: '
+    'LeakyRelu <alpha: float = 0.1> (a)'
+)
 NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
 VARIABLE = re.compile(r'(\w+)\s*=\s*@')
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|->|[;\n]|.', re.DOTALL)
