@@ -238,6 +238,7 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
     from mmdeploy_ext.errors import ModelFileError
     from mmdeploy_ext.metadata import read_metadata
     from mmdeploy_ext.preprocess import read_image
+    from mmdeploy_ext.quantize.dense_target import refuse_stale
 
     reason = 'missing'
     if Path(path).is_file():
@@ -251,23 +252,11 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
         if not reason:
             print(f'{path}: up to date', flush=True)
             return False
-        _refuse_quantised(path, reason)
+        refuse_stale(path, reason)
     traced = deploy.prepare_fixed(deployment.rule, read_image(DEFAULT_IMAGE), options.height, options.width)
     _, seconds = deploy.export_to_file(deployment, options, [traced], path)
     print(f'{path}: was {reason}; exported in {seconds:.1f} s', flush=True)
     return True
-
-
-def _refuse_quantised(path: str, reason: str) -> None:
-    from mmdeploy_ext.errors import ModelFileError
-    from mmdeploy_ext.graph.files import load
-    from mmdeploy_ext.quantize.dense_layers import is_quantised
-
-    if is_quantised(load(path)):
-        raise ModelFileError(
-            f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '
-            f'make it again with tools/deployment/quantize.py from a fresh export'
-        )
 
 
 def stale_reason(found: Metadata, wanted: Metadata) -> str:
