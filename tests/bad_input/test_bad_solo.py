@@ -153,7 +153,7 @@ def test_options_that_the_model_does_not_take_are_refused(more, words, bench, so
     bench.refuses('export', *words, more=more, **solo)
 
 
-@pytest.mark.parametrize('more', ['--max-candidates 9', '--layout fork --postprocess raw'])
+@pytest.mark.parametrize('more', ['--layout fork --postprocess raw'])
 def test_atss_does_not_take_the_options_of_solo(more, bench):
     bench.refuses('export', more.split()[0], more=more)
 

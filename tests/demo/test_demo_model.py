@@ -12,9 +12,10 @@ SHIPPED = REPO / 'demo/atss_toy.onnx'
 def test_demo_model_is_what_the_current_code_exports(tmp_path):
     fresh = onnx.load(export_toy(load_toy(), tmp_path / 'fresh.onnx'))
     shipped = onnx.load(SHIPPED)
-    assert shipped.graph.SerializeToString(deterministic=True) == fresh.graph.SerializeToString(
+    same = shipped.graph.SerializeToString(deterministic=True) == fresh.graph.SerializeToString(
         deterministic=True
-    ), (
+    )  # compared outside the assertion, which would look for the first difference for minutes
+    assert same, (
         'export it again: python tools/deployment/pytorch2onnx.py configs/demo/atss_toy.py '
         'demo/checkpoints/atss_toy.pth --output-file demo/atss_toy.onnx --dynamic-export --verify'
     )

@@ -122,7 +122,7 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
     'words, expected',
     [
         (['--contract', 'fork', '--output-file', 'x.onnx'], '--contract fork'),
-        (['--precision', 'fp16'], '--precision fp16'),
+        (['--precision', 'bf16'], '--precision bf16'),
         (['--output-file', 'x.onnx'], 'expected a folder'),
         (['--engine', 'openvino', '--verify'], 'OpenVino'),
     ],

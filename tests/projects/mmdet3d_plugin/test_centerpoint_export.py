@@ -145,9 +145,7 @@ def test_a_config_that_is_not_exported_is_refused_by_name(tmp_path, words, expec
         family.build(cfg)
 
 
-@pytest.mark.parametrize(
-    'changes', [dict(contract='fork'), dict(precision='fp16'), dict(layers='last')], ids=str
-)
+@pytest.mark.parametrize('changes', [dict(contract='fork'), dict(layers='last')], ids=str)
 def test_options_of_streams_are_refused(toy, changes):
     deployment = toy[0]
     (name,) = changes

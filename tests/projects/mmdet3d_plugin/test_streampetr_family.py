@@ -11,6 +11,7 @@ from mmcv.parallel import DataContainer
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
+from mmdeploy_ext.apps.sequence_options import check_combination
 from mmdeploy_ext.dump import load_dump, save_dump
 from mmdeploy_ext.errors import ConfigError, DataError, UsageError
 from mmdeploy_ext.family import find_family
@@ -62,7 +63,6 @@ def test_the_number_of_cameras_is_the_configs():
         (dict(contract='fork', fork_version='2.0'), '--fork-version 2.0: expected 1.0 or 1.1'),
         (dict(contract='fork', fork_img2lidar='camera'), '--fork-img2lidar camera: expected token or depth'),
         (dict(layers='first'), '--layers first: expected all or last'),
-        (dict(precision='int8'), '--precision int8: expected fp32 or fp16'),
         (dict(exporter='jit'), '--exporter jit: expected'),
         (dict(opset=9), '--opset-version 9: the torchscript exporter writes opsets 11 to 20'),
     ],
@@ -70,6 +70,11 @@ def test_the_number_of_cameras_is_the_configs():
 def test_options_are_refused_by_name(options, message):
     with pytest.raises(UsageError, match=message):
         FAMILY.check(config(), SequenceOptions(**options))
+
+
+def test_a_precision_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="--precision 'int8': expected fp32 or fp16"):
+        check_combination(SequenceOptions(precision='int8'), ())
 
 
 @pytest.mark.parametrize(
