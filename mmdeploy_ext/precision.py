@@ -41,19 +41,20 @@ def check_precision(precision: Any, fp16_io: bool, keep_fp32: Sequence[str], whe
     Raises:
         UsageError: the message says what goes with what.
     """
-
-    def spelt(name: str) -> str:
-        return where + (name.replace('_', '-') if where == '--' else name)
-
     if precision not in PRECISIONS:
-        raise UsageError(f'{spelt("precision")} {precision!r}: expected {" or ".join(PRECISIONS[:2])}')
+        raise UsageError(f'{spelt("precision", where)} {precision!r}: expected {" or ".join(PRECISIONS[:2])}')
     if precision == 'bf16':
-        raise UsageError(f'{spelt("precision")} bf16: {NO_BF16_FILE}')
+        raise UsageError(f'{spelt("precision", where)} bf16: {NO_BF16_FILE}')
     if any(not isinstance(pattern, str) or not pattern for pattern in keep_fp32):
-        raise UsageError(f'{spelt("keep_fp32")} {list(keep_fp32)!r}: expected patterns of names')
+        raise UsageError(f'{spelt("keep_fp32", where)} {list(keep_fp32)!r}: expected patterns of names')
     for name, given in (('fp16_io', fp16_io), ('keep_fp32', keep_fp32)):
         if given and precision != 'fp16':
-            raise UsageError(f'{spelt(name)} goes with precision fp16, got {precision}')
+            raise UsageError(f'{spelt(name, where)} goes with precision fp16, got {precision}')
+
+
+def spelt(name: str, where: str = '--') -> str:
+    """Return an option as the user wrote it: `--fp16-io`, or a key of a config behind `where`."""
+    return where + (name.replace('_', '-') if where == '--' else name)
 
 
 def keep_list(patterns: Any) -> tuple[str, ...]:

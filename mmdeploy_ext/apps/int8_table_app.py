@@ -95,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.files import write_json
 
     toys = _chosen(args.toys, args.engine)
-    cli.check_json(args)
     args.coco, args.nuscenes = os.path.abspath(args.coco), os.path.abspath(args.nuscenes)
     _make_data({toy.data for toy in toys}, args)
     rows = []

@@ -37,10 +37,9 @@ def read_images(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[tup
 
 
 def check_report_targets(args: argparse.Namespace) -> None:
-    """Refuse report and JSON paths that cannot be written, before the weights load."""
+    """Refuse a folder of a report that cannot be written, before the weights load."""
     if args.report:
         check_writable(Path(args.report) / 'report.html')
-    cli.check_json(args)
 
 
 def run_proof(

@@ -190,7 +190,6 @@ def run(args: argparse.Namespace) -> int:
     target = find_target(args.model, args.output)
     model = files.load(target.model)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
-    cli.check_json(args)
     if args.draw:
         check_writable(args.draw)
     images = calibration_set(metadata, args.calibrate, args.data_root, args.images)

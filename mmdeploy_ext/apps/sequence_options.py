@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.options import precision_options
 from mmdeploy_ext.errors import EngineError, UsageError
-from mmdeploy_ext.precision import check_precision
+from mmdeploy_ext.precision import check_precision, spelt
 
 if TYPE_CHECKING:
     import argparse
@@ -84,13 +84,9 @@ def check_combination(options: SequenceOptions, given: Iterable[str], where: str
         given: names of those that the user gave.
         where: what stands before a name in the message; '--' spells it as on the command line.
     """
-
-    def spelt(name: str) -> str:
-        return where + (name.replace('_', '-') if where == '--' else name)
-
     for name in ('fork_version', 'fork_img2lidar'):
         if name in given and options.contract != 'fork':
-            raise UsageError(f'{spelt(name)} goes with contract fork, got {options.contract}')
+            raise UsageError(f'{spelt(name, where)} goes with contract fork, got {options.contract}')
     check_precision(options.precision, options.fp16_io, options.keep_fp32, where)
 
 

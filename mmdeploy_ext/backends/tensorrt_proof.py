@@ -14,6 +14,7 @@ from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.graph import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner, random_feeds
+from mmdeploy_ext.verify.half import COSINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 LARGEST_DIFFERENCE = 1e-3
 """Of float32, relative to an output's largest value: other kernels sum in another order."""
-LEAST_COSINE = 0.999
-"""Of float16."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +110,7 @@ def compare_outputs(
         difference = float(gap / scale) if scale else float(gap)
         norms = np.linalg.norm(theirs) * np.linalg.norm(ours)
         cosine = float(theirs @ ours / norms) if norms else float(gap == 0)
-        good = cosine >= LEAST_COSINE if half else difference <= LARGEST_DIFFERENCE
+        good = cosine >= COSINE if half else difference <= LARGEST_DIFFERENCE
         finite = bool(theirs.size) and bool(np.isfinite(ours).all())
         rows.append(Row(name, difference, cosine, bool(good) and finite))
     return rows
