@@ -174,11 +174,11 @@ TENSORRT_FULL := work_dirs/tensorrt_full
 FULL_SIZE := \
     atss_r50:configs/atss/atss.py:608:608:raw,decode,full:1000 \
     solov2_light_r34:configs/solov2/solov2_light_r34.py:448:672:raw,full:500 \
-    rtdetr_r18vd:configs/rtdetr/rtdetr_r18vd.py:640:640:full: \
-    solov2_r50:configs/solov2/solov2_r50.py:800:1344:full:500 \
-    decoupled_solo_r50:configs/solo/decoupled_solo_r50.py:800:1344:full:500 \
-    solo_r50:configs/solo/solo_r50.py:800:1344:full:500 \
-    rtdetr_r50vd:configs/rtdetr/rtdetr_r50vd.py:640:640:full:
+    rtdetr_r18vd:configs/rtdetr/rtdetr_r18vd.py:640:640:raw,full: \
+    solov2_r50:configs/solov2/solov2_r50.py:800:1344:raw,full:500 \
+    decoupled_solo_r50:configs/solo/decoupled_solo_r50.py:800:1344:raw,full:500 \
+    solo_r50:configs/solo/solo_r50.py:800:1344:raw,full:500 \
+    rtdetr_r50vd:configs/rtdetr/rtdetr_r50vd.py:640:640:raw,full:
 FULL_STREAM := projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py
 FULL_LIDAR := projects/configs/BEVFusion/centerpoint_0075voxel_second_secfpn_nus.py
 tensorrt-table-full: $(ENV)
