@@ -63,6 +63,7 @@ class TensorRtBackend(Backend):
         self.open_session()
         self.metadata = Metadata.from_props(self.record.metadata, self.path)
         self.spec = self.metadata.spec
+        self.computes_in = self.record.computes_in
 
     def open_session(self) -> None:
         """Load the engine, whatever its metadata says."""

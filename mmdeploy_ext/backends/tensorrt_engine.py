@@ -13,7 +13,7 @@ from mmdeploy_ext.backends import tensorrt_package, tensorrt_shapes
 from mmdeploy_ext.backends.tensorrt_binding import Port
 from mmdeploy_ext.backends.tensorrt_build import Built, build
 from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
-from mmdeploy_ext.backends.tensorrt_file import Record, write_engine
+from mmdeploy_ext.backends.tensorrt_file import AS_GIVEN, Record, write_engine
 from mmdeploy_ext.errors import EngineError
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.graph import files, types
@@ -122,7 +122,7 @@ def prepare(
         'TensorRT-RTX' if rtx else 'TensorRT',
         tuple(architectures),
         profiles,
-        'fp16' if fp16 else 'as given',
+        'fp16' if fp16 else AS_GIVEN,
         kept,
         tuple(constants),
         tf32,

@@ -23,6 +23,8 @@ RTX_MAGIC = b'vtrt'
 RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
 """Bit of the header -> architecture, as measured on tensorrt-rtx 1.7.1."""
 HEADER_BYTES = 64
+AS_GIVEN = 'as given'
+"""Precision of a build that kept the dtypes of the ONNX file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Record:
         nbytes: of the engine file.
         onnx: name of the ONNX file that it was built from.
         onnx_sha256: of that file, as it was given.
-        precision: 'as given' or 'fp16', with `keep_fp32`.
+        precision: `AS_GIVEN` or 'fp16', with `keep_fp32`.
         keep_fp32: patterns of nodes that stayed float32.
         constants: inputs of the ONNX file that are constants in the engine, as they were written.
         inputs: name, dtype and shape; -1 for an open axis.
@@ -64,6 +66,11 @@ class Record:
     layers: dict[str, dict[str, int]]
     metadata: dict[str, str]
     tf32: bool = False
+
+    @property
+    def computes_in(self) -> str:
+        """See `Backend.computes_in`: 'fp16' where the build wrote it and the ONNX file does not say so."""
+        return '' if self.precision == AS_GIVEN else self.precision
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""

@@ -90,6 +90,9 @@ def test_an_engine_of_a_float16_file_is_judged_as_one(built, tmp_path):
     given = tensorrt_engine.prepare(tmp_path / 'half.onnx', shapes=['B=2'], architectures=[86])
     record, _ = tensorrt_engine.build_file(given, tmp_path / 'half.engine')
     assert record.precision == 'as given' and holds_float16(record)
+    assert record.computes_in == ''  # the metadata of the file say it
+    cast, _ = tensorrt_engine.build_file(half, tmp_path / 'cast.engine')
+    assert cast.computes_in == 'fp16'
     assert not holds_float16(read_record(built / 'm.engine'))
 
 
