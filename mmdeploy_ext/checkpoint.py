@@ -45,6 +45,8 @@ def _refusal(path: str, error: Exception) -> CheckpointError:
             f'plain values. If you trust its source, load it with your own torch and save '
             f"{{'state_dict': ...}} again"
         )
+    if rtdetr_names.is_paddle_file(path):
+        return CheckpointError(rtdetr_names.paddle_refusal(path))
     return CheckpointError(
         f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
         f'({type(error).__name__}); compare its size and hash with the source'
@@ -101,7 +103,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}' if isinstance(content, dict) else ''
         hint = ''
         if isinstance(content, dict) and content.keys() & {'ema', 'model'}:
-            hint = f'; of the original RT-DETR? Convert it: python {rtdetr_names.COMMAND} {path} OUT.pth'
+            command = f'python {rtdetr_names.COMMAND} {path} OUT.pth --config CONFIG'
+            hint = f'; of the original RT-DETR? Convert it: {command}'
         raise CheckpointError(
             f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors{hint}"
         )

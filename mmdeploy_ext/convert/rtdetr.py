@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,13 @@ import torch
 from mmdeploy_ext.checkpoint import listed, read_content
 from mmdeploy_ext.convert import rtdetr_names as names
 from mmdeploy_ext.convert.solo_wxinlong import model_shapes
-from mmdeploy_ext.errors import CheckpointError, UsageError
+from mmdeploy_ext.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WEIGHTS = ('auto', 'ema', 'model')
-PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
-PADDLE_MARK = b'StructuredToParameterName@@'
 DENOISING = 'decoder.denoising_class_embed.weight'
 CLASS_HEAD = 'decoder.enc_score_head.weight'
 SAFETENSORS = {'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64}
@@ -71,7 +68,8 @@ def read_source(path: str | Path, weights: str = 'auto') -> Source:
         CheckpointError: missing, unsafe, of Paddle, without RT-DETR's names or the weights asked for.
     """
     path = Path(path)
-    _refuse_paddle(path)
+    if path.is_file() and names.is_paddle_file(path):
+        raise CheckpointError(names.paddle_refusal(path))
     if path.suffix == '.safetensors':
         return _checked(path, Source(read_safetensors(path), 'transformers'))
     content = read_content(path)
@@ -83,7 +81,7 @@ def read_source(path: str | Path, weights: str = 'auto') -> Source:
 def _choose(path: Path, content: Mapping[str, Any], weights: str) -> Source:
     ema = content.get('ema')
     ema = ema.get('module') if isinstance(ema, dict) else None
-    if isinstance(ema, dict) and weights != 'model':
+    if isinstance(ema, dict) and ema and weights != 'model':
         return Source(_tensors(ema), 'EMA weights (ema.module)')
     if weights == 'ema':
         raise CheckpointError(
@@ -95,7 +93,7 @@ def _choose(path: Path, content: Mapping[str, Any], weights: str) -> Source:
             return Source(
                 _tensors(content[key]),
                 f'plain weights ({key}); the file has no EMA weights'
-                if not isinstance(ema, dict)
+                if not ema
                 else f'plain weights ({key})',
             )
     return Source(_tensors(content), 'a bare state dict')
@@ -109,26 +107,9 @@ def _tensors(content: Mapping[str, Any]) -> Tensors:
     }
 
 
-def _refuse_paddle(path: Path) -> None:
-    """Refuse Paddle's files by name: they are pickles, and their linear layers are transposed."""
-    paddle = path.suffix in PADDLE_SUFFIXES
-    if not paddle and path.is_file() and path.stat().st_size:
-        with open(path, 'rb') as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            paddle = content.find(PADDLE_MARK) >= 0
-    if paddle:
-        raise CheckpointError(_paddle(path))
-
-
-def _paddle(path: Path) -> str:
-    return (
-        f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
-        f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
-    )
-
-
 def _checked(path: Path, source: Source) -> Source:
     if names.is_paddle(source.tensors):
-        raise CheckpointError(_paddle(path))
+        raise CheckpointError(names.paddle_refusal(path))
     if not (names.is_original(source.tensors) or names.is_transformers(source.tensors)):
         raise CheckpointError(
             f'{path}: is no checkpoint of RT-DETR: expected backbone.res_layers.* (original) or '
@@ -171,7 +152,13 @@ def convert(source: Source, cfg: Any) -> Converted:
 
     Raises:
         CheckpointError: a key or shape that the model does not account for, or another number of classes.
+        ConfigError: the config of another model.
     """
+    kind = (cfg.get('model') or {}).get('type')
+    if kind != 'RTDETR':
+        raise ConfigError(
+            f"{cfg.filename}: model.type={kind!r}, expected 'RTDETR': one of configs/rtdetr/*.py"
+        )
     expected = model_shapes(cfg)
     notes: list[str] = []
     tensors = dict(source.tensors)
@@ -216,7 +203,8 @@ def _check_classes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], co
     if head is not None and head.shape[0] != expected[CLASS_HEAD][0]:
         raise CheckpointError(
             f'{CLASS_HEAD}: the file has {head.shape[0]} classes, {config} has {expected[CLASS_HEAD][0]}; '
-            f'set model.decoder.num_classes (and the classes of the data set) to {head.shape[0]}'
+            f'give --cfg-options model.decoder.num_classes={head.shape[0]}; the config that uses it needs '
+            f'the same, and the classes of its data set'
         )
 
 

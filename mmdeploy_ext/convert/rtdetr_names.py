@@ -5,13 +5,17 @@ Source: shared/golden/rtdetr/MAPPING.md; transformers 4.x (and the hub) and 5.x 
 
 from __future__ import annotations
 
+import mmap
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 COMMAND = 'tools/convert/rtdetr.py'
+PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
+PADDLE_MARK = b'StructuredToParameterName@@'
 _STAGE = r'^model\.backbone\.model\.encoder\.stages\.(\d+)\.layers\.'
 _AIFI = r'^model\.encoder\.(?:aifi|encoder)\.(\d+)\.layers\.(\d+)\.'
 _LAYER = r'^model\.decoder\.layers\.(\d+)\.'
@@ -91,3 +95,22 @@ def is_original(keys: Iterable[str]) -> bool:
 def is_paddle(keys: Iterable[str]) -> bool:
     """Return whether these are names of PaddleDetection."""
     return any(PADDLE_NORM.search(key) for key in keys)
+
+
+def is_paddle_file(path: str | Path) -> bool:
+    """Return whether a file is one of Paddle: a pickle of its own kind, with linear layers transposed."""
+    path = Path(path)
+    if path.suffix in PADDLE_SUFFIXES:
+        return True
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with open(path, 'rb') as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(PADDLE_MARK) >= 0
+
+
+def paddle_refusal(path: str | Path) -> str:
+    """Return what a person is told about a file of Paddle."""
+    return (
+        f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
+        f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
+    )

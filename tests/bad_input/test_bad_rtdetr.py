@@ -44,7 +44,7 @@ def test_unconverted_checkpoints_are_refused_by_name(content, bench, weights):
         torch.save(dict(model=weights, ema=dict(module=weights)), path)
     else:
         path.write_bytes(pickle.dumps({'StructuredToParameterName@@': {}}, protocol=2))
-    words = [COMMAND] if content == 'original' else []
+    words = [f'{COMMAND} {path} OUT.pth --config CONFIG'] if content == 'original' else ['PaddleDetection']
     bench.refuses('export', f'{content}.pth', *words, config=CONFIG, checkpoint=path)
 
 

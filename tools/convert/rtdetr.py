@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdeploy_ext import cli
+from mmdeploy_ext.apps import options as shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,8 @@ def convert(args: argparse.Namespace) -> int:
     from mmdeploy_ext.config import load_config
     from mmdeploy_ext.convert.rtdetr import convert_file
 
-    converted = convert_file(args.in_file, args.out_file, load_config(args.config), args.weights)
+    cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
+    converted = convert_file(args.in_file, args.out_file, cfg, args.weights)
     numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
     print(f'{args.out_file}: {len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers')
     print('\n'.join(f'  {note}' for note in (f'from {converted.origin}', *converted.notes)))
@@ -42,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('in_file', help='checkpoint of the original repository or of transformers')
     parser.add_argument('out_file', help='checkpoint to write')
     parser.add_argument('--config', required=True, help='config of the same model, configs/rtdetr/*.py')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
     parser.add_argument(
         '--weights',
         choices=('auto', 'ema', 'model'),

@@ -134,11 +134,11 @@ def toy(tmp_path_factory):
     return folder, load_checkpoint(write_checkpoint(folder / 'seeded.pth')).state_dict
 
 
-def run_tool(*arguments):
+def run_tool(*arguments, model=TOY):
     before = list(sys.path)
     try:
         main = runpy.run_path(str(golden.REPOSITORY / 'tools/convert/rtdetr.py'))['main']
-        return main([*map(str, arguments), '--config', str(golden.REPOSITORY / TOY)])
+        return main([*map(str, arguments), '--config', str(golden.REPOSITORY / model)])
     finally:
         sys.path[:] = before
 
@@ -169,6 +169,27 @@ def test_a_file_without_ema_says_so(toy, capsys):
     assert run_tool(folder / 'plain.pth', folder / 'out2.pth', '--weights', 'ema') == 2
     assert 'has no EMA weights (ema.module)' in capsys.readouterr().err
     assert not (folder / 'out2.pth').exists()
+    torch.save({'model': weights, 'ema': {'module': {}}}, folder / 'empty_ema.pth')
+    assert run_tool(folder / 'empty_ema.pth', folder / 'out.pth') == 0
+    assert 'plain weights (model); the file has no EMA weights' in capsys.readouterr().out
+
+
+def test_other_classes_and_other_models_are_refused_and_classes_can_be_overridden(toy, capsys):
+    folder, weights = toy
+    torch.save({'model': weights}, folder / 'six.pth')
+    option = ['--cfg-options', 'model.decoder.num_classes=7']
+    assert run_tool(folder / 'six.pth', folder / 'out4.pth', *option) == 2
+    message = capsys.readouterr().err
+    assert 'the file has 6 classes' in message and 'model.decoder.num_classes=6' in message
+    assert run_tool(folder / 'six.pth', folder / 'out4.pth', model='configs/demo/atss_toy.py') == 2
+    message = capsys.readouterr().err
+    assert "atss_toy.py: model.type='ATSS', expected 'RTDETR'" in message and message.count('\n') == 1
+    assert not (folder / 'out4.pth').exists()
+    seven = {
+        key: torch.cat([value[:1], value]) if 'score_head' in key or key == library.DENOISING else value
+        for key, value in weights.items()}
+    torch.save({'model': seven}, folder / 'seven.pth')
+    assert run_tool(folder / 'seven.pth', folder / 'out.pth', *option) == 0
 
 
 def test_safetensors_are_read_and_damaged_ones_refused(toy, capsys):
