@@ -7,6 +7,7 @@ file holds them); .bin, .pth or .safetensors of transformers' RTDetrForObjectDet
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,8 @@ def convert(args: argparse.Namespace) -> int:
     numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
     print(f'{args.out_file}: {len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers')
     print('\n'.join(f'  {note}' for note in (f'from {converted.origin}', *converted.notes)))
-    print(f'use it with {args.config}')
+    words = [args.config, *(['--cfg-options', *args.cfg_options] if args.cfg_options else [])]
+    print(f'use it with {shlex.join(words)}')
     return 0
 
 

@@ -190,6 +190,7 @@ def test_other_classes_and_other_models_are_refused_and_classes_can_be_overridde
         for key, value in weights.items()}
     torch.save({'model': seven}, folder / 'seven.pth')
     assert run_tool(folder / 'seven.pth', folder / 'out.pth', *option) == 0
+    assert f'rtdetr_toy.py {" ".join(option)}\n' in capsys.readouterr().out
 
 
 def test_safetensors_are_read_and_damaged_ones_refused(toy, capsys):
