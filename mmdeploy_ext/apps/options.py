@@ -83,7 +83,7 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='PATTERN',
-        help="with fp16: more nodes that stay float32, by name, operator or output ('*', '?', '[...]')",
+        help="with fp16: more nodes that stay float32, by name, operator, module or output ('*', '?')",
     )
 
 

@@ -56,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--keep-fp32',
         nargs='+',
         metavar='PATTERN',
-        help="with --fp16: nodes that stay float32, by name, operator or output ('*', '?'; default: decoding "
-        'and post-processing)',
+        help="with --fp16: nodes that stay float32, by name, operator, module or output ('*', '?'; default: "
+        'decoding and post-processing)',
     )
     parser.add_argument(
         '--shapes',

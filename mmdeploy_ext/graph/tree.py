@@ -60,7 +60,7 @@ def module_scopes(model: onnx.ModelProto) -> list[tuple[str, str]]:
     The names are those of `named_modules` of what was exported; the stages that this project merges come
     first ('network.backbone...'). ('', '') where no source says anything.
     """
-    return [_scope(node) for node in model.graph.node]
+    return [module_of(node) for node in model.graph.node]
 
 
 def sources(model: onnx.ModelProto) -> dict[str, int]:
@@ -68,7 +68,8 @@ def sources(model: onnx.ModelProto) -> dict[str, int]:
     return dict(collections.Counter(source for _, source in module_scopes(model)).most_common())
 
 
-def _scope(node: onnx.NodeProto) -> tuple[str, str]:
+def module_of(node: onnx.NodeProto) -> tuple[str, str]:
+    """Return (module name, source) of one node; see `module_scopes`."""
     listed = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
     if listed is not None:
         return _from_metadata(listed), 'metadata'

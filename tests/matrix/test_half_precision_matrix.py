@@ -18,7 +18,6 @@ IMAGES = {'atss': 'bbox', 'rtdetr': 'bbox', 'solov2': 'segm', 'decoupled_solo': 
 STREAMS = {'stream_petr': 'StreamPETR', 'centerpoint': 'BEVFusion'}
 NAMES = dict(bbox='bbox_mAP', segm='segm_mAP')
 FP16 = 'backend_config.precision=fp16'
-FRAMES = 8
 
 
 def register():
@@ -40,7 +39,7 @@ def scenes(tmp_path_factory):
     from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
 
     root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    ensure_toy_nuscenes(root, Options(train_scenes=1, val_scenes=2, frames=FRAMES), jobs=1, quiet=True)
+    ensure_toy_nuscenes(root, Options(train_scenes=1), jobs=1, quiet=True)
     create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
     return [f'data.test.data_root={root}/', 'data.workers_per_gpu=0'], root
 

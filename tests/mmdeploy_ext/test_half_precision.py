@@ -197,7 +197,7 @@ def test_options_that_do_nothing_are_refused_before_the_weights_load(given, mess
 
 def test_a_pattern_that_fits_nothing_is_refused_with_similar_names(deployment, tmp_path):
     wrong = dict(precision='fp16', keep_fp32=('*atss_clz*',))
-    with pytest.raises(UsageError, match=r'atss_clz.*fits the name, operator or output of no node'):
+    with pytest.raises(UsageError, match=r'atss_clz.*fits the name, operator, module or output of no node'):
         export_toy(deployment, tmp_path / 'm.onnx', dynamic=False, **wrong)
     assert not (tmp_path / 'm.onnx').exists()
 

@@ -138,7 +138,7 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
         action='append',
         default=[],
         metavar='PATTERN',
-        help="nodes that stay float32, by name, operator or output: '/decoder/*', Softmax; may be repeated",
+        help="nodes that stay float32 by name, operator, module or output: '/decoder/*', Softmax; repeatable",
     )
     parser.add_argument(
         '--io',

@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.errors import ExportError, UsageError
 from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.graph.tree import module_of
 from mmdeploy_ext.graph.weights import infer
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
 
 
 def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
-    """Return the positions of the nodes whose name, operator or output fits one of the patterns.
+    """Return the positions of the nodes whose name, operator, module or output fits one of the patterns.
 
     Raises:
         UsageError: a pattern fits none; the message has similar names.
@@ -80,7 +81,8 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
         if not places:
             known = {name for node in nodes for name in (node.name, node.op_type) if name}
             raise UsageError(
-                f'--keep-fp32 {pattern!r}: fits the name, operator or output of no node{near(pattern, known)}'
+                f'--keep-fp32 {pattern!r}: fits the name, operator, module or output of no node'
+                f'{near(pattern, known)}'
             )
     return sorted({place for places in found.values() for place in places})
 
@@ -91,7 +93,7 @@ def fitting(nodes: Sequence[onnx.NodeProto], patterns: Iterable[str]) -> list[st
 
 
 def _matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
-    names = [(node.name, node.op_type, *node.output) for node in nodes]
+    names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
     return {
         pattern: [
             place

@@ -48,6 +48,7 @@ class RtDetrFamily(Family):
     forms = ('full', 'raw')
     own_options = ('fuse', 'grid_sample', 'dynamic_batch')
     derived_prefixes = ('network/encoder/position', 'network/decoder/anchors')
+    keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
 
     def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.errors import ExportError
-from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.fp16 import fitting, to_fp16
 from mmdeploy_ext.spec import GraphSpec, TensorSpec
 
 ROWS, COLUMNS = 4, 8
@@ -150,6 +150,23 @@ def with_branch():
     )
     model.graph.output.append(helper.make_tensor_value_info('branched', 1, [ROWS, COLUMNS]))
     return model
+
+
+@pytest.mark.parametrize(
+    ('name', 'scopes'),
+    [
+        ('network/decoder/layers.0/MatMul', ''),  # the TorchScript exporter
+        (
+            'network/node_MatMul_7',
+            "['', 'model.decoder', 'model.decoder.layers.0', 'linear_45']",
+        ),  # torch.export
+    ],
+)
+def test_a_pattern_of_a_module_fits_its_nodes_of_both_exporters(name, scopes):
+    node = helper.make_node('MatMul', ['x', 'w'], ['y'], name)
+    if scopes:
+        node.metadata_props.add(key='pkg.torch.onnx.name_scopes', value=scopes)
+    assert fitting([node], ['*.decoder*', '*.decoder.layers.1', '*.encoder*']) == ['*.decoder*']
 
 
 def test_nodes_with_sub_graphs_and_what_these_read_stay_float32():
