@@ -45,7 +45,26 @@ RAW_INT8 = Step(
     'raw, INT8',
     'int8',
 )
+RAW_HALF = Step(
+    'raw_fp16', 'raw.fp16.onnx', f'{SIZED} --postprocess raw --precision fp16', 'raw, fp16', 'fp16'
+)
+FRAMES = Step(
+    'frames',
+    'toy_nuscenes',
+    '-m projects.toydata.nuscenes --root {out} --train-scenes 1 --val-scenes 1 --frames 4',
+    shared=True,
+)
 DEPLOY = Step('deploy', 'deploy', EXPORT, 'deploy contract')
+DEPLOY_INT8 = Step(
+    'deploy_int8',
+    'deploy.int8',
+    'tools/deployment/quantize.py {deploy} --calibrate {frames}/samples --images 4 --rounds 0 --output {out}',
+    'deploy contract, INT8',
+    'int8',
+)
+DEPLOY_HALF = Step(
+    'deploy_fp16', 'deploy.fp16', f'{EXPORT} --precision fp16', 'deploy contract, fp16', 'fp16'
+)
 FORK = Step(
     'fork',
     'fork.onnx',
@@ -58,9 +77,9 @@ PORTABLE = Step(
     'tools/deployment/export_scn.py {config} {checkpoint} --target portable --output-file {out}',
     'portable',
 )
-IMAGE_STEPS = (CHECKPOINT, PICTURES, RAW, FULL, RAW_INT8)
+IMAGE_STEPS = (CHECKPOINT, PICTURES, RAW, FULL, RAW_INT8, RAW_HALF)
 """Of a detector of single images. A row of another precision is one more step here."""
-STREAM_STEPS = (CHECKPOINT, DEPLOY, FORK)
+STREAM_STEPS = (CHECKPOINT, FRAMES, DEPLOY, FORK, DEPLOY_INT8, DEPLOY_HALF)
 SPARSE_STEPS = (CHECKPOINT, PORTABLE)
 
 

@@ -17,6 +17,7 @@ from mmdeploy_ext.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from mmdeploy_ext.benchmark.cases import Case, Step
     from mmdeploy_ext.benchmark.prepare import Deadline
@@ -149,8 +150,13 @@ def file_row(case: Case, step: Step, shop: Workshop, reason: Mapping[str, Any]) 
     source = next((one for one in case.files if f'{{{one.key}}}' in step.command), None)
     if source is None:
         return row
-    sizes = [shop.target(case, one).stat().st_size for one in (step, source)]
+    sizes = [size_of(shop.target(case, one)) for one in (step, source)]
     return dict(row, size_ratio=round(sizes[0] / sizes[1], 3))
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all ONNX files of a folder."""
+    return sum(one.stat().st_size for one in (path.glob('*.onnx*') if path.is_dir() else [path]))
 
 
 def memory_of(

@@ -214,6 +214,12 @@ def test_what_needs_a_file_that_failed_says_so_and_a_spent_budget_begins_nothing
     assert not whole_results.is_failed(late)
 
 
+def test_the_size_of_a_folder_is_that_of_its_onnx_files(tmp_path):
+    for name, size in {'a.onnx': 3, 'b.onnx': 4, 'b.onnx.data': 50, 'log.txt': 600}.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    assert whole.size_of(tmp_path) == 57 and whole.size_of(tmp_path / 'a.onnx') == 3
+
+
 def test_every_case_names_a_config_and_engines_that_its_kind_has():
     for case in EVERY:
         assert (REPOSITORY / case.config).is_file() and case.files
