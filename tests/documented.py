@@ -76,7 +76,11 @@ REASONS = {
         r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|centerpoint_toy|\$LOOP)',
     ),
     'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)'),
-    'long': ('it takes more than ten seconds', r'.*'),
+    'long': (
+        'it builds, quantises, exports with torch.export or asks every package: more than ten seconds',
+        r'python (-m mmdeploy_ext\.doctor|tools/deployment/(onnx2tensorrt|quantize|int8_table)\.py'
+        r'|.*--exporter dynamo)',
+    ),
 }
 """Reason -> what it says, and what is true of a command that has it."""
 
