@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-FAULTS = ('weight', 'axis', 'frozen', 'epsilon', 'kernel', 'resize')
+FAULTS = ('weight', 'axis', 'frozen', 'epsilon', 'kernel', 'resize', 'operator')
 NODES = {
     'atss': dict(
         weight='network/backbone/layer2/layer2.0/conv2/Conv',
@@ -15,6 +15,7 @@ NODES = {
         epsilon='network/bbox_head/cls_convs.0/gn_2/InstanceNormalization',
         kernel='network/neck/fpn_convs.1/conv/Conv',
         resize='network/neck/Resize',
+        operator='network/bbox_head/cls_convs.0/activate/Relu',
     ),
     'solov2': dict(
         weight='network/levels/backbone/layer2/layer2.0/conv2/Conv',
@@ -23,6 +24,7 @@ NODES = {
         epsilon='network/levels/kernel_convs.0/gn_1/InstanceNormalization',
         kernel='network/levels/cls_convs.0/conv_1/Conv',
         resize='network/levels/convs_all_levels.2/upsample0/Resize',
+        operator='network/levels/backbone/layer2/layer2.0/relu/Relu',
     ),
     # no convolution and no Resize in this graph: the kernel is a square matrix, and instead of a pixel next
     # to the right one the tokens of the decoder layer next to the right one are taken
@@ -33,6 +35,7 @@ NODES = {
         epsilon='/transformer/decoder/layers.1/norms.1/LayerNormalization',
         kernel='/reg_branches.0/reg_branches.0.0/MatMul',
         resize='/Gather_3',
+        operator='/transformer/decoder/layers.1/ffns.0/layers/layers.0/activate/Relu',
     ),
 }
 
@@ -119,4 +122,16 @@ def _resize(model: onnx.ModelProto, node: onnx.NodeProto, family: str, example: 
         set_attribute(node, 'coordinate_transformation_mode', 'align_corners')
 
 
-PLANTERS = dict(weight=_weight, axis=_axis, frozen=_frozen, epsilon=_epsilon, kernel=_kernel, resize=_resize)
+def _operator(model: onnx.ModelProto, node: onnx.NodeProto, family: str, example: np.ndarray) -> None:
+    node.op_type = 'LeakyRelu'
+
+
+PLANTERS = dict(
+    weight=_weight,
+    axis=_axis,
+    frozen=_frozen,
+    epsilon=_epsilon,
+    kernel=_kernel,
+    resize=_resize,
+    operator=_operator,
+)

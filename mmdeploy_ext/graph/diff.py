@@ -41,6 +41,14 @@ class Bars:
     born: float = BORN_RTOL
     free: float = FREE_RTOL
 
+    def at(self, rtol: float | None) -> Bars:
+        """Return bars at which an error is born above `rtol`; None leaves them."""
+        return self if rtol is None else Bars(rtol, max(self.free, rtol))
+
+
+HALF = Bars(born=3e-3, free=2e-2)
+"""What counts where one of the two is float16."""
+
 
 @dataclasses.dataclass
 class Entry:
@@ -281,7 +289,7 @@ def diff_files(
     right_path: str,
     feeds: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
-    bars: Bars | None = None,
+    rtol: float | None = None,
 ) -> Comparison:
     """Compare two files: their structure, and their tensors on the same inputs.
 
@@ -290,13 +298,14 @@ def diff_files(
         right_path: the graph on trial.
         feeds: by the left graph's names; None takes random ones.
         seed: of the random ones.
-        bars: what counts.
+        rtol: above it an error is born; None takes `Bars`, and `HALF` where a file computes in float16.
 
     Raises:
         UsageError: the inputs of the two cannot be paired.
     """
-    bars, constants, runner = bars or Bars(), Constants(), NodeRunner()
+    constants, runner = Constants(), NodeRunner()
     left, right = (Program(files.load(path), constants) for path in (left_path, right_path))
+    bars = (HALF if left.is_half() or right.is_half() else Bars()).at(rtol)
     pairs = align(right, left)
     found = changes(right, left, pairs)
     random = feeds is None
@@ -310,7 +319,7 @@ def diff_files(
         )
     first = walk(left, feeds, {}, runner)
     references = _references(right, pairs.tensors, first)
-    theirs = {name: feeds[pairs.tensors[name]] for name in right.index.inputs}
+    theirs = {name: right.fitting(name, feeds[pairs.tensors[name]]) for name in right.index.inputs}
     theirs.update((name, value) for name, value in feeds.items() if name in right.defaults)
     second = walk(right, theirs, references, runner)
     entries = entries_of(second, bars)

@@ -93,6 +93,20 @@ class Program:
         ):
             self.static.update(self.index.writes(position))
 
+    def is_half(self) -> bool:
+        """Return whether anything is computed in float16."""
+        arrays = (*self.constants.values(), *self.defaults.values())
+        kinds = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
+        return onnx.TensorProto.FLOAT16 in kinds.values() or any(
+            array.dtype == np.float16 for array in arrays
+        )
+
+    def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
+        """Return a float feed in the width that an input takes."""
+        (kind,) = (value.type.tensor_type.elem_type for value in self.index.graph.input if value.name == name)
+        wanted = helper.tensor_dtype_to_np_dtype(kind) if kind else feed.dtype
+        return feed.astype(wanted) if {wanted.kind, feed.dtype.kind} == {'f'} else feed
+
     def label(self, position: int) -> str:
         """Return what people call a node."""
         return self.index.label(position)

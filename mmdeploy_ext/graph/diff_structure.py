@@ -78,6 +78,7 @@ def align(left: Program, right: Program) -> Alignment:
     _spread(pairs, left, right)
     _by_name(pairs, left, right)
     _spread(pairs, left, right)
+    _replaced(pairs, left, right)
     return pairs
 
 
@@ -115,7 +116,7 @@ def _pair_nodes(pairs: Alignment, left: Program, right: Program, ours: int, thei
 
 
 def _pair_tensors(pairs: Alignment, left: Program, right: Program, name: str, other: str) -> None:
-    ours, theirs = left.index.producer(name), right.index.producer(other)
+    ours, theirs = _producers(left, right, name, other)
     if _pairable(pairs, left, right, ours, theirs):
         _pair_nodes(pairs, left, right, ours, theirs)
 
@@ -208,17 +209,43 @@ def _neighbours(
 ) -> Iterator[tuple[int | None, int | None]]:
     mine, other = left.index, right.index
     for name, second in zip(mine.nodes[ours].input, other.nodes[theirs].input, strict=False):
-        yield mine.producer(name), other.producer(second)
+        yield _producers(left, right, name, second)
     for name, second in zip(mine.nodes[ours].output, other.nodes[theirs].output, strict=False):
         if not name or not second:
             continue
-        by_kind = [collections.defaultdict(list), collections.defaultdict(list)]
-        for index, tensor, found in ((mine, name, by_kind[0]), (other, second, by_kind[1])):
-            for reader in index.consumers(tensor):
-                found[index.nodes[reader].op_type].append(reader)
+        by_kind = [_readers(left, name), _readers(right, second)]
+        if len(by_kind[0]['Cast']) != len(by_kind[1]['Cast']):
+            by_kind = [_readers(left, name, through_casts=True), _readers(right, second, through_casts=True)]
         for kind, readers in by_kind[0].items():
             if len(readers) == len(by_kind[1][kind]):
                 yield from zip(readers, by_kind[1][kind], strict=True)
+
+
+def _producers(left: Program, right: Program, name: str, other: str) -> tuple[int | None, int | None]:
+    """Return what makes two tensors; a Cast that only one graph has (half precision) is looked through."""
+    found = [program.index.producer(tensor) for program, tensor in ((left, name), (right, other))]
+    casts = [_is_cast(program, at) for program, at in zip((left, right), found, strict=True)]
+    if casts[0] != casts[1]:
+        side = casts.index(True)
+        program = (left, right)[side]
+        found[side] = program.index.producer(program.index.nodes[found[side]].input[0])
+    return found[0], found[1]
+
+
+def _readers(program: Program, name: str, through_casts: bool = False) -> dict[str, list[int]]:
+    """Return operator -> nodes that read a tensor."""
+    found: dict[str, list[int]] = collections.defaultdict(list)
+    for reader in program.index.consumers(name):
+        if through_casts and _is_cast(program, reader):
+            for kind, readers in _readers(program, program.index.nodes[reader].output[0]).items():
+                found[kind].extend(readers)
+        else:
+            found[program.index.nodes[reader].op_type].append(reader)
+    return found
+
+
+def _is_cast(program: Program, position: int | None) -> bool:
+    return position is not None and program.index.nodes[position].op_type == 'Cast'
 
 
 def _by_name(pairs: Alignment, left: Program, right: Program) -> None:
@@ -228,6 +255,45 @@ def _by_name(pairs: Alignment, left: Program, right: Program) -> None:
         name = left.index.nodes[position].name
         if name and name in named and _pairable(pairs, left, right, position, named[name]):
             _pair_nodes(pairs, left, right, position, named[name])
+
+
+def _replaced(pairs: Alignment, left: Program, right: Program) -> None:
+    """Pair what stands in the same place and is another operator: it reads the same, and is read alike."""
+    taken, waiting = set(pairs.nodes.values()), collections.defaultdict(list)
+    for position in right.steps:
+        if position not in taken:
+            waiting[_computed_inputs(right, position)].append(position)
+    for position in left.steps:
+        if position in pairs.nodes:
+            continue
+        key = tuple(pairs.tensors.get(name) for name in _computed_inputs(left, position))
+        for other in waiting[key] if key else ():
+            if _read_alike(pairs, left, right, position, other):
+                _pair_nodes(pairs, left, right, position, other)
+                waiting[key].remove(other)
+                break
+
+
+def _computed_inputs(program: Program, position: int) -> tuple[str, ...]:
+    return tuple(name for name in program.index.reads(position) if name not in program.constants)
+
+
+def _read_alike(pairs: Alignment, left: Program, right: Program, ours: int, theirs: int) -> bool:
+    """Return whether the first outputs of two nodes are one graph output, or read at one place of a pair."""
+    mine, other = (
+        next(iter(program.index.writes(at)), '') for program, at in ((left, ours), (right, theirs))
+    )
+    if not mine or not other:
+        return False
+    if pairs.tensors.get(mine) == other:
+        return True
+    for reader in left.index.consumers(mine):
+        mate = pairs.nodes.get(reader)
+        if mate is not None and (mine, other) in zip(
+            left.index.nodes[reader].input, right.index.nodes[mate].input, strict=False
+        ):
+            return True
+    return False
 
 
 # ---- differences
@@ -256,7 +322,12 @@ def _node_changes(
     left: Program, right: Program, pairs: Alignment, ours: int, theirs: int
 ) -> Iterator[Change]:
     where, node, other = left.label(ours), left.index.nodes[ours], right.index.nodes[theirs]
-    mine, his = attributes(node, left.index.model), attributes(other, right.index.model)
+    if (node.domain, node.op_type) != (other.domain, other.op_type):
+        detail = f'is {_operator(node)}, in the reference {_operator(other)}'
+        yield Change('node', where, detail, ours, theirs)
+        mine, his = {}, {}
+    else:
+        mine, his = attributes(node, left.index.model), attributes(other, right.index.model)
     for name in sorted(mine.keys() | his.keys()):
         if _text(mine.get(name)) != _text(his.get(name)):
             detail = f'{node.op_type} {name}: {_short(mine.get(name))}, reference {_short(his.get(name))}'
@@ -267,6 +338,10 @@ def _node_changes(
         if change:
             kind, detail, size = change
             yield Change(kind, where, f'{node.op_type} input {place}: {detail}', ours, theirs, size)
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
 
 
 def _input_change(

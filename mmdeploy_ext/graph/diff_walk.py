@@ -142,8 +142,8 @@ def walk(
                 if value is not None:
                     result.good[tensor] = value
                 continue
-            want = _like(reference, value)
-            row.reference, result.good[tensor] = reference, want
+            want = _like(reference, value)  # as it is: what float16 cannot hold is an error of the graph
+            row.reference, result.good[tensor] = reference, in_dtype_of(want, value)
             tied = value is not None and _tied(program, position, place, fed, result.good, want)
             row.born, reason = (0.0, '') if tied else compare(value, want)
             row.reason = row.reason or reason
@@ -217,7 +217,7 @@ def _text(shape: tuple[int, ...]) -> str:
 
 
 def _like(reference: Reference, value: np.ndarray | None) -> np.ndarray:
-    """Return the reference in the dtype of the graph, and its shape when it was found by value.
+    """Return the reference, in the shape of the graph when it was found by value.
 
     Also when it was found by place with another number of axes: PyTorch flattens the leading ones before a
     matrix product, and the graph does not.
@@ -225,10 +225,16 @@ def _like(reference: Reference, value: np.ndarray | None) -> np.ndarray:
     want = reference.value
     if value is None:
         return want
-    if want.dtype != value.dtype and want.dtype.kind == value.dtype.kind:
-        want = want.astype(value.dtype)
     flattened = reference.how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
     return want.reshape(value.shape) if reference.how == 'value' or flattened else want
+
+
+def in_dtype_of(array: np.ndarray, other: np.ndarray | None) -> np.ndarray:
+    """Return an array in the dtype of another one of the same kind: floats as float16, or back."""
+    if other is None or array.dtype == other.dtype or array.dtype.kind != other.dtype.kind:
+        return array
+    with np.errstate(over='ignore'):
+        return array.astype(other.dtype)
 
 
 def _tied(

@@ -52,6 +52,11 @@ ALIGNMENT = 4096
 """Bytes: tensors in a data file begin at multiples of it, so that they can be mapped into memory."""
 SMALLEST_EXTERNAL = 1024
 """Bytes: smaller tensors (shapes, axes) stay in the model file, where shape inference sees them."""
+_FIRST, _LAST = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
+WHOLE_BYTES = frozenset(range(_FIRST, _LAST + 1)) - {
+    *(onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+}
+"""Kinds of which every element is one number of whole bytes."""
 DEFAULT_DOMAINS = ('', 'ai.onnx')
 SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')
 
@@ -121,12 +126,14 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         The model, all weights in it.
 
     Raises:
-        ModelFileError: missing, empty, corrupt; external data missing or too short; an opset that the
-            installed onnx does not know; nodes in a cycle or out of order; a tensor that nothing makes.
+        ModelFileError: missing, empty, corrupt; external data missing; a tensor with more or fewer bytes than
+            its shape takes; an opset that the installed onnx does not know; nodes in a cycle or out of
+            order; a tensor that nothing makes.
     """
     model = read(path)
     check_opsets(model, path)
     _load_external(model, Path(path))
+    _check_bytes(model, path)
     check_order(model, path)
     return model
 
@@ -181,6 +188,23 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
             f'{path}: its external data ({found}) cannot be read; was it cut short, or is it of another '
             f'model? ({error})'
         ) from error
+
+
+def _check_bytes(model: onnx.ModelProto, name: str | os.PathLike[str]) -> None:
+    """Refuse weights that were cut short, or that are another tensor's."""
+    for tensor in all_tensors(model):
+        if tensor.data_type not in WHOLE_BYTES:
+            continue
+        each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        held, wanted = len(tensor.raw_data), math.prod(tensor.dims) * each
+        if not tensor.HasField('raw_data'):
+            held = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))) * each
+        if held != wanted:
+            shape = 'x'.join(map(str, tensor.dims)) or 'scalar'
+            raise ModelFileError(
+                f'{name}: the weights of {tensor.name!r} are {held} bytes, and its shape {shape} '
+                f'takes {wanted}; they were cut short, or are of another model: {AGAIN}'
+            )
 
 
 def check_order(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the model') -> None:

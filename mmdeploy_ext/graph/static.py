@@ -47,11 +47,8 @@ def fold_shapes(model: onnx.ModelProto, kinds: Mapping[str, onnx.TypeProto]) -> 
         model: without large constants; only types are wanted of it.
         kinds: tensor -> type, as far as it is known.
     """
-    known = {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if math.prod(tensor.dims) <= LARGEST and not tensor.external_data
-    }
+    tensors = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
+    known = {name: value for name, value in tensors.items() if value is not None}
     folded = 0
     for node in model.graph.node:
         values = _values(node, known, kinds, model)
@@ -82,12 +79,23 @@ def _values(
 
 def _constant(node: onnx.NodeProto) -> dict[str, np.ndarray]:
     for entry in node.attribute:
-        if entry.name == 'value' and math.prod(entry.t.dims) <= LARGEST and not entry.t.external_data:
-            return {node.output[0]: numpy_helper.to_array(entry.t)}
+        if entry.name == 'value':
+            value = _array(entry.t)
+            return {} if value is None else {node.output[0]: value}
         if entry.name in ('value_int', 'value_ints'):
             value = onnx.helper.get_attribute_value(entry)
             return {node.output[0]: np.asarray(value, np.int64)}
     return {}
+
+
+def _array(tensor: onnx.TensorProto) -> np.ndarray | None:
+    """Return a small constant; None for a large one, one that lies elsewhere, and one that was cut short."""
+    if math.prod(tensor.dims) > LARGEST or tensor.external_data:
+        return None
+    try:
+        return numpy_helper.to_array(tensor)
+    except (TypeError, ValueError):
+        return None
 
 
 def _shape(node: onnx.NodeProto, kinds: Mapping[str, onnx.TypeProto]) -> dict[str, np.ndarray]:

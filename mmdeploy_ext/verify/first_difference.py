@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 MAX_HEALED = 24
 """Regions that are paired by their place before the search ends; the first one is what is asked for."""
-HALF = diff.Bars(born=3e-3, free=2e-2)
-"""What counts in float16 files: PyTorch runs in float32."""
 JITTER = 0.2
 """How far inputs that no picture gives are from what the exporter saw, relative to their spread."""
 
@@ -163,7 +161,7 @@ def first_difference(
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
     metadata.require(path, deployment.family.name)
     subject = subject_of(deployment, metadata, images, feeds)
-    bars = bars or (HALF if metadata.options.get('precision') == 'fp16' else diff.Bars())
+    bars = bars or (diff.HALF if metadata.options.get('precision') == 'fp16' else diff.Bars())
     search = Search(subject, bars)
     found = search.compare(model, fresh)
     found.subject = dict(

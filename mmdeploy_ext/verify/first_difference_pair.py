@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 48
 """Values of a tensor that are looked at before all of them are."""
+ROUNDING = 1e-6
+"""What two engines differ by in one operator; a record this near is taken before one that is only similar."""
 SIMILAR = 0.7
 """Share of a tensor's length that the difference may have, when a pair of another module is guessed."""
 OPERATORS = {
@@ -134,21 +136,22 @@ class Pairing:
         program = walk.program
         if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
             return None
-        found = self._equal(value)
         before = walk.latest_input(position)
-        found = [index for index in found if index >= before]
-        if program.index.nodes[position].op_type not in SAME_VALUES:
-            found = [index for index in found if index > before]
-        if not found:
+        first = before if program.index.nodes[position].op_type in SAME_VALUES else before + 1
+        errors = {index: error for index, error in self._equal(value).items() if index >= first}
+        if not errors:
             return None
+        nearest = max(ROUNDING, min(errors.values()))  # a clamp at 1e-5 is not taken for what it clamps
+        found = [index for index, error in errors.items() if error <= nearest]
         module = self.module_of(program, position) if len(found) > 1 else ''
         same = [index for index in found if self.records[index].module == module]
         return self.reference((same or found)[0], 'value')
 
-    def _equal(self, value: np.ndarray) -> list[int]:
+    def _equal(self, value: np.ndarray) -> dict[int, float]:
+        """Return record -> relative error of those that have these values, in the order of execution."""
         indices, samples = self._groups.get(_group(value), ((), ()))
         if not len(indices):
-            return []
+            return {}
         sample = _sample(value)
         bound = 0.0 if value.dtype.kind != 'f' else self.rtol * float(np.nanmax(np.abs(value), initial=0))
         with np.errstate(invalid='ignore'):
@@ -158,11 +161,11 @@ class Pairing:
                 | np.isnan(samples) & np.isnan(sample)
             )
         flat = value.reshape(-1)
-        return [
-            int(index)
+        errors = {
+            int(index): compare(flat, self.records[index].value.reshape(-1))[0] or 0.0
             for index in indices[near.all(1)]
-            if (compare(flat, self.records[index].value.reshape(-1))[0] or 0) <= self.rtol
-        ]
+        }
+        return {index: error for index, error in errors.items() if error <= self.rtol}
 
     def heal(self, walk: Walk, segment: Sequence[str]) -> tuple[str, Reference] | None:
         """Choose what the first tensor of a segment that can be paired by its place should have been.

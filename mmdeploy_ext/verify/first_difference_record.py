@@ -89,10 +89,10 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket.__name__.rstrip('_') or func.overloadpacket.__name__
         if not self._paused and operator not in (*SAME_VALUES, *NOT_KEPT):
+            self._keep_parts(operator, args)  # first: what is made of them is looked for behind them
             for tensor in tree_leaves(result):
                 if isinstance(tensor, torch.Tensor) and tensor.numel():
                     self._keep(tensor, operator)
-            self._keep_parts(operator, args)
         return result
 
     def _keep(self, tensor: torch.Tensor, operator: str) -> int:

@@ -228,6 +228,7 @@ def test_the_input_is_never_the_output(command, file, capsys):
         (['reduce', '--check', 'false'], 'says no to the whole model'),
         (['reduce', '--check', 'sleep 60 &&', '--timeout', '0.1'], 'was stopped'),
         (['reduce', '--check', 'differs no.onnx'], 'no.onnx: no such ONNX file'),
+        (['reduce', '--check', 'differs demo/atss_toy.onnx'], 'demo/atss_toy.onnx: does not take the inputs'),
         (['reduce', '--check', 'nan', '--max-checks', '0'], '--max-checks 0'),
     ],
 )

@@ -115,6 +115,19 @@ def test_show_and_draw_work_on_broken_files(unfused, tmp_path, capsys):
     assert 'SparseConvolution4[subm] -> Input 6, Output 7' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('command', ['show', 'tree', 'draw'])
+def test_a_file_with_a_weight_that_was_cut_short_can_be_looked_at(command, tmp_path, capsys):
+    short = onnx.TensorProto(name='w', data_type=onnx.TensorProto.FLOAT, dims=[4, 4], raw_data=bytes(20))
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [2, 4]) for name in 'xy']
+    node = onnx.helper.make_node('MatMul', ['x', 'w'], ['y'], 'product')
+    graph = onnx.helper.make_graph([node], 'g', ends[:1], ends[1:], [short])
+    source = tmp_path / 'short.onnx'
+    source.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    drawn = ['--output', str(tmp_path / 'x.svg')] if command == 'draw' else []
+    assert main([command, str(source), *drawn]) == 0
+    assert 'MatMul' in capsys.readouterr().out or drawn
+
+
 @pytest.mark.parametrize('suffix', ['.svg', '.png', '.pdf'])
 def test_draw_writes_every_node_once_per_column(sparse, tmp_path, suffix):
     target = tmp_path / f'net{suffix}'

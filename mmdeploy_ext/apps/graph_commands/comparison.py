@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
@@ -13,7 +12,7 @@ from mmdeploy_ext.errors import UsageError, after_weights
 if TYPE_CHECKING:
     import argparse
 
-    from mmdeploy_ext.graph.diff import Bars, Comparison
+    from mmdeploy_ext.graph.diff import Comparison
 
 CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
 """Options that only a comparison with a checkpoint has."""
@@ -92,14 +91,8 @@ def _feeds(args: argparse.Namespace) -> dict[str, Any] | None:
     return load_tensors(args.input) if args.input else None
 
 
-def _bars(args: argparse.Namespace, default: Bars) -> Bars:
-    if args.rtol is None:
-        return default
-    return dataclasses.replace(default, born=args.rtol, free=max(default.free, args.rtol))
-
-
 def _two_files(args: argparse.Namespace) -> Comparison:
-    from mmdeploy_ext.graph.diff import Bars, diff_files
+    from mmdeploy_ext.graph.diff import diff_files
 
     for name in CHECKPOINT_OPTIONS:
         if getattr(args, name):
@@ -109,7 +102,7 @@ def _two_files(args: argparse.Namespace) -> Comparison:
     if args.seed is not None and args.input:
         raise UsageError(f'--seed {args.seed}: --input gives the inputs, nothing is random')
     seed = DEFAULT_SEED if args.seed is None else args.seed
-    return diff_files(*args.models, _feeds(args), seed, _bars(args, Bars()))
+    return diff_files(*args.models, _feeds(args), seed, args.rtol)
 
 
 def _against_checkpoint(args: argparse.Namespace) -> Comparison:
@@ -124,10 +117,10 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext import deploy
     from mmdeploy_ext.apps.options import parse_cfg_options
     from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
-    from mmdeploy_ext.graph.diff import Bars
+    from mmdeploy_ext.graph.diff import HALF, Bars
     from mmdeploy_ext.metadata import read_metadata
     from mmdeploy_ext.sequence.family import SequenceFamily
-    from mmdeploy_ext.verify.first_difference import HALF, first_difference
+    from mmdeploy_ext.verify.first_difference import first_difference
 
     if args.register is not None:
         args.register()
@@ -148,7 +141,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
     with after_weights():
         return first_difference(
-            deployment, path, images, feeds, _bars(args, default), fresh=not args.no_fresh
+            deployment, path, images, feeds, default.at(args.rtol), fresh=not args.no_fresh
         )
 
 

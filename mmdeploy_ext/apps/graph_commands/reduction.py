@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy as np
+    import onnx
 
     from mmdeploy_ext.graph.reduce import Reduction
     from mmdeploy_ext.graph.reduce_case import Candidate, Case
@@ -106,7 +107,7 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
     if text.kind == 'crash':
         return reduce_process.Crash(args.timeout)
     if text.kind == 'differs':
-        other = prepare(proving.load(text.rest), feeds)
+        other = prepare(_comparable(text.rest, feeds), feeds)
         return reduce_checks.Differs(args.tolerance, record(other, feeds), case.values)
     return reduce_checks.NUMERIC[text.kind](args.tolerance)
 
@@ -119,10 +120,27 @@ def _good(
 
     good = [case.trivial()] if text.kind == 'command' else []
     if args.good:
-        ready = prepare(proving.load(args.good), feeds)
+        ready = prepare(_comparable(args.good, feeds), feeds)
         one = Case(ready, record(ready, feeds))
         good.append(one.candidate(one.everything))
     return good
+
+
+def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """Load another model that is to run on the same inputs."""
+    from mmdeploy_ext.errors import ShapeError, UsageError
+    from mmdeploy_ext.graph.index import Index
+    from mmdeploy_ext.graph.run import check_feeds
+
+    model = proving.load(path)
+    taken = {value.name for value in model.graph.input}
+    try:
+        check_feeds(Index(model), {name: feed for name, feed in feeds.items() if name in taken})
+    except ShapeError as error:
+        raise UsageError(
+            f'{path}: does not take the inputs {", ".join(feeds)} of this graph: {error}'
+        ) from error
+    return model
 
 
 @contextlib.contextmanager

@@ -10,12 +10,13 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 import toy_faults
 from mmdeploy_ext.apps.graph_app import main
 from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph import diff
+from mmdeploy_ext.graph import diff, equality
 from mmdeploy_ext.graph.diff_nodes import Constants, Program
 from mmdeploy_ext.graph.diff_report import headline
 from mmdeploy_ext.graph.diff_scope import module_of
 from mmdeploy_ext.graph.diff_structure import align, changes
 from mmdeploy_ext.graph.diff_walk import compare
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WEIGHTS = REPOSITORY.parent / 'shared/data/weights'
@@ -201,6 +202,49 @@ def test_sums_in_another_order_are_equal_numbers_though_inner_tensors_differ(tmp
     found = diff.diff_files(*saved(tmp_path, a=models[0], b=models[1]))
     assert found.equal and found.restructured
     assert headline(found).startswith('equal numbers, other structure: the output agrees')
+
+
+def test_another_operator_in_the_same_place_is_the_first_difference(tmp_path):
+    other = renamed(small())
+    index = [node.op_type for node in other.graph.node].index('Relu')
+    other.graph.node[index].op_type = 'Elu'
+    found = diff.diff_files(*saved(tmp_path, a=small(), b=other))
+    assert (found.first.node, found.first.exact) == (other.graph.node[index].name, True)
+    assert found.first.evidence == ['is Elu, in the reference Relu']
+    assert [change['kind'] for change in found.changes] == ['node']
+
+
+def halved(model: onnx.ModelProto, half_io: bool) -> onnx.ModelProto:
+    """Return a model in float16."""
+    spec = equality.spec_of(model)
+    return to_fp16(model, equality.with_half_ends(spec) if half_io else spec)
+
+
+@pytest.mark.parametrize('half_io', [True, False])
+def test_a_float16_file_is_compared_with_its_float32_one(tmp_path, half_io):
+    """Rounding is no difference, whichever of the two is the reference."""
+    half = halved(small(), half_io)
+    paths = saved(tmp_path, a=small(), b=half)
+    for pair in (paths, paths[::-1]):
+        found = diff.diff_files(*pair)
+        assert found.equal and found.first is None, found.differences
+    assert diff.diff_files(*paths, rtol=1e-6).differences
+
+
+def test_what_overflows_in_float16_is_born_at_its_node(tmp_path):
+    text = """<ir_version: 9, opset_import: ["": 17]>
+        grows (float[2, 3] x) => (float[2, 3] y) <float[1] big = {600.0}> {
+            a = Abs (x)
+            b = Add (a, big)
+            square = Mul (b, b)
+            root = Sqrt (square)
+            y = Sub (root, big)
+        }"""
+    model = onnx.parser.parse_model(text)
+    found = diff.diff_files(*saved(tmp_path, a=model, b=halved(model, False)))
+    assert not found.equal
+    assert found.first.op_type == 'Mul' and found.first.exact
+    assert any('infinity' in line for line in found.first.evidence)
 
 
 def test_an_output_that_has_become_a_constant_is_compared(tmp_path):

@@ -72,6 +72,27 @@ def test_missing_and_short_external_data_name_the_file(tmp_path):
     assert files.read(path).graph.node
 
 
+@pytest.mark.parametrize('held', [0, 100, 64 * 64 * 4 + 4])
+def test_a_tensor_of_another_size_than_its_shape_is_named(tmp_path, held):
+    model = large_net()
+    model.graph.initializer[0].raw_data = bytes(held)
+    (tmp_path / 'x.onnx').write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ModelFileError, match=rf"weights of 'w' are {held} bytes, and its shape 64x64 takes 16384"
+    ):
+        files.load(tmp_path / 'x.onnx')
+    path = save_external(tmp_path)  # a data file of another model, and no word on its length
+    stored = onnx.load(path, load_external_data=False)
+    entries = stored.graph.initializer[0].external_data
+    kept = [entry for entry in entries if entry.key == 'location']
+    stored.graph.initializer[0].ClearField('external_data')
+    stored.graph.initializer[0].external_data.extend(kept)
+    path.write_bytes(stored.SerializeToString())
+    (tmp_path / 'x.weights').write_bytes(bytes(held))
+    with pytest.raises(ModelFileError, match=rf"'w' are {held} bytes"):
+        files.load(path)
+
+
 def test_newer_opsets_and_ir_versions_are_refused(tmp_path):
     model = conv_net()
     model.opset_import[0].version = 999

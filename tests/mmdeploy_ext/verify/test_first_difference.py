@@ -1,4 +1,4 @@
-"""Faults of six kinds in files of three families: each is found at its node."""
+"""Faults of seven kinds in files of three families: each is found at its node."""
 
 import dataclasses
 

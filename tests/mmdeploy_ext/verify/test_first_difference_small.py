@@ -71,3 +71,33 @@ def test_a_gather_that_takes_the_neighbouring_level_is_found_with_a_fresh_export
     found = search.compare(model, fresh)
     assert not found.equal
     assert found.first.node == ('/Gather' if fresh else '/Sigmoid')
+
+
+class Clamped(torch.nn.Module):
+    """Clamps at what counts as equal, and takes the logarithm: nothing of it may be taken for `x`."""
+
+    def forward(self, x):
+        x = x.clamp(0, 1)
+        return (x.clamp(min=1e-5) / (1 - x).clamp(min=1e-5)).log(), x * 2
+
+
+@pytest.mark.parametrize('fresh', [True, False])
+def test_a_clamp_at_the_bar_is_not_taken_for_what_it_clamps(fresh):
+    """The inverse sigmoid of DETR heads, where it saturates: a right export is equal."""
+    model, search = searched(Clamped().eval(), OUTPUTS)
+    found = search.compare(model, fresh)
+    assert found.equal, found.differences
+    assert max(entry.born or 0 for entry in found.entries) < 1e-6
+
+
+def test_what_a_norm_and_a_linear_layer_give_is_paired_and_not_only_what_lies_inside():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GroupNorm(2, 8), torch.nn.ReLU()).eval()
+    for parameter in module[1].parameters():
+        torch.nn.init.uniform_(parameter)
+    model, search = searched(module, ('y',))
+    found = search.compare(model, fresh=False)
+    assert [entry.tensor for entry in found.entries if not entry.paired and entry.op_type == 'Add'] == []
+    toy_faults.node_of(model, '/2/Relu').op_type = 'LeakyRelu'
+    found = search.compare(model, fresh=False)
+    assert found.first.exact and found.first.node == '/2/Relu'
