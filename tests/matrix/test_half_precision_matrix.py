@@ -63,7 +63,8 @@ def prove(config, checkpoint, path, folder, *options):
     worst = min(row['cosine'] for row in rows)
     assert worst >= BARS.cosine
     found = verdict['sequence'][-1] if verdict['sequence'] else verdict['summary']
-    return f'{worst:.6f} | {found["matched"]} of {found["reference"]}'
+    near = found.get('outside', 0)  # pairs whose size, yaw or velocity differs by more than 0.01
+    return f'{worst:.6f} | {found["matched"] + near} of {found["reference"]}, {near} of them near'
 
 
 def judge(name, metric, before, plain, rounded, proof):
