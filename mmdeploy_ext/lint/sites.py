@@ -57,6 +57,10 @@ class Site:
         """Return `file:line`."""
         return f'{self.file}:{self.line}'
 
+    def __str__(self) -> str:
+        """Return the same: what `print` shows of a finding is a place that an editor can open."""
+        return self.text
+
 
 def caller(through_torch: bool = False) -> Site | None:
     """Return the innermost line outside of torch and of this package's machinery.

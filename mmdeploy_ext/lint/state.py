@@ -43,7 +43,9 @@ def held_tensors(module: torch.nn.Module) -> dict[int, str]:
 
 @contextlib.contextmanager
 def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Write down which attributes and buffers with tensors are set or changed inside the block.
+    """Write down which attributes and buffers with tensors are set or changed inside the block, and numbers.
+
+    A number counts where it replaces another one: a counter of frames, not a size that is kept.
 
     One target, `torch.nn.Module.__setattr__`, restored on exit; what is changed in other ways (an item of a
     list or dict) is found by comparing afterwards, and has no line.
@@ -54,7 +56,7 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
     seen = set()
 
     def watched(self: torch.nn.Module, name: str, value: Any) -> None:
-        if id(self) in names and next(tensors_in(value), None) is not None:
+        if id(self) in names and (next(tensors_in(value), None) is not None or _counts(self, name, value)):
             full = f'{names[id(self)]}.{name}'.lstrip('.')
             site = caller(through_torch=False)
             if site is not None:
@@ -68,6 +70,12 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
     finally:
         torch.nn.Module.__setattr__ = original
     _add_unseen(before, attributes(module), seen, recorder)
+
+
+def _counts(module: torch.nn.Module, name: str, value: Any) -> bool:
+    """Return whether an attribute is a number that becomes another one."""
+    old = module.__dict__.get(name)
+    return name not in OWN and all(type(one) in (int, float, bool) for one in (old, value)) and old != value
 
 
 def _add_unseen(before: dict[str, Any], after: dict[str, Any], seen: set[str], recorder: Recorder) -> None:

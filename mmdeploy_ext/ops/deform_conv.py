@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIN_OPSET = 19
+MODULE = 'mmcv.ops'
+"""Who has not imported it has none of its convolutions, and may be without mmcv."""
 
 
 def has_deform_conv(module: torch.nn.Module) -> bool:
     """Return whether the module contains one of mmcv's deformable convolutions."""
+    if MODULE not in sys.modules:
+        return False
     from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 
     return any(isinstance(child, DeformConv2d | ModulatedDeformConv2d) for child in module.modules())
@@ -128,6 +133,9 @@ def _modulated_symbolic(
 @contextlib.contextmanager
 def standard_deform_conv() -> Iterator[None]:
     """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv, not as `mmcv::`."""
+    if MODULE not in sys.modules:
+        yield
+        return
     from mmcv.ops.deform_conv import DeformConv2dFunction
     from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 

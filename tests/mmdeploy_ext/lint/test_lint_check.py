@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +138,26 @@ def test_state_in_lists_and_dicts_is_found_without_a_line():
     model.memory = {'last': torch.zeros(4, 3)}
     assert 'state-written' in check(model, (X,), try_exports=False).rules
     assert torch.equal(model.memory['last'], torch.zeros(4, 3)), 'the module stays as it was'
+
+
+class CountsFrames(nn.Module):
+    """A number that `forward` changes goes into the file as it was; a size that is kept is not meant."""
+
+    def __init__(self):
+        super().__init__()
+        self.frame, self.height = 0, None
+
+    def forward(self, x):
+        self.height = x.shape[0]
+        self.frame += 1
+        return x * self.frame
+
+
+def test_a_number_that_counts_the_calls_is_state():
+    found = [one for one in check(CountsFrames(), (torch.rand(3, 4),), try_exports=False)
+             if one.rule == 'state-written']
+    assert [(one.site.code, one.details) for one in found] == [
+        ('self.frame += 1', ("attribute 'frame' is set",))]
 
 
 def test_findings_of_one_line_are_one_with_a_count():
@@ -278,3 +302,28 @@ def test_every_rule_theme_and_outcome_is_in_chinese_with_the_same_code():
             prose = re.sub('`[^`]+`', '', chinese)
             assert re.search('[\u4e00-\u9fff]', prose) or english.startswith('`'), rule.id
         assert words.why.endswith('。') and words.fix.endswith(('。', '）'))
+
+
+def test_any_module_is_checked_in_a_script_that_imports_nothing_else(tmp_path):
+    """As docs/export-pitfalls.md shows it: no OpenMMLab, and places that an editor opens."""
+    script = tmp_path / 'mine.py'
+    script.write_text(
+        'import sys\n'
+        'import torch\n'
+        'from mmdeploy_ext.lint import check\n'
+        'class Mine(torch.nn.Module):\n'
+        '    def forward(self, x):\n'
+        '        return x * x.max().item()\n'
+        'report = check(Mine().eval(), (torch.rand(3, 4),), exporters=("torchscript",))\n'
+        'print(*(f"{finding.rule} {finding.site}" for finding in report if finding.severity == "error"))\n'
+        'assert not any(name.split(".")[0] in ("mmcv", "mmdet", "torchvision") for name in sys.modules)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[3])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ['value-to-python', 'mine.py:6']
