@@ -5,6 +5,7 @@ Source of the differences: WXinlong/SOLO f4cd03b `configs/solo`, `configs/solov2
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from typing import TYPE_CHECKING, Any
@@ -25,16 +26,18 @@ DCN_TYPES = {2: 'DCN', 3: 'DCNv2'}  # numbers per kernel element: offsets x, y a
 TOWERS = r'^mask_head\.(?:cls|kernel|mask)_convs\.'
 FEATURE = r'^mask_head\.mask_feature_head\.'
 TOWER_NORM = dict(type='GN', num_groups=32)  # the original's heads take no other, whatever the config says
+CONFIG_GRIDS = re.compile(r'\bnum_grids=([\[(][\d,\s]*[\])])')
 LIGHT_DCN_SCALE = (852, 512)  # the original's only test size of light models with DCN; mmdet says 768x448
 
 
-def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]], text: object = None) -> None:
     """Refuse a config of another model.
 
     Args:
         cfg: config of mmdet.
         head: mmdet's type of the checkpoint's head.
         shapes: of the checkpoint, by mmdet's names.
+        text: of the config that was kept in the checkpoint, if any; SOLOv2's layers do not tell the grids.
 
     Raises:
         CheckpointError: the head's type or its grids differ.
@@ -45,10 +48,10 @@ def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]]) -> No
             f'the checkpoint has the layers of {head}, {cfg.filename} has mask_head.type={own!r}; '
             f'give the config of that head with --config'
         )
-    grids, expected = checkpoint_grids(shapes), list(cfg.model.mask_head.num_grids)
+    grids, expected = checkpoint_grids(shapes) or config_grids(text), list(cfg.model.mask_head.num_grids)
     if grids and grids != expected:
         raise CheckpointError(
-            f'the checkpoint predicts masks on grids of {grids} cells, {cfg.filename} says '
+            f'the checkpoint was trained on grids of {grids} cells, {cfg.filename} says '
             f'mask_head.num_grids={expected}; give the config that the checkpoint was trained with'
         )
 
@@ -68,6 +71,12 @@ def checkpoint_grids(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
         if channels:
             return [math.isqrt(count) if channels_per == 2 else count for count in channels]
     return []
+
+
+def config_grids(text: object) -> list[int]:
+    """Return the grids that the text of a config names; empty where it names none or several."""
+    found = {match.group(1) for match in CONFIG_GRIDS.finditer(text)} if isinstance(text, str) else set()
+    return list(ast.literal_eval(found.pop())) if len(found) == 1 else []
 
 
 def fit_config(cfg: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -59,7 +59,7 @@ def _convert(source: Checkpoint, cfg: Any) -> Converted:
     names = solo_names.converted_names(source.state_dict)
     tensors = {name: source.state_dict[key] for key, name in names.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_head(cfg, head, shapes)
+    check_head(cfg, head, shapes, source.meta.get('config'))
     changes = fit_config(cfg, shapes)
     expected = model_shapes(cfg)
     for name, shape in expected.items():
@@ -141,6 +141,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
     if config:
         _write_config(config, converted.cfg, target.name)
     meta = {key: loaded.meta[key] for key in KEPT_META if _is_plain(loaded.meta.get(key))}
+    meta['config'] = converted.cfg.pretty_text  # as mmdet keeps it; SOLOv2's grids are told nowhere else
     with atomic_path(target) as temporary:
         torch.save({'meta': meta, 'state_dict': converted.state_dict}, temporary)
     return converted, config

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.convert.solo_config import checkpoint_grids
+from mmdeploy_ext.convert.solo_config import checkpoint_grids, config_grids
 from mmdeploy_ext.convert.solo_names import original_head
 from mmdeploy_ext.errors import CheckpointError
 
@@ -15,14 +13,13 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.checkpoint import Checkpoint
 
-TRAINED = re.compile(r'\bnum_grids=([\[(][\d,\s]*[\])])')
-
 
 def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint that was trained on other grids.
 
     SOLO and Decoupled SOLO predict one mask or line per cell, so that the layers tell. SOLOv2's layers do not
-    depend on the grids; its checkpoint tells when mmdet kept the config in it.
+    depend on the grids; its checkpoint tells when a config was kept in it, as mmdet
+    and `solo_wxinlong.py` do.
 
     Args:
         head: with `num_grids`.
@@ -35,15 +32,9 @@ def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
         return
     shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
     own = list(head.num_grids)
-    trained = checkpoint_grids(shapes) or _of_config(checkpoint.meta.get('config'))
+    trained = checkpoint_grids(shapes) or config_grids(checkpoint.meta.get('config'))
     if trained and trained != own:
         raise CheckpointError(
             f'{checkpoint.path}: was trained on grids of {trained} cells, the config says '
             f'model.mask_head.num_grids={own}; use the config that this checkpoint was trained with'
         )
-
-
-def _of_config(text: object) -> list[int]:
-    """Return the grids that a config's text names; empty where it names none or several."""
-    found = {match.group(1) for match in TRAINED.finditer(text)} if isinstance(text, str) else set()
-    return list(ast.literal_eval(found.pop())) if len(found) == 1 else []

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmdeploy_ext.config import load_config, mmdet_config
 from mmdeploy_ext.convert.solo_names import converted_names, original_name
 from mmdeploy_ext.convert.solo_wxinlong import convert, model_shapes
 from mmdeploy_ext.errors import CheckpointError
+from projects.mmdet_plugin.solo.grids import check_grids
 
 TOY = 'configs/demo/solov2_toy.py'
 NETS = (
@@ -112,7 +114,9 @@ def test_values_and_facts_are_carried_over(tmp_path):
     before, after = load_checkpoint(source), load_checkpoint(target)
     names = converted_names(before.state_dict)
     assert all(torch.equal(before.state_dict[key], after.state_dict[name]) for key, name in names.items())
+    config = after.meta.pop('config')
     assert after.meta == dict(epoch=36, CLASSES=('a', 'b'))
+    assert 'num_grids=[24, 20, 14, 10, 8]' in config  # SOLOv2's layers do not tell them
     # the original's towers have 32 groups, whatever a config says
     assert load_config(str(tmp_path / 'out.py')).model.mask_head.norm_cfg.num_groups == 32
 
@@ -162,6 +166,28 @@ def test_grids_unlike_the_configs_are_refused():
     cfg.model.mask_head.num_grids = [24, 20, 14, 10, 8]
     with pytest.raises(CheckpointError, match=r'grids of \[40, 36, 24, 16, 12\] cells.*num_grids=\[24, 20'):
         convert(golden.meta_checkpoint(shapes), cfg)
+
+
+def test_grids_that_the_original_config_of_a_solov2_checkpoint_tells_are_the_configs(tmp_path, capsys):
+    source = toy_original(tmp_path / 'in.pth')
+    content = torch.load(source, weights_only=True)
+    for grids, status in (('[24, 20, 14, 10, 8]', 0), ('[40, 36, 24, 16, 12]', 2)):
+        content['meta']['config'] = f'bbox_head=dict(\n    num_grids={grids},\n    ins_out_channels=32)'
+        torch.save(content, source)
+        assert golden.run_tool(source, tmp_path / f'out{status}.pth', '--config', TOY) == status
+    assert (
+        f'in.pth: the checkpoint was trained on grids of {grids} cells, {TOY} says' in capsys.readouterr().err
+    )
+    assert not (tmp_path / 'out2.pth').exists()
+
+
+def test_a_converted_solov2_checkpoint_is_refused_where_the_config_has_other_grids(tmp_path):
+    source, target = toy_original(tmp_path / 'in.pth'), tmp_path / 'out.pth'
+    assert golden.run_tool(source, target, '--config', TOY) == 0
+    converted = load_checkpoint(target)
+    check_grids(SimpleNamespace(num_grids=[24, 20, 14, 10, 8]), converted)
+    with pytest.raises(CheckpointError, match=r'out\.pth: was trained on grids of \[24, 20, 14, 10, 8\]'):
+        check_grids(SimpleNamespace(num_grids=[40, 36, 24, 16, 12]), converted)
 
 
 def test_files_of_others_are_refused(tmp_path, capsys):
