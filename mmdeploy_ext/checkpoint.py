@@ -60,6 +60,8 @@ def read_content(path: str | Path) -> Any:
         CheckpointError: missing, truncated, not a checkpoint, or one that would run code.
     """
     path = str(path)
+    if Path(path).is_dir():
+        raise CheckpointError(f'{path}: is a folder; give the file of the checkpoint in it')
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:

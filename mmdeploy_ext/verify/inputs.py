@@ -26,7 +26,8 @@ class ProofInput:
         images: prepared images of one size, one per batch entry.
         sources: the images before normalising, as the network sees them, and their titles.
         traced: whether the exporter saw exactly this.
-        rescale: feed `scale_factor` too, so that boxes are in pixels of the original.
+        rescale: feed `scale_factor` too, so that boxes are in pixels of the original. The first other image
+            does: width and height of a square input would tell nothing of their order.
     """
 
     name: str
@@ -72,7 +73,7 @@ def proof_inputs(
     if options.batch > 1:
         cases.append(fixed(f'batch of {options.batch} images', batch, (height, width), rescale=True))
     cases += [
-        fixed('other image', [image] * options.batch, (height, width), rescale=bool(index % 2))
+        fixed('other image', [image] * options.batch, (height, width), rescale=not index % 2)
         for index, image in enumerate(images[1:])
     ]
     if options.dynamic:

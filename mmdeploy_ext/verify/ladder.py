@@ -15,7 +15,7 @@ from rich.progress import Progress
 from mmdeploy_ext import export
 from mmdeploy_ext.backends import ENGINE_TITLES, build_backend
 from mmdeploy_ext.cli import one_line, stderr
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.errors import ModelFileError, ShapeError
 from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.metadata import Metadata, read_metadata
@@ -140,6 +140,8 @@ def run_case(
         if metadata.options.get('score_form') == 'product':
             return Case(proof_input.name, shape, proof_input.traced, rows), []
         found = family.detections(metadata, outputs, feeds)
+        if len(found) != len(expected):
+            raise ShapeError(f'got results of {len(found)} images, expected {len(expected)}')
     except (ValueError, IndexError) as error:
         failed = tuple(_failed(title, wanted, error) for title, wanted in zip(titles, expected, strict=True))
         return Case(proof_input.name, shape, proof_input.traced, rows, failed), []

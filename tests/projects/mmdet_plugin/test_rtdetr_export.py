@@ -73,6 +73,33 @@ def test_a_wrong_graph_is_not_proven(toy, raw, folder):
     assert not proof(toy, str(folder / 'wrong.onnx')).proven
 
 
+def read_in_place_of(model, name, array, folder, turned=False):
+    """Give the readers of an input a constant; or, turned, the input with its columns in that order."""
+    for node in model.graph.node:
+        node.input[:] = ['planted' if read == name else read for read in node.input]
+    constant = 'order' if turned else 'planted'
+    model.graph.initializer.append(onnx.numpy_helper.from_array(array, constant))
+    if turned:
+        model.graph.node.insert(0, onnx.helper.make_node('Gather', [name, constant], ['planted'], axis=1))
+    onnx.save(model, folder / 'planted.onnx')
+    return str(folder / 'planted.onnx')
+
+
+def test_a_fixed_square_graph_that_reads_height_before_width_is_not_proven(toy, folder):
+    path = toy_rtdetr.export_toy(toy, folder / 'square.onnx', dynamic=False, height=192, width=192)
+    assert proof(toy, path).proven
+    turned = read_in_place_of(onnx.load(path), 'orig_target_sizes', np.array([1, 0]), folder, turned=True)
+    assert {case.name: case.passed for case in proof(toy, turned).cases} == {
+        'traced input': True, 'other image': False}
+
+
+def test_a_graph_that_answers_for_fewer_images_is_not_proven(toy, full, folder):
+    picture = np.zeros((1, 3, 192, 256), np.float32)
+    verdict = proof(toy, read_in_place_of(onnx.load(full), 'images', picture, folder))
+    assert 'every input reaches an output' in {check.name for check in verdict.structure if not check.passed}
+    assert 'got results of 1 images, expected 2' in verdict.cases[-1].detections[0].reason
+
+
 @pytest.mark.parametrize('opset', [16, 20])
 def test_fixed_row_major_graphs_and_simplified_ones_are_proven(folder, opset):
     layout = {'model.encoder.position_layout': 'row_major'}
