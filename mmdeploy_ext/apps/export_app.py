@@ -167,8 +167,8 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
     )
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
-    """Export, and prove when asked to."""
+def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') -> int:
+    """Export, and prove when asked to; `only` names the one family that the tool is for."""
     cli.wait_passively()
     from mmdeploy_ext import compat
 
@@ -185,7 +185,13 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         if getattr(args, name) is not None and not args.verify:
             raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
     register()
-    if isinstance(find_family(load_config(args.config, cfg_options)), SequenceFamily):
+    family = find_family(load_config(args.config, cfg_options))
+    if only and family.name != only:
+        raise UsageError(
+            f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
+            f'use tools/deployment/pytorch2onnx.py for it'
+        )
+    if isinstance(family, SequenceFamily):
         from mmdeploy_ext.apps.sequence_app import run_export
 
         return run_export(args, build_parser(), engine)
@@ -274,14 +280,15 @@ def _show(
         print(f'detections side by side: {picture}')
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(register: Callable[[], None], argv: Sequence[str] | None = None, only: str = '') -> int:
     """Run the tool.
 
     Args:
         register: imports the projects whose families can be exported.
         argv: command line; None reads sys.argv.
+        only: the one family that the tool takes; '' takes all.
 
     Returns:
         0 exported (and proven when asked), 1 checked and failed, 2 usage.
     """
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(lambda args: run(args, register, only), build_parser(), argv)

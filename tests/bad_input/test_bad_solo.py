@@ -1,5 +1,7 @@
 """What only instance segmentation can get wrong: the other family's files, originals, grids, sizes, caps."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,18 @@ def test_a_solo_config_does_not_take_the_checkpoint_of_atss(bench):
 
 def test_an_atss_config_does_not_take_a_solo_checkpoint(bench, solo):
     bench.refuses('export', 'solo.pth: does not fit the model', 'bbox_head', checkpoint=solo['checkpoint'])
+
+
+def test_the_tool_for_solo_does_not_take_a_config_of_atss(bench, monkeypatch, capfd):
+    line = bench.arguments('export', {})
+    monkeypatch.setattr(sys, 'argv', ['solo2onnx.py', *line])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(REPOSITORY / 'tools/deployment/solo2onnx.py'), run_name='__main__')
+    error = capfd.readouterr().err
+    assert stopped.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1
+    assert "is a config of family 'atss', expected 'solo'" in error and 'pytorch2onnx.py' in error
+    assert (bench.out / 'm.onnx').read_bytes() == b'an earlier export'
 
 
 def test_a_solo_file_is_not_an_atss_model_and_the_reverse(bench, solo, solo_onnx):

@@ -14,4 +14,4 @@ def register() -> None:
 if __name__ == '__main__':
     from mmdeploy_ext.apps.export_app import main
 
-    sys.exit(main(register))
+    sys.exit(main(register, only='solo'))
