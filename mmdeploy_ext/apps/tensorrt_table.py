@@ -131,14 +131,20 @@ def _halves(dtypes: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
     return sum(counts.get('float16', 0) for counts in products), sum(sum(x.values()) for x in products)
 
 
-def _cosine(path: str, job: tensorrt_engine.Job) -> float:
+def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:
+    """Return the worst cosine; None where random inputs give zeros alone, which would say nothing."""
     single = tensorrt_engine.prepare(path, constants=job.constants, only_check=True).model
     usual = {name: shapes[1] for name, shapes in job.profiles.items()}
     feeds = random_feeds(single, 0, usual)
     reference, got = Runner(single).run(feeds), Runner(job.model).run(feeds)
-    floats = {name: array for name, array in reference.items() if np.asarray(array).dtype.kind == 'f'}
+    floats = {name: array for name, array in reference.items() if _says_something(array)}
     rows = compare_outputs(floats, {name: got[name] for name in floats}, half=True)
-    return min((row.cosine for row in rows), default=1.0)
+    return min((row.cosine for row in rows), default=None)
+
+
+def _says_something(array: np.ndarray) -> bool:
+    array = np.asarray(array)
+    return array.dtype.kind == 'f' and bool(array.any())
 
 
 def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) -> str:
@@ -157,7 +163,7 @@ def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) ->
         marks = ['builds' if number in row.built else 'refused' for number in architectures]
         size = f'{row.nbytes / 1e6:.1f}'
         half = f'{row.halves[0]} of {row.halves[1]}'
-        cosine = '' if row.cosine is None else f'{row.cosine:.5f}'
+        cosine = '-' * (row.precision == 'fp16') if row.cosine is None else f'{row.cosine:.5f}'
         lines.append(_line([row.name, str(row.nodes), row.precision, *marks, size, half, cosine]))
     if refused:
         lines += ['', 'Refused before the build:', '']

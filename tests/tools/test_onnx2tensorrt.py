@@ -137,6 +137,16 @@ def test_an_architecture_that_refuses_a_file_leaves_the_others(tmp_path):
     assert half.halves == (1, 1) and half.cosine > 0.999
 
 
+def test_outputs_of_zeros_alone_have_no_cosine(tmp_path):
+    package()
+    graph = '[zero] z = Sub(x, x) [prod] y = MatMul(z, x)'
+    onnx.save_model(parse(graph, 'float[3,3] x', 'float[3,3] y'), tmp_path / 'm.onnx')
+    single, half = tensorrt_table.measure([str(tmp_path / 'm.onnx')], [86])
+    assert half.built == (86,) and half.cosine is None
+    text = tensorrt_table.markdown([single, half], [86], '1')
+    assert [line.split(' | ')[-1] for line in text.splitlines() if '/m |' in line] == [' |', '- |']
+
+
 def test_a_page_without_marks_gets_the_table_alone():
     assert tensorrt_table.shown_in('', 'T\n') == '<!-- table -->\nT\n<!-- /table -->\n'
     both = tensorrt_table.shown_in('<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\ny\n<!-- /b -->\n', 'T\n', 'b')
