@@ -16,7 +16,7 @@ from mmdeploy_ext.convert import rtdetr_names, solo_names
 from mmdeploy_ext.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SHOWN_KEYS = 10
 
@@ -125,6 +125,38 @@ def listed(keys: Sequence[str]) -> str:
     return f'{len(keys)} ({", ".join(keys[:SHOWN_KEYS])}{more})'
 
 
+def check_finite(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Refuse NaN and infinite weights, which would make every output of a graph meaningless.
+
+    Args:
+        path: of the checkpoint, for the message.
+        tensors: name -> weight.
+        own: the model's tensors as it was built; the file's are cast to their types, as loading does. Where
+            a tensor of the model is not finite by itself, that of the file need not be either.
+
+    Raises:
+        CheckpointError: names the keys, how many values of each, and what they are.
+    """
+    broken = []
+    for key, value in tensors.items():
+        built = (own or {}).get(key)
+        value = value if built is None else value.to(built.dtype)
+        if not value.is_floating_point() or bool(value.isfinite().all()):
+            continue
+        if built is not None and not bool(built.isfinite().all()):
+            continue
+        nan, infinite = int(value.isnan().sum()), int(value.isinf().sum())
+        counts = [f'{nan} NaN'] * bool(nan) + [f'{infinite} infinite'] * bool(infinite)
+        broken.append(f'{key}: {" and ".join(counts)} of {value.numel()} values')
+    if broken:
+        raise CheckpointError(
+            f'{path}: weights that are not finite: {listed(broken)}. The training diverged or the file is '
+            f'damaged: take an earlier checkpoint, or copy it again'
+        )
+
+
 def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes: Sequence[str] = ()) -> None:
     """Put the weights into the model; every key has to be accounted for.
 
@@ -134,7 +166,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         ignored_prefixes: keys that inference does not use may be missing or unexpected.
 
     Raises:
-        CheckpointError: missing or unexpected keys, or shapes that differ; ten of them and the count.
+        CheckpointError: missing or unexpected keys, shapes that differ, or weights that are not finite; ten
+            of them and the count.
     """
     own = model.state_dict()
     shapes = [
@@ -148,6 +181,12 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         for key, value in checkpoint.state_dict.items()
         if key not in own or own[key].shape == value.shape
     }
+    used = {
+        key: value
+        for key, value in fitting.items()
+        if key in own and not key.startswith(tuple(ignored_prefixes))
+    }
+    check_finite(checkpoint.path, used, own)
     result = model.load_state_dict(fitting, strict=False)
     for title, keys in (('missing', result.missing_keys), ('unexpected', result.unexpected_keys)):
         counted = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.checkpoint import listed, read_content
+from mmdeploy_ext.checkpoint import check_finite, listed, read_content
 from mmdeploy_ext.convert import rtdetr_names as names
 from mmdeploy_ext.convert.solo_wxinlong import model_shapes
 from mmdeploy_ext.errors import CheckpointError, ConfigError, UsageError
@@ -256,7 +256,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
     """Convert a file and write `{'meta', 'state_dict'}`, whole or not at all.
 
     Raises:
-        CheckpointError: see `read_source` and `convert`.
+        CheckpointError: see `read_source` and `convert`; weights that are not finite.
         UsageError: a path that cannot be written.
     """
     source, target = Path(source), Path(target)
@@ -265,6 +265,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
     check_writable(target)
     try:
         converted = convert(read_source(source, weights), cfg)
+        check_finite(source, converted.state_dict)
     except CheckpointError as error:
         text = str(error)
         raise CheckpointError(text if text.startswith(str(source)) else f'{source}: {text}') from error

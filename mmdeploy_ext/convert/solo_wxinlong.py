@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.checkpoint import Checkpoint, listed, load_checkpoint
+from mmdeploy_ext.checkpoint import Checkpoint, check_finite, listed, load_checkpoint
 from mmdeploy_ext.convert import solo_names
 from mmdeploy_ext.convert.solo_config import check_head, fit_config
 from mmdeploy_ext.errors import CheckpointError, UsageError
@@ -130,13 +130,14 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
         What was converted, and the config that was written, if any.
 
     Raises:
-        CheckpointError: see `convert`.
+        CheckpointError: see `convert`; weights that are not finite.
         UsageError: a path that cannot be written, or a config of other content where one has to go.
     """
     target = Path(target)
     _check_target(Path(source), target)
     loaded = load_checkpoint(source)
     converted = convert(loaded, cfg)
+    check_finite(source, converted.state_dict)
     config = target.with_suffix('.py') if converted.changes else None
     if config:
         _write_config(config, converted.cfg, target.name)

@@ -68,6 +68,34 @@ def test_half_precision_weights_become_those_of_the_model():
     assert torch.equal(model[0].weight, halves.state_dict['0.weight'].float())
 
 
+def test_weights_that_are_not_finite_are_refused_by_key_and_count():
+    broken = checkpoint()
+    broken.state_dict['0.weight'][0, 1] = float('nan')
+    broken.state_dict['0.weight'][2, 0] = float('inf')
+    broken.state_dict['1.running_var'][:] = float('nan')  # a buffer, and finite in the model
+    with pytest.raises(CheckpointError) as error:
+        load_strict(tiny(), broken)
+    message = str(error.value)
+    assert message.startswith('w.pth: weights that are not finite: 2 (0.weight: 1 NaN and 1 infinite of 6 values')
+    assert '1.running_var: 3 NaN of 3 values)' in message and error.value.exit_code == 2
+
+
+def test_a_number_that_the_type_of_the_model_does_not_hold_is_not_finite():
+    large = checkpoint()
+    large.state_dict['0.bias'] = torch.tensor([1.0, 1e300, 2.0], dtype=torch.float64)
+    with pytest.raises(CheckpointError, match=r'1 \(0\.bias: 1 infinite of 3 values\)'):
+        load_strict(tiny(), large)
+
+
+def test_buffers_that_are_infinite_by_design_and_unused_weights_may_be_infinite():
+    model = tiny()
+    model.register_buffer('anchors', torch.tensor([0.0, float('inf')]))
+    weights = checkpoint(aux_head=torch.tensor([float('nan')]))
+    weights.state_dict['anchors'] = torch.tensor([1.0, float('inf')])
+    load_strict(model, weights, ('aux',))
+    assert model.anchors.tolist() == [1.0, float('inf')]
+
+
 @pytest.mark.parametrize('wrapped', [True, False])
 def test_the_prefix_of_a_parallel_wrapper_goes(wrapped, tmp_path):
     weights = {f'module.{key}': value for key, value in tiny().state_dict().items()}

@@ -174,6 +174,17 @@ def test_a_file_without_ema_says_so(toy, capsys):
     assert 'plain weights (model); the file has no EMA weights' in capsys.readouterr().out
 
 
+def test_weights_that_are_not_finite_are_not_converted(toy, capsys):
+    folder, weights = toy
+    key = 'backbone.conv1.conv1_1.conv.weight'
+    broken = dict(weights, **{key: torch.full_like(weights[key], float('inf'))})
+    torch.save({'model': broken}, folder / 'broken.pth')
+    assert run_tool(folder / 'broken.pth', folder / 'finite.pth') == 2
+    count = weights[key].numel()
+    said = f'broken.pth: weights that are not finite: 1 ({key}: {count} infinite of {count} values)'
+    assert said in capsys.readouterr().err and not (folder / 'finite.pth').exists()
+
+
 def test_other_classes_and_other_models_are_refused_and_classes_can_be_overridden(toy, capsys):
     folder, weights = toy
     torch.save({'model': weights}, folder / 'six.pth')

@@ -130,6 +130,16 @@ def test_counters_of_batch_norm_may_be_missing(tmp_path):
     assert load_checkpoint(target).state_dict['backbone.bn1.num_batches_tracked'].item() == 0
 
 
+def test_weights_that_are_not_finite_are_not_converted(tmp_path, capsys):
+    source = toy_original(tmp_path / 'in.pth')
+    content = torch.load(source)
+    content['state_dict']['backbone.conv1.weight'].view(-1)[:3] = float('nan')
+    torch.save(content, source)
+    said = refusal(source, tmp_path / 'out.pth', '--config', TOY, capsys=capsys)
+    assert 'in.pth: weights that are not finite: 1 (backbone.conv1.weight: 3 NaN of ' in said
+    assert [path.name for path in tmp_path.iterdir()] == ['in.pth']
+
+
 def lose(key):
     return lambda shapes: {name: shape for name, shape in shapes.items() if name != key}
 
