@@ -201,16 +201,19 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
 
+def rule_of(deployment: Deployment, options: ExportOptions) -> PreprocessRule:
+    """Return how pictures become the input of a file with these options: a fixed one has one size."""
+    size = None if options.dynamic else (options.height, options.width)
+    return dataclasses.replace(deployment.rule, size=size or deployment.rule.size)
+
+
 def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
     """Return what the file will say about itself."""
-    family, model = deployment.family, deployment.model
-    rule, spec = deployment.rule, family.spec(model, options)
-    if not options.dynamic:
-        rule = dataclasses.replace(rule, size=(options.height, options.width))
+    spec = deployment.family.spec(deployment.model, options)
     return Metadata(
         form=options.form,
         spec=with_half_features(spec) if options.fp16_io else spec,
-        preprocess=rule,
+        preprocess=rule_of(deployment, options),
         options=dict(
             options.of_family(deployment.family.own_options),
             cfg_options=plain_options(deployment.cfg_options),
@@ -284,6 +287,4 @@ def export_to_file(
 
 def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:
     """Return the config's rule with the normalisation that the file was exported with (`--mean`, `--std`)."""
-    return dataclasses.replace(
-        rule, mean=metadata.preprocess.mean, std=metadata.preprocess.std, to_rgb=metadata.preprocess.to_rgb
-    )
+    return dataclasses.replace(rule, mean=metadata.preprocess.mean, std=metadata.preprocess.std)

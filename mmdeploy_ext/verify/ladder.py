@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from rich.progress import Progress
 
-from mmdeploy_ext import export
+from mmdeploy_ext import deploy, export
 from mmdeploy_ext.backends import ENGINE_TITLES, build_backend
 from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError, ShapeError
@@ -22,9 +22,10 @@ from mmdeploy_ext.metadata import Metadata, read_metadata
 from mmdeploy_ext.verify import half
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
+from mmdeploy_ext.verify.provenance import normalisation_notes, provenance
 from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.tasks import task_module
-from mmdeploy_ext.verify.verdict import Case, Check, DetectionRow, PicturePair, TensorRow, Verdict
+from mmdeploy_ext.verify.verdict import Case, DetectionRow, PicturePair, TensorRow, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ def prove(
         subject=_subject(deployment, path, metadata, engine),
         structure=[
             *check_structure(model, metadata, folded, family.derived_prefixes, family.derives),
-            *provenance(deployment, metadata),
+            *provenance(deployment, metadata, deploy.rule_of(deployment, options)),
         ],
     )
     pictures: list[PicturePair] = []
@@ -116,7 +117,7 @@ def prove(
             half.judge_whole(verdict, bool(engine_options.get('round_fp16')))
         if all(case.passed for case in verdict.cases):
             verdict.timing_ms = _timing(deployment, backend, inputs[0])
-    _judge_whole(verdict, metadata)
+    _judge_whole(verdict, deployment, metadata)
     return verdict, pictures[:MAX_PICTURES]
 
 
@@ -286,24 +287,7 @@ def _shape_title(options: Mapping[str, Any]) -> str:
     return 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed'
 
 
-def provenance(deployment: Deployment, metadata: Metadata) -> list[Check]:
-    """Tell whether a file says that it was made from this checkpoint and config."""
-    checks = []
-    for title, written, here in (
-        ('checkpoint', metadata.checkpoint_sha256, deployment.checkpoint_sha256),
-        ('config', metadata.config_sha256, deployment.config_sha256),
-    ):
-        checks.append(
-            Check(
-                f'made from this {title}',
-                written == here,
-                '' if written == here else f'file says {written[:12]}, this {title} is {here[:12]}',
-            )
-        )
-    return checks
-
-
-def _judge_whole(verdict: Verdict, metadata: Metadata) -> None:
+def _judge_whole(verdict: Verdict, deployment: Deployment, metadata: Metadata) -> None:
     """Add what single rows cannot see: that nothing was compared, or nothing was found."""
     detections = [row for case in verdict.cases for row in case.detections]
     tensors = [row for case in verdict.cases for row in case.tensors]
@@ -314,6 +298,7 @@ def _judge_whole(verdict: Verdict, metadata: Metadata) -> None:
             'nothing was found in any image, so nothing was matched: use images with objects that '
             'this model finds (--input-img, --test-img, --images), and a trained checkpoint'
         )
+    verdict.notes += normalisation_notes(deployment)
     overrides = metadata.options.get('cfg_options')
     if overrides:
         listed = ', '.join(f'{key}={value}' for key, value in overrides.items())

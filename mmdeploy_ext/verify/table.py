@@ -10,6 +10,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mmdeploy_ext.runtime.detections import candidates_needed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -246,8 +248,13 @@ def next_command(verdict: Verdict) -> str:
     model = _model_of(subject)
     if not all(check.passed for check in verdict.structure):
         return f'{export_command(model, file, subject)}   # export it again'
-    detections = [row for case in verdict.cases for row in case.detections]
-    if subject.get('form') == 'full' and not all(row.passed for row in detections):
+    failed = [row for case in verdict.cases for row in case.detections if not row.passed]
+    needed = [candidates_needed(row.reason) for row in failed]
+    if needed and all(needed):
+        options = dict(subject.get('options', {}), max_candidates=max(needed))
+        command = export_command(model, file, {**subject, 'options': options})
+        return f'{command}   # only the number of candidates cut results off'
+    if subject.get('form') == 'full' and failed:
         raw = f'{file.removesuffix(".onnx")}_raw.onnx'
         command = export_command(model, raw, {**subject, 'form': 'raw'})
         return f'{command}   # is it the network or the post-processing?'

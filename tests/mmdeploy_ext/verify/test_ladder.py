@@ -1,5 +1,7 @@
 """The proof finds out what is wrong with a file, and passes what is right."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -197,6 +199,40 @@ def test_a_file_of_another_checkpoint_is_not_proven(deployment, files, images, t
     verdict, _ = prove(other, files['full'], images)
     assert not verdict.proven
     assert [check.name for check in verdict.structure if not check.passed] == ['made from this checkpoint']
+
+
+@pytest.mark.parametrize(
+    ('field', 'change', 'check', 'detail'),
+    [
+        ('preprocess', dict(to_rgb=False), 'preprocessing as in the config', 'to_rgb: the file says False'),
+        ('preprocess', dict(keep_ratio=False), 'preprocessing as in the config', 'keep_ratio'),
+        ('classes', None, 'classes as in the config', "the file says ['none']"),
+        ('postprocess', dict(score_thr=0.9), 'post-processing as in the config', 'score_thr: the file says'),
+    ],
+)
+def test_a_file_that_says_something_else_than_the_config_is_not_proven(
+    field, change, check, detail, files, tmp_path
+):
+    model = onnx.load(files['full'])
+    entry = next(one for one in model.metadata_props if one.key == f'mm2onnx.{field}')
+    entry.value = json.dumps({**json.loads(entry.value), **change} if change else ['none'])
+    onnx.save(model, tmp_path / 'told.onnx')
+    command = [CONFIG, CHECKPOINT, str(tmp_path / 'told.onnx'), '--json', str(tmp_path / 'v.json')]
+    assert verify_app.main(register, command) == 1
+    failed = [one for one in read_json(tmp_path / 'v.json')['structure'] if not one['passed']]
+    assert [one['name'] for one in failed] == [check] and detail in failed[0]['detail']
+
+
+def test_another_mean_than_that_of_the_config_is_said(files, tmp_path):
+    model = onnx.load(files['raw'])
+    entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.preprocess')
+    entry.value = json.dumps({**json.loads(entry.value), 'mean': [1.0, 2.0, 3.0]})
+    onnx.save(model, tmp_path / 'told.onnx')
+    command = [CONFIG, CHECKPOINT, str(tmp_path / 'told.onnx'), '--json', str(tmp_path / 'v.json')]
+    verify_app.main(register, command)
+    notes = read_json(tmp_path / 'v.json')['notes']
+    said = 'normalised with mean [1.0, 2.0, 3.0] (--mean of the export), not with that of the config'
+    assert any(said in note for note in notes)
 
 
 def register():

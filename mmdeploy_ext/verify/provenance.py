@@ -1,0 +1,73 @@
+"""Level 1, too: was a file made from this config and checkpoint, and does it say of itself what they say?
+
+Needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.verify.verdict import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.metadata import Metadata
+
+
+def provenance(deployment: Deployment, metadata: Metadata, rule: Any) -> list[Check]:
+    """Tell whether a file was made from this checkpoint and config, and says of itself what they say.
+
+    Runners take the file's word for how pictures are prepared, for class names and for thresholds, so that a
+    right graph with another rule is not the same model.
+
+    Args:
+        deployment: the config and checkpoint.
+        metadata: of the file.
+        rule: how pictures become the input, by the config.
+    """
+    checks = []
+    for title, written, here in (
+        ('checkpoint', metadata.checkpoint_sha256, deployment.checkpoint_sha256),
+        ('config', metadata.config_sha256, deployment.config_sha256),
+    ):
+        checks.append(
+            Check(
+                f'made from this {title}',
+                written == here,
+                '' if written == here else f'file says {written[:12]}, this {title} is {here[:12]}',
+            )
+        )
+    facts = deployment.family.postprocess_facts(deployment.model)
+    told = (
+        ('preprocessing', metadata.preprocess.to_json(), rule.to_json()),
+        ('classes', dict(classes=metadata.classes), dict(classes=deployment.classes)),
+        ('post-processing', metadata.postprocess, facts),
+    )
+    for title, written, here in told:
+        differing = _differing(written, here)
+        checks.append(Check(f'{title} as in the config', not differing, differing))
+    return checks
+
+
+def _differing(written: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return which facts differ, compared as JSON has them."""
+    written, here = (json.loads(json.dumps(side)) for side in (written, here))
+    return '; '.join(
+        f'{key}: the file says {written.get(key)}, the config {here.get(key)}'
+        for key in dict.fromkeys([*here, *written])
+        if written.get(key) != here.get(key)
+    )[:300]
+
+
+def normalisation_notes(deployment: Deployment) -> list[str]:
+    """Say where pictures are not normalised as the config says, which is an option of the export."""
+    given = deployment.family.preprocess_rule(deployment.cfg)
+    return [
+        f'pictures are normalised with {name} {list(getattr(deployment.rule, name))} (--{name} of the '
+        f'export), not with that of the config, {list(getattr(given, name))}; PyTorch ran with the same'
+        for name in ('mean', 'std')
+        if tuple(getattr(deployment.rule, name)) != tuple(getattr(given, name))
+    ]
