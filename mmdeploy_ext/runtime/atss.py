@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import ModelFileError, ShapeError
-from mmdeploy_ext.runtime.detections import Detections, from_padded, nms, sigmoid
+from mmdeploy_ext.errors import ShapeError
+from mmdeploy_ext.runtime.detections import Detections, candidates_lost, from_padded, nms, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -228,7 +228,4 @@ def _check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Seq
         if count > cap and (most < 0 or len(image) < most)
     ]
     if lacking:
-        raise ModelFileError(
-            f'candidates: an image has {max(lacking)} of them, the file was exported with --max-candidates '
-            f'{cap} and left some out; export it with --max-candidates {max(lacking)} or more, or without'
-        )
+        raise candidates_lost(max(lacking), cap)

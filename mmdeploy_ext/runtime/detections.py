@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from mmdeploy_ext.errors import ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,3 +175,22 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Return 1 / (1 + exp(-x)) in float32 without overflow warnings."""
     with np.errstate(over='ignore'):
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
+def candidates_lost(most: int, cap: int) -> ModelFileError:
+    """Return the error of a file with `--max-candidates` that may have left results out.
+
+    Args:
+        most: candidates that an image has.
+        cap: that the file looks at.
+    """
+    return ModelFileError(
+        f'candidates: an image has {most} of them, the file was exported with --max-candidates {cap} and '
+        f'left some out; export it with --max-candidates {most} or more, or without'
+    )
+
+
+def candidates_needed(reason: str) -> int:
+    """Return the number of candidates that `candidates_lost` asked for; 0 of any other message."""
+    found = re.search(r'candidates: .* export it with --max-candidates (\d+) or more', reason)
+    return int(found[1]) if found else 0

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import ModelFileError, ShapeError
-from mmdeploy_ext.runtime.detections import Instances, instances_from_padded, sigmoid
+from mmdeploy_ext.errors import ShapeError
+from mmdeploy_ext.runtime.detections import (
+    Instances,
+    candidates_lost,
+    instances_from_padded,
+    sigmoid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -258,7 +263,4 @@ def _check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> None:
     cap = metadata.options.get('max_candidates', 0)
     most = int(np.max(outputs['candidates'])) if cap else 0
     if most > cap:
-        raise ModelFileError(
-            f'candidates: an image has {most} of them, the file was exported with --max-candidates {cap} and '
-            f'left some out; export it with --max-candidates {most} or more, or without'
-        )
+        raise candidates_lost(most, cap)

@@ -1,6 +1,7 @@
 """What only instance segmentation can get wrong: the other family's files, originals, grids, sizes, caps."""
 
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -179,3 +180,15 @@ def test_more_candidates_than_the_cap_are_an_error_not_a_shorter_list(bench, sol
     assert run_images.main(line, ('full', 'raw'), '', ('solo',)) != 0
     error = bench.capfd.readouterr().err
     assert 'error: ' in error and '--max-candidates 1' in error and 'left some out' in error
+
+
+def test_a_proof_that_only_the_cap_failed_names_the_number_that_passes(bench):
+    trained = dict(config=SOLO, checkpoint=REPOSITORY / 'demo/checkpoints/solov2_toy.pth')
+    small = bench.folder / 'small.onnx'
+    done = bench.call('export', output=small, more='--shape 128 160 --max-candidates 2 --verify', **trained)
+    following = done.out[done.out.index('next: ') :].splitlines()[0]
+    assert done.status == 1 and 'left some out' in done.out and '--postprocess full' in following
+    words = shlex.split(following.split('   #')[0])
+    assert int(words[words.index('--max-candidates') + 1]) > 2
+    again = bench.call('export', output=small, more=shlex.join(words[words.index('--verify') :]), **trained)
+    assert again.status == 0 and 'PROVEN' in again.out, again.out
