@@ -181,7 +181,9 @@ def _check_own_options(family: Family, options: ExportOptions) -> None:
     """Refuse options that only other families have."""
     for name, value in options.set_for_some().items():
         if name not in family.own_options:
-            raise UsageError(f'--{name.replace("_", "-")} {value}: family {family.name!r} has no such option')
+            flag = name.replace('_', '-')
+            typed = f'--{"" if value else "no-"}{flag}' if isinstance(value, bool) else f'--{flag} {value}'
+            raise UsageError(f'{typed}: family {family.name!r} has no such option')
 
 
 def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule) -> ExportOptions:

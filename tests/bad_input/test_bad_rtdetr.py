@@ -80,8 +80,16 @@ def test_wrong_options_are_refused_before_the_weights_load(more, words, bench):
     bench.refuses('export', *words, config=CONFIG, checkpoint=missing, more=more)
 
 
-def test_other_families_have_no_dynamic_batch(bench):
-    bench.refuses('export', '--dynamic-batch', "'atss' has no such option", more=BATCH)
+@pytest.mark.parametrize(
+    ('more', 'typed'),
+    [
+        (BATCH, '--dynamic-batch'),
+        ('--no-fuse', '--no-fuse'),
+        ('--grid-sample gather', '--grid-sample gather'),
+    ],
+)
+def test_options_that_other_families_do_not_have_are_named_as_they_were_typed(more, typed, bench):
+    bench.refuses('export', f"error: {typed}: family 'atss' has no such option", more=more)
 
 
 def test_runners_take_their_own_family(bench, good, capfd):
