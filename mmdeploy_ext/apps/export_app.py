@@ -82,10 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--max-candidates',
         type=int,
-        default=0,
         metavar='K',
-        help='SOLO and ATSS, full form: the K best candidates at most, with constant shapes; for TensorRT '
-        '(default: all)',
+        help='SOLO and ATSS, full form: the K best candidates at most, 1 or more, with constant shapes; for '
+        'TensorRT (default, without the option: all)',
     )
     parser.add_argument(
         '--fuse',
@@ -145,6 +144,10 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         raise UsageError(f'--score-form {args.score_form} goes with --postprocess decode, got {form}')
     if args.opset_version is not None:
         check_opset(args.opset_version, args.exporter)
+    if args.max_candidates is not None and args.max_candidates < 1:
+        raise UsageError(
+            f'--max-candidates {args.max_candidates}: expected a positive number; leave it out for all'
+        )
     if args.std and min(args.std) <= 0:
         raise UsageError(f'--std {" ".join(map(str, args.std))}: expected three positive numbers')
     height, width = shared.parse_shape(args.shape)
@@ -160,7 +163,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         simplify=args.simplify,
         **shared.precision_options(args),
         layout=args.layout,
-        max_candidates=args.max_candidates,
+        max_candidates=args.max_candidates or 0,
         fuse=args.fuse,
         grid_sample=args.grid_sample,
         dynamic_batch=args.dynamic_batch,

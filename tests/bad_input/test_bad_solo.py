@@ -157,7 +157,8 @@ def test_grids_and_strides_come_in_pairs(bench, solo):
         ('--shape 16 160', ['--shape 16 160', 'the largest grid of the model, 24']),
         ('--shape 100 160', ['--shape 100 160', 'multiples of 32']),
         ('--postprocess decode', ['--postprocess decode', 'full, raw']),
-        ('--max-candidates -1', ['--max-candidates -1']),
+        ('--max-candidates -1', ['--max-candidates -1: expected a positive number']),
+        ('--max-candidates 0', ['--max-candidates 0: expected a positive number; leave it out for all']),
         ('--max-candidates 9 --postprocess raw', ['--max-candidates goes with --postprocess full']),
         ('--max-candidates 100000000', ['--max-candidates 100000000', 'candidates']),
         ('--layout fork', ['--layout fork goes with --postprocess raw']),
@@ -166,6 +167,11 @@ def test_grids_and_strides_come_in_pairs(bench, solo):
 )
 def test_options_that_the_model_does_not_take_are_refused(more, words, bench, solo):
     bench.refuses('export', *words, more=more, **solo)
+
+
+@pytest.mark.parametrize('more', ['--max-candidates 0', '--max-candidates -3'])
+def test_atss_takes_a_positive_number_of_candidates_only(more, bench):
+    bench.refuses('export', f'{more}: expected a positive number; leave it out', more=more)
 
 
 @pytest.mark.parametrize('more', ['--layout fork --postprocess raw'])
