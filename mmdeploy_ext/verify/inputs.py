@@ -91,7 +91,7 @@ def _aligned(size: float, multiple: int = 32) -> int:
 
 
 def _unaligned(deployment: Deployment, image: tuple[str, np.ndarray], size: tuple[int, int]) -> ProofInput:
-    """Stretch an image to a size that is no multiple of 32, then pad as the config pads."""
+    """Stretch an image to a size that is no multiple of 32, then pad it to one; the name says which."""
     rule = dataclasses.replace(
         deployment.rule,
         size=None,
@@ -99,4 +99,8 @@ def _unaligned(deployment: Deployment, image: tuple[str, np.ndarray], size: tupl
         size_divisor=32,
         img_scale=(max(size[1], 32), max(size[0], 32)),
     )
-    return ProofInput('other size, not a multiple of 32', (rule.apply(image[1]),), (image,))
+    prepared = rule.apply(image[1])
+    height, width = prepared.img_shape
+    padded = (height, width) != prepared.tensor.shape[1:]
+    name = f'other size, padded from {height}x{width}' if padded else 'other size'
+    return ProofInput(name, (prepared,), (image,))

@@ -86,6 +86,9 @@ def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(deployment, files
     assert len(shapes) >= 3
     assert any(shape.startswith('2x') for shape in shapes)
     assert pictures
+    padded = [case for case in verdict.cases if 'padded from' in case.name]
+    assert [case.name for case in padded] == ['other size, padded from 185x245']
+    assert padded[0].input_shape == '1x3x192x256'
 
 
 @pytest.mark.parametrize(
