@@ -118,6 +118,15 @@ def read_metadata(path: str) -> Metadata:
     Raises:
         ModelFileError: missing or corrupt file, or one without mm2onnx metadata.
     """
+    return Metadata.from_props(read_props(path), path)
+
+
+def read_props(path: object) -> dict[str, str]:
+    """Return the `metadata_props` of an ONNX file, through the onnx package.
+
+    Raises:
+        ModelFileError: missing or corrupt file.
+    """
     import onnx
 
     try:
@@ -126,4 +135,4 @@ def read_metadata(path: str) -> Metadata:
         raise ModelFileError(f'{path}: no such ONNX file') from error
     except Exception as error:
         raise ModelFileError(f'{path}: is not a readable ONNX file ({type(error).__name__})') from error
-    return Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
+    return {entry.key: entry.value for entry in model.metadata_props}

@@ -47,7 +47,7 @@ def run_export(args: argparse.Namespace, parser: argparse.ArgumentParser, engine
     refuse_given(
         args, parser, IMAGE_OPTIONS, "streaming models do not have it; size and cameras are the config's"
     )
-    check_engine_kind(engine['engine'])
+    check_engine_kind(engine['engine'], engine.get('inference_precision'))
     options = sequence_options(args)
     output = args.output_file
     if output is None:
@@ -81,7 +81,7 @@ def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
 
     if args.images:
         raise UsageError('--images: streaming models are proven on frames; use --frames N')
-    check_engine_kind(engine['engine'])
+    check_engine_kind(engine['engine'], engine.get('inference_precision'))
     files = read_files(args.onnx_file)
     written = files.metadata.options.get('cfg_options', {})
     cfg_options = {**written, **shared.parse_cfg_options(args.cfg_options)}

@@ -20,8 +20,8 @@ CHOICES = dict(
     fork_img2lidar=('token', 'depth'),
     layers=('all', 'last'),
 )
-ENGINES = ('OnnxRuntimeBackend', 'TorchBackend')
-"""Engines that keep the memory of a stream."""
+ENGINES = ('OnnxRuntimeBackend', 'OpenVinoBackend', 'TorchBackend')
+"""Engines that models of frames run on."""
 HELP = dict(
     contract='deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the '
     'StreamPETR deployment fork',
@@ -90,15 +90,23 @@ def check_combination(options: SequenceOptions, given: Iterable[str], where: str
     check_precision(options.precision, options.fp16_io, options.keep_fp32, where)
 
 
-def check_engine_kind(kind: str) -> None:
-    """Refuse an engine that cannot keep a memory, before anything is exported for it.
+def check_engine_kind(kind: str, inference_precision: str | None = None) -> None:
+    """Refuse an engine that models of frames do not run on, before anything is exported for it.
+
+    Args:
+        kind: registered name of the backend.
+        inference_precision: of OpenVINO, where it was given.
 
     Raises:
         EngineError: the message says which one can.
+        UsageError: bfloat16 or float16 of the engine, by which no sequence is judged.
     """
     if kind not in ENGINES:
-        raise EngineError(
-            f'{kind}: streaming models run on {" or ".join(ENGINES)}; the memory is bound in ONNX Runtime'
+        raise EngineError(f'{kind}: models of frames run on {" or ".join(ENGINES)}')
+    if inference_precision not in (None, 'fp32'):
+        raise UsageError(
+            f'--inference-precision {inference_precision}: goes with models of single images; models of '
+            f'frames have --precision fp16 of the export'
         )
 
 

@@ -46,7 +46,7 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     settings = backend_config.read_settings(
         cfg, backend_config.SEQUENCE_KEYS, backend_config.SEQUENCE_DUMP_KEYS
     )
-    check_engine_kind(settings['type'])
+    check_engine_kind(settings['type'], settings.get('inference_precision'))
     options = backend_config.sequence_options(cfg, settings)
     # where a folder of graphs goes is checked with its contract, below
     backend_config.check_targets({**settings, 'onnx_file': None}, work_dir)

@@ -1,4 +1,7 @@
-"""A graph in ONNX Runtime whose tensors stay where the engine computes. Imports neither torch nor mmcv."""
+"""A graph between named buffers of fixed shapes, whose tensors stay where the engine computes, if it can.
+
+Imports neither torch nor mmcv.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ if TYPE_CHECKING:
 
     from onnxruntime import OrtValue
 
+    from mmdeploy_ext.backends.base import Backend
     from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+
+    Buffer = OrtValue | np.ndarray
 
 DEVICES = {'CUDAExecutionProvider': 'cuda', 'TensorrtExecutionProvider': 'cuda'}
 
@@ -74,16 +80,46 @@ class BoundGraph:
             raise InferenceError(f'{self.backend.path}: ONNX Runtime failed to run it: {error}') from error
 
 
-def fill(buffer: OrtValue, values: np.ndarray) -> int:
+class FedGraph:
+    """A graph on any engine between buffers in the memory of the CPU; attributes as those of `BoundGraph`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.spec, self.metadata = backend.spec, backend.metadata
+        self.device, self.seconds = 'cpu', 0.0
+
+    def allocate(self, name: str, device: str | None = None) -> np.ndarray:
+        """Return a buffer of zeros for an input or output."""
+        tensor = self.spec.tensor(name)
+        return np.zeros(tensor.axes, tensor.dtype)
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        """Run the graph from and into buffers; see `BoundGraph.run`."""
+        start = time.perf_counter()
+        found = self.backend.infer({name: inputs[name] for name in self.spec.input_names})
+        self.seconds += time.perf_counter() - start
+        for name, buffer in outputs.items():
+            buffer[...] = found[name]
+
+
+def bound(backend: Backend) -> BoundGraph | FedGraph:
+    """Return a graph whose buffers are where its engine keeps them best."""
+    return BoundGraph(backend) if backend.engine == 'onnxruntime' else FedGraph(backend)
+
+
+def fill(buffer: Buffer, values: np.ndarray) -> int:
     """Copy values into a buffer, cast to its type; return how many bytes that were."""
+    if isinstance(buffer, np.ndarray):
+        buffer[...] = np.reshape(values, buffer.shape)
+        return buffer.nbytes
     array = np.ascontiguousarray(values, ELEMENTS[buffer.data_type()]).reshape(buffer.shape())
     buffer.update_inplace(array)
     return array.nbytes
 
 
-def fetch(buffer: OrtValue) -> np.ndarray:
+def fetch(buffer: Buffer) -> np.ndarray:
     """Return a copy of a buffer on the CPU; float16 becomes float32."""
-    array = np.array(buffer.numpy())
+    array = np.array(buffer if isinstance(buffer, np.ndarray) else buffer.numpy())
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 

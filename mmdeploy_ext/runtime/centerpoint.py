@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mmdeploy_ext.backends.base import build_backend
-from mmdeploy_ext.errors import EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.errors import InferenceError, ModelFileError
 from mmdeploy_ext.metadata import Metadata
 from mmdeploy_ext.runtime.centerpoint_boxes import BoxRule, decode
 from mmdeploy_ext.runtime.frames import StepResult
@@ -25,8 +25,6 @@ from mmdeploy_ext.runtime.scn import ScnOnnx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import onnxruntime
 
     from mmdeploy_ext.preprocess_points import VoxelRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -38,7 +36,7 @@ GRAPHS = ('backbone', 'head')
 
 
 class CenterPointOnnx:
-    """An exported CenterPoint on ONNX Runtime.
+    """An exported CenterPoint on ONNX Runtime or OpenVINO.
 
     Attributes:
         metadata: of the head's file.
@@ -53,23 +51,21 @@ class CenterPointOnnx:
 
         Args:
             paths: the folder of an export, or its two files.
-            engine: only ONNX Runtime.
-            options: of `OnnxRuntimeBackend`: `providers`, `threads`, `graph_optimization`, `spinning`.
+            engine: registered name of the backend.
+            options: of the backend, for example `providers`, `threads`.
 
         Raises:
             ModelFileError: a file is missing, of another model family, or not of the same export.
-            EngineError: another engine.
+            EngineError: the engine is not here.
         """
-        if engine != 'OnnxRuntimeBackend':
-            raise EngineError(f'{engine}: CenterPointOnnx runs on OnnxRuntimeBackend')
         files = export_files(paths)
-        self.backbone = ScnOnnx(files['backbone'], **options)
+        self.backbone = ScnOnnx(files['backbone'], engine=engine, **options)
         # two thread pools on the same cores: one that still spins slows the other
-        head = {'spinning': 'run', **options}
-        self.head = build_backend('OnnxRuntimeBackend', str(files['head']), **head)
+        defaults = dict(spinning='run') if engine == 'OnnxRuntimeBackend' else {}
+        self.head = build_backend(engine, str(files['head']), **{**defaults, **options})
         self.head.activate()
         self.metadata = self.head.metadata
-        check_same_export(files, self.backbone.session.session.get_modelmeta(), self.metadata)
+        check_same_export(files, self.backbone.props, self.metadata)
         self.box_rule = BoxRule.from_json(self.metadata.postprocess, files['head'])
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
@@ -182,18 +178,18 @@ def export_files(paths: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
-def check_same_export(files: Mapping[str, Path], backbone: onnxruntime.ModelMetadata, head: Metadata) -> None:
+def check_same_export(files: Mapping[str, Path], backbone: Mapping[str, str], head: Metadata) -> None:
     """Refuse files of another family, exchanged files, and files of two exports.
 
     Args:
         files: of `export_files`.
-        backbone: what its file says about itself.
+        backbone: `metadata_props` of its file.
         head: the same of the head's.
 
     Raises:
         ModelFileError: names the file.
     """
-    other = Metadata.from_props(backbone.custom_metadata_map, files['backbone'])
+    other = Metadata.from_props(backbone, files['backbone'])
     for name, metadata in (('backbone', other), ('head', head)):
         metadata.require(files[name], FAMILY, (name,))
     for field in ('checkpoint_sha256', 'config_sha256', 'options'):

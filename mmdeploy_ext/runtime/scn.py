@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from mmdeploy_ext.backends.base import build_backend
 from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.errors import InferenceError, ModelFileError, PointsError
-from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.metadata import PREFIX, read_props
 from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.plan import Plan
@@ -46,38 +47,50 @@ def usable_cores() -> int:
 
 
 class ScnOnnx:
-    """One portable file on ONNX Runtime. Use it as a context manager, or call `close`.
+    """One portable file on ONNX Runtime or OpenVINO. Use it as a context manager, or call `close`.
 
     Attributes:
         order: axis order of the coordinates that the graph takes, 'xyz' or 'zyx'.
         plan: what its rulebook has to find.
         rule: how points become voxels; None in a file that does not say.
         output_shape: (1, C, H, W).
-        threads: of the rulebook and of ONNX Runtime.
+        threads: of the rulebook and of the engine.
+        props: `metadata_props` of the file.
         milliseconds: of the last step, by part: 'voxelise', 'rulebook', 'network'.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, threads: int = 0, spinning: str = 'never', **options: Any
+        self,
+        path: str | os.PathLike[str],
+        *,
+        engine: str = 'OnnxRuntimeBackend',
+        threads: int = 0,
+        **options: Any,
     ) -> None:
         """Open the file.
 
         Args:
             path: written by `portable.to_onnx`.
+            engine: registered name of the backend; others than ONNX Runtime need a file that
+                `pytorch2onnx.py` wrote.
             threads: 0 takes all cores that this process may use.
-            spinning: as of `OnnxRuntimeBackend`; threads that wait do not keep their cores busy here, since
-                the rulebook of the next sweep needs them.
-            options: others of `OnnxRuntimeBackend`: `providers`, `graph_optimization`, `profile_prefix`.
+            options: others of the backend. In ONNX Runtime threads that wait do not keep their cores busy
+                (`spinning`), since the rulebook of the next sweep needs them.
 
         Raises:
             ModelFileError: missing, corrupt, or not a portable sparse backbone.
             EngineError: a provider that is not there.
         """
         self.threads = threads or usable_cores()
-        self.session = _Session(str(path), threads=self.threads, spinning=spinning, **options)
-        self.session.open_session()
-        props = self.session.session.get_modelmeta().custom_metadata_map
-        facts = _facts(props, path)
+        if engine == 'OnnxRuntimeBackend':
+            self.session = _Session(str(path), **{'threads': self.threads, 'spinning': 'never', **options})
+            self.session.open_session()
+            self.props = self.session.session.get_modelmeta().custom_metadata_map
+        else:
+            self.session = build_backend(engine, str(path), threads=self.threads, **options)
+            self.session.activate()
+            self.props = read_props(path)
+        facts = _facts(self.props, path)
         self.path, self.form, self.order = str(path), facts['form'], facts['order']
         self.in_channels, self.output_shape = int(facts['in_channels']), tuple(facts['output_shape'])
         self.plan, self.rule = facts['plan'], facts['rule']

@@ -1,4 +1,4 @@
-"""StreamPETR's deploy contract on ONNX Runtime: three graphs, and a memory that never leaves the engine."""
+"""StreamPETR's deploy contract: three graphs, and in ONNX Runtime a memory that never leaves the engine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.runtime.bound import BoundGraph, fetch, fill
+from mmdeploy_ext.runtime.bound import BoundGraph, FedGraph, bound, fetch, fill
 from mmdeploy_ext.runtime.streampetr_state import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+    from mmdeploy_ext.backends.base import Backend
     from mmdeploy_ext.preprocess_multiview import Calibration
     from mmdeploy_ext.runtime.streampetr_state import Moment
 
@@ -33,8 +33,8 @@ class DeployContract:
         fed_bytes: copied to the engine for the last frame, besides the images.
     """
 
-    def __init__(self, backends: Mapping[str, OnnxRuntimeBackend]) -> None:
-        self.backbone, self.embedding, self.head = (BoundGraph(backends[name]) for name in GRAPHS)
+    def __init__(self, backends: Mapping[str, Backend]) -> None:
+        self.backbone, self.embedding, self.head = (bound(backends[name]) for name in GRAPHS)
         self.metadata = self.head.metadata
         image = self.backbone.spec.tensor('img')
         self.image_shape, self.image_dtype = tuple(image.axes), np.dtype(image.dtype)
@@ -53,7 +53,7 @@ class DeployContract:
         self.current = 0
 
     @property
-    def graphs(self) -> dict[str, BoundGraph]:
+    def graphs(self) -> dict[str, BoundGraph | FedGraph]:
         """The sessions, by part of a frame."""
         return dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 

@@ -16,7 +16,7 @@ from mmdeploy_ext.runtime.streampetr_state import FIELDS, to_global, to_local
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+    from mmdeploy_ext.backends.base import Backend
     from mmdeploy_ext.preprocess_multiview import Calibration
     from mmdeploy_ext.runtime.streampetr_state import Moment
     from mmdeploy_ext.spec import GraphSpec
@@ -34,7 +34,7 @@ class ForkContract:
         fed_bytes: fed for the last frame, besides the images.
     """
 
-    def __init__(self, backend: OnnxRuntimeBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.backend, self.metadata, self.spec = backend, backend.metadata, backend.spec
         self.image_shape = tuple(self.spec.tensor('img').axes)
         self.absolute_time = 'timestamp' in self.spec.input_names
@@ -46,7 +46,7 @@ class ForkContract:
         self.memory = self._empty()
 
     @property
-    def graphs(self) -> dict[str, OnnxRuntimeBackend]:
+    def graphs(self) -> dict[str, Backend]:
         """The session, by part of a frame: there is one for all of it."""
         return {'whole graph': self.backend}
 

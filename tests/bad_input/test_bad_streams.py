@@ -139,11 +139,11 @@ def test_without_a_data_set_a_proof_takes_a_synthetic_drive(tmp_path, checkpoint
     assert 'data.test is NoneType' in capfd.readouterr().out
 
 
-def test_an_engine_without_a_memory_is_refused_before_the_export(config, tmp_path, checkpoint, capfd):
-    pytest.importorskip('openvino')
+def test_bfloat16_of_an_engine_is_refused_before_the_export(config, tmp_path, checkpoint, capfd):
+    pytest.importorskip('openvino', reason='optional: pip install openvino')
     options = ['--engine', 'openvino', '--verify', '--output-file', tmp_path / 'x']
-    line = refused(capfd, export_app, config, checkpoint, *options)
-    assert 'OpenVinoBackend: streaming models run on OnnxRuntimeBackend' in line
+    line = refused(capfd, export_app, config, checkpoint, *options, '--inference-precision', 'bf16')
+    assert '--inference-precision bf16: goes with models of single images' in line
     assert not (tmp_path / 'x').exists()
 
 

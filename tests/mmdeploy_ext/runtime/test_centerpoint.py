@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import toy_centerpoint
-from mmdeploy_ext.errors import DataError, EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.errors import DataError, InferenceError, ModelFileError
 from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.points import read_points
@@ -149,11 +149,6 @@ def test_files_of_two_exports_are_refused(graphs, tmp_path):
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match='checkpoint_sha256 is not that of'):
         CenterPointOnnx(tmp_path / 'graphs')
-
-
-def test_another_engine_is_refused(graphs):
-    with pytest.raises(EngineError, match='OpenVinoBackend'):
-        CenterPointOnnx(graphs, engine='OpenVinoBackend')
 
 
 def test_it_runs_where_there_is_no_torch(graphs):

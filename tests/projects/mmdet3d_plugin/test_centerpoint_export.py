@@ -62,6 +62,14 @@ def test_both_files_are_proven_on_unseen_sweeps(toy):
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 15
 
 
+def test_both_files_are_proven_in_openvino(toy):
+    pytest.importorskip('openvino', reason='optional: pip install openvino')
+    deployment, folder, *_ = toy
+    verdict, _ = prove_sweeps(deployment, paths_of(folder), sweeps(2), dict(engine='OpenVinoBackend'))
+    assert verdict.proven and verdict.subject['engine'] == 'OpenVINO'
+    assert sum(row.matched for case in verdict.cases for row in case.detections) > 10
+
+
 @pytest.mark.parametrize('part', ['backbone', 'head'])
 def test_a_changed_weight_is_not_proven(toy, tmp_path, part):
     deployment, folder, *_ = toy

@@ -39,8 +39,8 @@ def assert_close(found, wanted, layers=slice(None)):
     assert (np.abs(found['all_bbox_preds'] - wanted['all_bbox_preds'][layers]) <= BOX).all()
 
 
-def stepper(paths):
-    return deployed.deployment().family.runner(paths, dict(engine='OnnxRuntimeBackend', threads=1))
+def stepper(paths, engine='OnnxRuntimeBackend'):
+    return deployed.deployment().family.runner(paths, dict(engine=engine, threads=1))
 
 
 def failed_checks(path):
@@ -89,6 +89,16 @@ def test_far_away_and_years_later_the_drive_is_the_same(paths):
         found = far.step(exported.far(frame, 7e5, 3e8))
         for name in ('all_cls_scores', 'all_bbox_preds'):
             np.testing.assert_allclose(found.outputs[name], wanted.outputs[name], rtol=0, atol=1e-4)
+
+
+def test_openvino_keeps_the_memory_from_frame_to_frame(paths):
+    pytest.importorskip('openvino', reason='optional: pip install openvino')
+    reference = deployed.deployment().family.reference(deployed.deployment().model)
+    engine = stepper(paths, 'OpenVinoBackend')
+    for index in range(4):
+        assert_close(
+            engine.step(exported.frame(index)).outputs, reference.step(exported.frame(index)).outputs
+        )
 
 
 @pytest.mark.parametrize('changed', ['ego_motion', 'delta_t_s', 'prev_exists', 'pre_memory_egopose', 'cone'])

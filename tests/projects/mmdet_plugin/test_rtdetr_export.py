@@ -261,7 +261,7 @@ def test_other_families_have_no_fuse(folder):
     from mmdeploy_ext.deploy import option_check
 
     options = ExportOptions(fuse=False, opset=17, height=64, width=64)
-    with pytest.raises(UsageError, match="fuse False: family 'atss' has no such option"):
+    with pytest.raises(UsageError, match=r"^--no-fuse: family 'atss' has no such option"):
         option_check(options, str(folder / 'x.onnx'))(atss.cfg, atss.family, atss.model)
 
 
@@ -283,6 +283,23 @@ def test_sizes_of_zero_and_images_of_other_sizes_are_refused(full):
             backend.infer({'images': images[:, :, :100], 'orig_target_sizes': sizes})
         with pytest.raises(ShapeError, match='got int32'):
             backend.infer({'images': images, 'orig_target_sizes': sizes.astype(np.int32)})
+
+
+@pytest.mark.parametrize('form', ['full', 'raw'])
+def test_an_input_with_fewer_tokens_than_queries_is_refused_before_the_engine_runs(full, raw, toy, form):
+    said = 'an input of 32x64 gives 42 tokens for 60 queries; the smallest square that gives enough is 64x64'
+    rule = dataclasses.replace(toy.rule, img_scale=(64, 32))
+    picture = read_image(toy_rtdetr.PICTURE)
+    with build_backend('OnnxRuntimeBackend', dict(full=full, raw=raw)[form], threads=1) as backend:
+        backend.metadata = dataclasses.replace(backend.metadata, preprocess=rule)
+        with pytest.raises(ShapeError, match=said):
+            run_images.detect(backend, picture)
+        backend.metadata = dataclasses.replace(
+            backend.metadata, preprocess=dataclasses.replace(rule, img_scale=(96, 32))
+        )
+        assert len(run_images.detect(backend, picture)) == 60  # 63 tokens
+    with pytest.raises(ShapeError, match=said):
+        toy.family.reference_detections(toy.model, [rule.apply(picture)], True)
 
 
 def test_sizes_in_the_wrong_order_are_named():
