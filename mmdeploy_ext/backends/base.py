@@ -34,6 +34,10 @@ ENGINE_TITLES = {
 """What people call them."""
 
 
+FEED_CHECKS = {'rtdetr': 'mmdeploy_ext.runtime.rtdetr'}
+"""Family -> the module whose `check_feeds(metadata, feeds)` knows sizes that its graphs cannot take."""
+
+
 class Backend(abc.ABC):
     """One network on one engine; a context manager.
 
@@ -76,6 +80,9 @@ class Backend(abc.ABC):
         """
         feeds = self.spec.rounded(feeds)
         self.spec.check_feeds(feeds)
+        if self.metadata is not None and self.metadata.family in FEED_CHECKS:
+            module = importlib.import_module(FEED_CHECKS[self.metadata.family])
+            module.check_feeds(self.metadata, feeds)
         outputs = self.run(feeds)
         missing = [name for name in self.spec.output_names if name not in outputs]
         if missing:

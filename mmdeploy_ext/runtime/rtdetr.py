@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.metadata import Metadata
 
 SIZES = 'orig_target_sizes'
+STRIDES = (8, 16, 32)
+"""Of the three maps whose cells are the tokens that queries are chosen from."""
 
 
 def target_sizes(ori_shapes: Sequence[Sequence[int]]) -> np.ndarray:
@@ -48,6 +50,38 @@ def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -
             f'{SIZES}: got {sizes.tolist()}, expected {expected.tolist()}: '
             f'{"width comes first, then height" if turned else "width, height of the original images"}'
         )
+
+
+def check_tokens(shape: Sequence[int], queries: int) -> None:
+    """Refuse an input with fewer tokens than there are queries: no engine can choose so many.
+
+    Args:
+        shape: (..., H, W) of the network input, pixels.
+        queries: Q.
+
+    Raises:
+        ShapeError: names both numbers, and the smallest square that has enough.
+    """
+    height, width = shape[-2:]
+    tokens = count_tokens(height, width)
+    if tokens < queries:
+        side = STRIDES[-1]
+        while count_tokens(side, side) < queries:
+            side += STRIDES[-1]
+        raise ShapeError(
+            f'images: an input of {height}x{width} gives {tokens} tokens for {queries} queries; the smallest '
+            f'square that gives enough is {side}x{side}'
+        )
+
+
+def count_tokens(height: int, width: int) -> int:
+    """Return how many tokens an input of H x W pixels gives."""
+    return sum((height // stride) * (width // stride) for stride in STRIDES)
+
+
+def check_feeds(metadata: Metadata, feeds: Mapping[str, np.ndarray]) -> None:
+    """Refuse what the shapes of the contract do not tell: see `check_tokens`."""
+    check_tokens(feeds['images'].shape, metadata.postprocess['num_queries'])
 
 
 def cxcywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:

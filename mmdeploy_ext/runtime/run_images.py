@@ -44,6 +44,11 @@ FAMILY_RUNNERS = {
 }
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+OTHER_SUFFIXES = (
+    *('.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg', '.pdf'),
+    *('.mp4', '.avi', '.mkv', '.mov', '.json', '.onnx'),
+)
+"""Names of files, not of folders, that are not written here."""
 BAR_WIDTH = 30
 
 
@@ -99,9 +104,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--threads',
         type=int,
-        default=0,
         metavar='N',
-        help="threads within an operator (default: ONNX Runtime's choice)",
+        help="threads within an operator, 1 or more (default: ONNX Runtime's choice)",
     )
     cli.add_debug_option(parser)
     return parser
@@ -111,8 +115,8 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[
     """Do what the options say: everything is looked at before the model is opened."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
-    if args.threads < 0:
-        raise UsageError(f'--threads {args.threads}: expected 0 (automatic) or more')
+    if args.threads is not None and args.threads < 1:
+        raise UsageError(f'--threads {args.threads}: expected 1 or more; without it ONNX Runtime chooses')
     try:
         importlib.import_module('onnxruntime')
         from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
@@ -125,7 +129,7 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[
     targets = plan_pictures(args.images, args.out)
     for target in (*targets.values(), *([args.json] if args.json else [])):
         check_writable(target)
-    with OnnxRuntimeBackend(args.model, args.providers, args.threads) as backend:
+    with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
         check_file(args.model, backend.metadata, forms, families)
         start = time.perf_counter()
         entries = run_all(backend, targets, args.score_thr)
@@ -176,9 +180,13 @@ def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
     """Return image -> picture to write; no two pictures and no picture and image share a name.
 
     Raises:
-        UsageError: `out` names one file for several images, or an image itself.
+        UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
+            written.
     """
     from mmdeploy_ext.preprocess import list_images
+
+    if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
+        raise UsageError(f'--out {out}: expected a folder, or a .jpg or .png file for one image')
 
     relative = {
         file: file.relative_to(path) if path.is_dir() else Path(file.name)

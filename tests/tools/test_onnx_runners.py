@@ -192,6 +192,14 @@ def test_equal_stems_get_different_pictures(tmp_path):
     assert [path.name for path in targets.values()] == ['x_det.png', 'x_det_2.png', 'x_det_3.png']
 
 
+def test_a_folder_may_have_a_dot_in_its_name_or_be_there_already(tmp_path):
+    (tmp_path / 'x.png').write_bytes(b'1')
+    (tmp_path / 'old.gif').mkdir()
+    for folder in ('run.v2', 'old.gif'):
+        targets = run_images.plan_pictures([str(tmp_path / 'x.png')], tmp_path / folder)
+        assert [*targets.values()] == [tmp_path / folder / 'x_det.png']
+
+
 def with_props(source: Path, target: Path, **values) -> Path:
     model = onnx.load(source)
     props = {entry.key: entry.value for entry in model.metadata_props}
@@ -245,7 +253,10 @@ def bad(models, images, tmp_path_factory) -> argparse.Namespace:
             '--score-thr 3.0: expected a value in 0..1',
         ),
         (FULL, '{models}/full.onnx {images}/one.jpg --score-thr high', 'argument --score-thr'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --threads -1', '--threads -1: expected 0'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --threads -1', '--threads -1: expected 1 or more'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --threads 0', '--threads 0: expected 1 or more'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --out {out}/x.gif', 'x.gif: expected a folder, or a'),
+        (FULL, '{models}/full.onnx {images} --out {out}/X.TIFF', 'X.TIFF: expected a folder'),
         (FULL, '{models}/full.onnx {images}/one.jpg --providers NoSuchProvider', 'provider NoSuchProvider'),
         (
             FULL,

@@ -203,6 +203,7 @@ class RtDetrFamily(Family):
     ) -> list[Detections]:
         """See `Family.reference_detections`: the detector's own test path."""
         feeds = self.feeds(images, rescale)
+        runtime.check_tokens(feeds['images'].shape, int(model.decoder.num_queries))
         with torch.no_grad():
             found = model.detect(_to_model(model, feeds['images']), _to_model(model, feeds[SIZES]))
         labels, boxes, scores = (tensor.cpu().numpy() for tensor in found)
@@ -279,8 +280,7 @@ def _sizes(images: Sequence[PreparedImage], rescale: bool) -> np.ndarray:
 def _check_queries(cfg: Any, options: ExportOptions) -> None:
     """Refuse sizes whose maps have fewer tokens than there are queries."""
     decoder = cfg.model.decoder
-    levels = range(3, 3 + len(decoder.get('in_channels', (0, 0, 0))))
-    tokens = sum((options.height >> level) * (options.width >> level) for level in levels)
+    tokens = runtime.count_tokens(options.height, options.width)
     queries = decoder.get('num_queries', 300)
     if tokens < queries:
         raise UsageError(

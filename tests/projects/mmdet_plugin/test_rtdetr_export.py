@@ -127,6 +127,12 @@ def test_a_batch_stays_dynamic_where_the_size_is_fixed(toy, folder, form):
                        **({'orig_target_sizes': np.array([[9, 9]])} if form == 'full' else {})})
 
 
+def test_an_input_of_too_few_tokens_is_refused_before_the_engine_runs(raw):
+    message = r'an input of 32x64 gives 42 tokens for 60 queries; the smallest .* is 64x64'
+    with build_backend('OnnxRuntimeBackend', raw) as backend, pytest.raises(ShapeError, match=message):
+        backend.infer({'images': np.zeros((1, 3, 32, 64), np.float32)})
+
+
 def test_fusing_branches_is_neutral_and_can_be_left_out(toy, raw, folder):
     apart = toy_rtdetr.export_toy(toy, folder / 'apart.onnx', form='raw', fuse=False)
     convolutions = [
