@@ -201,7 +201,7 @@ tensorrt-table-full: $(ENV)
 	$(RUN) tools/deployment/export_scn.py $(FULL_LIDAR) $(TENSORRT_FULL)/centerpoint/seeded.pth --target portable \
 	    --form tables --output-file $(TENSORRT_FULL)/centerpoint/scn_tables.onnx
 	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT_FULL)/*/*.onnx --sm 86 --table docs/tensorrt.md --mark 'full size' \
-	    --shapes N=5000/20000/120000 $(foreach level,0 1 2 3,M$(level)=1000/20000/120000) --constant img_shape ori_shape
+	    --shapes N=5000/20000/120000 $(foreach level,0 1 2 3 4,M$(level)=1000/20000/120000) --constant img_shape ori_shape
 
 test: $(ENV)
 	$(RUN) -m pytest tests --durations=20 -ra $(PYTEST_ARGS)

@@ -51,7 +51,8 @@ RAW_HALF = Step(
 FRAMES = Step(
     'frames',
     'toy_nuscenes',
-    '-m projects.toydata.nuscenes --root {out} --train-scenes 1 --val-scenes 1 --frames 4',
+    '-m projects.toydata.nuscenes --root {out} --train-scenes 1 --val-scenes 1 --frames 4 '
+    '--image-size 1600 900',
     shared=True,
 )
 DEPLOY = Step('deploy', 'deploy', EXPORT, 'deploy contract')

@@ -65,7 +65,7 @@ NOT_A_CHECKPOINT = 'is not a PyTorch checkpoint, or is truncated or damaged'
 WOULD_RUN = ('which would run code on loading', 'expected tensors and plain values')
 CASES = {
     'missing': (lambda path: None, ['no such checkpoint file']),
-    'a folder': (Path.mkdir, ['no such checkpoint file']),
+    'a folder': (Path.mkdir, ['is a folder; give the file of the checkpoint']),
     'zero bytes': (Path.touch, [NOT_A_CHECKPOINT]),
     'truncated': (truncated, [NOT_A_CHECKPOINT]),
     'damaged inside': (damaged, [NOT_A_CHECKPOINT]),
