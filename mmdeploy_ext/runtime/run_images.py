@@ -46,7 +46,7 @@ DEFAULT_OUT = Path('work_dirs/onnx_results')
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 OTHER_SUFFIXES = (
     *('.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg', '.pdf'),
-    *('.mp4', '.avi', '.mkv', '.mov', '.json', '.onnx'),
+    *('.mp4', '.avi', '.mkv', '.mov', '.json'),
 )
 """Names of files, not of folders, that are not written here."""
 BAR_WIDTH = 30
