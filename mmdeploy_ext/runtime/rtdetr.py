@@ -81,7 +81,7 @@ def count_tokens(height: int, width: int) -> int:
 
 def check_feeds(metadata: Metadata, feeds: Mapping[str, np.ndarray]) -> None:
     """Refuse what the shapes of the contract do not tell: see `check_tokens`."""
-    check_tokens(feeds['images'].shape, metadata.postprocess['num_queries'])
+    check_tokens(feeds['images'].shape, metadata.postprocess.get('num_queries', 0))
 
 
 def cxcywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
