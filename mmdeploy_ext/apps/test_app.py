@@ -29,6 +29,10 @@ METRIC_NAMES = {
     'TensorRtBackend': 'tensorrt',
 }
 """Backend -> name in `metrics_<name>.json`."""
+NO_METRICS = (
+    'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
+    'and a data set of its classes, and a lower model.test_cfg.score_thr if there is one'
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -340,7 +344,7 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
     """Write `metrics_<engine>.json` and print this engine's metrics, beside PyTorch's when they are known.
 
     Returns:
-        False when a metric differs from PyTorch's by more than the bar.
+        False when a metric differs from PyTorch's by more than the bar, or when neither engine has one.
     """
     from mmdeploy_ext.backends import ENGINE_TITLES
     from mmdeploy_ext.files import read_json, write_json
@@ -364,6 +368,8 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
     reference_path = this.work_dir / 'metrics_pth.json'
     if name == 'pth' or not reference_path.is_file():
         print(metrics)
+        if not metrics:
+            print(f'no metric: {NO_METRICS}')
         if name != 'pth':
             print(f'PyTorch metrics are not known: run the _pth config to have {reference_path}')
         return True
@@ -380,6 +386,9 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
         return True
     bar = metric_bar(backend_config.precision(this.backend_config))
     rows = metric_rows(reference['metrics'], metrics, bar)
+    if not rows:
+        print(f'NOT PROVEN: nothing was compared, neither PyTorch nor this engine has a metric: {NO_METRICS}')
+        return False
     cli.stdout().print(metric_table(rows, ENGINE_TITLES[kind]))
     print(
         f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '

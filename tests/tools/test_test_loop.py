@@ -269,6 +269,19 @@ def test_metrics_that_differ_end_with_status_1(work_dir, data, capsys):
     assert 'DIFFERS' in (out := capsys.readouterr().out) and 'NOT PROVEN' in out
 
 
+def test_where_no_engine_detects_anything_nothing_was_compared(data, tmp_path, capsys):
+    nothing = ['--cfg-options', *data, 'model.test_cfg.score_thr=0.9999']
+    line = [CHECKPOINT, '--eval=bbox', '--work-dir', str(tmp_path), *nothing]
+    assert test_app.main(register, [ONNX, *line]) == 0  # PyTorch's are not known
+    assert 'no metric: ' in (out := capsys.readouterr().out) and 'PyTorch metrics are not known' in out
+    assert test_app.main(register, [PTH, *line]) == 0
+    assert 'no metric: the evaluator gave none' in capsys.readouterr().out
+    assert test_app.main(register, [ONNX, *line]) == 1
+    out = capsys.readouterr().out
+    assert 'NOT PROVEN: nothing was compared' in out and 'use a trained checkpoint' in out
+    assert metrics(tmp_path, 'onnx') == metrics(tmp_path, 'pth') == {}
+
+
 def test_ranks_of_a_slurm_job_share_one_port(tmp_path):
     """The script with a stand-in for srun that starts two tasks, the second one later."""
     fake = tmp_path / 'srun'
