@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 COMMAND = 'tools/convert/rtdetr.py'
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
 PADDLE_MARK = b'StructuredToParameterName@@'
+PADDLE_STATISTICS = (b'._mean', b'._variance')
+"""Ends of the names of its batch norms; PyTorch has running_mean and running_var."""
+PICKLE, TORCH_PICKLE = b'\x80', b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
+"""First bytes of a pickle, and of one that torch wrote before it wrote zip files."""
 _STAGE = r'^model\.backbone\.model\.encoder\.stages\.(\d+)\.layers\.'
 _AIFI = r'^model\.encoder\.(?:aifi|encoder)\.(\d+)\.layers\.(\d+)\.'
 _LAYER = r'^model\.decoder\.layers\.(\d+)\.'
@@ -105,7 +109,11 @@ def is_paddle_file(path: str | Path) -> bool:
     if not path.is_file() or not path.stat().st_size:
         return False
     with open(path, 'rb') as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(PADDLE_MARK) >= 0
+        if content.find(PADDLE_MARK) >= 0:
+            return True
+        head = content[: len(TORCH_PICKLE)]
+        plain = head.startswith(PICKLE) and head != TORCH_PICKLE
+        return plain and all(content.find(name) >= 0 for name in PADDLE_STATISTICS)
 
 
 def paddle_refusal(path: str | Path) -> str:

@@ -124,7 +124,6 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
         (['--contract', 'fork', '--output-file', 'x.onnx'], '--contract fork'),
         (['--precision', 'bf16'], '--precision bf16'),
         (['--output-file', 'x.onnx'], 'expected a folder'),
-        (['--engine', 'openvino', '--verify'], 'OpenVino'),
     ],
     ids=str,
 )

@@ -243,6 +243,22 @@ def test_paddle_and_other_files_are_refused_by_name(toy, capsys):
     assert not (folder / 'out3.pth').exists()
 
 
+def test_a_pickle_with_the_names_of_paddle_is_one_of_paddle_without_its_mark_too(toy, capsys):
+    folder, weights = toy
+    path = folder / 'renamed.pth'
+    statistics = {f'backbone.conv1.{name}': np.zeros(4, np.float32) for name in ('_mean', '_variance')}
+    path.write_bytes(pickle.dumps(statistics, protocol=4))
+    assert run_tool(path, folder / 'paddle_out.pth') == 2
+    assert 'renamed.pth: is a checkpoint of PaddleDetection' in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match='is a checkpoint of PaddleDetection'):
+        load_checkpoint(path)
+    torch.save({key: torch.zeros(4) for key in statistics}, path, _use_new_zipfile_serialization=False)
+    assert not names.is_paddle_file(path)  # torch wrote it; its names are looked at later
+    path.write_bytes(pickle.dumps({'a': np.zeros(4)}, protocol=4))
+    with pytest.raises(CheckpointError, match='damaged'):
+        load_checkpoint(path)
+
+
 def test_unconverted_files_name_the_tool(toy):
     folder, weights = toy
     torch.save({'model': weights, 'ema': {'module': weights}}, folder / 'original.pth')
