@@ -244,7 +244,7 @@ def test_paddle_and_other_files_are_refused_by_name(toy, capsys):
 
 
 def test_a_pickle_with_the_names_of_paddle_is_one_of_paddle_without_its_mark_too(toy, capsys):
-    folder, weights = toy
+    folder, _ = toy
     path = folder / 'renamed.pth'
     statistics = {f'backbone.conv1.{name}': np.zeros(4, np.float32) for name in ('_mean', '_variance')}
     path.write_bytes(pickle.dumps(statistics, protocol=4))
