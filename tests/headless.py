@@ -19,7 +19,7 @@ class Browser:
     """One tab. `requests` are the addresses that pages asked for, `problems` what they logged."""
 
     def __init__(self, profile):
-        self.requests, self.problems, self.loaded = [], [], 0
+        self.requests, self.problems, self._addresses, self._loaded = [], [], {}, {}
         read_commands, self._commands = os.pipe()
         self._events, write_events = os.pipe()
         command = f'exec "$@" 3<&{read_commands} 4>&{write_events}'
@@ -34,6 +34,7 @@ class Browser:
         self._session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
         for domain in ('Page', 'Runtime', 'Network', 'Log'):
             self.call(f'{domain}.enable')
+        self.call('Page.setLifecycleEventsEnabled', enabled=True)
 
     def __enter__(self):
         return self
@@ -57,11 +58,18 @@ class Browser:
                 assert 'error' not in answer, f'{method}: {answer["error"]}'
                 return answer['result']
 
-    def open(self, address):
-        """Load a page and wait until it and its scripts are there."""
-        before = self.loaded
-        self.call('Page.navigate', url=address)
-        while self.loaded == before:
+    def open(self, address, leads_to=None):
+        """Load a page and wait until it and its scripts are there; for a redirect, the page that it leads to.
+
+        Waits for the load event of this very navigation: that of the page before it, the blank one of
+        a new tab for instance, may still be on its way.
+        """
+        self._loaded.clear()
+        answer = self.call('Page.navigate', url=address)
+        assert 'errorText' not in answer, f'{address}: {answer["errorText"]}'
+        while answer['loaderId'] not in self._loaded:
+            self._receive()
+        while leads_to and leads_to not in self._loaded.values():
             self._receive()
 
     def evaluate(self, expression):
@@ -101,5 +109,7 @@ class Browser:
             self.problems.append(f'console.{params["type"]}: {params["args"]}')
         elif method == 'Log.entryAdded' and params['entry']['level'] in ('error', 'warning'):
             self.problems.append(params['entry']['text'])
-        elif method == 'Page.loadEventFired':
-            self.loaded += 1
+        elif method == 'Page.frameNavigated':
+            self._addresses[params['frame']['loaderId']] = params['frame']['url']
+        elif method == 'Page.lifecycleEvent' and params['name'] == 'load':
+            self._loaded[params['loaderId']] = self._addresses.get(params['loaderId'])
