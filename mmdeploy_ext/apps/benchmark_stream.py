@@ -28,7 +28,6 @@ IMAGE_OPTIONS = (
     'profile',
     'launcher',
     'repeat_num',
-    'skip_refused',
 )
 """Options of benchmark.py that streaming models do not have."""
 DRIVE_FRAMES = 24
@@ -59,7 +58,7 @@ def run_streaming(
     refuse_given(args, parser, IMAGE_OPTIONS, 'streaming models do not have it')
     unknown = [name for name in engines if name not in KINDS['stream']]
     if unknown:
-        known = ' and '.join(KINDS['stream'])
+        known = ', '.join(KINDS['stream'])
         raise UsageError(f'--engines {",".join(unknown)}: streaming models run on {known}')
     found = {path: read_files(path).metadata for path in args.onnx}
     labels = [metadata.options.get('contract', metadata.family) for metadata in found.values()]
@@ -71,7 +70,7 @@ def run_streaming(
         args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options), args.device
     )
     with after_weights(), tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
-        if not files and 'onnxruntime' in engines:
+        if not files and set(engines) != {'torch'}:
             files = streaming.export_contracts(deployment, folder)
         frames = rounds_of(list(synthetic_drive(DRIVE_FRAMES, deployment.rule, scenes=1)), args)
         plan = streaming.StreamPlan(args, deployment, threads, frames, files, register, engines)

@@ -52,6 +52,10 @@ class Engine:
         options = dict(self.options, threads=threads) if self.threads else dict(self.options)
         return build_backend(self.backend, path, **options)
 
+    def stream(self, threads: int) -> dict[str, Any]:
+        """Return what `SequenceFamily.runner` takes for this engine."""
+        return dict(self.options, engine=self.backend, threads=threads)
+
 
 ENGINES = {
     BASELINE: Engine('PyTorch', 'TorchBackend', ('torch',), 'pip install torch'),
@@ -86,7 +90,7 @@ ENGINES = {
 
 KINDS = {
     'images': tuple(ENGINES),
-    'stream': (BASELINE, 'onnxruntime'),
+    'stream': (BASELINE, 'onnxruntime', 'openvino', 'openvino-bf16'),
     'sparse': (BASELINE, 'onnxruntime', 'openvino'),
 }
 """Kind of model (single images, a stream of frames, a sparse backbone) -> engines that it can run on."""

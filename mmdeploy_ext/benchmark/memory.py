@@ -43,7 +43,7 @@ class MemoryJob:
         cfg_options: overrides (model).
         images: one batch (model).
         fuse: fold batch normalisation into the convolutions (model).
-        engine: its name in `engines.ENGINES` (graph); '' for a model.
+        engine: its name in `engines.ENGINES` (graph, stream); '' for a model.
         file: the ONNX file (graph).
         feeds: its inputs, and perhaps others (graph).
         frames: of a drive (streaming model).
@@ -134,20 +134,21 @@ def _run_model(job: MemoryJob) -> tuple[int, object]:
 
 def _run_stream(job: MemoryJob) -> tuple[int, object]:
     """Run exported files of a streaming model; returns the kB before they were loaded, and the stepper."""
-    import onnxruntime  # noqa: F401
-
     from mmdeploy_ext import compat
+    from mmdeploy_ext.benchmark.engines import ENGINES
 
     compat.apply()
     from mmdeploy_ext.config import load_config
     from mmdeploy_ext.family import FAMILIES
     from mmdeploy_ext.sequence.files import read_files
 
+    engine = ENGINES[job.engine]
+    importlib.import_module(engine.package)
     job.register()
     load_config(job.config, job.cfg_options)  # its plugin registers the family
     files = read_files(job.stream)
     before = start()
-    runner = FAMILIES[files.metadata.family].runner(files.paths, dict(threads=job.threads))
+    runner = FAMILIES[files.metadata.family].runner(files.paths, engine.stream(job.threads))
     return before, _drive(runner, job.frames)
 
 
@@ -159,7 +160,7 @@ def _drive(stepper: Stepper, frames: Sequence[Frame]) -> Stepper:
 
 def _child(job: MemoryJob, answer: Connection) -> None:
     try:
-        run = job.call or (_run_graph if job.engine else _run_stream if job.stream else _run_model)
+        run = job.call or (_run_stream if job.stream else _run_graph if job.engine else _run_model)
         before, kept = run(job)
         answer.send(
             dict(

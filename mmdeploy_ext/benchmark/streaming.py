@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark.engines import ENGINES
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.result import common_facts, doubts, mean_load
+from mmdeploy_ext.errors import Mm2OnnxError
 
 if TYPE_CHECKING:
     import argparse
@@ -88,12 +90,12 @@ def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
     return Contender(measure.BASELINE, 'torch', '', run)
 
 
-def runner_contender(stepper: Any, name: str, form: str, file: str) -> Contender:
-    """Return exported files on ONNX Runtime.
+def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contender:
+    """Return exported files on an engine.
 
     Args:
         stepper: of `SequenceFamily.runner`; it has `graph_seconds()` and `fed_bytes`.
-        name: of the contender.
+        engine: of `ENGINES`.
         form: its contract.
         file: folder or file.
     """
@@ -105,7 +107,7 @@ def runner_contender(stepper: Any, name: str, form: str, file: str) -> Contender
         parts = {part: seconds - before[part] for part, seconds in stepper.graph_seconds().items()}
         return Run(total, sum(parts.values()), len(found), parts_s=parts, fed_bytes=stepper.fed_bytes)
 
-    return Contender(name, 'onnxruntime', form, run, file)
+    return Contender(f'{engine} {form}', engine, form, run, file)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,8 @@ class StreamPlan:
         frames: of the drive, in order; run again from its start where there are more rounds.
         files: contract -> path.
         register: imports the projects, for child processes.
-        engines: names, 'torch' and 'onnxruntime'.
+        engines: names, of `KINDS['stream']`.
+        refused: what an engine did not take, with `--skip-refused`: engine, label, file, reason.
     """
 
     args: argparse.Namespace
@@ -129,22 +132,41 @@ class StreamPlan:
     files: dict[str, str]
     register: Callable[[], None]
     engines: Sequence[str]
+    refused: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
 
 @contextlib.contextmanager
 def open_contenders(plan: StreamPlan) -> Iterator[list[Contender]]:
-    """Open PyTorch and every file."""
-    from mmdeploy_ext.sequence.files import read_files
-
+    """Open PyTorch, and every file on every engine."""
     family, model, found = plan.deployment.family, plan.deployment.model, []
     with contextlib.ExitStack() as stack:
         if 'torch' in plan.engines:
             clock = stack.enter_context(PartClock(family.timed_methods(model)))
             found.append(torch_contender(family.reference(model), clock))
-        for label, path in plan.files.items():
-            runner = family.runner(read_files(path).paths, dict(threads=plan.threads))
-            found.append(runner_contender(runner, f'onnxruntime {label}', label, path))
+        for engine in (name for name in plan.engines if name != 'torch'):
+            for label, path in plan.files.items():
+                found += _open_files(plan, stack, engine, label, path)
         yield found
+
+
+def _open_files(
+    plan: StreamPlan, stack: contextlib.ExitStack, engine: str, label: str, path: str
+) -> list[Contender]:
+    """Open an engine on the files of an export.
+
+    One that does not take them is noted with `--skip-refused`, or when the user named no file.
+    """
+    from mmdeploy_ext.sequence.files import read_files
+
+    try:
+        runner = plan.deployment.family.runner(read_files(path).paths, ENGINES[engine].stream(plan.threads))
+    except Mm2OnnxError as error:
+        if plan.args.onnx and not plan.args.skip_refused:
+            raise
+        plan.refused.append(dict(engine=engine, label=label, file=path, reason=str(error)))
+        return []
+    stack.enter_context(runner)
+    return [runner_contender(runner, engine, label, path)]
 
 
 def measure_memory(plan: StreamPlan, contenders: Sequence[Contender]) -> dict[str, dict[str, float]]:
@@ -160,7 +182,11 @@ def measure_memory(plan: StreamPlan, contenders: Sequence[Contender]) -> dict[st
         frames=frames[: memory.RUNS],
     )
     return {
-        contender.name: memory.measure(dataclasses.replace(model, stream=contender.file))
+        contender.name: memory.measure(
+            dataclasses.replace(model, stream=contender.file, engine=contender.engine)
+            if contender.file
+            else model
+        )
         for contender in contenders
     }
 
@@ -187,8 +213,8 @@ def part_rows(contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]
 def contract_ratio(
     contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]
 ) -> dict[str, Any] | None:
-    """Return the deploy contract's time against the fork's, per round; None unless both ran."""
-    names = {contender.form: contender.name for contender in contenders}
+    """Return the time of the deploy contract against the fork's in ONNX Runtime; None unless both ran."""
+    names = {one.form: one.name for one in contenders if one.engine == 'onnxruntime'}
     if not {'deploy', 'fork'} <= names.keys():
         return None
     pairs = zip(runs[names['deploy']], runs[names['fork']], strict=True)
@@ -196,7 +222,7 @@ def contract_ratio(
 
 
 def bar_rows(rows: Sequence[Mapping[str, Any]], ratio: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return what the deploy contract is held to, as far as it was measured.
+    """Return what the deploy contract in ONNX Runtime is held to, as far as it was measured.
 
     Args:
         rows: of the contenders, with their parts.
@@ -205,7 +231,7 @@ def bar_rows(rows: Sequence[Mapping[str, Any]], ratio: Mapping[str, Any] | None)
     Returns:
         Rows of name, value, bar (at most) and passed.
     """
-    found = next((row for row in rows if row['form'] == 'deploy'), None)
+    found = next((row for row in rows if (row['engine'], row['form']) == ('onnxruntime', 'deploy')), None)
     if found is None:
         return []
     torch = found['ratio_to_torch']
@@ -241,6 +267,7 @@ def make_result(
         other_load=other_load,
         contenders=rows,
         forms=[],
+        refused=plan.refused,
         deploy_to_fork=ratio,
         bars=bar_rows(rows, ratio),
         notes=doubts(rows, other_load),

@@ -77,8 +77,8 @@ def command(
     words += ['--max-iter', str(settings.rounds), '--warmup', str(settings.warmup)]
     if case.kind != 'sparse':
         words += ['--max-seconds', f'{settings.seconds:g}']
+    words += ['--skip-refused'] if case.kind != 'sparse' else []
     if case.kind == 'images':
-        words += ['--skip-refused']
         words += ['--shape', *map(str, case.shape)] if case.shape and not files else []
     if case.kind == 'sparse' and settings.sweeps:
         words += ['--sweep', *settings.sweeps]

@@ -74,7 +74,8 @@ class StreamPetrOnnx:
             self.contract: DeployContract | ForkContract = DeployContract(self._backends)
         elif engine == 'OpenVinoBackend':
             # it drops an input that the graph needs, and is wrong from the second frame on (2026.4)
-            raise EngineError(f'{paths}: the fork contract does not run right in OpenVINO; export deploy')
+            path = next(iter(self._backends.values())).path
+            raise EngineError(f'{path}: the fork contract does not run right in OpenVINO; export deploy')
         else:
             self.contract = ForkContract(next(iter(self._backends.values())))
         self.metadata = self.contract.metadata

@@ -76,12 +76,27 @@ def test_memory_is_measured_in_a_process_of_its_own(place, tmp_path):
     assert row['memory']['peak_mb'] >= row['memory']['resident_mb'] > 0 and row['ratio_to_torch'] is None
 
 
+def test_openvino_runs_the_deploy_contract_and_a_contract_that_it_refuses_is_left_out(place, tmp_path):
+    pytest.importorskip('openvino', reason='pip install openvino')
+    target = tmp_path / 'b.json'
+    engines = ('--engines', 'torch,onnxruntime,openvino')
+    assert run(place, *engines, '--json', target) == 0
+    result = json.loads(target.read_text())
+    rows = {row['name']: row for row in result['contenders']}
+    assert list(rows) == ['torch', 'onnxruntime deploy', 'onnxruntime fork', 'openvino deploy']
+    assert rows['openvino deploy']['engine'] == 'openvino'
+    assert set(rows['openvino deploy']['parts_ms']) == {'backbone', 'embedding', 'head'}
+    assert rows['openvino deploy']['memory']['peak_mb'] > 0
+    assert [(row['engine'], row['label']) for row in result['refused']] == [('openvino', 'fork')]
+    assert result['bars'][0]['value'] == rows['onnxruntime deploy']['ratio_to_torch']['median']
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['--shape', '64'], '--shape: streaming models do not have it'),
         (['--prepared', 'input.npz'], '--prepared: streaming models do not have it'),
-        (['--engines', 'torch,openvino'], 'openvino'),
+        (['--engines', 'torch,tensorrt'], 'tensorrt'),
         (['--onnx', 'nowhere'], 'nowhere'),
     ],
 )
@@ -94,7 +109,7 @@ def test_what_streaming_models_do_not_have_is_one_line(place, arguments, message
 def contender(form, torch_ratio=None, fed=72, embedding=0.0):
     parts = dict(backbone=1.0, embedding=embedding, head=1.0) if form == 'deploy' else {}
     ratio = None if torch_ratio is None else dict(median=torch_ratio)
-    return dict(form=form, ratio_to_torch=ratio, parts_ms=parts, fed_bytes=fed)
+    return dict(engine='onnxruntime', form=form, ratio_to_torch=ratio, parts_ms=parts, fed_bytes=fed)
 
 
 def test_a_bar_that_is_missed_says_so_and_one_that_was_not_measured_is_left_out():
