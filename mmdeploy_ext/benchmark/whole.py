@@ -7,6 +7,7 @@ all engines and files take turns. What is kept are ratios.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark.cases import CASES, TOYS
@@ -17,7 +18,6 @@ from mmdeploy_ext.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from mmdeploy_ext.benchmark.cases import Case, Step
     from mmdeploy_ext.benchmark.prepare import Deadline
@@ -205,8 +205,9 @@ def run_place(
 
 
 def label_of(case: Case, shop: Workshop, path: str) -> str:
-    """Return the label of a file."""
-    return next(step.label for step in case.files if path == str(shop.target(case, step)))
+    """Return the label of a file, by its name: kept figures stay true where the repository is moved."""
+    name = Path(path).name
+    return next(step.label for step in case.files if name == shop.target(case, step).name)
 
 
 def rows_of(

@@ -65,6 +65,11 @@ def test_the_broken_case_is_on_the_page_with_the_reason_of_the_tool_that_failed(
     assert str(REPOSITORY) not in text
 
 
+def test_figures_that_were_kept_are_read_after_the_repository_was_moved(tmp_path):
+    shop = prepare.Workshop(tmp_path, False, {}, print)
+    assert whole.label_of(SMALL, shop, f'/elsewhere/work_dirs/atss_toy/{cases.FULL.name}') == cases.FULL.label
+
+
 def test_no_engine_is_on_the_page_that_did_not_run_and_no_gpu_where_there_is_none(measured):
     _, folder = measured
     text = (folder / 'page.md').read_text()
