@@ -36,7 +36,12 @@ class StepError(Mm2OnnxError):
 
 def shown(words: Sequence[str]) -> str:
     """Return a command as people type it, from the root of the repository."""
-    return shlex.join(['python', *(word.replace(f'{ROOT}/', '') for word in words)])
+    return shlex.join(['python', *map(from_root, words)])
+
+
+def from_root(text: str) -> str:
+    """Return a text with its paths in the repository as seen from its root."""
+    return text.replace(f'{ROOT}/', '')
 
 
 def run_command(words: Sequence[str], log: Path, limit_s: float = LIMIT_S) -> None:
@@ -66,7 +71,7 @@ def failure(text: str, status: int) -> str:
     """Return why a command failed, of what it printed."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r'(error|\w*Error): ', line)]
-    reason = (errors or lines or ['it said nothing'])[-1].removeprefix('error: ').replace(f'{ROOT}/', '')
+    reason = from_root((errors or lines or ['it said nothing'])[-1].removeprefix('error: '))
     if status < 0:
         return f'ended by {signal.Signals(-status).name}: {reason}'
     return reason

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark.cases import CASES, TOYS
 from mmdeploy_ext.benchmark.engines import BASELINE, ENGINES, KINDS, check_names, present
-from mmdeploy_ext.benchmark.prepare import StepError, Workshop, shown
+from mmdeploy_ext.benchmark.prepare import StepError, Workshop, from_root, shown
 from mmdeploy_ext.benchmark.whole_results import merged
 from mmdeploy_ext.errors import UsageError
 
@@ -193,7 +193,7 @@ def run_place(
         return dict(place, reason=str(error), command=shown(words))
     rows, facts = rows_of(case, result, shop)
     refused = [
-        dict(engine=row['engine'], label=label_of(case, shop, row['file']), reason=row['reason'])
+        dict(engine=row['engine'], label=label_of(case, shop, row['file']), reason=from_root(row['reason']))
         for row in result.get('refused', ())
     ]
     for row in rows:
