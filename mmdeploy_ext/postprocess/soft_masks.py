@@ -142,9 +142,15 @@ class LevelMasks(SoftMasks):
         features: Sequence[torch.Tensor],
         weights: Sequence[torch.Tensor],
         biases: Sequence[torch.Tensor],
+        *,
+        fixed: bool = False,
     ) -> None:
-        """Keep features (B, D, 2h, 2w), weights (g * g, D) and biases (g * g,) per level."""
-        self.features, self.weights, self.biases = features, weights, biases
+        """Keep features (B, D, 2h, 2w), weights (g * g, D) and biases (g * g,) per level.
+
+        `fixed` keeps all shapes constant, as TensorRT wants them: every level then has room for all cells
+        that are asked for, which is as many times the work as there are levels.
+        """
+        self.features, self.weights, self.biases, self.fixed = features, weights, biases, fixed
         self.size = features[0].shape[2:]
         counts = [len(bias) for bias in biases]
         self.starts = [sum(counts[:level]) for level in range(len(counts))]
@@ -169,14 +175,15 @@ class LevelMasks(SoftMasks):
         """Return per level masks (B, x, 2h, W4) with their row matrix; each cell's place (B, m) in them."""
         belongs = self.level_of[cells]
         levels, places, offset = [], torch.zeros_like(cells), 0
+        first_best = torch.arange(cells.shape[1], 0, -1, device=cells.device).to(torch.float32)[None]
         for level, features in enumerate(self.features):
             mine = belongs == level
-            count = mine.sum(dim=1).max().clamp(min=1)  # ONNX Runtime multiplies no stack of no matrices
-            rows = mine.to(torch.float32).topk(count, dim=1)[1]
+            # ONNX Runtime multiplies no stack of no matrices
+            count = cells.shape[1] if self.fixed else mine.sum(dim=1).max().clamp(min=1)
+            rows = (mine.to(torch.float32) * first_best).topk(count, dim=1)[1]
             real = mine.gather(1, rows)
             inside = torch.where(real, cells.gather(1, rows) - self.starts[level], torch.zeros_like(rows))
-            order = torch.arange(count, device=cells.device)[None] + offset
-            places = places.scatter_add(1, rows, torch.where(real, order, torch.zeros_like(rows)))
+            places = torch.where(mine, mine.to(torch.int64).cumsum(dim=1) - 1 + offset, places)
             levels.append(self._level(level, features, inside))
             offset = offset + count
         return levels, places

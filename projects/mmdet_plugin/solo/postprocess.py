@@ -72,7 +72,10 @@ class SoloFull(FullForm):
     def soft_masks(self, parts: tuple[torch.Tensor, ...]) -> SoftMasks:
         """See `FullForm.soft_masks`."""
         return LevelMasks(
-            parts, [conv.weight.flatten(1) for conv in self.convs], [conv.bias for conv in self.convs]
+            parts,
+            [conv.weight.flatten(1) for conv in self.convs],
+            [conv.bias for conv in self.convs],
+            fixed=self.postprocess.cap > 0,
         )
 
 

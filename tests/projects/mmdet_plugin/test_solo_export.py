@@ -9,6 +9,7 @@ import pytest
 from mmdeploy_ext import deploy
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.export import fuse
+from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.verify.compare import without_ties
 from mmdeploy_ext.verify.ladder import prove
@@ -84,6 +85,15 @@ def test_a_dynamic_file_equals_mmdet_at_sizes_and_batches_it_never_saw(models, f
         if form == 'raw':
             check_tensors(deployment, metadata, feeds, outputs)
         check_instances(deployment, metadata, feeds, outputs, images)
+
+
+@pytest.mark.parametrize('name', [name for name in HEADS if 'dcn' not in name])
+def test_a_capped_file_equals_mmdet_and_holds_nothing_that_tensorrt_refuses(models, files, name):
+    deployment, images = models(name), [prepared(models(name), 1)]
+    path = files(name, form='full', max_candidates=600)
+    metadata, feeds, outputs = run(deployment, path, images)
+    check_instances(deployment, metadata, feeds, outputs, images)
+    assert not find_refusals(onnx.load(path), rtx=True)
 
 
 @pytest.mark.parametrize('name', HEADS)
