@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.errors import InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graph import files, run
+from mmdeploy_ext.graph.diff_align import align
 from mmdeploy_ext.graph.diff_nodes import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff_region import regions
 from mmdeploy_ext.graph.diff_scope import module_of
-from mmdeploy_ext.graph.diff_structure import ONLY_HERE, align, changes
+from mmdeploy_ext.graph.diff_structure import ONLY_HERE, changes
 from mmdeploy_ext.graph.diff_walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN, Reference, compare, walk
 
 if TYPE_CHECKING:

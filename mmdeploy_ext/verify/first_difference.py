@@ -19,9 +19,10 @@ from mmdeploy_ext.cli import one_line
 from mmdeploy_ext.errors import ExportError, UsageError
 from mmdeploy_ext.family import Stage
 from mmdeploy_ext.graph import diff, files
+from mmdeploy_ext.graph.diff_align import align
 from mmdeploy_ext.graph.diff_nodes import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff_region import regions
-from mmdeploy_ext.graph.diff_structure import align, changes
+from mmdeploy_ext.graph.diff_structure import changes
 from mmdeploy_ext.graph.diff_walk import Reference, compare, walk
 from mmdeploy_ext.metadata import Metadata
 from mmdeploy_ext.sequence.family import SequenceFamily, SequenceOptions

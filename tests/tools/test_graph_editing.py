@@ -219,6 +219,25 @@ def test_a_baked_size_is_exit_status_one_and_no_trial_writes_it(tmp_path, capsys
     assert main([*argv, '--no-trial']) == 0 and (tmp_path / 'y.onnx').exists()
 
 
+@pytest.mark.parametrize(
+    ('name', 'words', 'node', 'output'),
+    [
+        ('yunet', 'input=batch,3,320,320', 'Reshape_93 (Reshape) makes 1x3200x1 ', 'cls_8'),
+        ('yunet', 'input=4x3x320x320', 'Reshape_93 (Reshape) makes 1x6400x1 ', 'cls_8'),
+        ('yolox', 'images=b,3,416,416', 'Reshape_405 (Reshape) makes 1x85x5408 ', 'output'),
+    ],
+)
+def test_a_batch_that_constants_fold_into_another_axis_is_refused_by_node(
+    name, words, node, output, tmp_path, capsys
+):
+    target = tmp_path / 'y.onnx'
+    argv = ['set-shape', foreign(name), words, '--output', str(target)]
+    assert main(argv) == 1 and not target.exists()
+    message = capsys.readouterr().err
+    assert node in message and f'output {output} mixes the images' in message
+    assert main([*argv, '--no-trial']) == 0 and target.exists()
+
+
 def test_a_sparse_graph_is_renamed_and_not_cut(tmp_path, capsys):
     source, target = str(tmp_path / 'x.onnx'), str(tmp_path / 'y.onnx')
     onnx.save_model(golden_model('bevfusion.plain.xyz'), source)

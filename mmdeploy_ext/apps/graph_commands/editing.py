@@ -198,13 +198,14 @@ def _shape_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_set_shape(args: argparse.Namespace) -> int:
     """Write the graph with other input shapes, after a trial that it runs at them."""
-    from mmdeploy_ext.graph import proof
+    from mmdeploy_ext.graph import batch_trial, proof
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
     after = shapes.apply(model, args.shapes)
     if not args.no_trial:
         tried = proof.try_sizes(model, after, seed=args.seed)
+        batch_trial.check_batch(model, after, seed=args.seed)
         if tried:
             print(f'runs at {tried}')
     return _finish(args, model, after)

@@ -11,10 +11,11 @@ import toy_faults
 from mmdeploy_ext.apps.graph_app import main
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.graph import diff, equality
+from mmdeploy_ext.graph.diff_align import align
 from mmdeploy_ext.graph.diff_nodes import Constants, Program
 from mmdeploy_ext.graph.diff_report import headline
 from mmdeploy_ext.graph.diff_scope import module_of
-from mmdeploy_ext.graph.diff_structure import align, changes
+from mmdeploy_ext.graph.diff_structure import changes
 from mmdeploy_ext.graph.diff_walk import compare
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 
