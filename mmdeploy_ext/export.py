@@ -38,8 +38,13 @@ OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Opsets that each exporter of torch 2.13 really writes (measured; dynamo answers 11 with 18)."""
 
 
-def check_opset(opset: int, exporter: str) -> None:
+def check_opset(opset: int, exporter: str, said: str = '') -> None:
     """Refuse an opset that the exporter cannot write.
+
+    Args:
+        opset: wanted.
+        exporter: of `OPSETS`.
+        said: the option as it was given, for the message.
 
     Raises:
         UsageError: the message gives the range.
@@ -48,7 +53,8 @@ def check_opset(opset: int, exporter: str) -> None:
         raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
     low, high = OPSETS[exporter]
     if not low <= opset <= high:
-        raise UsageError(f'--opset-version {opset}: the {exporter} exporter writes opsets {low} to {high}')
+        said = said or f'--opset-version {opset}'
+        raise UsageError(f'{said}: the {exporter} exporter writes opsets {low} to {high}')
 
 
 def fuse(model: torch.nn.Module) -> torch.nn.Module:

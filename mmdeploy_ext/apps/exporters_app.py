@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.files import atomic_path, check_writable, write_json
+from mmdeploy_ext.files import write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 
 MODELS = ('atss', 'solov2', 'decoupled_solo', 'rtdetr', 'streampetr')
 EXPORTERS = ('torchscript', 'dynamo')
-BEGIN, END = '<!-- table: tools/analysis_tools/exporters.py -->', '<!-- end of the table -->'
-HEADER = (
-    '| model | form | exporter | opset | exports | proven | nodes | export s | latency ms | ratio |',
-    '|---|---|---|---:|---|---|---:|---:|---:|---:|',
-)
-LONGEST_REASON = 160
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--rounds', type=int, default=10, metavar='N', help='timed runs of each file (default: 10)'
     )
-    parser.add_argument('--write', metavar='FILE.md', help='put the table between the marks of this page')
+    parser.add_argument(
+        '--write',
+        metavar='FILE.md',
+        help='put the rows into the table of this page; rows of others stay',
+    )
     parser.add_argument('--json', metavar='FILE', help='write all figures as JSON')
     cli.add_debug_option(parser)
     return parser
@@ -54,23 +52,22 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext import compat
 
     compat.apply()
-    from mmdeploy_ext.benchmark import exporters
+    from mmdeploy_ext.benchmark import exporters, exporters_page
     from mmdeploy_ext.export import check_opset
 
     if args.rounds < 1:
         raise UsageError(f'--rounds {args.rounds}: expected 1 or more')
     for exporter in args.exporters:
         for opset in args.opsets:
-            check_opset(opset, exporter)
-    if args.write:
-        split_page(args.write)
+            check_opset(opset, exporter, f'--opsets {opset}')
+    page = exporters_page.read(args.write) if args.write else None
     forms = exporters.chosen_forms(args.models, args.forms)
     register()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(args, forms, Path(folder))
-    print('\n'.join(table(rows)))
-    if args.write:
-        write_page(args.write, rows)
+    print('\n'.join(exporters_page.table(rows)))
+    if page:
+        page.write(rows)
     if args.json:
         write_json(args.json, [dataclasses.asdict(row) for row in rows])
     return 0 if all(row.proven for row in rows) else 1
@@ -96,65 +93,6 @@ def measure(args: argparse.Namespace, forms: dict[str, tuple[str, ...]], folder:
                     )
                     bar.advance(task)
     return rows
-
-
-def table(rows: Sequence[Row]) -> list[str]:
-    """Return the lines of the table in Markdown, and below it a line per reason."""
-    lines, reasons = list(HEADER), []
-    for row in rows:
-        note = ''
-        if row.reason:
-            reasons.append(f'{len(reasons) + 1}. {row.model} {row.form}, {row.exporter}: {short(row.reason)}')
-            note = f' ({len(reasons)})'
-        cells = (
-            row.model,
-            row.form,
-            row.exporter,
-            str(row.opset),
-            'yes' if row.exported else f'no{note}',
-            '-' if not row.exported else 'yes' if row.proven else f'NO{note}',
-            figure(row.nodes, 0),
-            figure(row.export_s, 1),
-            figure(row.latency_ms, 2),
-            figure(row.ratio, 2),
-        )
-        lines.append(f'| {" | ".join(cells)} |')
-    return [*lines, *(['', *reasons] if reasons else [])]
-
-
-def figure(value: float | None, digits: int) -> str:
-    """Return a number for a cell."""
-    return '-' if value is None else f'{value:.{digits}f}'
-
-
-def short(reason: str) -> str:
-    """Return a reason in one line."""
-    line = cli.one_line(reason)
-    return line if len(line) <= LONGEST_REASON else f'{line[: LONGEST_REASON - 3]}...'
-
-
-def split_page(path: str) -> tuple[str, str]:
-    """Return what stands before and after the table of a page.
-
-    Raises:
-        UsageError: no such page, or not both marks in it.
-    """
-    check_writable(path)
-    page = Path(path)
-    text = page.read_text(encoding='utf-8') if page.is_file() else ''
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UsageError(f'--write {path}: expected a page with the lines {BEGIN} and {END}')
-    return before, after
-
-
-def write_page(path: str, rows: Sequence[Row]) -> None:
-    """Put the table between the marks of a page."""
-    before, after = split_page(path)
-    text = '\n'.join([f'{before}{BEGIN}', '', *table(rows), '', f'{END}{after}'])
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -66,8 +66,8 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
     one, more = ('x'.join(map(str, shape)) for shape in found.shapes[guilty[0].output[0]])
     raise InferenceError(
         f'with {sizes[1]} images instead of {sizes[0]} the graph runs, but {label} ({guilty[0].op_type}) '
-        f'makes {more} of what was {one}: its constant shape folds the batch into another axis{others}; output '
-        f'{folded[0]} mixes the images. Export it with that axis open, '
+        f'makes {more} of what was {one}: its constant shape folds the batch into another axis{others}; '
+        f'output {folded[0]} mixes the images. Export it with that axis open, '
         f'or let the first number of these constants be 0, which keeps the axis (--no-trial writes the file '
         f'all the same)'
     )

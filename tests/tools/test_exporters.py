@@ -13,6 +13,7 @@ from torch import nn
 import toy_atss
 from mmdeploy_ext import deploy
 from mmdeploy_ext.apps import exporters_app
+from mmdeploy_ext.benchmark import exporters_page
 from mmdeploy_ext.benchmark.exporters import MODELS, Row
 from mmdeploy_ext.errors import ExportError
 from mmdeploy_ext.export import export_module
@@ -21,7 +22,7 @@ from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.verify.ladder import prove
 
 REPO = Path(__file__).resolve().parents[2]
-PAGE = f'# Title\n\n{exporters_app.BEGIN}\nold\n{exporters_app.END}\nafter\n'
+PAGE = f'# Title\n\n{exporters_page.BEGIN}\nold\n{exporters_page.END}\nafter\n'
 
 
 def register():
@@ -42,7 +43,7 @@ def test_the_command_exports_proves_and_writes_the_table(tmp_path, capsys):
         ('torchscript', True, True), ('dynamo', True, True)]
     assert rows[0].ratio == 1 and rows[1].ratio > 0 and all(row.nodes > 50 for row in rows)
     text = page.read_text()
-    assert text.startswith('# Title\n\n<!-- table') and text.endswith(f'{exporters_app.END}\nafter\n')
+    assert text.startswith('# Title\n\n<!-- table') and text.endswith(f'{exporters_page.END}\nafter\n')
     assert '| ATSS | raw | dynamo | 18 | yes | yes |' in text and 'old' not in text
     assert '| ATSS | raw | dynamo | 18 | yes | yes |' in capsys.readouterr().out
 
@@ -52,16 +53,39 @@ def test_what_is_not_proven_is_in_the_table_with_its_reason():
         Row('A', 'raw', 'dynamo', 18, reason='stage x: unsupported\noperator y'),
         Row('A', 'full', 'dynamo', 18, reason='scores differ', exported=True, nodes=7),
     ]
-    lines = exporters_app.table(rows)
+    lines = exporters_page.table(rows)
     assert '| A | raw | dynamo | 18 | no (1) | - | - | - | - | - |' in lines
     assert '| A | full | dynamo | 18 | yes | NO (2) | 7 | - | - | - |' in lines
     assert lines[-2:] == [
         '1. A raw, dynamo: stage x: unsupported operator y', '2. A full, dynamo: scores differ']
 
 
+def test_a_selection_that_is_written_leaves_the_other_rows_and_their_reasons(tmp_path):
+    page = tmp_path / 'page.md'
+    kept = Row('SOLOv2', 'raw', 'dynamo', 18, 'NaN: x', True, False, 9, 1.0, 2.0, 0.5)
+    others = [kept, Row('ATSS', 'full', 'dynamo', 18, 'no symbolic')]
+    page.write_text(PAGE.replace('old\n', ''))
+    exporters_page.read(str(page)).write(others)
+    again = Row('ATSS', 'full', 'dynamo', 18, '', True, True, 5, 1.5, 3.25, 1.0)
+    new = Row('ATSS', 'raw', 'torchscript', 20, '', True, True, 4, 1.0, 2.0, 1.0)
+    exporters_page.read(str(page)).write([again, new])
+    assert exporters_page.read(str(page)).rows == [new, again, kept]
+    assert page.read_text().endswith(f'1. SOLOv2 raw, dynamo: NaN: x\n\n{exporters_page.END}\nafter\n')
+
+
+def test_the_page_of_the_repository_is_read_and_written_without_a_change(tmp_path):
+    text = (REPO / 'docs/exporters.md').read_text()
+    page = tmp_path / 'page.md'
+    page.write_text(text)
+    found = exporters_page.read(str(page))
+    assert len(found.rows) >= 22
+    found.write([])
+    assert page.read_text() == text
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
     (('--rounds', 0), '--rounds 0: expected 1 or more'),
-    (('--opsets', 17), '--opset-version 17: the dynamo exporter writes opsets 18 to'),
+    (('--opsets', 17), '--opsets 17: the dynamo exporter writes opsets 18 to'),
     (('--models', 'atss', '--forms', 'fork'), '--forms fork: these models have decode, full, raw'),
     (('--write', 'README.md'), '--write README.md: expected a page with the lines <!-- table'),
 ], ids=['rounds', 'opset', 'form', 'page'])
@@ -78,7 +102,8 @@ def test_the_models_of_the_table_are_there():
 
 
 def test_the_page_has_every_model_in_its_table():
-    before, after = exporters_app.split_page(str(REPO / 'docs/exporters.md'))
+    page = exporters_page.read(str(REPO / 'docs/exporters.md'))
+    before, after = page.before, page.after
     table = (REPO / 'docs/exporters.md').read_text()[len(before):]
     for model in MODELS.values():
         for form in model.forms:
