@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+CLOSED_PIPE = 141
+"""Exit status when nobody reads what is printed: what a shell tells of a program that SIGPIPE ended."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are one line that begins with `error:`, exit status 2."""
 
@@ -60,7 +64,11 @@ def run(
     debug = getattr(args, 'debug', False)
     try:
         check_json(args)
-        return body(args)
+        status = body(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        return _closed_pipe()
     except Mm2OnnxError as error:
         if debug:
             traceback.print_exc()
@@ -74,6 +82,14 @@ def run(
             traceback.print_exc()
         print(f'error: {one_line(error) or type(error).__name__}', file=sys.stderr)
         return 1
+
+
+def _closed_pipe() -> int:
+    """Leave without a word when `| head` has read enough; Python would complain at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+    return CLOSED_PIPE
 
 
 def stdout() -> Console:

@@ -287,6 +287,7 @@ def save(
     targets = [path, path.with_name(f'{path.name}.data')] if external else [path]
     check_targets(targets, inputs)
     check_order(model, path)
+    model = with_output_shapes(model)
     if external:
         save_external(model, *targets)
         return targets
@@ -294,6 +295,32 @@ def save(
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return targets
+
+
+def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose outputs have the shapes that are inferred where none is stated.
+
+    ONNX Runtime runs files without them, and some exporters write such; onnx calls them not valid.
+    """
+    if is_sparse(model) or not (missing := _without_shape(model.graph.output)):
+        return model
+    from mmdeploy_ext.graph import types
+
+    result, found = onnx.ModelProto(), types.infer(model)
+    result.CopyFrom(model)
+    for value in result.graph.output:
+        if value.name in missing and types.shape(found.get(value.name)) is not None:
+            value.type.CopyFrom(found[value.name])
+    return result
+
+
+def _without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
+    kinds = {value.name: value.type for value in values}
+    return [
+        name
+        for name, kind in kinds.items()
+        if kind.HasField('tensor_type') and not kind.tensor_type.HasField('shape')
+    ]
 
 
 def check(model: onnx.ModelProto | Path, name: str | os.PathLike[str]) -> None:
@@ -307,7 +334,9 @@ def check(model: onnx.ModelProto | Path, name: str | os.PathLike[str]) -> None:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ModelFileError(f'{name}: would not be a valid model: {error}') from error
+        bare = _without_shape((*model.graph.input, *model.graph.output)) if hasattr(model, 'graph') else []
+        hint = f' (of {", ".join(bare)}; graph.py set-shape states those of inputs)' if bare else ''
+        raise ModelFileError(f'{name}: would not be a valid model: {error}{hint}') from error
 
 
 def check_targets(

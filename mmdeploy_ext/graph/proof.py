@@ -199,6 +199,7 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
     try:
         Runner(after).run(random_feeds(after, seed, sizes))
     except (InferenceError, ModelFileError) as error:
+        Runner(before)  # where this one is not loaded either, the sizes are not the reason
         raise InferenceError(
             f'the graph does not run at {text}: a size is baked into its constants, so export it with that '
             f'axis open (--no-trial writes the file all the same): {error}'

@@ -137,11 +137,12 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
     if reference.size == 0:
         return failed_row(name, 'empty column group: nothing was compared', reference)
     expected, got = reference.astype(np.float64).ravel(), candidate.astype(np.float64).ravel()
-    reason = _not_finite('candidate', got) or _not_finite('reference', expected)
-    if reason:
-        return failed_row(name, reason, reference)
+    odd = [_not_finite('candidate', got), _not_finite('reference', expected)]
+    if any(odd):
+        hint = ['the reference is no better, so there is nothing to prove'] if all(odd) else []
+        return failed_row(name, '; '.join(filter(None, [*odd, *hint])), reference)
     difference = np.abs(got - expected)
-    scale, max_abs = float(np.abs(expected).max()), float(difference.max())
+    scale, max_abs, reason = float(np.abs(expected).max()), float(difference.max()), ''
     tolerance = max(group.rtol * scale, group.atol)
     if scale > 0 and not got.any():
         reason = 'the candidate is all zero, the reference is not'

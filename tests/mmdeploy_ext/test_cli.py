@@ -133,6 +133,17 @@ def test_the_exit_status_and_the_line_reach_the_shell(script, words, status, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_reader_that_has_read_enough_ends_a_tool_without_a_word(tmp_path):
+    script = tmp_path / 'many_lines.py'
+    script.write_text(
+        'import sys\nfrom mmdeploy_ext import cli\n'
+        'sys.exit(cli.run(lambda args: [print(n) for n in range(99999)] and 0, cli.ArgumentParser()))\n'
+    )
+    command = f'PYTHONPATH={REPOSITORY} {sys.executable} {script} | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('0\n141\n', '')
+
+
 def test_a_shell_wrapper_without_its_arguments_says_so():
     command = ['bash', REPOSITORY / 'tools/dist_test_pth.sh', 'x.py']
     done = subprocess.run(command, capture_output=True, text=True)

@@ -219,6 +219,35 @@ def test_a_baked_size_is_exit_status_one_and_no_trial_writes_it(tmp_path, capsys
     assert main([*argv, '--no-trial']) == 0 and (tmp_path / 'y.onnx').exists()
 
 
+def bare_output(path):
+    """Write a graph whose output has a type and no shape, as some exporters do; ONNX Runtime takes it."""
+    model = conv_net()
+    model.graph.output[0].type.tensor_type.ClearField('shape')
+    onnx.save_model(model, path)
+    return str(path)
+
+
+@pytest.mark.parametrize('words', [['rename', '--name-nodes'], ['insert-outputs', 'y']], ids=' '.join)
+def test_an_output_without_a_shape_gets_the_one_that_is_inferred(words, tmp_path):
+    source, target = bare_output(tmp_path / 'x.onnx'), tmp_path / 'y.onnx'
+    names = [name for node in onnx.load(source).graph.node for name in node.output]
+    words = [names[0] if word == 'y' else word for word in words]
+    assert main([words[0], source, *words[1:], '--output', str(target), '--prove']) == 0
+    assert onnx.load(target).graph.output[0].type == conv_net().graph.output[0].type
+    assert not onnx.load(source).graph.output[0].type.tensor_type.HasField('shape')
+
+
+def test_an_input_without_a_shape_is_refused_by_name(tmp_path, capsys):
+    model = conv_net()
+    model.graph.input[0].type.tensor_type.ClearField('shape')
+    onnx.save_model(model, tmp_path / 'x.onnx')
+    target = tmp_path / 'y.onnx'
+    assert main(['rename', str(tmp_path / 'x.onnx'), '--name-nodes', '--output', str(target)]) == 2
+    assert 'of images; graph.py set-shape' in capsys.readouterr().err and not target.exists()
+    words = ['set-shape', str(tmp_path / 'x.onnx'), 'images=1x3x8x8', '--output', str(target)]
+    assert main(words) == 0 and target.exists()
+
+
 @pytest.mark.parametrize(
     ('name', 'words', 'node', 'output'),
     [

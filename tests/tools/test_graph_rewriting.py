@@ -240,6 +240,18 @@ def test_bad_options_are_one_line_and_leave_nothing(words, message, file, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_gave_nan_before_is_refused_with_that_reason(tmp_path, capsys):
+    path, target = tmp_path / 'bad.onnx', tmp_path / 'y.onnx'
+    bad = helper.make_node('Sqrt', ['minus'], ['root'], 'root')
+    add = helper.make_node('Add', ['x', 'root'], ['y'], 'add')
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in 'xy']
+    minus = helper.make_tensor('minus', TensorProto.FLOAT, [1], [-1.0])
+    graph = helper.make_graph([bad, add], 'g', ends[:1], ends[1:], [minus])
+    onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid('', 17)]), path)
+    assert main(['fold', str(path), '--output', str(target)]) == 1 and not target.exists()
+    assert '0 infinite of 4 values; the reference is no better' in capsys.readouterr().err
+
+
 def test_reduce_leaves_a_folder_that_runs_and_names_the_node(tmp_path, capsys):
     path, target, found = tmp_path / 'bad.onnx', tmp_path / 'reduced', tmp_path / 'found.json'
     onnx.save(chain(24, overflow=11), path)
