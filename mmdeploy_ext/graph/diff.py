@@ -125,6 +125,7 @@ class Comparison:
         changes: differences of structure, to the other file or to a fresh export.
         notes: what else there is to know.
         bars: what counted.
+        guessed: whether tensors were paired by names, values and places alone, without a fresh export.
     """
 
     subject: dict[str, Any]
@@ -134,6 +135,7 @@ class Comparison:
     changes: list[dict[str, Any]]
     notes: list[str]
     bars: Bars
+    guessed: bool = False
 
     @property
     def first(self) -> Difference | None:

@@ -54,6 +54,11 @@ def headline(found: Comparison) -> str:
         reasons = [f'{entry.tensor}: {entry.reason}' for entry in wrong if entry.reason]
         if reasons:
             return f'{names} differ: {"; ".join(reasons)}'
+        if found.guessed:
+            return (
+                f'{names} differ, and no node can be told without a fresh export: a wrong value passes for '
+                f'another tensor of PyTorch (--no-fresh leaves the export out)'
+            )
         return f'{names} differ, and no single node is at fault: rounding that grows, or a tie that flips'
     if not found.compared:
         return 'nothing could be compared'

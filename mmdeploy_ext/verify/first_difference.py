@@ -237,6 +237,7 @@ class Search:
             [dataclasses.asdict(change) for change in found if change.kind != 'metadata'],
             notes,
             self.bars,
+            guessed=isinstance(other, str),
         )
 
     def _export(self) -> tuple[Program, Walk, set[str]] | str:

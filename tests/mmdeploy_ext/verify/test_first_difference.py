@@ -3,11 +3,14 @@
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import toy_faults
 from mmdeploy_ext import deploy
 from mmdeploy_ext.graph import diff
+from mmdeploy_ext.graph.diff_report import headline
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import graph_metadata
@@ -100,6 +103,22 @@ def test_it_is_found_without_a_fresh_export(subjects, family, fault):
     found = search.compare(broken, fresh=False)
     assert not found.equal
     assert found.first.node == node
+
+
+def test_a_bound_of_an_inverse_sigmoid_is_found_and_never_called_rounding(subjects):
+    """Its lower clip: without a fresh export the wrong value passes for a neighbour's, and that is said."""
+    model, search, _ = subjects('streampetr')
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    made = {name: node for node in broken.graph.node for name in node.output}
+    clips = [node for node in broken.graph.node if node.op_type == 'Clip']
+    (guilty,) = (node for node in clips if made[node.input[0]] in clips)
+    made[guilty.input[1]].attribute[0].t.CopyFrom(numpy_helper.from_array(np.asarray(0.2, np.float32)))
+    assert search.compare(broken).first.node == guilty.name
+    found = search.compare(broken, fresh=False)
+    named = [place.node for place in found.differences]
+    assert not found.equal and named in ([], [guilty.name])
+    assert named or 'without a fresh export' in headline(found)
 
 
 @pytest.mark.parametrize('fault', ['frozen', 'epsilon', 'kernel'])
