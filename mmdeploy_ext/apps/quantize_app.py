@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ENGINES = ('onnxruntime', 'openvino')
 METHODS = ('minmax', 'percentile', 'mse')
+PERCENTILE = 99.99
 BUDGET = 10
 WORST = 15
 """Layers that the table shows without --all."""
@@ -88,9 +89,8 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--percentile',
         type=float,
-        default=99.99,
         metavar='P',
-        help='for --method percentile (default: 99.99)',
+        help=f'for --method percentile (default: {PERCENTILE})',
     )
     group.add_argument('--reduce-range', action='store_true', help='7-bit weights, for CPUs without VNNI')
 
@@ -160,6 +160,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UsageError(f'--max-error {args.max_error}: expected a positive number, e.g. 0.05')
     if args.rounds and importlib.util.find_spec('torch') is None:
         raise UsageError('--rounds: the benchmark needs PyTorch, which is not here; give --rounds 0')
+    if args.percentile is not None and args.method != 'percentile':
+        raise UsageError(f'--percentile {args.percentile:g} goes with --method percentile')
     if args.draw and not (args.sensitivity or args.max_error is not None):
         raise UsageError('--draw shows what --sensitivity or --max-error finds: give one of them too')
     if args.engine == 'openvino' and (args.method != METHODS[0] or args.reduce_range):
@@ -186,6 +188,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.quantize.dense_target import find_target
 
     _check_numbers(args)
+    args.percentile = PERCENTILE if args.percentile is None else args.percentile
     calibrator('percentile', args.percentile)
     target = find_target(args.model, args.output)
     model = files.load(target.model)

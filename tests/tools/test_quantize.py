@@ -176,7 +176,8 @@ def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
         '--images -1': [DEMO, '--calibrate', images, '--images', -1],
         '--probe-images 0': [DEMO, '--calibrate', images, '--probe-images', 0],
         '--max-error 0.0': [DEMO, '--calibrate', images, '--max-error', 0],
-        'percentile 101': [DEMO, '--calibrate', images, '--percentile', 101],
+        'percentile 101': [DEMO, '--calibrate', images, '--method', 'percentile', '--percentile', 101],
+        '--percentile 99 goes with --method': [DEMO, '--calibrate', images, '--percentile', 99],
         '--draw shows what': [DEMO, '--calibrate', images, '--draw', tmp_path / 'x.png'],
         'copy.onnx': [copy, '--calibrate', images, '--output', copy],
     }
