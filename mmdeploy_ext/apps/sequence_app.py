@@ -200,7 +200,7 @@ def compare_metrics(
     from mmdeploy_ext import evaluation
     from mmdeploy_ext.metadata import read_metadata
     from mmdeploy_ext.sequence.loop import collect, run_frames
-    from mmdeploy_ext.verify.dataset import metric_bar, metric_rows
+    from mmdeploy_ext.verify.dataset import metric_bar, proof_rows
     from mmdeploy_ext.verify.half import precision_of
 
     dataset = evaluation.build_dataset(deployment.cfg)
@@ -210,4 +210,4 @@ def compare_metrics(
         results = run_frames(stepper, deployment.family, dataset, workers=workers)
         ordered = collect(results, len(dataset), 1)
         values.append(evaluation.evaluate(deployment.cfg, dataset, ordered, metrics))
-    return metric_rows(*values, metric_bar(precision_of(read_metadata(paths[-1]).options)))
+    return proof_rows(*values, metric_bar(precision_of(read_metadata(paths[-1]).options)))

@@ -43,6 +43,14 @@ def metric_rows(
     return rows
 
 
+def proof_rows(
+    reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
+) -> list[MetricRow]:
+    """Return `metric_rows`; where neither engine has a metric, a row that fails: nothing was compared."""
+    nothing = MetricRow('none: neither engine found anything', float('nan'), float('nan'), bar, False)
+    return metric_rows(reference, candidate, bar) or [nothing]
+
+
 def compare_metrics(
     deployment: Deployment, make_backend: Callable[[], Backend], metrics: Sequence[str]
 ) -> list[MetricRow]:
@@ -65,7 +73,7 @@ def compare_metrics(
         results = run_loop(detector, loader)
     with contextlib.redirect_stdout(io.StringIO()):
         candidate = evaluate(deployment.cfg, dataset, results, metrics)
-    return metric_rows(reference, candidate, metric_bar(precision))
+    return proof_rows(reference, candidate, metric_bar(precision))
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:

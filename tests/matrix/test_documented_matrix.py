@@ -103,7 +103,7 @@ def workspace(tmp_path_factory):
     (folder / 'work_dirs').mkdir()
     for page in ('README.md', 'docs/streaming.md'):  # the pages that make the sets
         for line, now in PAGES[page]:
-            if re.match(r'python (-m projects.toydata|tools/create_data)', line):
+            if now and re.match(r'python (-m projects.toydata|tools/create_data)', line):
                 shell(now, folder)
     return folder
 

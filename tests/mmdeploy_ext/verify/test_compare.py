@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.verify import dataset
 from mmdeploy_ext.verify.compare import compare_tensors
 from mmdeploy_ext.verify.verdict import Verdict
 
@@ -219,3 +220,10 @@ def test_a_value_passes_exactly_within_the_tolerance(reference, times, data):
     assert row.passed == (times < 1)
     assert row.max_rel == pytest.approx(times * 1e-4, rel=1e-3)
     assert sum(row.histogram) == expected.size
+
+
+def test_metrics_that_neither_engine_has_are_no_proof():
+    (row,) = dataset.proof_rows({}, {}, 0.0005)
+    assert not row.passed and 'neither engine' in row.name
+    (row,) = dataset.proof_rows(dict(bbox_mAP=0.5), dict(bbox_mAP=0.5), 0.0005)
+    assert row.passed and row.name == 'bbox_mAP'
