@@ -126,6 +126,9 @@ class Comparison:
         notes: what else there is to know.
         bars: what counted.
         guessed: whether tensors were paired by names, values and places alone, without a fresh export.
+        missing: outputs of the reference that the graph on trial lacks.
+        additional: outputs of the graph on trial that the reference does not have.
+        renamed: output of the reference -> what the graph on trial calls it.
     """
 
     subject: dict[str, Any]
@@ -136,6 +139,9 @@ class Comparison:
     notes: list[str]
     bars: Bars
     guessed: bool = False
+    missing: list[str] = dataclasses.field(default_factory=list)
+    additional: list[str] = dataclasses.field(default_factory=list)
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def first(self) -> Difference | None:
@@ -156,7 +162,12 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether all outputs agree, something was compared, and no error is born anywhere.
+        """Whether both have the same outputs, up to their names, and their numbers agree."""
+        return self.agreeing and not self.missing and not self.additional
+
+    @property
+    def agreeing(self) -> bool:
+        """Whether all outputs that both have agree, something was compared, and no error is born anywhere.
 
         In two files of another structure inner tensors may differ, and which of them belong together is a
         guess: there the outputs decide.
@@ -341,6 +352,17 @@ def diff_files(
         [dataclasses.asdict(change) for change in found],
         notes,
         bars,
+        **_interface(left.index.outputs, right.index.outputs, pairs.tensors),
+    )
+
+
+def _interface(left: Sequence[str], right: Sequence[str], tensors: Mapping[str, str]) -> dict[str, Any]:
+    """Return which outputs only the left graph has, which only the right one, and which have other names."""
+    mates = {name: tensors.get(name) for name in right}
+    return dict(
+        missing=[name for name in left if name not in mates.values()],
+        additional=[name for name, mate in mates.items() if mate not in left],
+        renamed={mate: name for name, mate in mates.items() if mate in left and mate != name},
     )
 
 

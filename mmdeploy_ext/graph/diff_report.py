@@ -40,8 +40,24 @@ def figure(value: float | None, entry: Entry | None = None) -> str:
 
 def headline(found: Comparison) -> str:
     """Return the result in one sentence."""
+    return '; '.join([*_other_outputs(found), _numbers(found)])
+
+
+def _other_outputs(found: Comparison) -> Iterator[str]:
+    """Yield which outputs only one of the two has, and which have other names."""
+    file = found.subject.get('file', 'the graph')
+    for names, where in ((found.missing, f'missing in {file}'), (found.additional, f'only in {file}')):
+        if names:
+            what = 'output {} is' if len(names) == 1 else 'outputs {} are'
+            yield f'{what.format(", ".join(names))} {where}'
+    if found.renamed:
+        pairs = [f'{mate} is called {name}' for mate, name in found.renamed.items()]
+        yield f'output {listed(pairs)} in {file}'
+
+
+def _numbers(found: Comparison) -> str:
     first = found.first
-    if found.equal and found.restructured:
+    if found.agreeing and found.restructured:
         return _other_structure(found)
     if first is not None:
         where = f' in {first.module}' if first.module else ''
@@ -78,7 +94,8 @@ def _called(place: Difference) -> str:
 
 
 def _other_structure(found: Comparison) -> str:
-    outputs = 'the output agrees' if len(found.outputs) == 1 else f'all {len(found.outputs)} outputs agree'
+    number, shared = len(found.outputs), ' that both have' if found.missing or found.additional else ''
+    outputs = f'the output{shared} agrees' if number == 1 else f'all {number} outputs{shared} agree'
     text = f'equal numbers, other structure: {outputs}'
     if found.first is not None:
         text += f'; inside, the files part at {_called(found.first)}'
@@ -97,7 +114,7 @@ def print_comparison(found: Comparison, console: Console, everything: bool = Fal
     console.print(_table(found, everything))
     console.print(f'[{colour}]{word}[/{colour}] ', end='')
     _say(console, headline(found))
-    first = None if found.equal else found.first
+    first = None if found.agreeing else found.first
     said = first.evidence if first is not None else []
     for line in said:
         _say(console, f'  {line}')

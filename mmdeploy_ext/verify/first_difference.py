@@ -176,6 +176,8 @@ def first_difference(
         inputs=diff.shapes(subject.feeds),
         **found.subject,
     )
+    made = {value.name for value in model.graph.output}
+    found.missing = [name for name in metadata.spec.output_names if name not in made]
     found.notes += _upstream_notes(deployment, metadata, subject, search, bars)
     if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
         found.notes.append('the file says that it was made from another checkpoint')

@@ -60,6 +60,14 @@ def test_a_wrong_file_is_exit_status_one_with_node_module_json_and_page(exported
     assert f'<code>{node}</code>' in page
 
 
+def test_a_file_that_lacks_an_output_of_its_contract_differs_from_its_checkpoint(exported, tmp_path, capsys):
+    model = onnx.load(exported)
+    gone = model.graph.output.pop().name
+    onnx.save(model, tmp_path / 'fewer.onnx')
+    assert main(['diff', CONFIG, CHECKPOINT, str(tmp_path / 'fewer.onnx'), '--no-fresh'], register) == 1
+    assert f'DIFFERS output {gone} is missing in {tmp_path / "fewer.onnx"}; ' in capsys.readouterr().out
+
+
 def test_two_files_need_no_torch(exported, broken):
     code = (
         'import sys; sys.modules["torch"] = None; from mmdeploy_ext.apps.graph_app import main; '

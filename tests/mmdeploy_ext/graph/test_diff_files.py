@@ -1,5 +1,6 @@
 """Two files: what differs in structure, whatever things are called, and where their numbers part."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,52 @@ def test_an_output_that_has_become_a_constant_is_compared(tmp_path):
     found = diff.diff_files(*saved(tmp_path, a=live, b=frozen))
     assert not found.equal
     assert headline(found) == 'top differ: top: is a constant in this file'
+
+
+def with_outputs(*names: str) -> onnx.ModelProto:
+    """Return the small model with other outputs: `y` and the inner tensor `s` have the same shape."""
+    model = small()
+    shape = model.graph.output.pop().type.tensor_type.shape
+    sizes = [axis.dim_value for axis in shape.dim]
+    for name in names:
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
+    return model
+
+
+@pytest.mark.parametrize(('left', 'right', 'said'), [
+    (('y', 's'), ('y',), 'output s is missing in b.onnx'),
+    (('y',), ('y', 's'), 'output s is only in b.onnx'),
+    (('y', 's', 't'), ('y',), 'outputs s, t are missing in b.onnx'),
+    (('y', 's', 't'), ('c', 's'), 'outputs y, t are missing in b.onnx; output c is only in b.onnx'),
+])
+def test_an_output_that_only_one_file_has_is_a_difference(left, right, said, tmp_path, capsys, monkeypatch):
+    """Whatever the numbers of the outputs that both have."""
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, a=with_outputs(*left), b=with_outputs(*right))
+    assert main(['diff', 'a.onnx', 'b.onnx', '--json', 'd.json', '--report', 'r']) == 1
+    assert f'DIFFERS {said}; 7 tensors compared, none differs' in capsys.readouterr().out
+    told = json.loads((tmp_path / 'd.json').read_text())
+    assert (told['equal'], told['first']) == (False, None)
+    assert told['missing'] + told['additional'] == sorted(set(left) ^ set(right), key='ystc'.index)
+    page = (tmp_path / 'r/report.html').read_text()
+    assert '✘ DIFFERS' in page and said[1:] in page
+
+
+def test_missing_outputs_of_a_file_of_another_structure_are_a_difference(tmp_path):
+    fewer = two_outputs('standard')
+    del fewer.graph.output[1]
+    found = diff.diff_files(*saved(tmp_path, a=two_outputs('function'), b=fewer))
+    assert not found.equal and found.missing == ['q']
+    assert headline(found).endswith('equal numbers, other structure: the output that both have agrees')
+
+
+def test_as_many_outputs_with_other_names_are_paired_and_the_headline_says_their_names(tmp_path):
+    other = small()
+    other.graph.node[-1].output[0] = other.graph.output[0].name = 'z'
+    paths = saved(tmp_path, a=small(), b=other)
+    found = diff.diff_files(*paths)
+    assert found.equal and found.renamed == {'y': 'z'}
+    assert headline(found) == f'output y is called z in {paths[1]}; 7 tensors compared, none differs'
 
 
 def test_wiring_of_tensors_with_equal_names_says_which_nodes_make_them():
