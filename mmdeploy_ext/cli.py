@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mmdeploy_ext.errors import Mm2OnnxError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
 
 
 CLOSED_PIPE = 141
-"""Exit status when nobody reads what is printed: what a shell tells of a program that SIGPIPE ended."""
+"""Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -58,38 +59,96 @@ def run(
     """Parse `argv`, look where --json goes and run `body`; errors that users can act on become one line.
 
     Returns:
-        The exit status: what `body` returns, or the error's own exit code.
+        The exit status: what `body` returns, or the error's own exit code. `CLOSED_PIPE` where nobody
+        reads stdout; the body ends all the same, so that its files are written.
     """
+    with _outputs() as (out, _):
+        try:
+            status, failed = _run(body, parser, argv)
+        except SystemExit as leaving:  # --help, or a wrong option
+            out.flush()
+            if out.unread and not leaving.code:
+                raise SystemExit(CLOSED_PIPE) from None
+            raise
+        out.flush()
+        return CLOSED_PIPE if out.unread and not failed else status
+
+
+def _run(
+    body: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[int, bool]:
+    """Return the exit status, and whether it is that of an error."""
     args = parser.parse_args(argv)
-    debug = getattr(args, 'debug', False)
     try:
         check_json(args)
-        status = body(args)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        return _closed_pipe()
-    except Mm2OnnxError as error:
-        if debug:
-            traceback.print_exc()
-        print(f'error: {one_line(error)}', file=sys.stderr)
-        return error.exit_code
+        return body(args), False
     except KeyboardInterrupt:
-        print('error: interrupted', file=sys.stderr)
-        return 130
-    except (OSError, MemoryError) as error:
-        if debug:
+        status, message = 130, 'interrupted'
+    except (Mm2OnnxError, OSError, MemoryError) as error:
+        if getattr(args, 'debug', False):
             traceback.print_exc()
-        print(f'error: {one_line(error) or type(error).__name__}', file=sys.stderr)
-        return 1
+        status = error.exit_code if isinstance(error, Mm2OnnxError) else 1
+        message = one_line(error) or type(error).__name__
+        if isinstance(error, BrokenPipeError):  # of stdout and stderr none comes here
+            message += ': a process that this one was writing to has ended; --debug shows where'
+    print(f'error: {message}', file=sys.stderr)
+    return status, True
 
 
-def _closed_pipe() -> int:
-    """Leave without a word when `| head` has read enough; Python would complain at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-    return CLOSED_PIPE
+class _Output:
+    """A stream that is written to without an error when nobody reads it any more.
+
+    A broken pipe's error does not say whose it was: that of a worker is an error, stdout's own is none.
+    What is written after it goes nowhere, so that no console, no child process and no exit meets it again.
+
+    Attributes:
+        unread: whether a write found that nobody reads.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.unread = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write; returns how many characters."""
+        with self._noticing():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        self.write(''.join(lines))
+
+    def flush(self) -> None:
+        """Write what is kept back."""
+        with self._noticing():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self.unread = True
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+@contextlib.contextmanager
+def _outputs() -> Iterator[tuple[_Output, _Output]]:
+    """Let stdout and stderr notice that nobody reads them."""
+    before = sys.stdout, sys.stderr
+    made = _Output(sys.stdout), _Output(sys.stderr)
+    sys.stdout, sys.stderr = made
+    try:
+        yield made
+    finally:
+        for output in made:
+            output.flush()
+        sys.stdout, sys.stderr = before
 
 
 def stdout() -> Console:

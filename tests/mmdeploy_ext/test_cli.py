@@ -1,5 +1,6 @@
 """What all tools share: one `error:` line, exit codes, tracebacks only with --debug."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,79 @@ def test_a_reader_that_has_read_enough_ends_a_tool_without_a_word(tmp_path):
     command = f'PYTHONPATH={REPOSITORY} {sys.executable} {script} | head -1; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ('0\n141\n', '')
+
+
+def unread(code: str, *words: str, stream: str = 'stdout') -> subprocess.CompletedProcess:
+    """Run Python code in a process whose stdout or stderr nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | {stream: write}
+        return subprocess.run([sys.executable, '-c', code, *words], cwd=REPOSITORY, text=True, **streams)
+    finally:
+        os.close(write)
+
+
+TABLES = """
+import pathlib, sys
+from mmdeploy_ext import cli
+from rich.console import Console
+from rich.table import Table
+def body(args):
+    print('first', flush=True)
+    cli.stdout().print(Table('a', 'b'))
+    Console().print('a console of a library')
+    cli.stderr().print('progress')
+    pathlib.Path(args.file).write_text('written')
+    print('last')
+    return 1
+made = cli.ArgumentParser(prog='tool')
+made.add_argument('file')
+sys.exit(cli.run(body, made))
+"""
+
+
+def test_a_tool_whose_stdout_nobody_reads_still_writes_its_files_and_ends_with_141(tmp_path):
+    """Tables, too: rich makes exit status 1 of a closed pipe, and nothing of what comes after."""
+    done = unread(TABLES, str(tmp_path / 'made'))
+    assert (done.returncode, done.stderr) == (141, 'progress\n')
+    assert (tmp_path / 'made').read_text() == 'written'
+
+
+def test_a_tool_whose_stderr_nobody_reads_keeps_its_status_and_its_output(tmp_path):
+    done = unread(TABLES, str(tmp_path / 'made'), stream='stderr')
+    assert done.returncode == 1 and done.stdout.splitlines()[0] == 'first' and done.stdout.endswith('last\n')
+
+
+@pytest.mark.parametrize('stream', ['stdout', 'stderr'])
+def test_an_error_keeps_its_status_when_nobody_reads_the_other_stream_or_the_message(stream):
+    code = (
+        'import sys\nfrom mmdeploy_ext import cli, errors\ndef body(args):\n    print("first")\n'
+        '    raise errors.UsageError("wrong")\nsys.exit(cli.run(body, cli.ArgumentParser()))'
+    )
+    done = unread(code, stream=stream)
+    assert done.returncode == 2 and (done.stderr in ('error: wrong\n', None))
+
+
+def test_help_that_nobody_reads_ends_without_a_word():
+    done = unread(TABLES, '--help')
+    assert (done.returncode, done.stderr) == (141, '')
+
+
+def test_a_broken_pipe_of_another_process_is_an_error_with_a_message():
+    code = (
+        'import os, sys\nfrom mmdeploy_ext import cli\nread, write = os.pipe()\nos.close(read)\n'
+        'sys.exit(cli.run(lambda args: os.write(write, b"to a worker"), cli.ArgumentParser()))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: [Errno 32] Broken pipe: ') and done.stderr.count('\n') == 1
+
+
+def test_the_streams_are_the_same_ones_after_a_tool_has_run():
+    before = sys.stdout, sys.stderr
+    cli.run(lambda args: print('here') or 0, parser(), [])
+    assert (sys.stdout, sys.stderr) == before
 
 
 def test_a_shell_wrapper_without_its_arguments_says_so():
