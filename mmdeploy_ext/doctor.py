@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmdeploy_ext import compat
+from mmdeploy_ext import cli, compat
 
 # Distribution -> version of requirements*.txt (a test holds them together).
 RUNTIME = {
@@ -157,15 +157,13 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
 
 def print_report(findings: Sequence[Finding]) -> None:
     """Prints one table, then one line with a fix for each problem."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
     colours = dict(ok='green', differs='yellow', absent='dim', problem='bold red')
     table = Table('', 'found', 'expected', 'verdict', title='mm2onnx doctor')
     for f in [f for f in findings if f.name != MENDS or f.verdict == 'problem']:
         table.add_row(f.name, escape(f.found), f.expected, f'[{colours[f.verdict]}]{f.verdict}[/]')
-    console = Console()
-    console.print(table)
+    cli.stdout().print(table)
     mends = ', '.join(f.found for f in findings if f.name == MENDS and f.verdict == 'ok').split(', ')
     for mend in [mend for mend in compat.apply() if mend.name in mends]:
         print(f'mended: {mend.name}: {mend.reason}')
@@ -178,10 +176,14 @@ def print_report(findings: Sequence[Finding]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns 0 when healthy, 1 when there is a problem."""
-    parser = argparse.ArgumentParser(prog='python -m mmdeploy_ext.doctor', description=__doc__.split('\n')[0])
+    parser = cli.ArgumentParser(prog='python -m mmdeploy_ext.doctor', description=__doc__.split('\n')[0])
     parser.add_argument('--runtime', action='store_true', help='only what running an exported model needs')
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the findings to FILE')
-    args = parser.parse_args(argv)
+    cli.add_debug_option(parser)
+    return cli.run(_run, parser, argv)
+
+
+def _run(args: argparse.Namespace) -> int:
     findings = examine(args.runtime, progress=lambda name: print(f'checking {name} ...', file=sys.stderr))
     healthy = all(finding.verdict != 'problem' for finding in findings)
     if args.json:

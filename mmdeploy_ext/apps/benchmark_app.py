@@ -207,11 +207,12 @@ def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
     from mmdeploy_ext.benchmark import report
     from mmdeploy_ext.files import write_json
 
-    report.print_result(result, cli.stdout())
     if args.json:
         write_json(args.json, result)
     if args.chart:
         report.write_chart(result, args.chart)
+    report.print_result(result, cli.stdout())
+    if args.chart:
         print(f'chart: {args.chart}')
 
 

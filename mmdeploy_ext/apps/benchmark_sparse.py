@@ -95,11 +95,12 @@ def run_sparse(
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, before_weights=check)
     with after_weights():
         result = _measure(args, engines, deployment, sweeps, register)
-        sparse_report.print_result(result, cli.stdout())
         if args.json:
             write_json(args.json, result)
         if args.chart:
             sparse_report.write_chart(result, args.chart)
+        sparse_report.print_result(result, cli.stdout())
+        if args.chart:
             print(f'chart: {args.chart}')
     return 0
 

@@ -139,7 +139,6 @@ def _compare(args: argparse.Namespace) -> int:
             for key, array in reference.items()
         )
         rows += [(name, row) for row in compare_tensors(reference, candidate, GraphSpec(name, (), outputs))]
-    _print(rows)
     if args.json:
         write_json(
             args.json,
@@ -150,6 +149,7 @@ def _compare(args: argparse.Namespace) -> int:
                 for name, row in rows
             ],
         )
+    _print(rows)
     return 0 if rows and all(row.passed for _, row in rows) else 1
 
 

@@ -366,13 +366,16 @@ def _prove(
         node_list=args.node_list or '',
         threads=args.threads,
     )
-    print_verdict(verdict, cli.stdout())
     if args.json:
         write_json(args.json, verdict.to_json())
+    page = ''
     if args.report:
         from mmdeploy_ext.verify.report import write_report
 
-        print(f'report: {write_report(verdict, pictures, (), Path(args.report))}')
+        page = f'report: {write_report(verdict, pictures, (), Path(args.report))}'
+    print_verdict(verdict, cli.stdout())
+    if page:
+        print(page)
     return 0 if verdict.proven else 1
 
 

@@ -100,9 +100,9 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for toy in toys:
         rows += _measure(toy, args)
-    print(table(rows))
     if args.json:
         write_json(args.json, rows)
+    print(table(rows))
     return 1 if any(row['float'] - row['int8'] > BAR for row in rows) else 0
 
 

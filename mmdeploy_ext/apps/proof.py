@@ -50,7 +50,7 @@ def run_proof(
     engine: dict[str, Any],
     metrics: Iterable[Any] = (),
 ) -> int:
-    """Prove `path`, print the table, write JSON and report.
+    """Prove `path`, write JSON and report, print the table.
 
     Returns:
         0 proven (float16: within its bars), 1 not.
@@ -60,18 +60,28 @@ def run_proof(
 
     verdict, pictures = prove(deployment, path, images, **engine)
     verdict.metrics.extend(metrics)
+    written = write_proof(verdict, pictures, deployment, args)
     print_verdict(verdict, cli.stdout())
+    for line in written:
+        print(line)
+    return 0 if verdict.passed else 1
+
+
+def write_proof(
+    verdict: Any, pictures: Sequence[Any], deployment: Deployment, args: argparse.Namespace
+) -> list[str]:
+    """Write a verdict to --json and --report; returns lines that say where, to print after the table."""
     if args.json:
         write_json(args.json, verdict.to_json())
-    if args.report:
-        from mmdeploy_ext.verify.report import write_report
+    if not args.report:
+        return []
+    from mmdeploy_ext.verify.report import write_report
 
-        page = write_report(verdict, pictures, deployment.classes, Path(args.report))
-        print(f'report: {page}')
-        if pictures:
-            picture = write_picture(pictures, deployment, Path(args.report) / 'detections.png')
-            print(f'picture: {picture}')
-    return 0 if verdict.passed else 1
+    lines = [f'report: {write_report(verdict, pictures, deployment.classes, Path(args.report))}']
+    if pictures:
+        picture = write_picture(pictures, deployment, Path(args.report) / 'detections.png')
+        lines.append(f'picture: {picture}')
+    return lines
 
 
 def write_picture(pictures: Sequence[PicturePair], deployment: Deployment, path: Path) -> Path:

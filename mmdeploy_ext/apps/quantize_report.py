@@ -95,7 +95,7 @@ def show(
     ranked: list[LayerHarm],
     exclusion: Exclusion | None,
 ) -> None:
-    """Print the tables, draw, and write the JSON."""
+    """Draw, write the JSON, and print the tables."""
     from mmdeploy_ext.files import write_json
     from mmdeploy_ext.quantize import dense_views
 
@@ -105,13 +105,6 @@ def show(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     kept = exclusion.kept if exclusion else ()
-    if ranked:
-        console.print(dense_views.layer_table(ranked, kept, None if args.all else WORST))
-    console.print(dense_views.output_table(found['outputs']))
-    if exclusion:
-        say(_exclusion_text(exclusion, args.max_error))
-    for line in _lines(target, facts, found):
-        say(line)
     if args.draw:
         title = f'{target.model.name}, {facts["images"]} {facts["images_are"]}, ranges by {facts["method"]}'
         dense_views.draw(ranked, kept, args.draw, title)
@@ -121,6 +114,13 @@ def show(
         content['sensitivity'] = [harm.to_json() for harm in ranked]
         content['exclusion'] = exclusion.to_json() if exclusion else None
         write_json(args.json, content)
+    if ranked:
+        console.print(dense_views.layer_table(ranked, kept, None if args.all else WORST))
+    console.print(dense_views.output_table(found['outputs']))
+    if exclusion:
+        say(_exclusion_text(exclusion, args.max_error))
+    for line in _lines(target, facts, found):
+        say(line)
 
 
 def _lines(target: Target, facts: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -239,16 +239,16 @@ def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]
     from mmdeploy_ext.files import write_json
     from mmdeploy_ext.quantize import assumptions
 
-    console = cli.stdout()
-    console.print(found.table(None if args.all else WORST))
-    console.print(found.advice_text(), markup=False, highlight=False, soft_wrap=True)
-    if findings:
-        console.print(assumptions.table(findings))
     if args.draw:
         found.draw(args.draw)
     if args.json:
         content = found.to_json()
         write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
+    console = cli.stdout()
+    console.print(found.table(None if args.all else WORST))
+    console.print(found.advice_text(), markup=False, highlight=False, soft_wrap=True)
+    if findings:
+        console.print(assumptions.table(findings))
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

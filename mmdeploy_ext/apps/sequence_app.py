@@ -11,7 +11,6 @@ from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.apps.sequence_options import check_engine_kind, refuse_given, sequence_options
 from mmdeploy_ext.errors import ConfigError, DataError, UsageError, after_weights
-from mmdeploy_ext.files import write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -165,7 +164,7 @@ def prove(
     engine: dict[str, Any],
     metrics: Iterable[Any] = (),
 ) -> int:
-    """Prove `paths`, print the table, write JSON and report.
+    """Prove `paths`, write JSON and report, print the table.
 
     Returns:
         0 proven (float16: within its bars), 1 not.
@@ -179,17 +178,10 @@ def prove(
     verdict, pictures = prove_all(deployment, paths, frames, engine)
     verdict.notes.append(f'frames: {title}')
     verdict.metrics.extend(metrics)
+    written = proof.write_proof(verdict, pictures, deployment, args)
     print_verdict(verdict, cli.stdout())
-    if args.json:
-        write_json(args.json, verdict.to_json())
-    if args.report:
-        from mmdeploy_ext.verify.report import write_report
-
-        print(f'report: {write_report(verdict, pictures, deployment.classes, Path(args.report))}')
-        if pictures:
-            print(
-                f'picture: {proof.write_picture(pictures, deployment, Path(args.report) / "detections.png")}'
-            )
+    for line in written:
+        print(line)
     return 0 if verdict.passed else 1
 
 

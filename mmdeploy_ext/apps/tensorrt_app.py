@@ -155,6 +155,8 @@ def _build(args: argparse.Namespace, job: Job, output: str) -> int:
         check_writable(target)
     with _progress() as progress:
         record, built = engine.build_file(job, output, progress)
+    if args.layers:
+        write_json(args.layers, dict(network=built.layers_json(), inspector=_inspected(output)))
     built_for = ', '.join(f'SM {number}' for number in record.architectures)
     print(
         f'{output}: {record.package} {record.version}, {built_for}, {record.nbytes / 1e6:.1f} MB, '
@@ -163,8 +165,6 @@ def _build(args: argparse.Namespace, job: Job, output: str) -> int:
     _print_layers(record.layers)
     for warning in built.warnings[:5]:
         print(f'  TensorRT: {cli.one_line(warning)[:200]}')
-    if args.layers:
-        write_json(args.layers, dict(network=built.layers_json(), inspector=_inspected(output)))
     if args.verify:
         return _verify(output, args.onnx)
     return 0

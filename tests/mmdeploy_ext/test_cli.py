@@ -1,5 +1,7 @@
 """What all tools share: one `error:` line, exit codes, tracebacks only with --debug."""
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -210,6 +212,57 @@ def test_a_broken_pipe_of_another_process_is_an_error_with_a_message():
     done = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith('error: [Errno 32] Broken pipe: ') and done.stderr.count('\n') == 1
+
+
+def tool(module: str) -> str:
+    """Return code that runs a tool with the words that follow."""
+    return (
+        f'import sys\nfrom mmdeploy_ext.apps import {module}\n'
+        f'def register():\n    import projects.mmdet_plugin\n'
+        f'sys.exit({module}.main(argv=sys.argv[1:], register=register))'
+    )
+
+
+def test_a_proof_whose_table_nobody_reads_writes_its_verdict_and_report(tmp_path):
+    import toy_atss
+
+    path = toy_atss.export_toy(
+        toy_atss.load_toy(), tmp_path / 'raw.onnx', form='raw', dynamic=False, height=64, width=96)
+    words = ['configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth', str(path)]
+    files = ['--json', str(tmp_path / 'v.json'), '--report', str(tmp_path / 'r')]
+    done = unread(tool('verify_app'), *words, *files)
+    assert done.returncode == 141 and 'Traceback' not in done.stderr and 'error' not in done.stderr
+    assert json.loads((tmp_path / 'v.json').read_text())['verdict'] == 'proven'
+    assert (tmp_path / 'r/report.html').is_file() and (tmp_path / 'r/detections.png').is_file()
+    done = unread(tool('graph_app'), 'diff', str(path), str(path), '--json', str(tmp_path / 'd.json'),
+                  '--report', str(tmp_path / 'd'))
+    assert (done.returncode, done.stderr) == (141, '')
+    assert json.loads((tmp_path / 'd.json').read_text())['equal'] and (tmp_path / 'd/report.html').is_file()
+
+
+class Unprintable(io.StringIO):
+    def write(self, text):
+        raise UnicodeEncodeError('ascii', text, 0, 1, 'a terminal of another kind')
+
+
+@pytest.mark.parametrize('words', [
+    ['show', '{net}'], ['tree', '{net}'], ['diff', '{net}', '{net}', '--report', '{folder}/r'],
+    ['rename', '{net}', '--prefix=a', '--output', '{folder}/f.onnx'],
+    ['draw', '{net}', '--output', '{folder}/f.svg'],
+], ids=lambda words: words[0])
+def test_what_was_found_is_on_the_disk_before_anything_is_printed(words, tmp_path, monkeypatch):
+    import onnx
+
+    from mmdeploy_ext.apps import graph_app
+
+    text = '<ir_version: 9, opset_import: ["": 17]> net (float[3] x) => (float[3] y) { y = Abs (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / 'net.onnx')
+    words = [word.format(net=tmp_path / 'net.onnx', folder=tmp_path) for word in words]
+    monkeypatch.setattr(sys, 'stdout', Unprintable())
+    with pytest.raises(UnicodeEncodeError):
+        graph_app.main([*words, '--json', str(tmp_path / 'f.json')])
+    assert json.loads((tmp_path / 'f.json').read_text())
+    assert all(Path(word).exists() for word in words if word.startswith(str(tmp_path)))
 
 
 def test_the_streams_are_the_same_ones_after_a_tool_has_run():

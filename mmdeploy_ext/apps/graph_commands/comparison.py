@@ -56,7 +56,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_diff(args: argparse.Namespace) -> int:
-    """Compare, print and write.
+    """Compare, write and print.
 
     Returns:
         0 equal, 1 not.
@@ -78,10 +78,11 @@ def run_diff(args: argparse.Namespace) -> int:
         found = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
     from mmdeploy_ext.graph.diff_report import print_comparison, write_report
 
-    print_comparison(found, cli.stdout(), args.all)
     write_json(args, found.to_json())
-    if args.report:
-        print(f'report: {write_report(found, Path(args.report))}')
+    page = write_report(found, Path(args.report)) if args.report else None
+    print_comparison(found, cli.stdout(), args.all)
+    if page:
+        print(f'report: {page}')
     return 0 if found.equal else 1
 
 

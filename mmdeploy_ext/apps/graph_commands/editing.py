@@ -55,6 +55,10 @@ def _write(
 
     written = files.save(after, args.output, inputs=sources)
     content = changes.describe(before, after)
+    facts: dict[str, Any] = dict(files=sources, output=args.output, written=[str(path) for path in written])
+    if found is not None:
+        facts['proof'] = found.as_json()
+    write_json(args, dict(**facts, **content))
     for line in changes.lines(content):
         print(line)
     if len(written) > 1:
@@ -62,10 +66,6 @@ def _write(
     if found is not None:
         print(found.text)
     print(f'{args.output}: {content["nodes"][1]} nodes')
-    facts: dict[str, Any] = dict(files=sources, output=args.output, written=[str(path) for path in written])
-    if found is not None:
-        facts['proof'] = found.as_json()
-    write_json(args, dict(**facts, **content))
     return 0 if found is None or found.equal else 1
 
 

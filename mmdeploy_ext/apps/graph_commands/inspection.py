@@ -49,16 +49,15 @@ def run_show(args: argparse.Namespace) -> int:
 
     model = _read(args)
     content = show.describe(model)
-    for line in show.lines(content):
-        print(line)
+    lines = [*show.lines(content)]
     if args.nodes:
         content['node_list'] = show.node_rows(model, args.nodes)
         if not content['node_list']:
             raise UsageError(f'--nodes {args.nodes}: no node of {args.file} fits')
-        print()
-        for line in show.node_lines(content['node_list']):
-            print(line)
+        lines += ['', *show.node_lines(content['node_list'])]
     write_json(args, dict(file=args.file, **content))
+    for line in lines:
+        print(line)
     return 0
 
 
@@ -77,12 +76,12 @@ def run_tree(args: argparse.Namespace) -> int:
     model = _read(args)
     sources = tree.sources(model)
     root = tree.build(model)
+    write_json(args, dict(file=args.file, sources=sources, tree=tree.as_json(root)))
     for line in tree.lines(root, args.depth):
         print(line)
     print()
     known = ', '.join(f'{tree.SOURCES[name]} ({many} nodes)' for name, many in sources.items())
     print(f'modules known by {known}')
-    write_json(args, dict(file=args.file, sources=sources, tree=tree.as_json(root)))
     return 0
 
 
@@ -124,8 +123,8 @@ def run_draw(args: argparse.Namespace) -> int:
         depth = 3 if args.depth is None else args.depth
         drawn = draw_graph.draw(model, args.output, title=title, node=args.node, depth=depth)
     left_out = len(model.graph.node) - drawn
-    print(f'{args.output}: {drawn} nodes drawn' + (f', {left_out} left out' if left_out else ''))
     write_json(args, dict(file=args.file, picture=args.output, drawn=drawn, **describe(model)))
+    print(f'{args.output}: {drawn} nodes drawn' + (f', {left_out} left out' if left_out else ''))
     return 0
 
 

@@ -141,7 +141,6 @@ def finish(
         except ModelFileError as error:
             what = f'{args.file}: {error}; --no-proof writes the file without running it'
             raise ModelFileError(what) from error
-        print_rows(rows, console)
     equal = all(row.passed for row in rows)
     content = dict(file=args.file, output=args.output if equal else None, **content)
     content['proof'] = (
@@ -157,10 +156,13 @@ def finish(
     if not equal:
         failed = '; '.join(dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed))
         write_json(args, content)
+        print_rows(rows, console)
         _say(console, 'bold red', 'NOT EQUAL', f'{args.output} was not written: {failed}; {hint}')
         return 1
     files.save(after, args.output, inputs=[args.file])
     write_json(args, content)
+    if rows:
+        print_rows(rows, console)
     if args.no_proof:
         _say(console, 'yellow', 'NOT PROVEN', f'{args.output}: written, the numbers were not compared')
     elif is_exact(rows):

@@ -66,8 +66,8 @@ def run_reduce(args: argparse.Namespace) -> int:
     expected = check.expected(found.candidate, case.values)
     source = Path(args.file).name
     save_folder(found, args.output, check.facts(), expected, meaning=check.meaning, source=source)
-    _print(args, found)
     write_json(args, dict(file=args.file, output=args.output, check=args.check, **_content(found)))
+    _print(args, found)
     return 0
 
 

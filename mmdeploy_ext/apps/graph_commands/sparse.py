@@ -37,17 +37,17 @@ def run_check(args: argparse.Namespace) -> int:
     model = contract.load_model(args.file)
     found = contract.check(model, max_voxels=args.max_voxels, name=args.file)
     wrong = found if args.strict else contract.errors(found)
-    console = cli.stdout()
-    print_violations(found, console)
     counts = [sum(entry.severity == kind for entry in found) for kind in (contract.ERROR, contract.WARNING)]
     summary = f'{args.file}: {len(model.graph.node)} nodes, {counts[0]} errors, {counts[1]} warnings'
     held = not wrong
+    violations = [dataclasses.asdict(entry) for entry in found]
+    write_json(args, dict(file=args.file, kept=held, nodes=len(model.graph.node), violations=violations))
+    console = cli.stdout()
+    print_violations(found, console)
     colour = 'bold green' if held else 'bold red'
     word = 'CONTRACT KEPT' if held else 'CONTRACT BROKEN'
     console.print(f'[{colour}]{word}[/{colour}] ', end='')
     console.print(summary, markup=False, highlight=False, soft_wrap=True)
-    violations = [dataclasses.asdict(entry) for entry in found]
-    write_json(args, dict(file=args.file, kept=held, nodes=len(model.graph.node), violations=violations))
     return 0 if held else 1
 
 
