@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.errors import UsageError, after_weights
 from mmdeploy_ext.files import write_json
 
 if TYPE_CHECKING:
@@ -60,16 +60,20 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     for exporter in args.exporters:
         for opset in args.opsets:
             check_opset(opset, exporter, f'--opsets {opset}')
-    page = exporters_page.read(args.write) if args.write else None
+    if args.write:
+        exporters_page.read(args.write)  # refuses before minutes of measuring what cannot be written back
     forms = exporters.chosen_forms(args.models, args.forms)
     register()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(args, forms, Path(folder))
-    print('\n'.join(exporters_page.table(rows)))
-    if page:
-        page.write(rows)
     if args.json:
         write_json(args.json, [dataclasses.asdict(row) for row in rows])
+    try:
+        if args.write:
+            with after_weights():
+                exporters_page.read(args.write).write(rows)
+    finally:
+        print('\n'.join(exporters_page.table(rows)))
     return 0 if all(row.proven for row in rows) else 1
 
 

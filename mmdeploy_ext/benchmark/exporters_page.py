@@ -21,7 +21,8 @@ HEADER = (
     '|---|---|---|---:|---|---|---:|---:|---:|---:|',
 )
 LONGEST_REASON = 160
-CELL = re.compile(r'(yes|no|NO|-)(?: \((\d+)\))?')
+REASON = re.compile(r'(\d+)\. (.+)')
+CELL = re.compile(r'(yes|no|NO|-)(?:(?<=no|NO) \((\d+)\))?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,11 @@ class Page:
 
 
 def read(path: str) -> Page:
-    """Return a page with its table.
+    """Return a page with its table, as it is now: others may write in it while a table is measured.
 
     Raises:
-        UsageError: no such page, not both marks in it, or a line between them that is no row.
+        UsageError: no such page, not both marks in it, or a line between them that `write` would lose: it
+            is neither a row nor the reason of one, or a second row of the same export.
     """
     check_writable(path)
     page = Path(path)
@@ -63,16 +65,44 @@ def read(path: str) -> Page:
     if not begin or not end:
         raise UsageError(f'--write {path}: expected a page with the lines {BEGIN} and {END}')
     lines = [line for line in inner.splitlines() if line.strip() and line not in HEADER]
-    reasons = dict(line.split('. ', 1) for line in lines if not line.startswith('|') and '. ' in line)
-    return Page(path, before, [_row(line, reasons, path) for line in lines if line.startswith('|')], after)
+    table_lines = [line for line in lines if line.startswith('|')]
+    reasons = _reasons([line for line in lines if not line.startswith('|')], path)
+    unused, rows = dict(reasons), {}
+    for line in table_lines:
+        row = _row(line, reasons, unused, path)
+        if _key(row) in rows:
+            raise UsageError(f'--write {path}: {line!r} is a second row of the same export; take one out')
+        rows[_key(row)] = row
+    if unused:
+        number, text = next(iter(unused.items()))
+        raise UsageError(f'--write {path}: {number + ". " + text!r} is the reason of no row; take it out')
+    return Page(path, before, list(rows.values()), after)
 
 
-def _row(line: str, reasons: dict[str, str], path: str) -> Row:
+def _reasons(lines: Sequence[str], path: str) -> dict[str, str]:
+    """Return number -> text of the lines below the table."""
+    reasons: dict[str, str] = {}
+    for line in lines:
+        match = REASON.fullmatch(line)
+        if match is None:
+            raise UsageError(
+                f'--write {path}: {line!r} is neither a row of the table nor a numbered reason; move it out '
+                f'of the marks'
+            )
+        if match[1] in reasons:
+            raise UsageError(f'--write {path}: {line!r} has a number that is there twice; mend it')
+        reasons[match[1]] = match[2]
+    return reasons
+
+
+def _row(line: str, reasons: dict[str, str], unused: dict[str, str], path: str) -> Row:
+    """Return a row of the table; its reason is taken out of `unused`."""
     cells = [cell.strip() for cell in line.strip().strip('|').split('|')]
     try:
         model, form, exporter, opset, exported, proven, *figures = cells
         marks = [CELL.fullmatch(cell) for cell in (exported, proven)]
         note = next((mark[2] for mark in marks if mark[2]), None)
+        unused.pop(note, None)
         nodes, *times = (None if text == '-' else float(text) for text in figures)
         return Row(
             model, form, exporter, int(opset),

@@ -22,7 +22,9 @@ from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.verify.ladder import prove
 
 REPO = Path(__file__).resolve().parents[2]
-PAGE = f'# Title\n\n{exporters_page.BEGIN}\nold\n{exporters_page.END}\nafter\n'
+PAGE = f'# Title\n\n{exporters_page.BEGIN}\n{{}}\n{exporters_page.END}\nafter\n'
+OLD = '| ATSS | raw | dynamo | 18 | no (1) | - | - | - | - | - |'
+REASON = '1. ATSS raw, dynamo: an old reason'
 
 
 def register():
@@ -35,7 +37,7 @@ def run(*arguments):
 
 def test_the_command_exports_proves_and_writes_the_table(tmp_path, capsys):
     page, figures = tmp_path / 'page.md', tmp_path / 'rows.json'
-    page.write_text(PAGE)
+    page.write_text(PAGE.format(f'{OLD}\n{REASON}'))
     chosen = ('--models', 'atss', '--forms', 'raw', '--opsets', 18, '--rounds', 1)
     assert run(*chosen, '--write', page, '--json', figures) == 0
     rows = [Row(**row) for row in json.loads(figures.read_text())]
@@ -44,7 +46,7 @@ def test_the_command_exports_proves_and_writes_the_table(tmp_path, capsys):
     assert rows[0].ratio == 1 and rows[1].ratio > 0 and all(row.nodes > 50 for row in rows)
     text = page.read_text()
     assert text.startswith('# Title\n\n<!-- table') and text.endswith(f'{exporters_page.END}\nafter\n')
-    assert '| ATSS | raw | dynamo | 18 | yes | yes |' in text and 'old' not in text
+    assert '| ATSS | raw | dynamo | 18 | yes | yes |' in text and 'old reason' not in text
     assert '| ATSS | raw | dynamo | 18 | yes | yes |' in capsys.readouterr().out
 
 
@@ -64,13 +66,70 @@ def test_a_selection_that_is_written_leaves_the_other_rows_and_their_reasons(tmp
     page = tmp_path / 'page.md'
     kept = Row('SOLOv2', 'raw', 'dynamo', 18, 'NaN: x', True, False, 9, 1.0, 2.0, 0.5)
     others = [kept, Row('ATSS', 'full', 'dynamo', 18, 'no symbolic')]
-    page.write_text(PAGE.replace('old\n', ''))
+    page.write_text(PAGE.format(''))
     exporters_page.read(str(page)).write(others)
     again = Row('ATSS', 'full', 'dynamo', 18, '', True, True, 5, 1.5, 3.25, 1.0)
     new = Row('ATSS', 'raw', 'torchscript', 20, '', True, True, 4, 1.0, 2.0, 1.0)
     exporters_page.read(str(page)).write([again, new])
     assert exporters_page.read(str(page)).rows == [new, again, kept]
     assert page.read_text().endswith(f'1. SOLOv2 raw, dynamo: NaN: x\n\n{exporters_page.END}\nafter\n')
+
+
+def test_what_others_write_into_the_page_meanwhile_stays(tmp_path, monkeypatch):
+    page, measure = tmp_path / 'page.md', exporters_app.measure
+    page.write_text(PAGE.format(''))
+    theirs = Row('SOLOv2', 'raw', 'dynamo', 18, '', True, True, 9, 1.0, 2.0, 0.5)
+
+    def measure_while_others_write(*arguments):
+        rows = measure(*arguments)
+        exporters_page.read(str(page)).write([theirs])
+        page.write_text(page.read_text().replace('after', 'after, and a new paragraph'))
+        return rows
+
+    monkeypatch.setattr(exporters_app, 'measure', measure_while_others_write)
+    chosen = ('--models', 'atss', '--forms', 'raw', '--opsets', 18, '--rounds', 1)
+    assert run(*chosen, '--exporters', 'torchscript', '--write', page) == 0
+    assert 'after, and a new paragraph' in page.read_text()
+    found = exporters_page.read(str(page)).rows
+    assert [row.model for row in found] == ['ATSS', 'SOLOv2'] and found[1] == theirs
+
+
+@pytest.mark.parametrize(('inner', 'message'), [
+    (f'a note\n{OLD}\n{REASON}', "'a note' is neither a row of the table nor a numbered reason"),
+    (f'{OLD}\n{REASON}\nsee 2. below', "'see 2. below' is neither"),
+    (f'{OLD}\n{REASON}\n2. ATSS raw: y', "'2. ATSS raw: y' is the reason of no row"),
+    (f'{OLD}\n{REASON}\n1. ATSS raw: y', 'has a number that is there twice'),
+    (f'{OLD}\n{OLD}\n{REASON}', 'is a second row of the same export'),
+    (OLD, 'is no row of the table'),
+    (f'{OLD.replace("no (1) | -", "yes | yes (1)")}\n{REASON}', 'is no row of the table'),
+], ids=['text', 'sentence', 'unused', 'twice', 'two rows', 'no reason', 'reason of a proven row'])
+def test_a_line_that_would_be_lost_is_refused_before_anything_is_measured(
+    inner, message, tmp_path, capsys, monkeypatch
+):
+    page, text = tmp_path / 'page.md', PAGE.format(inner)
+    page.write_text(text)
+    monkeypatch.setattr(exporters_app, 'measure', lambda *_: pytest.fail('it measured'))
+    assert run('--models', 'atss', '--write', page) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith(f'error: --write {page}: ') and error.count('\n') == 1
+    assert page.read_text() == text
+
+
+def test_a_line_that_appears_while_it_measures_is_not_lost_and_nor_are_the_figures(
+    tmp_path, capsys, monkeypatch
+):
+    page, figures = tmp_path / 'page.md', tmp_path / 'rows.json'
+    page.write_text(PAGE.format(''))
+
+    def measured(*_):
+        page.write_text(PAGE.format('a note'))
+        return [Row('ATSS', 'raw', 'dynamo', 18, '', True, True, 9, 1.0, 2.0, 0.5)]
+
+    monkeypatch.setattr(exporters_app, 'measure', measured)
+    assert run('--models', 'atss', '--write', page, '--json', figures) == 1
+    captured = capsys.readouterr()
+    assert "'a note' is neither" in captured.err and '| ATSS | raw | dynamo | 18 | yes |' in captured.out
+    assert page.read_text() == PAGE.format('a note') and json.loads(figures.read_text())[0]['nodes'] == 9
 
 
 def test_the_page_of_the_repository_is_read_and_written_without_a_change(tmp_path):
