@@ -159,13 +159,29 @@ def _check(args: argparse.Namespace) -> list[str]:
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
     if args.prepared and args.images:
         raise UsageError('--prepared and --images: the benchmark measures on one of them')
-    if args.max_seconds and args.launcher != 'none':
-        raise UsageError('--max-seconds and --launcher: processes that measure in step run all rounds')
+    _check_engines_used(args, engines)
+    for name in ('max_seconds', 'spare_rounds'):
+        if getattr(args, name) and args.launcher != 'none':
+            raise UsageError(
+                f'--{name.replace("_", "-")} and --launcher: processes that measure in step run all rounds '
+                f'once'
+            )
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
     for target in filter(None, (args.json, args.chart)):
         check_writable(target)
     return engines
+
+
+def _check_engines_used(args: argparse.Namespace, engines: Sequence[str]) -> None:
+    """Refuse options of engines that do not take part."""
+    said = f'got --engines {args.engines}'
+    if args.onnx and set(engines) == {known_engines.BASELINE}:
+        raise UsageError(f'--onnx {" ".join(args.onnx)}: goes with an engine that runs files, {said}')
+    if args.fuse_conv_bn and known_engines.BASELINE not in engines:
+        raise UsageError(f'--fuse-conv-bn: goes with --engines {known_engines.BASELINE}, {said}')
+    if args.profile and 'onnxruntime' not in engines:
+        raise UsageError(f'--profile: goes with --engines onnxruntime, {said}')
 
 
 def _measure(plan: Plan, contenders: Sequence[Contender]) -> dict[str, list[Run]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FOREIGN_OPTIONS = (
     'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'repeat_num',
-    'spare_rounds', 'prepared', 'skip_refused', 'max_seconds',
+    'spare_rounds', 'prepared', 'skip_refused', 'max_seconds', 'log_interval', 'device',
 )  # fmt: skip
 """Options of benchmark.py that sparse backbones do not have."""
 SPARSE_OPTIONS = ('voxels', 'sweep', 'no_racing')

@@ -28,6 +28,7 @@ IMAGE_OPTIONS = (
     'profile',
     'launcher',
     'repeat_num',
+    'log_interval',
 )
 """Options of benchmark.py that streaming models do not have."""
 DRIVE_FRAMES = 24

@@ -202,6 +202,7 @@ def open_contenders(plan: Plan) -> Iterator[list[Contender]]:
         for engine in (name for name in plan.engines if name != 'torch'):
             for label, path in plan.files.items():
                 found += _open_file(plan, stack, engine, label, path)
+        measure.check_any(found, plan.refused)
         yield found
 
 
@@ -209,9 +210,8 @@ def _open_file(
     plan: Plan, stack: contextlib.ExitStack, engine: str, label: str, path: str
 ) -> list[Contender]:
     """Open an engine on a file; with `--skip-refused` an engine that cannot load or run it is noted."""
-    backend = ENGINES[engine].open(path, plan.threads)
     try:
-        stack.enter_context(backend)
+        backend = stack.enter_context(ENGINES[engine].open(path, plan.threads))
         contender = measure.backend_contender(plan.deployment.family, backend, engine, label, path)
         if plan.args.skip_refused:
             contender.run(plan.prepare())

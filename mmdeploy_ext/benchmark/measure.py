@@ -16,7 +16,7 @@ import numpy as np
 
 from mmdeploy_ext.benchmark.engines import BASELINE
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, OtherLoad
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -155,6 +155,23 @@ def backend_contender(family: Family, backend: Backend, engine: str, label: str,
         return Run(end - start, network - start, sum(map(len, found)))
 
     return Contender(f'{engine} {label}', engine, backend.metadata.form, run, file)
+
+
+def check_any(contenders: Sequence[Contender], refused: Iterable[Mapping[str, str]]) -> None:
+    """Refuse to measure nothing.
+
+    Args:
+        contenders: that are open.
+        refused: what engines did not take: engine, label, file, reason.
+
+    Raises:
+        EngineError: every engine refused every file; the message says why.
+    """
+    if not contenders:
+        reasons = '; '.join(
+            f'{row["engine"]} {row["label"]} ({row["file"]}): {row["reason"]}' for row in refused
+        )
+        raise EngineError(f'nothing is left to measure, every engine refused every file: {reasons}')
 
 
 def rotated(contenders: Sequence[Contender], index: int) -> list[Contender]:

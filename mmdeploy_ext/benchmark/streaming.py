@@ -146,6 +146,7 @@ def open_contenders(plan: StreamPlan) -> Iterator[list[Contender]]:
         for engine in (name for name in plan.engines if name != 'torch'):
             for label, path in plan.files.items():
                 found += _open_files(plan, stack, engine, label, path)
+        measure.check_any(found, plan.refused)
         yield found
 
 
@@ -154,18 +155,25 @@ def _open_files(
 ) -> list[Contender]:
     """Open an engine on the files of an export.
 
-    One that does not take them is noted with `--skip-refused`, or when the user named no file.
+    One that does not take them is noted with `--skip-refused`, or when the user named no file; with
+    `--skip-refused` also one that cannot run them, with an empty memory and with one.
     """
     from mmdeploy_ext.sequence.files import read_files
 
     try:
-        runner = plan.deployment.family.runner(read_files(path).paths, ENGINES[engine].stream(plan.threads))
+        with contextlib.ExitStack() as opened:
+            paths, options = read_files(path).paths, ENGINES[engine].stream(plan.threads)
+            runner = opened.enter_context(plan.deployment.family.runner(paths, options))
+            if plan.args.skip_refused:
+                for frame in plan.frames[:2]:
+                    runner.step(frame)
+                runner.reset()
+            stack.push(opened.pop_all())
     except Mm2OnnxError as error:
         if plan.args.onnx and not plan.args.skip_refused:
             raise
         plan.refused.append(dict(engine=engine, label=label, file=path, reason=str(error)))
         return []
-    stack.enter_context(runner)
     return [runner_contender(runner, engine, label, path)]
 
 

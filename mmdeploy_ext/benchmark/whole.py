@@ -71,9 +71,11 @@ def command(
 ) -> list[str]:
     """Return the words of `benchmark.py` for a case at one place."""
     gpu = place['device'] != 'cpu'
+    engines = engines_for(case, settings, gpu)
+    files = files if set(engines) != {BASELINE} else ()
     words = [TOOL, case.config, shop.checkpoint(case)]
     words += ['--onnx', *(str(shop.target(case, step)) for step in files)] if files else []
-    words += ['--engines', ','.join(engines_for(case, settings, gpu)), '--threads', str(place['threads'])]
+    words += ['--engines', ','.join(engines), '--threads', str(place['threads'])]
     words += ['--max-iter', str(settings.rounds), '--warmup', str(settings.warmup)]
     if case.kind != 'sparse':
         words += ['--max-seconds', f'{settings.seconds:g}']

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 from mmdeploy_ext.apps import benchmark_app
@@ -325,6 +326,19 @@ def test_bad_options_are_one_line_and_exit_2_before_anything_is_measured(toy, ar
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ') and message in captured.err and captured.err.count('\n') == 1
     assert captured.out == ''
+
+
+def test_when_every_file_is_refused_the_reasons_are_told(toy, tmp_path, capsys):
+    model = onnx.load(toy / 'raw.onnx')
+    first = model.graph.node[0]
+    first.op_type, first.domain = 'NoSuchOperator', 'nowhere'
+    model.opset_import.append(onnx.helper.make_opsetid('nowhere', 1))
+    onnx.save(model, tmp_path / 'bad.onnx')
+    arguments = ['--onnx', str(tmp_path / 'bad.onnx'), '--no-memory', '--skip-refused']
+    assert run(toy, '--engines', 'onnxruntime', *arguments, files=()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('error: nothing is left to measure') and error.count('\n') == 1
+    assert f'onnxruntime raw ({tmp_path / "bad.onnx"})' in error and 'NoSuchOperator' in error
 
 
 def test_an_engine_that_is_not_installed_is_named_with_the_fix(toy, capsys, monkeypatch):

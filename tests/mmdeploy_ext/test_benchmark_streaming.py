@@ -1,7 +1,10 @@
 """The benchmark of streaming models: parts, bytes, bars. Nothing here depends on how fast the machine is."""
 
 import json
+import shutil
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -104,6 +107,51 @@ def test_what_streaming_models_do_not_have_is_one_line(place, arguments, message
     assert run(place, *arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ') and message in captured.err and captured.err.count('\n') == 1
+
+
+def failing(source, folder, frame):
+    """Copy files whose head loads, and then reads beyond an array in that frame of a drive (0 or 1)."""
+    shutil.copytree(source, folder)
+    model = onnx.load(folder / 'pts_head_memory.onnx')
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ['taken' if name == 'prev_exists' else name for name in node.input]
+    for name, value in (('far', 1000), ('start', 1000 * (1 - frame))):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], np.int64), name))
+    added = [
+        onnx.helper.make_node('Cast', ['prev_exists'], ['number'], to=onnx.TensorProto.INT64),
+        onnx.helper.make_node('Mul', ['number', 'far'], ['place']),
+        onnx.helper.make_node('Add', ['place', 'start'], ['index']),
+        onnx.helper.make_node('Gather', ['prev_exists', 'index'], ['taken'], name='out of range'),
+    ]
+    nodes = [*added, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, folder / 'pts_head_memory.onnx')
+    return folder
+
+
+@pytest.mark.parametrize('frame', [0, 1], ids=['first frame', 'with a memory'])
+def test_files_that_load_and_cannot_run_are_left_out_with_the_reason(place, frame, tmp_path, capsys):
+    bad, target = failing(place / 'deploy', tmp_path / 'bad', frame), tmp_path / 'b.json'
+    arguments = ['--no-memory', '--onnx', place / 'deploy', bad]
+    assert run(place, *arguments) == 1
+    assert 'out of range' in capsys.readouterr().err
+    assert run(place, *arguments, '--skip-refused', '--json', target) == 0
+    result = json.loads(target.read_text())
+    assert [row['file'] for row in result['contenders']] == ['', str(place / 'deploy')]
+    (refused,) = result['refused']
+    assert refused['file'] == str(bad) and 'out of range' in refused['reason']
+    assert 'out of range' in capsys.readouterr().out
+
+
+def test_when_every_file_is_refused_the_reasons_are_told(place, tmp_path, capsys):
+    bad = failing(place / 'deploy', tmp_path / 'bad', 0)
+    arguments = ['--engines', 'onnxruntime', '--no-memory', '--skip-refused', '--onnx', bad]
+    assert run(place, *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('error: nothing is left to measure') and error.count('\n') == 1
+    assert f'onnxruntime deploy ({bad})' in error and 'out of range' in error
 
 
 def contender(form, torch_ratio=None, fed=72, embedding=0.0):
