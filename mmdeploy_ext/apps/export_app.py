@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_OUTPUT = 'tmp.onnx'
+ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -187,6 +188,10 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
     for name in ('report', 'json', 'frames'):
         if getattr(args, name) is not None and not args.verify:
             raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
+    if not args.verify and not args.show:
+        refuse_given(
+            args, build_parser(), ENGINE_OPTIONS, 'goes with --verify; the export itself runs no engine'
+        )
     register()
     family = find_family(load_config(args.config, cfg_options))
     if only and family.name != only:
@@ -197,7 +202,7 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
     if isinstance(family, SequenceFamily):
         from mmdeploy_ext.apps.sequence_app import run_export
 
-        return run_export(args, build_parser(), engine)
+        return run_export(args, build_parser(), engine, family.memory)
     args.output_file = args.output_file or DEFAULT_OUTPUT
     options = parse_options(args)
     refuse_given(args, build_parser(), (*CHOICES, 'frames'), 'goes with streaming models only')

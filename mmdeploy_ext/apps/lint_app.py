@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.apps.sequence_options import refuse_given
 from mmdeploy_ext.errors import after_weights
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
+IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
+"""Options that models of frames do not have."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,6 +70,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.files import write_json
     from mmdeploy_ext.lint.report import print_report
     from mmdeploy_ext.lint.rule import EXPORTERS
+    from mmdeploy_ext.sequence.family import SequenceFamily
 
     exporters = EXPORTERS if args.exporter == BOTH else (args.exporter,)
     for exporter in exporters if args.opset_version is not None else ():
@@ -74,7 +78,13 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     height, width = shared.parse_shape(args.shape)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     register()
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device)
+
+    def check(_cfg: object, family: object, _model: object) -> None:
+        if isinstance(family, SequenceFamily):
+            why = "models of frames do not have it; graphs and sizes are the config's"
+            refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
+
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     reports: list[Report] = []
     with after_weights():
         for report in lint(deployment, args, exporters, (height, width)):

@@ -31,21 +31,26 @@ IMAGE_OPTIONS = (
     'postprocess',
     'skip_postprocess',
     'score_form',
+    'layout',
+    'max_candidates',
+    'fuse',
+    'grid_sample',
     'mean',
     'std',
     'show',
 )
-"""Options of pytorch2onnx.py that streaming models do not have."""
+"""Options of pytorch2onnx.py that models of frames do not have."""
 
 
-def run_export(args: argparse.Namespace, parser: argparse.ArgumentParser, engine: dict[str, Any]) -> int:
-    """Export a model of frames, and prove it when asked to."""
+def run_export(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, engine: dict[str, Any], memory: bool
+) -> int:
+    """Export a model of frames, with a memory or without, and prove it when asked to."""
     from mmdeploy_ext import deploy
     from mmdeploy_ext.sequence.files import check_output, export_sequence
 
-    refuse_given(
-        args, parser, IMAGE_OPTIONS, "streaming models do not have it; size and cameras are the config's"
-    )
+    kind, size = ('streaming', 'size and cameras are') if memory else ('LiDAR', 'the grid is')
+    refuse_given(args, parser, IMAGE_OPTIONS, f"{kind} models do not have it; {size} the config's")
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
     options = sequence_options(args)
     output = args.output_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.options import precision_options
@@ -9,7 +10,6 @@ from mmdeploy_ext.errors import EngineError, UsageError
 from mmdeploy_ext.precision import check_precision, spelt
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable
 
     from mmdeploy_ext.sequence.family import SequenceOptions
@@ -119,5 +119,15 @@ def refuse_given(
         UsageError: names the first one.
     """
     for name in names:
-        if getattr(args, name, None) != parser.get_default(name):
-            raise UsageError(f'--{name.replace("_", "-")}: {why}')
+        value = getattr(args, name, None)
+        if value != parser.get_default(name):
+            raise UsageError(f'{_typed_name(parser, name, value)}: {why}')
+
+
+def _typed_name(parser: argparse.ArgumentParser, name: str, value: Any) -> str:
+    """Return what was typed to set an option: `--no-x` where that switched it off, all names of an alias."""
+    action = next(action for action in parser._actions if action.dest == name)
+    typed = action.option_strings
+    if isinstance(action, argparse.BooleanOptionalAction):
+        typed = [text for text in typed if text.startswith('--no-') is not value]
+    return '/'.join(typed)

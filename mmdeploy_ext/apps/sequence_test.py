@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import backend_config
-from mmdeploy_ext.apps.sequence_options import check_engine_kind
+from mmdeploy_ext.apps.sequence_options import check_engine_kind, refuse_given
 from mmdeploy_ext.apps.test_app import (
     Run,
+    build_parser,
     dump_place,
     finish,
     resolve_device,
@@ -41,11 +42,12 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     from mmdeploy_ext.sequence import loop
     from mmdeploy_ext.sequence.files import check_output
 
-    if args.show_dir:
-        raise UsageError(f'--show-dir: these models are drawn by tools/demo/{DEMOS[find_family(cfg).memory]}')
-    settings = backend_config.read_settings(
-        cfg, backend_config.SEQUENCE_KEYS, backend_config.SEQUENCE_DUMP_KEYS
-    )
+    memory = find_family(cfg).memory
+    drawn = f'these models are drawn by tools/demo/{DEMOS[memory]}'
+    refuse_given(args, build_parser(), ('show_dir', 'show_score_thr'), drawn)
+    refuse_given(args, build_parser(), ('tmpdir', 'gpu_collect'), 'models of frames collect in memory')
+    keys = [name for name in backend_config.SEQUENCE_KEYS if memory or name != 'memory']
+    settings = backend_config.read_settings(cfg, keys, backend_config.SEQUENCE_DUMP_KEYS)
     check_engine_kind(settings['type'], settings.get('inference_precision'))
     options = backend_config.sequence_options(cfg, settings)
     # where a folder of graphs goes is checked with its contract, below
