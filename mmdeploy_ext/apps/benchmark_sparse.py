@@ -67,8 +67,6 @@ def run_sparse(
     register: Callable[[], None],
 ) -> int:
     """Measure spconv and the portable file on every engine, interleaved, and report."""
-    from mmdeploy_ext.benchmark import sparse_report
-    from mmdeploy_ext.files import write_json
     from mmdeploy_ext.sparse import deploy
     from mmdeploy_ext.verify.voxel_sets import sweep_set
 
@@ -95,14 +93,21 @@ def run_sparse(
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, before_weights=check)
     with after_weights():
         result = _measure(args, engines, deployment, sweeps, register)
-        if args.json:
-            write_json(args.json, result)
-        if args.chart:
-            sparse_report.write_chart(result, args.chart)
-        sparse_report.print_result(result, cli.stdout())
-        if args.chart:
-            print(f'chart: {args.chart}')
+        _publish(args, result)
     return 0
+
+
+def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    from mmdeploy_ext.benchmark import sparse_report
+    from mmdeploy_ext.files import write_json
+
+    if args.json:
+        write_json(args.json, result)
+    if args.chart:
+        sparse_report.write_chart(result, args.chart)
+    sparse_report.print_result(result, cli.stdout())
+    if args.chart:
+        print(f'chart: {args.chart}')
 
 
 def _check_file(path: str) -> None:
