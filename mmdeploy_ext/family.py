@@ -201,6 +201,10 @@ class Family(BaseFamily):
     def spec(self, model: torch.nn.Module, options: ExportOptions) -> GraphSpec:
         """Return the contract of the graph."""
 
+    def takes(self, model: torch.nn.Module, options: ExportOptions, height: int, width: int) -> bool:
+        """Return whether a dynamic graph with these options takes images of this size, pixels."""
+        return min(height, width) >= self.spec(model, options).inputs[0].smallest
+
     @abc.abstractmethod
     def stages(self, model: torch.nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
         """Return the chain of modules whose composition is the graph.

@@ -81,6 +81,7 @@ class Metadata:
                 classes=tuple(values['classes']),
                 preprocess=_rule_from_json(values['preprocess']),
             )
+            _check_options(values['options'])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelFileError(
                 f'{path}: its mm2onnx metadata is damaged ({error}); export it again'
@@ -99,6 +100,13 @@ class Metadata:
             raise ModelFileError(
                 f'{path}: its post-processing form is {self.form!r}, expected {" or ".join(forms)}'
             )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that lack what every export says of itself."""
+    for name, kind in (('opset', int), ('exporter', str)):
+        if not isinstance(options[name], kind):
+            raise ValueError(f'options.{name} is {options[name]!r}')
 
 
 def _rule_from_json(

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.backends import build_backend
     from mmdeploy_ext.config import load_config
     from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.graph import files
     from mmdeploy_ext.metadata import read_metadata
     from mmdeploy_ext.sequence.family import SequenceFamily
 
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         return run_verify(args, engine)
     refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
     metadata = read_metadata(args.onnx_file)
+    files.load(args.onnx_file)  # damaged ones are refused before the weights load
     images = proof.read_images(args.images or [proof.DEFAULT_IMAGE])
     cfg_options = {**metadata.options.get('cfg_options', {}), **given}
 

@@ -77,7 +77,7 @@ def proof_inputs(
         for index, image in enumerate(images[1:])
     ]
     if options.dynamic:
-        cases.append(_unaligned(deployment, images[1], (int(height * 0.75) - 7, int(width * 0.75) + 5)))
+        cases.append(_other_size(deployment, options, images[1]))
         larger = (_aligned(height * 1.25), _aligned(width * 1.125))
         cases.append(fixed('other size, batch 2', [images[1], images[0]], larger, rescale=True))
     if options.dynamic_batch:
@@ -88,6 +88,17 @@ def proof_inputs(
 
 def _aligned(size: float, multiple: int = 32) -> int:
     return max(int(size) // multiple, 1) * multiple
+
+
+def _other_size(
+    deployment: Deployment, options: ExportOptions, image: tuple[str, np.ndarray]
+) -> ProofInput:
+    """Return an image of a smaller size, or of a larger one where the model does not take the smaller."""
+    height, width = options.height, options.width
+    case = _unaligned(deployment, image, (int(height * 0.75) - 7, int(width * 0.75) + 5))
+    if deployment.family.takes(deployment.model, options, *case.images[0].tensor.shape[1:]):
+        return case
+    return _unaligned(deployment, image, (int(height * 1.75) - 7, int(width * 1.5) + 5))
 
 
 def _unaligned(deployment: Deployment, image: tuple[str, np.ndarray], size: tuple[int, int]) -> ProofInput:

@@ -41,21 +41,36 @@ TIMED_S = 3.0
 """Two runs at least; no more once they took this long: the figures are a hint, `benchmark.py` measures."""
 
 
-def export_options(metadata: Metadata) -> ExportOptions:
-    """Return the options that a file was exported with."""
-    return ExportOptions.from_json(
-        {key: value for key, value in metadata.options.items() if key != 'cfg_options'}
-    )
+def export_options(metadata: Metadata, path: str = 'the file') -> ExportOptions:
+    """Return the options that a file was exported with.
+
+    Args:
+        metadata: of the file.
+        path: the file, for the message.
+
+    Raises:
+        ModelFileError: the metadata has options that no export of an image model has.
+    """
+    try:
+        return ExportOptions.from_json(
+            {key: value for key, value in metadata.options.items() if key != 'cfg_options'}
+        )
+    except TypeError as error:
+        raise ModelFileError(
+            f'{path}: its mm2onnx metadata is damaged (options: {error}); export it again'
+        ) from error
 
 
 def open_file(path: str) -> tuple[onnx.ModelProto, Metadata]:
     """Read an ONNX file and what it says about itself.
 
     Raises:
-        ModelFileError: missing, corrupt, or not written by mm2onnx.
+        ModelFileError: missing, corrupt, weights cut short or not there, or not written by mm2onnx.
     """
+    from mmdeploy_ext.graph import files
+
     metadata = read_metadata(path)
-    return onnx.load(path), metadata
+    return files.load(path), metadata
 
 
 def prove(
@@ -84,7 +99,7 @@ def prove(
             f'{deployment.family.name!r}'
         )
     family = deployment.family
-    options = export_options(metadata)
+    options = export_options(metadata, path)
     folded = {
         name: value.detach().cpu().numpy()
         for name, value in export.fuse(deployment.model).state_dict().items()
@@ -95,7 +110,12 @@ def prove(
         subject=_subject(deployment, path, metadata, engine),
         structure=[
             *check_structure(model, metadata, folded, family.derived_prefixes, family.derives),
-            *provenance(deployment, metadata, deploy.rule_of(deployment, options)),
+            *provenance(
+                deployment,
+                metadata,
+                deploy.rule_of(deployment, options),
+                deploy.make_metadata(deployment, options).spec,
+            ),
         ],
     )
     pictures: list[PicturePair] = []

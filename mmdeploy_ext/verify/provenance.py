@@ -5,6 +5,7 @@ Needs neither torch nor onnx.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,26 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.deploy import Deployment
     from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.spec import GraphSpec, TensorSpec
+
+JUDGED = ('groups', 'compare', 'unused', 'default')
+"""Fields of a tensor's contract by which a proof judges; sizes, types and words for people are not."""
 
 
-def provenance(deployment: Deployment, metadata: Metadata, rule: Any) -> list[Check]:
+def provenance(
+    deployment: Deployment, metadata: Metadata, rule: Any, contract: GraphSpec | None
+) -> list[Check]:
     """Tell whether a file was made from this checkpoint and config, and says of itself what they say.
 
     Runners take the file's word for how pictures are prepared, for class names and for thresholds, so that a
-    right graph with another rule is not the same model.
+    right graph with another rule is not the same model. The proof takes its word for tolerances, so these
+    have to be the family's own.
 
     Args:
         deployment: the config and checkpoint.
         metadata: of the file.
         rule: how pictures become the input, by the config.
+        contract: what the family states for a file with these options; None where it has no such graph.
     """
     checks = []
     for title, written, here in (
@@ -49,14 +58,47 @@ def provenance(deployment: Deployment, metadata: Metadata, rule: Any) -> list[Ch
     for title, written, here in told:
         differing = _differing(written, here)
         checks.append(Check(f'{title} as in the config', not differing, differing))
-    return checks
+    differing = differing_contract(metadata.spec, contract)
+    return [*checks, Check('tolerances as the family states them', not differing, differing)]
 
 
-def _differing(written: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def differing_contract(written: GraphSpec, here: GraphSpec | None) -> str:
+    """Return how the contract in a file differs from the family's, in what a proof judges by.
+
+    Args:
+        written: in the metadata of the file.
+        here: what the family states for a file with these options; None where it has no such graph.
+
+    Returns:
+        '' when they agree.
+    """
+    if here is None:
+        return f'the family has no graph {written.name!r} with the options in the file'
+    found = []
+    for title in ('inputs', 'outputs'):
+        ours, theirs = (
+            {tensor.name: _judged(tensor) for tensor in getattr(spec, title)} for spec in (here, written)
+        )
+        for name in dict.fromkeys([*ours, *theirs]):
+            if name not in ours or name not in theirs:
+                found.append(f'{name}: only {"the file" if name in theirs else "the family"} has it')
+            elif theirs[name] != ours[name]:
+                found.append(f'{name}: {_differing(theirs[name], ours[name], "family")}')
+    if written.state != here.state:
+        found.append(f'state: the file says {written.state}, the family {here.state}')
+    return '; '.join(found)[:300]
+
+
+def _judged(tensor: TensorSpec) -> dict[str, Any]:
+    content = dataclasses.asdict(tensor)
+    return {name: content[name] for name in JUDGED}
+
+
+def _differing(written: Mapping[str, Any], here: Mapping[str, Any], source: str = 'config') -> str:
     """Return which facts differ, compared as JSON has them."""
     written, here = (json.loads(json.dumps(side)) for side in (written, here))
     return '; '.join(
-        f'{key}: the file says {written.get(key)}, the config {here.get(key)}'
+        f'{key}: the file says {written.get(key)}, the {source} {here.get(key)}'
         for key in dict.fromkeys([*here, *written])
         if written.get(key) != here.get(key)
     )[:300]

@@ -70,10 +70,11 @@ def prove_sweeps(
                 pairs.append(SweepPair(title, sweep.points, expected.detections, found.detections))
     if verdict.precision != 'fp32':
         half.judge_whole(verdict, bool(engine.get('round_fp16')))
-    verdict.timing_ms = {
-        'PyTorch (sweep)': reference.median_ms(),
-        f'{verdict.subject["engine"]} (sweep)': runner.median_ms(),
-    }
+    if reference.seconds and runner.seconds:
+        verdict.timing_ms = {
+            'PyTorch (sweep)': reference.median_ms(),
+            f'{verdict.subject["engine"]} (sweep)': runner.median_ms(),
+        }
     if not sum(row.reference for case in verdict.cases for row in case.detections):
         verdict.reasons.append(
             'nothing was found in any sweep, so nothing was matched: use sweeps with objects that this model '

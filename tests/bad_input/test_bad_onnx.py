@@ -25,6 +25,21 @@ def unknown_operator(source: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
+def cut_weights(source: Path, target: Path) -> None:
+    """Write `source` with a kernel that lacks its last 8 bytes."""
+    model = onnx.load(source)
+    weight = max(model.graph.initializer, key=lambda value: len(value.raw_data))
+    weight.raw_data = weight.raw_data[:-8]
+    onnx.save(model, target)
+
+
+def weights_outside(source: Path, target: Path) -> None:
+    """Write `source` with its weights in a file that is then lost."""
+    model = onnx.load(source)
+    onnx.save(model, target, save_as_external_data=True, location='lost.data', size_threshold=64)
+    target.with_name('lost.data').unlink()
+
+
 UNREADABLE = 'is not a readable ONNX file'
 CASES = {
     'missing': (lambda source, path: None, ['no such ONNX file'], ['no such ONNX file']),
@@ -36,6 +51,11 @@ CASES = {
     'damaged metadata': (
         lambda source, path: changed(source, path, spec='{"name": "atss'),
         ['its mm2onnx metadata is damaged', 'export it again'], ['its mm2onnx metadata is damaged']),
+    'metadata without an opset': (
+        lambda source, path: changed(source, path, options='{"exporter": "torchscript"}'),
+        ["its mm2onnx metadata is damaged ('opset')"], ['its mm2onnx metadata is damaged']),
+    'weights cut short': (cut_weights, ['the weights of', 'bytes, and its shape'], []),
+    'weights not there': (weights_outside, ['lost.data', 'which is not there'], []),
     'of another family': (
         lambda source, path: changed(source, path, family='"solo"'),
         ["is a model of family 'solo', expected 'atss'"], ["is a model of family 'solo', expected atss"]),

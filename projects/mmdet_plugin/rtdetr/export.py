@@ -105,6 +105,11 @@ class RtDetrFamily(Family):
         )
         return GraphSpec('rtdetr/full', (images, sizes), _full_outputs(model, batch))
 
+    def takes(self, model: nn.Module, options: ExportOptions, height: int, width: int) -> bool:
+        """See `Family.takes`: as many tokens as queries, or more."""
+        enough = runtime.count_tokens(height, width) >= int(model.decoder.num_queries)
+        return enough and super().takes(model, options, height, width)
+
     def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
         """See `Family.stages`: the network, and for `full` the post-processing after it."""
         network = fuse(model) if fold else model

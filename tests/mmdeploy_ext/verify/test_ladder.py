@@ -226,6 +226,44 @@ def test_a_file_that_says_something_else_than_the_config_is_not_proven(
     assert [one['name'] for one in failed] == [check] and detail in failed[0]['detail']
 
 
+def loosened(tensors):
+    for tensor in tensors:
+        tensor['groups'] = [dict(name='', columns=None, unit='', rtol=0.5, atol=0.0)]
+
+
+def not_compared(tensors):
+    for tensor in tensors:
+        tensor['compare'] = 'detections'
+
+
+def as_unused(tensors):
+    for tensor in tensors:
+        tensor['unused'] = True
+
+
+@pytest.mark.parametrize(
+    ('form', 'side', 'change', 'detail'),
+    [
+        ('raw', 'outputs', loosened, 'bbox_pred_0: groups: the file says'),
+        ('raw', 'outputs', not_compared, 'bbox_pred_0: compare: the file says detections, the family values'),
+        ('full', 'inputs', as_unused, 'input: unused: the file says True, the family False'),
+    ],
+)
+def test_a_file_cannot_loosen_the_tolerances_that_it_is_judged_by(
+    deployment, files, images, tmp_path, form, side, change, detail
+):
+    model = onnx.load(files[form])
+    entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.spec')
+    spec = json.loads(entry.value)
+    change([one for one in spec[side] if one['name'] in ('bbox_pred_0', 'input')])
+    entry.value = json.dumps(spec)
+    onnx.save(model, tmp_path / 'told.onnx')
+    verdict, _ = prove(deployment, str(tmp_path / 'told.onnx'), images)
+    assert not verdict.proven
+    (failed,) = [one for one in verdict.structure if not one.passed]
+    assert failed.name == 'tolerances as the family states them' and detail in failed.detail
+
+
 def test_another_mean_than_that_of_the_config_is_said(files, tmp_path):
     model = onnx.load(files['raw'])
     entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.preprocess')

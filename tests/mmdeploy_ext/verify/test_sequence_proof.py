@@ -193,6 +193,23 @@ def test_a_planted_fault_is_refuted_and_named(fault, words, paths, tmp_path):
         assert any(word in reason for reason in reasons), reasons
 
 
+def test_files_cannot_loosen_the_tolerances_that_they_are_judged_by(paths, tmp_path):
+    spoiled = [shutil.copy(path, tmp_path) for path in paths]
+    model = onnx.load(spoiled[-1])
+    entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.spec')
+    spec = json.loads(entry.value)
+    next(one for one in spec['outputs'] if one['name'] == 'all_cls_scores')['groups'] = [
+        dict(name='', columns=None, unit='', rtol=0.5, atol=0.0)
+    ]
+    entry.value = json.dumps(spec)
+    onnx.save(model, spoiled[-1])
+    verdict, _ = prove_sequence(toy.deployment(), spoiled, toy.drive(4), {})
+    assert not verdict.proven
+    (failed,) = [one for one in verdict.structure if not one.passed]
+    assert failed.name == 'pts_head_memory: tolerances as the family states them'
+    assert 'all_cls_scores: groups: the file says' in failed.detail
+
+
 def test_nothing_found_by_either_is_not_proven_and_says_why(paths):
     deployment = copy.copy(toy.deployment())
     bars = Bars(frames=4, resets=0, score_thr=1.0)

@@ -11,7 +11,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 import toy_centerpoint
 from mmdeploy_ext import deploy
 from mmdeploy_ext.config import load_config
-from mmdeploy_ext.errors import ConfigError, DataError, UsageError
+from mmdeploy_ext.errors import ConfigError, DataError, InferenceError, UsageError
 from mmdeploy_ext.family import find_family
 from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.runtime.frames import Sweep
@@ -108,6 +108,23 @@ def test_a_sweep_that_the_engine_refuses_is_a_failed_case(toy):
     assert found is None
     assert not case.passed
     assert case.detections[0].missing == len(expected.detections)
+
+
+def test_an_engine_that_fails_on_every_sweep_is_not_proven(toy, monkeypatch):
+    deployment, folder, *_ = toy
+
+    class Failing:
+        state = None
+
+        def step(self, sweep):
+            raise InferenceError('out of memory')
+
+    monkeypatch.setattr(type(deployment.family), 'runner', lambda self, paths, engine: Failing())
+    verdict, pairs = prove_sweeps(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    assert not verdict.proven and not pairs and not verdict.timing_ms
+    assert [row.reason for case in verdict.cases for row in case.detections] == [
+        'no detections: out of memory'
+    ] * 2
 
 
 def test_the_model_is_unchanged_by_an_export_and_a_second_one_equals_the_first(toy, tmp_path):

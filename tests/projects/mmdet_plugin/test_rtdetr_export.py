@@ -18,6 +18,7 @@ from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.runtime import rtdetr as runtime
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.verify.against_dump import check_dump
+from mmdeploy_ext.verify.inputs import proof_inputs
 from mmdeploy_ext.verify.ladder import prove
 
 
@@ -306,6 +307,16 @@ def test_an_input_with_fewer_tokens_than_queries_is_refused_before_the_engine_ru
         assert len(run_images.detect(backend, picture)) == 60  # 63 tokens
     with pytest.raises(ShapeError, match=said):
         toy.family.reference_detections(toy.model, [rule.apply(picture)], True)
+
+
+def test_the_proof_of_a_small_dynamic_graph_takes_sizes_with_tokens_enough(toy):
+    few = dataclasses.replace(toy, model=copy.deepcopy(toy.model))
+    few.model.decoder.num_queries = 150
+    options = ExportOptions(height=128, width=64, dynamic=True)
+    cases = proof_inputs(few, options, [('toy', read_image(toy_rtdetr.PICTURE))])
+    sizes = {case.images[0].tensor.shape[1:] for case in cases}
+    assert len(sizes) == 3 and (96, 64) not in sizes
+    assert all(runtime.count_tokens(*size) >= 150 for size in sizes)
 
 
 def test_sizes_in_the_wrong_order_are_named():
