@@ -81,12 +81,15 @@ def run_export(
 def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
     """Prove files of a model of frames that were exported earlier."""
     from mmdeploy_ext import deploy, evaluation
+    from mmdeploy_ext.graph.files import load
     from mmdeploy_ext.sequence.files import read_files
 
     if args.images:
         raise UsageError('--images: streaming models are proven on frames; use --frames N')
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
     files = read_files(args.onnx_file)
+    for path in files.paths:
+        load(path)  # damaged ones are refused before the weights load
     written = files.metadata.options.get('cfg_options', {})
     cfg_options = {**written, **shared.parse_cfg_options(args.cfg_options)}
 

@@ -265,6 +265,8 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
 
 def stale_reason(found: Metadata, wanted: Metadata) -> str:
     """Return why a file has to be exported again; '' when it need not."""
+    from mmdeploy_ext.verify.provenance import differing_contract
+
     differing = [
         title
         for title, old, new in (
@@ -272,6 +274,7 @@ def stale_reason(found: Metadata, wanted: Metadata) -> str:
             ('checkpoint', found.checkpoint_sha256, wanted.checkpoint_sha256),
             ('export options', _decisive(found.options), _decisive(wanted.options)),
             ('versions', found.versions, wanted.versions),
+            ('tolerances', differing_contract(found.spec, wanted.spec), ''),
         )
         if old != new
     ]
