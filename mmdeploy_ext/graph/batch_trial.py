@@ -3,110 +3,325 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+import onnx.inliner
+from onnx import helper
 
 from mmdeploy_ext.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph import types
 from mmdeploy_ext.graph.index import Index
 from mmdeploy_ext.graph.passes.shapes import UNKNOWN, set_shapes
+from mmdeploy_ext.graph.proof import ROUNDING, difference, trial_sizes
 from mmdeploy_ext.graph.run import Runner, random_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    import onnx
-
-RESHAPING = ('Reshape', 'Flatten')
+FOLDING = ('Reshape', 'Flatten')
+"""Operators that can fold the batch into another axis."""
+PICKING = ('Gather', 'Slice')
+"""Operators that can take one of the images by a constant."""
+SHAPE_READERS = ('Shape', 'Size')
+"""Operators whose outputs depend on how many images there are, not on what is in them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Shapes of tensors in a run with as many images as before, and in one with more."""
+    """Shapes of tensors in a run with as many images as before, and in one with the new number.
+
+    Attributes:
+        sizes: both numbers.
+        shapes: tensor -> shape in each of the runs; of tensors that are needed for an output.
+    """
 
     sizes: tuple[int, int]
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
-    def grows(self, name: str) -> bool:
-        """Return whether the first axis of a tensor is the batch."""
-        return tuple(shape[0] if shape else 0 for shape in self.shapes[name]) == self.sizes
+    def axis(self, name: str) -> int | None:
+        """Return which axis is the batch: the first, or the only one that changes with it; else None."""
+        one, new = self.shapes.get(name, ((), ()))
+        changed = self._changed(name)
+        if not changed or (one[changed[0]], new[changed[0]]) != self.sizes:
+            return None
+        return changed[0] if changed[0] == 0 or len(changed) == 1 else None
 
-    def folds(self, name: str) -> bool:
-        """Return whether a tensor holds more for more images while its first axis stays the old batch."""
-        one, more = self.shapes[name]
-        if not one or not more or (one[0], more[0]) != (self.sizes[0],) * 2:
+    def plain(self, name: str) -> bool:
+        """Return whether the batch is an axis and nothing else changes with it."""
+        return self.axis(name) is not None and len(self._changed(name)) == 1
+
+    def lost(self, name: str) -> bool:
+        """Return whether a tensor that held one batch before has no axis that grows with it."""
+        if name not in self.shapes or self.axis(name) is not None:
             return False
-        return int(np.prod(more)) * self.sizes[0] == int(np.prod(one)) * self.sizes[1] > 0
+        one, new = self.shapes[name]
+        return one[:1] == new[:1] and (self.sizes[0] == 1 or one[:1] == self.sizes[:1])
+
+    def pinned(self, name: str) -> bool:
+        """Return whether a tensor holds more for more images while its first axis stays the old batch."""
+        if not self.lost(name) or self.shapes[name][0][:1] != self.sizes[:1]:
+            return False
+        one, new = (math.prod(shape) for shape in self.shapes[name])
+        return new * self.sizes[0] == one * self.sizes[1] > 0
+
+    def folds(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node that keeps the order of the numbers makes no axis of the batch.
+
+        It does keep it where equally many numbers lie before it: [B, 8] may become [1, B, 8].
+        """
+        source, made = node.input[0], node.output[0]
+        before, after = self.axis(source), self.axis(made)
+        if node.op_type not in FOLDING or before is None or made not in self.shapes:
+            return False
+        if after is None:
+            return True
+        return math.prod(self.shapes[source][0][:before]) != math.prod(self.shapes[made][0][:after])
+
+    def picks(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node takes some of the images out of a batch."""
+        if node.op_type not in PICKING or self.axis(node.input[0]) is None:
+            return False
+        return node.output[0] in self.shapes and self.axis(node.output[0]) is None
+
+    def text(self, name: str) -> tuple[str, str]:
+        """Return both shapes of a tensor as text."""
+        one, new = ('x'.join(map(str, shape)) or 'a scalar' for shape in self.shapes[name])
+        return one, new
+
+    def _changed(self, name: str) -> list[int]:
+        one, new = self.shapes.get(name, ((), ()))
+        if len(one) != len(new):
+            return []
+        return [axis for axis, (old, size) in enumerate(zip(one, new, strict=True)) if old != size]
 
 
-def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> None:
-    """Refuse a graph whose Reshape nodes fold another batch into another axis.
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A graph with an open batch, and what to feed it.
+
+    Attributes:
+        model: the graph.
+        index: of the graph.
+        inputs: input -> shape with the new batch, for all inputs.
+        images: inputs whose first axis is the batch.
+        sizes: the old batch and the new one.
+        seed: of the random inputs.
+    """
+
+    model: onnx.ModelProto
+    index: Index
+    inputs: Mapping[str, Sequence[int]]
+    images: Sequence[str]
+    sizes: tuple[int, int]
+    seed: int
+
+    def feeds(self, batch: int, seed: int) -> dict[str, np.ndarray]:
+        """Return random inputs with as many images."""
+        shapes = {
+            name: [batch, *shape[1:]] if name in self.images else list(shape)
+            for name, shape in self.inputs.items()
+        }
+        return random_feeds(self.model, seed, shapes)
+
+    def shapes(self) -> Batches:
+        """Run the graph with both batches, and read the shape of every tensor that depends on them.
+
+        Every such tensor gets a Shape node, so that no more of them are in memory than in any other run.
+        """
+        typed = {value.name: value.type for value in (*self.model.graph.value_info, *self.model.graph.output)}
+        needed = {name for at in self.index.ancestors(self.index.outputs) for name in self.index.writes(at)}
+        made = [
+            name
+            for position in self.index.descendants(self.images)
+            for name in self.index.writes(position)
+            if name in needed and name in typed and typed[name].HasField('tensor_type')
+        ]
+        prefix = 'shape_of/'
+        while any(name.startswith(prefix) for name in self.index.tensors):
+            prefix += '/'
+        measured = onnx.ModelProto()
+        measured.CopyFrom(self.model)
+        names = {prefix + name: name for name in (*self.images, *made)}
+        measured.graph.node.extend(helper.make_node('Shape', [name], [new]) for new, name in names.items())
+        runner = Runner(measured, list(names), shapes_first=True)
+        one, new = (runner.run(self.feeds(batch, self.seed)) for batch in self.sizes)
+        found = {name: (tuple(one[at].tolist()), tuple(new[at].tolist())) for at, name in names.items()}
+        return Batches(self.sizes, found)
+
+    def mixed(self, names: Sequence[str], found: Batches) -> str | None:
+        """Return the first of some tensors where another image changes the results of the others.
+
+        Not one where that is so with the old batch too, or that is not the same twice.
+        """
+        names = [name for name in names if found.plain(name)]
+        suspects = self._changing(names, self.sizes[1])
+        if suspects:
+            suspects -= self._changing(sorted(suspects), self.sizes[0])
+        return next((name for name in names if name in suspects), None)
+
+    def _changing(self, names: Sequence[str], many: int) -> set[str]:
+        """Return the tensors where another first or last image changes the results of the others."""
+        if many < 2 or not names:
+            return set()
+        feeds, others = (self.feeds(many, seed) for seed in (self.seed, self.seed + 1))
+        runner, changing = Runner(self.model, names), set()
+        base = runner.run(feeds)
+        for image in (0, many - 1):
+            changed = dict(feeds)
+            for name in self.images:
+                changed[name] = feeds[name].copy()
+                changed[name][image] = others[name][image]
+            result = runner.run(changed)
+            for name in names:
+                if result[name].shape == base[name].shape and _reaches(result[name], base[name], image, many):
+                    changing.add(name)
+        again = runner.run(feeds) if changing else base
+        return {name for name in changing if not difference(again[name], base[name])}
+
+
+def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
+    """Refuse a graph whose constants, made for another batch, mix the images of this one or drop some.
+
+    Reshape and Flatten may fold the batch into another axis, Gather and Slice may take one image. That counts
+    where it reaches an output: one without an axis that grows with the batch, or one where another image
+    changes the results of the others. Nodes in the branches of If and the bodies of loops are not looked at.
+
+    Returns:
+        What could not be checked, and why; '' when nothing is open.
 
     Raises:
-        InferenceError: they do, up to an output: a constant of theirs holds the old batch. Names the first.
+        InferenceError: they do. Names the first node and output.
     """
-    model, sizes = _opened(before, after)
-    if model is None or sizes[0] == sizes[1]:
-        return
-    index = Index(model)
-    nodes = [node for node in index.nodes if node.op_type in RESHAPING]
-    ends = [name for node in nodes for name in (node.input[0], node.output[0])]
-    names = list(dict.fromkeys([*index.outputs, *ends]))
+    sizes = trial_sizes(before, after)
+    batches = _batches(before, after, sizes)
+    if all(len(sizes[name]) == 1 for name in batches):
+        return ''  # nothing changes, or no images: a list of numbers got another length
+    if len(set(batches.values())) > 1:
+        several = ', '.join(f'{name} from {one} to {new}' for name, (one, new) in batches.items())
+        return f'not checked whether images are kept apart: the first axes change unalike ({several})'
+    shapes = {value.name: types.shape(value.type) for value in after.graph.input}
+    whole = onnx.inliner.inline_local_functions(after) if after.functions else after
+    model = set_shapes(whole, {name: [UNKNOWN, *(shapes[name] or [])[1:]] for name in batches})
+    trial = Trial(model, Index(model), sizes, list(batches), next(iter(batches.values())), seed)
     try:
-        found = _shapes(model, before, sizes, names, seed)
-    except (InferenceError, ModelFileError):
-        return  # it does not run with that batch alone: the trial at the sizes asked for speaks of that
-    folded = [name for name in index.outputs if found.folds(name)]
-    guilty = [node for node in nodes if found.grows(node.input[0]) and found.folds(node.output[0])]
-    if not folded or not guilty:
-        return
-    label = index.label(index.nodes.index(guilty[0]))
-    others = f', as {len(guilty) - 1} others do' if len(guilty) > 1 else ''
-    one, more = ('x'.join(map(str, shape)) for shape in found.shapes[guilty[0].output[0]])
-    raise InferenceError(
-        f'with {sizes[1]} images instead of {sizes[0]} the graph runs, but {label} ({guilty[0].op_type}) '
-        f'makes {more} of what was {one}: its constant shape folds the batch into another axis{others}; '
-        f'output {folded[0]} mixes the images. Export it with that axis open, '
-        f'or let the first number of these constants be 0, which keeps the axis (--no-trial writes the file '
-        f'all the same)'
-    )
+        problem, note = _judge(trial)
+    except (InferenceError, ModelFileError) as error:
+        one, new = trial.sizes
+        return (
+            f'not checked whether {new} images are kept apart: that takes a run with {one} and one with '
+            f'{new}, and one of them fails: {str(error).splitlines()[0]}'
+        )
+    if problem:
+        raise InferenceError(
+            f'with {trial.sizes[1]} images instead of {trial.sizes[0]} the graph runs, but {problem} '
+            f'(--no-trial writes the file all the same)'
+        )
+    return note
 
 
-def _opened(
-    before: onnx.ModelProto, after: onnx.ModelProto
-) -> tuple[onnx.ModelProto | None, tuple[int, int]]:
-    """Return the graph with an open batch, where the edit changes that of its inputs, and both batches."""
-    index, new = Index(before), {value.name: types.shape(value.type) for value in after.graph.input}
-    shapes: dict[str, Sequence[int | str]] = {}
-    batches: set[tuple[int, int]] = set()
-    for value in before.graph.input:
-        old, wanted = types.shape(value.type), new.get(value.name)
-        if value.name not in index.inputs or not old or not wanted or old[0] == wanted[0]:
+def _batches(
+    before: onnx.ModelProto, after: onnx.ModelProto, trial: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, int]]:
+    """Return input -> its batch before and in the trial, where the edit changes it; 1 where it was open."""
+    old = {value.name: types.shape(value.type) for value in before.graph.input}
+    new = {value.name: types.shape(value.type) for value in after.graph.input}
+    found = {}
+    for name, sizes in trial.items():
+        had, gets = old[name], new[name]
+        if not had or not gets or had[0] == gets[0]:
             continue
-        first = old[0] if isinstance(old[0], int) else 1
-        batches.add((first, wanted[0] if isinstance(wanted[0], int) else 2 * first))
-        shapes[value.name] = [UNKNOWN, *old[1:]]
-    if len(batches) != 1:
-        return None, (0, 0)
-    return set_shapes(before, shapes), batches.pop()
+        first = had[0] if isinstance(had[0], int) else 1
+        if first != sizes[0]:
+            found[name] = (first, sizes[0])
+    return found
 
 
-def _shapes(
-    model: onnx.ModelProto, before: onnx.ModelProto, sizes: tuple[int, int], names: Sequence[str], seed: int
-) -> Batches:
-    """Run the graph with both batches, the other axes as they were."""
-    usual = {name: list(array.shape) for name, array in random_feeds(before, seed).items()}
-    opened = {
-        value.name
-        for value in model.graph.input
-        if (types.shape(value.type) or [0])[0] == UNKNOWN and value.name in usual
-    }
-    runner, found = Runner(model, names), []
-    for batch in sizes:
-        feeds: Mapping[str, Any] = {
-            name: [batch, *shape[1:]] if name in opened else shape for name, shape in usual.items()
-        }
-        results = runner.run(random_feeds(model, seed, feeds))
-        found.append({name: np.shape(value) for name, value in results.items()})
-    return Batches(sizes, {name: (found[0][name], found[1][name]) for name in names})
+def _judge(trial: Trial) -> tuple[str, str]:
+    """Return what is wrong with the batch, and what could not be told."""
+    index, found = trial.index, trial.shapes()
+    apart = {name for name in found.shapes if found.axis(name) is not None}
+    reach = {at: _flow(index, [index.nodes[at].output[0]], apart) for at in _guilty(trial, found)}
+    empty = []
+    for name in index.outputs:
+        blamed = [at for at, names in reach.items() if name in names]
+        if not blamed or name in apart:
+            continue
+        if name not in found.shapes or 0 in found.shapes[name][1]:
+            empty.append(name)
+        elif found.lost(name):
+            return _complaint(index, found, blamed, reach, name), ''
+    later = _flow(index, [index.nodes[at].output[0] for at in reach])
+    mixed = trial.mixed([name for name in index.outputs if name in later], found)
+    if mixed:
+        ends = {name for names in reach.values() for name in names & apart}
+        first = trial.mixed([name for name in found.shapes if name in ends], found)
+        blamed = [at for at, names in reach.items() if first in names] or list(reach)
+        return _complaint(index, found, blamed, reach, mixed), ''
+    note = f'not checked whether {", ".join(empty)} keeps the images apart: it is empty, or no tensor'
+    return '', note if empty else ''
+
+
+def _guilty(trial: Trial, found: Batches) -> list[int]:
+    """Return the positions of the nodes where images lose their axis."""
+    index = trial.index
+    images, fed = _flow(index, trial.images), index.descendants(index.inputs)
+    computed = {*index.inputs, *(name for at in fed for name in index.writes(at))}
+    nodes = [(at, index.nodes[at]) for at in fed if images.intersection(index.nodes[at].input[:1])]
+    return [
+        at
+        for at, node in nodes
+        if found.folds(node) or (found.picks(node) and not computed & set(node.input[1:]))
+    ]
+
+
+def _reaches(result: np.ndarray, base: np.ndarray, image: int, many: int) -> bool:
+    """Return whether two arrays differ beyond one image, whichever axis of that size holds the images."""
+    axes = [axis for axis, size in enumerate(base.shape) if size == many]
+    rests = ([np.delete(value, image, axis) for value in (result, base)] for axis in axes)
+    return bool(axes) and all(difference(*rest) > ROUNDING for rest in rests)
+
+
+def _flow(index: Index, starts: Iterable[str], stops: Collection[str] = ()) -> set[str]:
+    """Return the tensors whose values depend on those of `starts`, up to the first in `stops` on each way."""
+    found, waiting = set(starts), list(starts)
+    while waiting:
+        for position in index.consumers(waiting.pop()):
+            if index.nodes[position].op_type not in SHAPE_READERS:
+                fresh = set(index.writes(position)) - found
+                found |= fresh
+                waiting.extend(fresh.difference(stops))
+    return found
+
+
+def _complaint(
+    index: Index, found: Batches, blamed: Sequence[int], reach: Mapping[int, set[str]], output: str
+) -> str:
+    """Say which node mixes or drops the images of an output.
+
+    Where one writes the old batch down, among those that are blamed and the ones behind them, it is named.
+    """
+    behind = {name for at in blamed for name in reach[at]}
+    pinned = [
+        at
+        for at, node in enumerate(index.nodes)
+        if node.op_type in FOLDING and node.output[0] in behind and found.pinned(node.output[0])
+    ]
+    folding = [at for at in blamed if index.nodes[at].op_type in FOLDING]
+    named = pinned or folding or blamed
+    node = index.nodes[named[0]]
+    one, new = found.text(node.output[0])
+    if not folding:
+        return (
+            f'{index.label(named[0])} ({node.op_type}) still makes {new} of them: it takes images by a '
+            f'constant; output {output} leaves out the others, or mixes the images. Export it without that'
+        )
+    others = f', as {len(named) - 1} others do' if len(named) > 1 else ''
+    hint = ', or let the first number of these constants be 0, which keeps the axis'
+    return (
+        f'{index.label(named[0])} ({node.op_type}) makes {new} of what was {one}: its shape folds the batch '
+        f'into another axis{others}; output {output} mixes the images. Export it with that axis open'
+        f'{hint if pinned and node.op_type == "Reshape" and found.axis(node.input[0]) == 0 else ""}'
+    )

@@ -177,17 +177,8 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
     Raises:
         InferenceError: it does not run there: a size is baked into its constants.
     """
-    index = Index(after)
     own = {value.name: types.shape(value.type) for value in before.graph.input}
-    wanted: dict[str, list[int | str]] = {}
-    doubled: dict[str, int] = {}
-    for value in after.graph.input:
-        new, old = types.shape(value.type), own.get(value.name)
-        if value.name in index.inputs and new is not None and old is not None:
-            wanted[value.name] = [
-                _trial_size(here, there, doubled) for here, there in zip(new, old, strict=True)
-            ]
-    sizes = _numbers(after, wanted)
+    sizes = trial_sizes(before, after)
     new_sizes = {
         name: shape
         for name, shape in sizes.items()
@@ -205,6 +196,25 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
             f'axis open (--no-trial writes the file all the same): {error}'
         ) from error
     return text
+
+
+def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, list[int]]:
+    """Return input -> the shape at which a graph with other input shapes is tried.
+
+    A stated size is taken, an axis that was opened gets twice what it was, one that was open before gets the
+    size that `random_feeds` takes.
+    """
+    index = Index(after)
+    own = {value.name: types.shape(value.type) for value in before.graph.input}
+    wanted: dict[str, list[int | str]] = {}
+    doubled: dict[str, int] = {}
+    for value in after.graph.input:
+        new, old = types.shape(value.type), own.get(value.name)
+        if value.name in index.inputs and new is not None and old is not None:
+            wanted[value.name] = [
+                _trial_size(here, there, doubled) for here, there in zip(new, old, strict=True)
+            ]
+    return _numbers(after, wanted)
 
 
 def _trial_size(new: int | str, old: int | str, doubled: dict[str, int]) -> int | str:

@@ -54,6 +54,7 @@ class Runner:
         *,
         optimization: str = 'none',
         threads: int = 0,
+        shapes_first: bool = False,
     ) -> None:
         """Open the session.
 
@@ -63,6 +64,8 @@ class Runner:
             optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let
                 ONNX Runtime fuse what lies between the names.
             threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
+            shapes_first: run Shape nodes as soon as they can be: by default they may come last, and all
+                that they read stays in memory until then.
 
         Raises:
             UsageError: the graph has no tensor of that name.
@@ -82,7 +85,7 @@ class Runner:
         if self._computed:
             exposed = _exposed(self.index, self._computed)
             self._needed = [value.name for value in exposed.graph.input]
-            self._session = _open(exposed, optimization, threads)
+            self._session = _open(exposed, optimization, threads, shapes_first)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return name -> array of all `names` (a list of arrays where the graph has a sequence).
@@ -161,12 +164,16 @@ def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
     return model
 
 
-def _open(model: onnx.ModelProto, optimization: str, threads: int) -> onnxruntime.InferenceSession:
+def _open(
+    model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    if shapes_first:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     level = GRAPH_OPTIMIZATION[optimization]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     with contextlib.ExitStack() as stack:

@@ -36,12 +36,13 @@ def _finish(
     before: onnx.ModelProto,
     after: onnx.ModelProto,
     renamed: dict[str, str] | None = None,
+    **facts: str,
 ) -> int:
-    """Prove what was asked to be proven, write the file and say what changed."""
+    """Prove what was asked to be proven, write the file and say what changed; `facts` go to --json."""
     from mmdeploy_ext.graph import proof
 
     found = proof.prove(before, after, seed=args.seed, renamed=renamed) if args.prove else None
-    return _write(args, [args.file], [before], after, found)
+    return _write(args, [args.file], [before], after, found, **facts)
 
 
 def _write(
@@ -50,12 +51,15 @@ def _write(
     before: list[onnx.ModelProto],
     after: onnx.ModelProto,
     found: Proof | None,
+    **more: str,
 ) -> int:
     from mmdeploy_ext.graph import changes, files
 
     written = files.save(after, args.output, inputs=sources)
     content = changes.describe(before, after)
-    facts: dict[str, Any] = dict(files=sources, output=args.output, written=[str(path) for path in written])
+    facts: dict[str, Any] = dict(
+        files=sources, output=args.output, written=[str(path) for path in written], **more
+    )
     if found is not None:
         facts['proof'] = found.as_json()
     write_json(args, dict(**facts, **content))
@@ -203,12 +207,15 @@ def run_set_shape(args: argparse.Namespace) -> int:
 
     model = _load(args)
     after = shapes.apply(model, args.shapes)
+    note = ''
     if not args.no_trial:
         tried = proof.try_sizes(model, after, seed=args.seed)
-        batch_trial.check_batch(model, after, seed=args.seed)
+        note = batch_trial.check_batch(model, after, seed=args.seed)
         if tried:
             print(f'runs at {tried}')
-    return _finish(args, model, after)
+        if note:
+            print(f'note: {note}')
+    return _finish(args, model, after, **({'note': note} if note else {}))
 
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
