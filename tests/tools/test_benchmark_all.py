@@ -225,6 +225,15 @@ def test_the_size_of_a_folder_is_that_of_its_onnx_files(tmp_path):
     assert whole.size_of(tmp_path) == 57 and whole.size_of(tmp_path / 'a.onnx') == 3
 
 
+@pytest.mark.parametrize('case', [cases.TOYS[0], cases.TOYS[-1]], ids=lambda case: case.name)
+def test_pytorch_alone_is_given_no_files_and_others_are(case, tmp_path):
+    shop, place = prepare.Workshop(tmp_path, False, {}, print), dict(device='cpu', threads=1)
+    for names, given in ((['torch'], False), (['torch', 'onnxruntime'], True)):
+        words = whole.command(case, whole.Settings(names, [1]), place, shop, case.files)
+        assert ('--onnx' in words) == given
+        assert ('--shape' in words) == (case.kind == 'images' and not given)
+
+
 def test_every_case_names_a_config_and_engines_that_its_kind_has():
     for case in EVERY:
         assert (REPOSITORY / case.config).is_file() and case.files
