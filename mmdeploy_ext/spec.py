@@ -197,13 +197,7 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, letters: dict[str, tuple
         raise ShapeError(
             f'input {tensor.name!r}: got {array.min()}, expected positive numbers ({tensor.meaning})'
         )
-    for size in array.shape[2:]:
-        if size < tensor.smallest or size % tensor.multiple:
-            multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
-            raise ShapeError(
-                f'input {tensor.name!r}: got shape {got}; height and width have to be at least '
-                f'{tensor.smallest}{multiple} (resize and pad the image)'
-            )
+    _check_sizes(tensor, array.shape, got, expected)
     for axis, size in zip(tensor.axes, array.shape, strict=True):
         if isinstance(axis, int) and axis != size:
             raise ShapeError(
@@ -216,3 +210,19 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, letters: dict[str, tuple
                 raise ShapeError(
                     f'input {tensor.name!r}: got shape {got}, but {axis} is {known} in {first!r}'
                 )
+
+
+def _check_sizes(tensor: TensorSpec, shape: tuple[int, ...], got: str, expected: str) -> None:
+    """Refuse an empty batch, at which every engine fails in its own way, and sizes the model cannot take."""
+    if tensor.axes[0] == 'B' and not shape[0]:
+        raise ShapeError(
+            f'input {tensor.name!r}: got shape {got}, a batch of no images; expected {expected} of 1 or more'
+        )
+    for size in shape[2:]:
+        if size < tensor.smallest or size % tensor.multiple:
+            multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
+            raise ShapeError(
+                f'input {tensor.name!r}: got shape {got}, expected {expected}; height and width have to be '
+                f'at least {tensor.smallest}{multiple} (resize the image, or pad it where the test pipeline '
+                f'pads)'
+            )

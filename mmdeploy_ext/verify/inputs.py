@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,17 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
 
 
+def other_shape(image_bgr: np.ndarray) -> np.ndarray:
+    """Return half of a picture, cut across its longer side.
+
+    In a batch of pictures of one shape, a graph that gives every image the sizes of the first passes.
+    """
+    height, width = image_bgr.shape[:2]
+    if width > height:
+        return np.ascontiguousarray(image_bgr[:, : width // 2])
+    return np.ascontiguousarray(image_bgr[: max(height // 2, 1)])
+
+
 def proof_inputs(
     deployment: Deployment, options: ExportOptions, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[ProofInput]:
@@ -55,19 +67,7 @@ def proof_inputs(
     if len(images) == 1:
         images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
     height, width = options.height, options.width
-
-    def fixed(
-        name: str, chosen: Sequence[tuple[str, np.ndarray]], size: tuple[int, int], **flags: bool
-    ) -> ProofInput:
-        prepared = tuple(deploy.prepare_fixed(deployment.rule, picture, *size) for _, picture in chosen)
-        if len(deployment.family.batches(prepared)) > 1:  # these cannot go together: views of the first can
-            title, picture = chosen[0]
-            mirrored = (f'{title} (mirrored)', other_view(picture))
-            return fixed(
-                name, [(chosen[0], mirrored)[index % 2] for index in range(len(chosen))], size, **flags
-            )
-        return ProofInput(name, prepared, tuple(chosen), **flags)
-
+    fixed = functools.partial(_fixed, deployment)
     batch = [images[index % len(images)] for index in range(options.batch)]
     cases = [fixed('traced input', [images[0]] * options.batch, (height, width), traced=True)]
     if options.batch > 1:
@@ -84,6 +84,32 @@ def proof_inputs(
         other = [images[index % len(images)] for index in range(1, options.batch + 2)]
         cases.append(fixed(f'batch of {len(other)}', other, (height, width), rescale=True))
     return cases
+
+
+def _fixed(
+    deployment: Deployment,
+    name: str,
+    chosen: Sequence[tuple[str, np.ndarray]],
+    size: tuple[int, int],
+    **flags: bool,
+) -> ProofInput:
+    """Return pictures as one batch of a size; where boxes go back to originals, of two shapes if possible."""
+    rule, batches = deployment.rule, deployment.family.batches
+
+    def prepare(pictures: Sequence[tuple[str, np.ndarray]]) -> tuple[PreparedImage, ...]:
+        return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
+
+    if flags.get('rescale') and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
+        title, picture = chosen[-1]
+        varied = [(f'{title} (half)', other_shape(picture)), *chosen[:-1]]
+        chosen = varied if len(batches(prepare(varied))) == 1 else chosen
+    prepared = prepare(chosen)
+    if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
+        title, picture = chosen[0]
+        views = (chosen[0], (f'{title} (mirrored)', other_view(picture)))
+        chosen = [views[index % 2] for index in range(len(chosen))]
+        prepared = prepare(chosen)
+    return ProofInput(name, prepared, tuple(chosen), **flags)
 
 
 def _aligned(size: float, multiple: int = 32) -> int:

@@ -238,13 +238,13 @@ def next_command(verdict: Verdict) -> str:
         words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
         return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
     if verdict.passed and subject.get('task') == 'mask':
-        return f'python tools/onnx/onnx_solo.py {file} IMAGE_OR_FOLDER'
+        return f'python tools/onnx/onnx_solo.py {shlex.quote(file)} IMAGE_OR_FOLDER'
     if verdict.passed and subject.get('family') == 'rtdetr':
-        return f'python tools/onnx/onnx_rtdetr.py {file} IMAGE_OR_FOLDER'
+        return f'python tools/onnx/onnx_rtdetr.py {shlex.quote(file)} IMAGE_OR_FOLDER'
     if verdict.passed:
         full = subject.get('form', 'full') == 'full'
         tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
-        return f'python tools/onnx/{tool} {file} IMAGE_OR_FOLDER'
+        return f'python tools/onnx/{tool} {shlex.quote(file)} IMAGE_OR_FOLDER'
     model = _model_of(subject)
     if not all(check.passed for check in verdict.structure):
         return f'{export_command(model, file, subject)}   # export it again'

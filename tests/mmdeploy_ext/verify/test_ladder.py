@@ -77,6 +77,20 @@ def freeze(name):
     return change
 
 
+def first_for_all(name):
+    """Let every image of a batch have the value of the first one."""
+
+    def change(graph):
+        rows = numpy_helper.from_array(np.zeros(1, np.int64), 'rows')
+        first = onnx.helper.make_node('Gather', [name, 'rows'], ['first'], axis=0)
+        for node in graph.node:
+            node.input[:] = ['first' if given == name else given for given in node.input]
+        graph.initializer.append(rows)
+        graph.node.insert(0, first)
+
+    return change
+
+
 @pytest.mark.parametrize('form', FORMS)
 def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(deployment, files, images, form):
     verdict, pictures = prove(deployment, files[form], images)
@@ -116,6 +130,16 @@ def test_a_planted_fault_is_found_by_structure_and_by_numbers(
     assert not verdict.proven
     rows = [row for case in verdict.cases for row in (case.tensors if level == 2 else case.detections)]
     assert any(not row.passed for row in rows), 'the numbers have to show it too'
+
+
+@pytest.mark.parametrize('name', ['img_shape', 'scale_factor'])
+def test_a_graph_that_gives_a_batch_the_sizes_of_its_first_image_is_not_proven(
+    name, deployment, files, images, tmp_path
+):
+    path = faulty(files['full'], tmp_path, first_for_all(name))
+    assert {case.name for case in prove(deployment, path, images)[0].cases if not case.passed} == {
+        'other size, batch 2'
+    }
 
 
 def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, images, tmp_path):

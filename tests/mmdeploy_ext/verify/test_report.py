@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import re
+import shlex
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.verify import report
 from mmdeploy_ext.verify.compare import compare_tensors
-from mmdeploy_ext.verify.table import failure_reasons, print_verdict
+from mmdeploy_ext.verify.table import failure_reasons, next_command, print_verdict
 from mmdeploy_ext.verify.tasks.bbox2d import match_detections
 from mmdeploy_ext.verify.verdict import Case, Check, MetricRow, PicturePair, Verdict
 
@@ -234,6 +235,14 @@ def test_the_table_fits_and_ends_with_the_verdict_and_the_next_command(width):
     )
     assert lines[-1].startswith('next: python tools/onnx/onnx_no_topk_nms.py toy.onnx')
     assert sum(line.strip().startswith('cls_score_') for line in lines) == 10
+
+
+@pytest.mark.parametrize('own', [dict(task='mask'), dict(family='rtdetr'), {}])
+def test_the_next_command_can_be_typed_where_the_name_of_the_file_has_a_space(own):
+    verdict = proven()
+    verdict.subject.update(own, file='my models/toy.onnx')
+    words = shlex.split(next_command(verdict))
+    assert words[2:] == ['my models/toy.onnx', 'IMAGE_OR_FOLDER']
 
 
 def test_a_failed_verdict_names_every_reason_and_keeps_odd_text():
