@@ -13,12 +13,14 @@ import torch
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.convert import rtdetr_names, solo_names
+from mmdeploy_ext.convert.distinct import check_distinct
 from mmdeploy_ext.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SHOWN_KEYS = 10
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ def read_content(path: str | Path) -> Any:
         with torch.serialization.safe_globals(numpy_checkpoint_globals()), warnings.catch_warnings():
             # what cannot be read is an error below; a newer pickle that can be read needs no warning
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
+            warnings.filterwarnings('ignore', message=".*looks like a TorchScript archive")
+            warnings.filterwarnings('ignore', message='TypedStorage is deprecated')  # torch's own, quantised
             return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
@@ -93,7 +97,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         path: an mmcv checkpoint (`state_dict`, `meta`) or a bare state dict.
 
     Raises:
-        CheckpointError: missing, truncated, not a checkpoint, or one that would run code.
+        CheckpointError: missing, truncated, not a checkpoint, or one that would run code; a key with and
+            without `module.`, a tensor without numbers of its own.
     """
     path = str(path)
     content = read_content(path)
@@ -110,13 +115,67 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors{hint}"
         )
-    weights = {
-        key.removeprefix('module.'): value
-        for key, value in state_dict.items()
-        if isinstance(value, torch.Tensor)
-    }
+    try:
+        weights = plain_tensors(state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
     meta = content.get('meta') if 'state_dict' in content else None
     return Checkpoint(path=path, state_dict=weights, meta=meta if isinstance(meta, dict) else {})
+
+
+def plain_tensors(content: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a state dict by their names without the `module.` that wrappers add.
+
+    Raises:
+        CheckpointError: two keys become one, or a tensor is none that a layer computes with; no file named.
+    """
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    names = {key: str(key).removeprefix('module.') for key in tensors}
+    check_distinct(names.items())
+    odd = [f'{key}: {kind}' for key, value in tensors.items() if (kind := _odd_kind(value))]
+    if odd:
+        raise CheckpointError(
+            f'tensors that are no weights of a layer: {listed(odd)}; expected dense tensors with their '
+            f'numbers. Save the state dict of the float model, loaded whole'
+        )
+    return {name: tensors[key] for key, name in names.items()}
+
+
+def _odd_kind(value: torch.Tensor) -> str:
+    if value.is_meta:
+        return 'without numbers (device meta)'
+    if value.is_quantized:
+        return f'quantised ({_type_name(value)})'
+    return '' if value.layout == torch.strided else f'sparse ({str(value.layout).removeprefix("torch.")})'
+
+
+def _type_name(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix('torch.')
+
+
+def check_types(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse integers, booleans and other codes where the model has float weights.
+
+    Args:
+        path: of the checkpoint, for the message.
+        tensors: name -> weight.
+        own: the model's tensors; those that it lacks are passed over, its integers (counters) take any.
+
+    Raises:
+        CheckpointError: names the keys and both types.
+    """
+    other = [
+        f'{key}: {_type_name(value)} in the file, {_type_name(own[key])} in the model'
+        for key, value in tensors.items()
+        if key in own and own[key].is_floating_point() and value.dtype not in FLOATS
+    ]
+    if other:
+        raise CheckpointError(
+            f'{path}: types differ for {listed(other)}. Codes of a quantised or packed model are no weights: '
+            f'take the float checkpoint that it was made of'
+        )
 
 
 def listed(keys: Sequence[str]) -> str:
@@ -166,8 +225,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         ignored_prefixes: keys that inference does not use may be missing or unexpected.
 
     Raises:
-        CheckpointError: missing or unexpected keys, shapes that differ, or weights that are not finite; ten
-            of them and the count.
+        CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not
+            finite; ten of them and the count.
     """
     own = model.state_dict()
     shapes = [
@@ -186,6 +245,7 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         for key, value in fitting.items()
         if key in own and not key.startswith(tuple(ignored_prefixes))
     }
+    check_types(checkpoint.path, used, own)
     check_finite(checkpoint.path, used, own)
     result = model.load_state_dict(fitting, strict=False)
     for title, keys in (('missing', result.missing_keys), ('unexpected', result.unexpected_keys)):

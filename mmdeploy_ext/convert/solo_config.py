@@ -10,7 +10,8 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import CheckpointError
+from mmdeploy_ext.convert.solo_names import HEADS
+from mmdeploy_ext.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +29,47 @@ FEATURE = r'^mask_head\.mask_feature_head\.'
 TOWER_NORM = dict(type='GN', num_groups=32)  # the original's heads take no other, whatever the config says
 CONFIG_GRIDS = re.compile(r'\bnum_grids=([\[(][\d,\s]*[\])])')
 LIGHT_DCN_SCALE = (852, 512)  # the original's only test size of light models with DCN; mmdet says 768x448
+MMDET_GRIDS, MMDET_CONVS = [40, 36, 24, 16, 12], 4
+"""What mmdet's heads take where a config says nothing."""
+OPTIONAL_DICTS = ('backbone.dcn', 'mask_head.dcn_cfg', 'mask_head.norm_cfg', 'mask_head.mask_feature_head')
+
+
+def check_config(cfg: Any) -> None:
+    """Refuse a config that is none of SOLO's, or has a value of another kind where one is read here.
+
+    Args:
+        cfg: config of mmdet.
+
+    Raises:
+        ConfigError: names the file and the key.
+    """
+
+    def demand(key: str, value: object, fits: bool, expected: str) -> None:
+        if not fits:
+            raise ConfigError(f'{cfg.filename}: {key}={value!r}, expected {expected}')
+
+    model = cfg.get('model')
+    demand('model', model, isinstance(model, dict), "a dict: a detector of mmdet's SOLO")
+    head, backbone = model.get('mask_head'), model.get('backbone')
+    kind = head.get('type') if isinstance(head, dict) else None
+    demand('mask_head.type', kind, kind in HEADS.values(), f'one of {", ".join(HEADS.values())}')
+    demand('model.backbone', backbone, isinstance(backbone, dict), 'a dict: a ResNet or ResNeXt')
+    depth = backbone.get('depth')
+    own = f'a number: of a ResNet or ResNeXt, the original has no {backbone.get("type")!r}'
+    demand('model.backbone.depth', depth, isinstance(depth, int), own)
+    for key in OPTIONAL_DICTS:
+        part, _, name = key.partition('.')
+        value = model[part].get(name)
+        demand(f'model.{key}', value, value is None or isinstance(value, dict), 'a dict or None')
+    stages = backbone.get('stage_with_dcn', ())
+    demand('model.backbone.stage_with_dcn', stages, isinstance(stages, list | tuple), 'a list of four')
+    grids, convs = head.get('num_grids', MMDET_GRIDS), head.get('stacked_convs', MMDET_CONVS)
+    numbers = isinstance(grids, list | tuple) and all(isinstance(grid, int) for grid in grids)
+    demand('model.mask_head.num_grids', grids, numbers and bool(grids), 'a list of numbers, one per level')
+    demand('model.mask_head.stacked_convs', convs, isinstance(convs, int), 'a number')
+    for key, pipeline in _test_pipelines(cfg):
+        steps = isinstance(pipeline, list | tuple) and all(isinstance(step, dict) for step in pipeline)
+        demand(key, pipeline, steps, 'a list of dicts')
 
 
 def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]], text: object = None) -> None:
@@ -48,7 +90,8 @@ def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]], text:
             f'the checkpoint has the layers of {head}, {cfg.filename} has mask_head.type={own!r}; '
             f'give the config of that head with --config'
         )
-    grids, expected = checkpoint_grids(shapes) or config_grids(text), list(cfg.model.mask_head.num_grids)
+    grids = checkpoint_grids(shapes) or config_grids(text)
+    expected = list(cfg.model.mask_head.get('num_grids', MMDET_GRIDS))
     if grids and grids != expected:
         raise CheckpointError(
             f'the checkpoint was trained on grids of {grids} cells, {cfg.filename} says '
@@ -64,7 +107,7 @@ def checkpoint_grids(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     """
     for name, channels_per in (('conv_mask_list', 2), ('conv_mask_list_x', 1)):
         channels = [
-            shapes[key][0]
+            (*shapes[key], 0)[0]
             for level in range(len(shapes))
             if (key := f'mask_head.{name}.{level}.weight') in shapes
         ]
@@ -74,9 +117,13 @@ def checkpoint_grids(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
 
 
 def config_grids(text: object) -> list[int]:
-    """Return the grids that the text of a config names; empty where it names none or several."""
+    """Return the grids that the text of a config names; empty where it names none, several or no list."""
     found = {match.group(1) for match in CONFIG_GRIDS.finditer(text)} if isinstance(text, str) else set()
-    return list(ast.literal_eval(found.pop())) if len(found) == 1 else []
+    try:
+        grids = ast.literal_eval(found.pop()) if len(found) == 1 else ()
+    except SyntaxError:
+        return []
+    return list(grids) if isinstance(grids, list | tuple) else []
 
 
 def fit_config(cfg: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -99,7 +146,7 @@ def fit_config(cfg: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     _fit_towers(model.mask_head, shapes)
     _fit_norm(model.mask_head)
     if _light_with_dcn_v1(model.mask_head):
-        for pipeline in _test_pipelines(cfg):
+        for _, pipeline in _test_pipelines(cfg):
             _set_scale(pipeline)
     after = _flat(cfg)
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
@@ -110,8 +157,8 @@ def _flat(cfg: Any) -> dict[str, str]:
     model, head = cfg.model, cfg.model.mask_head
     facts = {f'backbone.{key}': model.backbone.get(key) for key in ('depth', 'dcn', 'stage_with_dcn')}
     facts |= {f'mask_head.{key}': head.get(key) for key in ('dcn_cfg', 'dcn_apply_to_all_conv', 'norm_cfg')}
-    facts['mask_head.mask_feature_head.conv_cfg'] = head.get('mask_feature_head', {}).get('conv_cfg')
-    scales = [step.get('img_scale') for pipeline in _test_pipelines(cfg) for step in pipeline]
+    facts['mask_head.mask_feature_head.conv_cfg'] = (head.get('mask_feature_head') or {}).get('conv_cfg')
+    scales = [step.get('img_scale') for _, pipeline in _test_pipelines(cfg) for step in pipeline]
     facts['img_scale of the test'] = next((scale for scale in scales if scale), None)
     return {key: str(value) for key, value in facts.items()}
 
@@ -127,14 +174,14 @@ def _fit_depth(backbone: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         return  # of two widths, the necks differ too: another config is needed, and the shapes will say so
     backbone.depth = depth
     pretrained = backbone.get('init_cfg') or {}
-    if pretrained.get('checkpoint') == f'torchvision://resnet{own}':
+    if isinstance(pretrained, dict) and pretrained.get('checkpoint') == f'torchvision://resnet{own}':
         pretrained['checkpoint'] = f'torchvision://resnet{depth}'
 
 
 def _dcn_type(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> str:
     """Return the type of the deformable convolutions whose names match; '' where there is none."""
     kinds = {
-        key: shape[0] / math.prod(shape[2:])
+        key: shape[0] / math.prod(shape[2:]) if len(shape) == 4 and all(shape) else 0
         for key, shape in shapes.items()
         if key.endswith('conv_offset.weight') and re.match(pattern, key)
     }
@@ -166,7 +213,7 @@ def _fit_towers(head: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if kind != (head.get('dcn_cfg') or {}).get('type', ''):
         head.dcn_cfg = dict(type=kind) if kind else None
     if kind and head.type == 'SOLOV2Head':
-        layers = range(head.stacked_convs)
+        layers = range(head.get('stacked_convs', MMDET_CONVS))
         everywhere = all(f'mask_head.cls_convs.{i}.conv.conv_offset.weight' in shapes for i in layers)
         if everywhere != head.get('dcn_apply_to_all_conv', True):
             head.dcn_apply_to_all_conv = everywhere
@@ -188,18 +235,30 @@ def _light_with_dcn_v1(head: Any) -> bool:
     return head.type == 'SOLOV2Head' and kind == 'DCN' and not head.get('dcn_apply_to_all_conv', True)
 
 
-def _test_pipelines(cfg: Any) -> Iterator[Any]:
+def _test_pipelines(cfg: Any) -> Iterator[tuple[str, Any]]:
+    """Yield key and steps of every pipeline that tests, also those of data sets in data sets."""
     data = cfg.get('data') or {}
-    for pipeline in (
-        (data.get('test') or {}).get('pipeline'),
-        (data.get('val') or {}).get('pipeline'),
-        cfg.get('test_pipeline'),
-    ):
-        if pipeline:
-            yield pipeline
+    for split in ('test', 'val'):
+        yield from _pipelines(f'data.{split}', data.get(split) if isinstance(data, dict) else None)
+    if cfg.get('test_pipeline') is not None:
+        yield 'test_pipeline', cfg.test_pipeline
+
+
+def _pipelines(key: str, dataset: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(dataset, list | tuple):
+        for index, one in enumerate(dataset):
+            yield from _pipelines(f'{key}[{index}]', one)
+    elif isinstance(dataset, dict):
+        if dataset.get('pipeline') is not None:
+            yield f'{key}.pipeline', dataset['pipeline']
+        for inner in ('dataset', 'datasets'):
+            yield from _pipelines(f'{key}.{inner}', dataset.get(inner))
 
 
 def _set_scale(pipeline: Any) -> None:
     for step in pipeline:
-        if step['type'] == 'MultiScaleFlipAug' and sorted(step['img_scale']) != sorted(LIGHT_DCN_SCALE):
+        if step.get('type') == 'MultiScaleFlipAug' and sorted(step.get('img_scale') or ()) != sorted(
+            LIGHT_DCN_SCALE
+        ):
+            step.pop('scale_factor', None)
             step['img_scale'] = LIGHT_DCN_SCALE

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.convert.distinct import check_distinct
 from mmdeploy_ext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -89,11 +90,7 @@ def converted_names(keys: Collection[str]) -> dict[str, str]:
             f'{len(unknown)} keys belong to no model of the original SOLO repository: {unknown[:5]}; '
             f'expected backbone.*, neck.*, bbox_head.* and mask_feat_head.* as that repository saves them'
         )
-    taken: dict[str, str] = {}
-    for key, name in names.items():
-        if name in taken:
-            raise CheckpointError(f'{taken[name]} and {key} both become {name}; the file holds it twice')
-        taken[name] = key
+    check_distinct(names.items())
     return names
 
 

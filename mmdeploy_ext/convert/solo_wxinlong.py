@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.checkpoint import Checkpoint, check_finite, listed, load_checkpoint
+from mmdeploy_ext.checkpoint import Checkpoint, check_finite, check_types, listed, load_checkpoint
 from mmdeploy_ext.convert import solo_names
-from mmdeploy_ext.convert.solo_config import check_head, fit_config
-from mmdeploy_ext.errors import CheckpointError, UsageError
+from mmdeploy_ext.convert.output import check_output, save_checkpoint
+from mmdeploy_ext.convert.solo_config import check_config, check_head, fit_config
+from mmdeploy_ext.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ class Converted:
         state_dict: mmdet's names in mmdet's order; the tensors themselves are those of the file.
         cfg: the config that fits, changed where it had to be.
         changes: what was changed in it, one line each.
+        own: the model's tensors, on the meta device.
     """
 
     state_dict: dict[str, torch.Tensor]
     cfg: Any
     changes: list[str]
+    own: dict[str, torch.Tensor]
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
@@ -45,7 +48,9 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
     Raises:
         CheckpointError: not an original SOLO checkpoint, another head than the config's, or a key or shape
             that the config's model does not account for.
+        ConfigError: the config is none of SOLO's.
     """
+    check_config(cfg)
     try:
         return _convert(source, cfg)
     except CheckpointError as error:
@@ -61,12 +66,13 @@ def _convert(source: Checkpoint, cfg: Any) -> Converted:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_head(cfg, head, shapes, source.meta.get('config'))
     changes = fit_config(cfg, shapes)
-    expected = model_shapes(cfg)
+    own = model_tensors(cfg)
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     for name, shape in expected.items():
         if name.endswith('num_batches_tracked') and name not in tensors:
             tensors[name] = torch.zeros(shape, dtype=torch.int64)  # older PyTorch did not count them
     _account(tensors, expected, cfg.filename)
-    return Converted({name: tensors[name] for name in expected}, cfg, changes)
+    return Converted({name: tensors[name] for name in expected}, cfg, changes, own)
 
 
 def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
@@ -79,7 +85,12 @@ def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
 
 
 def model_shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of the state dict of the config's model, without giving it memory.
+    """Return name -> shape of the state dict of the config's model; see `model_tensors`."""
+    return {name: tuple(tensor.shape) for name, tensor in model_tensors(cfg).items()}
+
+
+def model_tensors(cfg: Any) -> dict[str, torch.Tensor]:
+    """Return the state dict of the config's model, without giving it memory.
 
     Raises:
         CheckpointError: mmdet cannot build the model.
@@ -93,7 +104,7 @@ def model_shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
             built = build_detector(model)
     except Exception as error:
         raise CheckpointError(f'{cfg.filename}: the model cannot be built ({error})') from error
-    return {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+    return built.state_dict()
 
 
 def _account(
@@ -130,30 +141,30 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
         What was converted, and the config that was written, if any.
 
     Raises:
-        CheckpointError: see `convert`; weights that are not finite.
+        CheckpointError: see `convert`; weights that are not finite, or codes in their place.
+        ConfigError: see `convert`.
         UsageError: a path that cannot be written, or a config of other content where one has to go.
     """
     target = Path(target)
-    _check_target(Path(source), target)
+    check_config(cfg)
+    check_output(source, target, cfg.filename)
     loaded = load_checkpoint(source)
     converted = convert(loaded, cfg)
+    check_types(source, converted.state_dict, converted.own)
     check_finite(source, converted.state_dict)
-    config = target.with_suffix('.py') if converted.changes else None
-    if config:
-        _write_config(config, converted.cfg, target.name)
+    text = _text(converted.cfg)
     meta = {key: loaded.meta[key] for key in KEPT_META if _is_plain(loaded.meta.get(key))}
-    meta['config'] = converted.cfg.pretty_text  # as mmdet keeps it; SOLOv2's grids are told nowhere else
-    with atomic_path(target) as temporary:
-        torch.save({'meta': meta, 'state_dict': converted.state_dict}, temporary)
+    meta['config'] = text  # as mmdet keeps it; SOLOv2's grids are told nowhere else
+    if not converted.changes:
+        save_checkpoint(target, converted.state_dict, meta)
+        return converted, None
+    config = target.with_suffix('.py')
+    text = f'# The config of mmdet that fits {target.name}, written by {solo_names.COMMAND}.\n{text}'
+    _check_config_file(config, text)
+    with atomic_path(config) as temporary:  # gets its name after the checkpoint has got its own
+        temporary.write_text(text, encoding='utf-8')
+        save_checkpoint(target, converted.state_dict, meta)
     return converted, config
-
-
-def _check_target(source: Path, target: Path) -> None:
-    if target.suffix == '.py':
-        raise UsageError(f'{target}: give the name of a checkpoint (.pth); the config is written beside it')
-    if source.exists() and target.exists() and source.samefile(target):
-        raise UsageError(f'{target}: is the original checkpoint itself; give another name')
-    check_writable(target)
 
 
 def _is_plain(value: object) -> bool:
@@ -162,11 +173,17 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def _write_config(path: Path, cfg: Any, checkpoint: str) -> None:
-    text = (
-        f'# The config of mmdet that fits {checkpoint}, written by {solo_names.COMMAND}.\n{cfg.pretty_text}'
-    )
-    if path.exists() and path.read_text(encoding='utf-8') != text:
+def _text(cfg: Any) -> str:
+    try:
+        return cfg.pretty_text
+    except Exception as error:  # of yapf, which cannot parse what is no literal
+        raise ConfigError(
+            f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
+            f'expected plain ones: numbers, texts, lists, dicts'
+        ) from error
+
+
+def _check_config_file(path: Path, text: str) -> None:
+    check_writable(path)
+    if path.exists() and path.read_bytes() != text.encode():
         raise UsageError(f'{path}: is there already with other content; move it away or choose another name')
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')

@@ -175,14 +175,14 @@ def write_seeded(config: str, out: Path, seed: int = 0) -> None:
     """Write a checkpoint with seeded weights for a config."""
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.convert.output import save_checkpoint
     from mmdeploy_ext.family import find_family
 
     cfg = load_config(config)
     weights = sparse_weights(cfg, seed)
     if weights is None:
         weights = dense_weights(cfg, find_family(cfg), seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=weights, meta=dict(seed=seed)), out)
+    save_checkpoint(out, weights, dict(seed=seed))
 
 
 if __name__ == '__main__':

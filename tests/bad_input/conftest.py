@@ -202,6 +202,18 @@ def bench(tmp_path, toy_onnx, capfd, monkeypatch) -> Bench:
 
 
 @pytest.fixture
+def limited_files():
+    """Return a context manager in which files cannot grow beyond some bytes, as on a full disk."""
+    return file_size_limit
+
+
+@pytest.fixture
+def contents():
+    """Return what tells the names and bytes below a folder."""
+    return snapshot
+
+
+@pytest.fixture
 def public_folder():
     """Return a folder that another user reaches, which pytest's own are not."""
     folder = Path(tempfile.mkdtemp())

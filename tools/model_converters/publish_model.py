@@ -29,15 +29,14 @@ def plain(value: Any) -> Any:
 
 def publish(args: argparse.Namespace) -> int:
     """Read, strip and write the checkpoint."""
-    import torch
-
     from mmdeploy_ext.checkpoint import load_checkpoint
-    from mmdeploy_ext.files import atomic_path
+    from mmdeploy_ext.convert.output import check_output, save_checkpoint
+
+    check_output(args.in_file, args.out_file)
     source = load_checkpoint(args.in_file)
     meta = {key: plain(source.meta[key]) for key in KEPT if key in source.meta}
     weights = {key: value.contiguous() for key, value in source.state_dict.items()}
-    with atomic_path(args.out_file) as temporary:
-        torch.save({'meta': meta, 'state_dict': weights}, temporary)
+    save_checkpoint(args.out_file, weights, meta)
     numbers = sum(value.numel() for value in weights.values())
     size_mb = Path(args.out_file).stat().st_size / 1e6
     print(f'{args.out_file}: {len(weights)} tensors, {numbers / 1e6:.2f} M numbers, {size_mb:.1f} MB')

@@ -14,6 +14,7 @@ from mmdeploy_ext.checkpoint import load_checkpoint, load_strict
 from mmdeploy_ext.config import load_config
 from mmdeploy_ext.convert import rtdetr as library
 from mmdeploy_ext.convert import rtdetr_names as names
+from mmdeploy_ext.convert.solo_wxinlong import model_shapes
 from mmdeploy_ext.errors import CheckpointError
 
 
@@ -58,7 +59,7 @@ def test_both_spellings_of_transformers_become_the_originals_names(name, kind):
     source = to_transformers(tensors, theirs)
     assert {key: list(value.shape) for key, value in source.items()} == theirs
     found = library.convert(library.Source(source, 'transformers'), config(name))
-    assert list(found.state_dict) == list(library.model_shapes(config(name)))
+    assert list(found.state_dict) == list(model_shapes(config(name)))
     for key, value in found.state_dict.items():
         if not key.endswith('num_batches_tracked'):
             torch.testing.assert_close(value, tensors[key], rtol=0, atol=0)
