@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CLOSED_PIPE = 141
 """Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
+OWN_PACKAGES = ('mmdeploy_ext', 'projects')
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -84,6 +85,10 @@ def _run(
         return body(args), False
     except KeyboardInterrupt:
         status, message = 130, 'interrupted'
+    except ModuleNotFoundError as error:
+        status, message = 2, _not_installed(error)
+        if getattr(args, 'debug', False):
+            traceback.print_exc()
     except (Mm2OnnxError, OSError, MemoryError) as error:
         if getattr(args, 'debug', False):
             traceback.print_exc()
@@ -93,6 +98,17 @@ def _run(
             message += ': a process that this one was writing to has ended; --debug shows where'
     print(f'error: {message}', file=sys.stderr)
     return status, True
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    """Return what to do about a package that this Python does not have; our own are a bug, raised again."""
+    name = (error.name or '').split('.')[0]
+    if name in ('', *OWN_PACKAGES):
+        raise error
+    return (
+        f'{name} is not installed for {sys.executable}; activate the environment that `make env` makes '
+        f'(source .venv/bin/activate), or install it there'
+    )
 
 
 class _Output:

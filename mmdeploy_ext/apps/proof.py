@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
 from mmdeploy_ext.files import check_writable, write_json
-from mmdeploy_ext.preprocess import list_images, read_image
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +28,8 @@ def read_images(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[tup
     Raises:
         ImageError: a path that is no image.
     """
+    from mmdeploy_ext.preprocess import list_images, read_image
+
     found = list_images(paths)
     files = found[:most]
     if len(found) > most > 1:

@@ -70,6 +70,27 @@ def test_an_error_of_our_own_making_is_not_hidden():
         cli.run(raising(AttributeError('a bug')), parser(), [])
 
 
+def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(capsys):
+    assert cli.run(raising(ModuleNotFoundError("No module named 'cv2.x'", name='cv2.x')), parser(), []) == 2
+    assert capsys.readouterr().err.startswith(f'error: cv2 is not installed for {sys.executable}; activate ')
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(raising(ModuleNotFoundError("No module named 'projects.x'", name='projects.x')), parser(), [])
+
+
+@pytest.mark.parametrize('words', [
+    ['tools/deployment/solo2onnx.py', 'c.py', 'c.pth'],
+    ['tools/deployment/verify.py', 'c.py', 'c.pth', 'm.onnx'],
+    ['tools/test.py', 'c.py', 'c.pth', '--eval', 'segm'],
+    ['tools/onnx/graph.py', 'show', 'm.onnx'],
+])
+def test_without_any_package_the_help_is_shown_and_the_tool_names_the_one_that_is_missing(words, tmp_path):
+    bare = [sys.executable, '-I', '-S', str(REPOSITORY / words[0])]
+    done = subprocess.run([*bare, '--help'], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith('usage: ') and not done.stderr
+    done = subprocess.run([*bare, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and ' is not installed for ' in done.stderr and done.stderr.count('\n') == 1
+
+
 def test_the_status_of_the_body_is_the_status_of_the_tool():
     assert [cli.run(lambda args: args.size, parser(), ['--size', str(size)]) for size in (0, 1)] == [0, 1]
 
