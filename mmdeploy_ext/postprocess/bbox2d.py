@@ -7,6 +7,7 @@ network input.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,16 +72,30 @@ def nms_config(test_cfg: Mapping[str, Any]) -> NmsConfig:
     nms_pre = test_cfg.get('deploy_nms_pre')
     if nms_pre is None:
         nms_pre = test_cfg.get('nms_pre', -1)
-    for key, value in (('nms_pre', nms_pre), ('max_per_img', test_cfg.get('max_per_img', -1))):
-        if int(value) == 0 or int(value) < -1:
+    max_per_img = test_cfg.get('max_per_img', -1)
+    for key, value in (('nms_pre', nms_pre), ('max_per_img', max_per_img)):
+        if number(key, value, int) == 0 or value < -1:
             raise ConfigError(f'test_cfg.{key}={value}: expected a positive number, or -1 for no limit')
     return NmsConfig(
-        score_thr=float(test_cfg.get('score_thr', 0.0)),
+        score_thr=number('score_thr', test_cfg.get('score_thr', 0.0), float),
         nms_pre=int(nms_pre),
-        iou_threshold=float(iou_threshold),
-        max_per_img=int(test_cfg.get('max_per_img', -1)),
+        iou_threshold=number('nms.iou_threshold', iou_threshold, float),
+        max_per_img=int(max_per_img),
         class_agnostic=class_agnostic,
     )
+
+
+def number(key: str, value: Any, kind: type) -> Any:
+    """Return a value of `test_cfg` as `kind`, int or float.
+
+    Raises:
+        ConfigError: it is not a number of that kind; names the key.
+    """
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not math.isfinite(value) or kind(value) != value:
+        wanted = 'a whole number' if kind is int else 'a number'
+        raise ConfigError(f'test_cfg.{key}={value!r}: expected {wanted}')
+    return kind(value)
 
 
 def limit(wanted: int, available: torch.Tensor | int) -> torch.Tensor | int:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.errors import ConfigError
-from mmdeploy_ext.postprocess.bbox2d import capped, limit
+from mmdeploy_ext.postprocess.bbox2d import capped, limit, number
 from mmdeploy_ext.postprocess.mask_resize import resize_and_threshold
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ NO_CANDIDATE = -1.0
 ROUNDING = 1e-5
 """By how much float32 sums may push a maskness over 1."""
 KERNELS = ('gaussian', 'linear')
+LIMITS = ('nms_pre', 'max_per_img')
+"""Settings that let all in at 0 and below, as in mmdet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,10 @@ def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
     missing = [name for name in names if test_cfg.get(name) is None]
     if missing:
         raise ConfigError(f'test_cfg: {", ".join(missing)} missing; expected {", ".join(names)}')
-    kinds = dict(nms_pre=int, max_per_img=int, kernel=str)
-    config = MaskConfig(**{name: kinds.get(name, float)(test_cfg[name]) for name in names})
+    values = {name: number(name, test_cfg[name], float) for name in names if name not in (*LIMITS, 'kernel')}
+    limits = {name: number(name, test_cfg[name], int) for name in LIMITS}
+    limits = {name: most if most > 0 else -1 for name, most in limits.items()}
+    config = MaskConfig(kernel=str(test_cfg['kernel']), **values, **limits)
     if config.kernel not in KERNELS:
         raise ConfigError(f'test_cfg.kernel={config.kernel!r}: expected one of {", ".join(KERNELS)}')
     for name in ('score_thr', 'mask_thr'):
@@ -112,8 +116,8 @@ class MaskPostprocess(nn.Module):
         Args:
             cate_pred: (B, S, C) class scores after points NMS.
             soft: the soft masks of all cells.
-            img_shape: (B or 1, 2) float32 height and width before padding; 0 means that of the input.
-            ori_shape: (2,) int64 height and width of the results; 0 means those of the input.
+            img_shape: (B or 1, 2) float32 height and width before padding; 0 means all of the soft masks.
+            ori_shape: (2,) int64 height and width of the results; 0 means all of the soft masks.
 
         Returns:
             masks (B, n, h, w) bool, scores (B, n), labels (B, n) int64 in descending score order; n is the

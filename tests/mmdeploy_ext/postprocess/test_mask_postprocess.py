@@ -31,6 +31,7 @@ CASES = {
     'a cut before the matrix NMS': dict(nms_pre=20),
     'linear kernel': dict(kernel='linear', sigma=0.5),
     'everything kept': dict(nms_pre=-1, filter_thr=-1, max_per_img=-1),
+    'no limits, as zero': dict(nms_pre=0, filter_thr=0, max_per_img=0),
     'other thresholds': dict(score_thr=0.3, mask_thr=0.35, filter_thr=0.2, max_per_img=7),
 }
 
@@ -292,3 +293,18 @@ def test_thresholds_that_have_no_graph_are_refused():
         mask_config(dict(SETTINGS, kernel='cosine'))
     with pytest.raises(ConfigError, match=r'mask_thr=1.5: expected 0 or more, below 1'):
         mask_config(dict(SETTINGS, mask_thr=1.5))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'wanted'),
+    [
+        ('score_thr', 'abc', 'a number'),
+        ('sigma', [2.0], 'a number'),
+        ('filter_thr', float('nan'), 'a number'),
+        ('nms_pre', 1.5, 'a whole number'),
+        ('max_per_img', 'x', 'a whole number'),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused_by_name(key, value, wanted):
+    with pytest.raises(ConfigError, match=rf'test_cfg\.{key}=.*: expected {wanted}'):
+        mask_config(dict(SETTINGS, **{key: value}))
