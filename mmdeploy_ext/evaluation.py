@@ -33,7 +33,7 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
             if not (exists(path) or exists(value)):
                 raise DataError(
                     f'{config}: data.test.{key}={path}: no such {"file" if key == "ann_file" else "folder"}; '
-                    f'see the data section of the README'
+                    f'docs/your-checkpoint.md, "Data", tells where data sets are looked for'
                 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import cli
-from mmdeploy_ext.errors import EngineError, ModelFileError, UsageError
+from mmdeploy_ext.errors import EngineError, Mm2OnnxError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -224,7 +224,10 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
 
     image = read_image(source)
     start = time.perf_counter()
-    found = detect(backend, image)
+    try:
+        found = detect(backend, image)
+    except Mm2OnnxError as error:
+        raise type(error)(f'{source}: {error}') from error
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
     paint = draw.draw_instances if isinstance(found, Instances) else draw.draw_detections

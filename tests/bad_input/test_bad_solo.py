@@ -185,7 +185,8 @@ def test_more_candidates_than_the_cap_are_an_error_not_a_shorter_list(bench, sol
     line = [str(solo_onnx), str(REPOSITORY / 'demo/toy.jpg'), '--out', str(bench.out)]
     assert run_images.main(line, ('full', 'raw'), '', ('solo',)) != 0
     error = bench.capfd.readouterr().err
-    assert 'error: ' in error and '--max-candidates 1' in error and 'left some out' in error
+    assert error.startswith(f'error: {line[1]}: candidates: ')  # which image of a folder it was
+    assert '--max-candidates 1' in error and 'left some out' in error
 
 
 def test_a_proof_that_only_the_cap_failed_names_the_number_that_passes(bench):
