@@ -70,8 +70,8 @@ def resize_and_threshold(
 
     Args:
         soft: (B, n, H4, W4) float32 probabilities.
-        img_shape: (B or 1, 2) float32 height and width before padding; 0 means that of the input.
-        ori_shape: (2,) int64 height and width of the results; 0 means those of the input.
+        img_shape: (B or 1, 2) float32 height and width before padding; 0 means all of the soft masks.
+        ori_shape: (2,) int64 height and width of the results; 0 means all of the soft masks.
         ratio: pixels of the input per pixel of the soft masks.
         mask_thr: probability that a pixel must exceed.
 

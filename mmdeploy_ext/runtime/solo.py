@@ -47,8 +47,8 @@ def resize_and_threshold(
 
     Args:
         soft: (n, H4, W4) float32 probabilities.
-        img_shape: height and width before padding; 0 means those of the input.
-        ori_shape: height and width of the results; 0 means those of the input.
+        img_shape: height and width before padding; 0 means all of the soft masks.
+        ori_shape: height and width of the results; 0 means all of the soft masks.
         ratio: pixels of the input per pixel of the soft masks.
         mask_thr: probability that a pixel must exceed.
 
@@ -101,8 +101,8 @@ def postprocess_image(
     Args:
         scores: (S, C) class scores after points NMS.
         soft_masks: cells (m,) -> probabilities (m, H4, W4).
-        img_shape: height and width before padding; 0 means those of the input.
-        ori_shape: height and width of the results; 0 means those of the input.
+        img_shape: height and width before padding; 0 means all of the soft masks.
+        ori_shape: height and width of the results; 0 means all of the soft masks.
         facts: the `postprocess` entry of the file's metadata.
 
     Returns:

@@ -39,6 +39,7 @@ MEANINGS = {
     'y': 'soft masks of grid rows, 0..1',
 }
 ROWS = 'level after level, each row by row'
+WHOLE = '0 means those of the input, up to a multiple of 8'
 
 
 def kind(head: nn.Module) -> str:
@@ -177,7 +178,7 @@ def _full_inputs(batch: Axis) -> tuple[TensorSpec, ...]:
             'img_shape',
             'float32',
             (batch, 2),
-            'height and width before padding, which masks are cropped to; 0 means those of the input',
+            f'height and width before padding, which masks are cropped to; {WHOLE}',
             'pixel',
             default=0.0,
         ),
@@ -185,7 +186,7 @@ def _full_inputs(batch: Axis) -> tuple[TensorSpec, ...]:
             'ori_shape',
             'int64',
             (2,),
-            'height and width of the original images, which masks are resized to; 0 means those of the input',
+            f'height and width of the original images, which masks are resized to; {WHOLE}',
             'pixel',
             default=0,
         ),

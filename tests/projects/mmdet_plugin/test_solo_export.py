@@ -70,6 +70,22 @@ def check_instances(deployment, metadata, feeds, outputs, images):
     assert all(row.worst_iou >= 0.995 and row.worst_score <= 1e-4 for row in rows), rows
 
 
+@pytest.mark.parametrize(
+    ('name', 'size', 'whole'),
+    [
+        ('solo', (101, 135), (104, 136)),
+        ('decoupled', (101, 135), (104, 136)),
+        ('solov2', (96, 128), (96, 128)),
+    ],
+)
+def test_without_their_sizes_masks_are_of_the_input_up_to_a_multiple_of_8(models, files, name, size, whole):
+    image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
+    with build_backend('OnnxRuntimeBackend', files(name, form='full', dynamic=True)) as backend:
+        assert backend.infer({'input': image})['masks'].shape[2:] == whole
+        meaning = {tensor.name: tensor.meaning for tensor in backend.metadata.spec.inputs}['ori_shape']
+    assert meaning.endswith('0 means those of the input, up to a multiple of 8')
+
+
 @pytest.mark.parametrize('name', HEADS)
 @pytest.mark.parametrize('form', ['raw', 'full'])
 def test_a_dynamic_file_equals_mmdet_at_sizes_and_batches_it_never_saw(models, files, name, form):
