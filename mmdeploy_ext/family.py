@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +12,7 @@ from mmdeploy_ext.errors import ConfigError
 from mmdeploy_ext.spec import DEFAULT_RTOL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -288,8 +289,34 @@ class Family(BaseFamily):
     def harmless(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **own: Any
     ) -> dict[str, np.ndarray]:
-        """Return output name -> bool array: where a zero on one side decides nothing (ties)."""
+        """Return output name -> array: the other value that a zero may have without deciding anything.
+
+        Ties: either side may have zero there and the other one this value; NaN where there is no tie.
+        """
         return {}
+
+    def candidate_bounds(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], slack: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and largest right value (B,) of the output `candidates`.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            slack: scores this close to the threshold may be on either side.
+        """
+        raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
+
+    @contextlib.contextmanager
+    def longer_lists(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let upstream's test path give twice as many results per image, to see what was cut off."""
+        config = getattr(model, next(key for key in HEAD_KEYS if hasattr(model, key))).test_cfg
+        most = config.max_per_img
+        config.max_per_img = 2 * most if most > 0 else most
+        try:
+            yield
+        finally:
+            config.max_per_img = most
 
     @abc.abstractmethod
     def reference_detections(

@@ -177,6 +177,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
+def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return per image how many scores (B, ...) are above a threshold: surely, and within `slack` of it."""
+    flat = scores.reshape(len(scores), -1)
+    return (flat > threshold + slack).sum(1), (flat > threshold - slack).sum(1)
+
+
 def candidates_lost(most: int, cap: int) -> ModelFileError:
     """Return the error of a file with `--max-candidates` that may have left results out.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.dump import list_samples, load_dump
 from mmdeploy_ext.runtime.detections import results_from_padded
+from mmdeploy_ext.spec import DEFAULT_RTOL
 from mmdeploy_ext.verify import half
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.tasks import task_module
@@ -94,8 +95,10 @@ def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, dep
         family, model = deployment.family, deployment.model
         dumped = {key: tensors[key] for key in valued}
         reference = family.choose_as(model, feeds, outputs, dumped, **ties)
-        ties = family.harmless(model, feeds)
-        got = without_ties(reference, {key: outputs[key] for key in valued}, ties)
+        slack = half.RTOL if is_half else DEFAULT_RTOL
+        got = without_ties(
+            reference, {key: outputs[key] for key in valued}, family.harmless(model, feeds), slack
+        )
         rows = tuple(compare_tensors(reference, got, backend.spec))
         rows = tuple(half.judge(rows)) if is_half else rows
     dumped = {key: tensors[key] for key in outputs}

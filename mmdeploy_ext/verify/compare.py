@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.spec import DEFAULT_RTOL
 from mmdeploy_ext.verify.verdict import TensorRow
 
 if TYPE_CHECKING:
@@ -85,20 +86,28 @@ def _compare_output(
 
 
 def without_ties(
-    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], ties: Mapping[str, np.ndarray]
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    ties: Mapping[str, np.ndarray],
+    rtol: float = DEFAULT_RTOL,
 ) -> dict[str, np.ndarray]:
     """Return the outputs with the reference's value where a tie made one side zero and not the other.
 
     Args:
         reference: name -> array.
         outputs: name -> array, of the engine on trial.
-        ties: name -> bool array, see `Family.harmless`.
+        ties: name -> the other value that a zero may have there, or NaN; see `Family.harmless`. The side that
+            is not zero has to have this value.
+        rtol: how near it has to be, of the largest reference value.
     """
     result = dict(outputs)
-    for name, tie in ties.items():
+    for name, value in ties.items():
         wanted, got = reference[name], outputs.get(name)
-        if got is not None and got.shape == wanted.shape == tie.shape:
-            result[name] = np.where(tie & ((wanted == 0) != (got == 0)), wanted, got)
+        if got is not None and got.shape == wanted.shape == value.shape:
+            one_zero = (wanted == 0) != (got == 0)
+            other = np.where(wanted == 0, got, wanted)
+            near = np.abs(other - value) <= rtol * np.abs(wanted).max(initial=0)
+            result[name] = np.where(one_zero & near, wanted, got)
     return result
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.deploy import Deployment
     from mmdeploy_ext.family import ExportOptions
-    from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,7 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
 
 
 def other_shape(image_bgr: np.ndarray) -> np.ndarray:
-    """Return half of a picture, cut across its longer side.
-
-    In a batch of pictures of one shape, a graph that gives every image the sizes of the first passes.
-    """
+    """Return half of a picture, cut across its longer side."""
     height, width = image_bgr.shape[:2]
     if width > height:
         return np.ascontiguousarray(image_bgr[:, : width // 2])
@@ -93,23 +90,44 @@ def _fixed(
     size: tuple[int, int],
     **flags: bool,
 ) -> ProofInput:
-    """Return pictures as one batch of a size; where boxes go back to originals, of two shapes if possible."""
+    """Return pictures as one batch of a size, in which neighbours differ in their sizes.
+
+    Otherwise a graph that takes the sizes of the first image for all would give the same results.
+    """
     rule, batches = deployment.rule, deployment.family.batches
 
     def prepare(pictures: Sequence[tuple[str, np.ndarray]]) -> tuple[PreparedImage, ...]:
         return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
 
-    if flags.get('rescale') and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
-        title, picture = chosen[-1]
-        varied = [(f'{title} (half)', other_shape(picture)), *chosen[:-1]]
-        chosen = varied if len(batches(prepare(varied))) == 1 else chosen
     prepared = prepare(chosen)
     if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
         title, picture = chosen[0]
         views = (chosen[0], (f'{title} (mirrored)', other_view(picture)))
         chosen = [views[index % 2] for index in range(len(chosen))]
         prepared = prepare(chosen)
+    if not flags.get('traced') and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
+        varied = [
+            (f'{title} (half)', other_shape(picture)) if index % 2 else (title, picture)
+            for index, (title, picture) in enumerate(chosen)
+        ]
+        if len(batches(prepare(varied))) == 1:
+            chosen, prepared = varied, prepare(varied)
+        else:  # masks of one batch have one size: the content of the input is smaller
+            prepared = tuple(
+                _smaller(rule, picture, size) if index % 2 else prepared[index]
+                for index, (_, picture) in enumerate(chosen)
+            )
     return ProofInput(name, prepared, tuple(chosen), **flags)
+
+
+def _smaller(rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int]) -> PreparedImage:
+    """Return an image whose content takes 7/8 of the input's height and 3/4 of its width at most."""
+    inner = max(size[0] * 7 // 8, 1), max(size[1] * 3 // 4, 1)
+    small = dataclasses.replace(rule, size=inner).apply(image_bgr)
+    tensor = np.empty((len(small.tensor), *size), np.float32)
+    tensor[:] = np.float32(rule.pad_val)[:, None, None]
+    tensor[:, : inner[0], : inner[1]] = small.tensor
+    return dataclasses.replace(small, tensor=tensor)
 
 
 def _aligned(size: float, multiple: int = 32) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 import statistics
 import time
@@ -19,7 +20,8 @@ from mmdeploy_ext.errors import ModelFileError, ShapeError
 from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.metadata import Metadata, read_metadata
-from mmdeploy_ext.verify import half
+from mmdeploy_ext.spec import DEFAULT_RTOL
+from mmdeploy_ext.verify import full_form, half
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
 from mmdeploy_ext.verify.provenance import normalisation_notes, provenance
@@ -28,7 +30,7 @@ from mmdeploy_ext.verify.tasks import task_module
 from mmdeploy_ext.verify.verdict import Case, DetectionRow, PicturePair, TensorRow, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.backends import Backend
     from mmdeploy_ext.deploy import Deployment
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
 
 MAX_PICTURES = 8
 TIMED_RUNS = 5
+LOW_ALONE = 0.005
+"""Results below the score threshold of level 3 that may be without a partner, of all of them in a proof."""
+LOW_ALONE_LEAST = 2
+"""As many may always: one that the other side has just below its own threshold, or behind its cut, on each."""
 TIMED_S = 3.0
 """Two runs at least; no more once they took this long: the figures are a hint, `benchmark.py` measures."""
 
@@ -157,7 +163,10 @@ def run_case(
     rows: tuple[TensorRow, ...] = ()
     try:
         outputs = backend.infer({name: feeds[name] for name in metadata.spec.input_names if name in feeds})
-        rows = _tensor_rows(deployment, metadata, feeds, outputs, is_half)
+        rows = (
+            *_tensor_rows(deployment, metadata, feeds, outputs, is_half),
+            *_form_rows(deployment, metadata, feeds, outputs, is_half),
+        )
         if metadata.options.get('score_form') == 'product':
             return Case(proof_input.name, shape, proof_input.traced, rows), []
         found = family.detections(metadata, outputs, feeds)
@@ -166,7 +175,9 @@ def run_case(
     except (ValueError, IndexError) as error:
         failed = tuple(_failed(title, wanted, error) for title, wanted in zip(titles, expected, strict=True))
         return Case(proof_input.name, shape, proof_input.traced, rows, failed), []
-    detections = match_images(deployment, metadata, titles, expected, found, is_half)
+    detections = match_images(
+        deployment, metadata, titles, expected, found, is_half, _longer(deployment, proof_input)
+    )
     if is_half and not rows:
         rows = _half_rows(deployment, expected, found)
     matched = zip(proof_input.sources, proof_input.images, expected, found, strict=True)
@@ -182,15 +193,63 @@ def match_images(
     expected: Sequence[Any],
     found: Sequence[Any],
     is_half: bool,
+    longer: Callable[[], Sequence[Any]] | None = None,
 ) -> tuple[DetectionRow, ...]:
-    """Return level 3 of one case: the results of every image, matched by the bars of its precision."""
+    """Return level 3 of one case: the results of every image, matched by the bars of its precision.
+
+    Args:
+        deployment: the model.
+        metadata: of the file.
+        titles: of the images.
+        expected: results of the unpatched model per image.
+        found: of the engine on trial.
+        is_half: judge by the bars of half precision.
+        longer: returns `expected` with longer lists per image, to tell ties at the cut.
+    """
     task = deployment.family.task
     bars = half.BARS.of_task(task) if is_half else {}
     match, capacity = task_module(task).match_detections, metadata.postprocess.get('max_per_img')
     return tuple(
-        match(title, wanted, got, capacity=capacity, **bars)
-        for title, wanted, got in zip(titles, expected, found, strict=True)
+        match(
+            title,
+            wanted,
+            got,
+            capacity=capacity,
+            beyond=longer and (lambda index=index: longer()[index]),
+            **bars,
+        )
+        for index, (title, wanted, got) in enumerate(zip(titles, expected, found, strict=True))
     )
+
+
+def _longer(deployment: Deployment, proof_input: ProofInput) -> Callable[[], Sequence[Any]]:
+    """Return what runs the unpatched model once more, with a higher limit of results; at most once."""
+
+    @functools.cache
+    def run() -> Sequence[Any]:
+        family, model = deployment.family, deployment.model
+        with family.longer_lists(model):
+            return family.reference_detections(model, proof_input.images, proof_input.rescale)
+
+    return run
+
+
+def _form_rows(
+    deployment: Deployment,
+    metadata: Metadata,
+    feeds: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    is_half: bool,
+) -> list[TensorRow]:
+    """Return what a `full` graph breaks of its contract besides the results themselves."""
+    if metadata.form != 'full':
+        return []
+    family, model = deployment.family, deployment.model
+    rows = full_form.order_rows(outputs, family.num_classes(model))
+    if full_form.CANDIDATES in outputs:
+        slack = half.BARS.score if is_half else DEFAULT_RTOL
+        rows += full_form.count_rows(outputs, *family.candidate_bounds(model, feeds, slack))
+    return rows
 
 
 def _half_rows(
@@ -223,7 +282,8 @@ def _tensor_rows(
     own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
     ties = dict(ties_rtol=half.CHOICE_RTOL) if is_half else {}
     reference = family.reference_for(model, feeds, outputs, metadata.form, score_form, **ties, **own)
-    outputs = without_ties(reference, outputs, family.harmless(model, feeds, **own))
+    slack = half.RTOL if is_half else DEFAULT_RTOL
+    outputs = without_ties(reference, outputs, family.harmless(model, feeds, **own), slack)
     rows = compare_tensors(reference, outputs, metadata.spec)
     return tuple(half.judge(rows) if is_half else rows)
 
@@ -317,6 +377,14 @@ def _judge_whole(verdict: Verdict, deployment: Deployment, metadata: Metadata) -
         verdict.reasons.append(
             'nothing was found in any image, so nothing was matched: use images with objects that '
             'this model finds (--input-img, --test-img, --images), and a trained checkpoint'
+        )
+    elif detections and not sum(row.matched for row in detections):
+        verdict.reasons.append('no result was matched in any image')
+    low, alone = (sum(getattr(row, name) for row in detections) for name in ('low', 'low_alone'))
+    if verdict.precision == 'fp32' and alone > max(LOW_ALONE_LEAST, LOW_ALONE * low):
+        verdict.reasons.append(
+            f'{alone} of {low} results below the score threshold have no partner on the other side, which '
+            f'is more than {100 * LOW_ALONE:g} %'
         )
     verdict.notes += normalisation_notes(deployment)
     overrides = metadata.options.get('cfg_options')

@@ -77,6 +77,8 @@ class DetectionRow:
         outside: pairs of the same class whose place or score difference is outside the bars.
         worst_distance: metres; largest distance of the centres of a pair, for boxes in 3D; None in images.
         broken: the results could not be compared at all.
+        low: results of both sides below the score threshold, judged over the whole proof.
+        low_alone: of those, without a partner within the bars.
     """
 
     image: str
@@ -91,6 +93,8 @@ class DetectionRow:
     outside: int = 0
     worst_distance: float | None = None
     broken: bool = False
+    low: int = 0
+    low_alone: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

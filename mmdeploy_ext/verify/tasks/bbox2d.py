@@ -37,6 +37,7 @@ def match_detections(
     iou_bar: float = IOU_BAR,
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
+    beyond: Callable[[], Detections] | None = None,
 ) -> DetectionRow:
     """Match two lists of detections one to one, within a class, whatever their order.
 
@@ -51,6 +52,8 @@ def match_detections(
     `score_bar` of the last one of their list, on both sides, are ties: neither missing nor extra. Without
     `capacity` nothing is excused.
 
+    Results below `score_thr` are only counted (`low`, `low_alone`); the ladder judges them together.
+
     Args:
         image: name for the row.
         reference: of the unpatched model, pixels.
@@ -59,6 +62,8 @@ def match_detections(
         iou_bar: smallest IoU of a matched pair.
         score_bar: largest score difference of a matched pair.
         capacity: detections that both engines keep at most per image (`max_per_img`).
+        beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
+            the cut is excused only where the candidate's result is in it, too.
 
     Returns:
         The row. No boxes on both sides pass with `matched` 0; whether anything was matched at all is the
@@ -74,6 +79,7 @@ def match_detections(
         score_thr,
         score_bar,
         capacity,
+        beyond and (lambda: pair_up(beyond(), candidate, iou_bar, score_bar).matched.values()),
     )
 
 

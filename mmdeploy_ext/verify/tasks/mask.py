@@ -17,7 +17,7 @@ from mmdeploy_ext.verify.tasks import matching
 from mmdeploy_ext.verify.tasks.bbox2d import side_by_side
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.verify.tasks.matching import Pairing
     from mmdeploy_ext.verify.verdict import DetectionRow, PicturePair
@@ -42,6 +42,7 @@ def match_detections(
     iou_bar: float = IOU_BAR,
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
+    beyond: Callable[[], Instances] | None = None,
 ) -> DetectionRow:
     """Match two lists of instances one to one, within a class, whatever their order.
 
@@ -55,6 +56,8 @@ def match_detections(
         iou_bar: smallest IoU of a matched pair.
         score_bar: largest score difference of a matched pair.
         capacity: instances that both engines keep at most per image (`max_per_img`).
+        beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
+            the cut is excused only where the candidate's result is in it, too.
 
     Returns:
         The row.
@@ -71,6 +74,7 @@ def match_detections(
         score_thr,
         score_bar,
         capacity,
+        beyond and (lambda: pair_up(beyond(), candidate, iou_bar, score_bar).matched.values()),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from mmdeploy_ext.verify.verdict import DetectionRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Tally:
         extra: candidates clearly above the threshold without any partner.
         pairs: row -> column of the pairs that count.
         outside: of those, outside the bars.
+        low: results of both lists that do not count, since their scores are below the threshold.
+        low_alone: of those, without a partner within the bars.
     """
 
     needed: int
@@ -52,6 +54,8 @@ class Tally:
     extra: int
     pairs: dict[int, int]
     outside: int
+    low: int = 0
+    low_alone: int = 0
 
     def worst(self, values: np.ndarray, default: float) -> float:
         """Return the largest of an (R, C) array over the pairs that count."""
@@ -66,6 +70,7 @@ def match_by_iou(
     score_thr: float,
     score_bar: float,
     capacity: int | None,
+    beyond: Callable[[], Iterable[int]] | None = None,
 ) -> DetectionRow:
     """Return the row of one image, whose nearness is an IoU.
 
@@ -77,12 +82,13 @@ def match_by_iou(
         score_thr: lowest score that counts.
         score_bar: largest score difference of a matched pair.
         capacity: results that both engines keep at most.
+        beyond: see `tally`.
     """
     if problem:
         count = len(scores[0])
         return DetectionRow(image, count, 0, count, len(scores[1]), 0.0, 1.0, False, problem, broken=True)
     pairing = pair()
-    found = tally(pairing, scores, score_thr, score_bar, capacity)
+    found = tally(pairing, scores, score_thr, score_bar, capacity, beyond)
     worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)
     why = reason(found, f'worst IoU {worst_iou:.5f}, worst score difference {worst_score:.2g}')
     return DetectionRow(
@@ -96,6 +102,8 @@ def match_by_iou(
         passed=not why,
         reason=why,
         outside=found.outside,
+        low=found.low,
+        low_alone=found.low_alone,
     )
 
 
@@ -118,6 +126,7 @@ def tally(
     score_thr: float,
     score_bar: float,
     capacity: int | None,
+    beyond: Callable[[], Iterable[int]] | None = None,
 ) -> Tally:
     """Count; see `match_detections` of the tasks for what counts and what is excused.
 
@@ -127,6 +136,8 @@ def tally(
         score_thr: lowest score that counts.
         score_bar: largest score difference of a matched pair.
         capacity: detections that both engines keep at most.
+        beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
+            off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
     """
     reference, candidate = scores
     partner = {**pairing.matched, **pairing.outside}
@@ -135,7 +146,11 @@ def tally(
     taken = set(partner.values())
     extra = [column for column in np.flatnonzero(surplus) if column not in taken]
     if capacity and len(reference) == len(candidate) == capacity:
-        missing, extra = _without_ties(missing, extra, reference, candidate, score_bar)
+        missing, extra = _without_ties(missing, extra, reference, candidate, score_bar, beyond)
+    low = int((~needed).sum() + (candidate < score_thr).sum())
+    low_paired = sum(
+        int(not needed[row]) + int(candidate[column] < score_thr) for row, column in pairing.matched.items()
+    )
     pairs = {row: column for row, column in partner.items() if needed[row] or surplus[column]}
     return Tally(
         needed=int(needed.sum()),
@@ -144,6 +159,8 @@ def tally(
         extra=len(extra),
         pairs=pairs,
         outside=sum(row in pairing.outside for row in pairs),
+        low=low,
+        low_alone=low - low_paired,
     )
 
 
@@ -217,6 +234,7 @@ def _without_ties(
     reference_scores: np.ndarray,
     candidate_scores: np.ndarray,
     score_bar: float,
+    beyond: Callable[[], Iterable[int]] | None,
 ) -> tuple[list[int], list[int]]:
     """Take out boxes without a partner at the cut of two full lists, as many on one side as on the other."""
     cuts = float(reference_scores.min()), float(candidate_scores.min())
@@ -224,6 +242,9 @@ def _without_ties(
         return list(missing), list(extra)
     tied_missing = [row for row in missing if reference_scores[row] - cuts[0] <= score_bar]
     tied_extra = [column for column in extra if candidate_scores[column] - cuts[1] <= score_bar]
+    if beyond is not None and tied_missing and tied_extra:
+        known = set(beyond())
+        tied_extra = [column for column in tied_extra if column in known]
     excused = min(len(tied_missing), len(tied_extra))
     return (
         [row for row in missing if row not in tied_missing[:excused]],

@@ -25,7 +25,7 @@ from mmdeploy_ext.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.postprocess.bbox2d import NmsConfig, capped, nms_config
 from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
 from mmdeploy_ext.runtime import atss as runtime
-from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.detections import Detections, count_bounds, sigmoid
 from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
 from projects.mmdet_plugin.atss.wrapper import (
     FULL_NAMES,
@@ -297,6 +297,21 @@ class AtssFamily(Family):
             Detections(dets[:, :4].cpu().numpy(), dets[:, 4].cpu().numpy(), labels.cpu().numpy())
             for dets, labels in results
         ]
+
+    def candidate_bounds(
+        self, model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Family.candidate_bounds`: (anchor, class) pairs of the best of every level."""
+        config = nms_config(model.bbox_head.test_cfg)
+        tensors = self.reference_tensors(model, feeds, 'raw', 'separate')
+        levels = [
+            count_bounds(sigmoid(logits), config.score_thr, slack)
+            for name, logits in tensors.items()
+            if name.startswith('cls_score_')
+        ]
+        most = config.nms_pre if config.nms_pre > 0 else np.iinfo(np.int64).max
+        least, largest = (sum(np.minimum(level[side], most) for level in levels) for side in (0, 1))
+        return least, largest
 
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]

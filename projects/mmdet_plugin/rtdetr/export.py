@@ -7,6 +7,7 @@ Glossary: B batch, C classes, Q queries, n detections, H, W network input in pix
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
 from projects.mmdet_plugin.rtdetr.wrapper import Network
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -213,6 +214,16 @@ class RtDetrFamily(Family):
             found = model.detect(_to_model(model, feeds['images']), _to_model(model, feeds[SIZES]))
         labels, boxes, scores = (tensor.cpu().numpy() for tensor in found)
         return [Detections(*image) for image in zip(boxes, scores, labels, strict=True)]
+
+    @contextlib.contextmanager
+    def longer_lists(self, model: nn.Module) -> Iterator[None]:
+        """See `Family.longer_lists`: as long as there are pairs of query and class."""
+        most, pairs = model.max_per_img, int(model.decoder.num_queries) * int(model.decoder.num_classes)
+        model.postprocess.max_per_img = min(2 * most, pairs)
+        try:
+            yield
+        finally:
+            model.postprocess.max_per_img = most
 
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]

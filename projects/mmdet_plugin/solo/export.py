@@ -23,7 +23,7 @@ from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
 from mmdeploy_ext.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.postprocess.mask import mask_config
 from mmdeploy_ext.runtime import solo as runtime
-from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.runtime.detections import Instances, count_bounds
 from projects.mmdet_plugin.solo import contract
 from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
@@ -197,7 +197,7 @@ class SoloFamily(Family):
     def harmless(
         self, model: nn.Module, feeds: Mapping[str, np.ndarray], layout: str = 'batched', **_: Any
     ) -> dict[str, np.ndarray]:
-        """See `Family.harmless`: points-NMS ties whose score is below the threshold.
+        """See `Family.harmless`: scores of points-NMS ties below the threshold.
 
         Both engines may give such a cell its score or zero; no result depends on it.
         """
@@ -207,6 +207,13 @@ class SoloFamily(Family):
             levels = [_ties(scores, head.test_cfg.score_thr) for scores in _scores_before_nms(model, image)]
         named = contract.arrange_scores(head, levels, layout)
         return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+
+    def candidate_bounds(
+        self, model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Family.candidate_bounds`: (cell, class) pairs after points NMS."""
+        scores = self.reference_tensors(model, feeds, 'raw', 'separate')['cate_pred']
+        return count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack)
 
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
@@ -238,11 +245,12 @@ def _scores_before_nms(model: nn.Module, image: torch.Tensor) -> list[torch.Tens
 
 
 def _ties(scores: torch.Tensor, score_thr: float) -> torch.Tensor:
-    """Return (B, C, g, g) bool: cells below the threshold that equal their largest neighbour up or left."""
+    """Return (B, C, g, g): scores below the threshold that equal the largest neighbour up or left, or NaN."""
     padded = torch.nn.functional.pad(scores, (1, 0, 1, 0))
     above, left, corner = padded[:, :, :-1, 1:], padded[:, :, 1:, :-1], padded[:, :, :-1, :-1]
     rival = torch.maximum(torch.maximum(above, left), corner)
-    return ((scores - rival).abs() <= TIE * scores + SIGMOID_TIE) & (scores < score_thr)
+    tied = ((scores - rival).abs() <= TIE * scores + SIGMOID_TIE) & (scores < score_thr)
+    return torch.where(tied, scores, torch.full_like(scores, torch.nan))
 
 
 register_family(SoloFamily())

@@ -154,6 +154,35 @@ def test_a_tie_at_the_cut_excuses_no_box_that_moved():
     assert not match_detections('a.jpg', SCENE, cut([203, 200, 303, 280], 0.1), capacity=4).passed
 
 
+def test_a_tie_at_the_cut_has_to_be_a_result_of_the_longer_list():
+    tied = cut([0, 0, 20, 20], 0.10002)
+    boxes = np.concatenate([SCENE.bboxes_xyxy, np.float32([[0, 0, 20, 20]])])
+    scores, labels = np.append(SCENE.scores, np.float32(0.1)), np.append(SCENE.labels, tied.labels[3])
+    longer = Detections(boxes, scores, labels)
+    assert match_detections('a.jpg', SCENE, tied, capacity=4, beyond=lambda: longer).passed
+    garbage = cut([300, 300, 320, 320], 0.10002)
+    row = match_detections('a.jpg', SCENE, garbage, capacity=4, beyond=lambda: longer)
+    assert not row.passed and (row.missing, row.extra) == (1, 1)
+
+
+def test_the_longer_list_is_asked_for_only_where_something_is_to_be_excused():
+    def never():
+        raise AssertionError('not needed')
+
+    assert match_detections('a.jpg', SCENE, SCENE, capacity=4, beyond=never).passed
+    assert not match_detections('a.jpg', SCENE, cut([0, 0, 20, 20], 0.2), capacity=4, beyond=never).passed
+
+
+def test_results_below_the_threshold_are_counted_and_those_without_an_equal():
+    low = changed(scores=np.array([0.9, 0.7, 0.03, 0.02], np.float32))
+    row = match_detections('a.jpg', low, low)
+    assert row.passed and (row.low, row.low_alone) == (4, 0)
+    moved = low.bboxes_xyxy.copy()
+    moved[3] = [0, 0, 20, 20]
+    row = match_detections('a.jpg', low, changed(boxes=moved, scores=low.scores))
+    assert row.passed and (row.low, row.low_alone) == (4, 2)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_rounding_passes_in_any_order_and_dropping_one_box_never_does(seed, count):

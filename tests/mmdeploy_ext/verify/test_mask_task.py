@@ -96,10 +96,18 @@ def test_iou_is_that_of_pixels_within_a_class():
 def test_ties_alone_are_excused_and_only_where_one_side_is_zero():
     reference = np.array([0.05, 0.0, 0.05, 0.05, 0.3], np.float32)
     candidate = np.array([0.0, 0.05, 0.04, 0.0, 0.0], np.float32)
-    ties = np.array([True, True, True, False, False])
+    ties = np.array([0.05, 0.05, 0.05, np.nan, np.nan], np.float32)
     got = without_ties(dict(a=reference), dict(a=candidate, b=candidate), dict(a=ties))
     np.testing.assert_array_equal(got['a'], np.array([0.05, 0.0, 0.04, 0.0, 0.0], np.float32))
     np.testing.assert_array_equal(got['b'], candidate)
+
+
+@pytest.mark.parametrize('value', [0.04, 0.99, np.nan, np.inf])
+def test_the_other_side_of_a_tie_has_to_be_its_score(value):
+    candidate = np.array([value, 0.3], np.float32)
+    reference, ties = np.array([0.0, 0.3], np.float32), np.array([0.05, np.nan], np.float32)
+    got = without_ties(dict(a=reference), dict(a=candidate), dict(a=ties))
+    np.testing.assert_array_equal(got['a'], candidate)
 
 
 def test_the_picture_shows_both_sides_and_marks_what_differs():
