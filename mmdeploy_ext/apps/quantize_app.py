@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext import cli
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
     from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerHarm, Probe
+    from mmdeploy_ext.quantize.dense_target import Target
     from mmdeploy_ext.quantize.images import CalibrationImages
 
     Images = CalibrationImages | CalibrationFrames
@@ -156,7 +158,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value < least:
             raise UsageError(f'--{option.replace("_", "-")} {value}: expected {least} or more')
-    if args.max_error is not None and args.max_error <= 0:
+    if args.max_error is not None and not 0 < args.max_error < math.inf:
         raise UsageError(f'--max-error {args.max_error}: expected a positive number, e.g. 0.05')
     if args.rounds and importlib.util.find_spec('torch') is None:
         raise UsageError('--rounds: the benchmark needs PyTorch, which is not here; give --rounds 0')
@@ -174,15 +176,14 @@ def run(args: argparse.Namespace) -> int:
     """Quantise.
 
     Returns:
-        0 done, 1 when `--max-error` was not reached.
+        0 done, 1 when `--max-error` was not reached within `--budget`.
     """
     from mmdeploy_ext.apps import quantize_report
-    from mmdeploy_ext.files import check_writable
     from mmdeploy_ext.graph import files
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.quantize.calibrators import calibrator
     from mmdeploy_ext.quantize.cameras import calibration_set
-    from mmdeploy_ext.quantize.dense import finished
+    from mmdeploy_ext.quantize.dense import finished, layers_in_int8
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
@@ -191,10 +192,9 @@ def run(args: argparse.Namespace) -> int:
     args.percentile = PERCENTILE if args.percentile is None else args.percentile
     calibrator('percentile', args.percentile)
     target = find_target(args.model, args.output)
+    _check_reports(args, target)
     model = files.load(target.model)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
-    if args.draw:
-        check_writable(args.draw)
     images = calibration_set(metadata, args.calibrate, args.data_root, args.images)
     graph = DenseGraph(model, target.model)
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
@@ -204,12 +204,30 @@ def run(args: argparse.Namespace) -> int:
         ranked, exclusion = _harm(args, quantiser, ranker, probe, layers)
         kept = exclusion.kept if exclusion else ()
         layers = [name for name in layers if name not in kept]
-        facts = quantize_report.facts(args, metadata, graph, layers, images)
         network = quantiser.network(layers)
+        layers = layers_in_int8(graph, network, layers)
+        facts = quantize_report.facts(args, metadata, graph, layers, images)
         target.save(finished(graph, network, facts))
         found = quantize_report.measure(args, target, probe, network, images)
         quantize_report.show(args, target, facts, found, ranked, exclusion)
     return 1 if exclusion and not exclusion.reached else 0
+
+
+def _check_reports(args: argparse.Namespace, target: Target) -> None:
+    """Refuse a picture or report that would replace what is read or made, or cannot be written."""
+    from pathlib import Path
+
+    from mmdeploy_ext.files import check_writable
+
+    files = {path.resolve(): 'the input' for path in (target.model, *target.beside, Path(args.calibrate))}
+    files |= {(target.output.parent / path.name).resolve(): 'the output' for path in target.beside}
+    files[target.output.resolve()] = 'the output'
+    files |= {Path(f'{path}.data'): f'the weights of {what}' for path, what in files.items()}
+    for option, path in (('--draw', args.draw), ('--json', args.json)):
+        if path and (what := files.get(Path(path).resolve())):
+            raise UsageError(f'{option} {path}: is {what}; give another name')
+        if path:
+            check_writable(path)
 
 
 def _quantisers(

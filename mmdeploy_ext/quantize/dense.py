@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.errors import InferenceError
+from mmdeploy_ext.errors import ExportError, InferenceError
 from mmdeploy_ext.graph import types
+from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.calibrators import PERCENTILE, calibrator
@@ -134,6 +135,33 @@ class DenseQuantiser:
             facts: what was done, kept as text beside the metadata of the float file.
         """
         return finished(self.graph, self.network(layers), facts)
+
+
+def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
+    """Return those of the layers whose weights are int8 codes in a network: what a file may call INT8.
+
+    Args:
+        graph: the float model.
+        network: made of `graph.network`.
+        layers: that were to be quantised.
+
+    Raises:
+        ExportError: none is.
+    """
+    makers = {name: node.op_type for node in network.graph.node for name in node.output}
+    nodes = {node.name: node for node in network.graph.node}
+    coded = {
+        name
+        for name, node in nodes.items()
+        if node.op_type in PRODUCTS and makers.get(node.input[PRODUCTS[node.op_type]]) == 'DequantizeLinear'
+    }
+    found = [name for name in layers if coded.issuperset(graph.layer(name).nodes)]
+    if not found:
+        raise ExportError(
+            f'none of the {len(layers)} layers is in INT8 after quantising: the file would be the float '
+            f'network; no file was written. See --keep-float, --max-error and the weights'
+        )
+    return found
 
 
 def finished(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.errors import ExportError
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.difference import Difference
@@ -165,12 +166,22 @@ def exclude(
         max_error: of the worst output.
         budget: at most so many layers.
         progress: a bar on stderr, where that is a terminal.
+
+    Raises:
+        ExportError: the budget reaches the last layer, and even that one alone is not near enough: what is
+            left would be the float network.
     """
     names = [harm.layer.name for harm in ranked]
     errors = [probe.compare(quantiser.network(names)).error]
     for count in tracked(range(1, min(budget, len(names)) + 1), None, 'keeping layers float', progress):
         if errors[-1] <= max_error:
             break
+        if count == len(names):
+            raise ExportError(
+                f'--max-error {max_error:g}: is not held while any of the {len(names)} layers is in INT8 '
+                f'(with {names[-1]} alone the worst output is off by {errors[-1]:.4g}); no file was written: '
+                f'raise --max-error, lower --budget, or leave fewer layers float (--keep-float)'
+            )
         errors.append(probe.compare(quantiser.network(names[count:])).error)
     kept = names[: len(errors) - 1]
     return Exclusion(tuple(kept), tuple(errors), errors[-1] <= max_error)

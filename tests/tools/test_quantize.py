@@ -9,8 +9,12 @@ import pytest
 
 from mmdeploy_ext.apps import test_app
 from mmdeploy_ext.apps.quantize_app import main
+from mmdeploy_ext.errors import ExportError
 from mmdeploy_ext.files import read_json, sha256_file
 from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.quantize.cameras import calibration_set
+from mmdeploy_ext.quantize.dense import DenseQuantiser, layers_in_int8
+from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.runtime import run_images
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
@@ -147,6 +151,37 @@ def test_layers_that_harm_stay_float_until_the_bar_and_the_status_says_whether_i
     assert main([*common, '--max-error', '1', '--sensitivity']) == 0
 
 
+def test_a_bar_that_holds_with_no_layer_in_int8_alone_gives_no_file(data, tmp_path, capsys):
+    common = [DEMO, '--calibrate', data / 'train2017', '--images', '2', '--rounds', '0']
+    common += ['--probe-images', '1', '--keep-float', '*bbox_head*', '*neck*', '*layer[1234]*']
+    outputs = ['--output', tmp_path / 'm.onnx', '--draw', tmp_path / 'm.png', '--json', tmp_path / 'm.json']
+    status, line = refused(capsys, *common, *outputs, '--max-error', '1e-9', '--budget', '50')
+    assert status == 1 and not list(tmp_path.iterdir())
+    assert '--max-error 1e-09: is not held while any of the 1 layers is in INT8' in line
+    assert 'network/backbone/conv1 alone' in line and 'no file was written' in line
+
+
+def test_a_file_without_a_layer_in_int8_is_never_called_int8(data):
+    graph = DenseGraph(onnx.load(DEMO), DEMO)
+    names = [layer.name for layer in graph.layers[:2]]
+    with pytest.raises(ExportError, match='none of the 2 layers is in INT8'):
+        layers_in_int8(graph, graph.network, names)
+    quantiser = DenseQuantiser(graph)
+    quantiser.calibrate(calibration_set(read_metadata(str(DEMO)), data / 'train2017', None, 1))
+    assert layers_in_int8(graph, quantiser.network(names[:1]), names) == names[:1]
+
+
+def test_pictures_and_reports_are_not_written_over_what_is_read_or_made(data, tmp_path, capsys):
+    model, pictures = shutil.copy(DEMO, tmp_path / 'm.onnx'), data / 'train2017'
+    common = [model, '--calibrate', pictures, '--sensitivity']
+    for option in ('--draw', '--json'):
+        for name in ('m.onnx', 'm.int8.onnx', 'm.onnx.data'):
+            status, line = refused(capsys, *common, option, tmp_path / name)
+            assert status == 2 and f'{option} {tmp_path / name}: is ' in line, line
+    assert [path.name for path in tmp_path.iterdir()] == ['m.onnx']
+    assert sha256_file(model) == sha256_file(DEMO)
+
+
 def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
     images = data / 'train2017'
     (tmp_path / 'empty').mkdir()
@@ -175,6 +210,9 @@ def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
         'is a file, not a folder': [DEMO, '--calibrate', images, '--output', tmp_path / 'file/m.onnx'],
         '--images -1': [DEMO, '--calibrate', images, '--images', -1],
         '--probe-images 0': [DEMO, '--calibrate', images, '--probe-images', 0],
+        '--max-error nan': [DEMO, '--calibrate', images, '--max-error', 'nan'],
+        '--max-error inf': [DEMO, '--calibrate', images, '--max-error', 'inf'],
+        'percentile nan': [DEMO, '--calibrate', images, '--method', 'percentile', '--percentile', 'nan'],
         '--max-error 0.0': [DEMO, '--calibrate', images, '--max-error', 0],
         'percentile 101': [DEMO, '--calibrate', images, '--method', 'percentile', '--percentile', 101],
         '--percentile 99 goes with --method': [DEMO, '--calibrate', images, '--percentile', 99],

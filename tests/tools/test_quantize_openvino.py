@@ -83,6 +83,17 @@ def test_both_engines_find_in_the_file_what_they_find_in_the_float_file(int8, en
     assert len(found[0][0]) == 2, 'both shapes of the picture'
 
 
+def test_a_bar_that_nncf_holds_with_no_layer_in_int8_gives_no_file(data, tmp_path, capsys):
+    pytest.importorskip('openvino', reason=HOW)
+    pytest.importorskip('nncf', reason=HOW)
+    arguments = [str(DEMO), '--calibrate', str(data / 'train2017'), '--output', str(tmp_path / 'x.onnx')]
+    arguments += ['--engine', 'openvino', '--images', '1', '--probe-images', '1', '--rounds', '0']
+    arguments += ['--keep-float', '*bbox_head*', '*neck*', '*layer[1234]*']
+    assert main([*arguments, '--max-error', '1e-9', '--budget', '50']) == 1
+    assert 'while any of the 1 layers is in INT8' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_ranges_of_onnx_runtime_are_refused_for_nncf(data, tmp_path, capsys):
     arguments = [str(DEMO), '--calibrate', str(data / 'train2017'), '--output', str(tmp_path / 'x.onnx')]
     for option in (['--method', 'mse'], ['--reduce-range']):

@@ -44,7 +44,8 @@ def metadata(form, inputs):
         tuple(TensorSpec(name, 'float32', SHAPE) for name in inputs),
         (TensorSpec('img_feats', 'float32', (2, 8, 32, 64)),),
     )
-    return Metadata('streampetr', form, spec, RULE, ('car',), {}, {}, 'toy.py', 'c', 'd', {})
+    options = dict(opset=17, exporter='torchscript')
+    return Metadata('streampetr', form, spec, RULE, ('car',), {}, options, 'toy.py', 'c', 'd', {})
 
 
 def graph(form, inputs):
@@ -163,6 +164,14 @@ def test_a_folder_gives_a_folder_with_its_backbone_in_int8_and_the_rest_as_it_wa
     assert (found['layers'], found['float_layers']) == (3, []), 'the heads are in another graph'
     assert all(figures['cosine'] > 0.999 for figures in found['outputs'].values())
     assert not list(tmp_path.glob('*.partial-*'))
+
+
+def test_a_bar_that_no_layer_in_int8_holds_gives_no_folder(folder, drive, tmp_path, capsys):
+    before = {path.name for path in tmp_path.iterdir()}
+    arguments = [str(folder), '--calibrate', str(drive), '--rounds', '0', '--output', str(tmp_path / 'out')]
+    assert main([*arguments, '--max-error', '1e-9', '--budget', '50']) == 1
+    assert 'while any of the 3 layers is in INT8' in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_is_never_written_over_nor_written_to_a_file(folder, tmp_path):
