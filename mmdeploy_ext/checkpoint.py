@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}' if isinstance(content, dict) else ''
         hint = ''
         if isinstance(content, dict) and content.keys() & {'ema', 'model'}:
-            command = f'python {rtdetr_names.COMMAND} {path} OUT.pth --config CONFIG'
+            command = f'python {rtdetr_names.COMMAND} {shlex.quote(str(path))} OUT.pth --config CONFIG'
             hint = f'; of the original RT-DETR? Convert it: {command}'
         raise CheckpointError(
             f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors{hint}"
@@ -261,13 +262,13 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         if solo_names.original_head(checkpoint.state_dict):
             raise CheckpointError(
                 f'{checkpoint.path}: is a checkpoint of the original SOLO repository, whose names mmdet does '
-                f'not know; convert it first: python {solo_names.COMMAND} {checkpoint.path} OUT.pth '
-                f'--config CONFIG'
+                f'not know; convert it first: '
+                f'python {solo_names.COMMAND} {shlex.quote(str(checkpoint.path))} OUT.pth --config CONFIG'
             )
         if rtdetr_names.is_transformers(checkpoint.state_dict):
             raise CheckpointError(
                 f"{checkpoint.path}: has transformers' names of RT-DETR; convert it first: "
-                f'python {rtdetr_names.COMMAND} {checkpoint.path} OUT.pth --config CONFIG'
+                f'python {rtdetr_names.COMMAND} {shlex.quote(str(checkpoint.path))} OUT.pth --config CONFIG'
             )
         raise CheckpointError(
             f'{checkpoint.path}: does not fit the model of the config: {"; ".join(problems)}. '

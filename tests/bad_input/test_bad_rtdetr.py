@@ -1,12 +1,14 @@
 """What only RT-DETR can get wrong: foreign checkpoints, classes, sizes, layouts, options."""
 
 import pickle
+import shlex
 
 import pytest
 import torch
 
 import toy_rtdetr
 from mmdeploy_ext.checkpoint import load_checkpoint
+from mmdeploy_ext.errors import CheckpointError
 from mmdeploy_ext.runtime import run_images
 
 COMMAND = 'tools/convert/rtdetr.py'
@@ -46,6 +48,15 @@ def test_unconverted_checkpoints_are_refused_by_name(content, bench, weights):
         path.write_bytes(pickle.dumps({'StructuredToParameterName@@': {}}, protocol=2))
     words = [f'{COMMAND} {path} OUT.pth --config CONFIG'] if content == 'original' else ['PaddleDetection']
     bench.refuses('export', f'{content}.pth', *words, config=CONFIG, checkpoint=path)
+
+
+def test_the_command_that_converts_can_be_typed_where_the_name_has_a_space(tmp_path, weights):
+    path = tmp_path / 'my original.pth'
+    torch.save(dict(model=weights), path)
+    with pytest.raises(CheckpointError, match='Convert it: ') as refused:
+        load_checkpoint(path)
+    command = shlex.split(str(refused.value).partition('Convert it: ')[2])
+    assert command == ['python', COMMAND, str(path), 'OUT.pth', '--config', 'CONFIG']
 
 
 def test_another_number_of_classes_is_refused(bench, good):
