@@ -43,12 +43,15 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
 
 
-def other_shape(image_bgr: np.ndarray) -> np.ndarray:
-    """Return half of a picture, cut across its longer side."""
+def cut(image_bgr: np.ndarray) -> np.ndarray:
+    """Return the upper left of a picture: of another size and another ratio of its sides."""
     height, width = image_bgr.shape[:2]
-    if width > height:
-        return np.ascontiguousarray(image_bgr[:, : width // 2])
-    return np.ascontiguousarray(image_bgr[: max(height // 2, 1)])
+    return np.ascontiguousarray(image_bgr[: max(height * 7 // 8, 1), : max(width * 3 // 4, 1)])
+
+
+def told(title: str, change: str) -> str:
+    """Return the title of a changed picture: 'toy.jpg (mirrored, cut)'."""
+    return f'{title[:-1]}, {change})' if title.endswith(')') else f'{title} ({change})'
 
 
 def proof_inputs(
@@ -60,9 +63,13 @@ def proof_inputs(
         deployment: the model.
         options: the graph's.
         images: (title, BGR picture); the first is the traced one. A mirrored one is added when it is alone.
+            Where all have one size the second is cut: a graph that knows only that size would pass.
     """
     if len(images) == 1:
         images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
+    if len({picture.shape for _, picture in images}) == 1:
+        title, picture = images[1]
+        images = [images[0], (told(title, 'cut'), cut(picture)), *images[2:]]
     height, width = options.height, options.width
     fixed = functools.partial(_fixed, deployment)
     batch = [images[index % len(images)] for index in range(options.batch)]
@@ -102,12 +109,12 @@ def _fixed(
     prepared = prepare(chosen)
     if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
         title, picture = chosen[0]
-        views = (chosen[0], (f'{title} (mirrored)', other_view(picture)))
+        views = (chosen[0], (told(title, 'mirrored'), other_view(picture)))
         chosen = [views[index % 2] for index in range(len(chosen))]
         prepared = prepare(chosen)
     if not flags.get('traced') and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
         varied = [
-            (f'{title} (half)', other_shape(picture)) if index % 2 else (title, picture)
+            (told(title, 'cut'), cut(picture)) if index % 2 else (title, picture)
             for index, (title, picture) in enumerate(chosen)
         ]
         if len(batches(prepare(varied))) == 1:
