@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess_points import VoxelRule
 
 PREFIX = 'mm2onnx.'
+POSITIVE = dict(opset=1, batch=1, height=0, width=0, max_candidates=0)
+"""Options that are sizes -> the least that an export has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +105,20 @@ class Metadata:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that lack what every export says of itself."""
-    for name, kind in (('opset', int), ('exporter', str)):
-        if not isinstance(options[name], kind):
-            raise ValueError(f'options.{name} is {options[name]!r}')
+    """Refuse options that lack what every export says of itself, or that have another type."""
+    from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.sequence.family import SequenceOptions
+
+    kinds: dict[str, type] = {'cfg_options': dict}
+    for kind in (ExportOptions, SequenceOptions):
+        kinds.update({field.name: type(field.default) for field in dataclasses.fields(kind)})
+    for name in dict.fromkeys(['opset', 'exporter', *options]):
+        value, kind = options[name], kinds.get(name)
+        kind = list if kind is tuple else kind
+        if kind and type(value) is not kind:
+            raise ValueError(f'options.{name} is {value!r}, expected {kind.__name__}')
+        if name in POSITIVE and value < POSITIVE[name]:
+            raise ValueError(f'options.{name} is {value}, expected at least {POSITIVE[name]}')
 
 
 def _rule_from_json(

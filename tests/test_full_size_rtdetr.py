@@ -3,13 +3,15 @@
 The whole ladder runs in tests/matrix/test_rtdetr_matrix.py.
 """
 
+import numpy as np
 import pytest
 
 import rtdetr_golden as golden
 import toy_rtdetr
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.export import fuse
-from mmdeploy_ext.verify.ladder import open_file
+from mmdeploy_ext.verify import fresh
+from mmdeploy_ext.verify.ladder import export_options, open_file
 from mmdeploy_ext.verify.structure import check_structure
 
 
@@ -35,5 +37,6 @@ def test_every_constant_is_a_weight(r18):
     deployment, path = r18
     model, metadata = open_file(path)
     folded = {name: value.numpy() for name, value in fuse(deployment.model).state_dict().items()}
-    checks = check_structure(model, metadata, folded, deployment.family.derived_prefixes)
+    derived = fresh.of_images(deployment, export_options(metadata), np.zeros((64, 64, 3), np.uint8))
+    checks = check_structure(model, metadata, folded, derived)
     assert [check for check in checks if not check.passed] == []

@@ -67,6 +67,8 @@ class HalfBars:
 
 
 BARS = HalfBars()
+HALF_FORM = 'float16.'
+"""Prefix of a weight's name for its float16 form."""
 CPU = 'CPUExecutionProvider'
 ROUNDED = (
     "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "
@@ -99,7 +101,7 @@ def proof_engine(options: Mapping[str, Any], kind: str, engine: Mapping[str, Any
 
 def with_half_weights(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return weights and their float16 forms, which a float16 file may hold instead."""
-    rounded = {f'float16.{name}': array.astype(np.float16) for name, array in weights.items() if _fits(array)}
+    rounded = {HALF_FORM + name: array.astype(np.float16) for name, array in weights.items() if _fits(array)}
     return {**weights, **rounded}
 
 

@@ -21,7 +21,7 @@ from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.metadata import Metadata, read_metadata
 from mmdeploy_ext.spec import DEFAULT_RTOL
-from mmdeploy_ext.verify import full_form, half
+from mmdeploy_ext.verify import fresh, full_form, half
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
 from mmdeploy_ext.verify.provenance import normalisation_notes, provenance
@@ -104,7 +104,6 @@ def prove(
             f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
             f'{deployment.family.name!r}'
         )
-    family = deployment.family
     options = export_options(metadata, path)
     folded = {
         name: value.detach().cpu().numpy()
@@ -115,7 +114,7 @@ def prove(
     verdict = Verdict(
         subject=_subject(deployment, path, metadata, engine),
         structure=[
-            *check_structure(model, metadata, folded, family.derived_prefixes, family.derives),
+            *check_structure(model, metadata, folded, fresh.of_images(deployment, options, images[0][1])),
             *provenance(
                 deployment,
                 metadata,

@@ -167,17 +167,20 @@ def open_graph(deployment: Deployment, path: str) -> tuple[Any, Metadata]:
 def structure_of(deployment: Deployment, files: Mapping[str, tuple[Any, Metadata]]) -> list[Check]:
     """Return level 1 of every file, each check with the name of its graph."""
     from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.verify import fresh
     from mmdeploy_ext.verify.provenance import provenance
     from mmdeploy_ext.verify.structure import check_structure
 
     weights, checks = deployment.family.exported_weights(deployment.model), []
     rounded = half.with_half_weights(weights)
     options = SequenceOptions.from_json(next(iter(files.values()))[1].options)
-    contracts = {graph.name: graph.spec for graph in deployment.family.graphs(deployment.model, options)}
+    graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
     for model, metadata in files.values():
         known = rounded if metadata.options.get('precision') == 'fp16' else weights
-        found = check_structure(model, metadata, known, deployment.family.derived_prefixes)
-        found += provenance(deployment, metadata, deployment.rule, contracts.get(metadata.form))
+        graph = graphs.get(metadata.form)
+        derived = fresh.of_graph(deployment.family, options, graph)
+        found = check_structure(model, metadata, known, derived)
+        found += provenance(deployment, metadata, deployment.rule, graph.spec if graph else None)
         checks += [dataclasses.replace(check, name=f'{metadata.form}: {check.name}') for check in found]
     return checks
 

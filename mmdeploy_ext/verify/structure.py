@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,23 +10,20 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.precision import written_precision
 from mmdeploy_ext.verify.verdict import Check
+from mmdeploy_ext.verify.weights import Derived, check_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
     from mmdeploy_ext.metadata import Metadata
-    from mmdeploy_ext.spec import GraphSpec
-
-DERIVED_ELEMENTS = 64
-"""Constants of zeros or ones up to this size are helpers of normalisation layers, identities are poses."""
+    from mmdeploy_ext.spec import GraphSpec, TensorSpec
 
 
 def check_structure(
     model: onnx.ModelProto,
     metadata: Metadata,
     weights: Mapping[str, np.ndarray],
-    derived: Iterable[str] = (),
-    derives: Callable[[np.ndarray], bool] = lambda array: False,
+    derived: Derived | None = None,
 ) -> list[Check]:
     """Run all checks of level 1.
 
@@ -35,8 +31,7 @@ def check_structure(
         model: the file.
         metadata: what it says about itself.
         weights: name -> array of the model that was exported (batch normalisation folded).
-        derived: prefixes of constants that the family computes.
-        derives: tells by its value whether a constant is one that the family computes.
+        derived: what the family says of constants that are in no checkpoint.
     """
     return [
         _checker(model),
@@ -45,7 +40,7 @@ def check_structure(
         _precision(model, metadata.options.get('precision') or 'fp32'),
         *_names(model, metadata.spec),
         _inputs_used(model, metadata.spec),
-        _initializers(model, metadata.spec, weights, tuple(derived), derives),
+        check_weights(model, weights, derived or Derived()),
     ]
 
 
@@ -95,8 +90,37 @@ def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
         ]
         if len(found) != len(expected):
             differing.append(f'got {len(found)}, expected {len(expected)}')
-        checks.append(Check(f'{title} equal the spec', found == expected, '; '.join(differing)[:300]))
+        if title == 'inputs':
+            differing += _differing_defaults(model, tensors)
+        checks.append(Check(f'{title} equal the spec', not differing, '; '.join(differing)[:300]))
     return checks
+
+
+def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:
+    """Return how the values that optional inputs have when nobody feeds them differ from the spec."""
+    written = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    differing = []
+    for tensor in inputs:
+        array = written.get(tensor.name)
+        wanted = 'none' if tensor.default is None else f'{tensor.default:g}'
+        if array is None and tensor.default is not None:
+            differing.append(f'{tensor.name} has no default, expected {wanted}')
+        elif array is not None and not _is_default(array, tensor):
+            differing.append(f'{tensor.name} has the default {_values(array)}, expected {wanted}')
+    return differing
+
+
+def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
+    if tensor.default is None or array.ndim != len(tensor.axes) or not array.size:
+        return False
+    sizes = zip(array.shape, tensor.axes, strict=True)
+    shape = tuple(size if isinstance(axis, str) else axis for size, axis in sizes)
+    return array.dtype == np.dtype(tensor.dtype) and np.array_equal(array, np.full(shape, tensor.default))
+
+
+def _values(array: np.ndarray) -> str:
+    values = sorted({*array.flatten().tolist()})
+    return f'{", ".join(map(str, values[:3]))} {array.dtype}{list(array.shape)}'
 
 
 def _inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
@@ -112,79 +136,3 @@ def _inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
     return Check(
         'every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else ''
     )
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _plain(array: np.ndarray, any_size: bool = False) -> bool:
-    """Return whether a small constant can be no weight: one number, all zeros or ones, the identity."""
-    plain = bool((array == 0).all() or (array == 1).all())
-    plain |= array.ndim == 2 and np.array_equal(array, np.eye(*array.shape))
-    return array.size <= 1 or ((any_size or array.size <= DERIVED_ELEMENTS) and plain)
-
-
-def _read_only_by(model: onnx.ModelProto, kind: str) -> set[str]:
-    """Return the values that nodes of one type read and no other node does."""
-    readers = {True: set(), False: set()}
-    for node in model.graph.node:
-        readers[node.op_type == kind].update(node.input)
-    return readers[True] - readers[False]
-
-
-def _initializers(
-    model: onnx.ModelProto,
-    spec: GraphSpec,
-    weights: Mapping[str, np.ndarray],
-    derived: tuple[str, ...],
-    derives: Callable[[np.ndarray], bool] = lambda array: False,
-) -> Check:
-    """Every constant is bit for bit a weight, as stored or transposed, or plainly none.
-
-    A constant that bears the name of a parameter has to be that parameter, whatever its size. Any other one
-    has to be some weight, unless it is listed as derived, a single number, a few zeros or ones, an identity,
-    a scale that only Resize reads, the zeros and ones of a LayerNormalization without parameters, or zeros
-    for the bias that a DeformConv has not.
-    """
-    known = set()
-    resize_only, norm_only, deform_only = (
-        _read_only_by(model, kind) for kind in ('Resize', 'LayerNormalization', 'DeformConv')
-    )
-    for name, array in weights.items():
-        # exporters take the packed projections of nn.MultiheadAttention apart
-        packed = name.endswith(('in_proj_weight', 'in_proj_bias'))
-        for part in (array, *(np.split(array, 3) if packed else ())):
-            known.add(_digest(part))
-            if part.ndim == 2:
-                known.add(_digest(part.T))
-    unknown, matched = [], 0
-    constants = [(value.name, value.name, value) for value in model.graph.initializer]
-    constants += [
-        (node.name or node.output[0], node.output[0], attribute.t)
-        for node in model.graph.node
-        if node.op_type == 'Constant'
-        for attribute in node.attribute
-        if attribute.name == 'value'
-    ]
-    for name, read_as, tensor in constants:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype.kind != 'f' or name in spec.input_names:
-            continue
-        parameter = weights.get(name.rsplit('/', 1)[-1].removeprefix('model.'))
-        if parameter is not None and _digest(parameter) != _digest(array):
-            unknown.append(f'{name} {array.shape}')
-        elif _digest(array) in known:
-            matched += 1
-        elif not (
-            name.startswith(derived or ('\0',))
-            or read_as in resize_only
-            or _plain(array, any_size=read_as in norm_only)
-            or (read_as in deform_only and not array.any())
-            or derives(array)
-        ):
-            unknown.append(f'{name} {array.shape}')
-    detail = f'{matched} found'
-    if unknown:
-        detail = f'{len(unknown)} are not in the checkpoint: {", ".join(unknown[:5])}'
-    return Check('weights come from the checkpoint', not unknown and matched > 0, detail)

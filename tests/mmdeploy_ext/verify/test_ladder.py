@@ -12,7 +12,7 @@ from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import read_json
 from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.preprocess import read_image
-from mmdeploy_ext.verify.ladder import prove
+from mmdeploy_ext.verify.ladder import export_options, prove
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 FORMS = ('full', 'decode', 'raw')
@@ -149,13 +149,14 @@ def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, image
     assert 'atss_cls.weight' in failed[0].detail
 
 
-def test_a_change_of_any_parameter_is_found_by_the_structure_check(deployment, files):
+def test_a_change_of_any_parameter_is_found_by_the_structure_check(deployment, files, images):
     """One constant at a time, from a single number to the largest kernel."""
     from mmdeploy_ext.export import fuse
-    from mmdeploy_ext.verify.structure import _initializers
+    from mmdeploy_ext.verify import fresh
+    from mmdeploy_ext.verify.weights import check_weights
 
     model = onnx.load(files['full'])
-    metadata = read_metadata(files['full'])
+    derived = fresh.of_images(deployment, export_options(read_metadata(files['full'])), images[0][1])
     weights = {name: value.numpy() for name, value in fuse(deployment.model).state_dict().items()}
     parameters = [value for value in model.graph.initializer if value.name.startswith('network/model.')]
     assert len(parameters) > 60
@@ -164,10 +165,10 @@ def test_a_change_of_any_parameter_is_found_by_the_structure_check(deployment, f
         array = numpy_helper.to_array(value)
         kept = value.SerializeToString()
         value.CopyFrom(numpy_helper.from_array((array * 1.05 + 1e-3).astype(array.dtype), value.name))
-        check = _initializers(model, metadata.spec, weights, deployment.family.derived_prefixes)
+        check = check_weights(model, weights, derived)
         assert not check.passed and value.name in check.detail
         value.ParseFromString(kept)
-    assert _initializers(model, metadata.spec, weights, deployment.family.derived_prefixes).passed
+    assert check_weights(model, weights, derived).passed
 
 
 @pytest.mark.parametrize(

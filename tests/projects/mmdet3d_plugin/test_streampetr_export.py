@@ -19,6 +19,7 @@ from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
 from mmdeploy_ext.runtime.streampetr_state import to_local
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.verify import fresh
 from mmdeploy_ext.verify.structure import check_structure
 from projects.mmdet3d_plugin.streampetr import spec
 
@@ -47,7 +48,11 @@ def failed_checks(path):
     """Return what level 1 of the proof finds wrong with a file."""
     family, model = deployed.deployment().family, deployed.deployment().model
     weights = {name: value.numpy() for name, value in fuse(model).state_dict().items()}
-    checks = check_structure(onnx.load(path), read_metadata(path), weights, family.derived_prefixes)
+    metadata = read_metadata(path)
+    options = SequenceOptions.from_json(metadata.options)
+    graphs = {graph.name: graph for graph in family.graphs(model, options)}
+    derived = fresh.of_graph(family, options, graphs[metadata.form])
+    checks = check_structure(onnx.load(path), metadata, weights, derived)
     return [check for check in checks if not check.passed]
 
 

@@ -11,10 +11,12 @@ from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.export import fuse
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.verify import fresh
 from mmdeploy_ext.verify.compare import without_ties
-from mmdeploy_ext.verify.ladder import prove
+from mmdeploy_ext.verify.ladder import export_options, prove
 from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.tasks.mask import match_detections
+from mmdeploy_ext.verify.weights import Derived
 from projects.mmdet_plugin.solo.wrapper import is_coordinates
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 
@@ -150,7 +152,7 @@ def test_folded_coordinates_of_the_dynamo_exporter_are_told_by_their_values(mode
     family = deployment.family
 
     def from_the_checkpoint():
-        checks = check_structure(model, metadata, weights, family.derived_prefixes, family.derives)
+        checks = check_structure(model, metadata, weights, Derived(family.derived_prefixes, family.derives))
         assert all(check.passed for check in checks[:-1]), checks
         return checks[-1]
 
@@ -176,12 +178,13 @@ def test_a_fixed_file_of_the_dynamo_exporter_is_proven(models, files, name):
 
 def test_a_change_of_the_mask_convolutions_is_found_though_they_run_in_the_post_processing(models, files):
     deployment, path = models('solo'), files('solo', form='full', dynamic=True)
-    model, family = onnx.load(path), deployment.family
+    model = onnx.load(path)
     weights = {key: value.numpy() for key, value in fuse(deployment.model).state_dict().items()}
 
     def from_the_checkpoint():
-        known = read_metadata(path), weights, family.derived_prefixes, family.derives
-        return check_structure(model, *known)[-1]
+        metadata = read_metadata(path)
+        derived = fresh.of_images(deployment, export_options(metadata), picture(0))
+        return check_structure(model, metadata, weights, derived)[-1]
 
     assert from_the_checkpoint().passed, from_the_checkpoint().detail
     weight = next(value for value in model.graph.initializer if value.name == 'postprocess/convs.0.weight')
