@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.quantize.calibrators import calibrator
     from mmdeploy_ext.quantize.cameras import calibration_set
-    from mmdeploy_ext.quantize.dense import finished, layers_in_int8
+    from mmdeploy_ext.quantize.dense import check_weights, finished, layers_in_int8
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
@@ -197,6 +197,7 @@ def run(args: argparse.Namespace) -> int:
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
     images = calibration_set(metadata, args.calibrate, args.data_root, args.images)
     graph = DenseGraph(model, target.model)
+    check_weights(graph, target.model)
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
     with after_weights():
         quantiser, ranker = _quantisers(args, graph, images)
@@ -219,6 +220,8 @@ def _check_reports(args: argparse.Namespace, target: Target) -> None:
 
     from mmdeploy_ext.files import check_writable
 
+    if target.output.resolve() == Path(args.calibrate).resolve():
+        raise UsageError(f'--output {target.output}: is the file of --calibrate; give another name')
     files = {path.resolve(): 'the input' for path in (target.model, *target.beside, Path(args.calibrate))}
     files |= {(target.output.parent / path.name).resolve(): 'the output' for path in target.beside}
     files[target.output.resolve()] = 'the output'

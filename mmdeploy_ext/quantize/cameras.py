@@ -121,7 +121,7 @@ def _names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[s
     found = [cameras[name].get('data_path') for name in wanted if isinstance(cameras.get(name), dict)]
     if len(found) != rule.num_cameras or not all(isinstance(name, str) for name in found):
         raise DataError(
-            f'{source}: an info has the cameras {sorted(cameras)}; expected data_path of '
+            f'{source}: an info has the cameras {sorted(map(str, cameras))}; expected data_path of '
             f'{", ".join(rule.cameras) or f"{rule.num_cameras} cameras"}'
         )
     return found

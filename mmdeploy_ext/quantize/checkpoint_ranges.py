@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.convert.distinct import check_distinct
+from mmdeploy_ext.errors import CheckpointError, UsageError
 from mmdeploy_ext.quantize.ranges import NodeRange, quantised, weight_norm
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 def node_ranges(graph: SparseGraph, amax: Mapping[str, Any], source: str) -> dict[str, NodeRange]:
     """Return node name -> ranges; see `Ranges.from_amax`."""
+    try:
+        check_distinct((key, _quantiser_path(key)) for key in amax)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from error
     plain = {_quantiser_path(key): value for key, value in amax.items()}
     nodes = {}
     for node in quantised(graph):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.errors import ExportError, InferenceError
+from mmdeploy_ext.errors import ExportError, InferenceError, Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph import types
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
@@ -31,6 +31,8 @@ OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool
 INFERRED = ('onnx.infer', 'onnxruntime.quant')
 """Entry by which the quantiser knows that a model has its types; without it, it infers them every time."""
 MINMAX = 'minmax'
+SHOWN = 10
+"""Layers that a refusal names."""
 METHODS = (MINMAX, 'percentile', 'mse')
 
 
@@ -207,7 +209,7 @@ def _minmax(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feeds, None)
 
-    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder, _quiet(), _explained(folder):
         source = Path(folder) / 'network.onnx'
         copy = onnx.ModelProto()
         copy.CopyFrom(model)  # saving moves the weights out of what is saved
@@ -218,6 +220,49 @@ def _minmax(
         collector.collect_data(Reader())
         found = collector.compute_data().data
     return {name: (np.asarray(data.lowest), np.asarray(data.highest)) for name, data in found.items()}
+
+
+@contextlib.contextmanager
+def _explained(folder: str) -> Iterator[None]:
+    """Turn what ONNX Runtime and a full disk raise while ranges are measured into errors of this project."""
+    try:
+        yield
+    except Mm2OnnxError:
+        raise
+    except OSError as error:
+        raise Mm2OnnxError(
+            f'{folder}: the temporary copy of the network could not be written ({error.strerror or error}); '
+            f'free some space, or name a folder with more in TMPDIR'
+        ) from error
+    except Exception as error:
+        if not type(error).__module__.startswith('onnxruntime'):
+            raise
+        raise InferenceError(f'ONNX Runtime cannot run the network to measure ranges: {error}') from error
+
+
+def check_weights(graph: DenseGraph, path: object) -> None:
+    """Refuse a float model whose layers have NaN or infinite weights or biases: it has no outputs to keep.
+
+    Args:
+        graph: of the model.
+        path: of it, for the message.
+
+    Raises:
+        ModelFileError: names the layers and how many values.
+    """
+    nodes = {node.name: node for node in graph.network.graph.node}
+    broken = []
+    for layer in graph.layers:
+        names = {name for node in layer.nodes for name in nodes[node].input if name in graph.index.constants}
+        values = [onnx.numpy_helper.to_array(graph.index.constants[name]) for name in sorted(names)]
+        count = sum(int((~np.isfinite(array)).sum()) for array in values if array.dtype.kind == 'f')
+        if count:
+            broken.append(f'{layer.name}: {count} of {sum(array.size for array in values)}')
+    if broken:
+        raise ModelFileError(
+            f'{path}: weights that are not finite in {len(broken)} layers ({"; ".join(broken[:SHOWN])}); the '
+            f'training diverged or the file is damaged: export another checkpoint'
+        )
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import ExportError
+import numpy as np
+
+from mmdeploy_ext.errors import ExportError, InferenceError
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.difference import Difference
@@ -19,7 +21,6 @@ from mmdeploy_ext.quantize.openvino_run import OpenVinoRunner
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy as np
     import onnx
 
     from mmdeploy_ext.quantize.dense import DenseQuantiser
@@ -97,6 +98,9 @@ class Probe:
         batches: input name -> array.
         threads: within an operator; 0 leaves the choice to the engine.
         engine: 'onnxruntime' or 'openvino'; runs all networks.
+
+    Raises:
+        InferenceError: an output of the float network is not finite, so that nothing can be compared with it.
     """
 
     def __init__(
@@ -113,6 +117,12 @@ class Probe:
         self._feeds = [{name: batch[name] for name in needed} for batch in batches]
         runner = self._runner(graph.network)
         self._references = [runner.run(feeds) for feeds in self._feeds]
+        for name, tensors in self._last.items():
+            if not all(np.isfinite(found[tensor]).all() for found in self._references for tensor in tensors):
+                raise InferenceError(
+                    f'{name}: gives values that are not finite in float32 already, on the images of '
+                    f'--calibrate; INT8 keeps no such outputs: check the checkpoint and the images'
+                )
 
     def _runner(self, network: onnx.ModelProto) -> Runner | OpenVinoRunner:
         if self._engine == 'openvino':

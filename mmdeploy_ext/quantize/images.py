@@ -83,7 +83,8 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
         return list_images([source])
     content = read_json(source)
     entries = content.get('images') if isinstance(content, dict) else None
-    names = [entry.get('file_name') for entry in entries or () if isinstance(entry, dict)]
+    entries = entries if isinstance(entries, list) else ()
+    names = [entry.get('file_name') for entry in entries if isinstance(entry, dict)]
     if not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{source}: lists no images; expected annotations in COCO's format")
     folder = _folder(source, names[0], root)

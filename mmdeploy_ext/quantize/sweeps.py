@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.errors import DataError, Mm2OnnxError
 from mmdeploy_ext.quantize.dataset_files import find_file
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
@@ -125,7 +125,19 @@ class Sweeps:
             elif isinstance(item, Path):
                 yield self.voxelise(np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)]))
             else:
-                yield self.voxelise(self._merged(item))
+                yield self.voxelise(self._points(item))
+
+    def _points(self, info: Mapping[str, Any]) -> np.ndarray:
+        """Return the points of an info; what it lacks, or has of another kind, is an error that names it."""
+        try:
+            return self._merged(info)
+        except Mm2OnnxError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError(
+                f'{self.source}: an info does not fit ({type(error).__name__}: {error}); expected what '
+                f"mmdet3d's create_data.py writes, and columns that LoadPointsFromFile loads"
+            ) from error
 
     def _merged(self, info: Mapping[str, Any]) -> np.ndarray:
         points = self._load(self._find(_path_of(info, self.source)))

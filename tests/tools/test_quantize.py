@@ -191,6 +191,7 @@ def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
     onnx.save(model, bare)
     (tmp_path / 'torn.onnx').write_bytes(DEMO.read_bytes()[:1000])
     copy = shutil.copy(DEMO, tmp_path / 'copy.onnx')
+    picture = shutil.copy(PICTURE, tmp_path / 'picture.jpg')
     (tmp_path / 'file').write_text('')
     cases = {
         'no image in this folder': [DEMO, '--calibrate', tmp_path / 'empty'],
@@ -217,6 +218,7 @@ def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
         'percentile 101': [DEMO, '--calibrate', images, '--method', 'percentile', '--percentile', 101],
         '--percentile 99 goes with --method': [DEMO, '--calibrate', images, '--percentile', 99],
         '--draw shows what': [DEMO, '--calibrate', images, '--draw', tmp_path / 'x.png'],
+        'is the file of --calibrate': [DEMO, '--calibrate', picture, '--output', picture],
         'copy.onnx': [copy, '--calibrate', images, '--output', copy],
     }
     for message, arguments in cases.items():
@@ -245,6 +247,18 @@ def test_it_runs_where_torch_and_mmcv_are_missing(data, tmp_path):
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert output.exists()
+
+
+def test_an_operator_that_onnx_runtime_does_not_have_is_one_line_and_no_file(tmp_path, capsys):
+    model = onnx.load(DEMO)
+    node = onnx.helper.make_node('Mystery', [model.graph.input[0].name], ['seen'], 'mystery', domain='own')
+    model.graph.node[0].input[0] = 'seen'
+    model.graph.node.insert(0, node)
+    model.opset_import.append(onnx.helper.make_opsetid('own', 1))
+    onnx.save(model, tmp_path / 'm.onnx')
+    status, line = refused(capsys, tmp_path / 'm.onnx', '--calibrate', PICTURE)
+    assert status == 1 and 'ONNX Runtime cannot run the network to measure ranges: ' in line
+    assert 'Mystery' in line and [path.name for path in tmp_path.iterdir()] == ['m.onnx']
 
 
 def test_an_unreadable_image_is_named_and_nothing_is_written(tmp_path, capsys):

@@ -42,7 +42,7 @@ def test_annotations_with_one_image_missing_name_it(coco, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'content', ['[]', '{"images": []}', '{"images": [{"id": 1}]}', '{"annotations": []}']
+    'content', ['[]', '{"images": []}', '{"images": [{"id": 1}]}', '{"annotations": []}', '{"images": 3}']
 )
 def test_json_that_lists_no_images_is_refused(tmp_path, content):
     (tmp_path / 'x.json').write_text(content)

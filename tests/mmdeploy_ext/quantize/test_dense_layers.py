@@ -1,14 +1,16 @@
 """Layers of a dense graph, and INT8 of some of them: small graphs with every case, against float32."""
 
+import resource
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.apps.quantize_app import int8_layers
-from mmdeploy_ext.errors import InferenceError, ModelFileError, UsageError
+from mmdeploy_ext.errors import InferenceError, Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.quantize.dense import DenseQuantiser
+from mmdeploy_ext.quantize.dense import DenseQuantiser, check_weights
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.dense_sensitivity import Probe, exclude, rank
 
@@ -275,3 +277,43 @@ def test_values_that_are_not_finite_are_named():
     made.calibrate(broken)
     with pytest.raises(InferenceError, match=r"'input' of node .*stem.* is not finite on the"):
         made.network(['net/stem'])
+
+
+def changed(name, change):
+    """Return the model with one initializer changed."""
+    model = residual_model()
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    change(values)
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    return model
+
+
+def test_weights_that_are_not_finite_are_refused_by_layer_before_anything_runs():
+    graph = DenseGraph(residual_model())
+    check_weights(graph, 'm.onnx')
+    stem = graph.layers[0]
+
+    def spoil(values):
+        values.reshape(-1)[:2] = np.nan, np.inf
+
+    with pytest.raises(ModelFileError, match=rf'm\.onnx: .* in 1 layers \({stem.name}: 2 of \d+\)'):
+        check_weights(DenseGraph(changed(stem.weight, spoil)), 'm.onnx')
+
+
+def test_a_float_network_without_finite_outputs_is_compared_with_nothing():
+    graph = DenseGraph(residual_model())
+    broken = batches(1)
+    broken[0]['input'][:] = np.inf
+    with pytest.raises(InferenceError, match='head/last: gives values that are not finite in float32'):
+        Probe(graph, broken)
+
+
+def test_a_full_disk_for_temporary_files_says_which_folder_and_what_to_do():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(Mm2OnnxError, match=r'mm2onnx-\w+: the temporary copy .*File too large.*TMPDIR'):
+            quantiser(residual_model())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -181,6 +181,8 @@ def test_ranges_come_from_a_quantised_checkpoint(graph):
     ranges.check(graph)
     assert ranges.input_amax('add0') == 4
     np.testing.assert_array_equal(ranges.weight_amax('conv3'), np.full(16, 0.25, np.float32))
+    with pytest.raises(UsageError, match=r'ptq\.pth: conv_input\.0\._input_quantizer and .* both become'):
+        Ranges.from_amax(graph, {**amax, 'conv_input.0.input_quantizer._amax': 1.0}, 'ptq.pth')
     del amax['conv_input.0._input_quantizer']
     assert Ranges.from_amax(graph, amax).complete(graph) == ['conv0.input_amax']
     amax['block.0.conv1._weight_quantizer'] = amax.pop('block.0.conv1._weight_quantizer._amax').reshape(-1)[

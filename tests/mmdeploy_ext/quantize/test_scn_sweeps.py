@@ -1,5 +1,6 @@
 """Sweeps for calibration: folders and infos, against mmdet3d's own loading; what is refused."""
 
+import dataclasses
 import json
 import pickle
 
@@ -233,6 +234,23 @@ def test_infos_whose_sweeps_are_elsewhere_name_the_option(tmp_path):
     ):
         list(Sweeps(path, keep, RULE))
     assert len(list(Sweeps(path, keep, RULE, root=tmp_path / 'data'))) == 1
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda info: info.pop('timestamp'),
+        lambda info: info.update(sweeps=3),
+        lambda info: info['sweeps'][0].pop('data_path'),
+        lambda info: info['sweeps'][0].update(sensor2lidar_rotation=[1, 2]),
+    ],
+)
+def test_an_info_with_a_part_missing_or_of_another_kind_is_refused(change, tmp_path):
+    infos = infos_of(tmp_path, 1)
+    change(infos[0])
+    rule = dataclasses.replace(RULE, past=2)
+    with pytest.raises(DataError, match=r'infos\.pkl: an info does not fit \('):
+        list(Sweeps(dump(tmp_path, infos), keep, rule))
 
 
 def test_infos_without_a_path_are_refused(tmp_path):
