@@ -52,7 +52,7 @@ def convert(source: Source, cfg: Any) -> Converted:
 
     Raises:
         CheckpointError: a key or shape that the model does not account for, or another number of classes.
-        ConfigError: the config of another model.
+        ConfigError: the config of another model, or one that cannot be built.
     """
     kind = (cfg.get('model') or {}).get('type')
     if kind != 'RTDETR':

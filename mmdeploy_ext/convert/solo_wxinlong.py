@@ -93,7 +93,7 @@ def model_tensors(cfg: Any) -> dict[str, torch.Tensor]:
     """Return the state dict of the config's model, without giving it memory.
 
     Raises:
-        CheckpointError: mmdet cannot build the model.
+        ConfigError: the model cannot be built.
     """
     from mmdet.models import build_detector
 
@@ -103,7 +103,7 @@ def model_tensors(cfg: Any) -> dict[str, torch.Tensor]:
         with torch.device('meta'):
             built = build_detector(model)
     except Exception as error:
-        raise CheckpointError(f'{cfg.filename}: the model cannot be built ({error})') from error
+        raise ConfigError(f'{cfg.filename}: the model cannot be built ({error})') from error
     return built.state_dict()
 
 

@@ -123,6 +123,12 @@ def test_a_config_in_the_checkpoint_whose_grids_cannot_be_read_says_nothing(grid
     assert run_tool('solo', *inputs['solo']) == 0
 
 
+def test_a_model_that_cannot_be_built_is_a_mistake_of_the_config_not_of_the_checkpoint(inputs, refuses):
+    option = ['--cfg-options', 'model.decoder.num_classes=x']
+    said = refuses('rtdetr', *inputs['rtdetr'], *option)
+    assert said.startswith(f'error: {RTDETR}: the model cannot be built (')
+
+
 # ---- writing
 
 
