@@ -45,7 +45,8 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     ):
         if wrong.any():
             image, row = (int(place) for place in np.argwhere(wrong)[0])
-            rows.append(failed_row('labels', f'{title}: image {image}, row {row}: {labels[image, row]}', labels))
+            reason = f'{title}: image {image}, row {row}: {labels[image, row]}'
+            rows.append(failed_row('labels', reason, labels))
     return rows
 
 

@@ -24,7 +24,7 @@ from mmdeploy_ext.spec import DEFAULT_RTOL
 from mmdeploy_ext.verify import fresh, full_form, half
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
-from mmdeploy_ext.verify.provenance import normalisation_notes, provenance
+from mmdeploy_ext.verify.provenance import normalisation_notes, override_notes, provenance
 from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.tasks import task_module
 from mmdeploy_ext.verify.verdict import Case, DetectionRow, PicturePair, TensorRow, Verdict
@@ -42,7 +42,7 @@ TIMED_RUNS = 5
 LOW_ALONE = 0.005
 """Results below the score threshold of level 3 that may be without a partner, of all of them in a proof."""
 LOW_ALONE_LEAST = 2
-"""As many may always: one that the other side has just below its own threshold, or behind its cut, on each."""
+"""As many may always: one on each side that the other has just below its threshold, or behind its cut."""
 TIMED_S = 3.0
 """Two runs at least; no more once they took this long: the figures are a hint, `benchmark.py` measures."""
 
@@ -386,10 +386,7 @@ def _judge_whole(verdict: Verdict, deployment: Deployment, metadata: Metadata) -
             f'is more than {100 * LOW_ALONE:g} %'
         )
     verdict.notes += normalisation_notes(deployment)
-    overrides = metadata.options.get('cfg_options')
-    if overrides:
-        listed = ', '.join(f'{key}={value}' for key, value in overrides.items())
-        verdict.notes.append(f'the file was exported with --cfg-options {listed}; PyTorch ran with the same')
+    verdict.notes += override_notes(deployment, metadata)
     if metadata.options.get('score_form') == 'product':
         verdict.notes.append(
             'score_form=product keeps no class scores, so detections are not compared: a threshold on '

@@ -113,3 +113,18 @@ def normalisation_notes(deployment: Deployment) -> list[str]:
         for name in ('mean', 'std')
         if tuple(getattr(deployment.rule, name)) != tuple(getattr(given, name))
     ]
+
+
+def override_notes(deployment: Deployment, metadata: Metadata, files: str = 'the file was') -> list[str]:
+    """Say which overrides of the config a file was exported with, and whether PyTorch ran with the same."""
+    from mmdeploy_ext.deploy import plain_options
+
+    def listed(overrides: Mapping[str, Any]) -> str:
+        return ', '.join(f'{key}={value}' for key, value in overrides.items()) or 'none'
+
+    written = metadata.options.get('cfg_options') or {}
+    here = plain_options(dict(deployment.cfg_options))
+    if not written and not here:
+        return []
+    same = 'the same' if written == here else f'--cfg-options {listed(here)}'
+    return [f'{files} exported with --cfg-options {listed(written)}; PyTorch ran with {same}']

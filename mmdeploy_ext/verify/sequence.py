@@ -18,6 +18,7 @@ from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.spec import GraphSpec
 from mmdeploy_ext.verify import half
+from mmdeploy_ext.verify.provenance import override_notes
 from mmdeploy_ext.verify.sequence_pair import run_modes, run_pair
 from mmdeploy_ext.verify.sequence_run import Bars
 from mmdeploy_ext.verify.sequence_shift import NearOrigin
@@ -103,7 +104,8 @@ def prove_sequence(
             'PyTorch (frame)': steppers[0].median_ms(),
             f'{verdict.subject["engine"]} (frame)': steppers[2].median_ms(),
         }
-    verdict.notes += _notes(rows['free'], bars, metadata[-1], bool(engine.get('round_fp16')))
+    verdict.notes += _notes(rows['free'], bars, bool(engine.get('round_fp16')))
+    verdict.notes += override_notes(deployment, metadata[-1], 'the files were')
     if drive.moved_m:
         verdict.notes.append(
             f'scenes up to {drive.moved_m / 1e3:.1f} km out were moved to the origin of the map: no model '
@@ -236,7 +238,7 @@ def _case(row: SequenceRow, shape: str) -> Case:
     return Case(f'{row.title}, {row.frames} frames', shape, False, row.tensors, (detections,))
 
 
-def _notes(row: SequenceRow, bars: Bars, metadata: Metadata, rounded: bool) -> list[str]:
+def _notes(row: SequenceRow, bars: Bars, rounded: bool) -> list[str]:
     notes = []
     if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
         notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
@@ -249,10 +251,6 @@ def _notes(row: SequenceRow, bars: Bars, metadata: Metadata, rounded: bool) -> l
         )
         if rounded:
             notes.append(half.ROUNDED)
-    overrides = metadata.options.get('cfg_options')
-    if overrides:
-        listed = ', '.join(f'{key}={value}' for key, value in overrides.items())
-        notes.append(f'the files were exported with --cfg-options {listed}; PyTorch ran with the same')
     return notes
 
 

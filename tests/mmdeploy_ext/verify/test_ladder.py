@@ -1,5 +1,6 @@
 """The proof finds out what is wrong with a file, and passes what is right."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from mmdeploy_ext.files import read_json
 from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.verify.ladder import export_options, prove
+from mmdeploy_ext.verify.provenance import override_notes
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 FORMS = ('full', 'decode', 'raw')
@@ -287,6 +289,19 @@ def test_a_file_cannot_loosen_the_tolerances_that_it_is_judged_by(
     assert not verdict.proven
     (failed,) = [one for one in verdict.structure if not one.passed]
     assert failed.name == 'tolerances as the family states them' and detail in failed.detail
+
+
+def test_overrides_of_the_export_are_told_from_those_of_the_proof(deployment, files):
+    metadata = read_metadata(files['full'])
+    written = dataclasses.replace(metadata, options=dict(metadata.options, cfg_options={'a.b': 1}))
+    same, other = (dataclasses.replace(deployment, cfg_options={'a.b': value}) for value in (1, 2))
+    assert override_notes(deployment, metadata) == []
+    assert override_notes(same, written) == [
+        'the file was exported with --cfg-options a.b=1; PyTorch ran with the same'
+    ]
+    assert override_notes(other, written) == [
+        'the file was exported with --cfg-options a.b=1; PyTorch ran with --cfg-options a.b=2'
+    ]
 
 
 def test_another_mean_than_that_of_the_config_is_said(files, tmp_path):
