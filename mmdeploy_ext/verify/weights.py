@@ -60,7 +60,7 @@ def check_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray], der
             TITLE,
             False,
             f'{len(stored)} are stored quantised ({", ".join(stored[:3])}): they are not those of the '
-            f'checkpoint, and what that costs is a matter of metrics (tools/deployment/test.py)',
+            f'checkpoint, so evaluate the file (docs/int8-images.md, "The metric before and after")',
         )
     known = Known(weights)
     found = list(constants(model))
