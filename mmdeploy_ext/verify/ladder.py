@@ -377,14 +377,8 @@ def _judge_whole(verdict: Verdict, deployment: Deployment, metadata: Metadata) -
             'nothing was found in any image, so nothing was matched: use images with objects that '
             'this model finds (--input-img, --test-img, --images), and a trained checkpoint'
         )
-    elif detections and not sum(row.matched for row in detections):
-        verdict.reasons.append('no result was matched in any image')
-    low, alone = (sum(getattr(row, name) for row in detections) for name in ('low', 'low_alone'))
-    if verdict.precision == 'fp32' and alone > max(LOW_ALONE_LEAST, LOW_ALONE * low):
-        verdict.reasons.append(
-            f'{alone} of {low} results below the score threshold have no partner on the other side, which '
-            f'is more than {100 * LOW_ALONE:g} %'
-        )
+    elif all(case.passed for case in verdict.cases):  # otherwise they say more of what is wrong
+        verdict.reasons += _pooled(detections, verdict.precision)
     verdict.notes += normalisation_notes(deployment)
     verdict.notes += override_notes(deployment, metadata)
     if metadata.options.get('score_form') == 'product':
@@ -392,3 +386,16 @@ def _judge_whole(verdict: Verdict, deployment: Deployment, metadata: Metadata) -
             'score_form=product keeps no class scores, so detections are not compared: a threshold on '
             'the product is not the one that get_bboxes applies'
         )
+
+
+def _pooled(detections: Sequence[DetectionRow], precision: str) -> list[str]:
+    """Return why detections fail that pass one by one."""
+    if detections and not sum(row.matched for row in detections):
+        return ['no result was matched in any image']
+    low, alone = (sum(getattr(row, name) for row in detections) for name in ('low', 'low_alone'))
+    if precision != 'fp32' or alone <= max(LOW_ALONE_LEAST, LOW_ALONE * low):
+        return []
+    return [
+        f'{alone} of {low} results below the score threshold have no partner on the other side, which is '
+        f'more than {100 * LOW_ALONE:g} %'
+    ]
