@@ -26,7 +26,7 @@ METADATA = Metadata(
     preprocess=PreprocessRule((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), False, (1333, 800), size=(608, 800)),
     classes=('人', 'car "x"', ''),
     postprocess=dict(score_thr=0.05, base_anchors=[[[-16.0, -16.0, 16.0, 16.0]]]),
-    options=dict(opset=17, dynamic=True),
+    options=dict(opset=17, exporter='torchscript', dynamic=True),
     config='atss.py',
     config_sha256='c' * 64,
     checkpoint_sha256='d' * 64,
