@@ -15,6 +15,8 @@ from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.verify.ladder import prove
 from mmdeploy_ext.verify.table import failure_reasons
 
+PICTURE_SIZE = read_image(toy_atss.PICTURE).shape[:2]
+
 
 @pytest.fixture(scope='module')
 def honest(tmp_path_factory):
@@ -72,6 +74,20 @@ def first_for_all(name):
     return change
 
 
+def frozen(name, value):
+    """An input still reaches the outputs, times zero; what counts is a constant."""
+
+    def change(graph):
+        for node in graph.node:
+            node.input[:] = ['wrong/frozen' if given == name else given for given in node.input]
+        numbers = dict(none=0, kept=value)
+        zero, kept = (constant(graph, f'wrong/{key}', np.int64(one)) for key, one in numbers.items())
+        graph.node.insert(0, helper.make_node('Add', ['wrong/nothing', kept], ['wrong/frozen']))
+        graph.node.insert(0, helper.make_node('Mul', [name, zero], ['wrong/nothing']))
+
+    return change
+
+
 def reversed_rows(*outputs):
     """Results in ascending order of scores."""
 
@@ -120,6 +136,7 @@ WRONG = {
     'RT-DETR, sizes of the first image': ('rtdetr', first_for_all('orig_target_sizes'), 'batch 2'),
     'RT-DETR, reversed': ('rtdetr', reversed_rows('labels', 'boxes', 'scores'), 'scores do not descend'),
     'SOLO, sizes of the first image': ('solo', first_for_all('img_shape'), 'batch 2'),
+    'SOLO, one original size': ('solo', frozen('ori_shape', PICTURE_SIZE), 'masks: got (360, 480) pixels'),
     'SOLO, classes of low scores': ('solo', other_class_below(0.1, 5), 'results below the score threshold'),
     'SOLO, no candidates': ('solo_capped', no_candidates, 'candidates: got [0]'),
 }
