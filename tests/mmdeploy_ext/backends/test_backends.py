@@ -66,8 +66,8 @@ def stages():
 def write(path, contract, dynamic):
     example = dict(input=torch.zeros(1, 3, 8, 12), factor=torch.ones(1, 1))
     model = export.export_stages(stages(), example, contract, ExportOptions(dynamic=dynamic))
-    options = dict(opset=17, exporter='torchscript')
-    facts = dict(postprocess={}, options=options, config='', config_sha256='', checkpoint_sha256='', versions={})
+    facts = dict.fromkeys(('config', 'config_sha256', 'checkpoint_sha256'), '')
+    facts.update(postprocess={}, options=dict(opset=17, exporter='torchscript'), versions={})
     export.save(model, path, Metadata('toy', 'full', contract, PreprocessRule(), (), **facts))
     return str(path)
 
