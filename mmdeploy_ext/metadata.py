@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess_points import VoxelRule
 
 PREFIX = 'mm2onnx.'
+GRAPH_RULES = 2
+"""Number of the rules by which graphs are written; a new one whenever the same model gives another graph.
+
+1: files without a number; batch normalisation folded in float32. 2: folded in float64, see `fold`.
+"""
+LATER = dict(rules='1', edits='[]')
+"""Fields that files of older versions lack -> what they stand for, as JSON."""
 POSITIVE = dict(opset=1, batch=1, height=0, width=0, max_candidates=0)
 """Options that are sizes -> the least that an export has."""
 
@@ -38,6 +45,9 @@ class Metadata:
         config_sha256: hash of the model and test pipeline of the config.
         checkpoint_sha256: hash of the checkpoint file.
         versions: versions of the packages that made the file.
+        rules: number of the graph rules that the file was written by, see `GRAPH_RULES`.
+        edits: commands that changed the graph after the export, in order: each a dict of `command`,
+            `arguments` and the `versions` of packages that did it.
     """
 
     family: str
@@ -51,6 +61,8 @@ class Metadata:
     config_sha256: str
     checkpoint_sha256: str
     versions: dict[str, str]
+    rules: int = GRAPH_RULES
+    edits: tuple[dict[str, Any], ...] = ()
 
     def to_props(self) -> dict[str, str]:
         """Return the `metadata_props` entries: one JSON value per field."""
@@ -70,15 +82,16 @@ class Metadata:
             ModelFileError: the file was not written by mm2onnx, or its metadata was damaged.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in fields if PREFIX + name not in props]
+        missing = [name for name in fields if PREFIX + name not in props and name not in LATER]
         if missing:
             raise ModelFileError(
                 f'{path}: has no mm2onnx metadata ({PREFIX}{missing[0]} is missing); '
                 f'export it with tools/deployment/pytorch2onnx.py'
             )
         try:
-            values = {name: json.loads(props[PREFIX + name]) for name in fields}
+            values = {name: json.loads(props.get(PREFIX + name, LATER.get(name))) for name in fields}
             values.update(
+                edits=tuple(values['edits']),
                 spec=GraphSpec.from_json(values['spec']),
                 classes=tuple(values['classes']),
                 preprocess=_rule_from_json(values['preprocess']),
