@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
 
 
+KEPT_EXPORTS = 4
+"""As many as the graphs of a model."""
+
+
 @dataclasses.dataclass
 class Deployment:
     """A trained model, ready to be exported or compared.
@@ -42,6 +46,7 @@ class Deployment:
         checkpoint_sha256: their hash.
         classes: class names by label.
         rule: how an image becomes the input.
+        exports: the last exports of this model: options, or name of a graph and options -> graph.
     """
 
     cfg: Any
@@ -53,6 +58,14 @@ class Deployment:
     checkpoint_sha256: str
     classes: tuple[str, ...]
     rule: Any
+    exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict)
+
+    def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Keep an export for the proof that may follow, and forget old ones; returns it."""
+        self.exports[key] = model
+        while len(self.exports) > KEPT_EXPORTS:
+            del self.exports[next(iter(self.exports))]
+        return model
 
     @property
     def config_sha256(self) -> str:
@@ -270,7 +283,8 @@ def export_model(
         stage.module.eval().to(device)
     model = export.export_stages(stages, example, metadata.spec, options)
     check_patterns([model], options.keep_fp32)
-    return in_precision(model, metadata.spec, options, family.keep_fp32), metadata
+    model = in_precision(model, metadata.spec, options, family.keep_fp32)
+    return deployment.keep(options, model), metadata
 
 
 def export_to_file(
@@ -287,6 +301,14 @@ def export_to_file(
     return metadata, time.perf_counter() - start
 
 
+def with_normalisation(
+    rule: PreprocessRule, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> PreprocessRule:
+    """Return the config's rule with `--mean` and `--std` where they are given."""
+    given = dict(mean=mean, std=std)
+    return dataclasses.replace(rule, **{name: tuple(value) for name, value in given.items() if value})
+
+
 def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:
     """Return the config's rule with the normalisation that the file was exported with (`--mean`, `--std`)."""
-    return dataclasses.replace(rule, mean=metadata.preprocess.mean, std=metadata.preprocess.std)
+    return with_normalisation(rule, metadata.preprocess.mean, metadata.preprocess.std)

@@ -299,7 +299,7 @@ def versions() -> dict[str, str]:
     import mmdeploy_ext
 
     found: dict[str, Any] = {'mm2onnx': mmdeploy_ext.__version__}
-    for package in ('torch', 'mmcv-full', 'mmdet', 'mmdet3d', 'onnx', 'onnxruntime'):
+    for package in ('torch', 'mmcv-full', 'mmdet', 'mmdet3d', 'onnx', 'onnxruntime', 'onnxslim'):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found

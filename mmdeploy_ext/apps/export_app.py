@@ -102,10 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--exporter', choices=('torchscript', 'dynamo'), default='torchscript', help='default: torchscript'
     )
-    parser.add_argument('--mean', type=float, nargs=3, help='per-channel mean (default: from the config)')
-    parser.add_argument(
-        '--std', type=float, nargs=3, help='per-channel standard deviation (default: from the config)'
-    )
+    shared.add_normalisation_arguments(parser)
     parser.add_argument(
         '--dataset', help='accepted for old command lines; class names come from the checkpoint or the config'
     )
@@ -149,8 +146,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         raise UsageError(
             f'--max-candidates {args.max_candidates}: expected a positive number; leave it out for all'
         )
-    if args.std and min(args.std) <= 0:
-        raise UsageError(f'--std {" ".join(map(str, args.std))}: expected three positive numbers')
+    shared.check_normalisation(args)
     height, width = shared.parse_shape(args.shape)
     return ExportOptions(
         form=form,
@@ -228,13 +224,9 @@ def export_and_prove(
     Returns:
         The exit status.
     """
-    import dataclasses
-
     from mmdeploy_ext import deploy
 
-    for name in ('mean', 'std'):
-        if getattr(args, name):
-            deployment.rule = dataclasses.replace(deployment.rule, **{name: tuple(getattr(args, name))})
+    deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = deploy.prepare_fixed(deployment.rule, images[0][1], options.height, options.width)
     metadata, seconds = deploy.export_to_file(deployment, options, [traced], args.output_file)

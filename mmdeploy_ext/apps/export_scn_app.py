@@ -124,6 +124,11 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
         '--verify-only', action='store_true', help='prove OUTPUT_FILE as it is there, write nothing'
     )
     group.add_argument(
+        '--edited',
+        action='store_true',
+        help='with --verify-only: the file was edited on purpose, inputs alone decide about its graph',
+    )
+    group.add_argument(
         '--input',
         nargs='+',
         default=[],
@@ -219,6 +224,8 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError('--verify and --verify-only: give one of them')
     if args.verify_only and not args.output_file:
         raise UsageError('--verify-only: give the file by --output-file')
+    if args.edited and not args.verify_only:
+        raise UsageError('--edited: goes with --verify-only')
     for name in ('report', 'json', 'input', 'node_list'):
         if getattr(args, name) and not (args.verify or args.verify_only):
             raise UsageError(f'--{name.replace("_", "-")}: goes with --verify or --verify-only')
@@ -314,13 +321,16 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
 
 def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
     """Prove a file that was made earlier; its metadata says with which options."""
+    from mmdeploy_ext.config import load_config
     from mmdeploy_ext.sparse import deploy
     from mmdeploy_ext.sparse.contract import load_model
+    from mmdeploy_ext.verify.provenance import missing_overrides
     from mmdeploy_ext.verify.sparse_proof import file_options, stored_fact
 
     model = load_model(args.output_file)
     file_options(model, args.output_file)
     written = stored_fact(model, args.output_file, 'options').get('cfg_options', {})
+    written = missing_overrides(load_config(args.config, cfg_options), written)
     sweeps: list[VoxelSet] = []
 
     def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
@@ -365,6 +375,7 @@ def _prove(
         max_voxels=args.max_voxels,
         node_list=args.node_list or '',
         threads=args.threads,
+        edited=args.edited,
     )
     if args.json:
         write_json(args.json, verdict.to_json())
@@ -376,7 +387,7 @@ def _prove(
     print_verdict(verdict, cli.stdout())
     if page:
         print(page)
-    return 0 if verdict.proven else 1
+    return 0 if verdict.passed else 1
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.errors import ModelFileError, UsageError
@@ -63,6 +64,27 @@ def add_model_arguments(parser: argparse.ArgumentParser, device: str = 'cpu') ->
     parser.add_argument(
         '--device', default=device, help=f"where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: {device})"
     )
+
+
+def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --mean and --std."""
+    parser.add_argument('--mean', type=float, nargs=3, help='per-channel mean (default: from the config)')
+    parser.add_argument(
+        '--std', type=float, nargs=3, help='per-channel standard deviation (default: from the config)'
+    )
+
+
+def check_normalisation(args: argparse.Namespace) -> None:
+    """Refuse --mean and --std that no picture can be normalised with.
+
+    Raises:
+        UsageError: not finite, or a standard deviation that is not positive.
+    """
+    for name in ('mean', 'std'):
+        given = getattr(args, name)
+        if given and not all(math.isfinite(value) and (value > 0 or name == 'mean') for value in given):
+            kind = 'finite' if name == 'mean' else 'positive'
+            raise UsageError(f'--{name} {" ".join(map(str, given))}: expected three {kind} numbers')
 
 
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:

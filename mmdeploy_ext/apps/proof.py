@@ -50,8 +50,18 @@ def run_proof(
     args: argparse.Namespace,
     engine: dict[str, Any],
     metrics: Iterable[Any] = (),
+    **claims: Any,
 ) -> int:
     """Prove `path`, write JSON and report, print the table.
+
+    Args:
+        deployment: the config and checkpoint.
+        path: the file.
+        images: (title, BGR picture); the first is the traced one.
+        args: of the command line.
+        engine: options of `build_backend`.
+        metrics: rows of level 5.
+        claims: `edited` and `asked` of `ladder.prove`.
 
     Returns:
         0 proven (float16: within its bars), 1 not.
@@ -59,7 +69,7 @@ def run_proof(
     from mmdeploy_ext.verify.ladder import prove
     from mmdeploy_ext.verify.table import print_verdict
 
-    verdict, pictures = prove(deployment, path, images, **engine)
+    verdict, pictures = prove(deployment, path, images, **engine, **claims)
     verdict.metrics.extend(metrics)
     written = write_proof(verdict, pictures, deployment, args)
     print_verdict(verdict, cli.stdout())

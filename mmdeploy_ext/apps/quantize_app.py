@@ -185,6 +185,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.quantize.cameras import calibration_set
     from mmdeploy_ext.quantize.dense import check_weights, finished, layers_in_int8
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
+    from mmdeploy_ext.quantize.dense_repeat import record
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
 
@@ -208,7 +209,9 @@ def run(args: argparse.Namespace) -> int:
         network = quantiser.network(layers)
         layers = layers_in_int8(graph, network, layers)
         facts = quantize_report.facts(args, metadata, graph, layers, images)
-        target.save(finished(graph, network, facts))
+        result = finished(graph, network, facts)
+        record(result, quantiser, layers)
+        target.save(result)
         found = quantize_report.measure(args, target, probe, network, images)
         quantize_report.show(args, target, facts, found, ranked, exclusion)
     return 1 if exclusion and not exclusion.reached else 0

@@ -78,11 +78,12 @@ def run_export(
         return prove(deployment, paths, frames, args, engine)
 
 
-def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
+def run_verify(args: argparse.Namespace, engine: dict[str, Any], cfg: Any) -> int:
     """Prove files of a model of frames that were exported earlier."""
     from mmdeploy_ext import deploy, evaluation
     from mmdeploy_ext.graph.files import load
     from mmdeploy_ext.sequence.files import read_files
+    from mmdeploy_ext.verify.provenance import missing_overrides
 
     if args.images:
         raise UsageError('--images: streaming models are proven on frames; use --frames N')
@@ -90,7 +91,7 @@ def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
     files = read_files(args.onnx_file)
     for path in files.paths:
         load(path)  # damaged ones are refused before the weights load
-    written = files.metadata.options.get('cfg_options', {})
+    written = missing_overrides(cfg, files.metadata.options.get('cfg_options', {}))
     cfg_options = {**written, **shared.parse_cfg_options(args.cfg_options)}
 
     def check(cfg: Any, family: Any, model: object) -> None:
@@ -104,7 +105,7 @@ def run_verify(args: argparse.Namespace, engine: dict[str, Any]) -> int:
         metrics = []
         if args.eval:
             metrics = compare_metrics(deployment, files.paths, args.eval, engine)
-        return prove(deployment, files.paths, frames, args, engine, metrics)
+        return prove(deployment, files.paths, frames, args, engine, metrics, args.edited)
 
 
 def number_of_frames(args: argparse.Namespace) -> int:
@@ -171,6 +172,7 @@ def prove(
     args: argparse.Namespace,
     engine: dict[str, Any],
     metrics: Iterable[Any] = (),
+    edited: bool = False,
 ) -> int:
     """Prove `paths`, write JSON and report, print the table.
 
@@ -183,7 +185,7 @@ def prove(
 
     frames, title = proof_frames(deployment, count)
     prove_all = prove_sequence if deployment.family.memory else prove_sweeps
-    verdict, pictures = prove_all(deployment, paths, frames, engine)
+    verdict, pictures = prove_all(deployment, paths, frames, engine, edited=edited)
     verdict.notes.append(f'frames: {title}')
     verdict.metrics.extend(metrics)
     written = proof.write_proof(verdict, pictures, deployment, args)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.family import Family
 
 
+IMAGE_ASKED = ('mean', 'std', 'postprocess', 'opset_version', 'max_candidates')
+"""Options of single pictures alone."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
@@ -33,11 +37,38 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox'
     )
+    parser.add_argument(
+        '--edited',
+        action='store_true',
+        help='the file was edited on purpose: inputs alone decide, its graph is not compared with a fresh export',
+    )
+    _add_asked(parser)
     add_frames_argument(parser)
     shared.add_engine_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
     return parser
+
+
+def _add_asked(parser: argparse.ArgumentParser) -> None:
+    """Add what the export was asked for; the config says what is not given here."""
+    group = parser.add_argument_group(
+        'what the export was asked for', 'as at the export; a file that says something else is not proven'
+    )
+    shared.add_normalisation_arguments(group)
+    group.add_argument(
+        '--postprocess', metavar='FORM', help='full, decode or raw (default: what the file says)'
+    )
+    group.add_argument('--opset-version', type=int, metavar='N', help='opset (default: what the file says)')
+    group.add_argument(
+        '--max-candidates', type=int, metavar='K', help='candidates, 0 for all (default: what the file says)'
+    )
+
+
+def asked_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the export that were given on the command line."""
+    given = dict(form=args.postprocess, opset=args.opset_version, max_candidates=args.max_candidates)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
@@ -53,20 +84,24 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.graph import files
     from mmdeploy_ext.metadata import read_metadata
     from mmdeploy_ext.sequence.family import SequenceFamily
+    from mmdeploy_ext.verify.provenance import missing_overrides
 
+    shared.check_normalisation(args)
     engine = shared.engine_options(args)
     proof.check_report_targets(args)
     register()
     given = shared.parse_cfg_options(args.cfg_options)
-    if isinstance(find_family(load_config(args.config, given)), SequenceFamily):
+    cfg = load_config(args.config, given)
+    if isinstance(find_family(cfg), SequenceFamily):
         from mmdeploy_ext.apps.sequence_app import run_verify
 
-        return run_verify(args, engine)
+        refuse_given(args, build_parser(), IMAGE_ASKED, 'goes with models of single pictures only')
+        return run_verify(args, engine, cfg)
     refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
     metadata = read_metadata(args.onnx_file)
     files.load(args.onnx_file)  # damaged ones are refused before the weights load
     images = proof.read_images(args.images or [proof.DEFAULT_IMAGE])
-    cfg_options = {**metadata.options.get('cfg_options', {}), **given}
+    cfg_options = {**missing_overrides(cfg, metadata.options.get('cfg_options', {})), **given}
 
     def check(cfg: Any, family: Family, model: object) -> None:
         metadata.require(args.onnx_file, family.name, family.forms)
@@ -74,7 +109,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             evaluation.build_dataset(cfg)
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
-    deployment.rule = deploy.file_rule(deployment.rule, metadata)
+    deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
     metrics = []
     with after_weights():
         if args.eval:
@@ -83,7 +118,16 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             metrics = compare_metrics(
                 deployment, lambda: build_backend(path=args.onnx_file, **_as_kind(engine)), args.eval
             )
-        return proof.run_proof(deployment, args.onnx_file, images, args, engine, metrics)
+        return proof.run_proof(
+            deployment,
+            args.onnx_file,
+            images,
+            args,
+            engine,
+            metrics,
+            edited=args.edited,
+            asked=asked_of(args),
+        )
 
 
 def _as_kind(engine: dict) -> dict:

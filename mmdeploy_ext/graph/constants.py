@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
     import onnx
 
+VALUE_TYPES = {
+    AttributeProto.FLOAT: np.float32,
+    AttributeProto.FLOATS: np.float32,
+    AttributeProto.INT: np.int64,
+    AttributeProto.INTS: np.int64,
+}
+"""Types of a Constant node's attribute that is no tensor -> type of the values."""
 QUANTISED = {
     'DequantizeLinear': (0,),
     'QuantizeLinear': (0,),
@@ -45,6 +52,37 @@ class Constant:
     is_input: bool = False
     is_live: bool = True
     is_sparse: bool = False
+
+
+def tensor_values(tensor: onnx.TensorProto) -> np.ndarray:
+    """Return the values of a tensor, whatever field holds them."""
+    return numpy_helper.to_array(tensor)
+
+
+def dense_values(sparse: onnx.SparseTensorProto) -> np.ndarray:
+    """Return a sparse tensor as a dense array; its places are numbers of elements, or coordinates."""
+    values, places = tensor_values(sparse.values), tensor_values(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), values.dtype)
+    if places.ndim == 1:
+        array.reshape(-1)[places] = values
+    else:
+        array[tuple(places.T)] = values
+    return array
+
+
+def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
+    """Return what a Constant node holds, None for another node or a value that only its caller knows."""
+    if node.op_type != 'Constant' or node.domain not in ('', 'ai.onnx') or len(node.attribute) != 1:
+        return None
+    (entry,) = node.attribute
+    if entry.ref_attr_name:
+        return None
+    value = helper.get_attribute_value(entry)
+    if entry.type == AttributeProto.TENSOR:
+        return tensor_values(value)
+    if entry.type == AttributeProto.SPARSE_TENSOR:
+        return dense_values(value)
+    return np.asarray(value, VALUE_TYPES.get(entry.type, object))
 
 
 def constants(model: onnx.ModelProto) -> Iterator[Constant]:

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.cli import one_line
 from mmdeploy_ext.errors import InferenceError
+from mmdeploy_ext.graph.constants import constant_value
 from mmdeploy_ext.graph.index import Index, bodies
 
 if TYPE_CHECKING:
@@ -77,13 +78,7 @@ class Program:
     def _constant(self, node: onnx.NodeProto) -> np.ndarray | None:
         if node.op_type == 'Identity':
             return self.constants.get(node.input[0])
-        if node.op_type != 'Constant' or node.domain not in ('', 'ai.onnx'):
-            return None
-        ((name, value),) = ((entry.name, helper.get_attribute_value(entry)) for entry in node.attribute)
-        if name == 'value':
-            return numpy_helper.to_array(value)
-        kinds = {'value_float': np.float32, 'value_floats': np.float32}
-        return np.asarray(value, kinds.get(name, np.int64 if 'int' in name else object))
+        return constant_value(node)
 
     def _note_static(self, position: int, node: onnx.NodeProto) -> None:
         read = self.index.reads(position)

@@ -120,6 +120,13 @@ class DenseQuantiser:
             quantiser.model.remove_unused_constant()
         return quantiser.model.model
 
+    def used_ranges(self, layers: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return the ranges of what the nodes of these layers read and write."""
+        nodes = set(self.graph.int8_nodes(layers))
+        chosen = [node for node in self.graph.network.graph.node if node.name in nodes]
+        names = dict.fromkeys(name for node in chosen for name in (*node.input, *node.output))
+        return {name: self.ranges[name] for name in names if name in self.ranges}
+
     def _check_finite(self, names: Sequence[str]) -> None:
         for node in (node for node in self.graph.network.graph.node if node.name in set(names)):
             for tensor in (*node.input, *node.output):

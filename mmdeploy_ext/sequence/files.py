@@ -75,7 +75,7 @@ def export_sequence(deployment: Deployment, options: SequenceOptions, output: st
     family: SequenceFamily = deployment.family
     models = []
     for graph in family.graphs(deployment.model, options):
-        model = export_graph(graph, options, family.keep_fp32)
+        model = deployment.keep((graph.name, options), export_graph(graph, options, family.keep_fp32))
         models.append((graph.name, model, graph_metadata(deployment, options, graph)))
     check_patterns([model for _, model, _ in models], options.keep_fp32)
     if output.endswith('.onnx'):

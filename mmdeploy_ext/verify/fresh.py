@@ -1,69 +1,75 @@
-"""Fresh exports of what a file claims to be, for the values of constants that no checkpoint holds."""
+"""Fresh exports of what a file claims to be, changed as the file was: what its graph is compared with."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext import deploy
-from mmdeploy_ext.errors import Mm2OnnxError
-from mmdeploy_ext.verify.weights import Derived
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.graph import edits
+from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import numpy as np
     import onnx
 
     from mmdeploy_ext.deploy import Deployment
-    from mmdeploy_ext.family import BaseFamily, ExportOptions
+    from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.sequence.family import Graph, SequenceOptions
 
+REPEATED = {QUANTISE: quantise_again}
+"""Commands beyond those of graph.py that can be done again."""
 
-def of_images(deployment: Deployment, options: ExportOptions, image_bgr: np.ndarray) -> Derived:
-    """Return what is computed in a file of single pictures.
+
+def of_images(
+    deployment: Deployment, options: ExportOptions, metadata: Metadata, image_bgr: np.ndarray
+) -> onnx.ModelProto:
+    """Return what a file of single pictures has to be.
 
     Args:
         deployment: the model.
         options: of the file.
+        metadata: of the file, for the commands that changed it.
         image_bgr: what is traced; no constant depends on it.
+
+    Raises:
+        Mm2OnnxError: it cannot be exported, or a command cannot be done again.
     """
-
-    def export(chosen: ExportOptions) -> onnx.ModelProto:
+    options = exported_with(options, metadata)
+    if options not in deployment.exports:
         traced = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
-        return deploy.export_model(deployment, chosen, [traced])[0]
+        deploy.export_model(deployment, options, [traced])
+    return edits.repeat(deployment.exports[options], metadata.edits, REPEATED)
 
-    return _derived(deployment.family, options, export)
 
-
-def of_graph(family: BaseFamily, options: SequenceOptions, graph: Graph | None) -> Derived:
-    """Return what is computed in one file of a model of frames.
+def of_graph(
+    deployment: Deployment, options: SequenceOptions, metadata: Metadata, graph: Graph | None
+) -> onnx.ModelProto:
+    """Return what one file of a model of frames has to be; see `of_images`.
 
     Args:
-        family: of the model.
+        deployment: the model.
         options: of the file.
+        metadata: of the file.
         graph: that it holds; None where the family has no such graph.
     """
     from mmdeploy_ext.sequence.files import export_graph
 
     if graph is None:
-        return Derived(family.derived_prefixes, family.derives)
-    return _derived(family, options, lambda chosen: export_graph(graph, chosen, family.keep_fp32))
+        raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
+    options = exported_with(options, metadata)
+    key = (graph.name, options)
+    if key not in deployment.exports:
+        deployment.keep(key, export_graph(graph, options, deployment.family.keep_fp32))
+    return edits.repeat(deployment.exports[key], metadata.edits, REPEATED)
 
 
-def _derived(
-    family: BaseFamily,
-    options: ExportOptions | SequenceOptions,
-    export: Callable[[ExportOptions | SequenceOptions], onnx.ModelProto],
-) -> Derived:
-    """Return the family's word, with exports: by the quicker exporter, by that of the file, simplified."""
-
-    def fresh() -> Iterator[onnx.ModelProto]:
-        chosen = [dataclasses.replace(options, exporter='torchscript'), options]
-        chosen.append(dataclasses.replace(options, simplify=True))  # what graph.py simplify folds later
-        for one in dict.fromkeys(chosen):
-            with contextlib.suppress(Mm2OnnxError):  # the next one may do
-                yield export(one)
-
-    return Derived(family.derived_prefixes, family.derives, fresh)
+def exported_with(
+    options: ExportOptions | SequenceOptions, metadata: Metadata
+) -> ExportOptions | SequenceOptions:
+    """Return the options of the export itself: float16 that a command wrote into the file came later."""
+    if any(edit['command'] == 'fp16' for edit in metadata.edits):
+        return dataclasses.replace(options, precision='fp32', fp16_io=False, keep_fp32=())
+    return options

@@ -21,10 +21,18 @@ from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.metadata import Metadata, read_metadata
 from mmdeploy_ext.spec import DEFAULT_RTOL
-from mmdeploy_ext.verify import fresh, full_form, half
+from mmdeploy_ext.verify import fresh, full_form, half, older
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
+from mmdeploy_ext.verify.graph_level import Reference, judge
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
-from mmdeploy_ext.verify.provenance import normalisation_notes, override_notes, provenance
+from mmdeploy_ext.verify.provenance import (
+    asked_checks,
+    hash_checks,
+    hashes_of,
+    normalisation_notes,
+    override_notes,
+    provenance,
+)
 from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.tasks import task_module
 from mmdeploy_ext.verify.verdict import Case, DetectionRow, PicturePair, TensorRow, Verdict
@@ -84,6 +92,8 @@ def prove(
     path: str,
     images: Sequence[tuple[str, np.ndarray]],
     engine: str = 'OnnxRuntimeBackend',
+    edited: bool = False,
+    asked: Mapping[str, Any] | None = None,
     **engine_options: Any,
 ) -> tuple[Verdict, list[PicturePair]]:
     """Prove one file.
@@ -93,39 +103,18 @@ def prove(
         path: the ONNX file.
         images: (title, BGR picture); the first is taken as the traced one.
         engine: registered backend name.
+        edited: the file was edited on purpose: inputs alone decide about its graph.
+        asked: what the export was asked for, where it was said: 'form', or an option of the export.
         engine_options: options of the backend.
 
     Returns:
         The verdict, and pictures for the report.
     """
-    model, metadata = open_file(path)
-    if metadata.family != deployment.family.name:
-        raise ModelFileError(
-            f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
-            f'{deployment.family.name!r}'
-        )
-    options = export_options(metadata, path)
-    folded = {
-        name: value.detach().cpu().numpy()
-        for name, value in export.fuse(deployment.model).state_dict().items()
-    }
-    if metadata.options.get('precision') == 'fp16':
-        folded = half.with_half_weights(folded)
-    verdict = Verdict(
-        subject=_subject(deployment, path, metadata, engine),
-        structure=[
-            *check_structure(model, metadata, folded, fresh.of_images(deployment, options, images[0][1])),
-            *provenance(
-                deployment,
-                metadata,
-                deploy.rule_of(deployment, options),
-                deploy.make_metadata(deployment, options).spec,
-            ),
-        ],
-    )
+    verdict, metadata = check_file(deployment, path, images[0][1], engine, edited)
+    verdict.structure += asked_checks(metadata.options, asked or {})
     pictures: list[PicturePair] = []
     engine_options = half.proof_engine(metadata.options, engine, engine_options)
-    inputs = proof_inputs(deployment, options, images)
+    inputs = proof_inputs(deployment, export_options(metadata, path), images)
     console = stderr()
     with (
         build_backend(engine, path, **engine_options) as backend,
@@ -144,6 +133,44 @@ def prove(
             verdict.timing_ms = _timing(deployment, backend, inputs[0])
     _judge_whole(verdict, deployment, metadata)
     return verdict, pictures[:MAX_PICTURES]
+
+
+def check_file(
+    deployment: Deployment,
+    path: str,
+    image_bgr: np.ndarray,
+    engine: str = 'OnnxRuntimeBackend',
+    edited: bool = False,
+) -> tuple[Verdict, Metadata]:
+    """Return level 1 of one file as the beginning of a verdict, and what the file says of itself.
+
+    Args:
+        deployment: the config and checkpoint that it claims to be.
+        path: the ONNX file.
+        image_bgr: what a fresh export traces.
+        engine: registered backend name, for the subject.
+        edited: see `prove`.
+    """
+    model, metadata = open_file(path)
+    if metadata.family != deployment.family.name:
+        raise ModelFileError(
+            f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
+            f'{deployment.family.name!r}'
+        )
+    options = export_options(metadata, path)
+    stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
+    reference = Reference(
+        lambda: fresh.of_images(deployment, options, metadata, image_bgr),
+        lambda: older.bias_magnitudes(deployment.model),
+        lambda: stages()[0].outputs if len(stages()) > 1 else (),
+    )
+    graph = judge(model, metadata, reference, edited=edited)
+    hashes, notes = hash_checks(deployment, hashes_of(metadata), graph.equal)
+    contract = deploy.make_metadata(deployment, options).spec
+    rule = deploy.rule_of(deployment, options)
+    checks = [*check_structure(model, metadata), *hashes, *provenance(deployment, metadata, rule, contract)]
+    subject = _subject(deployment, path, metadata, engine)
+    return Verdict(subject, checks, notes=notes, graphs=[graph]), metadata
 
 
 def run_case(

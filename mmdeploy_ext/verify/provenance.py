@@ -25,7 +25,7 @@ JUDGED = ('groups', 'compare', 'unused', 'default')
 def provenance(
     deployment: Deployment, metadata: Metadata, rule: Any, contract: GraphSpec | None
 ) -> list[Check]:
-    """Tell whether a file was made from this checkpoint and config, and says of itself what they say.
+    """Tell whether a file says of itself what this config and checkpoint say.
 
     Runners take the file's word for how pictures are prepared, for class names and for thresholds, so that a
     right graph with another rule is not the same model. The proof takes its word for tolerances, so these
@@ -34,32 +34,101 @@ def provenance(
     Args:
         deployment: the config and checkpoint.
         metadata: of the file.
-        rule: how pictures become the input, by the config.
+        rule: how pictures become the input, by the config, `--mean` and `--std`.
         contract: what the family states for a file with these options; None where it has no such graph.
     """
-    checks = []
-    for title, written, here in (
-        ('checkpoint', metadata.checkpoint_sha256, deployment.checkpoint_sha256),
-        ('config', metadata.config_sha256, deployment.config_sha256),
-    ):
-        checks.append(
-            Check(
-                f'made from this {title}',
-                written == here,
-                '' if written == here else f'file says {written[:12]}, this {title} is {here[:12]}',
-            )
-        )
     facts = deployment.family.postprocess_facts(deployment.model)
     told = (
         ('preprocessing', metadata.preprocess.to_json(), rule.to_json()),
         ('classes', dict(classes=metadata.classes), dict(classes=deployment.classes)),
         ('post-processing', metadata.postprocess, facts),
     )
-    for title, written, here in told:
-        differing = _differing(written, here)
-        checks.append(Check(f'{title} as in the config', not differing, differing))
+    checks = [
+        Check(f'{title} as in the config', not (found := _differing(written, here)), found)
+        for title, written, here in told
+    ]
+    checks.append(settings_check(deployment.cfg, metadata.options.get('cfg_options') or {}))
     differing = differing_contract(metadata.spec, contract)
     return [*checks, Check('tolerances as the family states them', not differing, differing)]
+
+
+def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
+    """Compare the hashes of config and checkpoint.
+
+    Args:
+        deployment: the config and checkpoint.
+        written: 'checkpoint' and 'config' -> hash in the file.
+        is_same: the graph is that of a fresh export: then another hash is worth a note, and no failure.
+
+    Returns:
+        Checks, and notes.
+    """
+    checks, notes = [], []
+    for title, said in written.items():
+        here = getattr(deployment, f'{title}_sha256')
+        detail = '' if said == here else f'file says {said[:12]}, this {title} is {here[:12]}'
+        if detail and is_same:
+            notes.append(f'the file was made from another {title} ({detail}); its graph is the same')
+        else:
+            checks.append(Check(f'made from this {title}', not detail, detail))
+    return checks, notes
+
+
+def hashes_of(metadata: Metadata) -> dict[str, str]:
+    """Return the hashes that `hash_checks` compares."""
+    return dict(checkpoint=metadata.checkpoint_sha256, config=metadata.config_sha256)
+
+
+def asked_checks(options: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Check]:
+    """Return a check per option of the export that the command line of the proof says."""
+    return [
+        Check(
+            f'{name} as asked for',
+            (written := options.get(name)) == value,
+            f'asked for {value}, the file says {written}',
+        )
+        for name, value in asked.items()
+    ]
+
+
+def missing_overrides(cfg: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides of a file that a config says nothing about: only these are taken from the file."""
+    return {key: value for key, value in overrides.items() if _setting(cfg, key) is _MISSING}
+
+
+def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
+    """Check that a config says what a file says that it was exported with."""
+    here = {key: _plain(_setting(cfg, key)) for key in overrides}
+    differing = _differing(
+        overrides, {key: overrides[key] if value is _MISSING else value for key, value in here.items()}
+    )
+    if differing:
+        words = ' '.join(f'{key}={value}' for key, value in overrides.items())
+        differing += f'; where that is meant, give --cfg-options {words}'
+    return Check('settings as in the config', not differing, differing)
+
+
+_MISSING = object()
+
+
+def _setting(cfg: Any, key: str) -> Any:
+    """Return what a config says under a key with dots, `_MISSING` where it says nothing."""
+    for part in key.split('.'):
+        if isinstance(cfg, list | tuple):
+            if not part.isdigit() or int(part) >= len(cfg):
+                return _MISSING
+            cfg = cfg[int(part)]
+        elif hasattr(cfg, 'get') and part in cfg:
+            cfg = cfg[part]
+        else:
+            return _MISSING
+    return cfg
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, 'items'):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def differing_contract(written: GraphSpec, here: GraphSpec | None) -> str:
@@ -108,23 +177,20 @@ def normalisation_notes(deployment: Deployment) -> list[str]:
     """Say where pictures are not normalised as the config says, which is an option of the export."""
     given = deployment.family.preprocess_rule(deployment.cfg)
     return [
-        f'pictures are normalised with {name} {list(getattr(deployment.rule, name))} (--{name} of the '
-        f'export), not with that of the config, {list(getattr(given, name))}; PyTorch ran with the same'
+        f'pictures are normalised with {name} {list(getattr(deployment.rule, name))} (--{name}), not with '
+        f'that of the config, {list(getattr(given, name))}; PyTorch ran with the same'
         for name in ('mean', 'std')
         if tuple(getattr(deployment.rule, name)) != tuple(getattr(given, name))
     ]
 
 
 def override_notes(deployment: Deployment, metadata: Metadata, files: str = 'the file was') -> list[str]:
-    """Say which overrides of the config a file was exported with, and whether PyTorch ran with the same."""
-    from mmdeploy_ext.deploy import plain_options
-
-    def listed(overrides: Mapping[str, Any]) -> str:
-        return ', '.join(f'{key}={value}' for key, value in overrides.items()) or 'none'
-
+    """Say which overrides of the config a file was exported with."""
     written = metadata.options.get('cfg_options') or {}
-    here = plain_options(dict(deployment.cfg_options))
-    if not written and not here:
+    if not written and not deployment.cfg_options:
         return []
-    same = 'the same' if written == here else f'--cfg-options {listed(here)}'
-    return [f'{files} exported with --cfg-options {listed(written)}; PyTorch ran with {same}']
+    listed = [
+        ', '.join(f'{key}={value}' for key, value in overrides.items()) or 'none'
+        for overrides in (written, deployment.cfg_options)
+    ]
+    return [f'{files} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}']

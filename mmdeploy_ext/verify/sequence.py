@@ -17,13 +17,14 @@ from mmdeploy_ext.cli import stderr
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.spec import GraphSpec
-from mmdeploy_ext.verify import half
-from mmdeploy_ext.verify.provenance import override_notes
+from mmdeploy_ext.verify import fresh, half, older
+from mmdeploy_ext.verify.graph_level import Reference, judge
+from mmdeploy_ext.verify.provenance import hash_checks, hashes_of, override_notes, provenance
 from mmdeploy_ext.verify.sequence_pair import run_modes, run_pair
 from mmdeploy_ext.verify.sequence_run import Bars
 from mmdeploy_ext.verify.sequence_shift import NearOrigin
 from mmdeploy_ext.verify.sequence_ties import MemoryFacts
-from mmdeploy_ext.verify.verdict import Case, Check, DetectionRow, FramePair, Verdict
+from mmdeploy_ext.verify.verdict import Case, DetectionRow, FramePair, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,6 +59,7 @@ def prove_sequence(
     frames: Iterable[Frame],
     engine: Mapping[str, Any],
     bars: Bars | None = None,
+    edited: bool = False,
 ) -> tuple[Verdict, list[FramePair]]:
     """Prove the files of one export.
 
@@ -67,6 +69,7 @@ def prove_sequence(
         frames: the drive; read once. Scenes far out on the map are moved to its origin, see `NearOrigin`.
         engine: options of `build_backend`.
         bars: what passes; None takes `SHORT_DRIVE`, for float16 files `HALF`.
+        edited: the files were edited on purpose: inputs alone decide about their graphs.
 
     Returns:
         The verdict, and frames with both engines' detections for the report.
@@ -74,14 +77,9 @@ def prove_sequence(
     Raises:
         ModelFileError: a file is not there, not ours, or of another model family.
     """
-    files = {path: open_graph(deployment, path) for path in paths}
-    metadata = [entry for _, entry in files.values()]
+    verdict, metadata = check_files(deployment, paths, engine, edited)
     spec, facts = output_spec(metadata), memory_facts(metadata)
     bars = bars or default_bars(metadata)
-    verdict = Verdict(
-        subject=subject_of(deployment, paths, metadata, engine), structure=structure_of(deployment, files)
-    )
-    del files
     engine = shown_engine(metadata, engine)
     family, count = deployment.family, length_of(frames)
     album, drive = _Album(deployment.rule, count), NearOrigin(frames)
@@ -166,25 +164,46 @@ def open_graph(deployment: Deployment, path: str) -> tuple[Any, Metadata]:
     return model, metadata
 
 
-def structure_of(deployment: Deployment, files: Mapping[str, tuple[Any, Metadata]]) -> list[Check]:
-    """Return level 1 of every file, each check with the name of its graph."""
+def check_files(
+    deployment: Deployment, paths: Sequence[str], engine: Mapping[str, Any], edited: bool = False
+) -> tuple[Verdict, list[Metadata]]:
+    """Return level 1 of every file as the beginning of a verdict, and what the files say of themselves.
+
+    Args:
+        deployment: the config and checkpoint that they claim to be.
+        paths: of the files.
+        engine: options of `build_backend`, for the subject.
+        edited: inputs alone decide about their graphs.
+
+    Raises:
+        ModelFileError: a file is not there, not ours, or of another model family.
+    """
     from mmdeploy_ext.sequence.family import SequenceOptions
-    from mmdeploy_ext.verify import fresh
-    from mmdeploy_ext.verify.provenance import provenance
     from mmdeploy_ext.verify.structure import check_structure
 
-    weights, checks = deployment.family.exported_weights(deployment.model), []
-    rounded = half.with_half_weights(weights)
-    options = SequenceOptions.from_json(next(iter(files.values()))[1].options)
-    graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
-    for model, metadata in files.values():
-        known = rounded if metadata.options.get('precision') == 'fp16' else weights
-        graph = graphs.get(metadata.form)
-        derived = fresh.of_graph(deployment.family, options, graph)
-        found = check_structure(model, metadata, known, derived)
-        found += provenance(deployment, metadata, deployment.rule, graph.spec if graph else None)
-        checks += [dataclasses.replace(check, name=f'{metadata.form}: {check.name}') for check in found]
-    return checks
+    files = [open_graph(deployment, path) for path in paths]
+    metadata = [entry for _, entry in files]
+    verdict = Verdict(subject=subject_of(deployment, paths, metadata, engine))
+    options = SequenceOptions.from_json(metadata[0].options)
+    asked = fresh.exported_with(options, metadata[0])
+    graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, asked)}
+    for model, entry in files:
+        graph = graphs.get(entry.form)
+        reference = Reference(
+            lambda entry=entry, graph=graph: fresh.of_graph(deployment, options, entry, graph),
+            lambda: older.bias_magnitudes(deployment.model),
+        )
+        found = judge(model, entry, reference, entry.form, edited)
+        verdict.graphs.append(found)
+        hashes, notes = hash_checks(deployment, hashes_of(entry), found.equal)
+        contract = graph.spec if graph else None
+        checks = [*check_structure(model, entry), *hashes]
+        checks += provenance(deployment, entry, deployment.rule, contract)
+        verdict.structure += [
+            dataclasses.replace(check, name=f'{entry.form}: {check.name}') for check in checks
+        ]
+        verdict.notes += [note for note in notes if note not in verdict.notes]
+    return verdict, metadata
 
 
 def subject_of(

@@ -15,7 +15,9 @@ from rich.progress import Progress
 from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import read_json, sha256_file
+from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.precision import written_precision
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.deploy import ScnOptions, fp16_modules, make_graph, resolve
@@ -24,14 +26,16 @@ from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.libspconv import read, to_node_list
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.plan import plan_of
+from mmdeploy_ext.sparse.portable import to_onnx
 from mmdeploy_ext.sparse.rulebook import build
 from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.verify import sparse_structure
 from mmdeploy_ext.verify.compare import compare_tensors, failed_row
 from mmdeploy_ext.verify.portable_layers import PortableLayers
+from mmdeploy_ext.verify.provenance import hash_checks, settings_check
 from mmdeploy_ext.verify.spconv_layers import LayerOutput, layer_sources, watched
 from mmdeploy_ext.verify.tasks.bev import BevPair
-from mmdeploy_ext.verify.verdict import Case, Check, TensorRow, Verdict
+from mmdeploy_ext.verify.verdict import EDITED, Case, GraphResult, TensorRow, Verdict
 from mmdeploy_ext.verify.voxel_sets import proof_sets
 
 if TYPE_CHECKING:
@@ -134,6 +138,7 @@ def prove(
     max_voxels: int | None = None,
     node_list: str = '',
     threads: int = 0,
+    edited: bool = False,
 ) -> tuple[Verdict, list[BevPair]]:
     """Prove one file.
 
@@ -145,6 +150,7 @@ def prove(
         max_voxels: see `contract.check`.
         node_list: stored node list of the reference exporter that it has to equal, a JSON file.
         threads: of ONNX Runtime; 0: it decides.
+        edited: the file was edited on purpose: inputs alone decide about its graph.
 
     Returns:
         The verdict, and dense maps for the report.
@@ -153,12 +159,11 @@ def prove(
         ModelFileError: a file that cannot be read, or of another family.
     """
     subject = _subject(deployment, path, ranges)
-    checks, notes = _structure(subject, max_voxels)
+    verdict = _check_file(subject, max_voxels, edited)
     if node_list:
         wanted = read_json(node_list)
         found = to_node_list(subject.model)
-        checks.extend(sparse_structure.compare_node_lists(found, wanted, Path(node_list).name))
-    verdict = Verdict(subject=_facts(subject), structure=checks, notes=notes)
+        verdict.structure += sparse_structure.compare_node_lists(found, wanted, Path(node_list).name)
     settings = deployment.settings
     sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *sweeps]
     pictures = []
@@ -195,25 +200,36 @@ def _subject(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> 
     return Subject(deployment, path, model, options, traced, expected, exact)
 
 
-def _structure(subject: Subject, max_voxels: int | None) -> tuple[list[Check], list[str]]:
+def _check_file(subject: Subject, max_voxels: int | None, edited: bool) -> Verdict:
+    """Return level 1 as the beginning of a verdict."""
+    verdict, deployment = Verdict(subject=_facts(subject)), subject.deployment
     if subject.options.target == 'libspconv':
-        checks, notes = sparse_structure.check_dialect(
-            subject.path, subject.model, subject.expected, max_voxels
-        )
+        checks, verdict.notes = sparse_structure.check_dialect(subject.path, subject.model, max_voxels)
+        same = sparse_structure.dialect_differences(subject.path, subject.model, subject.expected)
         if subject.options.has_precision:
-            notes.append(
+            verdict.notes.append(
                 'layers are compared in float32: what int8 does to the values is measured by '
                 'tools/quantization/scn_ptq.py'
             )
     else:
-        checks = sparse_structure.check_portable(subject.path, subject.model, subject.expected)
-        notes = []
-    for title in ('checkpoint', 'config'):
-        said = stored_fact(subject.model, subject.path, f'{title}_sha256')
-        here = getattr(subject.deployment, f'{title}_sha256')
-        detail = '' if said == here else f'file says {said[:12]}, this {title} is {here[:12]}'
-        checks.append(Check(f'made from this {title}', said == here, detail))
-    return checks, notes
+        checks = sparse_structure.check_portable(subject.model)
+        same = differences(subject.model, to_onnx(subject.expected, form=subject.options.form))
+    nodes = size(subject.model)
+    graph = (
+        GraphResult('', nodes, False, by_inputs=EDITED)
+        if edited
+        else GraphResult('', nodes, not same, tuple(same))
+    )
+    written = {
+        title: stored_fact(subject.model, subject.path, f'{title}_sha256')
+        for title in ('checkpoint', 'config')
+    }
+    hashes, notes = hash_checks(deployment, written, graph.equal)
+    overrides = stored_fact(subject.model, subject.path, 'options').get('cfg_options') or {}
+    settings = settings_check(deployment.cfg, overrides)
+    verdict.graphs, verdict.structure = [graph], [*checks, *hashes, settings]
+    verdict.notes += notes
+    return verdict
 
 
 def _facts(subject: Subject) -> dict[str, Any]:
@@ -228,6 +244,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
         form=options.target,
         options=dict(options.to_json(), cfg_options=deployment.cfg_options),
         order=options.order,
+        precision=precision_of(subject.model, options),
         grid='x'.join(map(str, subject.expected.spatial_shape)),
         output='x'.join(map(str, subject.expected.output_shape)),
         config=deployment.config,
@@ -237,6 +254,19 @@ def _facts(subject: Subject) -> dict[str, Any]:
         proven_with=versions(),
         python=platform.python_version(),
     )
+
+
+def precision_of(model: onnx.ModelProto, options: ScnOptions) -> str:
+    """Return what a file is judged as: 'int8', 'fp16' as all other files of the dialect, or 'fp32'.
+
+    The engine takes its weights in float16, and computes in INT8 where ranges say so.
+    """
+    if options.target == 'libspconv':
+        quantised = options.precision == 'int8' or any(
+            'int8' in entry[1:] for entry in options.layer_precision
+        )
+        return 'int8' if quantised else 'fp16'
+    return written_precision(model)
 
 
 def _candidate(subject: Subject, threads: int) -> _Dialect | _Portable:

@@ -1,4 +1,4 @@
-"""Level 1 of the ladder: is the file a valid graph, as asked for, with the weights of the checkpoint?"""
+"""Level 1 of the ladder, beside the graph itself: is the file valid, and what its spec and options say?"""
 
 from __future__ import annotations
 
@@ -10,41 +10,39 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.precision import written_precision
 from mmdeploy_ext.verify.verdict import Check
-from mmdeploy_ext.verify.weights import Derived, check_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.spec import GraphSpec, TensorSpec
 
 
-def check_structure(
-    model: onnx.ModelProto,
-    metadata: Metadata,
-    weights: Mapping[str, np.ndarray],
-    derived: Derived | None = None,
-) -> list[Check]:
-    """Run all checks of level 1.
+def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
+    """Run all checks of level 1 but the comparison with a fresh export, see `graph_level`.
 
     Args:
         model: the file.
         metadata: what it says about itself.
-        weights: name -> array of the model that was exported (batch normalisation folded).
-        derived: what the family says of constants that are in no checkpoint.
     """
     return [
-        _checker(model),
-        _shape_inference(model),
-        _opset(model, int(metadata.options['opset'])),
+        check_valid(model),
+        check_inference(model),
+        _opset(model, _asked_opset(metadata)),
         _precision(model, metadata.options.get('precision') or 'fp32'),
         *_names(model, metadata.spec),
         _inputs_used(model, metadata.spec),
-        check_weights(model, weights, derived or Derived()),
     ]
 
 
-def _checker(model: onnx.ModelProto) -> Check:
+def _asked_opset(metadata: Metadata) -> int:
+    """Return the opset of the export, or of the last command that converted the file."""
+    converted = [
+        edit['arguments'].get('opset') for edit in metadata.edits if edit['command'] == 'convert-opset'
+    ]
+    return int([metadata.options['opset'], *converted][-1])
+
+
+def check_valid(model: onnx.ModelProto) -> Check:
+    """Let onnx.checker look at a file."""
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -52,7 +50,8 @@ def _checker(model: onnx.ModelProto) -> Check:
     return Check('onnx.checker', True)
 
 
-def _shape_inference(model: onnx.ModelProto) -> Check:
+def check_inference(model: onnx.ModelProto) -> Check:
+    """Let ONNX infer all types and shapes, in its strict mode."""
     try:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:

@@ -11,13 +11,11 @@ from mmdeploy_ext.verify import half
 from mmdeploy_ext.verify.compare import compare_tensors
 from mmdeploy_ext.verify.sequence import (
     Timed,
+    check_files,
     closed_with,
     length_of,
-    open_graph,
     output_spec,
     shown_engine,
-    structure_of,
-    subject_of,
     with_progress,
 )
 from mmdeploy_ext.verify.tasks import task_module
@@ -34,7 +32,11 @@ MAX_PICTURES = 4
 
 
 def prove_sweeps(
-    deployment: Deployment, paths: Sequence[str], sweeps: Iterable[Sweep], engine: Mapping[str, Any]
+    deployment: Deployment,
+    paths: Sequence[str],
+    sweeps: Iterable[Sweep],
+    engine: Mapping[str, Any],
+    edited: bool = False,
 ) -> tuple[Verdict, list[SweepPair]]:
     """Prove the files of one export.
 
@@ -43,6 +45,7 @@ def prove_sweeps(
         paths: of the files.
         sweeps: none of them was traced: the exporter sees random numbers.
         engine: options of `build_backend`.
+        edited: the files were edited on purpose: inputs alone decide about their graphs.
 
     Returns:
         The verdict, and sweeps with both engines' detections for the report.
@@ -50,12 +53,8 @@ def prove_sweeps(
     Raises:
         ModelFileError: a file is not there, not ours, or of another model family.
     """
-    files = {path: open_graph(deployment, path) for path in paths}
-    metadata = [entry for _, entry in files.values()]
+    verdict, metadata = check_files(deployment, paths, engine, edited)
     spec = output_spec(metadata)
-    verdict = Verdict(
-        subject=subject_of(deployment, paths, metadata, engine), structure=structure_of(deployment, files)
-    )
     pairs: list[SweepPair] = []
     engine = shown_engine(metadata, engine)
     with contextlib.ExitStack() as stack:

@@ -35,6 +35,9 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         verdict: of the ladder.
         console: where to; a width of 120 columns is enough.
     """
+    if verdict.graphs:
+        colour = 'red' if any(not graph.passed for graph in verdict.graphs) else 'green'
+        console.print(f'[{colour}]graph:[/{colour}] {escape(verdict.graph_text)}', soft_wrap=True)
     failed = [check for check in verdict.structure if not check.passed]
     for check in failed:
         console.print(
@@ -203,7 +206,9 @@ def _measured(verdict: Verdict) -> str:
 
 def failure_reasons(verdict: Verdict) -> list[str]:
     """Return every reason why a verdict is not `passed`; empty when it is."""
-    reasons = list(verdict.reasons)
+    reasons = [f'graph: {graph.text}' for graph in verdict.graphs if not graph.passed]
+    reasons += [] if verdict.graphs else ['the graph was not compared with a fresh export']
+    reasons += list(verdict.reasons)
     reasons += [f'structure: {check.name}' for check in verdict.structure if not check.passed]
     if not verdict.structure:
         reasons.append('structure was not checked')
@@ -246,7 +251,7 @@ def next_command(verdict: Verdict) -> str:
         tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
         return f'python tools/onnx/{tool} {shlex.quote(file)} IMAGE_OR_FOLDER'
     model = _model_of(subject)
-    if not all(check.passed for check in verdict.structure):
+    if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
         return f'{export_command(model, file, subject)}   # export it again'
     failed = [row for case in verdict.cases for row in case.detections if not row.passed]
     needed = [candidates_needed(row.reason) for row in failed]
@@ -269,7 +274,7 @@ def _sparse_command(verdict: Verdict, file: str) -> str:
         return f'python tools/analysis_tools/benchmark.py {shlex.join([*model, "--onnx", file])}'
     if verdict.passed:
         return f'python tools/onnx/graph.py show {shlex.quote(file)}'
-    if not all(check.passed for check in verdict.structure):
+    if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
         words = [*model, '--output-file', file, *sparse_words(verdict.subject.get('options', {})), '--verify']
         return f'python tools/deployment/export_scn.py {shlex.join(words)}   # export it again'
     words = [*model, '--output-file', file, '--verify-only', '--report', 'work_dirs/report']

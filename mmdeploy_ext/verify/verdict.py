@@ -7,8 +7,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
+    from mmdeploy_ext.graph.same import Difference
     from mmdeploy_ext.runtime.detections import Detections
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
@@ -26,6 +29,67 @@ class Check:
     name: str
     passed: bool
     detail: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphResult:
+    """What level 1 says of the graph of one file.
+
+    Attributes:
+        name: of the graph, '' where the model is one file.
+        nodes: of the main graph, constants not counted.
+        equal: it is the graph of a fresh export, so that what holds for that one holds for the file.
+        differences: where it is not.
+        by_inputs: why inputs alone decide, e.g. 'edited graph'; '' where the graph does.
+        note: what the comparison allowed, of files of older graph rules.
+        error: why there is no fresh export to compare with.
+    """
+
+    name: str
+    nodes: int
+    equal: bool
+    differences: tuple[Difference, ...] = ()
+    by_inputs: str = ''
+    note: str = ''
+    error: str = ''
+
+    @property
+    def passed(self) -> bool:
+        """Whether the graph is the same, or inputs decide."""
+        return self.equal or bool(self.by_inputs)
+
+    @property
+    def text(self) -> str:
+        """What the verdict says first."""
+        name = f'{self.name}: ' if self.name else ''
+        if self.equal:
+            found = f'equal to a fresh export ({self.nodes:,} nodes)'
+        elif self.by_inputs == EDITED:
+            found = f'not compared, inputs alone decide ({self.by_inputs}, {self.nodes:,} nodes)'
+        elif self.by_inputs:
+            found = f'the network equals a fresh export, inputs alone decide the rest ({self.by_inputs})'
+        elif self.error:
+            found = f'no fresh export to compare with: {self.error}'
+        else:
+            found = _differing_text(self.differences)
+        return f'{name}{found}{f"; {self.note}" if self.note else ""}'
+
+
+EDITED = 'edited graph'
+NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
+"""Kinds of differences that are at a node."""
+SHOWN = 3
+"""Differences that one line lists; the JSON file has them all."""
+
+
+def _differing_text(differences: Sequence[Difference]) -> str:
+    count = len({entry.where for entry in differences})
+    places = 'place differs' if count == 1 else 'places differ'
+    if all(entry.kind in NODE_KINDS for entry in differences):
+        places = 'node differs' if count == 1 else 'nodes differ'
+    shown = '; '.join(entry.text for entry in differences[:SHOWN])
+    more = f'; and {len(differences) - SHOWN} more' if len(differences) > SHOWN else ''
+    return f'{count} {places} from a fresh export: {shown}{more}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +274,8 @@ class Verdict:
 
     Attributes:
         subject: file, family, form, config, checkpoint, hashes, versions, engine: printed as they are.
-        structure: level 1.
+        graphs: level 1, first of all: the graph of every file.
+        structure: the other checks of level 1.
         cases: levels 2 and 3.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
@@ -227,6 +292,7 @@ class Verdict:
     reasons: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     sequence: list[SequenceRow] = dataclasses.field(default_factory=list)
+    graphs: list[GraphResult] = dataclasses.field(default_factory=list)
 
     @property
     def precision(self) -> str:
@@ -240,15 +306,44 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        """The claim: PROVEN, or what half precision can say instead; with NOT when it does not hold."""
+        """The claim: PROVEN, or what half precision can say instead; with NOT when it does not hold.
+
+        Where inputs alone decide about a graph it says so, and of how many.
+        """
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
-        return claim if self.passed else f'NOT {claim}'
+        if not self.passed:
+            return f'NOT {claim}'
+        return f'{claim} ON {self.inputs} INPUTS ({self.by_inputs})' if self.by_inputs else claim
+
+    @property
+    def by_inputs(self) -> str:
+        """Why inputs alone decide; '' where every graph is that of a fresh export."""
+        return ', '.join(dict.fromkeys(graph.by_inputs for graph in self.graphs if graph.by_inputs))
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs both engines were given: pictures, sweeps, voxels, or frames of a drive."""
+        return max([len(self.cases), *(row.frames for row in self.sequence)])
+
+    @property
+    def graph_text(self) -> str:
+        """What level 1 says of the graphs, in one line."""
+        failed = [graph.text for graph in self.graphs if not graph.passed]
+        if failed or len(self.graphs) == 1:
+            return '; '.join(failed or [self.graphs[0].text])
+        nodes = sum(graph.nodes for graph in self.graphs)
+        odd = [graph.text for graph in self.graphs if graph.by_inputs or graph.note]
+        same = sum(graph.equal for graph in self.graphs)
+        found = f'{same} of {len(self.graphs)} graphs equal to fresh exports ({nodes:,} nodes)'
+        return '; '.join([found, *odd])
 
     @property
     def passed(self) -> bool:
         """Whether everything passed, and something was compared at all, on an input that was not traced."""
         return (
             not self.reasons
+            and bool(self.graphs)
+            and all(graph.passed for graph in self.graphs)
             and bool(self.structure)
             and any(not case.traced for case in self.cases)
             and all(check.passed for check in self.structure)
@@ -297,6 +392,8 @@ class Verdict:
         for row, entry in zip(self.sequence, content['sequence'], strict=True):
             entry['passed'] = row.passed
             entry['title'] = row.title
+        for graph, entry in zip(self.graphs, content['graphs'], strict=True):
+            entry['text'] = graph.text
         for entry in content['metrics']:
             entry['difference'] = abs(entry['candidate'] - entry['reference'])
         return _plain(content)

@@ -143,10 +143,13 @@ def _insert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_insert_outputs(args: argparse.Namespace) -> int:
     """Write a file that also gives inner tensors."""
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.outputs import insert_outputs
 
     model = _load(args)
-    return _finish(args, model, insert_outputs(model, args.tensors))
+    after = insert_outputs(model, args.tensors)
+    edits.record(after, 'insert-outputs', dict(tensors=args.tensors))
+    return _finish(args, model, after)
 
 
 def _rename_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +174,7 @@ def _rename_arguments(parser: argparse.ArgumentParser) -> None:
 def run_rename(args: argparse.Namespace) -> int:
     """Write the graph with other names."""
     from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.rename import rename
 
     if not (args.tensor or args.node or args.prefix or args.name_nodes):
@@ -182,6 +186,8 @@ def run_rename(args: argparse.Namespace) -> int:
         wanted.append(dict(pairs))
     model = _load(args)
     after = rename(model, *wanted, prefix=args.prefix, fill=args.name_nodes)
+    arguments = dict(tensors=wanted[0], nodes=wanted[1], prefix=args.prefix, fill=args.name_nodes)
+    edits.record(after, 'rename', arguments)
     return _finish(args, model, after, renamed=wanted[0])
 
 
@@ -202,11 +208,12 @@ def _shape_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_set_shape(args: argparse.Namespace) -> int:
     """Write the graph with other input shapes, after a trial that it runs at them."""
-    from mmdeploy_ext.graph import batch_trial, proof
+    from mmdeploy_ext.graph import batch_trial, edits, proof
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
     after = shapes.apply(model, args.shapes)
+    edits.record(after, 'set-shape', dict(shapes=args.shapes))
     note = ''
     if not args.no_trial:
         tried = proof.try_sizes(model, after, seed=args.seed)

@@ -42,14 +42,16 @@ def run_replace(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph.passes.pattern_text import parse_rule, parse_rules
+    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
     from mmdeploy_ext.graph.passes.replace import PASSES, named_rule, replace
 
-    rules = [parse_rule(text) for text in args.rule]
+    texts = list(args.rule)
     if args.rules:
         if not Path(args.rules).is_file():
             raise UsageError(f'--rules {args.rules}: no such file')
-        rules += parse_rules(Path(args.rules).read_text(encoding='utf-8'))
+        texts += rule_lines(Path(args.rules).read_text(encoding='utf-8'))
+    rules = [parse_rule(text) for text in texts]
     rules += [named_rule(name) for name in args.named if name not in PASSES]
     passes = [name for name in args.named if name in PASSES]
     if not rules and not passes:
@@ -68,6 +70,7 @@ def run_replace(args: argparse.Namespace) -> int:
         for reason in report.kept:
             print(f'  {reason}')
     content = [dict(rule=report.rule, count=report.count, kept=list(report.kept)) for report in reports]
+    edits.record(model, 'replace', dict(rules=texts, named=args.named))
     return proving.finish(args, before, model, dict(rules=content))
 
 
@@ -90,20 +93,23 @@ def run_fold(args: argparse.Namespace) -> int:
     """Fold constants."""
     from mmdeploy_ext.graph.passes.fold import fold
 
-    return _shrink(args, fold)
+    return _shrink(args, 'fold', fold)
 
 
 def run_simplify(args: argparse.Namespace) -> int:
     """Run onnxslim."""
     from mmdeploy_ext.graph.passes.simplify import simplify
 
-    return _shrink(args, simplify)
+    return _shrink(args, 'simplify', simplify, 'onnxslim')
 
 
-def _shrink(args: argparse.Namespace, change: object) -> int:
+def _shrink(args: argparse.Namespace, command: str, change: object, *packages: str) -> int:
+    from mmdeploy_ext.graph import edits
+
     proving.check_output(args)
     model = proving.load(args.file)
     result, counts = change(model)
+    edits.record(result, command, {}, *packages)
     print(f'{args.file}: {counts.before} nodes, {counts.after} are left')
     before, after = (
         {f'{function.domain}.{function.name}' for function in one.functions} for one in (model, result)
@@ -122,11 +128,13 @@ def _opset_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_opset(args: argparse.Namespace) -> int:
     """Convert to another opset."""
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
     proving.check_output(args)
     model = proving.load(args.file)
     result, before = convert_opset(model, args.opset)
+    edits.record(result, 'convert-opset', dict(opset=args.opset), 'onnx')
     sizes = [len(one.graph.node) for one in (model, result)]
     print(f'{args.file}: opset {before} to {args.opset}, {sizes[0]} nodes to {sizes[1]}')
     return proving.finish(args, model, result, dict(opset_before=before, opset_after=args.opset))
@@ -151,19 +159,16 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
-    from mmdeploy_ext.graph.equality import spec_of, with_half_ends
-    from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
-    from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
+    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.passes.fp16 import matching_nodes
     from mmdeploy_ext.precision import recorded
 
     proving.check_output(args)
     model = proving.load(args.file)
-    spec = spec_of(model)
     matching_nodes(model.graph.node, args.keep_fp32)
-    patterns = [*stays_single(model), *args.keep_fp32]
-    kept = len(matching_nodes(model.graph.node, patterns))
-    result = to_fp16(model, with_half_ends(spec) if args.io == 'fp16' else spec, patterns)
+    result, kept = edits.half(model, args.io, args.keep_fp32)
     result = recorded(result, args.io == 'fp16', args.keep_fp32)
+    edits.record(result, 'fp16', dict(io=args.io, keep_fp32=args.keep_fp32))
     casts = [sum(node.op_type == 'Cast' for node in one.graph.node) for one in (model, result)]
     print(f'{args.file}: {kept} nodes kept float32 by name, {casts[1] - casts[0]} casts added')
     hint = f'keep nodes with --keep-fp32, {proving.HINT}'

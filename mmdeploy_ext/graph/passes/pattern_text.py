@@ -109,13 +109,17 @@ def parse_rule(text: str, name: str = '') -> Rule:
     return rule
 
 
-def parse_rules(text: str) -> list[Rule]:
-    """Read a file of rules: one per line, empty lines and lines that begin with # are skipped."""
+def rule_lines(text: str) -> list[str]:
+    """Return the rules of a file: one per line, empty lines and lines that begin with # are skipped.
+
+    Raises:
+        UsageError: there is none.
+    """
     lines = [line.strip() for line in text.splitlines()]
-    rules = [parse_rule(line) for line in lines if line and not line.startswith('#')]
-    if not rules:
+    found = [line for line in lines if line and not line.startswith('#')]
+    if not found:
         raise UsageError(f'no rule in the file; {SYNTAX}, one per line')
-    return rules
+    return found
 
 
 def _split(text: str, separators: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,257 @@
+"""Do two models compute the same for every input, because they are the same graph? Needs no torch.
+
+Every tensor gets a digest of how it is computed: of the operator, its attributes bit for bit, and the digests
+of what it reads, down to the inputs (by name) and the constants (by type, shape and bytes, however they are
+stored). Two models are the same graph when their nodes have the same digests, each as often, and their
+inputs, defaults, outputs and opsets agree. Inner names and the order of nodes do not count.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from mmdeploy_ext.graph.constants import constant_value, dense_values, tensor_values
+from mmdeploy_ext.graph.diff_align import align
+from mmdeploy_ext.graph.diff_nodes import Constants, Program
+from mmdeploy_ext.graph.diff_scope import module_of
+from mmdeploy_ext.graph.diff_structure import Change, attributes, changes, exact_text
+from mmdeploy_ext.graph.index import label
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+KEPT_OUT = ('metadata',)
+"""Kinds of changes that are none of the graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A graph, so that equal ones have equal signatures.
+
+    Attributes:
+        nodes: digest of a node, with all that it is computed from -> how often it is there.
+        interface: inputs with their types and defaults, outputs with their types and digests, opsets.
+        tensors: tensor of the main graph -> digest.
+        made: digest of each node of the main graph, in file order; '' for a node that is a constant.
+    """
+
+    nodes: collections.Counter[str]
+    interface: tuple[str, ...]
+    tensors: dict[str, str]
+    made: tuple[str, ...]
+
+    def equals(self, other: Signature) -> bool:
+        """Return whether both are of the same graph."""
+        return self.nodes == other.nodes and self.interface == other.interface
+
+    @property
+    def size(self) -> int:
+        """How many nodes of the main graph are no constants."""
+        return sum(self.nodes.values())
+
+
+def signature(model: onnx.ModelProto) -> Signature:
+    """Return the signature of a model."""
+    defaults = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = {value.name: _digest('input', value.name) for value in model.graph.input}
+    scope = _Scope(model, {(f.domain, f.name, f.overload): f for f in model.functions})
+    made = scope.enter(model.graph, tensors)
+    interface = [
+        f'input {value.name} {_type(value)} {_default(defaults.get(value.name))}'
+        for value in model.graph.input
+    ]
+    interface += [
+        f'output {value.name} {_type(value)} {tensors.get(value.name)}' for value in model.graph.output
+    ]
+    interface += sorted(f'opset {entry.domain or "ai.onnx"} {entry.version}' for entry in model.opset_import)
+    return Signature(collections.Counter(filter(None, made)), tuple(interface), tensors, tuple(made))
+
+
+def size(model: onnx.ModelProto) -> int:
+    """Return how many nodes of the main graph are no constants."""
+    return sum(node.op_type != 'Constant' for node in model.graph.node)
+
+
+class _Scope:
+    """Digests of the nodes of one graph, body or function."""
+
+    def __init__(
+        self,
+        opsets: onnx.ModelProto | onnx.FunctionProto,
+        functions: Mapping[tuple[str, str, str], onnx.FunctionProto],
+        depth: int = 0,
+    ) -> None:
+        self.opsets, self.functions, self.depth = opsets, functions, depth
+
+    def enter(self, graph: onnx.GraphProto | onnx.FunctionProto, known: dict[str, str]) -> list[str]:
+        """Digest the nodes of a graph, and what they write into `known`; returns a digest per node."""
+        inputs = {value if isinstance(value, str) else value.name for value in graph.input}
+        for tensor in getattr(graph, 'initializer', ()):
+            if tensor.name not in inputs:
+                known[tensor.name] = _constant(tensor_values(tensor))
+        for sparse in getattr(graph, 'sparse_initializer', ()):
+            known[sparse.values.name] = _constant(dense_values(sparse))
+        return [self._node(node, known) for node in graph.node]
+
+    def _node(self, node: onnx.NodeProto, known: dict[str, str]) -> str:
+        value = constant_value(node)
+        if value is not None:
+            known[node.output[0]] = _constant(value)
+            return ''
+        found = _digest(
+            node.domain or 'ai.onnx',
+            node.op_type,
+            *(f'{name}={exact_text(entry)}' for name, entry in sorted(attributes(node, self.opsets).items())),
+            *(f'{entry.name}=@{entry.ref_attr_name}' for entry in node.attribute if entry.ref_attr_name),
+            *self._bodies(node, known),
+            self._function(node),
+            'reads',
+            *(known.get(name, f'? {name}') if name else '' for name in _stripped(node.input)),
+            'writes',
+            *('1' if name else '0' for name in _stripped(node.output)),
+        )
+        known.update((name, _digest(found, str(place))) for place, name in enumerate(node.output) if name)
+        return found
+
+    def _bodies(self, node: onnx.NodeProto, known: Mapping[str, str]) -> list[str]:
+        """Return a digest per body: the branches of If, the bodies of Loop and Scan."""
+        found = []
+        for attribute in sorted(node.attribute, key=lambda entry: entry.name):
+            graphs = [attribute.g] if attribute.HasField('g') else []
+            for body in (*graphs, *attribute.graphs):
+                inner = _Scope(self.opsets, self.functions, self.depth + 1)
+                found.append(f'{attribute.name}={inner.whole(body, dict(known))}')
+        return found
+
+    def _function(self, node: onnx.NodeProto) -> str:
+        """Return the digest of the local function that a node calls, '' where it calls none."""
+        function = self.functions.get((node.domain, node.op_type, node.overload))
+        if function is None:
+            return ''
+        inner = _Scope(function, self.functions, self.depth + 1)
+        defaults = sorted(entry.SerializeToString(deterministic=True) for entry in function.attribute_proto)
+        imports = sorted(f'{entry.domain} {entry.version}' for entry in function.opset_import)
+        return _digest(inner.whole(function, {}), *function.attribute, *map(bytes.hex, defaults), *imports)
+
+    def whole(self, graph: onnx.GraphProto | onnx.FunctionProto, known: dict[str, str]) -> str:
+        """Return the digest of a body or function: what it takes by place, does, and gives."""
+        named = [
+            [value if isinstance(value, str) else value.name for value in values]
+            for values in (graph.input, graph.output)
+        ]
+        for place, name in enumerate(named[0]):
+            known[name] = _digest('argument', str(self.depth), str(place))
+        nodes = sorted(filter(None, self.enter(graph, known)))
+        return _digest(
+            *nodes, 'gives', str(len(named[0])), *(known.get(name, f'? {name}') for name in named[1])
+        )
+
+
+def _stripped(names: Sequence[str]) -> list[str]:
+    """Return names without the empty ones at the end: what is left out there is not there."""
+    found = list(names)
+    while found and not found[-1]:
+        found.pop()
+    return found
+
+
+def _digest(*parts: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, 'little') + encoded)
+    return digest.hexdigest()
+
+
+def _constant(array: np.ndarray) -> str:
+    """Return the digest of a constant: its type, shape and bytes."""
+    values = array if array.dtype == object else np.ascontiguousarray(array)
+    raw = repr(values.tolist()).encode() if array.dtype == object else values.tobytes()
+    return _digest(
+        'constant', str(array.dtype), str(array.shape), hashlib.blake2b(raw, digest_size=16).hexdigest()
+    )
+
+
+def _default(tensor: onnx.TensorProto | None) -> str:
+    return 'needed' if tensor is None else _constant(tensor_values(tensor))
+
+
+def _type(value: onnx.ValueInfoProto) -> str:
+    return value.type.SerializeToString(deterministic=True).hex()
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One place where a file is another graph than its reference.
+
+    Attributes:
+        kind: see `diff_structure.Change`.
+        where: node, tensor, or name of an input, output or opset.
+        module: PyTorch module that the node was exported from, '' where that is not known.
+        detail: what differs, with both values.
+    """
+
+    kind: str
+    where: str
+    module: str
+    detail: str
+
+    @property
+    def text(self) -> str:
+        """All in one line."""
+        place = f'{self.where} (module {self.module})' if self.module else self.where
+        return f'{place}: {self.detail}'
+
+
+def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[Difference]:
+    """Return where two models are different graphs, in topological order; empty when they are the same."""
+    mine, other = signature(model), signature(reference)
+    if mine.equals(other):
+        return []
+    known = Constants()
+    left, right = Program(model, known), Program(reference, known)
+    found = [
+        _difference(change, left, right)
+        for change in changes(left, right, align(left, right))
+        if change.kind not in KEPT_OUT
+    ]
+    return found or _unexplained(model, mine, other)
+
+
+def _difference(change: Change, left: Program, right: Program) -> Difference:
+    program, position = (left, change.left) if change.left is not None else (right, change.right)
+    module = '' if position is None else module_of(program.index.nodes[position])
+    return Difference(change.kind, change.where, module, change.detail)
+
+
+def _unexplained(model: onnx.ModelProto, mine: Signature, other: Signature) -> list[Difference]:
+    """Return what the alignment does not tell: nodes without a counterpart whose inputs all have one."""
+    nodes, theirs = model.graph.node, {*other.tensors.values()}
+    found = [
+        Difference(
+            'node',
+            label(nodes, place),
+            module_of(node),
+            f'{node.op_type} is not the same as in the reference',
+        )
+        for place, (node, digest) in enumerate(zip(nodes, mine.made, strict=True))
+        if digest
+        and digest not in other.nodes
+        and all(mine.tensors.get(name) in theirs for name in node.input if name)
+    ]
+    found += [
+        Difference('interface', entry.split()[1], '', 'is not the same as in the reference')
+        for entry in mine.interface
+        if entry not in other.interface
+    ]
+    return found or [
+        Difference(
+            'node', 'graph', '', 'nodes are there another number of times, or in another order of outputs'
+        )
+    ]

@@ -1,0 +1,79 @@
+"""Level 1, first of all: is the graph of a file that of a fresh export?
+
+Equal graphs compute the same for every input, so that what inputs show of the export holds for the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.cli import one_line
+from mmdeploy_ext.errors import Mm2OnnxError
+from mmdeploy_ext.graph import edits, same
+from mmdeploy_ext.metadata import GRAPH_RULES
+from mmdeploy_ext.verify.older import brought_near
+from mmdeploy_ext.verify.verdict import EDITED, GraphResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    import onnx
+
+    from mmdeploy_ext.metadata import Metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What a graph is compared with; each part is made when it is needed.
+
+    Attributes:
+        fresh: returns what the file has to be.
+        magnitudes: see `older.brought_near`, for files of older rules.
+        network: returns the names of the tensors between network and post-processing in a fresh export;
+            none where the graph has no post-processing.
+    """
+
+    fresh: Callable[[], onnx.ModelProto]
+    magnitudes: Callable[[], Mapping[str, np.ndarray]] = dict
+    network: Callable[[], Sequence[str]] = tuple
+
+
+def judge(
+    model: onnx.ModelProto, metadata: Metadata, reference: Reference, name: str = '', edited: bool = False
+) -> GraphResult:
+    """Compare the graph of a file with a fresh export.
+
+    Args:
+        model: the file.
+        metadata: of the file.
+        reference: what it is compared with.
+        name: of the graph, where a model has several.
+        edited: it was edited on purpose: inputs alone decide.
+    """
+    if edited:
+        return GraphResult(name, same.size(model), False, by_inputs=EDITED)
+    try:
+        fresh = reference.fresh()
+    except Mm2OnnxError as error:
+        return GraphResult(name, same.size(model), False, error=one_line(error)[:500])
+    mine, other = same.signature(model), same.signature(fresh)
+    note = ''
+    if not mine.equals(other) and metadata.rules < GRAPH_RULES:
+        model, near = brought_near(model, fresh, reference.magnitudes())
+        mine, note = same.signature(model), near.text and f'graph rules {metadata.rules}: {near.text}'
+    if mine.equals(other):
+        return GraphResult(name, mine.size, True, note=note)
+    if metadata.rules < GRAPH_RULES and _has_network(mine, other, reference.network()):
+        why = f'post-processing of rules {metadata.rules}'
+        return GraphResult(name, mine.size, False, by_inputs=why, note=note)
+    found = tuple(same.differences(model, fresh))
+    other_versions = '; '.join(edits.other_versions(metadata.edits))
+    return GraphResult(name, mine.size, False, found, note='; '.join(filter(None, (note, other_versions))))
+
+
+def _has_network(mine: same.Signature, other: same.Signature, names: Sequence[str]) -> bool:
+    """Return whether a file computes the tensors behind the network as a fresh export does."""
+    wanted = {other.tensors.get(name, '') for name in names}
+    return bool(wanted) and '' not in wanted and wanted <= set(mine.tensors.values())
