@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--edited',
         action='store_true',
-        help='the file was edited on purpose: inputs alone decide, its graph is not compared with a fresh export',
+        help='the file was edited on purpose: inputs alone decide, its graph is not compared',
     )
     _add_asked(parser)
     add_frames_argument(parser)

@@ -129,6 +129,8 @@ class Comparison:
         missing: outputs of the reference that the graph on trial lacks.
         additional: outputs of the graph on trial that the reference does not have.
         renamed: output of the reference -> what the graph on trial calls it.
+        graph: how it differs from a fresh export, whatever its numbers on these inputs; '' when it is the
+            same, or was compared with none.
     """
 
     subject: dict[str, Any]
@@ -142,6 +144,7 @@ class Comparison:
     missing: list[str] = dataclasses.field(default_factory=list)
     additional: list[str] = dataclasses.field(default_factory=list)
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+    graph: str = ''
 
     @property
     def first(self) -> Difference | None:
@@ -162,8 +165,8 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether both have the same outputs, up to their names, and their numbers agree."""
-        return self.agreeing and not self.missing and not self.additional
+        """Whether both have the same outputs, up to their names, and numbers and graph agree."""
+        return self.agreeing and not self.missing and not self.additional and not self.graph
 
     @property
     def agreeing(self) -> bool:

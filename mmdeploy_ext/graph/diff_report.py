@@ -40,7 +40,8 @@ def figure(value: float | None, entry: Entry | None = None) -> str:
 
 def headline(found: Comparison) -> str:
     """Return the result in one sentence."""
-    return '; '.join([*_other_outputs(found), _numbers(found)])
+    graph = [f'the graph is another one, whatever these inputs give: {found.graph}'] if found.graph else []
+    return '; '.join([*_other_outputs(found), _numbers(found), *graph])
 
 
 def _other_outputs(found: Comparison) -> Iterator[str]:

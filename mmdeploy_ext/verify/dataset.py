@@ -43,9 +43,7 @@ def metric_rows(
     return rows
 
 
-def proof_rows(
-    reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
-) -> list[MetricRow]:
+def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
     """Return `metric_rows`; where neither engine has a metric, a row that fails: nothing was compared."""
     nothing = MetricRow('none: neither engine found anything', float('nan'), float('nan'), bar, False)
     return metric_rows(reference, candidate, bar) or [nothing]

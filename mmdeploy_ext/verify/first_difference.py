@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmdeploy_ext import deploy
 from mmdeploy_ext.cli import one_line
-from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.family import Stage
 from mmdeploy_ext.graph import diff, files
 from mmdeploy_ext.graph.diff_align import align
@@ -28,6 +27,8 @@ from mmdeploy_ext.metadata import Metadata
 from mmdeploy_ext.sequence.family import SequenceFamily, SequenceOptions
 from mmdeploy_ext.verify.first_difference_pair import Pairing
 from mmdeploy_ext.verify.first_difference_record import record_stages
+from mmdeploy_ext.verify.fresh import reference_of_graph, reference_of_images
+from mmdeploy_ext.verify.graph_level import judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.deploy import Deployment
     from mmdeploy_ext.graph.diff_walk import Walk
+    from mmdeploy_ext.verify.fresh import Reference as FreshReference
 
 MAX_HEALED = 24
 """Regions that are paired by their place before the search ends; the first one is what is asked for."""
@@ -50,13 +52,13 @@ class Subject:
     Attributes:
         stages: the modules, as they were exported.
         feeds: input name -> array that the exporter did not see.
-        reexport: exports the modules again, with the file's own options.
+        reference: a fresh export of the modules, with the file's own options and edits.
         title: of the input, for people.
     """
 
     stages: Sequence[Stage]
     feeds: dict[str, np.ndarray]
-    reexport: Callable[[], onnx.ModelProto]
+    reference: FreshReference
     title: str
 
 
@@ -96,18 +98,15 @@ def _of_images(
     family, options = deployment.family, export_options(metadata)
     chosen = [case for case in proof_inputs(deployment, options, images) if not case.traced][-1]
     given = family.feeds(chosen.images, True)
-    traced = deploy.prepare_fixed(deployment.rule, images[0][1], options.height, options.width)
     return Subject(
         family.stages(deployment.model, options),
         {name: given[name] for name in metadata.spec.input_names if name in given},
-        lambda: deploy.export_model(deployment, options, [traced])[0],
+        reference_of_images(deployment, options, metadata, images[0][1]),
         f'{chosen.name} ({chosen.sources[0][0]})',
     )
 
 
 def _of_sequence(deployment: Deployment, metadata: Metadata) -> Subject:
-    from mmdeploy_ext.sequence.files import export_graph
-
     options = SequenceOptions.from_json(metadata.options)
     graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
     graph = graphs.get(metadata.form)
@@ -121,9 +120,8 @@ def _of_sequence(deployment: Deployment, metadata: Metadata) -> Subject:
         name: unseen(tensor.cpu().numpy(), index)
         for index, (name, tensor) in enumerate(graph.example.items())
     }
-    return Subject(
-        [stage], feeds, lambda: export_graph(graph, options), 'seeded numbers like those of the trace'
-    )
+    reference = reference_of_graph(deployment, options, metadata, graph)
+    return Subject([stage], feeds, reference, 'seeded numbers like those of the trace')
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
@@ -178,6 +176,10 @@ def first_difference(
     )
     made = {value.name for value in model.graph.output}
     found.missing = [name for name in metadata.spec.output_names if name not in made]
+    if fresh:
+        graph = judge(model, metadata, subject.reference)
+        found.graph = '' if graph.passed else graph.text
+        found.notes += [graph.text] * bool(graph.note or graph.by_inputs)
     found.notes += _upstream_notes(deployment, metadata, subject, search, bars)
     if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
         found.notes.append('the file says that it was made from another checkpoint')
@@ -246,8 +248,8 @@ class Search:
         """Return a fresh export, walked, and its tensors that are wrong or unproven; or why there is none."""
         if self._fresh is None:
             try:
-                program = Program(self.subject.reexport(), self.constants)
-            except ExportError as error:
+                program = Program(self.subject.reference.fresh(), self.constants)
+            except Mm2OnnxError as error:
                 self._fresh = one_line(error)
                 return self._fresh
             result = self._walk(program, dict(self.named))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext import deploy
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
+from mmdeploy_ext.verify.older import bias_magnitudes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     import numpy as np
     import onnx
 
@@ -21,6 +25,43 @@ if TYPE_CHECKING:
 
 REPEATED = {QUANTISE: quantise_again}
 """Commands beyond those of graph.py that can be done again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What a graph is compared with; each part is made when it is needed.
+
+    Attributes:
+        fresh: returns what the file has to be.
+        magnitudes: see `older.brought_near`, for files of older rules.
+        network: returns the names of the tensors between network and post-processing in a fresh export;
+            none where the graph has no post-processing.
+    """
+
+    fresh: Callable[[], onnx.ModelProto]
+    magnitudes: Callable[[], Mapping[str, np.ndarray]] = dict
+    network: Callable[[], Sequence[str]] = tuple
+
+
+def reference_of_images(
+    deployment: Deployment, options: ExportOptions, metadata: Metadata, image_bgr: np.ndarray
+) -> Reference:
+    """Return what the graph of a file of single pictures is compared with; see `of_images`."""
+    stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
+    return Reference(
+        lambda: of_images(deployment, options, metadata, image_bgr),
+        lambda: bias_magnitudes(deployment.model),
+        lambda: stages()[0].outputs if len(stages()) > 1 else (),
+    )
+
+
+def reference_of_graph(
+    deployment: Deployment, options: SequenceOptions, metadata: Metadata, graph: Graph | None
+) -> Reference:
+    """Return what one file of a model of frames is compared with; see `of_graph`."""
+    return Reference(
+        lambda: of_graph(deployment, options, metadata, graph), lambda: bias_magnitudes(deployment.model)
+    )
 
 
 def of_images(

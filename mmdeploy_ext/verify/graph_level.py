@@ -5,7 +5,6 @@ Equal graphs compute the same for every input, so that what inputs show of the e
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import one_line
@@ -16,28 +15,12 @@ from mmdeploy_ext.verify.older import brought_near
 from mmdeploy_ext.verify.verdict import EDITED, GraphResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    import numpy as np
     import onnx
 
     from mmdeploy_ext.metadata import Metadata
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What a graph is compared with; each part is made when it is needed.
-
-    Attributes:
-        fresh: returns what the file has to be.
-        magnitudes: see `older.brought_near`, for files of older rules.
-        network: returns the names of the tensors between network and post-processing in a fresh export;
-            none where the graph has no post-processing.
-    """
-
-    fresh: Callable[[], onnx.ModelProto]
-    magnitudes: Callable[[], Mapping[str, np.ndarray]] = dict
-    network: Callable[[], Sequence[str]] = tuple
+    from mmdeploy_ext.verify.fresh import Reference
 
 
 def judge(

@@ -141,9 +141,7 @@ def _aligned(size: float, multiple: int = 32) -> int:
     return max(int(size) // multiple, 1) * multiple
 
 
-def _other_size(
-    deployment: Deployment, options: ExportOptions, image: tuple[str, np.ndarray]
-) -> ProofInput:
+def _other_size(deployment: Deployment, options: ExportOptions, image: tuple[str, np.ndarray]) -> ProofInput:
     """Return an image of a smaller size, or of a larger one where the model does not take the smaller."""
     height, width = options.height, options.width
     case = _unaligned(deployment, image, (int(height * 0.75) - 7, int(width * 0.75) + 5))

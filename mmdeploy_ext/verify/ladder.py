@@ -21,9 +21,9 @@ from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.metadata import Metadata, read_metadata
 from mmdeploy_ext.spec import DEFAULT_RTOL
-from mmdeploy_ext.verify import fresh, full_form, half, older
+from mmdeploy_ext.verify import fresh, full_form, half
 from mmdeploy_ext.verify.compare import compare_tensors, without_ties
-from mmdeploy_ext.verify.graph_level import Reference, judge
+from mmdeploy_ext.verify.graph_level import judge
 from mmdeploy_ext.verify.inputs import ProofInput, proof_inputs
 from mmdeploy_ext.verify.provenance import (
     asked_checks,
@@ -158,12 +158,7 @@ def check_file(
             f'{deployment.family.name!r}'
         )
     options = export_options(metadata, path)
-    stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
-    reference = Reference(
-        lambda: fresh.of_images(deployment, options, metadata, image_bgr),
-        lambda: older.bias_magnitudes(deployment.model),
-        lambda: stages()[0].outputs if len(stages()) > 1 else (),
-    )
+    reference = fresh.reference_of_images(deployment, options, metadata, image_bgr)
     graph = judge(model, metadata, reference, edited=edited)
     hashes, notes = hash_checks(deployment, hashes_of(metadata), graph.equal)
     contract = deploy.make_metadata(deployment, options).spec

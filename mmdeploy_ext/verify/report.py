@@ -143,9 +143,7 @@ def _number_of(content: Mapping[str, Any]) -> Callable[[str, str], Markup]:
     return number
 
 
-def picture_uri(
-    pair: PicturePair | FramePair | BevPair, classes: Sequence[str], task: str = 'bbox2d'
-) -> str:
+def picture_uri(pair: PicturePair | FramePair | BevPair, classes: Sequence[str], task: str = 'bbox2d') -> str:
     """Return a pair, drawn, as a `data:` address."""
     if isinstance(pair, BevPair):
         return 'data:image/png;base64,' + base64.b64encode(encode_png(draw_bev(pair))).decode()

@@ -17,8 +17,8 @@ from mmdeploy_ext.cli import stderr
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.spec import GraphSpec
-from mmdeploy_ext.verify import fresh, half, older
-from mmdeploy_ext.verify.graph_level import Reference, judge
+from mmdeploy_ext.verify import fresh, half
+from mmdeploy_ext.verify.graph_level import judge
 from mmdeploy_ext.verify.provenance import hash_checks, hashes_of, override_notes, provenance
 from mmdeploy_ext.verify.sequence_pair import run_modes, run_pair
 from mmdeploy_ext.verify.sequence_run import Bars
@@ -189,10 +189,7 @@ def check_files(
     graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, asked)}
     for model, entry in files:
         graph = graphs.get(entry.form)
-        reference = Reference(
-            lambda entry=entry, graph=graph: fresh.of_graph(deployment, options, entry, graph),
-            lambda: older.bias_magnitudes(deployment.model),
-        )
+        reference = fresh.reference_of_graph(deployment, options, entry, graph)
         found = judge(model, entry, reference, entry.form, edited)
         verdict.graphs.append(found)
         hashes, notes = hash_checks(deployment, hashes_of(entry), found.equal)
