@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from rich.progress import Progress
 
-from mmdeploy_ext import deploy, export
+from mmdeploy_ext import deploy, export, fold
 from mmdeploy_ext.backends import ENGINE_TITLES, build_backend
 from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError, ShapeError
@@ -107,7 +107,7 @@ def prove(
     options = export_options(metadata, path)
     folded = {
         name: value.detach().cpu().numpy()
-        for name, value in export.fuse(deployment.model).state_dict().items()
+        for name, value in fold.fuse(deployment.model).state_dict().items()
     }
     if metadata.options.get('precision') == 'fp16':
         folded = half.with_half_weights(folded)
