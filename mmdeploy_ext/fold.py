@@ -28,13 +28,14 @@ class Folded:
     Attributes:
         weight: (out, in / groups, kh, kw).
         bias: (out,).
-        magnitude: (out,) the sum of the absolute values of the terms that `bias` is the sum of: how far its
-            last bits may be off where it was rounded in another order, whatever of it cancels.
+        weight_magnitude, bias_magnitude: the sums of the absolute values of the terms that they are sums of:
+            how far their last bits may be off where they were rounded in another order, whatever cancels.
     """
 
     weight: np.ndarray
     bias: np.ndarray
-    magnitude: np.ndarray
+    weight_magnitude: np.ndarray
+    bias_magnitude: np.ndarray
 
     def put_into(self, conv: nn.Conv2d) -> None:
         """Give a convolution this weight and bias, in the type and on the device of its weight."""
@@ -67,24 +68,27 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def folded_bias_magnitudes(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return what the last bits of folded tensors have to be measured by: |beta| + |mean * scale| of a bias.
+    """Return what the last bits of folded sums have to be measured by: |beta| + |mean * scale| of a bias.
 
-    Plus |bias * scale| where the convolution has a bias; in a RepVGG block the sum of both branches. A bias
-    may cancel to nearly nothing, and its terms were rounded before that.
+    Plus |bias * scale| where the convolution has a bias. The sum of a RepVGG block has the magnitudes of both
+    branches, its weight too. A sum may cancel to nearly nothing, and its terms were rounded before that.
 
     Args:
         model: as it was loaded, not folded.
 
     Returns:
-        Name of each folded bias in `fuse(model).state_dict()` -> (out,) float64, 0 or more.
+        Name in `fuse(model).state_dict()` of each folded bias, and of the weight of each RepVGG block's sum
+        -> float64 of its shape, 0 or more. Any other folded weight is a product: its own value is the
+        measure.
     """
     found = {
-        f'{prefix}{conv}.bias': fold_pair(getattr(parent, conv), getattr(parent, norm)).magnitude
+        f'{prefix}{conv}.bias': fold_pair(getattr(parent, conv), getattr(parent, norm)).bias_magnitude
         for prefix, parent, conv, norm in _pairs(model)
     }
     for name, module in model.named_modules():
         if hasattr(module, 'reparameterise'):
-            found[f'{name}.conv.bias'.lstrip('.')] = module.folded().magnitude
+            both, where = module.folded(), f'{name}.conv'.lstrip('.')
+            found[f'{where}.weight'], found[f'{where}.bias'] = both.weight_magnitude, both.bias_magnitude
     return found
 
 
@@ -93,7 +97,7 @@ def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
     weight = _double(conv.weight)
     bias = np.zeros(len(weight)) if conv.bias is None else _double(conv.bias)
     if isinstance(norm, nn.Identity):
-        return Folded(weight, bias, np.abs(bias))
+        return Folded(weight, bias, np.abs(weight), np.abs(bias))
     mean, variance = _double(norm.running_mean), _double(norm.running_var)
     gamma, beta = (
         np.full_like(mean, default) if array is None else _double(array)
@@ -101,8 +105,9 @@ def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
     )
     with np.errstate(all='ignore'):  # damaged checkpoints give NaN, which is found where it is said of what
         scale = gamma / np.sqrt(variance + norm.eps)
-        magnitude = np.abs(beta) + np.abs(mean * scale) + np.abs(bias * scale)
-        return Folded(weight * scale[:, None, None, None], (bias - mean) * scale + beta, magnitude)
+        weight, bias_magnitude = weight * scale[:, None, None, None], np.abs(bias * scale)
+        bias_magnitude += np.abs(beta) + np.abs(mean * scale)
+        return Folded(weight, (bias - mean) * scale + beta, np.abs(weight), bias_magnitude)
 
 
 def _pairs(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module, str, str]]:

@@ -127,6 +127,9 @@ def test_a_repvgg_block_is_the_sum_of_its_branches_rounded_once():
     middle = (parts[0].weight[:, :, 1, 1] + parts[1].weight[:, :, 0, 0]).astype(np.float32)
     assert np.array_equal(fused.conv.weight.detach().numpy()[:, :, 1, 1], middle)
     assert np.array_equal(fused.conv.bias.detach().numpy(), np.float32(parts[0].bias + parts[1].bias))
-    assert {'conv1.conv.bias', 'conv2.conv.bias', 'conv.bias'} == set(folded_bias_magnitudes(block))
+    sizes = folded_bias_magnitudes(block)
+    assert set(sizes) == {'conv1.conv.bias', 'conv2.conv.bias', 'conv.bias', 'conv.weight'}
+    assert (sizes['conv.weight'] >= np.abs(parts[0].weight)).all()
+    assert (sizes['conv.weight'][:, :, 1, 1] > np.abs(middle)).any(), 'branches of one sign cancel nowhere'
     again = fuse(fused).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in fused.state_dict().items())

@@ -7,6 +7,7 @@ Glossary: B batch, C channels, h, w map size, T tokens, Q queries, D embedding, 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -157,9 +158,13 @@ class RepVggBlock(nn.Module):
 
     def folded(self) -> Folded:
         """Return the sum of both branches as one 3x3 convolution."""
-        large, small = (fold_pair(branch.conv, branch.norm) for branch in (self.conv1, self.conv2))
-        padded = np.pad(small.weight, ((0, 0), (0, 0), (1, 1), (1, 1)))
-        return Folded(large.weight + padded, large.bias + small.bias, large.magnitude + small.magnitude)
+        large, small = (
+            dataclasses.astuple(fold_pair(branch.conv, branch.norm)) for branch in (self.conv1, self.conv2)
+        )
+        sides = ((0, 0), (0, 0), (1, 1), (1, 1))
+        return Folded(
+            *(a + (np.pad(b, sides) if b.ndim == 4 else b) for a, b in zip(large, small, strict=True))
+        )
 
 
 def inverse_sigmoid(values: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
