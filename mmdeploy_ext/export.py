@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import io
 import logging
@@ -55,22 +54,6 @@ def check_opset(opset: int, exporter: str, said: str = '') -> None:
     if not low <= opset <= high:
         said = said or f'--opset-version {opset}'
         raise UsageError(f'{said}: the {exporter} exporter writes opsets {low} to {high}')
-
-
-def fuse(model: torch.nn.Module) -> torch.nn.Module:
-    """Return an evaluation copy of the model with batch normalisation folded into convolutions."""
-    from mmcv.cnn.utils import fuse_conv_bn
-
-    fused = fuse_conv_bn(copy.deepcopy(model).eval())
-    for module in fused.modules():
-        if hasattr(module, 'relative_position_bias_table'):
-            # the exporter folds mmdet's Swin attention bias; as a buffer the structure check finds it again
-            rows = module.relative_position_bias_table[module.relative_position_index.flatten()]
-            bias = rows.reshape(*module.relative_position_index.shape, -1).permute(2, 0, 1).contiguous()
-            module.register_buffer('relative_position_bias', bias.detach())
-        if hasattr(module, 'reparameterise'):  # RepVGG blocks keep their branches beside the sum
-            module.reparameterise()
-    return fused
 
 
 def export_stages(

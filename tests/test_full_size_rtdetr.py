@@ -9,7 +9,7 @@ import pytest
 import rtdetr_golden as golden
 import toy_rtdetr
 from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.export import fuse
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.verify import fresh
 from mmdeploy_ext.verify.ladder import export_options, open_file
 from mmdeploy_ext.verify.structure import check_structure

@@ -136,7 +136,7 @@ def make_stepper(this: Run, options: SequenceOptions) -> tuple[Stepper | None, F
 
 
 def _fused(model: Any) -> Any:
-    from mmdeploy_ext.export import fuse
+    from mmdeploy_ext.fold import fuse
 
     return fuse(model)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import torch
 
-from mmdeploy_ext import deploy, export
+from mmdeploy_ext import deploy, fold
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark.engines import ENGINES
@@ -195,7 +195,7 @@ def open_contenders(plan: Plan) -> Iterator[list[Contender]]:
     with contextlib.ExitStack() as stack:
         models = {measure.BASELINE: plan.deployment.model} if 'torch' in plan.engines else {}
         if plan.args.fuse_conv_bn and models:
-            models[FUSED] = export.fuse(plan.deployment.model)
+            models[FUSED] = fold.fuse(plan.deployment.model)
         for name, model in models.items():
             clock = stack.enter_context(measure.NetworkClock(model))
             found.append(measure.torch_contender(family, model, name, clock))

@@ -109,7 +109,7 @@ def _run_model(job: MemoryJob) -> tuple[int, object]:
     compat.apply()
     import torch
 
-    from mmdeploy_ext import deploy, export
+    from mmdeploy_ext import deploy, fold
 
     torch.set_num_threads(job.threads)
     job.register()
@@ -124,7 +124,7 @@ def _run_model(job: MemoryJob) -> tuple[int, object]:
 
     deployment = deploy.load(job.config, job.checkpoint, job.cfg_options, before_weights=note)
     if job.fuse:
-        deployment.model = export.fuse(deployment.model)
+        deployment.model = fold.fuse(deployment.model)
     if job.frames:
         return before, _drive(deployment.family.reference(deployment.model), job.frames)
     for _ in range(RUNS):

@@ -113,7 +113,7 @@ class SequenceFamily(BaseFamily):
 
     def exported_weights(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
         """Return every tensor that the files may hold: name -> array, batch normalisation folded."""
-        from mmdeploy_ext.export import fuse
+        from mmdeploy_ext.fold import fuse
 
         return {name: value.detach().cpu().numpy() for name, value in fuse(model).state_dict().items()}
 

@@ -15,8 +15,9 @@ import torch
 from mmdeploy_ext.checkpoint import listed
 from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.export import check_opset, fuse
+from mmdeploy_ext.export import check_opset
 from mmdeploy_ext.family import register_family
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.runtime.centerpoint_boxes import NMS_TYPES, BoxRule
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions

@@ -12,8 +12,9 @@ import torch
 
 from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import ConfigError, UsageError
-from mmdeploy_ext.export import check_opset, fuse
+from mmdeploy_ext.export import check_opset
 from mmdeploy_ext.family import register_family
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.preprocess_multiview import MultiViewRule, rule_from_pipeline
 from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
 from projects.mmdet3d_plugin.common.build import build_without_weights

@@ -18,8 +18,8 @@ from torch import nn
 
 from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import ConfigError, UsageError
-from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.ops.deform_conv import spell_out_leading_offsets
 from mmdeploy_ext.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.postprocess.bbox2d import NmsConfig, capped, nms_config

@@ -15,8 +15,8 @@ import torch
 
 from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import ConfigError, ShapeError, UsageError
-from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime import rtdetr as runtime
 from mmdeploy_ext.runtime.detections import Detections

@@ -7,13 +7,17 @@ Glossary: B batch, C channels, h, w map size, T tokens, Q queries, D embedding, 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from mmdeploy_ext.fold import Folded, fold_pair
 
 ACTIVATIONS = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, '': nn.Identity}
 
@@ -146,20 +150,21 @@ class RepVggBlock(nn.Module):
 
     def reparameterise(self) -> None:
         """Add `conv`, the sum of both branches; batch normalisation may be folded already."""
-        (large, large_bias), (small, small_bias) = map(_folded, (self.conv1, self.conv2))
-        conv = nn.Conv2d(large.shape[1], large.shape[0], 3, padding=1).to(large)
-        conv.weight.data = large + F.pad(small, [1, 1, 1, 1])
-        conv.bias.data = large_bias + small_bias
-        self.conv = conv
+        if self.conv is None:
+            like = self.conv1.conv
+            conv = nn.Conv2d(like.in_channels, like.out_channels, 3, padding=1).to(like.weight)
+            self.folded().put_into(conv)
+            self.conv = conv
 
-
-def _folded(branch: ConvNorm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight and bias of a branch with its batch normalisation folded in."""
-    weight, norm = branch.conv.weight.detach(), branch.norm
-    if isinstance(norm, nn.Identity):
-        return weight, branch.conv.bias.detach()
-    factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
-    return weight * factor[:, None, None, None], (norm.bias - norm.running_mean * factor).detach()
+    def folded(self) -> Folded:
+        """Return the sum of both branches as one 3x3 convolution."""
+        large, small = (
+            dataclasses.astuple(fold_pair(branch.conv, branch.norm)) for branch in (self.conv1, self.conv2)
+        )
+        sides = ((0, 0), (0, 0), (1, 1), (1, 1))
+        return Folded(
+            *(a + (np.pad(b, sides) if b.ndim == 4 else b) for a, b in zip(large, small, strict=True))
+        )
 
 
 def inverse_sigmoid(values: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:

@@ -18,8 +18,8 @@ from torch import nn
 
 from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import ShapeError
-from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.postprocess.mask import mask_config
 from mmdeploy_ext.runtime import solo as runtime

@@ -153,7 +153,7 @@ def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, image
 
 def test_a_change_of_any_parameter_is_found_by_the_structure_check(deployment, files, images):
     """One constant at a time, from a single number to the largest kernel."""
-    from mmdeploy_ext.export import fuse
+    from mmdeploy_ext.fold import fuse
     from mmdeploy_ext.verify import fresh
     from mmdeploy_ext.verify.weights import check_weights
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.errors import ModelFileError
-from mmdeploy_ext.export import fuse
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.metadata import PREFIX, Metadata, read_metadata
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.spec import GraphSpec, TensorSpec

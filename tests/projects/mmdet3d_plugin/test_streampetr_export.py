@@ -12,7 +12,7 @@ import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.config import load_config
-from mmdeploy_ext.export import fuse
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx

@@ -12,8 +12,8 @@ import toy_rtdetr
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.dump import save_dump
 from mmdeploy_ext.errors import ConfigError, ShapeError, UsageError
-from mmdeploy_ext.export import fuse
 from mmdeploy_ext.family import ExportOptions
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.runtime import rtdetr as runtime
 from mmdeploy_ext.runtime import run_images

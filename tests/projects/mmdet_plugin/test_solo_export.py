@@ -8,7 +8,7 @@ import pytest
 
 from mmdeploy_ext import deploy
 from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.export import fuse
+from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.verify import fresh

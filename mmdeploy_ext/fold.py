@@ -1,0 +1,128 @@
+"""Batch normalisation folded into convolutions, with the same bytes on every machine.
+
+Only `+ - * /` and `sqrt` of numpy in float64, each of which IEEE 754 rounds correctly, and one rounding to
+the weight's own type at the end. torch's float32 `sqrt` is MKL's: its last bit is another one on another make
+of CPU, and with it the bytes of every folded weight.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm is one
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """A convolution with its batch normalisation folded in, float64.
+
+    Attributes:
+        weight: (out, in / groups, kh, kw).
+        bias: (out,).
+        weight_magnitude, bias_magnitude: the sums of the absolute values of the terms that they are sums of:
+            how far their last bits may be off where they were rounded in another order, whatever cancels.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    weight_magnitude: np.ndarray
+    bias_magnitude: np.ndarray
+
+    def put_into(self, conv: nn.Conv2d) -> None:
+        """Give a convolution this weight and bias, in the type and on the device of its weight."""
+        like = conv.weight
+        conv.weight, conv.bias = (
+            nn.Parameter(torch.from_numpy(array).to(like.device, like.dtype))
+            for array in (self.weight, self.bias)
+        )
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Return an evaluation copy of the model with batch normalisation folded into convolutions.
+
+    Folded is what mmcv's `fuse_conv_bn` folds: a batch normalisation into the `nn.Conv2d` before it among the
+    children of one module. It becomes an `nn.Identity`.
+    """
+    fused = copy.deepcopy(model).eval()
+    for module in list(fused.modules()):
+        if hasattr(module, 'relative_position_bias_table'):
+            # the exporter folds mmdet's Swin attention bias; as a buffer the structure check finds it again
+            rows = module.relative_position_bias_table[module.relative_position_index.flatten()]
+            bias = rows.reshape(*module.relative_position_index.shape, -1).permute(2, 0, 1).contiguous()
+            module.register_buffer('relative_position_bias', bias.detach())
+        if hasattr(module, 'reparameterise'):  # RepVGG blocks keep their branches beside the sum
+            module.reparameterise()
+    for _, parent, conv, norm in list(_pairs(fused)):
+        fold_pair(getattr(parent, conv), getattr(parent, norm)).put_into(getattr(parent, conv))
+        setattr(parent, norm, nn.Identity())
+    return fused
+
+
+def folded_bias_magnitudes(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return what the last bits of folded sums have to be measured by: |beta| + |mean * scale| of a bias.
+
+    Plus |bias * scale| where the convolution has a bias. The sum of a RepVGG block has the magnitudes of both
+    branches, its weight too. A sum may cancel to nearly nothing, and its terms were rounded before that.
+
+    Args:
+        model: as it was loaded, not folded.
+
+    Returns:
+        Name in `fuse(model).state_dict()` of each folded bias, and of the weight of each RepVGG block's sum
+        -> float64 of its shape, 0 or more. Any other folded weight is a product: its own value is the
+        measure.
+    """
+    found = {
+        f'{prefix}{conv}.bias': fold_pair(getattr(parent, conv), getattr(parent, norm)).bias_magnitude
+        for prefix, parent, conv, norm in _pairs(model)
+    }
+    for name, module in model.named_modules():
+        if hasattr(module, 'reparameterise'):
+            both, where = module.folded(), f'{name}.conv'.lstrip('.')
+            found[f'{where}.weight'], found[f'{where}.bias'] = both.weight_magnitude, both.bias_magnitude
+    return found
+
+
+def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
+    """Return a convolution with the normalisation after it folded in; `nn.Identity` is one folded before."""
+    weight = _double(conv.weight)
+    bias = np.zeros(len(weight)) if conv.bias is None else _double(conv.bias)
+    if isinstance(norm, nn.Identity):
+        return Folded(weight, bias, np.abs(weight), np.abs(bias))
+    mean, variance = _double(norm.running_mean), _double(norm.running_var)
+    gamma, beta = (
+        np.full_like(mean, default) if array is None else _double(array)
+        for array, default in ((norm.weight, 1.0), (norm.bias, 0.0))
+    )
+    with np.errstate(all='ignore'):  # damaged checkpoints give NaN, which is found where it is said of what
+        scale = gamma / np.sqrt(variance + norm.eps)
+        weight, bias_magnitude = weight * scale[:, None, None, None], np.abs(bias * scale)
+        bias_magnitude += np.abs(beta) + np.abs(mean * scale)
+        return Folded(weight, (bias - mean) * scale + beta, np.abs(weight), bias_magnitude)
+
+
+def _pairs(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module, str, str]]:
+    """Yield the path of a parent with its final dot, the parent, and its children convolution and norm."""
+    last = None
+    for name, child in module.named_children():
+        if isinstance(child, BatchNorm):
+            if last is not None:
+                yield prefix, module, last, name
+            last = None
+        elif isinstance(child, nn.Conv2d):
+            last = name
+        else:
+            yield from _pairs(child, f'{prefix}{name}.')
+
+
+def _double(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
