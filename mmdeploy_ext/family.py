@@ -125,14 +125,12 @@ class BaseFamily(abc.ABC):
         name: of the family, as the metadata keeps it.
         task: module of `verify/tasks` that matches, draws and evaluates its results.
         ignored_prefixes: checkpoint keys that inference does not use.
-        derived_prefixes: names of graph constants that are computed; `derives` tells others by their value.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
     """
 
     name: ClassVar[str]
     task: ClassVar[str]
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
-    derived_prefixes: ClassVar[tuple[str, ...]] = ()
     keep_fp32: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
@@ -152,10 +150,6 @@ class BaseFamily(abc.ABC):
         from mmdeploy_ext.checkpoint import load_strict
 
         load_strict(model, checkpoint, self.ignored_prefixes)
-
-    def derives(self, array: np.ndarray) -> bool:
-        """Return whether a constant of a graph is one that this family computes, by its value."""
-        return False
 
     @abc.abstractmethod
     def num_classes(self, model: torch.nn.Module) -> int:

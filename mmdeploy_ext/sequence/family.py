@@ -111,12 +111,6 @@ class SequenceFamily(BaseFamily):
     def graphs(self, model: torch.nn.Module, options: SequenceOptions) -> list[Graph]:
         """Return the graphs of a contract, in the order in which a frame goes through them."""
 
-    def exported_weights(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
-        """Return every tensor that the files may hold: name -> array, batch normalisation folded."""
-        from mmdeploy_ext.fold import fuse
-
-        return {name: value.detach().cpu().numpy() for name, value in fuse(model).state_dict().items()}
-
     @abc.abstractmethod
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about decoding and memory."""

@@ -67,8 +67,6 @@ class HalfBars:
 
 
 BARS = HalfBars()
-HALF_FORM = 'float16.'
-"""Prefix of a weight's name for its float16 form."""
 CPU = 'CPUExecutionProvider'
 ROUNDED = (
     "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "
@@ -97,16 +95,6 @@ def proof_engine(options: Mapping[str, Any], kind: str, engine: Mapping[str, Any
     on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
     hides = kind == 'OnnxRuntimeBackend' and on_cpu and precision_of(options) == 'fp16'
     return {'round_fp16': True, **engine} if hides else dict(engine)
-
-
-def with_half_weights(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return weights and their float16 forms, which a float16 file may hold instead."""
-    rounded = {HALF_FORM + name: array.astype(np.float16) for name, array in weights.items() if _fits(array)}
-    return {**weights, **rounded}
-
-
-def _fits(array: np.ndarray) -> bool:
-    return array.dtype == np.float32 and not np.abs(array).max(initial=0.0) > np.finfo(np.float16).max
 
 
 def judge(rows: Sequence[TensorRow], cosine: float = COSINE) -> list[TensorRow]:

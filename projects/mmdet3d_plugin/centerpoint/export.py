@@ -115,14 +115,6 @@ class CenterPointFamily(SequenceFamily):
             Graph('head', DenseHead(folded).eval().to(device), head, dict(bev=bev)),
         ]
 
-    def exported_weights(self, model: nn.Module) -> dict[str, np.ndarray]:
-        """See `SequenceFamily.exported_weights`: of the backbone what a new conversion gives."""
-        from mmdeploy_ext.sparse import portable
-
-        fresh = portable.to_onnx(backbone_graph(model)).graph.initializer
-        backbone = {f'backbone.{value.name}': onnx.numpy_helper.to_array(value) for value in fresh}
-        return {**super().exported_weights(model), **backbone}
-
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `SequenceFamily.postprocess_facts`: a `BoxRule`."""
         return box_rule(model.pts_bbox_head).to_json()

@@ -48,12 +48,6 @@ class StreamPetrFamily(SequenceFamily):
     contracts = ('deploy', 'fork')
     compared = ('all_cls_scores', 'all_bbox_preds')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
-    # image points of the tokens, learned queries, sine periods; ranges and points that are made of parameters
-    derived_prefixes = (
-        *('/Constant', '/onnx::Sub', '/onnx::Div', '/onnx::Where'),  # names by the TorchScript exporter
-        *('/Concat_output_0', '/Expand'),  # by onnxslim, of the first ones
-        *('/frustum', '/slice_', '/sub_', '/zeros_like', '/cat', '/pow_', '/expand'),  # by dynamo
-    )
     dump_suffixes = dumps.SUFFIXES
     dump_names = dumps.NAMES
 

@@ -53,7 +53,6 @@ class AtssFamily(Family):
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
     own_options = ('max_candidates',)
-    derived_prefixes = ('decode/', 'postprocess/')  # anchors
 
     def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""

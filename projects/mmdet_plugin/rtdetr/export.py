@@ -48,7 +48,6 @@ class RtDetrFamily(Family):
     task = 'bbox2d'
     forms = ('full', 'raw')
     own_options = ('fuse', 'grid_sample', 'dynamic_batch')
-    derived_prefixes = ('network/encoder/position', 'network/decoder/anchors')
     keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
 
     def claims(self, cfg: Any) -> bool:
@@ -67,20 +66,11 @@ class RtDetrFamily(Family):
                 f'--opset-version {options.opset}: RT-DETR needs GridSample, which ONNX has since opset '
                 f'{low}; expected {low} to {high}'
             )
-        if options.exporter == 'dynamo' and not options.dynamic:
-            raise UsageError(
-                '--exporter dynamo: with a fixed size its constants have names that the proof cannot tell '
-                'from weights; give --dynamic-export too, or use --exporter torchscript'
-            )
         if options.height % STRIDE or options.width % STRIDE:
             raise UsageError(
                 f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
             )
         _check_queries(cfg, options)
-
-    def derives(self, array: np.ndarray) -> bool:
-        """See `BaseFamily.derives`: the frequencies of the position embedding, which dynamo names `mul`."""
-        return array.ndim == 1 and np.allclose(array, frequencies(array.size), rtol=1e-5, atol=0)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""

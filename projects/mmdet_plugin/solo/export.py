@@ -33,7 +33,6 @@ from projects.mmdet_plugin.solo.wrapper import (
     ForkNetwork,
     SoloFeatures,
     SoloLevels,
-    is_coordinates,
     points_nms,
 )
 
@@ -66,7 +65,6 @@ class SoloFamily(Family):
     task = 'mask'
     forms = ('full', 'raw')
     own_options = ('layout', 'max_candidates')
-    derived_prefixes = ('postprocess/postprocess/',)  # beside it are SOLO's mask convolutions
 
     def claims(self, cfg: Any) -> bool:
         """See `Family.claims`."""
@@ -87,10 +85,6 @@ class SoloFamily(Family):
         """See `BaseFamily.load_weights`; grids of another training are refused."""
         check_grids(model.mask_head, checkpoint)
         super().load_weights(model, checkpoint)
-
-    def derives(self, array: np.ndarray) -> bool:
-        """See `BaseFamily.derives`: coordinates, which a fixed size folds to constants."""
-        return is_coordinates(array)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
         """See `Family.spec`."""
