@@ -58,7 +58,7 @@ class Deployment:
     checkpoint_sha256: str
     classes: tuple[str, ...]
     rule: Any
-    exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict)
+    exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, repr=False)
 
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
         """Keep an export for the proof that may follow, and forget old ones; returns it."""

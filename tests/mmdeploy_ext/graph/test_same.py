@@ -1,0 +1,205 @@
+"""Graphs are the same when they compute the same for every input; names and order of nodes do not count."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.graph.same import differences, signature
+
+WEIGHT = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+CHANGED = np.nextafter(WEIGHT, np.float32(9))
+
+
+def constant(array=WEIGHT):
+    return [], [numpy_helper.from_array(array, 'c')], []
+
+
+def in_a_branch(array=WEIGHT):
+    inner = helper.make_node('Identity', ['inner'], ['z'])
+    out = helper.make_tensor_value_info('z', TensorProto.FLOAT, array.shape)
+    body = helper.make_graph([inner], 'body', [], [out], [numpy_helper.from_array(array, 'inner')])
+    yes = numpy_helper.from_array(np.array(True), 'yes')
+    return [helper.make_node('If', ['yes'], ['c'], then_branch=body, else_branch=body)], [yes], []
+
+
+def constant_node(array=WEIGHT):
+    return [helper.make_node('Constant', [], ['c'], value=numpy_helper.from_array(array))], [], []
+
+
+def value_floats(array=WEIGHT):
+    shape = numpy_helper.from_array(np.array(array.shape), 'shape')
+    nodes = [
+        helper.make_node('Constant', [], ['flat'], value_floats=array.ravel().tolist()),
+        helper.make_node('Reshape', ['flat', 'shape'], ['c']),
+    ]
+    return nodes, [shape], []
+
+
+def sparse(array=WEIGHT):
+    values, places = numpy_helper.from_array(array.ravel(), 'c'), np.arange(array.size)
+    return [], [], [helper.make_sparse_tensor(values, numpy_helper.from_array(places, 'p'), array.shape)]
+
+
+def attribute(array=WEIGHT):
+    offset = array.ravel().tolist()
+    return [helper.make_node('Scaler', ['x'], ['c'], offset=offset, domain='ai.onnx.ml', name='s')], [], []
+
+
+def words(array=WEIGHT):
+    kept = [value.hex().encode() for value in array.ravel().tolist()]
+    tensor = helper.make_tensor('t', TensorProto.STRING, array.shape, kept)
+    return [helper.make_node('Cast', ['t'], ['c'], to=TensorProto.FLOAT)], [tensor], []
+
+
+def in_a_function(array=WEIGHT):
+    value = helper.make_node('Constant', [], ['r'], value=numpy_helper.from_array(array))
+    function = helper.make_function('own', 'Made', [], ['r'], [value], [helper.make_opsetid('', 20)])
+    return [helper.make_node('Made', [], ['c'], domain='own')], [], [], [function]
+
+
+FORMS = [constant, in_a_branch, constant_node, value_floats, sparse, attribute, words, in_a_function]
+
+
+def model_of(nodes, initializers, sparse_initializers, functions=()):
+    """Return a model that adds its constant 'c' to what the right weight 'w' gives."""
+    product = helper.make_node('Mul', ['x', 'w'], ['h'], name='product')
+    nodes = [*nodes, product, helper.make_node('Add', ['h', 'c'], ['y'], name='sum')]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, 3)) for name in 'xy']
+    kept = [numpy_helper.from_array(WEIGHT * 2, 'w'), *initializers]
+    graph = helper.make_graph(
+        nodes, 'g', values[:1], values[1:], kept, sparse_initializer=sparse_initializers
+    )
+    opsets = [
+        helper.make_opsetid('', 20),
+        helper.make_opsetid('own', 1),
+        helper.make_opsetid('ai.onnx.ml', 3),
+    ]
+    return helper.make_model(graph, opset_imports=opsets, functions=list(functions))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_one_unit_in_the_last_place_is_a_difference_whatever_holds_the_constant(form):
+    right, wrong = model_of(*form()), model_of(*form(CHANGED))
+    assert differences(model_of(*form()), right) == []
+    (found, *_) = differences(wrong, right)
+    assert found.text
+
+
+@pytest.mark.parametrize('form', [constant_node, sparse])
+def test_the_form_in_which_a_constant_is_stored_does_not_count(form):
+    assert differences(model_of(*form()), model_of(*constant())) == []
+
+
+def test_names_and_the_order_of_nodes_do_not_count():
+    left, right = (model_of(*constant()) for _ in range(2))
+    for graph in (right.graph,):
+        renamed = {'h': 'other', 'w': 'v', 'c': 'd'}
+        extra = helper.make_node('Neg', ['x'], ['n'])
+        for node in graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+            node.output[:] = [renamed.get(name, name) for name in node.output]
+            node.name = ''
+        for tensor in graph.initializer:
+            tensor.name = renamed[tensor.name]
+        graph.node.insert(0, extra)
+        graph.node[-1].input[1] = 'n'
+    left.graph.node[-1].input[1] = 'n'
+    left.graph.node.insert(1, helper.make_node('Neg', ['x'], ['n']))
+    assert differences(left, right) == []
+
+
+def change_attribute(model):
+    model.graph.node[0].op_type = 'Div'
+
+
+def rewire(model):
+    model.graph.node[1].input[0] = 'x'
+
+
+def rename_output(model):
+    model.graph.output[0].name = model.graph.node[-1].output[0] = 'z'
+
+
+def rename_input(model):
+    model.graph.input[0].name = model.graph.node[0].input[0] = 'image'
+
+
+def other_opset(model):
+    model.opset_import[0].version = 19
+
+
+def dead_node(model):
+    model.graph.node.append(helper.make_node('Neg', ['x'], ['unread']))
+
+
+def duplicate_node(model):
+    model.graph.node.insert(1, helper.make_node('Mul', ['x', 'w'], ['h2']))
+    model.graph.node[-1].input[0] = 'h2'
+
+
+def free_axis(model):
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = 'B'
+
+
+def with_default(model):
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHT, 'x'))
+
+
+def after_the_end(model):
+    model.graph.node[-1].output[0] = 'before'
+    model.graph.node.append(helper.make_node('Clip', ['before'], ['y']))
+
+
+CHANGES = [
+    *(change_attribute, rewire, rename_output, rename_input, other_opset),
+    *(dead_node, duplicate_node, free_axis, with_default, after_the_end),
+]
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_change_of_the_graph_is_named(change):
+    model = model_of(*constant())
+    change(model)
+    found = differences(model, model_of(*constant()))
+    assert found and all(entry.text for entry in found)
+
+
+def test_outputs_in_another_order_are_another_graph():
+    def two(order):
+        nodes = [helper.make_node(kind, ['x'], [name]) for kind, name in (('Neg', 'a'), ('Abs', 'b'))]
+        x = helper.make_tensor_value_info('x', TensorProto.FLOAT, (1,))
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1,)) for name in order]
+        return helper.make_model(helper.make_graph(nodes, 'g', [x], outputs))
+
+    assert differences(two('ab'), two('ab')) == []
+    assert differences(two('ba'), two('ab'))
+
+
+def test_an_attribute_at_its_default_is_the_same_as_none():
+    def concat(**given):
+        node = helper.make_node('Gemm', ['x', 'x'], ['y'], **given)
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, 2)) for name in 'xy']
+        return helper.make_model(helper.make_graph([node], 'g', values[:1], values[1:]))
+
+    assert differences(concat(alpha=1.0), concat()) == []
+    (found,) = differences(concat(alpha=1.0000001), concat())
+    assert found.kind == 'attribute' and 'alpha' in found.detail
+
+
+def test_what_a_body_reads_from_outside_counts():
+    def chosen(name):
+        out = helper.make_tensor_value_info('z', TensorProto.FLOAT, (2, 3))
+        body = helper.make_graph([helper.make_node('Identity', [name], ['z'])], 'body', [], [out])
+        node = helper.make_node('If', ['yes'], ['c'], then_branch=body, else_branch=body)
+        return model_of([node], [numpy_helper.from_array(np.array(True), 'yes')], [])
+
+    assert differences(chosen('x'), chosen('x')) == []
+    assert differences(chosen('w'), chosen('x'))
+
+
+def test_a_file_and_what_onnx_reads_of_it_have_one_signature(tmp_path):
+    model = model_of(*constant())
+    path = tmp_path / 'm.onnx'
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location='m.data')
+    assert signature(onnx.load(path)).equals(signature(model_of(*constant())))
