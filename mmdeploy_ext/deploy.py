@@ -61,7 +61,7 @@ class Deployment:
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, repr=False)
 
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Keep an export for the proof that may follow, and forget old ones; returns it."""
+        """Keep an export, which nobody changes, for a proof that may follow; forgets old ones, returns it."""
         self.exports[key] = model
         while len(self.exports) > KEPT_EXPORTS:
             del self.exports[next(iter(self.exports))]
@@ -283,8 +283,7 @@ def export_model(
         stage.module.eval().to(device)
     model = export.export_stages(stages, example, metadata.spec, options)
     check_patterns([model], options.keep_fp32)
-    model = in_precision(model, metadata.spec, options, family.keep_fp32)
-    return deployment.keep(options, model), metadata
+    return in_precision(model, metadata.spec, options, family.keep_fp32), metadata
 
 
 def export_to_file(
@@ -298,6 +297,7 @@ def export_to_file(
     start = time.perf_counter()
     model, metadata = export_model(deployment, options, images)
     export.save(model, output_file, metadata)
+    deployment.keep(options, model)
     return metadata, time.perf_counter() - start
 
 

@@ -75,14 +75,18 @@ def export_sequence(deployment: Deployment, options: SequenceOptions, output: st
     family: SequenceFamily = deployment.family
     models = []
     for graph in family.graphs(deployment.model, options):
-        model = deployment.keep((graph.name, options), export_graph(graph, options, family.keep_fp32))
+        model = export_graph(graph, options, family.keep_fp32)
         models.append((graph.name, model, graph_metadata(deployment, options, graph)))
     check_patterns([model for _, model, _ in models], options.keep_fp32)
     if output.endswith('.onnx'):
         ((_, model, metadata),) = models
         export.save(model, output, metadata)
-        return [output], time.perf_counter() - start
-    return _write_folder(models, Path(output)), time.perf_counter() - start
+        paths = [output]
+    else:
+        paths = _write_folder(models, Path(output))
+    for name, model, _ in models:
+        deployment.keep((name, options), model)
+    return paths, time.perf_counter() - start
 
 
 def export_graph(graph: Graph, options: SequenceOptions, keep_fp32: Sequence[str] = ()) -> Any:

@@ -261,7 +261,9 @@ def with_bound(graph: SparseGraph, output_bound: int) -> SparseGraph:
     return dataclasses.replace(graph, nodes=nodes)
 
 
-def metadata_props(deployment: SparseDeployment, options: ScnOptions) -> dict[str, str]:
+def metadata_props(
+    deployment: SparseDeployment, options: ScnOptions, ranges: Ranges | None = None
+) -> dict[str, str]:
     """Return what the file says about itself: one JSON value per key. No engine reads it."""
     from mmdeploy_ext.export import versions
 
@@ -274,6 +276,7 @@ def metadata_props(deployment: SparseDeployment, options: ScnOptions) -> dict[st
         config_sha256=deployment.config_sha256,
         checkpoint_sha256=deployment.checkpoint_sha256,
         versions=versions(),
+        **(dict(ranges=ranges.to_json()) if ranges else {}),
     )
     return {PREFIX + name: json.dumps(value) for name, value in values.items()}
 
@@ -284,14 +287,20 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def write_file(deployment: SparseDeployment, graph: SparseGraph, options: ScnOptions, path: str) -> None:
+def write_file(
+    deployment: SparseDeployment,
+    graph: SparseGraph,
+    options: ScnOptions,
+    path: str,
+    ranges: Ranges | None = None,
+) -> None:
     """Write a graph to a file of its target, whole or not at all.
 
     Raises:
         ExportError: something that the target cannot say.
         Mm2OnnxError: the file cannot be written.
     """
-    props = metadata_props(deployment, options)
+    props = metadata_props(deployment, options, ranges)
     if options.target == 'libspconv':
         from mmdeploy_ext.sparse.libspconv import write
 
@@ -314,5 +323,5 @@ def export_file(
     """
     start = time.perf_counter()
     graph = make_graph(deployment.trace(), options, deployment.family, ranges, deployment.checkpoint_sha256)
-    write_file(deployment, graph, options, path)
+    write_file(deployment, graph, options, path, ranges)
     return graph, time.perf_counter() - start

@@ -81,7 +81,7 @@ def of_images(
     options = exported_with(options, metadata)
     if options not in deployment.exports:
         traced = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
-        deploy.export_model(deployment, options, [traced])
+        deployment.keep(options, deploy.export_model(deployment, options, [traced])[0])
     return edits.repeat(deployment.exports[options], metadata.edits, REPEATED)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rich.progress import Progress
 
 from mmdeploy_ext.cli import one_line, stderr
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.files import read_json, sha256_file
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.metadata import PREFIX
@@ -35,7 +35,7 @@ from mmdeploy_ext.verify.portable_layers import PortableLayers
 from mmdeploy_ext.verify.provenance import hash_checks, settings_check
 from mmdeploy_ext.verify.spconv_layers import LayerOutput, layer_sources, watched
 from mmdeploy_ext.verify.tasks.bev import BevPair
-from mmdeploy_ext.verify.verdict import EDITED, Case, GraphResult, TensorRow, Verdict
+from mmdeploy_ext.verify.verdict import EDITED, Case, Check, GraphResult, TensorRow, Verdict
 from mmdeploy_ext.verify.voxel_sets import proof_sets
 
 if TYPE_CHECKING:
@@ -87,6 +87,50 @@ def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
         raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
 
 
+def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
+    """Return the ranges that a file was exported with, None where it is too old to say.
+
+    Raises:
+        ModelFileError: damaged.
+    """
+    from mmdeploy_ext.quantize.ranges import Ranges
+
+    if not any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):
+        return None
+    try:
+        return Ranges.from_json(stored_fact(model, path, 'ranges'), f'{path}: {PREFIX}ranges')
+    except UsageError as error:
+        raise ModelFileError(str(error)) from error
+
+
+def weight_ranges_check(deployment: SparseDeployment, traced: SparseGraph, ranges: Ranges) -> Check:
+    """Compute the ranges of all weights again: of the folded kernels or those before, or of the checkpoint.
+
+    Args:
+        deployment: the config and checkpoint.
+        traced: the model's graph before folding.
+        ranges: of a file.
+    """
+    from mmdeploy_ext.quantize.calibrators import weight_amax
+    from mmdeploy_ext.quantize.deployed import from_checkpoint
+
+    folded = fold(traced, 'fp32')
+    before = {node.module: node.weight for node in traced.convolutions()}
+    stored = from_checkpoint(deployment)
+    wrong = []
+    for node in folded.convolutions():
+        right = [weight_amax(kernel) for kernel in (node.weight, before.get(node.module, node.weight))]
+        right += [stored.weight_amax(node.name)] if stored else []
+        found = ranges.weight_amax(node.name)
+        exact = [np.asarray(one, np.float32) for one in right]
+        half = [one.astype(np.float16).astype(np.float32) for one in exact]
+        if not any(np.array_equal(found, one) for one in (*exact, *half)):
+            wrong.append(
+                f'{node.name}: {float(found.max()):.6g}, expected {float(exact[0].max()):.6g} at most'
+            )
+    return Check('ranges of the weights follow from the weights', not wrong, '; '.join(wrong)[:300])
+
+
 def stored_ranges(path: str) -> Ranges:
     """Return the ranges that a libspconv file holds, to see that all else in it is the model's."""
     from mmdeploy_ext.quantize.ranges import NodeRange, Ranges
@@ -113,6 +157,8 @@ class Subject:
         traced: the model's graph before folding.
         expected: the graph that the file should hold, weights in float32.
         exact: the same folded in float32, whatever the file's folding.
+        ranges: whether the ranges of the weights follow from the weights; None where there are none, or were
+            given beside the file.
     """
 
     deployment: SparseDeployment
@@ -122,6 +168,7 @@ class Subject:
     traced: SparseGraph
     expected: SparseGraph
     exact: SparseGraph
+    ranges: Check | None = None
 
     @property
     def same_order(self) -> bool:
@@ -192,12 +239,14 @@ def _subject(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> 
             f'{path}: is a model of family {said!r}; {deployment.config} is {deployment.family.name!r}'
         )
     traced = deployment.trace()
-    if ranges is None and options.has_precision:
-        ranges = stored_ranges(path)
+    given = ranges is not None
+    if not given and options.has_precision:
+        ranges = recorded_ranges(model, path) or stored_ranges(path)
     expected = make_graph(traced, options, deployment.family, ranges)
     rounded = options.fold == 'fp16' or fp16_modules(options, deployment.family)
     exact = reorder(fold(traced, 'fp32'), options.order) if rounded else expected
-    return Subject(deployment, path, model, options, traced, expected, exact)
+    derived = None if given or ranges is None else weight_ranges_check(deployment, traced, ranges)
+    return Subject(deployment, path, model, options, traced, expected, exact, derived)
 
 
 def _check_file(subject: Subject, max_voxels: int | None, edited: bool) -> Verdict:
@@ -228,6 +277,7 @@ def _check_file(subject: Subject, max_voxels: int | None, edited: bool) -> Verdi
     overrides = stored_fact(subject.model, subject.path, 'options').get('cfg_options') or {}
     settings = settings_check(deployment.cfg, overrides)
     verdict.graphs, verdict.structure = [graph], [*checks, *hashes, settings]
+    verdict.structure += [subject.ranges] * (subject.ranges is not None)
     verdict.notes += notes
     return verdict
 

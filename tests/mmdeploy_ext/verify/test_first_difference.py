@@ -15,6 +15,7 @@ from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import graph_metadata
 from mmdeploy_ext.verify.first_difference import Search, subject_of
+from mmdeploy_ext.verify.fresh import Reference
 
 FAMILIES = tuple(toy_faults.NODES)
 
@@ -51,7 +52,7 @@ def _streampetr(folder):
         if graph.name == 'pts_head_memory'
     )
     subject = subject_of(deployment, graph_metadata(deployment, options, graph))
-    return subject.reexport(), subject, graph.example['ego_motion'].numpy()
+    return subject.reference.fresh(), subject, graph.example['ego_motion'].numpy()
 
 
 MAKERS = dict(atss=_atss, solov2=_solov2, streampetr=_streampetr)
@@ -126,7 +127,7 @@ def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
     """The fresh export has the same fault, so that it cannot say what is right; PyTorch can."""
     model, search, example = subjects('atss')
     broken, node = toy_faults.plant(model, 'atss', fault, example)
-    subject = dataclasses.replace(search.subject, reexport=lambda: broken)
+    subject = dataclasses.replace(search.subject, reference=Reference(lambda: broken))
     again = Search(subject, diff.Bars(), search.pairing)
     found = again.compare(broken)
     assert found.first.node == node

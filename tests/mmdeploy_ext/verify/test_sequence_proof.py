@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import shutil
-import types
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,8 @@ from mmdeploy_ext.runtime.streampetr_state import relative_motion
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import export_sequence
 from mmdeploy_ext.sequence.loop import frames_of
-from mmdeploy_ext.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.verify.sequence import Bars, default_bars, memory_facts, output_spec, prove_sequence
 from mmdeploy_ext.verify.sequence_shift import NearOrigin, run_far
-from mmdeploy_ext.verify.structure import check_structure
 from mmdeploy_ext.verify.table import failure_reasons, last_line, print_verdict
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
@@ -295,69 +292,8 @@ def test_a_global_float32_memory_is_not(paths):
     assert not row.passed and errors['memory reference_point'] > 0.05
 
 
-@pytest.mark.parametrize(('off', 'passes'), [(0.0, True), (1e-3, False)])
-def test_the_identity_is_no_weight_and_what_is_nearly_one_may_be(off, passes):
-    from onnx import TensorProto
-
-    weight, pose = np.float32([[2, 3], [4, 5]]), np.eye(2, dtype=np.float32)
-    pose[0, 1] = off
-    nodes = [helper.make_node('MatMul', ['x', 'w'], ['h']), helper.make_node('MatMul', ['h', 'pose'], ['y'])]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in 'xy']
-    constants = [numpy_helper.from_array(array, name) for array, name in ((weight, 'w'), (pose, 'pose'))]
-    model = helper.make_model(
-        helper.make_graph(nodes, 'g', values[:1], values[1:], constants),
-        opset_imports=[helper.make_opsetid('', 17)],
-    )
-    spec = GraphSpec('g', (TensorSpec('x', 'float32', (2, 2)),), (TensorSpec('y', 'float32', (2, 2)),))
-    facts = types.SimpleNamespace(spec=spec, options=dict(opset=17))
-    failed = [check.detail for check in check_structure(model, facts, dict(w=weight)) if not check.passed]
-    assert failed == ([] if passes else ['1 are not in the checkpoint: pose (2, 2)'])
-
-
 def test_float16_files_have_bars_of_their_own(paths):
     known = metadata(paths)
     assert default_bars(known).cosine is None
     half = [dataclasses.replace(entry, options=dict(entry.options, precision='fp16')) for entry in known]
     assert default_bars(half).cosine == 0.999 and set(default_bars(half).state) == set(Bars().state)
-
-
-@pytest.mark.parametrize(
-    ('scale', 'elsewhere', 'unknown'),
-    [(1.0, False, 0), (1.5, False, 1), (1.0, True, 1)],
-    ids=['without parameters', 'a scale that is none of the checkpoint', 'read by another operator too'],
-)
-def test_a_norm_without_parameters_has_constants_of_any_size(scale, elsewhere, unknown):
-    weight, size = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32), (1, 256)
-    ones = numpy_helper.from_array(np.full(256, scale, np.float32))
-    nodes = [
-        helper.make_node('Constant', [], ['ones_out'], '/ln/Constant', value=ones),
-        helper.make_node('MatMul', ['x', 'w'], ['h']),
-        helper.make_node('LayerNormalization', ['h', 'ones_out', 'zeros'], ['n']),
-        helper.make_node('Mul', ['n', 'ones_out'] if elsewhere else ['n', 'n'], ['y']),
-    ]
-    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name in 'xy']
-    kept = [numpy_helper.from_array(weight, 'w'), numpy_helper.from_array(np.zeros(256, np.float32), 'zeros')]
-    graph = helper.make_graph(nodes, 'g', values[:1], values[1:], kept)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
-    spec = GraphSpec('g', (TensorSpec('x', 'float32', size),), (TensorSpec('y', 'float32', size),))
-    facts = types.SimpleNamespace(spec=spec, options=dict(opset=17))
-    failed = [check.detail for check in check_structure(model, facts, dict(w=weight)) if not check.passed]
-    assert failed == ['1 are not in the checkpoint: /ln/Constant (256,)'] * unknown
-
-
-@pytest.mark.parametrize(('value', 'unknown'), [(0.0, 0), (0.5, 1)], ids=['no bias', 'a bias of its own'])
-def test_a_deformable_convolution_without_a_bias_has_zeros_for_it(value, unknown):
-    weight = np.random.default_rng(0).normal(size=(128, 2, 1, 1)).astype(np.float32)
-    kept = [numpy_helper.from_array(weight, 'w')]
-    kept.append(numpy_helper.from_array(np.full(128, value, np.float32), 'dcn/Constant'))
-    node = helper.make_node('DeformConv', ['x', 'w', 'offset', 'dcn/Constant'], ['y'], kernel_shape=[1, 1])
-    shapes = dict(x=(1, 2, 4, 4), offset=(1, 2, 4, 4), y=(1, 128, 4, 4))
-    float32 = onnx.TensorProto.FLOAT
-    values = [helper.make_tensor_value_info(name, float32, size) for name, size in shapes.items()]
-    graph = helper.make_graph([node], 'g', values[:2], values[2:], kept)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 19)])
-    specs = [TensorSpec(name, 'float32', size) for name, size in shapes.items()]
-    spec = GraphSpec('g', tuple(specs[:2]), tuple(specs[2:]))
-    facts = types.SimpleNamespace(spec=spec, options=dict(opset=19))
-    failed = [check.detail for check in check_structure(model, facts, dict(w=weight)) if not check.passed]
-    assert failed == ['1 are not in the checkpoint: dcn/Constant (128,)'] * unknown

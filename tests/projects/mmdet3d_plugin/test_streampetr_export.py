@@ -12,15 +12,13 @@ import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.config import load_config
-from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
 from mmdeploy_ext.runtime.streampetr_state import to_local
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import export_sequence
-from mmdeploy_ext.verify import fresh
-from mmdeploy_ext.verify.structure import check_structure
+from mmdeploy_ext.verify.sequence import check_files
 from projects.mmdet3d_plugin.streampetr import spec
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
@@ -45,15 +43,10 @@ def stepper(paths, engine='OnnxRuntimeBackend'):
 
 
 def failed_checks(path):
-    """Return what level 1 of the proof finds wrong with a file."""
-    family, model = deployed.deployment().family, deployed.deployment().model
-    weights = {name: value.numpy() for name, value in fuse(model).state_dict().items()}
-    metadata = read_metadata(path)
-    options = SequenceOptions.from_json(metadata.options)
-    graphs = {graph.name: graph for graph in family.graphs(model, options)}
-    derived = fresh.of_graph(family, options, graphs[metadata.form])
-    checks = check_structure(onnx.load(path), metadata, weights, derived)
-    return [check for check in checks if not check.passed]
+    """Return what level 1 of the proof finds wrong with a file, whose model was loaded again."""
+    other = dataclasses.replace(deployed.deployment(), exports={})
+    verdict, _ = check_files(other, [path], {})
+    return [check for check in (*verdict.graphs, *verdict.structure) if not check.passed]
 
 
 def test_the_files_are_what_their_specs_say_and_hold_the_models_weights(paths):

@@ -8,7 +8,7 @@ import pytest
 from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.equality import compare_models, is_exact
-from mmdeploy_ext.graph.passes.pattern_text import parse_rule, parse_rules
+from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
 from mmdeploy_ext.graph.passes.replace import NAMED, named_rule, replace
 
 
@@ -185,12 +185,13 @@ def test_an_unknown_name_lists_the_names():
 
 
 def test_rules_come_from_a_file_with_comments():
-    rules = parse_rules(
+    lines = rule_lines(
         '# two\n\ny = Relu(a) -> y = Max(a, 0.0)\ny = Einsum<equation = "ij->ji">(a) -> y = Transpose(a)\n'
     )
+    rules = [parse_rule(line) for line in lines]
     assert [rule.pattern.nodes[0].op_type for rule in rules] == ['Relu', 'Einsum']
     with pytest.raises(UsageError, match='no rule'):
-        parse_rules('# nothing\n')
+        rule_lines('# nothing\n')
 
 
 def test_an_einsum_with_an_arrow_in_its_text_is_replaced():
