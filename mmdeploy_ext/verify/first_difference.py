@@ -25,9 +25,9 @@ from mmdeploy_ext.graph.diff_structure import changes
 from mmdeploy_ext.graph.diff_walk import Reference, compare, walk
 from mmdeploy_ext.metadata import Metadata
 from mmdeploy_ext.sequence.family import SequenceFamily, SequenceOptions
+from mmdeploy_ext.verify import fresh as fresh_export
 from mmdeploy_ext.verify.first_difference_pair import Pairing
 from mmdeploy_ext.verify.first_difference_record import record_stages
-from mmdeploy_ext.verify.fresh import reference_of_graph, reference_of_images
 from mmdeploy_ext.verify.graph_level import judge
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _of_images(
     return Subject(
         family.stages(deployment.model, options),
         {name: given[name] for name in metadata.spec.input_names if name in given},
-        reference_of_images(deployment, options, metadata, images[0][1]),
+        fresh_export.of_images(deployment, options, metadata, images[0][1]),
         f'{chosen.name} ({chosen.sources[0][0]})',
     )
 
@@ -120,7 +120,7 @@ def _of_sequence(deployment: Deployment, metadata: Metadata) -> Subject:
         name: unseen(tensor.cpu().numpy(), index)
         for index, (name, tensor) in enumerate(graph.example.items())
     }
-    reference = reference_of_graph(deployment, options, metadata, graph)
+    reference = fresh_export.of_graph(deployment, options, metadata, graph)
     return Subject([stage], feeds, reference, 'seeded numbers like those of the trace')
 
 
@@ -248,7 +248,7 @@ class Search:
         """Return a fresh export, walked, and its tensors that are wrong or unproven; or why there is none."""
         if self._fresh is None:
             try:
-                program = Program(self.subject.reference.fresh(), self.constants)
+                program = Program(self.subject.reference.export(), self.constants)
             except Mm2OnnxError as error:
                 self._fresh = one_line(error)
                 return self._fresh

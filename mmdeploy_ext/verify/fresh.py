@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import deploy
 from mmdeploy_ext.errors import ModelFileError
@@ -32,63 +32,59 @@ class Reference:
     """What a graph is compared with; each part is made when it is needed.
 
     Attributes:
-        fresh: returns what the file has to be.
+        export: returns a fresh export by the options of the file.
+        edits: commands that changed the file, and that `fresh` does again.
         magnitudes: see `older.brought_near`, for files of older rules.
         network: returns the names of the tensors between network and post-processing in a fresh export;
             none where the graph has no post-processing.
     """
 
-    fresh: Callable[[], onnx.ModelProto]
+    export: Callable[[], onnx.ModelProto]
+    edits: tuple[Mapping[str, Any], ...] = ()
     magnitudes: Callable[[], Mapping[str, np.ndarray]] = dict
     network: Callable[[], Sequence[str]] = tuple
 
+    def fresh(self) -> onnx.ModelProto:
+        """Return what the file has to be.
 
-def reference_of_images(
-    deployment: Deployment, options: ExportOptions, metadata: Metadata, image_bgr: np.ndarray
-) -> Reference:
-    """Return what the graph of a file of single pictures is compared with; see `of_images`."""
-    stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
-    return Reference(
-        lambda: of_images(deployment, options, metadata, image_bgr),
-        lambda: bias_magnitudes(deployment.model),
-        lambda: stages()[0].outputs if len(stages()) > 1 else (),
-    )
-
-
-def reference_of_graph(
-    deployment: Deployment, options: SequenceOptions, metadata: Metadata, graph: Graph | None
-) -> Reference:
-    """Return what one file of a model of frames is compared with; see `of_graph`."""
-    return Reference(
-        lambda: of_graph(deployment, options, metadata, graph), lambda: bias_magnitudes(deployment.model)
-    )
+        Raises:
+            Mm2OnnxError: it cannot be exported, or a command cannot be done again.
+        """
+        return edits.repeat(self.export(), self.edits, REPEATED)
 
 
 def of_images(
     deployment: Deployment, options: ExportOptions, metadata: Metadata, image_bgr: np.ndarray
-) -> onnx.ModelProto:
-    """Return what a file of single pictures has to be.
+) -> Reference:
+    """Return what the graph of a file of single pictures is compared with.
 
     Args:
         deployment: the model.
         options: of the file.
         metadata: of the file, for the commands that changed it.
         image_bgr: what is traced; no constant depends on it.
-
-    Raises:
-        Mm2OnnxError: it cannot be exported, or a command cannot be done again.
     """
-    options = exported_with(options, metadata)
-    if options not in deployment.exports:
-        traced = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
-        deployment.keep(options, deploy.export_model(deployment, options, [traced])[0])
-    return edits.repeat(deployment.exports[options], metadata.edits, REPEATED)
+    chosen = exported_with(options, metadata)
+    stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
+
+    def export() -> onnx.ModelProto:
+        if chosen not in deployment.exports:
+            traced = deploy.prepare_fixed(deployment.rule, image_bgr, chosen.height, chosen.width)
+            deployment.keep(chosen, deploy.export_model(deployment, chosen, [traced])[0])
+        return deployment.exports[chosen]
+
+    return Reference(
+        export,
+        metadata.edits,
+        lambda: bias_magnitudes(deployment.model),
+        lambda: stages()[0].outputs if len(stages()) > 1 else (),
+    )
 
 
 def of_graph(
     deployment: Deployment, options: SequenceOptions, metadata: Metadata, graph: Graph | None
-) -> onnx.ModelProto:
-    """Return what one file of a model of frames has to be; see `of_images`.
+) -> Reference:
+    """Return what one file of a model of frames is compared with.
 
     Args:
         deployment: the model.
@@ -98,13 +94,17 @@ def of_graph(
     """
     from mmdeploy_ext.sequence.files import export_graph
 
-    if graph is None:
-        raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
-    options = exported_with(options, metadata)
-    key = (graph.name, options)
-    if key not in deployment.exports:
-        deployment.keep(key, export_graph(graph, options, deployment.family.keep_fp32))
-    return edits.repeat(deployment.exports[key], metadata.edits, REPEATED)
+    chosen = exported_with(options, metadata)
+
+    def export() -> onnx.ModelProto:
+        if graph is None:
+            raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
+        key = (graph.name, chosen)
+        if key not in deployment.exports:
+            deployment.keep(key, export_graph(graph, chosen, deployment.family.keep_fp32))
+        return deployment.exports[key]
+
+    return Reference(export, metadata.edits, lambda: bias_magnitudes(deployment.model))
 
 
 def exported_with(

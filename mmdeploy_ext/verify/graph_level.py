@@ -47,6 +47,8 @@ def judge(
         model, near = brought_near(model, fresh, reference.magnitudes())
         mine, note = same.signature(model), near.text and f'graph rules {metadata.rules}: {near.text}'
     if mine.equals(other):
+        after = ', '.join(edit['command'] for edit in metadata.edits)
+        note = '; '.join(filter(None, (after and f'both after {after}', note)))
         return GraphResult(name, mine.size, True, note=note)
     if metadata.rules < GRAPH_RULES and _has_network(mine, other, reference.network()):
         why = f'post-processing of rules {metadata.rules}'

@@ -158,7 +158,7 @@ def check_file(
             f'{deployment.family.name!r}'
         )
     options = export_options(metadata, path)
-    reference = fresh.reference_of_images(deployment, options, metadata, image_bgr)
+    reference = fresh.of_images(deployment, options, metadata, image_bgr)
     graph = judge(model, metadata, reference, edited=edited)
     hashes, notes = hash_checks(deployment, hashes_of(metadata), graph.equal)
     contract = deploy.make_metadata(deployment, options).spec

@@ -189,7 +189,7 @@ def check_files(
     graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, asked)}
     for model, entry in files:
         graph = graphs.get(entry.form)
-        reference = fresh.reference_of_graph(deployment, options, entry, graph)
+        reference = fresh.of_graph(deployment, options, entry, graph)
         found = judge(model, entry, reference, entry.form, edited)
         verdict.graphs.append(found)
         hashes, notes = hash_checks(deployment, hashes_of(entry), found.equal)

@@ -52,7 +52,7 @@ def _streampetr(folder):
         if graph.name == 'pts_head_memory'
     )
     subject = subject_of(deployment, graph_metadata(deployment, options, graph))
-    return subject.reference.fresh(), subject, graph.example['ego_motion'].numpy()
+    return subject.reference.export(), subject, graph.example['ego_motion'].numpy()
 
 
 MAKERS = dict(atss=_atss, solov2=_solov2, streampetr=_streampetr)
