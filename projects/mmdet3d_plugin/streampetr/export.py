@@ -52,7 +52,7 @@ class StreamPetrFamily(SequenceFamily):
     derived_prefixes = (
         *('/Constant', '/onnx::Sub', '/onnx::Div', '/onnx::Where'),  # names by the TorchScript exporter
         *('/Concat_output_0', '/Expand'),  # by onnxslim, of the first ones
-        *('/frustum', '/slice_', '/sub_', '/zeros_like', '/cat', '/pow_', '/expand'),  # by dynamo
+        *('/frustum', '/slice_', '/sub_', '/zeros_like', '/cat', '/pow_', '/clone', '/expand'),  # by dynamo
     )
     dump_suffixes = dumps.SUFFIXES
     dump_names = dumps.NAMES
