@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from mmdeploy_ext.same_bytes import power
 
 NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
 
@@ -24,9 +27,8 @@ def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
     Returns:
         (..., num_feats): sin, cos, sin, cos, ...
     """
-    pairs = torch.arange(num_feats // 2, dtype=torch.float32, device=values.device)
-    periods = 10000.0 ** (2 * pairs / num_feats)
-    angles = values * (2 * math.pi) / periods
+    periods = power(10000.0, 2 * np.arange(num_feats // 2) / num_feats)
+    angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 

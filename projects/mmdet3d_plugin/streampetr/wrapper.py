@@ -6,10 +6,25 @@ C channels, L decoder layers, Q queries, K classes, n memory rows between frames
 
 from __future__ import annotations
 
+import copy
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.same_bytes import SameBytes
 from projects.mmdet3d_plugin.streampetr.memory import Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:
+    """Return what the head computes from its weights alone, with the same bytes on every machine."""
+    head = model.pts_bbox_head
+    device = head.coords_d.device
+    with torch.no_grad(), SameBytes():
+        return [rows.detach().clone().to(device) for rows in compute(copy.deepcopy(head).cpu())]
 
 
 class ExtractImgFeat(nn.Module):
@@ -32,8 +47,7 @@ class PositionEmbedding(nn.Module):
         """Compute the image points of the tokens once: a constant of the image size."""
         super().__init__()
         self.model = model
-        with torch.no_grad():
-            frustum = model.pts_bbox_head.frustum((height, width), cameras)
+        (frustum,) = _constants(model, lambda head: [head.frustum((height, width), cameras)])
         self.register_buffer('frustum', frustum, persistent=False)
         self.tokens_per_camera = frustum.shape[0] // cameras
 
@@ -50,10 +64,9 @@ class _Head(nn.Module):
         super().__init__()
         self.model = model
         self.all_layers = all_layers
-        with torch.no_grad():
-            queries = model.pts_bbox_head.learned_queries()
+        queries = _constants(model, lambda head: head.learned_queries())
         for name, rows in zip(('tgt', 'query_pos', 'query_points'), queries, strict=True):
-            self.register_buffer(name, rows.detach().clone(), persistent=False)
+            self.register_buffer(name, rows, persistent=False)
 
     def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
         """Run `StreamPETRHead.step`; its arguments up to `prev_exists`."""
@@ -94,8 +107,7 @@ class Fork(_Head):
     def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
         """Keep the parts; see `PositionEmbedding`."""
         super().__init__(model, all_layers)
-        with torch.no_grad():
-            frustum = model.pts_bbox_head.frustum((height, width), cameras)
+        (frustum,) = _constants(model, lambda head: [head.frustum((height, width), cameras)])
         self.register_buffer('frustum', frustum, persistent=False)
 
     def forward(

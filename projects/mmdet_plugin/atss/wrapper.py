@@ -7,11 +7,14 @@ Glossary: B batch, A anchors of a level or of all, C classes, H, W network input
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import nn
 
 from mmdeploy_ext.postprocess.bbox2d import DenseBoxPostprocess, nms_config
+from mmdeploy_ext.same_bytes import SameBytes
 from mmdeploy_ext.taps import tap
 
 KINDS = ('cls_score', 'bbox_pred', 'centerness')
@@ -53,7 +56,9 @@ class Decode(nn.Module):
     def __init__(self, head: nn.Module) -> None:
         """Keep the head for its anchor generator and box coder; none of its layers is used."""
         super().__init__()
-        self.priors = head.prior_generator
+        self.priors = copy.copy(head.prior_generator)
+        with SameBytes():  # roots of the ratios
+            self.priors.base_anchors = self.priors.gen_base_anchors()
         self.coder = head.bbox_coder
         self.num_classes = head.cls_out_channels
 
@@ -81,7 +86,7 @@ class Decode(nn.Module):
         centre = (anchors[:, :2] + anchors[:, 2:]) * 0.5
         size = anchors[:, 2:] - anchors[:, :2]
         deltas = _rows(deltas, 4) * deltas.new_tensor(self.coder.stds) + deltas.new_tensor(self.coder.means)
-        bound = float(np.abs(np.log(WH_RATIO_CLIP)))
+        bound = float(np.float32(np.abs(np.log(WH_RATIO_CLIP))))
         centre = centre + size * deltas[..., :2]
         half = size * deltas[..., 2:].clamp(min=-bound, max=bound).exp() * 0.5
         return torch.cat([centre - half, centre + half], dim=-1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.runner import BaseModule
@@ -16,10 +17,16 @@ from mmdet.models.builder import NECKS
 from torch import nn
 
 from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.same_bytes import power
 from projects.mmdet_plugin.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 
 REP_BLOCKS = 3
 LAYOUTS = ('original', 'row_major')
+
+
+def frequencies(count: int, temperature: float = 10000.0) -> np.ndarray:
+    """Return (count,) float32 frequencies of the sine embedding, 1 first."""
+    return power(temperature, -(np.arange(count) / max(count, 1)))
 
 
 class PositionEmbedding(nn.Module):
@@ -50,8 +57,7 @@ class PositionEmbedding(nn.Module):
         """
         height, width = features.shape[2], features.shape[3]
         slow, fast = (width, height) if self.layout == 'original' else (height, width)
-        steps = torch.arange(self.quarter, dtype=torch.float32, device=features.device) / self.quarter
-        omega = 1.0 / self.temperature**steps
+        omega = torch.tensor(frequencies(self.quarter, self.temperature).tolist(), device=features.device)
         lines = [
             torch.arange(size, device=features.device).to(torch.float32)[:, None] * omega
             for size in (slow, fast)

@@ -22,8 +22,9 @@ from mmdeploy_ext.runtime import rtdetr as runtime
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
+from projects.mmdet_plugin.rtdetr.encoder import frequencies
 from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
-from projects.mmdet_plugin.rtdetr.wrapper import Network
+from projects.mmdet_plugin.rtdetr.wrapper import Network, with_fixed_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +107,8 @@ class RtDetrFamily(Family):
         network = fuse(model) if fold else model
         if fold and not options.fuse:
             separate_branches(network)
+        if fold and options.simplify and not options.dynamic:
+            with_fixed_size(network, options.height, options.width)
         if options.form == 'raw':
             return [Stage('network', Network(network, True), ('images',), RAW_NAMES)]
         return [
@@ -220,11 +223,6 @@ class RtDetrFamily(Family):
     ) -> list[Detections]:
         """See `Family.detections`."""
         return runtime.detections(metadata, outputs, feeds)
-
-
-def frequencies(count: int, temperature: float = 10000.0) -> np.ndarray:
-    """Return (count,) frequencies of the sine embedding, 1 first."""
-    return temperature ** -(np.arange(count) / max(count, 1))
 
 
 def separate_branches(model: nn.Module) -> None:

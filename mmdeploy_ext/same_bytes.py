@@ -1,0 +1,92 @@
+"""Constants of a graph with the same bytes on every machine, computed by PyTorch code as it stands.
+
+torch's kernels are chosen by the CPU: its `sqrt`, `sin`, `log` and matrix products in float32 differ in their
+last bits between makes. A constant that is compared bit for bit must not come from them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class SameBytes(TorchFunctionMode):
+    """Inside this context the functions below are computed in more digits and rounded once to their type.
+
+    `+ - * /` of torch on CPU are rounded correctly as they are. Only for CPU tensors, outside of a trace.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Compute one function."""
+        return FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
+
+
+def power(base: float, exponents: np.ndarray) -> np.ndarray:
+    """Return base ** exponents, float32, rounded once.
+
+    Transcendental functions of numpy and libm are chosen by the CPU, too. In long double they err by less
+    than 1e-18 of the value (1e-15 where it is a double): what they differ by does not reach the one rounding
+    to float32, but for one value in some 1e11 (1e8).
+    """
+    return np.power(np.longdouble(base), exponents.astype(np.longdouble)).astype(np.float32)
+
+
+def _elementwise(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def compute(values: torch.Tensor) -> torch.Tensor:
+        with np.errstate(all='ignore'):
+            return _like(function(values.detach().numpy().astype(np.longdouble)), values)
+
+    return compute
+
+
+def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiply in float64, term after term: BLAS adds in an order of each CPU."""
+    values, factors = (tensor.detach().double().numpy() for tensor in (rows, weight))
+    total = np.zeros((*values.shape[:-1], len(factors)))
+    for column in range(values.shape[-1]):
+        total += values[..., column, None] * factors[:, column]
+    return _like(total if bias is None else total + bias.detach().double().numpy(), rows)
+
+
+def _layer_norm(
+    rows: torch.Tensor,
+    normalized_shape: tuple[int, ...],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Normalise over the last axis in float64; `cumsum` adds in order."""
+    values = rows.detach().double().numpy()
+    centred = values - _mean(values)
+    result = centred / np.sqrt(_mean(centred * centred) + eps)
+    if weight is not None:
+        result = result * weight.detach().double().numpy()
+    return _like(result if bias is None else result + bias.detach().double().numpy(), rows)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    return np.cumsum(values, axis=-1)[..., -1:] / values.shape[-1]
+
+
+def _like(values: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(tensor.dtype)
+
+
+FUNCTIONS: dict[Callable, Callable] = {
+    F.linear: _linear,
+    F.layer_norm: _layer_norm,
+    **{
+        getattr(where, name): _elementwise(getattr(np, name))
+        for name in ('cos', 'exp', 'log', 'sin', 'sqrt')
+        for where in (torch, torch.Tensor)
+    },
+}
