@@ -77,14 +77,17 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help='ONNX file written by tools/deployment/pytorch2onnx.py')
     parser.add_argument('images', nargs='+', help='image files or folders')
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=DEFAULT_OUT,
-        metavar='PATH',
-        help='folder for the pictures, which are named like the image with _det; or, for one '
-        'image, a .jpg or .png file (default: %(default)s). Small images are enlarged '
-        'by a whole factor to be legible; --json is in pixels of the image',
+    cli.writes(
+        parser.add_argument(
+            '--out',
+            type=Path,
+            default=DEFAULT_OUT,
+            metavar='PATH',
+            help='folder for the pictures, which are named like the image with _det; or, for one '
+            'image, a .jpg or .png file (default: %(default)s). Small images are enlarged '
+            'by a whole factor to be legible; --json is in pixels of the image',
+        ),
+        '',
     )
     parser.add_argument(
         '--score-thr',
@@ -120,13 +123,14 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[
     try:
         importlib.import_module('onnxruntime')
         from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
-        from mmdeploy_ext.files import check_writable, write_json
+        from mmdeploy_ext.files import check_writable, will_write, write_json
     except ImportError as error:
         raise EngineError(
             f'{error.name} is not installed; this tool needs: pip install numpy '
             f'opencv-python-headless onnxruntime'
         ) from error
     targets = plan_pictures(args.images, args.out)
+    will_write('--out', targets.values())
     for target in (*targets.values(), *([args.json] if args.json else [])):
         check_writable(target)
     with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
@@ -183,6 +187,7 @@ def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
             written.
     """
+    from mmdeploy_ext.files import check_outputs
     from mmdeploy_ext.preprocess import list_images
 
     if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
@@ -202,9 +207,7 @@ def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
         for file, name in relative.items():
             suffix = file.suffix.lower() if file.suffix.lower() in PICTURE_SUFFIXES else '.png'
             targets[file] = _free(out / name.parent, name.stem, suffix, set(targets.values()))
-    for image, target in targets.items():
-        if target.exists() and target.samefile(image):
-            raise UsageError(f'--out {target}: would overwrite the image itself; choose another name')
+    check_outputs({'--out': targets.values()}, {'a picture': targets})
     return targets
 
 

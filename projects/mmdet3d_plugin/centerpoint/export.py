@@ -47,6 +47,7 @@ class CenterPointFamily(SequenceFamily):
     name = 'centerpoint'
     task = 'points3d'
     contracts = ('deploy',)
+    files = ('backbone', 'head')
     memory = False
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
 

@@ -45,6 +45,7 @@ class StreamPetrFamily(SequenceFamily):
     name = 'streampetr'
     task = 'bbox3d'
     contracts = ('deploy', 'fork')
+    files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     compared = ('all_cls_scores', 'all_bbox_preds')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     # image points of the tokens, learned queries, sine periods; ranges and points that are made of parameters
