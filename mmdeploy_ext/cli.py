@@ -216,7 +216,8 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
             name = f'what {option} names' if action.option_strings else f'the {_title(action.dest)}'
             run.reads(name, _words(value))
         elif value is not None:
-            run.writes(option, [file.format(value) for file in files if file or not str(value)])
+            paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
+            run.writes(option, paths)
 
 
 def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[argparse.Action]:
