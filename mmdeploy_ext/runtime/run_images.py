@@ -172,12 +172,30 @@ def check_file(path: str, metadata: Metadata, forms: tuple[str, ...], families: 
         raise ModelFileError(
             f'{path}: its post-processing form is {metadata.form!r}, expected {" or ".join(forms)}{other}'
         )
+    check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
         print(
             'note: score_form=product: the threshold looks at class score times centerness, which keeps '
             'fewer boxes than the PyTorch model does',
             file=sys.stderr,
         )
+
+
+def check_picture_graph(path: str, metadata: Metadata) -> None:
+    """Refuse a file whose graph does not take one picture, or whose rule is not of one.
+
+    Raises:
+        ModelFileError: names the key.
+    """
+    from mmdeploy_ext.metadata_schema import damaged
+    from mmdeploy_ext.preprocess import PreprocessRule
+
+    first = metadata.spec.inputs[0]
+    if len(first.axes) != 4 or first.axes[1] != 3 or not first.dtype.startswith('float'):
+        said = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx3xHxW'
+        raise damaged(path, 'spec', said)
+    if not isinstance(metadata.preprocess, PreprocessRule):
+        raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
 
 
 def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
@@ -259,10 +277,13 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
     Returns:
         Detections in pixels of `image_bgr`, in descending score order.
     """
+    from mmdeploy_ext.metadata_schema import Facts
+
     metadata = backend.metadata
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)
     known = backend.spec.input_names
-    outputs = backend.infer({name: array for name, array in feeds.items() if name in known})
+    found = backend.infer({name: array for name, array in feeds.items() if name in known})
+    outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
     return importlib.import_module(RUNTIMES[metadata.family]).detections(metadata, outputs, feeds)[0]
 
 

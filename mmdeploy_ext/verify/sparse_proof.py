@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.progress import Progress
 from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import read_json, sha256_file
-from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.metadata_schema import PREFIX, SPARSE_OPTIONS, read_entry
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.deploy import ScnOptions, fp16_modules, make_graph, resolve
@@ -59,15 +58,12 @@ def stored_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
         ModelFileError: it was not written by mm2onnx, or its metadata is damaged.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
-    try:
-        return json.loads(props[PREFIX + name])
-    except KeyError as error:
+    if PREFIX + name not in props:
         raise ModelFileError(
             f'{path}: has no mm2onnx metadata ({PREFIX}{name} is missing); export it with '
             f'tools/deployment/export_scn.py'
-        ) from error
-    except ValueError as error:
-        raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
+        )
+    return read_entry(props, name, path, check=SPARSE_OPTIONS if name == 'options' else None)
 
 
 def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
@@ -76,11 +72,7 @@ def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
     Raises:
         ModelFileError: see `stored_fact`.
     """
-    content = stored_fact(model, path, 'options')
-    try:
-        return ScnOptions.from_json(content)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
+    return ScnOptions.from_json(stored_fact(model, path, 'options'))
 
 
 def stored_ranges(path: str) -> Ranges:
