@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.nearest import refusal
 from mmdeploy_ext.spec import DEFAULT_RTOL
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class BaseFamily(abc.ABC):
         ignored_prefixes: checkpoint keys that inference does not use.
         derived_prefixes: names of graph constants that are computed; `derives` tells others by their value.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
+        exports: what it takes, and its page, for people whose detector is of no family.
+        near: words in the names of detectors and heads that are of its kind.
     """
 
     name: ClassVar[str]
@@ -134,6 +137,8 @@ class BaseFamily(abc.ABC):
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     derived_prefixes: ClassVar[tuple[str, ...]] = ()
     keep_fp32: ClassVar[tuple[str, ...]] = ()
+    exports: ClassVar[str] = ''
+    near: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> bool:
@@ -347,7 +352,7 @@ def find_family(cfg: Any) -> BaseFamily:
     """Return the family that claims a config.
 
     Raises:
-        ConfigError: none does; the message names the model types that were found.
+        ConfigError: none does; the message names the heads that were found, and the nearest family.
     """
     model = cfg.get('model')
     if not model:
@@ -355,8 +360,4 @@ def find_family(cfg: Any) -> BaseFamily:
     for family in FAMILIES.values():
         if family.claims(cfg):
             return family
-    head = next((model[key]['type'] for key in HEAD_KEYS if (model.get(key) or {}).get('type')), None)
-    raise ConfigError(
-        f'{cfg.filename}: model.type={model.get("type")!r} with head {head!r} belongs to no family that '
-        f'mm2onnx exports; known: {", ".join(sorted(FAMILIES))}'
-    )
+    raise refusal(cfg, tuple(FAMILIES.values()), 'belongs to no family that mm2onnx exports')

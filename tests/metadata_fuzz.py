@@ -18,7 +18,9 @@ NO_JSON = ['', '{', 'nan', "{'a': 1}", '[1,', '\ufeff1', '[' * 100_000, '"\\ud80
 def places(value, path=()):
     """Yield the path of a JSON value and of all values below it."""
     yield path
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+    )
     for key, item in children:
         yield from places(item, (*path, key))
 

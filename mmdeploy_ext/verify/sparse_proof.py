@@ -29,6 +29,7 @@ from mmdeploy_ext.verify import sparse_structure
 from mmdeploy_ext.verify.compare import compare_tensors, failed_row
 from mmdeploy_ext.verify.portable_layers import PortableLayers
 from mmdeploy_ext.verify.spconv_layers import LayerOutput, layer_sources, watched
+from mmdeploy_ext.verify.subject import data_hashes
 from mmdeploy_ext.verify.tasks.bev import BevPair
 from mmdeploy_ext.verify.verdict import Case, Check, TensorRow, Verdict
 from mmdeploy_ext.verify.voxel_sets import proof_sets
@@ -215,6 +216,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
     return dict(
         file=str(subject.path),
         file_sha256=sha256_file(subject.path),
+        **data_hashes([subject.path]),
         family=deployment.family.name,
         task='bev',
         form=options.target,

@@ -43,6 +43,8 @@ class StreamPetrFamily(SequenceFamily):
     """`Petr3D` with `StreamPETRHead`."""
 
     name = 'streampetr'
+    exports = 'Petr3D with StreamPETRHead (projects/mmdet3d_plugin/streampetr/README.md)'
+    near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
     task = 'bbox3d'
     contracts = ('deploy', 'fork')
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')

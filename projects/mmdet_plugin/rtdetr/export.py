@@ -45,6 +45,8 @@ class RtDetrFamily(Family):
     """The `RTDETR` detector of this plugin."""
 
     name = 'rtdetr'
+    exports = 'RTDETR, queries without suppression (projects/mmdet_plugin/rtdetr/README.md)'
+    near = ('DETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
     task = 'bbox2d'
     forms = ('full', 'raw')
     own_options = ('fuse', 'grid_sample', 'dynamic_batch')
