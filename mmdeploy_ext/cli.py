@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CLOSED_PIPE = 141
 """Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
+ONE_FILE = ('config', 'checkpoint')
+"""Arguments that no folder is taken for."""
 OWN_PACKAGES = ('mmdeploy_ext', 'projects')
 
 
@@ -214,7 +216,8 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
         option = action.option_strings[-1] if action.option_strings else action.dest
         if files is None:
             name = f'what {option} names' if action.option_strings else f'the {_title(action.dest)}'
-            run.reads(name, _words(value))
+            words = [word for word in _words(value) if action.dest not in ONE_FILE or not Path(word).is_dir()]
+            run.reads(name, words)
         elif value is not None:
             paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
             run.writes(option, paths)

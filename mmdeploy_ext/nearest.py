@@ -47,17 +47,15 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     """
     model = cfg.get('model')
     parts = part_types(model)
-    shown = ', '.join(
-        f'{key}={name!r}' for key, name in sorted(parts.items(), key=lambda part: _depth(part[0]))
-    )
-    heads = f'with {shown}' if shown else 'without a head'
+    shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=_depth)]
+    heads = f'with {", ".join(shown)}' if shown else 'without a head'
     names = [str(model.get('type') or ''), *parts.values()]
     best = max(families, key=lambda family: _likeness(family, names), default=None)
     near = f'nearest is {best.name}: {best.exports}; ' if best is not None and best.exports else ''
     known = ', '.join(sorted(family.name for family in families))
     return ConfigError(
-        f'{cfg.filename}: model.type={model.get("type")!r} {heads} {what}; {near}use such a config, or write a '
-        f'family for this one (docs/architecture.md); {ADVICE}; known: {known}'
+        f'{cfg.filename}: model.type={model.get("type")!r} {heads} {what}; {near}use such a config, or write '
+        f'a family for this one (docs/architecture.md); {ADVICE}; known: {known}'
     )
 
 

@@ -27,7 +27,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(('name', 'detector', 'keys', 'near'), [(name, *rest) for name, rest in CASES.items()])
+@pytest.mark.parametrize(
+    ('name', 'detector', 'keys', 'near'), [(name, *rest) for name, rest in CASES.items()]
+)
 def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
     cfg = load_config(mmdet_config(name))
     types = part_types(cfg.model)
