@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mmdeploy_ext.errors import Mm2OnnxError
+from mmdeploy_ext.files import check_writable, watched_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
 
+    from mmdeploy_ext.files import RunFiles
+
 
 CLOSED_PIPE = 141
 """Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
+ONE_FILE = ('config', 'checkpoint')
+"""Arguments that no folder is taken for."""
 OWN_PACKAGES = ('mmdeploy_ext', 'projects')
 
 
@@ -57,7 +62,7 @@ def run(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse `argv`, look where --json goes and run `body`; errors that users can act on become one line.
+    """Parse `argv`, look at its files and run `body`; errors that users can act on become one line.
 
     Returns:
         The exit status: what `body` returns, or the error's own exit code. `CLOSED_PIPE` where nobody
@@ -81,8 +86,11 @@ def _run(
     """Return the exit status, and whether it is that of an error."""
     args = parser.parse_args(argv)
     try:
-        check_json(args)
-        return body(args), False
+        with watched_run() as run:
+            check_files(run, parser, args)
+            if getattr(args, 'json', None):
+                check_writable(args.json)
+            return body(args), False
     except KeyboardInterrupt:
         status, message = 130, 'interrupted'
     except ModuleNotFoundError as error:
@@ -184,25 +192,52 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
-def check_json(args: argparse.Namespace) -> None:
-    """Refuse a file of --json that cannot be written, or that the command line also names elsewhere.
+def writes(action: argparse.Action, *files: str) -> argparse.Action:
+    """Mark an argument as one that names what is written, and not what is read; `--json` needs no mark.
+
+    Args:
+        action: what `add_argument` gave.
+        files: that are written, '{}' for its value; nothing: the value itself. '' marks a folder whose files
+            are looked at where they are known.
+    """
+    action.writes = files or ('{}',)
+    return action
+
+
+def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse a command line on which an output is one of its other files, or has no name.
 
     Raises:
-        UsageError: it is one of the files that are read or written; they are never written over.
+        UsageError: names the option, the path and what it is.
     """
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.files import check_writable
+    for action in _actions(parser, args):
+        value = getattr(args, action.dest, None)
+        files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)
+        option = action.option_strings[-1] if action.option_strings else action.dest
+        if files is None:
+            name = f'what {option} names' if action.option_strings else f'the {_title(action.dest)}'
+            words = [word for word in _words(value) if action.dest not in ONE_FILE or not Path(word).is_dir()]
+            run.reads(name, words)
+        elif value is not None:
+            paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
+            run.writes(option, paths)
 
-    if not getattr(args, 'json', None):
-        return
-    check_writable(args.json)
-    others = [word for key, value in vars(args).items() if key != 'json' for word in _words(value)]
-    if Path(args.json).resolve() in {Path(word).resolve() for word in others}:
-        raise UsageError(f'--json {args.json}: is named as another file of this command; give another name')
+
+def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[argparse.Action]:
+    """Yield the arguments of a parser, those of the chosen subcommand too."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from _actions(action.choices[getattr(args, action.dest)], args)
+        else:
+            yield action
+
+
+def _title(dest: str) -> str:
+    return 'input' if dest in ('file', 'files', 'in_file') else dest.replace('_', ' ')
 
 
 def _words(value: Any) -> list[str]:
     """Return the strings of an argument, and their words: 'differs other.onnx' names a file."""
     if isinstance(value, list | tuple):
         return [word for item in value for word in _words(item)]
-    return [value, *value.split()] if isinstance(value, str) else []
+    return [value, *value.split()] if isinstance(value, str) else [value] if isinstance(value, Path) else []

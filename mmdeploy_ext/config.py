@@ -11,7 +11,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import ConfigError, root_cause
+from mmdeploy_ext.errors import ConfigError, UsageError, root_cause
+from mmdeploy_ext.files import will_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,7 +66,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         if cfg.get('custom_imports'):
             import_modules_from_strings(**cfg['custom_imports'])
         _import_plugin_dir(cfg, path)
-    except ConfigError:
+    except UsageError:
         raise
     except SyntaxError as error:
         raise ConfigError(f'{path}: syntax error: {error}') from error
@@ -74,7 +75,24 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         raise ConfigError(f'{path}: cannot be read: {type(cause).__name__}: {cause}') from error
     if not isinstance(cfg.get('model', {}), dict):
         raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
+    will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
+
+
+def _annotations(data: Any) -> Iterator[str]:
+    """Yield the annotation files of a config's data sets; a relative one is below `data_root`, too."""
+    if isinstance(data, list | tuple):
+        for item in data:
+            yield from _annotations(item)
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if key == 'ann_file':
+                files = value if isinstance(value, list | tuple) else [value]
+                files = [file for file in files if isinstance(file, str)]
+                yield from files
+                yield from (str(Path(data.get('data_root') or '', file)) for file in files)
+            else:
+                yield from _annotations(value)
 
 
 # Configs of 3D plugins take their bases from a checkout of the library that lies beside the project.
@@ -91,7 +109,9 @@ def _installed_bases() -> Iterator[None]:
     original = vars(Config)['_file2dict']
 
     def file2dict(filename: str, *args: Any) -> Any:
-        return original.__func__(_installed_base(filename), *args)
+        found = _installed_base(filename)
+        will_read(f'a file of the config ({Path(found).name})', [found])
+        return original.__func__(found, *args)
 
     Config._file2dict = staticmethod(file2dict)
     try:

@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.nearest import refusal
 from mmdeploy_ext.spec import DEFAULT_RTOL
 
 if TYPE_CHECKING:
@@ -126,12 +127,16 @@ class BaseFamily(abc.ABC):
         task: module of `verify/tasks` that matches, draws and evaluates its results.
         ignored_prefixes: checkpoint keys that inference does not use.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
+        exports: what it takes, and its page, for people whose detector is of no family.
+        near: words in the names of detectors and heads that are of its kind.
     """
 
     name: ClassVar[str]
     task: ClassVar[str]
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     keep_fp32: ClassVar[tuple[str, ...]] = ()
+    exports: ClassVar[str] = ''
+    near: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> bool:
@@ -341,7 +346,7 @@ def find_family(cfg: Any) -> BaseFamily:
     """Return the family that claims a config.
 
     Raises:
-        ConfigError: none does; the message names the model types that were found.
+        ConfigError: none does; the message names the heads that were found, and the nearest family.
     """
     model = cfg.get('model')
     if not model:
@@ -349,8 +354,4 @@ def find_family(cfg: Any) -> BaseFamily:
     for family in FAMILIES.values():
         if family.claims(cfg):
             return family
-    head = next((model[key]['type'] for key in HEAD_KEYS if (model.get(key) or {}).get('type')), None)
-    raise ConfigError(
-        f'{cfg.filename}: model.type={model.get("type")!r} with head {head!r} belongs to no family that '
-        f'mm2onnx exports; known: {", ".join(sorted(FAMILIES))}'
-    )
+    raise refusal(cfg, tuple(FAMILIES.values()), 'belongs to no family that mm2onnx exports')

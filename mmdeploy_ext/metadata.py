@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import preprocess_multiview
 from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.metadata_facts import checked_facts
+from mmdeploy_ext.metadata_schema import PREFIX, Facts, damaged, read_entry
 from mmdeploy_ext.preprocess import PreprocessRule
 from mmdeploy_ext.spec import GraphSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.preprocess_points import VoxelRule
 
-PREFIX = 'mm2onnx.'
 GRAPH_RULES = 2
 """Number of the rules by which graphs are written; a new one whenever the same model gives another graph.
 
@@ -24,8 +25,6 @@ GRAPH_RULES = 2
 """
 LATER = dict(rules='1', edits='[]')
 """Fields that files of older versions lack -> what they stand for, as JSON."""
-POSITIVE = dict(opset=1, batch=1, height=0, width=0, max_candidates=0)
-"""Options that are sizes -> the least that an export has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +87,19 @@ class Metadata:
                 f'{path}: has no mm2onnx metadata ({PREFIX}{missing[0]} is missing); '
                 f'export it with tools/deployment/pytorch2onnx.py'
             )
+        values = {name: read_entry(props, name, path, LATER.get(name, '')) for name in fields}
         try:
-            values = {name: json.loads(props.get(PREFIX + name, LATER.get(name))) for name in fields}
-            values.update(
-                edits=tuple(values['edits']),
-                spec=GraphSpec.from_json(values['spec']),
-                classes=tuple(values['classes']),
-                preprocess=_rule_from_json(values['preprocess']),
-            )
-            _check_options(values['options'])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelFileError(
-                f'{path}: its mm2onnx metadata is damaged ({error}); export it again'
-            ) from error
+            rule = _rule_from_json(values['preprocess'])
+        except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together
+            raise damaged(path, 'preprocess', error) from error
+        values.update(
+            edits=tuple(values['edits']),
+            spec=GraphSpec.from_json(values['spec']),
+            classes=tuple(values['classes']),
+            preprocess=rule,
+            postprocess=checked_facts(values['postprocess'], values['family'], path),
+            options=Facts(values['options'], f'{path}: {PREFIX}options'),
+        )
         return cls(**values)
 
     def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
@@ -117,21 +116,39 @@ class Metadata:
             )
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that lack what every export says of itself, or that have another type."""
-    from mmdeploy_ext.family import ExportOptions
-    from mmdeploy_ext.sequence.family import SequenceOptions
+def check_graph(
+    spec: GraphSpec, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, Any], path: object
+) -> None:
+    """Refuse a spec that is not of the graph in its file.
 
-    kinds: dict[str, type] = {'cfg_options': dict}
-    for kind in (ExportOptions, SequenceOptions):
-        kinds.update({field.name: type(field.default) for field in dataclasses.fields(kind)})
-    for name in dict.fromkeys(['opset', 'exporter', *options]):
-        value, kind = options[name], kinds.get(name)
-        kind = list if kind is tuple else kind
-        if kind and type(value) is not kind:
-            raise ValueError(f'options.{name} is {value!r}, expected {kind.__name__}')
-        if name in POSITIVE and value < POSITIVE[name]:
-            raise ValueError(f'options.{name} is {value}, expected at least {POSITIVE[name]}')
+    Args:
+        spec: of the metadata.
+        inputs: name -> dtype and axes of the graph, a letter or None where one is dynamic.
+        outputs: the same.
+        path: the file, for the message.
+
+    Raises:
+        ModelFileError: names the tensor of the spec.
+    """
+    for kind, tensors, given in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
+        if (names := {tensor.name for tensor in tensors}) != set(given):
+            raise damaged(path, 'spec', f'{kind} are {", ".join(names)}, the graph has {", ".join(given)}')
+        for tensor in tensors:
+            dtype, axes = given[tensor.name]
+            fixed = [axis if isinstance(axis, int) else None for axis in tensor.axes]
+            real = [axis if isinstance(axis, int) else None for axis in axes]
+            unlike = len(fixed) != len(real) or any(
+                axis != other and (kind == 'inputs' or None not in (axis, other))
+                for axis, other in zip(fixed, real, strict=True)
+            )
+            if tensor.dtype != dtype or (unlike and (real or kind == 'inputs')):
+                shape = 'x'.join(map(str, axes)) or 'scalar'
+                raise damaged(
+                    path,
+                    'spec',
+                    f'{kind} says {tensor.name!r} is {tensor.dtype} {tensor.shape_text()}, the graph has '
+                    f'{dtype} {shape}',
+                )
 
 
 def _rule_from_json(

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.errors import ImageError
+from mmdeploy_ext.files import will_read
 from mmdeploy_ext.pillow_resize import resize_pillow
 
 if TYPE_CHECKING:
@@ -203,4 +204,5 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
             found.append(path)
         else:
             raise ImageError(f'{path}: no such image or folder')
+    will_read('a picture', found)
     return found

@@ -115,11 +115,11 @@ class GraphSpec:
         return [tensor.name for tensor in self.outputs]
 
     def tensor(self, name: str) -> TensorSpec:
-        """Return the tensor called `name`; KeyError names the ones that exist."""
+        """Return the tensor called `name`; ShapeError names the ones that exist."""
         for tensor in (*self.inputs, *self.outputs):
             if tensor.name == name:
                 return tensor
-        raise KeyError(f'{name!r} is not a tensor of {self.name}: {self.input_names + self.output_names}')
+        raise ShapeError(f'{name!r} is not a tensor of {self.name}: {self.input_names + self.output_names}')
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as plain JSON types (what `metadata_props` keeps)."""

@@ -39,8 +39,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar='DIR',
         help='folder with the tables and samples/ (default: %(default)s)',
     )
-    parser.add_argument(
-        '--out-dir', metavar='DIR', help='folder of the info files (default: that of the data)'
+    cli.writes(
+        parser.add_argument(
+            '--out-dir', metavar='DIR', help='folder of the info files (default: that of the data)'
+        ),
+        '',
     )
     parser.add_argument(
         '--extra-tag',

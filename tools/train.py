@@ -26,7 +26,10 @@ def make_parser() -> argparse.ArgumentParser:
     """Give the parser; names and meanings are those of mmdet 2.28's own `tools/train.py`."""
     parser = cli.ArgumentParser(prog='tools/train.py', description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config>)')
+    folder = parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config>)'
+    )
+    cli.writes(folder, '')
     parser.add_argument('--resume-from', help='checkpoint to go on from')
     parser.add_argument('--auto-resume', action='store_true', help='go on from the latest in --work-dir')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
@@ -117,8 +120,10 @@ def train(args: argparse.Namespace) -> int:
     from mmdet.utils import collect_env, get_root_logger
 
     from mmdeploy_ext.evaluation import dataset_builder
+    from mmdeploy_ext.files import check_writable
     cfg = load_train_config(args)
     folder = Path(cfg.work_dir)
+    check_writable(folder / Path(args.config).name)
     folder.mkdir(parents=True, exist_ok=True)
     cfg.dump(str(folder / Path(args.config).name))
     timestamp = time.strftime('%Y%m%d_%H%M%S')

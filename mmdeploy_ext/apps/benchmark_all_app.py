@@ -93,9 +93,18 @@ def _add_round_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--work-dir', metavar='DIR', help=f'of files and logs (default: {FULL["work_dir"]})')
-    parser.add_argument(
-        '--page', metavar='F.md', help=f'the page; charts go to images/ beside it (default: {FULL["page"]})'
+    cli.writes(
+        parser.add_argument(
+            '--work-dir', metavar='DIR', help=f'of files and logs (default: {FULL["work_dir"]})'
+        ),
+        '',
+    )
+    cli.writes(
+        parser.add_argument(
+            '--page',
+            metavar='F.md',
+            help=f'the page; charts go to images/ beside it (default: {FULL["page"]})',
+        )
     )
     parser.add_argument('--json', metavar='FILE', help='all ratios (default: as the page, .json)')
     parser.add_argument(
@@ -105,7 +114,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def _fill(args: argparse.Namespace) -> None:
     """Put defaults in and refuse what can be refused before anything runs."""
-    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.files import check_writable, will_write
 
     defaults = QUICK if args.quick else FULL
     for name, value in defaults.items():
@@ -126,8 +135,9 @@ def _fill(args: argparse.Namespace) -> None:
     for path in args.sweep:
         if not Path(path).is_file():
             raise UsageError(f'--sweep {path}: no such file')
-    check_writable(args.page)
-    cli.check_json(args)
+    for option, path in (('--page', args.page), ('--json', args.json)):
+        check_writable(path)
+        will_write(option, [path])
 
 
 def _settings(args: argparse.Namespace, cores: int) -> Settings:

@@ -125,7 +125,7 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', metavar='FILE', help='write all figures as JSON')
-    parser.add_argument('--chart', metavar='FILE.png', help='draw a bar chart')
+    cli.writes(parser.add_argument('--chart', metavar='FILE.png', help='draw a bar chart'))
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),

@@ -32,10 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
     )
     shared.add_model_arguments(parser)
-    parser.add_argument(
-        '--output-file',
-        help=f'where the graph is written (default: {DEFAULT_OUTPUT}); three graphs go to a folder (default: '
-        "the config's name)",
+    cli.writes(
+        parser.add_argument(
+            '--output-file',
+            help=f'where the graph is written (default: {DEFAULT_OUTPUT}); three graphs go to a folder '
+            "(default: the config's name)",
+        )
     )
     parser.add_argument('--input-img', help='image that is traced (default: demo/toy.jpg)')
     parser.add_argument(
@@ -176,6 +178,7 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
     from mmdeploy_ext import deploy
     from mmdeploy_ext.config import load_config
     from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.files import will_write
     from mmdeploy_ext.sequence.family import SequenceFamily
 
     engine = shared.engine_options(args)
@@ -200,6 +203,9 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
 
         return run_export(args, build_parser(), engine, family.memory)
     args.output_file = args.output_file or DEFAULT_OUTPUT
+    will_write('--output-file', [args.output_file])
+    if args.show:
+        will_write('--show', [f'{args.output_file}.png'])
     options = parse_options(args)
     refuse_given(args, build_parser(), (*CHOICES, 'frames'), 'goes with streaming models only')
     images = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) + proof.read_images(

@@ -31,8 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file, in any published form')
-    parser.add_argument(
-        '--output-file', metavar='F', help='file to write (default: lidar.backbone.ORDER.onnx)'
+    cli.writes(
+        parser.add_argument(
+            '--output-file', metavar='F', help='file to write (default: lidar.backbone.ORDER.onnx)'
+        )
     )
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
     _add_graph_options(parser)
@@ -250,6 +252,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext import compat
 
     compat.apply()
+    from mmdeploy_ext.files import will_write
     from mmdeploy_ext.sparse import deploy
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
@@ -263,6 +266,9 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         sweeps.extend(_read_sweeps(args, cfg, family, settings))
         chosen = deploy.resolve(options, family)
         args.output_file = args.output_file or deploy.default_file(chosen)
+        will_write('--output-file', [args.output_file])
+        if args.calibrate:
+            will_write('--calibrate', [f'{args.output_file}.ranges.json'])
         deploy.check_target(chosen, args.output_file)
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.weight_layout, check)

@@ -36,10 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--rounds', type=int, default=10, metavar='N', help='timed runs of each file (default: 10)'
     )
-    parser.add_argument(
-        '--write',
-        metavar='FILE.md',
-        help='put the rows into the table of this page; rows of others stay',
+    cli.writes(
+        parser.add_argument(
+            '--write',
+            metavar='FILE.md',
+            help='put the rows into the table of this page; rows of others stay',
+        )
     )
     parser.add_argument('--json', metavar='FILE', help='write all figures as JSON')
     cli.add_debug_option(parser)

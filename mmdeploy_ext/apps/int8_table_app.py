@@ -77,8 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
         help=f'some of {", ".join(TOYS)} (default: all that the engine runs)',
     )
     parser.add_argument('--engine', choices=tuple(METRICS), default='onnxruntime', help='quantises and runs')
-    parser.add_argument(
-        '--work-dir', default='work_dirs/int8', metavar='DIR', help='(default: work_dirs/int8)'
+    cli.writes(
+        parser.add_argument(
+            '--work-dir', default='work_dirs/int8', metavar='DIR', help='(default: work_dirs/int8)'
+        ),
+        '',
     )
     parser.add_argument('--coco', default='data/toy_coco', metavar='DIR', help='made where it is missing')
     parser.add_argument('--nuscenes', default='data/toy_nuscenes', metavar='DIR', help='likewise')

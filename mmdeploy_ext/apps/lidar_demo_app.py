@@ -47,12 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--engine', choices=(*ENGINES, 'both'), default='both', help='who runs (default: %(default)s)'
     )
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=Path('work_dirs/lidar_demo/sweep.png'),
-        metavar='PNG',
-        help='default: %(default)s',
+    cli.writes(
+        parser.add_argument(
+            '--out',
+            type=Path,
+            default=Path('work_dirs/lidar_demo/sweep.png'),
+            metavar='PNG',
+            help='default: %(default)s',
+        )
     )
     parser.add_argument(
         '--score-thr',

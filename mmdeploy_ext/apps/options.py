@@ -8,6 +8,7 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext import cli
 from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.precision import PRECISIONS, check_precision
 
@@ -207,7 +208,14 @@ def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --report and --json."""
-    parser.add_argument(
-        '--report', metavar='DIR', help='write DIR/report.html, one self-contained page, and DIR/verdict.json'
+    cli.writes(
+        parser.add_argument(
+            '--report',
+            metavar='DIR',
+            help='write DIR/report.html, one self-contained page, and DIR/verdict.json',
+        ),
+        '{}/report.html',
+        '{}/verdict.json',
+        '{}/detections.png',
     )
     parser.add_argument('--json', metavar='FILE', help='write the verdict as JSON')

@@ -42,10 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
         help='float32 ONNX file written by tools/deployment/pytorch2onnx.py, or the folder of a StreamPETR '
         'export: its image backbone is quantised, the other graphs go along as they are',
     )
-    parser.add_argument(
-        '--output',
-        metavar='F',
-        help='file to write (default: MODEL with .int8.onnx), of a folder a folder (default: MODEL.int8)',
+    cli.writes(
+        parser.add_argument(
+            '--output',
+            metavar='F',
+            help='file to write (default: MODEL with .int8.onnx), of a folder a folder (default: MODEL.int8)',
+        )
     )
     parser.add_argument(
         '--engine',
@@ -149,7 +151,11 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
         help="within an operator (default: the engine's choice)",
     )
     group.add_argument('--all', action='store_true', help=f'show all layers, not only the {WORST} worst')
-    group.add_argument('--draw', metavar='PNG', help='draw the layers (with --sensitivity or --max-error)')
+    cli.writes(
+        group.add_argument(
+            '--draw', metavar='PNG', help='draw the layers (with --sensitivity or --max-error)'
+        )
+    )
     group.add_argument('--json', metavar='FILE', help='write what was found as JSON')
 
 

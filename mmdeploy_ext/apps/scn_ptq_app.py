@@ -80,8 +80,10 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         help='round ranges to fp16 (default: as the reference, which does for BEVFusion)',
     )
     group.add_argument('--data-root', default='', metavar='DIR', help='where the sweeps of infos are')
-    group.add_argument(
-        '--output', metavar='FILE', help=f'where ranges are written (default: {DEFAULT_OUTPUT})'
+    cli.writes(
+        group.add_argument(
+            '--output', metavar='FILE', help=f'where ranges are written (default: {DEFAULT_OUTPUT})'
+        )
     )
 
 
@@ -120,7 +122,7 @@ def _add_fidelity(group: argparse._ArgumentGroup) -> None:
         '--assumptions', action='store_true', help='also: how far int8 depends on what files do not say'
     )
     group.add_argument('--all', action='store_true', help=f'show all layers, not only the {WORST} worst')
-    group.add_argument('--draw', metavar='PNG', help='draw the layers')
+    cli.writes(group.add_argument('--draw', metavar='PNG', help='draw the layers'))
     group.add_argument('--json', metavar='FILE', help='write what was found as JSON')
 
 

@@ -59,7 +59,7 @@ def run_export(
 
     def check(cfg: Any, family: Any, model: object) -> None:
         family.check(cfg, options)
-        check_output(output, options)
+        check_output(output, options, family.files)
 
     frames = number_of_frames(args)
     deployment = deploy.load(

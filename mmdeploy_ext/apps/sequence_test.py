@@ -61,7 +61,7 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
         try:
             family.check(cfg, options)
             if settings.get('onnx_file'):
-                check_output(str(settings['onnx_file']), options, 'onnx_file=')
+                check_output(str(settings['onnx_file']), options, family.files, 'onnx_file=')
         except UsageError as error:
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
         _check_dump(cfg, settings['dump'], frames, family.dump_names)
@@ -158,7 +158,7 @@ def export_if_stale(this: Run, options: SequenceOptions, target: str) -> bool:
     from mmdeploy_ext.quantize.dense_target import refuse_stale
     from mmdeploy_ext.sequence.files import check_output, export_sequence, graph_metadata, read_files
 
-    check_output(target, options)
+    check_output(target, options, this.deployment.family.files)
     reason = 'missing'
     if Path(target).exists():
         try:

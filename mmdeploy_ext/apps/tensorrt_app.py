@@ -34,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
         nargs='+',
         help='ONNX file, or an engine (.engine), which is checked and described; several for --table',
     )
-    parser.add_argument('--output', metavar='F', help='engine to write (default: ONNX with .engine)')
+    cli.writes(
+        parser.add_argument('--output', metavar='F', help='engine to write (default: ONNX with .engine)'),
+        '{}',
+        '{}.json',
+    )
     parser.add_argument(
         '--sm',
         type=int,
@@ -75,10 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
         'follow from them (SOLO full: img_shape ori_shape)',
     )
     parser.add_argument('--tf32', action='store_true', help='let float32 products round to 10 bits')
-    parser.add_argument(
-        '--table',
-        metavar='MD',
-        help='build all files in float32 and float16 for each of --sm, write a table between the marks of MD',
+    cli.writes(
+        parser.add_argument(
+            '--table',
+            metavar='MD',
+            help='build all files in float32 and float16 for each of --sm, write a table between the '
+            'marks of MD',
+        )
     )
     parser.add_argument(
         '--mark',
@@ -86,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='NAME',
         help='the marks of --table: <!-- NAME --> and <!-- /NAME --> (default: table)',
     )
-    parser.add_argument('--layers', metavar='JSON', help='write the dtype of every layer')
+    cli.writes(parser.add_argument('--layers', metavar='JSON', help='write the dtype of every layer'))
     parser.add_argument('--check', action='store_true', help='only say what TensorRT cannot take; no build')
     parser.add_argument(
         '--verify',

@@ -45,21 +45,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--eval-options', nargs='+', metavar='KEY=VALUE', help='arguments of dataset.evaluate()'
     )
-    parser.add_argument('--out', metavar='FILE', help='write the results, .pkl or .pickle')
+    cli.writes(parser.add_argument('--out', metavar='FILE', help='write the results, .pkl or .pickle'))
     parser.add_argument(
         '--format-only', action='store_true', help="write the results in the data set's format, no evaluation"
     )
     parser.add_argument(
         '--fuse-conv-bn', action='store_true', help='fold batch normalisation into the convolutions (PyTorch)'
     )
-    parser.add_argument('--work-dir', help='default: work_dirs/<config without _pth or _onnx>')
-    parser.add_argument('--show-dir', help='draw the detections into this folder (one process only)')
+    work = parser.add_argument('--work-dir', help='default: work_dirs/<config without _pth or _onnx>')
+    show = parser.add_argument('--show-dir', help='draw the detections into this folder (one process only)')
     parser.add_argument(
         '--show-score-thr', type=float, default=0.3, help='drawn from this score on (default: 0.3)'
     )
-    parser.add_argument(
+    parts = parser.add_argument(
         '--tmpdir', help='where ranks leave their part of the results (default: in the work dir)'
     )
+    for folder in (work, show, parts):
+        cli.writes(folder, '')
     parser.add_argument('--gpu-collect', action='store_true', help='collect results through the GPUs')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument(

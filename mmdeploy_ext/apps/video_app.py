@@ -51,12 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
         '--scene', type=int, default=0, metavar='N', help='number of the scene, from 0 (default: %(default)s)'
     )
     parser.add_argument('--frames', type=int, metavar='N', help='only the first N frames (default: all)')
-    parser.add_argument(
-        '--out',
-        type=Path,
-        required=True,
-        metavar='PATH',
-        help='a video in .mp4, or a folder for one PNG file per frame',
+    cli.writes(
+        parser.add_argument(
+            '--out',
+            type=Path,
+            required=True,
+            metavar='PATH',
+            help='a video in .mp4, or a folder for one PNG file per frame',
+        )
     )
     parser.add_argument(
         '--score-thr',

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.backends.base import Backend
 from mmdeploy_ext.errors import ConfigError, EngineError, InferenceError, ModelFileError
-from mmdeploy_ext.metadata import Metadata
+from mmdeploy_ext.metadata import Metadata, check_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import onnxruntime
@@ -98,6 +98,8 @@ class OnnxRuntimeBackend(Backend):
         self.open_session()
         self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
         self.spec = self.metadata.spec
+        taken = (*self.session.get_inputs(), *self.session.get_overridable_initializers())
+        check_graph(self.spec, _tensors(taken), _tensors(self.session.get_outputs()), self.path)
 
     def open_session(self) -> None:
         """Open the session, whatever the file's metadata says."""
@@ -140,6 +142,13 @@ class OnnxRuntimeBackend(Backend):
     def deactivate(self) -> None:
         """Close the session."""
         self.session = None
+
+
+def _tensors(values: Iterable[onnxruntime.NodeArg]) -> dict[str, tuple[str, Sequence[Any]]]:
+    """Return name -> numpy dtype and axes of what a session takes or gives."""
+    kinds = {'float': 'float32', 'double': 'float64'}
+    names = {value.name: value.type.removeprefix('tensor(').removesuffix(')') for value in values}
+    return {value.name: (kinds.get(names[value.name], names[value.name]), value.shape) for value in values}
 
 
 def check_active(wanted: Sequence[str], active: Sequence[str]) -> None:

@@ -19,8 +19,8 @@ from onnx.external_data_helper import (
     uses_external_data,
 )
 
-from mmdeploy_ext.errors import ModelFileError, UsageError
-from mmdeploy_ext.files import atomic_path, check_writable
+from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.graph.index import all_graphs, all_nodes, all_tensors, label, reads, writes
 from mmdeploy_ext.graph.tensors import load_tensors, save_tensors
 
@@ -347,15 +347,7 @@ def check_targets(
     Raises:
         UsageError: the message names the file.
     """
-    for source in map(Path, inputs):
-        kept = [source]
-        if source.is_file():
-            kept += external_files(read(source), source.parent).values()
-        for target in map(Path, targets):
-            if target.resolve() in {file.resolve() for file in kept}:
-                raise UsageError(
-                    f'--output {target}: is the input; it is never written over, give another name'
-                )
+    check_outputs({'--output': targets}, {'the input': inputs})
     for target in targets:
         check_writable(target)
 

@@ -81,8 +81,16 @@ def decode_raw(
     expected = level_shapes(height, width, facts['strides'])
     if [tuple(shape) for shape in shapes] != expected:
         raise ShapeError(
-            f'cls_score_*: feature maps are {shapes}, expected {expected} for an input of {height}x{width}'
+            f'cls_score_*: feature maps are {shapes}, expected {expected} for an input of '
+            f'{height}x{width} (strides)'
         )
+    for level, base in enumerate(facts['base_anchors']):
+        given, wanted = outputs[f'cls_score_{level}'].shape[1], len(base) * facts['num_classes']
+        if given != wanted:
+            raise ShapeError(
+                f'cls_score_{level}: has {given} channels, expected {wanted}: {facts["num_classes"]} classes '
+                f'(num_classes) for {len(base)} anchors per cell (base_anchors)'
+            )
 
     def rows(name: str, level: int, columns: int) -> np.ndarray:
         tensor = outputs[f'{name}_{level}']
@@ -192,7 +200,7 @@ def detections(
     if sum(level_sizes) != outputs['boxes'].shape[1]:
         raise ShapeError(
             f'boxes: got {outputs["boxes"].shape[1]} rows, expected {sum(level_sizes)} for an input of '
-            f'{height}x{width}'
+            f'{height}x{width} (strides, base_anchors)'
         )
     centerness = outputs.get('centerness', np.ones(outputs['boxes'].shape[:2], np.float32))
     clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))

@@ -77,14 +77,17 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help='ONNX file written by tools/deployment/pytorch2onnx.py')
     parser.add_argument('images', nargs='+', help='image files or folders')
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=DEFAULT_OUT,
-        metavar='PATH',
-        help='folder for the pictures, which are named like the image with _det; or, for one '
-        'image, a .jpg or .png file (default: %(default)s). Small images are enlarged '
-        'by a whole factor to be legible; --json is in pixels of the image',
+    cli.writes(
+        parser.add_argument(
+            '--out',
+            type=Path,
+            default=DEFAULT_OUT,
+            metavar='PATH',
+            help='folder for the pictures, which are named like the image with _det; or, for one '
+            'image, a .jpg or .png file (default: %(default)s). Small images are enlarged '
+            'by a whole factor to be legible; --json is in pixels of the image',
+        ),
+        '',
     )
     parser.add_argument(
         '--score-thr',
@@ -120,13 +123,14 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[
     try:
         importlib.import_module('onnxruntime')
         from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
-        from mmdeploy_ext.files import check_writable, write_json
+        from mmdeploy_ext.files import check_writable, will_write, write_json
     except ImportError as error:
         raise EngineError(
             f'{error.name} is not installed; this tool needs: pip install numpy '
             f'opencv-python-headless onnxruntime'
         ) from error
     targets = plan_pictures(args.images, args.out)
+    will_write('--out', targets.values())
     for target in (*targets.values(), *([args.json] if args.json else [])):
         check_writable(target)
     with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
@@ -168,12 +172,30 @@ def check_file(path: str, metadata: Metadata, forms: tuple[str, ...], families: 
         raise ModelFileError(
             f'{path}: its post-processing form is {metadata.form!r}, expected {" or ".join(forms)}{other}'
         )
+    check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
         print(
             'note: score_form=product: the threshold looks at class score times centerness, which keeps '
             'fewer boxes than the PyTorch model does',
             file=sys.stderr,
         )
+
+
+def check_picture_graph(path: str, metadata: Metadata) -> None:
+    """Refuse a file whose graph does not take one picture, or whose rule is not of one.
+
+    Raises:
+        ModelFileError: names the key.
+    """
+    from mmdeploy_ext.metadata_schema import damaged
+    from mmdeploy_ext.preprocess import PreprocessRule
+
+    first = metadata.spec.inputs[0]
+    if len(first.axes) != 4 or first.axes[1] != 3 or not first.dtype.startswith('float'):
+        said = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx3xHxW'
+        raise damaged(path, 'spec', said)
+    if not isinstance(metadata.preprocess, PreprocessRule):
+        raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
 
 
 def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
@@ -183,6 +205,7 @@ def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
             written.
     """
+    from mmdeploy_ext.files import check_outputs
     from mmdeploy_ext.preprocess import list_images
 
     if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
@@ -202,9 +225,7 @@ def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
         for file, name in relative.items():
             suffix = file.suffix.lower() if file.suffix.lower() in PICTURE_SUFFIXES else '.png'
             targets[file] = _free(out / name.parent, name.stem, suffix, set(targets.values()))
-    for image, target in targets.items():
-        if target.exists() and target.samefile(image):
-            raise UsageError(f'--out {target}: would overwrite the image itself; choose another name')
+    check_outputs({'--out': targets.values()}, {'a picture': targets})
     return targets
 
 
@@ -256,10 +277,13 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
     Returns:
         Detections in pixels of `image_bgr`, in descending score order.
     """
+    from mmdeploy_ext.metadata_schema import Facts
+
     metadata = backend.metadata
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)
     known = backend.spec.input_names
-    outputs = backend.infer({name: array for name, array in feeds.items() if name in known})
+    found = backend.infer({name: array for name, array in feeds.items() if name in known})
+    outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
     return importlib.import_module(RUNTIMES[metadata.family]).detections(metadata, outputs, feeds)[0]
 
 

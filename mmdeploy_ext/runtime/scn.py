@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -11,8 +10,10 @@ import numpy as np
 
 from mmdeploy_ext.backends.base import build_backend
 from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.errors import InferenceError, ModelFileError, PointsError
-from mmdeploy_ext.metadata import PREFIX, read_props
+from mmdeploy_ext.errors import ConfigError, InferenceError, ModelFileError, PointsError
+from mmdeploy_ext.metadata import read_props
+from mmdeploy_ext.metadata_schema import PREFIX, damaged, read_entry
+from mmdeploy_ext.metadata_schema import VOXELS as VOXELS_RULE
 from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.plan import Plan
@@ -187,15 +188,10 @@ def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
             f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '
             f'export it with tools/deployment/export_scn.py --target portable'
         )
+    facts = read_entry(props, FACTS.removeprefix(PREFIX), path)
+    key = next((key for key in ('voxels', 'preprocess') if PREFIX + key in props), '')
     try:
-        facts = json.loads(props[FACTS])
-        rule = next(
-            (json.loads(props[PREFIX + key]) for key in ('voxels', 'preprocess') if PREFIX + key in props),
-            None,
-        )
-        return facts | {
-            'plan': Plan.from_json(facts['plan']),
-            'rule': VoxelRule.from_json(rule) if rule else None,
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelFileError(f'{path}: its metadata is damaged ({error}); export it again') from error
+        rule = VoxelRule.from_json(read_entry(props, key, path, check=VOXELS_RULE)) if key else None
+    except ConfigError as error:  # numbers that do not go together
+        raise damaged(path, key, error) from error
+    return facts | {'plan': Plan.from_json(facts['plan']), 'rule': rule}

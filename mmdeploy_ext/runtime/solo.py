@@ -244,6 +244,7 @@ def detections(
             f'cate_pred: got {outputs["cate_pred"].shape[1:]}, expected ({cells}, {facts["num_classes"]}) '
             f'for grids {facts["num_grids"]} and {facts["num_classes"]} classes'
         )
+    _check_masks(outputs, facts, cells)
     batch = len(outputs['cate_pred'])
     img_shape = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
     ori_shape = feeds.get('ori_shape', np.zeros(2, np.int64))
@@ -257,6 +258,19 @@ def detections(
         )
         for image in range(batch)
     ]
+
+
+def _check_masks(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any], cells: int) -> None:
+    """Refuse masks that are not those of the head that the metadata states."""
+    wanted = {
+        'SOLOHead': dict(seg_pred=cells),
+        'SOLOV2Head': dict(kernel_pred=cells),
+    }.get(facts['head'], dict.fromkeys(('seg_pred_x', 'seg_pred_y'), sum(facts['num_grids'])))
+    for name, count in wanted.items():
+        if outputs[name].shape[1] != count:
+            raise ShapeError(
+                f'{name}: got {outputs[name].shape[1]} entries, expected {count} of a {facts["head"]} (head)'
+            )
 
 
 def _check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> None:

@@ -92,12 +92,14 @@ class SequenceFamily(BaseFamily):
         memory: whether a frame depends on the ones before it. Frames of a model without a memory need no
             scene token, and are proven one by one.
         compared: outputs that are compared with a dump; empty means all of the last graph.
+        files: names of the graphs that its folders hold.
         contracts: what its export can promise: 'deploy', and 'fork' where users have code for another one.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
         dump_names: tensors that dump mode has; empty where that is not known before a frame has run.
     """
 
     contracts: ClassVar[tuple[str, ...]]
+    files: ClassVar[tuple[str, ...]] = ()
     memory: ClassVar[bool] = True
     compared: ClassVar[tuple[str, ...]] = ()
     dump_suffixes: ClassVar[dict[str, str]] = {}

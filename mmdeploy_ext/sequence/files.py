@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import deploy, export
 from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.family import Stage
-from mmdeploy_ext.files import check_writable
+from mmdeploy_ext.files import check_writable, will_write
 from mmdeploy_ext.metadata import Metadata, read_metadata
 from mmdeploy_ext.precision import check_patterns, in_precision
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
 
 
-def check_output(output: str, options: SequenceOptions, where: str = '--output-file ') -> None:
+def check_output(
+    output: str, options: SequenceOptions, graphs: Sequence[str], where: str = '--output-file '
+) -> None:
     """Refuse an output that the contract cannot be written to.
 
     Args:
         output: file or folder.
         options: for the contract.
+        graphs: names of the graphs of a folder.
         where: the option or key that gave it, for the message.
 
     Raises:
@@ -43,7 +46,10 @@ def check_output(output: str, options: SequenceOptions, where: str = '--output-f
         )
     if not is_file and Path(output).is_file():
         raise UsageError(f'{where}{output}: is a file, expected a folder')
-    check_writable(output if is_file else Path(output) / 'x.onnx')
+    paths = [Path(output)] if is_file else [Path(output) / f'{name}.onnx' for name in graphs]
+    for path in paths:
+        check_writable(path)
+    will_write(where.strip(' ='), paths)
 
 
 def graph_metadata(deployment: Deployment, options: SequenceOptions, graph: Graph) -> Metadata:

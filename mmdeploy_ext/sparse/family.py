@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.nearest import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,10 +61,13 @@ class SparseFamily(abc.ABC):
 
     Attributes:
         name: of the family, as the metadata keeps it.
+        exports, near: see `BaseFamily`.
         orders: coordinate orders in which its file is written by the reference exporter, the default first.
     """
 
     name: ClassVar[str]
+    exports: ClassVar[str] = ''
+    near: ClassVar[tuple[str, ...]] = ()
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
 
     @abc.abstractmethod
@@ -139,7 +143,5 @@ def find_sparse_family(cfg: Any) -> SparseFamily:
     for family in SPARSE_FAMILIES.values():
         if family.claims(cfg):
             return family
-    raise ConfigError(
-        f'{cfg.filename}: model.type={model.get("type")!r} has no sparse-convolution backbone that mm2onnx '
-        f'exports; known: {", ".join(sorted(SPARSE_FAMILIES))}'
-    )
+    families = tuple(SPARSE_FAMILIES.values())
+    raise refusal(cfg, families, 'has no sparse-convolution backbone that mm2onnx exports')

@@ -34,6 +34,7 @@ from mmdeploy_ext.verify.provenance import (
     provenance,
 )
 from mmdeploy_ext.verify.structure import check_structure
+from mmdeploy_ext.verify.subject import data_hashes
 from mmdeploy_ext.verify.tasks import task_module
 from mmdeploy_ext.verify.verdict import Case, DetectionRow, PicturePair, TensorRow, Verdict
 
@@ -364,6 +365,7 @@ def _subject(deployment: Deployment, path: str, metadata: Metadata, engine: str)
     return dict(
         file=str(path),
         file_sha256=sha256_file(path),
+        **data_hashes([path]),
         family=metadata.family,
         task=deployment.family.task,
         options=metadata.options,

@@ -24,6 +24,7 @@ from mmdeploy_ext.verify.sequence_pair import run_modes, run_pair
 from mmdeploy_ext.verify.sequence_run import Bars
 from mmdeploy_ext.verify.sequence_shift import NearOrigin
 from mmdeploy_ext.verify.sequence_ties import MemoryFacts
+from mmdeploy_ext.verify.subject import data_hashes
 from mmdeploy_ext.verify.verdict import Case, DetectionRow, FramePair, Verdict
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ def subject_of(
     return dict(
         file=str(paths[0] if len(paths) == 1 else Path(paths[-1]).parent),
         files={Path(path).name: sha256_file(path)[:16] for path in paths},
+        **data_hashes(paths),
         family=last.family,
         task=deployment.family.task,
         contract=last.options.get('contract', ''),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.files import read_json, sha256_file
 from mmdeploy_ext.graph.same import differences, size
-from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.metadata_schema import PREFIX, SPARSE_OPTIONS, read_entry
 from mmdeploy_ext.precision import written_precision
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.contract import load_model
@@ -34,6 +33,7 @@ from mmdeploy_ext.verify.compare import compare_tensors, failed_row
 from mmdeploy_ext.verify.portable_layers import PortableLayers
 from mmdeploy_ext.verify.provenance import hash_checks, settings_check
 from mmdeploy_ext.verify.spconv_layers import LayerOutput, layer_sources, watched
+from mmdeploy_ext.verify.subject import data_hashes
 from mmdeploy_ext.verify.tasks.bev import BevPair
 from mmdeploy_ext.verify.verdict import EDITED, Case, Check, GraphResult, TensorRow, Verdict
 from mmdeploy_ext.verify.voxel_sets import proof_sets
@@ -63,15 +63,12 @@ def stored_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
         ModelFileError: it was not written by mm2onnx, or its metadata is damaged.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
-    try:
-        return json.loads(props[PREFIX + name])
-    except KeyError as error:
+    if PREFIX + name not in props:
         raise ModelFileError(
             f'{path}: has no mm2onnx metadata ({PREFIX}{name} is missing); export it with '
             f'tools/deployment/export_scn.py'
-        ) from error
-    except ValueError as error:
-        raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
+        )
+    return read_entry(props, name, path, check=SPARSE_OPTIONS if name == 'options' else None)
 
 
 def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
@@ -80,11 +77,7 @@ def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
     Raises:
         ModelFileError: see `stored_fact`.
     """
-    content = stored_fact(model, path, 'options')
-    try:
-        return ScnOptions.from_json(content)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelFileError(f'{path}: its mm2onnx metadata is damaged ({error}); export it again') from error
+    return ScnOptions.from_json(stored_fact(model, path, 'options'))
 
 
 def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
@@ -289,6 +282,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
     return dict(
         file=str(subject.path),
         file_sha256=sha256_file(subject.path),
+        **data_hashes([subject.path]),
         family=deployment.family.name,
         task='bev',
         form=options.target,

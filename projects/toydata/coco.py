@@ -199,13 +199,19 @@ def _body(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the set, or one picture of the same world."""
     parser = cli.ArgumentParser(prog='python -m projects.toydata.coco', description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='data/toy_coco', help='folder of the set (default: %(default)s)')
+    out = parser.add_argument(
+        '--out', default='data/toy_coco', help='folder of the set (default: %(default)s)'
+    )
+    cli.writes(out, '')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
     parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
     parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
-    parser.add_argument('--picture', metavar='FILE', help='write one picture of no split, not a set')
+    picture = parser.add_argument(
+        '--picture', metavar='FILE', help='write one picture of no split, not a set'
+    )
+    cli.writes(picture)
     parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')
     cli.add_debug_option(parser)
     return cli.run(_body, parser, argv)

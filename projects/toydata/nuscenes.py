@@ -251,8 +251,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(
         prog='python -m projects.toydata.nuscenes', description=__doc__.splitlines()[0]
     )
-    parser.add_argument(
-        '--root', default='data/toy_nuscenes', help='folder of the set (default: %(default)s)'
+    cli.writes(
+        parser.add_argument(
+            '--root', default='data/toy_nuscenes', help='folder of the set (default: %(default)s)'
+        ),
+        '',
     )
     parser.add_argument('--train-scenes', type=int, default=default.train_scenes, metavar='N')
     parser.add_argument('--val-scenes', type=int, default=default.val_scenes, metavar='N')

@@ -17,7 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext import cli
+from mmdeploy_ext.errors import UsageError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mmdeploy_ext.family import BaseFamily
 
 HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centerness': (0.5, 1.0)}
@@ -158,17 +163,26 @@ def dense_weights(cfg: Any, family: BaseFamily, seed: int) -> dict[str, torch.Te
     return fill_seeded(model, seed, deviation).state_dict()
 
 
-def main() -> None:
-    """Write a checkpoint for a config."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a checkpoint for a config; 0 done, 2 usage, also where OUT is there already."""
+    parser = cli.ArgumentParser(prog='python -m projects.toydata.seeded', description=__doc__.splitlines()[0])
     parser.add_argument('config')
-    parser.add_argument('out', type=Path)
+    cli.writes(parser.add_argument('out', type=Path))
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
-    from mmdeploy_ext import compat
+    cli.add_debug_option(parser)
+    return cli.run(_body, parser, argv)
 
+
+def _body(args: argparse.Namespace) -> int:
+    from mmdeploy_ext import compat
+    from mmdeploy_ext.files import check_writable
+
+    check_writable(args.out)
+    if args.out.exists():
+        raise UsageError(f'{args.out}: is there already, and is never written over; give another name')
     compat.apply()
     write_seeded(args.config, args.out, args.seed)
+    return 0
 
 
 def write_seeded(config: str, out: Path, seed: int = 0) -> None:
@@ -186,4 +200,4 @@ def write_seeded(config: str, out: Path, seed: int = 0) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    raise SystemExit(main())

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--size', **size, required=True, help='of the network input, multiples of 32')
     parser.add_argument('--img-shape', **size, help='of the content before padding (default: --size)')
     parser.add_argument('--ori-shape', **size, required=True, help='of the original image, which masks get')
-    parser.add_argument('--out', required=True, metavar='FILE.npz')
+    cli.writes(parser.add_argument('--out', required=True, metavar='FILE.npz'))
     cli.add_debug_option(parser)
     return cli.run(write_image, parser, argv)
 

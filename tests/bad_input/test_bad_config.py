@@ -26,7 +26,7 @@ CASES = {
     'unknown argument': (LEAF + 'model = dict(backbone=dict(dept=18))\n', [UNBUILDABLE, 'dept']),
     'not ATSS': (
         LEAF + "model = dict(bbox_head=dict(type='RetinaHead'))\n",
-        ["bad.py: model.type='ATSS' with head 'RetinaHead' belongs to no family", 'known: atss']),
+        ["bad.py: model.type='ATSS' with bbox_head='RetinaHead' belongs to no family", 'known: atss']),
     'no model': ("img_norm_cfg = dict(mean=[0], std=[1])\n", ['bad.py: has no `model`']),
     'a model that is no dict': ("model = 'ATSS'\n", ["bad.py: model='ATSS'", 'expected a dict']),
     'another box coder': (

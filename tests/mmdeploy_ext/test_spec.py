@@ -77,7 +77,7 @@ def test_names_axes_and_groups():
 
 
 def test_unknown_tensor_lists_those_that_exist():
-    with pytest.raises(KeyError, match=r"'nothing' is not a tensor of toy/full.*input.*dets"):
+    with pytest.raises(ShapeError, match=r"'nothing' is not a tensor of toy/full.*input.*dets"):
         SPEC.tensor('nothing')
 
 

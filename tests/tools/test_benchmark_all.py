@@ -258,7 +258,7 @@ def test_every_case_names_a_config_and_engines_that_its_kind_has():
         (['--minutes', '-1'], '--minutes -1: expected at least 0'),
         (['--page', 'x.html'], '--page x.html: expected a .md file'),
         (['--page', '/proc/nowhere/x.md'], '/proc/nowhere/x.md'),
-        (['--page', 'x.md', '--json', 'x.md'], '--json x.md: is named as another file'),
+        (['--page', 'x.md', '--json', 'x.md'], '--json x.md: is what --page writes, too'),
         (['--sweep', 'missing.bin'], '--sweep missing.bin: no such file'),
         (['--page-only', '--page', 'nowhere/x.md'], 'nowhere/x.json: no such file'),
         (['--page-only', '--page', 'x.md', '--json', 'pyproject.toml'], 'pyproject.toml: is not valid JSON'),

@@ -261,7 +261,7 @@ def bad(models, images, tmp_path_factory) -> argparse.Namespace:
         (
             FULL,
             '{models}/full.onnx {images}/one.jpg --out {images}/one.jpg',
-            'would overwrite the image itself',
+            'one.jpg: is a picture; it is never written over',
         ),
         (FULL, '{models}/full.onnx {images} --out {out}/x.png', 'is one file, for 4 images'),
         (FULL, '{models}/full.onnx {images}/one.jpg --out {bad}/file', 'is a file, not a folder'),

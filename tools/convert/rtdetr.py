@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(prog='rtdetr.py', description=__doc__.splitlines()[0])
     parser.add_argument('in_file', help='checkpoint of the original repository or of transformers')
-    parser.add_argument('out_file', help='checkpoint to write')
+    cli.writes(parser.add_argument('out_file', help='checkpoint to write'))
     parser.add_argument('--config', required=True, help='config of the same model, configs/rtdetr/*.py')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
     parser.add_argument(

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(prog='solo_wxinlong.py', description=__doc__.splitlines()[0])
     parser.add_argument('in_file', help='checkpoint of the original repository')
-    parser.add_argument('out_file', help='checkpoint to write')
+    cli.writes(parser.add_argument('out_file', help='checkpoint to write'))
     parser.add_argument('--config', required=True, help="mmdet's config of the same model")
     cli.add_debug_option(parser)
     return parser

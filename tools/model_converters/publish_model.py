@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; 0 done, 1 failed, 2 usage."""
     parser = cli.ArgumentParser(prog='publish_model.py', description=__doc__.splitlines()[0])
     parser.add_argument('in_file', help='checkpoint as the training saved it')
-    parser.add_argument('out_file', help='checkpoint to write')
+    cli.writes(parser.add_argument('out_file', help='checkpoint to write'))
     cli.add_debug_option(parser)
     return cli.run(publish, parser, argv)
 

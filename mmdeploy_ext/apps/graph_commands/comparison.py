@@ -48,10 +48,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--all', action='store_true', help='print every tensor, not only those near the difference'
     )
-    parser.add_argument(
-        '--report',
-        metavar='DIR',
-        help='write DIR/report.html: errors along the depth of the graph, all tensors',
+    cli.writes(
+        parser.add_argument(
+            '--report',
+            metavar='DIR',
+            help='write DIR/report.html: errors along the depth of the graph, all tensors',
+        ),
+        '{}/report.html',
+        '{}/diff.json',
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
 
 if TYPE_CHECKING:
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def _output_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--output', required=True, metavar='y.onnx', help='file to write; never the input')
+    cli.writes(
+        parser.add_argument(
+            '--output', required=True, metavar='y.onnx', help='file to write; never the input'
+        )
+    )
     parser.add_argument(
         '--prove', action='store_true', help='run both on random inputs: unequal numbers are exit status 1'
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
 
 if TYPE_CHECKING:
@@ -86,11 +87,13 @@ def run_tree(args: argparse.Namespace) -> int:
 
 
 def _draw_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--output',
-        required=True,
-        metavar='x.svg',
-        help='picture to write: .svg; of a sparse graph also .png or .pdf',
+    cli.writes(
+        parser.add_argument(
+            '--output',
+            required=True,
+            metavar='x.svg',
+            help='picture to write: .svg; of a sparse graph also .png or .pdf',
+        )
     )
     parser.add_argument('--node', metavar='NAME', help="draw what is around this node: its name, or '#12'")
     parser.add_argument(

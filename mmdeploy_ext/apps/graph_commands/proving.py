@@ -24,8 +24,13 @@ HINT = 'accept it with a larger --tolerance, give other --inputs, or write it wi
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the file to write."""
-    parser.add_argument(
-        '--output', required=True, metavar='OUT.onnx', help='file to write; the input file is never touched'
+    cli.writes(
+        parser.add_argument(
+            '--output',
+            required=True,
+            metavar='OUT.onnx',
+            help='file to write; the input file is never touched',
+        )
     )
 
 

@@ -30,7 +30,14 @@ CHECK_HELP = (
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--check', required=True, metavar='CHECK', help=CHECK_HELP)
-    parser.add_argument('--output', required=True, metavar='DIR', help='new folder for the reduced graph')
+    cli.writes(
+        parser.add_argument(
+            '--output', required=True, metavar='DIR', help='new folder for the reduced graph'
+        ),
+        '{}/model.onnx',
+        '{}/README.md',
+        '{}/case.json',
+    )
     proving.add_feeds(parser)
     parser.add_argument(
         '--good', metavar='GOOD.onnx', help='model without the fault: the check has to say no to it'

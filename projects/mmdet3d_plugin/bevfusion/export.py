@@ -196,6 +196,8 @@ class SecondEncoder(LidarFamily):
     """mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, dynamic VoxelNet; z, y, x."""
 
     name = 'sparse-encoder'
+    exports = "mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/lidar.md)"
+    near = ('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse')
     orders = ('zyx', 'xyz')
     encoder_type = 'SparseEncoder'
 

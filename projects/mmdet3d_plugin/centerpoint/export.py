@@ -46,8 +46,11 @@ class CenterPointFamily(SequenceFamily):
     """mmdet3d's `CenterPoint` of points alone, with `SparseEncoder` and `CenterHead`; it has no memory."""
 
     name = 'centerpoint'
+    exports = 'CenterPoint of points with CenterHead (projects/mmdet3d_plugin/centerpoint/README.md)'
+    near = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
     task = 'points3d'
     contracts = ('deploy',)
+    files = ('backbone', 'head')
     memory = False
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
 

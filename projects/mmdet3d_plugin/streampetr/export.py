@@ -44,8 +44,11 @@ class StreamPetrFamily(SequenceFamily):
     """`Petr3D` with `StreamPETRHead`."""
 
     name = 'streampetr'
+    exports = 'Petr3D with StreamPETRHead (projects/mmdet3d_plugin/streampetr/README.md)'
+    near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
     task = 'bbox3d'
     contracts = ('deploy', 'fork')
+    files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     compared = ('all_cls_scores', 'all_bbox_preds')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     dump_suffixes = dumps.SUFFIXES

@@ -50,6 +50,8 @@ class AtssFamily(Family):
     """mmdet's `ATSS` detector with `ATSSHead`."""
 
     name = 'atss'
+    exports = 'one-stage detectors with bbox_head=ATSSHead (projects/mmdet_plugin/atss/README.md)'
+    near = ('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'RPN', 'YOLO', 'SSD', 'RCNN', 'RTMDet')
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
     own_options = ('max_candidates',)

@@ -22,7 +22,6 @@ from mmdeploy_ext.runtime import rtdetr as runtime
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
-from projects.mmdet_plugin.rtdetr.encoder import frequencies
 from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
 from projects.mmdet_plugin.rtdetr.wrapper import Network, with_fixed_size
 
@@ -46,6 +45,8 @@ class RtDetrFamily(Family):
     """The `RTDETR` detector of this plugin."""
 
     name = 'rtdetr'
+    exports = 'RTDETR, queries without suppression (projects/mmdet_plugin/rtdetr/README.md)'
+    near = ('DETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
     task = 'bbox2d'
     forms = ('full', 'raw')
     own_options = ('fuse', 'grid_sample', 'dynamic_batch')

@@ -62,6 +62,19 @@ class SoloFamily(Family):
     """mmdet's `SOLO`, `DecoupledSOLO` and `SOLOv2` detectors with any of the four heads."""
 
     name = 'solo'
+    exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (projects/mmdet_plugin/solo/README.md)'
+    near = (
+        'SOLO',
+        'MaskRCNN',
+        'MaskHead',
+        'CondInst',
+        'YOLACT',
+        'PointRend',
+        'Panoptic',
+        'MaskFormerHead',
+        'Mask2FormerHead',
+        'QueryInst',
+    )
     task = 'mask'
     forms = ('full', 'raw')
     own_options = ('layout', 'max_candidates')

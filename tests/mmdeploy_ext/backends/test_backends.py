@@ -66,7 +66,7 @@ def stages():
 def write(path, contract, dynamic):
     example = dict(input=torch.zeros(1, 3, 8, 12), factor=torch.ones(1, 1))
     model = export.export_stages(stages(), example, contract, ExportOptions(dynamic=dynamic))
-    facts = dict.fromkeys(('config', 'config_sha256', 'checkpoint_sha256'), '')
+    facts = dict(config='toy.py', config_sha256='c' * 64, checkpoint_sha256='d' * 64)
     facts.update(postprocess={}, options=dict(opset=17, exporter='torchscript'), versions={})
     export.save(model, path, Metadata('toy', 'full', contract, PreprocessRule(), (), **facts))
     return str(path)

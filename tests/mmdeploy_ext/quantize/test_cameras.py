@@ -45,7 +45,7 @@ def metadata(form, inputs):
         (TensorSpec('img_feats', 'float32', (2, 8, 32, 64)),),
     )
     options = dict(opset=17, exporter='torchscript')
-    return Metadata('streampetr', form, spec, RULE, ('car',), {}, options, 'toy.py', 'c', 'd', {})
+    return Metadata('streampetr', form, spec, RULE, ('car',), {}, options, 'toy.py', 'c' * 64, 'd' * 64, {})
 
 
 def graph(form, inputs):

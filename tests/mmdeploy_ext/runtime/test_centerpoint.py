@@ -145,7 +145,7 @@ def test_files_of_two_exports_are_refused(graphs, tmp_path):
     model = onnx.load(path)
     for entry in model.metadata_props:
         if entry.key == 'mm2onnx.checkpoint_sha256':
-            entry.value = '"0"'
+            entry.value = f'"{"0" * 64}"'
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match='checkpoint_sha256 is not that of'):
         CenterPointOnnx(tmp_path / 'graphs')
