@@ -1,4 +1,4 @@
-"""Views of the pictures that a proof is given: mirrored, cut, dark, bright, as wide or as high as an input."""
+"""Views of the pictures that a proof is given: mirrored, cut, dark, bright, with the ratio of an input."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def chosen_outputs(deployment, feeds, change):
     reference = family.reference_tensors(model, feeds, 'raw', 'separate')
     tokens = change(reference['tokens'].copy())
     outputs = family.reference_tensors(model, feeds, 'raw', 'separate', torch.from_numpy(tokens))
-    return family.reference_for(model, feeds, outputs, 'raw', 'separate'), outputs
+    return family.choose_as(model, feeds, outputs, reference), outputs
 
 
 def test_ties_in_the_selection_are_ties_and_other_choices_are_not(toy):
