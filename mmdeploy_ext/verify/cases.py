@@ -20,7 +20,7 @@ from mmdeploy_ext.cli import one_line
 from mmdeploy_ext.errors import ShapeError
 from mmdeploy_ext.spec import DEFAULT_RTOL
 from mmdeploy_ext.verify import full_form, half
-from mmdeploy_ext.verify.compare import compare_tensors, without_ties
+from mmdeploy_ext.verify.compare import compare_tensors, same_bits, without_ties
 from mmdeploy_ext.verify.enough import AGAIN
 from mmdeploy_ext.verify.tasks import task_module
 from mmdeploy_ext.verify.verdict import Case, DetectionRow, PicturePair, TensorRow
@@ -69,7 +69,7 @@ def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[P
     if isinstance(runs[0], Exception):
         return [case], pairs
     runs.append(_outputs(reference, backend, feeds))
-    if _same_bits(*runs):
+    if not isinstance(runs[1], Exception) and same_bits(*runs):
         return [case], pairs
     again, _ = judge_outputs(reference, backend, runs[1])
     return [case, dataclasses.replace(again, name=again.name + AGAIN)], pairs
@@ -85,13 +85,6 @@ def _outputs(
         return error
     reference.engine_seconds.append(time.perf_counter() - start)
     return outputs
-
-
-def _same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray] | Exception) -> bool:
-    return not isinstance(second, Exception) and all(
-        array.shape == second[name].shape and array.tobytes() == second[name].tobytes()
-        for name, array in first.items()
-    )
 
 
 def judge_outputs(

@@ -140,7 +140,9 @@ def test_a_graph_that_gives_a_batch_the_sizes_of_its_first_image_is_not_proven(
 ):
     path = faulty(files['full'], tmp_path, first_for_all(name))
     assert {case.name for case in prove(deployment, path, images)[0].cases if not case.passed} == {
-        'other size, batch 2'
+        'W > 2H, batch 2',
+        'portrait, batch 3',
+        'other size, batch 2',
     }
 
 
