@@ -116,10 +116,11 @@ class _Inputs:
             'dark': (told(title, 'dark'), dark(picture)),
             'bright': (told(title, 'bright'), bright(picture)),
         }
-        named = [('other image', image) for image in self.images[1:]] + list(changed.items())
-        return [
-            self.fixed(name, [image] * self.options.batch, self.size, rescale=not index % 2)
-            for index, (name, image) in enumerate(named)
+        batch, cases = self.options.batch, []
+        for index, image in enumerate(self.images[1:]):
+            cases.append(self.fixed('other image', [image] * batch, self.size, rescale=not index % 2))
+        return cases + [
+            self.fixed(name, [image] * batch, self.size, rescale=True) for name, image in changed.items()
         ]
 
     def by_rule(self, given: Sequence[Picture]) -> list[ProofInput]:
