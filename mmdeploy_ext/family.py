@@ -228,6 +228,10 @@ class Family(BaseFamily):
         """Return which images (indices) one run may take together: all, unless a family has reasons."""
         return [list(range(len(images)))]
 
+    def whole(self, image: PreparedImage) -> tuple[int, int]:
+        """Return height and width, pixels, that a graph takes for sizes that are not fed: the input's."""
+        return tuple(image.tensor.shape[1:])
+
     @abc.abstractmethod
     def reference_tensors(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **own: Any
@@ -241,30 +245,6 @@ class Family(BaseFamily):
             score_form: see `ExportOptions`.
             own: what the file was exported with of `own_options`.
         """
-
-    def reference_for(
-        self,
-        model: torch.nn.Module,
-        feeds: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        form: str,
-        score_form: str,
-        ties_rtol: float = DEFAULT_RTOL,
-        **own: Any,
-    ) -> dict[str, np.ndarray]:
-        """Return `reference_tensors`, with what the engine chose among ties where a choice decides the rest.
-
-        Args:
-            model: of upstream.
-            feeds: by name.
-            outputs: of the engine on trial.
-            form: of the graph.
-            score_form: see `ExportOptions`.
-            ties_rtol: see `choose_as`.
-            own: what the file was exported with of `own_options`.
-        """
-        reference = self.reference_tensors(model, feeds, form, score_form, **own)
-        return self.choose_as(model, feeds, outputs, reference, ties_rtol)
 
     def choose_as(
         self,
@@ -309,7 +289,8 @@ class Family(BaseFamily):
     @contextlib.contextmanager
     def longer_lists(self, model: torch.nn.Module) -> Iterator[None]:
         """Let upstream's test path give twice as many results per image, to see what was cut off."""
-        config = getattr(model, next(key for key in HEAD_KEYS if hasattr(model, key))).test_cfg
+        heads = (getattr(model, key, None) for key in HEAD_KEYS)  # mmdet's SOLO has a bbox_head of None
+        config = next(head for head in heads if head is not None).test_cfg
         most = config.max_per_img
         config.max_per_img = 2 * most if most > 0 else most
         try:

@@ -265,8 +265,9 @@ def _show(
     from mmdeploy_ext.backends import build_backend
     from mmdeploy_ext.draw import encode_png
     from mmdeploy_ext.files import atomic_path
-    from mmdeploy_ext.verify.inputs import proof_inputs
-    from mmdeploy_ext.verify.ladder import export_options, open_file, run_case
+    from mmdeploy_ext.verify.cases import run_case
+    from mmdeploy_ext.verify.ladder import export_options, open_file
+    from mmdeploy_ext.verify.references import references
     from mmdeploy_ext.verify.tasks import task_module
 
     model, metadata = open_file(path)
@@ -276,8 +277,8 @@ def _show(
     print(onnx.printer.to_text(shown))
     options = dict(engine)
     with build_backend(options.pop('engine'), path, **options) as backend:
-        traced = proof_inputs(deployment, export_options(metadata), [image])[0]
-        _, pairs = run_case(deployment, backend, traced)
+        traced = references(deployment, export_options(metadata), [image])[0]
+        _, pairs = run_case(traced, backend)
     task = task_module(deployment.family.task)
     for pair in pairs[:1]:
         picture = f'{path}.png'

@@ -13,7 +13,7 @@ from mmdeploy_ext.errors import UsageError
 from mmdeploy_ext.family import ExportOptions, Family
 from mmdeploy_ext.lint.upstream import Upstream
 from mmdeploy_ext.sequence.family import SequenceFamily, SequenceOptions
-from mmdeploy_ext.verify.inputs import other_view
+from mmdeploy_ext.verify.pictures import other_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -51,6 +51,16 @@ def compare_tensors(
     return rows
 
 
+def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
+    """Return whether two runs gave the same arrays bit for bit, NaN included."""
+    return first.keys() == second.keys() and all(
+        array.dtype == second[name].dtype
+        and array.shape == second[name].shape
+        and array.tobytes() == second[name].tobytes()
+        for name, array in first.items()
+    )
+
+
 def failed_row(name: str, reason: str, array: np.ndarray | None = None) -> TensorRow:
     """Return a failing row for a tensor that could not be compared; its figures are None."""
     shape = '-' if array is None else shape_text(np.shape(array))

@@ -96,7 +96,8 @@ def _of_images(
     from mmdeploy_ext.verify.ladder import export_options
 
     family, options = deployment.family, export_options(metadata)
-    chosen = [case for case in proof_inputs(deployment, options, images) if not case.traced][-1]
+    cases = proof_inputs(deployment, options, images)
+    chosen = [case for case in cases if not case.traced and not case.left_out][-1]
     given = family.feeds(chosen.images, True)
     return Subject(
         family.stages(deployment.model, options),

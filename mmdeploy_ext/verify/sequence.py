@@ -18,6 +18,7 @@ from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import sha256_file
 from mmdeploy_ext.spec import GraphSpec
 from mmdeploy_ext.verify import fresh, half
+from mmdeploy_ext.verify.enough import too_few
 from mmdeploy_ext.verify.graph_level import judge
 from mmdeploy_ext.verify.provenance import hash_checks, hashes_of, override_notes, provenance
 from mmdeploy_ext.verify.sequence_pair import run_modes, run_pair
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ['FULL_DRIVE', 'HALF', 'Bars', 'prove_sequence', 'run_modes', 'run_pair']
 
 MAX_PICTURES = 4
+FRAMES = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
 FULL_DRIVE = Bars()
 """A hundred frames with a scene change: what a claim about drift is made of."""
 SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
@@ -103,6 +105,8 @@ def prove_sequence(
             'PyTorch (frame)': steppers[0].median_ms(),
             f'{verdict.subject["engine"]} (frame)': steppers[2].median_ms(),
         }
+    if all(row.passed for row in verdict.sequence):
+        verdict.reasons += too_few(rows['teacher'].series['matched'], 'frame', FRAMES)
     verdict.notes += _notes(rows['free'], bars, bool(engine.get('round_fp16')))
     verdict.notes += override_notes(deployment, metadata[-1], 'the files were')
     if drive.moved_m:

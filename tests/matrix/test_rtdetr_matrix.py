@@ -10,8 +10,8 @@ from mmdeploy_ext import deploy
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.spec import DEFAULT_RTOL
-from mmdeploy_ext.verify.inputs import other_view
 from mmdeploy_ext.verify.ladder import prove
+from mmdeploy_ext.verify.pictures import other_view
 
 pytestmark = pytest.mark.matrix
 

@@ -151,6 +151,10 @@ class SoloFamily(Family):
             groups.setdefault(tuple(image.ori_shape), []).append(index)
         return list(groups.values())
 
+    def whole(self, image: PreparedImage) -> tuple[int, int]:
+        """See `Family.whole`: up to a multiple of 8, which soft masks have."""
+        return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
+
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """See `Family.feeds`; masks are of the original size whatever `rescale` says, as mmdet's are."""
         sizes = {tuple(image.ori_shape) for image in images}

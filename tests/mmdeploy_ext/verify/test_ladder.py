@@ -141,7 +141,9 @@ def test_a_graph_that_gives_a_batch_the_sizes_of_its_first_image_is_not_proven(
 ):
     path = faulty(files['full'], tmp_path, first_for_all(name))
     assert {case.name for case in prove(deployment, path, images)[0].cases if not case.passed} == {
-        'other size, batch 2'
+        'W > 2H, batch 2',
+        'portrait, batch 3',
+        'other size, batch 2',
     }
 
 
@@ -209,12 +211,12 @@ def test_a_frozen_input_is_named_by_the_structure_check(deployment, files, image
     assert any('img_shape' in check.detail for check in verdict.structure if not check.passed)
 
 
-def test_a_proof_in_which_nothing_is_found_is_no_proof(deployment, files):
+def test_a_proof_in_which_next_to_nothing_is_found_is_no_proof(deployment, files):
     black = [('black.png', np.zeros((240, 320, 3), np.uint8))]
     verdict, _ = prove(deployment, files['full'], black)
-    assert not sum(row.matched for case in verdict.cases for row in case.detections)
-    assert not verdict.proven
-    assert 'nothing was found in any image' in verdict.reasons[0]
+    assert sum(row.matched for case in verdict.cases for row in case.detections) < 10
+    assert all(case.passed for case in verdict.cases) and not verdict.proven
+    assert 'use images with objects that this model finds' in verdict.reasons[0]
 
 
 def test_a_file_of_another_checkpoint_is_not_proven(deployment, files, images, tmp_path):

@@ -373,3 +373,13 @@ def test_half_precision_is_judged_by_the_cosine():
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode 'both': expected one of teacher, free"):
         run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, 'both')
+
+
+def test_a_frame_that_gives_another_result_when_it_runs_again_is_found():
+    def alter(stepper, frame, result):
+        factor = 1.01 if stepper.count == len(SHORT) else 1.0
+        return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_cls_scores', factor))
+
+    rows = both(altered(alter))
+    expected = f'a second run of the same frame gives another all_cls_scores, first at {SHORT[0].name}'
+    assert rows['teacher'].reasons == (expected,) and rows['free'].passed

@@ -91,13 +91,14 @@ def test_a_fixed_square_graph_that_reads_height_before_width_is_not_proven(toy, 
     path = toy_rtdetr.export_toy(toy, folder / 'square.onnx', dynamic=False, height=192, width=192)
     assert proof(toy, path).proven
     turned = read_in_place_of(onnx.load(path), 'orig_target_sizes', np.array([1, 0]), folder, turned=1)
-    assert {case.name: case.passed for case in proof(toy, turned).cases} == {
-        'traced input': True, 'other image': False}
+    cases = proof(toy, turned).cases
+    assert len(cases) == 5 and [case.name for case in cases if case.passed] == ['traced input']
 
 
 def test_a_graph_that_gives_a_batch_the_size_of_its_first_image_is_not_proven(toy, full, folder):
     first = read_in_place_of(onnx.load(full), 'orig_target_sizes', np.array([0]), folder, turned=0)
-    assert {case.name for case in proof(toy, first).cases if not case.passed} == {'other size, batch 2'}
+    assert {case.name for case in proof(toy, first).cases if not case.passed} == {
+        'W > 2H, batch 2', 'portrait, batch 3', 'other size, batch 2'}
 
 
 def test_a_graph_that_answers_for_fewer_images_is_not_proven(toy, full, folder):
@@ -188,7 +189,7 @@ def chosen_outputs(deployment, feeds, change):
     reference = family.reference_tensors(model, feeds, 'raw', 'separate')
     tokens = change(reference['tokens'].copy())
     outputs = family.reference_tensors(model, feeds, 'raw', 'separate', torch.from_numpy(tokens))
-    return family.reference_for(model, feeds, outputs, 'raw', 'separate'), outputs
+    return family.choose_as(model, feeds, outputs, reference), outputs
 
 
 def test_ties_in_the_selection_are_ties_and_other_choices_are_not(toy):
@@ -321,7 +322,7 @@ def test_the_proof_of_a_small_dynamic_graph_takes_sizes_with_tokens_enough(toy):
     options = ExportOptions(height=128, width=64, dynamic=True)
     cases = proof_inputs(few, options, [('toy', read_image(toy_rtdetr.PICTURE))])
     sizes = {case.images[0].tensor.shape[1:] for case in cases}
-    assert len(sizes) == 3 and (96, 64) not in sizes
+    assert len(sizes) >= 6 and (96, 64) not in sizes
     assert all(runtime.count_tokens(*size) >= 150 for size in sizes)
 
 

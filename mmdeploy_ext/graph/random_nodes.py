@@ -1,0 +1,54 @@
+"""Which nodes of a graph draw random numbers: no run, and no two runs, can show that one never will."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import numpy_helper
+
+from mmdeploy_ext.graph.index import all_graphs
+
+if TYPE_CHECKING:
+    import onnx
+
+RANDOM = (
+    'Bernoulli',
+    'Multinomial',
+    'RandomNormal',
+    'RandomNormalLike',
+    'RandomUniform',
+    'RandomUniformLike',
+)
+"""Operators of ONNX that draw; with a seed too, for engines need not agree on what follows from it."""
+
+
+def random_nodes(model: onnx.ModelProto) -> list[str]:
+    """Return the nodes whose results are random, also of bodies and functions, as 'name (operator)'.
+
+    Args:
+        model: any ONNX model. Dropout counts where it can be in training mode: its third input is there and
+            is not a constant false (before opset 12 it has none, and never draws).
+    """
+    return [
+        f'{node.name or f"#{position}"} ({node.op_type})'
+        for graph in all_graphs(model)
+        for position, node in enumerate(graph.node)
+        if node.op_type in RANDOM or (node.op_type == 'Dropout' and _may_train(node, graph))
+    ]
+
+
+def _may_train(node: onnx.NodeProto, graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+    if len(node.input) < 3 or not node.input[2]:
+        return False
+    known = {tensor.name: tensor for tensor in getattr(graph, 'initializer', ())}
+    known.update(
+        (other.output[0], attribute.t)
+        for other in graph.node
+        if other.op_type == 'Constant'
+        for attribute in other.attribute
+        if attribute.HasField('t')
+    )
+    mode = known.get(node.input[2])
+    fed = {value if isinstance(value, str) else value.name for value in graph.input}
+    return mode is None or node.input[2] in fed or bool(np.any(numpy_helper.to_array(mode)))

@@ -1,0 +1,61 @@
+"""Views of the pictures that a proof is given: mirrored, cut, dark, bright, with the ratio of an input."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+DARK = 0.25
+"""Of every value. A black picture would show nothing: in it nothing is found, by a broken graph either."""
+BRIGHT = 0.4
+"""Of every value's distance to white."""
+ROOM = 1.25
+"""How much larger than its place in the input a part of a composed picture is at most."""
+
+
+def other_view(image_bgr: np.ndarray) -> np.ndarray:
+    """Return a picture that no trace has seen: mirrored and darkened."""
+    return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
+
+
+def cut(image_bgr: np.ndarray) -> np.ndarray:
+    """Return the upper left of a picture: of another size and another ratio of its sides."""
+    height, width = image_bgr.shape[:2]
+    return np.ascontiguousarray(image_bgr[: max(height * 7 // 8, 1), : max(width * 3 // 4, 1)])
+
+
+def dark(image_bgr: np.ndarray) -> np.ndarray:
+    """Return a picture whose values are a quarter."""
+    return (image_bgr * DARK).astype(np.uint8)
+
+
+def bright(image_bgr: np.ndarray) -> np.ndarray:
+    """Return a picture whose values are nearer to white."""
+    return (255 - (255.0 - image_bgr) * BRIGHT).astype(np.uint8)
+
+
+def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a picture with the ratio of sides of an input, so that no part of the input is only padding.
+
+    Objects keep their shape: the picture and its mirror image stand in turns side by side, or one above the
+    other, and what is too much is cut off.
+
+    Args:
+        image_bgr: (h, w, 3) uint8.
+        size: (H, W) of the input.
+    """
+    height, width = image_bgr.shape[:2]
+    wanted = size[1] * height / (size[0] * width)  # parts side by side; below 1 one above the other
+    axis, parts, place = (1, wanted, size[0] / height) if wanted >= 1 else (0, 1 / wanted, size[1] / width)
+    if place * ROOM < 1:
+        smaller = max(round(width * place * ROOM), 1), max(round(height * place * ROOM), 1)
+        image_bgr = cv2.resize(image_bgr, smaller, interpolation=cv2.INTER_AREA)
+    views = image_bgr, other_view(image_bgr)
+    whole = np.concatenate([views[index % 2] for index in range(int(np.ceil(parts)))], axis)
+    most = max(round(image_bgr.shape[axis] * parts), 1)
+    return np.ascontiguousarray(whole[:, :most] if axis else whole[:most])
+
+
+def told(title: str, change: str) -> str:
+    """Return the title of a changed picture: 'toy.jpg (mirrored, cut)'."""
+    return f'{title[:-1]}, {change})' if title.endswith(')') else f'{title} ({change})'
