@@ -58,7 +58,7 @@ class Deployment:
     checkpoint_sha256: str
     classes: tuple[str, ...]
     rule: Any
-    exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, repr=False)
+    exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
         """Keep an export, which nobody changes, for a proof that may follow; forgets old ones, returns it."""

@@ -34,6 +34,6 @@ def test_the_graph_at_another_size_is_the_original(r18):
 
 def test_the_graph_is_that_of_a_fresh_export(r18):
     deployment, path = r18
-    other = dataclasses.replace(deployment, exports={})
+    other = dataclasses.replace(deployment)
     verdict, _ = check_file(other, path, np.zeros((64, 64, 3), np.uint8))
     assert [check for check in (*verdict.graphs, *verdict.structure) if not check.passed] == []

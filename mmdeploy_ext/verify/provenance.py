@@ -98,14 +98,21 @@ def missing_overrides(cfg: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
     """Check that a config says what a file says that it was exported with."""
-    here = {key: _plain(_setting(cfg, key)) for key in overrides}
-    differing = _differing(
-        overrides, {key: overrides[key] if value is _MISSING else value for key, value in here.items()}
-    )
+    here = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
+    differing = _differing(overrides, here)
     if differing:
         words = ' '.join(f'{key}={value}' for key, value in overrides.items())
         differing += f'; where that is meant, give --cfg-options {words}'
     return Check('settings as in the config', not differing, differing)
+
+
+def _like(setting: Any, override: Any) -> Any:
+    """Return what a config says as plain types; of a dict only the keys of an override, which is merged in."""
+    if setting is _MISSING:
+        return override
+    if isinstance(override, dict) and hasattr(setting, 'get'):
+        return {key: _like(setting.get(key, _MISSING), value) for key, value in override.items()}
+    return _plain(setting)
 
 
 _MISSING = object()

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from mmdeploy_ext.graph.random_nodes import random_nodes
 from mmdeploy_ext.precision import written_precision
 from mmdeploy_ext.verify.verdict import Check
 
@@ -30,7 +31,14 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
         _precision(model, metadata.options.get('precision') or 'fp32'),
         *_names(model, metadata.spec),
         _inputs_used(model, metadata.spec),
+        _deterministic(model),
     ]
+
+
+def _deterministic(model: onnx.ModelProto) -> Check:
+    """A graph that draws random numbers may be wrong in any run but those of the proof."""
+    found = random_nodes(model)
+    return Check('no operator is random', not found, ', '.join(found[:5]))
 
 
 def _asked_opset(metadata: Metadata) -> int:

@@ -384,6 +384,7 @@ class Verdict:
         """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
         content = dict(
             verdict=self.title.lower(),
+            by_inputs=self.by_inputs,
             summary=self.summary(),
             **dataclasses.asdict(self),
         )
@@ -393,7 +394,9 @@ class Verdict:
             entry['passed'] = row.passed
             entry['title'] = row.title
         for graph, entry in zip(self.graphs, content['graphs'], strict=True):
-            entry['text'] = graph.text
+            entry.update(text=graph.text, passed=graph.passed)
+            for difference, plain in zip(graph.differences, entry['differences'], strict=True):
+                plain['text'] = difference.text
         for entry in content['metrics']:
             entry['difference'] = abs(entry['candidate'] - entry['reference'])
         return _plain(content)

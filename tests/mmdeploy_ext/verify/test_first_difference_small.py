@@ -11,6 +11,7 @@ from mmdeploy_ext.family import Stage
 from mmdeploy_ext.graph import diff
 from mmdeploy_ext.graph.diff_report import headline
 from mmdeploy_ext.verify.first_difference import Search, Subject
+from mmdeploy_ext.verify.fresh import Reference
 
 OUTPUTS = ('y', 'z')
 
@@ -35,7 +36,7 @@ def searched(module, outputs):
             module, (torch.rand(5, 4),), opset=17, input_names=('x',), output_names=outputs)
 
     feeds = dict(x=np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32))
-    subject = Subject([Stage('', module, ('x',), outputs)], feeds, export, 'seeded numbers')
+    subject = Subject([Stage('', module, ('x',), outputs)], feeds, Reference(export), 'seeded numbers')
     return export(), Search(subject, diff.Bars())
 
 

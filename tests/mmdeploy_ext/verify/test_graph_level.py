@@ -256,7 +256,7 @@ def test_the_fresh_export_of_a_proof_is_made_once(deployment, path, monkeypatch)
 
 def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_path):
     path = export_toy(deployment, tmp_path / 'raw.onnx', form='raw')
-    other = dataclasses.replace(deployment, exports={})
+    other = dataclasses.replace(deployment)
     verdict, _ = check_file(other, path, read_image(PICTURE))
     assert verdict.graphs[0].equal
     assert list(other.exports) == [ExportOptions('raw', 17, 256, 320, dynamic=True)]

@@ -19,7 +19,7 @@ from mmdeploy_ext.verify import report
 from mmdeploy_ext.verify.compare import compare_tensors
 from mmdeploy_ext.verify.table import failure_reasons, next_command, print_verdict
 from mmdeploy_ext.verify.tasks.bbox2d import match_detections
-from mmdeploy_ext.verify.verdict import Case, Check, MetricRow, PicturePair, Verdict
+from mmdeploy_ext.verify.verdict import Case, Check, GraphResult, MetricRow, PicturePair, Verdict
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'
 NAMES = [f'{kind}_{level}' for kind in ('cls_score', 'bbox_pred', 'centerness') for level in range(5)]
@@ -71,6 +71,7 @@ def proven() -> Verdict:
         metrics=[MetricRow('bbox_mAP', 0.4512, 0.45121, 0.0005, True)],
         timing_ms={'PyTorch': 31.25, 'onnxruntime (graph)': 20.5},
         notes=['One note.'],
+        graphs=[GraphResult('', 1485, True)],
     )
 
 
@@ -276,7 +277,8 @@ def test_a_long_table_shows_the_worst_of_each_kind_and_every_failed_kind():
 
 def test_an_empty_verdict_is_not_proven_and_says_why():
     lines = printed(Verdict({}))
-    assert 'structure was not checked' in lines[-2] and lines[-2].startswith('NOT PROVEN: ')
+    assert 'structure was not checked' in lines[-2]
+    assert lines[-2].startswith('NOT PROVEN: the graph was not compared with a fresh export; ')
     assert failure_reasons(proven()) == []
 
 

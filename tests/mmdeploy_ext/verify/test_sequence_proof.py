@@ -93,7 +93,7 @@ def test_another_model_is_refuted(paths):
     weight.data.mul_(1.05)
     verdict, _ = prove_sequence(deployment, paths, toy.drive(4), {})
     assert not verdict.proven
-    assert 'structure: pts_head_memory: weights come from the checkpoint' in said(verdict)
+    assert 'graph: pts_head_memory: ' in said(verdict) and 'cls_branches' in said(verdict)
     assert 'teacher-forced: all_cls_scores: 4 of 4 frames fail, first scene 0 frame 0' in said(verdict)
     assert any('no scene' in note or 'claim about drift' in note for note in verdict.notes)
 
@@ -148,7 +148,7 @@ SCENE_START = 'first scene 0 frame 0'
 FAULTS = {
     'one weight': (
         one_weight,
-        ['structure: pts_head_memory: weights come', 'teacher-forced: all_cls_scores: 6 of 6 frames fail'],
+        ['graph: pts_head_memory: 1 node differs from a fresh export', 'teacher-forced: all_cls_scores: 6 of 6 frames fail'],
     ),
     'outputs swapped': (swapped_outputs, [f'all_cls_scores: 6 of 6 frames fail, {SCENE_START}']),
     'motion cut off': (

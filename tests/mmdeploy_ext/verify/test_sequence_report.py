@@ -13,7 +13,7 @@ from mmdeploy_ext.verify.drift_plot import drift_plot, match_shares, match_strip
 from mmdeploy_ext.verify.sequence import Bars, run_modes
 from mmdeploy_ext.verify.synthetic_drive import Drive
 from mmdeploy_ext.verify.table import failure_reasons
-from mmdeploy_ext.verify.verdict import Case, Check, FramePair, Verdict
+from mmdeploy_ext.verify.verdict import Case, Check, FramePair, GraphResult, Verdict
 from toy_stepper import FACTS, SPEC, Altered, ToyStepper
 
 FRAMES = list(Drive(frames=12, size=(8, 24), cameras=6))
@@ -40,6 +40,7 @@ def verdict(candidate=lambda: ToyStepper(noise=1e-7)) -> Verdict:
         [case],
         timing_ms={'PyTorch': 2.0},
         sequence=list(rows.values()),
+        graphs=[GraphResult('backbone', 20, True), GraphResult('head', 30, True)],
     )
 
 

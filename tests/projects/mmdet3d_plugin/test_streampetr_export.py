@@ -44,7 +44,7 @@ def stepper(paths, engine='OnnxRuntimeBackend'):
 
 def failed_checks(path):
     """Return what level 1 of the proof finds wrong with a file, whose model was loaded again."""
-    other = dataclasses.replace(deployed.deployment(), exports={})
+    other = dataclasses.replace(deployed.deployment())
     verdict, _ = check_files(other, [path], {})
     return [check for check in (*verdict.graphs, *verdict.structure) if not check.passed]
 
