@@ -195,18 +195,21 @@ class Difference:
         where: node, tensor, or name of an input, output or opset.
         module: PyTorch module that the node was exported from, '' where that is not known.
         detail: what differs, with both values.
+        more: other nodes that differ in the same: they read the same constant.
     """
 
     kind: str
     where: str
     module: str
     detail: str
+    more: int = 0
 
     @property
     def text(self) -> str:
         """All in one line."""
         place = f'{self.where} (module {self.module})' if self.module else self.where
-        return f'{place}: {self.detail}'
+        more = f'{place} and {self.more} more' if self.more else place
+        return f'{more}: {self.detail}'
 
 
 def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[Difference]:
@@ -221,7 +224,17 @@ def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[Diff
         for change in changes(left, right, align(left, right))
         if change.kind not in KEPT_OUT
     ]
-    return found or _unexplained(model, mine, other)
+    return _grouped(found) or _unexplained(model, mine, other)
+
+
+def _grouped(found: Sequence[Difference]) -> list[Difference]:
+    """Return one difference of those in one constant, which several nodes may read."""
+    groups: dict[tuple[str, ...], list[Difference]] = {}
+    for entry in found:
+        shared = entry.kind == 'initializer'
+        key = (entry.kind, entry.detail) if shared else (entry.kind, entry.detail, entry.where)
+        groups.setdefault(key, []).append(entry)
+    return [dataclasses.replace(group[0], more=len(group) - 1) for group in groups.values()]
 
 
 def _difference(change: Change, left: Program, right: Program) -> Difference:

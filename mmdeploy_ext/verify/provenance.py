@@ -107,7 +107,7 @@ def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
 
 
 def _like(setting: Any, override: Any) -> Any:
-    """Return what a config says as plain types; of a dict only the keys of an override, which is merged in."""
+    """Return what a config says as plain types; of a dict the keys of an override, which is merged in."""
     if setting is _MISSING:
         return override
     if isinstance(override, dict) and hasattr(setting, 'get'):

@@ -83,7 +83,7 @@ SHOWN = 3
 
 
 def _differing_text(differences: Sequence[Difference]) -> str:
-    count = len({entry.where for entry in differences})
+    count = len({entry.where for entry in differences}) + sum(entry.more for entry in differences)
     places = 'place differs' if count == 1 else 'places differ'
     if all(entry.kind in NODE_KINDS for entry in differences):
         places = 'node differs' if count == 1 else 'nodes differ'

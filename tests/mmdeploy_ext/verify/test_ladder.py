@@ -151,7 +151,8 @@ def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, image
     verdict, _ = prove(deployment, faulty(files['full'], tmp_path, scale_one_weight), images)
     assert not [check for check in verdict.structure if not check.passed]
     (change,) = verdict.graphs[0].differences
-    assert change.kind == 'initializer' and 'atss_cls.weight' in change.detail and not verdict.passed
+    assert change.kind == 'initializer' and 'atss_cls.weight' in change.detail and change.more == 4
+    assert verdict.graphs[0].text.startswith('5 nodes differ from a fresh export') and not verdict.passed
 
 
 def test_a_change_of_any_parameter_is_another_graph(files):

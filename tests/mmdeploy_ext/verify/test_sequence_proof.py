@@ -148,7 +148,10 @@ SCENE_START = 'first scene 0 frame 0'
 FAULTS = {
     'one weight': (
         one_weight,
-        ['graph: pts_head_memory: 1 node differs from a fresh export', 'teacher-forced: all_cls_scores: 6 of 6 frames fail'],
+        [
+            'graph: pts_head_memory: 1 node differs from a fresh export',
+            'teacher-forced: all_cls_scores: 6 of 6 frames fail',
+        ],
     ),
     'outputs swapped': (swapped_outputs, [f'all_cls_scores: 6 of 6 frames fail, {SCENE_START}']),
     'motion cut off': (
