@@ -63,6 +63,13 @@ class Metadata:
     rules: int = GRAPH_RULES
     edits: tuple[dict[str, Any], ...] = ()
 
+    @property
+    def precision(self) -> str:
+        """What the file computes in: 'fp32', 'fp16', or 'int8' after it was quantised."""
+        if any(edit['command'].startswith('quantize') for edit in self.edits):
+            return 'int8'
+        return str(self.options.get('precision') or 'fp32')
+
     def to_props(self) -> dict[str, str]:
         """Return the `metadata_props` entries: one JSON value per field."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

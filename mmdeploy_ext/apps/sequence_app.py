@@ -212,4 +212,4 @@ def compare_metrics(
         results = run_frames(stepper, deployment.family, dataset, workers=workers)
         ordered = collect(results, len(dataset), 1)
         values.append(evaluation.evaluate(deployment.cfg, dataset, ordered, metrics))
-    return proof_rows(*values, metric_bar(precision_of(read_metadata(paths[-1]).options)))
+    return proof_rows(*values, metric_bar(precision_of(read_metadata(paths[-1]))))

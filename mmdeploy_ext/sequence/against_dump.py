@@ -67,8 +67,8 @@ def check_frames(stepper: Stepper, metadata: Metadata, deployment: Deployment, f
         distance = float(np.linalg.norm(frame.ego_pose[:3, 3])) if family.memory else 0.0
         found = {name: outputs[name] for name in compared}
         rows = compare_tensors(reference, found, far_spec(spec, distance))
-        if half.precision_of(metadata.options) != 'fp32':
-            rows = half.judge(rows)
+        if bars := half.bars_of(half.precision_of(metadata)):
+            rows = half.judge(rows, bars.cosine)
         failed = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
         agrees &= not failed
         worst = max((row.max_abs for row in rows if row.max_abs is not None), default=float('nan'))

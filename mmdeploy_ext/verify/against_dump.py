@@ -86,8 +86,8 @@ def _incomplete(tensors: Mapping[str, np.ndarray], backend: Backend) -> str:
 
 def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, deployment: Deployment) -> Case:
     feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
-    is_half = half.precision_of(backend.metadata.options, backend.computes_in) != 'fp32'
-    ties = dict(ties_rtol=half.CHOICE_RTOL) if is_half else {}
+    bars = half.bars_of(half.precision_of(backend.metadata, backend.computes_in))
+    ties = dict(ties_rtol=half.CHOICE_RTOL) if bars else {}
     outputs = backend.infer(feeds)
     valued = [tensor.name for tensor in backend.spec.outputs if tensor.compare == 'values']
     rows: tuple[TensorRow, ...] = ()
@@ -95,17 +95,17 @@ def _compare(name: str, tensors: Mapping[str, np.ndarray], backend: Backend, dep
         family, model = deployment.family, deployment.model
         dumped = {key: tensors[key] for key in valued}
         reference = family.choose_as(model, feeds, outputs, dumped, **ties)
-        slack = half.RTOL if is_half else DEFAULT_RTOL
+        slack = half.RTOL if bars else DEFAULT_RTOL
         got = without_ties(
             reference, {key: outputs[key] for key in valued}, family.harmless(model, feeds), slack
         )
         rows = tuple(compare_tensors(reference, got, backend.spec))
-        rows = tuple(half.judge(rows)) if is_half else rows
+        rows = tuple(half.judge(rows, bars.cosine)) if bars else rows
     dumped = {key: tensors[key] for key in outputs}
     pairs = zip(results_from_padded(dumped), results_from_padded(outputs), strict=True)
     capacity = backend.metadata.postprocess.get('max_per_img')
     task = deployment.family.task
-    match, bars = task_module(task).match_detections, half.BARS.of_task(task) if is_half else {}
-    detections = tuple(match(name, wanted, found, capacity=capacity, **bars) for wanted, found in pairs)
+    match, judged = task_module(task).match_detections, bars.of_task(task) if bars else {}
+    detections = tuple(match(name, wanted, found, capacity=capacity, **judged) for wanted, found in pairs)
     case = Case(name, 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape)), False, rows, detections)
-    return half.accept_rate([case])[0][0] if is_half else case
+    return half.accept_rate([case], bars)[0][0] if bars else case

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.preprocess import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.verify.half import HalfBars
     from mmdeploy_ext.verify.references import Reference
 
 TIMED_RUNS = 5
@@ -92,7 +93,7 @@ def judge_outputs(
 ) -> tuple[Case, list[PicturePair]]:
     """Compare what an engine gave, or the error that it gave instead, with the reference."""
     deployment, proof_input, metadata = reference.deployment, reference.input, backend.metadata
-    is_half = half.precision_of(metadata.options, backend.computes_in) != 'fp32'
+    bars = half.bars_of(half.precision_of(metadata, backend.computes_in))
     shape = 'x'.join(map(str, reference.feeds[metadata.spec.input_names[0]].shape))
     case = Case(proof_input.name, shape, proof_input.traced)
     expected = reference.results
@@ -101,8 +102,8 @@ def judge_outputs(
         if isinstance(outputs, Exception):
             raise outputs
         rows = (
-            *_tensor_rows(reference, metadata, outputs, is_half),
-            *_form_rows(reference, metadata, outputs, is_half),
+            *_tensor_rows(reference, metadata, outputs, bars),
+            *_form_rows(reference, metadata, outputs, bars),
         )
         if metadata.options.get('score_form') == 'product':
             return dataclasses.replace(case, tensors=rows), []
@@ -113,15 +114,15 @@ def judge_outputs(
         titles = [title for title, _ in proof_input.sources]
         failed = tuple(_failed(title, wanted, error) for title, wanted in zip(titles, expected, strict=True))
         return dataclasses.replace(case, tensors=rows, detections=failed), []
-    detections = match_images(reference, metadata, found, is_half)
-    if is_half and not rows:
-        rows = _half_rows(deployment, expected, found)
+    detections = match_images(reference, metadata, found, bars)
+    if bars and not rows:
+        rows = _half_rows(deployment, expected, found, bars)
     title = ENGINE_TITLES[type(backend).__name__]
     return dataclasses.replace(case, tensors=rows, detections=detections), _pictures(reference, found, title)
 
 
 def match_images(
-    reference: Reference, metadata: Metadata, found: Sequence[Any], is_half: bool
+    reference: Reference, metadata: Metadata, found: Sequence[Any], bars: HalfBars | None
 ) -> tuple[DetectionRow, ...]:
     """Return level 3 of one case: the results of every image, matched by the bars of its precision.
 
@@ -129,14 +130,19 @@ def match_images(
         reference: of the input.
         metadata: of the file.
         found: results of the engine on trial per image.
-        is_half: judge by the bars of half precision.
+        bars: of half precision or INT8; None for float32.
     """
     task = reference.deployment.family.task
-    bars = half.BARS.of_task(task) if is_half else {}
+    judged = bars.of_task(task) if bars else {}
     match, capacity = task_module(task).match_detections, metadata.postprocess.get('max_per_img')
     return tuple(
         match(
-            title, wanted, got, capacity=capacity, beyond=lambda index=index: reference.longer[index], **bars
+            title,
+            wanted,
+            got,
+            capacity=capacity,
+            beyond=lambda index=index: reference.longer[index],
+            **judged,
         )
         for index, ((title, _), wanted, got) in enumerate(
             zip(reference.input.sources, reference.results, found, strict=True)
@@ -145,7 +151,7 @@ def match_images(
 
 
 def _form_rows(
-    reference: Reference, metadata: Metadata, outputs: Mapping[str, np.ndarray], is_half: bool
+    reference: Reference, metadata: Metadata, outputs: Mapping[str, np.ndarray], bars: HalfBars | None
 ) -> list[TensorRow]:
     """Return what a `full` graph breaks of its contract besides the results themselves."""
     if metadata.form != 'full':
@@ -153,28 +159,28 @@ def _form_rows(
     family, model = reference.deployment.family, reference.deployment.model
     rows = full_form.order_rows(outputs, family.num_classes(model))
     if full_form.CANDIDATES in outputs:
-        slack = half.BARS.score if is_half else DEFAULT_RTOL
+        slack = bars.score if bars else DEFAULT_RTOL
         rows += full_form.count_rows(outputs, *reference.candidate_bounds(slack))
     return rows
 
 
 def _half_rows(
-    deployment: Deployment, expected: Sequence[Any], found: Sequence[Any]
+    deployment: Deployment, expected: Sequence[Any], found: Sequence[Any], bars: HalfBars
 ) -> tuple[TensorRow, ...]:
     """Return cosines of a form that gives results only: of the matched ones."""
     task = deployment.family.task
     pair_up = task_module(task).pair_up
     rows: list[TensorRow] = []
     for index, (wanted, got) in enumerate(zip(expected, found, strict=True)):
-        pairs = pair_up(wanted, got, **half.BARS.of_task(task)).matched
-        named = half.matched_rows(wanted, got, pairs)
+        pairs = pair_up(wanted, got, **bars.of_task(task)).matched
+        named = half.matched_rows(wanted, got, pairs, bars.cosine)
         several = f' of image {index}' if len(expected) > 1 else ''
         rows += [dataclasses.replace(row, tensor=row.tensor + several) for row in named]
     return tuple(rows)
 
 
 def _tensor_rows(
-    reference: Reference, metadata: Metadata, outputs: Mapping[str, np.ndarray], is_half: bool
+    reference: Reference, metadata: Metadata, outputs: Mapping[str, np.ndarray], bars: HalfBars | None
 ) -> tuple[TensorRow, ...]:
     """Return level 2 of one case; forms that give detections have none."""
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
@@ -182,13 +188,13 @@ def _tensor_rows(
     family, model = reference.deployment.family, reference.deployment.model
     score_form = metadata.options.get('score_form', 'separate')
     own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
-    slack = half.RTOL if is_half else DEFAULT_RTOL
+    slack = half.RTOL if bars else DEFAULT_RTOL
     expected = reference.tensors(metadata.form, score_form, **own)
-    ties_rtol = half.CHOICE_RTOL if is_half else DEFAULT_RTOL
+    ties_rtol = half.CHOICE_RTOL if bars else DEFAULT_RTOL
     expected = family.choose_as(model, reference.feeds, outputs, expected, ties_rtol)
     outputs = without_ties(expected, outputs, reference.harmless(**own), slack)
     rows = compare_tensors(expected, outputs, metadata.spec)
-    return tuple(half.judge(rows) if is_half else rows)
+    return tuple(half.judge(rows, bars.cosine) if bars else rows)
 
 
 def _failed(title: str, wanted: Detections, error: Exception) -> DetectionRow:

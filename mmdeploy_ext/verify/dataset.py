@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mmdeploy_ext.detector import BackendDetector
 from mmdeploy_ext.evaluation import build_dataset, build_loader, evaluate, run_loop
-from mmdeploy_ext.verify.half import METRIC, precision_of
+from mmdeploy_ext.verify.half import bars_of, precision_of
 from mmdeploy_ext.verify.verdict import MetricRow
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ METRIC_BAR = 0.0005
 
 def metric_bar(precision: str) -> float:
     """Return the largest difference of a data-set metric that a precision may make."""
-    return METRIC_BAR if precision == 'fp32' else METRIC
+    bars = bars_of(precision)
+    return bars.metric if bars else METRIC_BAR
 
 
 def metric_rows(
@@ -66,7 +67,7 @@ def compare_metrics(
     with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
         reference = evaluate(deployment.cfg, dataset, results, metrics)
     with make_backend() as backend:
-        precision = precision_of(backend.metadata.options, backend.computes_in)
+        precision = precision_of(backend.metadata, backend.computes_in)
         detector = BackendDetector(backend, deployment.family, backend.metadata)
         results = run_loop(detector, loader)
     with contextlib.redirect_stdout(io.StringIO()):

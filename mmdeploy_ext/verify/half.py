@@ -1,4 +1,4 @@
-"""What a proof asks of half precision: the one place of these bars, and how rows are judged by them.
+"""What a proof asks of half precision and INT8: the one place of these bars, and how rows are judged by them.
 
 float16 has 11 significant bits and bfloat16 has 8, so that no tolerance of float32 can hold. The claim is
 another one, too: such a file is never "proven", it is "within the bars of half precision". Cosine and metric
@@ -20,6 +20,7 @@ from mmdeploy_ext.verify.compare import compare_tensors
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.verify.verdict import Case, DetectionRow, TensorRow, Verdict
 
 COSINE = 0.999
@@ -67,6 +68,8 @@ class HalfBars:
 
 
 BARS = HalfBars()
+INT8_BARS = HalfBars(cosine=0.98, iou=0.5, distance_m=1.0, score=0.15, match_rate=0.9, metric=1e-2)
+"""Of INT8 files: their metric is what is promised (docs/int8-images.md), the rest catches what is broken."""
 CPU = 'CPUExecutionProvider'
 ROUNDED = (
     "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "
@@ -74,26 +77,31 @@ ROUNDED = (
 )
 
 
-def precision_of(options: Mapping[str, Any], computes_in: str = '') -> str:
-    """Return what a file is judged as: 'fp32', or the half precision that it holds or is computed in.
+def precision_of(metadata: Metadata, computes_in: str = '') -> str:
+    """Return what a file is judged as: 'fp32', 'int8', or the half precision that it holds or is computed in.
 
     Args:
-        options: of the file's metadata.
+        metadata: of the file.
         computes_in: `Backend.computes_in`.
     """
-    return computes_in or str(options.get('precision') or 'fp32')
+    return computes_in or metadata.precision
 
 
-def proof_engine(options: Mapping[str, Any], kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+def bars_of(precision: str) -> HalfBars | None:
+    """Return the bars of a precision; None for float32, which has tolerances."""
+    return None if precision == 'fp32' else INT8_BARS if precision == 'int8' else BARS
+
+
+def proof_engine(metadata: Metadata, kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of an engine that shows what float16 does to a file.
 
     Args:
-        options: of the file's metadata.
+        metadata: of the file.
         kind: registered name of the engine.
         engine: its options.
     """
     on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
-    hides = kind == 'OnnxRuntimeBackend' and on_cpu and precision_of(options) == 'fp16'
+    hides = kind == 'OnnxRuntimeBackend' and on_cpu and precision_of(metadata) == 'fp16'
     return {'round_fp16': True, **engine} if hides else dict(engine)
 
 
@@ -113,13 +121,16 @@ def _judged(row: TensorRow, least: float) -> TensorRow:
     return dataclasses.replace(row, passed=passed, reason=reason, tolerance=None)
 
 
-def matched_rows(reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
+def matched_rows(
+    reference: Any, candidate: Any, pairs: Mapping[int, int], cosine: float = COSINE
+) -> list[TensorRow]:
     """Compare results of two engines pair by pair: what a cosine of detections means, whose order may differ.
 
     Args:
         reference: Detections or Instances of an image.
         candidate: the other engine's.
         pairs: row of the reference -> row of the candidate.
+        cosine: least one that passes.
     """
     rows, columns = np.array(list(pairs), int), np.array(list(pairs.values()), int)
     if not len(rows):
@@ -130,7 +141,7 @@ def matched_rows(reference: Any, candidate: Any, pairs: Mapping[int, int]) -> li
         arrays = {f'matched {name}': np.asarray(getattr(found, name), np.float32) for name in names}
         sides.append({name: array[order] for name, array in arrays.items()})
     specs = tuple(TensorSpec(name, 'float32', (), groups=(ColumnGroup(rtol=RTOL),)) for name in sides[0])
-    return judge(compare_tensors(*sides, GraphSpec('matched results', (), specs)))
+    return judge(compare_tensors(*sides, GraphSpec('matched results', (), specs)), cosine)
 
 
 def accept_rate(cases: Sequence[Case], bars: HalfBars = BARS) -> tuple[list[Case], str]:
@@ -164,11 +175,12 @@ def judge_whole(verdict: Verdict, rounded: bool) -> None:
         verdict: of all inputs.
         rounded: the engine showed the rounding by `proof_engine`.
     """
-    verdict.cases, reason = accept_rate(verdict.cases)
+    bars = bars_of(verdict.precision) or BARS
+    verdict.cases, reason = accept_rate(verdict.cases, bars)
     verdict.reasons += [reason] * bool(reason)
     verdict.notes.append(
-        f'{verdict.precision}: judged by the bars of half precision, which are not those of float32: '
-        f'{BARS.text(str(verdict.subject.get("task")))}'
+        f'{verdict.precision}: judged by bars of its own, which are not those of float32: '
+        f'{bars.text(str(verdict.subject.get("task")))}'
     )
     if rounded:
         verdict.notes.append(ROUNDED)

@@ -100,14 +100,14 @@ def prove(
     verdict, metadata = check_file(deployment, path, images[0][1], engine, edited)
     verdict.structure += asked_checks(metadata.options, asked or {})
     pictures: list[PicturePair] = []
-    engine_options = half.proof_engine(metadata.options, engine, engine_options)
+    engine_options = half.proof_engine(metadata, engine, engine_options)
     inputs = proof_inputs(deployment, export_options(metadata, path), images)
     console, first = stderr(), None
     with (
         build_backend(engine, path, **engine_options) as backend,
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
-        verdict.subject['precision'] = half.precision_of(metadata.options, backend.computes_in)
+        verdict.subject['precision'] = half.precision_of(metadata, backend.computes_in)
         task = bar.add_task('proving', total=len(inputs))
         for proof_input in inputs:
             reference = Reference(deployment, proof_input)

@@ -44,16 +44,22 @@ FULL_DRIVE = Bars()
 """A hundred frames with a scene change: what a claim about drift is made of."""
 SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 """What `--verify` asks of whatever frames it is given; the verdict says how many there were."""
-HALF = dataclasses.replace(
-    SHORT_DRIVE,
-    cosine=half.BARS.cosine,
-    distance_m=half.BARS.distance_m,
-    score=half.BARS.score,
-    match_rate=half.BARS.match_rate,
-    near_counts=True,
-    tie=2e-3,
-)
-"""Half precision: the cosine of every tensor, and detections that are the same to the eye."""
+
+
+def low_drive(bars: half.HalfBars) -> Bars:
+    """Return what a drive in half precision or INT8 has to keep: cosines, and results alike to the eye."""
+    return dataclasses.replace(
+        SHORT_DRIVE,
+        cosine=bars.cosine,
+        distance_m=bars.distance_m,
+        score=bars.score,
+        match_rate=bars.match_rate,
+        near_counts=True,
+        tie=2e-3,
+    )
+
+
+HALF = low_drive(half.BARS)
 
 
 def prove_sequence(
@@ -71,7 +77,7 @@ def prove_sequence(
         paths: of the files.
         frames: the drive; read once. Scenes far out on the map are moved to its origin, see `NearOrigin`.
         engine: options of `build_backend`.
-        bars: what passes; None takes `SHORT_DRIVE`, for float16 files `HALF`.
+        bars: what passes; None takes `default_bars`.
         edited: the files were edited on purpose: inputs alone decide about their graphs.
 
     Returns:
@@ -120,7 +126,7 @@ def prove_sequence(
 def shown_engine(metadata: Sequence[Metadata], engine: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of `build_backend` that show what float16 does to these files."""
     kind = str(engine.get('engine', 'OnnxRuntimeBackend'))
-    return half.proof_engine(metadata[-1].options, kind, engine)
+    return half.proof_engine(metadata[-1], kind, engine)
 
 
 def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
@@ -131,16 +137,22 @@ def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
     return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
 
 
+def precision_of_all(metadata: Sequence[Metadata]) -> str:
+    """Return what an export is judged as: one file in less than float32 decides for all."""
+    return next((found for entry in metadata if (found := half.precision_of(entry)) != 'fp32'), 'fp32')
+
+
 def default_bars(metadata: Sequence[Metadata]) -> Bars:
-    """Return `SHORT_DRIVE`, or for float16 files `HALF` with the tolerances that their spec has."""
-    if half.precision_of(metadata[-1].options) == 'fp32':
+    """Return `SHORT_DRIVE`, or for files in less `low_drive` with the tolerances that their spec has."""
+    if (precision := precision_of_all(metadata)) == 'fp32':
         return SHORT_DRIVE
     known = {tensor.name: tensor for tensor in output_spec(metadata).outputs}
+    drive = low_drive(half.bars_of(precision) or half.BARS)
     state = {
         key: known[f'post_memory_{key}'].column_groups[0] if f'post_memory_{key}' in known else group
-        for key, group in HALF.state.items()
+        for key, group in drive.state.items()
     }
-    return dataclasses.replace(HALF, state=state)
+    return dataclasses.replace(drive, state=state)
 
 
 def memory_facts(metadata: Sequence[Metadata]) -> MemoryFacts | None:
@@ -226,7 +238,7 @@ def subject_of(
         options=last.options,
         opset=last.options['opset'],
         exporter=last.options['exporter'],
-        precision=half.precision_of(last.options),
+        precision=precision_of_all(metadata),
         engine=ENGINE_TITLES.get(kind, kind),
         config=deployment.config,
         checkpoint=deployment.checkpoint,
@@ -268,8 +280,9 @@ def _notes(row: SequenceRow, bars: Bars, rounded: bool) -> list[str]:
         notes.append('no scene changed in these frames, so that the reset was not shown')
     if bars.cosine is not None:
         notes.append(
-            f'float16: judged by the bars of half precision, which are not those of float32: '
-            f'{half.BARS.text("bbox3d")}; pairs that are only near count as matched'
+            f'judged by bars that are not those of float32: cosine at least {bars.cosine}, '
+            f'{100 * bars.match_rate:g} % of the results matched within {bars.distance_m} m and score '
+            f'{bars.score}; pairs that are only near count as matched'
         )
         if rounded:
             notes.append(half.ROUNDED)

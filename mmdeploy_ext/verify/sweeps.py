@@ -107,8 +107,8 @@ def judge(
         failed = DetectionRow(sweep.name, wanted, 0, wanted, 0, 0.0, 1.0, False, reason, broken=True)
         return Case(sweep.name, shape, False, (), (failed,)), None
     rows, bars = compare_tensors(expected.outputs, found.outputs, spec), {}
-    if precision != 'fp32':
-        rows, bars = half.judge(rows), half.BARS.of_task(task)
+    if low := half.bars_of(precision):
+        rows, bars = half.judge(rows, low.cosine), low.of_task(task)
     match = task_module(task).match_detections
     detections = match('boxes', expected.detections, found.detections, **bars)
     return Case(sweep.name, shape, False, tuple(rows), (detections,)), found

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext import deploy
-from mmdeploy_ext.apps import export_app, graph_app, verify_app
+from mmdeploy_ext.apps import export_app, graph_app, quantize_app, verify_app
 from mmdeploy_ext.family import ExportOptions
 from mmdeploy_ext.files import read_json
 from mmdeploy_ext.metadata import GRAPH_RULES, PREFIX
@@ -161,6 +161,38 @@ def test_a_command_that_nobody_can_do_again_is_named(deployment, path, tmp_path)
     )
     graph = judged(deployment, model, tmp_path)
     assert not graph.passed and "the command 'by hand' cannot be done again" in graph.text
+
+
+@pytest.fixture(scope='module')
+def int8(path, tmp_path_factory):
+    target = str(tmp_path_factory.mktemp('int8') / 'm.int8.onnx')
+    words = [path, '--calibrate', str(PICTURE), '--rounds', '0', '--output', target]
+    assert quantize_app.main(words) == 0
+    return target
+
+
+def test_an_int8_file_is_quantised_again_and_compared_code_by_code(deployment, int8, tmp_path):
+    model = onnx.load(int8)
+    graph = judged(deployment, model, tmp_path)
+    assert graph.equal and 'both after quantize' in graph.text
+    kinds = {np.dtype(np.int8): 1, np.dtype(np.float32): np.float32(1.01)}
+    for kind, change in kinds.items():  # a code of a weight, a scale
+        tensor = next(
+            value for value in model.graph.initializer if numpy_helper.to_array(value).dtype == kind
+        )
+        kept, array = tensor.SerializeToString(), numpy_helper.to_array(tensor).copy()
+        first = array.reshape(-1)
+        first[0] = first[0] ^ 1 if kind.kind == 'i' else first[0] * change
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        assert not judged(deployment, model, tmp_path).passed, tensor.name
+        tensor.ParseFromString(kept)
+    assert judged(deployment, model, tmp_path).equal
+
+
+def test_an_int8_file_is_within_bars_and_never_proven(tmp_path, capsys, int8):
+    status, out, content = verdict_of(tmp_path, capsys, int8)
+    assert status == 0 and '\nWITHIN INT8 BARS ' in out and 'PROVEN' not in out
+    assert content['subject']['precision'] == 'int8'
 
 
 def verdict_of(tmp_path, capsys, *words):
