@@ -33,7 +33,8 @@ def record(model: onnx.ModelProto, quantiser: object, layers: Sequence[str]) -> 
     if not isinstance(quantiser, DenseQuantiser):
         edits.record(model, f'{QUANTISE} --engine openvino', dict(layers=list(layers)), 'nncf')
         return
-    ranges = {name: [float(low), float(high)] for name, (low, high) in quantiser.used_ranges(layers).items()}
+    used = quantiser.used_ranges(layers)
+    ranges = {name: [np.asarray(end).item() for end in ends] for name, ends in used.items()}
     arguments = dict(layers=list(layers), ranges=ranges, reduce_range=quantiser.reduce_range)
     edits.record(model, QUANTISE, arguments, 'onnxruntime')
 
