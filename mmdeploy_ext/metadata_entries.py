@@ -1,4 +1,4 @@
-"""Reading the `mm2onnx.*` entries of a file: JSON that passes its schema, or an error that names the entry."""
+"""The `mm2onnx.*` entries of a file, read: JSON that passes its schema, or an error that names the entry."""
 
 from __future__ import annotations
 
