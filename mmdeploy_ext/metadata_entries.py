@@ -22,7 +22,7 @@ class Facts(dict):
         where: what to say before 'has no KEY'.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+    def __init__(self, values: Any, where: str = 'the metadata') -> None:
         """Take the values over."""
         super().__init__(values)
         self.where = where
