@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import preprocess_multiview
 from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.metadata_entries import PREFIX, Facts, damaged, read_entry
 from mmdeploy_ext.metadata_facts import checked_facts
-from mmdeploy_ext.metadata_schema import PREFIX, Facts, damaged, read_entry
 from mmdeploy_ext.preprocess import PreprocessRule
 from mmdeploy_ext.spec import GraphSpec
 
@@ -104,7 +104,7 @@ class Metadata:
             spec=GraphSpec.from_json(values['spec']),
             classes=tuple(values['classes']),
             preprocess=rule,
-            postprocess=checked_facts(values['postprocess'], values['family'], path),
+            postprocess=checked_facts(values['postprocess'], values['family'], values['classes'], path),
             options=Facts(values['options'], f'{path}: {PREFIX}options'),
         )
         return cls(**values)

@@ -7,19 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.metadata_schema import (
-    COUNT,
-    FLAG,
-    FRACTION,
-    LIMIT,
-    POSITIVE,
-    Facts,
-    check_entry,
-)
+from mmdeploy_ext.metadata_entries import Facts, check_entry, damaged
+from mmdeploy_ext.metadata_schema import COUNT, FLAG, FRACTION, LIMIT, POSITIVE
 from mmdeploy_ext.schema import Mismatch, exactly, items, maybe, number, one_of, record, text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 RANGE = exactly(6, number())
 CODER = record(
@@ -86,7 +79,14 @@ POSTPROCESS = dict(
         closed=False,
     ),
     rtdetr=record(
-        dict(max_per_img=COUNT, num_queries=COUNT, num_classes=COUNT, position_layout=text()), closed=False
+        dict(
+            max_per_img=COUNT,
+            num_queries=COUNT,
+            num_classes=COUNT,
+            orig_target_sizes=text(),
+            position_layout=text(),
+        ),
+        closed=False,
     ),
     streampetr=record(
         dict(
@@ -125,12 +125,22 @@ POSTPROCESS = dict(
 )
 
 
-def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
+def checked_facts(facts: dict[str, Any], family: str, classes: Sequence[str], path: object) -> Facts:
     """Return the facts of a file; a family that ships no runtime has any.
+
+    Args:
+        facts: the entry.
+        family: of the file.
+        classes: of the file, as many as the facts say, or none.
+        path: the file, for the message.
 
     Raises:
         ModelFileError: the message names the key.
     """
     if family in POSTPROCESS:
         check_entry(facts, 'postprocess', path, POSTPROCESS[family])
+        count = facts.get('num_classes', len(classes))
+        count = sum(count) if isinstance(count, list) else count
+        if classes and len(classes) != count:
+            raise damaged(path, 'classes', f'has {len(classes)} names, and num_classes is {count}')
     return Facts(facts, f'{path}: mm2onnx.postprocess')

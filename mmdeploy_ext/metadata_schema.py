@@ -1,11 +1,9 @@
-"""What each `mm2onnx.*` entry of a file may be; read when a file is opened. Needs neither torch nor numpy."""
+"""What each `mm2onnx.*` entry of a file may be: a check for each. Needs neither torch nor numpy."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.schema import (
     Check,
     Mismatch,
@@ -23,7 +21,6 @@ from mmdeploy_ext.schema import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PREFIX = 'mm2onnx.'
 FLAG, NAME = one_of(True, False), text(r'(?s).+', 'a text that is not empty')
 COUNT, SIZE = number(1, 100_000, whole=True), number(1, 16_384, whole=True)
 LIMIT = number(-1, 10**9, whole=True)
@@ -246,66 +243,3 @@ FIELDS: dict[str, Check] = dict(
     scn=record(SCN_FIELDS, tuple(SCN_FIELDS), closed=False),
 )
 """Entry, without its prefix -> check of its value; of `postprocess` see also `metadata_facts`."""
-
-
-class Facts(dict):
-    """A dict of what a file says, in which a key that is not there is an error of the file.
-
-    Attributes:
-        where: what to say before 'has no KEY'.
-    """
-
-    def __init__(self, values: Mapping[str, Any], where: str = 'the file') -> None:
-        """Take the values over."""
-        super().__init__(values)
-        self.where = where
-
-    def __missing__(self, key: str) -> Any:
-        """Refuse a key that is not there."""
-        raise ModelFileError(f'{self.where} has no {key!r}; export it again')
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Let other processes have it."""
-        return Facts, (dict(self), self.where)
-
-
-def damaged(path: object, name: str, error: object) -> ModelFileError:
-    """Return the error of one entry."""
-    return ModelFileError(
-        f'{path}: its mm2onnx metadata is damaged ({PREFIX}{name}: {error}); export it again'
-    )
-
-
-def read_entry(
-    props: Mapping[str, str], name: str, path: object, default: str = '', check: Check | None = None
-) -> Any:
-    """Return one entry of a file's metadata, checked.
-
-    Args:
-        props: the `metadata_props` of the file.
-        name: of the entry, without its prefix.
-        path: the file, for the message.
-        default: JSON that stands for an entry which is not there.
-        check: of its value, where it is not the usual one.
-
-    Raises:
-        ModelFileError: it is no JSON, or of another type, range or length; the message names the key.
-    """
-    try:
-        value = json.loads(props.get(PREFIX + name, default))
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, name, f'is no JSON: {error}') from error
-    return check_entry(value, name, path, check)
-
-
-def check_entry(value: Any, name: str, path: object, check: Check | None = None) -> Any:
-    """Return a value that passes a check, by default that of its entry.
-
-    Raises:
-        ModelFileError: see `read_entry`.
-    """
-    try:
-        (check or FIELDS[name])(value, '')
-    except (Mismatch, OverflowError, RecursionError) as error:
-        raise damaged(path, name, error) from error
-    return value

@@ -225,21 +225,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
     """Refuse a picture or report that would replace what is read or made, or cannot be written."""
-    from pathlib import Path
+    from mmdeploy_ext.files import check_outputs, check_writable
 
-    from mmdeploy_ext.files import check_writable
-
-    if target.output.resolve() == Path(args.calibrate).resolve():
-        raise UsageError(f'--output {target.output}: is the file of --calibrate; give another name')
-    files = {path.resolve(): 'the input' for path in (target.model, *target.beside, Path(args.calibrate))}
-    files |= {(target.output.parent / path.name).resolve(): 'the output' for path in target.beside}
-    files[target.output.resolve()] = 'the output'
-    files |= {Path(f'{path}.data'): f'the weights of {what}' for path, what in files.items()}
-    for option, path in (('--draw', args.draw), ('--json', args.json)):
-        if path and (what := files.get(Path(path).resolve())):
-            raise UsageError(f'{option} {path}: is {what}; give another name')
-        if path:
-            check_writable(path)
+    reports = {option: [path] for option, path in (('--draw', args.draw), ('--json', args.json)) if path}
+    made = [target.output, *(target.output.parent / path.name for path in target.beside)]
+    read = [target.model, *target.beside]
+    check_outputs(
+        {'--output': [*made, *(f'{path}.data' for path in made)], **reports},
+        {
+            'what --calibrate names': [args.calibrate],
+            'the input': read,
+            'the weights of the input': [f'{path}.data' for path in read],
+        },
+    )
+    for (path,) in reports.values():
+        check_writable(path)
 
 
 def _quantisers(

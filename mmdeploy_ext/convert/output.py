@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdeploy_ext.errors import UsageError, root_cause
-from mmdeploy_ext.files import atomic_path, check_writable
+from mmdeploy_ext.files import atomic_path, check_outputs, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,9 +31,8 @@ def check_output(source: str | Path, target: str | Path, config: str | Path | No
     target = Path(target)
     if target.suffix in OTHER_KINDS:
         raise UsageError(f'{target}: is no name of a checkpoint: {target.suffix}; expected e.g. .pth')
-    for path, what in ((source, 'original checkpoint'), (config, 'config')):
-        if path is not None and target.exists() and Path(path).exists() and target.samefile(path):
-            raise UsageError(f'{target}: is the {what} itself; give another name')
+    read = {'the original checkpoint': [source], 'the config': [config] if config else []}
+    check_outputs({'': [target]}, read)
     check_writable(target)
 
 

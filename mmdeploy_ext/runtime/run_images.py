@@ -187,7 +187,7 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
     Raises:
         ModelFileError: names the key.
     """
-    from mmdeploy_ext.metadata_schema import damaged
+    from mmdeploy_ext.metadata_entries import damaged
     from mmdeploy_ext.preprocess import PreprocessRule
 
     first = metadata.spec.inputs[0]
@@ -277,7 +277,7 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
     Returns:
         Detections in pixels of `image_bgr`, in descending score order.
     """
-    from mmdeploy_ext.metadata_schema import Facts
+    from mmdeploy_ext.metadata_entries import Facts
 
     metadata = backend.metadata
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)

@@ -12,7 +12,7 @@ from mmdeploy_ext.backends.base import build_backend
 from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.errors import ConfigError, InferenceError, ModelFileError, PointsError
 from mmdeploy_ext.metadata import read_props
-from mmdeploy_ext.metadata_schema import PREFIX, damaged, read_entry
+from mmdeploy_ext.metadata_entries import PREFIX, check_entries, damaged, read_entry
 from mmdeploy_ext.metadata_schema import VOXELS as VOXELS_RULE
 from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.engine import checked_features
@@ -188,6 +188,7 @@ def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
             f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '
             f'export it with tools/deployment/export_scn.py --target portable'
         )
+    check_entries(props, path)
     facts = read_entry(props, FACTS.removeprefix(PREFIX), path)
     key = next((key for key in ('voxels', 'preprocess') if PREFIX + key in props), '')
     try:

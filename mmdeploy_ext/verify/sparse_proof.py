@@ -15,7 +15,8 @@ from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.files import read_json, sha256_file
 from mmdeploy_ext.graph.same import differences, size
-from mmdeploy_ext.metadata_schema import PREFIX, SPARSE_OPTIONS, read_entry
+from mmdeploy_ext.metadata_entries import PREFIX, check_entries, read_entry
+from mmdeploy_ext.metadata_schema import SPARSE_OPTIONS
 from mmdeploy_ext.precision import written_precision
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.contract import load_model
@@ -77,6 +78,7 @@ def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
     Raises:
         ModelFileError: see `stored_fact`.
     """
+    check_entries({entry.key: entry.value for entry in model.metadata_props}, path)
     return ScnOptions.from_json(stored_fact(model, path, 'options'))
 
 

@@ -53,7 +53,7 @@ CASES = {
         ['its mm2onnx metadata is damaged', 'export it again'], ['its mm2onnx metadata is damaged']),
     'metadata without an opset': (
         lambda source, path: changed(source, path, options='{"exporter": "torchscript"}'),
-        ["its mm2onnx metadata is damaged ('opset')"], ['its mm2onnx metadata is damaged']),
+        ["(mm2onnx.options: has no 'opset')"], ['its mm2onnx metadata is damaged']),
     'weights cut short': (cut_weights, ['the weights of', 'bytes, and its shape'], []),
     'weights not there': (weights_outside, ['lost.data', 'which is not there'], []),
     'of another family': (

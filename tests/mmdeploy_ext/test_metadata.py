@@ -1,7 +1,9 @@
 """What a file says about itself survives the file, and a file without it is refused by name."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import onnx
@@ -99,3 +101,12 @@ def test_another_family_or_form_is_refused_by_name():
         METADATA.require('f.onnx', 'solo')
     with pytest.raises(ModelFileError, match=r"form is 'raw', expected decode or full"):
         METADATA.require('f.onnx', 'atss', ('decode', 'full'))
+
+
+def test_facts_without_a_key_name_the_file_and_are_plain_data_otherwise(model, tmp_path):
+    path = write(model, tmp_path / 'm.onnx', METADATA.to_props())
+    options = read_metadata(path).options
+    with pytest.raises(ModelFileError, match=r"m\.onnx: mm2onnx\.options has no 'magic'; export it again"):
+        options['magic']
+    assert copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == options
+    assert dataclasses.asdict(read_metadata(path))['options'] == options

@@ -218,7 +218,7 @@ def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
         'percentile 101': [DEMO, '--calibrate', images, '--method', 'percentile', '--percentile', 101],
         '--percentile 99 goes with --method': [DEMO, '--calibrate', images, '--percentile', 99],
         '--draw shows what': [DEMO, '--calibrate', images, '--draw', tmp_path / 'x.png'],
-        'is the file of --calibrate': [DEMO, '--calibrate', picture, '--output', picture],
+        'is what --calibrate names': [DEMO, '--calibrate', picture, '--output', picture],
         'copy.onnx': [copy, '--calibrate', images, '--output', copy],
     }
     for message, arguments in cases.items():
