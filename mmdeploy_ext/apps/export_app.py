@@ -243,7 +243,8 @@ def export_and_prove(
     if args.show:
         _show(deployment, args.output_file, images[0], engine)
     if not args.verify:
-        command = ['python', 'tools/deployment/verify.py', args.config, args.checkpoint, args.output_file]
+        words = [args.config, args.checkpoint, args.output_file, *shared.given_words(args)]
+        command = ['python', 'tools/deployment/verify.py', *words]
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}', file=sys.stdout)
         return 0
     return proof.run_proof(deployment, args.output_file, images, args, engine)

@@ -88,6 +88,15 @@ def check_normalisation(args: argparse.Namespace) -> None:
             raise UsageError(f'--{name} {" ".join(map(str, given))}: expected three {kind} numbers')
 
 
+def given_words(args: argparse.Namespace) -> list[str]:
+    """Return what a later proof has to be told again, as words: --mean, --std and --cfg-options."""
+    words: list[str] = []
+    for name in ('mean', 'std', 'cfg_options'):
+        if values := getattr(args, name, None):
+            words += [f'--{name.replace("_", "-")}', *map(str, values)]
+    return words
+
+
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --precision, --fp16-io and --keep-fp32 of an export."""
     group = parser.add_argument_group('half precision')

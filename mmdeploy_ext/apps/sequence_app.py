@@ -72,7 +72,8 @@ def run_export(
             f'{options.precision}, exported in {seconds:.1f} s'
         )
         if not args.verify:
-            command = ['python', 'tools/deployment/verify.py', args.config, args.checkpoint, output]
+            words = [args.config, args.checkpoint, output, *shared.given_words(args)]
+            command = ['python', 'tools/deployment/verify.py', *words]
             print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}')
             return 0
         return prove(deployment, paths, frames, args, engine)

@@ -263,7 +263,8 @@ def next_command(verdict: Verdict) -> str:
         raw = f'{file.removesuffix(".onnx")}_raw.onnx'
         command = export_command(model, raw, {**subject, 'form': 'raw'})
         return f'{command}   # is it the network or the post-processing?'
-    command = ['python', 'tools/deployment/verify.py', *model, file, '--report', 'work_dirs/report']
+    words = [*model, file, *_override_words(subject.get('options', {})), '--report', 'work_dirs/report']
+    command = ['python', 'tools/deployment/verify.py', *words]
     return f'{shlex.join(command)}   # figures and pictures of every comparison'
 
 
@@ -291,8 +292,7 @@ def sparse_words(options: Mapping[str, Any]) -> list[str]:
     words += ['--output-bound', str(options['output_bound'])] if options.get('output_bound') else []
     for pattern, precision, output in options.get('layer_precision', ()):
         words += ['--layer-precision', f'{pattern}={precision}:{output}']
-    overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
-    return words + (['--cfg-options', *overrides] if overrides else [])
+    return words + _override_words(options)
 
 
 def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) -> str:
@@ -327,8 +327,13 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
         words += ['--max-candidates', options['max_candidates']]
     if options.get('grid_sample', 'operator') != 'operator':
         words += ['--grid-sample', options['grid_sample']]
+    return shlex.join(map(str, words + _override_words(options)))
+
+
+def _override_words(options: Mapping[str, Any]) -> list[str]:
+    """Return the overrides of the config that a file was exported with."""
     overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
-    return shlex.join(map(str, words + (['--cfg-options', *overrides] if overrides else [])))
+    return ['--cfg-options', *overrides] if overrides else []
 
 
 def _half_words(options: Mapping[str, Any]) -> list[Any]:
@@ -350,8 +355,7 @@ def _sequence_words(options: Mapping[str, Any]) -> list[Any]:
     if options['contract'] == 'fork':
         words += ['--fork-version', options['fork_version'], '--fork-img2lidar', options['fork_img2lidar']]
     words += ['--simplify'] if options.get('simplify') else []
-    overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
-    return words + (['--cfg-options', *overrides] if overrides else [])
+    return words + _override_words(options)
 
 
 def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:
