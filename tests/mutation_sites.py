@@ -39,8 +39,8 @@ class Draft:
         """Copy the model."""
         self.model, self.random, self.kinds = onnx.ModelProto(), random, kinds
         self.model.CopyFrom(model)
-        main, *inner = all_graphs(self.model)
-        self.main, self.inner = main, [graph for graph in inner if len(graph.node)]
+        self.main = self.model.graph
+        self.inner = [graph for graph in all_graphs(self.model) if graph is not self.main and graph.node]
 
     def pick(self, values: Iterable) -> object:
         """Return one of some values.
