@@ -1,0 +1,174 @@
+"""The toys whose files are mutated, and whose code gets faults: how each is loaded, exported and proven."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import toy_atss
+import toy_centerpoint
+import toy_rtdetr
+import toy_scn_family
+import toy_streampetr_deploy
+from mmdeploy_ext import deploy
+from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.verify import ladder, sparse_proof
+from mmdeploy_ext.verify.sequence import prove_sequence
+from mmdeploy_ext.verify.sweeps import prove_sweeps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mmdeploy_ext.verify.verdict import Verdict
+
+FRAMES, SWEEPS = 12, 4
+IMAGES = [('toy.jpg', read_image(toy_atss.PICTURE))]
+
+
+class Toy:
+    """One family's toy.
+
+    Attributes:
+        graphs: names of its files, without '.onnx'.
+    """
+
+    graphs: ClassVar[tuple[str, ...]]
+
+    @functools.cached_property
+    def deployment(self) -> Any:
+        """The model with its weights."""
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> list[str]:
+        """Write the files and return their paths, in the order of `graphs`."""
+        raise NotImplementedError
+
+    def prove(self, paths: list[str]) -> Verdict:
+        """Prove files as the tools do."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Pictures(Toy):
+    """A detector of pictures, `full` and dynamic.
+
+    Attributes:
+        name: of config and checkpoint.
+    """
+
+    name: str
+    graphs = ('full',)
+
+    @functools.cached_property
+    def deployment(self) -> Any:
+        """See `Toy`."""
+        import projects.mmdet_plugin  # noqa: F401
+
+        folder = toy_atss.REPO / 'demo/checkpoints'
+        return deploy.load(str(toy_atss.REPO / f'configs/demo/{self.name}.py'), str(folder / f'{self.name}.pth'))
+
+    def export(self, folder: Path) -> list[str]:
+        """See `Toy`."""
+        return [toy_rtdetr.export_toy(self.deployment, folder / 'full.onnx', height=256, width=320)]
+
+    def prove(self, paths: list[str]) -> Verdict:
+        """See `Toy`."""
+        return ladder.prove(self.deployment, *paths, IMAGES)[0]
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Frames(Toy):
+    """A model of frames: three graphs with a memory, or two of points.
+
+    Attributes:
+        graphs: its files.
+        load: gives the model.
+        proof: of files.
+    """
+
+    graphs: tuple[str, ...]
+    load: Callable[[], Any]
+    proof: Callable[[Any, list[str]], Verdict]
+
+    @functools.cached_property
+    def deployment(self) -> Any:
+        """See `Toy`."""
+        return self.load()
+
+    def export(self, folder: Path) -> list[str]:
+        """See `Toy`."""
+        export_sequence(self.deployment, SequenceOptions(), str(folder))
+        return [str(folder / f'{name}.onnx') for name in self.graphs]
+
+    def prove(self, paths: list[str]) -> Verdict:
+        """See `Toy`."""
+        return self.proof(self.deployment, paths)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Sparse(Toy):
+    """A sparse backbone in one of the two dialects.
+
+    Attributes:
+        target: 'libspconv' or 'portable'.
+        net: of `toy_scn_family`.
+        order: of the file's coordinates.
+    """
+
+    target: str
+    net: str
+    order: str
+    graphs = ('backbone',)
+
+    @functools.cached_property
+    def deployment(self) -> Any:
+        """See `Toy`."""
+        from mmdeploy_ext.sparse.deploy import load
+
+        self.folder = tempfile.TemporaryDirectory()
+        return load(*toy_scn_family.write_model(Path(self.folder.name), self.net))
+
+    def export(self, folder: Path) -> list[str]:
+        """See `Toy`."""
+        from mmdeploy_ext.sparse.deploy import ScnOptions, export_file
+
+        path = str(folder / f'backbone.{self.order}.onnx')
+        export_file(self.deployment, ScnOptions(target=self.target, order=self.order), path)
+        return [path]
+
+    def prove(self, paths: list[str]) -> Verdict:
+        """See `Toy`."""
+        return sparse_proof.prove(self.deployment, *paths, threads=1)[0]
+
+
+def _drive(deployment: Any, paths: list[str]) -> Verdict:
+    return prove_sequence(deployment, paths, toy_streampetr_deploy.drive(FRAMES), {})[0]
+
+
+def _sweeps(deployment: Any, paths: list[str]) -> Verdict:
+    sweeps = [Sweep(toy_centerpoint.sweep(seed, 300 + 100 * seed), f'sweep {seed}') for seed in range(SWEEPS)]
+    return prove_sweeps(deployment, paths, sweeps, {})[0]
+
+
+def _petr() -> Any:
+    return toy_streampetr_deploy.deployment()
+
+
+PETR_GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
+TOYS: dict[str, Toy] = dict(
+    atss=Pictures('atss_toy'),
+    solov2=Pictures('solov2_toy'),
+    decoupled_solo=Pictures('decoupled_solo_toy'),
+    rtdetr=Pictures('rtdetr_toy'),
+    streampetr=Frames(PETR_GRAPHS, _petr, _drive),
+    centerpoint=Frames(('backbone', 'head'), lambda: toy_centerpoint.exported()[0], _sweeps),
+    sparse_portable=Sparse('portable', 'bevfusion', 'xyz'),
+    sparse_libspconv=Sparse('libspconv', 'second', 'xyz'),
+)
+"""Name -> toy."""
