@@ -12,7 +12,7 @@ import toy_atss
 import toy_centerpoint
 import toy_rtdetr
 import toy_scn_family
-import toy_streampetr_deploy
+import toy_streampetr_deploy as petr
 from mmdeploy_ext import deploy
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.runtime.frames import Sweep
@@ -21,9 +21,12 @@ from mmdeploy_ext.sequence.files import export_sequence
 from mmdeploy_ext.verify import ladder, sparse_proof
 from mmdeploy_ext.verify.sequence import prove_sequence
 from mmdeploy_ext.verify.sweeps import prove_sweeps
+from mmdeploy_ext.verify.voxel_sets import proof_sets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    import numpy as np
 
     from mmdeploy_ext.verify.verdict import Verdict
 
@@ -53,6 +56,10 @@ class Toy:
         """Prove files as the tools do."""
         raise NotImplementedError
 
+    def reference(self) -> list[np.ndarray]:
+        """Return what the unpatched PyTorch model gives for some inputs."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Pictures(Toy):
@@ -71,7 +78,9 @@ class Pictures(Toy):
         import projects.mmdet_plugin  # noqa: F401
 
         folder = toy_atss.REPO / 'demo/checkpoints'
-        return deploy.load(str(toy_atss.REPO / f'configs/demo/{self.name}.py'), str(folder / f'{self.name}.pth'))
+        return deploy.load(
+            str(toy_atss.REPO / f'configs/demo/{self.name}.py'), str(folder / f'{self.name}.pth')
+        )
 
     def export(self, folder: Path) -> list[str]:
         """See `Toy`."""
@@ -81,6 +90,15 @@ class Pictures(Toy):
         """See `Toy`."""
         return ladder.prove(self.deployment, *paths, IMAGES)[0]
 
+    def reference(self) -> list[np.ndarray]:
+        """See `Toy`: two pictures in pixels of the original, and the network's tensors."""
+        family, model = self.deployment.family, self.deployment.model
+        sizes = ((256, 320), (320, 288))
+        images = [deploy.prepare_fixed(self.deployment.rule, IMAGES[0][1], *size) for size in sizes]
+        found = [family.reference_detections(model, [image], True)[0] for image in images]
+        tensors = family.reference_tensors(model, family.feeds(images[:1], True), 'raw', 'separate')
+        return [*tensors.values(), *(array for one in found for array in vars(one).values())]
+
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Frames(Toy):
@@ -89,12 +107,14 @@ class Frames(Toy):
     Attributes:
         graphs: its files.
         load: gives the model.
-        proof: of files.
+        frames: that its proof runs.
+        proof: of model, files, frames and options of the engine.
     """
 
     graphs: tuple[str, ...]
     load: Callable[[], Any]
-    proof: Callable[[Any, list[str]], Verdict]
+    frames: Callable[[], Iterable[Any]]
+    proof: Callable[..., tuple[Verdict, Any]]
 
     @functools.cached_property
     def deployment(self) -> Any:
@@ -108,7 +128,16 @@ class Frames(Toy):
 
     def prove(self, paths: list[str]) -> Verdict:
         """See `Toy`."""
-        return self.proof(self.deployment, paths)
+        return self.proof(self.deployment, paths, self.frames(), {})[0]
+
+    def reference(self) -> list[np.ndarray]:
+        """See `Toy`: of all frames, the memory too."""
+        stepper = self.deployment.family.reference(self.deployment.model)
+        results = [stepper.step(frame) for frame in self.frames()]
+        found = [
+            array for one in results for array in (*one.outputs.values(), *vars(one.detections).values())
+        ]
+        return found
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -146,18 +175,15 @@ class Sparse(Toy):
         """See `Toy`."""
         return sparse_proof.prove(self.deployment, *paths, threads=1)[0]
 
-
-def _drive(deployment: Any, paths: list[str]) -> Verdict:
-    return prove_sequence(deployment, paths, toy_streampetr_deploy.drive(FRAMES), {})[0]
-
-
-def _sweeps(deployment: Any, paths: list[str]) -> Verdict:
-    sweeps = [Sweep(toy_centerpoint.sweep(seed, 300 + 100 * seed), f'sweep {seed}') for seed in range(SWEEPS)]
-    return prove_sweeps(deployment, paths, sweeps, {})[0]
+    def reference(self) -> list[np.ndarray]:
+        """See `Toy`: of the sets of voxels that a proof runs."""
+        one, settings = self.deployment, self.deployment.settings
+        sets = proof_sets(settings.spatial_shape, settings.in_channels)
+        return [one.family.reference(one.model, each.features, each.coordinates) for each in sets[2:]]
 
 
-def _petr() -> Any:
-    return toy_streampetr_deploy.deployment()
+def _sweeps() -> list[Sweep]:
+    return [Sweep(toy_centerpoint.sweep(seed, 300 + 100 * seed), f'sweep {seed}') for seed in range(SWEEPS)]
 
 
 PETR_GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
@@ -166,8 +192,8 @@ TOYS: dict[str, Toy] = dict(
     solov2=Pictures('solov2_toy'),
     decoupled_solo=Pictures('decoupled_solo_toy'),
     rtdetr=Pictures('rtdetr_toy'),
-    streampetr=Frames(PETR_GRAPHS, _petr, _drive),
-    centerpoint=Frames(('backbone', 'head'), lambda: toy_centerpoint.exported()[0], _sweeps),
+    streampetr=Frames(PETR_GRAPHS, petr.deployment, lambda: petr.drive(FRAMES), prove_sequence),
+    centerpoint=Frames(('backbone', 'head'), lambda: toy_centerpoint.exported()[0], _sweeps, prove_sweeps),
     sparse_portable=Sparse('portable', 'bevfusion', 'xyz'),
     sparse_libspconv=Sparse('libspconv', 'second', 'xyz'),
 )

@@ -98,7 +98,7 @@ planted(
 )
 
 
-def _moved_frustum(original: Callable) -> Callable:
+def _moved_centres(original: Callable) -> Callable:
     def init(self: Any, *args: Any) -> None:
         original(self, *args)
         self.frustum.add_(torch.tensor([0.5, 0.5, 0, 0]))
@@ -109,21 +109,19 @@ def _moved_frustum(original: Callable) -> Callable:
 planted(
     'token centres a half pixel off',
     'streampetr',
-    (f'{PETR}.wrapper:PositionEmbedding.__init__', _moved_frustum),
+    (f'{PETR}.wrapper:PositionEmbedding.__init__', _moved_centres),
 )
 
 
-def _rounded_queries(original: Callable) -> Callable:
-    def init(self: Any, *args: Any) -> None:
-        original(self, *args)
-        self.query_pos.copy_(self.query_pos.half())
+def _timeless_queries(original: Callable) -> Callable:
+    def init(self: Any, model: Any, *args: Any) -> None:
+        original(self, model, *args)
+        self.query_pos.sub_(model.pts_bbox_head._encode_time(torch.zeros(1, 1, 1)).detach())
 
     return init
 
 
-planted(
-    'learned queries rounded to float16', 'streampetr', (f'{PETR}.wrapper:_Head.__init__', _rounded_queries)
-)
+planted('learned queries without a time', 'streampetr', (f'{PETR}.wrapper:_Head.__init__', _timeless_queries))
 
 POINT = 'projects.mmdet3d_plugin.centerpoint'
 RULE, HEAD = f'{POINT}.export:box_rule', f'{POINT}.wrapper:DenseHead.forward'
@@ -181,16 +179,7 @@ def _norm(change: Callable) -> tuple[str, Callable]:
 planted(
     'sparse folding: epsilon x 10', SPARSE, _norm(lambda norm: dataclasses.replace(norm, eps=norm.eps * 10))
 )
-planted(
-    'sparse folding: the mean is forgotten',
-    SPARSE,
-    _norm(lambda norm: dataclasses.replace(norm, mean=norm.mean * 0)),
-)
-planted(
-    'sparse folding: negative gammas are positive',
-    SPARSE,
-    _norm(lambda norm: dataclasses.replace(norm, gamma=np.abs(norm.gamma))),
-)
+planted('sparse folding: the mean is forgotten', SPARSE, _norm(mean=lambda value: value * 0))
 
 
 def _no_relu(node: Any, *_: Any) -> Any:
