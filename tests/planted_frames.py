@@ -172,13 +172,15 @@ SPARSE = 'centerpoint sparse_portable sparse_libspconv'
 FOLD = 'mmdeploy_ext.sparse.fold'
 
 
-def _norm(change: Callable) -> tuple[str, Callable]:
-    return f'{FOLD}:_folded', arguments(lambda weight, bias, norm, dtype: (weight, bias, change(norm), dtype))
+def _norm(**changes: Callable) -> tuple[str, Callable]:
+    def wrong(weight: Any, bias: Any, norm: Any, dtype: Any) -> tuple:
+        changed = {name: change(getattr(norm, name)) for name, change in changes.items()}
+        return weight, bias, dataclasses.replace(norm, **changed), dtype
+
+    return f'{FOLD}:_folded', arguments(wrong)
 
 
-planted(
-    'sparse folding: epsilon x 10', SPARSE, _norm(lambda norm: dataclasses.replace(norm, eps=norm.eps * 10))
-)
+planted('sparse folding: epsilon x 10', SPARSE, _norm(eps=lambda value: value * 10))
 planted('sparse folding: the mean is forgotten', SPARSE, _norm(mean=lambda value: value * 0))
 
 
