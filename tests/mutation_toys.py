@@ -39,9 +39,11 @@ class Toy:
 
     Attributes:
         graphs: names of its files, without '.onnx'.
+        has_metadata: they have the metadata of `mmdeploy_ext.metadata`.
     """
 
     graphs: ClassVar[tuple[str, ...]]
+    has_metadata: ClassVar[bool] = True
 
     @functools.cached_property
     def deployment(self) -> Any:
@@ -59,6 +61,14 @@ class Toy:
     def reference(self) -> list[np.ndarray]:
         """Return what the unpatched PyTorch model gives for some inputs."""
         raise NotImplementedError
+
+    def reference_bytes(self) -> list[bytes]:
+        """Return the same bit for bit."""
+        return [array.tobytes() for array in self.reference()]
+
+    def forget_exports(self) -> None:
+        """Let the next fresh export be made anew: code has changed."""
+        getattr(self.deployment, 'exports', {}).clear()
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -84,7 +94,7 @@ class Pictures(Toy):
 
     def export(self, folder: Path) -> list[str]:
         """See `Toy`."""
-        return [toy_rtdetr.export_toy(self.deployment, folder / 'full.onnx', height=256, width=320)]
+        return [toy_rtdetr.export_toy(self.deployment, _made(folder) / 'full.onnx', height=256, width=320)]
 
     def prove(self, paths: list[str]) -> Verdict:
         """See `Toy`."""
@@ -154,6 +164,7 @@ class Sparse(Toy):
     net: str
     order: str
     graphs = ('backbone',)
+    has_metadata = False
 
     @functools.cached_property
     def deployment(self) -> Any:
@@ -167,7 +178,7 @@ class Sparse(Toy):
         """See `Toy`."""
         from mmdeploy_ext.sparse.deploy import ScnOptions, export_file
 
-        path = str(folder / f'backbone.{self.order}.onnx')
+        path = str(_made(folder) / f'backbone.{self.order}.onnx')
         export_file(self.deployment, ScnOptions(target=self.target, order=self.order), path)
         return [path]
 
@@ -180,6 +191,11 @@ class Sparse(Toy):
         one, settings = self.deployment, self.deployment.settings
         sets = proof_sets(settings.spatial_shape, settings.in_channels)
         return [one.family.reference(one.model, each.features, each.coordinates) for each in sets[2:]]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _sweeps() -> list[Sweep]:
