@@ -66,7 +66,7 @@ def tally(found):
 @pytest.mark.parametrize('name', TOYS)
 def test_untouched_files_are_proven(judges, name):
     one = judges(name)
-    assert one.toy.prove(one.paths).proven
+    assert one.toy.prove(one.paths).passed
     assert one.level_1(one.paths) == one.inputs(one.paths) == []
 
 
@@ -112,7 +112,7 @@ def test_no_fault_in_our_own_code_is_proven(name, tmp_path):
             verdict = toy.prove(toy.export(tmp_path / str(index)))
         graphs = [reason for reason in level_1_reasons(verdict) if 'fresh export' in reason]
         assert not graphs, f'{fault.name}: the fresh export does not have it'
-        proven += [fault.name] * verdict.proven
+        proven += [fault.name] * verdict.passed
     toy.forget_exports()
     keep(name, 'planted', [len(proven), len(faults)])
     assert proven == []
