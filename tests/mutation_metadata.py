@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NOTE = 'note: '
 """How details begin that a verdict only notes."""
-NOTED = ('config', 'config_sha256', 'checkpoint_sha256', 'versions')
+NOTED = ('config', 'config_sha256', 'checkpoint_sha256', 'versions', 'rules')
 """Keys that say where a file comes from: where the graph is equal they are a note, or nothing."""
 WORDS = ('meaning', 'unit')
 """Keys of the contract that are for people."""
@@ -38,7 +38,11 @@ def metadata(draft: Draft) -> tuple[str, str]:
         content, path = _changed(draft, content, '')
     entry.value = json.dumps(content)
     leaf = path.split(':')[0].rsplit('.')[-1]
-    free = leaf in WORDS or (key == 'options' and leaf in TRACED and content.get('dynamic'))
+    free = (
+        leaf in WORDS
+        or (key, path.split(':')[0]) == ('spec', '.name')
+        or (key == 'options' and leaf in TRACED and content.get('dynamic'))
+    )
     note = NOTE if key in NOTED or free else ''
     return key, f'{note}{path}'
 

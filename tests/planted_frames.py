@@ -163,8 +163,8 @@ planted(
     'a point less per voxel',
     'centerpoint',
     (
-        'projects.mmdet3d_plugin.bevfusion.export:LidarFamily.voxel_rule',
-        settings(max_points=lambda value: value - 1),
+        'mmdeploy_ext.runtime.scn:voxelise',
+        arguments(lambda points, rule: (points, dataclasses.replace(rule, max_points=rule.max_points - 1))),
     ),
 )
 
