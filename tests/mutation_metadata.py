@@ -38,11 +38,9 @@ def metadata(draft: Draft) -> tuple[str, str]:
         content, path = _changed(draft, content, '')
     entry.value = json.dumps(content)
     leaf = path.split(':')[0].rsplit('.')[-1]
-    free = (
-        leaf in WORDS
-        or (key, path.split(':')[0]) == ('spec', '.name')
-        or (key == 'options' and leaf in TRACED and content.get('dynamic'))
-    )
+    named = (key, path.split(':')[0]) == ('spec', '.name')
+    traced = key == 'options' and leaf in TRACED and content.get('dynamic')
+    free = leaf in WORDS or named or traced
     note = NOTE if key in NOTED or free else ''
     return key, f'{note}{path}'
 

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.index import all_nodes
 from mmdeploy_ext.sparse.libspconv import to_onnx
+from mutation_table import HEADS, table
 from mutations import KINDS, is_valid, mutants
 from toy_atss import REPO
 from toy_sparse_graph import graph as sparse_graph
@@ -122,3 +123,16 @@ def test_no_fault_wires_a_node_to_another_copy_of_the_same_value(atss):
         }
         if old in constants and new in constants:
             assert not np.array_equal(constants[old], constants[new])
+
+
+def test_the_table_counts_what_was_proven_and_what_inputs_caught():
+    figures = dict(
+        mutants={'ulp': [0, 30], 'ends': [0, 30]},
+        harmless={'harmless': [30, 30]},
+        inputs={'ulp': [3, 30], 'ends': [30, 30]},
+        planted=[0, 25],
+    )
+    shown = table({'toy': figures, 'other': dict(mutants={'ulp': [1, 7]})}, HEADS['docs/proof.md'])
+    assert '| `toy` | 60, 0 | 30, 30 | 33 / 60 (55 %) | 25, 0 |' in shown
+    assert '| `other` | 7, 1 |  |  |  |' in shown
+    assert '| `ulp` | 3 / 30 (10 %) |  |' in shown
