@@ -1,7 +1,6 @@
 """The figures of the proof as tables in docs/proof.md, from what tests/matrix/test_mutations.py measured.
 
-python -m pytest -m matrix tests/matrix/test_mutations.py
-python tests/mutation_table.py
+First `python -m pytest -m matrix tests/matrix/test_mutations.py`, then `python tests/mutation_table.py`.
 """
 
 from __future__ import annotations
