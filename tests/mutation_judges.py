@@ -1,0 +1,158 @@
+"""Two judges of a mutated file: level 1 alone, and levels 2 and 3 alone with references computed once."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.errors import Mm2OnnxError
+from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.verify import ladder, sequence, sweeps
+from mmdeploy_ext.verify.cases import run_cases
+from mmdeploy_ext.verify.enough import whole_reasons
+from mmdeploy_ext.verify.references import references
+from mmdeploy_ext.verify.sequence_pair import run_modes
+from mmdeploy_ext.verify.sequence_shift import NearOrigin
+from mutation_toys import IMAGES, Frames, Pictures, Toy
+from planting import replaced, result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import onnx
+
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+    from mmdeploy_ext.verify.verdict import Case, Verdict
+
+    Judge = Callable[[list[str]], list[str]]
+
+
+class Judges:
+    """The two judges of one toy's files; each returns why it refuses them, nothing where it does not."""
+
+    def __init__(self, toy: Toy, folder: Path) -> None:
+        """Export the right files into a folder."""
+        self.toy, self.folder = toy, folder
+        self.paths = toy.export(folder / 'right')
+        self.metadata = [read_metadata(path) for path in self.paths] if toy.has_metadata else []
+
+    def files_with(self, graph: int, model: onnx.ModelProto) -> list[str]:
+        """Write files of which one is another model; return their paths."""
+        target = self.folder / 'mutated'
+        target.mkdir(exist_ok=True)
+        found = [str(shutil.copy(path, target / Path(path).name)) for path in self.paths]
+        Path(found[graph]).write_bytes(model.SerializeToString())
+        return found
+
+    def level_1(self, paths: list[str]) -> list[str]:
+        """Judge by graph, metadata and structure."""
+        return refused(self._graphs, paths)
+
+    def inputs(self, paths: list[str]) -> list[str]:
+        """Judge by what comes out."""
+        return refused(self._by_inputs, paths)
+
+    def _graphs(self, paths: list[str]) -> list[str]:
+        if isinstance(self.toy, Pictures):
+            return level_1_reasons(ladder.check_file(self.toy.deployment, *paths, IMAGES[0][1])[0])
+        if isinstance(self.toy, Frames):
+            return level_1_reasons(sequence.check_files(self.toy.deployment, paths, {})[0])
+        with replaced('mmdeploy_ext.verify.sparse_proof:proof_sets', result(lambda sets, *_: sets[:1])):
+            return level_1_reasons(self.toy.prove(paths))
+
+    def _by_inputs(self, paths: list[str]) -> list[str]:
+        if isinstance(self.toy, Pictures):
+            with build_backend('OnnxRuntimeBackend', *paths, threads=1) as backend:
+                return whole(run_cases(self.known, backend))
+        if not isinstance(self.toy, Frames):
+            verdict = self.toy.prove(paths)
+            return [*verdict.reasons, *whole(iter(verdict.cases))]
+        runner = functools.partial(self.toy.deployment.family.runner, paths, dict(threads=1))
+        return self._drive(runner) if self.toy.deployment.family.memory else whole(self._sweeps(runner()))
+
+    @functools.cached_property
+    def known(self) -> list[Any]:
+        """References of all inputs of a picture's proof."""
+        options = ladder.export_options(self.metadata[0])
+        return references(self.toy.deployment, options, IMAGES)
+
+    @functools.cached_property
+    def drive(self) -> Recorded:
+        """What the reference gives for the frames."""
+        return Recorded(self.toy.deployment.family.reference(self.toy.deployment.model), self.toy.frames())
+
+    def _sweeps(self, runner: Stepper) -> Iterator[Case]:
+        spec, task = sequence.output_spec(self.metadata), self.toy.deployment.family.task
+        for frame, expected in zip(self.drive.frames, self.drive.results, strict=True):
+            yield sweeps.judge(frame, expected, runner, spec, task)[0]
+
+    def _drive(self, runner: Callable[[], Stepper]) -> list[str]:
+        rows = run_modes(
+            self.drive,
+            dict(teacher=runner(), free=runner()),
+            self.drive.frames,
+            sequence.output_spec(self.metadata),
+            facts=sequence.memory_facts(self.metadata),
+            bars=sequence.default_bars(self.metadata),
+        )
+        return [row.title for row in rows.values() if not row.passed]
+
+
+class Recorded:
+    """A stepper that has run: it gives its results again. `frames` are those that it ran."""
+
+    def __init__(self, stepper: Stepper, frames: Any) -> None:
+        """Run all frames."""
+        self.frames: list[Frame] = list(NearOrigin(frames)) if hasattr(stepper, 'head') else list(frames)
+        self.results: list[StepResult] = []
+        self.states: list[StreamState | None] = []
+        for frame in self.frames:
+            self.results.append(stepper.step(frame))
+            self.states.append(getattr(stepper, 'state', None))
+        self.place = -1
+
+    @property
+    def state(self) -> StreamState | None:
+        """See `Stepper.state`."""
+        return self.states[self.place] if self.place >= 0 else None
+
+    def reset(self) -> None:
+        """Begin again."""
+        self.place = -1
+
+    def step(self, frame: Frame) -> StepResult:
+        """Return the next result; frames come in their order."""
+        self.place += 1
+        return self.results[self.place]
+
+
+def refused(judge: Judge, paths: list[str]) -> list[str]:
+    """Return the reasons of a judge; an error of ours is one, another exception is a crash."""
+    try:
+        return judge(paths)
+    except (Mm2OnnxError, ValueError) as error:
+        return [f'refused: {error}']
+    except Exception as error:  # a traceback is not a verdict: the test says so
+        return [f'{CRASH}{type(error).__name__}: {error}']
+
+
+CRASH = 'crash: '
+
+
+def level_1_reasons(verdict: Verdict) -> list[str]:
+    """Return what level 1 has against a file; a graph that inputs alone decide about is not equal."""
+    graphs = [graph.text for graph in verdict.graphs if not graph.equal]
+    return [*graphs, *(check.name for check in verdict.structure if not check.passed)]
+
+
+def whole(cases: Iterator[Case]) -> list[str]:
+    """Return the first case that fails, or what all of them together lack."""
+    seen = []
+    for case in cases:
+        if not case.passed:
+            return [case.name]
+        seen.append(case)
+    return whole_reasons(seen)

@@ -1,0 +1,225 @@
+"""The toys whose files are mutated, and whose code gets faults: how each is loaded, exported and proven."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import toy_atss
+import toy_centerpoint
+import toy_rtdetr
+import toy_scn_family
+import toy_streampetr_deploy as petr
+from mmdeploy_ext import deploy
+from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.verify import ladder, sparse_proof
+from mmdeploy_ext.verify.sequence import prove_sequence
+from mmdeploy_ext.verify.sweeps import prove_sweeps
+from mmdeploy_ext.verify.voxel_sets import proof_sets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import numpy as np
+
+    from mmdeploy_ext.verify.verdict import Verdict
+
+FRAMES = 12
+POINTS = (100, 400, 1200, 3000, 3000, 3000)
+"""Of the sweeps; with 3000 most voxels are full."""
+SCORE = 'model.pts_bbox_head.bbox_coder.score_threshold'
+IMAGES = [('toy.jpg', read_image(toy_atss.PICTURE))]
+
+
+class Toy:
+    """One family's toy.
+
+    Attributes:
+        graphs: names of its files, without '.onnx'.
+        has_metadata: they have the metadata of `mmdeploy_ext.metadata`.
+    """
+
+    graphs: ClassVar[tuple[str, ...]]
+    has_metadata: ClassVar[bool] = True
+
+    @functools.cached_property
+    def deployment(self) -> Any:
+        """The model with its weights."""
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> list[str]:
+        """Write the files and return their paths, in the order of `graphs`."""
+        raise NotImplementedError
+
+    def prove(self, paths: list[str]) -> Verdict:
+        """Prove files as the tools do."""
+        raise NotImplementedError
+
+    def reference(self) -> list[np.ndarray]:
+        """Return what the unpatched PyTorch model gives for some inputs."""
+        raise NotImplementedError
+
+    def reference_bytes(self) -> list[bytes]:
+        """Return the same bit for bit."""
+        return [array.tobytes() for array in self.reference()]
+
+    def forget_exports(self) -> None:
+        """Let the next fresh export be made anew: code has changed."""
+        getattr(self.deployment, 'exports', {}).clear()
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Pictures(Toy):
+    """A detector of pictures, `full` and dynamic.
+
+    Attributes:
+        name: of config and checkpoint.
+    """
+
+    name: str
+    graphs = ('full',)
+
+    @functools.cached_property
+    def deployment(self) -> Any:
+        """See `Toy`."""
+        import projects.mmdet_plugin  # noqa: F401
+
+        folder = toy_atss.REPO / 'demo/checkpoints'
+        return deploy.load(
+            str(toy_atss.REPO / f'configs/demo/{self.name}.py'), str(folder / f'{self.name}.pth')
+        )
+
+    def export(self, folder: Path) -> list[str]:
+        """See `Toy`."""
+        return [toy_rtdetr.export_toy(self.deployment, _made(folder) / 'full.onnx', height=256, width=320)]
+
+    def prove(self, paths: list[str]) -> Verdict:
+        """See `Toy`."""
+        return ladder.prove(self.deployment, *paths, IMAGES)[0]
+
+    def reference(self) -> list[np.ndarray]:
+        """See `Toy`: two pictures in pixels of the original, and the network's tensors."""
+        family, model = self.deployment.family, self.deployment.model
+        sizes = ((256, 320), (320, 288))
+        images = [deploy.prepare_fixed(self.deployment.rule, IMAGES[0][1], *size) for size in sizes]
+        found = [family.reference_detections(model, [image], True)[0] for image in images]
+        tensors = family.reference_tensors(model, family.feeds(images[:1], True), 'raw', 'separate')
+        return [*tensors.values(), *(array for one in found for array in vars(one).values())]
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Frames(Toy):
+    """A model of frames: three graphs with a memory, or two of points.
+
+    Attributes:
+        graphs: its files.
+        load: gives the model.
+        frames: that its proof runs.
+        proof: of model, files, frames and options of the engine.
+    """
+
+    graphs: tuple[str, ...]
+    load: Callable[[], Any]
+    frames: Callable[[], Iterable[Any]]
+    proof: Callable[..., tuple[Verdict, Any]]
+
+    @functools.cached_property
+    def deployment(self) -> Any:
+        """See `Toy`."""
+        return self.load()
+
+    def export(self, folder: Path) -> list[str]:
+        """See `Toy`."""
+        export_sequence(self.deployment, SequenceOptions(), str(folder))
+        return [str(folder / f'{name}.onnx') for name in self.graphs]
+
+    def prove(self, paths: list[str]) -> Verdict:
+        """See `Toy`."""
+        return self.proof(self.deployment, paths, self.frames(), {})[0]
+
+    def reference(self) -> list[np.ndarray]:
+        """See `Toy`: of all frames, the memory too."""
+        stepper = self.deployment.family.reference(self.deployment.model)
+        results = [stepper.step(frame) for frame in self.frames()]
+        found = [
+            array for one in results for array in (*one.outputs.values(), *vars(one.detections).values())
+        ]
+        return found
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Sparse(Toy):
+    """A sparse backbone in one of the two dialects.
+
+    Attributes:
+        target: 'libspconv' or 'portable'.
+        net: of `toy_scn_family`.
+        order: of the file's coordinates.
+    """
+
+    target: str
+    net: str
+    order: str
+    graphs = ('backbone',)
+    has_metadata = False
+
+    @functools.cached_property
+    def deployment(self) -> Any:
+        """See `Toy`."""
+        from mmdeploy_ext.sparse.deploy import load
+
+        self.folder = tempfile.TemporaryDirectory()
+        return load(*toy_scn_family.write_model(Path(self.folder.name), self.net))
+
+    def export(self, folder: Path) -> list[str]:
+        """See `Toy`."""
+        from mmdeploy_ext.sparse.deploy import ScnOptions, export_file
+
+        path = str(_made(folder) / f'backbone.{self.order}.onnx')
+        export_file(self.deployment, ScnOptions(target=self.target, order=self.order), path)
+        return [path]
+
+    def prove(self, paths: list[str]) -> Verdict:
+        """See `Toy`."""
+        return sparse_proof.prove(self.deployment, *paths, threads=1)[0]
+
+    def reference(self) -> list[np.ndarray]:
+        """See `Toy`: of the sets of voxels that a proof runs."""
+        one, settings = self.deployment, self.deployment.settings
+        sets = proof_sets(settings.spatial_shape, settings.in_channels)
+        return [one.family.reference(one.model, each.features, each.coordinates) for each in sets[2:]]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _sweeps() -> list[Sweep]:
+    return [Sweep(toy_centerpoint.sweep(seed, count), f'sweep {seed}') for seed, count in enumerate(POINTS)]
+
+
+def _centerpoint() -> Any:
+    """Return the toy with a threshold in the middle of its scores."""
+    *_, config, checkpoint = toy_centerpoint.exported()
+    return deploy.load(config, checkpoint, {SCORE: 0.517})
+
+
+PETR_GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
+TOYS: dict[str, Toy] = dict(
+    atss=Pictures('atss_toy'),
+    solov2=Pictures('solov2_toy'),
+    decoupled_solo=Pictures('decoupled_solo_toy'),
+    rtdetr=Pictures('rtdetr_toy'),
+    streampetr=Frames(PETR_GRAPHS, petr.deployment, lambda: petr.drive(FRAMES), prove_sequence),
+    centerpoint=Frames(('backbone', 'head'), _centerpoint, _sweeps, prove_sweeps),
+    sparse_portable=Sparse('portable', 'bevfusion', 'xyz'),
+    sparse_libspconv=Sparse('libspconv', 'second', 'xyz'),
+)
+"""Name -> toy."""

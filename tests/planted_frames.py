@@ -1,0 +1,237 @@
+"""Faults of StreamPETR's and CenterPoint's graphs, and of sparse backbones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from planting import arguments, planted, result, settings, when_traced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PETR = 'projects.mmdet3d_plugin.streampetr'
+STEP, MEMORY = f'{PETR}.wrapper:PtsHeadMemory.forward', f'{PETR}.memory'
+INPUTS = dict(ego_motion=9, delta_t_s=10, prev_exists=11)
+"""Argument of `STEP` -> its place."""
+
+
+def _step(name: str, change: Callable) -> tuple[str, Callable]:
+    place = INPUTS[name]
+    return STEP, arguments(lambda *args: (*args[:place], change(args[place]), *args[place + 1 :]))
+
+
+def _without_translation(motion: torch.Tensor) -> torch.Tensor:
+    return torch.cat([motion[..., :3], motion[..., 3:] * 0 + torch.eye(4)[:, 3:]], -1)
+
+
+planted('the time difference has the other sign', 'streampetr', _step('delta_t_s', lambda value: -value))
+planted('the ego motion has no translation', 'streampetr', _step('ego_motion', _without_translation))
+planted('a new scene keeps the memory', 'streampetr', _step('prev_exists', torch.ones_like))
+planted(
+    'a time difference is 1 s at most', 'streampetr', _step('delta_t_s', lambda value: value.clamp(max=1.0))
+)
+planted(
+    'the velocity of the memory is lost',
+    'streampetr',
+    (STEP, result(lambda outputs, *_: (*outputs[:-1], outputs[-1] * 0))),
+)
+planted(
+    'new rows of the memory in the reverse order',
+    'streampetr',
+    (
+        f'{MEMORY}:push',
+        when_traced(
+            lambda original, memory, new: original(memory, type(new)(*(rows.flip(1) for rows in new)))
+        ),
+    ),
+)
+planted(
+    'new rows of the memory behind the old ones',
+    'streampetr',
+    (f'{MEMORY}:push', when_traced(lambda original, memory, new: original(new, memory))),
+)
+planted(
+    'a fresh memory has no poses',
+    'streampetr',
+    (
+        f'{MEMORY}:_fresh',
+        when_traced(
+            lambda original, *args: (rows := original(*args))._replace(egopose=torch.zeros_like(rows.egopose))
+        ),
+    ),
+)
+planted(
+    'ages are 0.8 s at most',
+    'streampetr',
+    (
+        f'{PETR}.steps:FrameSteps._encode_time',
+        when_traced(lambda original, self, age: original(self, age.clamp(max=0.8))),
+    ),
+)
+planted(
+    'the velocities of rows are turned',
+    'streampetr',
+    (
+        f'{PETR}.steps:motion_code',
+        when_traced(lambda original, velo, age, pose: original(velo.flip(-1), age, pose)),
+    ),
+)
+planted(
+    'memory of the best queries by their first class',
+    'streampetr',
+    (
+        f'{PETR}.steps:FrameSteps.select_topk',
+        when_traced(lambda original, self, scores, *rest: original(self, scores[..., :1], *rest)),
+    ),
+)
+planted(
+    'all cameras have the focal length of the first',
+    'streampetr',
+    (
+        f'{PETR}.wrapper:PositionEmbedding.forward',
+        arguments(lambda self, img2lidar, focal: (self, img2lidar, focal[:, :1].expand_as(focal))),
+    ),
+)
+
+
+def _moved_centres(original: Callable) -> Callable:
+    def init(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self.frustum.add_(torch.tensor([0.5, 0.5, 0, 0]))
+
+    return init
+
+
+planted(
+    'token centres a half pixel off',
+    'streampetr',
+    (f'{PETR}.wrapper:PositionEmbedding.__init__', _moved_centres),
+)
+
+
+def _timeless_queries(original: Callable) -> Callable:
+    def init(self: Any, model: Any, *args: Any) -> None:
+        original(self, model, *args)
+        self.query_pos.sub_(model.pts_bbox_head._encode_time(torch.zeros(1, 1, 1)).detach())
+
+    return init
+
+
+planted('learned queries without a time', 'streampetr', (f'{PETR}.wrapper:_Head.__init__', _timeless_queries))
+
+POINT = 'projects.mmdet3d_plugin.centerpoint'
+RULE, HEAD = f'{POINT}.export:box_rule', f'{POINT}.wrapper:DenseHead.forward'
+BOXES = 'mmdeploy_ext.runtime.centerpoint_boxes'
+planted('score threshold x 1.02', 'centerpoint', (RULE, settings(score_threshold=lambda value: value * 1.02)))
+planted('IoU threshold + 0.05', 'centerpoint', (RULE, settings(nms_thr=lambda value: value + 0.05)))
+planted('post_max_size one less', 'centerpoint', (RULE, settings(post_max_size=lambda value: value - 1)))
+planted('max_num halved', 'centerpoint', (RULE, settings(max_num=lambda value: value // 2)))
+
+
+def _turned(original: Callable) -> Callable:
+    return lambda named, rule: original({**named, 'rot': named['rot'][:, ::-1]}, rule)
+
+
+planted('yaw of cosine and sine', 'centerpoint', (f'{BOXES}:task_boxes', _turned))
+
+
+def _flat(original: Callable) -> Callable:
+    def decode(outputs: Any, rule: Any) -> Any:
+        found = original(outputs, rule)
+        found.boxes[:, 2] += found.boxes[:, 5] * np.float32(0.5)
+        return found
+
+    return decode
+
+
+planted('boxes stand on their centre', 'centerpoint', ('mmdeploy_ext.runtime.centerpoint:decode', _flat))
+planted(
+    'heat maps rounded to float16',
+    'centerpoint',
+    (HEAD, result(lambda outputs, *_: (*outputs[:-1], outputs[-1].half().float()))),
+)
+planted(
+    'the map ends a cell early',
+    'centerpoint',
+    (HEAD, arguments(lambda self, bev: (self, bev * (torch.arange(bev.shape[3]) < bev.shape[3] - 1)))),
+)
+planted(
+    'a point less per voxel',
+    'centerpoint',
+    (
+        'mmdeploy_ext.runtime.scn:voxelise',
+        arguments(lambda points, rule: (points, dataclasses.replace(rule, max_points=rule.max_points - 1))),
+    ),
+)
+
+SPARSE = 'centerpoint sparse_portable sparse_libspconv'
+FOLD = 'mmdeploy_ext.sparse.fold'
+
+
+def _norm(**changes: Callable) -> tuple[str, Callable]:
+    def wrong(weight: Any, bias: Any, norm: Any, dtype: Any) -> tuple:
+        changed = {name: change(getattr(norm, name)) for name, change in changes.items()}
+        return weight, bias, dataclasses.replace(norm, **changed), dtype
+
+    return f'{FOLD}:_folded', arguments(wrong)
+
+
+planted('sparse folding: epsilon x 10', SPARSE, _norm(eps=lambda value: value * 10))
+planted('sparse folding: the mean is forgotten', SPARSE, _norm(mean=lambda value: value * 0))
+
+
+def _no_relu(node: Any, *_: Any) -> Any:
+    is_last = getattr(node, 'module', '').endswith('conv_out.0')
+    return dataclasses.replace(node, activation='None') if is_last else node
+
+
+planted('the last ReLU is missing', SPARSE, (f'{FOLD}:_with_bias', result(_no_relu)))
+
+
+def _other_neighbour(offsets: np.ndarray, *_: Any) -> np.ndarray:
+    return offsets[[1, 0, *range(2, len(offsets))]] if len(offsets) > 2 else offsets
+
+
+planted(
+    'rulebook: two neighbours change places',
+    SPARSE,
+    ('mmdeploy_ext.sparse.rulebook:_offsets', result(_other_neighbour)),
+)
+planted(
+    'rulebook: sites at the last place of the first axis reach none',
+    SPARSE,
+    (
+        'mmdeploy_ext.sparse.rulebook:_axis_targets',
+        result(lambda targets, *_: np.where(np.arange(targets.shape[1]) < targets.shape[1] - 1, targets, -1)),
+    ),
+)
+planted(
+    'sites without a neighbour in the middle have no bias',
+    'centerpoint sparse_portable',
+    (
+        'mmdeploy_ext.sparse.portable:_Writer._bias_row',
+        lambda original: (
+            lambda self, node: self.constant(
+                f'{node.name}.bias_row', np.zeros((1, node.out_channels), np.float32)
+            )
+        ),
+    ),
+)
+planted(
+    'kernels are mirrored where the order changes',
+    'sparse_libspconv',
+    (
+        'mmdeploy_ext.sparse.order:_reordered',
+        result(
+            lambda changed, node: (
+                dataclasses.replace(changed, weight=changed.weight[:, ::-1].copy())
+                if hasattr(changed, 'weight')
+                else changed
+            )
+        ),
+    ),
+)

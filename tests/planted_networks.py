@@ -1,0 +1,67 @@
+"""Faults of every image network: batch normalisation folded wrongly, inputs for which it is wrong."""
+
+from __future__ import annotations
+
+import torch
+
+from planting import FAULTS, Planted, arguments, folding, planted
+
+
+def norms(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the batch normalisations that are folded."""
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def _large_epsilon(model: torch.nn.Module) -> None:
+    for norm in norms(model):
+        norm.eps *= 10
+
+
+def _no_mean(model: torch.nn.Module) -> None:
+    norms(model)[-1].running_mean.zero_()
+
+
+FOLDED = ('atss', 'solov2', 'decoupled_solo', 'rtdetr', 'streampetr', 'centerpoint')
+FAULTS += [Planted('folding: epsilon x 10', family, folding(_large_epsilon)) for family in FOLDED]
+FAULTS += [Planted('folding: the last mean is forgotten', family, folding(_no_mean)) for family in FOLDED[:4]]
+
+NETWORKS = dict(
+    atss='projects.mmdet_plugin.atss.wrapper:RawNetwork.forward',
+    solov2='projects.mmdet_plugin.solo.wrapper:BatchedNetwork.forward',
+    decoupled_solo='projects.mmdet_plugin.solo.wrapper:BatchedNetwork.forward',
+    rtdetr='projects.mmdet_plugin.rtdetr.wrapper:Network.forward',
+)
+
+
+def _inside(image: torch.Tensor, axis: int, size: torch.Tensor | int) -> torch.Tensor:
+    """Return an image with zeros from a row or column on."""
+    steps = torch.arange(image.shape[axis])
+    keep = (steps < size).to(image.dtype)
+    return image * (keep[:, None] if axis == 2 else keep)
+
+
+def _drop_noise(image: torch.Tensor) -> torch.Tensor:
+    """Forget that dropout is for training: one run in ten is another."""
+    return image * (1 + 0.1 * (torch.rand(1) < 0.1).to(image.dtype))
+
+
+IMAGES = {
+    'rows from 640 on are left out': lambda image: _inside(image, 2, 640),
+    'columns from 640 on are left out': lambda image: _inside(image, 3, 640),
+    'rows beyond a multiple of 64 are left out': lambda image: _inside(image, 2, image.shape[2] // 64 * 64),
+    'columns beyond twice the height are left out': lambda image: _inside(image, 3, 2 * image.shape[2]),
+    'a dark picture is NaN': lambda image: (
+        image + 0 * torch.log(image.mean(dim=(1, 2, 3), keepdim=True) + 1.6)
+    ),
+    'images from the third on are the second': lambda image: image[torch.arange(image.shape[0]).clamp(max=1)],
+    'dropout runs': _drop_noise,
+}
+for _family, _place in NETWORKS.items():
+    for _name, _change in IMAGES.items():
+        if _family != 'rtdetr' or 'dark' not in _name:  # RGB / 255: a black picture has a mean of 0 there
+            planted(
+                f'network: {_name}',
+                _family,
+                (_place, arguments(lambda self, image, change=_change: (self, change(image)))),
+            )

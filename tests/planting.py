@@ -1,0 +1,133 @@
+"""How a fault is planted in our own code: what is replaced, and by what; all is restored on exit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Make = Callable[[Callable], Callable]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """One fault.
+
+    Attributes:
+        name: what is wrong.
+        family: toy whose export has it: key of `mutation_toys.TOYS`.
+        apply: gives the context inside which our code has the fault.
+    """
+
+    name: str
+    family: str
+    apply: Callable[[], contextlib.AbstractContextManager]
+
+
+FAULTS: list[Planted] = []
+"""All of them; filled by the modules that `planted_faults` imports."""
+
+
+def planted(name: str, families: str, *changes: tuple[str, Make]) -> None:
+    """Add a fault for each of some families (words); a change is what `replaced` takes."""
+
+    @contextlib.contextmanager
+    def apply() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for place, make in changes:
+                stack.enter_context(replaced(place, make))
+            yield
+
+    FAULTS.extend(Planted(name, family, apply) for family in families.split())
+
+
+@contextlib.contextmanager
+def replaced(place: str, make: Make) -> Iterator[None]:
+    """Replace 'module:name' or 'module:Class.name' by what `make` returns for the original."""
+    module, path = place.split(':')
+    owner: Any = importlib.import_module(module)
+    *classes, name = path.split('.')
+    for part in classes:
+        owner = getattr(owner, part)
+    kept, original = vars(owner)[name], getattr(owner, name)
+    changed = make(original)
+    setattr(owner, name, staticmethod(changed) if isinstance(kept, staticmethod) else changed)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+def when_traced(wrong: Callable) -> Make:
+    """Return what runs `wrong(original, *args)` while torch.onnx traces, and the original otherwise."""
+
+    def make(original: Callable) -> Callable:
+        def chosen(*args: Any, **kwargs: Any) -> Any:
+            if torch.onnx.is_in_onnx_export():
+                return wrong(original, *args, **kwargs)
+            return original(*args, **kwargs)
+
+        return chosen
+
+    return make
+
+
+def arguments(change: Callable) -> Make:
+    """Return what calls the original with `change(*args)` instead of its arguments."""
+    return lambda original: lambda *args: original(*change(*args))
+
+
+def result(change: Callable) -> Make:
+    """Return what gives `change(result, *args)` of the original."""
+    return lambda original: lambda *args, **kwargs: change(original(*args, **kwargs), *args)
+
+
+def constant(value: Any) -> Make:
+    """Return what replaces a constant."""
+    return lambda original: value
+
+
+def settings(**changes: Callable) -> Make:
+    """Return what reads settings wrongly: field -> change of its value."""
+
+    def wrong(found: Any, *_: Any) -> Any:
+        return dataclasses.replace(
+            found, **{name: change(getattr(found, name)) for name, change in changes.items()}
+        )
+
+    return result(wrong)
+
+
+def folding(change: Callable[[torch.nn.Module], None]) -> Callable[[], contextlib.AbstractContextManager]:
+    """Return a fault of the folding: it works on a copy of the model to which `change` was done."""
+
+    @contextlib.contextmanager
+    def apply() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for module in list(sys.modules.values()):
+                name = getattr(module, '__name__', '')
+                if name.startswith(('mmdeploy_ext', 'projects')) and 'fuse' in vars(module):
+                    stack.enter_context(replaced(f'{name}:fuse', _of_changed(change)))
+            yield
+
+    return apply
+
+
+def _of_changed(change: Callable[[torch.nn.Module], None]) -> Make:
+    def make(original: Callable) -> Callable:
+        def fuse(model: torch.nn.Module) -> torch.nn.Module:
+            model = copy.deepcopy(model)
+            change(model)
+            return original(model)
+
+        return fuse
+
+    return make
