@@ -32,7 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
         'onnx_file', metavar='m.onnx', help='file, or folder of graphs, that mm2onnx exported'
     )
     parser.add_argument(
-        '--images', nargs='+', metavar='PATH', help='images or folders to compare on (default: demo/toy.jpg)'
+        '--images',
+        nargs='+',
+        metavar='PATH',
+        help='images or folders to compare on, dynamic files at the size that the rule of the config gives '
+        'each; views of the first are the other inputs (default: demo/toy.jpg)',
     )
     parser.add_argument(
         '--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox'

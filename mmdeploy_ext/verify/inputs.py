@@ -116,11 +116,13 @@ class _Inputs:
             'dark': (told(title, 'dark'), dark(picture)),
             'bright': (told(title, 'bright'), bright(picture)),
         }
-        batch, cases = self.options.batch, []
-        for index, image in enumerate(self.images[1:]):
-            cases.append(self.fixed('other image', [image] * batch, self.size, rescale=not index % 2))
-        return cases + [
+        batch = self.options.batch
+        cases = [
             self.fixed(name, [image] * batch, self.size, rescale=True) for name, image in changed.items()
+        ]
+        return cases + [
+            self.fixed('other image', [image] * batch, self.size, rescale=not index % 2)
+            for index, image in enumerate(self.images[1:])
         ]
 
     def by_rule(self, given: Sequence[Picture]) -> list[ProofInput]:

@@ -19,7 +19,7 @@ LONG = 640
 """Pixels. The size at which most models are traced: one input is wider and one is higher."""
 NARROW = 224
 """Pixels. The other side of these: a proof of a large model has to end."""
-SMALL = 416
+SMALL = 320
 """Pixels. The longest side of the sizes that only have to be others."""
 LARGEST = 1_000_000
 """Pixels. Where an input larger than the traced one in both directions would have more, there is none."""

@@ -17,6 +17,8 @@ from mmdeploy_ext.metadata import read_metadata
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.sequence.family import SequenceOptions
 from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.verify import enough
+from mmdeploy_ext.verify.enough import AGAIN
 from mmdeploy_ext.verify.sweeps import prove_sweeps
 from toy_atss import REPO
 
@@ -125,6 +127,40 @@ def test_an_engine_that_fails_on_every_sweep_is_not_proven(toy, monkeypatch):
     assert [row.reason for case in verdict.cases for row in case.detections] == [
         'no detections: out of memory'
     ] * 2
+
+
+class Drifting:
+    """An engine whose every second run is wrong."""
+
+    state = None
+
+    def __init__(self, runner):
+        self.runner, self.runs = runner, 0
+
+    def step(self, sweep):
+        self.runs += 1
+        found = self.runner.step(sweep)
+        factor = np.float32(1 if self.runs % 2 else 1.1)
+        outputs = {name: array * factor for name, array in found.outputs.items()}
+        return dataclasses.replace(found, outputs=outputs)
+
+
+def test_a_sweep_whose_second_run_is_wrong_is_not_proven(toy, monkeypatch):
+    deployment, folder, *_ = toy
+    kind = type(deployment.family)
+    runner = kind.runner
+    monkeypatch.setattr(kind, 'runner', lambda self, paths, engine: Drifting(runner(self, paths, engine)))
+    verdict, _ = prove_sweeps(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    assert [case.passed for case in verdict.cases] == [True, False] * 2
+    assert [case.name.endswith(AGAIN) for case in verdict.cases] == [False, True] * 2
+
+
+def test_sweeps_with_hardly_a_box_are_no_proof(toy, monkeypatch):
+    deployment, folder, *_ = toy
+    monkeypatch.setattr(enough, 'MATCHED_LEAST', 10_000)
+    verdict, _ = prove_sweeps(deployment, paths_of(folder), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    assert all(case.passed for case in verdict.cases) and not verdict.proven
+    assert 'in 1 of 1 sweeps; a proof wants 10000 or more' in verdict.reasons[0]
 
 
 def test_the_model_is_unchanged_by_an_export_and_a_second_one_equals_the_first(toy, tmp_path):
