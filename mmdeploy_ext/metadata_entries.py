@@ -71,7 +71,7 @@ def check_entries(props: Mapping[str, str], path: object) -> None:
     Raises:
         ModelFileError: see `read_entry`.
     """
-    checks = dict(options=SPARSE_OPTIONS) if f'{PREFIX}voxels' in props else {}
+    checks = {} if f'{PREFIX}preprocess' in props else dict(options=SPARSE_OPTIONS)
     for name in FIELDS:
         if PREFIX + name in props:
             read_entry(props, name, path, check=checks.get(name))

@@ -158,7 +158,7 @@ def export_if_stale(this: Run, options: SequenceOptions, target: str) -> bool:
     from mmdeploy_ext.quantize.dense_target import refuse_stale
     from mmdeploy_ext.sequence.files import check_output, export_sequence, graph_metadata, read_files
 
-    check_output(target, options, this.deployment.family.files)
+    check_output(target, options, this.deployment.family.files, 'onnx_file=')
     reason = 'missing'
     if Path(target).exists():
         try:
