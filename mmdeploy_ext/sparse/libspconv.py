@@ -234,8 +234,12 @@ def _listed(node: onnx.NodeProto) -> dict[str, Any]:
 def _plain(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
-        return value.decode(errors='replace')
-    return value if isinstance(value, int | float) else list(value)
+        return value.decode(errors='backslashreplace')
+    if hasattr(value, 'SerializeToString'):  # a graph or tensor, which no file of this dialect has
+        return value.SerializeToString(deterministic=True).hex()
+    if isinstance(value, int | float):
+        return value
+    return [str(entry) if hasattr(entry, 'SerializeToString') else entry for entry in value]
 
 
 def _initializer_info(tensor: TensorProto) -> dict[str, Any]:

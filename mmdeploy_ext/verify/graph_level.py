@@ -5,12 +5,14 @@ Equal graphs compute the same for every input, so that what inputs show of the e
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import one_line
 from mmdeploy_ext.errors import Mm2OnnxError
 from mmdeploy_ext.graph import edits, same
-from mmdeploy_ext.metadata import GRAPH_RULES
+from mmdeploy_ext.metadata import GRAPH_RULES, PREFIX, Metadata
 from mmdeploy_ext.verify.older import brought_near
 from mmdeploy_ext.verify.verdict import EDITED, GraphResult
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.verify.fresh import Reference
 
 
@@ -46,6 +47,8 @@ def judge(
     if not mine.equals(other) and metadata.rules < GRAPH_RULES:
         model, near = brought_near(model, fresh, reference.magnitudes())
         mine, note = same.signature(model), near.text and f'graph rules {metadata.rules}: {near.text}'
+    if told := told_otherwise(model, fresh):
+        return GraphResult(name, mine.size, False, tuple(told), note=note)
     if mine.equals(other):
         after = ', '.join(edit['command'] for edit in metadata.edits)
         note = '; '.join(filter(None, (after and f'both after {after}', note)))
@@ -56,6 +59,28 @@ def judge(
     found = tuple(same.differences(model, fresh))
     other_versions = '; '.join(edits.other_versions(metadata.edits))
     return GraphResult(name, mine.size, False, found, note='; '.join(filter(None, (note, other_versions))))
+
+
+def told_otherwise(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[same.Difference]:
+    """Return what a file says of its graph otherwise than the exporter does: facts that a runtime needs.
+
+    What every file of this project says of itself is compared with config and checkpoint elsewhere.
+    """
+    common = {f'{PREFIX}{field.name}' for field in dataclasses.fields(Metadata)}
+    mine, other = ({entry.key: entry.value for entry in one.metadata_props} for one in (model, fresh))
+    keys = [key for key in other if key.startswith(PREFIX) and key not in common]
+    return [
+        same.Difference('metadata', key, '', 'is not what a fresh export says')
+        for key in keys
+        if _parsed(mine.get(key)) != _parsed(other[key])
+    ]
+
+
+def _parsed(text: str | None) -> object:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text
 
 
 def _has_network(mine: same.Signature, other: same.Signature, names: Sequence[str]) -> bool:

@@ -147,7 +147,13 @@ def check_file(
             f'{path}: is a model of family {metadata.family!r}; {deployment.config} is '
             f'{deployment.family.name!r}'
         )
+    metadata.require(path, deployment.family.name, deployment.family.forms)
     options = export_options(metadata, path)
+    if options.form != metadata.form:
+        raise ModelFileError(
+            f'{path}: says that its form is {metadata.form!r} and that it was exported as {options.form!r}; '
+            f'export it again'
+        )
     reference = fresh.of_images(deployment, options, metadata, image_bgr)
     graph = judge(model, metadata, reference, edited=edited)
     hashes, notes = hash_checks(deployment, hashes_of(metadata), graph.equal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import time
 from pathlib import Path
@@ -14,13 +15,14 @@ from rich.progress import Progress
 from mmdeploy_ext.cli import one_line, stderr
 from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.files import read_json, sha256_file
+from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.metadata_entries import PREFIX, check_entries, read_entry
 from mmdeploy_ext.metadata_schema import SPARSE_OPTIONS
 from mmdeploy_ext.precision import written_precision
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.contract import load_model
-from mmdeploy_ext.sparse.deploy import ScnOptions, fp16_modules, make_graph, resolve
+from mmdeploy_ext.sparse.deploy import ScnOptions, fp16_modules, make_graph, metadata_props, resolve
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.libspconv import read, to_node_list
@@ -31,6 +33,7 @@ from mmdeploy_ext.sparse.rulebook import build
 from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.verify import sparse_structure
 from mmdeploy_ext.verify.compare import compare_tensors, failed_row
+from mmdeploy_ext.verify.graph_level import told_otherwise
 from mmdeploy_ext.verify.portable_layers import PortableLayers
 from mmdeploy_ext.verify.provenance import hash_checks, settings_check
 from mmdeploy_ext.verify.spconv_layers import LayerOutput, layer_sources, watched
@@ -57,19 +60,25 @@ DRAWN_VOXELS = 500
 """Smaller inputs give no picture worth looking at."""
 
 
-def stored_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
+def stored_fact(model: onnx.ModelProto, path: str, name: str, default: str = '') -> Any:
     """Return what a file says about itself under a name, e.g. 'family'.
+
+    Args:
+        model: its content.
+        path: of it, for the message.
+        name: of the entry.
+        default: JSON that stands for one that older files lack; '' where it has to be there.
 
     Raises:
         ModelFileError: it was not written by mm2onnx, or its metadata is damaged.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
-    if PREFIX + name not in props:
+    if PREFIX + name not in props and not default:
         raise ModelFileError(
             f'{path}: has no mm2onnx metadata ({PREFIX}{name} is missing); export it with '
             f'tools/deployment/export_scn.py'
         )
-    return read_entry(props, name, path, check=SPARSE_OPTIONS if name == 'options' else None)
+    return read_entry(props, name, path, default, check=SPARSE_OPTIONS if name == 'options' else None)
 
 
 def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
@@ -257,7 +266,9 @@ def _check_file(subject: Subject, max_voxels: int | None, edited: bool) -> Verdi
             )
     else:
         checks = sparse_structure.check_portable(subject.model)
-        same = differences(subject.model, to_onnx(subject.expected, form=subject.options.form))
+        done = stored_fact(subject.model, subject.path, 'edits', '[]')
+        fresh = edits.repeat(to_onnx(subject.expected, form=subject.options.form), done)
+        same = differences(subject.model, fresh) or told_otherwise(subject.model, fresh)
     nodes = size(subject.model)
     graph = (
         GraphResult('', nodes, False, by_inputs=EDITED)
@@ -270,11 +281,24 @@ def _check_file(subject: Subject, max_voxels: int | None, edited: bool) -> Verdi
     }
     hashes, notes = hash_checks(deployment, written, graph.equal)
     overrides = stored_fact(subject.model, subject.path, 'options').get('cfg_options') or {}
-    settings = settings_check(deployment.cfg, overrides)
-    verdict.graphs, verdict.structure = [graph], [*checks, *hashes, settings]
+    checks += [*hashes, settings_check(deployment.cfg, overrides), _says_check(subject)]
+    verdict.graphs, verdict.structure = [graph], checks
     verdict.structure += [subject.ranges] * (subject.ranges is not None)
     verdict.notes += notes
     return verdict
+
+
+def _says_check(subject: Subject) -> Check:
+    """Check that a file says of itself what config and options say; runtimes take its word for voxels."""
+    facts = metadata_props(subject.deployment, subject.options)
+    wrong = [
+        f'{name}: the file says {said}'
+        for name in ('form', 'voxels')
+        if (said := stored_fact(subject.model, subject.path, name)) != json.loads(facts[PREFIX + name])
+    ]
+    if subject.options.int8_fp16_io and subject.options.precision != 'int8':
+        wrong.append('options: int8_fp16_io goes with precision int8')
+    return Check('form and voxels as in the config', not wrong, '; '.join(wrong)[:300])
 
 
 def _facts(subject: Subject) -> dict[str, Any]:
@@ -351,7 +375,7 @@ class _Dialect:
         reference = run_reference(self.subject, voxels)
         try:
             return self._compare(voxels, reference)
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             row = failed_row(
                 'dense map', f'the graph cannot be run: {one_line(error)[:200]}', reference.dense
             )
