@@ -104,7 +104,7 @@ class Metadata:
             spec=GraphSpec.from_json(values['spec']),
             classes=tuple(values['classes']),
             preprocess=rule,
-            postprocess=checked_facts(values['postprocess'], values['family'], values['classes'], path),
+            postprocess=checked_facts(values['postprocess'], values['family'], path),
             options=Facts(values['options'], f'{path}: {PREFIX}options'),
         )
         return cls(**values)

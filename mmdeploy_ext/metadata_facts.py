@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.metadata_entries import Facts, check_entry, damaged
+from mmdeploy_ext.metadata_entries import Facts, check_entry
 from mmdeploy_ext.metadata_schema import COUNT, FLAG, FRACTION, LIMIT, POSITIVE
 from mmdeploy_ext.schema import Mismatch, exactly, items, maybe, number, one_of, record, text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 RANGE = exactly(6, number())
 CODER = record(
@@ -125,22 +125,12 @@ POSTPROCESS = dict(
 )
 
 
-def checked_facts(facts: dict[str, Any], family: str, classes: Sequence[str], path: object) -> Facts:
+def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
     """Return the facts of a file; a family that ships no runtime has any.
-
-    Args:
-        facts: the entry.
-        family: of the file.
-        classes: of the file, as many as the facts say, or none.
-        path: the file, for the message.
 
     Raises:
         ModelFileError: the message names the key.
     """
     if family in POSTPROCESS:
         check_entry(facts, 'postprocess', path, POSTPROCESS[family])
-        count = facts.get('num_classes', len(classes))
-        count = sum(count) if isinstance(count, list) else count
-        if classes and len(classes) != count:
-            raise damaged(path, 'classes', f'has {len(classes)} names, and num_classes is {count}')
     return Facts(facts, f'{path}: mm2onnx.postprocess')

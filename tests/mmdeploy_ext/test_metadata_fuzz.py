@@ -127,7 +127,6 @@ def test_no_metadata_of_a_runner_are_a_traceback(picture, tmp_path, capsys):
         ('preprocess', ('more',), 1, 'mm2onnx.preprocess: more is not known'),
         ('postprocess', ('iou_threshold',), 2, 'mm2onnx.postprocess: iou_threshold is 2, expected'),
         ('postprocess', ('strides',), [8], 'mm2onnx.postprocess: strides has 1 entries, base_anchors has 5'),
-        ('postprocess', ('num_classes',), 7, 'mm2onnx.classes: has 6 names, and num_classes is 7'),
         ('spec', ('inputs', 0, 'name'), 'picture', 'mm2onnx.spec: inputs are picture, the graph has input'),
         (
             'spec',
