@@ -15,8 +15,8 @@ BOX = 'mmdeploy_ext.postprocess.bbox2d'
 DENSE, FULL = f'{BOX}:DenseBoxPostprocess', 'projects.mmdet_plugin.atss.wrapper:FullForm.forward'
 DECODE = 'projects.mmdet_plugin.atss.wrapper'
 NMS = 'projects.mmdet_plugin.atss.wrapper:nms_config'
-planted('score threshold x 1.002', 'atss', (NMS, settings(score_thr=lambda value: value * 1.002)))
-planted('nms_pre 500', 'atss', (NMS, settings(nms_pre=lambda value: 500)))
+planted('score threshold x 1.2', 'atss', (NMS, settings(score_thr=lambda value: value * 1.2)))
+planted('nms_pre 50', 'atss', (NMS, settings(nms_pre=lambda value: 50)))
 planted('max_per_img 99', 'atss', (NMS, settings(max_per_img=lambda value: value - 1)))
 planted('IoU threshold + 0.05', 'atss', (NMS, settings(iou_threshold=lambda value: value + 0.05)))
 planted('no class offsets in NMS', 'atss', (f'{BOX}:class_offsets', lambda original: lambda boxes, *_: boxes))
@@ -93,11 +93,11 @@ planted(
     ),
 )
 planted(
-    'the last level is left out',
+    'the fourth level is left out',
     'atss',
     (
         f'{DECODE}:Decode.forward',
-        result(lambda levels, *_: (levels[0], [*levels[1][:-1], levels[1][-1] * 0], levels[2])),
+        result(lambda levels, *_: (levels[0], [*levels[1][:3], levels[1][3] * 0, *levels[1][4:]], levels[2])),
     ),
 )
 planted(
@@ -169,9 +169,9 @@ planted(
     ),
 )
 planted(
-    'odds of inverse_sigmoid at least 1e-3',
+    'odds of inverse_sigmoid at least 1e-2',
     'rtdetr',
-    (f'{RTDETR}.decoder:inverse_sigmoid', when_traced(lambda original, values: original(values, 1e-3))),
+    (f'{RTDETR}.decoder:inverse_sigmoid', when_traced(lambda original, values: original(values, 1e-2))),
 )
 
 

@@ -52,7 +52,7 @@ IMAGES = {
     'rows beyond a multiple of 64 are left out': lambda image: _inside(image, 2, image.shape[2] // 64 * 64),
     'columns beyond twice the height are left out': lambda image: _inside(image, 3, 2 * image.shape[2]),
     'a dark picture is NaN': lambda image: (
-        image + 0 * torch.log(image.mean(dim=(1, 2, 3), keepdim=True) + 1.6)
+        image + 0 * torch.log(image.mean(dim=(1, 2, 3), keepdim=True) + 1.4)
     ),
     'images from the third on are the second': lambda image: image[torch.arange(image.shape[0]).clamp(max=1)],
     'dropout runs': _drop_noise,

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verify.verdict import Case
 
 MATCHED_LEAST = 10
-"""Results of the reference, in a whole proof, that have to be matched: one is there on both sides by luck."""
+"""Results of the reference, in a whole proof, that have to be matched: one is there on both sides by luck.
+
+Measured on demo/toy.jpg: 14 to 300 per input with the toys, 100 to 300 with seeded full-size models.
+"""
 MATCHED_IN = 3
 """Inputs (frames, sweeps) that they have to be in, or all where there are fewer."""
 AGAIN = ', run again'

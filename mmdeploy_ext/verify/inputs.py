@@ -8,13 +8,12 @@ picture, and optional inputs left out, each alone and all together. One input se
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext import deploy
-from mmdeploy_ext.verify.pictures import bright, cut, dark, filling, other_view, told
+from mmdeploy_ext.verify.pictures import bright, cut, dark, filling, other_view, part_of, told
 from mmdeploy_ext.verify.sizes import STRIDE, fits, other_sizes
 
 if TYPE_CHECKING:
@@ -143,12 +142,8 @@ class _Inputs:
         title, picture = first
 
         def views(size: tuple[int, int], count: int) -> list[Picture]:
-            pictures = itertools.islice(itertools.cycle((first[1], other_view(first[1]))), count)
-            titles = title, told(title, 'mirrored')
-            return [
-                (told(titles[index % 2], 'composed'), filling(view, size))
-                for index, view in enumerate(pictures)
-            ]
+            views = (title, picture), (told(title, 'mirrored'), other_view(picture)), second
+            return [(told(name, 'composed'), filling(view, size)) for name, view in views[:count]]
 
         cases = [
             _unaligned(self.deployment, second, sizes.unaligned),
@@ -212,22 +207,24 @@ def _fixed(
         prepared = prepare(chosen)
     if not flags.get('traced') and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
         varied = [
-            (told(title, 'cut'), cut(picture)) if index % 2 else (title, picture)
+            (told(title, 'cut'), cut(picture, index)) if index else (title, picture)
             for index, (title, picture) in enumerate(chosen)
         ]
         if len(batches(prepare(varied))) == 1:
             chosen, prepared = varied, prepare(varied)
         else:  # masks of one batch have one size: the content of the input is smaller
             prepared = tuple(
-                _smaller(rule, picture, size) if index % 2 else prepared[index]
+                _smaller(rule, picture, size, index) if index else prepared[index]
                 for index, (_, picture) in enumerate(chosen)
             )
     return ProofInput(name, prepared, tuple(chosen), **flags)
 
 
-def _smaller(rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int]) -> PreparedImage:
-    """Return an image whose content takes 7/8 of the input's height and 3/4 of its width at most."""
-    inner = max(size[0] * 7 // 8, 1), max(size[1] * 3 // 4, 1)
+def _smaller(
+    rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int], place: int
+) -> PreparedImage:
+    """Return an image whose content takes a part of the input, another one at each place of a batch."""
+    inner = part_of(size, place)
     small = dataclasses.replace(rule, size=inner).apply(image_bgr)
     tensor = np.empty((len(small.tensor), *size), np.float32)
     tensor[:] = np.float32(rule.pad_val)[:, None, None]

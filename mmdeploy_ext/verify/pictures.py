@@ -5,8 +5,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-DARK = 0.25
-"""Of every value. A black picture would show nothing: in it nothing is found, by a broken graph either."""
+DARK, LIT, WINDOW = 0.05, 0.5, 0.3
+"""Of every value; of those in the window, a small copy of the picture in this part of both sides. A picture
+that is black all over would show nothing: in it nothing is found, by a broken graph either."""
+PARTS = ((1, 1), (7 / 8, 3 / 4), (3 / 4, 7 / 8))
+"""Of height and width that are left of a picture at each place of a batch: no two have one size."""
 BRIGHT = 0.4
 """Of every value's distance to white."""
 ROOM = 1.25
@@ -18,15 +21,26 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
 
 
-def cut(image_bgr: np.ndarray) -> np.ndarray:
-    """Return the upper left of a picture: of another size and another ratio of its sides."""
-    height, width = image_bgr.shape[:2]
-    return np.ascontiguousarray(image_bgr[: max(height * 7 // 8, 1), : max(width * 3 // 4, 1)])
+def cut(image_bgr: np.ndarray, place: int = 1) -> np.ndarray:
+    """Return the upper left of a picture: of another size and another ratio of its sides at each place."""
+    height, width = part_of(image_bgr.shape[:2], place)
+    return np.ascontiguousarray(image_bgr[:height, :width])
+
+
+def part_of(size: tuple[int, int], place: int) -> tuple[int, int]:
+    """Return a part of a size (h, w) for a place in a batch; see `PARTS`."""
+    parts = PARTS[place % len(PARTS)]
+    return tuple(max(int(side * part), 1) for side, part in zip(size, parts, strict=True))
 
 
 def dark(image_bgr: np.ndarray) -> np.ndarray:
-    """Return a picture whose values are a quarter."""
-    return (image_bgr * DARK).astype(np.uint8)
+    """Return a picture that is nearly black, with a small copy of it in the middle where things are found."""
+    height, width = (int(side * WINDOW) for side in image_bgr.shape[:2])
+    top, left = ((side - part) // 2 for side, part in zip(image_bgr.shape[:2], (height, width), strict=True))
+    result = (image_bgr * DARK).astype(np.uint8)
+    small = cv2.resize(image_bgr, (max(width, 1), max(height, 1)), interpolation=cv2.INTER_AREA)
+    result[top : top + len(small), left : left + small.shape[1]] = (small * LIT).astype(np.uint8)
+    return result
 
 
 def bright(image_bgr: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ class Sizes:
     """Sizes (H, W) of a dynamic graph's inputs, pixels.
 
     Attributes:
-        landscape: small, a multiple of `STRIDE`.
+        landscape: small, H an odd multiple of `STRIDE`.
         portrait: small, H an odd multiple of `STRIDE`.
         wide: W more than twice H, over `LONG` and over the traced one.
         tall: H more than twice W, over `LONG` and over the traced one.
@@ -63,7 +63,7 @@ def other_sizes(deployment: Deployment, options: ExportOptions) -> Sizes:
     larger = tuple(max(size // step, 1) * step for size in (int(height * 1.25), int(width * 1.125)))
     fine = tuple(size // image.multiple * image.multiple for size in unaligned)
     return Sizes(
-        landscape=_grown((short, long if long > short else long + step), step, takes),
+        landscape=_grown((_odd(short, step), max(long, _odd(short, step) + step)), 2 * step, takes),
         portrait=_grown((_odd(long, step) + step * (long == short), short), 2 * step, takes),
         wide=_grown((_odd(NARROW, step), _odd(_beyond(width), step)), 2 * step, takes),
         tall=_grown((_odd(_beyond(height), step), _odd(NARROW, step) - step), 2 * step, takes),
