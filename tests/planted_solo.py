@@ -9,7 +9,7 @@ from planting import arguments, planted, result, settings
 SOLO, MASK = 'projects.mmdet_plugin.solo.wrapper', 'mmdeploy_ext.postprocess.mask'
 MASKS = 'projects.mmdet_plugin.solo.postprocess:mask_config'
 BOTH = 'solov2 decoupled_solo'
-planted('score threshold x 1.002', BOTH, (MASKS, settings(score_thr=lambda value: value * 1.002)))
+planted('score threshold x 1.2', BOTH, (MASKS, settings(score_thr=lambda value: value * 1.2)))
 planted('mask threshold + 0.02', BOTH, (MASKS, settings(mask_thr=lambda value: value + 0.02)))
 planted('filter_thr x 1.02', BOTH, (MASKS, settings(filter_thr=lambda value: value * 1.02)))
 planted('nms_pre halved', BOTH, (MASKS, settings(nms_pre=lambda value: value // 2)))
