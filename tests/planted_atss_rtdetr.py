@@ -169,9 +169,9 @@ planted(
     ),
 )
 planted(
-    'odds of inverse_sigmoid at least 1e-2',
+    'odds of inverse_sigmoid at least 0.1',
     'rtdetr',
-    (f'{RTDETR}.decoder:inverse_sigmoid', when_traced(lambda original, values: original(values, 1e-2))),
+    (f'{RTDETR}.decoder:inverse_sigmoid', when_traced(lambda original, values: original(values, 0.1))),
 )
 
 

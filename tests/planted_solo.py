@@ -11,8 +11,8 @@ MASKS = 'projects.mmdet_plugin.solo.postprocess:mask_config'
 BOTH = 'solov2 decoupled_solo'
 planted('score threshold x 1.2', BOTH, (MASKS, settings(score_thr=lambda value: value * 1.2)))
 planted('mask threshold + 0.02', BOTH, (MASKS, settings(mask_thr=lambda value: value + 0.02)))
-planted('filter_thr x 1.02', BOTH, (MASKS, settings(filter_thr=lambda value: value * 1.02)))
-planted('nms_pre halved', BOTH, (MASKS, settings(nms_pre=lambda value: value // 2)))
+planted('filter_thr x 1.2', BOTH, (MASKS, settings(filter_thr=lambda value: value * 1.2)))
+planted('a tenth of nms_pre', BOTH, (MASKS, settings(nms_pre=lambda value: value // 10)))
 planted('max_per_img 99', BOTH, (MASKS, settings(max_per_img=lambda value: value - 1)))
 planted('sigma of the kernel + 5 %', BOTH, (MASKS, settings(sigma=lambda value: value * 1.05)))
 planted(

@@ -70,7 +70,6 @@ def test_another_number_of_classes_is_refused(bench, good):
         ('--shape 200 256', ['--shape 200 256', 'multiples of 32']),
         ('--shape 32 64', ['42 tokens for num_queries=60', 'larger']),
         ('--opset-version 15', ['--opset-version 15', '16 to 20']),
-        ('--exporter dynamo', ['--exporter dynamo', 'torchscript']),
         ('--postprocess decode', ['--postprocess decode', 'full, raw']),
         ('--dynamic-export --dynamic-batch', ['--dynamic-batch', '--dynamic-export', 'choose one']),
         ('--layout fork', ['--layout fork', "'rtdetr' has no such option"]),

@@ -1,5 +1,6 @@
 """quantize.py on the trained toy ATSS: a file that runners and the test loop take; what is refused."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_the_report_says_what_was_done_and_what_it_costs(int8, exported):
 
 def test_metadata_stay_and_the_file_says_how_it_was_made(int8, exported):
     output, _ = int8
-    assert read_metadata(str(output)) == read_metadata(exported)
+    assert dataclasses.replace(read_metadata(str(output)), edits=()) == read_metadata(exported)
     props = {entry.key: entry.value for entry in onnx.load(output).metadata_props}
     assert (props['int8.activations'], props['int8.weights']) == ('uint8', 'int8 per channel')
     assert props['int8.images'] == '8'

@@ -258,7 +258,6 @@ def test_a_dump_is_compared_with_ties_as_ties_and_nothing_else_as_harmless(toy, 
     (dict(form='decode'), 'postprocess decode'),
     (dict(opset=15), 'opset-version 15.*expected 16 to 20'),
     (dict(height=200), 'multiples of 32'),
-    (dict(exporter='dynamo', opset=18, dynamic=False), 'exporter dynamo'),
     (dict(height=32, width=64), '42 tokens for num_queries=60'),
     (dict(max_candidates=5), "'rtdetr' has no such option"),
 ])
