@@ -127,9 +127,9 @@ POINT = 'projects.mmdet3d_plugin.centerpoint'
 RULE, HEAD = f'{POINT}.export:box_rule', f'{POINT}.wrapper:DenseHead.forward'
 BOXES = 'mmdeploy_ext.runtime.centerpoint_boxes'
 planted('score threshold x 1.02', 'centerpoint', (RULE, settings(score_threshold=lambda value: value * 1.02)))
-planted('IoU threshold + 0.05', 'centerpoint', (RULE, settings(nms_thr=lambda value: value + 0.05)))
+planted('IoU threshold + 0.3', 'centerpoint', (RULE, settings(nms_thr=lambda value: value + 0.3)))
 planted('post_max_size one less', 'centerpoint', (RULE, settings(post_max_size=lambda value: value - 1)))
-planted('max_num halved', 'centerpoint', (RULE, settings(max_num=lambda value: value // 2)))
+planted('a twentieth of max_num', 'centerpoint', (RULE, settings(max_num=lambda value: value // 20)))
 
 
 def _turned(original: Callable) -> Callable:
