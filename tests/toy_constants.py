@@ -14,7 +14,8 @@ if __name__ == '__main__':
 import onnx  # noqa: E402
 
 from mmdeploy_ext import deploy  # noqa: E402
-from mmdeploy_ext.graph.constants import constants  # noqa: E402
+from mmdeploy_ext.graph.constants import tensor_values  # noqa: E402
+from mmdeploy_ext.graph.index import all_tensors  # noqa: E402
 
 IMAGES = {
     'atss': dict(dynamic=True),
@@ -40,8 +41,8 @@ def digest(name: str) -> str:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for path in _export(name, Path(folder)):
-            for constant in constants(onnx.load(path)):
-                array = constant.array
+            for tensor in all_tensors(onnx.load(path)):
+                array = tensor_values(tensor)
                 values = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
                 found.append(f'{array.dtype.str} {array.shape} '.encode() + values)
     return hashlib.sha256(b'\n'.join(sorted(found))).hexdigest()

@@ -331,7 +331,7 @@ def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
     from mmdeploy_ext.sparse import deploy
     from mmdeploy_ext.sparse.contract import load_model
     from mmdeploy_ext.verify.provenance import missing_overrides
-    from mmdeploy_ext.verify.sparse_proof import file_options, stored_fact
+    from mmdeploy_ext.verify.sparse_subject import file_options, stored_fact
 
     model = load_model(args.output_file)
     file_options(model, args.output_file)

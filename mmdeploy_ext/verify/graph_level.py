@@ -13,8 +13,8 @@ from mmdeploy_ext.cli import one_line
 from mmdeploy_ext.errors import Mm2OnnxError
 from mmdeploy_ext.graph import edits, same
 from mmdeploy_ext.metadata import GRAPH_RULES, PREFIX, Metadata
+from mmdeploy_ext.verify.graph_result import EDITED, GraphResult
 from mmdeploy_ext.verify.older import brought_near
-from mmdeploy_ext.verify.verdict import EDITED, GraphResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

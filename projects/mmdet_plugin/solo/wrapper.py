@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 Maps = list[torch.Tensor]
 UPSAMPLING = 2
 """Mask branches of SOLO and Decoupled SOLO predict on maps twice the size of their level."""
-FOLDING = 1e-6
-"""By how much coordinates may differ that an exporter folded: it computes them in another order."""
 
 
 class Coordinates(nn.Module):
@@ -44,20 +41,6 @@ class Coordinates(nn.Module):
     def _line(size: int, like: torch.Tensor) -> torch.Tensor:
         steps = torch.arange(size, dtype=like.dtype, device=like.device)
         return steps * (2 / steps[-1:].clamp(min=1)) - 1
-
-
-def is_coordinates(array: np.ndarray) -> bool:
-    """Return whether an array is what `Coordinates` computes for its own size.
-
-    That is both channels (B, 2, h, w), x or y alone (B, 1, h, w), or the counted pixels of a line (w,).
-    """
-    if array.ndim == 1:
-        return np.array_equal(array, np.arange(len(array)))
-    if array.ndim != 4 or array.shape[1] not in (1, 2):
-        return False
-    place = Coordinates()(torch.empty(array.shape)).numpy()
-    channels = [place] if array.shape[1] == 2 else [place[:, :1], place[:, 1:]]
-    return any(np.allclose(array, expected, rtol=0, atol=FOLDING) for expected in channels)
 
 
 def resize(features: torch.Tensor, size: Sequence[int] | int) -> torch.Tensor:

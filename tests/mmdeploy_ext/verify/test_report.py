@@ -17,9 +17,10 @@ from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.verify import report
 from mmdeploy_ext.verify.compare import compare_tensors
+from mmdeploy_ext.verify.graph_result import GraphResult
 from mmdeploy_ext.verify.table import failure_reasons, next_command, print_verdict
 from mmdeploy_ext.verify.tasks.bbox2d import match_detections
-from mmdeploy_ext.verify.verdict import Case, Check, GraphResult, MetricRow, PicturePair, Verdict
+from mmdeploy_ext.verify.verdict import Case, Check, MetricRow, PicturePair, Verdict
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'
 NAMES = [f'{kind}_{level}' for kind in ('cls_score', 'bbox_pred', 'centerness') for level in range(5)]

@@ -10,10 +10,11 @@ from test_report import EVIL, Page
 
 from mmdeploy_ext.verify import report
 from mmdeploy_ext.verify.drift_plot import drift_plot, match_shares, match_strip
+from mmdeploy_ext.verify.graph_result import GraphResult
 from mmdeploy_ext.verify.sequence import Bars, run_modes
 from mmdeploy_ext.verify.synthetic_drive import Drive
 from mmdeploy_ext.verify.table import failure_reasons
-from mmdeploy_ext.verify.verdict import Case, Check, FramePair, GraphResult, Verdict
+from mmdeploy_ext.verify.verdict import Case, Check, FramePair, Verdict
 from toy_stepper import FACTS, SPEC, Altered, ToyStepper
 
 FRAMES = list(Drive(frames=12, size=(8, 24), cameras=6))
