@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.metadata import Metadata
     from mmdeploy_ext.spec import GraphSpec, TensorSpec
 
-JUDGED = ('groups', 'compare', 'unused', 'default')
+JUDGED = ('groups', 'compare', 'unused', 'default', 'single', 'smallest', 'multiple', 'positive')
 """Fields of a tensor's contract by which a proof judges; sizes, types and words for people are not."""
 
 
