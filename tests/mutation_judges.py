@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import shutil
+import unittest.mock
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.errors import Mm2OnnxError
 from mmdeploy_ext.metadata import read_metadata
-from mmdeploy_ext.verify import ladder, sequence, sweeps
+from mmdeploy_ext.verify import ladder, sequence, sparse_subject, sweeps
 from mmdeploy_ext.verify.cases import run_cases
 from mmdeploy_ext.verify.enough import whole_reasons
 from mmdeploy_ext.verify.references import references
 from mmdeploy_ext.verify.sequence_pair import run_modes
 from mmdeploy_ext.verify.sequence_shift import NearOrigin
 from mutation_toys import IMAGES, Frames, Pictures, Toy
-from planting import replaced, result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,9 +59,15 @@ class Judges:
         if isinstance(self.toy, Pictures):
             return level_1_reasons(ladder.check_file(self.toy.deployment, *paths, IMAGES[0][1])[0])
         if isinstance(self.toy, Frames):
-            return level_1_reasons(sequence.check_files(self.toy.deployment, paths, {})[0])
-        with replaced('mmdeploy_ext.verify.sparse_proof:proof_sets', result(lambda sets, *_: sets[:1])):
-            return level_1_reasons(self.toy.prove(paths))
+            with unittest.mock.patch.object(self.toy.deployment.family, 'graphs', self.graphs_once):
+                return level_1_reasons(sequence.check_files(self.toy.deployment, paths, {})[0])
+        subject = sparse_subject.subject_of(self.toy.deployment, *paths, None)
+        return level_1_reasons(sparse_subject.check_file(subject, None, False))
+
+    @functools.cached_property
+    def graphs_once(self) -> Callable[..., list[Any]]:
+        """What gives the graphs of a model of frames, which its files are compared with; made once."""
+        return functools.cache(self.toy.deployment.family.graphs)
 
     def _by_inputs(self, paths: list[str]) -> list[str]:
         if isinstance(self.toy, Pictures):
