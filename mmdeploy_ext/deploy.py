@@ -167,13 +167,18 @@ def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Fam
     """
 
     def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
-        _check_options(options, cfg, family, model)
+        check_options(options, cfg, family, model)
         check_writable(output_file)
 
     return check
 
 
-def _check_options(options: ExportOptions, cfg: Any, family: Family, model: torch.nn.Module) -> None:
+def check_options(options: ExportOptions, cfg: Any, family: Family, model: torch.nn.Module) -> None:
+    """Refuse options that no export of a model has.
+
+    Raises:
+        UsageError: names the option as it is typed.
+    """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     if resolved.batch < 1:
         raise UsageError(f'--batch-size {options.batch}: expected a positive number')

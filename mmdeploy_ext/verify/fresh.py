@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import deploy
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
 from mmdeploy_ext.verify.older import bias_magnitudes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     import onnx
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
 REPEATED = {QUANTISE: quantise_again}
 """Commands beyond those of graph.py that can be done again."""
+
+
+@contextlib.contextmanager
+def options_of(path: str) -> Iterator[None]:
+    """Turn the refusal of an option into an error of the file that says that it was exported with it."""
+    try:
+        yield
+    except UsageError as error:
+        raise ModelFileError(
+            f'{path}: its options are none of an export: {error}; export it again'
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,6 +154,8 @@ def check_file(
             f'{path}: says that its form is {metadata.form!r} and that it was exported as {options.form!r}; '
             f'export it again'
         )
+    with fresh.options_of(path):
+        deploy.check_options(options, deployment.cfg, deployment.family, deployment.model)
     reference = fresh.of_images(deployment, options, metadata, image_bgr)
     graph = judge(model, metadata, reference, edited=edited)
     hashes, notes = hash_checks(deployment, hashes_of(metadata), graph.equal)

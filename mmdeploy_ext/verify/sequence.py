@@ -16,6 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from mmdeploy_ext.cli import stderr
 from mmdeploy_ext.errors import ModelFileError
 from mmdeploy_ext.files import sha256_file
+from mmdeploy_ext.precision import check_precision
 from mmdeploy_ext.spec import GraphSpec
 from mmdeploy_ext.verify import fresh, half
 from mmdeploy_ext.verify.enough import too_few
@@ -202,6 +203,13 @@ def check_files(
     metadata = [entry for _, entry in files]
     verdict = Verdict(subject=subject_of(deployment, paths, metadata, engine))
     options = SequenceOptions.from_json(metadata[0].options)
+    for path, entry in zip(paths, metadata, strict=True):
+        if entry.options != metadata[0].options:
+            raise ModelFileError(
+                f'{path}: is of another export than {paths[0]} (options differ); export again'
+            )
+    with fresh.options_of(paths[0]):
+        check_precision(options.precision, options.fp16_io, options.keep_fp32)
     asked = fresh.exported_with(options, metadata[0])
     graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, asked)}
     for model, entry in files:
