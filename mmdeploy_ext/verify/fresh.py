@@ -11,7 +11,7 @@ from mmdeploy_ext import deploy
 from mmdeploy_ext.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
-from mmdeploy_ext.verify.older import bias_magnitudes
+from mmdeploy_ext.verify.older import Rounding, rounding_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,14 +46,14 @@ class Reference:
     Attributes:
         export: returns a fresh export by the options of the file.
         edits: commands that changed the file, and that `fresh` does again.
-        magnitudes: see `older.brought_near`, for files of older rules.
+        rounding: returns what constants of files of older rules are judged by.
         network: returns the names of the tensors between network and post-processing in a fresh export;
             none where the graph has no post-processing.
     """
 
     export: Callable[[], onnx.ModelProto]
     edits: tuple[Mapping[str, Any], ...] = ()
-    magnitudes: Callable[[], Mapping[str, np.ndarray]] = dict
+    rounding: Callable[[], Rounding] = Rounding
     network: Callable[[], Sequence[str]] = tuple
 
     def fresh(self) -> onnx.ModelProto:
@@ -88,7 +88,7 @@ def of_images(
     return Reference(
         export,
         metadata.edits,
-        lambda: bias_magnitudes(deployment.model),
+        lambda: rounding_of(deployment.model),
         lambda: stages()[0].outputs if len(stages()) > 1 else (),
     )
 
@@ -116,7 +116,7 @@ def of_graph(
             deployment.keep(key, export_graph(graph, chosen, deployment.family.keep_fp32))
         return deployment.exports[key]
 
-    return Reference(export, metadata.edits, lambda: bias_magnitudes(deployment.model))
+    return Reference(export, metadata.edits, lambda: rounding_of(deployment.model))
 
 
 def exported_with(

@@ -45,7 +45,7 @@ def judge(
     mine, other = same.signature(model), same.signature(fresh)
     note = ''
     if not mine.equals(other) and metadata.rules < GRAPH_RULES:
-        model, near = brought_near(model, fresh, reference.magnitudes())
+        model, near = brought_near(model, fresh, reference.rounding())
         mine, note = same.signature(model), near.text and f'graph rules {metadata.rules}: {near.text}'
     if told := told_otherwise(model, fresh):
         return GraphResult(name, mine.size, False, tuple(told), note=note)

@@ -16,6 +16,7 @@ from mmdeploy_ext.files import read_json
 from mmdeploy_ext.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.preprocess import read_image
 from mmdeploy_ext.verify.ladder import check_file
+from mmdeploy_ext.verify.older import Rounding, brought_near, content
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 OTHER_CPU = REPO.parent / 'shared/data/other_cpu'
@@ -97,6 +98,19 @@ def test_files_of_older_rules_may_differ_by_rounding_alone(deployment, path, tmp
     assert graph.equal == passed
     said = f'graph rules 1: 1 constants differ by rounding ({ulps} at most'
     assert (said in graph.text) == passed
+
+
+def test_what_is_computed_from_parameters_is_judged_by_its_largest_value():
+    """And a weight by each value: the same change of a small one is refused there."""
+    computed = np.float32([1e-4, 2.0])
+    changed = computed + np.float32([4e-7, 0])
+    files = [
+        helper.make_model(helper.make_graph([], 'g', [], [], [numpy_helper.from_array(array, 'c')]))
+        for array in (changed, computed)
+    ]
+    weight = Rounding(weights=frozenset([content(computed)]))
+    assert brought_near(*files, Rounding())[1].count == 1
+    assert brought_near(*files, weight)[1].count == 0
 
 
 def test_a_file_of_rules_1_whose_post_processing_is_another_is_judged_by_inputs(deployment, path, tmp_path):
