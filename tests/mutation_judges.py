@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.proof.verdict import Case, Verdict
+    from mmdeploy_ext.proof.results import Case
+    from mmdeploy_ext.proof.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
 
     Judge = Callable[[list[str]], list[str]]

@@ -166,8 +166,8 @@ def show(
         0, or 1 when they are not.
     """
     from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.proof.pairs import SweepPair
     from mmdeploy_ext.proof.tasks import points3d
-    from mmdeploy_ext.proof.verdict import SweepPair
     from mmdeploy_ext.runtime.draw import encode_png
     from mmdeploy_ext.runtime.draw3d import Layer
 

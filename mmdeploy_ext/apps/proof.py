@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.proof.verdict import PicturePair
+    from mmdeploy_ext.proof.pairs import PicturePair
 
 DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
 MAX_IMAGES = 8

@@ -259,8 +259,8 @@ def picture(
         score_thr: boxes below are left out.
     """
     from mmdeploy_ext.proof.levels.sequence import pictures_bgr
+    from mmdeploy_ext.proof.pairs import FramePair
     from mmdeploy_ext.proof.tasks.bbox3d import draw_pair
-    from mmdeploy_ext.proof.verdict import FramePair
     from mmdeploy_ext.runtime.draw3d import Layer, compare_picture
 
     images = pictures_bgr(frame.images, rule)

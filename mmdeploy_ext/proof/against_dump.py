@@ -9,8 +9,8 @@ from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.proof import half
+from mmdeploy_ext.proof.results import Case
 from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.proof.verdict import Case
 from mmdeploy_ext.runtime.detections import results_from_padded
 
 if TYPE_CHECKING:

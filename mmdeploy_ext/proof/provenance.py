@@ -10,7 +10,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.proof.verdict import Check
+from mmdeploy_ext.proof.results import Check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

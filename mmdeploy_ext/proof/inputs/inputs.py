@@ -220,9 +220,7 @@ def _fixed(
     return ProofInput(name, prepared, tuple(chosen), **flags)
 
 
-def _smaller(
-    rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int], place: int
-) -> PreparedImage:
+def _smaller(rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
     """Return an image whose content takes a part of the input, another one at each place of a batch."""
     inner = part_of(size, place)
     small = dataclasses.replace(rule, size=inner).apply(image_bgr)

@@ -11,20 +11,21 @@ A `Reference` is computed once; any number of files of the same model can be jud
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.compare.tensors import compare_tensors, same_bits, without_ties
+from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines import ENGINE_TITLES
 from mmdeploy_ext.proof import full_form, half
-from mmdeploy_ext.proof.enough import AGAIN
+from mmdeploy_ext.proof.levels.run_twice import FAILURES, nothing_found, run_twice
+from mmdeploy_ext.proof.pairs import PicturePair
+from mmdeploy_ext.proof.results import Case, DetectionRow
 from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.proof.verdict import Case, DetectionRow, PicturePair
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -56,37 +57,18 @@ def run_cases(known: Iterable[Reference], backend: Backend) -> Iterator[Case]:
 
 
 def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[PicturePair]]:
-    """Give one input to an engine twice and compare tensors and results with the reference.
-
-    An engine that fails, and outputs that cannot be post-processed, are a failed case, not an exception.
-
-    Returns:
-        One case, or two where the second run did not give the same bits; pictures of the first.
-    """
+    """Give one input to an engine twice and compare tensors and results with the reference."""
     names = backend.metadata.spec.input_names
     feeds = {name: reference.feeds[name] for name in names if name in reference.feeds}
     reference.engine_seconds = []
-    runs = [_outputs(reference, backend, feeds)]
-    case, pairs = judge_outputs(reference, backend, runs[0])
-    if isinstance(runs[0], Exception):
-        return [case], pairs
-    runs.append(_outputs(reference, backend, feeds))
-    if not isinstance(runs[1], Exception) and same_bits(*runs):
-        return [case], pairs
-    again, _ = judge_outputs(reference, backend, runs[1])
-    return [case, dataclasses.replace(again, name=again.name + AGAIN)], pairs
 
-
-def _outputs(
-    reference: Reference, backend: Backend, feeds: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray] | Exception:
-    start = time.perf_counter()
-    try:
+    def run() -> Mapping[str, np.ndarray]:
+        start = time.perf_counter()
         outputs = backend.infer(feeds)
-    except (ValueError, IndexError) as error:
-        return error
-    reference.engine_seconds.append(time.perf_counter() - start)
-    return outputs
+        reference.engine_seconds.append(time.perf_counter() - start)
+        return outputs
+
+    return run_twice(run, functools.partial(judge_outputs, reference, backend))
 
 
 def judge_outputs(
@@ -111,9 +93,9 @@ def judge_outputs(
         found = deployment.family.detections(metadata, outputs, reference.feeds)
         if len(found) != len(expected):
             raise ShapeError(f'got results of {len(found)} images, expected {len(expected)}')
-    except (ValueError, IndexError) as error:
+    except FAILURES as error:
         titles = [title for title, _ in proof_input.sources]
-        failed = tuple(_failed(title, wanted, error) for title, wanted in zip(titles, expected, strict=True))
+        failed = tuple(map(nothing_found, titles, expected, [error] * len(titles)))
         return dataclasses.replace(case, tensors=rows, detections=failed), []
     detections = match_images(reference, metadata, found, bars)
     if bars and not rows:
@@ -196,12 +178,6 @@ def _tensor_rows(
     outputs = without_ties(expected, outputs, reference.harmless(**own), slack)
     rows = compare_tensors(expected, outputs, metadata.spec)
     return tuple(half.judge(rows, bars.cosine) if bars else rows)
-
-
-def _failed(title: str, wanted: Detections, error: Exception) -> DetectionRow:
-    """Return the row of an image whose outputs gave no detections at all."""
-    reason = f'no detections: {one_line(error)[:200]}'
-    return DetectionRow(title, len(wanted), 0, len(wanted), 0, 0.0, 1.0, False, reason, broken=True)
 
 
 def _pictures(reference: Reference, found: Sequence[Any], engine: str) -> list[PicturePair]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from mmdeploy_ext.evaluate.detector import BackendDetector
 from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, evaluate, run_loop
 from mmdeploy_ext.proof.half import bars_of, precision_of
-from mmdeploy_ext.proof.verdict import MetricRow
+from mmdeploy_ext.proof.results import MetricRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.proof.verdict import SequenceRow
+    from mmdeploy_ext.proof.results import SequenceRow
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
 
 UTM_M = 7e5, 4e6, 500.0

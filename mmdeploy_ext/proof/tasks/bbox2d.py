@@ -14,8 +14,9 @@ from mmdeploy_ext.runtime.draw import FONT, draw_detections
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.proof.pairs import PicturePair
+    from mmdeploy_ext.proof.results import DetectionRow
     from mmdeploy_ext.proof.tasks.matching import Pairing
-    from mmdeploy_ext.proof.verdict import DetectionRow, PicturePair
     from mmdeploy_ext.runtime.detections import Detections
 
 IOU_BAR = 0.999

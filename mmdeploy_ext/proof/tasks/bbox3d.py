@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.proof.results import DetectionRow
 from mmdeploy_ext.proof.tasks import matching
-from mmdeploy_ext.proof.verdict import DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmdeploy_ext.proof.pairs import FramePair, SweepPair
     from mmdeploy_ext.proof.tasks.matching import Pairing
-    from mmdeploy_ext.proof.verdict import FramePair, SweepPair
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.draw3d import Layer
 

@@ -19,8 +19,9 @@ from mmdeploy_ext.runtime.draw import draw_instances
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.proof.pairs import PicturePair
+    from mmdeploy_ext.proof.results import DetectionRow
     from mmdeploy_ext.proof.tasks.matching import Pairing
-    from mmdeploy_ext.proof.verdict import DetectionRow, PicturePair
 
 SCORE_THR = 0.1
 IOU_BAR = 0.995

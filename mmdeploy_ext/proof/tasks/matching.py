@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.proof.verdict import DetectionRow
+from mmdeploy_ext.proof.results import DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

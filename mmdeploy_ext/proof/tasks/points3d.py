@@ -11,7 +11,7 @@ from mmdeploy_ext.proof.tasks.bbox3d import SCORE_THR, layers_of, match_detectio
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.proof.verdict import SweepPair
+    from mmdeploy_ext.proof.pairs import SweepPair
     from mmdeploy_ext.runtime.draw3d import Layer
 
 __all__ = ['SCORE_THR', 'draw_layers', 'draw_pair', 'fit_pair', 'match_detections']

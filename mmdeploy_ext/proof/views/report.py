@@ -22,7 +22,8 @@ from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.proof.verdict import FramePair, PicturePair, Verdict
+    from mmdeploy_ext.proof.pairs import FramePair, PicturePair
+    from mmdeploy_ext.proof.verdict import Verdict
 
 TEMPLATE = 'report.html.j2'
 OPEN_ROWS = 40

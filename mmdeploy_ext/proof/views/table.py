@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.compare.rows import TensorRow
-    from mmdeploy_ext.proof.verdict import Case, DetectionRow, MetricRow, SequenceRow, Verdict
+    from mmdeploy_ext.proof.results import Case, DetectionRow, MetricRow, SequenceRow
+    from mmdeploy_ext.proof.verdict import Verdict
 
 MAX_ROWS = 20
 """A case with more rows shows the worst per kind; the JSON file has them all."""

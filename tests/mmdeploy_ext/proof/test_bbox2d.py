@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmdeploy_ext.proof.pairs import PicturePair
 from mmdeploy_ext.proof.tasks.bbox2d import draw_pair, fit_pair, match_detections
-from mmdeploy_ext.proof.verdict import PicturePair
 from mmdeploy_ext.runtime.detections import Detections
 
 

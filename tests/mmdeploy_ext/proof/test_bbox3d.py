@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mmdeploy_ext.proof.pairs import FramePair
 from mmdeploy_ext.proof.tasks import task_module
 from mmdeploy_ext.proof.tasks.bbox3d import draw_pair, match_detections
 from mmdeploy_ext.proof.tasks.matching import maximum_matching
-from mmdeploy_ext.proof.verdict import FramePair
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 

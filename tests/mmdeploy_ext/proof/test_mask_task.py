@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.compare.tensors import without_ties
+from mmdeploy_ext.proof.pairs import PicturePair
 from mmdeploy_ext.proof.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
-from mmdeploy_ext.proof.verdict import PicturePair
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.draw import draw_instances
 

@@ -16,8 +16,10 @@ from rich.console import Console
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proof.levels.graph_result import GraphResult
+from mmdeploy_ext.proof.pairs import PicturePair
+from mmdeploy_ext.proof.results import Case, Check, MetricRow
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from mmdeploy_ext.proof.verdict import Case, Check, MetricRow, PicturePair, Verdict
+from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
 from mmdeploy_ext.proof.views.table import failure_reasons, next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections

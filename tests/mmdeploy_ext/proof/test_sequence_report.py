@@ -11,7 +11,9 @@ from test_report import EVIL, Page
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
 from mmdeploy_ext.proof.levels.graph_result import GraphResult
 from mmdeploy_ext.proof.levels.sequence import Bars, run_modes
-from mmdeploy_ext.proof.verdict import Case, Check, FramePair, Verdict
+from mmdeploy_ext.proof.pairs import FramePair
+from mmdeploy_ext.proof.results import Case, Check
+from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
 from mmdeploy_ext.proof.views.table import failure_reasons

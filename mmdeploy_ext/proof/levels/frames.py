@@ -1,0 +1,115 @@
+"""What proofs of models of several graphs share, with a memory or without: the files of one export, steppers."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.precision import check_precision
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.proof import fresh, half
+from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
+from mmdeploy_ext.proof.levels.run_twice import Timed, medians
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.families.sequence import Graph
+    from mmdeploy_ext.runtime.frames import Stepper
+
+
+class FramesProof(ExportedProof):
+    """A proof of the files of one export.
+
+    Attributes:
+        asked_for: options of the export.
+    """
+
+    unit = 'frame'
+
+    def read(self, path: str) -> ExportedFile:
+        """See `Proof.read`."""
+        file = super().read(path)
+        return ExportedFile(path, file.model, file.metadata, file.metadata.form)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Proof.facts`."""
+        from mmdeploy_ext.engines import ENGINE_TITLES
+
+        options = self.metadata[-1].options
+        return dict(
+            files={Path(path).name: sha256_file(path)[:16] for path in self.paths},
+            contract=options.get('contract', ''),
+            precision=precision_of_all(self.metadata),
+            engine=ENGINE_TITLES.get(self.engine_kind, self.engine_kind),
+            **super().facts(),
+        )
+
+    @functools.cached_property
+    def asked_for(self) -> SequenceOptions:
+        """What all files say that they were exported with."""
+        first = self.files[0]
+        for file in self.files:
+            if file.metadata.options != first.metadata.options:
+                raise ModelFileError(
+                    f'{file.path}: is of another export than {first.path} (options differ); export again'
+                )
+        options = SequenceOptions.from_json(first.metadata.options)
+        with fresh.options_of(first.path):
+            check_precision(options.precision, options.fp16_io, options.keep_fp32)
+        return options
+
+    @functools.cached_property
+    def graphs(self) -> dict[str, Graph]:
+        """The graphs of the model with these options, by name."""
+        asked = fresh.exported_with(self.asked_for, self.metadata[0])
+        return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, asked)}
+
+    def fresh(self, file: ExportedFile) -> fresh.Reference:
+        """See `ExportedProof.fresh`."""
+        return fresh.of_graph(self.deployment, self.asked_for, file.metadata, self.graphs.get(file.name))
+
+    def promised(self, file: ExportedFile) -> tuple[Any, GraphSpec | None]:
+        """See `ExportedProof.promised`."""
+        graph = self.graphs.get(file.name)
+        return self.deployment.rule, graph.spec if graph else None
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """See `Proof.start`."""
+        self.show_half()
+        self.spec = output_spec(self.metadata)
+        self.reference = Timed(self.deployment.family.reference(self.deployment.model))
+        self.runner = self.open_runner(stack)
+
+    def open_runner(self, stack: contextlib.ExitStack) -> Timed:
+        """Return the files on the engine; its sessions, if it has any, are closed with the stack."""
+        runner: Stepper = self.deployment.family.runner(self.paths, self.engine)
+        owner = getattr(runner, 'runtime', runner)
+        if hasattr(owner, 'close'):
+            stack.callback(owner.close)
+        return Timed(runner)
+
+    def timing(self) -> dict[str, float]:
+        """See `Proof.timing`."""
+        engine, unit = self.verdict.subject['engine'], self.unit
+        seconds = {f'PyTorch ({unit})': self.reference.seconds, f'{engine} ({unit})': self.runner.seconds}
+        return medians(**seconds)
+
+
+def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
+    """Return the outputs of all files of an export together, and which of them are state."""
+    specs = [entry.spec for entry in metadata]
+    outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
+    state = tuple(pair for spec in specs for pair in spec.state)
+    return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
+
+
+def precision_of_all(metadata: Sequence[Metadata]) -> str:
+    """Return what an export is judged as: one file in less than float32 decides for all."""
+    return next((found for entry in metadata if (found := half.precision_of(entry)) != 'fp32'), 'fp32')
