@@ -1,4 +1,4 @@
-"""What proofs of files with `Metadata` share: reading, fresh export, provenance. Sparse backbones have none."""
+"""What proofs of files with `Metadata` share, which sparse backbones have not: fresh export, provenance."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class ExportedProof(Proof):
         file, family = open_file(path), self.deployment.family.name
         if file.metadata.family != family:
             raise ModelFileError(
-                f'{path}: is a model of family {file.metadata.family!r}; {self.deployment.config} is {family!r}'
+                f'{path}: is a model of family {file.metadata.family!r}; {self.deployment.config} is '
+                f'{family!r}'
             )
         return file
 

@@ -1,4 +1,4 @@
-"""What proofs of models of several graphs share, with a memory or without: the files of one export, steppers."""
+"""What proofs of models of several graphs share, with a memory or without: files of one export, steppers."""
 
 from __future__ import annotations
 

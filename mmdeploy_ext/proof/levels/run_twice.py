@@ -1,4 +1,4 @@
-"""One input on an engine, twice: a graph that gives something else in its second run is wrong in one of them."""
+"""One input on an engine, twice: where the second run gives something else, one of both is wrong."""
 
 from __future__ import annotations
 

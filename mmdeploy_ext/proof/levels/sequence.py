@@ -124,8 +124,9 @@ class DriveProof(FramesProof):
         notes += super().notes()
         if self.drive.moved_m:
             notes.append(
-                f'scenes up to {self.drive.moved_m / 1e3:.1f} km out were moved to the origin of the map: no '
-                f"model knows where it is, and PyTorch's memory (float32, global) is coarser with the distance"
+                f'scenes up to {self.drive.moved_m / 1e3:.1f} km out were moved to the origin of the map: '
+                f"no model knows where it is, and PyTorch's memory (float32, global) is coarser with the "
+                f'distance'
             )
         return notes
 

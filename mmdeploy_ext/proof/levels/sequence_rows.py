@@ -1,4 +1,4 @@
-"""What level 4 keeps of the tensors of a drive, frame by frame: their errors, the worst row of each, faults."""
+"""What level 4 keeps of the tensors of a drive: their errors by frame, the worst row of each, faults."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from mmdeploy_ext.proof.levels.sequence_pair import run_pair
 from mmdeploy_ext.runtime.frames import invert_pose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.proof.results import SequenceRow
@@ -42,7 +42,7 @@ class NearOrigin:
         moved_m: the farthest that a scene was moved so far.
     """
 
-    def __init__(self, frames: Iterable[Frame]) -> None:
+    def __init__(self, frames: Collection[Frame]) -> None:
         self.frames, self.moved_m = frames, 0.0
 
     def __iter__(self) -> Iterator[Frame]:
@@ -52,6 +52,10 @@ class NearOrigin:
             if index == 0 or frame.scene_token != scene:
                 scene, offset = frame.scene_token, self._offset(frame)
             yield _moved(frame, -offset) if offset.any() else frame
+
+    def __len__(self) -> int:
+        """Return how many frames there are."""
+        return len(self.frames)
 
     def _offset(self, frame: Frame) -> np.ndarray:
         if np.shape(frame.ego_pose) != (4, 4):

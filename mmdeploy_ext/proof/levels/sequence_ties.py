@@ -81,10 +81,8 @@ def selection(
     if memory is None or any(memory[name].shape[1] < rows for name, _, _ in spec.places):
         return Selection(scores, expected)
     kept = np.concatenate([memory[name][0, :rows] for name, _, _ in spec.places], 1)
-    places = np.concatenate(
-        [np.asarray(outputs[name], np.float64)[-1, 0][:, list(columns)] for _, name, columns in spec.places],
-        1,
-    )
+    places = [outputs[name][-1, 0][:, list(columns)] for _, name, columns in spec.places]
+    places = np.concatenate(places, 1).astype(np.float64)
     distance = np.abs(kept.astype(np.float64)[:, None] - places[None]).max(-1)
     distance[~np.isfinite(distance)] = np.inf
     nearest, index = distance.argmin(1), np.arange(rows)

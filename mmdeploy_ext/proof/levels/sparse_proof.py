@@ -37,9 +37,11 @@ from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.proof.levels.graph_result import GraphResult
     from mmdeploy_ext.sparse.ranges import Ranges
 
 EXACT_RTOL = 1e-4
@@ -53,8 +55,8 @@ DRAWN_VOXELS = 500
 class SparseProof(Proof):
     """A proof of one file, of either target.
 
-    Its samples are real voxels besides the synthetic ones, coordinates in the model's own order; of the engine
-    it takes `threads`.
+    Its samples are real voxels besides the synthetic ones, coordinates in the model's own order. Of the
+    engine's options it takes `threads`.
     """
 
     by_rate = False
@@ -158,13 +160,10 @@ class SparseProof(Proof):
         reference = run_reference(self.subject, one)
         coordinates = one.in_order(self.subject.same_order)
         start = time.perf_counter()
-        dense = attempt(lambda: self.candidate.run(one.features, coordinates))
+        rows = dense = attempt(lambda: self.candidate.run(one.features, coordinates))
         milliseconds = (time.perf_counter() - start) * 1e3
-        rows = (
-            dense
-            if isinstance(dense, Exception)
-            else attempt(lambda: self._rows(reference, dense, coordinates))
-        )
+        if not isinstance(dense, Exception):
+            rows = attempt(lambda: self._rows(reference, dense, coordinates))
         if isinstance(rows, Exception):
             reason = f'the {self.candidate.what_failed}: {one_line(rows)[:200]}'
             return [_case(one, [failed_row('dense map', reason, reference.dense)])], []
