@@ -1,4 +1,4 @@
-"""The order of the packages: each imports only from those before it, and no two files import each other in a ring."""
+"""The order of the packages: each imports only from those before it; no files import each other in a ring."""
 
 import ast
 import functools
