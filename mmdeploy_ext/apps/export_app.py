@@ -264,20 +264,21 @@ def _show(
 
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.engines import build_backend
-    from mmdeploy_ext.proof.ladder import export_options, open_file
     from mmdeploy_ext.proof.levels.cases import run_case
+    from mmdeploy_ext.proof.levels.exported import open_file
+    from mmdeploy_ext.proof.levels.images import export_options
     from mmdeploy_ext.proof.references import references
     from mmdeploy_ext.proof.tasks import task_module
     from mmdeploy_ext.runtime.draw import encode_png
 
-    model, metadata = open_file(path)
+    file = open_file(path)
     shown = onnx.GraphProto()
-    shown.CopyFrom(model.graph)
+    shown.CopyFrom(file.model.graph)
     shown.ClearField('initializer')  # their values would fill the screen
     print(onnx.printer.to_text(shown))
     options = dict(engine)
     with build_backend(options.pop('engine'), path, **options) as backend:
-        traced = references(deployment, export_options(metadata), [image])[0]
+        traced = references(deployment, export_options(file.metadata), [image])[0]
         _, pairs = run_case(traced, backend)
     task = task_module(deployment.family.task)
     for pair in pairs[:1]:

@@ -370,18 +370,18 @@ def _prove(
     from pathlib import Path
 
     from mmdeploy_ext.core.files import write_json
-    from mmdeploy_ext.proof.levels.sparse_proof import prove
+    from mmdeploy_ext.proof.ladder import prove
     from mmdeploy_ext.proof.views.table import print_verdict
 
     verdict, pictures = prove(
         deployment,
         args.output_file,
         sweeps,
+        dict(threads=args.threads),
+        edited=args.edited,
         ranges=ranges,
         max_voxels=args.max_voxels,
         node_list=args.node_list or '',
-        threads=args.threads,
-        edited=args.edited,
     )
     if args.json:
         write_json(args.json, verdict.to_json())

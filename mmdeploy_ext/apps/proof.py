@@ -69,7 +69,7 @@ def run_proof(
     from mmdeploy_ext.proof.ladder import prove
     from mmdeploy_ext.proof.views.table import print_verdict
 
-    verdict, pictures = prove(deployment, path, images, **engine, **claims)
+    verdict, pictures = prove(deployment, path, images, engine, **claims)
     verdict.metrics.extend(metrics)
     written = write_proof(verdict, pictures, deployment, args)
     print_verdict(verdict, cli.stdout())

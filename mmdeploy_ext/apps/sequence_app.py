@@ -181,13 +181,11 @@ def prove(
     Returns:
         0 proven (float16: within its bars), 1 not.
     """
-    from mmdeploy_ext.proof.levels.sequence import prove_sequence
-    from mmdeploy_ext.proof.levels.sweeps import prove_sweeps
+    from mmdeploy_ext.proof.ladder import prove as prove_files
     from mmdeploy_ext.proof.views.table import print_verdict
 
     frames, title = proof_frames(deployment, count)
-    prove_all = prove_sequence if deployment.family.memory else prove_sweeps
-    verdict, pictures = prove_all(deployment, paths, frames, engine, edited=edited)
+    verdict, pictures = prove_files(deployment, paths, frames, engine, edited=edited)
     verdict.notes.append(f'frames: {title}')
     verdict.metrics.extend(metrics)
     written = proof.write_proof(verdict, pictures, deployment, args)

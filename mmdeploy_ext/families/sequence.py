@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
@@ -108,6 +109,14 @@ class SequenceFamily(Family):
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: SequenceOptions) -> list[Graph]:
         """Return the graphs of a contract, in the order in which a frame goes through them."""
+
+    def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
+        """Return what a proof has to know of the memory, where there is one.
+
+        Args:
+            facts: of `postprocess_facts`, as a file has them.
+        """
+        raise NotImplementedError(f'{self.name}: has no memory')
 
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:

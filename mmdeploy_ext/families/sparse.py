@@ -62,6 +62,7 @@ class SparseFamily(Family):
         orders: coordinate orders in which its file is written by the reference exporter, the default first.
     """
 
+    task = 'bev'
     product = BACKBONE
     samples = 'sweeps'
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')

@@ -94,7 +94,7 @@ def _of_images(
     deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
     from mmdeploy_ext.proof.inputs.inputs import proof_inputs
-    from mmdeploy_ext.proof.ladder import export_options
+    from mmdeploy_ext.proof.levels.images import export_options
 
     family, options = deployment.family, export_options(metadata)
     cases = proof_inputs(deployment, options, images)

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from projects.mmdet3d_plugin.common.build import build_without_weights
-from projects.mmdet3d_plugin.streampetr import dumps, samples, spec, wrapper
+from projects.mmdet3d_plugin.streampetr import dumps, proof, samples, spec, wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -138,6 +139,10 @@ class StreamPetrFamily(SequenceFamily):
             topk_proposals=int(head.topk_proposals),
             num_propagated=int(head.num_propagated),
         )
+
+    def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
+        """See `SequenceFamily.memory_spec`."""
+        return proof.memory_spec(facts)
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
         """See `SequenceFamily.frame`."""

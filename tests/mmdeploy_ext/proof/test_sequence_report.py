@@ -10,14 +10,15 @@ from test_report import EVIL, Page
 
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
 from mmdeploy_ext.proof.levels.graph_result import GraphResult
-from mmdeploy_ext.proof.levels.sequence import Bars, run_modes
+from mmdeploy_ext.proof.levels.sequence_pair import run_modes
+from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.proof.pairs import FramePair
 from mmdeploy_ext.proof.results import Case, Check
 from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
 from mmdeploy_ext.proof.views.table import failure_reasons
-from toy_stepper import FACTS, SPEC, Altered, ToyStepper
+from toy_stepper import MEMORY, SPEC, Altered, ToyStepper
 
 FRAMES = list(Drive(frames=12, size=(8, 24), cameras=6))
 
@@ -34,7 +35,7 @@ def broken(stepper, frame, result):
 
 def verdict(candidate=lambda: ToyStepper(noise=1e-7)) -> Verdict:
     candidates = {mode: candidate() for mode in ('teacher', 'free')}
-    rows = run_modes(ToyStepper(), candidates, FRAMES, SPEC, facts=FACTS, bars=Bars(frames=12))
+    rows = run_modes(ToyStepper(), candidates, FRAMES, SPEC, memory=MEMORY, bars=Bars(frames=12))
     teacher = rows['teacher']
     case = Case('teacher-forced', '6x3x8x24', False, teacher.tensors)
     return Verdict(

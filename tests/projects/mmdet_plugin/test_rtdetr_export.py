@@ -43,7 +43,7 @@ def raw(toy, folder):
 
 
 def proof(deployment, path):
-    verdict, _ = prove(deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))], threads=1)
+    verdict, _ = prove(deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))], dict(threads=1))
     assert verdict.cases and all(case.detections for case in verdict.cases)
     return verdict
 

@@ -10,7 +10,7 @@ from mmdeploy_ext.compare.tensors import without_ties
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
-from mmdeploy_ext.proof.ladder import check_file, prove
+from mmdeploy_ext.proof.ladder import check_files, prove
 from mmdeploy_ext.proof.tasks.mask import match_detections
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 
@@ -148,10 +148,10 @@ def test_a_fixed_file_of_the_dynamo_exporter_is_proven(models, files, name):
 def test_a_change_of_the_mask_convolutions_in_the_post_processing_is_found(models, files, tmp_path):
     deployment, path = models('solo'), files('solo', form='full', dynamic=True)
     model = onnx.load(path)
-    assert check_file(deployment, path, picture(0))[0].graphs[0].equal
+    assert check_files(deployment, path, [('picture', picture(0))]).graphs[0].equal
     weight = next(value for value in model.graph.initializer if value.name == 'postprocess/convs.0.weight')
     array = onnx.numpy_helper.to_array(weight)
     weight.CopyFrom(onnx.numpy_helper.from_array(np.nextafter(array, np.float32(9)), weight.name))
     onnx.save(model, tmp_path / 'm.onnx')
-    (graph,) = check_file(deployment, str(tmp_path / 'm.onnx'), picture(0))[0].graphs
+    (graph,) = check_files(deployment, str(tmp_path / 'm.onnx'), [('picture', picture(0))]).graphs
     assert not graph.passed and weight.name in graph.text
