@@ -15,6 +15,8 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.enough import whole_reasons
 from mmdeploy_ext.proof.levels.cases import run_cases
+from mmdeploy_ext.proof.levels.images import export_options
+from mmdeploy_ext.proof.levels.run_twice import attempt
 from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.references import references
 from mutation_toys import IMAGES, Frames, Pictures, Toy

@@ -107,7 +107,7 @@ def test_a_fault_that_no_input_sets_off_is_refused_by_the_graph(known, tmp_path,
     path, inputs = known(family)
     deployment, file = inputs[0].deployment, open_file(path)
     metadata = file.metadata
-    FAULTS[family, fault](model.graph, family)
+    FAULTS[family, fault](file.model.graph, family)
     reference = fresh.of_images(deployment, export_options(metadata), metadata, read_image(PICTURE))
     graph = judge(file.model, metadata, reference)
     assert not graph.passed and graph.differences, fault

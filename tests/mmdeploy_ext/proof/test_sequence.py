@@ -372,7 +372,7 @@ def test_half_precision_is_judged_by_the_cosine():
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode 'both': expected one of teacher, free"):
-        run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, 'both')
+        run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, 'both', memory=MEMORY)
 
 
 def test_a_frame_that_gives_another_result_when_it_runs_again_is_found():
