@@ -1,4 +1,4 @@
-"""The order of the packages: each imports only from those before it; no files import each other in a ring."""
+"""The order of the packages: each imports from those before it alone, and no two files import in a ring."""
 
 import ast
 import functools
