@@ -45,8 +45,6 @@ KNOWN_RINGS = {
     'engines.base engines.onnxruntime engines.openvino engines.tensorrt.backend engines.torch',
     'exporting.ops.exporters exporting.ops.operator',
     'exporting.export exporting.ops.bodies exporting.ops.forms',
-    'sparse.checkpoint_ranges sparse.ranges',
-    'exporting.sparse.trace_functions exporting.sparse.trace_record',
     'graph.diff.align graph.diff.structure',
     'lint.record lint.sizes',
     'lint.check lint.report lint.trial',
