@@ -304,6 +304,10 @@ class ImageFamily(Family):
         finally:
             config.max_per_img = most
 
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        """Return why a proof does not compare the results of a file with these options; '' where it does."""
+        return ''
+
     @abc.abstractmethod
     def reference_detections(
         self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool

@@ -75,11 +75,6 @@ def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> t
     return checks, notes
 
 
-def hashes_of(metadata: Metadata) -> dict[str, str]:
-    """Return the hashes that `hash_checks` compares."""
-    return dict(checkpoint=metadata.checkpoint_sha256, config=metadata.config_sha256)
-
-
 def asked_checks(options: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Check]:
     """Return a check per option of the export that the command line of the proof says."""
     return [

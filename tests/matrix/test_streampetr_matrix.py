@@ -9,6 +9,7 @@ import projects.mmdet_plugin  # noqa: F401
 import real_nuscenes
 import streampetr_seeded as seeded
 import toy_streampetr_deploy as toy
+from drives import run_far
 from mmdeploy_ext.apps.sequence_app import proof_frames
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
@@ -20,7 +21,6 @@ from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proof.levels.frames import output_spec
 from mmdeploy_ext.proof.levels.sequence import FULL_DRIVE, SHORT_DRIVE
-from mmdeploy_ext.proof.levels.sequence_shift import run_far
 from mmdeploy_ext.proof.views.table import failure_reasons
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

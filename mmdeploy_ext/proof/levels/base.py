@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mmdeploy_ext.graph.same import size
 from mmdeploy_ext.proof import half
@@ -20,9 +20,29 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Iterable, Mapping, Sequence
 
+    import onnx
+
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.proof.results import Case, Check
+
+
+class ProvenFile(Protocol):
+    """One file and what it says about itself.
+
+    Attributes:
+        path: of it.
+        model: its content.
+        name: of its graph, '' where the model is one file.
+        options: that it was exported with.
+        hashes: 'checkpoint' and 'config' -> hash that it was made from.
+    """
+
+    path: str
+    model: onnx.ModelProto
+    name: str
+    options: Mapping[str, Any]
+    hashes: Mapping[str, str]
 
 
 class Proof(abc.ABC):
@@ -52,7 +72,7 @@ class Proof(abc.ABC):
         samples: Iterable[Any],
         engine: Mapping[str, Any],
     ) -> None:
-        """Read the files; see `prove` for the arguments.
+        """Read the files; see `ladder.prove` for the arguments.
 
         Raises:
             ModelFileError: a file is not there, not ours, or of another model family.
@@ -62,60 +82,29 @@ class Proof(abc.ABC):
         self.verdict = Verdict(self._subject())
         self.pictures: list[Any] = []
 
-    # ---- level 1
-
     @abc.abstractmethod
-    def read(self, path: str) -> Any:
-        """Read one file: an object with `path`, `model`, and `name`, '' where a model is one file."""
+    def read(self, path: str) -> ProvenFile:
+        """Read one file."""
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
         """Return what the subject of the verdict says of this kind of files: their options and hashes."""
 
     @abc.abstractmethod
-    def options(self, file: Any) -> Mapping[str, Any]:
-        """Return the options that a file was exported with."""
-
-    @abc.abstractmethod
-    def graph(self, file: Any) -> GraphResult:
+    def graph(self, file: ProvenFile) -> GraphResult:
         """Compare the graph of a file with a fresh export."""
 
     @abc.abstractmethod
-    def structure(self, file: Any) -> list[Check]:
-        """Return whether a file is valid, and what its contract says."""
-
-    @abc.abstractmethod
-    def hashes(self, file: Any) -> dict[str, str]:
-        """Return 'checkpoint' and 'config' -> hash in a file."""
-
-    @abc.abstractmethod
-    def provenance(self, file: Any) -> list[Check]:
-        """Return whether a file says of itself what config and checkpoint say."""
-
-    def check(self, edited: bool = False, asked: Mapping[str, Any] | None = None) -> Verdict:
-        """Judge level 1 of every file; see `prove` for the arguments."""
-        verdict = self.verdict
-        for file in self.files:
-            if edited:
-                graph = GraphResult(file.name, size(file.model), False, by_inputs=EDITED)
-            else:
-                graph = self.graph(file)
-            verdict.graphs.append(graph)
-            hashes, notes = hash_checks(self.deployment, self.hashes(file), graph.equal)
-            checks = [*self.structure(file), *hashes, *self.provenance(file)]
-            prefix = f'{file.name}: ' if file.name else ''
-            verdict.structure += [dataclasses.replace(one, name=f'{prefix}{one.name}') for one in checks]
-            verdict.notes += [note for note in notes if note not in verdict.notes]
-        verdict.structure += asked_checks(self.options(self.files[-1]), asked or {})
-        return verdict
+    def checks(self, file: ProvenFile) -> list[Check]:
+        """Return whether a file is valid, and says of itself what its contract, config and options say."""
 
     def _subject(self) -> dict[str, Any]:
         from mmdeploy_ext.exporting.export import versions
 
-        deployment = self.deployment
+        deployment, paths = self.deployment, self.paths
         return dict(
-            file=self.paths[0] if len(self.paths) == 1 else str(Path(self.paths[-1]).parent),
-            **data_hashes(self.paths),
+            file=paths[0] if len(paths) == 1 else str(Path(paths[-1]).parent),
+            **data_hashes(paths),
             family=deployment.family.name,
             task=deployment.family.task,
             **self.facts(),
@@ -127,7 +116,23 @@ class Proof(abc.ABC):
             python=platform.python_version(),
         )
 
-    # ---- the levels above
+    def check(self, edited: bool = False, asked: Mapping[str, Any] | None = None) -> Verdict:
+        """Judge level 1 of every file; see `ladder.prove` for the arguments."""
+        verdict = self.verdict
+        for file in self.files:
+            if edited:
+                graph = GraphResult(file.name, size(file.model), False, by_inputs=EDITED)
+            else:
+                graph = self.graph(file)
+            hashes, notes = hash_checks(self.deployment, file.hashes, graph.equal)
+            prefix = f'{file.name}: ' if file.name else ''
+            verdict.graphs.append(graph)
+            verdict.structure += [
+                dataclasses.replace(one, name=f'{prefix}{one.name}') for one in (*self.checks(file), *hashes)
+            ]
+            verdict.notes += [note for note in notes if note not in verdict.notes]
+        verdict.structure += asked_checks(self.files[-1].options, asked or {})
+        return verdict
 
     @abc.abstractmethod
     def start(self, stack: contextlib.ExitStack) -> None:
@@ -143,9 +148,9 @@ class Proof(abc.ABC):
         self.verdict.cases += cases
         self.pictures += pictures
 
-    @abc.abstractmethod
     def cases(self, one: Any) -> tuple[list[Case], list[Any]]:
         """Give one input to both engines: one case, or two where a second run gave other bits; pictures."""
+        raise NotImplementedError
 
     def conclude(self) -> None:
         """Judge what single inputs cannot show: that nothing was compared, or too little was found."""
@@ -162,12 +167,10 @@ class Proof(abc.ABC):
         return {}
 
     def reasons(self) -> list[str]:
-        """Return why the proof as a whole fails."""
-        if self.verdict.reasons:
-            return []
-        return whole_reasons(
-            self.verdict.cases, self.verdict.precision, self.unit, self.found_in, self.advice
-        )
+        """Return why the proof as a whole fails, where nothing said so yet."""
+        words = self.unit, self.found_in, self.advice
+        known = self.verdict.reasons
+        return [] if known else whole_reasons(self.verdict.cases, self.verdict.precision, *words)
 
     def notes(self) -> list[str]:
         """Return what the reader should know that is no failure."""

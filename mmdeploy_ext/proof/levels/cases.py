@@ -88,7 +88,7 @@ def judge_outputs(
             *_tensor_rows(reference, metadata, outputs, bars),
             *_form_rows(reference, metadata, outputs, bars),
         )
-        if metadata.options.get('score_form') == 'product':
+        if deployment.family.results_left_out(metadata.options):
             return dataclasses.replace(case, tensors=rows), []
         found = deployment.family.detections(metadata, outputs, reference.feeds)
         if len(found) != len(expected):
@@ -143,7 +143,7 @@ def _form_rows(
     rows = full_form.order_rows(outputs, family.num_classes(model))
     if full_form.CANDIDATES in outputs:
         slack = bars.score if bars else DEFAULT_RTOL
-        rows += full_form.count_rows(outputs, *reference.candidate_bounds(slack))
+        rows += full_form.count_rows(outputs, *reference.ask('candidate_bounds', slack))
     return rows
 
 
@@ -172,10 +172,10 @@ def _tensor_rows(
     score_form = metadata.options.get('score_form', 'separate')
     own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
     slack = half.RTOL if bars else DEFAULT_RTOL
-    expected = reference.tensors(metadata.form, score_form, **own)
+    expected = reference.ask('reference_tensors', metadata.form, score_form, **own)
     ties_rtol = half.CHOICE_RTOL if bars else DEFAULT_RTOL
     expected = family.choose_as(model, reference.feeds, outputs, expected, ties_rtol)
-    outputs = without_ties(expected, outputs, reference.harmless(**own), slack)
+    outputs = without_ties(expected, outputs, reference.ask('harmless', **own), slack)
     rows = compare_tensors(expected, outputs, metadata.spec)
     return tuple(half.judge(rows, bars.cosine) if bars else rows)
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.levels.base import Proof
 from mmdeploy_ext.proof.levels.graph_level import judge
 from mmdeploy_ext.proof.levels.structure import check_structure
-from mmdeploy_ext.proof.provenance import hashes_of, override_notes, provenance
+from mmdeploy_ext.proof.provenance import override_notes, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,19 +28,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFile:
-    """One file and what it says about itself.
-
-    Attributes:
-        path: of it.
-        model: its content.
-        metadata: what it says.
-        name: of the graph, '' where the model is one file.
-    """
+    """See `ProvenFile`; with all that it says about itself."""
 
     path: str
     model: onnx.ModelProto
     metadata: Metadata
     name: str = ''
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """See `ProvenFile`."""
+        return self.metadata.options
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """See `ProvenFile`."""
+        return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
 
 
 def open_file(path: str) -> ExportedFile:
@@ -48,8 +52,6 @@ def open_file(path: str) -> ExportedFile:
     Raises:
         ModelFileError: missing, corrupt, weights cut short or not there, or not written by mm2onnx.
     """
-    from mmdeploy_ext.graph.io import files
-
     metadata = read_metadata(path)
     return ExportedFile(path, files.load(path), metadata)
 
@@ -58,8 +60,24 @@ class ExportedProof(Proof):
     """A proof of files with `Metadata`.
 
     Attributes:
+        kind: registered name of the engine.
         metadata: of every file.
     """
+
+    def __init__(self, *given: Any) -> None:
+        """See `Proof`; the engine shows what float16 does to the files."""
+        super().__init__(*given)
+        self.engine = half.proof_engine(self.metadata[-1], self.kind, self.engine)
+
+    @property
+    def kind(self) -> str:
+        """See the class."""
+        return str(self.engine.get('engine', 'OnnxRuntimeBackend'))
+
+    @property
+    def metadata(self) -> list[Metadata]:
+        """See the class."""
+        return [file.metadata for file in self.files]
 
     def read(self, path: str) -> ExportedFile:
         """See `Proof.read`."""
@@ -71,57 +89,27 @@ class ExportedProof(Proof):
             )
         return file
 
-    @property
-    def metadata(self) -> list[Metadata]:
-        """What every file says of itself."""
-        return [file.metadata for file in self.files]
-
     def facts(self) -> dict[str, Any]:
         """See `Proof.facts`."""
-        last = self.metadata[-1]
-        return dict(
-            options=last.options,
-            opset=last.options['opset'],
-            exporter=last.options['exporter'],
-            exported_with=last.versions,
-        )
+        options, last = self.files[-1].options, self.metadata[-1]
+        names = 'opset', 'exporter'
+        return dict(options=options, **{name: options[name] for name in names}, exported_with=last.versions)
 
-    def options(self, file: ExportedFile) -> Mapping[str, Any]:
-        """See `Proof.options`."""
-        return file.metadata.options
-
-    def hashes(self, file: ExportedFile) -> dict[str, str]:
-        """See `Proof.hashes`."""
-        return hashes_of(file.metadata)
+    @abc.abstractmethod
+    def expected(self, file: ExportedFile) -> tuple[Reference, Any, GraphSpec | None]:
+        """Return what the graph of a file is compared with, how samples become its input, its contract."""
 
     def graph(self, file: ExportedFile) -> GraphResult:
         """See `Proof.graph`."""
-        return judge(file.model, file.metadata, self.fresh(file), file.name)
+        return judge(file.model, file.metadata, self.expected(file)[0], file.name)
 
-    def structure(self, file: ExportedFile) -> list[Check]:
-        """See `Proof.structure`."""
-        return check_structure(file.model, file.metadata)
-
-    def provenance(self, file: ExportedFile) -> list[Check]:
-        """See `Proof.provenance`."""
-        return provenance(self.deployment, file.metadata, *self.promised(file))
-
-    @abc.abstractmethod
-    def fresh(self, file: ExportedFile) -> Reference:
-        """Return what the graph of a file is compared with."""
-
-    @abc.abstractmethod
-    def promised(self, file: ExportedFile) -> tuple[Any, GraphSpec | None]:
-        """Return how samples become the input, and the contract of a file with these options."""
-
-    @property
-    def engine_kind(self) -> str:
-        """Registered name of the engine."""
-        return str(self.engine.get('engine', 'OnnxRuntimeBackend'))
-
-    def show_half(self) -> None:
-        """Let the engine show what float16 does to these files."""
-        self.engine = half.proof_engine(self.metadata[-1], self.engine_kind, self.engine)
+    def checks(self, file: ExportedFile) -> list[Check]:
+        """See `Proof.checks`."""
+        promised = self.expected(file)[1:]
+        return [
+            *check_structure(file.model, file.metadata),
+            *provenance(self.deployment, file.metadata, *promised),
+        ]
 
     def notes(self) -> list[str]:
         """See `Proof.notes`."""

@@ -42,12 +42,12 @@ class FramesProof(ExportedProof):
         """See `Proof.facts`."""
         from mmdeploy_ext.engines import ENGINE_TITLES
 
-        options = self.metadata[-1].options
+        options = self.files[-1].options
         return dict(
             files={Path(path).name: sha256_file(path)[:16] for path in self.paths},
             contract=options.get('contract', ''),
             precision=precision_of_all(self.metadata),
-            engine=ENGINE_TITLES.get(self.engine_kind, self.engine_kind),
+            engine=ENGINE_TITLES.get(self.kind, self.kind),
             **super().facts(),
         )
 
@@ -56,11 +56,11 @@ class FramesProof(ExportedProof):
         """What all files say that they were exported with."""
         first = self.files[0]
         for file in self.files:
-            if file.metadata.options != first.metadata.options:
+            if file.options != first.options:
                 raise ModelFileError(
                     f'{file.path}: is of another export than {first.path} (options differ); export again'
                 )
-        options = SequenceOptions.from_json(first.metadata.options)
+        options = SequenceOptions.from_json(first.options)
         with fresh.options_of(first.path):
             check_precision(options.precision, options.fp16_io, options.keep_fp32)
         return options
@@ -71,18 +71,14 @@ class FramesProof(ExportedProof):
         asked = fresh.exported_with(self.asked_for, self.metadata[0])
         return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, asked)}
 
-    def fresh(self, file: ExportedFile) -> fresh.Reference:
-        """See `ExportedProof.fresh`."""
-        return fresh.of_graph(self.deployment, self.asked_for, file.metadata, self.graphs.get(file.name))
-
-    def promised(self, file: ExportedFile) -> tuple[Any, GraphSpec | None]:
-        """See `ExportedProof.promised`."""
+    def expected(self, file: ExportedFile) -> tuple[fresh.Reference, Any, GraphSpec | None]:
+        """See `ExportedProof.expected`."""
         graph = self.graphs.get(file.name)
-        return self.deployment.rule, graph.spec if graph else None
+        reference = fresh.of_graph(self.deployment, self.asked_for, file.metadata, graph)
+        return reference, self.deployment.rule, graph.spec if graph else None
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
-        self.show_half()
         self.spec = output_spec(self.metadata)
         self.reference = Timed(self.deployment.family.reference(self.deployment.model))
         self.runner = self.open_runner(stack)

@@ -73,27 +73,23 @@ class ImageProof(ExportedProof):
         return dict(
             file_sha256=sha256_file(file.path),
             form=file.metadata.form,
-            shape=_shape_title(file.metadata.options),
-            engine=self.engine_kind,
+            shape=_shape_title(file.options),
+            engine=self.kind,
             **super().facts(),
         )
 
-    def fresh(self, file: ExportedFile) -> fresh.Reference:
-        """See `ExportedProof.fresh`."""
-        picture = self.samples[0][1]
-        return fresh.of_images(self.deployment, self.asked_for, file.metadata, picture)
-
-    def promised(self, file: ExportedFile) -> tuple[Any, GraphSpec]:
-        """See `ExportedProof.promised`."""
-        rule = deploy.rule_of(self.deployment, self.asked_for)
-        return rule, deploy.make_metadata(self.deployment, self.asked_for).spec
+    def expected(self, file: ExportedFile) -> tuple[fresh.Reference, Any, GraphSpec]:
+        """See `ExportedProof.expected`."""
+        deployment, options = self.deployment, self.asked_for
+        reference = fresh.of_images(deployment, options, file.metadata, self.samples[0][1])
+        contract = deploy.make_metadata(deployment, options).spec
+        return reference, deploy.rule_of(deployment, options), contract
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
         (file,), self.first = self.files, None
-        self.show_half()
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
-        self.backend = stack.enter_context(build_backend(self.engine_kind, file.path, **options))
+        self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
         precision = half.precision_of(file.metadata, self.backend.computes_in)
         self.verdict.subject['precision'] = precision
 
@@ -116,13 +112,8 @@ class ImageProof(ExportedProof):
 
     def notes(self) -> list[str]:
         """See `Proof.notes`."""
-        notes = [*normalisation_notes(self.deployment), *super().notes()]
-        if self.options(self.files[0]).get('score_form') == 'product':
-            notes.append(
-                'score_form=product keeps no class scores, so detections are not compared: a threshold on '
-                'the product is not the one that get_bboxes applies'
-            )
-        return notes
+        left_out = self.deployment.family.results_left_out(self.files[0].options)
+        return [*normalisation_notes(self.deployment), *super().notes(), *[left_out] * bool(left_out)]
 
 
 def _shape_title(options: Mapping[str, Any]) -> str:

@@ -90,10 +90,6 @@ class DriveProof(FramesProof):
             self.pictures.append(self._picture(one, expected, results['free']))
         self.count += 1
 
-    def cases(self, one: Frame) -> tuple[list[Case], list[Any]]:
-        """See `Proof.cases`: a frame alone is none, the drive is."""
-        raise NotImplementedError
-
     def conclude(self) -> None:
         """See `Proof.conclude`."""
         rows = self.modes.finish()

@@ -20,50 +20,13 @@ from mmdeploy_ext.proof.levels.sequence_run import Bars, Moment, PairRun
 from mmdeploy_ext.runtime.frames import StreamState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.proof.results import SequenceRow
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult
 
 MODES = ('teacher', 'free')
-
-
-def run_pair(
-    reference: Stepper,
-    candidate: Stepper,
-    frames: Iterable[Frame],
-    spec: GraphSpec,
-    mode: str = 'free',
-    **settings: Any,
-) -> SequenceRow:
-    """Run two engines over a drive in one mode; see `run_modes` for the arguments."""
-    return run_modes(reference, {mode: candidate}, frames, spec, **settings)[mode]
-
-
-def run_modes(
-    reference: Stepper,
-    candidates: Mapping[str, Stepper],
-    frames: Iterable[Frame],
-    spec: GraphSpec,
-    **settings: Any,
-) -> dict[str, SequenceRow]:
-    """Run the reference once over a drive, and beside it one candidate per mode; see `Modes`.
-
-    Args:
-        reference: the unpatched PyTorch model.
-        candidates: by mode.
-        frames: the drive; read once.
-        spec: of the outputs.
-        settings: of `Modes`.
-
-    Returns:
-        mode -> what was found.
-    """
-    modes = Modes(reference, candidates, spec, **settings)
-    for frame in frames:
-        modes.add(frame)
-    return modes.finish()
 
 
 class Modes:

@@ -23,7 +23,6 @@ from mmdeploy_ext.proof.levels.sparse_subject import (
     compare_graph,
     precision_of,
     says_check,
-    stored_fact,
     subject_of,
 )
 from mmdeploy_ext.proof.portable_layers import PortableLayers
@@ -91,7 +90,7 @@ class SparseProof(Proof):
 
     def facts(self) -> dict[str, Any]:
         """See `Proof.facts`."""
-        subject, options = self.subject, self.subject.options
+        subject, options = self.subject, self.subject.asked_for
         return dict(
             file_sha256=sha256_file(subject.path),
             form=options.target,
@@ -102,37 +101,24 @@ class SparseProof(Proof):
             output='x'.join(map(str, subject.expected.output_shape)),
         )
 
-    def options(self, file: Subject) -> Mapping[str, Any]:
-        """See `Proof.options`."""
-        return stored_fact(file.model, file.path, 'options')
-
-    def hashes(self, file: Subject) -> dict[str, str]:
-        """See `Proof.hashes`."""
-        return {
-            title: stored_fact(file.model, file.path, f'{title}_sha256') for title in ('checkpoint', 'config')
-        }
-
     def graph(self, file: Subject) -> GraphResult:
         """See `Proof.graph`."""
         return compare_graph(file)
 
-    def structure(self, file: Subject) -> list[Check]:
-        """See `Proof.structure`."""
-        if file.options.target != 'libspconv':
-            return sparse_structure.check_portable(file.model)
-        checks, notes = sparse_structure.check_dialect(file.path, file.model, self.max_voxels)
-        if file.options.has_precision:
-            notes.append(
+    def checks(self, file: Subject) -> list[Check]:
+        """See `Proof.checks`."""
+        if file.asked_for.target == 'libspconv':
+            checks, notes = sparse_structure.check_dialect(file.path, file.model, self.max_voxels)
+            self.verdict.notes += notes
+        else:
+            checks = sparse_structure.check_portable(file.model)
+        if file.asked_for.has_precision:
+            self.verdict.notes.append(
                 'layers are compared in float32: what int8 does to the values is measured by '
                 'tools/quantization/scn_ptq.py'
             )
-        self.verdict.notes += notes
-        return checks
-
-    def provenance(self, file: Subject) -> list[Check]:
-        """See `Proof.provenance`."""
-        overrides = self.options(file).get('cfg_options') or {}
-        checks = [settings_check(self.deployment.cfg, overrides), says_check(file)]
+        overrides = file.options.get('cfg_options') or {}
+        checks += [settings_check(self.deployment.cfg, overrides), says_check(file)]
         checks += [file.ranges] * (file.ranges is not None)
         if self.node_list:
             wanted, name = read_json(self.node_list), Path(self.node_list).name
@@ -142,7 +128,7 @@ class SparseProof(Proof):
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`; a file that cannot be run is a reason, and nothing is."""
         self.candidate, self.milliseconds = None, {}
-        kind = _Dialect if self.subject.options.target == 'libspconv' else _Portable
+        kind = _Dialect if self.subject.asked_for.target == 'libspconv' else _Portable
         found = attempt(lambda: kind(self.subject, int(self.engine.get('threads', 0))))
         if isinstance(found, Exception):
             self.verdict.reasons.append(f'the file cannot be run: {one_line(found)[:300]}')

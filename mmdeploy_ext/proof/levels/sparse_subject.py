@@ -131,7 +131,7 @@ class Subject:
         deployment: config and checkpoint.
         path: of the file.
         model: its content.
-        options: that it was exported with.
+        asked_for: options that it was exported with, resolved.
         traced: the model's graph before folding.
         expected: the graph that the file should hold, weights in float32.
         exact: the same folded in float32, whatever the file's folding.
@@ -142,7 +142,7 @@ class Subject:
     deployment: SparseDeployment
     path: str
     model: onnx.ModelProto
-    options: ScnOptions
+    asked_for: ScnOptions
     traced: SparseGraph
     expected: SparseGraph
     exact: SparseGraph
@@ -150,9 +150,20 @@ class Subject:
     name: ClassVar[str] = ''
 
     @property
+    def options(self) -> dict[str, Any]:
+        """See `ProvenFile`."""
+        return stored_fact(self.model, self.path, 'options')
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """See `ProvenFile`."""
+        titles = 'checkpoint', 'config'
+        return {title: stored_fact(self.model, self.path, f'{title}_sha256') for title in titles}
+
+    @property
     def same_order(self) -> bool:
         """Whether the file's coordinates are in the module's own order."""
-        return self.options.order == self.deployment.settings.order
+        return self.asked_for.order == self.deployment.settings.order
 
 
 def subject_of(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> Subject:
@@ -181,24 +192,24 @@ def subject_of(deployment: SparseDeployment, path: str, ranges: Ranges | None) -
 
 def compare_graph(subject: Subject) -> GraphResult:
     """Compare the graph of a file with what its model gives."""
-    if subject.options.target == 'libspconv':
+    if subject.asked_for.target == 'libspconv':
         same = sparse_structure.dialect_differences(subject.path, subject.model, subject.expected)
     else:
         done = stored_fact(subject.model, subject.path, 'edits', '[]')
-        fresh = edits.repeat(to_onnx(subject.expected, form=subject.options.form), done)
+        fresh = edits.repeat(to_onnx(subject.expected, form=subject.asked_for.form), done)
         same = differences(subject.model, fresh) or told_otherwise(subject.model, fresh)
     return GraphResult('', size(subject.model), not same, tuple(same))
 
 
 def says_check(subject: Subject) -> Check:
     """Check that a file says of itself what config and options say; runtimes take its word for voxels."""
-    facts = metadata_props(subject.deployment, subject.options)
+    facts = metadata_props(subject.deployment, subject.asked_for)
     wrong = [
         f'{name}: the file says {said}'
         for name in ('form', 'voxels')
         if (said := stored_fact(subject.model, subject.path, name)) != json.loads(facts[PREFIX + name])
     ]
-    if subject.options.int8_fp16_io and subject.options.precision != 'int8':
+    if subject.asked_for.int8_fp16_io and subject.asked_for.precision != 'int8':
         wrong.append('options: int8_fp16_io goes with precision int8')
     return Check('form and voxels as in the config', not wrong, '; '.join(wrong)[:300])
 

@@ -275,6 +275,15 @@ class AtssFamily(ImageFamily):
                     named['scores'] = named['scores'] * named.pop('centerness')[..., None]
         return {name: tensor.cpu().numpy() for name, tensor in named.items()}
 
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        """See `ImageFamily.results_left_out`."""
+        if options.get('score_form') != 'product':
+            return ''
+        return (
+            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
+            'product is not the one that get_bboxes applies'
+        )
+
     def reference_detections(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> list[Detections]:

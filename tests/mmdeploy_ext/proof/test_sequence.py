@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
+from drives import run_modes, run_pair
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proof.levels.sequence_pair import run_modes, run_pair
 from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from toy_stepper import GROUPS, MEMORY, SPEC, TOPK, Altered, ToyStepper

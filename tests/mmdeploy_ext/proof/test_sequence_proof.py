@@ -16,6 +16,7 @@ from rich.console import Console
 import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
+from drives import run_far
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.evaluate.loop import frames_of
@@ -25,7 +26,7 @@ from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.levels.frames import output_spec
 from mmdeploy_ext.proof.levels.sequence import default_bars
 from mmdeploy_ext.proof.levels.sequence_run import Bars
-from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin, run_far
+from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.views.table import failure_reasons, last_line, print_verdict
 from mmdeploy_ext.runtime.streampetr.state import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data

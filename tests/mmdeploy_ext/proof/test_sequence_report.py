@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_report import EVIL, Page
 
+from drives import run_modes
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
 from mmdeploy_ext.proof.levels.graph_result import GraphResult
-from mmdeploy_ext.proof.levels.sequence_pair import run_modes
 from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.proof.pairs import FramePair
 from mmdeploy_ext.proof.results import Case, Check
