@@ -69,7 +69,7 @@ def run_sparse(
 ) -> int:
     """Measure spconv and the portable file on every engine, interleaved, and report."""
     from mmdeploy_ext.deploy import sparse as deploy
-    from mmdeploy_ext.proof.inputs.voxel_sets import sweep_set
+    from mmdeploy_ext.proof.inputs.voxel_sets import sweep_sets
 
     refuse_given(args, parser, FOREIGN_OPTIONS, 'sparse LiDAR backbones do not have it')
     unknown = [name for name in engines if name not in KINDS['sparse']]
@@ -88,7 +88,8 @@ def run_sparse(
     sweeps: list[VoxelSet] = []
 
     def check(cfg: Any, family: Any, settings: Any) -> None:
-        sweeps.extend(sweep_set(path, family.preprocess_rule(cfg), cfg, settings) for path in args.sweep)
+        for path in args.sweep:
+            sweeps.extend(sweep_sets(path, family.preprocess_rule(cfg), cfg, settings, 1))
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, before_weights=check)

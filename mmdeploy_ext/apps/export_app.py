@@ -200,7 +200,7 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
     if family.samples != 'images':
         from mmdeploy_ext.apps.sequence_app import run_export
 
-        return run_export(args, build_parser(), engine, family.memory)
+        return run_export(args, build_parser(), engine, family)
     args.output_file = args.output_file or DEFAULT_OUTPUT
     will_write('--output-file', [args.output_file])
     if args.show:
@@ -246,7 +246,7 @@ def export_and_prove(
         command = ['python', 'tools/deployment/verify.py', *words]
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}', file=sys.stdout)
         return 0
-    return proof.run_proof(deployment, args.output_file, images, args, engine)
+    return proof.run_proof(deployment, [args.output_file], images, args, engine)
 
 
 def _shape_title(options: ExportOptions) -> str:

@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.apps import proof
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.deploy.sparse import ScnOptions, SparseDeployment
     from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
-    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
@@ -135,8 +135,8 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='SWEEP',
-        help='real sweeps that the proof adds: points (.bin) or voxels (.npz: features and coordinates, '
-        'coors_bxyz or coors_bzyx)',
+        help='real sweeps that the proof adds: points (.bin, .npy), voxels (.npz: features and coordinates, '
+        'coors_bxyz or coors_bzyx), folders of them, or info files (.pkl)',
     )
     group.add_argument('--max-voxels', type=int, metavar='N', help='most voxels of a sweep, for the contract')
     group.add_argument(
@@ -220,8 +220,6 @@ def _check_target(args: argparse.Namespace, options: ScnOptions) -> None:
 def _check_proof(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mmdeploy_ext.apps.proof import check_report_targets
-
     if args.verify and args.verify_only:
         raise UsageError('--verify and --verify-only: give one of them')
     if args.verify_only and not args.output_file:
@@ -231,12 +229,12 @@ def _check_proof(args: argparse.Namespace) -> None:
     for name in ('report', 'json', 'input', 'node_list'):
         if getattr(args, name) and not (args.verify or args.verify_only):
             raise UsageError(f'--{name.replace("_", "-")}: goes with --verify or --verify-only')
-    for path in [*args.input, *filter(None, [args.ranges, args.node_list])]:
+    for path in filter(None, [args.ranges, args.node_list]):
         if not Path(path).is_file():
             raise UsageError(f'{path}: no such file')
     if args.calibrate and not Path(args.calibrate).exists():
         raise UsageError(f'--calibrate {args.calibrate}: no such file or folder')
-    check_report_targets(args)
+    proof.check_report_targets(args)
     if args.ranges:
         from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -258,12 +256,21 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     register()
     if args.verify_only:
-        return _verify_only(args, cfg_options)
+        return proof.verify_backbone(
+            args,
+            args.output_file,
+            args.input,
+            cfg_options,
+            dict(threads=args.threads),
+            args.weight_layout,
+            ranges=args.known_ranges,
+            **_proof_settings(args),
+        )
     chosen, sweeps = options, []
 
     def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
         nonlocal chosen
-        sweeps.extend(_read_sweeps(args, cfg, family, settings))
+        sweeps.extend(proof.voxels_of(cfg, family, settings, args.input))
         chosen = deploy.resolve(options, family)
         args.output_file = args.output_file or deploy.default_file(chosen)
         will_write('--output-file', [args.output_file])
@@ -281,7 +288,10 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
         )
         if args.verify:
-            return _prove(args, deployment, ranges, sweeps)
+            engine, settings = dict(threads=args.threads), _proof_settings(args)
+            return proof.run_proof(
+                deployment, [args.output_file], sweeps, args, engine, ranges=ranges, **settings
+            )
     words = ['python', 'tools/deployment/export_scn.py', args.config, args.checkpoint]
     words += ['--output-file', args.output_file, '--verify-only']
     words += ['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else []
@@ -325,75 +335,9 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
     return stored
 
 
-def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
-    """Prove a file that was made earlier; its metadata says with which options."""
-    from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.deploy import sparse as deploy
-    from mmdeploy_ext.proof.levels.sparse_subject import file_options, stored_fact
-    from mmdeploy_ext.proof.provenance import missing_overrides
-    from mmdeploy_ext.sparse.contract import load_model
-
-    model = load_model(args.output_file)
-    file_options(model, args.output_file)
-    written = stored_fact(model, args.output_file, 'options').get('cfg_options', {})
-    written = missing_overrides(load_config(args.config, cfg_options), written)
-    sweeps: list[VoxelSet] = []
-
-    def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
-        sweeps.extend(_read_sweeps(args, cfg, family, settings))
-
-    options = {**written, **cfg_options}
-    deployment = deploy.load(args.config, args.checkpoint, options, args.weight_layout, check)
-    with after_weights():
-        return _prove(args, deployment, args.known_ranges, sweeps)
-
-
-def _read_sweeps(
-    args: argparse.Namespace, cfg: Any, family: SparseFamily, settings: EncoderSettings
-) -> list[VoxelSet]:
-    from mmdeploy_ext.proof.inputs.voxel_sets import sweep_set
-
-    return [sweep_set(path, family.preprocess_rule(cfg), cfg, settings) for path in args.input]
-
-
-def _prove(
-    args: argparse.Namespace,
-    deployment: SparseDeployment,
-    ranges: Ranges | None,
-    sweeps: Sequence[VoxelSet],
-) -> int:
-    """Prove a file, print the table, write JSON and report.
-
-    Returns:
-        0 proven, 1 not.
-    """
-    from pathlib import Path
-
-    from mmdeploy_ext.core.files import write_json
-    from mmdeploy_ext.proof.ladder import prove
-    from mmdeploy_ext.proof.views.table import print_verdict
-
-    verdict, pictures = prove(
-        deployment,
-        args.output_file,
-        sweeps,
-        dict(threads=args.threads),
-        edited=args.edited,
-        ranges=ranges,
-        max_voxels=args.max_voxels,
-        node_list=args.node_list or '',
-    )
-    if args.json:
-        write_json(args.json, verdict.to_json())
-    page = ''
-    if args.report:
-        from mmdeploy_ext.proof.views.report import write_report
-
-        page = f'report: {write_report(verdict, pictures, (), Path(args.report))}'
-    print_verdict(verdict, cli.stdout())
-    if page:
-        print(page)
-    return 0 if verdict.passed else 1
+def _proof_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the proof of a sparse backbone takes of the command line."""
+    return dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.families.base import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import onnx
@@ -117,6 +117,15 @@ class SequenceFamily(Family):
             facts: of `postprocess_facts`, as a file has them.
         """
         raise NotImplementedError(f'{self.name}: has no memory')
+
+    def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
+        """Return sweeps to prove a LiDAR model on where there is no data set.
+
+        Args:
+            rule: of `preprocess_rule`.
+            count: how many.
+        """
+        raise NotImplementedError(f'{self.name}: takes no sweeps')
 
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:

@@ -61,7 +61,7 @@ class Reference:
         return family.reference_detections(model, self.images, self.input.rescale)
 
     def ask(self, question: str, *given: Hashable, **own: Hashable) -> Any:
-        """Return what a method of the family says of these feeds, asked once: `Family.reference_tensors`, ..."""
+        """Return what a method of the family says of these feeds, such as `reference_tensors`; asked once."""
         key = question, given, tuple(own.items())
         if key not in self._known:
             answer = getattr(self.deployment.family, question)

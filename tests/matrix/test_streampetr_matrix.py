@@ -10,7 +10,6 @@ import real_nuscenes
 import streampetr_seeded as seeded
 import toy_streampetr_deploy as toy
 from drives import run_far
-from mmdeploy_ext.apps.sequence_app import proof_frames
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
@@ -18,6 +17,7 @@ from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.proof import ladder
+from mmdeploy_ext.proof.inputs.samples import proof_samples
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proof.levels.frames import output_spec
 from mmdeploy_ext.proof.levels.sequence import FULL_DRIVE, SHORT_DRIVE
@@ -53,7 +53,7 @@ def prove(checkpoint, paths, infos, bars):
     """Prove files on the frames of an info file, by the config's own data set and pipeline."""
     settings = {'data.test.ann_file': str(infos), 'data.test.data_root': f'{infos.parent}/'}
     deployment = deploy.load(CONFIG, checkpoint, settings)
-    frames, title = proof_frames(deployment, bars.frames)
+    frames, title = proof_samples(deployment, bars.frames)
     assert title == f'{bars.frames} of {bars.frames} frames of data.test'
     verdict, _ = ladder.prove(deployment, paths, frames, bars=bars)
     for row in verdict.sequence:

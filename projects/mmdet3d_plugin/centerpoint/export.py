@@ -27,7 +27,7 @@ from projects.mmdet3d_plugin.centerpoint.wrapper import DenseHead
 from projects.mmdet3d_plugin.common.build import build_without_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -120,6 +120,10 @@ class CenterPointFamily(SequenceFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `SequenceFamily.postprocess_facts`: a `BoxRule`."""
         return box_rule(model.pts_bbox_head).to_json()
+
+    def generated_sweeps(self, rule: VoxelRule, count: int) -> Iterator[Sweep]:
+        """See `SequenceFamily.generated_sweeps`."""
+        return samples.generated(rule, count)
 
     def frame(self, data: Mapping[str, Any]) -> Sweep:
         """See `SequenceFamily.frame`."""
