@@ -199,9 +199,8 @@ def write_proof(
         return []
     from mmdeploy_ext.proof.views.report import write_report
 
-    lines = [
-        f'report: {write_report(verdict, pictures, getattr(deployment, "classes", ()), Path(args.report))}'
-    ]
+    classes = getattr(deployment, 'classes', ())
+    lines = [f'report: {write_report(verdict, pictures, classes, Path(args.report))}']
     if pictures and deployment.family.task != 'bev':
         picture = write_picture(pictures, deployment, Path(args.report) / 'detections.png')
         lines.append(f'picture: {picture}')

@@ -38,10 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
         '--input',
         nargs='+',
         metavar='PATH',
-        help='samples to compare on: images or folders, dynamic files at the size that the rule of the '
-        'config gives each, views of the first are the other inputs (default: demo/toy.jpg); LiDAR sweeps (.bin, '
-        '.npy; voxels in .npz for sparse backbones), folders of them, or info files (.pkl); an info file '
-        '(.pkl) for models with a memory',
+        help='samples to compare on. Images or folders: dynamic files get them at the size that the rule of '
+        'the config gives each, views of the first are the other inputs (default: demo/toy.jpg). LiDAR: '
+        'sweeps (.bin, .npy; of sparse backbones voxels in .npz too), folders of them, or info files (.pkl). '
+        'Models with a memory: an info file (.pkl)',
     )
     parser.add_argument(
         '--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox'
