@@ -18,10 +18,10 @@ from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.proof.levels.sparse_proof import prove
 from mmdeploy_ext.proof.levels.sparse_structure import compare_node_lists
 from mmdeploy_ext.sparse import libspconv, seeded
+from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import differences
 from mmdeploy_ext.sparse.order import reorder
-from mmdeploy_ext.sparse.ranges import Ranges
 from scn_files import NODES, node_of, set_attribute
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -517,7 +517,7 @@ def seeded_ranges(traced, net):
     if centerpoint:
         first = np.abs(traced.convolutions()[0].weight).max((1, 2, 3, 4))
         amax['conv_input.0._weight_quantizer._amax'] = first
-    return Ranges.from_amax(graph, amax)
+    return from_amax(graph, amax)
 
 
 @pytest.mark.parametrize('golden', FULL)
