@@ -87,6 +87,11 @@ class Option:
         shown = ' '.join(map(str, value)) if isinstance(value, tuple) else value
         return f'{self.spelt(where)} {shown}' if where == '--' else f'{self.spelt(where)}={value!r}'
 
+    def said_of(self, values: Mapping[str, Any], where: str = '--') -> str:
+        """Return the option with its value of all, as the user wrote it."""
+        value = values[self.name]
+        return self.said((value, values[self.pair]) if self.pair in values else value, where)
+
     def check(self, value: Any, where: str = '--') -> None:
         """Refuse a value that there is not.
 

@@ -83,7 +83,7 @@ class Family(abc.ABC):
             UsageError: an option that only other families have.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
-            raise UsageError(self.lacks(name, values[name]))
+            raise UsageError(self.lacks(name, values))
         return Options(self.options, **values)
 
     def written(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
@@ -102,11 +102,11 @@ class Family(abc.ABC):
         every = {option.name: option.default for other in FAMILIES.values() for option in other.options}
         for name in content.keys() - own - {'cfg_options'}:
             if name not in every or content[name] != every[name]:
-                said = self.lacks(name, content[name])
+                said = self.lacks(name, content)
                 raise ModelFileError(f'{path}: its options are none of an export: {said}; export it again')
         return self.choose(**values)
 
-    def lacks(self, name: str, value: Any) -> str:
+    def lacks(self, name: str, values: Mapping[str, Any]) -> str:
         """Return the message about an option that the family does not have, and which families have it."""
         having = {
             other.name: option
@@ -116,7 +116,7 @@ class Family(abc.ABC):
         }
         if not having:
             return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
-        said = next(iter(having.values())).said(value)
+        said = next(iter(having.values())).said_of(values)
         *others, last = sorted(having)
         names = f'{", ".join(others)} and {last} have' if others else f'{last} has'
         own = f'{self.of_config}; ' if self.of_config else ''
