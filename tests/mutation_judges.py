@@ -15,7 +15,6 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.enough import whole_reasons
 from mmdeploy_ext.proof.levels.cases import run_cases
-from mmdeploy_ext.proof.levels.images import export_options
 from mmdeploy_ext.proof.levels.run_twice import attempt
 from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.references import references
@@ -88,7 +87,7 @@ class Judges:
     @functools.cached_property
     def known(self) -> list[Any]:
         """References of all inputs of a picture's proof."""
-        options = export_options(self.metadata[0])
+        options = self.toy.deployment.family.written(self.metadata[0].options)
         return references(self.toy.deployment, options, IMAGES)
 
     @functools.cached_property

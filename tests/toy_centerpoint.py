@@ -90,7 +90,6 @@ def exported():
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.deploy.sequence_files import export_sequence
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.sequence import SequenceOptions
 
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_centerpoint_'))
@@ -99,5 +98,5 @@ def exported():
     weights = seeded_model(find_family(cfg), cfg).state_dict()
     torch.save(dict(state_dict=weights, meta=dict(CLASSES=('car', 'bus', 'truck'))), checkpoint)
     deployment = deploy.load(config, checkpoint)
-    export_sequence(deployment, SequenceOptions(), str(folder / 'graphs'))
+    export_sequence(deployment, deployment.family.choose(), str(folder / 'graphs'))
     return deployment, folder / 'graphs', config, checkpoint

@@ -19,8 +19,8 @@ from mmdeploy_ext.proof.inputs.sizes import STRIDE, fits, other_sizes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import ExportOptions
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 
 Picture = tuple[str, np.ndarray]
@@ -51,9 +51,7 @@ class ProofInput:
     left_out: tuple[str, ...] = ()
 
 
-def proof_inputs(
-    deployment: Deployment, options: ExportOptions, images: Sequence[Picture]
-) -> list[ProofInput]:
+def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one first.
 
     Args:
@@ -77,7 +75,7 @@ def proof_inputs(
 class _Inputs:
     """Makes the inputs of one file."""
 
-    def __init__(self, deployment: Deployment, options: ExportOptions, images: list[Picture]) -> None:
+    def __init__(self, deployment: Deployment, options: Options, images: list[Picture]) -> None:
         self.deployment, self.options, self.images = deployment, options, images
         self.size = options.height, options.width
         self.sizes = other_sizes(deployment, options) if options.dynamic else None

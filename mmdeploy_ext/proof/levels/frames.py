@@ -6,11 +6,9 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.precision import check_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Timed, medians
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.families.sequence import Graph
     from mmdeploy_ext.runtime.frames import Stepper
 
@@ -52,7 +51,7 @@ class FramesProof(ExportedProof):
         )
 
     @functools.cached_property
-    def asked_for(self) -> SequenceOptions:
+    def asked_for(self) -> Options:
         """What all files say that they were exported with."""
         first = self.files[0]
         for file in self.files:
@@ -60,9 +59,9 @@ class FramesProof(ExportedProof):
                 raise ModelFileError(
                     f'{file.path}: is of another export than {first.path} (options differ); export again'
                 )
-        options = SequenceOptions.from_json(first.options)
+        options = self.deployment.family.written(first.options, first.path)
         with fresh.options_of(first.path):
-            check_precision(options.precision, options.fp16_io, options.keep_fp32)
+            options.check()
         return options
 
     @functools.cached_property

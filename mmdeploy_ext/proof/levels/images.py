@@ -8,7 +8,6 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
 from mmdeploy_ext.proof.levels.cases import run_case, timing
@@ -20,31 +19,10 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.proof.inputs.inputs import ProofInput
     from mmdeploy_ext.proof.pairs import PicturePair
     from mmdeploy_ext.proof.results import Case
-
-
-def export_options(metadata: Metadata, path: str = 'the file') -> ExportOptions:
-    """Return the options that a file was exported with.
-
-    Args:
-        metadata: of the file.
-        path: the file, for the message.
-
-    Raises:
-        ModelFileError: the metadata has options that no export of an image model has.
-    """
-    try:
-        return ExportOptions.from_json(
-            {key: value for key, value in metadata.options.items() if key != 'cfg_options'}
-        )
-    except TypeError as error:
-        raise ModelFileError(
-            f'{path}: its mm2onnx metadata is damaged (options: {error}); export it again'
-        ) from error
 
 
 class ImageProof(ExportedProof):
@@ -57,7 +35,7 @@ class ImageProof(ExportedProof):
         file, deployment = super().read(path), self.deployment
         metadata, family = file.metadata, deployment.family
         metadata.require(path, family.name, family.forms)
-        self.asked_for = export_options(metadata, path)
+        self.asked_for = family.written(metadata.options, path)
         if self.asked_for.form != metadata.form:
             raise ModelFileError(
                 f'{path}: says that its form is {metadata.form!r} and that it was exported as '

@@ -14,6 +14,7 @@ from mmdeploy_ext.compare.tensors import compare_tensors, failed_row
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.files import read_json, sha256_file
+from mmdeploy_ext.deploy.sparse import has_precision
 from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
 from mmdeploy_ext.proof.levels import sparse_structure
 from mmdeploy_ext.proof.levels.base import Proof
@@ -112,7 +113,7 @@ class SparseProof(Proof):
             self.verdict.notes += notes
         else:
             checks = sparse_structure.check_portable(file.model)
-        if file.asked_for.has_precision:
+        if has_precision(file.asked_for):
             self.verdict.notes.append(
                 'layers are compared in float32: what int8 does to the values is measured by '
                 'tools/quantization/scn_ptq.py'

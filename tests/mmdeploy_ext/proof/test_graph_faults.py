@@ -102,13 +102,13 @@ FAULTS = {
 def test_a_fault_that_no_input_sets_off_is_refused_by_the_graph(known, tmp_path, family, fault):
     from mmdeploy_ext.proof import fresh
     from mmdeploy_ext.proof.levels.exported import open_file
-    from mmdeploy_ext.proof.levels.images import export_options
 
     path, inputs = known(family)
     deployment, file = inputs[0].deployment, open_file(path)
     metadata = file.metadata
     FAULTS[family, fault](file.model.graph, family)
-    reference = fresh.of_images(deployment, export_options(metadata), metadata, read_image(PICTURE))
+    options = deployment.family.written(metadata.options)
+    reference = fresh.of_images(deployment, options, metadata, read_image(PICTURE))
     graph = judge(file.model, metadata, reference)
     assert not graph.passed and graph.differences, fault
     assert 'from a fresh export: ' in graph.text
