@@ -59,6 +59,8 @@ class Family(abc.ABC):
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
         options: what can be chosen about its graphs, in the order in which the metadata keep it.
         of_config: what configs of the family fix, for people who give an option that it does not have.
+        export_tool: that writes its files.
+        used_by: form -> command that uses a proven file, with {file}, {config}, {checkpoint}; '' for others.
         exports: what it takes, and its page, for people whose detector is of no family.
         near: words in the names of detectors and heads that are of its kind.
     """
@@ -73,6 +75,8 @@ class Family(abc.ABC):
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     options: tuple[Option, ...] = ()
     of_config: ClassVar[str] = ''
+    export_tool: ClassVar[str] = 'tools/deployment/pytorch2onnx.py'
+    used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/graph.py show {file}'}
     exports: ClassVar[str] = ''
     near: ClassVar[tuple[str, ...]] = ()
 
@@ -162,6 +166,10 @@ class ImageFamily(Family):
     """
 
     samples = 'images'
+    used_by: ClassVar[Mapping[str, str]] = {
+        'full': 'tools/onnx/onnx_with_postprocess.py {file} IMAGE_OR_FOLDER',
+        '': 'tools/onnx/onnx_no_topk_nms.py {file} IMAGE_OR_FOLDER',
+    }
     forms: ClassVar[tuple[str, ...]]
     own_options: ClassVar[tuple[Option, ...]] = ()
 

@@ -15,8 +15,9 @@ from mmdeploy_ext.compare.tensors import HISTOGRAM_DECADES
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.proof.tasks import task_module
 from mmdeploy_ext.proof.tasks.bev import BevPair, draw_bev
+from mmdeploy_ext.proof.views.commands import next_command
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_strip
-from mmdeploy_ext.proof.views.table import cosine_text, failure_reasons, figure, next_command
+from mmdeploy_ext.proof.views.table import cosine_text, failure_reasons, figure
 from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ Glossary: C channels, H, W bird's-eye view, K classes of a task, D values per po
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx
@@ -50,6 +50,9 @@ class CenterPointFamily(SequenceFamily):
     near = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
     of_config = "the grid is the config's"
     task = 'points3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'
+    }
     options = tuple(
         dataclasses.replace(one, choices=one.choices[:1], hint=ONLY)
         if one in (choices.CONTRACT, choices.LAYERS)

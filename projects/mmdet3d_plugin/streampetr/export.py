@@ -5,7 +5,7 @@ Glossary: N cameras, H, W network input in pixels, T tokens, D depth bins, n mem
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ class StreamPetrFamily(SequenceFamily):
     near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'tools/demo/streampetr_video.py {config} {checkpoint} --onnx {file} --out work_dirs/video'
+    }
     samples = 'frames'
     memory = True
     options = choices.STREAM

@@ -8,7 +8,7 @@ Glossary: B batch, C classes, Q queries, n detections, H, W network input in pix
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class RtDetrFamily(ImageFamily):
     exports = 'RTDETR, queries without suppression (projects/mmdet_plugin/rtdetr/README.md)'
     near = ('DETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
     task = 'bbox2d'
+    used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/onnx_rtdetr.py {file} IMAGE_OR_FOLDER'}
     forms = ('full', 'raw')
     own_options = (choices.FUSE, choices.GRID_SAMPLE, choices.DYNAMIC_BATCH)
     keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md

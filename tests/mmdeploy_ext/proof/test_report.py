@@ -21,7 +21,8 @@ from mmdeploy_ext.proof.results import Case, Check, MetricRow
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
-from mmdeploy_ext.proof.views.table import failure_reasons, next_command, print_verdict
+from mmdeploy_ext.proof.views.commands import next_command
+from mmdeploy_ext.proof.views.table import failure_reasons, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'
