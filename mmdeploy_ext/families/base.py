@@ -112,19 +112,18 @@ class Family(abc.ABC):
 
     def lacks(self, name: str, values: Mapping[str, Any]) -> str:
         """Return the message about an option that the family does not have, and which families have it."""
-        having = {
-            other.name: option
+        having = sorted(
+            other.name
             for other in FAMILIES.values()
-            for option in other.options
-            if option.name == name and other.product == self.product
-        }
-        if not having:
+            if other.product == self.product and name in [option.name for option in other.options]
+        )
+        known = {option.name: option for option in declared.DETECTOR}
+        known |= {option.name: option for other in FAMILIES.values() for option in other.options}
+        if name not in known:
             return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
-        said = next(iter(having.values())).said_of(values)
-        *others, last = sorted(having)
-        names = f'{", ".join(others)} and {last} have' if others else f'{last} has'
-        own = f'{self.of_config}; ' if self.of_config else ''
-        return f'{said}: family {self.name!r} has no such option; {own}{names} it'
+        said = f'{known[name].said_of(values)}: family {self.name!r} has no such option'
+        said += f'; {self.of_config}' if self.of_config else ''
+        return f'{said}; {" and ".join(having)} {"has" if len(having) == 1 else "have"} it' if having else said
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:

@@ -99,7 +99,7 @@ class _Inputs:
         if batch > 1:
             pictures = [self.images[index % count] for index in range(batch)]
             cases.append(self.fixed(f'batch of {batch} images', pictures, self.size, rescale=True))
-        for other in BATCHES if self.options.dynamic_batch else ():
+        for other in BATCHES if self.options.get('dynamic_batch') else ():
             if other != batch:
                 pictures = [self.images[index % count] for index in range(1, other + 1)]
                 cases.append(self.fixed(f'batch of {other}', pictures, self.size, rescale=True))

@@ -1,6 +1,5 @@
 """`--precision fp16`: what is float16, what stays float32, and that a proof never calls it proven."""
 
-import dataclasses
 import re
 
 import numpy as np
@@ -171,7 +170,7 @@ def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), height, width)
     options = deployment.family.choose(form='raw', height=height, width=width)
     model, metadata = deploy.export_model(deployment, options, [picture])
-    half = in_precision(model, metadata.spec, dataclasses.replace(options, precision='fp16'))
+    half = in_precision(model, metadata.spec, options.replace(precision='fp16'))
     paths = {}
     for name, written in (('default', half), ('plain', to_fp16(model, metadata.spec))):
         paths[name] = str(tmp_path / f'{name}.onnx')
