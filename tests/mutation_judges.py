@@ -14,11 +14,11 @@ from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.enough import whole_reasons
-from mmdeploy_ext.proof.levels.cases import run_cases
 from mmdeploy_ext.proof.levels.run_twice import attempt
 from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.references import references
 from mutation_toys import IMAGES, Frames, Pictures, Toy
+from proofs import check_files, run_cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ class Judges:
         if isinstance(self.toy, Frames):
             once = unittest.mock.patch.object(family, 'graphs', self.graphs_once)
         with once:
-            return level_1_reasons(ladder.check_files(self.toy.deployment, paths, self.toy.samples()))
+            return level_1_reasons(check_files(self.toy.deployment, paths, self.toy.samples()))
 
     @functools.cached_property
     def graphs_once(self) -> Callable[..., list[Any]]:

@@ -11,7 +11,7 @@ import pytest
 import rtdetr_golden as golden
 import toy_rtdetr
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.proof.ladder import check_files
+from proofs import check_files
 
 
 @pytest.fixture(scope='module')

@@ -141,7 +141,7 @@ def export_and_prove(
         command = ['python', 'tools/deployment/verify.py', *words]
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}', file=sys.stdout)
         return 0
-    return proof.run_proof(deployment, [args.output_file], images, args, engine)
+    return proof.run_proof(deployment, [args.output_file], (images, ''), args, engine)
 
 
 def _shape_title(options: Options) -> str:

@@ -200,6 +200,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     args.needs_ranges, args.known_ranges = False, None
     options = parse_options(args)
     _check_proof(args)
+    from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.stack import compat
 
     compat.apply()
@@ -207,23 +208,17 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.deploy import sparse as deploy
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
+    samples = proof.Samples(SparseFamily, args.input, option='--input')
+    engine = dict(threads=args.threads)
+    settings = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
     register()
     if args.verify_only:
-        return proof.verify_backbone(
-            args,
-            args.output_file,
-            args.input,
-            cfg_options,
-            dict(threads=args.threads),
-            args.weight_layout,
-            ranges=args.known_ranges,
-            **_proof_settings(args),
-        )
-    chosen, sweeps = options, []
+        layout, settings = args.weight_layout, dict(settings, ranges=args.known_ranges)
+        return proof.verify_backbone(args, args.output_file, samples, cfg_options, engine, layout, **settings)
+    chosen = options
 
-    def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
+    def check(_cfg: Any, family: SparseFamily, _settings: EncoderSettings) -> None:
         nonlocal chosen
-        sweeps.extend(proof.voxels_of(cfg, family, settings, args.input))
         chosen = deploy.resolve(options, family)
         args.output_file = args.output_file or deploy.default_file(chosen)
         will_write('--output-file', [args.output_file])
@@ -233,6 +228,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.weight_layout, check)
     print(deployment.report.summary())
+    found = samples.of(deployment)
     with after_weights():
         ranges = find_ranges(args, deployment)
         graph, seconds = deploy.export_file(deployment, chosen, args.output_file, ranges)
@@ -241,10 +237,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
         )
         if args.verify:
-            engine, settings = dict(threads=args.threads), _proof_settings(args)
-            return proof.run_proof(
-                deployment, [args.output_file], sweeps, args, engine, ranges=ranges, **settings
-            )
+            files = [args.output_file]
+            return proof.run_proof(deployment, files, found, args, engine, ranges=ranges, **settings)
     words = ['python', 'tools/deployment/export_scn.py', args.config, args.checkpoint]
     words += ['--output-file', args.output_file, '--verify-only']
     words += ['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else []
@@ -286,11 +280,6 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
             'the file of an earlier calibration by --ranges'
         )
     return stored
-
-
-def _proof_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the proof of a sparse backbone takes of the command line."""
-    return dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

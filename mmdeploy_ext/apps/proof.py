@@ -47,16 +47,12 @@ def check_report_targets(args: argparse.Namespace) -> None:
 
 
 class Samples:
-    """What a proof runs on: pictures are read at once, frames and sweeps when there is a model.
-
-    Attributes:
-        pictures: (file name, BGR picture); the first is the traced one.
-    """
+    """What a proof runs on: pictures are read at once, frames and sweeps when there is a model."""
 
     def __init__(
         self, family: Family, given: Sequence[str], frames: int | None = None, option: str = '--images'
     ) -> None:
-        """Refuse what cannot be read, before the weights load.
+        """Refuse what cannot be, before the weights load.
 
         Args:
             family: whose samples they are.
@@ -64,16 +60,13 @@ class Samples:
             frames: of --frames.
             option: that gave the files, for messages.
         """
-        from mmdeploy_ext.proof.inputs import samples
+        from mmdeploy_ext.proof.inputs.samples import check_given
 
-        self.given, self.pictures, self.count = given, [], 0
-        if family.samples == 'images':
-            self.pictures = read_images(given or [DEFAULT_IMAGE])
-        else:
-            samples.check_given(family, given, option)
-            self.count = samples.check_count(family, frames)
+        pictures = family.samples == 'images'
+        self.given, self.pictures = given, read_images(given or [DEFAULT_IMAGE]) if pictures else []
+        self.count = 0 if pictures else check_given(family, given, frames, option)
 
-    def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:
+    def of(self, deployment: Deployment | SparseDeployment) -> tuple[Collection[Any], str]:
         """Return the samples, and where frames and sweeps are from."""
         from mmdeploy_ext.proof.inputs.samples import proof_samples
 
@@ -83,7 +76,7 @@ class Samples:
 def run_proof(
     deployment: Deployment | SparseDeployment,
     paths: Sequence[str],
-    samples: Samples | Sequence[Any],
+    samples: tuple[Collection[Any], str],
     args: argparse.Namespace,
     engine: dict[str, Any],
     metrics: Iterable[Any] = (),
@@ -94,7 +87,7 @@ def run_proof(
     Args:
         deployment: the config and checkpoint.
         paths: of the files.
-        samples: of the model's kind.
+        samples: of the model's kind, and where they are from.
         args: of the command line.
         engine: options of `build_backend`.
         metrics: rows of level 5.
@@ -106,9 +99,9 @@ def run_proof(
     from mmdeploy_ext.proof.ladder import prove
     from mmdeploy_ext.proof.views.table import print_verdict
 
-    chosen, title = samples.of(deployment) if isinstance(samples, Samples) else (samples, '')
+    chosen, origin = samples
     verdict, pictures = prove(deployment, paths, chosen, engine, **claims)
-    verdict.notes += [f'frames: {title}'] * bool(title)
+    verdict.notes += [f'frames: {origin}'] * bool(origin)
     verdict.metrics.extend(metrics)
     written = write_proof(verdict, pictures, deployment, args)
     print_verdict(verdict, cli.stdout())
@@ -135,7 +128,7 @@ def family_of(cfg: Any, path: str) -> Family:
 def verify_backbone(
     args: argparse.Namespace,
     path: str,
-    given: Sequence[str],
+    samples: Samples,
     cfg_options: dict[str, Any],
     engine: dict[str, Any],
     weight_layout: str = 'auto',
@@ -146,7 +139,7 @@ def verify_backbone(
     Args:
         args: of the command line: config, checkpoint, edited, json and report.
         path: of the file.
-        given: sweeps.
+        samples: real sweeps.
         cfg_options: of the command line.
         engine: `threads`.
         weight_layout: of the checkpoint.
@@ -166,27 +159,10 @@ def verify_backbone(
     file_options(model, path)
     written = stored_fact(model, path, 'options').get('cfg_options', {})
     written = missing_overrides(load_config(args.config, cfg_options), written)
-    sweeps: list[Any] = []
-
-    def check(cfg: Any, family: Any, settings: Any) -> None:
-        sweeps.extend(voxels_of(cfg, family, settings, given, getattr(args, 'frames', None)))
-
-    options = {**written, **cfg_options}
-    deployment = deploy.load(args.config, args.checkpoint, options, weight_layout, check)
+    deployment = deploy.load(args.config, args.checkpoint, {**written, **cfg_options}, weight_layout)
+    found = samples.of(deployment)
     with after_weights():
-        return run_proof(deployment, [path], sweeps, args, engine, edited=args.edited, **settings)
-
-
-def voxels_of(
-    cfg: Any, family: Any, settings: Any, given: Sequence[str], frames: int | None = None
-) -> list[Any]:
-    """Return the voxels of given sweeps, see `sweep_sets`; before the weights load."""
-    from mmdeploy_ext.proof.inputs.samples import check_count, check_given
-    from mmdeploy_ext.proof.inputs.voxel_sets import sweep_sets
-
-    check_given(family, given, '--input')
-    rule, most = family.preprocess_rule(cfg), check_count(family, frames)
-    return [one for path in given for one in sweep_sets(path, rule, cfg, settings, most)]
+        return run_proof(deployment, [path], found, args, engine, edited=args.edited, **settings)
 
 
 def write_proof(

@@ -54,6 +54,7 @@ def run_export(
     deployment = deploy.load(
         args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options), args.device, check
     )
+    found = samples.of(deployment) if args.verify else ((), '')
     with after_weights():
         paths, seconds = export_sequence(deployment, options, output)
         print(
@@ -65,4 +66,4 @@ def run_export(
             command = ['python', 'tools/deployment/verify.py', *words]
             print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}')
             return 0
-        return proof.run_proof(deployment, paths, samples, args, engine)
+        return proof.run_proof(deployment, paths, found, args, engine)

@@ -98,7 +98,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     family = proof.family_of(cfg, args.onnx_file)
     refuse_others(args, family, engine)
     if family.product == BACKBONE:
-        return proof.verify_backbone(args, args.onnx_file, args.images or (), given, engine)
+        samples = proof.Samples(family, args.images or (), args.frames)
+        return proof.verify_backbone(args, args.onnx_file, samples, given, engine)
     return _verify(args, cfg, given, family, engine)
 
 
@@ -139,10 +140,11 @@ def _verify(
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
+    found = samples.of(deployment)
     with after_weights():
         metrics = compare_metrics(deployment, files.paths, args.eval, engine) if args.eval else []
         claims = dict(edited=args.edited, asked=asked_of(args))
-        return proof.run_proof(deployment, files.paths, samples, args, engine, metrics, **claims)
+        return proof.run_proof(deployment, files.paths, found, args, engine, metrics, **claims)
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -84,17 +84,6 @@ def prove(
     return proof.verdict, proof.pictures
 
 
-def check_files(
-    deployment: Deployment | SparseDeployment,
-    paths: str | Sequence[str],
-    samples: Iterable[Any] = (),
-    edited: bool = False,
-    **settings: Any,
-) -> Verdict:
-    """Return level 1 alone; see `prove`."""
-    return open_proof(deployment, paths, samples, **settings).check(edited)
-
-
 def with_progress(inputs: Iterable[Any]) -> Iterator[Any]:
     """Yield the inputs with a bar on a terminal."""
     console, total = stderr(), len(inputs) if hasattr(inputs, '__len__') else None

@@ -9,7 +9,6 @@ import projects.mmdet_plugin  # noqa: F401
 import real_nuscenes
 import streampetr_seeded as seeded
 import toy_streampetr_deploy as toy
-from drives import run_far
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
@@ -21,6 +20,7 @@ from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proof.levels.frames import output_spec
 from mmdeploy_ext.proof.levels.sequence import FULL_DRIVE, SHORT_DRIVE
 from mmdeploy_ext.proof.views.table import failure_reasons
+from proofs import run_far
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'

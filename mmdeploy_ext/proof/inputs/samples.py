@@ -6,36 +6,42 @@ Pictures are read by `apps.proof`, since every tool for pictures reads them befo
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
+from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.inputs.pictures import IMAGE_SUFFIXES
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proof.inputs.voxel_sets import points_of
+from mmdeploy_ext.proof.inputs.voxel_sets import points_of, sweep_sets
 from mmdeploy_ext.runtime.frames import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.families.base import Family
 
 DEFAULT_FRAMES = 12
 PROOF_SCENES = 3
 
 
-def check_given(family: Family, paths: Sequence[str], option: str) -> None:
-    """Refuse files that are no samples of a family, before its weights load.
+def check_given(
+    family: Family, paths: Sequence[str], count: int | None = None, option: str = '--images'
+) -> int:
+    """Refuse files that are no samples of a family, before its weights load; return how many frames to prove.
 
     Args:
         family: of frames or sweeps.
         paths: that were given.
-        option: that gave them, for the message.
+        count: of --frames; None takes the default.
+        option: that gave the paths, for the message.
 
     Raises:
-        UsageError: not there, or of another kind.
+        UsageError: not there, of another kind, no frame, or too few for a memory.
     """
     for path in paths:
         if not Path(path).exists():
@@ -51,18 +57,6 @@ def check_given(family: Family, paths: Sequence[str], option: str) -> None:
                 f'{option} {path}: is a picture, the model takes LiDAR sweeps: points (.bin, .npy), a folder '
                 f'of them, or an info file (.pkl, .json)'
             )
-
-
-def check_count(family: Family, count: int | None) -> int:
-    """Return the number of frames or sweeps of a proof.
-
-    Args:
-        family: of frames or sweeps.
-        count: of --frames; None takes the default.
-
-    Raises:
-        UsageError: none, or too few for a memory.
-    """
     least = 2 if family.memory else 1
     if count is not None and count < least:
         why = '; a memory needs a frame before' if family.memory else ''
@@ -71,7 +65,7 @@ def check_count(family: Family, count: int | None) -> int:
 
 
 def proof_samples(
-    deployment: Deployment, count: int, given: Sequence[str] = ()
+    deployment: Deployment | SparseDeployment, count: int, given: Sequence[str] = ()
 ) -> tuple[Collection[Any], str]:
     """Return frames or sweeps to prove on, and where they are from.
 
@@ -83,18 +77,17 @@ def proof_samples(
     Raises:
         DataError: a file that cannot be read, or a data set that is damaged.
     """
-    family, names = deployment.family, ', '.join(Path(path).name for path in given)
+    family, cfg, rule = deployment.family, deployment.cfg, deployment.rule
+    names = ', '.join(Path(path).name for path in given)
+    if family.product == BACKBONE:
+        sets = (sweep_sets(path, rule, cfg, deployment.settings, count) for path in given)
+        return [*itertools.chain(*sets)], ''
     if given and not family.memory:
-        sweeps = [
-            Sweep(points, name, points_file=name)
-            for path in given
-            for name, points in points_of(path, deployment.cfg, deployment.rule, count)
-        ]
-        return sweeps, names
+        named = itertools.chain(*(points_of(path, cfg, rule, count) for path in given))
+        return [Sweep(points, name, points_file=name) for name, points in named], names
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
 
-    cfg = deployment.cfg
     if given:
         cfg = copy.deepcopy(cfg)
         cfg.merge_from_dict({'data.test.ann_file': str(Path(given[0]).resolve())})
@@ -106,8 +99,8 @@ def proof_samples(
         what = f'a synthetic drive of {count} frames is' if family.memory else f'{count} generated sweeps are'
         print(f'{what} used, since there is no data set: {one_line(error)}')
         if family.memory:
-            return synthetic_drive(count, deployment.rule), 'synthetic drive'
-        return list(family.generated_sweeps(deployment.rule, count)), 'generated sweeps'
+            return synthetic_drive(count, rule), 'synthetic drive'
+        return list(family.generated_sweeps(rule, count)), 'generated sweeps'
     indices = choose_frames(scene_tokens(dataset), count) if family.memory else spread(len(dataset), count)
     source = names or 'data.test'
     return (

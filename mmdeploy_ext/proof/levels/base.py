@@ -8,12 +8,13 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.graph.io.files import external_files, read
 from mmdeploy_ext.graph.same import size
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.enough import IMAGES, whole_reasons
 from mmdeploy_ext.proof.levels.graph_result import EDITED, GraphResult
 from mmdeploy_ext.proof.provenance import asked_checks, hash_checks
-from mmdeploy_ext.proof.subject import data_hashes
 from mmdeploy_ext.proof.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -175,3 +176,14 @@ class Proof(abc.ABC):
     def notes(self) -> list[str]:
         """Return what the reader should know that is no failure."""
         return []
+
+
+def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
+    """Return `data_sha256`: name -> hash of every file that ONNX files keep weights in; nothing without any.
+
+    Args:
+        paths: of ONNX files whose data are there.
+    """
+    files = {file for path in paths for file in external_files(read(path), Path(path).parent).values()}
+    found = {file.name: sha256_file(file) for file in sorted(files)}
+    return {'data_sha256': found} if found else {}

@@ -1,12 +1,4 @@
-"""Levels 2 and 3 of the ladder: files judged by what the unpatched model gives.
-
-A `Reference` is computed once; any number of files of the same model can be judged by it:
-
-    known = references(deployment, options, images)
-    with build_backend('OnnxRuntimeBackend', path) as backend:
-        cases = list(run_cases(known, backend))
-    reasons = whole_reasons(cases)
-"""
+"""Levels 2 and 3 of pictures: files judged by what the unpatched model gives, which is computed once."""
 
 from __future__ import annotations
 
@@ -28,7 +20,7 @@ from mmdeploy_ext.proof.results import Case, DetectionRow
 from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -43,17 +35,6 @@ if TYPE_CHECKING:
 TIMED_RUNS = 5
 TIMED_S = 3.0
 """No more runs than those of the proof once they took this long: the figures are a hint."""
-
-
-def run_cases(known: Iterable[Reference], backend: Backend) -> Iterator[Case]:
-    """Yield the cases of levels 2 and 3 of one file: who wants the first that fails need not run the rest.
-
-    Args:
-        known: of `references`.
-        backend: with the file.
-    """
-    for reference in known:
-        yield from run_case(reference, backend)[0]
 
 
 def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[PicturePair]]:

@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
-from mmdeploy_ext.proof.levels.run_twice import Timed, medians
+from mmdeploy_ext.proof.levels.run_twice import Clock
 
 if TYPE_CHECKING:
     import contextlib
@@ -78,23 +78,22 @@ class FramesProof(ExportedProof):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
-        self.spec = output_spec(self.metadata)
-        self.reference = Timed(self.deployment.family.reference(self.deployment.model))
+        self.spec, self.clock = output_spec(self.metadata), Clock()
+        self.who = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
+        self.reference: Stepper = self.deployment.family.reference(self.deployment.model)
         self.runner = self.open_runner(stack)
 
-    def open_runner(self, stack: contextlib.ExitStack) -> Timed:
+    def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
         """Return the files on the engine; its sessions, if it has any, are closed with the stack."""
-        runner: Stepper = self.deployment.family.runner(self.paths, self.engine)
+        runner = self.deployment.family.runner(self.paths, self.engine)
         owner = getattr(runner, 'runtime', runner)
         if hasattr(owner, 'close'):
             stack.callback(owner.close)
-        return Timed(runner)
+        return runner
 
     def timing(self) -> dict[str, float]:
         """See `Proof.timing`."""
-        engine, unit = self.verdict.subject['engine'], self.unit
-        seconds = {f'PyTorch ({unit})': self.reference.seconds, f'{engine} ({unit})': self.runner.seconds}
-        return medians(**seconds)
+        return self.clock.medians(*self.who)
 
 
 def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.proof.results import Case
-    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState, Sweep
 
 FAILURES = (ValueError, IndexError, RuntimeError)
 """What an engine, or what decodes its outputs, may raise: a failed case, not an exception."""
@@ -70,37 +69,24 @@ def nothing_found(title: str, wanted: Any, error: Exception) -> DetectionRow:
     return DetectionRow(title, len(wanted), 0, len(wanted), 0, 0.0, 1.0, False, reason, broken=True)
 
 
-class Timed:
-    """A stepper that counts the seconds of its steps."""
+class Clock:
+    """Counts the seconds of runs, by who runs."""
 
-    def __init__(self, stepper: Stepper) -> None:
-        """Keep the stepper."""
-        self.stepper = stepper
-        self.seconds: list[float] = []
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
 
-    @property
-    def state(self) -> StreamState | None:
-        """See `Stepper.state`."""
-        return self.stepper.state
-
-    @state.setter
-    def state(self, state: StreamState | None) -> None:
-        self.stepper.state = state
-
-    def reset(self) -> None:
-        """Empty the memory."""
-        self.stepper.reset()
-
-    def step(self, frame: Frame | Sweep) -> StepResult:
-        """Run one frame."""
+    def run(self, who: str, run: Callable[[], Any]) -> Any:
+        """Return what a run gives; one that fails does not count."""
         start = time.perf_counter()
-        result = self.stepper.step(frame)
-        self.seconds.append(time.perf_counter() - start)
-        return result
+        found = run()
+        self.seconds.setdefault(who, []).append(time.perf_counter() - start)
+        return found
 
+    def medians(self, *who: str) -> dict[str, float]:
+        """Return who -> median milliseconds, where all of them ran.
 
-def medians(**seconds: list[float]) -> dict[str, float]:
-    """Return title -> median milliseconds, without the first run, which computes what later ones keep."""
-    if not all(seconds.values()):
-        return {}
-    return {title: round(statistics.median(taken[1:] or taken) * 1e3, 2) for title, taken in seconds.items()}
+        The first run does not count: it computes what later ones keep.
+        """
+        known = {one: self.seconds[one] for one in who if one in self.seconds}
+        found = {one: round(statistics.median(runs[1:] or runs) * 1e3, 2) for one, runs in known.items()}
+        return found if len(found) == len(who) else {}

@@ -97,6 +97,10 @@ class DriveProof(FramesProof):
         self.verdict.cases = [_case(rows['teacher'], self.shape)]
         super().conclude()
 
+    def timing(self) -> dict[str, float]:
+        """See `Proof.timing`."""
+        return dict(zip(self.who, self.modes.clock.medians('reference', 'free').values(), strict=False))
+
     def reasons(self) -> list[str]:
         """See `Proof.reasons`; the rows of level 4 say what is wrong with them."""
         if not all(row.passed for row in self.verdict.sequence):

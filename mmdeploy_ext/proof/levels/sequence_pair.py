@@ -15,7 +15,7 @@ import numpy as np
 from mmdeploy_ext.compare.tensors import compare_tensors, same_bits
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.cli import one_line
-from mmdeploy_ext.proof.levels.run_twice import attempt
+from mmdeploy_ext.proof.levels.run_twice import Clock, attempt
 from mmdeploy_ext.proof.levels.sequence_run import Bars, Moment, PairRun
 from mmdeploy_ext.runtime.frames import StreamState
 
@@ -63,7 +63,7 @@ class Modes:
             from mmdeploy_ext.proof.tasks import task_module
 
             match = task_module('bbox3d').match_detections
-        self.reference, self.candidates = reference, candidates
+        self.reference, self.candidates, self.clock = reference, candidates, Clock()
         self.runs = {mode: PairRun(mode, spec, bars or Bars(), memory, match) for mode in candidates}
         for stepper in (reference, *candidates.values()):
             stepper.reset()
@@ -72,7 +72,8 @@ class Modes:
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
         """Run one frame on all sides; return what the reference gave, and the candidates by mode."""
-        expected, results = self.reference.step(frame), {}
+        expected = self.clock.run('reference', lambda: self.reference.step(frame))
+        results: dict[str, StepResult] = {}
         after = snapshot(self.reference.state)
         for mode, candidate in self.candidates.items():
             if self.runs[mode].stopped:
@@ -95,7 +96,7 @@ class Modes:
 
     def _step(self, mode: str, frame: Frame) -> StepResult | None:
         """Run one frame; an engine that fails is a reason, not an exception."""
-        found = attempt(lambda: self.candidates[mode].step(frame))
+        found = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
         if not isinstance(found, Exception):
             return found
         self.runs[mode].stop(f'{frame.name}: the candidate failed: {one_line(found)[:200]}')

@@ -26,12 +26,15 @@ class SweepProof(FramesProof):
 
     def cases(self, one: Sweep) -> tuple[list[Case], list[SweepPair]]:
         """See `Proof.cases`."""
-        expected = self.reference.step(one)
+        expected = self.clock.run(self.who[0], lambda: self.reference.step(one))
 
         def judge(found: StepResult | Exception) -> tuple[Case, list[SweepPair]]:
             return self.judge(one, expected, found)
 
-        return run_twice(lambda: self.runner.step(one), judge, lambda found: found.outputs)
+        def run() -> StepResult:
+            return self.clock.run(self.who[1], lambda: self.runner.step(one))
+
+        return run_twice(run, judge, lambda found: found.outputs)
 
     def judge(
         self, sweep: Sweep, expected: StepResult, found: StepResult | Exception

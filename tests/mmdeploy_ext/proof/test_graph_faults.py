@@ -17,8 +17,8 @@ from conditional_faults import (
 )
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import check_files
 from mmdeploy_ext.proof.levels.graph_level import judge
+from proofs import check_files
 from toy_atss import PICTURE
 
 

@@ -14,8 +14,8 @@ from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import check_files
 from mmdeploy_ext.proof.older import Rounding, brought_near, content
+from proofs import check_files
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 OTHER_CPU = REPO.parent / 'shared/data/other_cpu'

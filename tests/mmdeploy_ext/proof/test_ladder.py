@@ -14,8 +14,9 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.graph.same import signature
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import check_files, prove
+from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.provenance import override_notes
+from proofs import check_files
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 FORMS = ('full', 'decode', 'raw')

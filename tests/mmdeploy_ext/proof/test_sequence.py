@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from drives import run_modes, run_pair
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
 from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from proofs import run_modes, run_pair
 from toy_stepper import GROUPS, MEMORY, SPEC, TOPK, Altered, ToyStepper
 
 FRAMES = list(Drive(frames=100, size=(8, 24), cameras=2))

@@ -16,7 +16,6 @@ from rich.console import Console
 import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
-from drives import run_far
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.evaluate.loop import frames_of
@@ -29,6 +28,7 @@ from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.views.table import failure_reasons, last_line, print_verdict
 from mmdeploy_ext.runtime.streampetr.state import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
+from proofs import run_far
 
 BARS = Bars(frames=18)
 

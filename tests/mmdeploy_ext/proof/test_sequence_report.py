@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from test_report import EVIL, Page
 
-from drives import run_modes
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
 from mmdeploy_ext.proof.levels.graph_result import GraphResult
 from mmdeploy_ext.proof.levels.sequence_run import Bars
@@ -18,6 +17,7 @@ from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
 from mmdeploy_ext.proof.views.table import failure_reasons
+from proofs import run_modes
 from toy_stepper import MEMORY, SPEC, Altered, ToyStepper
 
 FRAMES = list(Drive(frames=12, size=(8, 24), cameras=6))

@@ -15,11 +15,11 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.proof.ladder import check_files
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 from mmdeploy_ext.runtime.streampetr.state import to_local
 from projects.mmdet3d_plugin.streampetr import spec
+from proofs import check_files
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)

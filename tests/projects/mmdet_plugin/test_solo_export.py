@@ -10,8 +10,9 @@ from mmdeploy_ext.compare.tensors import without_ties
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
-from mmdeploy_ext.proof.ladder import check_files, prove
+from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.tasks.mask import match_detections
+from proofs import check_files
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 
 OPSETS = {'solov2_light_dcn': 19}

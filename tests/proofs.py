@@ -1,7 +1,4 @@
-"""Two engines over one drive, and a drive far away and late: an engine gives there what it gives at home.
-
-At 7e5 m float32 costs centimetres in global coordinates, so that this compares an engine with itself.
-"""
+"""Parts of proofs: level 1 alone, levels 2 and 3 by references, two engines over one drive, near and far."""
 
 from __future__ import annotations
 
@@ -10,20 +7,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.proof.ladder import open_proof
+from mmdeploy_ext.proof.levels.cases import run_case
 from mmdeploy_ext.proof.levels.sequence_pair import Modes
 from mmdeploy_ext.runtime.frames import invert_pose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.proof.results import SequenceRow
+    from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.proof.references import Reference
+    from mmdeploy_ext.proof.results import Case, SequenceRow
+    from mmdeploy_ext.proof.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
 
 UTM_M = 7e5, 4e6, 500.0
 """x, y, z: metres as in UTM coordinates."""
 LATE_S = 1.6e9 + 20 * 60
 """Seconds: a time stamp of these days, twenty minutes into a drive."""
+
+
+def check_files(deployment: Any, paths: Any, samples: Any = (), edited: bool = False) -> Verdict:
+    """Return level 1 alone."""
+    return open_proof(deployment, paths, samples).check(edited)
+
+
+def run_cases(known: Iterable[Reference], backend: Backend) -> Iterator[Case]:
+    """Yield the cases of levels 2 and 3: who wants the first that fails need not run the rest."""
+    for reference in known:
+        yield from run_case(reference, backend)[0]
 
 
 def run_pair(
