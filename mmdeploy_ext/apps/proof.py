@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.proof.pairs import PicturePair
+    from mmdeploy_ext.proof.results import Pair
 
 DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
 MAX_IMAGES = 8
@@ -183,7 +183,7 @@ def write_proof(
     return lines
 
 
-def write_picture(pictures: Sequence[PicturePair], deployment: Deployment, path: Path) -> Path:
+def write_picture(pictures: Sequence[Pair], deployment: Deployment, path: Path) -> Path:
     """Draw both engines' detections of up to four images, one image per row.
 
     Args:

@@ -6,6 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mmdeploy_ext.compare.rows import TensorRow
 
 
@@ -166,3 +168,26 @@ class SequenceRow:
     def passed(self) -> bool:
         """Whether there is no reason against it."""
         return not self.reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One sample with both engines' results, for pictures of it.
+
+    Attributes:
+        title: of the sample.
+        shown: what is drawn below the results: a picture (h, w, 3) uint8 BGR or those of all cameras
+            (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z first,
+            LiDAR frame; None where the results are dense maps.
+        reference: PyTorch's: detections in pixels of the picture or in the LiDAR frame, or a map (C, H, W).
+        candidate: the other engine's.
+        engine: what people call that engine.
+        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras.
+    """
+
+    title: str
+    shown: np.ndarray | None
+    reference: Any
+    candidate: Any
+    engine: str = 'ONNX Runtime'
+    lidar2img: np.ndarray | None = None

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.graph.io.files import external_files, read
@@ -21,29 +21,9 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Iterable, Mapping, Sequence
 
-    import onnx
-
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.proof.results import Case, Check
-
-
-class ProvenFile(Protocol):
-    """One file and what it says about itself.
-
-    Attributes:
-        path: of it.
-        model: its content.
-        name: of its graph, '' where the model is one file.
-        options: that it was exported with.
-        hashes: 'checkpoint' and 'config' -> hash that it was made from.
-    """
-
-    path: str
-    model: onnx.ModelProto
-    name: str
-    options: Mapping[str, Any]
-    hashes: Mapping[str, str]
 
 
 class Proof(abc.ABC):
@@ -84,19 +64,23 @@ class Proof(abc.ABC):
         self.pictures: list[Any] = []
 
     @abc.abstractmethod
-    def read(self, path: str) -> ProvenFile:
-        """Read one file."""
+    def read(self, path: str) -> Any:
+        """Read one file: an object with what it holds and says about itself.
+
+        These are `path`, `model`, `name` (of its graph, '' where the model is one file), `options` (that it was
+        exported with) and `hashes` ('checkpoint' and 'config' -> hash that it was made from).
+        """
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
         """Return what the subject of the verdict says of this kind of files: their options and hashes."""
 
     @abc.abstractmethod
-    def graph(self, file: ProvenFile) -> GraphResult:
+    def graph(self, file: Any) -> GraphResult:
         """Compare the graph of a file with a fresh export."""
 
     @abc.abstractmethod
-    def checks(self, file: ProvenFile) -> list[Check]:
+    def checks(self, file: Any) -> list[Check]:
         """Return whether a file is valid, and says of itself what its contract, config and options say."""
 
     def _subject(self) -> dict[str, Any]:

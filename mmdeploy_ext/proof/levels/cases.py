@@ -15,8 +15,7 @@ from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines import ENGINE_TITLES
 from mmdeploy_ext.proof import full_form, half
 from mmdeploy_ext.proof.levels.run_twice import FAILURES, nothing_found, run_twice
-from mmdeploy_ext.proof.pairs import PicturePair
-from mmdeploy_ext.proof.results import Case, DetectionRow
+from mmdeploy_ext.proof.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ TIMED_S = 3.0
 """No more runs than those of the proof once they took this long: the figures are a hint."""
 
 
-def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[PicturePair]]:
+def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[Pair]]:
     """Give one input to an engine twice and compare tensors and results with the reference."""
     names = backend.metadata.spec.input_names
     feeds = {name: reference.feeds[name] for name in names if name in reference.feeds}
@@ -54,7 +53,7 @@ def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[P
 
 def judge_outputs(
     reference: Reference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
-) -> tuple[Case, list[PicturePair]]:
+) -> tuple[Case, list[Pair]]:
     """Compare what an engine gave, or the error that it gave instead, with the reference."""
     deployment, proof_input, metadata = reference.deployment, reference.input, backend.metadata
     bars = half.bars_of(half.precision_of(metadata, backend.computes_in))
@@ -161,7 +160,7 @@ def _tensor_rows(
     return tuple(half.judge(rows, bars.cosine) if bars else rows)
 
 
-def _pictures(reference: Reference, found: Sequence[Any], engine: str) -> list[PicturePair]:
+def _pictures(reference: Reference, found: Sequence[Any], engine: str) -> list[Pair]:
     """Return both engines' results for the report, but those at the default of an optional input."""
     one = reference.input
     if one.left_out:
@@ -177,12 +176,12 @@ def _picture(
     candidate: Detections,
     rescaled: bool,
     engine: str,
-) -> PicturePair:
+) -> Pair:
     """Bring both engines' boxes to pixels of the original picture."""
     if not rescaled:
         reference, candidate = reference.scaled(image.scale_factor), candidate.scaled(image.scale_factor)
     title = f'{source[0]}, input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
-    return PicturePair(title, source[1], reference, candidate, engine)
+    return Pair(title, source[1], reference, candidate, engine)
 
 
 def timing(reference: Reference, backend: Backend) -> dict[str, float]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFile:
-    """See `ProvenFile`; with all that it says about itself."""
+    """See `Proof.read`; with all that it says about itself."""
 
     path: str
     model: onnx.ModelProto
@@ -37,12 +37,12 @@ class ExportedFile:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """See `ProvenFile`."""
+        """See `Proof.read`."""
         return self.metadata.options
 
     @property
     def hashes(self) -> dict[str, str]:
-        """See `ProvenFile`."""
+        """See `Proof.read`."""
         return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
 
 

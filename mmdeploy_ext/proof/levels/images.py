@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.proof.inputs.inputs import ProofInput
-    from mmdeploy_ext.proof.pairs import PicturePair
-    from mmdeploy_ext.proof.results import Case
+    from mmdeploy_ext.proof.results import Case, Pair
 
 
 class ImageProof(ExportedProof):
@@ -75,7 +74,7 @@ class ImageProof(ExportedProof):
         """See `Proof.inputs`: what is made of the pictures."""
         return proof_inputs(self.deployment, self.asked_for, self.samples)
 
-    def cases(self, one: ProofInput) -> tuple[list[Case], list[PicturePair]]:
+    def cases(self, one: ProofInput) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`."""
         reference = Reference(self.deployment, one)
         self.first = self.first or reference

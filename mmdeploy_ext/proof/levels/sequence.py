@@ -13,8 +13,7 @@ from mmdeploy_ext.proof.levels.frames import FramesProof
 from mmdeploy_ext.proof.levels.sequence_pair import Modes
 from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
-from mmdeploy_ext.proof.pairs import FramePair
-from mmdeploy_ext.proof.results import Case, DetectionRow
+from mmdeploy_ext.proof.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
@@ -130,10 +129,10 @@ class DriveProof(FramesProof):
             )
         return notes
 
-    def _picture(self, frame: Frame, expected: StepResult, found: StepResult) -> FramePair:
+    def _picture(self, frame: Frame, expected: StepResult, found: StepResult) -> Pair:
         title = f'{frame.name or f"frame {self.count}"}, free-running, frame {self.count + 1} of the drive'
         pictures = pictures_bgr(frame.images, self.deployment.rule)
-        return FramePair(title, pictures, frame.lidar2img, expected.detections, found.detections)
+        return Pair(title, pictures, expected.detections, found.detections, lidar2img=frame.lidar2img)
 
 
 def _case(row: SequenceRow, shape: str) -> Case:

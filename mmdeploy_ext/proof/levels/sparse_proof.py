@@ -32,8 +32,7 @@ from mmdeploy_ext.proof.levels.sparse_subject import (
     subject_of,
 )
 from mmdeploy_ext.proof.provenance import settings_check
-from mmdeploy_ext.proof.results import Case, Check
-from mmdeploy_ext.proof.tasks.bev import BevPair
+from mmdeploy_ext.proof.results import Case, Check, Pair
 from mmdeploy_ext.sparse.libspconv import to_node_list
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class SparseProof(Proof):
         sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *self.samples]
         return sets if self.candidate else []
 
-    def cases(self, one: VoxelSet) -> tuple[list[Case], list[BevPair]]:
+    def cases(self, one: VoxelSet) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`: every layer and the dense map."""
         reference = run_reference(self.subject, one)
         coordinates = one.in_order(self.subject.same_order)
@@ -152,7 +151,7 @@ class SparseProof(Proof):
             return [_case(one, [failed_row('dense map', reason, reference.dense)])], []
         if len(one.features) < DRAWN_VOXELS:
             return [_case(one, rows)], []
-        pair = BevPair(_title(one), reference.dense[0], dense[0], self.candidate.title)
+        pair = Pair(_title(one), None, reference.dense[0], dense[0], self.candidate.title)
         self.milliseconds = {'spconv, one thread': reference.milliseconds, self.candidate.timed: milliseconds}
         return [_case(one, rows)], [pair]
 

@@ -153,12 +153,12 @@ class Subject:
 
     @property
     def options(self) -> dict[str, Any]:
-        """See `ProvenFile`."""
+        """See `Proof.read`."""
         return stored_fact(self.model, self.path, 'options')
 
     @property
     def hashes(self) -> dict[str, str]:
-        """See `ProvenFile`."""
+        """See `Proof.read`."""
         titles = 'checkpoint', 'config'
         return {title: stored_fact(self.model, self.path, f'{title}_sha256') for title in titles}
 

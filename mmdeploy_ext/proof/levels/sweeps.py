@@ -8,8 +8,7 @@ from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.levels.frames import FramesProof
 from mmdeploy_ext.proof.levels.run_twice import nothing_found, run_twice
-from mmdeploy_ext.proof.pairs import SweepPair
-from mmdeploy_ext.proof.results import Case
+from mmdeploy_ext.proof.results import Case, Pair
 from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
@@ -24,11 +23,11 @@ class SweepProof(FramesProof):
         'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
     )
 
-    def cases(self, one: Sweep) -> tuple[list[Case], list[SweepPair]]:
+    def cases(self, one: Sweep) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`."""
         expected = self.clock.run(self.who[0], lambda: self.reference.step(one))
 
-        def judge(found: StepResult | Exception) -> tuple[Case, list[SweepPair]]:
+        def judge(found: StepResult | Exception) -> tuple[Case, list[Pair]]:
             return self.judge(one, expected, found)
 
         def run() -> StepResult:
@@ -38,7 +37,7 @@ class SweepProof(FramesProof):
 
     def judge(
         self, sweep: Sweep, expected: StepResult, found: StepResult | Exception
-    ) -> tuple[Case, list[SweepPair]]:
+    ) -> tuple[Case, list[Pair]]:
         """Compare tensors and detections of one sweep; an engine that fails is a failed case."""
         shape, task = 'x'.join(map(str, sweep.points.shape)), self.deployment.family.task
         if isinstance(found, Exception):
@@ -50,5 +49,5 @@ class SweepProof(FramesProof):
         match = task_module(task).match_detections
         detections = match('boxes', expected.detections, found.detections, **bars)
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
-        pair = SweepPair(title, sweep.points, expected.detections, found.detections)
+        pair = Pair(title, sweep.points, expected.detections, found.detections)
         return Case(sweep.name, shape, False, tuple(rows), (detections,)), [pair]

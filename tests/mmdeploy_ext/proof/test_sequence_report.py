@@ -11,8 +11,7 @@ from test_report import EVIL, Page
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
 from mmdeploy_ext.proof.levels.graph_result import GraphResult
 from mmdeploy_ext.proof.levels.sequence_run import Bars
-from mmdeploy_ext.proof.pairs import FramePair
-from mmdeploy_ext.proof.results import Case, Check
+from mmdeploy_ext.proof.results import Case, Check, Pair
 from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
@@ -48,13 +47,13 @@ def verdict(candidate=lambda: ToyStepper(noise=1e-7)) -> Verdict:
     )
 
 
-def pictures() -> list[FramePair]:
+def pictures() -> list[Pair]:
     stepper = ToyStepper()
     pairs = []
     for frame in FRAMES[:2]:
         found = stepper.step(frame).detections
         shown = np.full((6, 32, 96, 3), 90, np.uint8)
-        pairs.append(FramePair(frame.name, shown, frame.lidar2img, found, found))
+        pairs.append(Pair(frame.name, shown, found, found, lidar2img=frame.lidar2img))
     return pairs
 
 
