@@ -67,8 +67,8 @@ class Proof(abc.ABC):
     def read(self, path: str) -> Any:
         """Read one file: an object with what it holds and says about itself.
 
-        These are `path`, `model`, `name` (of its graph, '' where the model is one file), `options` (that it was
-        exported with) and `hashes` ('checkpoint' and 'config' -> hash that it was made from).
+        These are `path`, `model`, `name` (of its graph, '' where the model is one file), `options` (that it
+        was exported with) and `hashes` ('checkpoint' and 'config' -> hash that it was made from).
         """
 
     @abc.abstractmethod

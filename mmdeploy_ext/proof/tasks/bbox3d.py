@@ -155,12 +155,8 @@ def layers_of(pair: Pair, score_thr: float) -> list[Layer]:
     """Return both engines' boxes of at least `score_thr`, marked where they have no equal."""
     from mmdeploy_ext.runtime.draw3d import Layer
 
+    sides = (pair.reference, pair.candidate), matching.alone(pair, _broken, pair_up)
     return [
         Layer(title, detections.above(score_thr), lonely[detections.scores >= score_thr])
-        for title, detections, lonely in zip(
-            ('PyTorch', pair.engine),
-            (pair.reference, pair.candidate),
-            matching.alone(pair, _broken, pair_up),
-            strict=True,
-        )
+        for title, detections, lonely in zip(('PyTorch', pair.engine), *sides, strict=True)
     ]
