@@ -6,13 +6,13 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.options import precision_options
-from mmdeploy_ext.errors import EngineError, UsageError
-from mmdeploy_ext.precision import check_precision, spelt
+from mmdeploy_ext.contract.precision import check_precision, spelt
+from mmdeploy_ext.core.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
 CHOICES = dict(
     contract=('deploy', 'fork'),
@@ -56,8 +56,8 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
     Raises:
         UsageError: options that contradict each other or that streaming models do not have.
     """
-    from mmdeploy_ext.export import check_opset
-    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
     chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name)}
     if args.opset_version is not None:

@@ -40,8 +40,8 @@ def outcome(example, exporter):
     """Export an example and run it on the traced and on unseen inputs."""
     import onnxruntime
 
-    from mmdeploy_ext.errors import ExportError
-    from mmdeploy_ext.export import export_module
+    from mmdeploy_ext.core.errors import ExportError
+    from mmdeploy_ext.exporting.export import export_module
     from mmdeploy_ext.lint.rule import REFUSED, UNRUNNABLE
 
     args = example.traced()
@@ -96,8 +96,8 @@ def _same(got, expected):
 
 if __name__ == '__main__':
     sys.path.insert(0, str(REPOSITORY))
-    from mmdeploy_ext import compat
     from mmdeploy_ext.lint import RULES
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     print(outcome(getattr(RULES[sys.argv[1]], sys.argv[2]), sys.argv[3]))

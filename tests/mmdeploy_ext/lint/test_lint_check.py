@@ -14,7 +14,7 @@ from torch import nn
 
 from docs._pages.export_pitfalls import DOCS, LANGUAGES, main, page
 from docs._pages.export_pitfalls_zh import CHINESE
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import RULES, check
 from mmdeploy_ext.lint.report import print_report, summary
 from mmdeploy_ext.lint.rule import EXPORTERS, OUTCOMES, SEVERITIES
