@@ -13,9 +13,9 @@ import torch
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ExportError, root_cause
+from mmdeploy_ext.deploy.deployment import default_opset
 from mmdeploy_ext.exporting.export import OPSETS, export_module
-from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET, has_deform_conv, standard_deform_conv
-from mmdeploy_ext.families.base import DEFAULT_OPSET
+from mmdeploy_ext.exporting.ops.deform_conv import standard_deform_conv
 from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.record import Event
 from mmdeploy_ext.lint.sites import TORCH, Site, site_at
@@ -63,7 +63,7 @@ class Trial:
 def trial_opset(module: torch.nn.Module, exporter: str, opset: int | None) -> int:
     """Return the opset of a trial: the one asked for where the exporter has it, else the lowest that does."""
     low, high = OPSETS[exporter]
-    wanted = opset or (MIN_OPSET if has_deform_conv(module) else DEFAULT_OPSET)
+    wanted = opset or default_opset(module, exporter)
     return min(max(wanted, low), high)
 
 
