@@ -121,7 +121,7 @@ def test_a_fork_file_keeps_a_millimetre_at_the_coordinates_of_a_map(tmp_path, ve
                 opened.contract.origin = lambda pose: np.zeros(3)
             found = [opened.step_frame(frame).outputs['all_bbox_preds'][-1, 0, :, :3] for frame in frames]
         errors[way] = max(np.abs(one - two).max() for one, two in zip(found, wanted, strict=True))
-    print(f'fork {version}: {1e3 * errors["near"]:.3f} mm, fed with map coordinates {1e3 * errors["map"]:.2f} mm')
+    print(f'fork {version}: {1e3 * errors["near"]:.3f} mm, by map coordinates {1e3 * errors["map"]:.2f} mm')
     assert errors['near'] < 1e-3 < errors['map']
 
 
