@@ -99,6 +99,22 @@ def default_opset(model: torch.nn.Module, exporter: str) -> int:
     return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
 
 
+def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
+    """Return export options with opset 0 replaced by the model's default.
+
+    Raises:
+        UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    """
+    opset = options.opset or default_opset(model, options.exporter)
+    export.check_opset(opset, options.exporter)
+    if opset < MIN_OPSET and has_deform_conv(model):
+        raise UsageError(
+            f'--opset-version {opset}: the model has deformable convolutions, which ONNX has since '
+            f'opset {MIN_OPSET} (DeformConv)'
+        )
+    return options.replace(opset=opset)
+
+
 def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
     """Return class names: of the checkpoint, the config, the data set's class, or else numbers."""
     from mmdet.datasets import DATASETS
@@ -184,21 +200,13 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     """
     options.check()
     resolved = resolve(options, model, family.preprocess_rule(cfg))
-    export.check_opset(resolved.opset, options.exporter)
-    if has_deform_conv(model) and resolved.opset < MIN_OPSET:
-        raise UsageError(
-            f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
-            f'since opset {MIN_OPSET} (DeformConv)'
-        )
     family.check(cfg, resolved)
     return resolved
 
 
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
     """Fill in what the user left open: opset 0 and shape 0 x 0 take their defaults."""
-    changes: dict[str, Any] = {}
-    if options.opset == 0:
-        changes['opset'] = default_opset(model, options.exporter)
+    options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
         height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)
