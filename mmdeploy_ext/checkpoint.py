@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
-import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
-from mmdeploy_ext.convert import rtdetr_names, solo_names
+from mmdeploy_ext.convert import rtdetr_names, solo_names, sources  # noqa: F401  (names register themselves)
 from mmdeploy_ext.convert.distinct import check_distinct
 from mmdeploy_ext.errors import CheckpointError
 
@@ -48,8 +47,8 @@ def _refusal(path: str, error: Exception) -> CheckpointError:
             f'plain values. If you trust its source, load it with your own torch and save '
             f"{{'state_dict': ...}} again"
         )
-    if rtdetr_names.is_paddle_file(path):
-        return CheckpointError(rtdetr_names.paddle_refusal(path))
+    if told := sources.refusal(path):
+        return CheckpointError(told)
     return CheckpointError(
         f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
         f'({type(error).__name__}); compare its size and hash with the source'
@@ -71,7 +70,7 @@ def read_content(path: str | Path) -> Any:
         with torch.serialization.safe_globals(numpy_checkpoint_globals()), warnings.catch_warnings():
             # what cannot be read is an error below; a newer pickle that can be read needs no warning
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
-            warnings.filterwarnings('ignore', message=".*looks like a TorchScript archive")
+            warnings.filterwarnings('ignore', message='.*looks like a TorchScript archive')
             warnings.filterwarnings('ignore', message='TypedStorage is deprecated')  # torch's own, quantised
             return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
@@ -109,10 +108,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     ):
         kind = type(content).__name__
         keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}' if isinstance(content, dict) else ''
-        hint = ''
-        if isinstance(content, dict) and content.keys() & {'ema', 'model'}:
-            command = f'python {rtdetr_names.COMMAND} {shlex.quote(str(path))} OUT.pth --config CONFIG'
-            hint = f'; of the original RT-DETR? Convert it: {command}'
+        hint = sources.hint(path, content.keys()) if isinstance(content, dict) else ''
         raise CheckpointError(
             f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors{hint}"
         )
@@ -259,17 +255,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         if counted:
             problems.append(f'{title} keys {listed(counted)}')
     if problems:
-        if solo_names.original_head(checkpoint.state_dict):
-            raise CheckpointError(
-                f'{checkpoint.path}: is a checkpoint of the original SOLO repository, whose names mmdet does '
-                f'not know; convert it first: '
-                f'python {solo_names.COMMAND} {shlex.quote(str(checkpoint.path))} OUT.pth --config CONFIG'
-            )
-        if rtdetr_names.is_transformers(checkpoint.state_dict):
-            raise CheckpointError(
-                f"{checkpoint.path}: has transformers' names of RT-DETR; convert it first: "
-                f'python {rtdetr_names.COMMAND} {shlex.quote(str(checkpoint.path))} OUT.pth --config CONFIG'
-            )
+        if told := sources.advice(checkpoint.path, checkpoint.state_dict):
+            raise CheckpointError(told)
         raise CheckpointError(
             f'{checkpoint.path}: does not fit the model of the config: {"; ".join(problems)}. '
             f'Use the config that this checkpoint was trained with'

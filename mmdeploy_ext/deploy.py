@@ -14,10 +14,10 @@ from mmdeploy_ext import export
 from mmdeploy_ext.checkpoint import Checkpoint, load_checkpoint
 from mmdeploy_ext.config import config_sha256, load_config
 from mmdeploy_ext.errors import EngineError, UsageError
-from mmdeploy_ext.family import DEFAULT_OPSET, BaseFamily, ExportOptions, Family, find_family
+from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
+from mmdeploy_ext.family import BaseFamily, ExportOptions, Family, find_family
 from mmdeploy_ext.files import check_writable, sha256_file
 from mmdeploy_ext.metadata import Metadata
-from mmdeploy_ext.ops.deform_conv import MIN_OPSET, has_deform_conv
 from mmdeploy_ext.precision import check_patterns, check_precision, in_precision, with_half_features
 
 if TYPE_CHECKING:
@@ -88,12 +88,6 @@ def check_device(device: str) -> torch.device:
     if parsed.type not in ('cpu', 'cuda'):
         raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'")
     return parsed
-
-
-def default_opset(model: torch.nn.Module, exporter: str) -> int:
-    """Return the lowest opset that the model and the exporter need, at least `DEFAULT_OPSET`."""
-    needed = max(DEFAULT_OPSET, export.OPSETS.get(exporter, (0,))[0])  # an unknown one is refused later
-    return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
 
 
 def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
@@ -184,12 +178,8 @@ def check_options(options: ExportOptions, cfg: Any, family: Family, model: torch
         raise UsageError(f'--batch-size {options.batch}: expected a positive number')
     if options.height < 0 or options.width < 0:
         raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
-    export.check_opset(resolved.opset, options.exporter)
-    if has_deform_conv(model) and resolved.opset < MIN_OPSET:
-        raise UsageError(
-            f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
-            f'since opset {MIN_OPSET} (DeformConv)'
-        )
+    check_opset(resolved.opset, options.exporter)
+    check_operators(model, resolved.opset)
     _check_own_options(family, options)
     check_precision(options.precision, options.fp16_io, options.keep_fp32)
     family.check(cfg, resolved)

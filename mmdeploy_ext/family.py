@@ -13,9 +13,10 @@ from mmdeploy_ext.nearest import refusal
 from mmdeploy_ext.spec import DEFAULT_RTOL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
+    import onnx
     import torch
 
     from mmdeploy_ext.checkpoint import Checkpoint
@@ -110,6 +111,7 @@ class Stage:
         inputs: names of its inputs: graph inputs or outputs of an earlier stage.
         outputs: names of its outputs.
         exporter: 'torchscript' pins it; '' follows the option (post-processing has no other exporter).
+        passes: model -> (model, whether it changed), over the merged graph.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     exporter: str = ''
+    passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()
 
 
 class BaseFamily(abc.ABC):

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             if args.engine != 'onnx':
                 found['torch'] = timed('torch', reference_of(deployment, args.sweep), points)
             if runtime is not None:
-                found['onnx'] = timed('onnx', runtime.step, points)
+                found['onnx'] = timed('onnx', runtime.detect, points)
             return show(args, points, found, classes)
 
 

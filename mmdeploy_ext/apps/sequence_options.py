@@ -56,7 +56,7 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
     Raises:
         UsageError: options that contradict each other or that streaming models do not have.
     """
-    from mmdeploy_ext.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.family import DEFAULT_OPSET
     from mmdeploy_ext.sequence.family import SequenceOptions
 

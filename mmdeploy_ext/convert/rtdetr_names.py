@@ -8,10 +8,12 @@ from __future__ import annotations
 import mmap
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.convert.sources import SOURCES, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 COMMAND = 'tools/convert/rtdetr.py'
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
@@ -122,3 +124,18 @@ def paddle_refusal(path: str | Path) -> str:
         f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
         f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
     )
+
+
+def _of_transformers(keys: Collection[str]) -> str:
+    return "has transformers' names of RT-DETR" if is_transformers(keys) else ''
+
+
+def _of_original(keys: Collection[Any]) -> str:
+    return 'the original RT-DETR' if {'ema', 'model'}.intersection(keys) else ''
+
+
+def _of_paddle(path: str) -> str:
+    return paddle_refusal(path) if is_paddle_file(path) else ''
+
+
+SOURCES.append(Source(COMMAND, _of_transformers, _of_original, _of_paddle))

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.convert.distinct import check_distinct
+from mmdeploy_ext.convert.sources import SOURCES, Source
 from mmdeploy_ext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -112,3 +113,11 @@ def original_name(key: str, decoupled: bool = False) -> str:
 def _moved(key: str, old: str, new: str) -> str:
     """Return the key of a tensor below the module `old` as that below `new`; '' for any other tensor."""
     return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''
+
+
+def _of_original(keys: Collection[str]) -> str:
+    known = original_head(keys)
+    return 'is a checkpoint of the original SOLO repository, whose names mmdet does not know' if known else ''
+
+
+SOURCES.append(Source(COMMAND, _of_original))

@@ -13,12 +13,11 @@ import torch
 
 from mmdeploy_ext.cli import one_line
 from mmdeploy_ext.errors import ExportError, root_cause
-from mmdeploy_ext.export import OPSETS, export_module
-from mmdeploy_ext.family import DEFAULT_OPSET
+from mmdeploy_ext.export import export_module
+from mmdeploy_ext.exporting.exporter import OPSETS, default_opset, patched_libraries
 from mmdeploy_ext.lint.marks import tensors_in
 from mmdeploy_ext.lint.record import Event
 from mmdeploy_ext.lint.sites import TORCH, Site, site_at
-from mmdeploy_ext.ops.deform_conv import MIN_OPSET, has_deform_conv, standard_deform_conv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +62,7 @@ class Trial:
 def trial_opset(module: torch.nn.Module, exporter: str, opset: int | None) -> int:
     """Return the opset of a trial: the one asked for where the exporter has it, else the lowest that does."""
     low, high = OPSETS[exporter]
-    wanted = opset or (MIN_OPSET if has_deform_conv(module) else DEFAULT_OPSET)
-    return min(max(wanted, low), high)
+    return min(max(opset or default_opset(module, exporter), low), high)
 
 
 def try_export(
@@ -129,7 +127,7 @@ def unknown_to_torchscript(
 
     for number in SYMBOLIC_OPSETS:
         importlib.import_module(f'torch.onnx._internal.torchscript_exporter.symbolic_opset{number}')
-    with warnings.catch_warnings(), standard_deform_conv(), torch.no_grad():
+    with warnings.catch_warnings(), patched_libraries(), torch.no_grad():
         warnings.simplefilter('ignore')
         try:
             traced = torch.jit.trace(module, args, check_trace=False, strict=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.errors import ShapeError
-from mmdeploy_ext.runtime.detections import Detections, candidates_lost, from_padded, nms, sigmoid
+from mmdeploy_ext.runtime.detections import Detections, candidates_lost, nms, results_from_padded, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -184,7 +184,7 @@ def detections(
         One `Detections` per image.
     """
     if metadata.form == 'full':
-        found = from_padded(outputs['dets'], outputs['labels'])
+        found = results_from_padded(outputs)
         _check_cap(metadata, outputs, found)
         return found
     batch, _, height, width = feeds['input'].shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mmdeploy_ext.metadata import read_props
 from mmdeploy_ext.metadata_entries import PREFIX, check_entries, damaged, read_entry
 from mmdeploy_ext.metadata_schema import VOXELS as VOXELS_RULE
 from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
+from mmdeploy_ext.runtime.exported import Opened
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.plan import Plan
 from mmdeploy_ext.sparse.portable_feeds import BEV, FACTS, VOXELS
@@ -47,7 +48,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-class ScnOnnx:
+class ScnOnnx(Opened):
     """One portable file on ONNX Runtime or OpenVINO. Use it as a context manager, or call `close`.
 
     Attributes:
@@ -171,14 +172,6 @@ class ScnOnnx:
     def close(self) -> None:
         """Close the session."""
         self.session.deactivate()
-
-    def __enter__(self) -> Self:
-        """Nothing to do: it is open."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the session."""
-        self.close()
 
 
 def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:

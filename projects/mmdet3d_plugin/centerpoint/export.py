@@ -15,7 +15,7 @@ import torch
 from mmdeploy_ext.checkpoint import listed
 from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.export import check_opset
+from mmdeploy_ext.exporting.exporter import check_opset
 from mmdeploy_ext.family import register_family
 from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.runtime.centerpoint_boxes import NMS_TYPES, BoxRule
@@ -141,7 +141,7 @@ class CenterPointFamily(SequenceFamily):
         """See `SequenceFamily.runner`."""
         from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx
 
-        return CenterPointOnnx(paths, **engine).stepper()
+        return CenterPointOnnx(paths, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""

@@ -12,7 +12,7 @@ import torch
 
 from mmdeploy_ext.config import test_pipeline
 from mmdeploy_ext.errors import ConfigError, UsageError
-from mmdeploy_ext.export import check_opset
+from mmdeploy_ext.exporting.exporter import check_opset
 from mmdeploy_ext.family import register_family
 from mmdeploy_ext.fold import fuse
 from mmdeploy_ext.preprocess_multiview import MultiViewRule, rule_from_pipeline
@@ -154,7 +154,7 @@ class StreamPetrFamily(SequenceFamily):
         from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
 
         # the published model knows no time gap: the proof and the metrics compare like with like
-        return StreamPetrOnnx(paths, max_gap_s=None, **engine).stepper()
+        return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""
