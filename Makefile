@@ -245,7 +245,7 @@ benchmark: $(ENV)
 	$(RUN) tools/analysis_tools/benchmark_all.py $(BENCHMARK_ARGS)
 
 doctor: $(ENV)
-	$(RUN) -m mmdeploy_ext.doctor
+	$(RUN) -m mmdeploy_ext.stack.doctor
 
 # The generator goes into the same environment; constraints keep every pinned package as it is.
 SITE := build/site

@@ -54,7 +54,7 @@ REASONS = {
     'suite': ('it is this suite, or a part of it', r'make test$|python -m pytest '),
     'steps': ('its steps are commands of their own, each tested', r'make (demo(-\w+)?)$'),
     'site': ('tests/test_site.py runs its command', r'make site$'),
-    'doctor': ('it runs python -m mmdeploy_ext.doctor', r'make doctor$'),
+    'doctor': ('it runs python -m mmdeploy_ext.stack.doctor', r'make doctor$'),
     'minutes': ('it makes data or trains for minutes', r'python (-m projects\.toydata\.|tools/train\.py)'),
     'published': (
         'it needs the product of a training',
@@ -273,7 +273,7 @@ ENTRIES = (
         test=TOOLS + 'test_streampetr_video.py::test_both_engines_are_side_by_side_and_agree',
     ),
     Entry(
-        r'python -m mmdeploy_ext.dump (list|show|compare)',
+        r'python -m mmdeploy_ext.core.dump (list|show|compare)',
         why='data set',
         test=TOOLS + 'test_streaming_loop.py::test_dumps_are_listed_shown_and_compared',
     ),

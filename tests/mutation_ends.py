@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.graph.index import all_tensors, captured
+from mmdeploy_ext.graph.io.index import all_tensors, captured
 from mutation_kinds import constant_label, write
 from mutation_sites import NoSite
 

@@ -8,15 +8,16 @@ import unittest.mock
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.errors import Mm2OnnxError
-from mmdeploy_ext.metadata import read_metadata
-from mmdeploy_ext.verify import ladder, sequence, sparse_subject, sweeps
-from mmdeploy_ext.verify.cases import run_cases
-from mmdeploy_ext.verify.enough import whole_reasons
-from mmdeploy_ext.verify.references import references
-from mmdeploy_ext.verify.sequence_pair import run_modes
-from mmdeploy_ext.verify.sequence_shift import NearOrigin
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.proof import ladder
+from mmdeploy_ext.proof.enough import whole_reasons
+from mmdeploy_ext.proof.levels import sequence, sparse_subject, sweeps
+from mmdeploy_ext.proof.levels.cases import run_cases
+from mmdeploy_ext.proof.levels.sequence_pair import run_modes
+from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
+from mmdeploy_ext.proof.references import references
 from mutation_toys import IMAGES, Frames, Pictures, Toy
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from mmdeploy_ext.proof.verdict import Case, Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.verify.verdict import Case, Verdict
 
     Judge = Callable[[list[str]], list[str]]
 

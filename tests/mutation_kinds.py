@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.index import all_tensors
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import all_tensors
 from mutation_sites import FLOATS, NoSite
 
 if TYPE_CHECKING:

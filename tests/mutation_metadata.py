@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.contract.metadata import PREFIX
 from mutation_sites import NoSite
 
 if TYPE_CHECKING:

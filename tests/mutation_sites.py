@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.index import all_graphs, bodies, reads
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import all_graphs, bodies, reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 from mmdeploy_ext.apps.tensorrt_table import shown_in  # noqa: E402
-from mmdeploy_ext.files import read_json, write_json  # noqa: E402
+from mmdeploy_ext.core.files import read_json, write_json  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,22 +13,23 @@ import toy_centerpoint
 import toy_rtdetr
 import toy_scn_family
 import toy_streampetr_deploy as petr
-from mmdeploy_ext import deploy
-from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof import ladder
+from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
+from mmdeploy_ext.proof.levels import sparse_proof
+from mmdeploy_ext.proof.levels.sequence import prove_sequence
+from mmdeploy_ext.proof.levels.sweeps import prove_sweeps
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_sequence
-from mmdeploy_ext.verify import ladder, sparse_proof
-from mmdeploy_ext.verify.sequence import prove_sequence
-from mmdeploy_ext.verify.sweeps import prove_sweeps
-from mmdeploy_ext.verify.voxel_sets import proof_sets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import numpy as np
 
-    from mmdeploy_ext.verify.verdict import Verdict
+    from mmdeploy_ext.proof.verdict import Verdict
 
 FRAMES = 12
 POINTS = (100, 400, 1200, 3000, 3000, 3000)
@@ -42,7 +43,7 @@ class Toy:
 
     Attributes:
         graphs: names of its files, without '.onnx'.
-        has_metadata: they have the metadata of `mmdeploy_ext.metadata`.
+        has_metadata: they have the metadata of `mmdeploy_ext.contract.metadata`.
     """
 
     graphs: ClassVar[tuple[str, ...]]
@@ -172,14 +173,14 @@ class Sparse(Toy):
     @functools.cached_property
     def deployment(self) -> Any:
         """See `Toy`."""
-        from mmdeploy_ext.sparse.deploy import load
+        from mmdeploy_ext.deploy.sparse import load
 
         self.folder = tempfile.TemporaryDirectory()
         return load(*toy_scn_family.write_model(Path(self.folder.name), self.net))
 
     def export(self, folder: Path) -> list[str]:
         """See `Toy`."""
-        from mmdeploy_ext.sparse.deploy import ScnOptions, export_file
+        from mmdeploy_ext.deploy.sparse import ScnOptions, export_file
 
         path = str(_made(folder) / f'backbone.{self.order}.onnx')
         export_file(self.deployment, ScnOptions(target=self.target, order=self.order), path)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.index import captured
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import captured
 from mutation_sites import FLOATS, RESULT, SOURCE, NoSite
 
 if TYPE_CHECKING:

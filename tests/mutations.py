@@ -15,7 +15,7 @@ import onnx
 import mutation_ends as outside
 import mutation_kinds as kinds
 import mutation_wiring as between
-from mmdeploy_ext.graph import types
+from mmdeploy_ext.graph.io import types
 from mutation_metadata import NOTE, metadata
 from mutation_sites import Draft, NoSite
 

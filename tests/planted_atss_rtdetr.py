@@ -11,7 +11,7 @@ from planting import arguments, constant, planted, result, settings, when_traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BOX = 'mmdeploy_ext.postprocess.bbox2d'
+BOX = 'mmdeploy_ext.exporting.postprocess.bbox2d'
 DENSE, FULL = f'{BOX}:DenseBoxPostprocess', 'projects.mmdet_plugin.atss.wrapper:FullForm.forward'
 DECODE = 'projects.mmdet_plugin.atss.wrapper'
 NMS = 'projects.mmdet_plugin.atss.wrapper:nms_config'

@@ -125,7 +125,7 @@ planted('learned queries without a time', 'streampetr', (f'{PETR}.wrapper:_Head.
 
 POINT = 'projects.mmdet3d_plugin.centerpoint'
 RULE, HEAD = f'{POINT}.export:box_rule', f'{POINT}.wrapper:DenseHead.forward'
-BOXES = 'mmdeploy_ext.runtime.centerpoint_boxes'
+BOXES = 'mmdeploy_ext.runtime.centerpoint.boxes'
 planted('score threshold x 1.02', 'centerpoint', (RULE, settings(score_threshold=lambda value: value * 1.02)))
 planted('IoU threshold + 0.3', 'centerpoint', (RULE, settings(nms_thr=lambda value: value + 0.3)))
 planted('post_max_size one less', 'centerpoint', (RULE, settings(post_max_size=lambda value: value - 1)))
@@ -148,7 +148,7 @@ def _flat(original: Callable) -> Callable:
     return decode
 
 
-planted('boxes stand on their centre', 'centerpoint', ('mmdeploy_ext.runtime.centerpoint:decode', _flat))
+planted('boxes stand on their centre', 'centerpoint', ('mmdeploy_ext.runtime.centerpoint.model:decode', _flat))
 planted(
     'heat maps rounded to float16',
     'centerpoint',
@@ -163,7 +163,7 @@ planted(
     'a point less per voxel',
     'centerpoint',
     (
-        'mmdeploy_ext.runtime.scn:voxelise',
+        'mmdeploy_ext.runtime.scn.model:voxelise',
         arguments(lambda points, rule: (points, dataclasses.replace(rule, max_points=rule.max_points - 1))),
     ),
 )

@@ -6,7 +6,7 @@ import torch
 
 from planting import arguments, planted, result, settings
 
-SOLO, MASK = 'projects.mmdet_plugin.solo.wrapper', 'mmdeploy_ext.postprocess.mask'
+SOLO, MASK = 'projects.mmdet_plugin.solo.wrapper', 'mmdeploy_ext.exporting.postprocess.mask'
 MASKS = 'projects.mmdet_plugin.solo.postprocess:mask_config'
 BOTH = 'solov2 decoupled_solo'
 planted('score threshold x 1.2', BOTH, (MASKS, settings(score_thr=lambda value: value * 1.2)))
@@ -60,7 +60,7 @@ planted(
     'bands of masks a line short',
     BOTH,
     (
-        'mmdeploy_ext.postprocess.mask_resize:_support',
+        'mmdeploy_ext.exporting.postprocess.mask_resize:_support',
         result(lambda lines, *_: (lines[0], (lines[1] - 3).clamp(min=1))),
     ),
 )
@@ -78,7 +78,7 @@ planted(
     'masks of every third image are of the first',
     BOTH,
     (
-        'mmdeploy_ext.postprocess.soft_masks:pick_rows',
+        'mmdeploy_ext.exporting.postprocess.soft_masks:pick_rows',
         arguments(lambda table, rows: (table[torch.arange(table.shape[0]) % 2], rows)),
     ),
 )

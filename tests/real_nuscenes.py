@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdeploy_ext.verify.synthetic_drive import Surroundings, rig
+from mmdeploy_ext.proof.inputs.synthetic_drive import Surroundings, rig
 from projects.mmdet3d_plugin.datasets.nuscenes_dataset import lidar_to_global
 
 NUSCENES = Path(__file__).resolve().parents[2] / 'shared/data/nuscenes'

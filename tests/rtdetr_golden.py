@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.family import find_family
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.families.base import find_family
 from projects.toydata.seeded_rtdetr import seeded_image, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/rtdetr'

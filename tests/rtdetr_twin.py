@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from mmdeploy_ext.convert import rtdetr_names as names
+from mmdeploy_ext.weights.convert import rtdetr_names as names
 from projects.mmdet_plugin.rtdetr.backbone import STAGE_BLOCKS
 from projects.mmdet_plugin.rtdetr.export import tied_selection
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.deploy.deployment import Deployment
 
 ROW_MAJOR = {'model.encoder.position_layout': 'row_major'}
 """What transformers 5 has."""

@@ -17,10 +17,10 @@ import torch
 from mmdet.models import build_detector
 from pycocotools import mask as mask_codec
 
-from mmdeploy_ext.checkpoint import Checkpoint, load_checkpoint, load_strict
-from mmdeploy_ext.config import load_config, mmdet_config
-from mmdeploy_ext.convert.solo_names import original_name
-from mmdeploy_ext.convert.solo_wxinlong import convert, model_shapes
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
+from mmdeploy_ext.weights.convert.solo_names import original_name
+from mmdeploy_ext.weights.convert.solo_wxinlong import convert, model_shapes
 from projects.toydata.seeded_solo import seeded_image, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/solo'

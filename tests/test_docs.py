@@ -45,7 +45,7 @@ PARSERS = {
     'tools/create_data.py': 'tools/create_data.py',
     'tools/demo/lidar_demo.py': 'mmdeploy_ext.apps.lidar_demo_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
-    'mmdeploy_ext.dump compare': 'mmdeploy_ext.apps.dump_app',
+    'mmdeploy_ext.core.dump compare': 'mmdeploy_ext.apps.dump_app',
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
 MADE = ('work_dirs/', 'data/', '$', '-')
@@ -179,7 +179,7 @@ def test_pictures_are_small():
 
 def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
     """Return the table rows of the ATSS contract with 80 classes, from the spec itself."""
-    from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.families.base import ExportOptions
     from projects.mmdet_plugin.atss.export import AtssFamily
 
     strides = [(stride, stride) for stride in (8, 16, 32, 64, 128)]

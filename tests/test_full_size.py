@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import projects.mmdet_plugin  # noqa: F401
-from mmdeploy_ext import deploy
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.family import ExportOptions, find_family
-from mmdeploy_ext.metadata import read_metadata
-from mmdeploy_ext.preprocess import list_images, read_image
-from mmdeploy_ext.verify.tasks.bbox2d import match_detections
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.inputs.pictures import list_images, read_image
+from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from projects.toydata import coco
 from projects.toydata.seeded import fill_seeded
 

@@ -10,8 +10,8 @@ import pytest
 
 import rtdetr_golden as golden
 import toy_rtdetr
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.verify.ladder import check_file
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.proof.ladder import check_file
 
 
 @pytest.fixture(scope='module')

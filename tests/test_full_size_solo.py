@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import projects.mmdet_plugin  # noqa: F401
-from mmdeploy_ext import deploy
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.family import ExportOptions, find_family
-from mmdeploy_ext.preprocess import PreparedImage
-from mmdeploy_ext.verify.tasks.mask import match_detections
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.proof.tasks.mask import match_detections
 from projects.toydata.seeded_solo import seeded_image, seeded_weights
 
 CONFIG = 'configs/solov2/solov2_light_r34.py'

@@ -70,7 +70,7 @@ def build(model: str) -> list[str]:
     """Build a model, given as mmcv config text, and return the names of its parameters."""
     from mmcv import Config
 
-    from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.families.base import find_family
 
     cfg = Config.fromstring(model, '.py')
     return list(find_family(cfg).build(cfg).state_dict())
@@ -79,8 +79,8 @@ def build(model: str) -> list[str]:
 def sparse_alone(cfg):
     """Return the family of a sparse backbone that is not part of a detector that can be exported, or None."""
     import projects.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.family import FAMILIES
-    from mmdeploy_ext.sparse.family import SPARSE_FAMILIES
+    from mmdeploy_ext.families.base import FAMILIES
+    from mmdeploy_ext.families.sparse import SPARSE_FAMILIES
 
     if not cfg.get('model') or any(family.claims(cfg) for family in FAMILIES.values()):
         return None
@@ -91,8 +91,8 @@ def sparse_alone(cfg):
 def test_every_config_builds(name):
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.apps import backend_config
-    from mmdeploy_ext.config import config_sha256, load_config
-    from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.core.config import config_sha256, load_config
+    from mmdeploy_ext.families.base import find_family
 
     cfg, fragment = load_config(str(REPOSITORY / name)), '_base_' in Path(name).parts
     sparse = None if fragment else sparse_alone(cfg)
@@ -200,7 +200,7 @@ def exporter_calls(name: str) -> list[ast.Call]:
 
 def test_only_export_py_calls_the_exporter_of_torch():
     callers = [name for name in tracked('.py') if name.startswith(PARTS) and exporter_calls(name)]
-    assert callers == ['mmdeploy_ext/export.py']
+    assert callers == ['mmdeploy_ext/exporting/export.py']
 
 
 def test_every_call_of_the_exporter_says_which_one():

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.graph.index import all_nodes
+from mmdeploy_ext.graph.io.index import all_nodes
 from mmdeploy_ext.sparse.libspconv import to_onnx
 from mutation_table import HEADS, table
 from mutations import KINDS, is_valid, mutants

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmdeploy_ext import deploy
-from mmdeploy_ext.family import ExportOptions
-from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.inputs.pictures import read_image
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = str(REPO / 'configs/demo/atss_toy.py')

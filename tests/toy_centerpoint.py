@@ -86,11 +86,11 @@ def seeded_model(family, cfg):
 @functools.cache
 def exported():
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
-    from mmdeploy_ext import deploy
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.family import find_family
-    from mmdeploy_ext.sequence.family import SequenceOptions
-    from mmdeploy_ext.sequence.files import export_sequence
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.sequence_files import export_sequence
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_centerpoint_'))

@@ -13,9 +13,9 @@ if __name__ == '__main__':
 
 import onnx  # noqa: E402
 
-from mmdeploy_ext import deploy  # noqa: E402
-from mmdeploy_ext.graph.constants import tensor_values  # noqa: E402
-from mmdeploy_ext.graph.index import all_tensors  # noqa: E402
+from mmdeploy_ext.deploy import deployment as deploy  # noqa: E402
+from mmdeploy_ext.graph.io.constants import tensor_values  # noqa: E402
+from mmdeploy_ext.graph.io.index import all_tensors  # noqa: E402
 
 IMAGES = {
     'atss': dict(dynamic=True),
@@ -51,10 +51,10 @@ def digest(name: str) -> str:
 def _export(name: str, folder: Path) -> list[str]:
     import projects.mmdet3d_plugin
     import projects.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.family import ExportOptions
-    from mmdeploy_ext.preprocess import read_image
-    from mmdeploy_ext.sequence.family import SequenceOptions
-    from mmdeploy_ext.sequence.files import export_sequence
+    from mmdeploy_ext.deploy.sequence_files import export_sequence
+    from mmdeploy_ext.families.base import ExportOptions
+    from mmdeploy_ext.families.sequence import SequenceOptions
+    from mmdeploy_ext.inputs.pictures import read_image
 
     toy = name.split()[0]
     config = str(REPO / CONFIGS.get(toy, f'configs/demo/{toy}_toy.py'))
@@ -69,7 +69,7 @@ def _export(name: str, folder: Path) -> list[str]:
 
 
 if __name__ == '__main__':
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     for asked in sys.argv[1:]:

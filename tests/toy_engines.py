@@ -7,7 +7,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from mmdeploy_ext.backends import tensorrt_package
+from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
 
 
 def package(name='tensorrt-rtx'):

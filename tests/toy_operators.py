@@ -10,11 +10,11 @@ import onnxruntime
 import torch
 from torch import nn
 
-from mmdeploy_ext.export import export_module
-from mmdeploy_ext.ops.deformable_attention import standard_deformable_attention
-from mmdeploy_ext.ops.operator import operators_as
-from mmdeploy_ext.ops.rotated_nms import rotated_nms
-from mmdeploy_ext.ops.upsample_bicubic import upsample_bicubic
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.ops.deformable_attention import standard_deformable_attention
+from mmdeploy_ext.exporting.ops.operator import operators_as
+from mmdeploy_ext.exporting.ops.rotated_nms import rotated_nms
+from mmdeploy_ext.exporting.ops.upsample_bicubic import upsample_bicubic
 
 
 class SuperResolution(nn.Module):

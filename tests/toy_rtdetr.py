@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from mmdeploy_ext import deploy
 from mmdeploy_ext.apps import test_app
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.family import ExportOptions, find_family
-from mmdeploy_ext.files import read_json
-from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.inputs.pictures import read_image
 from projects.toydata.seeded_rtdetr import seeded_weights
 
 REPO = Path(__file__).resolve().parents[1]

@@ -2,12 +2,17 @@
 
 import torch
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.errors import ConfigError
-from mmdeploy_ext.preprocess_points import VoxelRule
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.sparse import (
+    SPARSE_FAMILIES,
+    EncoderSettings,
+    SparseFamily,
+    register_sparse_family,
+)
+from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.sparse import seeded
-from mmdeploy_ext.sparse.checkpoint import load_backbone
-from mmdeploy_ext.sparse.family import SPARSE_FAMILIES, EncoderSettings, SparseFamily, register_sparse_family
+from mmdeploy_ext.stack import compat
+from mmdeploy_ext.weights.sparse_checkpoint import load_backbone
 from scn_nets import bevfusion, second
 
 GRID = (24, 24, 41)

@@ -7,9 +7,9 @@ import functools
 
 import torch
 
-from mmdeploy_ext import deploy
-from mmdeploy_ext.config import load_config, mmdet_config
-from mmdeploy_ext.family import ExportOptions, find_family
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions, find_family
 from projects.toydata import coco
 from projects.toydata.seeded_solo import seeded_weights
 

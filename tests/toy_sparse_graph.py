@@ -2,15 +2,7 @@
 
 import numpy as np
 
-from mmdeploy_ext.sparse.ir import (
-    Add,
-    Relu,
-    Reshape,
-    ScatterDense,
-    SparseConvolution,
-    SparseGraph,
-    Transpose,
-)
+from mmdeploy_ext.sparse.ir import Add, Relu, Reshape, ScatterDense, SparseConvolution, SparseGraph, Transpose
 
 GRID = (24, 24, 9)
 CHANNELS = 5

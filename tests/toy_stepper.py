@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.proof.levels.sequence_ties import MemoryFacts
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
-from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.verify.sequence_ties import MemoryFacts
 
 LEARNED, TOPK, KEPT, CHANNELS, CLASSES, LAYERS = 8, 4, 12, 6, 3, 2
 QUERIES, ROWS = LEARNED + TOPK, KEPT + TOPK

@@ -9,10 +9,10 @@ from mmcv import Config
 
 import toy_streampetr as toy
 import toy_streampetr_export as exported
-from mmdeploy_ext.deploy import Deployment
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_sequence
-from mmdeploy_ext.verify.synthetic_drive import Drive, synthetic_drive
+from mmdeploy_ext.deploy.deployment import Deployment
+from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.proof.inputs.synthetic_drive import Drive, synthetic_drive
 
 
 @functools.cache

@@ -10,12 +10,12 @@ import onnx
 import torch
 
 import toy_streampetr as toy
-from mmdeploy_ext.export import export_stages
-from mmdeploy_ext.family import Stage
-from mmdeploy_ext.metadata import Metadata
-from mmdeploy_ext.preprocess_multiview import MultiViewRule
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.exporting.export import export_stages
+from mmdeploy_ext.families.base import Stage
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.sequence.family import SequenceOptions
 
 RULE = MultiViewRule(
     mean=(123.675, 116.28, 103.53),

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmdeploy_ext import cli
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def _body(args: argparse.Namespace) -> int:
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.stack import compat
 
 compat.apply()  # also in loader workers that are spawned
 

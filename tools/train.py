@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmdeploy_ext import cli
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def load_train_config(args: argparse.Namespace) -> Any:
     from mmdet.apis import init_random_seed, set_random_seed
     from mmdet.utils import get_device, replace_cfg_vals, setup_multi_processes, update_data_root
 
-    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.core.config import load_config
     cfg = replace_cfg_vals(load_config(args.config, parse_overrides(args.cfg_options)))
     update_data_root(cfg)
     setup_multi_processes(cfg)
@@ -102,8 +102,8 @@ def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
     samplers = {name: cfg.data[name] for name in names if name in cfg.data}
     import mmdet.apis.train
 
-    from mmdeploy_ext.evaluation import dataset_builder
-    from mmdeploy_ext.mending import patched
+    from mmdeploy_ext.evaluate.evaluation import dataset_builder
+    from mmdeploy_ext.stack.import_hook import patched
     if not samplers:
         return patched(mmdet.apis.train, build_dataset=dataset_builder())
     from projects.mmdet3d_plugin.datasets.builder import build_dataloader
@@ -113,14 +113,14 @@ def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
 
 def train(args: argparse.Namespace) -> int:
     """Build the model and its data from the config and run mmdet's training loop."""
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
     compat.apply()
     import mmdet
     from mmdet.apis import train_detector
     from mmdet.utils import collect_env, get_root_logger
 
-    from mmdeploy_ext.evaluation import dataset_builder
-    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.core.files import check_writable
+    from mmdeploy_ext.evaluate.evaluation import dataset_builder
     cfg = load_train_config(args)
     folder = Path(cfg.work_dir)
     check_writable(folder / Path(args.config).name)

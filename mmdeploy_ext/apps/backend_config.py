@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import CHOICES, check_combination
-from mmdeploy_ext.errors import ConfigError, UsageError
-from mmdeploy_ext.files import check_writable
-from mmdeploy_ext.precision import keep_list
+from mmdeploy_ext.contract.precision import keep_list
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.files import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.family import ExportOptions
-    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.families.base import ExportOptions
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
 GRAPH_KEYS = (
     'postprocess',
@@ -138,7 +138,7 @@ def graph_options(settings: dict[str, Any]) -> ExportOptions:
     Raises:
         UsageError: a shape that is none.
     """
-    from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.families.base import ExportOptions
 
     shape = settings.get('shape')
     height, width = shared.parse_shape(shape, 'backend_config.shape')
@@ -186,7 +186,7 @@ def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
 
 def graph_check(settings: dict[str, Any], work_dir: Path) -> Callable[[Any, Any, Any], None]:
     """Return a `before_weights` hook that refuses what the model or the exporter does not have."""
-    from mmdeploy_ext import deploy
+    from mmdeploy_ext.deploy import deployment as deploy
 
     asked = graph_options(settings)
     check = deploy.option_check(asked, str(settings.get('onnx_file') or work_dir / 'model.onnx'))
@@ -208,8 +208,8 @@ def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
         UsageError: options that do nothing together.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
-    from mmdeploy_ext.family import DEFAULT_OPSET
-    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.families.base import DEFAULT_OPSET
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
     allowed = dict(CHOICES, memory=MEMORY)
     # --cfg-options reads 1.1 as a number

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -114,7 +114,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def _fill(args: argparse.Namespace) -> None:
     """Put defaults in and refuse what can be refused before anything runs."""
-    from mmdeploy_ext.files import check_writable, will_write
+    from mmdeploy_ext.core.files import check_writable, will_write
 
     defaults = QUICK if args.quick else FULL
     for name, value in defaults.items():
@@ -163,7 +163,7 @@ def _measure(args: argparse.Namespace, cases: Sequence[Any], words: Sequence[str
 
     from mmdeploy_ext.benchmark import prepare, whole, whole_results
     from mmdeploy_ext.benchmark.machine import machine
-    from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.core.files import write_json
 
     here = machine()
     settings = _settings(args, here['cores'])

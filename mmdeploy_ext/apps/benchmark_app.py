@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.benchmark_sparse import SPARSE_OPTIONS, add_sparse_options, is_sparse_model, run_sparse
 from mmdeploy_ext.benchmark import engines as known_engines
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
@@ -139,7 +139,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> list[str]:
     """Refuse what can be refused before anything is loaded; returns the engines."""
-    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.core.files import check_writable
 
     for name, least in (
         ('max_iter', 1),
@@ -221,7 +221,7 @@ def _measure(plan: Plan, contenders: Sequence[Contender]) -> dict[str, list[Run]
 
 def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
     from mmdeploy_ext.benchmark import report
-    from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.core.files import write_json
 
     if args.json:
         write_json(args.json, result)
@@ -256,7 +256,7 @@ def _run_plan(plan: Plan) -> dict[str, Any]:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Measure and report."""
     engines = _check(args)
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     from mmdeploy_ext.apps import proof
@@ -264,9 +264,9 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.apps.sequence_options import refuse_given
     from mmdeploy_ext.benchmark import contenders
     from mmdeploy_ext.benchmark.ranks import Ranks
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.family import find_family
-    from mmdeploy_ext.sequence.family import SequenceFamily
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.sequence import SequenceFamily
 
     register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))

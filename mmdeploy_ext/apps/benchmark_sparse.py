@@ -6,19 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import refuse_given
 from mmdeploy_ext.benchmark.engines import KINDS
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.benchmark.sparse_contenders import SparsePlan
-    from mmdeploy_ext.sparse.deploy import SparseDeployment
-    from mmdeploy_ext.verify.voxel_sets import VoxelSet
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
 
 FOREIGN_OPTIONS = (
     'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'repeat_num',
@@ -55,7 +55,7 @@ def add_sparse_options(parser: argparse.ArgumentParser) -> None:
 
 def is_sparse_model(cfg: Any) -> bool:
     """Return whether a config has a sparse LiDAR backbone; its plugin has registered the families by now."""
-    from mmdeploy_ext.sparse.family import SPARSE_FAMILIES
+    from mmdeploy_ext.families.sparse import SPARSE_FAMILIES
 
     return bool(cfg.get('model')) and any(family.claims(cfg) for family in SPARSE_FAMILIES.values())
 
@@ -67,8 +67,8 @@ def run_sparse(
     register: Callable[[], None],
 ) -> int:
     """Measure spconv and the portable file on every engine, interleaved, and report."""
-    from mmdeploy_ext.sparse import deploy
-    from mmdeploy_ext.verify.voxel_sets import sweep_set
+    from mmdeploy_ext.deploy import sparse as deploy
+    from mmdeploy_ext.proof.inputs.voxel_sets import sweep_set
 
     refuse_given(args, parser, FOREIGN_OPTIONS, 'sparse LiDAR backbones do not have it')
     unknown = [name for name in engines if name not in KINDS['sparse']]
@@ -99,7 +99,7 @@ def run_sparse(
 
 def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
     from mmdeploy_ext.benchmark import sparse_report
-    from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.core.files import write_json
 
     if args.json:
         write_json(args.json, result)
@@ -112,7 +112,7 @@ def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def _check_file(path: str) -> None:
     """Refuse a file that is no portable sparse backbone."""
-    from mmdeploy_ext.runtime.scn import ScnOnnx
+    from mmdeploy_ext.runtime.scn.model import ScnOnnx
 
     ScnOnnx(path, threads=1).close()
 
@@ -122,7 +122,7 @@ def synthetic_sets(deployment: SparseDeployment, sizes: Sequence[int]) -> list[V
     import numpy as np
 
     from mmdeploy_ext.benchmark.sparse_scene import surfaces
-    from mmdeploy_ext.verify.voxel_sets import VoxelSet
+    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
 
     settings, found = deployment.settings, []
     for size in sorted(set(sizes)):

@@ -7,11 +7,11 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import refuse_given
 from mmdeploy_ext.benchmark.engines import KINDS
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
@@ -46,12 +46,12 @@ def run_streaming(
     import cv2
     import torch
 
-    from mmdeploy_ext import deploy
     from mmdeploy_ext.benchmark import streaming
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.family import find_family
-    from mmdeploy_ext.sequence.files import read_files
-    from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.sequence_files import read_files
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 
     family = find_family(load_config(args.config, shared.parse_cfg_options(args.cfg_options)))
     if not family.memory:

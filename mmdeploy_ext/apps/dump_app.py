@@ -1,4 +1,4 @@
-"""`python -m mmdeploy_ext.dump`: look at dumps and compare two of them. Needs numpy and rich only."""
+"""`python -m mmdeploy_ext.core.dump`: look at dumps and compare two of them. Needs numpy and rich only."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.dump import MANIFEST, list_samples, load_dump, load_manifest
-from mmdeploy_ext.errors import DataError, UsageError
-from mmdeploy_ext.files import write_json
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.dump import MANIFEST, list_samples, load_dump, load_manifest
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.files import write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +25,7 @@ TIME_ATOL = 1e-6
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
-        prog='python -m mmdeploy_ext.dump', description='List, show and compare dumped tensors.'
+        prog='python -m mmdeploy_ext.core.dump', description='List, show and compare dumped tensors.'
     )
     commands = parser.add_subparsers(dest='command', required=True)
     listing = commands.add_parser('list', help='the samples of a dump')
@@ -104,8 +104,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
-    from mmdeploy_ext.verify.compare import compare_tensors
+    from mmdeploy_ext.compare.tensors import compare_tensors
+    from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 
     for name in ('rtol', 'atol'):
         if not 0 <= getattr(args, name) < float('inf'):

@@ -7,19 +7,19 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.apps.sequence_options import CHOICES, add_sequence_arguments, refuse_given
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
-    from mmdeploy_ext.deploy import Deployment
-    from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.base import ExportOptions
 
 
 DEFAULT_OUTPUT = 'tmp.onnx'
@@ -131,7 +131,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
             number out of range.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
-    from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.families.base import ExportOptions
 
     if args.skip_postprocess and args.postprocess not in (None, 'raw'):
         raise UsageError(
@@ -172,14 +172,14 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
 def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') -> int:
     """Export, and prove when asked to; `only` names the one family that the tool is for."""
     cli.wait_passively()
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext import deploy
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.family import find_family
-    from mmdeploy_ext.files import will_write
-    from mmdeploy_ext.sequence.family import SequenceFamily
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.core.files import will_write
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.sequence import SequenceFamily
 
     engine = shared.engine_options(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
@@ -230,7 +230,7 @@ def export_and_prove(
     Returns:
         The exit status.
     """
-    from mmdeploy_ext import deploy
+    from mmdeploy_ext.deploy import deployment as deploy
 
     deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
     options = deploy.resolve(options, deployment.model, deployment.rule)
@@ -263,13 +263,13 @@ def _show(
     import onnx
     import onnx.printer
 
-    from mmdeploy_ext.backends import build_backend
-    from mmdeploy_ext.draw import encode_png
-    from mmdeploy_ext.files import atomic_path
-    from mmdeploy_ext.verify.cases import run_case
-    from mmdeploy_ext.verify.ladder import export_options, open_file
-    from mmdeploy_ext.verify.references import references
-    from mmdeploy_ext.verify.tasks import task_module
+    from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.engines import build_backend
+    from mmdeploy_ext.proof.ladder import export_options, open_file
+    from mmdeploy_ext.proof.levels.cases import run_case
+    from mmdeploy_ext.proof.references import references
+    from mmdeploy_ext.proof.tasks import task_module
+    from mmdeploy_ext.runtime.draw import encode_png
 
     model, metadata = open_file(path)
     shown = onnx.GraphProto()

@@ -6,17 +6,17 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.quantize.ranges import Ranges
-    from mmdeploy_ext.sparse.deploy import ScnOptions, SparseDeployment
-    from mmdeploy_ext.sparse.family import EncoderSettings, SparseFamily
-    from mmdeploy_ext.verify.voxel_sets import VoxelSet
+    from mmdeploy_ext.deploy.sparse import ScnOptions, SparseDeployment
+    from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
+    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
@@ -174,8 +174,8 @@ def parse_options(args: argparse.Namespace) -> ScnOptions:
     Raises:
         UsageError: options that do not go together, or numbers out of range.
     """
+    from mmdeploy_ext.deploy.sparse import ScnOptions
     from mmdeploy_ext.sparse.contract import order_of_name
-    from mmdeploy_ext.sparse.deploy import ScnOptions
 
     options = ScnOptions(
         target=args.target,
@@ -238,7 +238,7 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError(f'--calibrate {args.calibrate}: no such file or folder')
     check_report_targets(args)
     if args.ranges:
-        from mmdeploy_ext.quantize.ranges import Ranges
+        from mmdeploy_ext.sparse.ranges import Ranges
 
         args.known_ranges = Ranges.load(args.ranges)
 
@@ -249,11 +249,11 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     args.needs_ranges, args.known_ranges = False, None
     options = parse_options(args)
     _check_proof(args)
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.files import will_write
-    from mmdeploy_ext.sparse import deploy
+    from mmdeploy_ext.core.files import will_write
+    from mmdeploy_ext.deploy import sparse as deploy
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     register()
@@ -327,11 +327,11 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
 
 def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
     """Prove a file that was made earlier; its metadata says with which options."""
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.sparse import deploy
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.deploy import sparse as deploy
+    from mmdeploy_ext.proof.levels.sparse_subject import file_options, stored_fact
+    from mmdeploy_ext.proof.provenance import missing_overrides
     from mmdeploy_ext.sparse.contract import load_model
-    from mmdeploy_ext.verify.provenance import missing_overrides
-    from mmdeploy_ext.verify.sparse_subject import file_options, stored_fact
 
     model = load_model(args.output_file)
     file_options(model, args.output_file)
@@ -351,7 +351,7 @@ def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
 def _read_sweeps(
     args: argparse.Namespace, cfg: Any, family: SparseFamily, settings: EncoderSettings
 ) -> list[VoxelSet]:
-    from mmdeploy_ext.verify.voxel_sets import sweep_set
+    from mmdeploy_ext.proof.inputs.voxel_sets import sweep_set
 
     return [sweep_set(path, family.voxel_rule(cfg), cfg, settings) for path in args.input]
 
@@ -369,9 +369,9 @@ def _prove(
     """
     from pathlib import Path
 
-    from mmdeploy_ext.files import write_json
-    from mmdeploy_ext.verify.sparse_proof import prove
-    from mmdeploy_ext.verify.table import print_verdict
+    from mmdeploy_ext.core.files import write_json
+    from mmdeploy_ext.proof.levels.sparse_proof import prove
+    from mmdeploy_ext.proof.views.table import print_verdict
 
     verdict, pictures = prove(
         deployment,
@@ -387,7 +387,7 @@ def _prove(
         write_json(args.json, verdict.to_json())
     page = ''
     if args.report:
-        from mmdeploy_ext.verify.report import write_report
+        from mmdeploy_ext.proof.views.report import write_report
 
         page = f'report: {write_report(verdict, pictures, (), Path(args.report))}'
     print_verdict(verdict, cli.stdout())

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import UsageError, after_weights
-from mmdeploy_ext.files import write_json
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Measure, print, write."""
     cli.wait_passively()
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     from mmdeploy_ext.benchmark import exporters, exporters_page

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands import comparison, editing, inspection, reduction, rewriting, sparse
-from mmdeploy_ext.errors import Mm2OnnxError
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import Mm2OnnxError
 
 if TYPE_CHECKING:
     import argparse

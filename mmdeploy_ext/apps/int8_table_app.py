@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Measure; 1 where a metric fell by more than the bar."""
-    from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.core.files import write_json
 
     toys = _chosen(args.toys, args.engine)
     args.coco, args.nuscenes = os.path.abspath(args.coco), os.path.abspath(args.nuscenes)
@@ -135,7 +135,7 @@ def _make_data(kinds: set[str], args: argparse.Namespace) -> None:
 
 def _measure(toy: Toy, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one row per metric."""
-    from mmdeploy_ext.files import read_json
+    from mmdeploy_ext.core.files import read_json
 
     folder = Path(args.work_dir).resolve() / toy.name
     ending = '' if toy.data == 'nuscenes' else '.onnx'
@@ -167,7 +167,7 @@ def _measure(toy: Toy, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _evaluate(toy: Toy, model: Path, folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """Return the loop's metrics of a file, which it exports where it is missing."""
-    from mmdeploy_ext.files import read_json
+    from mmdeploy_ext.core.files import read_json
 
     options = [f'backend_config.onnx_file={model}', 'backend_config.check_dump=False']
     if toy.data == 'coco':

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Detect, compare and draw."""
-    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.core.files import check_writable
 
     cli.wait_passively()
     if not 0 <= args.score_thr <= 1:
@@ -100,10 +100,10 @@ def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
     Raises:
         ConfigError: no detector of LiDAR sweeps.
     """
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext import deploy
+    from mmdeploy_ext.deploy import deployment as deploy
 
     def check(cfg: Any, family: Any, model: object) -> None:
         if getattr(family, 'memory', True):
@@ -116,12 +116,12 @@ def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
 
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
     """Return the exported files on ONNX Runtime, exported first where none are given."""
-    from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx
+    from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 
     folder = args.onnx
     if folder is None:
-        from mmdeploy_ext.sequence.family import SequenceOptions
-        from mmdeploy_ext.sequence.files import export_sequence
+        from mmdeploy_ext.deploy.sequence_files import export_sequence
+        from mmdeploy_ext.families.sequence import SequenceOptions
 
         folder = str(GRAPHS)
         _, seconds = export_sequence(deployment, SequenceOptions(), folder)
@@ -165,11 +165,11 @@ def show(
     Returns:
         0, or 1 when they are not.
     """
-    from mmdeploy_ext.draw import encode_png
-    from mmdeploy_ext.draw3d import Layer
-    from mmdeploy_ext.files import atomic_path
-    from mmdeploy_ext.verify.tasks import points3d
-    from mmdeploy_ext.verify.verdict import SweepPair
+    from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.proof.tasks import points3d
+    from mmdeploy_ext.proof.verdict import SweepPair
+    from mmdeploy_ext.runtime.draw import encode_png
+    from mmdeploy_ext.runtime.draw3d import Layer
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     equal = True

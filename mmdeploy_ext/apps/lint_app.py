@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import refuse_given
-from mmdeploy_ext.errors import after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
@@ -62,15 +62,15 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Observe every stage or graph of a model, print, write."""
     cli.wait_passively()
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext import deploy
+    from mmdeploy_ext.core.files import write_json
+    from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.exporting.exporter import check_opset
-    from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.lint.report import print_report
     from mmdeploy_ext.lint.rule import EXPORTERS
-    from mmdeploy_ext.sequence.family import SequenceFamily
 
     exporters = EXPORTERS if args.exporter == BOTH else (args.exporter,)
     for exporter in exporters if args.opset_version is not None else ():
@@ -101,7 +101,7 @@ def lint(
 ) -> Iterator[Report]:
     """Yield a report per stage or graph."""
     from mmdeploy_ext.apps.lint_parts import parts_of
-    from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.families.base import ExportOptions
     from mmdeploy_ext.lint import check
 
     options = ExportOptions(args.postprocess, 0, *shape, dynamic=args.dynamic_export)

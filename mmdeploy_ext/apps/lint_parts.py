@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext import deploy
 from mmdeploy_ext.apps import proof
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.family import ExportOptions, Family
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions, Family
+from mmdeploy_ext.families.sequence import SequenceFamily, SequenceOptions
 from mmdeploy_ext.lint.upstream import Upstream
-from mmdeploy_ext.sequence.family import SequenceFamily, SequenceOptions
-from mmdeploy_ext.verify.pictures import other_view
+from mmdeploy_ext.proof.inputs.pictures import other_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.deploy.deployment import Deployment
 
 LARGER = 64
 """Pixels that the second picture has more of, so that sizes differ; a multiple of every family's stride."""

@@ -8,9 +8,9 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import ModelFileError, UsageError
-from mmdeploy_ext.precision import PRECISIONS, check_precision
+from mmdeploy_ext.contract.precision import PRECISIONS, check_precision
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,7 +188,7 @@ def check_engine(kind: str, options: Mapping[str, Any]) -> None:
         ConfigError: an option that the engine does not have.
         UsageError: a number of threads that is none.
     """
-    from mmdeploy_ext.backends import build_backend
+    from mmdeploy_ext.engines import build_backend
 
     threads = options.get('threads', 0)
     if not isinstance(threads, int) or threads < 0:

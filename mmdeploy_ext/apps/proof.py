@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.files import check_writable, write_json
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.deploy import Deployment
-    from mmdeploy_ext.verify.verdict import PicturePair
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.proof.verdict import PicturePair
 
 DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
 MAX_IMAGES = 8
@@ -28,7 +28,7 @@ def read_images(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[tup
     Raises:
         ImageError: a path that is no image.
     """
-    from mmdeploy_ext.preprocess import list_images, read_image
+    from mmdeploy_ext.inputs.pictures import list_images, read_image
 
     found = list_images(paths)
     files = found[:most]
@@ -66,8 +66,8 @@ def run_proof(
     Returns:
         0 proven (float16: within its bars), 1 not.
     """
-    from mmdeploy_ext.verify.ladder import prove
-    from mmdeploy_ext.verify.table import print_verdict
+    from mmdeploy_ext.proof.ladder import prove
+    from mmdeploy_ext.proof.views.table import print_verdict
 
     verdict, pictures = prove(deployment, path, images, **engine, **claims)
     verdict.metrics.extend(metrics)
@@ -86,7 +86,7 @@ def write_proof(
         write_json(args.json, verdict.to_json())
     if not args.report:
         return []
-    from mmdeploy_ext.verify.report import write_report
+    from mmdeploy_ext.proof.views.report import write_report
 
     lines = [f'report: {write_report(verdict, pictures, deployment.classes, Path(args.report))}']
     if pictures:
@@ -106,9 +106,9 @@ def write_picture(pictures: Sequence[PicturePair], deployment: Deployment, path:
     import cv2
     import numpy as np
 
-    from mmdeploy_ext.draw import encode_png
-    from mmdeploy_ext.files import atomic_path
-    from mmdeploy_ext.verify.tasks import task_module
+    from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.proof.tasks import task_module
+    from mmdeploy_ext.runtime.draw import encode_png
 
     chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]
     task = task_module(deployment.family.task)

@@ -7,8 +7,8 @@ import importlib.util
 import math
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -185,8 +185,8 @@ def run(args: argparse.Namespace) -> int:
         0 done, 1 when `--max-error` was not reached within `--budget`.
     """
     from mmdeploy_ext.apps import quantize_report
-    from mmdeploy_ext.graph import files
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibrators import calibrator
     from mmdeploy_ext.quantize.cameras import calibration_set
     from mmdeploy_ext.quantize.dense import check_weights, finished, layers_in_int8
@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
     """Refuse a picture or report that would replace what is read or made, or cannot be written."""
-    from mmdeploy_ext.files import check_outputs, check_writable
+    from mmdeploy_ext.core.files import check_outputs, check_writable
 
     reports = {option: [path] for option, path in (('--draw', args.draw), ('--json', args.json)) if path}
     made = [target.output, *(target.output.parent / path.name for path in target.beside)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.quantize_app import WORST
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.apps.quantize_app import Images
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerHarm, Probe
     from mmdeploy_ext.quantize.dense_target import Target
@@ -69,7 +69,7 @@ def measure(
         network: the part of the INT8 file whose outputs are compared.
         images: the first one is timed.
     """
-    from mmdeploy_ext.quantize.dense_time import time_ratio
+    from mmdeploy_ext.benchmark.dense_time import time_ratio
 
     sizes = [path.stat().st_size for path in (target.model, target.output)]
     found: dict[str, Any] = dict(
@@ -96,7 +96,7 @@ def show(
     exclusion: Exclusion | None,
 ) -> None:
     """Draw, write the JSON, and print the tables."""
-    from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.core.files import write_json
     from mmdeploy_ext.quantize import dense_views
 
     console = cli.stdout()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.quantize.assumptions import Finding
     from mmdeploy_ext.quantize.fidelity import Fidelity
-    from mmdeploy_ext.quantize.ranges import Ranges
-    from mmdeploy_ext.sparse.deploy import SparseDeployment
+    from mmdeploy_ext.sparse.ranges import Ranges
 
 METHODS = ('mse', 'percentile', 'max')
 DEFAULT_OUTPUT = 'ranges.json'
@@ -128,7 +128,7 @@ def _add_fidelity(group: argparse._ArgumentGroup) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, sources without sweeps and targets that cannot be written."""
-    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.core.files import check_writable
     from mmdeploy_ext.quantize.calibrators import calibrator
     from mmdeploy_ext.quantize.sweeps import sweep_items
 
@@ -162,11 +162,11 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     check(args)
     known = _known_ranges(args)
     cli.wait_passively()
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     register()
-    from mmdeploy_ext.sparse import deploy
+    from mmdeploy_ext.deploy import sparse as deploy
 
     deployment = deploy.load(
         args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options), args.weight_layout
@@ -182,7 +182,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 def _known_ranges(args: argparse.Namespace) -> Ranges | None:
     if not args.ranges:
         return None
-    from mmdeploy_ext.quantize.ranges import Ranges
+    from mmdeploy_ext.sparse.ranges import Ranges
 
     return Ranges.load(args.ranges)
 
@@ -217,9 +217,9 @@ def _ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges:
 
 
 def _compare(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ranges) -> None:
+    from mmdeploy_ext.deploy import sparse as deploy
     from mmdeploy_ext.quantize import assumptions, deployed
     from mmdeploy_ext.quantize.fidelity import fidelity
-    from mmdeploy_ext.sparse import deploy
 
     options = deploy.ScnOptions(
         order=deployment.settings.order,
@@ -238,7 +238,7 @@ def _compare(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ran
 
 
 def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]) -> None:
-    from mmdeploy_ext.files import write_json
+    from mmdeploy_ext.core.files import write_json
     from mmdeploy_ext.quantize import assumptions
 
     if args.draw:

@@ -6,17 +6,17 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.apps.sequence_options import check_engine_kind, refuse_given, sequence_options
-from mmdeploy_ext.errors import ConfigError, DataError, UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
-    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.runtime.frames import Frame
 
 DEFAULT_FRAMES = 12
@@ -46,8 +46,8 @@ def run_export(
     args: argparse.Namespace, parser: argparse.ArgumentParser, engine: dict[str, Any], memory: bool
 ) -> int:
     """Export a model of frames, with a memory or without, and prove it when asked to."""
-    from mmdeploy_ext import deploy
-    from mmdeploy_ext.sequence.files import check_output, export_sequence
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.sequence_files import check_output, export_sequence
 
     kind, size = ('streaming', 'size and cameras are') if memory else ('LiDAR', 'the grid is')
     refuse_given(args, parser, IMAGE_OPTIONS, f"{kind} models do not have it; {size} the config's")
@@ -81,10 +81,11 @@ def run_export(
 
 def run_verify(args: argparse.Namespace, engine: dict[str, Any], cfg: Any) -> int:
     """Prove files of a model of frames that were exported earlier."""
-    from mmdeploy_ext import deploy, evaluation
-    from mmdeploy_ext.graph.files import load
-    from mmdeploy_ext.sequence.files import read_files
-    from mmdeploy_ext.verify.provenance import missing_overrides
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.sequence_files import read_files
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.graph.io.files import load
+    from mmdeploy_ext.proof.provenance import missing_overrides
 
     if args.images:
         raise UsageError('--images: streaming models are proven on frames; use --frames N')
@@ -144,9 +145,9 @@ def spread(samples: int, count: int) -> list[int]:
 
 def proof_frames(deployment: Deployment, count: int) -> tuple[Iterable[Frame], str]:
     """Return frames to prove on, and where they are from: the config's data set, else a synthetic drive."""
-    from mmdeploy_ext import evaluation
-    from mmdeploy_ext.sequence.loop import DatasetFrames, scene_tokens
-    from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
+    from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 
     try:
         dataset = evaluation.build_dataset(deployment.cfg)
@@ -180,9 +181,9 @@ def prove(
     Returns:
         0 proven (float16: within its bars), 1 not.
     """
-    from mmdeploy_ext.verify.sequence import prove_sequence
-    from mmdeploy_ext.verify.sweeps import prove_sweeps
-    from mmdeploy_ext.verify.table import print_verdict
+    from mmdeploy_ext.proof.levels.sequence import prove_sequence
+    from mmdeploy_ext.proof.levels.sweeps import prove_sweeps
+    from mmdeploy_ext.proof.views.table import print_verdict
 
     frames, title = proof_frames(deployment, count)
     prove_all = prove_sequence if deployment.family.memory else prove_sweeps
@@ -200,11 +201,11 @@ def compare_metrics(
     deployment: Deployment, paths: Sequence[str], metrics: Sequence[str], engine: dict[str, Any]
 ) -> list[Any]:
     """Evaluate the config's test set with the unpatched PyTorch model and with exported files."""
-    from mmdeploy_ext import evaluation
-    from mmdeploy_ext.metadata import read_metadata
-    from mmdeploy_ext.sequence.loop import collect, run_frames
-    from mmdeploy_ext.verify.dataset import metric_bar, proof_rows
-    from mmdeploy_ext.verify.half import precision_of
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.evaluate.loop import collect, run_frames
+    from mmdeploy_ext.proof.half import precision_of
+    from mmdeploy_ext.proof.levels.metrics import metric_bar, proof_rows
 
     dataset = evaluation.build_dataset(deployment.cfg)
     values = []

@@ -6,13 +6,13 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.options import precision_options
-from mmdeploy_ext.errors import EngineError, UsageError
-from mmdeploy_ext.precision import check_precision, spelt
+from mmdeploy_ext.contract.precision import check_precision, spelt
+from mmdeploy_ext.core.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
 CHOICES = dict(
     contract=('deploy', 'fork'),
@@ -57,8 +57,8 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
         UsageError: options that contradict each other or that streaming models do not have.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
-    from mmdeploy_ext.family import DEFAULT_OPSET
-    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.families.base import DEFAULT_OPSET
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
     chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name)}
     opset = args.opset_version

@@ -16,16 +16,16 @@ from mmdeploy_ext.apps.test_app import (
     stale_reason,
     threads_per_process,
 )
-from mmdeploy_ext.errors import ConfigError, ModelFileError, UsageError, after_weights
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.evaluate.loop import FrameDump
+    from mmdeploy_ext.families.sequence import SequenceOptions
     from mmdeploy_ext.runtime.frames import Stepper
-    from mmdeploy_ext.sequence.family import SequenceOptions
-    from mmdeploy_ext.sequence.loop import FrameDump
 
 DEMOS = {True: 'streampetr_video.py', False: 'lidar_demo.py'}
 """Whether the model has a memory -> what draws its boxes."""
@@ -37,10 +37,11 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     Returns:
         The exit status.
     """
-    from mmdeploy_ext import deploy, distributed, evaluation
-    from mmdeploy_ext.family import find_family
-    from mmdeploy_ext.sequence import loop
-    from mmdeploy_ext.sequence.files import check_output
+    from mmdeploy_ext.core import distributed
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.sequence_files import check_output
+    from mmdeploy_ext.evaluate import evaluation, loop
+    from mmdeploy_ext.families.base import find_family
 
     memory = find_family(cfg).memory
     drawn = f'these models are drawn by tools/demo/{DEMOS[memory]}'
@@ -125,7 +126,7 @@ def make_stepper(this: Run, options: SequenceOptions) -> tuple[Stepper | None, F
 
         torch.distributed.barrier()
         engine.setdefault('threads', threads_per_process())
-    from mmdeploy_ext.sequence.files import read_files
+    from mmdeploy_ext.deploy.sequence_files import read_files
 
     files = read_files(target)
     stepper = family.runner(files.paths, engine)
@@ -136,7 +137,7 @@ def make_stepper(this: Run, options: SequenceOptions) -> tuple[Stepper | None, F
 
 
 def _fused(model: Any) -> Any:
-    from mmdeploy_ext.fold import fuse
+    from mmdeploy_ext.exporting.fold import fuse
 
     return fuse(model)
 
@@ -155,8 +156,8 @@ def export_if_stale(this: Run, options: SequenceOptions, target: str) -> bool:
     Raises:
         ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
     """
+    from mmdeploy_ext.deploy.sequence_files import check_output, export_sequence, graph_metadata, read_files
     from mmdeploy_ext.quantize.dense_target import refuse_stale
-    from mmdeploy_ext.sequence.files import check_output, export_sequence, graph_metadata, read_files
 
     check_output(target, options, this.deployment.family.files, 'onnx_file=')
     reason = 'missing'
@@ -182,7 +183,7 @@ def export_if_stale(this: Run, options: SequenceOptions, target: str) -> bool:
 
 
 def _dump(this: Run) -> FrameDump | None:
-    from mmdeploy_ext.sequence.loop import FrameDump
+    from mmdeploy_ext.evaluate.loop import FrameDump
 
     dump = this.backend_config['dump']
     if dump is None:
@@ -198,7 +199,7 @@ def _agrees_with_dump(this: Run, stepper: Stepper, metadata: Metadata) -> bool:
     """Run the engine over what the `_pth` run dumped, when there is such a dump."""
     if this.rank != 0 or not this.backend_config.get('check_dump', True):
         return True
-    from mmdeploy_ext.sequence.against_dump import check_frames
+    from mmdeploy_ext.proof.sequence_dump import check_frames
 
     folder = Path(this.backend_config.get('dump_dir') or this.work_dir / 'dump')
     return check_frames(stepper, metadata, this.deployment, folder)

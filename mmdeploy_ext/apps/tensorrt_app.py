@@ -6,14 +6,14 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.sequence_options import refuse_given
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mmdeploy_ext.backends.tensorrt_engine import Job
+    from mmdeploy_ext.engines.tensorrt.engine import Job
 
 PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that multiply with weights."""
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 built (and proven when asked), 1 not proven.
     """
-    from mmdeploy_ext.backends import tensorrt_engine as engine
+    from mmdeploy_ext.engines.tensorrt import engine
 
     _refuse_idle(args)
     if args.table:
@@ -155,8 +155,8 @@ def _refuse_idle(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace, job: Job, output: str) -> int:
-    from mmdeploy_ext.backends import tensorrt_engine as engine
-    from mmdeploy_ext.files import check_writable, write_json
+    from mmdeploy_ext.core.files import check_writable, write_json
+    from mmdeploy_ext.engines.tensorrt import engine
 
     for target in filter(None, (output, args.layers)):
         check_writable(target)
@@ -181,9 +181,9 @@ def _inspected(engine: str) -> Any:
     """Return what the inspector says of an engine on its GPU; None without one."""
     import json
 
-    from mmdeploy_ext.backends.tensorrt import TensorRtBackend
-    from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
-    from mmdeploy_ext.backends.tensorrt_file import read_record
+    from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
+    from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+    from mmdeploy_ext.engines.tensorrt.file import read_record
 
     gpu = find_gpu()
     if gpu is None or gpu.architecture not in read_record(engine).architectures:
@@ -226,8 +226,8 @@ def _table(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mmdeploy_ext.apps import tensorrt_table
-    from mmdeploy_ext.backends.tensorrt_package import find_package
-    from mmdeploy_ext.files import atomic_path, check_writable
+    from mmdeploy_ext.core.files import atomic_path, check_writable
+    from mmdeploy_ext.engines.tensorrt.package import find_package
 
     if not args.sm:
         raise UsageError('--table: give the architectures by --sm')
@@ -246,7 +246,7 @@ def _table(args: argparse.Namespace) -> int:
 
 def _describe(args: argparse.Namespace) -> int:
     """Check an engine against its record and print what is known of it."""
-    from mmdeploy_ext.backends.tensorrt_file import read_record
+    from mmdeploy_ext.engines.tensorrt.file import read_record
 
     record = read_record(args.onnx)
     built_for = ', '.join(f'SM {number}' for number in record.architectures)
@@ -260,8 +260,8 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _verify(engine: str, onnx: str | None) -> int:
-    from mmdeploy_ext.backends import tensorrt_proof
-    from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
+    from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+    from mmdeploy_ext.proof import tensorrt as tensorrt_proof
 
     if onnx is None:
         raise UsageError('--verify: give the ONNX file, so that the engine can be compared with it')

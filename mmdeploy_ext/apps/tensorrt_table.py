@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.backends import tensorrt_engine
-from mmdeploy_ext.backends.tensorrt_build import Built, build
-from mmdeploy_ext.backends.tensorrt_proof import compare_outputs
-from mmdeploy_ext.errors import Mm2OnnxError
-from mmdeploy_ext.graph import files
+from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
+from mmdeploy_ext.engines.tensorrt.build import Built, build
+from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import spec_of
 from mmdeploy_ext.graph.run import Runner, random_feeds
+from mmdeploy_ext.proof.tensorrt import compare_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

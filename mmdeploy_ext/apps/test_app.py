@@ -8,19 +8,19 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import backend_config
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.backends import Backend
-    from mmdeploy_ext.deploy import Deployment
-    from mmdeploy_ext.family import ExportOptions
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.families.base import ExportOptions
 
 METRIC_NAMES = {
     'TorchBackend': 'pth',
@@ -121,14 +121,16 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Evaluate."""
     cli.wait_passively()
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext import deploy, distributed, evaluation
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.family import find_family
-    from mmdeploy_ext.files import check_writable
-    from mmdeploy_ext.sequence.family import SequenceFamily
+    from mmdeploy_ext.core import distributed
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.core.files import check_writable
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.sequence import SequenceFamily
 
     _check_arguments(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
@@ -162,8 +164,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
 def _run_engine(this: Run, args: argparse.Namespace, loader: Any) -> tuple[Any, int]:
     """Run the loop on the engine of the config; the PyTorch weights are gone before an ONNX engine starts."""
-    from mmdeploy_ext.detector import BackendDetector
-    from mmdeploy_ext.evaluation import run_loop
+    from mmdeploy_ext.evaluate.detector import BackendDetector
+    from mmdeploy_ext.evaluate.evaluation import run_loop
 
     backend, metadata, dump = make_backend(this)
     with backend:
@@ -193,8 +195,8 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
 
     An ONNX file that is missing or was made from another config or checkpoint is exported first, by rank 0.
     """
-    from mmdeploy_ext import deploy
-    from mmdeploy_ext.backends import build_backend
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.engines import build_backend
 
     asked = backend_config.graph_options(this.backend_config)
     if this.backend_config['type'] == 'TorchBackend':
@@ -239,11 +241,11 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
     Raises:
         ModelFileError: it is stale and quantised: an export would put a float32 file in its place.
     """
-    from mmdeploy_ext import deploy
     from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
-    from mmdeploy_ext.errors import ModelFileError
-    from mmdeploy_ext.metadata import read_metadata
-    from mmdeploy_ext.preprocess import read_image
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.core.errors import ModelFileError
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.inputs.pictures import read_image
     from mmdeploy_ext.quantize.dense_target import refuse_stale
 
     reason = 'missing'
@@ -267,7 +269,7 @@ def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Me
 
 def stale_reason(found: Metadata, wanted: Metadata) -> str:
     """Return why a file has to be exported again; '' when it need not."""
-    from mmdeploy_ext.verify.provenance import differing_contract
+    from mmdeploy_ext.proof.provenance import differing_contract
 
     differing = [
         title
@@ -289,7 +291,7 @@ def _decisive(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dump_options(this: Run, options: ExportOptions) -> Any:
-    from mmdeploy_ext.detector import DumpOptions
+    from mmdeploy_ext.evaluate.detector import DumpOptions
 
     dump = this.backend_config['dump']
     if dump is None:
@@ -315,7 +317,7 @@ def _agrees_with_dump(this: Run, backend: Backend) -> bool:
     """Compare the engine with what the `_pth` run dumped, when there is such a dump."""
     if this.rank != 0 or not this.backend_config.get('check_dump', True):
         return True
-    from mmdeploy_ext.verify.against_dump import check_dump
+    from mmdeploy_ext.proof.against_dump import check_dump
 
     folder = this.backend_config.get('dump_dir') or this.work_dir / 'dump'
     return check_dump(backend, this.deployment, Path(folder))
@@ -325,8 +327,8 @@ def finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> i
     """Write results, evaluate, keep the metrics and print the difference of the engines."""
     import pickle
 
-    from mmdeploy_ext import evaluation
-    from mmdeploy_ext.files import atomic_path
+    from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.evaluate import evaluation
 
     if results is None:
         return 0
@@ -351,9 +353,9 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
     Returns:
         False when a metric differs from PyTorch's by more than the bar, or when neither engine has one.
     """
-    from mmdeploy_ext.backends import ENGINE_TITLES
-    from mmdeploy_ext.files import read_json, write_json
-    from mmdeploy_ext.verify.dataset import metric_bar, metric_rows, metric_table
+    from mmdeploy_ext.core.files import read_json, write_json
+    from mmdeploy_ext.engines import ENGINE_TITLES
+    from mmdeploy_ext.proof.levels.metrics import metric_bar, metric_rows, metric_table
 
     kind = this.backend_config['type']
     entry = dict(

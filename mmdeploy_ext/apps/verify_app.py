@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.apps.sequence_options import add_frames_argument, refuse_given
-from mmdeploy_ext.errors import after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import after_weights
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.family import Family
+    from mmdeploy_ext.families.base import Family
 
 
 IMAGE_ASKED = ('mean', 'std', 'postprocess', 'opset_version', 'max_candidates')
@@ -78,17 +78,18 @@ def asked_of(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Load both sides and run the ladder."""
     cli.wait_passively()
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext import deploy, evaluation
-    from mmdeploy_ext.backends import build_backend
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.family import find_family
-    from mmdeploy_ext.graph import files
-    from mmdeploy_ext.metadata import read_metadata
-    from mmdeploy_ext.sequence.family import SequenceFamily
-    from mmdeploy_ext.verify.provenance import missing_overrides
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.engines import build_backend
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.proof.provenance import missing_overrides
 
     shared.check_normalisation(args)
     engine = shared.engine_options(args)
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     metrics = []
     with after_weights():
         if args.eval:
-            from mmdeploy_ext.verify.dataset import compare_metrics
+            from mmdeploy_ext.proof.levels.metrics import compare_metrics
 
             metrics = compare_metrics(
                 deployment, lambda: build_backend(path=args.onnx_file, **_as_kind(engine)), args.eval

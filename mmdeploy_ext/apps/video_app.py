@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper
-    from mmdeploy_ext.sequence.family import SequenceFamily
 
 ENGINES = {'torch': 'PyTorch', 'onnx': 'ONNX Runtime'}
 """--engine -> what people call it."""
@@ -99,7 +99,7 @@ def chosen_engines(args: argparse.Namespace) -> list[str]:
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse numbers that cannot be, and an output that cannot be written, before anything is loaded."""
-    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.core.files import check_writable
 
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
@@ -142,12 +142,12 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     cli.wait_passively()
     engines = chosen_engines(args)
     check_options(args)
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext import evaluation
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.sequence.loop import scene_tokens
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.evaluate.loop import scene_tokens
 
     register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
@@ -181,8 +181,8 @@ def streaming_family(config: str, cfg: Any) -> SequenceFamily:
     Raises:
         ConfigError: its models have no memory.
     """
-    from mmdeploy_ext.family import find_family
-    from mmdeploy_ext.sequence.family import SequenceFamily
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.sequence import SequenceFamily
 
     family = find_family(cfg)
     if not isinstance(family, SequenceFamily) or not family.memory:
@@ -198,13 +198,13 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: Seq
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
-        from mmdeploy_ext import deploy
+        from mmdeploy_ext.deploy import deployment as deploy
 
         overrides = shared.parse_cfg_options(args.cfg_options)
         deployment = deploy.load(args.config, args.checkpoint, overrides, args.device)
         steppers['torch'], classes = family.reference(deployment.model), deployment.classes
     if 'onnx' in engines:
-        from mmdeploy_ext.sequence.files import read_files
+        from mmdeploy_ext.deploy.sequence_files import read_files
 
         files = read_files(args.onnx)
         engine: dict[str, Any] = dict(engine='OnnxRuntimeBackend', threads=args.threads)
@@ -218,7 +218,7 @@ def draw_scene(cast: Cast, dataset: Any, indices: Sequence[int], args: argparse.
     """Run the frames and write the pictures; return what to say about it."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from mmdeploy_ext.sequence.loop import frames_of
+    from mmdeploy_ext.evaluate.loop import frames_of
 
     rule = cast.family.preprocess_rule(cast.cfg)
     seconds: dict[str, list[float]] = {name: [] for name in cast.steppers}
@@ -258,10 +258,10 @@ def picture(
         title: of the frame.
         score_thr: boxes below are left out.
     """
-    from mmdeploy_ext.draw3d import Layer, compare_picture
-    from mmdeploy_ext.verify.sequence import pictures_bgr
-    from mmdeploy_ext.verify.tasks.bbox3d import draw_pair
-    from mmdeploy_ext.verify.verdict import FramePair
+    from mmdeploy_ext.proof.levels.sequence import pictures_bgr
+    from mmdeploy_ext.proof.tasks.bbox3d import draw_pair
+    from mmdeploy_ext.proof.verdict import FramePair
+    from mmdeploy_ext.runtime.draw3d import Layer, compare_picture
 
     images = pictures_bgr(frame.images, rule)
     if len(found) == 2:
@@ -279,8 +279,8 @@ def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
     Raises:
         UsageError: this OpenCV cannot write mp4.
     """
-    from mmdeploy_ext.draw import encode_png
-    from mmdeploy_ext.files import atomic_path
+    from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.runtime.draw import encode_png
 
     if is_video(out):
         with _open_video(out, fps) as write:

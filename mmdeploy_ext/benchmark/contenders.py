@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import torch
 
-from mmdeploy_ext import deploy, fold
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark.engines import ENGINES
 from mmdeploy_ext.benchmark.prepared import read_prepared
-from mmdeploy_ext.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.family import ExportOptions
-from mmdeploy_ext.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.exporting import fold
+from mmdeploy_ext.families.base import ExportOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.benchmark.measure import Contender
     from mmdeploy_ext.benchmark.ranks import Ranks
-    from mmdeploy_ext.deploy import Deployment
-    from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 EXPORTED_FORMS = ('full', 'raw')
 FUSED = 'torch fused'

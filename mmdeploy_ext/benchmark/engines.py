@@ -6,13 +6,13 @@ import dataclasses
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.errors import EngineError, UsageError
+from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.engines import build_backend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.backends import Backend
+    from mmdeploy_ext.engines import Backend
 
 BASELINE = 'torch'
 CUDA_PROVIDERS = ('CUDAExecutionProvider', 'CPUExecutionProvider')
@@ -125,7 +125,7 @@ def _missing_providers(engine: Engine) -> list[str]:
 
 def gpu_name() -> str:
     """Return the name of the first GPU, asked from its driver; '' without one."""
-    from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
+    from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 
     gpu = find_gpu(0)
     return gpu.name if gpu else ''

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.deploy.deployment import Deployment
 
 EXPORTERS = ('torchscript', 'dynamo')
 ENGINE = dict(engine='OnnxRuntimeBackend', threads=1)
@@ -100,15 +100,15 @@ class Export:
 
     def __init__(self, deployment: Deployment, picture: Path) -> None:
         """Keep the model; `picture` is what single-image models are traced and run with."""
-        from mmdeploy_ext.preprocess import read_image
+        from mmdeploy_ext.inputs.pictures import read_image
 
         self.deployment = deployment
         self.image = (picture.name, read_image(picture))
 
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """Export with dynamic axes; return the files."""
-        from mmdeploy_ext import deploy
-        from mmdeploy_ext.family import ExportOptions
+        from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.families.base import ExportOptions
 
         deployment, path = self.deployment, str(folder / f'{form}-{exporter}-{opset}.onnx')
         options = ExportOptions(form=form, exporter=exporter, opset=opset, dynamic=True)
@@ -120,17 +120,17 @@ class Export:
 
     def prove(self, paths: Sequence[str]) -> Any:
         """Return the verdict of the ladder, which feeds inputs that the export never saw."""
-        from mmdeploy_ext.verify.ladder import prove
+        from mmdeploy_ext.proof.ladder import prove
 
         return prove(self.deployment, paths[0], [self.image], **ENGINE)[0]
 
     @contextlib.contextmanager
     def runner(self, paths: Sequence[str]) -> Iterator[Callable[[], object]]:
         """Yield a function that runs the file once."""
-        from mmdeploy_ext import deploy
-        from mmdeploy_ext.backends import build_backend
         from mmdeploy_ext.benchmark.measure import graph_feeds
-        from mmdeploy_ext.verify.ladder import export_options
+        from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.engines import build_backend
+        from mmdeploy_ext.proof.ladder import export_options
 
         with build_backend(ENGINE['engine'], paths[0], threads=ENGINE['threads']) as backend:
             options = export_options(backend.metadata)
@@ -144,8 +144,8 @@ class StreamExport(Export):
 
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """See `Export.write`; shapes are fixed."""
-        from mmdeploy_ext.sequence.family import SequenceOptions
-        from mmdeploy_ext.sequence.files import export_sequence
+        from mmdeploy_ext.deploy.sequence_files import export_sequence
+        from mmdeploy_ext.families.sequence import SequenceOptions
 
         options = SequenceOptions(contract=form, exporter=exporter, opset=opset)
         self.deployment.family.check(self.deployment.cfg, options)
@@ -154,13 +154,13 @@ class StreamExport(Export):
 
     def frames(self) -> list[Any]:
         """Return frames of two scenes of a synthetic drive."""
-        from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
+        from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 
         return list(synthetic_drive(FRAMES, self.deployment.rule))
 
     def prove(self, paths: Sequence[str]) -> Any:
         """See `Export.prove`."""
-        from mmdeploy_ext.verify.sequence import prove_sequence
+        from mmdeploy_ext.proof.levels.sequence import prove_sequence
 
         return prove_sequence(self.deployment, paths, self.frames(), ENGINE)[0]
 
@@ -173,8 +173,8 @@ class StreamExport(Export):
 
 def open_model(model: Model, root: Path, picture: Path) -> Export:
     """Load a model; its paths are below `root`, `picture` is for single-image models."""
-    from mmdeploy_ext import deploy
-    from mmdeploy_ext.sequence.family import SequenceFamily
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.families.sequence import SequenceFamily
 
     deployment = deploy.load(str(root / model.config), str(root / model.checkpoint))
     kind = StreamExport if isinstance(deployment.family, SequenceFamily) else Export

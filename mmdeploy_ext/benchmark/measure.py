@@ -16,16 +16,16 @@ import numpy as np
 
 from mmdeploy_ext.benchmark.engines import BASELINE
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, OtherLoad
-from mmdeploy_ext.errors import EngineError, UsageError
+from mmdeploy_ext.core.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
 
-    from mmdeploy_ext.backends import Backend
-    from mmdeploy_ext.family import Family
-    from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 LEAST_ROUNDS = 3
 """That count, however short the time is."""

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import EngineError
+from mmdeploy_ext.core.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 RUNS = 3
@@ -104,12 +104,13 @@ def _run_graph(job: MemoryJob) -> tuple[int, object]:
 
 def _run_model(job: MemoryJob) -> tuple[int, object]:
     """Run a model; returns the kB before it had weights, and the model (it has to stay alive)."""
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     import torch
 
-    from mmdeploy_ext import deploy, fold
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.exporting import fold
 
     torch.set_num_threads(job.threads)
     job.register()
@@ -134,13 +135,13 @@ def _run_model(job: MemoryJob) -> tuple[int, object]:
 
 def _run_stream(job: MemoryJob) -> tuple[int, object]:
     """Run exported files of a streaming model; returns the kB before they were loaded, and the stepper."""
-    from mmdeploy_ext import compat
     from mmdeploy_ext.benchmark.engines import ENGINES
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.family import FAMILIES
-    from mmdeploy_ext.sequence.files import read_files
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.deploy.sequence_files import read_files
+    from mmdeploy_ext.families.base import FAMILIES
 
     engine = ENGINES[job.engine]
     importlib.import_module(engine.package)

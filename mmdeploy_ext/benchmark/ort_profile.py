@@ -7,15 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.backends import build_backend
 from mmdeploy_ext.benchmark import measure
 from mmdeploy_ext.benchmark.engines import ENGINES
+from mmdeploy_ext.engines import build_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.family import Family
-    from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 PROFILED_RUNS = 5
 

@@ -9,7 +9,7 @@ from mmdeploy_ext.benchmark import page_charts
 from mmdeploy_ext.benchmark.engines import BASELINE, ENGINES, title_of
 from mmdeploy_ext.benchmark.whole import row_key
 from mmdeploy_ext.benchmark.whole_results import is_disturbed, place_title, reasons
-from mmdeploy_ext.files import atomic_path
+from mmdeploy_ext.core.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

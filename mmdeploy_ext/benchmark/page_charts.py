@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark.engines import BASELINE, ENGINES, title_of
-from mmdeploy_ext.files import atomic_path
+from mmdeploy_ext.core.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import Mm2OnnxError
-from mmdeploy_ext.files import read_json, sha256_file
+from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.files import read_json, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.preprocess import PreparedImage
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.inputs.pictures import PreparedImage
 
 KEYS = ('input', 'img_shape', 'ori_shape')
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import distributed
+from mmdeploy_ext.core import distributed
 
 if TYPE_CHECKING:
     import argparse

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.benchmark.contenders import Plan
     from mmdeploy_ext.benchmark.measure import Contender, Run
-    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.deploy.deployment import Deployment
 
 COUNT_TOLERANCE = 0.02
 """Numbers of detections may differ by this part: a score beside the threshold falls on either side of it."""

@@ -19,7 +19,8 @@ import numpy as np
 
 from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark.sparse_contenders import CONTENDERS, title_of
-from mmdeploy_ext.sparse import deploy, portable
+from mmdeploy_ext.deploy import sparse as deploy
+from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.benchmark.measure import Contender, Run
     from mmdeploy_ext.benchmark.sparse_contenders import SparsePlan
-    from mmdeploy_ext.sparse.deploy import SparseDeployment
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ir import SparseGraph
-    from mmdeploy_ext.verify.voxel_sets import VoxelSet
 
 LEAST_ROUNDS, CASE_S = 3, 45.0
 """Rounds of one size: at least so many, and no more once they would take longer."""
@@ -124,7 +125,7 @@ def gemm_flops(threads: int, seconds: float = 1.0) -> float:
 
 
 def _run_spconv(job: memory.MemoryJob, voxels: VoxelSet) -> tuple[int, object]:
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     job.register()
@@ -139,7 +140,7 @@ def _run_spconv(job: memory.MemoryJob, voxels: VoxelSet) -> tuple[int, object]:
 
 def _run_portable(job: memory.MemoryJob, voxels: VoxelSet, engine: str, order: str) -> tuple[int, object]:
     importlib.import_module(engine)
-    importlib.import_module('mmdeploy_ext.runtime.scn')
+    importlib.import_module('mmdeploy_ext.runtime.scn.model')
     before = memory.start()
     contender = CONTENDERS[engine](job.file, job.threads, order)
     for _ in range(memory.RUNS):
@@ -268,7 +269,7 @@ def voxelise_ms(plan: SparsePlan, voxels: VoxelSet) -> dict[str, float]:
     from mmcv.ops import Voxelization
 
     from mmdeploy_ext.benchmark.sparse_scene import points_in
-    from mmdeploy_ext.preprocess_points import voxelise
+    from mmdeploy_ext.inputs.points import voxelise
 
     rule = plan.deployment.rule
     if not len(voxels.coordinates):

@@ -21,9 +21,9 @@ from mmdeploy_ext.sparse.rulebook import build
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mmdeploy_ext.sparse.deploy import SparseDeployment
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ir import SparseGraph
-    from mmdeploy_ext.verify.voxel_sets import VoxelSet
 
 RACING_RUNS = 3
 
@@ -99,7 +99,7 @@ def spconv_contender(deployment: SparseDeployment, clock: PairClock) -> Contende
 
 def onnxruntime_contender(path: str, threads: int, order: str) -> Contender:
     """Return what a user of the portable file runs: `ScnOnnx`; `order` is that of the voxels."""
-    from mmdeploy_ext.runtime.scn import ScnOnnx
+    from mmdeploy_ext.runtime.scn.model import ScnOnnx
 
     engine = ScnOnnx(path, threads=threads)
 
@@ -171,8 +171,8 @@ def racing_rows(plan: SparsePlan, voxels: VoxelSet, cores: int) -> dict[str, Any
     import torch
     from threadpoolctl import threadpool_limits
 
-    from mmdeploy_ext import compat, compat_sparse
-    from mmdeploy_ext.mending import patched
+    from mmdeploy_ext.stack import compat, compat_sparse
+    from mmdeploy_ext.stack.import_hook import patched
 
     family, model = plan.deployment.family, plan.deployment.model
     right = family.reference(model, voxels.features, voxels.coordinates)

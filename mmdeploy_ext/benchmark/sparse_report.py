@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mmdeploy_ext.files import atomic_path
+from mmdeploy_ext.core.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.preprocess_points import VoxelRule
+    from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.sparse.ir import Triple
 
 PATCH = 24

@@ -18,13 +18,13 @@ from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark.engines import ENGINES
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.result import common_facts, doubts, mean_load
-from mmdeploy_ext.errors import Mm2OnnxError
+from mmdeploy_ext.core.errors import Mm2OnnxError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.deploy import Deployment
+    from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 PARTS = ('backbone', 'embedding', 'head')
@@ -158,7 +158,7 @@ def _open_files(
     One that does not take them is noted with `--skip-refused`, or when the user named no file; with
     `--skip-refused` also one that cannot run them, with an empty memory and with one.
     """
-    from mmdeploy_ext.sequence.files import read_files
+    from mmdeploy_ext.deploy.sequence_files import read_files
 
     try:
         with contextlib.ExitStack() as opened:
@@ -284,8 +284,8 @@ def make_result(
 
 def export_contracts(deployment: Deployment, folder: str) -> dict[str, str]:
     """Export every contract that the family has."""
-    from mmdeploy_ext.sequence.family import SequenceOptions
-    from mmdeploy_ext.sequence.files import export_sequence
+    from mmdeploy_ext.deploy.sequence_files import export_sequence
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
     files = {}
     for contract in deployment.family.contracts:

@@ -14,7 +14,7 @@ from mmdeploy_ext.benchmark.cases import CASES, TOYS
 from mmdeploy_ext.benchmark.engines import BASELINE, ENGINES, KINDS, check_names, present
 from mmdeploy_ext.benchmark.prepare import StepError, Workshop, from_root, shown
 from mmdeploy_ext.benchmark.whole_results import merged
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark.engines import title_of
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.files import read_json
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,9 +11,9 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from mmdeploy_ext.errors import InferenceError, ModelFileError
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.shapes import UNKNOWN, set_shapes
 from mmdeploy_ext.graph.proof import ROUNDING, difference, trial_sizes
 from mmdeploy_ext.graph.run import Runner, random_feeds

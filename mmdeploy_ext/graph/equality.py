@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.compare.tensors import compare_tensors
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.verify.compare import compare_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import onnx
 
-    from mmdeploy_ext.verify.verdict import TensorRow
+    from mmdeploy_ext.proof.verdict import TensorRow
 
 
 def spec_of(model: onnx.ModelProto, rtol: float = DEFAULT_RTOL) -> GraphSpec:

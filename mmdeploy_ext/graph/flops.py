@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.graph import types
+from mmdeploy_ext.graph.io import types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.graph.index import all_graphs, reads
-from mmdeploy_ext.metadata import PREFIX
+from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.graph.io.index import all_graphs, reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mmdeploy_ext.graph.index import Index
+    from mmdeploy_ext.graph.io.index import Index
 
 
 def part(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import InferenceError, ModelFileError, ShapeError
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import Runner, check_feeds, random_feeds
 
 if TYPE_CHECKING:

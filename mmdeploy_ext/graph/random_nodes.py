@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import numpy_helper
 
-from mmdeploy_ext.graph.index import all_graphs
+from mmdeploy_ext.graph.io.index import all_graphs
 
 if TYPE_CHECKING:
     import onnx

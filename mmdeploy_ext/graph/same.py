@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from mmdeploy_ext.graph.constants import constant_value, dense_values, tensor_values
-from mmdeploy_ext.graph.diff_align import align
-from mmdeploy_ext.graph.diff_nodes import Constants, Program
-from mmdeploy_ext.graph.diff_scope import module_of
-from mmdeploy_ext.graph.diff_structure import Change, attributes, changes, exact_text
-from mmdeploy_ext.graph.index import label
+from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.nodes import Constants, Program
+from mmdeploy_ext.graph.diff.scope import module_of
+from mmdeploy_ext.graph.diff.structure import Change, attributes, changes, exact_text
+from mmdeploy_ext.graph.io.constants import constant_value, dense_values, tensor_values
+from mmdeploy_ext.graph.io.index import label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mmdeploy_ext.errors import EngineError
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.files import DEFAULT_DOMAINS, check_ordinary
-from mmdeploy_ext.graph.index import all_graphs
-from mmdeploy_ext.graph.static import fold_shapes
+from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, check_ordinary
+from mmdeploy_ext.graph.io.index import all_graphs
+from mmdeploy_ext.graph.io.static import fold_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.cli import one_line
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint.marks import tensors_in
 from mmdeploy_ext.lint.observe import Observer, as_exporting, functions_carry_marks
 from mmdeploy_ext.lint.record import Event, Recorder

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import cli
+from mmdeploy_ext.core import cli
 from mmdeploy_ext.lint.page_words import COMMAND, ENGLISH
 from mmdeploy_ext.lint.page_words_zh import CHINESE
 from mmdeploy_ext.lint.rule import EXPORTERS, RIGHT
@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pages, or look whether they are up to date."""
-    from mmdeploy_ext.files import atomic_path
+    from mmdeploy_ext.core.files import atomic_path
 
     stale = 0
     for words in LANGUAGES:

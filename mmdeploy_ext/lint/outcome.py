@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import ExportError, ModelFileError, UsageError
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.lint.marks import tensors_in
 from mmdeploy_ext.lint.rule import (
     CRASHES,
@@ -64,7 +64,7 @@ def outcome(example: Example, exporter: str) -> str:
     """Export an example and run it on the traced and on unseen inputs."""
     import onnxruntime
 
-    from mmdeploy_ext.export import export_module
+    from mmdeploy_ext.exporting.export import export_module
 
     args = example.traced()
     module = example.build(args)
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
     return cli.run(run, build_parser(), argv)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.cli import one_line
-from mmdeploy_ext.errors import ExportError, root_cause
-from mmdeploy_ext.export import export_module
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import ExportError, root_cause
+from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.exporter import OPSETS, default_opset, patched_libraries
 from mmdeploy_ext.lint.marks import tensors_in
 from mmdeploy_ext.lint.record import Event

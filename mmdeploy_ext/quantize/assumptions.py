@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.difference import Difference
-from mmdeploy_ext.quantize.ranges import quantised
 from mmdeploy_ext.quantize.simulate import DEFAULT, Assumption, Simulation
+from mmdeploy_ext.sparse.ranges import quantised
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmdeploy_ext.quantize.calibrate import Sweep
-    from mmdeploy_ext.quantize.ranges import Ranges
     from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.sparse.ranges import Ranges
 
 ASSUMPTIONS = (
     DEFAULT,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.quantize.calibrators import PERCENTILE, calibrator, title, weight_amax
-from mmdeploy_ext.quantize.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -114,7 +114,7 @@ def tracked(sweeps: Iterable[Sweep], batches: int | None, what: str, progress: b
     """Yield the sweeps, at most `batches`, with a bar on stderr where that is a terminal."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from mmdeploy_ext.cli import stderr
+    from mmdeploy_ext.core.cli import stderr
 
     total = len(sweeps) if hasattr(sweeps, '__len__') else batches
     if total is not None and batches is not None:

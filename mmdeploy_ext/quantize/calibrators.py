@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize.fake import fake_quantise
 
 METHODS = ('mse', 'percentile', 'max')

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.errors import DataError, ImageError, ModelFileError
-from mmdeploy_ext.preprocess import list_images, read_image
-from mmdeploy_ext.preprocess_multiview import CAMERAS, MultiViewRule
+from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
+from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
+from mmdeploy_ext.inputs.pictures import list_images, read_image
 from mmdeploy_ext.quantize.dataset_files import find_file
 from mmdeploy_ext.quantize.images import CalibrationImages, evenly, image_files
 from mmdeploy_ext.quantize.sweeps import read_infos
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.contract.metadata import Metadata
 
 IMAGES = 'img'
 """The only input of a graph that this can feed."""

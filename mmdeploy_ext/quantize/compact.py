@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import numpy_helper
 
-from mmdeploy_ext.graph.index import Index, captured
+from mmdeploy_ext.graph.io.index import Index, captured
 from mmdeploy_ext.graph.passes.rename import rename
 
 if TYPE_CHECKING:

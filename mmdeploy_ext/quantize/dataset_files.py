@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 
 PARTS = ('samples', 'sweeps')
 """nuScenes' folders: what a path has from there on stays when the data set moves."""

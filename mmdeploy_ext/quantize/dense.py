@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.errors import ExportError, InferenceError, Mm2OnnxError, ModelFileError
-from mmdeploy_ext.graph import types
+from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError, ModelFileError
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked

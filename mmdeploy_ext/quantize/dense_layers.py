@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.index import Index, all_nodes, captured, near, reads
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import Index, all_nodes, captured, near, reads
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 

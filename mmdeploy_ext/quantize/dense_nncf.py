@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.errors import EngineError, InferenceError
+from mmdeploy_ext.core.errors import EngineError, InferenceError
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.dense import INFERRED
 

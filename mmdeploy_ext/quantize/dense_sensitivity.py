@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import ExportError, InferenceError
+from mmdeploy_ext.core.errors import ExportError, InferenceError
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.difference import Difference

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.errors import ModelFileError, UsageError
-from mmdeploy_ext.files import check_writable
-from mmdeploy_ext.graph import files
-from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.quantize.cameras import IMAGES
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
 from mmdeploy_ext.quantize.calibrators import PERCENTILE
-from mmdeploy_ext.quantize.ranges import Ranges
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
 from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ranges import Ranges
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
-    from mmdeploy_ext.sparse.deploy import SparseDeployment
-    from mmdeploy_ext.sparse.family import SparseFamily
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.families.sparse import SparseFamily
 
 SWAPPED = [0, 3, 2, 1]
 """Columns of coordinates in the other order."""
@@ -75,7 +75,7 @@ def sweeps_of(
     Raises:
         DataError: see `Sweeps`.
     """
-    from mmdeploy_ext.preprocess_points import voxelise
+    from mmdeploy_ext.inputs.points import voxelise
 
     def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features, coordinates = voxelise(points, deployment.rule)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.difference import Difference
 from mmdeploy_ext.quantize.fake import LEVELS
-from mmdeploy_ext.quantize.ranges import quantised
 from mmdeploy_ext.quantize.simulate import Simulation
+from mmdeploy_ext.sparse.ranges import quantised
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmdeploy_ext.quantize.calibrate import Sweep
-    from mmdeploy_ext.quantize.ranges import Ranges
     from mmdeploy_ext.quantize.simulate import Prepared
     from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.sparse.ranges import Ranges
 
 TARGET = 0.999
 """Cosine of the network's output with fp32's that advice aims at; NVIDIA reports 0.9988 to 0.99999."""

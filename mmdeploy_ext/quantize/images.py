@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mmdeploy_ext.errors import DataError, ModelFileError
-from mmdeploy_ext.files import read_json
-from mmdeploy_ext.preprocess import PreprocessRule, list_images, read_image
+from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.inputs.pictures import PreprocessRule, list_images, read_image
 from mmdeploy_ext.runtime.run_images import make_feeds, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.contract.metadata import Metadata
 
 Item = TypeVar('Item')
 LISTED = 3

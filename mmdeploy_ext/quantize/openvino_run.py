@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.core.errors import EngineError, InferenceError, ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mmdeploy_ext.quantize.fake import fake_half, fake_quantise, fake_quantise_kernel
-from mmdeploy_ext.quantize.ranges import quantised
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.plan import plan_of
+from mmdeploy_ext.sparse.ranges import quantised
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from mmdeploy_ext.quantize.ranges import Ranges
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
+    from mmdeploy_ext.sparse.ranges import Ranges
     from mmdeploy_ext.sparse.rulebook import Rulebook
 
 

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import DataError, Mm2OnnxError
+from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
 from mmdeploy_ext.quantize.dataset_files import find_file
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels

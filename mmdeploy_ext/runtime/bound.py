@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import InferenceError
+from mmdeploy_ext.core.errors import InferenceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnxruntime import OrtValue
 
-    from mmdeploy_ext.backends.base import Backend
-    from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
+    from mmdeploy_ext.engines.base import Backend
+    from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 
     Buffer = OrtValue | np.ndarray
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

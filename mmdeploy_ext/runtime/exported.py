@@ -6,12 +6,12 @@ import abc
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.contract.metadata import Metadata
 
 SAME = ('family', 'checkpoint_sha256', 'config_sha256', 'options')
 """Facts of the metadata that all files of one export share."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import DataError, PointsError
-from mmdeploy_ext.preprocess_points import check_points as checked
+from mmdeploy_ext.core.errors import DataError, PointsError
+from mmdeploy_ext.inputs.points import check_points as checked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

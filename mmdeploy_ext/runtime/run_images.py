@@ -13,23 +13,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import EngineError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
 
-    from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
-    from mmdeploy_ext.metadata import Metadata
-    from mmdeploy_ext.preprocess import PreparedImage
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+    from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections, Instances
 
 RUNTIMES = {
-    'atss': 'mmdeploy_ext.runtime.atss',
-    'rtdetr': 'mmdeploy_ext.runtime.rtdetr',
-    'solo': 'mmdeploy_ext.runtime.solo',
+    'atss': 'mmdeploy_ext.runtime.atss.model',
+    'rtdetr': 'mmdeploy_ext.runtime.rtdetr.model',
+    'solo': 'mmdeploy_ext.runtime.solo.model',
 }
 """Family -> the module whose `detections(metadata, outputs, feeds)` finishes what its graphs leave out."""
 RUNNERS = {
@@ -122,8 +122,8 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[
         raise UsageError(f'--threads {args.threads}: expected 1 or more; without it ONNX Runtime chooses')
     try:
         importlib.import_module('onnxruntime')
-        from mmdeploy_ext.backends.onnxruntime import OnnxRuntimeBackend
-        from mmdeploy_ext.files import check_writable, will_write, write_json
+        from mmdeploy_ext.core.files import check_writable, will_write, write_json
+        from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
     except ImportError as error:
         raise EngineError(
             f'{error.name} is not installed; this tool needs: pip install numpy '
@@ -187,8 +187,8 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
     Raises:
         ModelFileError: names the key.
     """
-    from mmdeploy_ext.metadata_entries import damaged
-    from mmdeploy_ext.preprocess import PreprocessRule
+    from mmdeploy_ext.contract.metadata_entries import damaged
+    from mmdeploy_ext.inputs.pictures import PreprocessRule
 
     first = metadata.spec.inputs[0]
     if len(first.axes) != 4 or first.axes[1] != 3 or not first.dtype.startswith('float'):
@@ -205,8 +205,8 @@ def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
             written.
     """
-    from mmdeploy_ext.files import check_outputs
-    from mmdeploy_ext.preprocess import list_images
+    from mmdeploy_ext.core.files import check_outputs
+    from mmdeploy_ext.inputs.pictures import list_images
 
     if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
         raise UsageError(f'--out {out}: expected a folder, or a .jpg or .png file for one image')
@@ -238,9 +238,9 @@ def _free(folder: Path, stem: str, suffix: str, taken: set[Path]) -> Path:
 
 def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr: float) -> dict[str, Any]:
     """Detect, draw and write one image; return its entry for the JSON file."""
-    from mmdeploy_ext import draw
-    from mmdeploy_ext.files import atomic_path
-    from mmdeploy_ext.preprocess import read_image
+    from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.inputs.pictures import read_image
+    from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detections import Instances
 
     image = read_image(source)
@@ -277,7 +277,7 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
     Returns:
         Detections in pixels of `image_bgr`, in descending score order.
     """
-    from mmdeploy_ext.metadata_entries import Facts
+    from mmdeploy_ext.contract.metadata_entries import Facts
 
     metadata = backend.metadata
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.graph.files import is_sparse
-from mmdeploy_ext.graph.files import read as load_model
+from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.sparse.contract_flow import Walk, graph_rules, order_rules
 from mmdeploy_ext.sparse.contract_reader import ERROR, WARNING, Reader, Violation, attributes_twice
 from mmdeploy_ext.sparse.contract_rules import node_rules

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import ExportError, PointsError
+from mmdeploy_ext.core.errors import ExportError, PointsError
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build

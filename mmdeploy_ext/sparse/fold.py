@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse.ir import BatchNorm, Relu, SparseConvolution, renumber
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.errors import ExportError
-from mmdeploy_ext.files import atomic_path
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.sparse.ir import (
     Add,
     Node,

@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, helper
 
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.sparse.ir import (
     ORDERS,
     Add,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.ir import ORDERS, ScatterDense, SparseConvolution, Transpose, renumber
 
 if TYPE_CHECKING:

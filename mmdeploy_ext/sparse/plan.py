@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse import ir
 
 if TYPE_CHECKING:

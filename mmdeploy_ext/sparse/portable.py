@@ -30,7 +30,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.buckets import Layout
 from mmdeploy_ext.sparse.plan import Table, plan_of

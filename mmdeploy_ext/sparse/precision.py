@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.ir import Add, Relu, SparseConvolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.quantize.ranges import NodeRange, Ranges
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
+    from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
 
     Override = str | tuple[str, str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ import numpy as np
 from pycocotools import mask as mask_codec
 from rich.progress import Progress
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import DataError, UsageError
-from mmdeploy_ext.files import atomic_path, read_json, write_json
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from projects.toydata import staging
 from projects.toydata.scene import make_scene
 from projects.toydata.shapes import CLASSES

@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 from rich.progress import Progress
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import DataError, UsageError
-from mmdeploy_ext.files import read_json, write_json
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.files import read_json, write_json
 from projects.toydata import nuscenes_tables as tables
 from projects.toydata import staging
 from projects.toydata.nuscenes_rig import CAMERAS, LIDAR

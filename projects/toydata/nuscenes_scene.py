@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from projects.toydata import nuscenes_tables as tables
 from projects.toydata.nuscenes_lidar import sweep
 from projects.toydata.nuscenes_render import Lens, Scenery, make_lens, make_scenery, render

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.family import BaseFamily
+    from mmdeploy_ext.families.base import BaseFamily
 
 HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centerness': (0.5, 1.0)}
 """Last layers of the head: mean and standard deviation of their outputs."""
@@ -138,7 +138,7 @@ def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     The sparse backbone's follow from their names; what else a detector has is initialised with the seed.
     """
     import projects.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.sparse.family import SPARSE_FAMILIES
+    from mmdeploy_ext.families.sparse import SPARSE_FAMILIES
     from mmdeploy_ext.sparse.seeded import fill_module
 
     family = next((family for family in SPARSE_FAMILIES.values() if family.claims(cfg)), None)
@@ -174,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(args: argparse.Namespace) -> int:
-    from mmdeploy_ext import compat
-    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.core.files import check_writable
+    from mmdeploy_ext.stack import compat
 
     check_writable(args.out)
     if args.out.exists():
@@ -188,9 +188,9 @@ def _body(args: argparse.Namespace) -> int:
 def write_seeded(config: str, out: Path, seed: int = 0) -> None:
     """Write a checkpoint with seeded weights for a config."""
     import projects.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.convert.output import save_checkpoint
-    from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.weights.convert.output import save_checkpoint
 
     cfg = load_config(config)
     weights = sparse_weights(cfg, seed)

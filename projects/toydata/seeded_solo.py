@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.convert.solo_names import original_name
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.files import atomic_path
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.weights.convert.solo_names import original_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import DataError
-from mmdeploy_ext.files import read_json, sha256_file, write_json
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.files import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.checkpoint import load_checkpoint
-from mmdeploy_ext.errors import CheckpointError
+from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = REPOSITORY / 'demo/checkpoints/atss_toy.pth'

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdeploy_ext.checkpoint import load_checkpoint, load_strict
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.convert.rtdetr import DENOISING
-from mmdeploy_ext.convert.solo_names import original_name
-from mmdeploy_ext.convert.solo_wxinlong import model_shapes
-from mmdeploy_ext.errors import CheckpointError
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
+from mmdeploy_ext.weights.convert.rtdetr import DENOISING
+from mmdeploy_ext.weights.convert.solo_names import original_name
+from mmdeploy_ext.weights.convert.solo_wxinlong import model_shapes
 from projects.toydata.seeded_solo import seeded_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -356,7 +356,7 @@ def test_files_without_weights_are_refused(tool, content, inputs, refuses):
 
 
 def test_pipelines_of_data_sets_in_data_sets_and_without_a_scale_get_the_originals_scale():
-    from mmdeploy_ext.convert.solo_config import _set_scale, _test_pipelines
+    from mmdeploy_ext.weights.convert.solo_config import _set_scale, _test_pipelines
 
     step = dict(type='MultiScaleFlipAug', scale_factor=1.0)
     dataset = dict(type='RepeatDataset', dataset=dict(pipeline=[step, {}]))

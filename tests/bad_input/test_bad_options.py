@@ -8,8 +8,8 @@ import onnx
 import pytest
 import torch
 
-from mmdeploy_ext.backends import tensorrt_package
-from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
+from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
+from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from toy_engines import package
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -109,8 +109,8 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(make, words, option, be
 
 
 def test_an_image_without_permission_is_refused(public_folder, without_privileges):
-    from mmdeploy_ext.errors import ImageError
-    from mmdeploy_ext.preprocess import read_image
+    from mmdeploy_ext.core.errors import ImageError
+    from mmdeploy_ext.inputs.pictures import read_image
 
     path = public_folder / 'picture.png'
     path.write_bytes(TOY_IMAGE.read_bytes())

@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.files import check_writable
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import check_writable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KILLED_WHILE_WRITING = """

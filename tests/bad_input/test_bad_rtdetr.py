@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import toy_rtdetr
-from mmdeploy_ext.checkpoint import load_checkpoint
-from mmdeploy_ext.errors import CheckpointError
+from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 COMMAND = 'tools/convert/rtdetr.py'
 CONFIG = toy_rtdetr.CONFIG

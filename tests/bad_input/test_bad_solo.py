@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.convert.solo_names import original_name
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.weights.convert.solo_names import original_name
 from projects.toydata.seeded_solo import seeded_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]

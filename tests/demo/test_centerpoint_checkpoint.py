@@ -24,7 +24,7 @@ def test_it_is_small_plain_and_complete(published):
 def test_it_is_of_the_config_in_the_repository(published):
     from mmcv import Config
 
-    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.core.config import load_config
 
     config = load_config(str(REPOSITORY / 'projects/configs/BEVFusion/centerpoint_toy.py'))
     trained = Config.fromstring(published['meta']['config'], '.py')

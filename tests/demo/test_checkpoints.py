@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.stack import compat
 from projects.toydata.coco import ensure_toy_coco
 from projects.toydata.shapes import CLASSES
 
@@ -22,7 +22,7 @@ def atss():
 @pytest.fixture(scope='module')
 def config():
     compat.apply()
-    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.core.config import load_config
     return load_config(str(REPOSITORY / 'configs/demo/atss_toy.py'))
 
 
@@ -49,7 +49,7 @@ def test_the_checkpoint_has_the_ap_that_its_page_states(config, tmp_path):
     from mmdet.datasets import build_dataloader, build_dataset
     from mmdet.models import build_detector
 
-    from mmdeploy_ext.checkpoint import load_checkpoint, load_strict
+    from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
     ensure_toy_coco(tmp_path / 'set', train_images=1, quiet=True)  # val2017 is that of the full set
     data = config.data.test.copy()
     data.update(ann_file=str(tmp_path / 'set/annotations/instances_val2017.json'),

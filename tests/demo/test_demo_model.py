@@ -2,8 +2,8 @@
 
 import onnx
 
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.graph.passes.contract import apply_spec
-from mmdeploy_ext.metadata import read_metadata
 from toy_atss import REPO, export_toy, load_toy
 
 SHIPPED = REPO / 'demo/atss_toy.onnx'

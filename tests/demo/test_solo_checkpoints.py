@@ -11,8 +11,8 @@ from mmdet.apis import single_gpu_test
 from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.models import build_detector
 
-from mmdeploy_ext.checkpoint import load_checkpoint, load_strict
-from mmdeploy_ext.config import load_config
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 from projects.toydata.coco import ensure_toy_coco
 from projects.toydata.shapes import CLASSES
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmdeploy_ext.apps import test_app, verify_app
-from mmdeploy_ext.files import read_json
-from mmdeploy_ext.verify.half import BARS, METRIC
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.proof.half import BARS, METRIC
 from projects.toydata.coco import ensure_toy_coco
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext import deploy
 from mmdeploy_ext.apps import quantize_app, test_app
-from mmdeploy_ext.family import ExportOptions
-from mmdeploy_ext.files import read_json
-from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.inputs.pictures import read_image
 from projects.toydata.coco import ensure_toy_coco
 from projects.toydata.seeded import write_seeded
 

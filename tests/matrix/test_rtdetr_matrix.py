@@ -6,12 +6,12 @@ import torch
 
 import rtdetr_golden as golden
 import toy_rtdetr
-from mmdeploy_ext import deploy
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.preprocess import read_image
-from mmdeploy_ext.spec import DEFAULT_RTOL
-from mmdeploy_ext.verify.ladder import prove
-from mmdeploy_ext.verify.pictures import other_view
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.inputs.pictures import other_view
+from mmdeploy_ext.proof.ladder import prove
 
 pytestmark = pytest.mark.matrix
 

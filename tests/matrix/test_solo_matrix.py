@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import projects.mmdet_plugin  # noqa: F401
-from mmdeploy_ext import deploy
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.config import load_config, mmdet_config
-from mmdeploy_ext.family import ExportOptions, find_family
-from mmdeploy_ext.preprocess import list_images, read_image
-from mmdeploy_ext.verify.ladder import prove
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.inputs.pictures import list_images, read_image
+from mmdeploy_ext.proof.ladder import prove
 from projects.toydata import coco
 from projects.toydata.seeded_solo import seeded_image, seeded_weights
 

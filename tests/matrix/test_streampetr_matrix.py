@@ -9,23 +9,23 @@ import projects.mmdet_plugin  # noqa: F401
 import real_nuscenes
 import streampetr_seeded as seeded
 import toy_streampetr_deploy as toy
-from mmdeploy_ext import deploy
 from mmdeploy_ext.apps.sequence_app import proof_frames
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.family import find_family
-from mmdeploy_ext.metadata import read_metadata
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_sequence
-from mmdeploy_ext.verify.sequence import (
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proof.levels.sequence import (
     FULL_DRIVE,
     SHORT_DRIVE,
     memory_facts,
     output_spec,
     prove_sequence,
 )
-from mmdeploy_ext.verify.sequence_shift import run_far
-from mmdeploy_ext.verify.synthetic_drive import synthetic_drive
-from mmdeploy_ext.verify.table import failure_reasons
+from mmdeploy_ext.proof.levels.sequence_shift import run_far
+from mmdeploy_ext.proof.views.table import failure_reasons
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'

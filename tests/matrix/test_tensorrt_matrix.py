@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import projects.mmdet_plugin  # noqa: F401
-from mmdeploy_ext import deploy
-from mmdeploy_ext.backends import tensorrt_engine
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.errors import EngineError
-from mmdeploy_ext.family import ExportOptions, find_family
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_sequence
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
+from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.families.sequence import SequenceOptions
 from projects.toydata import coco
 from toy_engines import package
 

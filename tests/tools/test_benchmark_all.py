@@ -9,7 +9,7 @@ import pytest
 
 from mmdeploy_ext.apps import benchmark_all_app
 from mmdeploy_ext.benchmark import cases, engines, page, prepare, whole, whole_results
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVERY = (*cases.CASES, *cases.TOYS)

@@ -12,15 +12,16 @@ import torch
 
 import toy_scn_family
 from mmdeploy_ext.apps.export_scn_app import main
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.quantize.ranges import Ranges
-from mmdeploy_ext.sparse import deploy, libspconv, seeded
-from mmdeploy_ext.sparse.family import find_sparse_family
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy import sparse as deploy
+from mmdeploy_ext.families.sparse import find_sparse_family
+from mmdeploy_ext.proof.levels.sparse_proof import prove
+from mmdeploy_ext.proof.levels.sparse_structure import compare_node_lists
+from mmdeploy_ext.sparse import libspconv, seeded
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import differences
 from mmdeploy_ext.sparse.order import reorder
-from mmdeploy_ext.verify.sparse_proof import prove
-from mmdeploy_ext.verify.sparse_structure import compare_node_lists
+from mmdeploy_ext.sparse.ranges import Ranges
 from scn_files import NODES, node_of, set_attribute
 
 REPOSITORY = Path(__file__).resolve().parents[2]

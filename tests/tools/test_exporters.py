@@ -11,15 +11,15 @@ from mmcv.ops import ModulatedDeformConv2dPack
 from torch import nn
 
 import toy_atss
-from mmdeploy_ext import deploy
 from mmdeploy_ext.apps import exporters_app
 from mmdeploy_ext.benchmark import exporters_page
 from mmdeploy_ext.benchmark.exporters import MODELS, Row
-from mmdeploy_ext.errors import ExportError
-from mmdeploy_ext.export import export_module
-from mmdeploy_ext.ops.nms import BatchedNms
-from mmdeploy_ext.preprocess import read_image
-from mmdeploy_ext.verify.ladder import prove
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.ops.nms import BatchedNms
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.ladder import prove
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = f'# Title\n\n{exporters_page.BEGIN}\n{{}}\n{exporters_page.END}\nafter\n'

@@ -143,8 +143,8 @@ def test_draw_writes_every_node_once_per_column(sparse, tmp_path, suffix):
 
 
 def test_columns_are_sets_of_active_sites(sparse):
-    from mmdeploy_ext.graph.draw import place
-    from mmdeploy_ext.graph.show import sparse_layers
+    from mmdeploy_ext.graph.show.draw import place
+    from mmdeploy_ext.graph.show.summary import sparse_layers
 
     boxes = place(sparse_layers(onnx.load(sparse)))
     assert [sum(box.column == column for box in boxes) for column in range(5)] == [9, 9, 9, 9, 4]

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from mmdeploy_ext.apps import export_app, test_app, verify_app
-from mmdeploy_ext.dump import list_samples
-from mmdeploy_ext.files import read_json
+from mmdeploy_ext.core.dump import list_samples
+from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py')
@@ -78,7 +78,7 @@ def test_a_head_that_gives_something_else_is_found_by_the_dump(runs, data, tmp_p
     work_dir = shutil.copytree(runs, tmp_path / 'centerpoint_toy')
     sample = list_samples(work_dir / 'dump')[0]
     path = next(sample.glob('points_*.bin'))
-    from mmdeploy_ext.dump import load_dump, save_dump
+    from mmdeploy_ext.core.dump import load_dump, save_dump
 
     tensors, manifest = load_dump(sample)
     tensors['heatmap_0'] = tensors['heatmap_0'] + 1

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = {
     'seeded': 'projects.toydata.seeded',
-    'dump': 'mmdeploy_ext.dump',
+    'dump': 'mmdeploy_ext.core.dump',
 }
 SCRIPTS = {
     name: REPOSITORY / 'tools' / path
@@ -35,8 +35,8 @@ SCRIPTS = {
         'lidar': 'demo/lidar_demo.py',
         'video': 'demo/streampetr_video.py',
         'publish': 'model_converters/publish_model.py',
-        'rtdetr': 'convert/rtdetr.py',
-        'wxinlong': 'convert/solo_wxinlong.py',
+        'rtdetr': 'weights/convert/rtdetr.py',
+        'wxinlong': 'weights/convert/solo_wxinlong.py',
         'test': 'test.py',
         'train': 'train.py',
     }.items()

@@ -7,8 +7,8 @@ import pytest
 
 from mmdeploy_ext.apps import tensorrt_table
 from mmdeploy_ext.apps.tensorrt_app import main
-from mmdeploy_ext.backends.tensorrt_cuda import find_gpu
-from mmdeploy_ext.backends.tensorrt_file import read_record
+from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+from mmdeploy_ext.engines.tensorrt.file import read_record
 from toy_atss import REPO, export_toy, load_toy
 from toy_engines import package, parse, two_outputs
 

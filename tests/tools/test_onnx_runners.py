@@ -13,14 +13,14 @@ import onnx
 import pytest
 import torch
 
-from mmdeploy_ext import deploy
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.family import ExportOptions, find_family
-from mmdeploy_ext.metadata import PREFIX
-from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.verify.tasks.bbox2d import match_detections
 from projects.toydata import coco
 from projects.toydata.seeded import fill_seeded
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import projects.mmdet_plugin  # noqa: F401
-from mmdeploy_ext import deploy
-from mmdeploy_ext.family import ExportOptions
-from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
-from mmdeploy_ext.verify.tasks.mask import match_detections
 from projects.toydata import coco
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ import pytest
 
 from mmdeploy_ext.apps import test_app
 from mmdeploy_ext.apps.quantize_app import main
-from mmdeploy_ext.errors import ExportError
-from mmdeploy_ext.files import read_json, sha256_file
-from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.quantize.cameras import calibration_set
 from mmdeploy_ext.quantize.dense import DenseQuantiser, layers_in_int8
 from mmdeploy_ext.quantize.dense_layers import DenseGraph

@@ -8,11 +8,11 @@ import onnx
 import pytest
 
 from mmdeploy_ext.apps.quantize_app import main
-from mmdeploy_ext.backends.base import build_backend
-from mmdeploy_ext.errors import EngineError
-from mmdeploy_ext.files import read_json
-from mmdeploy_ext.metadata import read_metadata
-from mmdeploy_ext.preprocess import read_image
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.runtime.run_images import make_feeds, prepare
 from toy_atss import PICTURE, REPO

@@ -5,7 +5,7 @@ import pytest
 from mmdeploy_ext.apps import benchmark_app, export_app, test_app
 from mmdeploy_ext.apps.lint_app import main as lint
 from mmdeploy_ext.apps.sequence_options import refuse_given
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 from toy_atss import REPO
 
 ATSS, STREAM, LIDAR = (

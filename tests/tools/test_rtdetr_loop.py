@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import toy_rtdetr
-from mmdeploy_ext.dump import list_samples, load_dump
+from mmdeploy_ext.core.dump import list_samples, load_dump
 from projects.toydata.coco import ensure_toy_coco
 
 SAMPLES = 3

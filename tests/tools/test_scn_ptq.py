@@ -8,7 +8,7 @@ import torch
 
 import toy_scn_family
 from mmdeploy_ext.apps.scn_ptq_app import main
-from mmdeploy_ext.quantize.ranges import Ranges
+from mmdeploy_ext.sparse.ranges import Ranges
 
 
 @pytest.fixture(scope='module')

@@ -8,10 +8,10 @@ import torch
 
 import toy_stream_files as files
 from mmdeploy_ext.apps import export_app, test_app, verify_app
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.dump import list_samples, load_dump
-from mmdeploy_ext.metadata import read_metadata
-from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.dump import list_samples, load_dump
+from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 
 GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 
@@ -120,9 +120,9 @@ def test_fork_version_may_come_from_the_command_line(folder, tmp_path):
 
 def test_dumping_keeps_no_tensor_of_frames_that_are_done(folder, tmp_path):
     """Memory use must not grow with the number of frames: count what is alive after each of them."""
-    from mmdeploy_ext import deploy
-    from mmdeploy_ext.evaluation import build_dataset
-    from mmdeploy_ext.sequence.loop import FrameDump, run_frames
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.evaluate.evaluation import build_dataset
+    from mmdeploy_ext.evaluate.loop import FrameDump, run_frames
 
     deployment = deploy.load(str(folder / 'toy_stream.py'), str(folder / 'toy.pth'))
     family = deployment.family

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.apps import dump_app, test_app
-from mmdeploy_ext.dump import list_samples, load_dump
-from mmdeploy_ext.files import read_json
+from mmdeploy_ext.core.dump import list_samples, load_dump
+from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
@@ -141,7 +141,7 @@ def test_a_dump_that_differs_stops_the_run(work_dir, data, capfd):
     tensors, manifest = load_dump(sample)
     changed = tensors['all_bbox_preds'].copy()
     changed[..., 0] += 0.1
-    from mmdeploy_ext.dump import save_dump
+    from mmdeploy_ext.core.dump import save_dump
 
     save_dump(sample, {**tensors, 'all_bbox_preds': changed}, manifest)
     assert evaluate(ONNX, work_dir, *data) == 1
@@ -220,8 +220,8 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
 
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
-    from mmdeploy_ext.sequence.against_dump import far_spec
-    from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
+    from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+    from mmdeploy_ext.proof.sequence_dump import far_spec
 
     groups = (ColumnGroup('xyz', (0,), 'm', atol=5e-3), ColumnGroup('log size', (1,), atol=1e-3))
     spec = GraphSpec('x', (), (TensorSpec('all_bbox_preds', 'float32', (1, 2), groups=groups),))

@@ -10,11 +10,11 @@ from test_streampetr_video import write_dataset
 import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
-from mmdeploy_ext.preprocess_multiview import rule_from_pipeline
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_sequence
-from mmdeploy_ext.sequence.loop import frames_of
-from mmdeploy_ext.verify.tasks.bbox3d import match_detections
+from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.evaluate.loop import frames_of
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.inputs.cameras import rule_from_pipeline
+from mmdeploy_ext.proof.tasks.bbox3d import match_detections
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/streaming.md'

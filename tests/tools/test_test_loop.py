@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.apps import test_app
-from mmdeploy_ext.dump import list_samples, load_dump
-from mmdeploy_ext.files import read_json
+from mmdeploy_ext.core.dump import list_samples, load_dump
+from mmdeploy_ext.core.files import read_json
 from toy_atss import CHECKPOINT, CONFIG, REPO
 
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
@@ -89,7 +89,7 @@ def test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run(work_dir, d
     """The model's forward raises during the ONNX evaluation: nobody measures PyTorch twice."""
     from mmdet.models import ATSS
 
-    from mmdeploy_ext import detector
+    from mmdeploy_ext.evaluate import detector
 
     original = detector.BackendDetector.forward
 
@@ -150,9 +150,9 @@ def test_dumping_changes_no_result(pth_run, data, tmp_path):
 
 def test_pth_results_equal_mmdet_own_test_loop(pth_run, data):
     """The tensor boundary changes nothing: mmdet's detector in mmdet's loop gives the same boxes."""
-    from mmdeploy_ext import evaluation
     from mmdeploy_ext.apps.options import parse_cfg_options
-    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.evaluate import evaluation
     from toy_atss import load_toy
 
     cfg = load_config(CONFIG, parse_cfg_options(data))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.dump import list_samples, load_dump
-from mmdeploy_ext.files import read_json
+from mmdeploy_ext.core.dump import list_samples, load_dump
+from mmdeploy_ext.core.files import read_json
 
 REPO = Path(__file__).resolve().parents[2]
 CHECKPOINT = 'demo/checkpoints/solov2_toy.pth'

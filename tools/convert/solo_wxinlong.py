@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext import cli
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 def convert(args: argparse.Namespace) -> int:
     """Read, rename, account for every key, write."""
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.config import load_config
-    from mmdeploy_ext.convert.solo_wxinlong import convert_file
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.weights.convert.solo_wxinlong import convert_file
 
     converted, config = convert_file(args.in_file, args.out_file, load_config(args.config))
     numbers = sum(tensor.numel() for tensor in converted.state_dict.values())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext import cli
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,8 @@ def plain(value: Any) -> Any:
 
 def publish(args: argparse.Namespace) -> int:
     """Read, strip and write the checkpoint."""
-    from mmdeploy_ext.checkpoint import load_checkpoint
-    from mmdeploy_ext.convert.output import check_output, save_checkpoint
+    from mmdeploy_ext.weights.checkpoint import load_checkpoint
+    from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
 
     check_output(args.in_file, args.out_file)
     source = load_checkpoint(args.in_file)

@@ -33,7 +33,7 @@ class Command:
 
 def write_json(args: argparse.Namespace, content: dict[str, Any]) -> None:
     """Write what a command found to the file of --json, when there is one."""
-    from mmdeploy_ext import files
+    from mmdeploy_ext.core import files
 
     if args.json:
         files.write_json(args.json, content)

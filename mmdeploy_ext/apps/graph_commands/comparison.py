@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
-from mmdeploy_ext.errors import UsageError, after_weights
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
 
-    from mmdeploy_ext.graph.diff import Comparison
+    from mmdeploy_ext.graph.diff.compare import Comparison
 
 CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
 """Options that only a comparison with a checkpoint has."""
@@ -67,7 +67,7 @@ def run_diff(args: argparse.Namespace) -> int:
     """
     from pathlib import Path
 
-    from mmdeploy_ext.files import check_writable
+    from mmdeploy_ext.core.files import check_writable
 
     if len(args.models) not in (2, 3):
         raise UsageError(
@@ -80,7 +80,7 @@ def run_diff(args: argparse.Namespace) -> int:
         check_writable(Path(args.report) / 'report.html')
     with cli.stderr().status('comparing') if cli.stderr().is_terminal else contextlib.nullcontext():
         found = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
-    from mmdeploy_ext.graph.diff_report import print_comparison, write_report
+    from mmdeploy_ext.graph.diff.report import print_comparison, write_report
 
     write_json(args, found.to_json())
     page = write_report(found, Path(args.report)) if args.report else None
@@ -91,13 +91,13 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def _feeds(args: argparse.Namespace) -> dict[str, Any] | None:
-    from mmdeploy_ext.graph.files import load_tensors
+    from mmdeploy_ext.graph.io.files import load_tensors
 
     return load_tensors(args.input) if args.input else None
 
 
 def _two_files(args: argparse.Namespace) -> Comparison:
-    from mmdeploy_ext.graph.diff import diff_files
+    from mmdeploy_ext.graph.diff.compare import diff_files
 
     for name in CHECKPOINT_OPTIONS:
         if getattr(args, name):
@@ -116,16 +116,16 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     if args.input and args.images:
         raise UsageError('--input and --images: give one of them')
     cli.wait_passively()
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext import deploy
     from mmdeploy_ext.apps.options import parse_cfg_options
     from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
-    from mmdeploy_ext.graph.diff import HALF, Bars
-    from mmdeploy_ext.metadata import read_metadata
-    from mmdeploy_ext.sequence.family import SequenceFamily
-    from mmdeploy_ext.verify.first_difference import first_difference
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.graph.diff.compare import HALF, Bars
+    from mmdeploy_ext.proof.difference.locate import first_difference
 
     if args.register is not None:
         args.register()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +30,7 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _load(args: argparse.Namespace) -> onnx.ModelProto:
     """Read the input, after a look at where the output goes."""
-    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.io import files
 
     files.check_targets([args.output], [args.file])
     return files.load(args.file)
@@ -58,7 +58,7 @@ def _write(
     found: Proof | None,
     **more: str,
 ) -> int:
-    from mmdeploy_ext.graph import changes, files
+    from mmdeploy_ext.graph.io import changes, files
 
     written = files.save(after, args.output, inputs=sources)
     content = changes.describe(before, after)
@@ -98,8 +98,8 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_extract(args: argparse.Namespace) -> int:
     """Write some nodes as a model of their own."""
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph.index import Index
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes import extract, outputs
 
     if not args.nodes and not args.tensors:
@@ -130,7 +130,7 @@ def _cut_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_cut(args: argparse.Namespace) -> int:
     """Write what lies between tensors."""
-    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.passes.extract import cut
 
     if not args.inputs and not args.outputs:
@@ -148,7 +148,7 @@ def _insert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_insert_outputs(args: argparse.Namespace) -> int:
     """Write a file that also gives inner tensors."""
-    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.io import edits
     from mmdeploy_ext.graph.passes.outputs import insert_outputs
 
     model = _load(args)
@@ -178,8 +178,8 @@ def _rename_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_rename(args: argparse.Namespace) -> int:
     """Write the graph with other names."""
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph.io import edits
     from mmdeploy_ext.graph.passes.rename import rename
 
     if not (args.tensor or args.node or args.prefix or args.name_nodes):
@@ -213,7 +213,8 @@ def _shape_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_set_shape(args: argparse.Namespace) -> int:
     """Write the graph with other input shapes, after a trial that it runs at them."""
-    from mmdeploy_ext.graph import batch_trial, edits, proof
+    from mmdeploy_ext.graph import batch_trial, proof
+    from mmdeploy_ext.graph.io import edits
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
@@ -257,8 +258,9 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Write several files as one."""
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph import files, proof
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph import proof
+    from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.passes.merge import merge
 
     if len(args.files) < 2:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +25,7 @@ def _shape_argument(parser: argparse.ArgumentParser) -> None:
 
 def _read(args: argparse.Namespace) -> onnx.ModelProto:
     """Read a file, broken ones too, with the shapes that were asked for."""
-    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.passes import shapes
 
     model = files.read_shapes(args.file)
@@ -45,8 +45,8 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_show(args: argparse.Namespace) -> int:
     """Print what is in a file."""
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph import show
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph.show import summary as show
 
     model = _read(args)
     content = show.describe(model)
@@ -69,8 +69,8 @@ def _tree_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_tree(args: argparse.Namespace) -> int:
     """Print the graph as a tree of modules."""
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph import tree
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph.show import tree
 
     if args.depth is not None and args.depth < 0:
         raise UsageError(f'--depth {args.depth}: expected 0 or more')
@@ -105,11 +105,12 @@ def run_draw(args: argparse.Namespace) -> int:
     """Draw a graph, sparse or ordinary."""
     from pathlib import Path
 
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.files import check_writable
-    from mmdeploy_ext.graph import draw_graph, files
-    from mmdeploy_ext.graph.draw import draw_sparse
-    from mmdeploy_ext.graph.show import describe
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.core.files import check_writable
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.show import draw_graph
+    from mmdeploy_ext.graph.show.draw import draw_sparse
+    from mmdeploy_ext.graph.show.summary import describe
 
     if args.depth is not None and args.node is None:
         raise UsageError('--depth: goes with --node')

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands.command import write_json
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
     from rich.console import Console
 
-    from mmdeploy_ext.verify.verdict import TensorRow
+    from mmdeploy_ext.proof.verdict import TensorRow
 
 SEEDS = 2
 HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
@@ -72,7 +72,7 @@ def check_tolerance(tolerance: float) -> float:
     Raises:
         UsageError: negative, or no number.
     """
-    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.core.errors import UsageError
 
     if not 0 <= tolerance < 1:
         raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
@@ -85,7 +85,7 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
     Raises:
         UsageError: not of that form.
     """
-    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.core.errors import UsageError
 
     sizes = {}
     for text in texts:
@@ -100,8 +100,8 @@ def read_feeds(
     args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs that were asked for: the given ones, or `count` sets of random ones."""
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.run import random_feeds
 
     sizes = parse_sizes(args.size)
@@ -134,9 +134,9 @@ def finish(
     Returns:
         0 written; 1 the numbers differ and nothing was written.
     """
-    from mmdeploy_ext.errors import ModelFileError
-    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.core.errors import ModelFileError
     from mmdeploy_ext.graph.equality import compare_models, is_exact
+    from mmdeploy_ext.graph.io import files
 
     console, rows = cli.stdout(), []
     if not args.no_proof:
@@ -187,8 +187,8 @@ def load(path: str) -> onnx.ModelProto:
     Raises:
         ModelFileError: see `graph.files.load`; or a graph of the libspconv dialect.
     """
-    from mmdeploy_ext.errors import ModelFileError
-    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.core.errors import ModelFileError
+    from mmdeploy_ext.graph.io import files
 
     model = files.load(path)
     if files.is_sparse(model):
@@ -201,7 +201,7 @@ def load(path: str) -> onnx.ModelProto:
 
 def check_output(args: argparse.Namespace) -> None:
     """Refuse an output that cannot be written, and a bad tolerance, before any work."""
-    from mmdeploy_ext.graph import files
+    from mmdeploy_ext.graph.io import files
 
     check_tolerance(args.tolerance)
     files.check_targets([args.output], [args.file])
@@ -213,7 +213,7 @@ def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from mmdeploy_ext.verify.table import cosine_text, figure
+    from mmdeploy_ext.proof.views.table import cosine_text, figure
 
     worst: dict[str, TensorRow] = {}
     for row in rows:

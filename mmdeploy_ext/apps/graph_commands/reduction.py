@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands import proving
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from mmdeploy_ext.graph.reduce import Reduction
-    from mmdeploy_ext.graph.reduce_case import Candidate, Case
-    from mmdeploy_ext.graph.reduce_checks import Check, CheckText
+    from mmdeploy_ext.graph.reduce.case import Candidate, Case
+    from mmdeploy_ext.graph.reduce.checks import Check, CheckText
+    from mmdeploy_ext.graph.reduce.search import Reduction
 
 CHECK_HELP = (
     "how to see the fault: 'nan' (not finite), 'engines' (ONNX Runtime's optimisations change the result), "
@@ -61,8 +61,8 @@ def run_reduce(args: argparse.Namespace) -> int:
     """Reduce a graph."""
     from pathlib import Path
 
-    from mmdeploy_ext.graph.reduce import reduce
-    from mmdeploy_ext.graph.reduce_folder import save_folder
+    from mmdeploy_ext.graph.reduce.folder import save_folder
+    from mmdeploy_ext.graph.reduce.search import reduce
 
     text = _checked(args)
     feeds, case = _case(args, text)
@@ -80,9 +80,9 @@ def run_reduce(args: argparse.Namespace) -> int:
 
 def _checked(args: argparse.Namespace) -> CheckText:
     """Look at all options before any work."""
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph.reduce_checks import parse_check
-    from mmdeploy_ext.graph.reduce_folder import check_folder
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph.reduce.checks import parse_check
+    from mmdeploy_ext.graph.reduce.folder import check_folder
 
     proving.check_tolerance(args.tolerance)
     if args.timeout <= 0:
@@ -94,8 +94,8 @@ def _checked(args: argparse.Namespace) -> CheckText:
 
 
 def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarray], Case]:
-    from mmdeploy_ext.graph.index import Index
-    from mmdeploy_ext.graph.reduce_case import Case, prepare, record
+    from mmdeploy_ext.graph.io.index import Index
+    from mmdeploy_ext.graph.reduce.case import Case, prepare, record
     from mmdeploy_ext.graph.run import check_feeds
 
     model = proving.load(args.file)
@@ -106,8 +106,9 @@ def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarr
 
 
 def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
-    from mmdeploy_ext.graph import reduce_checks, reduce_process
-    from mmdeploy_ext.graph.reduce_case import prepare, record
+    from mmdeploy_ext.graph.reduce import checks as reduce_checks
+    from mmdeploy_ext.graph.reduce import process as reduce_process
+    from mmdeploy_ext.graph.reduce.case import prepare, record
 
     if text.kind == 'command':
         return reduce_process.Command(text.rest, args.timeout)
@@ -123,7 +124,7 @@ def _good(
     args: argparse.Namespace, case: Case, feeds: dict[str, np.ndarray], text: CheckText
 ) -> list[Candidate]:
     """Return what the check has to say no to: with a command a graph of zeros, and the file of --good."""
-    from mmdeploy_ext.graph.reduce_case import Case, prepare, record
+    from mmdeploy_ext.graph.reduce.case import Case, prepare, record
 
     good = [case.trivial()] if text.kind == 'command' else []
     if args.good:
@@ -135,8 +136,8 @@ def _good(
 
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
     """Load another model that is to run on the same inputs."""
-    from mmdeploy_ext.errors import ShapeError, UsageError
-    from mmdeploy_ext.graph.index import Index
+    from mmdeploy_ext.core.errors import ShapeError, UsageError
+    from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.run import check_feeds
 
     model = proving.load(path)

@@ -41,8 +41,8 @@ def run_replace(args: argparse.Namespace) -> int:
     """Replace patterns of nodes."""
     from pathlib import Path
 
-    from mmdeploy_ext.errors import UsageError
-    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph.io import edits
     from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
     from mmdeploy_ext.graph.passes.replace import PASSES, named_rule, replace
 
@@ -104,7 +104,7 @@ def run_simplify(args: argparse.Namespace) -> int:
 
 
 def _shrink(args: argparse.Namespace, command: str, change: object, *packages: str) -> int:
-    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.io import edits
 
     proving.check_output(args)
     model = proving.load(args.file)
@@ -128,7 +128,7 @@ def _opset_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_opset(args: argparse.Namespace) -> int:
     """Convert to another opset."""
-    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.io import edits
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
     proving.check_output(args)
@@ -159,9 +159,9 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
-    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.contract.precision import recorded
+    from mmdeploy_ext.graph.io import edits
     from mmdeploy_ext.graph.passes.fp16 import matching_nodes
-    from mmdeploy_ext.precision import recorded
 
     proving.check_output(args)
     model = proving.load(args.file)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import cli
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -29,7 +29,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Check a file against the engine's contract and print what was found."""
-    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.sparse import contract
 
     if args.max_voxels is not None and args.max_voxels < 1:

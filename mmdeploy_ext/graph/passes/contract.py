@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.core.errors import ExportError
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.spec import GraphSpec, TensorSpec
+    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 
 def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph.index import all_graphs, writes
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io.index import all_graphs, writes
 from mmdeploy_ext.graph.passes.rename import rename_tensors
 
 if TYPE_CHECKING:

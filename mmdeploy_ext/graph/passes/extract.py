@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.files import check_ordinary
-from mmdeploy_ext.graph.index import Index, near
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.files import check_ordinary
+from mmdeploy_ext.graph.io.index import Index, near
 from mmdeploy_ext.graph.part import drop_metadata, part
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.errors import EngineError
+from mmdeploy_ext.core.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

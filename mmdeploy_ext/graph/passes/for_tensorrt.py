@@ -17,17 +17,18 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph import equality, types
-from mmdeploy_ext.graph.index import Index, near
+from mmdeploy_ext.contract.metadata import PREFIX, Metadata
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph import equality
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import Index, near
 from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
-from mmdeploy_ext.metadata import PREFIX, Metadata
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from mmdeploy_ext.spec import GraphSpec, TensorSpec
+    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 ALWAYS = 'always'
 """Name of the condition."""

@@ -22,15 +22,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.errors import ExportError, UsageError
-from mmdeploy_ext.graph.index import near
-from mmdeploy_ext.graph.tree import module_of
-from mmdeploy_ext.graph.weights import infer
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.graph.io.index import near
+from mmdeploy_ext.graph.io.weights import infer
+from mmdeploy_ext.graph.show.tree import module_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mmdeploy_ext.spec import GraphSpec
+    from mmdeploy_ext.contract.spec import GraphSpec
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.errors import ExportError, UsageError
-from mmdeploy_ext.graph.files import check_ordinary
-from mmdeploy_ext.graph.index import all_nodes, near
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.graph.io.files import check_ordinary
+from mmdeploy_ext.graph.io.index import all_nodes, near
+from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
-from mmdeploy_ext.graph.types import shape, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

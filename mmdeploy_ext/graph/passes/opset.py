@@ -7,9 +7,9 @@ import re
 import onnx
 from onnx import version_converter
 
-from mmdeploy_ext.errors import ExportError, ModelFileError, UsageError
-from mmdeploy_ext.graph.index import bodies, label
-from mmdeploy_ext.graph.weights import put_back, set_aside
+from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
+from mmdeploy_ext.graph.io.index import bodies, label
+from mmdeploy_ext.graph.io.weights import put_back, set_aside
 
 OLDEST = 7
 """The first opset that the converter's adapters are written for."""

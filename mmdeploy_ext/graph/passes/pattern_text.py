@@ -12,7 +12,7 @@ import re
 import onnx
 import onnx.parser
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 
 SYNTAX = (
     'expected e.g. "s = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)"; attributes come before the inputs: '

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph.index import Index, all_graphs, bodies, writes
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io.index import Index, all_graphs, bodies, writes
 from mmdeploy_ext.graph.part import drop_metadata
 
 if TYPE_CHECKING:

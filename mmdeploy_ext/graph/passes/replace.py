@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.errors import EngineError, UsageError
-from mmdeploy_ext.graph.index import near
+from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.graph.io.index import near
+from mmdeploy_ext.graph.io.weights import infer
 from mmdeploy_ext.graph.passes.pattern_match import attribute_check, defaults_of, number_check, schema_of
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
-from mmdeploy_ext.graph.weights import infer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

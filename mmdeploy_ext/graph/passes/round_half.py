@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.errors import ExportError
-from mmdeploy_ext.graph.weights import infer
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.graph.io.weights import infer
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph import types
-from mmdeploy_ext.graph.files import check_ordinary
-from mmdeploy_ext.graph.index import Index, bodies, near
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.files import check_ordinary
+from mmdeploy_ext.graph.io.index import Index, bodies, near
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.errors import EngineError, ExportError
+from mmdeploy_ext.core.errors import EngineError, ExportError
+from mmdeploy_ext.graph.io.weights import is_large
 from mmdeploy_ext.graph.passes.fold import Folded, quietly
-from mmdeploy_ext.graph.weights import is_large
 
 DRAWS = ('RandomNormal', 'RandomUniform')
 RANDOM = (*DRAWS, 'RandomNormalLike', 'RandomUniformLike', 'Multinomial', 'Bernoulli')

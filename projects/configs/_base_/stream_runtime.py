@@ -1,5 +1,5 @@
 # How a stream is trained: by iterations, with a cosine; mmdet3d's runtime without the TensorBoard hook.
-from mmdeploy_ext.config import mmdet3d_config
+from mmdeploy_ext.core.config import mmdet3d_config
 
 _base_ = [mmdet3d_config('_base_/default_runtime.py')]
 custom_imports = dict(imports=['projects.mmdet3d_plugin'], allow_failed_imports=False)

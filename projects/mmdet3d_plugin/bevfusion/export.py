@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.errors import ConfigError, root_cause
-from mmdeploy_ext.sparse.checkpoint import load_model
-from mmdeploy_ext.sparse.family import EncoderSettings, Int8Reference, SparseFamily, register_sparse_family
+from mmdeploy_ext.core.errors import ConfigError, root_cause
+from mmdeploy_ext.families.sparse import EncoderSettings, Int8Reference, SparseFamily, register_sparse_family
+from mmdeploy_ext.stack import compat
+from mmdeploy_ext.weights.sparse_checkpoint import load_model
 from projects.mmdet3d_plugin.bevfusion import grid
 from projects.mmdet3d_plugin.bevfusion.model import axes
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.preprocess_points import VoxelRule
-    from mmdeploy_ext.sparse.checkpoint import LoadReport
+    from mmdeploy_ext.inputs.points import VoxelRule
+    from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
 
 # Where the parts are in `model`, by the key of its sparse encoder.
 PARTS = {
@@ -89,7 +89,7 @@ class LidarFamily(SparseFamily):
         _grid(cfg, parts)
         layer, channels = cfg.model[parts['voxels']], int(cfg.model[parts['encoder']]['in_channels'])
         _check_means(cfg, parts, channels)
-        from mmdeploy_ext.preprocess_points import VoxelRule
+        from mmdeploy_ext.inputs.points import VoxelRule
 
         limit, points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
         limit = int(limit[1] if isinstance(limit, list | tuple) else limit)

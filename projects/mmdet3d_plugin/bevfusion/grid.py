@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from mmcv.ops import DynamicScatter, Voxelization
 from mmdet3d.models.builder import DETECTORS, build_middle_encoder
 from torch import nn
 
-from mmdeploy_ext.errors import DataError, ShapeError
+from mmdeploy_ext.core.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,17 +12,17 @@ import numpy as np
 import onnx
 import torch
 
-from mmdeploy_ext.checkpoint import listed
-from mmdeploy_ext.config import test_pipeline
-from mmdeploy_ext.errors import CheckpointError, ConfigError, UsageError
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.exporter import check_opset
-from mmdeploy_ext.family import register_family
-from mmdeploy_ext.fold import fuse
-from mmdeploy_ext.runtime.centerpoint_boxes import NMS_TYPES, BoxRule
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.base import register_family
+from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
+from mmdeploy_ext.families.sparse import find_sparse_family
+from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES, BoxRule
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
-from mmdeploy_ext.sparse.family import find_sparse_family
-from mmdeploy_ext.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.weights.checkpoint import listed
 from projects.mmdet3d_plugin.centerpoint import samples
 from projects.mmdet3d_plugin.centerpoint.wrapper import DenseHead
 from projects.mmdet3d_plugin.common.build import build_without_weights
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.checkpoint import Checkpoint
-    from mmdeploy_ext.preprocess_points import VoxelRule
+    from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CHOICES = dict(contract=('deploy',), layers=('all',))
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
@@ -82,7 +82,7 @@ class CenterPointFamily(SequenceFamily):
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """See `BaseFamily.load_weights`; kernels of either spconv layout."""
-        from mmdeploy_ext.sparse.checkpoint import load_model
+        from mmdeploy_ext.weights.sparse_checkpoint import load_model
 
         report = load_model(checkpoint.path, model, 'pts_middle_encoder')
         if report.rest != 'loaded' or report.unused:
@@ -139,7 +139,7 @@ class CenterPointFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.centerpoint import CenterPointOnnx
+        from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 
         return CenterPointOnnx(paths, **engine)
 
@@ -161,8 +161,8 @@ class CenterPointFamily(SequenceFamily):
 
 def backbone_graph(model: nn.Module) -> SparseGraph:
     """Return the sparse encoder with batch normalisation folded, coordinates (sample, z, y, x)."""
+    from mmdeploy_ext.exporting.sparse.trace import trace
     from mmdeploy_ext.sparse.fold import fold
-    from mmdeploy_ext.sparse.trace import trace
 
     encoder = model.pts_middle_encoder
     shape = tuple(int(size) for size in encoder.sparse_shape)

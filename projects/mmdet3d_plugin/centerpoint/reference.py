@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.compat import single_thread
+from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
-from mmdeploy_ext.taps import tap
+from mmdeploy_ext.stack.compat import single_thread
 from projects.mmdet3d_plugin.centerpoint.wrapper import flat_outputs
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.frames import Sweep
 from projects.mmdet3d_plugin.common.samples import only, result
 

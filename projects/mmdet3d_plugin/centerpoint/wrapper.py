@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mmdeploy_ext.runtime.centerpoint_boxes import VALUES
+from mmdeploy_ext.runtime.centerpoint.boxes import VALUES
 
 if TYPE_CHECKING:
     import torch

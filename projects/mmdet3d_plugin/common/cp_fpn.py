@@ -13,7 +13,7 @@ from mmdet.models import NECKS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,9 +22,9 @@ import numpy as np
 from pyquaternion import Quaternion
 from rich.progress import track
 
-from mmdeploy_ext import cli
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.files import atomic_path, check_writable
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import atomic_path, check_writable
 from projects.mmdet3d_plugin.common.nuscenes_source import (
     CAMERAS,
     LIDAR,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mmcv.parallel import DataContainer
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D

@@ -14,7 +14,7 @@ from mmdet.datasets import DATASETS
 from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 
 from .poses import rigid_inverse, rigid_matrix
 

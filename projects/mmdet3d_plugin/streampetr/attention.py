@@ -12,7 +12,7 @@ from typing import Any
 from mmcv.cnn.bricks.registry import ATTENTION
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 
 _announced: set[str] = set()
 

@@ -13,7 +13,7 @@ from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet3d_plugin.common.box_codec import denormalize_bbox
 
 if TYPE_CHECKING:

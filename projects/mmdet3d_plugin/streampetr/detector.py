@@ -12,8 +12,8 @@ from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
 from torch import Tensor
 
-from mmdeploy_ext.errors import ConfigError, DataError
-from mmdeploy_ext.taps import tap
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.taps import tap
 from projects.mmdet3d_plugin.streampetr.training import Petr3DTraining
 
 

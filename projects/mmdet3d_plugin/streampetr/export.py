@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.config import test_pipeline
-from mmdeploy_ext.errors import ConfigError, UsageError
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.exporter import check_opset
-from mmdeploy_ext.family import register_family
-from mmdeploy_ext.fold import fuse
-from mmdeploy_ext.preprocess_multiview import MultiViewRule, rule_from_pipeline
-from mmdeploy_ext.sequence.family import Graph, SequenceFamily, SequenceOptions
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.base import register_family
+from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
+from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from projects.mmdet3d_plugin.common.build import build_without_weights
 from projects.mmdet3d_plugin.streampetr import dumps, samples, spec, wrapper
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper
-    from mmdeploy_ext.spec import GraphSpec
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
@@ -123,7 +123,7 @@ class StreamPetrFamily(SequenceFamily):
         ]
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `SequenceFamily.postprocess_facts`: what `runtime/streampetr_boxes.py` and the memory need."""
+        """See `SequenceFamily.postprocess_facts`: what `runtime/streampetr/boxes.py` and the memory need."""
         head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
         return dict(
             max_num=int(coder.max_num),
@@ -151,7 +151,7 @@ class StreamPetrFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
+        from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 
         # the published model knows no time gap: the proof and the metrics compare like with like
         return StreamPetrOnnx(paths, max_gap_s=None, **engine)

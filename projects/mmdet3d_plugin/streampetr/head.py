@@ -18,8 +18,8 @@ from mmdet.models import HEADS, build_loss
 from mmdet.models.utils import NormedLinear, build_transformer
 from torch import Tensor, nn
 
-from mmdeploy_ext.errors import ConfigError
-from mmdeploy_ext.taps import tap
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.taps import tap
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.layers import MLN, SELayer

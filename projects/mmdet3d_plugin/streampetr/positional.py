@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.same_bytes import power
+from mmdeploy_ext.exporting.same_bytes import power
 
 NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.errors import ShapeError
+from mmdeploy_ext.core.errors import ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

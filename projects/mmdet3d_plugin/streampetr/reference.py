@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.preprocess_multiview import Calibration
-from mmdeploy_ext.runtime import streampetr_checks as checks
+from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.inputs.cameras import Calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
-from mmdeploy_ext.runtime.streampetr_state import FIELDS, to_global, to_local
-from mmdeploy_ext.taps import collect_taps, tap
+from mmdeploy_ext.runtime.streampetr import checks
+from mmdeploy_ext.runtime.streampetr.state import FIELDS, to_global, to_local
 from projects.mmdet3d_plugin.streampetr.memory import Memory
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.frames import Frame
 from projects.mmdet3d_plugin.common.samples import only, result
 

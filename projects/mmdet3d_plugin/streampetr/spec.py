@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.verify.half import ATOL, RTOL
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.proof.half import ATOL, RTOL
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from mmdeploy_ext.sequence.family import SequenceOptions
+    from mmdeploy_ext.families.sequence import SequenceOptions
 
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 """The five tensors of the memory, in the order of `memory.Memory`."""
@@ -138,7 +138,7 @@ STATE_UNIT = dict(embedding='', reference_point='m', timestamp='s', egopose='', 
 
 
 def _loose(groups: tuple[ColumnGroup, ...], options: SequenceOptions) -> tuple[ColumnGroup, ...]:
-    """Widen tolerances where features are float16; a proof goes by cosines, see `verify/half.py`."""
+    """Widen tolerances where features are float16; a proof goes by cosines, see `proof/half.py`."""
     if options.precision == 'fp32':
         return groups
     return tuple(

@@ -18,7 +18,7 @@ from mmcv.runner import BaseModule
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor
 
-from mmdeploy_ext.taps import tap
+from mmdeploy_ext.core.taps import tap
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.memory import Memory

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from mmcv.runner import auto_fp16
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 
 from .grid_mask import GridMask
 from .rays import token_centers

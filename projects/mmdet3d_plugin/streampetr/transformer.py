@@ -21,7 +21,7 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 
 LAYER_NORM = dict(type='LN')
 FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')

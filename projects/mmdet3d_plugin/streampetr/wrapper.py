@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.same_bytes import SameBytes
+from mmdeploy_ext.exporting.same_bytes import SameBytes
 from projects.mmdet3d_plugin.streampetr.memory import Memory
 
 if TYPE_CHECKING:

@@ -16,17 +16,17 @@ import torch
 from mmdet.core.anchor import build_prior_generator
 from torch import nn
 
-from mmdeploy_ext.config import test_pipeline
-from mmdeploy_ext.errors import ConfigError, UsageError
-from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
-from mmdeploy_ext.fold import fuse
-from mmdeploy_ext.ops.deform_conv import spell_out_leading_offsets
-from mmdeploy_ext.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.postprocess.bbox2d import NmsConfig, capped, nms_config
-from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
-from mmdeploy_ext.runtime import atss as runtime
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.ops.deform_conv import spell_out_leading_offsets
+from mmdeploy_ext.exporting.postprocess.bbox2d import NmsConfig, capped, nms_config
+from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
+from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.atss import model as runtime
 from mmdeploy_ext.runtime.detections import Detections, count_bounds, sigmoid
-from mmdeploy_ext.spec import ColumnGroup, GraphSpec, TensorSpec
 from projects.mmdet_plugin.atss.wrapper import (
     FULL_NAMES,
     WH_RATIO_CLIP,
@@ -39,7 +39,7 @@ from projects.mmdet_plugin.atss.wrapper import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.metadata import Metadata
+    from mmdeploy_ext.contract.metadata import Metadata
 
 FIXED_SIZE_BACKBONES = ('SwinTransformer',)
 """Backbones of mmdet that decide in Python, by the size of the input (measured: 1.25 x as large is wrong)."""
@@ -228,7 +228,7 @@ class AtssFamily(Family):
         return chain
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`: what `runtime/atss.py` reads."""
+        """See `Family.postprocess_facts`: what `runtime/atss/model.py` reads."""
         head = model.bbox_head
         coder = head.bbox_coder
         return dict(

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.postprocess.bbox2d import DenseBoxPostprocess, nms_config
-from mmdeploy_ext.same_bytes import SameBytes
-from mmdeploy_ext.taps import tap
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess, nms_config
+from mmdeploy_ext.exporting.same_bytes import SameBytes
 
 KINDS = ('cls_score', 'bbox_pred', 'centerness')
 FULL_NAMES = ('dets', 'labels', 'candidates')

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmdeploy_ext.ops.deformable_attention import attend_maps
+from mmdeploy_ext.exporting.ops.deformable_attention import attend_maps
 from projects.mmdet_plugin.rtdetr.layers import SelfAttention
 
 if TYPE_CHECKING:

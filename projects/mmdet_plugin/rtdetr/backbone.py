@@ -14,7 +14,7 @@ from mmcv.runner import BaseModule
 from mmdet.models.builder import BACKBONES
 from torch import nn
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtdetr.layers import ConvNorm
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}

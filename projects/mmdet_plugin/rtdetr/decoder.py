@@ -19,8 +19,8 @@ from mmcv.runner import BaseModule
 from mmdet.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.errors import ShapeError
-from mmdeploy_ext.taps import tap
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.taps import tap
 from projects.mmdet_plugin.rtdetr.attention import DecoderLayer
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy
 from projects.mmdet_plugin.rtdetr.layers import MLP, inverse_sigmoid

@@ -14,7 +14,7 @@ from mmdet.core import bbox2result
 from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
 from mmdet.models.detectors.base import BaseDetector
 
-from mmdeploy_ext.errors import ShapeError
+from mmdeploy_ext.core.errors import ShapeError
 from projects.mmdet_plugin.rtdetr.boxes import xyxy_to_cxcywh
 from projects.mmdet_plugin.rtdetr.decoder import Postprocess
 from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss

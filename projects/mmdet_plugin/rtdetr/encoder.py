@@ -16,8 +16,8 @@ from mmcv.runner import BaseModule
 from mmdet.models.builder import NECKS
 from torch import nn
 
-from mmdeploy_ext.errors import ConfigError
-from mmdeploy_ext.same_bytes import power
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.same_bytes import power
 from projects.mmdet_plugin.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 
 REP_BLOCKS = 3

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.config import test_pipeline
-from mmdeploy_ext.errors import ConfigError, ShapeError, UsageError
-from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
-from mmdeploy_ext.fold import fuse
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
-from mmdeploy_ext.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.runtime import rtdetr as runtime
+from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.runtime.rtdetr import model as runtime
 from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
 from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
 from projects.mmdet_plugin.rtdetr.wrapper import Network, with_fixed_size
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.metadata import Metadata
-    from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 
 GRID_SAMPLE_OPSETS = (16, 20)
 """GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
@@ -120,7 +120,7 @@ class RtDetrFamily(Family):
         ]
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`: what `runtime/rtdetr.py` reads."""
+        """See `Family.postprocess_facts`: what `runtime/rtdetr/model.py` reads."""
         return dict(
             max_per_img=model.max_per_img,
             num_queries=int(model.decoder.num_queries),

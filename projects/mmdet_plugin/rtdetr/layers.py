@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmdeploy_ext.fold import Folded, fold_pair
+from mmdeploy_ext.exporting.fold import Folded, fold_pair
 
 ACTIVATIONS = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, '': nn.Identity}
 

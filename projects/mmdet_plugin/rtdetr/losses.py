@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy, paired_iou
 
 if TYPE_CHECKING:

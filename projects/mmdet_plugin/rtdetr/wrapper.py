@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.runtime.rtdetr import STRIDES
-from mmdeploy_ext.same_bytes import SameBytes
+from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.runtime.rtdetr.model import STRIDES
 
 
 class Network(nn.Module):

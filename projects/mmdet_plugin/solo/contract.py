@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.errors import ConfigError, UsageError
-from mmdeploy_ext.postprocess.mask import capped, mask_config
-from mmdeploy_ext.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.postprocess.mask import capped, mask_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
 
-    from mmdeploy_ext.family import ExportOptions
+    from mmdeploy_ext.families.base import ExportOptions
 
 Axis = int | str
 LAYOUTS = ('batched', 'fork')

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config import test_pipeline
-from mmdeploy_ext.errors import ShapeError
-from mmdeploy_ext.family import ExportOptions, Family, Stage, register_family
-from mmdeploy_ext.fold import fuse
-from mmdeploy_ext.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.postprocess.mask import mask_config
-from mmdeploy_ext.runtime import solo as runtime
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.mask import mask_config
+from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
+from mmdeploy_ext.runtime.solo import model as runtime
 from projects.mmdet_plugin.solo import contract
 from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
@@ -39,10 +39,10 @@ from projects.mmdet_plugin.solo.wrapper import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.checkpoint import Checkpoint
-    from mmdeploy_ext.metadata import Metadata
-    from mmdeploy_ext.preprocess import PreparedImage, PreprocessRule
-    from mmdeploy_ext.spec import GraphSpec
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
+    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 TIE = 1e-4
 """Scores of neighbouring cells whose ratio is this close to 1 are a tie: an engine's rounding decides.
@@ -124,7 +124,7 @@ class SoloFamily(Family):
         return chain
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`: what `runtime/solo.py` reads."""
+        """See `Family.postprocess_facts`: what `runtime/solo/model.py` reads."""
         head = model.mask_head
         return dict(
             mask_config(head.test_cfg).to_json(),

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mmdeploy_ext.postprocess.mask import MaskPostprocess, mask_config
-from mmdeploy_ext.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks
-from mmdeploy_ext.taps import tap
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
+from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks
 from projects.mmdet_plugin.solo import contract
 
 if TYPE_CHECKING:
     import torch
 
-    from mmdeploy_ext.postprocess.soft_masks import SoftMasks
+    from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
 
 
 class FullForm(nn.Module):

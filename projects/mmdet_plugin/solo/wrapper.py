@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmdeploy_ext.taps import tap
+from mmdeploy_ext.core.taps import tap
 from projects.mmdet_plugin.solo.contract import flat_cells
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import toy_sparse
 from mmdeploy_ext.apps.benchmark_app import main
 from mmdeploy_ext.benchmark import sparse
 from mmdeploy_ext.benchmark.sparse_scene import growth_exponent, points_in, surfaces
-from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
+from mmdeploy_ext.inputs.points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.rulebook import Level, submanifold_table
 
 GRID = (360, 320, 40)
@@ -175,7 +175,7 @@ def test_what_cannot_be_meant_is_refused(model, case, capsys):
 
 
 def test_a_given_file_is_measured_and_another_is_refused(model, tmp_path, capsys):
-    from mmdeploy_ext.sparse import deploy
+    from mmdeploy_ext.deploy import sparse as deploy
 
     path, dialect = str(tmp_path / 'p.onnx'), str(tmp_path / 'l.onnx')
     deployment = deploy.load(*model)

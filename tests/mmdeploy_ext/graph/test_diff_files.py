@@ -10,14 +10,15 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 
 import toy_faults
 from mmdeploy_ext.apps.graph_app import main
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph import diff, equality
-from mmdeploy_ext.graph.diff_align import align
-from mmdeploy_ext.graph.diff_nodes import Constants, Program
-from mmdeploy_ext.graph.diff_report import headline
-from mmdeploy_ext.graph.diff_scope import module_of
-from mmdeploy_ext.graph.diff_structure import changes
-from mmdeploy_ext.graph.diff_walk import compare
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph import equality
+from mmdeploy_ext.graph.diff import compare as diff
+from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.nodes import Constants, Program
+from mmdeploy_ext.graph.diff.report import headline
+from mmdeploy_ext.graph.diff.scope import module_of
+from mmdeploy_ext.graph.diff.structure import changes
+from mmdeploy_ext.graph.diff.walk import compare
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -6,9 +6,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.fp16 import fitting, to_fp16
-from mmdeploy_ext.spec import GraphSpec, TensorSpec
 
 ROWS, COLUMNS = 4, 8
 

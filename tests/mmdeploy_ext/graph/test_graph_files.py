@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from onnx import helper
 
-from mmdeploy_ext.errors import DataError, ModelFileError, UsageError
-from mmdeploy_ext.graph import files
+from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
+from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.run import random_feeds, run
 from toy_graphs import conv_net, model_of, random_graph, same, steps
 
@@ -201,7 +201,7 @@ def test_tensors_are_read_from_files_and_folders(tmp_path):
     same(files.load_tensors(tmp_path / 'folder'), arrays)
     np.savez(tmp_path / 'all.npz', **arrays)
     same(files.load_tensors(tmp_path / 'all.npz'), arrays)
-    from mmdeploy_ext.dump import save_dump
+    from mmdeploy_ext.core.dump import save_dump
 
     save_dump(tmp_path / 'dump', {'a': np.arange(3)}, {})
     same(files.load_tensors(tmp_path / 'dump'), {'a': np.arange(3)})

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from onnx import helper
 
-from mmdeploy_ext.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.index import Index, all_nodes
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.graph.io.index import Index, all_nodes
 from toy_graphs import conv_net, model_of, random_graph, steps
 
 

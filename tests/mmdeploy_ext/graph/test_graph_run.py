@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from mmdeploy_ext.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
-from mmdeploy_ext.graph import files
-from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import Runner, random_feeds, run
 from toy_graphs import conv_net, model_of, random_graph, same, steps
 

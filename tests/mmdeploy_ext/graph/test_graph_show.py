@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph import draw_graph, flops, show, tree
-from mmdeploy_ext.graph.index import Index
-from mmdeploy_ext.graph.layout import arrange
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph import flops
+from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.show import draw_graph, tree
+from mmdeploy_ext.graph.show import summary as show
+from mmdeploy_ext.graph.show.layout import arrange
 from toy_graphs import conv_net, foreign, model_of, random_graph, steps
 
 

@@ -12,14 +12,15 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph import files, run
-from mmdeploy_ext.graph.reduce import reduce
-from mmdeploy_ext.graph.reduce_case import Case, prepare, record
-from mmdeploy_ext.graph.reduce_checks import Check, Differs, Engines, NotFinite, Reference, parse_check
-from mmdeploy_ext.graph.reduce_folder import save_folder, save_npz
-from mmdeploy_ext.graph.reduce_process import Command, Crash, run_limited
-from mmdeploy_ext.graph.reduced_run import difference, not_finite
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph import run
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.reduce.case import Case, prepare, record
+from mmdeploy_ext.graph.reduce.checks import Check, Differs, Engines, NotFinite, Reference, parse_check
+from mmdeploy_ext.graph.reduce.folder import save_folder, save_npz
+from mmdeploy_ext.graph.reduce.process import Command, Crash, run_limited
+from mmdeploy_ext.graph.reduce.run import difference, not_finite
+from mmdeploy_ext.graph.reduce.search import reduce
 from toy_chain import chain
 
 WEIGHTS = Path(__file__).resolve().parents[4] / 'shared' / 'data' / 'weights'

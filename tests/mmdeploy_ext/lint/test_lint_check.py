@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import RULES, check
 from mmdeploy_ext.lint.docs import DOCS, LANGUAGES, main, page
 from mmdeploy_ext.lint.page_words_zh import CHINESE

@@ -11,15 +11,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.apps.quantize_app import main
-from mmdeploy_ext.errors import DataError, ImageError, ModelFileError
-from mmdeploy_ext.files import read_json, sha256_file
-from mmdeploy_ext.metadata import Metadata, read_metadata
-from mmdeploy_ext.preprocess_multiview import CAMERAS, MultiViewRule
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
+from mmdeploy_ext.core.files import read_json, sha256_file
+from mmdeploy_ext.deploy.sequence_files import read_files
+from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.quantize.cameras import CalibrationFrames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.quantize.dense_target import find_target, refuse_stale
-from mmdeploy_ext.sequence.files import read_files
-from mmdeploy_ext.spec import GraphSpec, TensorSpec
 
 RIG = CAMERAS[:2]
 RULE = MultiViewRule(
@@ -178,7 +178,7 @@ def test_a_bar_that_no_layer_in_int8_holds_gives_no_folder(folder, drive, tmp_pa
 
 
 def test_a_folder_is_never_written_over_nor_written_to_a_file(folder, tmp_path):
-    from mmdeploy_ext.errors import UsageError
+    from mmdeploy_ext.core.errors import UsageError
 
     with pytest.raises(UsageError, match='is the input'):
         find_target(str(folder), str(folder))

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdeploy_ext.errors import DataError, ImageError, ModelFileError, UsageError
-from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError, UsageError
 from mmdeploy_ext.quantize.images import CalibrationImages, evenly, image_files
 from mmdeploy_ext.runtime.run_images import prepare
 from toy_atss import PICTURE, REPO
@@ -79,7 +79,7 @@ def test_an_unreadable_image_is_named(tmp_path):
 def test_models_of_several_images_are_refused():
     import dataclasses
 
-    from mmdeploy_ext.preprocess_multiview import MultiViewRule
+    from mmdeploy_ext.inputs.cameras import MultiViewRule
 
     metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
     rule = MultiViewRule.__new__(MultiViewRule)

@@ -9,7 +9,7 @@ import pytest
 
 import toy_sparse
 import toy_sparse_graph
-from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
 from mmdeploy_ext.quantize.calibrators import HistogramCalibrator, weight_amax
 from mmdeploy_ext.sparse import engine
@@ -164,8 +164,8 @@ def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_th
     if not listed.is_file():
         pytest.skip(f'skipped: ../shared/golden/scn/nodes/{listed.name} not found')
     import scn_nets
+    from mmdeploy_ext.exporting.sparse.trace import trace
     from mmdeploy_ext.sparse import seeded
-    from mmdeploy_ext.sparse.trace import trace
 
     encoder = scn_nets.centerpoint()
     seeded.fill_module(encoder, scn_nets.CENTERPOINT_PREFIX)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 import toy_sparse_graph
-from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.quantize.assumptions import compare_assumptions
 from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
 from mmdeploy_ext.quantize.difference import Difference

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import toy_sparse_graph
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.quantize.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.ir import SparseConvolution
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
 
 
 @pytest.fixture

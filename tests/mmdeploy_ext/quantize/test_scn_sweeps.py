@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps, read_infos
 
 RULE = PointRule(5, (0, 1, 2, 3, 4))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
 from mmdet.models import build_head
 
-from mmdeploy_ext.errors import ShapeError
-from mmdeploy_ext.runtime import atss as runtime
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.runtime.atss import model as runtime
 from mmdeploy_ext.runtime.detections import Detections, from_padded, sigmoid
 from projects.mmdet_plugin.atss.export import AtssFamily
 from projects.mmdet_plugin.atss.wrapper import Decode, raw_names

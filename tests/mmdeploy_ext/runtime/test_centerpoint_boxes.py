@@ -10,9 +10,9 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, rotated_iou, rotated_nms
-from mmdeploy_ext.runtime.centerpoint_boxes import BoxRule, decode
+from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
 from projects.mmdet3d_plugin.centerpoint.export import box_rule
 
 SIDE = 24

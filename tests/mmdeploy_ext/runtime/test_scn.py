@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import toy_sparse
-from mmdeploy_ext.compat import single_thread
-from mmdeploy_ext.errors import InferenceError, ModelFileError, PointsError
-from mmdeploy_ext.preprocess_points import VoxelRule, voxelise
-from mmdeploy_ext.runtime.scn import ScnOnnx
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError, PointsError
+from mmdeploy_ext.inputs.points import VoxelRule, voxelise
+from mmdeploy_ext.runtime.scn.model import ScnOnnx
 from mmdeploy_ext.sparse import engine, portable, seeded
 from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.stack.compat import single_thread
 
 RULE = VoxelRule((0.0, 0.0, 0.0, 2.4, 1.6, 2.4), (0.1, 0.1, 0.1), 10, 300, 'xyz', 5)
 
@@ -158,7 +158,7 @@ def test_it_needs_no_torch(path):
         'import sys\n'
         'for name in ("torch", "mmcv", "spconv", "mmdet3d"): sys.modules[name] = None\n'
         'import numpy as np\n'
-        'from mmdeploy_ext.runtime.scn import ScnOnnx\n'
+        'from mmdeploy_ext.runtime.scn.model import ScnOnnx\n'
         f'print(ScnOnnx({path!r}).step(points=np.full((4, 5), 0.5, np.float32)).shape)\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)

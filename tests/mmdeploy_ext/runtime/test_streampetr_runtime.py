@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import toy_streampetr_export as toy
-from mmdeploy_ext.errors import DataError, EngineError, InferenceError, ModelFileError, ShapeError
-from mmdeploy_ext.preprocess_multiview import Calibration
-from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
-from mmdeploy_ext.runtime.streampetr_boxes import decode
-from mmdeploy_ext.runtime.streampetr_state import relative_motion, to_global, to_local
+from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.inputs.cameras import Calibration
+from mmdeploy_ext.runtime.streampetr.boxes import decode
+from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
+from mmdeploy_ext.runtime.streampetr.state import relative_motion, to_global, to_local
 from toy_streampetr import HEIGHT, NUM_CAMS, WIDTH
 from toy_streampetr_deploy import export
 
@@ -438,7 +438,7 @@ class Blocker:
             raise ModuleNotFoundError('blocked: ' + name, name=name)
 sys.meta_path.insert(0, Blocker())
 import numpy as np
-from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
+from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 runtime = StreamPetrOnnx(sys.argv[1], threads=1)
 given = np.load(sys.argv[2])
 rig = runtime.rule.calibrate(given['intrinsics'], given['lidar2cam'])

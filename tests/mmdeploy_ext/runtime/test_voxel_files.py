@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 
 FEATURES = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)

@@ -11,9 +11,10 @@ import pytest
 torch = pytest.importorskip('torch')
 spconv = pytest.importorskip('spconv.pytorch')
 
-from mmdeploy_ext.errors import CheckpointError, UsageError  # noqa: E402
-from mmdeploy_ext.sparse import layouts, seeded  # noqa: E402
-from mmdeploy_ext.sparse.checkpoint import load_backbone, load_model, read_source  # noqa: E402
+from mmdeploy_ext.core.errors import CheckpointError, UsageError  # noqa: E402
+from mmdeploy_ext.sparse import seeded  # noqa: E402
+from mmdeploy_ext.weights import sparse_layouts as layouts  # noqa: E402
+from mmdeploy_ext.weights.sparse_checkpoint import load_backbone, load_model, read_source  # noqa: E402
 from scn_nets import bevfusion, centerpoint, second, sweep  # noqa: E402
 
 WIDTHS = ((16, 16, 12), (12, 12, 16), (16, 16, 20), (20, 20))

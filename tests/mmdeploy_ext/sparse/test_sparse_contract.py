@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.sparse.contract import WARNING, check, errors, load_model, order_of_name
 from scn_files import golden_model, golden_names, node_of, set_attribute
 
@@ -327,7 +327,7 @@ def test_a_file_cut_short_is_refused_or_found_faulty(tmp_path):
 
 
 def test_damaged_bytes_are_refused_or_found_and_never_crash(tmp_path):
-    from mmdeploy_ext.graph.show import describe, lines
+    from mmdeploy_ext.graph.show.summary import describe, lines
 
     model, rng = golden_model(INT8), np.random.default_rng(1)
     for tensor in model.graph.initializer:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import toy_sparse
-from mmdeploy_ext.errors import PointsError
+from mmdeploy_ext.core.errors import PointsError
 from mmdeploy_ext.sparse import engine, ir
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.plan import plan_of

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import BatchNorm, Relu, ScatterDense, SparseConvolution, SparseGraph, differences
 

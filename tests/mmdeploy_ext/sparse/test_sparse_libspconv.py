@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scn_nets
-from mmdeploy_ext.errors import ExportError, Mm2OnnxError, ModelFileError
+from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, ModelFileError
+from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import (
@@ -27,7 +28,6 @@ from mmdeploy_ext.sparse.ir import (
 from mmdeploy_ext.sparse.libspconv_reader import from_onnx
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.precision import apply_precision
-from mmdeploy_ext.sparse.trace import trace
 
 
 @functools.cache

@@ -10,14 +10,14 @@ from spconv.pytorch import SparseConvTensor, SparseSequential, SubMConv3d
 
 import scn_goldens
 import scn_nets
-from mmdeploy_ext import compat
-from mmdeploy_ext.quantize.ranges import NodeRange, Ranges
+from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import libspconv, seeded
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
-from mmdeploy_ext.sparse.trace import trace
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
+from mmdeploy_ext.stack import compat
 
 CENTERPOINT_FP16 = {
     'conv_input.0': 'fp16',

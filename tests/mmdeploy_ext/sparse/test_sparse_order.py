@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scn_nets
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import ScatterDense, Transpose, differences
 from mmdeploy_ext.sparse.order import reorder
-from mmdeploy_ext.sparse.trace import trace
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 import toy_sparse
-from mmdeploy_ext.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import engine, portable
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.plan import Plan, plan_of
@@ -179,8 +179,8 @@ def test_spconv_gives_the_same(form):
     scn_nets = pytest.importorskip('scn_nets')
     import torch
 
-    from mmdeploy_ext.compat import single_thread
     from mmdeploy_ext.sparse import seeded
+    from mmdeploy_ext.stack.compat import single_thread
 
     net = scn_nets.bevfusion(
         toy_sparse.GRID, ((16, 16, 8), (8, 8, 16), (16, 16, 16), (16, 16)), output_channels=16

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import scn_nets
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.quantize.ranges import NodeRange, Ranges
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
-from mmdeploy_ext.sparse.trace import trace
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
 
 
 @pytest.fixture(scope='module')

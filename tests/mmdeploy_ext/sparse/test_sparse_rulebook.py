@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import toy_sparse
-from mmdeploy_ext.errors import ExportError, PointsError
+from mmdeploy_ext.core.errors import ExportError, PointsError
 from mmdeploy_ext.sparse import buckets, ir
 from mmdeploy_ext.sparse.plan import Plan, dense_output_shape, plan_of
 from mmdeploy_ext.sparse.rulebook import Level, build, strided_level, submanifold_table

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 import scn_nets
-from mmdeploy_ext.errors import ExportError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ExportError, ShapeError, UsageError
+from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Relu, SparseConvolution, differences
-from mmdeploy_ext.sparse.trace import trace
 
 GRID = (9, 24, 24)
 SMALL = dict(channels=((4, 4, 8), (8, 8)), paddings=((0, 0, 1), (0, 0)), output_channels=8, base=4)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from mmdet3d.models import build_model
 
-from mmdeploy_ext.config import config_sha256, load_config
-from mmdeploy_ext.family import find_family
-from mmdeploy_ext.sequence.family import SequenceOptions
+from mmdeploy_ext.core.config import config_sha256, load_config
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.sequence import SequenceOptions
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDER = REPOSITORY / 'projects/configs/StreamPETR'

@@ -12,9 +12,9 @@ from spconv.pytorch import SubMConv3d
 from torch import nn
 
 import projects.mmdet3d_plugin.bevfusion  # noqa: F401
-from mmdeploy_ext.config import load_config
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.families.sparse import find_sparse_family
 from mmdeploy_ext.sparse import seeded
-from mmdeploy_ext.sparse.family import find_sparse_family
 from scn_goldens import existing, state_dict_net, voxels
 from scn_nets import sweep
 

@@ -6,11 +6,11 @@ import torch
 pytest.importorskip('spconv')
 
 import projects.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.errors import CheckpointError, ConfigError
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.families.sparse import SPARSE_FAMILIES, find_sparse_family
 from mmdeploy_ext.quantize.deployed import Calibration
 from mmdeploy_ext.sparse import seeded
-from mmdeploy_ext.sparse.family import SPARSE_FAMILIES, find_sparse_family
 
 CONFIGS = 'projects/configs/BEVFusion'
 NAMES = {

@@ -9,7 +9,7 @@ pytest.importorskip('spconv')
 from mmdet3d.models.builder import build_detector
 
 import projects.mmdet3d_plugin.bevfusion  # noqa: F401
-from mmdeploy_ext.errors import DataError, ShapeError
+from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.sparse import seeded
 
 RANGE, SIZE = [-6.0, -5.0, -2.0, 6.0, 5.0, 2.0], [0.5, 0.5, 0.25]

@@ -9,17 +9,17 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 import toy_centerpoint
-from mmdeploy_ext import deploy
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.errors import ConfigError, DataError, InferenceError, UsageError
-from mmdeploy_ext.family import find_family
-from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, UsageError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.proof import enough
+from mmdeploy_ext.proof.enough import AGAIN
+from mmdeploy_ext.proof.levels.sweeps import prove_sweeps
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_sequence
-from mmdeploy_ext.verify import enough
-from mmdeploy_ext.verify.enough import AGAIN
-from mmdeploy_ext.verify.sweeps import prove_sweeps
 from toy_atss import REPO
 
 
@@ -101,7 +101,7 @@ def test_a_sweep_that_the_engine_refuses_is_a_failed_case(toy):
         def step(self, sweep):
             raise DataError('no')
 
-    from mmdeploy_ext.verify.sweeps import judge
+    from mmdeploy_ext.proof.levels.sweeps import judge
 
     sweep = sweeps(1)[0]
     expected = deployment.family.reference(deployment.model).step(sweep)

@@ -7,7 +7,7 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.builder import PIPELINES
 
-from mmdeploy_ext.config import load_config
+from mmdeploy_ext.core.config import load_config
 from toy_atss import REPO
 
 

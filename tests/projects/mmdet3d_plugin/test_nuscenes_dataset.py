@@ -12,7 +12,7 @@ from mmdet.datasets import build_dataset
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data
 from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
 from projects.mmdet3d_plugin.datasets.builder import build_dataloader

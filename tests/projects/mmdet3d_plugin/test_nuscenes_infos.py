@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from projects.mmdet3d_plugin.common import nuscenes_infos, nuscenes_source
 from projects.toydata import nuscenes as toy
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import streampetr_seeded as seeded
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet3d_plugin.streampetr.coder import NMSFreeCoder
 
 PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]

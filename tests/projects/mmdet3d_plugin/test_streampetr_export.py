@@ -11,14 +11,14 @@ import streampetr_seeded as seeded
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.metadata import read_metadata
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.proof.levels.sequence import check_files
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.runtime.streampetr import StreamPetrOnnx
-from mmdeploy_ext.runtime.streampetr_state import to_local
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_sequence
-from mmdeploy_ext.verify.sequence import check_files
+from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
+from mmdeploy_ext.runtime.streampetr.state import to_local
 from projects.mmdet3d_plugin.streampetr import spec
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'

@@ -12,12 +12,12 @@ import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.apps.sequence_options import check_combination
-from mmdeploy_ext.dump import load_dump, save_dump
-from mmdeploy_ext.errors import ConfigError, DataError, UsageError
-from mmdeploy_ext.family import find_family
+from mmdeploy_ext.core.dump import load_dump, save_dump
+from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
+from mmdeploy_ext.core.taps import collect_taps
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.taps import collect_taps
 from projects.configs.nuscenes_stream import image_augmentation
 from projects.configs.nuscenes_stream import test_pipeline as stream_pipeline
 from projects.mmdet3d_plugin.streampetr.export import StreamPetrFamily

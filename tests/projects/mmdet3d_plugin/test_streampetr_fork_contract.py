@@ -11,9 +11,9 @@ import streampetr_seeded as seeded
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_graph
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy.sequence_files import export_graph
+from mmdeploy_ext.families.sequence import SequenceOptions
 from projects.mmdet3d_plugin.streampetr import spec
 
 VERSIONS = ('1.0', '1.1')

@@ -9,11 +9,11 @@ from onnx import TensorProto
 import streampetr_seeded as seeded
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
-from mmdeploy_ext.config import load_config
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy.sequence_files import export_graph
+from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.runtime.streampetr_state import FIELDS, relative_motion, to_local
-from mmdeploy_ext.sequence.family import SequenceOptions
-from mmdeploy_ext.sequence.files import export_graph
+from mmdeploy_ext.runtime.streampetr.state import FIELDS, relative_motion, to_local
 from projects.mmdet3d_plugin.streampetr.spec import FEATURES
 
 COSINE = 0.999

@@ -16,8 +16,8 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.models import build_model
 
 import streampetr_seeded as seeded
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.taps import collect_taps
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.taps import collect_taps
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr.memory import Memory
 

@@ -12,7 +12,7 @@ from mmdet3d.models import build_head, build_model
 
 import projects.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from mmdeploy_ext.errors import ConfigError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.memory import Memory

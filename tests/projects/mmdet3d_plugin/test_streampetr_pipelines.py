@@ -6,7 +6,7 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.pipelines import Compose
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 from projects.mmdet3d_plugin.datasets.pipelines.augmentation import (
     GlobalRotScaleTransImage,
     ImageTransform,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import toy_streampetr as toy
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet3d_plugin.streampetr.grid_mask import GridMask
 from projects.mmdet3d_plugin.streampetr.training import without_gradients
 

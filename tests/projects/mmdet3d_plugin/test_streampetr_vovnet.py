@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmdet.models import build_backbone
 
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet3d_plugin.common import vovnet
 
 MODULES_99 = {2: 1, 3: 3, 4: 9, 5: 3}

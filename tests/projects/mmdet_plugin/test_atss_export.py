@@ -10,15 +10,15 @@ import torch
 from mmcv import ConfigDict
 
 import projects.mmdet_plugin  # noqa: F401
-from mmdeploy_ext import deploy
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.config import load_config, mmdet_config
-from mmdeploy_ext.errors import CheckpointError, ConfigError, ShapeError, UsageError
-from mmdeploy_ext.family import ExportOptions, find_family
-from mmdeploy_ext.metadata import read_metadata
-from mmdeploy_ext.ops.deform_conv import MIN_OPSET
-from mmdeploy_ext.verify.ladder import prove
-from mmdeploy_ext.verify.tasks.bbox2d import match_detections
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, ShapeError, UsageError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET
+from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from projects.mmdet_plugin.atss.wrapper import raw_names
 from projects.toydata import coco
 from projects.toydata.seeded import fill_seeded

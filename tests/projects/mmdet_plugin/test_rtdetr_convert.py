@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import rtdetr_golden as golden
-from mmdeploy_ext.checkpoint import load_checkpoint, load_strict
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.convert import rtdetr as library
-from mmdeploy_ext.convert import rtdetr_names as names
-from mmdeploy_ext.convert.solo_wxinlong import model_shapes
-from mmdeploy_ext.errors import CheckpointError
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
+from mmdeploy_ext.weights.convert import rtdetr as library
+from mmdeploy_ext.weights.convert import rtdetr_names as names
+from mmdeploy_ext.weights.convert.solo_wxinlong import model_shapes
 
 
 @pytest.fixture(scope='module', params=['r18vd', 'r50vd'])
@@ -156,7 +156,7 @@ def test_ema_weights_are_taken_where_the_file_holds_them(toy, capsys):
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert 'plain weights (model)' in capsys.readouterr().out
     import projects.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.family import find_family
+    from mmdeploy_ext.families.base import find_family
 
     cfg = load_config(str(golden.REPOSITORY / TOY))
     load_strict(find_family(cfg).build(cfg), load_checkpoint(folder / 'out.pth'))

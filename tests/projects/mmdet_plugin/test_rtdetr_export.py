@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import toy_rtdetr
-from mmdeploy_ext.backends import build_backend
-from mmdeploy_ext.dump import save_dump
-from mmdeploy_ext.errors import ConfigError, ShapeError, UsageError
-from mmdeploy_ext.family import ExportOptions
-from mmdeploy_ext.fold import fuse
-from mmdeploy_ext.preprocess import read_image
-from mmdeploy_ext.runtime import rtdetr as runtime
+from mmdeploy_ext.core.dump import save_dump
+from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.against_dump import check_dump
+from mmdeploy_ext.proof.inputs.inputs import proof_inputs
+from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.runtime import run_images
-from mmdeploy_ext.verify.against_dump import check_dump
-from mmdeploy_ext.verify.inputs import proof_inputs
-from mmdeploy_ext.verify.ladder import prove
+from mmdeploy_ext.runtime.rtdetr import model as runtime
 
 
 @pytest.fixture(scope='module')
@@ -271,7 +271,7 @@ def test_other_families_have_no_fuse(folder):
     import toy_atss
 
     atss = toy_atss.load_toy()
-    from mmdeploy_ext.deploy import option_check
+    from mmdeploy_ext.deploy.deployment import option_check
 
     options = ExportOptions(fuse=False, opset=17, height=64, width=64)
     with pytest.raises(UsageError, match=r"^--no-fuse: family 'atss' has no such option"):

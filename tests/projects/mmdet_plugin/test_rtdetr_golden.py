@@ -66,7 +66,7 @@ def test_the_position_embeddings_differ_for_non_square_maps_only():
 
 
 def test_re_parameterised_blocks_change_nothing(run):
-    from mmdeploy_ext.fold import fuse
+    from mmdeploy_ext.exporting.fold import fuse
 
     case, model, found = run
     fused = golden.run_model(fuse(model), 'r18vd', case)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import toy_rtdetr
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.errors import ConfigError
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
 from projects.mmdet_plugin.rtdetr.denoising import attention_mask, denoising_queries
 from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss, varifocal

@@ -5,8 +5,8 @@ import pytest
 
 import rtdetr_twin
 import toy_rtdetr
-from mmdeploy_ext.config import load_config
-from mmdeploy_ext.convert import rtdetr as library
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.weights.convert import rtdetr as library
 
 rtdetr_twin.require_transformers()
 

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext import deploy
-from mmdeploy_ext.backends import build_backend
+from mmdeploy_ext.compare.tensors import without_ties
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
-from mmdeploy_ext.verify.compare import without_ties
-from mmdeploy_ext.verify.ladder import check_file, prove
-from mmdeploy_ext.verify.tasks.mask import match_detections
+from mmdeploy_ext.proof.ladder import check_file, prove
+from mmdeploy_ext.proof.tasks.mask import match_detections
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 
 OPSETS = {'solov2_light_dcn': 19}

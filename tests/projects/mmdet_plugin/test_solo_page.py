@@ -7,11 +7,11 @@ import pytest
 import torch
 from mmdet.models import build_head
 
-from mmdeploy_ext.checkpoint import Checkpoint
-from mmdeploy_ext.config import load_config, mmdet_config
-from mmdeploy_ext.errors import CheckpointError
-from mmdeploy_ext.family import ExportOptions
-from mmdeploy_ext.verify.table import export_command
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.proof.views.table import export_command
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet_plugin.solo.export import SoloFamily
 from projects.mmdet_plugin.solo.grids import check_grids
 

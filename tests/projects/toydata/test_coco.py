@@ -16,7 +16,7 @@ from pycocotools import mask as mask_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from projects.toydata import coco, scene, shapes, staging
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -242,11 +242,11 @@ def test_pycocotools_gives_the_ground_truth_itself_ap_1(small_set, kind):
 
 @pytest.fixture(scope='module')
 def val_dataset(small_set):
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.stack import compat
     compat.apply()
     from mmdet.datasets import build_dataset
 
-    from mmdeploy_ext.config import load_config
+    from mmdeploy_ext.core.config import load_config
     data = load_config(str(REPOSITORY / 'configs/_base_/datasets/toy_coco.py')).data.val
     assert tuple(data.classes) == shapes.CLASSES
     data.ann_file, data.img_prefix = annotation_file(small_set, 'val'), str(small_set / 'val2017')

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from projects.toydata import nuscenes as toy
 from projects.toydata import nuscenes_rig, nuscenes_scene, nuscenes_world, staging
 from projects.toydata.nuscenes_render import ray_box, render

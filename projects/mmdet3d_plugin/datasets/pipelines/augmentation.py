@@ -9,7 +9,7 @@ import numpy as np
 from mmdet.datasets.builder import PIPELINES
 from PIL import Image
 
-from mmdeploy_ext.errors import DataError
+from mmdeploy_ext.core.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

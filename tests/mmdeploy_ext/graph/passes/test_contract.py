@@ -6,9 +6,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.contract import apply_spec
-from mmdeploy_ext.spec import GraphSpec, TensorSpec
 
 IMAGE = TensorSpec('input', 'float32', ('B', 2), 'the picture')
 SCALE = TensorSpec('scale', 'float32', ('B', 2), default=3.0)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from mmdeploy_ext.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.extract import constant_nodes, cut, extract, select
 from mmdeploy_ext.graph.proof import prove
 from scn_files import golden_model

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.merge import concatenate
 
 

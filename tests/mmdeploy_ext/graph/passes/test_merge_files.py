@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from onnx import helper
 
-from mmdeploy_ext.errors import ExportError, UsageError
-from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.extract import cut
 from mmdeploy_ext.graph.passes.merge import merge
 from mmdeploy_ext.graph.passes.rename import rename

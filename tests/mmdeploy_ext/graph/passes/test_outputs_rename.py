@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdeploy_ext.errors import UsageError
-from mmdeploy_ext.graph.index import Index
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.outputs import insert_outputs
 from mmdeploy_ext.graph.passes.rename import rename
 from mmdeploy_ext.graph.proof import prove

@@ -5,7 +5,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from mmdeploy_ext.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.equality import compare_models, is_exact
 from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines

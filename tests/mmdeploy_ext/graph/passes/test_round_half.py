@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.errors import ExportError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
 

@@ -8,9 +8,10 @@ import onnx
 import onnx.parser
 import pytest
 
-from mmdeploy_ext.errors import ExportError, UsageError
-from mmdeploy_ext.graph import files, run
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.equality import compare_models, is_exact, spec_of, with_half_ends
+from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.opset import convert_opset

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from mmdeploy_ext.errors import InferenceError, ModelFileError, UsageError
-from mmdeploy_ext.graph import types
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.passes.shapes import apply, parse, set_shapes
 from mmdeploy_ext.graph.proof import prove, try_sizes
 from mmdeploy_ext.graph.run import Runner, random_feeds

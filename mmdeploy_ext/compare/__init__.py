@@ -1,0 +1,1 @@
+"""Tensors beside tensors, with bars. No torch, no mmcv."""

@@ -1,0 +1,1 @@
+"""What a graph promises: tensors, options, precision, metadata. No torch, no mmcv."""

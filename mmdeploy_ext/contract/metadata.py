@@ -1,0 +1,195 @@
+"""Everything needed to use a file, kept in its `metadata_props`; read by ONNX Runtime or onnx."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata_entries import PREFIX, Facts, damaged, read_entry
+from mmdeploy_ext.contract.metadata_facts import checked_facts
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.inputs import cameras as preprocess_multiview
+from mmdeploy_ext.inputs.pictures import PreprocessRule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.inputs.points import VoxelRule
+
+GRAPH_RULES = 2
+"""Number of the rules by which graphs are written; a new one whenever the same model gives another graph.
+
+1: files without a number; batch normalisation folded in float32. 2: folded in float64, see `fold`.
+"""
+LATER = dict(rules='1', edits='[]')
+"""Fields that files of older versions lack -> what they stand for, as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What an exported file says about itself.
+
+    Attributes:
+        family: model family, e.g. 'atss'.
+        form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a streaming model,
+            which graph of its contract it is.
+        spec: names, shapes and tolerances of its tensors.
+        preprocess: how an image, or the images of all cameras, or points become its input.
+        classes: class names, by label.
+        postprocess: what the post-processing that the graph leaves out has to know.
+        options: the export options (opset, exporter, dynamic, batch size ...).
+        config: file name of the config.
+        config_sha256: hash of the model and test pipeline of the config.
+        checkpoint_sha256: hash of the checkpoint file.
+        versions: versions of the packages that made the file.
+        rules: number of the graph rules that the file was written by, see `GRAPH_RULES`.
+        edits: commands that changed the graph after the export, in order: each a dict of `command`,
+            `arguments` and the `versions` of packages that did it.
+    """
+
+    family: str
+    form: str
+    spec: GraphSpec
+    preprocess: PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule
+    classes: tuple[str, ...]
+    postprocess: dict[str, Any]
+    options: dict[str, Any]
+    config: str
+    config_sha256: str
+    checkpoint_sha256: str
+    versions: dict[str, str]
+    rules: int = GRAPH_RULES
+    edits: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """What the file computes in: 'fp32', 'fp16', or 'int8' after it was quantised."""
+        if any(edit['command'].startswith('quantize') for edit in self.edits):
+            return 'int8'
+        return str(self.options.get('precision') or 'fp32')
+
+    def to_props(self) -> dict[str, str]:
+        """Return the `metadata_props` entries: one JSON value per field."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values.update(spec=self.spec.to_json(), preprocess=self.preprocess.to_json())
+        return {PREFIX + name: json.dumps(value) for name, value in values.items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Metadata:
+        """Rebuild from `metadata_props`.
+
+        Args:
+            props: the entries of the file.
+            path: the file, for the message.
+
+        Raises:
+            ModelFileError: the file was not written by mm2onnx, or its metadata was damaged.
+        """
+        fields = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in fields if PREFIX + name not in props and name not in LATER]
+        if missing:
+            raise ModelFileError(
+                f'{path}: has no mm2onnx metadata ({PREFIX}{missing[0]} is missing); '
+                f'export it with tools/deployment/pytorch2onnx.py'
+            )
+        values = {name: read_entry(props, name, path, LATER.get(name, '')) for name in fields}
+        try:
+            rule = _rule_from_json(values['preprocess'])
+        except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together
+            raise damaged(path, 'preprocess', error) from error
+        values.update(
+            edits=tuple(values['edits']),
+            spec=GraphSpec.from_json(values['spec']),
+            classes=tuple(values['classes']),
+            preprocess=rule,
+            postprocess=checked_facts(values['postprocess'], values['family'], path),
+            options=Facts(values['options'], f'{path}: {PREFIX}options'),
+        )
+        return cls(**values)
+
+    def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
+        """Refuse a file of another family or form.
+
+        Raises:
+            ModelFileError: the message says what the file is.
+        """
+        if self.family != family:
+            raise ModelFileError(f'{path}: is a model of family {self.family!r}, expected {family!r}')
+        if forms and self.form not in forms:
+            raise ModelFileError(
+                f'{path}: its post-processing form is {self.form!r}, expected {" or ".join(forms)}'
+            )
+
+
+def check_graph(
+    spec: GraphSpec, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, Any], path: object
+) -> None:
+    """Refuse a spec that is not of the graph in its file.
+
+    Args:
+        spec: of the metadata.
+        inputs: name -> dtype and axes of the graph, a letter or None where one is dynamic.
+        outputs: the same.
+        path: the file, for the message.
+
+    Raises:
+        ModelFileError: names the tensor of the spec.
+    """
+    for kind, tensors, given in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
+        if (names := {tensor.name for tensor in tensors}) != set(given):
+            raise damaged(path, 'spec', f'{kind} are {", ".join(names)}, the graph has {", ".join(given)}')
+        for tensor in tensors:
+            dtype, axes = given[tensor.name]
+            fixed = [axis if isinstance(axis, int) else None for axis in tensor.axes]
+            real = [axis if isinstance(axis, int) else None for axis in axes]
+            unlike = len(fixed) != len(real) or any(
+                axis != other and (kind == 'inputs' or None not in (axis, other))
+                for axis, other in zip(fixed, real, strict=True)
+            )
+            if tensor.dtype != dtype or (unlike and (real or kind == 'inputs')):
+                shape = 'x'.join(map(str, axes)) or 'scalar'
+                raise damaged(
+                    path,
+                    'spec',
+                    f'{kind} says {tensor.name!r} is {tensor.dtype} {tensor.shape_text()}, the graph has '
+                    f'{dtype} {shape}',
+                )
+
+
+def _rule_from_json(
+    content: Mapping[str, Any],
+) -> PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule:
+    if 'voxel_size' in content:
+        from mmdeploy_ext.inputs.points import VoxelRule
+
+        return VoxelRule.from_json(content)
+    several = content.get('kind') == preprocess_multiview.KIND
+    return (preprocess_multiview.MultiViewRule if several else PreprocessRule).from_json(content)
+
+
+def read_metadata(path: str) -> Metadata:
+    """Read the metadata of an ONNX file, through the onnx package.
+
+    Raises:
+        ModelFileError: missing or corrupt file, or one without mm2onnx metadata.
+    """
+    return Metadata.from_props(read_props(path), path)
+
+
+def read_props(path: object) -> dict[str, str]:
+    """Return the `metadata_props` of an ONNX file, through the onnx package.
+
+    Raises:
+        ModelFileError: missing or corrupt file.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelFileError(f'{path}: no such ONNX file') from error
+    except Exception as error:
+        raise ModelFileError(f'{path}: is not a readable ONNX file ({type(error).__name__})') from error
+    return {entry.key: entry.value for entry in model.metadata_props}

@@ -1,0 +1,90 @@
+"""The `mm2onnx.*` entries of a file, read: JSON that passes its schema, or an error that names the entry."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata_schema import FIELDS, SPARSE_OPTIONS
+from mmdeploy_ext.contract.schema import Check, Mismatch
+from mmdeploy_ext.core.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = 'mm2onnx.'
+
+
+class Facts(dict):
+    """A dict of what a file says, in which a key that is not there is an error of the file.
+
+    Attributes:
+        where: what to say before 'has no KEY'.
+    """
+
+    def __init__(self, values: Any, where: str = 'the metadata') -> None:
+        """Take the values over."""
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        """Refuse a key that is not there."""
+        raise ModelFileError(f'{self.where} has no {key!r}; export it again')
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let other processes have it."""
+        return Facts, (dict(self), self.where)
+
+
+def damaged(path: object, name: str, error: object) -> ModelFileError:
+    """Return the error of one entry."""
+    return ModelFileError(
+        f'{path}: its mm2onnx metadata is damaged ({PREFIX}{name}: {error}); export it again'
+    )
+
+
+def read_entry(
+    props: Mapping[str, str], name: str, path: object, default: str = '', check: Check | None = None
+) -> Any:
+    """Return one entry of a file's metadata, checked.
+
+    Args:
+        props: the `metadata_props` of the file.
+        name: of the entry, without its prefix.
+        path: the file, for the message.
+        default: JSON that stands for an entry which is not there.
+        check: of its value, where it is not the usual one.
+
+    Raises:
+        ModelFileError: it is no JSON, or of another type, range or length; the message names the key.
+    """
+    try:
+        value = json.loads(props.get(PREFIX + name, default))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, name, f'is no JSON: {error}') from error
+    return check_entry(value, name, path, check)
+
+
+def check_entries(props: Mapping[str, str], path: object) -> None:
+    """Check all entries of a sparse file, whatever reads them.
+
+    Raises:
+        ModelFileError: see `read_entry`.
+    """
+    checks = {} if f'{PREFIX}preprocess' in props else dict(options=SPARSE_OPTIONS)
+    for name in FIELDS:
+        if PREFIX + name in props:
+            read_entry(props, name, path, check=checks.get(name))
+
+
+def check_entry(value: Any, name: str, path: object, check: Check | None = None) -> Any:
+    """Return a value that passes a check, by default that of its entry.
+
+    Raises:
+        ModelFileError: see `read_entry`.
+    """
+    try:
+        (check or FIELDS[name])(value, '')
+    except (Mismatch, OverflowError, RecursionError) as error:
+        raise damaged(path, name, error) from error
+    return value

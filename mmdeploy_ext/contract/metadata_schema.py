@@ -1,0 +1,245 @@
+"""What each `mm2onnx.*` entry of a file may be: a check for each. Needs neither torch nor numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.schema import (
+    Check,
+    Mismatch,
+    anything,
+    exactly,
+    items,
+    mapping,
+    maybe,
+    number,
+    one_of,
+    record,
+    text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FLAG, NAME = one_of(True, False), text(r'(?s).+', 'a text that is not empty')
+COUNT, SIZE = number(1, 100_000, whole=True), number(1, 16_384, whole=True)
+LIMIT = number(-1, 10**9, whole=True)
+"""Of a number of results: -1 and 0 have none."""
+POSITIVE, FRACTION = number(above=0), number(0, 1)
+TRIPLE = exactly(3, COUNT)
+DIGEST = text('[0-9a-f]{64}', '64 hexadecimal digits')
+DTYPES = ('bool', 'int8', 'uint8', 'int16', 'int32', 'int64', 'float16', 'float32', 'float64')
+COLOURS = dict(mean=exactly(3, number()), std=exactly(3, POSITIVE), to_rgb=FLAG)
+COLOURS['size_divisor'] = number(1, 4096, whole=True)
+
+IMAGE = record(
+    dict(
+        COLOURS,
+        img_scale=maybe(exactly(2, SIZE)),
+        keep_ratio=FLAG,
+        size=maybe(exactly(2, SIZE)),
+        pad_val=exactly(3, number()),
+        pad_size=maybe(exactly(2, SIZE)),
+        resize=one_of('cv2', 'pillow'),
+    ),
+)
+
+
+def _rig(rule: Mapping[str, Any], where: str) -> None:
+    """Refuse a crop outside of its picture, padding that is smaller than the crop, and too many names."""
+    for axis, name in enumerate(('top', 'left')):
+        start, size, whole = (rule[key][axis] for key in ('crop', 'size', 'resized'))
+        if not -size < start < whole:
+            raise Mismatch(f'crop[{axis}] is {start}, which leaves nothing of {whole} pixels ({name})')
+        if rule.get('pad_size') and rule['pad_size'][axis] < size:
+            raise Mismatch(f'pad_size[{axis}] is {rule["pad_size"][axis]}, expected at least size, {size}')
+    if (count := len(rule['cameras'])) not in (0, rule['num_cameras']):
+        raise Mismatch(f'cameras has {count} names, expected num_cameras, {rule["num_cameras"]}')
+
+
+MULTIVIEW_FIELDS = dict(
+    COLOURS,
+    kind=one_of('multiview'),
+    source=exactly(2, SIZE),
+    scale=number(above=0, most=64),
+    resized=exactly(2, SIZE),
+    crop=exactly(2, number(-16_384, 16_384, whole=True)),
+    size=exactly(2, SIZE),
+    pad_size=maybe(exactly(2, SIZE)),
+    num_cameras=number(1, 64, whole=True),
+    cameras=items(NAME, 0, 64),
+)
+MULTIVIEW = record(MULTIVIEW_FIELDS, tuple(MULTIVIEW_FIELDS), _rig)
+VOXEL_FIELDS = dict(
+    point_cloud_range=exactly(6, number(-1e6, 1e6)),
+    voxel_size=exactly(3, number(above=0, most=1e6)),
+    max_points=LIMIT,
+    max_voxels=LIMIT,
+    order=one_of('xyz', 'zyx'),
+    in_channels=number(1, 1024, whole=True),
+    mode=one_of('hard', 'dynamic'),
+)
+VOXELS = record(VOXEL_FIELDS, tuple(VOXEL_FIELDS)[:-1])
+
+
+def preprocess(value: Any, where: str) -> None:
+    """Check the rule of whichever kind the value says that it is."""
+    if isinstance(value, dict) and 'voxel_size' in value:
+        return VOXELS(value, where)
+    return (MULTIVIEW if isinstance(value, dict) and 'kind' in value else IMAGE)(value, where)
+
+
+def _axis(value: Any, where: str) -> None:
+    (NAME if isinstance(value, str) else number(0, 2**31, whole=True))(value, where)
+
+
+GROUP = record(
+    dict(
+        name=text(),
+        columns=maybe(items(number(0, 2**31, whole=True), 1)),
+        unit=text(),
+        rtol=number(0),
+        atol=number(0),
+    ),
+    ('columns',),
+)
+TENSOR = record(
+    dict(
+        name=NAME,
+        dtype=one_of(*DTYPES),
+        axes=items(_axis, 0, 8),
+        meaning=text(),
+        unit=text(),
+        groups=items(GROUP),
+        default=maybe(number()),
+        unused=FLAG,
+        compare=one_of('values', 'detections'),
+        single=FLAG,
+        smallest=SIZE,
+        multiple=SIZE,
+        positive=FLAG,
+    ),
+    ('name', 'dtype', 'axes', 'groups'),
+)
+
+
+def _names(spec: Mapping[str, Any], where: str) -> None:
+    """Refuse names that are there twice, and a state of tensors that are not there."""
+    outputs, inputs = ([tensor['name'] for tensor in spec[key]] for key in ('outputs', 'inputs'))
+    for key, names in (('inputs', inputs), ('outputs', outputs)):
+        if len(set(names)) < len(names):
+            raise Mismatch(f'{key} has a name twice: {", ".join(names)}')
+    for index, (source, target) in enumerate(spec['state']):
+        if source not in outputs or target not in inputs:
+            raise Mismatch(f'state[{index}] is {[source, target]}, expected an output and an input')
+
+
+SPEC = record(
+    dict(name=NAME, inputs=items(TENSOR, 1), outputs=items(TENSOR, 1), state=items(exactly(2, NAME))),
+    ('name', 'inputs', 'outputs', 'state'),
+    _names,
+)
+CHOICES = dict(
+    opset=number(1, 1000, whole=True),
+    exporter=one_of('torchscript', 'dynamo'),
+    form=NAME,
+    batch=COUNT,
+    height=number(0, 16_384, whole=True),
+    width=number(0, 16_384, whole=True),
+    max_candidates=number(0, 10**9, whole=True),
+    precision=one_of('fp32', 'fp16'),
+    score_form=one_of('separate', 'product'),
+    layout=one_of('batched', 'fork'),
+    grid_sample=one_of('operator', 'gather'),
+    contract=one_of('deploy', 'fork'),
+    fork_version=one_of('1.0', '1.1'),
+    fork_img2lidar=one_of('token', 'depth'),
+    layers=one_of('all', 'last'),
+    keep_fp32=items(NAME),
+    cfg_options=mapping(anything),
+    **dict.fromkeys(('dynamic', 'simplify', 'fp16_io', 'fuse', 'dynamic_batch', 'int8_fp16_io'), FLAG),
+)
+OPTIONS = record(CHOICES, ('opset', 'exporter'), closed=False)
+SPARSE = dict(
+    target=one_of('libspconv', 'portable'),
+    order=one_of('', 'xyz', 'zyx'),
+    precision=one_of('', 'fp16', 'int8'),
+    layer_precision=items(exactly(3, NAME)),
+    fold=one_of('fp16', 'fp32'),
+    output_bound=number(0, 10**9, whole=True),
+    form=one_of('buckets', 'tables'),
+)
+SPARSE_OPTIONS = record(CHOICES | SPARSE, closed=False)
+EDIT = record(
+    dict(command=NAME, arguments=mapping(anything), versions=mapping(text())),
+    ('command', 'arguments', 'versions'),
+)
+TABLE_FIELDS = dict(
+    name=NAME,
+    level_in=number(0, 63, whole=True),
+    level_out=number(0, 63, whole=True),
+    subm=FLAG,
+    kernel_size=exactly(3, number(1, 32, whole=True)),
+    stride=exactly(3, number(1, 1024, whole=True)),
+    padding=exactly(3, number(0, 1024, whole=True)),
+    dilation=exactly(3, number(1, 1024, whole=True)),
+)
+SCATTER_FIELDS = dict(name=NAME, level=number(0, 63, whole=True), axes=exactly(3, number(0, 2, whole=True)))
+
+
+def _levels(plan: Mapping[str, Any], where: str) -> None:
+    """Refuse a plan whose tables do not build their levels one after another."""
+    levels = 1
+    for index, table in enumerate(plan['tables']):
+        expected = table['level_in'] if table['subm'] else levels
+        kept = not table['subm'] and table['level_out'] == table['level_in'] and set(table['stride']) == {1}
+        if table['level_in'] >= levels or (table['level_out'] != expected and not kept):
+            raise Mismatch(
+                f'{where}.tables[{index}] goes from level {table["level_in"]} to {table["level_out"]}, and '
+                f'there are {levels}'
+            )
+        levels = max(levels, table['level_out'] + 1)
+    for index, scatter in enumerate(plan['scatters']):
+        if scatter['level'] >= levels or sorted(scatter['axes']) != [0, 1, 2]:
+            raise Mismatch(
+                f'{where}.scatters[{index}] is {scatter}, expected one of {levels} levels, axes 0 to 2'
+            )
+
+
+PLAN = record(
+    dict(
+        spatial_shape=TRIPLE,
+        tables=items(record(TABLE_FIELDS, tuple(TABLE_FIELDS))),
+        scatters=items(record(SCATTER_FIELDS, tuple(SCATTER_FIELDS))),
+        level_of=mapping(number(0, 63, whole=True)),
+        table_of=mapping(NAME),
+    ),
+    ('spatial_shape', 'tables', 'scatters', 'level_of', 'table_of'),
+    _levels,
+)
+SCN_FIELDS = dict(
+    form=one_of('buckets', 'tables'),
+    order=one_of('xyz', 'zyx'),
+    in_channels=number(1, 1024, whole=True),
+    output_shape=exactly(4, COUNT),
+    plan=PLAN,
+)
+FIELDS: dict[str, Check] = dict(
+    family=text(r'[a-z][\w-]*', 'the name of a model family'),
+    form=NAME,
+    spec=SPEC,
+    preprocess=preprocess,
+    voxels=VOXELS,
+    classes=items(text()),
+    postprocess=mapping(anything),
+    options=OPTIONS,
+    config=text(),
+    config_sha256=DIGEST,
+    checkpoint_sha256=DIGEST,
+    versions=mapping(text()),
+    rules=number(1, 10**6, whole=True),
+    edits=items(EDIT),
+    ranges=mapping(anything),
+    scn=record(SCN_FIELDS, tuple(SCN_FIELDS), closed=False),
+)
+"""Entry, without its prefix -> check of its value; of `postprocess` see also `metadata_facts`."""

@@ -1,0 +1,228 @@
+"""The contract of a graph: names, dtypes, axes, meaning, state pairs and tolerances.
+
+A model family states it once, in its `export.py`; export, dump, backends, verification, the report and the
+tables in the READMEs read this one object. Needs numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DEFAULT_RTOL = 1e-4
+"""Tolerance relative to the largest reference value of a column group (DESIGN.md, "Proof")."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnGroup:
+    """Columns (last axis) of a tensor that share a unit and therefore a scale.
+
+    Attributes:
+        name: what the columns are, for the verdict table.
+        columns: indices along the last axis; None means all of them.
+        unit: 'logit', 'pixel', 'm', '' (a ratio) ...
+        rtol: tolerance relative to the group's largest absolute reference value.
+        atol: absolute tolerance in `unit`; the larger of both counts.
+    """
+
+    name: str = ''
+    columns: tuple[int, ...] | None = None
+    unit: str = ''
+    rtol: float = DEFAULT_RTOL
+    atol: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One named tensor of a graph.
+
+    Attributes:
+        name: its ONNX name. Names are API.
+        dtype: numpy name of the element type.
+        axes: an int for a fixed axis, a letter (B, H, W, ...) for a dynamic one.
+        meaning: one sentence for people.
+        unit: unit of all values, when there is only one.
+        groups: column groups with their tolerances; empty means one group of all columns.
+        default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
+        unused: an input of the contract that no operator uses (it stays in the signature).
+        compare: 'values' for element-wise comparison; 'detections' where rows are matched by class and IoU.
+        smallest: least size of the axes from the third on (images: height and width).
+        multiple: what these sizes have to be multiples of.
+        single: points, poses, times or what a top-k sorts: computed in float32 in a float16 graph too.
+        positive: an input whose values have to be larger than zero (sizes).
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+    meaning: str = ''
+    unit: str = ''
+    groups: tuple[ColumnGroup, ...] = ()
+    default: float | None = None
+    unused: bool = False
+    compare: str = 'values'
+    single: bool = False
+    smallest: int = 1
+    multiple: int = 1
+    positive: bool = False
+
+    @property
+    def column_groups(self) -> tuple[ColumnGroup, ...]:
+        """The groups to compare by; never empty."""
+        return self.groups or (ColumnGroup(unit=self.unit),)
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """Axis index -> letter of the dynamic axes."""
+        return {index: axis for index, axis in enumerate(self.axes) if isinstance(axis, str)}
+
+    def shape_text(self) -> str:
+        """Return the axes as people write them, '1x3xHxW'."""
+        return 'x'.join(str(axis) for axis in self.axes) or 'scalar'
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphSpec:
+    """Inputs and outputs of a graph in order, and which output feeds which input of the next step.
+
+    Attributes:
+        name: the graph, e.g. 'atss/full'.
+        inputs: inputs in the order of the wrapper's arguments.
+        outputs: outputs in order.
+        state: (output name, input name) pairs of a stateful model.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    state: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of all inputs."""
+        return [tensor.name for tensor in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of all outputs."""
+        return [tensor.name for tensor in self.outputs]
+
+    def tensor(self, name: str) -> TensorSpec:
+        """Return the tensor called `name`; ShapeError names the ones that exist."""
+        for tensor in (*self.inputs, *self.outputs):
+            if tensor.name == name:
+                return tensor
+        raise ShapeError(f'{name!r} is not a tensor of {self.name}: {self.input_names + self.output_names}')
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as plain JSON types (what `metadata_props` keeps)."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> GraphSpec:
+        """Rebuild a spec from `to_json`."""
+        return cls(
+            name=content['name'],
+            inputs=_tensors(content['inputs']),
+            outputs=_tensors(content['outputs']),
+            state=tuple((source, target) for source, target in content['state']),
+        )
+
+    def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return feeds in which float32 arrays of float16 inputs are float16; all else is as it was."""
+        half = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
+        return {
+            name: array.astype(np.float16) if name in half and array.dtype == np.float32 else array
+            for name, array in feeds.items()
+        }
+
+    def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Refuse feeds that the graph does not take, the same way on every engine.
+
+        Args:
+            feeds: input name -> array.
+
+        Raises:
+            ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
+        """
+        known = set(self.input_names)
+        for name in feeds:
+            if name not in known:
+                raise ShapeError(
+                    f'{name!r} is not an input of {self.name}; its inputs are {", ".join(self.input_names)}'
+                )
+        letters: dict[str, tuple[str, int]] = {}
+        for tensor in self.inputs:
+            if tensor.name in feeds:
+                _check_array(tensor, feeds[tensor.name], letters)
+            elif tensor.default is None:
+                raise ShapeError(
+                    f'input {tensor.name!r} of {self.name} is missing; it takes {tensor.dtype} '
+                    f'{tensor.shape_text()}'
+                )
+
+
+def _tensors(content: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    tensors = []
+    for fields in content:
+        groups = tuple(
+            ColumnGroup(**{**group, 'columns': _tuple_or_none(group['columns'])})
+            for group in fields['groups']
+        )
+        tensors.append(TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': groups}))
+    return tuple(tensors)
+
+
+def _tuple_or_none(values: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _check_array(tensor: TensorSpec, array: np.ndarray, letters: dict[str, tuple[str, int]]) -> None:
+    got = 'x'.join(str(size) for size in array.shape)
+    expected = f'{tensor.dtype} {tensor.shape_text()}'
+    if array.dtype != np.dtype(tensor.dtype):
+        raise ShapeError(f'input {tensor.name!r}: got {array.dtype} {got}, expected {expected}')
+    if array.ndim != len(tensor.axes):
+        raise ShapeError(
+            f'input {tensor.name!r}: got shape {got} with {array.ndim} axes, expected {expected}'
+        )
+    if tensor.positive and not (array > 0).all():
+        raise ShapeError(
+            f'input {tensor.name!r}: got {array.min()}, expected positive numbers ({tensor.meaning})'
+        )
+    _check_sizes(tensor, array.shape, got, expected)
+    for axis, size in zip(tensor.axes, array.shape, strict=True):
+        if isinstance(axis, int) and axis != size:
+            raise ShapeError(
+                f'input {tensor.name!r}: got shape {got}, expected {expected} (a fixed shape: '
+                f'resize and pad to it, or export with --dynamic-export)'
+            )
+        if isinstance(axis, str):
+            first, known = letters.setdefault(axis, (tensor.name, size))
+            if known != size:
+                raise ShapeError(
+                    f'input {tensor.name!r}: got shape {got}, but {axis} is {known} in {first!r}'
+                )
+
+
+def _check_sizes(tensor: TensorSpec, shape: tuple[int, ...], got: str, expected: str) -> None:
+    """Refuse an empty batch, at which every engine fails in its own way, and sizes the model cannot take."""
+    if tensor.axes[0] == 'B' and not shape[0]:
+        raise ShapeError(
+            f'input {tensor.name!r}: got shape {got}, a batch of no images; expected {expected} of 1 or more'
+        )
+    for size in shape[2:]:
+        if size < tensor.smallest or size % tensor.multiple:
+            multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
+            raise ShapeError(
+                f'input {tensor.name!r}: got shape {got}, expected {expected}; height and width have to be '
+                f'at least {tensor.smallest}{multiple} (resize the image, or pad it where the test pipeline '
+                f'pads)'
+            )

@@ -1,0 +1,243 @@
+"""What all command-line tools share: one-line errors, exit codes, consoles (only these need rich)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.files import check_writable, watched_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from rich.console import Console
+
+    from mmdeploy_ext.core.files import RunFiles
+
+
+CLOSED_PIPE = 141
+"""Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
+ONE_FILE = ('config', 'checkpoint')
+"""Arguments that no folder is taken for."""
+OWN_PACKAGES = ('mmdeploy_ext', 'projects')
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are one line that begins with `error:`, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave."""
+        print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug`, which shows the traceback of an error."""
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+
+def wait_passively() -> None:
+    """Let idle OpenMP threads sleep instead of spin; call it before torch is imported.
+
+    PyTorch and ONNX Runtime in one process, or other processes on the same cores, otherwise fight over
+    them: a proof of the toy ATSS took 13.0 s spinning and 1.6 s sleeping on 2 busy cores. The benchmark
+    does not call this.
+    """
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+
+def one_line(message: object) -> str:
+    """Fold a message into one line."""
+    return ' '.join(str(message).split())
+
+
+def run(
+    body: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse `argv`, look at its files and run `body`; errors that users can act on become one line.
+
+    Returns:
+        The exit status: what `body` returns, or the error's own exit code. `CLOSED_PIPE` where nobody
+        reads stdout; the body ends all the same, so that its files are written.
+    """
+    with _outputs() as (out, _):
+        try:
+            status, failed = _run(body, parser, argv)
+        except SystemExit as leaving:  # --help, or a wrong option
+            out.flush()
+            if out.unread and not leaving.code:
+                raise SystemExit(CLOSED_PIPE) from None
+            raise
+        out.flush()
+        return CLOSED_PIPE if out.unread and not failed else status
+
+
+def _run(
+    body: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[int, bool]:
+    """Return the exit status, and whether it is that of an error."""
+    args = parser.parse_args(argv)
+    try:
+        with watched_run() as run:
+            check_files(run, parser, args)
+            if getattr(args, 'json', None):
+                check_writable(args.json)
+            return body(args), False
+    except KeyboardInterrupt:
+        status, message = 130, 'interrupted'
+    except ModuleNotFoundError as error:
+        status, message = 2, _not_installed(error)
+        if getattr(args, 'debug', False):
+            traceback.print_exc()
+    except (Mm2OnnxError, OSError, MemoryError) as error:
+        if getattr(args, 'debug', False):
+            traceback.print_exc()
+        status = error.exit_code if isinstance(error, Mm2OnnxError) else 1
+        message = one_line(error) or type(error).__name__
+        if isinstance(error, BrokenPipeError):  # of stdout and stderr none comes here
+            message += ': a process that this one was writing to has ended; --debug shows where'
+    print(f'error: {message}', file=sys.stderr)
+    return status, True
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    """Return what to do about a package that this Python does not have; our own are a bug, raised again."""
+    name = (error.name or '').split('.')[0]
+    if name in ('', *OWN_PACKAGES):
+        raise error
+    return (
+        f'{name} is not installed for {sys.executable}; activate the environment that `make env` makes '
+        f'(source .venv/bin/activate), or install it there'
+    )
+
+
+class _Output:
+    """A stream that is written to without an error when nobody reads it any more.
+
+    A broken pipe's error does not say whose it was: that of a worker is an error, stdout's own is none.
+    What is written after it goes nowhere, so that no console, no child process and no exit meets it again.
+
+    Attributes:
+        unread: whether a write found that nobody reads.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.unread = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write; returns how many characters."""
+        with self._noticing():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        self.write(''.join(lines))
+
+    def flush(self) -> None:
+        """Write what is kept back."""
+        with self._noticing():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self.unread = True
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+@contextlib.contextmanager
+def _outputs() -> Iterator[tuple[_Output, _Output]]:
+    """Let stdout and stderr notice that nobody reads them."""
+    before = sys.stdout, sys.stderr
+    made = _Output(sys.stdout), _Output(sys.stderr)
+    sys.stdout, sys.stderr = made
+    try:
+        yield made
+    finally:
+        for output in made:
+            output.flush()
+        sys.stdout, sys.stderr = before
+
+
+def stdout() -> Console:
+    """Return a console for tables on stdout; wide enough for them when the output is a file."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
+    return console
+
+
+def stderr() -> Console:
+    """Return a console for progress and logs on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def writes(action: argparse.Action, *files: str) -> argparse.Action:
+    """Mark an argument as one that names what is written, and not what is read; `--json` needs no mark.
+
+    Args:
+        action: what `add_argument` gave.
+        files: that are written, '{}' for its value; nothing: the value itself. '' marks a folder whose files
+            are looked at where they are known.
+    """
+    action.writes = files or ('{}',)
+    return action
+
+
+def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse a command line on which an output is one of its other files, or has no name.
+
+    Raises:
+        UsageError: names the option, the path and what it is.
+    """
+    for action in _actions(parser, args):
+        value = getattr(args, action.dest, None)
+        files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)
+        option = action.option_strings[-1] if action.option_strings else action.dest
+        if files is None:
+            name = f'what {option} names' if action.option_strings else f'the {_title(action.dest)}'
+            words = [word for word in _words(value) if action.dest not in ONE_FILE or not Path(word).is_dir()]
+            run.reads(name, words)
+        elif value is not None:
+            paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
+            run.writes(option, paths)
+
+
+def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[argparse.Action]:
+    """Yield the arguments of a parser, those of the chosen subcommand too."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from _actions(action.choices[getattr(args, action.dest)], args)
+        else:
+            yield action
+
+
+def _title(dest: str) -> str:
+    return 'input' if dest in ('file', 'files', 'in_file') else dest.replace('_', ' ')
+
+
+def _words(value: Any) -> list[str]:
+    """Return the strings of an argument, and their words: 'differs other.onnx' names a file."""
+    if isinstance(value, list | tuple):
+        return [word for item in value for word in _words(item)]
+    return [value, *value.split()] if isinstance(value, str) else [value] if isinstance(value, Path) else []

@@ -1,0 +1,186 @@
+"""Config files: reading them with clear errors, and paths into the installed OpenMMLab packages."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib
+import importlib.util
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
+from mmdeploy_ext.core.files import will_read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+def mmdet_config(relative: str) -> str:
+    """Return the absolute path of a config of the installed mmdet, for use in `_base_`.
+
+    Args:
+        relative: path below mmdet's `configs/`, e.g. 'atss/atss_r50_fpn_1x_coco.py'.
+
+    Raises:
+        ConfigError: mmdet is not installed, or has no such config.
+    """
+    return _package_config('mmdet', relative)
+
+
+def mmdet3d_config(relative: str) -> str:
+    """Return the absolute path of a config of the installed mmdet3d, like `mmdet_config`."""
+    return _package_config('mmdet3d', relative)
+
+
+def _package_config(name: str, relative: str) -> str:
+    package = importlib.util.find_spec(name)
+    if package is None or package.origin is None:
+        raise ConfigError(f'{name} is not installed: run `make env`, or install requirements-openmmlab.txt')
+    root = Path(package.origin).parent
+    for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
+        if (folder / relative).is_file():
+            return str(folder / relative)
+    raise ConfigError(f'configs/{relative} is not in the installed {name} ({root})')
+
+
+def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Read an mmcv config, import its plugins and apply `--cfg-options`.
+
+    Returns:
+        An mmcv `Config`.
+
+    Raises:
+        ConfigError: missing file, syntax error, failing import, or an override that does not fit.
+    """
+    from mmcv import Config, import_modules_from_strings
+    if not Path(path).is_file():
+        raise ConfigError(f'{path}: no such config file')
+    try:
+        with _closed_temporary_files(), _installed_bases():
+            cfg = Config.fromfile(path)
+        if overrides:
+            cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv takes `_delete_` out of it
+        if cfg.get('custom_imports'):
+            import_modules_from_strings(**cfg['custom_imports'])
+        _import_plugin_dir(cfg, path)
+    except UsageError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f'{path}: syntax error: {error}') from error
+    except Exception as error:
+        cause = error if str(error) else root_cause(error)
+        raise ConfigError(f'{path}: cannot be read: {type(cause).__name__}: {cause}') from error
+    if not isinstance(cfg.get('model', {}), dict):
+        raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
+    will_read('an annotation file of the config', _annotations(cfg.get('data')))
+    return cfg
+
+
+def _annotations(data: Any) -> Iterator[str]:
+    """Yield the annotation files of a config's data sets; a relative one is below `data_root`, too."""
+    if isinstance(data, list | tuple):
+        for item in data:
+            yield from _annotations(item)
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if key == 'ann_file':
+                files = value if isinstance(value, list | tuple) else [value]
+                files = [file for file in files if isinstance(file, str)]
+                yield from files
+                yield from (str(Path(data.get('data_root') or '', file)) for file in files)
+            else:
+                yield from _annotations(value)
+
+
+# Configs of 3D plugins take their bases from a checkout of the library that lies beside the project.
+CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': mmdet_config}
+
+
+@contextlib.contextmanager
+def _installed_bases() -> Iterator[None]:
+    """Let `_base_` paths into a missing checkout of mmdet3d or mmdet mean the installed package's configs.
+
+    It changes how mmcv 1.7.2 reads one file, for the time of the body.
+    """
+    from mmcv import Config
+    original = vars(Config)['_file2dict']
+
+    def file2dict(filename: str, *args: Any) -> Any:
+        found = _installed_base(filename)
+        will_read(f'a file of the config ({Path(found).name})', [found])
+        return original.__func__(found, *args)
+
+    Config._file2dict = staticmethod(file2dict)
+    try:
+        yield
+    finally:
+        Config._file2dict = original
+
+
+def _installed_base(filename: str) -> str:
+    if Path(filename).is_file():
+        return filename
+    path = Path(filename).as_posix()
+    for checkout, find in CHECKOUTS.items():
+        if f'/{checkout}' in path:
+            return find(path.split(f'/{checkout}', 1)[1])
+    return filename
+
+
+@contextlib.contextmanager
+def _closed_temporary_files() -> Iterator[None]:
+    """Close what mmcv 1.7.2 leaves open when a config raises: its end would print a traceback of its own."""
+    try:
+        yield
+    except Exception as error:
+        raised: BaseException | None = error
+        while raised is not None:
+            for frame, _ in traceback.walk_tb(raised.__traceback__):
+                if 'temp_config_file' in frame.f_locals:
+                    with contextlib.suppress(OSError):  # its folder is gone already
+                        frame.f_locals['temp_config_file'].close()
+            raised = raised.__context__
+        raise
+
+
+def _import_plugin_dir(cfg: Any, path: str) -> None:
+    """Honour mmdet3d-style `plugin=True, plugin_dir='projects/mmdet3d_plugin/'`."""
+    if not cfg.get('plugin'):
+        return
+    folder = cfg.get('plugin_dir') or str(Path(path).parent)
+    importlib.import_module('.'.join(Path(folder).parts))
+
+
+def config_sha256(cfg: Any) -> str:
+    """Return a hash of what decides the graph: the model and the test pipeline, not paths or schedules."""
+    decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
+    return hashlib.sha256(_canonical(decisive).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    if isinstance(value, dict):
+        return '{' + ','.join(f'{key!s}:{_canonical(value[key])}' for key in sorted(value, key=str)) + '}'
+    if isinstance(value, list | tuple):
+        return '[' + ','.join(map(_canonical, value)) + ']'
+    return repr(value)
+
+
+def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
+    """Return the test pipeline of a config, wherever it is kept."""
+    data = cfg.get('data') or {}
+    for section in ('test', 'val'):
+        dataset = data.get(section)
+        while isinstance(dataset, dict):
+            if dataset.get('pipeline'):
+                return dataset['pipeline']
+            dataset = dataset.get('dataset')
+        if isinstance(dataset, list | tuple) and dataset and dataset[0].get('pipeline'):
+            return dataset[0]['pipeline']
+    pipeline = cfg.get('test_pipeline')
+    if not pipeline:
+        raise ConfigError(f'{cfg.filename}: has neither data.test.pipeline nor test_pipeline; '
+                          f'the image normalisation is taken from there')
+    return pipeline

@@ -1,0 +1,125 @@
+"""Named tensors on disk: one NAME_AxBxC.bin per tensor and a manifest per folder. Needs numpy only."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MANIFEST = 'manifest.json'
+
+
+def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
+    """Return 'NAME_1x3x256x256.bin'; a scalar is 'NAME_scalar.bin'.
+
+    Args:
+        name: of the tensor.
+        array: for its shape.
+        suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'.
+    """
+    suffix = next((end for prefix, end in (suffixes or {}).items() if name.startswith(prefix)), '')
+    return f'{name}_{"x".join(map(str, array.shape)) or "scalar"}{suffix}.bin'
+
+
+def save_dump(
+    folder: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    facts: Mapping[str, Any],
+    meanings: Mapping[str, str] | None = None,
+    suffixes: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors and their manifest; the manifest comes last, so that a folder with one is whole.
+
+    Args:
+        folder: made when missing; files of an earlier dump in it are replaced.
+        tensors: name -> array; written in C order, little endian.
+        facts: kept in the manifest: config, checkpoint hash, image ...
+        meanings: name -> one sentence.
+        suffixes: see `file_name`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [folder / MANIFEST, *folder.glob('*.bin')]:
+        old.unlink(missing_ok=True)
+    entries = {}
+    for name, array in tensors.items():
+        content = np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<'), copy=False).tobytes()
+        with atomic_path(folder / file_name(name, array, suffixes)) as temporary:
+            temporary.write_bytes(content)
+        entries[name] = dict(
+            file=file_name(name, array, suffixes),
+            dtype=str(array.dtype),
+            shape=list(array.shape),
+            sha256=hashlib.sha256(content).hexdigest(),
+            meaning=(meanings or {}).get(name, ''),
+        )
+    write_json(folder / MANIFEST, dict(facts, tensors=entries))
+
+
+def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a dump.
+
+    Returns:
+        name -> array, and the manifest.
+
+    Raises:
+        DataError: a file is missing, or its content is not what the manifest says.
+    """
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    tensors = {}
+    for name, entry in manifest['tensors'].items():
+        path = folder / entry['file']
+        if not path.is_file():
+            raise DataError(
+                f'{path}: is named in {folder / MANIFEST} and missing; dump again with the _pth config'
+            )
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry['sha256']:
+            raise DataError(
+                f'{path}: its content is not the one that was dumped (sha256 differs); dump again with the '
+                f'_pth config'
+            )
+        try:
+            values = np.frombuffer(content, np.dtype(entry['dtype']).newbyteorder('<'))
+            tensors[name] = values.reshape(entry['shape'])
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f'{folder / MANIFEST}: {name} is said to be {entry["dtype"]} {entry["shape"]}, its file has '
+                f'{len(content)} bytes; dump again with the _pth config'
+            ) from error
+    return tensors, manifest
+
+
+def load_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read what a dump says about itself; DataError when that is not what `save_dump` writes."""
+    path = Path(folder) / MANIFEST
+    manifest = read_json(path)
+    entries = manifest.get('tensors') if isinstance(manifest, dict) else None
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and entry.keys() >= {'file', 'dtype', 'shape', 'sha256'}
+        for entry in entries.values()
+    ):
+        raise DataError(f'{path}: is no manifest of a dump; dump again with the _pth config')
+    return manifest
+
+
+def list_samples(folder: str | Path) -> list[Path]:
+    """Return the sample folders of a dump, in order; those without a manifest are not whole and left out."""
+    return sorted(path.parent for path in Path(folder).glob(f'*/{MANIFEST}'))
+
+
+if __name__ == '__main__':
+    import sys
+
+    from mmdeploy_ext.apps.dump_app import main
+
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import glob
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    AnyPath = str | os.PathLike[str]
+
+DATA_SUFFIXES = (
+    *('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.onnx', '.data'),
+    *('.npz', '.npy', '.bin', '.pcd', '.pkl', '.pth'),
+)
+"""Of files in a folder that tools read; reports of theirs are none."""
+
+
+class RunFiles:
+    """What one run of a tool reads and writes, so that nothing that is read is ever written.
+
+    Files are told apart by device and inode where they exist: links and other spellings are one file.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no file."""
+        self._read: dict[object, str] = {}
+        self._written: dict[object, tuple[str, AnyPath]] = {}
+        self._closed: list[tuple[Path, str]] = []
+
+    def reads(self, what: str, paths: Iterable[AnyPath]) -> None:
+        """Say that files are read; of a folder its data, of an ONNX file its external data too.
+
+        Args:
+            what: they are, for the message: 'the checkpoint'.
+            paths: need not exist.
+
+        Raises:
+            UsageError: one of them is to be written.
+        """
+        for path in map(Path, paths):
+            key = _key(path)
+            self._read.setdefault(key, what)
+            if path.is_dir() or path.suffix == '.onnx':
+                self._closed.append((path, what))
+            self._refuse(key, *self._written.get(key, ('', '')))
+        if any(isinstance(key, tuple) for key in self._written):
+            self._open()
+
+    def writes(self, option: str, paths: Iterable[AnyPath]) -> None:
+        """Say that files are going to be written.
+
+        Args:
+            option: that names them.
+            paths: need not exist.
+
+        Raises:
+            UsageError: a name is empty, of a file that is read, or of what another option writes.
+        """
+        for path in paths:
+            if not str(path).strip():
+                raise UsageError(f"{option} '': is no name; give that of what is written, or leave it out")
+            key = _key(path)
+            other, _ = self._written.setdefault(key, (option, path))
+            if other != option:
+                raise UsageError(f'{option} {path}: is what {other} writes, too; give another name')
+            self.refuse_read(path, option)
+
+    def refuse_read(self, path: AnyPath, option: str = '') -> None:
+        """Refuse to write a file that is read.
+
+        Raises:
+            UsageError: names the option, the path and what it is.
+        """
+        if not os.path.isdir(path):
+            if os.path.exists(path):
+                self._open()
+            self._refuse(_key(path), option, path)
+
+    def _refuse(self, key: object, option: str, path: AnyPath) -> None:
+        if path and key in self._read:
+            raise UsageError(
+                f'{option} {path}: is {self._read[key]}; it is never written over, give another name'.lstrip()
+            )
+
+    def _open(self) -> None:
+        """Look into folders and ONNX files that are read; only where an output is there already."""
+        while self._closed:
+            path, what = self._closed.pop()
+            self.reads(f'a file of {what}' if path.is_dir() else f'the weights of {what}', _parts(path))
+
+
+def _key(path: AnyPath) -> tuple[int, int] | str:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the data of a folder (the graphs alone of one that holds graphs), or of an ONNX file."""
+    if path.is_dir():
+        graphs = list(path.glob('*.onnx'))
+        return graphs or [file for file in path.rglob('*') if _is_data(file)]
+    with contextlib.suppress(ImportError, UsageError):
+        from mmdeploy_ext.graph.io.files import external_files, read
+
+        return list(external_files(read(path), path.parent).values())
+    return []
+
+
+def _is_data(file: Path) -> bool:
+    return (file.suffix.lower() in DATA_SUFFIXES or file.name == 'manifest.json') and file.is_file()
+
+
+_RUN: contextvars.ContextVar[RunFiles] = contextvars.ContextVar('files of this run')
+
+
+@contextlib.contextmanager
+def watched_run() -> Iterator[RunFiles]:
+    """Let `will_read`, `will_write` and all that writes look at one run's files, for the time of the body."""
+    run = RunFiles()
+    token = _RUN.set(run)
+    try:
+        yield run
+    finally:
+        _RUN.reset(token)
+
+
+def will_read(what: str, paths: Iterable[AnyPath]) -> None:
+    """Tell the run of a tool what is read, see `RunFiles.reads`; outside of one it says nothing."""
+    if (run := _RUN.get(None)) is not None:
+        run.reads(what, paths)
+
+
+def will_write(option: str, paths: Iterable[AnyPath]) -> None:
+    """Tell the run of a tool what is going to be written, see `RunFiles.writes`."""
+    if (run := _RUN.get(None)) is not None:
+        run.writes(option, paths)
+
+
+def check_outputs(
+    outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str, Iterable[AnyPath]]
+) -> None:
+    """Refuse to write what is read, in one call and whatever the run of a tool knows.
+
+    Args:
+        outputs: option -> files that it names.
+        inputs: what they are -> files that are read.
+
+    Raises:
+        UsageError: see `RunFiles.writes`.
+    """
+    run = RunFiles()
+    for what, paths in inputs.items():
+        run.reads(what, paths)
+    for option, paths in outputs.items():
+        run.writes(option, paths)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove the temporary files that killed processes left beside `target`."""
+    for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*.part'):
+        pid = leftover.name.rsplit('.', 2)[-2]
+        if not pid.isdigit() or not _is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _refuse_read(target: Path) -> None:
+    if (run := _RUN.get(None)) is not None:
+        run.refuse_read(target)
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `target` that is renamed to it on success and removed on failure.
+
+    Args:
+        target: file to write. Its folder is made when it is missing.
+
+    Raises:
+        UsageError: `target` is a file that this run reads.
+        Mm2OnnxError: the disk is full or the write failed; `target` is as it was before.
+    """
+    target = Path(target)
+    _refuse_read(target)
+    temporary = target.with_name(f'.{target.name}.{os.getpid()}.part')
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise Mm2OnnxError(f'{target}: could not be written ({error.strerror or error}); '
+                           f'free some space or choose another folder') from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(target: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; a missing or damaged one is a UsageError that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError as error:
+        raise UsageError(f'{path}: no such file') from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f'{path}: is not valid JSON ({error})') from error
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Return the hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as stream:
+        for block in iter(lambda: stream.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_writable(target: str | os.PathLike[str]) -> None:
+    """Refuse an output path that cannot be written, before hours are spent on making its content.
+
+    Raises:
+        UsageError: the folder is read-only, a folder or device stands where the file should be, or the run
+            of this tool reads the file.
+    """
+    if not str(target).strip():
+        raise UsageError("'': is no name of a file to write")
+    target = Path(target)
+    _refuse_read(target)
+    if target.is_dir():
+        raise UsageError(f'{target}: is a folder; give the name of a file')
+    if target.exists() and not target.is_file():
+        raise UsageError(f'{target}: is a device or pipe, which would be replaced; give the name of a file')
+    folder = target.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f'{target}: {folder} is a file, not a folder')
+    probe = folder / f'.{target.name}.probe.{os.getpid()}.part'
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f'{target}: the folder {folder} cannot be written ({error.strerror}); '
+                         f'choose another one or change its permissions') from error

@@ -1,0 +1,1 @@
+"""From config and checkpoint to files."""

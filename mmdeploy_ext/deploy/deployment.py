@@ -1,0 +1,309 @@
+"""From config and checkpoint to an ONNX file: what `pytorch2onnx.py` and the `_onnx` configs call."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.precision import check_patterns, check_precision, in_precision, with_half_features
+from mmdeploy_ext.core.config import config_sha256, load_config
+from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.files import check_writable, sha256_file
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
+from mmdeploy_ext.families.base import BaseFamily, ExportOptions, Family, find_family
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
+
+
+KEPT_EXPORTS = 4
+"""As many as the graphs of a model."""
+
+
+@dataclasses.dataclass
+class Deployment:
+    """A trained model, ready to be exported or compared.
+
+    Attributes:
+        cfg: the mmcv config, overrides applied.
+        config: its path.
+        cfg_options: the overrides.
+        family: the family that claims it.
+        model: the upstream model with its weights, in evaluation mode.
+        checkpoint: the path of the weights.
+        checkpoint_sha256: their hash.
+        classes: class names by label.
+        rule: how an image becomes the input.
+        exports: the last exports of this model: options, or name of a graph and options -> graph.
+    """
+
+    cfg: Any
+    config: str
+    cfg_options: dict[str, Any]
+    family: BaseFamily
+    model: torch.nn.Module
+    checkpoint: str
+    checkpoint_sha256: str
+    classes: tuple[str, ...]
+    rule: Any
+    exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Keep an export, which nobody changes, for a proof that may follow; forgets old ones, returns it."""
+        self.exports[key] = model
+        while len(self.exports) > KEPT_EXPORTS:
+            del self.exports[next(iter(self.exports))]
+        return model
+
+    @property
+    def config_sha256(self) -> str:
+        """Hash of the model and test pipeline of the config."""
+        return config_sha256(self.cfg)
+
+
+def check_device(device: str) -> torch.device:
+    """Refuse a device that is not here.
+
+    Raises:
+        EngineError: the message says what is.
+    """
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'") from error
+    if parsed.type == 'cuda' and not torch.cuda.is_available():
+        raise EngineError(f'--device {device}: this torch {torch.__version__} sees no GPU; use --device cpu')
+    if parsed.type not in ('cpu', 'cuda'):
+        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'")
+    return parsed
+
+
+def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
+    """Return class names: of the checkpoint, the config, the data set's class, or else numbers."""
+    from mmdet.datasets import DATASETS
+
+    dataset = (cfg.get('data') or {}).get('test') or {}
+    kind = DATASETS.get(str(dataset.get('type')))
+    for names in (
+        checkpoint.meta.get('CLASSES'),
+        dataset.get('classes'),
+        cfg.get('classes'),
+        cfg.get('class_names'),
+        getattr(kind, 'CLASSES', None),
+    ):
+        if isinstance(names, list | tuple) and len(names) == num_classes:
+            return tuple(map(str, names))
+    return tuple(f'class {index}' for index in range(num_classes))
+
+
+def load(
+    config: str,
+    checkpoint: str,
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    before_weights: Callable[[Any, BaseFamily, torch.nn.Module], None] | None = None,
+) -> Deployment:
+    """Read config and checkpoint.
+
+    Args:
+        config: path of the config.
+        checkpoint: path of the weights.
+        cfg_options: overrides of the config.
+        device: where the model goes.
+        before_weights: called with cfg, family and model before the weights are read, to refuse options.
+
+    Raises:
+        UsageError: one of its subclasses says what is wrong with which file.
+    """
+    target = check_device(device)
+    cfg = load_config(config, cfg_options)
+    family = find_family(cfg)
+    rule = family.preprocess_rule(cfg)
+    if not Path(checkpoint).is_file():
+        load_checkpoint(checkpoint)
+    model = family.build(cfg)
+    if before_weights is not None:
+        before_weights(cfg, family, model)
+    weights = load_checkpoint(checkpoint)
+    family.load_weights(model, weights)
+    classes = class_names(cfg, weights, family.num_classes(model))
+    model.CLASSES = classes
+    return Deployment(
+        cfg=cfg,
+        config=config,
+        cfg_options=dict(cfg_options or {}),
+        family=family,
+        model=model.eval().to(target),
+        checkpoint=checkpoint,
+        checkpoint_sha256=sha256_file(checkpoint),
+        classes=classes,
+        rule=rule,
+    )
+
+
+def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Family, torch.nn.Module], None]:
+    """Return a `before_weights` hook that refuses options before the weights load.
+
+    Raises:
+        UsageError: from the hook; opset, form, shape, or an output file that cannot be written.
+    """
+
+    def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
+        check_options(options, cfg, family, model)
+        check_writable(output_file)
+
+    return check
+
+
+def check_options(options: ExportOptions, cfg: Any, family: Family, model: torch.nn.Module) -> None:
+    """Refuse options that no export of a model has.
+
+    Raises:
+        UsageError: names the option as it is typed.
+    """
+    resolved = resolve(options, model, family.preprocess_rule(cfg))
+    if resolved.batch < 1:
+        raise UsageError(f'--batch-size {options.batch}: expected a positive number')
+    if options.height < 0 or options.width < 0:
+        raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
+    check_opset(resolved.opset, options.exporter)
+    check_operators(model, resolved.opset)
+    _check_own_options(family, options)
+    check_precision(options.precision, options.fp16_io, options.keep_fp32)
+    family.check(cfg, resolved)
+
+
+def _check_own_options(family: Family, options: ExportOptions) -> None:
+    """Refuse options that only other families have."""
+    for name, value in options.set_for_some().items():
+        if name not in family.own_options:
+            flag = name.replace('_', '-')
+            typed = f'--{"" if value else "no-"}{flag}' if isinstance(value, bool) else f'--{flag} {value}'
+            raise UsageError(f'{typed}: family {family.name!r} has no such option')
+
+
+def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule) -> ExportOptions:
+    """Fill in what the user left open: opset 0 and shape 0 x 0 take their defaults."""
+    changes: dict[str, Any] = {}
+    if options.opset == 0:
+        changes['opset'] = default_opset(model, options.exporter)
+    if options.height == 0 and options.width == 0:
+        long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
+        height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)
+        changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
+    return dataclasses.replace(options, **changes)
+
+
+def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
+    """Prepare an image for an input of exactly `height` x `width`: resized to fit, then padded."""
+    return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
+
+
+def rule_of(deployment: Deployment, options: ExportOptions) -> PreprocessRule:
+    """Return how pictures become the input of a file with these options: a fixed one has one size."""
+    size = None if options.dynamic else (options.height, options.width)
+    return dataclasses.replace(deployment.rule, size=size or deployment.rule.size)
+
+
+def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
+    """Return what the file will say about itself."""
+    spec = deployment.family.spec(deployment.model, options)
+    return Metadata(
+        form=options.form,
+        spec=with_half_features(spec) if options.fp16_io else spec,
+        preprocess=rule_of(deployment, options),
+        options=dict(
+            options.of_family(deployment.family.own_options),
+            cfg_options=plain_options(deployment.cfg_options),
+        ),
+        **model_facts(deployment),
+    )
+
+
+def model_facts(deployment: Deployment) -> dict[str, Any]:
+    """Return the fields of `Metadata` that do not depend on the export options."""
+    return dict(
+        family=deployment.family.name,
+        classes=deployment.classes,
+        postprocess=deployment.family.postprocess_facts(deployment.model),
+        config=Path(deployment.config).name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        versions=export.versions(),
+    )
+
+
+def plain_options(value: Any) -> Any:
+    """Return overrides as plain JSON types."""
+    if isinstance(value, dict):
+        return {str(key): plain_options(item) for key, item in value.items()}
+    return [plain_options(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def export_model(
+    deployment: Deployment, options: ExportOptions, images: Sequence[PreparedImage]
+) -> tuple[onnx.ModelProto, Metadata]:
+    """Export a model.
+
+    Args:
+        deployment: the trained model.
+        options: with opset and shape resolved.
+        images: one prepared image or more, of the traced shape; repeated to the batch size.
+
+    Returns:
+        The graph and its metadata.
+    """
+    family, metadata = deployment.family, make_metadata(deployment, options)
+    batch = [images[index % len(images)] for index in range(options.batch)]
+    device = next(deployment.model.parameters()).device
+    example = {
+        name: torch.from_numpy(array).to(device)
+        for name, array in family.feeds(batch, True).items()
+        if name in metadata.spec.input_names
+    }
+    stages = family.stages(deployment.model, options)
+    for stage in stages:
+        stage.module.eval().to(device)
+    model = export.export_stages(stages, example, metadata.spec, options)
+    check_patterns([model], options.keep_fp32)
+    return in_precision(model, metadata.spec, options, family.keep_fp32), metadata
+
+
+def export_to_file(
+    deployment: Deployment, options: ExportOptions, images: Sequence[PreparedImage], output_file: str
+) -> tuple[Metadata, float]:
+    """Export and write a file, whole or not at all.
+
+    Returns:
+        Its metadata and the seconds that the export took.
+    """
+    start = time.perf_counter()
+    model, metadata = export_model(deployment, options, images)
+    export.save(model, output_file, metadata)
+    deployment.keep(options, model)
+    return metadata, time.perf_counter() - start
+
+
+def with_normalisation(
+    rule: PreprocessRule, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> PreprocessRule:
+    """Return the config's rule with `--mean` and `--std` where they are given."""
+    given = dict(mean=mean, std=std)
+    return dataclasses.replace(rule, **{name: tuple(value) for name, value in given.items() if value})
+
+
+def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:
+    """Return the config's rule with the normalisation that the file was exported with (`--mean`, `--std`)."""
+    return with_normalisation(rule, metadata.preprocess.mean, metadata.preprocess.std)

@@ -1,0 +1,169 @@
+"""ONNX Runtime. Imports neither torch nor mmcv."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import Metadata, check_graph
+from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.engines.base import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
+    import onnxruntime
+
+GRAPH_OPTIMIZATION = {
+    'none': 'ORT_DISABLE_ALL',
+    'basic': 'ORT_ENABLE_BASIC',
+    'extended': 'ORT_ENABLE_EXTENDED',
+    'all': 'ORT_ENABLE_ALL',
+}
+SPINNING = {
+    'always': {},
+    'run': {'session.force_spinning_stop': '1'},
+    'never': {'session.intra_op.allow_spinning': '0'},
+}
+"""`spinning` -> session options; without any, threads that wait for work keep their cores busy."""
+
+
+class OnnxRuntimeBackend(Backend):
+    """One file in one ONNX Runtime session.
+
+    Attributes:
+        seconds: that all runs took so far.
+    """
+
+    engine = 'onnxruntime'
+
+    def __init__(
+        self,
+        path: str,
+        providers: Sequence[str] = ('CPUExecutionProvider',),
+        threads: int = 0,
+        graph_optimization: str = 'all',
+        profile_prefix: str = '',
+        spinning: str = 'always',
+        round_fp16: bool = False,
+    ) -> None:
+        """Keep the options.
+
+        Args:
+            path: the ONNX file.
+            providers: execution providers in order of preference; one that is not there is an error.
+            threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
+            graph_optimization: 'none', 'basic', 'extended' or 'all'.
+            profile_prefix: write a profile to a file that begins like this.
+            spinning: when threads that wait keep their cores busy: 'always' (also for some milliseconds after
+                a run, at the cost of whoever runs next), only during a 'run', or 'never'.
+            round_fp16: round every value that a float16 graph stores, as a GPU does and ONNX Runtime's CPU
+                does not (see `graph/passes/round_half.py`); for proofs, it is slower.
+        """
+        if spinning not in SPINNING:
+            raise ConfigError(f'spinning={spinning!r}: expected one of {", ".join(SPINNING)}')
+        if graph_optimization not in GRAPH_OPTIMIZATION:
+            raise ConfigError(
+                f'graph_optimization={graph_optimization!r}: expected one of {", ".join(GRAPH_OPTIMIZATION)}'
+            )
+        self.path = str(path)
+        self.providers = list(providers)
+        self.threads = threads
+        self.graph_optimization = graph_optimization
+        self.profile_prefix = profile_prefix
+        self.spinning = spinning
+        self.round_fp16 = round_fp16
+        self.session: onnxruntime.InferenceSession | None = None
+        self.seconds = 0.0
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self.threads
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, GRAPH_OPTIMIZATION[self.graph_optimization]
+        )
+        for name, value in SPINNING[self.spinning].items():
+            options.add_session_config_entry(name, value)
+        if self.profile_prefix:
+            options.enable_profiling = True
+            options.profile_file_prefix = self.profile_prefix
+        return options
+
+    def activate(self) -> None:
+        """Open the session and read the file's metadata."""
+        self.open_session()
+        self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
+        self.spec = self.metadata.spec
+        taken = (*self.session.get_inputs(), *self.session.get_overridable_initializers())
+        check_graph(self.spec, _tensors(taken), _tensors(self.session.get_outputs()), self.path)
+
+    def open_session(self) -> None:
+        """Open the session, whatever the file's metadata says."""
+        import os
+
+        import onnxruntime
+
+        absent = [name for name in self.providers if name not in onnxruntime.get_available_providers()]
+        if absent:
+            raise EngineError(
+                f'execution provider {", ".join(absent)} was asked for; this ONNX Runtime '
+                f'{onnxruntime.__version__} has {", ".join(onnxruntime.get_available_providers())}'
+            )
+        if not os.path.isfile(self.path):
+            raise ModelFileError(f'{self.path}: no such ONNX file')
+        try:
+            source = self._rounded() if self.round_fp16 else self.path
+            self.session = onnxruntime.InferenceSession(source, self._options(), providers=self.providers)
+        except Exception as error:
+            raise ModelFileError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
+        check_active(self.providers, self.session.get_providers())
+
+    def _rounded(self) -> bytes:
+        import onnx
+
+        from mmdeploy_ext.graph.passes.round_half import round_half
+
+        return round_half(onnx.load(self.path)).SerializeToString()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Backend.run`."""
+        names, start = [output.name for output in self.session.get_outputs()], time.perf_counter()
+        try:
+            outputs = dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            raise InferenceError(f'{self.path}: ONNX Runtime failed to run it: {error}') from error
+        self.seconds += time.perf_counter() - start
+        return outputs
+
+    def deactivate(self) -> None:
+        """Close the session."""
+        self.session = None
+
+
+def _tensors(values: Iterable[onnxruntime.NodeArg]) -> dict[str, tuple[str, Sequence[Any]]]:
+    """Return name -> numpy dtype and axes of what a session takes or gives."""
+    kinds = {'float': 'float32', 'double': 'float64'}
+    names = {value.name: value.type.removeprefix('tensor(').removesuffix(')') for value in values}
+    return {value.name: (kinds.get(names[value.name], names[value.name]), value.shape) for value in values}
+
+
+def check_active(wanted: Sequence[str], active: Sequence[str]) -> None:
+    """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start.
+
+    Args:
+        wanted: execution providers that were asked for.
+        active: what the session has.
+
+    Raises:
+        EngineError: one that was asked for is not active.
+    """
+    lost = [name for name in wanted if name not in active]
+    if lost:
+        raise EngineError(
+            f'execution provider {", ".join(lost)} did not start, this session has {", ".join(active)}; '
+            f'its libraries or its device are missing'
+        )

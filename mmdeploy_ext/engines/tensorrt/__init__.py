@@ -1,0 +1,1 @@
+"""TensorRT: building engines, describing them, running them."""

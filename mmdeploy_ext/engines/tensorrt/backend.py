@@ -1,0 +1,145 @@
+"""TensorRT and TensorRT-RTX engines on a GPU, as one engine of ours. Imports neither torch nor mmcv."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError
+from mmdeploy_ext.engines.base import Backend
+from mmdeploy_ext.engines.tensorrt.beside import engine_beside
+from mmdeploy_ext.engines.tensorrt.binding import Session, check_ports
+from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
+from mmdeploy_ext.engines.tensorrt.file import check_architecture, check_version, read_record
+from mmdeploy_ext.engines.tensorrt.package import find_package
+from mmdeploy_ext.graph.passes.for_tensorrt import parse_constants
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class TensorRtBackend(Backend):
+    """One engine file, built by `tools/deployment/onnx2tensorrt.py`, on one GPU.
+
+    The record beside the engine says which package, version and architecture it is for; anything else is
+    refused before the engine is loaded. Tensors are bound by name. Of an ONNX file the engine beside it is
+    taken, which is built where there is none for this GPU (`tensorrt_beside`).
+    """
+
+    engine = 'tensorrt'
+
+    def __init__(
+        self, path: str, device: int = 0, shapes: Sequence[str] = (), constants: Sequence[str] = ()
+    ) -> None:
+        """Keep the options.
+
+        Args:
+            path: the engine, or an ONNX file.
+            device: index of the GPU.
+            shapes: of an ONNX file with open axes: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`.
+            constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES.
+
+        Raises:
+            ConfigError: a device that is no index.
+        """
+        if not isinstance(device, int) or device < 0:
+            raise ConfigError(f'device={device!r}: expected the index of a GPU, 0 or more')
+        self.path = str(path)
+        self.device = device
+        self.shapes = _words(shapes)
+        self.constants = _words(constants)
+        self.session: Session | None = None
+        self._runtime: Any = None
+
+    def activate(self) -> None:
+        """Load the engine and its metadata.
+
+        Raises:
+            ModelFileError: no engine, no record, truncated, renamed tensors, or no mm2onnx metadata.
+            EngineError: no GPU, another GPU, another version.
+        """
+        self.open_session()
+        self.metadata = Metadata.from_props(self.record.metadata, self.path)
+        self.spec = self.metadata.spec
+        self.computes_in = self.record.computes_in
+
+    def open_session(self) -> None:
+        """Load the engine, whatever its metadata says."""
+        if not self.path.endswith('.engine'):
+            self.path = str(engine_beside(self.path, self.device, self.shapes, self.constants))
+        self.record = read_record(self.path)
+        package = find_package(self.record.package)
+        check_version(self.record, package.name, package.version, self.path)
+        gpu = find_gpu(self.device)
+        if gpu is None:
+            raise EngineError(f'{self.path}: there is no GPU {self.device} here; an engine runs on one alone')
+        check_architecture(self.record, gpu.architecture, gpu.name, self.path)
+        log = package.logger()
+        # the runtime has to live as long as its engines
+        self._runtime = package.module.Runtime(log)
+        with open(self.path, 'rb') as stream:
+            engine = self._runtime.deserialize_cuda_engine(stream.read())
+        if engine is None:
+            raise ModelFileError(
+                f'{self.path}: {package.name} {package.version} cannot load it: '
+                f'{"; ".join(log.errors()[:3]) or "it gave no reason"}; build it again'
+            )
+        session = Session(engine, GpuMemory(self.device))
+        check_ports(session.inputs, self.record.inputs, 'inputs', self.path)
+        check_ports(session.outputs, self.record.outputs, 'outputs', self.path)
+        self.session = session
+        self._engine = engine
+
+    def layers(self) -> str:
+        """Return what the engine's inspector says of its layers, dtypes included, as JSON."""
+        json_format = find_package(self.record.package).module.LayerInformationFormat.JSON
+        return self._engine.create_engine_inspector().get_engine_information(json_format)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Backend.run`; inputs that the caller leaves out get the default that the spec states.
+
+        Raises:
+            ShapeError: an input is fed that is a constant of the engine, with another value.
+        """
+        self._check_constants(feeds)
+        complete, sizes = dict(feeds), _sizes(self, feeds)
+        for tensor in self.spec.inputs:
+            if tensor.name not in complete and tensor.default is not None:
+                shape = [axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in tensor.axes]
+                complete[tensor.name] = np.full(shape, tensor.default, tensor.dtype)
+        return self.session.run(complete)
+
+    def _check_constants(self, feeds: Mapping[str, np.ndarray]) -> None:
+        defaults = {tensor.name: tensor.default for tensor in self.spec.inputs}
+        for name, written in parse_constants(self.record.constants).items():
+            fed, value = feeds.get(name), defaults.get(name, 0) if written is None else written
+            if fed is not None and not np.all(fed.reshape(-1, np.size(value)) == value):
+                raise ShapeError(
+                    f'input {name!r} is a constant of {self.path}, {_shown(value)}, and is fed '
+                    f'{_shown(fed)}; build it with --constant {name}={_shown(fed)}, or run the raw form'
+                )
+
+    def deactivate(self) -> None:
+        """Free the engine."""
+        self.session = self._engine = self._runtime = None
+
+
+def _words(given: Sequence[str]) -> tuple[str, ...]:
+    """Return options of a config as a tuple; one alone needs no list."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _shown(value: object) -> str:
+    return ','.join(f'{number:g}' for number in np.ravel(value))
+
+
+def _sizes(backend: TensorRtBackend, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return letter -> size of the open axes of what is fed."""
+    return {
+        letter: feeds[tensor.name].shape[axis]
+        for tensor in backend.spec.inputs
+        if tensor.name in feeds
+        for axis, letter in tensor.dynamic_axes.items()
+    }

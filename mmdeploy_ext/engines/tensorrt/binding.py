@@ -1,0 +1,177 @@
+"""Tensors of an engine by name: an engine may list its outputs in any order. Imports no TensorRT."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DTYPES = {
+    'FLOAT': 'float32',
+    'HALF': 'float16',
+    'BF16': 'bfloat16',
+    'INT8': 'int8',
+    'UINT8': 'uint8',
+    'INT32': 'int32',
+    'INT64': 'int64',
+    'BOOL': 'bool',
+}
+"""Name of a TensorRT DataType -> of a dtype; others (FP8, INT4) keep their own, in small letters."""
+
+
+def dtype_name(kind: Any) -> str:
+    """Return the name of a TensorRT DataType as numpy writes it."""
+    return DTYPES.get(kind.name, kind.name.lower())
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An input or output of an engine.
+
+    Attributes:
+        name: its name, the ONNX one.
+        dtype: numpy name.
+        shape: sizes; -1 for an open axis.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Return inputs and outputs of a deserialised engine, in its own order."""
+    inputs, outputs = [], []
+    for place in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(place)
+        port = Port(name, dtype_name(engine.get_tensor_dtype(name)), tuple(engine.get_tensor_shape(name)))
+        (inputs if engine.get_tensor_mode(name).name == 'INPUT' else outputs).append(port)
+    return tuple(inputs), tuple(outputs)
+
+
+def check_ports(found: Sequence[Port], stated: Sequence[Port], what: str, path: object) -> None:
+    """Refuse an engine whose tensors are not those that its record states; the order does not count.
+
+    Args:
+        found: of the engine.
+        stated: of the record.
+        what: 'inputs' or 'outputs'.
+        path: the engine, for the message.
+
+    Raises:
+        ModelFileError: a name is missing or new, or a dtype or a number of axes differs.
+    """
+    there, wanted = {port.name: port for port in found}, {port.name: port for port in stated}
+    missing, extra = sorted(wanted.keys() - there), sorted(there.keys() - wanted)
+    if missing or extra:
+        raise ModelFileError(
+            f'{path}: the {what} of the engine are {", ".join(sorted(there))}, expected '
+            f'{", ".join(sorted(wanted))} ({", ".join(missing) or "none"} missing, '
+            f'{", ".join(extra) or "none"} unknown): the record beside it is of another one; build it again'
+        )
+    for name, port in wanted.items():
+        got = there[name]
+        if got.dtype != port.dtype or len(got.shape) != len(port.shape):
+            raise ModelFileError(
+                f'{path}: {name!r} of the engine is {got.dtype} {got.shape}, expected {port.dtype} '
+                f'{port.shape}; build it again'
+            )
+
+
+class Memory(Protocol):
+    """Memory that an engine reads and writes: a GPU's."""
+
+    stream: int
+
+    def put(self, array: np.ndarray) -> Any:
+        """Copy an array there."""
+
+    def empty(self, nbytes: int) -> Any:
+        """Make room."""
+
+    def address(self, block: Any) -> int:
+        """Return where a block begins."""
+
+    def take(self, block: Any, into: np.ndarray) -> None:
+        """Copy a block back, once the stream has ended."""
+
+    def free(self, block: Any) -> None:
+        """Give a block back."""
+
+
+class Session:
+    """An engine with an execution context, fed and read by name."""
+
+    def __init__(self, engine: Any, memory: Memory) -> None:
+        """Make the execution context.
+
+        Args:
+            engine: deserialised.
+            memory: of the GPU that it runs on.
+        """
+        self.memory = memory
+        self.inputs, self.outputs = read_ports(engine)
+        self.context = engine.create_execution_context()
+        if self.context is None:
+            raise InferenceError('the engine has no room for its execution context on this GPU')
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the engine.
+
+        Args:
+            feeds: input name -> array.
+
+        Returns:
+            Output name -> array.
+
+        Raises:
+            ShapeError: a feed is missing, or outside of the sizes that the engine was built for.
+            InferenceError: the run failed, or an output's size is known only after it.
+        """
+        blocks: list[Any] = []
+        try:
+            for port in self.inputs:
+                blocks.append(self._feed(port, feeds))
+            results = {port.name: self._room(port, blocks) for port in self.outputs}
+            if not self.context.execute_async_v3(self.memory.stream):
+                raise InferenceError('TensorRT failed to run the engine')
+            for block, array in results.values():
+                self.memory.take(block, array)
+            return {name: array for name, (_, array) in results.items()}
+        finally:
+            for block in blocks:
+                self.memory.free(block)
+
+    def _feed(self, port: Port, feeds: Mapping[str, np.ndarray]) -> Any:
+        if port.name not in feeds:
+            raise ShapeError(f'input {port.name!r} is missing; it takes {port.dtype} {port.shape}')
+        array = np.ascontiguousarray(feeds[port.name])
+        if array.dtype != np.dtype(port.dtype):
+            raise ShapeError(f'input {port.name!r}: got {array.dtype}, expected {port.dtype}')
+        if not self.context.set_input_shape(port.name, array.shape):
+            raise ShapeError(
+                f'input {port.name!r}: got shape {"x".join(map(str, array.shape))}, which is outside of the '
+                f'sizes that the engine was built for; build it with other --shapes'
+            )
+        block = self.memory.put(array)
+        self.context.set_tensor_address(port.name, self.memory.address(block))
+        return block
+
+    def _room(self, port: Port, blocks: list[Any]) -> tuple[Any, np.ndarray]:
+        shape = tuple(self.context.get_tensor_shape(port.name))
+        if any(size < 0 for size in shape):
+            raise InferenceError(
+                f'output {port.name!r} has shape {shape}: its size depends on the data; use a form with '
+                f'constant sizes (raw or decode)'
+            )
+        array = np.empty(shape, port.dtype)
+        block = self.memory.empty(max(array.nbytes, 1))
+        blocks.append(block)
+        self.context.set_tensor_address(port.name, self.memory.address(block))
+        return block, array

@@ -1,0 +1,107 @@
+"""The GPU through its driver alone (libcuda): which one, memory, a stream. Needs neither torch nor cudart."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import EngineError, InferenceError
+
+LIBRARIES = ('libcuda.so.1', 'nvcuda.dll')
+MAJOR, MINOR = 75, 76
+"""Device attributes of the CUDA driver: compute capability."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: as the driver has it.
+        architecture: 86 for compute capability 8.6.
+    """
+
+    name: str
+    architecture: int
+
+
+def _driver() -> Any:
+    """Return the CUDA driver, started; None where there is none."""
+    for name in LIBRARIES:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        return library if library.cuInit(0) == 0 else None
+    return None
+
+
+def find_gpu(index: int = 0) -> Gpu | None:
+    """Return a GPU, or None where there is no such one."""
+    driver, count = _driver(), ctypes.c_int()
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) or index >= count.value:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, device)
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(name, len(name), device)
+    return Gpu(name.value.decode(), 10 * major.value + minor.value)
+
+
+class GpuMemory:
+    """Memory of one GPU and a stream on it; see `tensorrt_binding.Memory`."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Take the primary context, which TensorRT uses too.
+
+        Raises:
+            EngineError: there is no GPU.
+        """
+        if find_gpu(index) is None:
+            raise EngineError(f'there is no GPU {index} here; engines run on NVIDIA GPUs alone')
+        self._driver = _driver()
+        device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._call('cuDeviceGet', ctypes.byref(device), index)
+        self._call('cuDevicePrimaryCtxRetain', ctypes.byref(context), device)
+        self._call('cuCtxSetCurrent', context)
+        self._call('cuStreamCreate', ctypes.byref(stream), 0)
+        self.stream = stream.value or 0
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._driver, function)(*arguments)
+        if status:
+            words = ctypes.c_char_p()
+            self._driver.cuGetErrorString(status, ctypes.byref(words))
+            raise InferenceError(f'{function} failed: {(words.value or b"").decode()} ({status})')
+
+    def empty(self, nbytes: int) -> int:
+        """Make room; returns its address."""
+        block = ctypes.c_uint64()
+        self._call('cuMemAlloc_v2', ctypes.byref(block), ctypes.c_size_t(nbytes))
+        return block.value
+
+    def put(self, array: np.ndarray) -> int:
+        """Copy an array to the GPU; returns its address."""
+        block = self.empty(max(array.nbytes, 1))
+        source = ctypes.c_void_p(array.ctypes.data)
+        self._call('cuMemcpyHtoD_v2', ctypes.c_uint64(block), source, ctypes.c_size_t(array.nbytes))
+        return block
+
+    def address(self, block: int) -> int:
+        """Return where a block begins."""
+        return block
+
+    def take(self, block: int, into: np.ndarray) -> None:
+        """Wait for the stream and copy a block back."""
+        self._call('cuStreamSynchronize', ctypes.c_void_p(self.stream))
+        target = ctypes.c_void_p(into.ctypes.data)
+        self._call('cuMemcpyDtoH_v2', target, ctypes.c_uint64(block), ctypes.c_size_t(into.nbytes))
+
+    def free(self, block: int) -> None:
+        """Give a block back."""
+        self._call('cuMemFree_v2', ctypes.c_uint64(block))

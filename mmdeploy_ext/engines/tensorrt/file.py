@@ -1,0 +1,210 @@
+"""What lies beside an engine, `m.engine.json`: its ONNX file, architectures, version and tensors.
+
+An engine runs on the architecture and by the version that it was built for, and says little itself. Imports
+no TensorRT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
+from mmdeploy_ext.core.files import atomic_path, read_json, sha256_file, write_json
+from mmdeploy_ext.engines.tensorrt.binding import Port
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT = 1
+RTX_MAGIC = b'vtrt'
+RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
+"""Bit of the header -> architecture, as measured on tensorrt-rtx 1.7.1."""
+HEADER_BYTES = 64
+AS_GIVEN = 'as given'
+"""Precision of a build that kept the dtypes of the ONNX file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is known of an engine.
+
+    Attributes:
+        package: 'tensorrt' or 'tensorrt-rtx'.
+        version: of the package; an engine is for this version.
+        architectures: that it was built for, e.g. [86] for SM 8.6.
+        sha256: of the engine file.
+        nbytes: of the engine file.
+        onnx: name of the ONNX file that it was built from.
+        onnx_sha256: of that file, as it was given.
+        precision: `AS_GIVEN` or 'fp16', with `keep_fp32`.
+        keep_fp32: patterns of nodes that stayed float32.
+        constants: inputs of the ONNX file that are constants in the engine, as they were written.
+        inputs: name, dtype and shape; -1 for an open axis.
+        outputs: likewise.
+        profiles: input -> smallest, usual and largest shape.
+        layers: kind of layer -> dtype -> number of layers of the strongly typed network.
+        metadata: `metadata_props` of the ONNX file.
+        tf32: products of float32 may round their factors to 10 bits.
+    """
+
+    package: str
+    version: str
+    architectures: tuple[int, ...]
+    sha256: str
+    nbytes: int
+    onnx: str
+    onnx_sha256: str
+    precision: str
+    keep_fp32: tuple[str, ...]
+    constants: tuple[str, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    profiles: dict[str, list[list[int]]]
+    layers: dict[str, dict[str, int]]
+    metadata: dict[str, str]
+    tf32: bool = False
+
+    @property
+    def computes_in(self) -> str:
+        """See `Backend.computes_in`: 'fp16' where the build wrote it and the ONNX file does not say so."""
+        return '' if self.precision == AS_GIVEN else self.precision
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dict(format=FORMAT, **dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], path: object = 'the record') -> Record:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ModelFileError: another format, or damaged.
+        """
+        try:
+            fields = dict(content)
+            if fields.pop('format') != FORMAT:
+                raise ModelFileError(
+                    f'{path}: is a record of format {content["format"]}, expected {FORMAT}; build it again'
+                )
+            for name in ('inputs', 'outputs'):
+                fields[name] = tuple(
+                    Port(port['name'], port['dtype'], tuple(port['shape'])) for port in fields[name]
+                )
+            for name in ('architectures', 'keep_fp32', 'constants'):
+                fields[name] = tuple(fields[name])
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(
+                f'{path}: is not a record of an engine ({error}); build the engine again'
+            ) from error
+
+
+def record_path(engine: str | os.PathLike[str]) -> Path:
+    """Return where the record of an engine is."""
+    return Path(f'{os.fspath(engine)}.json')
+
+
+def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> None:
+    """Write an engine and its record; the old record goes before the engine that it is about."""
+    record_path(path).unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    write_json(record_path(path), record.to_json())
+
+
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """Read the record of an engine and make sure that the engine is the one that it is about.
+
+    Raises:
+        ModelFileError: no engine, no record, a truncated engine, or an engine of another build.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f'{path}: no such engine; build it with tools/deployment/onnx2tensorrt.py')
+    beside = record_path(path)
+    if not beside.is_file():
+        raise ModelFileError(
+            f'{path}: its record {beside.name} is not beside it{_known(path)}; copy both, or build it again '
+            f'with tools/deployment/onnx2tensorrt.py'
+        )
+    try:
+        record = Record.from_json(read_json(beside), beside)
+    except UsageError as error:
+        raise ModelFileError(f'{error}; build the engine again') from error
+    size = path.stat().st_size
+    if size != record.nbytes:
+        what = 'was it cut short?' if size < record.nbytes else 'is it another engine?'
+        raise ModelFileError(
+            f'{path}: has {size} bytes, its record {record.nbytes}: {what} Copy it again or build it again'
+        )
+    if sha256_file(path) != record.sha256:
+        raise ModelFileError(
+            f'{path}: is not the engine that {beside.name} is about (another SHA-256); copy both, or build '
+            f'it again'
+        )
+    return record
+
+
+def check_version(record: Record, package: str, version: str, path: object) -> None:
+    """Refuse an engine of another package or version.
+
+    Raises:
+        EngineError: says what it was built with and what is here.
+    """
+    if (record.package, record.version) != (package, version):
+        raise EngineError(
+            f'{path}: was built by {record.package} {record.version}, here is {package} {version}, and an '
+            f'engine is for one version: install that version, or build the engine again from {record.onnx}'
+        )
+
+
+def check_architecture(record: Record, architecture: int, gpu: str, path: object) -> None:
+    """Refuse an engine of another architecture than the GPU's.
+
+    Raises:
+        EngineError: says what it was built for and what is here.
+    """
+    if architecture not in record.architectures:
+        built = ', '.join(f'SM {number}' for number in record.architectures)
+        raise EngineError(
+            f'{path}: was built for {built}, and {gpu} is SM {architecture}; build it again from '
+            f'{record.onnx} with --sm {architecture}'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the first bytes of a tensorrt-rtx engine say; a layout that was measured, not documented.
+
+    Attributes:
+        version: e.g. '1.7.1.116'.
+        architectures: as in `Record`.
+        nbytes: length that the file has to have.
+    """
+
+    version: str
+    architectures: tuple[int, ...]
+    nbytes: int
+
+
+def read_header(data: bytes) -> Header | None:
+    """Return the header of a tensorrt-rtx engine; None for anything else."""
+    if len(data) < HEADER_BYTES or not data.startswith(RTX_MAGIC):
+        return None
+    mask = int.from_bytes(data[32:36], 'little')
+    found = tuple(number for bit, number in enumerate(RTX_ARCHITECTURES) if mask >> bit & 1)
+    return Header('.'.join(map(str, data[24:28])), found, int.from_bytes(data[16:24], 'little'))
+
+
+def _known(path: Path) -> str:
+    """Return in words what the file says about itself, for a message; '' where that is nothing."""
+    with path.open('rb') as stream:
+        header = read_header(stream.read(HEADER_BYTES))
+    if header is None:
+        return ''
+    built = ', '.join(f'SM {number}' for number in header.architectures)
+    short = path.stat().st_size < header.nbytes
+    return f' (tensorrt-rtx {header.version}, {built}{", cut short" if short else ""})'

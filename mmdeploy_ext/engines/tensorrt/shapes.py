@@ -1,0 +1,118 @@
+"""Smallest, usual and largest shape of every input with an open axis: an optimisation profile, from text."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io.index import near
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.engines.tensorrt.build import Profile
+
+FORM = 'NAME=MIN/OPT/MAX, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344, or an axis: B=1/1/4'
+SUM = re.compile(r'(?P<axis>.+?)(?P<more>[+-]\d+)')
+"""An axis that follows from another one: 'M0+1'."""
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
+    """Read NAME=MIN/OPT/MAX; one shape alone stands for all three.
+
+    Raises:
+        UsageError: another form, other ranks, or sizes that do not grow from MIN to MAX.
+    """
+    found: dict[str, Profile] = {}
+    for text in texts:
+        name, sign, written = text.rpartition('=')
+        parts = written.split('/')
+        words = [part.replace(',', 'x').split('x') for part in parts]
+        if not (sign and name and len(parts) in (1, 3) and all(w.isdigit() for part in words for w in part)):
+            raise UsageError(f'--shapes {text}: expected {FORM}')
+        shapes = [tuple(map(int, part)) for part in words]
+        low, usual, high = shapes if len(shapes) == 3 else shapes * 3
+        if not len(low) == len(usual) == len(high):
+            raise UsageError(f'--shapes {text}: MIN, OPT and MAX have to have the same number of axes')
+        if not all(a <= b <= c for a, b, c in zip(low, usual, high, strict=True)):
+            raise UsageError(f'--shapes {text}: sizes have to grow from MIN over OPT to MAX')
+        if name in found:
+            raise UsageError(f'--shapes {text}: {name} is given twice')
+        found[name] = (low, usual, high)
+    return found
+
+
+def profiles_of(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Profile]:
+    """Return the profile of every input that has an open axis.
+
+    Args:
+        spec: of the graph.
+        asked: by input or by axis; the sizes that one input gives an axis hold for all inputs that have it.
+
+    Raises:
+        UsageError: an unknown name, a shape that the input does not take, or an axis without sizes.
+    """
+    axes = _axes(spec, asked)
+    profiles, missing = {}, []
+    for tensor in spec.inputs:
+        if not tensor.dynamic_axes:
+            continue
+        shapes = []
+        for place in range(3):
+            sizes = [axis if isinstance(axis, int) else _size(axis, axes, place) for axis in tensor.axes]
+            shapes.append(tuple(size for size in sizes if size is not None))
+        if all(len(shape) == len(tensor.axes) for shape in shapes):
+            profiles[tensor.name] = (shapes[0], shapes[1], shapes[2])
+        else:
+            unknown = [axis for axis in tensor.dynamic_axes.values() if _size(axis, axes, 0) is None]
+            missing.append(f'{tensor.name} {tensor.shape_text()} ({", ".join(unknown)})')
+    if missing:
+        raise UsageError(
+            f'--shapes: the graph has open axes, and no sizes are given for {"; ".join(missing)}: give {FORM}'
+        )
+    return profiles
+
+
+def _axes(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, tuple[int, int, int]]:
+    """Return axis -> its three sizes."""
+    inputs = {tensor.name: tensor for tensor in spec.inputs}
+    letters = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
+    letters |= {match['axis'] for match in map(SUM.fullmatch, letters) if match}
+    found: dict[str, tuple[int, int, int]] = {}
+    for name, (low, usual, high) in asked.items():
+        if name in inputs:
+            tensor = inputs[name]
+            if len(low) != len(tensor.axes):
+                raise UsageError(f'--shapes {name}: {len(low)} axes, the input is {tensor.shape_text()}')
+            for axis, sizes in zip(tensor.axes, zip(low, usual, high, strict=True), strict=True):
+                _put(found, name, axis, sizes)
+        elif name in letters and len(low) == 1:
+            _put(found, name, name, (low[0], usual[0], high[0]))
+        else:
+            known = [*inputs, *sorted(letters)]
+            raise UsageError(
+                f'--shapes {name}: is no input or axis of the graph{near(name, known)}; it has '
+                f'{", ".join(known)}'
+            )
+    return found
+
+
+def _put(
+    found: dict[str, tuple[int, int, int]], name: str, axis: int | str, sizes: tuple[int, int, int]
+) -> None:
+    if isinstance(axis, int):
+        if set(sizes) != {axis}:
+            raise UsageError(f'--shapes {name}: gives {sizes} for an axis that is fixed at {axis}')
+    elif found.setdefault(axis, sizes) != sizes:
+        raise UsageError(f'--shapes {name}: gives {sizes} for axis {axis}, another one gave {found[axis]}')
+
+
+def _size(axis: str, axes: Mapping[str, tuple[int, int, int]], place: int) -> int | None:
+    if axis in axes:
+        return axes[axis][place]
+    match = SUM.fullmatch(axis)
+    if match and match['axis'] in axes:
+        return axes[match['axis']][place] + int(match['more'])
+    return None

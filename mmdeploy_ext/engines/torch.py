@@ -1,0 +1,56 @@
+"""PyTorch behind the same interface: the chain of stages that an export would write, run eagerly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmdeploy_ext.engines.base import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.families.base import Stage
+
+
+class TorchBackend(Backend):
+    """A chain of stages in PyTorch."""
+
+    engine = 'torch'
+
+    def __init__(self, stages: Sequence[Stage], spec: GraphSpec, device: str = 'cpu') -> None:
+        """Keep the modules.
+
+        Args:
+            stages: the chain, as `Family.stages` gives it.
+            spec: the contract of the chain.
+            device: 'cpu', 'cuda', 'cuda:1' ...
+        """
+        self.stages = list(stages)
+        self.spec = spec
+        self.device = torch.device(device)
+
+    def activate(self) -> None:
+        """Move the modules to the device."""
+        for stage in self.stages:
+            stage.module.eval().to(self.device)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Backend.run`; optional inputs that are not fed take their defaults."""
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in feeds.items()}
+        batch = next(iter(feeds.values())).shape[0]
+        for tensor in self.spec.inputs:
+            if tensor.name not in tensors:
+                shape = [batch if axis == 'B' else axis for axis in tensor.axes]
+                tensors[tensor.name] = torch.full(shape, tensor.default, dtype=getattr(torch, tensor.dtype),
+                                                  device=self.device)
+        with torch.no_grad():
+            for stage in self.stages:
+                outputs = stage.module(*(tensors[name] for name in stage.inputs))
+                outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+                tensors.update(zip(stage.outputs, outputs, strict=True))
+        return {name: tensors[name].cpu().numpy() for name in self.spec.output_names}

@@ -1,0 +1,1 @@
+"""The data-set loops of both engines, and metrics."""

@@ -1,0 +1,194 @@
+"""Data sets through mmdet's own loader, test loop and evaluators, whatever engine runs the network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.core.errors import ConfigError, DataError, root_cause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+
+
+def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
+    """Refuse a data set whose files are not there, naming the key."""
+    root = dataset_cfg.get('data_root') or ''
+    for key, exists in (('ann_file', os.path.isfile), ('img_prefix', os.path.isdir)):
+        value = dataset_cfg.get(key)
+        if isinstance(value, str) and value:
+            path = (
+                value
+                if os.path.isabs(value) or not root or value.startswith(root)
+                else os.path.join(root, value)
+            )
+            if not (exists(path) or exists(value)):
+                raise DataError(
+                    f'{config}: data.test.{key}={path}: no such {"file" if key == "ann_file" else "folder"}; '
+                    f'docs/your-checkpoint.md, "Data", tells where data sets are looked for'
+                )
+
+
+class NamedPipeline:
+    """A test pipeline whose errors name the image."""
+
+    def __init__(self, pipeline: Callable[[dict[str, Any]], Any]) -> None:
+        """Keep the data set's own pipeline."""
+        self.pipeline = pipeline
+
+    def __call__(self, results: dict[str, Any]) -> Any:
+        """Prepare one sample; DataError names its file."""
+        name = (results.get('img_info') or {}).get('filename') or f'sample {results.get("sample_idx", "")}'
+        path = os.path.join(results.get('img_prefix') or '', name).strip()
+        try:
+            return self.pipeline(results)
+        except Exception as error:
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise DataError(f'{path}: cannot be prepared ({reason}); expected an image') from error
+
+
+def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
+    """Return mmdet3d's `build_dataset` where a config has loaded mmdet3d, which falls back to mmdet's own."""
+    if 'mmdet3d.datasets' in sys.modules:
+        from mmdet3d.datasets import build_dataset as build
+    else:
+        from mmdet.datasets import build_dataset as build
+    return build
+
+
+def build_dataset(cfg: Any) -> Dataset:
+    """Build the test data set of a config.
+
+    Raises:
+        DataError: missing files, or not one sample.
+        ConfigError: there is none in the config, or it cannot be built.
+    """
+    dataset_cfg = (cfg.get('data') or {}).get('test')
+    if not isinstance(dataset_cfg, dict):
+        raise ConfigError(f'{cfg.filename}: data.test is {type(dataset_cfg).__name__}, expected one data set')
+    dataset_cfg = dataset_cfg.copy()
+    dataset_cfg['test_mode'] = True
+    _check_files(dataset_cfg, cfg.filename)
+    try:
+        dataset = dataset_builder()(dataset_cfg)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        cause = root_cause(error)
+        raise DataError(
+            f'{cfg.filename}: data.test ({dataset_cfg.get("ann_file")}) cannot be read: '
+            f'{type(cause).__name__}: {cause}; expected the annotations of a {dataset_cfg.get("type")}'
+        ) from error
+    if len(dataset) == 0:
+        raise DataError(f'{cfg.filename}: data.test has no sample ({dataset_cfg.get("ann_file")})')
+    if hasattr(dataset, 'pipeline'):
+        dataset.pipeline = NamedPipeline(dataset.pipeline)
+    return dataset
+
+
+def build_loader(cfg: Any, dataset: Dataset, distributed: bool) -> DataLoader:
+    """Return mmdet's test loader for a data set."""
+    from mmdet.datasets import build_dataloader
+
+    settings = dict(samples_per_gpu=1, workers_per_gpu=cfg.data.get('workers_per_gpu', 2))
+    settings.update(cfg.data.get('test_dataloader', {}))
+    return build_dataloader(dataset, dist=distributed, shuffle=False, **settings)
+
+
+def run_loop(
+    detector: nn.Module,
+    loader: DataLoader,
+    *,
+    device: str = 'cpu',
+    distributed: bool = False,
+    tmpdir: str | None = None,
+    gpu_collect: bool = False,
+    show_dir: str | None = None,
+    show_score_thr: float = 0.3,
+) -> list[Any] | None:
+    """Run mmdet's test loop.
+
+    Returns:
+        One result per sample on rank 0, None elsewhere.
+
+    Raises:
+        DataError: a sample that cannot be read.
+    """
+    from mmcv.parallel import MMDataParallel
+    from mmdet.apis import multi_gpu_test, single_gpu_test
+
+    kind = torch.device(device)
+    wrapped = MMDataParallel(detector, device_ids=[kind.index or 0] if kind.type == 'cuda' else [-1])
+    if kind.type == 'cpu':
+        wrapped.device_ids = []
+    with loader_errors():
+        if distributed:
+            return multi_gpu_test(wrapped, loader, tmpdir, gpu_collect)
+        results = single_gpu_test(wrapped, loader, out_dir=show_dir, show_score_thr=show_score_thr)
+    print()
+    return results
+
+
+@contextlib.contextmanager
+def loader_errors() -> Iterator[None]:
+    """Give the message of a sample that cannot be read; a loader process puts its traceback before it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].split('DataError: ')[-1]) from error
+
+
+def evaluate(
+    cfg: Any,
+    dataset: Dataset,
+    results: Sequence[Any],
+    metrics: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Evaluate results with the data set's own evaluator.
+
+    Raises:
+        ConfigError: a metric that the data set does not have.
+        DataError: results or tables that the evaluator does not take.
+    """
+    settings = dict(cfg.get('evaluation') or {})
+    for key in ('interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'):
+        settings.pop(key, None)
+    settings.update(metric=list(metrics), **dict(options or {}))
+    try:
+        values = dataset.evaluate(results, **settings)
+    except TypeError as error:
+        raise ConfigError(f'--eval-options: {error}') from error
+    except KeyError as error:
+        raise ConfigError(f'--eval {" ".join(metrics)}: {error.args[0] if error.args else error}') from error
+    except AssertionError as error:  # nuScenes' devkit says so that the samples are not those of its split
+        raise DataError(f'--eval {" ".join(metrics)}: the evaluator refused: {error}') from error
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def check_tables(cfg: Any, dataset: Dataset) -> None:
+    """Refuse a nuScenes data set whose tables are not there, before it has run for nothing.
+
+    Raises:
+        DataError: names the folder that its evaluator would read.
+    """
+    root, version = getattr(dataset, 'data_root', None), getattr(dataset, 'version', None)
+    if root and version and not Path(root, version).is_dir():
+        raise DataError(
+            f'{cfg.filename}: data.test: {Path(root, version)}: no such folder; --eval needs the tables of '
+            f'nuScenes, which its evaluator reads there'
+        )
+
+
+def work_dir_name(config: str) -> str:
+    """Return the config's name without `_pth` or `_onnx`: both runs of a model share one folder."""
+    stem = Path(config).stem
+    for suffix in ('_pth', '_onnx'):
+        stem = stem.removesuffix(suffix)
+    return stem

@@ -1,0 +1,215 @@
+"""Deformable attention over several maps: mmcv's `MultiScaleDeformableAttention` in standard operators.
+
+Two forms of the same sampling. `attend_maps` has each map as a tensor and uses GridSample (opset 16): fewest
+nodes, for models that know their maps (RT-DETR). `attend` has mmcv's arguments, all maps in one tensor and
+their sizes in another, and uses gathers: sizes stay an input, and no engine's GridSample matters.
+
+Glossary: B batch, M heads, D channels of a head, L maps, P points per map, Q queries, S = sum of h * w.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def attend_maps(
+    values: Sequence[torch.Tensor], locations: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Sum the weighted samples of each map.
+
+    Args:
+        values: per map (B * M, D, h, w).
+        locations: (B, Q, M, L, P, 2) x, y in -1..1, the outer edges of a map.
+        weights: (B * M, 1, Q, L * P).
+
+    Returns:
+        (B * M, D, Q).
+    """
+    sampled = []
+    for level, value in enumerate(values):
+        grid = locations[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled.append(F.grid_sample(value, grid, mode='bilinear', padding_mode='zeros', align_corners=False))
+    return (torch.cat(sampled, -1) * weights).sum(-1)
+
+
+def _eager(
+    value: torch.Tensor,
+    spatial_shapes: torch.Tensor,
+    level_start_index: torch.Tensor,
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    found = multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
+    return found.unflatten(2, value.shape[2:]).clone()
+
+
+def _traceable(
+    value: torch.Tensor,
+    spatial_shapes: torch.Tensor,
+    level_start_index: torch.Tensor,
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    height, width = (spatial_shapes[:, axis][:, None] for axis in (0, 1))  # (L, 1)
+    x = sampling_locations[..., 0] * width - 0.5  # (B, Q, M, L, P) pixels
+    y = sampling_locations[..., 1] * height - 0.5
+    parts = []
+    for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        column, row = x.floor() + step_x, y.floor() + step_y
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * attention_weights
+        index = level_start_index[:, None] + row.to(torch.int64) * width + column.to(torch.int64)
+        # outside of a map: the first row, with no weight
+        parts.append(_weighted_rows(value, index * inside, share * inside))
+    return (parts[0] + parts[1] + parts[2] + parts[3]).transpose(1, 2)
+
+
+def _weighted_rows(value: torch.Tensor, index: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Return (B, M, Q, D): rows `index` of value (B, S, M, D), weighted and summed over maps and points."""
+    flat = index.transpose(1, 2).flatten(2)[..., None]  # (B, M, Q * L * P, 1)
+    rows = torch.gather(value.transpose(1, 2), 2, flat.expand(-1, -1, -1, value.shape[3]))
+    weights = share.transpose(1, 2).flatten(3)  # (B, M, Q, L * P)
+    return (rows.unflatten(2, (-1, weights.shape[3])) * weights[..., None]).sum(3)
+
+
+def _example() -> tuple[torch.Tensor, ...]:
+    sizes = torch.tensor([[4, 5], [2, 3]], dtype=torch.int32)
+    batch, heads, queries, points = 2, 3, 7, 4
+    return (
+        torch.rand(batch, 26, heads, 8),
+        sizes,
+        torch.tensor([0, 20], dtype=torch.int32),
+        torch.rand(batch, queries, heads, 2, points, 2),
+        torch.rand(batch, queries, heads, 2, points).flatten(3).softmax(-1).unflatten(3, (2, points)),
+    )
+
+
+MULTI_SCALE_DEFORMABLE_ATTENTION = register(
+    Operator(
+        'MultiScaleDeformableAttention',
+        _eager,
+        inputs=dict(
+            value='B S M D',
+            spatial_shapes='L 2',
+            level_start_index='L',
+            sampling_locations='B Q M L P 2',
+            attention_weights='B Q M L P',
+        ),
+        outputs=('attended',),
+        example=_example,
+        traceable=_traceable,
+        plugin=Plugin('MultiscaleDeformableAttnPlugin_TRT'),
+    )
+)
+"""The plugin is TensorRT 10's own, version 1, without fields: the same five inputs, sizes and starts as
+int32, and an output of four axes. Source: NVIDIA/TensorRT, plugin/multiscaleDeformableAttnPlugin."""
+
+
+def attend(
+    value: torch.Tensor,
+    spatial_shapes: torch.Tensor,
+    level_start_index: torch.Tensor,
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Sum the weighted samples of all maps; arguments as mmcv 1.7.2's `MultiScaleDeformableAttnFunction`.
+
+    Args:
+        value: (B, S, M, D) float32, the maps one after the other, each row by row.
+        spatial_shapes: (L, 2) integers, h and w of each map.
+        level_start_index: (L,) integers, where each map begins in S.
+        sampling_locations: (B, Q, M, L, P, 2) x, y in 0..1, the outer edges of a map.
+        attention_weights: (B, Q, M, L, P), which sum to 1 over L and P.
+
+    Returns:
+        (B, Q, M * D).
+    """
+    sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)
+    return MULTI_SCALE_DEFORMABLE_ATTENTION(
+        value, sizes, starts, sampling_locations, attention_weights
+    ).flatten(2)
+
+
+@contextlib.contextmanager
+def standard_deformable_attention() -> Iterator[None]:
+    """Inside the block mmcv-full 1.7's `MultiScaleDeformableAttention` calls `attend`, and so exports.
+
+    mmcv's own forward asserts on values, which torch.export refuses, and its CPU form cuts `value` by
+    numbers, which the TorchScript exporter freezes.
+    """
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
+
+    saved = MultiScaleDeformableAttention.forward
+    MultiScaleDeformableAttention.forward = _module_forward
+    try:
+        yield
+    finally:
+        MultiScaleDeformableAttention.forward = saved
+
+
+def _module_forward(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor | None = None,
+    value: torch.Tensor | None = None,
+    identity: torch.Tensor | None = None,
+    query_pos: torch.Tensor | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    reference_points: torch.Tensor | None = None,
+    spatial_shapes: torch.Tensor | None = None,
+    level_start_index: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Do what the module's own forward does; arguments and result are its own."""
+    value = query if value is None else value
+    identity = query if identity is None else identity
+    query = query if query_pos is None else query + query_pos
+    if not self.batch_first:
+        query, value = query.transpose(0, 1), value.transpose(0, 1)
+    value = self.value_proj(value)
+    if key_padding_mask is not None:
+        value = value.masked_fill(key_padding_mask[..., None], 0.0)
+    split = (self.num_heads, self.num_levels, self.num_points)
+    offsets = self.sampling_offsets(query).unflatten(-1, (*split, 2))
+    weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+    if level_start_index is None:
+        areas = spatial_shapes[:, 0] * spatial_shapes[:, 1]
+        level_start_index = areas.cumsum(0) - areas
+    attended = attend(
+        value.unflatten(-1, (self.num_heads, -1)),
+        spatial_shapes,
+        level_start_index,
+        sampling_locations(reference_points, offsets, spatial_shapes),
+        weights.unflatten(-1, split[1:]),
+    )
+    attended = self.output_proj(attended)
+    if not self.batch_first:
+        attended = attended.transpose(0, 1)
+    return self.dropout(attended) + identity
+
+
+def sampling_locations(
+    reference_points: torch.Tensor, offsets: torch.Tensor, spatial_shapes: torch.Tensor
+) -> torch.Tensor:
+    """Return (B, Q, M, L, P, 2) x, y in 0..1.
+
+    Args:
+        reference_points: (B, Q, L, 2) points, or (B, Q, L, 4) boxes cx, cy, w, h, in 0..1.
+        offsets: (B, Q, M, L, P, 2); pixels of a map around points, shares of half a box around boxes.
+        spatial_shapes: (L, 2) h, w.
+    """
+    centre = reference_points[:, :, None, :, None, :2]
+    if reference_points.shape[-1] == 4:
+        return centre + offsets / offsets.shape[4] * reference_points[:, :, None, :, None, 2:] * 0.5
+    return centre + offsets / spatial_shapes.flip(1)[:, None]

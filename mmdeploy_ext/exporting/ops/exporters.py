@@ -1,0 +1,121 @@
+"""How an `Operator` becomes one node: a symbolic for TorchScript, a translation for torch.export."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mmdeploy_ext.exporting.ops.operator import Operator
+
+LETTERS = {float: 'f', int: 'i', bool: 'b', str: 's'}
+"""Of an attribute's type, as `parse_args` of torch.onnx and `g.op` write it; a bool is an int in ONNX."""
+ATTRIBUTE_TYPES = dict(f='FLOAT', i='INT', b='INT', s='STRING')
+
+
+def attribute_letters(operator: Operator) -> dict[str, str]:
+    """Return attribute -> letter of its type, read from the schema."""
+    arguments = operator.overload._schema.arguments[len(operator.inputs) :]
+    return {argument.name: LETTERS[_python_type(argument)] for argument in arguments}
+
+
+def attribute_values(operator: Operator, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a node as the eager form takes them, in its order.
+
+    ONNX keeps a bool as an integer and a text as bytes; what the node leaves out has its default.
+    """
+    values = {**_default_values(operator), **given}
+    convert = dict(f=float, i=int, b=bool, s=lambda text: text.decode() if isinstance(text, bytes) else text)
+    letters = attribute_letters(operator)
+    return {name: convert[letter](values[name]) for name, letter in letters.items()}
+
+
+def _default_values(operator: Operator) -> dict[str, Any]:
+    arguments = operator.overload._schema.arguments[len(operator.inputs) :]
+    return {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+
+
+def _python_type(argument: Any) -> type:
+    return {'float': float, 'int': int, 'bool': bool, 'str': str}[str(argument.type)]
+
+
+def register_torchscript(operator: Operator) -> None:
+    """Teach the TorchScript exporter to write the node; types and ranks come from the traced example."""
+    from torch.onnx import symbolic_helper
+
+    letters = attribute_letters(operator)
+    count = len(operator.inputs)
+
+    def symbolic(g: Any, *args: Any) -> Any:
+        values = zip(letters.items(), args[count:], strict=True)
+        attributes = {f'{name}_{"i" if kind == "b" else kind}': value for (name, kind), value in values}
+        node = f'{DOMAIN}::{operator.name}'
+        found = g.op(node, *args[:count], outputs=len(operator.outputs), **attributes)
+        written = (found,) if len(operator.outputs) == 1 else found
+        for value, traced in zip(written, g.original_node.outputs(), strict=True):
+            kind = traced.type()
+            value.setType(kind.with_sizes([None] * len(kind.sizes())))
+        return found
+
+    # `parse_args` counts parameters by their names
+    symbolic.__signature__ = _signature('g', *operator.inputs, *letters)
+    parsed = symbolic_helper.parse_args(*'v' * count, *letters.values())(symbolic)
+    torch.onnx.register_custom_op_symbolic(operator.qualified, parsed, 9)
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Return `custom_translation_table` of the dynamo exporter for every operator."""
+    return {operator.overload: _translation(operator) for operator in OPERATORS.values()}
+
+
+def _translation(operator: Operator) -> Callable[..., Any]:
+    from onnxscript import values
+
+    node = values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
+    names = operator.attribute_names()
+    defaults = _default_values(operator)  # torch.export leaves out what equals them
+    count = len(operator.inputs)
+
+    def translate(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args[count:], strict=False))
+        return node(*args[:count], **{**defaults, **given, **kwargs})
+
+    translate.__signature__ = _signature(
+        *operator.inputs, *names
+    )  # the exporter tells inputs from attributes by it
+    translate.__annotations__ = {
+        name: {'f': float, 'i': int, 'b': bool, 's': str}[kind]
+        for name, kind in attribute_letters(operator).items()
+    }
+    return translate
+
+
+def _signature(*names: str) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter(name, kind) for name in names])
+
+
+def _schema(operator: Operator) -> onnx.defs.OpSchema:
+    make = onnx.defs.OpSchema
+    anything = list(onnx.defs.get_schema('Identity', 16).type_constraints[0].allowed_type_strs)
+    inputs = [(name, f'T{index}') for index, name in enumerate(operator.inputs)]
+    outputs = [(name, f'U{index}') for index, name in enumerate(operator.outputs)]
+    return make(
+        operator.name,
+        DOMAIN,
+        1,
+        inputs=[make.FormalParameter(*pair) for pair in inputs],
+        outputs=[make.FormalParameter(*pair) for pair in outputs],
+        type_constraints=[(letter, anything, '') for _, letter in (*inputs, *outputs)],
+        attributes=[
+            make.Attribute(name, getattr(make.AttrType, ATTRIBUTE_TYPES[kind]))
+            for name, kind in attribute_letters(operator).items()
+        ],
+    )

@@ -1,0 +1,156 @@
+"""One description of an operator that PyTorch's exporters do not know; see docs/custom-operators.md.
+
+A model calls the operator. In PyTorch the eager form runs. On export either its traceable form is traced, or
+one node of the domain `mm2onnx` stands for it, on both exporters alike, and `mmdeploy_ext/exporting/ops/forms.py` then
+decides what becomes of the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.core.errors import ExportError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+DOMAIN = 'mm2onnx'
+FORMS = ('standard', 'function', 'python', 'plugin')
+OPERATORS: dict[str, Operator] = {}
+"""Name -> operator; only `register` writes here."""
+_form: contextvars.ContextVar[str] = contextvars.ContextVar('operator_form', default='standard')
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """The node that TensorRT's ONNX parser takes for a plugin.
+
+    The parser looks an unknown `op_type` up among the plugin creators, by name, version and name space, and
+    fills the creator's fields from the attributes of the node that have their names.
+
+    Attributes:
+        op_type: the creator's name.
+        version: the creator's version.
+        namespace: the creator's name space.
+        attributes: attribute of the operator -> field of the creator; others are not written.
+        constants: fields that no attribute gives.
+        domain: of the node; ONNX Runtime's TensorRT provider calls plugins `trt.plugins`, and the parser does
+            not look at it.
+    """
+
+    op_type: str
+    version: str = '1'
+    namespace: str = ''
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = 'trt.plugins'
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """An operator in all the forms that it needs on its way to an engine.
+
+    Attributes:
+        name: op_type of its node, in CamelCase.
+        eager: what PyTorch runs. Parameters are tensors first, then attributes (float, int, bool), all
+            annotated: the schema is read from it.
+        inputs: name -> axes, in letters for those that vary and numbers for those that do not ('N 5').
+        outputs: names.
+        example: gives one set of input tensors that the forms can be traced with.
+        traceable: the same in operators that both exporters know; None where `body` says it in ONNX.
+        body: ONNX text of the operator as a local function (`onnx.parser`); its name is `name`.
+        shapes: gives empty outputs for given inputs; by default the traceable form does. Needed with `body`,
+            and where a size of an output depends on values.
+        reference: numpy form, for `python` nodes and tests; by default the eager form runs there.
+        plugin: the TensorRT node, if an engine has a plugin for it.
+
+    Source of the idea that one node serves both exporters: `torch.library.custom_op`, PyTorch 2.13.
+    """
+
+    name: str
+    eager: Callable[..., Any]
+    inputs: Mapping[str, str]
+    outputs: tuple[str, ...]
+    example: Callable[[], tuple[torch.Tensor, ...]]
+    traceable: Callable[..., Any] | None = None
+    body: str | None = None
+    shapes: Callable[..., Any] | None = None
+    reference: Callable[..., Any] | None = None
+    plugin: Plugin | None = None
+
+    def __post_init__(self) -> None:
+        if (self.traceable is None) == (self.body is None):
+            raise ExportError(f'operator {self.name}: expected either a traceable form or an ONNX body')
+        if self.body is not None and self.shapes is None:
+            raise ExportError(f'operator {self.name}: a body in ONNX needs `shapes` for torch.export')
+
+    @property
+    def qualified(self) -> str:
+        """The operator's name in PyTorch, as 'mm2onnx::rotated_nms'."""
+        return f'{DOMAIN}::' + re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', self.name).lower()
+
+    @property
+    def overload(self) -> torch._ops.OpOverload:
+        """What torch.export writes into its graph."""
+        return getattr(getattr(torch.ops, DOMAIN), self.qualified.split('::')[1]).default
+
+    def attribute_names(self) -> tuple[str, ...]:
+        """Return the parameters of the eager form that are no tensors, in order."""
+        return tuple(argument.name for argument in self.overload._schema.arguments)[len(self.inputs) :]
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the eager form; while exporting, the form that `operators_as` chose."""
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            return self.eager(*args)
+        if self.traceable is not None and _form.get() == 'standard':
+            return self.traceable(*args)
+        return self.overload(*args)
+
+
+@contextlib.contextmanager
+def operators_as(form: str) -> Iterator[None]:
+    """Inside the block exports write operators as `form`.
+
+    - 'standard' (default): operators that every engine has.
+    - 'function': one node, and a local function in the same file that says what it does.
+    - 'python': one node that ONNX Runtime runs in Python; see `mmdeploy_ext/exporting/ops/python_nodes.py`.
+    - 'plugin': one node for TensorRT's plugin, where the operator names one; the others are standard.
+
+    Raises:
+        UsageError: another form.
+    """
+    if form not in FORMS:
+        raise UsageError(f'operator form {form!r}: expected one of {", ".join(FORMS)}')
+    token = _form.set(form)
+    try:
+        yield
+    finally:
+        _form.reset(token)
+
+
+def current_form() -> str:
+    """Return the form of the innermost `operators_as`."""
+    return _form.get()
+
+
+def register(operator: Operator) -> Operator:
+    """Make the operator known to PyTorch and to both exporters; return it.
+
+    Raises:
+        ExportError: another operator has this name.
+    """
+    from mmdeploy_ext.exporting.ops import exporters
+
+    if operator.name in OPERATORS:
+        raise ExportError(f'operator {operator.name} is registered twice')
+    custom = torch.library.custom_op(operator.qualified, operator.eager, mutates_args=())
+    custom.register_fake(operator.shapes or operator.traceable)
+    OPERATORS[operator.name] = operator
+    exporters.register_torchscript(operator)
+    return operator

@@ -1,0 +1,169 @@
+"""Operator nodes that ONNX Runtime runs in Python, for debugging: a breakpoint inside a graph.
+
+Needs onnxruntime-extensions (an optional extra; 0.15.2 runs with onnxruntime 1.31).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+
+from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.exporting.ops.exporters import attribute_letters, attribute_values
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS
+from mmdeploy_ext.graph.io.index import all_nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import onnxruntime
+
+    from mmdeploy_ext.exporting.ops.operator import Operator
+
+PYTHON_DOMAIN = 'ai.onnx.contrib'
+"""The one domain that onnxruntime-extensions knows for Python operators."""
+ELEMENT_NAMES = {
+    torch.float32: 'dt_float', torch.float64: 'dt_double', torch.float16: 'dt_float16', torch.bool: 'dt_bool',
+    torch.int64: 'dt_int64', torch.int32: 'dt_int32', torch.uint8: 'dt_uint8',
+}  # fmt: skip
+_registered: dict[str, dict[str, Any]] = {}
+"""Operator -> the types that onnxruntime-extensions was told."""
+
+
+def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset: int) -> onnx.FunctionProto:
+    """Return a local function with one node that calls Python; the outer node stays as it was exported."""
+    node = helper.make_node(
+        python_name(operator), list(operator.inputs), list(operator.outputs), domain=PYTHON_DOMAIN
+    )
+    for key, value in attributes.items():
+        kind = helper.make_attribute(key, value).type
+        node.attribute.append(onnx.AttributeProto(name=key, type=kind, ref_attr_name=key))
+    imports = [helper.make_opsetid('', opset), helper.make_opsetid(PYTHON_DOMAIN, 1)]
+    return helper.make_function(
+        DOMAIN, name, list(operator.inputs), list(operator.outputs), [node], imports, list(attributes)
+    )
+
+
+def python_name(operator: Operator) -> str:
+    """Return the op_type of the operator among onnxruntime-extensions' Python operators."""
+    return f'{DOMAIN}_{operator.name}'
+
+
+def python_session(model: onnx.ModelProto, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Return a session of ONNX Runtime on the CPU that calls the model's operators in Python.
+
+    An operator's `reference` is called with numpy arrays and attributes, or else its eager form with tensors.
+    Operators that the model does not use are left alone.
+
+    Raises:
+        EngineError: onnxruntime-extensions is not installed; a node's operator is not registered here, or
+            does not run on its own example with the attributes of the node.
+    """
+    import onnxruntime
+
+    try:
+        import onnxruntime_extensions as extensions
+    except ImportError as error:
+        raise EngineError(
+            'Python operators need onnxruntime-extensions, which is not installed; '
+            'pip install onnxruntime-extensions -c requirements-lock.txt'
+        ) from error
+    for node, operator in _python_calls(model):
+        _register(operator, node, extensions)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.register_custom_ops_library(extensions.get_library_path())
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
+
+
+def _python_calls(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Operator]]:
+    """Yield the nodes that call a function of `python_body`, with their operators."""
+    names = {
+        function.name: inner.op_type.removeprefix(f'{DOMAIN}_')
+        for function in model.functions
+        for inner in function.node
+        if function.domain == DOMAIN and inner.domain == PYTHON_DOMAIN
+    }
+    for node in all_nodes(model):
+        if node.domain != DOMAIN or node.op_type not in names:
+            continue
+        name = names[node.op_type]
+        if name not in OPERATORS:
+            raise EngineError(
+                f'node {node.name!r}: operator {DOMAIN}.{name} is not registered; import the module that '
+                f'describes it (known: {", ".join(sorted(OPERATORS)) or "none"})'
+            )
+        yield node, OPERATORS[name]
+
+
+def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None:
+    """Make an operator known to onnxruntime-extensions, once per process: it keeps what it was told."""
+    types, example = extensions.PyCustomOpDef, operator.example()
+    kinds = dict(f=types.dt_float, i=types.dt_int64, b=types.dt_int64, s=types.dt_string)
+    letters = attribute_letters(operator)
+    signature = dict(
+        inputs=[_element(types, tensor, operator) for tensor in example],
+        outputs=[_element(types, tensor, operator) for tensor in _example_outputs(operator, node, example)],
+        attrs={name: kinds[letter] for name, letter in letters.items()},
+    )
+    known = _registered.setdefault(operator.name, signature)
+    if known != signature:
+        raise EngineError(
+            f'node {node.name!r}: operator {operator.name} takes or gives other types here than before in '
+            f'this process, and ONNX Runtime keeps the first; give it one type of each output, or start a '
+            f'new process'
+        )
+    if known is signature:
+        extensions.onnx_op(op_type=python_name(operator), **signature)(_by_name(operator.name))
+
+
+def _element(types: Any, tensor: torch.Tensor, operator: Operator) -> Any:
+    if tensor.dtype not in ELEMENT_NAMES:
+        known = ', '.join(str(dtype).removeprefix('torch.') for dtype in ELEMENT_NAMES)
+        raise EngineError(
+            f'operator {operator.name}: {tensor.dtype} cannot go to Python; ONNX Runtime hands over {known}'
+        )
+    return getattr(types, ELEMENT_NAMES[tensor.dtype])
+
+
+def _example_outputs(
+    operator: Operator, node: onnx.NodeProto, example: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Return what the eager form makes of its example with the attributes of a node, for the types."""
+    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    attributes = attribute_values(operator, given)
+    try:
+        with torch.no_grad():
+            found = operator.eager(*example, **attributes)
+    except Exception as error:
+        said = ', '.join(f'{name}={value!r}' for name, value in attributes.items()) or 'no attributes'
+        raise EngineError(
+            f'node {node.name!r}: the eager form of operator {operator.name} fails on its own example with '
+            f'{said}: {type(error).__name__}: {error}'
+        ) from error
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _by_name(name: str) -> Callable[..., Any]:
+    """Return a function that runs the operator that has the name when it is called."""
+    return lambda *arrays, **attributes: numpy_form(OPERATORS[name])(*arrays, **attributes)
+
+
+def numpy_form(operator: Operator) -> Callable[..., Any]:
+    """Return the operator as a function of numpy arrays, with attributes by name."""
+
+    def run(*arrays: np.ndarray, **given: Any) -> Any:
+        attributes = attribute_values(operator, given)
+        if operator.reference is not None:
+            return operator.reference(*arrays, **attributes)
+        with torch.no_grad():
+            found = operator.eager(*(torch.from_numpy(np.array(array)) for array in arrays), **attributes)
+        return tuple(item.numpy() for item in found) if isinstance(found, tuple) else found.numpy()
+
+    return run

@@ -1,0 +1,157 @@
+"""Non-maximum suppression of rotated boxes, mmcv's `nms_rotated`, in operators that every engine has.
+
+The overlap of two rectangles is the polygon of at most 24 points: their corners that lie in the other one,
+and the points where their edges cross. Points are ordered by their angle around the middle; the shoelace
+formula gives the area. Points that coincide (equal boxes, common edges) add nothing, so no case is special.
+
+Glossary: N boxes, P = 24 points of a pair.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mmdeploy_ext.exporting.ops.greedy_keep import greedy_keep
+from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.runtime import bev_nms
+
+SLACK = 1e-5
+"""Relative to the box: a corner this far outside still counts as inside."""
+EDGE_PAIRS = ([edge for edge in range(4) for _ in range(4)], [0, 1, 2, 3] * 4)
+CORNERS = ((0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5))
+
+
+def _eager(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    from mmcv.ops import nms_rotated
+
+    if boxes.shape[0] == 0:  # mmcv gives None
+        return boxes.new_zeros((0,), dtype=torch.int64)
+    return nms_rotated(boxes, scores, iou_threshold)[1].clone()
+
+
+def _numpy(boxes, scores, iou_threshold):  # noqa: ANN001, ANN202
+    import numpy as np
+
+    order = np.argsort(-scores, kind='stable')
+    return order[bev_nms.rotated_nms(boxes[order], float(iou_threshold))].astype(np.int64)
+
+
+def _shapes(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
+
+
+def _traceable(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    order = torch.topk(scores, scores.shape[0])[1]
+    ordered = boxes[order]
+    rank = torch.arange(scores.shape[0], device=scores.device)
+    behind = rank[:, None] < rank[None, :]
+    keep = greedy_keep((rotated_iou(ordered, ordered) >= iou_threshold) & behind)
+    return order[torch.nonzero(keep)[:, 0]]
+
+
+def rotated_iou(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """Return the intersection over union (N, M) of all pairs of boxes.
+
+    Args:
+        one: (N, 5) x, y, width, height, angle in radians; float32.
+        two: (M, 5).
+    """
+    middle = one[:, None, :2] - two[None, :, :2]  # around the second box: no digits are lost far from 0
+    first = _corners(one)[:, None] + middle[:, :, None]
+    second = _corners(two)[None].expand_as(first)
+    crossings, hit = _crossings(first, second)
+    points = torch.cat([first, second, crossings], 2)
+    found = torch.cat([_inside(first, two[None], 0), _inside(second, one[:, None], middle), hit], 2)
+    overlap = _area(points, found)
+    areas = (one[:, 2] * one[:, 3])[:, None] + (two[:, 2] * two[:, 3])[None]
+    return overlap / (areas - overlap).clamp(min=1e-12)
+
+
+def _corners(boxes: torch.Tensor) -> torch.Tensor:
+    """Return (N, 4, 2), counter-clockwise, relative to the centres."""
+    half = boxes.new_tensor(CORNERS) * boxes[:, None, 2:4]
+    cos, sin = boxes[:, 4:5].cos(), boxes[:, 4:5].sin()
+    x = cos * half[..., 0] - sin * half[..., 1]
+    y = sin * half[..., 0] + cos * half[..., 1]
+    return torch.stack([x, y], -1)
+
+
+def _inside(points: torch.Tensor, boxes: torch.Tensor, centre: torch.Tensor | float) -> torch.Tensor:
+    """Return (N, M, 4) bool: points (N, M, 4, 2) that lie in a box (broadcasts to N, M, 5) at `centre`."""
+    offset = points - (centre[:, :, None] if isinstance(centre, torch.Tensor) else centre)
+    cos, sin = boxes[..., 4:5].cos(), boxes[..., 4:5].sin()
+    along = (cos * offset[..., 0] + sin * offset[..., 1]).abs()
+    across = (cos * offset[..., 1] - sin * offset[..., 0]).abs()
+    reach = boxes[..., 2:4] / 2 * (1 + SLACK)
+    return (along <= reach[..., 0:1]) & (across <= reach[..., 1:2])
+
+
+def _crossings(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the points (N, M, 16, 2) where edges cross, and which of them do (N, M, 16)."""
+    # every edge with every other, by index: a Reshape of no pair at all would fail
+    one, two = (first.new_tensor(index, dtype=torch.int64) for index in EDGE_PAIRS)
+    start, edge = first[:, :, one], (first.roll(-1, 2) - first)[:, :, one]
+    other, along = second[:, :, two], (second.roll(-1, 2) - second)[:, :, two]
+    gap = other - start
+    cross = _cross(edge, along)
+    parallel = cross.abs() <= 1e-12
+    safe = torch.where(parallel, torch.ones_like(cross), cross)
+    at, beside = _cross(gap, along) / safe, _cross(gap, edge) / safe
+    hit = ~parallel & (at >= 0) & (at <= 1) & (beside >= 0) & (beside <= 1)
+    return start + edge * at[..., None], hit
+
+
+def _cross(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    return one[..., 0] * two[..., 1] - one[..., 1] * two[..., 0]
+
+
+def _area(points: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Return the area (N, M) of the convex polygons of the points (N, M, P, 2) that are found."""
+    count = found.sum(2, keepdim=True).clamp(min=1)
+    visible = torch.where(found[..., None], points, torch.zeros_like(points))
+    offset = visible - (visible.sum(2) / count)[:, :, None]
+    # grows with the angle as atan2 does, 0..4, without a division by nothing
+    length = (offset[..., 0].abs() + offset[..., 1].abs()).clamp(min=1e-12)
+    slope = offset[..., 0] / length
+    angle = torch.where(offset[..., 1] >= 0, 1 - slope, 3 + slope)
+    angle = torch.where(found, angle, torch.full_like(angle, 9.0))
+    order = torch.topk(angle, angle.shape[2], largest=False)[1]
+    ring = torch.gather(offset, 2, order[..., None].expand(-1, -1, -1, 2))
+    there = torch.gather(found, 2, order)[..., None]
+    # what is not found follows the last point: as copies of the first it closes the ring and adds nothing
+    ring = torch.where(there, ring, ring[:, :, :1])
+    area = _cross(ring, ring.roll(-1, 2)).sum(2) / 2
+    return torch.where(count[..., 0] > 2, area.clamp(min=0), torch.zeros_like(area))
+
+
+ROTATED_NMS = register(
+    Operator(
+        'RotatedNms',
+        _eager,
+        inputs=dict(boxes='N 5', scores='N'),
+        outputs=('keep',),
+        example=lambda: (
+            torch.tensor([[0.0, 0, 4, 2, 0.3], [0.5, 0, 4, 2, 0.2], [9, 9, 2, 2, 0]]),
+            torch.tensor([0.9, 0.8, 0.7]),
+        ),
+        traceable=_traceable,
+        shapes=_shapes,
+        reference=_numpy,
+    )
+)
+
+
+def rotated_nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Keep a box unless a better one that is kept overlaps it by `iou_threshold` or more.
+
+    Args:
+        boxes: (N, 5) float32 x, y, width, height, angle in radians, clockwise or not: the same for all.
+        scores: (N,) float32.
+        iou_threshold: above 0.
+
+    Returns:
+        (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
+
+    Source: mmcv 1.7.2 `nms_rotated` on the CPU.
+    """
+    return ROTATED_NMS(boxes, scores, iou_threshold)

@@ -1,0 +1,57 @@
+"""Bicubic resizing by a factor that is an input of the graph, as super-resolution networks want it.
+
+PyTorch's own `interpolate` takes the factor as a Python number: the TorchScript exporter freezes it,
+torch.export refuses it. ONNX's Resize takes a tensor, so the body is written in ONNX.
+
+Glossary: B batch, C channels, H, W size before, h, w after.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from mmdeploy_ext.exporting.ops.operator import Operator, register
+
+
+def _eager(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Resize (B, C, H, W) by the one number in `scale` to floor(H * scale), floor(W * scale)."""
+    return F.interpolate(x, scale_factor=float(scale), mode='bicubic', align_corners=False)
+
+
+def _shapes(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    context = torch.library.get_ctx()
+    return x.new_empty((*x.shape[:2], context.new_dynamic_size(), context.new_dynamic_size()))
+
+
+UPSAMPLE_BICUBIC = register(
+    Operator(
+        'UpsampleBicubic',
+        _eager,
+        inputs=dict(x='B C H W', scale='1'),
+        outputs=('resized',),
+        example=lambda: (torch.rand(2, 3, 5, 7), torch.tensor([2.5])),
+        shapes=_shapes,
+        body="""
+        UpsampleBicubic (x, scale) => (resized) {
+            one = Constant <value_floats = [1.0]> ()
+            scales = Concat <axis = 0> (one, one, scale, scale)
+            resized = Resize <mode = "cubic", coordinate_transformation_mode = "half_pixel",
+                              cubic_coeff_a = -0.75> (x, , scales)
+        }""",
+    )
+)
+
+
+def upsample_bicubic(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Resize images bicubically.
+
+    Args:
+        x: (B, C, H, W) float32.
+        scale: (1,) float32, above 0.
+
+    Returns:
+        (B, C, h, w) with h = floor(H * scale), w = floor(W * scale), as PyTorch's `interpolate` with
+        mode='bicubic', align_corners=False.
+    """
+    return UPSAMPLE_BICUBIC(x, scale)

@@ -1,0 +1,253 @@
+"""Post-processing of SOLO-like heads, equal to mmdet 2.28.2's `get_results`; sizes and batch stay dynamic.
+
+The steps and their order are mmdet's: class scores over the threshold, masks larger than the stride, scores
+times maskness, the best `nms_pre`, matrix NMS, `filter_thr`, the best `max_per_img`, both resizes, threshold.
+
+What differs is how much is computed: areas and maskness belong to a cell, whatever its classes; they are
+summed over pieces of the map, so that no map of many cells is ever whole; and a cell whose class score is
+below the `nms_pre`-th rescored one cannot come in, as a maskness is at most 1.
+
+Glossary: B batch, C classes, S cells of all levels, m chosen cells, k rows of the matrix NMS, n results,
+H4, W4 size of the soft masks, P their pixels, p a piece of them, h, w size of the results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.bbox2d import capped, limit, number
+from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
+
+NO_CANDIDATE = -1.0
+ROUNDING = 1e-5
+"""By how much float32 sums may push a maskness over 1."""
+KERNELS = ('gaussian', 'linear')
+LIMITS = ('nms_pre', 'max_per_img')
+"""Settings that let all in at 0 and below, as in mmdet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """What `test_cfg` decides about instance masks.
+
+    Attributes:
+        score_thr: class scores must exceed this.
+        mask_thr: probability that a pixel of a mask must exceed.
+        filter_thr: scores after the matrix NMS must reach this; none are filtered at 0 or below.
+        nms_pre: candidates that enter the matrix NMS; -1 lets all in.
+        max_per_img: results per image; -1 keeps all.
+        kernel: of the matrix NMS, 'gaussian' or 'linear'.
+        sigma: of the gaussian kernel exp(-sigma * iou^2).
+    """
+
+    score_thr: float
+    mask_thr: float
+    filter_thr: float
+    nms_pre: int
+    max_per_img: int
+    kernel: str
+    sigma: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types (what the metadata keeps)."""
+        return dataclasses.asdict(self)
+
+
+def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
+    """Read an mmdet `test_cfg`.
+
+    Raises:
+        ConfigError: a key is missing, or its value has no graph.
+    """
+    names = [field.name for field in dataclasses.fields(MaskConfig)]
+    missing = [name for name in names if test_cfg.get(name) is None]
+    if missing:
+        raise ConfigError(f'test_cfg: {", ".join(missing)} missing; expected {", ".join(names)}')
+    values = {name: number(name, test_cfg[name], float) for name in names if name not in (*LIMITS, 'kernel')}
+    limits = {name: number(name, test_cfg[name], int) for name in LIMITS}
+    limits = {name: most if most > 0 else -1 for name, most in limits.items()}
+    config = MaskConfig(kernel=str(test_cfg['kernel']), **values, **limits)
+    if config.kernel not in KERNELS:
+        raise ConfigError(f'test_cfg.kernel={config.kernel!r}: expected one of {", ".join(KERNELS)}')
+    for name in ('score_thr', 'mask_thr'):
+        if not 0 <= getattr(config, name) < 1:
+            raise ConfigError(f'test_cfg.{name}={getattr(config, name)}: expected 0 or more, below 1')
+    return config
+
+
+class MaskPostprocess(nn.Module):
+    """From scores and soft masks to instances."""
+
+    def __init__(
+        self, config: MaskConfig, num_grids: list[int], strides: list[int], mask_stride: int, cap: int = 0
+    ) -> None:
+        """Keep the thresholds; they become constants of the graph.
+
+        Args:
+            config: of the head.
+            num_grids: cells along a side, per level.
+            strides: an instance's area must exceed that of its level.
+            mask_stride: pixels of the input per pixel of the soft masks.
+            cap: candidates that are looked at, the best by class score; 0 looks at all. With a cap every
+                shape but that of the masks' h and w is constant.
+        """
+        super().__init__()
+        self.config = config
+        self.mask_stride = mask_stride
+        self.cap = cap
+        cells = [stride for grid, stride in zip(num_grids, strides, strict=True) for _ in range(grid**2)]
+        self.register_buffer('strides', torch.tensor(cells, dtype=torch.float32), persistent=False)
+
+    def forward(
+        self, cate_pred: torch.Tensor, soft: SoftMasks, img_shape: torch.Tensor, ori_shape: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Find the instances.
+
+        Args:
+            cate_pred: (B, S, C) class scores after points NMS.
+            soft: the soft masks of all cells.
+            img_shape: (B or 1, 2) float32 height and width before padding; 0 means all of the soft masks.
+            ori_shape: (2,) int64 height and width of the results; 0 means all of the soft masks.
+
+        Returns:
+            masks (B, n, h, w) bool, scores (B, n), labels (B, n) int64 in descending score order; n is the
+            largest count of the batch (with a cap: constant), rows that an image does not have are empty
+            masks with score 0 and label -1. With a cap also candidates (B,) int64, their number before it.
+        """
+        num_classes = cate_pred.shape[2]
+        find = self._capped if self.cap else self._all
+        scores, pairs, areas = find(cate_pred, soft)
+        cells = torch.div(pairs, num_classes, rounding_mode='floor')
+        labels = pairs - cells * num_classes
+        overlaps = soft.overlaps(cells, self.config.mask_thr, integer=not self.cap)
+        scores = self._decayed(scores, labels, areas, overlaps)
+        scores, cells, labels = self._best(scores, cells, labels)
+        present = scores > NO_CANDIDATE
+        maps = soft.maps(cells) * present[..., None, None].to(scores.dtype)
+        masks = resize_and_threshold(maps, img_shape, ori_shape, self.mask_stride, self.config.mask_thr)
+        results = (
+            masks,
+            torch.where(present, scores, torch.zeros_like(scores)),
+            torch.where(present, labels, torch.full_like(labels, -1)),
+        )
+        if self.cap:
+            return (*results, (cate_pred > self.config.score_thr).flatten(1).sum(1))
+        # ONNX Runtime multiplies no stack of no matrices, so there is one row up to here
+        count = present.sum(dim=1).max()
+        return tuple(result[:, :count] for result in results)
+
+    def _all(self, cate_pred: torch.Tensor, soft: SoftMasks) -> tuple[torch.Tensor, ...]:
+        """Return scores times maskness, (cell, class) pairs and areas (B, k) of the best candidates."""
+        thr, most = self.config.score_thr, self.config.nms_pre
+        ranks = cate_pred.amax(dim=2)
+        count = (ranks > thr).sum(dim=1).max().clamp(min=1)
+        ranks, cells = ranks.topk(count, dim=1)
+        first = limit(most, count)
+        areas = totals = torch.zeros_like(cate_pred[..., 0])
+        areas, totals = self._summed(soft, cells[:, :first], areas, totals)
+        scores = self._rescored(cate_pred, areas, totals).flatten(1)
+        if most > 0:
+            bar = scores.topk(limit(most, scores.shape[1]), dim=1)[0][:, -1:]
+            hopeful = (ranks > bar * (1 - ROUNDING)).sum(dim=1).max()
+            last = torch.maximum(hopeful, first)
+            rest = torch.minimum(first, last - 1)  # the last cell again where none is left
+            areas, totals = self._summed(soft, cells[:, rest:last], areas, totals)
+            scores = self._rescored(cate_pred, areas, totals).flatten(1)
+        found = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
+        scores, pairs = scores.topk(limit(most, found), dim=1)
+        cells = torch.div(pairs, cate_pred.shape[2], rounding_mode='floor')
+        return scores, pairs, areas.gather(1, cells)
+
+    def _summed(
+        self, soft: SoftMasks, cells: torch.Tensor, areas: torch.Tensor, totals: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write areas and sums of some cells (B, m) into tables (B, S)."""
+        more_areas, more_totals = soft.sums(cells, self.config.mask_thr)
+        return areas.scatter(1, cells, more_areas), totals.scatter(1, cells, more_totals)
+
+    def _rescored(self, cate_pred: torch.Tensor, areas: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
+        """Return scores times maskness (B, S, C); NO_CANDIDATE under a threshold or without an area."""
+        maskness = totals / areas.clamp(min=1)
+        valid = (cate_pred > self.config.score_thr) & (areas > self.strides)[..., None]
+        return torch.where(valid, cate_pred * maskness[..., None], torch.full_like(cate_pred, NO_CANDIDATE))
+
+    def _capped(self, cate_pred: torch.Tensor, soft: SoftMasks) -> tuple[torch.Tensor, ...]:
+        """Return the same of the best `cap` pairs by class score, with constant shapes."""
+        ranks, pairs = cate_pred.flatten(1).topk(self.cap, dim=1)
+        cells = torch.div(pairs, cate_pred.shape[2], rounding_mode='floor')
+        areas, totals = soft.sums(cells, self.config.mask_thr)
+        valid = (ranks > self.config.score_thr) & (areas > self.strides[cells])
+        scores = torch.where(
+            valid, ranks * (totals / areas.clamp(min=1)), torch.full_like(ranks, NO_CANDIDATE)
+        )
+        scores, rows = scores.topk(capped(self.cap, self.config.nms_pre), dim=1)
+        return scores, pairs.gather(1, rows), areas.gather(1, rows)
+
+    def _decayed(
+        self, scores: torch.Tensor, labels: torch.Tensor, areas: torch.Tensor, overlaps: torch.Tensor
+    ) -> torch.Tensor:
+        """Return scores (B, k) after matrix NMS and `filter_thr`; NO_CANDIDATE where they fall below it."""
+        decay = matrix_decay(scores, labels, areas, overlaps, self.config)
+        decayed = scores * decay
+        keep = scores > NO_CANDIDATE
+        # three equal masks of a class divide 0 by 0 under the linear kernel: NaN reaches no threshold
+        keep = keep & (decayed >= self.config.filter_thr) if self.config.filter_thr > 0 else keep
+        return torch.where(keep, decayed, torch.full_like(scores, NO_CANDIDATE))
+
+    def _best(
+        self, scores: torch.Tensor, cells: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sort by descending score and cut to `max_per_img` and, without a cap, to the largest count."""
+        most = self.config.max_per_img
+        if self.cap:
+            most = capped(self.cap, self.config.nms_pre, most)
+            scores, rows = scores.topk(most, dim=1)
+        else:
+            scores, rows = scores.topk(limit(most, scores.shape[1]), dim=1)
+            count = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
+            scores, rows = scores[:, :count], rows[:, :count]
+        return scores, cells.gather(1, rows), labels.gather(1, rows)
+
+
+def matrix_decay(
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    areas: torch.Tensor,
+    overlaps: torch.Tensor,
+    config: MaskConfig,
+) -> torch.Tensor:
+    """Return the factors (B, k) of the matrix NMS.
+
+    Args:
+        scores: (B, k) in descending order; rows with NO_CANDIDATE take no part.
+        labels: (B, k).
+        areas: (B, k) pixels.
+        overlaps: (B, k, k) pixels that two masks share.
+        config: kernel and sigma.
+
+    Source: mmdet 2.28.2 `mask_matrix_nms`; row a decays column b when a scores more and has b's label.
+    """
+    order = torch.arange(scores.shape[1], device=scores.device)
+    above = (order[:, None] < order[None, :])[None]
+    present = scores > NO_CANDIDATE
+    related = above & (labels[:, :, None] == labels[:, None, :]) & present[:, None, :]
+    union = areas[:, None, :] + areas[:, :, None] - overlaps
+    iou = torch.where(related, overlaps / union.clamp(min=1), torch.zeros_like(overlaps))
+    compensation = iou.amax(dim=1)[:, :, None]
+    if config.kernel == 'gaussian':
+        factors = torch.exp(-config.sigma * iou**2) / torch.exp(-config.sigma * compensation**2)
+        return factors.amin(dim=1)
+    factors = (1 - iou) / (1 - compensation)
+    broken = torch.isnan(factors)
+    least = torch.where(broken, torch.zeros_like(factors), factors).amin(dim=1)
+    return torch.where(broken.to(factors.dtype).amax(dim=1) > 0, torch.full_like(least, -1.0), least)

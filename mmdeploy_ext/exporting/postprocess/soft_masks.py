@@ -1,0 +1,210 @@
+"""Soft masks of grid cells, made only for the cells that somebody asks for.
+
+Glossary: B batch, S cells of all levels, G grid lines of all levels, E channels of a dynamic kernel, m asked
+cells, H4, W4 size of the masks, P their pixels, p a piece of them.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.exporting.ops.count_shared import CountShared
+from mmdeploy_ext.exporting.ops.threshold import KeepAbove
+from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PIECES = 8
+"""Parts of the map that are worked on one after the other; few enough nodes, small enough for the caches."""
+
+
+def pieces(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
+    """Yield start and stop of PIECES nearly equal parts; some are empty where `size` is smaller."""
+    for piece in range(PIECES):
+        yield size * piece // PIECES, size * (piece + 1) // PIECES
+
+
+def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return rows (B, m) of each image's table (B, R, D) as (B, m, D)."""
+    batch, count = table.shape[0], table.shape[1]
+    shift = torch.arange(batch, device=rows.device)[:, None] * count
+    return table.flatten(0, 1)[rows + shift]
+
+
+class SoftMasks(abc.ABC):
+    """Probabilities (0..1) of pixels to belong to the instance of a cell."""
+
+    @abc.abstractmethod
+    def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the masks of cells (B, m), piece by piece of the map: (B, m, p)."""
+
+    @abc.abstractmethod
+    def maps(self, cells: torch.Tensor) -> torch.Tensor:
+        """Return the masks of cells (B, m): (B, m, H4, W4)."""
+
+    def sums(self, cells: torch.Tensor, mask_thr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return number and sum (B, m) of the values above the threshold."""
+        areas = totals = 0
+        for soft in self.pieces(cells):
+            kept = KeepAbove.apply(soft, mask_thr)
+            totals = totals + kept.sum(dim=2)
+            areas = areas + kept.ceil().sum(dim=2)
+        return areas, totals
+
+    def overlaps(self, cells: torch.Tensor, mask_thr: float, integer: bool) -> torch.Tensor:
+        """Return the number of pixels (B, m, m) float32 that two masks share.
+
+        Args:
+            cells: (B, m).
+            mask_thr: see `sums`.
+            integer: count with MatMulInteger, which CPUs have instructions for; some engines lack it.
+        """
+        count = CountShared.apply if integer else _count_by_floats
+        overlaps = 0
+        for soft in self.pieces(cells):
+            overlaps = overlaps + count(soft > mask_thr)
+        return overlaps.to(torch.float32)
+
+
+def _count_by_floats(hard: torch.Tensor) -> torch.Tensor:
+    hard = hard.to(torch.float32)
+    return hard @ hard.transpose(1, 2)
+
+
+class DynamicMasks(SoftMasks):
+    """SOLOv2: the sigmoid of a cell's kernel times the mask features."""
+
+    def __init__(self, kernels: torch.Tensor, features: torch.Tensor) -> None:
+        """Keep kernels (B, S, E) and features (B, E, H4, W4)."""
+        self.kernels, self.size = kernels, features.shape[2:]
+        self.features = features.flatten(2)
+
+    def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+        """See `SoftMasks.pieces`."""
+        picked = pick_rows(self.kernels, cells)
+        for start, stop in pieces(self.features.shape[2]):
+            yield (picked @ self.features[:, :, start:stop]).sigmoid()
+
+    def maps(self, cells: torch.Tensor) -> torch.Tensor:
+        """See `SoftMasks.maps`."""
+        flat = (pick_rows(self.kernels, cells) @ self.features).sigmoid()
+        return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
+
+
+class ProductMasks(SoftMasks):
+    """Decoupled SOLO: the product of a column's and a row's probability."""
+
+    def __init__(self, columns: torch.Tensor, rows: torch.Tensor, num_grids: Sequence[int]) -> None:
+        """Keep x masks and y masks (B, G, H4, W4)."""
+        self.size = columns.shape[2:]
+        self.columns, self.rows = columns.flatten(2), rows.flatten(2)
+        lines = [line_tables(num_grids)[axis] for axis in ('x', 'y')]
+        self.column_of, self.row_of = (torch.tensor(table, device=columns.device) for table in lines)
+
+    def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+        """See `SoftMasks.pieces`."""
+        for start, stop in pieces(self.columns.shape[2]):
+            yield self._product(cells, self.columns[:, :, start:stop], self.rows[:, :, start:stop])
+
+    def maps(self, cells: torch.Tensor) -> torch.Tensor:
+        """See `SoftMasks.maps`."""
+        flat = self._product(cells, self.columns, self.rows)
+        return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
+
+    def _product(self, cells: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return pick_rows(columns, self.column_of[cells]) * pick_rows(rows, self.row_of[cells])
+
+
+def line_tables(num_grids: Sequence[int]) -> dict[str, list[int]]:
+    """Return for every cell the grid line of all levels that is its column ('x') and its row ('y')."""
+    tables: dict[str, list[int]] = dict(x=[], y=[])
+    start = 0
+    for grid in num_grids:
+        for row in range(grid):
+            tables['x'] += [start + column for column in range(grid)]
+            tables['y'] += [start + row] * grid
+        start += grid
+    return tables
+
+
+class LevelMasks(SoftMasks):
+    """SOLO: the sigmoid of a level's own convolution for the cell, resized to the size of the first level.
+
+    Levels differ in size, so the asked cells are taken level by level and put back into their order.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor],
+        *,
+        fixed: bool = False,
+    ) -> None:
+        """Keep features (B, D, 2h, 2w), weights (g * g, D) and biases (g * g,) per level.
+
+        `fixed` keeps all shapes constant, as TensorRT wants them: every level then has room for all cells
+        that are asked for, which is as many times the work as there are levels.
+        """
+        self.features, self.weights, self.biases, self.fixed = features, weights, biases, fixed
+        self.size = features[0].shape[2:]
+        counts = [len(bias) for bias in biases]
+        self.starts = [sum(counts[:level]) for level in range(len(counts))]
+        levels = [level for level, count in enumerate(counts) for _ in range(count)]
+        self.level_of = torch.tensor(levels, device=features[0].device)
+
+    def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+        """See `SoftMasks.pieces`: bands of rows."""
+        levels, places = self._levels(cells)
+        for start, stop in pieces(self.size[0]):
+            bands = [_band(soft, rows, start, stop).flatten(2) for soft, rows in levels]
+            yield pick_rows(torch.cat(bands, dim=1), places)
+
+    def maps(self, cells: torch.Tensor) -> torch.Tensor:
+        """See `SoftMasks.maps`."""
+        levels, places = self._levels(cells)
+        flat = torch.cat([_band(soft, rows, 0, self.size[0]).flatten(2) for soft, rows in levels], dim=1)
+        flat = pick_rows(flat, places)
+        return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
+
+    def _levels(self, cells: torch.Tensor) -> tuple[list[tuple[torch.Tensor, Any]], torch.Tensor]:
+        """Return per level masks (B, x, 2h, W4) with their row matrix; each cell's place (B, m) in them."""
+        belongs = self.level_of[cells]
+        levels, places, offset = [], torch.zeros_like(cells), 0
+        first_best = torch.arange(cells.shape[1], 0, -1, device=cells.device).to(torch.float32)[None]
+        for level, features in enumerate(self.features):
+            mine = belongs == level
+            # ONNX Runtime multiplies no stack of no matrices
+            count = cells.shape[1] if self.fixed else mine.sum(dim=1).max().clamp(min=1)
+            rows = (mine.to(torch.float32) * first_best).topk(count, dim=1)[1]
+            real = mine.gather(1, rows)
+            inside = torch.where(real, cells.gather(1, rows) - self.starts[level], torch.zeros_like(rows))
+            places = torch.where(mine, mine.to(torch.int64).cumsum(dim=1) - 1 + offset, places)
+            levels.append(self._level(level, features, inside))
+            offset = offset + count
+        return levels, places
+
+    def _level(self, level: int, features: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        logits = self.weights[level][inside] @ features.flatten(2) + self.biases[level][inside][..., None]
+        soft = logits.sigmoid().reshape(features.shape[0], inside.shape[1], *features.shape[2:])
+        if level < SAME_SIZE:
+            return soft, None
+        rows, columns = (
+            resizing(torch.as_tensor(old), torch.as_tensor(new))
+            for old, new in zip(features.shape[2:], self.size, strict=True)
+        )
+        return soft @ columns.transpose(0, 1), rows
+
+
+SAME_SIZE = 2
+"""The first two levels are of the size that all are resized to."""
+
+
+def _band(
+    soft: torch.Tensor, rows: torch.Tensor | None, start: torch.Tensor | int, stop: torch.Tensor | int
+) -> torch.Tensor:
+    return soft[:, :, start:stop] if rows is None else rows[start:stop] @ soft

@@ -1,0 +1,1 @@
+"""Tracing sparse convolution modules."""

@@ -1,0 +1,233 @@
+"""A sparse graph from a torch module, by watching one forward pass of it.
+
+Three things watch, all of them only as long as the pass takes: forward hooks on the module's own submodules
+(convolutions are read there; the others give the paths), a torch function mode (what happens to tensors
+between modules) and a replaced `SparseConvTensor.dense`. Nothing of the module changes: weights, buffers,
+training flags, hooks and indice keys are afterwards what they were. Needs torch and spconv 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.exporting.sparse.trace_record import NoSiteLeftError, Recorder
+from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, prune, renumber
+from mmdeploy_ext.sparse.sites import name_rulebooks
+from mmdeploy_ext.stack import compat
+from mmdeploy_ext.stack.import_hook import patched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mmdeploy_ext.sparse.ir import Triple
+
+    Call = Callable[[nn.Module, torch.Tensor, torch.Tensor], Any]
+
+
+def trace(
+    module: nn.Module,
+    coordinates: np.ndarray | None = None,
+    features: np.ndarray | None = None,
+    *,
+    order: str,
+    spatial_shape: Triple,
+    in_channels: int,
+    call: Call | None = None,
+) -> SparseGraph:
+    """Return the graph of a sparse encoder, with BatchNorm and Relu as nodes of their own (see `fold`).
+
+    Traced values mean nothing, only shapes do. Without coordinates one zero voxel at the origin is traced, as
+    the reference exporter does (a few where a stride jumps over it). Work that the result does not need is
+    left out.
+
+    Rulebook names are the modules' indice_keys; where there is none, see `sites.name_rulebooks`.
+
+    A module that gives a SparseConvTensor (a plain SparseSequential) gets the dense tail of the reference:
+    scatter, then the height axis into the channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in
+    'zyx'.
+
+    Args:
+        module: the encoder. Called as its forward is written: (features, coordinates, batch_size), the same
+            with det3d's input_shape, or (SparseConvTensor).
+        coordinates: (N, 4) int32 (sample, axes in `order`), sample 0.
+        features: (N, in_channels) float32; zeros by default.
+        order: axis order of the module's coordinates, 'xyz' or 'zyx'.
+        spatial_shape: grid size per axis, in that order.
+        in_channels: features per voxel.
+        call: runs the module where its forward takes something else: (module, features, coordinates) to its
+            result.
+
+    Raises:
+        UsageError: bad coordinates, features or order.
+        ExportError: the module does something that the dialect cannot say; the submodule is named.
+    """
+    if order not in ORDERS:
+        raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')
+    shape = tuple(int(size) for size in spatial_shape)
+    if coordinates is None and features is not None:
+        raise UsageError('features without coordinates; give both, or neither for one zero voxel')
+    if coordinates is not None:
+        return _trace(module, *_voxels(coordinates, features, shape, in_channels), order, shape, call)
+    try:
+        origin = np.zeros((1, 4), np.int32)
+        return _trace(module, *_voxels(origin, None, shape, in_channels), order, shape, call)
+    except NoSiteLeftError:
+        return _trace(module, *_voxels(_corner(shape), None, shape, in_channels), order, shape, call)
+
+
+def _corner(shape: Triple) -> np.ndarray:
+    """Return a block of voxels at the origin: a stride may jump over a single one."""
+    axes = np.indices([min(size, 4) for size in shape]).reshape(3, -1).T
+    return np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)
+
+
+def _trace(
+    module: nn.Module,
+    coordinates: np.ndarray,
+    features: np.ndarray,
+    order: str,
+    shape: Triple,
+    call: Call | None,
+) -> SparseGraph:
+    device = _device(module)
+    tensors = torch.from_numpy(features).to(device), torch.from_numpy(coordinates).to(device)
+    recorder = Recorder(*tensors, shape, order)
+    with compat.single_thread(), torch.no_grad(), evaluating(module), _watched(module, recorder):
+        result = (call or _caller(module, shape))(module, *tensors)
+        output, output_shape = _finish(recorder, result)
+    if not any(isinstance(node, SparseConvolution) for node in recorder.nodes):
+        raise ExportError(f'{type(module).__name__}: has no sparse convolution; is it the sparse encoder?')
+    graph = SparseGraph(
+        tuple(recorder.nodes), order, shape, features.shape[1], output, output_shape, len(coordinates)
+    )
+    return name_rulebooks(renumber(prune(graph)))
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for the time of the body.
+
+    The flags are set one by one: `train()` and `eval()` of many models do more than that, and a frozen
+    submodule would lose its own flag.
+    """
+    flags = {part: part.training for part in module.modules()}
+    for part in flags:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+
+
+@contextlib.contextmanager
+def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Watch one forward pass of a module."""
+    from spconv.pytorch import SparseConvTensor
+
+    handles = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [handle.remove() for handle in handles])
+        stack.callback(recorder.close)
+        for path, part in module.named_modules():
+            handles.extend(recorder.hook(path, part))
+        original = SparseConvTensor.dense
+
+        def dense(tensor: SparseConvTensor, channels_first: bool = True) -> torch.Tensor:
+            with recorder.silent():
+                result = original(tensor, channels_first)
+            recorder.dense(tensor, channels_first, result)
+            return result
+
+        stack.enter_context(patched(SparseConvTensor, dense=dense))
+        stack.enter_context(recorder.functions())
+        yield
+
+
+def _voxels(
+    coordinates: np.ndarray, features: np.ndarray | None, shape: Triple, in_channels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    coordinates = np.array(coordinates, np.int32, order='C')  # copies: a module may write to its inputs
+    if coordinates.ndim != 2 or coordinates.shape[1] != 4 or not len(coordinates):
+        raise UsageError(f'coordinates have the shape {coordinates.shape}; expected (N, 4), N above 0')
+    outside = (coordinates < 0) | (coordinates >= np.array([1, *shape]))
+    if outside.any():
+        row = coordinates[outside.any(1)][0].tolist()
+        raise UsageError(f'coordinates: {row} is outside the grid {[1, *shape]} (sample, then axes)')
+    if features is None:
+        features = np.zeros((len(coordinates), in_channels), np.float32)
+    features = np.array(features, np.float32, order='C')
+    if features.shape != (len(coordinates), in_channels):
+        raise UsageError(
+            f'features have the shape {features.shape}; expected {(len(coordinates), in_channels)}'
+        )
+    return coordinates, features
+
+
+def _device(module: nn.Module) -> torch.device:
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ExportError(
+                f'{name}: is {parameter.dtype}, expected float32; call .float() before the export'
+            )
+    return next((parameter.device for parameter in module.parameters()), torch.device('cpu'))
+
+
+def _caller(module: nn.Module, shape: Triple) -> Call:
+    """Return how a module's forward wants its voxels."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    needed = [
+        item.name
+        for item in parameters
+        if item.default is item.empty and item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) == 1:
+        return lambda part, features, coordinates: part(_sparse(features, coordinates, shape))
+    if len(needed) == 3:
+        return lambda part, features, coordinates: part(features, coordinates, 1)
+    if len(needed) == 4 and needed[3] == 'input_shape':
+        # det3d's grid is x, y, z, and its module adds one layer of z
+        size = [shape[2], shape[1], shape[0] - 1]
+        return lambda part, features, coordinates: part(features, coordinates, 1, size)
+    raise ExportError(
+        f'{type(module).__name__}.forward takes ({", ".join(needed)}); expected (features, coordinates, '
+        f'batch_size), or one SparseConvTensor; say how to call it by `call`'
+    )
+
+
+def _sparse(features: torch.Tensor, coordinates: torch.Tensor, shape: Triple) -> Any:
+    from spconv.pytorch import SparseConvTensor
+
+    return SparseConvTensor(features, coordinates, list(shape), 1)
+
+
+def _finish(recorder: Recorder, result: Any) -> tuple[str, tuple[int, ...]]:
+    """Return id and shape of the graph's output: of a list or tuple the first, of a dict the dense one."""
+    from spconv.pytorch import SparseConvTensor
+
+    if isinstance(result, dict):
+        names = [name for name, value in result.items() if isinstance(value, torch.Tensor)]
+        preferred = 'spatial_features' if 'spatial_features' in names else next(iter(names), None)
+        result = result.get(preferred)
+    elif isinstance(result, tuple | list) and result:
+        result = result[0]
+    if isinstance(result, SparseConvTensor):
+        dense = result.dense()
+        if recorder.order == 'xyz':
+            dense = dense.permute(0, 1, 4, 2, 3)
+        result = dense.reshape(1, -1, *dense.shape[3:])
+    if not isinstance(result, torch.Tensor):
+        raise ExportError(
+            f'the encoder gives {type(result).__name__}; expected a tensor or a SparseConvTensor'
+        )
+    value = recorder.use(result, 'the result')
+    if value.sparse:
+        raise ExportError('the encoder gives features without their sites; expected a dense tensor')
+    return value.name, tuple(result.shape)

@@ -1,0 +1,385 @@
+"""What `trace` writes down while a module runs: nodes, and which tensor object is which tensor of the graph.
+
+A tensor that comes from the voxels is tracked by identity. What nobody here knows how to say does not stop
+the pass: its results are marked with the reason, and the first use of such a tensor by something that the
+graph needs raises it. So a module may print a maximum, but not feed it on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from spconv.pytorch import SparseConvTensor
+from spconv.pytorch.conv import SparseConvolution as ConvolutionModule
+from torch.overrides import TorchFunctionMode
+
+from mmdeploy_ext.core.errors import ExportError, ShapeError
+from mmdeploy_ext.exporting.sparse.trace_functions import CannotSayError, Value, say
+from mmdeploy_ext.sparse.ir import Node, ScatterDense, SparseConvolution, Transpose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+    from mmdeploy_ext.sparse.ir import Triple
+
+DEFAULT_BOUND = 200000
+
+
+class NoSiteLeftError(ExportError):
+    """The traced voxels do not reach the end of the network."""
+
+
+class Recorder:
+    """Nodes of one forward pass.
+
+    Attributes:
+        nodes: in the order in which they ran.
+        order: axis order of the coordinates.
+    """
+
+    def __init__(
+        self, features: torch.Tensor, coordinates: torch.Tensor, spatial_shape: Triple, order: str
+    ) -> None:
+        self.nodes: list[Node] = []
+        self.order = order
+        self._shape = list(spatial_shape)
+        self._values: dict[int, Value] = {}
+        self._alive: list[torch.Tensor] = []
+        self._path: list[str] = []
+        self._silence = 0
+        self._uncounted: list[ConvolutionModule] = []
+        self._sites = {'0': (coordinates.clone(), self._shape)}
+        self._bind(features, Value('0', sparse=True))
+
+    # ---- tensors
+
+    def _bind(self, tensor: torch.Tensor, value: Value) -> None:
+        self._values[id(tensor)] = value
+        self._alive.append(tensor)  # an id is only good while its object lives
+
+    def _value(self, tensor: object) -> Value | None:
+        return self._values.get(id(tensor)) if isinstance(tensor, torch.Tensor) else None
+
+    def use(self, tensor: torch.Tensor, where: str) -> Value:
+        """Return what a tensor is in the graph.
+
+        Raises:
+            ExportError: it does not come from the voxels, or by something that the dialect cannot say.
+        """
+        value = self._value(tensor)
+        if value is None:
+            raise ExportError(
+                f'{where}: takes a tensor that does not come from the voxels; expected one that does'
+            )
+        if value.problem:
+            raise ExportError(value.problem)
+        return value
+
+    def add(self, node_type: type[Node], inputs: tuple[Value, ...], sparse: bool, **fields: Any) -> Value:
+        """Append a node and return its output."""
+        output = f't{len(self.nodes)}'
+        module = fields.pop('module', self.path)
+        names = tuple(value.name for value in inputs)
+        if sparse and node_type is not SparseConvolution:
+            self._sites[output] = self._sites[names[0]]
+        self.nodes.append(node_type(name=output, module=module, inputs=names, output=output, **fields))
+        return Value(output, sparse=sparse)
+
+    @property
+    def path(self) -> str:
+        """Path of the module that runs; '' is the encoder itself."""
+        return self._path[-1] if self._path else ''
+
+    # ---- functions between modules
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """What happens in the body is no part of the graph."""
+        self._silence += 1
+        try:
+            yield
+        finally:
+            self._silence -= 1
+
+    def functions(self) -> TorchFunctionMode:
+        """Return the mode that sees every torch function."""
+        return _Functions(self)
+
+    def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run a torch function and record what it means."""
+        operands = [] if self._silence else _tensors((args, kwargs))
+        tracked = [value for tensor in operands if (value := self._value(tensor))]
+        result = func(*args, **kwargs)
+        results = list(_tensors(result))
+        changed = _changed(func, args, kwargs)
+        if not tracked or not (results or changed):
+            return result
+        value = self._say(tracked, func, args, kwargs, result)
+        for tensor in changed:
+            self._rebind_aliases(tensor, value)
+        for tensor in results:
+            if tensor.dtype.is_floating_point:
+                self._bind(tensor, value)
+        return result
+
+    def _say(self, tracked: list[Value], func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
+        for value in tracked:
+            if value.problem:
+                return value
+        try:
+            return say(self, func, args, kwargs, result)
+        except CannotSayError as error:
+            return Value('', problem=f'{self.path or "the encoder"}: {error}')
+
+    def _rebind_aliases(self, tensor: torch.Tensor, value: Value) -> None:
+        """Let other objects on the storage that was written to change along; parts of it are lost."""
+        before = self._value(tensor)
+        storage = tensor.untyped_storage().data_ptr()
+        for other in self._alive:
+            if other is not tensor and other.untyped_storage().data_ptr() == storage:
+                same = before is not None and self._values[id(other)].name == before.name
+                reason = (
+                    f'{self.path or "the encoder"}: changes in place a tensor that another one looks into'
+                )
+                self._values[id(other)] = value if same else Value('', problem=reason)
+        self._bind(tensor, value)
+
+    def lookup(self, tensor: object) -> Value:
+        """Return the value of an operand of a function.
+
+        Raises:
+            CannotSayError: it is not tracked.
+        """
+        value = self._value(tensor)
+        if value is None:
+            raise CannotSayError('combines the voxels with something that does not come from them')
+        return value
+
+    # ---- modules
+
+    def hook(self, path: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        """Hook one submodule; the handles remove the hooks."""
+        enter, leave = self._enter, self._leave
+        if isinstance(module, ConvolutionModule):
+            enter, leave = self._enter_convolution, self._leave_convolution
+        return [
+            module.register_forward_pre_hook(
+                lambda part, args, kwargs: enter(path, part, args, kwargs), with_kwargs=True
+            ),
+            # first of all hooks: what the user's own hooks do with the output happens after the module
+            module.register_forward_hook(
+                lambda part, args, kwargs, result: leave(path, part, args, kwargs, result),
+                with_kwargs=True,
+                prepend=True,
+            ),
+        ]
+
+    def close(self) -> None:
+        """Let convolutions count their voxels again."""
+        for module in self._uncounted:
+            module.record_voxel_count = True
+
+    def _enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._path.append(path)
+
+    def _leave(self, path: str, module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
+        self._path.pop()
+        if self._silence or not any(self._value(tensor) for tensor in _tensors((args, kwargs))):
+            return
+        for tensor in _tensors(result):
+            if self._value(tensor) is None and tensor.dtype.is_floating_point:
+                reason = (
+                    f'{path or "the encoder"}: {type(module).__name__} is nothing that the dialect can say'
+                )
+                self._bind(tensor, Value('', problem=reason))
+
+    def _enter_convolution(self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict) -> None:
+        self._path.append(path)
+        source = _convolution_input(path, args, kwargs)
+        if self._value(source.features) is None:
+            raise ExportError(f'{path}: takes a sparse tensor that does not come from the voxels')
+        if source.features.shape[1] != module.in_channels:
+            raise ShapeError(
+                f'{path}: gets {source.features.shape[1]} features per site, expected {module.in_channels}'
+            )
+        if not self.nodes and module.ndim == 3 and source.spatial_shape != self._shape:
+            raise ExportError(
+                f'{path}: works on the grid {source.spatial_shape}, expected {self._shape}; '
+                f'module, config and order disagree'
+            )
+        _refuse_small_grid(path, module, source)
+        if module.record_voxel_count:  # it would change a buffer
+            module.record_voxel_count = False
+            self._uncounted.append(module)
+        self._silence += 1
+
+    def _leave_convolution(
+        self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict, result: SparseConvTensor
+    ) -> None:
+        self._silence -= 1
+        source = _convolution_input(path, args, kwargs)
+        value = self._value(source.features)
+        problem = value.problem or _convolution_problem(path, module)
+        problem = problem or self._sites_problem(path, source, value)
+        if problem:
+            value = Value('', problem=problem)
+        elif not len(result.features):
+            raise NoSiteLeftError(
+                f'{path}: no active site is left of the {len(source.features)} that it was traced with; '
+                f'trace with the coordinates of a sweep'
+            )
+        else:
+            fields = _convolution_fields(module) | dict(
+                input_spatial_shape=tuple(source.spatial_shape),
+                output_spatial_shape=tuple(result.spatial_shape),
+                input_rows=len(source.features),
+                output_rows=len(result.features),
+            )
+            value = self.add(SparseConvolution, (value,), True, **fields)
+            self._sites[value.name] = (result.indices.clone(), list(result.spatial_shape))
+        self._path.pop()
+        self._bind(result.features, value)
+
+    def _sites_problem(self, path: str, tensor: SparseConvTensor, value: Value) -> str:
+        """Return what is wrong with the sites of a sparse tensor whose features are `value`, or ''."""
+        if tensor.batch_size != 1:
+            return f'{path}: works on {tensor.batch_size} samples; the dialect knows one'
+        indices, shape = self._sites[value.name]
+        if torch.equal(indices, tensor.indices) and shape == tensor.spatial_shape:
+            return ''
+        return (
+            f'{path}: its features and its coordinates do not belong together; the dialect cannot '
+            f'move sites or change their grid between convolutions'
+        )
+
+    def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
+        """Record `SparseConvTensor.dense`."""
+        if self._silence:
+            return
+        where = self.path or 'the encoder'
+        value = self._value(tensor.features)
+        if value is None:
+            return
+        problem = value.problem or self._sites_problem(where, tensor, value)
+        if problem:
+            self._bind(result, Value('', problem=problem))
+            return
+        shape = tuple(tensor.spatial_shape)
+        dense_shape = (1, tensor.features.shape[1], *shape)
+        value = self.add(ScatterDense, (value,), False, spatial_shape=shape, output_shape=dense_shape)
+        if not channels_first:
+            value = self.add(Transpose, (value,), False, dims=(0, 2, 3, 4, 1))
+        self._bind(result, value)
+
+
+class _Functions(TorchFunctionMode):
+    """Sees every torch function of the thread while it is open."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        return self._recorder.function(func, args, kwargs or {})
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested arguments, the features of sparse tensors among them."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, SparseConvTensor):
+        yield value.features
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _changed(func: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+    """Return the tensors that a function writes to."""
+    name = getattr(func, '__name__', '')
+    written = list(_tensors(kwargs.get('out')))
+    in_place = name.endswith('_') and not name.endswith('__')
+    if (
+        in_place
+        or name.startswith('__i')
+        or name in ('__setitem__', '__set__')
+        or kwargs.get('inplace')
+        or (args[2:] and name in ('relu', 'dropout') and args[-1] is True)
+    ):
+        written += list(_tensors(args[:1]))
+    return written
+
+
+def _convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
+    values = [*args, *kwargs.values()]
+    if len([value for value in values if value is not None]) != 1 or not isinstance(
+        values[0], SparseConvTensor
+    ):
+        raise ExportError(
+            f'{path}: is called with more than one sparse tensor; expected one SparseConvTensor'
+        )
+    return values[0]
+
+
+def _convolution_problem(path: str, module: ConvolutionModule) -> str:
+    """Return what the dialect cannot say about a convolution, or ''."""
+    kind = type(module).__name__
+    if module.ndim != 3:
+        return f'{path}: {kind} has {module.ndim} dimensions; the dialect knows 3'
+    if module.transposed:
+        return f'{path}: {kind} is a transposed convolution, which the engine does not read'
+    if module.groups != 1:
+        return f'{path}: {kind} has {module.groups} groups; the dialect knows 1'
+    if module.act_type.name not in ('None_', 'ReLU'):
+        return f'{path}: {kind} has the activation {module.act_type.name}; the dialect knows ReLU'
+    return ''
+
+
+def _refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTensor) -> None:
+    if module.subm or module.inverse or module.transposed:
+        return
+    axes = zip(source.spatial_shape, module.kernel_size, module.padding, module.dilation, strict=True)
+    for size, kernel, padding, dilation in axes:
+        if size + 2 * padding < dilation * (kernel - 1) + 1:
+            raise ExportError(
+                f'{path}: kernel {list(module.kernel_size)} does not fit on the grid {source.spatial_shape}; '
+                f'the grid is too small for this encoder'
+            )
+
+
+def _convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
+    triples = 'kernel_size stride padding dilation output_padding'
+    fields = {name: tuple(int(size) for size in getattr(module, name)) for name in triples.split()}
+    bias = None if module.bias is None else module.bias.detach().cpu().numpy().copy()
+    return fields | dict(
+        weight=module_weight(module),
+        bias=bias,
+        subm=bool(module.subm),
+        inverse=bool(module.inverse),
+        rulebook=module.indice_key,
+        activation='ReLU' if module.act_type.name == 'ReLU' else 'None',
+        output_bound=int(getattr(module, 'output_bound', DEFAULT_BOUND)),
+    )
+
+
+def module_weight(module: ConvolutionModule) -> np.ndarray:
+    """Return a convolution module's kernel as (O, k0, k1, k2, I) float32.
+
+    spconv 2 multiplies by a 1x1x1 kernel's memory as if it were (I, O), whatever its shape says (its issue
+    556): those are turned into what they compute.
+    """
+    weight = module.weight.detach().cpu().numpy()
+    if module.conv1x1:
+        inputs, outputs = module.in_channels, module.out_channels
+        weight = weight.reshape(inputs, outputs).T.reshape(outputs, 1, 1, 1, inputs)
+    return np.array(weight, np.float32, order='C')

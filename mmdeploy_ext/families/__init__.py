@@ -1,0 +1,1 @@
+"""What a family of models gives to the shared code, and the registry."""

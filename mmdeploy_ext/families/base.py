@@ -1,0 +1,341 @@
+"""What a model family gives to the shared machinery: one `Family`, registered by its `export.py`."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.nearest import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import onnx
+    import torch
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.runtime.detections import Detections, Instances
+    from mmdeploy_ext.weights.checkpoint import Checkpoint
+
+DEFAULT_OPSET = 17
+"""LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
+
+_COMMON = 12
+"""The first fields of `ExportOptions` mean something to every family, the rest to some."""
+HALF_FIELDS = ('precision', 'fp16_io', 'keep_fp32')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """What the user chooses about a graph.
+
+    Attributes:
+        form: 'full', 'decode' or 'raw' (a family may have other forms).
+        opset: the opset in the file.
+        height: H of the traced input, pixels.
+        width: W of the traced input, pixels.
+        batch: B of the traced input.
+        dynamic: B, H and W stay dynamic.
+        exporter: 'torchscript' or 'dynamo'.
+        score_form: 'separate' keeps centerness an output of its own, 'product' multiplies it into the scores.
+        simplify: run onnxslim over the result.
+        precision: 'fp32' or 'fp16', see `precision.py`.
+        fp16_io: images and compared outputs are float16 outside too.
+        keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those that always do.
+        layout: 'batched', or 'fork' for the outputs of a fork whose engines exist (SOLO).
+        max_candidates: candidates that are looked at, with constant shapes; 0 has no limit (SOLO, ATSS).
+        fuse: branches of RepVGG blocks become one convolution (RT-DETR).
+        grid_sample: 'operator', or 'gather' for engines that get GridSample wrong (RT-DETR).
+        dynamic_batch: B stays dynamic, H and W are fixed (RT-DETR).
+    """
+
+    form: str = 'full'
+    opset: int = DEFAULT_OPSET
+    height: int = 0
+    width: int = 0
+    batch: int = 1
+    dynamic: bool = False
+    exporter: str = 'torchscript'
+    score_form: str = 'separate'
+    simplify: bool = False
+    precision: str = 'fp32'
+    fp16_io: bool = False
+    keep_fp32: tuple[str, ...] = ()
+    layout: str = 'batched'
+    max_candidates: int = 0
+    fuse: bool = True
+    grid_sample: str = 'operator'
+    dynamic_batch: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
+
+    def of_family(self, own_options: Sequence[str]) -> dict[str, Any]:
+        """Return plain JSON types (what the metadata keeps): what every family has, and `own_options`.
+
+        A float32 file says nothing about float16, so that files of earlier versions stay what they are.
+        """
+        common = [field.name for field in dataclasses.fields(self)[:_COMMON]]
+        if self.precision == 'fp32':
+            common = [name for name in common if name not in HALF_FIELDS]
+        values = {name: getattr(self, name) for name in (*common, *own_options)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def set_for_some(self) -> dict[str, Any]:
+        """Return the options of single families that are not at their default."""
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)[_COMMON:]}
+        return {field.name: value for field, value in values.items() if value != field.default}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ExportOptions:
+        """Rebuild from `to_json`."""
+        return cls(**{**content, 'keep_fp32': tuple(content.get('keep_fp32', ()))})
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One module of the chain that a graph is made of; exported alone, merged by tensor name.
+
+    Attributes:
+        name: prefix of its nodes in the merged graph.
+        module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
+        inputs: names of its inputs: graph inputs or outputs of an earlier stage.
+        outputs: names of its outputs.
+        exporter: 'torchscript' pins it; '' follows the option (post-processing has no other exporter).
+        passes: model -> (model, whether it changed), over the merged graph.
+    """
+
+    name: str
+    module: torch.nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    exporter: str = ''
+    passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()
+
+
+class BaseFamily(abc.ABC):
+    """What every model family has: its name, its config, its model and how pictures become its input.
+
+    Attributes:
+        name: of the family, as the metadata keeps it.
+        task: module of `verify/tasks` that matches, draws and evaluates its results.
+        ignored_prefixes: checkpoint keys that inference does not use.
+        keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
+        exports: what it takes, and its page, for people whose detector is of no family.
+        near: words in the names of detectors and heads that are of its kind.
+    """
+
+    name: ClassVar[str]
+    task: ClassVar[str]
+    ignored_prefixes: ClassVar[tuple[str, ...]] = ()
+    keep_fp32: ClassVar[tuple[str, ...]] = ()
+    exports: ClassVar[str] = ''
+    near: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def claims(self, cfg: Any) -> bool:
+        """Return whether the config describes a model of this family."""
+
+    @abc.abstractmethod
+    def build(self, cfg: Any) -> torch.nn.Module:
+        """Build the upstream model, without weights."""
+
+    def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint into the model; every key has to be accounted for.
+
+        Raises:
+            CheckpointError: missing or unexpected keys, or shapes that differ.
+        """
+        from mmdeploy_ext.weights.checkpoint import load_strict
+
+        load_strict(model, checkpoint, self.ignored_prefixes)
+
+    @abc.abstractmethod
+    def num_classes(self, model: torch.nn.Module) -> int:
+        """Return how many classes the model tells apart."""
+
+    @abc.abstractmethod
+    def preprocess_rule(self, cfg: Any) -> Any:
+        """Return how the config's test pipeline prepares pictures: a rule that the metadata keeps."""
+
+
+class Family(BaseFamily):
+    """Export, references and post-processing of one family of single-image models.
+
+    Attributes:
+        forms: what its graphs may contain of the post-processing.
+        own_options: fields of `ExportOptions` that only some families have, and this one has.
+    """
+
+    forms: ClassVar[tuple[str, ...]]
+    own_options: ClassVar[tuple[str, ...]] = ()
+
+    def build(self, cfg: Any) -> torch.nn.Module:
+        """See `BaseFamily.build`: mmdet's detector, without the weights that training would start from."""
+        from mmdet.models import build_detector
+
+        model_cfg = cfg.model.copy()
+        model_cfg.pretrained = None
+        if model_cfg.get('backbone', {}).get('init_cfg'):
+            model_cfg.backbone.init_cfg = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+                return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+        except Exception as error:
+            raise ConfigError(
+                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            ) from error
+
+    @abc.abstractmethod
+    def check(self, cfg: Any, options: ExportOptions) -> None:
+        """Refuse, by name, what cannot be exported; runs before the weights load."""
+
+    @abc.abstractmethod
+    def spec(self, model: torch.nn.Module, options: ExportOptions) -> GraphSpec:
+        """Return the contract of the graph."""
+
+    def takes(self, model: torch.nn.Module, options: ExportOptions, height: int, width: int) -> bool:
+        """Return whether a dynamic graph with these options takes images of this size, pixels."""
+        return min(height, width) >= self.spec(model, options).inputs[0].smallest
+
+    @abc.abstractmethod
+    def stages(self, model: torch.nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
+        """Return the chain of modules whose composition is the graph.
+
+        Args:
+            model: the upstream model with its weights.
+            options: what the user chose.
+            fold: work on a copy with batch normalisation folded into the convolutions (export);
+                False runs the model itself (the `_pth` configs).
+        """
+
+    @abc.abstractmethod
+    def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Return what the metadata tells about post-processing."""
+
+    @abc.abstractmethod
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        """Batch prepared images of one size into graph inputs."""
+
+    def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
+        """Return which images (indices) one run may take together: all, unless a family has reasons."""
+        return [list(range(len(images)))]
+
+    def whole(self, image: PreparedImage) -> tuple[int, int]:
+        """Return height and width, pixels, that a graph takes for sizes that are not fed: the input's."""
+        return tuple(image.tensor.shape[1:])
+
+    @abc.abstractmethod
+    def reference_tensors(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **own: Any
+    ) -> dict[str, np.ndarray]:
+        """Run the unpatched upstream model and return what a graph of this form has to give.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            form: of the graph.
+            score_form: see `ExportOptions`.
+            own: what the file was exported with of `own_options`.
+        """
+
+    def choose_as(
+        self,
+        model: torch.nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        reference: Mapping[str, np.ndarray],
+        ties_rtol: float = DEFAULT_RTOL,
+    ) -> dict[str, np.ndarray]:
+        """Return the reference, of another run or of a dump, with what the engine chose among ties.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            outputs: of the engine on trial.
+            reference: output name -> array.
+            ties_rtol: values this close, of the largest one, are a tie.
+        """
+        return dict(reference)
+
+    def harmless(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **own: Any
+    ) -> dict[str, np.ndarray]:
+        """Return output name -> array: the other value that a zero may have without deciding anything.
+
+        Ties: either side may have zero there and the other one this value; NaN where there is no tie.
+        """
+        return {}
+
+    def candidate_bounds(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], slack: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and largest right value (B,) of the output `candidates`.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            slack: scores this close to the threshold may be on either side.
+        """
+        raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
+
+    @contextlib.contextmanager
+    def longer_lists(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let upstream's test path give twice as many results per image, to see what was cut off."""
+        heads = (getattr(model, key, None) for key in HEAD_KEYS)  # mmdet's SOLO has a bbox_head of None
+        config = next(head for head in heads if head is not None).test_cfg
+        most = config.max_per_img
+        config.max_per_img = 2 * most if most > 0 else most
+        try:
+            yield
+        finally:
+            config.max_per_img = most
+
+    @abc.abstractmethod
+    def reference_detections(
+        self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> list[Detections] | list[Instances]:
+        """Run upstream's own test path and return its detections per image."""
+
+    @abc.abstractmethod
+    def detections(
+        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+    ) -> list[Detections] | list[Instances]:
+        """Turn outputs of a graph of any form into detections, without torch."""
+
+
+HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
+FAMILIES: dict[str, BaseFamily] = {}
+
+
+def register_family(family: BaseFamily) -> BaseFamily:
+    """Make a family known to the tools; called once by its `export.py`."""
+    if family.name in FAMILIES:
+        raise ValueError(f'family {family.name!r} is registered already')
+    FAMILIES[family.name] = family
+    return family
+
+
+def find_family(cfg: Any) -> BaseFamily:
+    """Return the family that claims a config.
+
+    Raises:
+        ConfigError: none does; the message names the heads that were found, and the nearest family.
+    """
+    model = cfg.get('model')
+    if not model:
+        raise ConfigError(f'{cfg.filename}: has no `model`; expected a detector config')
+    for family in FAMILIES.values():
+        if family.claims(cfg):
+            return family
+    raise refusal(cfg, tuple(FAMILIES.values()), 'belongs to no family that mm2onnx exports')

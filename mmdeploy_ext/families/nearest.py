@@ -1,0 +1,77 @@
+"""What a detector is made of, by the names in its config, and which family that is exported is nearest."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mmdeploy_ext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
+"""What the keys of parts end in that decide a family; backbones and necks do not."""
+ADVICE = 'the families and their configs are in README.md'
+
+
+class Described(Protocol):
+    """What a family says about itself: see `BaseFamily`."""
+
+    name: str
+    exports: str
+    near: tuple[str, ...]
+
+
+def part_types(model: Any, prefix: str = '') -> dict[str, str]:
+    """Return key -> type name of the heads of a `model`, wherever they are: `roi_head.bbox_head`."""
+    found: dict[str, str] = {}
+    for key, value in model.items() if isinstance(model, dict) else ():
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(part, dict):
+                continue
+            path = f'{prefix}{key}'
+            if str(key).endswith(PARTS) and part.get('type'):
+                found.setdefault(path, str(part['type']))
+            found = part_types(part, f'{path}.') | found
+    return found
+
+
+def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
+    """Return the error of a config that no family claims: its parts, the nearest family, what to do.
+
+    Args:
+        cfg: with a `model`.
+        families: that are known.
+        what: it does not have, e.g. 'belongs to no family that mm2onnx exports'.
+    """
+    model = cfg.get('model')
+    parts = part_types(model)
+    shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=_depth)]
+    heads = f'with {", ".join(shown)}' if shown else 'without a head'
+    names = [str(model.get('type') or ''), *parts.values()]
+    best = max(families, key=lambda family: _likeness(family, names), default=None)
+    near = f'nearest is {best.name}: {best.exports}; ' if best is not None and best.exports else ''
+    known = ', '.join(sorted(family.name for family in families))
+    return ConfigError(
+        f'{cfg.filename}: model.type={model.get("type")!r} {heads} {what}; {near}use such a config, or write '
+        f'a family for this one (docs/architecture.md); {ADVICE}; known: {known}'
+    )
+
+
+def _depth(key: str) -> tuple[int, str]:
+    return key.count('.'), key
+
+
+def _likeness(family: Described, names: Sequence[str]) -> tuple[float, float]:
+    """Return how much a family is like names: the longest word of its own in them, then mere likeness."""
+    words = (family.name, *family.near)
+    inside = [len(word) for word, name in _pairs(words, names) if word in name]
+    alike = [difflib.SequenceMatcher(None, word, name).ratio() for word, name in _pairs(words, names)]
+    return float(max(inside, default=0)), max(alike, default=0.0)
+
+
+def _pairs(words: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        for name in names:
+            yield word.lower(), name.lower()

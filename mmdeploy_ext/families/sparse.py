@@ -1,0 +1,147 @@
+"""What a family of LiDAR models gives to the export of its sparse backbone."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.nearest import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import torch
+
+    from mmdeploy_ext.inputs.points import VoxelRule
+    from mmdeploy_ext.sparse.ir import Triple
+    from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSettings:
+    """How a sparse encoder reads its voxels.
+
+    Attributes:
+        path: of the encoder in the model, e.g. 'pts_middle_encoder'; '' is the model itself.
+        order: axis order of its coordinates and weights, 'xyz' or 'zyx'.
+        spatial_shape: grid size per axis, in that order.
+        in_channels: features per voxel.
+        output_shape: (1, C, H, W) that the config promises, or None where it says nothing.
+    """
+
+    path: str
+    order: str
+    spatial_shape: Triple
+    in_channels: int
+    output_shape: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Reference:
+    """How the reference makes the INT8 file of a family, besides `SparseFamily.precision_overrides`.
+
+    Attributes:
+        half_ranges: it rounds ranges to fp16.
+        fp16_folded: modules of convolutions into which it folds batch normalisation in fp16, unlike the rest.
+        unfolded_ranges: modules whose weight ranges are of the kernel before folding.
+        add_method: how it calibrates residual additions; '': as convolutions.
+    """
+
+    half_ranges: bool = False
+    fp16_folded: tuple[str, ...] = ()
+    unfolded_ranges: tuple[str, ...] = ()
+    add_method: str = ''
+
+
+class SparseFamily(abc.ABC):
+    """One family of models with a sparse-convolution backbone.
+
+    Attributes:
+        name: of the family, as the metadata keeps it.
+        exports, near: see `BaseFamily`.
+        orders: coordinate orders in which its file is written by the reference exporter, the default first.
+    """
+
+    name: ClassVar[str]
+    exports: ClassVar[str] = ''
+    near: ClassVar[tuple[str, ...]] = ()
+    orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
+
+    @abc.abstractmethod
+    def claims(self, cfg: Any) -> bool:
+        """Return whether the config describes a model of this family."""
+
+    @abc.abstractmethod
+    def build(self, cfg: Any) -> torch.nn.Module:
+        """Build the whole model that the config describes, without weights, in evaluation mode."""
+
+    @abc.abstractmethod
+    def settings(self, cfg: Any, model: torch.nn.Module) -> EncoderSettings:
+        """Return how the encoder reads its voxels.
+
+        Raises:
+            ConfigError: the config's grid, voxel size and output shape disagree.
+        """
+
+    @abc.abstractmethod
+    def encoder(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the sparse encoder inside the model."""
+
+    @abc.abstractmethod
+    def voxel_rule(self, cfg: Any) -> VoxelRule:
+        """Return how points become voxels: what the metadata keeps and the runtime follows."""
+
+    @abc.abstractmethod
+    def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
+        """Load the encoder's weights (and the rest of the model, where the file has it)."""
+
+    @abc.abstractmethod
+    def reference(self, model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+        """Run the unpatched module on spconv, one thread.
+
+        Args:
+            model: with its weights.
+            features: (N, C) float32.
+            coordinates: (N, 4) int32 in the family's own order.
+
+        Returns:
+            (1, C, H, W) float32.
+        """
+
+    @abc.abstractmethod
+    def precision_overrides(self) -> Mapping[str, tuple[str, str]]:
+        """Return module path -> (precision, output_precision) where the reference's INT8 file is not int8."""
+
+    def int8_reference(self) -> Int8Reference:
+        """Return what else the reference's INT8 file has of its own; nothing without a reference."""
+        return Int8Reference()
+
+
+SPARSE_FAMILIES: dict[str, SparseFamily] = {}
+
+
+def register_sparse_family(family: SparseFamily) -> SparseFamily:
+    """Make a family known to the tools; called once by its `export.py`."""
+    if family.name in SPARSE_FAMILIES:
+        raise ValueError(f'sparse family {family.name!r} is registered already')
+    SPARSE_FAMILIES[family.name] = family
+    return family
+
+
+def find_sparse_family(cfg: Any) -> SparseFamily:
+    """Return the family that claims a config.
+
+    Raises:
+        ConfigError: none does.
+    """
+    model = cfg.get('model')
+    if not model:
+        raise ConfigError(f'{cfg.filename}: has no `model`; expected a LiDAR model with a sparse encoder')
+    for family in SPARSE_FAMILIES.values():
+        if family.claims(cfg):
+            return family
+    families = tuple(SPARSE_FAMILIES.values())
+    raise refusal(cfg, families, 'has no sparse-convolution backbone that mm2onnx exports')

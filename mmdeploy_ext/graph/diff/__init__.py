@@ -1,0 +1,1 @@
+"""Where two ONNX files differ."""

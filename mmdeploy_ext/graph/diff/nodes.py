@@ -1,0 +1,202 @@
+"""Run the nodes of a graph one at a time on any values, and remember what each gave. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import InferenceError
+from mmdeploy_ext.graph.io.constants import constant_value
+from mmdeploy_ext.graph.io.index import Index, bodies
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SHAPE_READERS = ('Shape', 'Size')
+"""Their outputs depend on the shape of what they read, not on its values."""
+OUTPUT_TIES = {'TopK': 1}
+"""Operators whose output at this position is an index, which may differ where values are equal."""
+
+
+class Constants:
+    """Arrays that are equal bit for bit become one object, so that results can be looked up by identity."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._known: dict[tuple[str, tuple[int, ...], bytes], np.ndarray] = {}
+
+    def one(self, array: np.ndarray) -> np.ndarray:
+        """Return the first array that was given with these values."""
+        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+        return self._known.setdefault((str(array.dtype), array.shape, digest), array)
+
+
+class Program:
+    """A graph as a list of steps over named arrays.
+
+    Attributes:
+        index: of the model.
+        constants: initializers, and what Constant and Identity nodes make of them.
+        steps: positions of all other nodes.
+        static: tensors that depend on no value of an input, at most on its shape.
+    """
+
+    def __init__(self, model: onnx.ModelProto, constants: Constants) -> None:
+        """Read the constants of a model.
+
+        Args:
+            model: must not change while the program is used.
+            constants: shared by all programs whose results are compared.
+        """
+        self.index = Index(model)
+        fed = {value.name for value in model.graph.input}
+        self.constants = {
+            name: constants.one(numpy_helper.to_array(tensor))
+            for name, tensor in self.index.constants.items()
+            if name not in fed
+        }
+        self.defaults = {
+            name: constants.one(numpy_helper.to_array(tensor))
+            for name, tensor in self.index.constants.items()
+            if name in fed
+        }
+        self.steps: list[int] = []
+        self.static: set[str] = set()
+        for position, node in enumerate(self.index.nodes):
+            value = self._constant(node)
+            if value is None:
+                self.steps.append(position)
+                self._note_static(position, node)
+            else:
+                self.constants[node.output[0]] = constants.one(value)
+
+    def _constant(self, node: onnx.NodeProto) -> np.ndarray | None:
+        if node.op_type == 'Identity':
+            return self.constants.get(node.input[0])
+        return constant_value(node)
+
+    def _note_static(self, position: int, node: onnx.NodeProto) -> None:
+        read = self.index.reads(position)
+        random = node.op_type.startswith('Random')
+        if node.op_type in SHAPE_READERS or (
+            not random and all(name in self.constants or name in self.static for name in read)
+        ):
+            self.static.update(self.index.writes(position))
+
+    def is_half(self) -> bool:
+        """Return whether anything is computed in float16."""
+        arrays = (*self.constants.values(), *self.defaults.values())
+        kinds = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
+        return onnx.TensorProto.FLOAT16 in kinds.values() or any(
+            array.dtype == np.float16 for array in arrays
+        )
+
+    def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
+        """Return a float feed in the width that an input takes."""
+        (kind,) = (value.type.tensor_type.elem_type for value in self.index.graph.input if value.name == name)
+        wanted = helper.tensor_dtype_to_np_dtype(kind) if kind else feed.dtype
+        return feed.astype(wanted) if {wanted.kind, feed.dtype.kind} == {'f'} else feed
+
+    def label(self, position: int) -> str:
+        """Return what people call a node."""
+        return self.index.label(position)
+
+
+class NodeRunner:
+    """Runs single nodes in ONNX Runtime; the same node on the same arrays runs once.
+
+    Arrays are told apart by identity, so none that was given or returned may be changed.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing remembered."""
+        self._results: dict[tuple, list[np.ndarray] | InferenceError] = {}
+        self._kept: list[Sequence[np.ndarray]] = []
+        self._session: tuple[tuple, object, list[str]] | None = None
+
+    def run(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs of one node, those that it leaves out excluded.
+
+        Args:
+            program: of the node.
+            position: of the node.
+            values: name -> array of everything that it reads, constants included.
+
+        Raises:
+            InferenceError: ONNX Runtime refuses the node, or fails to run it on these arrays.
+        """
+        node, names = program.index.nodes[position], program.index.reads(position)
+        arrays = [values[name] for name in names]
+        if node.op_type == 'Identity':
+            return arrays
+        definition = (_definition(node), _opsets(program.index.model))
+        key = (definition, tuple(map(id, arrays)))
+        if key not in self._results:
+            self._kept.append(arrays)  # an identity stays one as long as its array lives
+            try:
+                self._results[key] = self._compute(program, position, dict(zip(names, arrays, strict=True)))
+            except Exception as error:
+                what = f'{program.label(position)} ({node.op_type}): {one_line(error)[:300]}'
+                self._results[key] = InferenceError(what)
+        result = self._results[key]
+        if isinstance(result, InferenceError):
+            raise result
+        return result
+
+    def _compute(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        constants = program.constants
+        fed = {name: array for name, array in values.items() if name not in constants}
+        key = (id(program), position, tuple((name, str(array.dtype)) for name, array in fed.items()))
+        if self._session is None or self._session[0] != key:
+            self._session = (key, _open(program, position, values, fed), program.index.writes(position))
+        _, session, names = self._session
+        return session.run(names, fed)
+
+
+def _open(
+    program: Program, position: int, values: Mapping[str, np.ndarray], fed: Mapping[str, np.ndarray]
+) -> object:
+    import onnxruntime
+
+    source, node = program.index.model, program.index.nodes[position]
+    model = onnx.ModelProto(ir_version=source.ir_version)
+    model.opset_import.extend(source.opset_import)
+    model.functions.extend(source.functions)
+    model.graph.name = 'node'
+    model.graph.node.append(node)
+    for name, array in values.items():
+        if name not in fed:
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+            continue
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, None))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in program.index.writes(position))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
+
+
+def _definition(node: onnx.NodeProto) -> bytes:
+    """Return what a node does, without the names of its tensors; with them where it has bodies."""
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    for field in ('name', 'doc_string', 'metadata_props'):
+        plain.ClearField(field)
+    if not any(True for _ in bodies(node)):
+        seen = list(dict.fromkeys(name for name in node.input if name))
+        plain.input[:] = [str(seen.index(name)) if name else '' for name in node.input]
+        plain.output[:] = [str(place) if name else '' for place, name in enumerate(node.output)]
+    return plain.SerializeToString(deterministic=True)
+
+
+def _opsets(model: onnx.ModelProto) -> tuple[tuple[str, int], ...]:
+    return tuple((entry.domain, entry.version) for entry in model.opset_import)

@@ -1,0 +1,259 @@
+"""What `graph.py diff` prints and writes: a table, and one page with errors along the depth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.proof.views.drift_plot import Axes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
+
+    from mmdeploy_ext.graph.diff.compare import Comparison, Difference, Entry
+
+TEMPLATE = 'diff_report.html.j2'
+AROUND = 6
+"""Tensors that are printed on either side of the first difference."""
+SHOWN_CHANGES = 12
+LISTED = 5
+"""Names in a sentence."""
+WIDTH, HEIGHT = 780, 230
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
+FLOOR, CEILING = -9, 2
+"""Decades of the plot; equal is drawn at the lower end, shapes that differ at the upper one."""
+COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'inner': 'dim', 'unknown': 'dim'}
+
+
+def figure(value: float | None, entry: Entry | None = None) -> str:
+    """Return an error as text; 'not comparable' where it is infinite."""
+    if value is None:
+        return 'differs' if entry is not None and entry.reason and entry.state == 'born here' else '-'
+    return '0' if value == 0 else f'{value:.1e}'
+
+
+def headline(found: Comparison) -> str:
+    """Return the result in one sentence."""
+    graph = [f'the graph is another one, whatever these inputs give: {found.graph}'] if found.graph else []
+    return '; '.join([*_other_outputs(found), _numbers(found), *graph])
+
+
+def _other_outputs(found: Comparison) -> Iterator[str]:
+    """Yield which outputs only one of the two has, and which have other names."""
+    file = found.subject.get('file', 'the graph')
+    for names, where in ((found.missing, f'missing in {file}'), (found.additional, f'only in {file}')):
+        if names:
+            what = 'output {} is' if len(names) == 1 else 'outputs {} are'
+            yield f'{what.format(", ".join(names))} {where}'
+    if found.renamed:
+        pairs = [f'{mate} is called {name}' for mate, name in found.renamed.items()]
+        yield f'output {listed(pairs)} in {file}'
+
+
+def _numbers(found: Comparison) -> str:
+    first = found.first
+    if found.agreeing and found.restructured:
+        return _other_structure(found)
+    if first is not None:
+        where = f' in {first.module}' if first.module else ''
+        if not first.exact:
+            return f'the first difference is at one of {listed(first.nodes)}; they cannot be told apart'
+        return f'the first difference is at node {_called(first)}{where}'
+    wrong = [entry for entry in found.outputs if entry.state != 'equal']
+    if wrong:
+        names = ', '.join(entry.tensor for entry in wrong)
+        reasons = [f'{entry.tensor}: {entry.reason}' for entry in wrong if entry.reason]
+        if reasons:
+            return f'{names} differ: {"; ".join(reasons)}'
+        if found.guessed:
+            return (
+                f'{names} differ, and no node can be told without a fresh export: a wrong value passes for '
+                f'another tensor of PyTorch (--no-fresh leaves the export out)'
+            )
+        return f'{names} differ, and no single node is at fault: rounding that grows, or a tie that flips'
+    if not found.compared:
+        return 'nothing could be compared'
+    flipped = sum(entry.state == 'passed on' for entry in found.entries)
+    if flipped:
+        return (
+            f'{found.compared} tensors compared, no node is at fault, the outputs agree; {flipped} tensors '
+            f'between differ (ties in an order that later nodes undo)'
+        )
+    return f'{found.compared} tensors compared, none differs'
+
+
+def _called(place: Difference) -> str:
+    """Return a node with its operator, which the label of one without a name has already."""
+    kind = f'({place.op_type})'
+    return place.node if place.node.endswith(kind) else f'{place.node} {kind}'
+
+
+def _other_structure(found: Comparison) -> str:
+    number, shared = len(found.outputs), ' that both have' if found.missing or found.additional else ''
+    outputs = f'the output{shared} agrees' if number == 1 else f'all {number} outputs{shared} agree'
+    text = f'equal numbers, other structure: {outputs}'
+    if found.first is not None:
+        text += f'; inside, the files part at {_called(found.first)}'
+    return text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a sentence; of many the first ones and how many more."""
+    text = ', '.join(names[:LISTED])
+    return text if len(names) <= LISTED else f'{text} and {len(names) - LISTED} more'
+
+
+def print_comparison(found: Comparison, console: Console, everything: bool = False) -> None:
+    """Print the result, the tensors around the first difference and the outputs, and what is known of it."""
+    word, colour = ('EQUAL', 'bold green') if found.equal else ('DIFFERS', 'bold red')
+    console.print(_table(found, everything))
+    console.print(f'[{colour}]{word}[/{colour}] ', end='')
+    _say(console, headline(found))
+    first = None if found.agreeing else found.first
+    said = first.evidence if first is not None else []
+    for line in said:
+        _say(console, f'  {line}')
+    if first is not None and not first.exact and len(first.nodes) > LISTED:
+        _say(console, f'  all of them: {", ".join(first.nodes)}')
+    others = [] if first is None else list(dict.fromkeys(other.node for other in found.differences[1:]))
+    others = [node for node in others if node != first.node]  # its other outputs
+    if others:
+        _say(console, f'{len(others)} more: {", ".join(others[:5])}')
+    changes = [change for change in found.changes if change['detail'] not in said]
+    for change in changes[:SHOWN_CHANGES]:
+        _say(console, f'structure: {change["kind"]} of {change["where"]}: {change["detail"]}')
+    if len(changes) > SHOWN_CHANGES:
+        _say(console, f'structure: {len(changes) - SHOWN_CHANGES} more changes, see --json or --report')
+    for note in found.notes:
+        _say(console, f'note: {note}')
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(found: Comparison, everything: bool) -> Any:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title, width in (('', None), ('tensor', 48), ('operator', None), ('paired with', 40)):
+        table.add_column(title, overflow='fold', max_width=width)
+    table.add_column('born here', justify='right')
+    table.add_column('whole model', justify='right')
+    previous = -1
+    for entry in found.entries if everything else shown(found):
+        if entry.depth > previous + 1 and not everything:
+            table.add_row('', '...', '', '', '', '')
+        colour, previous = COLOURS[entry.state], entry.depth
+        cells = (entry.state, entry.tensor, entry.op_type, entry.paired)
+        state, *rest = map(escape, cells)
+        table.add_row(f'[{colour}]{state}[/]', *rest, figure(entry.born, entry), figure(entry.error, entry))
+    return table
+
+
+def shown(found: Comparison) -> list[Entry]:
+    """Return the entries around the first difference, where other errors are born, and the outputs."""
+    chosen = {entry.depth for entry in found.outputs}
+    born = [entry.depth for entry in found.entries if entry.state == 'born here']
+    chosen.update(born[:AROUND])
+    if found.first is not None:
+        middle = next(entry.depth for entry in found.entries if entry.tensor == found.first.tensor)
+        chosen.update(range(middle - AROUND, middle + AROUND + 1))
+    else:
+        chosen.update(range(AROUND))
+    return [entry for entry in found.entries if entry.depth in chosen]
+
+
+def write_report(found: Comparison, folder: Path) -> Path:
+    """Write `report.html` and `diff.json`; other files in the folder stay.
+
+    Returns:
+        The path of the page.
+    """
+    import jinja2
+
+    from mmdeploy_ext.core.files import write_json
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(TEMPLATE).render(
+        found=found,
+        headline=headline(found),
+        figure=figure,
+        plot=depth_plot(found),
+        embedded=_embedded(found),
+    )
+    write_json(folder / 'diff.json', found.to_json())
+    with atomic_path(folder / 'report.html') as temporary:
+        temporary.write_text(page, encoding='utf-8')
+    return folder / 'report.html'
+
+
+def _embedded(found: Comparison) -> Markup:
+    text = json.dumps(found.to_json(), allow_nan=False)
+    for character in '<>&':
+        text = text.replace(character, f'\\u{ord(character):04x}')
+    return Markup(text)
+
+
+def depth_plot(found: Comparison) -> Markup:
+    """Draw the error of every paired tensor by its depth: of the whole model, and born in the node."""
+    paired = [entry for entry in found.entries if entry.state not in ('inner', 'unknown')]
+    axes = Axes(len(found.entries), FLOOR, CEILING)
+    parts = [*_grid(axes), *_bars(axes, found)]
+    points = [f'{axes.x(entry.depth)} {axes.y(_drawn(entry, entry.error))}' for entry in paired]
+    if points:
+        parts.append(f'<path class="whole" d="M{"L".join(points)}"/>')
+    parts += [_dot(axes, entry) for entry in paired]
+    if found.first is not None:
+        depth = next(entry.depth for entry in found.entries if entry.tensor == found.first.tensor)
+        x = axes.x(depth)
+        parts.append(f'<line class="first" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    below = 'depth: tensors in topological order'
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{below}</text>')
+    label = 'Relative error of every paired tensor along the depth of the graph'
+    opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')
+    return opening.format(WIDTH, HEIGHT, label) + Markup(''.join(parts)) + Markup('</svg>')
+
+
+def _drawn(entry: Entry, value: float | None) -> float:
+    return 10.0**CEILING if value is None and entry.reason else value or 0.0
+
+
+def _grid(axes: Axes) -> Iterator[str]:
+    for decade in range(FLOOR, CEILING + 1):
+        y = axes.y(10.0**decade)
+        yield f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+        text = {FLOOR: 'equal', CEILING: 'shape'}.get(decade, f'1e{decade}' if decade else '1')
+        yield f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{text}</text>'
+
+
+def _bars(axes: Axes, found: Comparison) -> Iterator[str]:
+    for kind, value in (('born', found.bars.born), ('whole', found.bars.free)):
+        y = axes.y(value)
+        yield f'<line class="bar {kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+
+
+def _dot(axes: Axes, entry: Entry) -> str:
+    wrong = entry.state == 'born here'
+    value = _drawn(entry, entry.born)
+    title = Markup('{}: born here {}, whole model {}').format(
+        entry.tensor, figure(entry.born, entry), figure(entry.error, entry)
+    )
+    return (
+        f'<circle class="{"wrong" if wrong else "right"}" cx="{axes.x(entry.depth)}" cy="{axes.y(value)}" '
+        f'r="{4.5 if wrong else 1.8}"><title>{title}</title></circle>'
+    )

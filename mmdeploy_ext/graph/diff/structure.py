@@ -1,0 +1,225 @@
+"""What differs between two graphs whose nodes are aligned. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mmdeploy_ext.graph.io.index import all_nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mmdeploy_ext.graph.diff.align import Alignment
+    from mmdeploy_ext.graph.diff.nodes import Program
+
+SHOWN = 60
+"""Characters of a value in a text."""
+ONLY_HERE = 'is only in this graph'
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One difference between two graphs.
+
+    Attributes:
+        kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
+            'function' or 'domain'.
+        left: position of the node in the left graph, None when only the right one has it.
+        right: the other way round.
+        where: node, tensor or key, by the left graph's name when it has one.
+        detail: what differs; the left graph is the one on trial, the right one the reference.
+        size: of a changed initializer, the largest change over the largest value on the right.
+    """
+
+    kind: str
+    where: str
+    detail: str
+    left: int | None = None
+    right: int | None = None
+    size: float | None = None
+
+
+def changes(left: Program, right: Program, pairs: Alignment) -> list[Change]:
+    """Return what differs: nodes in topological order of the left graph, then what only the right one has."""
+    found: list[Change] = []
+    for position in left.steps:
+        other = pairs.nodes.get(position)
+        kind = left.index.nodes[position].op_type
+        if other is None:
+            found.append(Change('node', left.label(position), f'{kind} {ONLY_HERE}', position))
+        else:
+            found.extend(_node_changes(left, right, pairs, position, other))
+    mates = set(pairs.nodes.values())
+    for position in right.steps:
+        if position not in mates:
+            kind = right.index.nodes[position].op_type
+            where = right.label(position)
+            found.append(Change('node', where, f'{kind} is only in the reference', right=position))
+    return found + _interface_changes(left.index.model, right.index.model)
+
+
+def _node_changes(
+    left: Program, right: Program, pairs: Alignment, ours: int, theirs: int
+) -> Iterator[Change]:
+    where, node, other = left.label(ours), left.index.nodes[ours], right.index.nodes[theirs]
+    if (node.domain, node.op_type) != (other.domain, other.op_type):
+        detail = f'is {_operator(node)}, in the reference {_operator(other)}'
+        yield Change('node', where, detail, ours, theirs)
+        mine, his = {}, {}
+    else:
+        mine, his = attributes(node, left.index.model), attributes(other, right.index.model)
+    for name in sorted(mine.keys() | his.keys()):
+        if exact_text(mine.get(name)) != exact_text(his.get(name)):
+            detail = f'{node.op_type} {name}: {_short(mine.get(name))}, reference {_short(his.get(name))}'
+            yield Change('attribute', where, detail, ours, theirs)
+    for place in range(max(len(node.input), len(other.input))):
+        names = [entry.input[place] if place < len(entry.input) else '' for entry in (node, other)]
+        change = _input_change(left, right, pairs, *names)
+        if change:
+            kind, detail, size = change
+            yield Change(kind, where, f'{node.op_type} input {place}: {detail}', ours, theirs, size)
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
+
+
+def _input_change(
+    left: Program, right: Program, pairs: Alignment, name: str, other: str
+) -> tuple[str, str, float | None] | None:
+    ours, theirs = left.constants.get(name), right.constants.get(other)
+    if ours is not None and theirs is not None:
+        if ours is theirs:
+            return None
+        detail, size = constant_change(ours, theirs)
+        return 'initializer', f'{name}: {detail}', size
+    if ours is None and theirs is None:
+        same = pairs.tensors.get(name) == other if name else not other
+        sides = name or 'nothing', other or 'nothing'
+        if sides[0] == sides[1]:
+            sides = _with_origin(left, name), _with_origin(right, other)
+        return None if same else ('wiring', f'reads {sides[0]}, reference {sides[1]}', None)
+    sides = [
+        f'the constant {tensor} {_short(value)}' if value is not None else (tensor or 'nothing')
+        for tensor, value in ((name, ours), (other, theirs))
+    ]
+    return 'wiring', f'reads {sides[0]}, reference {sides[1]}', None
+
+
+def _with_origin(program: Program, name: str) -> str:
+    """Return a tensor with the node that makes it: where the names of two are equal they tell nothing."""
+    position = program.index.producer(name)
+    if position is None:
+        return f'{name} (an input)'
+    node, label = program.index.nodes[position], program.label(position)
+    return f'{name} of {label} ({node.op_type})' if node.name else f'{name} of {label}'
+
+
+def constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | None]:
+    """Return how two constants differ, and the largest change over the largest value on the right."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        sides = [f'{array.dtype} {"x".join(map(str, array.shape)) or "scalar"}' for array in (ours, theirs)]
+        return f'is {sides[0]}, reference {sides[1]}', None
+    if ours.dtype.kind not in 'fiu':
+        return f'{int((ours != theirs).sum())} of {ours.size} values differ', None
+    differs = ours != theirs
+    largest = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0))
+    scale = float(np.abs(theirs.astype(np.float64)).max(initial=0))
+    detail = f'{int(differs.sum())} of {ours.size} values differ, by {largest:.3g} at most'
+    if ours.size <= 4:
+        detail += f' ({_short(ours)}, reference {_short(theirs)})'
+    elif np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
+        detail += '; they are the same values in another order (transposed?)'
+    return detail, largest / scale if scale else None
+
+
+def attributes(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, Any]:
+    """Return name -> value of a node's attributes, defaults of the operator included."""
+    found = dict(_defaults(node.op_type, node.domain, _version(model, node.domain)))
+    for entry in node.attribute:
+        if entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            continue
+        value = helper.get_attribute_value(entry)
+        found[entry.name] = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+    return found
+
+
+def _version(model: onnx.ModelProto, domain: str) -> int:
+    aliases = ('', 'ai.onnx')
+    for entry in model.opset_import:
+        if entry.domain == domain or {entry.domain, domain} <= set(aliases):
+            return entry.version
+    return 0
+
+
+@functools.cache
+def _defaults(op_type: str, domain: str, version: int) -> tuple[tuple[str, Any], ...]:
+    try:
+        schema = onnx.defs.get_schema(op_type, version, '' if domain == 'ai.onnx' else domain)
+    except onnx.defs.SchemaError:
+        return ()
+    entries = {name: entry.default_value for name, entry in schema.attributes.items()}
+    return tuple((name, helper.get_attribute_value(entry)) for name, entry in entries.items() if entry.name)
+
+
+def exact_text(value: Any) -> str:
+    """Return a value as a text that equals another one's only if all its numbers do."""
+    if isinstance(value, np.ndarray):
+        return f'{value.dtype}{value.shape}{value.tobytes().hex()}'
+    return repr(list(value)) if isinstance(value, list | tuple) else repr(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        shape = 'x'.join(map(str, value.shape)) or 'scalar'
+        return f'({value.dtype} {shape})' if value.size > 8 else str(value.tolist())
+    if isinstance(value, bytes):
+        value = value.decode(errors='replace')
+    text = str(list(value) if isinstance(value, list | tuple) else value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + '...'
+
+
+def _interface_changes(left: onnx.ModelProto, right: onnx.ModelProto) -> list[Change]:
+    """Return differences in inputs, outputs, opsets, metadata and functions."""
+    initial = {tensor.name for tensor in left.graph.initializer}, {t.name for t in right.graph.initializer}
+    tables = [
+        (
+            'input',
+            *(_values(model.graph.input, known) for model, known in zip((left, right), initial, strict=True)),
+        ),
+        ('output', *(_values(model.graph.output, set()) for model in (left, right))),
+        ('opset', *({e.domain or 'ai.onnx': str(e.version) for e in m.opset_import} for m in (left, right))),
+        ('metadata', *({e.key: e.value for e in m.metadata_props} for m in (left, right))),
+        ('function', *({f.name: f'{len(f.node)} nodes' for f in m.functions} for m in (left, right))),
+        ('domain', *(dict.fromkeys(_domains(m), 'used') for m in (left, right))),
+    ]
+    found = []
+    for kind, mine, other in tables:
+        for name in dict.fromkeys([*mine, *other]):
+            if mine.get(name) != other.get(name):
+                sides = [_short(side.get(name, 'not there')) for side in (mine, other)]
+                found.append(Change(kind, name, f'{sides[0]}, reference {sides[1]}'))
+    return found
+
+
+def _domains(model: onnx.ModelProto) -> set[str]:
+    return {node.domain or 'ai.onnx' for node in all_nodes(model)}
+
+
+def _values(values: Sequence[onnx.ValueInfoProto], optional: set[str]) -> dict[str, str]:
+    texts = {}
+    for value in values:
+        kind = value.type.tensor_type
+        axes = [
+            str(dim.dim_value) if dim.HasField('dim_value') else dim.dim_param or '?'
+            for dim in kind.shape.dim
+        ]
+        name = onnx.TensorProto.DataType.Name(kind.elem_type)
+        texts[value.name] = f'{name} {"x".join(axes)}' + (' with a default' if value.name in optional else '')
+    return texts

@@ -1,0 +1,257 @@
+"""Walk a graph node by node, each fed with what a reference has there: where is an error born?
+
+Two values of every tensor are looked at. The free one is what the graph computes from its inputs. The fed one
+is what the node that writes the tensor gives when its own inputs are the reference's: its error was born in
+this node, or behind the last tensors that have a reference. Needs no torch.
+
+Glossary: got is the graph's value, want is the reference's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import InferenceError
+from mmdeploy_ext.graph.diff.nodes import OUTPUT_TIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mmdeploy_ext.graph.diff.nodes import NodeRunner, Program
+
+BORN_RTOL = 1e-5
+"""One node on the same inputs: float32 rounding stays below it, a wrong epsilon or weight does not."""
+FREE_RTOL = 1e-4
+"""A whole model; the default tolerance of the proof."""
+FEW_VALUES = 4
+"""Tensors of so few values may be equal by chance."""
+
+EQUAL, BORN, PASSED, INNER, UNKNOWN = 'equal', 'born here', 'passed on', 'inner', 'unknown'
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What a tensor should be.
+
+    Attributes:
+        value: the array; of the same shape, unless it was found by value.
+        label: what it is on the other side: a module, a tap, a tensor.
+        module: path of the module it was made in, '' when there is none.
+        how: by what it was paired: 'name', 'value', 'export', 'module', 'weights', 'order', 'structure'.
+        record: its number on the other side, in the order of execution; -1 when it has none.
+    """
+
+    value: np.ndarray
+    label: str = ''
+    module: str = ''
+    how: str = 'name'
+    record: int = -1
+
+
+@dataclasses.dataclass
+class Row:
+    """One tensor of the walk.
+
+    Attributes:
+        position: of its node.
+        tensor: its name.
+        shape: of the free value; None where the graph could not be run so far.
+        reference: what it was compared with, or None.
+        error: of the free value, relative to the largest value of the reference; inf when shapes differ or
+            one is not finite; None when there is nothing to compare.
+        born: of the fed value.
+        reason: why it cannot be compared by numbers, or why the node failed.
+    """
+
+    position: int
+    tensor: str
+    shape: tuple[int, ...] | None = None
+    reference: Reference | None = None
+    error: float | None = None
+    born: float | None = None
+    reason: str = ''
+
+    def state(self, born_rtol: float = BORN_RTOL, rtol: float = FREE_RTOL) -> str:
+        """Return 'equal', 'born here', 'passed on', 'inner' (no reference) or 'unknown' (nothing to see)."""
+        if self.born is not None and self.born > born_rtol:
+            return BORN
+        if self.error is not None and self.error > rtol:
+            return PASSED
+        if self.reference is None:
+            return UNKNOWN if self.shape is None else INNER
+        return EQUAL if self.error is not None else UNKNOWN
+
+
+@dataclasses.dataclass
+class Walk:
+    """A graph, walked.
+
+    Attributes:
+        program: of the graph.
+        rows: tensor -> row, in topological order.
+        free: tensor -> what the graph computes.
+        good: tensor -> the reference, or where there is none what the reference's values give.
+    """
+
+    program: Program
+    rows: dict[str, Row]
+    free: dict[str, np.ndarray]
+    good: dict[str, np.ndarray]
+
+    def latest_input(self, position: int) -> int:
+        """Return the latest record that the inputs of a node were paired with, -1 when none was."""
+        rows = [self.rows[name] for name in self.program.index.reads(position) if name in self.rows]
+        return max((row.reference.record for row in rows if row.reference is not None), default=-1)
+
+
+def walk(
+    program: Program,
+    feeds: Mapping[str, np.ndarray],
+    references: Mapping[str, Reference],
+    runner: NodeRunner,
+    lookup: Callable[[Walk, str, int, np.ndarray], Reference | None] | None = None,
+) -> Walk:
+    """Walk a graph.
+
+    Args:
+        program: the graph.
+        feeds: input name -> array.
+        references: tensor -> what it should be.
+        runner: of nodes; sharing one between walks saves work.
+        lookup: finds a reference for (walk so far, tensor, position, fed value) of tensors that have none.
+    """
+    base = {**program.constants, **program.defaults, **feeds}
+    result = Walk(program, {}, dict(base), dict(base))
+    for position in program.steps:
+        free, failure = _run(program, position, result.free, runner)
+        fed, failed = _run(program, position, result.good, runner)
+        for place, tensor in enumerate(program.index.writes(position)):
+            row = Row(position, tensor, reason=failed or failure)
+            result.rows[tensor] = row
+            if free is not None:
+                result.free[tensor], row.shape = free[place], _shape(free[place])
+            value = None if fed is None else fed[place]
+            reference = references.get(tensor)
+            if reference is None and lookup is not None and _comparable(value):
+                reference = lookup(result, tensor, position, value)
+            if reference is None:
+                if value is not None:
+                    result.good[tensor] = value
+                continue
+            want = _like(reference, value)  # as it is: what float16 cannot hold is an error of the graph
+            row.reference, result.good[tensor] = reference, in_dtype_of(want, value)
+            tied = value is not None and _tied(program, position, place, fed, result.good, want)
+            row.born, reason = (0.0, '') if tied else compare(value, want)
+            row.reason = row.reason or reason
+            if free is not None:
+                same = tied and np.array_equal(free[place], value)
+                row.error = 0.0 if same else compare(free[place], want)[0]
+            if value is None and failed:
+                row.born = math.inf if _inputs_known(program, position, result.good) else None
+    return result
+
+
+def compare(got: Any, want: Any) -> tuple[float | None, str]:
+    """Return the largest difference over the largest value of `want`, and why it is infinite.
+
+    Integers, booleans and texts are equal or not: the error is the share of values that differ.
+    """
+    if got is None or not _comparable(got) or not _comparable(want):
+        return None, ''
+    if got.shape != want.shape:
+        return math.inf, f'shape {_text(got.shape)}, expected {_text(want.shape)}'
+    if got.size == 0 or got is want:
+        return 0.0, ''
+    if got.dtype.kind not in 'f' or want.dtype.kind not in 'f':
+        if 'f' in (got.dtype.kind, want.dtype.kind):
+            return math.inf, f'dtype {got.dtype}, expected {want.dtype}'
+        return float(np.mean(got != want)), ''
+    left, right = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(right)
+    if (
+        not np.array_equal(left[~finite], right[~finite], equal_nan=True)
+        or not np.isfinite(left[finite]).all()
+    ):
+        return math.inf, 'NaN or infinity where the reference has a number, or the other way round'
+    if not finite.any():
+        return 0.0, ''
+    scale = float(np.abs(right[finite]).max())
+    difference = float(np.abs(left[finite] - right[finite]).max())
+    return (difference / scale if scale else (0.0 if difference == 0 else math.inf)), ''
+
+
+def informative(value: np.ndarray) -> bool:
+    """Return whether a tensor's values can show that what made them is right: floats, not all the same."""
+    return value.dtype.kind == 'f' and value.size > FEW_VALUES and float(np.ptp(np.nan_to_num(value))) > 0
+
+
+def _run(
+    program: Program, position: int, values: Mapping[str, np.ndarray], runner: NodeRunner
+) -> tuple[list[np.ndarray] | None, str]:
+    if not _inputs_known(program, position, values):
+        return None, ''
+    try:
+        return runner.run(program, position, values), ''
+    except InferenceError as error:
+        return None, f'the node fails: {error}'
+
+
+def _inputs_known(program: Program, position: int, values: Mapping[str, np.ndarray]) -> bool:
+    return all(name in values for name in program.index.reads(position))
+
+
+def _comparable(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return value.shape if _comparable(value) else ()
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return 'x'.join(map(str, shape)) or 'scalar'
+
+
+def _like(reference: Reference, value: np.ndarray | None) -> np.ndarray:
+    """Return the reference, in the shape of the graph when it was found by value.
+
+    Also when it was found by place with another number of axes: PyTorch flattens the leading ones before a
+    matrix product, and the graph does not.
+    """
+    want = reference.value
+    if value is None:
+        return want
+    flattened = reference.how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
+    return want.reshape(value.shape) if reference.how == 'value' or flattened else want
+
+
+def in_dtype_of(array: np.ndarray, other: np.ndarray | None) -> np.ndarray:
+    """Return an array in the dtype of another one of the same kind: floats as float16, or back."""
+    if other is None or array.dtype == other.dtype or array.dtype.kind != other.dtype.kind:
+        return array
+    with np.errstate(over='ignore'):
+        return array.astype(other.dtype)
+
+
+def _tied(
+    program: Program,
+    position: int,
+    place: int,
+    fed: list[np.ndarray],
+    good: Mapping[str, np.ndarray],
+    want: np.ndarray,
+) -> bool:
+    """Return whether indices differ from the reference's only where the values that were sorted are equal."""
+    node = program.index.nodes[position]
+    if OUTPUT_TIES.get(node.op_type) != place or fed[place].shape != want.shape:
+        return False
+    axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), -1)
+    sorted_from = good[node.input[0]]
+    if want.dtype.kind not in 'iu' or want.max(initial=0) >= sorted_from.shape[axis]:
+        return False
+    ours = np.take_along_axis(sorted_from, fed[place], axis)
+    return bool(np.allclose(ours, np.take_along_axis(sorted_from, want, axis), rtol=1e-6, atol=0))

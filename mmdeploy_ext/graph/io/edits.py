@@ -1,0 +1,164 @@
+"""The record of commands that changed a graph after its export, and how they are done again. Needs no torch.
+
+A file of this project says in its metadata which commands changed it. The proof does the same to a fresh
+export and compares the graphs, so that a file that was simplified or converted is held to every node, too.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import LATER, PREFIX
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx
+
+KEY = f'{PREFIX}edits'
+
+
+def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *packages: str) -> None:
+    """Append a command to the record of a model, in place; a file that this project did not export has none.
+
+    Args:
+        model: the result of the command.
+        command: of `REPEATED`, or of the families that know how to do it again.
+        arguments: plain JSON types.
+        packages: that decide about the result; their versions are kept.
+    """
+    props = {entry.key: entry for entry in model.metadata_props}
+    if f'{PREFIX}family' not in props:
+        return
+    entry = props.get(KEY)
+    if entry is None:
+        entry = model.metadata_props.add(key=KEY, value=LATER['edits'])
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    one = dict(command=command, arguments=dict(arguments), versions=versions)
+    entry.value = json.dumps([*json.loads(entry.value), one])
+
+
+def repeat(
+    model: onnx.ModelProto,
+    edits: Sequence[Mapping[str, Any]],
+    more: Mapping[str, Callable[..., onnx.ModelProto]] | None = None,
+) -> onnx.ModelProto:
+    """Return what recorded commands make of a model.
+
+    Args:
+        model: a fresh export.
+        edits: of the metadata.
+        more: commands that packages above this one know: name -> function of a model and the arguments.
+
+    Raises:
+        ModelFileError: a command or argument that is not known, or one that fails on the model.
+    """
+    known = {**REPEATED, **(more or {})}
+    for edit in edits:
+        name = edit['command']
+        if name not in known:
+            raise ModelFileError(
+                f'{KEY}: the command {name!r} cannot be done again on a fresh export; these can: '
+                f'{", ".join(known)}'
+            )
+        try:
+            model = known[name](model, **edit['arguments'])
+        except (Mm2OnnxError, TypeError, ValueError) as error:
+            raise ModelFileError(f'{KEY}: {name} cannot be done again on a fresh export: {error}') from error
+    return model
+
+
+def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return packages that decided about an edited graph and are of another version here."""
+    found = []
+    for edit in edits:
+        for package, version in edit['versions'].items():
+            try:
+                here = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                here = 'not installed'
+            if here != version:
+                found.append(f'{edit["command"]} was done by {package} {version}, here is {here}')
+    return found
+
+
+def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onnx.ModelProto, int]:
+    """Return a model with float16 written into it, and how many nodes stay float32 by name.
+
+    Args:
+        model: float32.
+        io: 'fp16' makes floats of inputs and outputs float16, 'fp32' leaves them.
+        keep_fp32: patterns of nodes that stay, besides those that have to.
+    """
+    from mmdeploy_ext.graph.equality import spec_of, with_half_ends
+    from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
+    from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
+
+    spec, patterns = spec_of(model), [*stays_single(model), *keep_fp32]
+    kept = len(matching_nodes(model.graph.node, patterns))
+    return to_fp16(model, with_half_ends(spec) if io == 'fp16' else spec, patterns), kept
+
+
+def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
+    from mmdeploy_ext.graph.passes.fold import fold
+
+    return fold(model)[0]
+
+
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    from mmdeploy_ext.graph.passes.simplify import simplify
+
+    return simplify(model)[0]
+
+
+def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    from mmdeploy_ext.graph.passes.opset import convert_opset
+
+    return convert_opset(model, opset)[0]
+
+
+def _replace(model: onnx.ModelProto, rules: Sequence[str], named: Sequence[str]) -> onnx.ModelProto:
+    from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+    from mmdeploy_ext.graph.passes.pattern_text import parse_rule
+    from mmdeploy_ext.graph.passes.replace import PASSES, named_rule, replace
+
+    chosen = [parse_rule(text) for text in rules] + [named_rule(name) for name in named if name not in PASSES]
+    for rule in chosen:
+        model = replace(model, rule)[0]
+    return replace_grid_sample(model)[0] if any(name in PASSES for name in named) else model
+
+
+def _rename(
+    model: onnx.ModelProto, tensors: Mapping[str, str], nodes: Mapping[str, str], prefix: str, fill: bool
+) -> onnx.ModelProto:
+    from mmdeploy_ext.graph.passes.rename import rename
+
+    return rename(model, tensors, nodes, prefix=prefix, fill=fill)
+
+
+def _set_shape(model: onnx.ModelProto, shapes: Sequence[str]) -> onnx.ModelProto:
+    from mmdeploy_ext.graph.passes import shapes as passes
+
+    return passes.apply(model, shapes)
+
+
+def _insert_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    from mmdeploy_ext.graph.passes.outputs import insert_outputs
+
+    return insert_outputs(model, tensors)
+
+
+REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
+    'fold': _fold,
+    'simplify': _simplify,
+    'convert-opset': _convert,
+    'replace': _replace,
+    'rename': _rename,
+    'set-shape': _set_shape,
+    'insert-outputs': _insert_outputs,
+    'fp16': lambda model, io, keep_fp32: half(model, io, keep_fp32)[0],
+}
+"""Commands of graph.py -> what does them again, with the arguments of the record."""

@@ -1,0 +1,235 @@
+"""Where every tensor of a graph is made and read: lookups by name that know what a typing error looks like.
+
+A node is named by its position in `graph.node`, because names may be missing or shared; people write its name
+or '#12'. Needs onnx only.
+"""
+
+from __future__ import annotations
+
+import collections
+import difflib
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import onnx
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs in a node's attributes: the branches of If, the bodies of Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField('g'):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Yield the main graph, the functions and every body in them."""
+    waiting = [model.graph, *model.functions]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        waiting.extend(body for node in graph.node for body in bodies(node))
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node, also of bodies and functions."""
+    for graph in all_graphs(model):
+        yield from graph.node
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every constant tensor: initializers and attributes, also of bodies and functions."""
+    for graph in all_graphs(model):
+        yield from getattr(graph, 'initializer', ())
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField('t'):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """Return the outer tensors that a node's bodies read, in order, each once."""
+    found: dict[str, None] = {}
+    for body in bodies(node):
+        own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        own.update(name for inner in body.node for name in inner.output)
+        read = [name for inner in body.node for name in reads(inner)]
+        read += [value.name for value in body.output]
+        found.update(dict.fromkeys(name for name in read if name and name not in own))
+    return list(found)
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """Return every tensor that a node needs: its inputs, then what its bodies read from outside."""
+    return list(dict.fromkeys([name for name in node.input if name] + captured(node)))
+
+
+def writes(node: onnx.NodeProto) -> list[str]:
+    """Return the outputs that a node has; optional ones that it leaves out are not among them."""
+    return [name for name in node.output if name]
+
+
+def label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
+    """Return what to call a node: its name, or '#12 (Conv)' when it has none."""
+    node = nodes[position]
+    return node.name or f'#{position} ({node.op_type})'
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return '; did you mean a, b?' or ''."""
+    known = list(known)
+    similar = difflib.get_close_matches(name, known, 3, 0.6)
+    similar += [other for other in known if name and name in other and other not in similar][
+        : 3 - len(similar)
+    ]
+    return f'; did you mean {", ".join(similar)}?' if similar else ''
+
+
+class Index:
+    """A graph, looked up by tensor and by node.
+
+    Sub-graphs belong to their node: what their bodies read from outside counts as read by the node.
+
+    Attributes:
+        model: the model; it must not change while the index is used.
+        graph: its main graph.
+        nodes: nodes of the main graph; a node's position in it is its handle.
+        inputs: graph inputs that have to be fed, i.e. have no initializer.
+        outputs: graph outputs.
+        constants: initializers by name.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Index a model.
+
+        Raises:
+            ModelFileError: two nodes write the same tensor.
+        """
+        self.model, self.graph = model, model.graph
+        self.nodes = list(model.graph.node)
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.inputs = [value.name for value in self.graph.input if value.name not in self.constants]
+        self.outputs = [value.name for value in self.graph.output]
+        self._reads = [reads(node) for node in self.nodes]
+        self._producers: dict[str, int] = {}
+        self._consumers: dict[str, list[int]] = collections.defaultdict(list)
+        for position, node in enumerate(self.nodes):
+            for name in writes(node):
+                if name in self._producers:
+                    first = label(self.nodes, self._producers[name])
+                    raise ModelFileError(f'nodes {first} and {self.label(position)} both write {name!r}')
+                self._producers[name] = position
+            for name in self._reads[position]:
+                self._consumers[name].append(position)
+        self._names: dict[str, list[int]] = collections.defaultdict(list)
+        for position, node in enumerate(self.nodes):
+            self._names[node.name].append(position)
+        self._names.pop('', None)
+
+    def producer(self, tensor: str) -> int | None:
+        """Return the position of the node that writes a tensor, None for inputs and initializers."""
+        return self._producers.get(tensor)
+
+    def consumers(self, tensor: str) -> list[int]:
+        """Return the positions of the nodes that read a tensor, ascending."""
+        return list(self._consumers.get(tensor, ()))
+
+    def reads(self, position: int) -> list[str]:
+        """Return every tensor that a node needs, those of its bodies included."""
+        return self._reads[position]
+
+    def writes(self, position: int) -> list[str]:
+        """Return the outputs that a node has."""
+        return writes(self.nodes[position])
+
+    def label(self, position: int) -> str:
+        """Return what to call a node: its name, or '#12 (Conv)' when it has none."""
+        return label(self.nodes, position)
+
+    @property
+    def tensors(self) -> list[str]:
+        """Every tensor of the main graph: inputs, initializers, then node outputs in file order."""
+        values = [value.name for value in self.graph.input]
+        return list(dict.fromkeys([*values, *self.constants, *self._producers]))
+
+    def has_tensor(self, name: str) -> bool:
+        """Return whether the main graph has a tensor of that name."""
+        return name in self._producers or name in self.constants or name in self.inputs
+
+    def check_tensor(self, name: str) -> str:
+        """Return `name` when the graph has such a tensor.
+
+        Raises:
+            UsageError: it has none; the message names similar ones.
+        """
+        if self.has_tensor(name):
+            return name
+        if name in self._names:
+            made = ', '.join(out for at in self._names[name] for out in self.writes(at))
+            raise UsageError(f'{name!r} is a node, not a tensor; it writes {made}')
+        hint = near(name, self.tensors) or '; `show --nodes` of tools/onnx/graph.py lists all'
+        raise UsageError(f'there is no tensor {name!r} in the graph{hint}')
+
+    def find_node(self, name: str) -> int:
+        """Return the position of the node called `name`: its name, or '#12' for the node at position 12.
+
+        Raises:
+            UsageError: none or several have that name; the message names similar ones, or the positions.
+        """
+        found = self._names.get(name, [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            places = ', '.join(f'#{position}' for position in found[:8])
+            raise UsageError(f'{len(found)} nodes are called {name!r}; give one by its position: {places}')
+        number = name.removeprefix('#').split(' ')[0]
+        if name.startswith('#') and number.isdigit():
+            if int(number) < len(self.nodes):
+                return int(number)
+            raise UsageError(f'there is no node {name!r}: the graph has {len(self.nodes)} nodes, #0 first')
+        if self.has_tensor(name):
+            made = self.producer(name)
+            hint = f'written by node {self.label(made)}' if made is not None else 'an input or initializer'
+            raise UsageError(f'{name!r} is a tensor, not a node; it is {hint}')
+        hint = near(name, self._names) or '; nodes without a name are written #0, #1, ...'
+        raise UsageError(f'there is no node {name!r} in the graph{hint}')
+
+    def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
+        """Return the nodes that are needed to make `outputs` from `stops`, graph inputs and constants.
+
+        Args:
+            outputs: tensors to make; one that is in `stops` needs nothing.
+            stops: tensors that are there already: the walk up ends at them.
+
+        Returns:
+            Positions, ascending.
+        """
+        stops, found = set(stops), set()
+        waiting = [name for name in outputs if name not in stops]
+        while waiting:
+            position = self.producer(waiting.pop())
+            if position is not None and position not in found:
+                found.add(position)
+                waiting.extend(name for name in self.reads(position) if name not in stops)
+        return sorted(found)
+
+    def descendants(self, inputs: Iterable[str]) -> list[int]:
+        """Return the positions of all nodes that depend on `inputs`, ascending."""
+        found: set[int] = set()
+        waiting = list(inputs)
+        while waiting:
+            for position in self.consumers(waiting.pop()):
+                if position not in found:
+                    found.add(position)
+                    waiting.extend(self.writes(position))
+        return sorted(found)
+
+    def leaves(self, positions: Iterable[int], stops: Iterable[str] = ()) -> list[str]:
+        """Return the graph inputs that a set of nodes reads and that are not in `stops`, in graph order."""
+        read = {name for position in positions for name in self.reads(position)} - set(stops)
+        return [name for name in self.inputs if name in read]

@@ -1,0 +1,75 @@
+"""Named tensors on disk, for graphs: what other tools write as well. Needs numpy only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.files import atomic_path
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read named tensors: an .npz file, a dump of this project, or a folder of .npy files.
+
+    Returns:
+        Name -> array. A .npy file's name is its tensor's, with '%2F' for '/'.
+
+    Raises:
+        DataError: nothing there, or it cannot be read without running code in it.
+    """
+    from mmdeploy_ext.core.dump import MANIFEST, load_dump
+
+    path = Path(path)
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return load_dump(path)[0]
+        files = sorted(path.glob('*.npy'))
+        if not files:
+            raise DataError(f'{path}: holds no tensors: expected .npy files or a {MANIFEST}')
+        return {tensor_name(file): _read_array(file) for file in files}
+    if not path.is_file():
+        raise DataError(f'{path}: no such file or folder of tensors; expected .npz, or a folder of .npy')
+    found = _read_array(path)
+    if isinstance(found, np.ndarray):
+        return {tensor_name(path): found}
+    with found:
+        try:
+            return {name: found[name] for name in found.files}
+        except (ValueError, OSError) as error:
+            raise DataError(f'{path}: cannot be read ({error})') from error
+
+
+def _read_array(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
+    import zipfile
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f'{path}: is no readable numpy file ({error})') from error
+
+
+def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write one .npy per tensor, for `load_tensors`; returns the files."""
+    from urllib.parse import quote
+
+    files = []
+    for name, array in tensors.items():
+        file = Path(folder) / f'{quote(name, safe=" ")}.npy'
+        with atomic_path(file) as temporary, open(temporary, 'wb') as stream:
+            np.save(stream, array, allow_pickle=False)
+        files.append(file)
+    return files
+
+
+def tensor_name(file: Path) -> str:
+    """Return the tensor that a .npy file of `save_tensors` holds."""
+    from urllib.parse import unquote
+
+    return unquote(file.stem)

@@ -1,0 +1,280 @@
+"""Parts of a graph as models of their own, fed with the values that the whole graph really had there."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.io.weights import infer
+from mmdeploy_ext.graph.run import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+MOST_DEATHS = 8
+"""Nodes that may kill the process that records before recording is given up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A part of a graph that runs alone.
+
+    Attributes:
+        positions: of its nodes in the whole graph.
+        model: the part; its inputs have the recorded shapes.
+        feeds: input name -> recorded array.
+        outputs: what it hands on, in order; the model's first outputs.
+    """
+
+    positions: tuple[int, ...]
+    model: onnx.ModelProto
+    feeds: dict[str, np.ndarray]
+    outputs: tuple[str, ...]
+
+
+class Case:
+    """A graph with one set of inputs, and every value inside that could be computed.
+
+    Attributes:
+        index: of the graph: constants are initializers, nodes that no output needs are gone.
+        values: tensor name -> array; tensors that could not be computed are missing.
+        rounding: candidates have their float16 tensors, and what is cast from them, as further outputs.
+            ONNX Runtime on a CPU computes many operators in float32 and leaves the rounding between them
+            out, even without optimisations; what is an output is rounded, so that an overflow shows.
+    """
+
+    def __init__(self, model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
+        """Take a model of `prepare` and values of `record`."""
+        self.index = Index(model)
+        self.values = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        self.rounding = False
+        self._lists = values.keys() - self.values.keys()
+        self._types = _known_types(model)
+
+    @property
+    def everything(self) -> tuple[int, ...]:
+        """Positions of all nodes."""
+        return tuple(range(len(self.index.nodes)))
+
+    def outputs_of(self, positions: Collection[int]) -> list[str]:
+        """Return what a part hands on: tensors that nodes outside read, and outputs; no sequences."""
+        inside, ends = set(positions), set(self.index.outputs)
+        return [
+            name
+            for position in sorted(inside)
+            for name in self.index.writes(position)
+            if name not in self._lists and (name in ends or not inside.issuperset(self.index.consumers(name)))
+        ]
+
+    def candidate(self, positions: Collection[int], outputs: Sequence[str] | None = None) -> Candidate | None:
+        """Return a part as a model; None when it would need a value that could not be computed.
+
+        Args:
+            positions: nodes of the part.
+            outputs: tensors to give; None: all that it hands on.
+        """
+        chosen = tuple(sorted(positions))
+        names = list(outputs) if outputs is not None else self.outputs_of(chosen)
+        made = {name for position in chosen for name in self.index.writes(position)}
+        read = dict.fromkeys(name for position in chosen for name in self.index.reads(position))
+        fed = [name for name in read if name not in made and name not in self.index.constants]
+        if not names or any(name not in self.values for name in fed):
+            return None
+        feeds = {name: self.values[name] for name in fed}
+        inner = [name for name in self._halves(chosen) if name not in names] if self.rounding else []
+        model = self._model(chosen, read, feeds, names + inner)
+        return Candidate(chosen, model, feeds, tuple(names))
+
+    def _halves(self, positions: Collection[int]) -> list[str]:
+        """Return what nodes that read or write float16 give; a cast to float32 would hide the rounding."""
+        found = []
+        for position in positions:
+            near = [*self.index.reads(position), *self.index.writes(position)]
+            if any(self.values[name].dtype == np.float16 for name in near if name in self.values):
+                found += [name for name in self.index.writes(position) if name in self.values]
+        return found
+
+    def _model(
+        self,
+        positions: Sequence[int],
+        read: Collection[str],
+        feeds: Mapping[str, np.ndarray],
+        names: Sequence[str],
+    ) -> onnx.ModelProto:
+        whole = self.index.model
+        model = onnx.ModelProto(ir_version=whole.ir_version)
+        model.opset_import.extend(whole.opset_import)
+        model.functions.extend(whole.functions)
+        graph = model.graph
+        graph.name = 'reduced'
+        graph.node.extend(self.index.nodes[position] for position in positions)
+        graph.initializer.extend(self.index.constants[name] for name in read if name in self.index.constants)
+        graph.sparse_initializer.extend(
+            tensor for tensor in self.index.graph.sparse_initializer if tensor.values.name in read
+        )
+        graph.input.extend(value_of(name, array) for name, array in feeds.items())
+        graph.output.extend(
+            value_of(name, self.values[name])
+            if name in self.values
+            else self._types.get(name, _untyped(name))
+            for name in names
+        )
+        return model
+
+    def trivial(self) -> Candidate:
+        """Return a graph with the same inputs and outputs that computes nothing: its outputs are zeros."""
+        outputs = {
+            name: np.zeros_like(self.values[name]) for name in self.index.outputs if name in self.values
+        }
+        outputs = outputs or {'nothing': np.zeros(1, np.float32)}
+        nodes = [
+            helper.make_node('Constant', [], [name], f'zeros_{place}', value=numpy_helper.from_array(array))
+            for place, (name, array) in enumerate(outputs.items())
+        ]
+        feeds = {name: self.values[name] for name in self.index.inputs}
+        ends = [[value_of(*item) for item in side.items()] for side in (feeds, outputs)]
+        imports = list(self.index.model.opset_import)
+        model = helper.make_model(
+            helper.make_graph(nodes, 'trivial', *ends),
+            opset_imports=imports,
+            ir_version=self.index.model.ir_version,
+        )
+        return Candidate((), model, feeds, tuple(outputs))
+
+
+def value_of(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+    """Return the declaration of a tensor that is like an array."""
+    kind = (
+        onnx.TensorProto.STRING if array.dtype.kind in 'OSU' else helper.np_dtype_to_tensor_dtype(array.dtype)
+    )
+    return helper.make_tensor_value_info(name, kind, list(array.shape))
+
+
+def _untyped(name: str) -> onnx.ValueInfoProto:
+    return onnx.ValueInfoProto(name=name)
+
+
+def _known_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    try:
+        graph = infer(model)
+    except (ValueError, onnx.shape_inference.InferenceError):
+        graph = model.graph
+    return {value.name: value for value in (*graph.value_info, *graph.output)}
+
+
+def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """Return a copy in which constants are initializers and dead nodes are gone.
+
+    Inputs with a default become constants: what `feeds` has for them, or the default.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph, kept = result.graph, []
+    for initializer in graph.initializer:
+        if initializer.name in feeds:
+            initializer.CopyFrom(numpy_helper.from_array(feeds[initializer.name], initializer.name))
+    constants = {initializer.name for initializer in graph.initializer}
+    index = Index(model)
+    for position in index.ancestors(index.outputs):
+        node = index.nodes[position]
+        values = [item.t for item in node.attribute if item.name == 'value']
+        if node.op_type == 'Constant' and not node.domain and values:
+            graph.initializer.add().CopyFrom(values[0])
+            graph.initializer[-1].name = node.output[0]
+        else:
+            kept.append(node)
+    inputs = [value for value in graph.input if value.name not in constants]
+    for field, entries in (('node', kept), ('input', inputs)):
+        entries = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
+        graph.ClearField(field)
+        getattr(graph, field).extend(entries)
+    graph.ClearField('value_info')
+    return result
+
+
+def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bool = False) -> dict[str, Any]:
+    """Return tensor name -> array of everything in a graph, computed node by node without optimisations.
+
+    Args:
+        model: of `prepare`.
+        feeds: of the whole model.
+        apart: compute in a process of its own, which a node may kill.
+
+    Raises:
+        InferenceError: not one node could be computed.
+    """
+    index = Index(model)
+    known = {name: np.asarray(array) for name, array in feeds.items() if name in index.inputs}
+    names = [name for position in range(len(index.nodes)) for name in index.writes(position)]
+    if not apart:
+        try:
+            return {**known, **Runner(model, names, optimization='none').run(known)}
+        except (InferenceError, ModelFileError):
+            pass
+    found = _record_apart(model, known)
+    if not found:
+        raise InferenceError('ONNX Runtime could compute no node of the graph; are the inputs right?')
+    return {**known, **found}
+
+
+def _record_apart(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Compute in child processes; one that dies is followed by one that leaves the deadly node out."""
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as name:
+        folder = Path(name)
+        files.save_external(model, folder / 'model.onnx', folder / 'model.onnx.data', checked=False)
+        files.save_tensors(feeds, folder / 'inputs')
+        (folder / 'values').mkdir()
+        for _ in range(MOST_DEATHS):
+            command = [sys.executable, '-c', CHILD, str(Path(__file__).resolve().parents[3]), name]
+            done = subprocess.run(command, capture_output=True)
+            if done.returncode >= 0:
+                break
+        stored = folder / 'values'
+        return files.load_tensors(stored) if any(stored.iterdir()) else {}
+
+
+CHILD = 'import sys; sys.path.insert(0, sys.argv[1])\n' + (
+    'from mmdeploy_ext.graph.reduce.case import record_into; record_into(sys.argv[2])'
+)
+
+
+def record_into(name: str) -> None:
+    """Compute a graph node by node and store each value at once; for a process that may die.
+
+    Args:
+        name: folder with model.onnx and inputs/; values/ is written, and `begun` lists the nodes that were
+            tried, so that a second run leaves out the one that ended the first.
+    """
+    folder = Path(name)
+    model = onnx.load(folder / 'model.onnx')
+    stored = files.load_tensors(folder / 'values') if any((folder / 'values').iterdir()) else {}
+    inputs = folder / 'inputs'
+    feeds = files.load_tensors(inputs) if inputs.is_dir() else {}
+    case = Case(model, {**feeds, **stored})
+    begun = folder / 'begun'
+    tried = set(begun.read_text().split()) if begun.exists() else set()
+    with begun.open('a') as log:
+        for position in case.everything:
+            candidate = case.candidate([position], case.index.writes(position))
+            if str(position) in tried or candidate is None:
+                continue
+            log.write(f'{position}\n')
+            log.flush()
+            try:
+                found = Runner(candidate.model, optimization='none').run(candidate.feeds)
+            except (InferenceError, ModelFileError):
+                continue
+            found = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
+            files.save_tensors(found, folder / 'values')
+            case.values.update(found)

@@ -1,0 +1,262 @@
+"""Is the fault in this graph? Checks for `graph.py reduce`: built-in ones, and the user's own command."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import numpy_helper
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.index import near
+from mmdeploy_ext.graph.io.weights import is_large
+from mmdeploy_ext.graph.reduce import run as reduced_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import onnx
+
+    from mmdeploy_ext.graph.reduce.case import Candidate
+
+DEFAULT_TOLERANCE = 1e-4
+
+
+class Stopped(Exception):
+    """The reduction has to end here; the message says why."""
+
+
+class Check:
+    """Base of all checks.
+
+    Attributes:
+        kind: name of the built-in check, or 'command'.
+        meaning: what the fault is, for people.
+        outcome: what the whole model showed; the candidates have to show the same.
+        tolerance: largest difference that is no fault, as a part of the largest expected value.
+        rounding: see `reduce_case.Case`.
+    """
+
+    kind = ''
+    meaning = ''
+    rounding = False
+
+    def __init__(self, tolerance: float = DEFAULT_TOLERANCE) -> None:
+        self.tolerance = tolerance
+        self.outcome = ''
+
+    def shows(self, candidate: Candidate) -> bool:
+        """Return whether a candidate shows the fault."""
+        raise NotImplementedError
+
+    def settle(self, whole: Candidate) -> bool:
+        """Look at the whole model first: return whether it shows the fault, and remember which one."""
+        return self.shows(whole)
+
+    def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return what a right engine gives for a candidate; `values` are the recorded ones."""
+        return {name: values[name] for name in candidate.outputs if name in values}
+
+    def narrow(self) -> bool:
+        """Look closer once no node can be left out; return whether there is anything closer to look at."""
+        return False
+
+    def widen(self) -> None:
+        """Undo `narrow`: nothing was found that way."""
+
+    def why_not(self) -> str:
+        """Return what to say when the whole model does not show the fault."""
+        return f'the whole model does not show it: {self.meaning}'
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the saved case needs to know."""
+        return dict(check=self.kind, tolerance=self.tolerance, outcome=self.outcome)
+
+
+@contextlib.contextmanager
+def _source(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Yield what ONNX Runtime opens: bytes, or a file when the model is too large for one message."""
+    if not is_large(model):
+        yield model.SerializeToString()
+        return
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+        path = Path(folder) / 'model.onnx'
+        files.save_external(model, path, path.with_name('model.onnx.data'), checked=False)
+        yield str(path)
+
+
+def _compute(candidate: Candidate, optimized: bool) -> dict[str, np.ndarray] | None:
+    """Return the outputs, None where ONNX Runtime refuses the model."""
+    with _source(candidate.model) as source:
+        try:
+            found = reduced_run.compute(source, candidate.feeds, optimized)
+        except Exception:
+            return None
+    return {name: found[name] for name in candidate.outputs}
+
+
+class NotFinite(Check):
+    """Finite inputs give NaN, or where the whole model gives no NaN, infinity.
+
+    A NaN mostly comes from an infinity before it. So a part that gives NaN is narrowed down to what makes
+    anything that is not finite from finite inputs and constants (a mask of -inf is no fault).
+    """
+
+    kind = 'nan'
+    meaning = 'an output is not finite although all inputs are'
+    rounding = True
+
+    def __init__(self, tolerance: float = DEFAULT_TOLERANCE) -> None:
+        super().__init__(tolerance)
+        self._narrowed = False
+
+    def _outcome(self, candidate: Candidate) -> str:
+        given = dict(candidate.feeds)
+        if self._narrowed:
+            tensors = candidate.model.graph.initializer
+            given.update((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
+        if reduced_run.not_finite(given):
+            return ''
+        return reduced_run.not_finite(_compute(candidate, optimized=False) or {})
+
+    def settle(self, whole: Candidate) -> bool:
+        """Remember whether NaN or infinity is looked for."""
+        if reduced_run.not_finite(whole.feeds):
+            raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')
+        self.outcome = self._outcome(whole)
+        return bool(self.outcome)
+
+    def shows(self, candidate: Candidate) -> bool:
+        """See `meaning`."""
+        found = self._outcome(candidate)
+        if self._narrowed and found:
+            self.outcome = found
+        return found == self.outcome
+
+    def narrow(self) -> bool:
+        """Take infinity for the fault, too."""
+        self._narrowed = self.outcome == 'nan'
+        return self._narrowed
+
+    def widen(self) -> None:
+        """Take NaN alone for the fault again."""
+        self._narrowed = False
+
+
+class Engines(Check):
+    """ONNX Runtime's optimisations change the result."""
+
+    kind = 'engines'
+    meaning = 'ONNX Runtime with all optimisations differs from ONNX Runtime without any'
+
+    def shows(self, candidate: Candidate) -> bool:
+        """See `meaning`."""
+        plain, fast = _compute(candidate, optimized=False), _compute(candidate, optimized=True)
+        if plain is None or fast is None:
+            return plain is not None and fast is None
+        return reduced_run.difference(fast, plain) > self.tolerance
+
+    def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return what ONNX Runtime gives without optimisations."""
+        return _compute(candidate, optimized=False) or super().expected(candidate, values)
+
+
+class Reference(Check):
+    """ONNX Runtime and the reference implementation of ONNX differ."""
+
+    kind = 'reference'
+    meaning = 'ONNX Runtime differs from the reference implementation of ONNX'
+
+    def shows(self, candidate: Candidate) -> bool:
+        """See `meaning`."""
+        got, expected = _compute(candidate, optimized=True), self._evaluate(candidate)
+        if got is None or expected is None:
+            return False
+        return reduced_run.difference(got, expected) > self.tolerance
+
+    @staticmethod
+    def _evaluate(candidate: Candidate) -> dict[str, np.ndarray] | None:
+        from onnx.reference import ReferenceEvaluator
+
+        try:
+            with np.errstate(all='ignore'):
+                found = ReferenceEvaluator(candidate.model).run(None, candidate.feeds)
+        except Exception:
+            return None
+        return dict(zip(candidate.outputs, found, strict=True))
+
+    def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return what the reference implementation gives."""
+        return self._evaluate(candidate) or super().expected(candidate, values)
+
+
+class Differs(Check):
+    """A part that is fed with another model's values gives other values than that model has there."""
+
+    kind = 'differs'
+    meaning = 'fed with the values of the other model, the graph gives other ones than it'
+    rounding = True
+
+    def __init__(self, tolerance: float, other: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Take the recorded values of both models; tensors are the same that have the same name."""
+        super().__init__(tolerance)
+        with np.errstate(over='ignore'):
+            self.values = {
+                name: value.astype(own[name].dtype)
+                for name, value in other.items()
+                if isinstance(own.get(name), np.ndarray) and isinstance(value, np.ndarray)
+            }
+
+    def shows(self, candidate: Candidate) -> bool:
+        """See `meaning`."""
+        wanted = {name: self.values[name] for name in candidate.outputs if name in self.values}
+        if not wanted:
+            return False
+        got = _compute(candidate, optimized=False)
+        return got is not None and reduced_run.difference(got, wanted) > self.tolerance
+
+    def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return the other model's values."""
+        return super().expected(candidate, self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckText:
+    """What stands behind --check: a built-in check with its file, or a command."""
+
+    kind: str
+    rest: str
+
+
+BUILT_IN = ('nan', 'engines', 'reference', 'differs', 'crash')
+NUMERIC = {entry.kind: entry for entry in (NotFinite, Engines, Reference)}
+"""Checks that need nothing but a tolerance."""
+
+
+def parse_check(text: str) -> CheckText:
+    """Read the text of --check.
+
+    Raises:
+        UsageError: empty; a built-in check with a wrong number of files; one word that is no command.
+    """
+    import shutil
+
+    words = text.split()
+    if not words:
+        raise UsageError(f'--check: is empty; expected a command or one of {", ".join(BUILT_IN)}')
+    if words[0] in BUILT_IN:
+        wanted = 2 if words[0] == Differs.kind else 1
+        if len(words) != wanted:
+            example = f'{words[0]} OTHER.onnx' if wanted == 2 else words[0]
+            raise UsageError(f'--check {text!r}: expected {example!r}')
+        return CheckText(words[0], ' '.join(words[1:]))
+    if len(words) == 1 and not shutil.which(text):
+        raise UsageError(
+            f'--check {text!r}: is neither a command nor one of {", ".join(BUILT_IN)}{near(text, BUILT_IN)}'
+        )
+    return CheckText('command', text)

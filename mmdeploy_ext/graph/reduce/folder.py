@@ -1,0 +1,143 @@
+"""A reduced graph as a folder that runs on its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mmdeploy_ext.graph.reduce.case import Candidate
+    from mmdeploy_ext.graph.reduce.search import Reduction
+
+README = """# A reduced graph
+
+{meaning}
+
+This is the smallest part of `{source}` that still shows it: {after} of {before} nodes, found with
+{checks} checks{stopped}.
+
+| node | operator | reads | writes |
+|---|---|---|---|
+{nodes}
+
+- `model.onnx`: the part. Its inputs are tensors of the whole graph.
+- `inputs.npz`: the values that these tensors had there.
+- `expected.npz`: {expected}
+- `run.py`: shows the fault: `python run.py`, with numpy and onnxruntime installed; exit status 0 when it
+  is shown.
+"""
+EXPECTED = {
+    'nan': 'what ONNX Runtime gave when this was written.',
+    'engines': 'what ONNX Runtime gives without optimisations.',
+    'reference': 'what the reference implementation of ONNX gives.',
+    'differs': 'what the other model has there.',
+    'crash': 'empty where nothing could be computed.',
+    'command': 'what ONNX Runtime gave for the whole graph, without optimisations.',
+}
+
+
+def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays under any name; numpy's own function has names that it keeps for itself ('file')."""
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            array = np.asarray(array)
+            array = array.astype(str) if array.dtype == object else array
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def check_folder(target: str | os.PathLike[str]) -> None:
+    """Refuse a folder that is there already, or cannot be made.
+
+    Raises:
+        UsageError: the message names it.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f'--output {target}: is there already; give the name of a new folder')
+    check_writable(target / 'model.onnx')
+
+
+@contextlib.contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder that becomes `target` on success and is removed on failure."""
+    temporary = target.with_name(f'.{target.name}.{os.getpid()}.part')
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise Mm2OnnxError(f'{target}: could not be written ({error.strerror or error})') from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_folder(
+    reduction: Reduction,
+    target: str | os.PathLike[str],
+    facts: Mapping[str, Any],
+    expected: Mapping[str, np.ndarray],
+    *,
+    meaning: str,
+    source: str,
+) -> Path:
+    """Write the case, whole or not at all.
+
+    Args:
+        reduction: see `reduce.reduce`.
+        target: a new folder.
+        facts: of the check, for run.py.
+        expected: outputs that are right.
+        meaning: what the fault is.
+        source: name of the file that was reduced.
+    """
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.io.weights import is_large
+    from mmdeploy_ext.graph.reduce import run as reduced_run
+
+    target, candidate = Path(target), reduction.candidate
+    check_folder(target)
+    text = README.format(
+        meaning=f'{meaning[:1].upper()}{meaning[1:]}.',
+        source=source,
+        after=len(candidate.positions),
+        before=reduction.nodes_before,
+        checks=reduction.checks,
+        stopped=f', stopped early: {reduction.stopped}' if reduction.stopped else '',
+        nodes='\n'.join(_rows(candidate)),
+        expected=EXPECTED[facts['check']],
+    )
+    with _whole_folder(target) as folder:
+        if is_large(candidate.model):
+            files.save_external(
+                candidate.model, folder / 'model.onnx', folder / 'model.onnx.data', checked=False
+            )
+        else:
+            (folder / 'model.onnx').write_bytes(candidate.model.SerializeToString())
+        save_npz(folder / 'inputs.npz', candidate.feeds)
+        save_npz(folder / 'expected.npz', expected)
+        write_json(folder / 'case.json', dict(facts, outputs=list(candidate.outputs)))
+        shutil.copyfile(reduced_run.__file__, folder / 'run.py')
+        with atomic_path(folder / 'README.md') as part:
+            part.write_text(text, encoding='utf-8')
+    return target
+
+
+def _rows(candidate: Candidate) -> Iterator[str]:
+    for position, node in zip(candidate.positions, candidate.model.graph.node, strict=True):
+        reads, writes = (
+            ', '.join(f'`{name}`' for name in names if name) for names in (node.input, node.output)
+        )
+        yield f'| {node.name or f"#{position}"} | {node.op_type} | {reads} | {writes} |'

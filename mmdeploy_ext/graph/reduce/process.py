@@ -1,0 +1,167 @@
+"""Checks in processes of their own: what may die or never end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.weights import is_large
+from mmdeploy_ext.graph.reduce.checks import Check, Stopped
+from mmdeploy_ext.graph.reduce.folder import save_npz
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.graph.reduce.case import Candidate
+
+DEFAULT_TIMEOUT_S = 60.0
+MOST_TIMEOUTS = 3
+"""Candidates on which a command may run into its time limit before the reduction is stopped."""
+NOT_RUNNABLE = (126, 127)
+"""Exit statuses of a shell that cannot run a command, or does not find it."""
+
+
+class _Files:
+    """A candidate as files for another process."""
+
+    def __init__(self, folder: Path, candidate: Candidate) -> None:
+        self.model, self.inputs = folder / 'model.onnx', folder / 'inputs.npz'
+        if is_large(candidate.model):
+            files.save_external(candidate.model, self.model, folder / 'model.onnx.data', checked=False)
+        else:
+            self.model.write_bytes(candidate.model.SerializeToString())
+        save_npz(self.inputs, candidate.feeds)
+
+
+class Crash(Check):
+    """ONNX Runtime refuses to load or run the model, or dies; in a process of its own."""
+
+    kind = 'crash'
+    meaning = 'ONNX Runtime refuses to load or run the model, or the process dies'
+    child = (
+        'import sys; sys.path.insert(0, sys.argv[1])\n'
+        'from mmdeploy_ext.graph import reduced_run\nfrom pathlib import Path\n'
+        'print(reduced_run.run_outcome(sys.argv[2], reduced_run._arrays(Path(sys.argv[3]))))'
+    )
+
+    def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        super().__init__()
+        self.timeout_s = timeout_s
+
+    def _outcome(self, candidate: Candidate) -> str:
+        root = str(Path(__file__).resolve().parents[3])
+        with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+            stored = _Files(Path(folder), candidate)
+            command = [sys.executable, '-c', self.child, root, str(stored.model), str(stored.inputs)]
+            status, output = run_limited(command, self.timeout_s)
+        if status is None:
+            return 'does not end'
+        return (
+            f'signal {-status}'
+            if status < 0
+            else output.strip().splitlines()[-1]
+            if output.strip()
+            else 'dies'
+        )
+
+    def settle(self, whole: Candidate) -> bool:
+        """Remember how it ends."""
+        self.outcome = self._outcome(whole)
+        return self.outcome != 'runs'
+
+    def shows(self, candidate: Candidate) -> bool:
+        """See `meaning`; it has to end the way the whole model does."""
+        return self._outcome(candidate) == self.outcome
+
+    def facts(self) -> dict[str, Any]:
+        """Add the time limit."""
+        return dict(super().facts(), timeout=self.timeout_s)
+
+
+class Command(Check):
+    """A shell command, called with the file of the candidate: exit status 0 says that the fault is there."""
+
+    kind = 'command'
+
+    def __init__(self, command: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        super().__init__()
+        self.command, self.timeout_s = command, timeout_s
+        self.meaning = f'the command {command!r} exits with 0'
+        self.timeouts, self.last = 0, ''
+
+    def _status(self, candidate: Candidate) -> int | None:
+        with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+            stored = _Files(Path(folder), candidate)
+            words = shlex.quote(str(stored.model))
+            text = self.command.replace('{}', words) if '{}' in self.command else f'{self.command} {words}'
+            status, output = run_limited(text, self.timeout_s)
+        lines = output.strip().splitlines()
+        self.last = f'it exited with {status}' + (f' and said {lines[-1]!r}' if lines else '')
+        return status
+
+    def settle(self, whole: Candidate) -> bool:
+        """Refuse a command that cannot be run or does not end."""
+        status = self._status(whole)
+        if status is None:
+            raise UsageError(
+                f'--check {self.command!r}: did not end within {self.timeout_s:g} s on the whole model and '
+                f'was stopped; give it more time with --timeout'
+            )
+        if status in NOT_RUNNABLE:
+            raise UsageError(f'--check {self.command!r}: the shell cannot run it: {self.last}')
+        return status == 0
+
+    def shows(self, candidate: Candidate) -> bool:
+        """Return whether the command exits with 0; out of time is no."""
+        status = self._status(candidate)
+        if status is None:
+            self.timeouts += 1
+            if self.timeouts >= MOST_TIMEOUTS:
+                raise Stopped(f'the check did not end within {self.timeout_s:g} s {self.timeouts} times')
+        return status == 0
+
+    def why_not(self) -> str:
+        """Say what the command did."""
+        return f'the check says no to the whole model: {self.last}'
+
+    def facts(self) -> dict[str, Any]:
+        """Add the command."""
+        return dict(super().facts(), command=self.command)
+
+
+def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:
+    """Run a command with all that it starts, and end all of it after a time.
+
+    Args:
+        command: text for the shell, or words.
+        seconds: time limit.
+
+    Returns:
+        Exit status, negative for a signal, None when it was stopped; and what it printed.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            shell=isinstance(command, str),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(0)
+        return status, log.read().decode(errors='replace')

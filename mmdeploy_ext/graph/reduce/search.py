@@ -1,0 +1,194 @@
+"""The smallest part of a graph that still shows a fault.
+
+Delta debugging over nodes (A. Zeller, R. Hildebrandt: Simplifying and Isolating Failure-Inducing Input, IEEE
+TSE 28(2), 2002), after two bisections along the topological order. A part gets the values that the whole
+graph has at its inputs, so that every subset of the nodes is a graph that runs, and the fault needs nothing
+that led up to it. The same model, inputs and check give the same part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.reduce.checks import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.graph.reduce.case import Candidate, Case
+    from mmdeploy_ext.graph.reduce.checks import Check
+
+MOST_CHECKS = 400
+Part = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What was found.
+
+    Attributes:
+        candidate: the smallest part that shows the fault.
+        nodes_before: nodes of the whole graph, constants not counted.
+        checks: how often the check was asked.
+        stopped: why it ended before no node could be left out; '' when none can.
+    """
+
+    candidate: Candidate
+    nodes_before: int
+    checks: int
+    stopped: str
+
+
+class _Search:
+    def __init__(
+        self, case: Case, check: Check, most_checks: int, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.case, self.check, self.left = case, check, most_checks
+        self.asked = 0
+        self.known: dict[tuple[Part, tuple[str, ...] | None], bool] = {}
+        self.best: Candidate | None = None
+        self._progress = progress or (lambda checks, nodes: None)
+
+    def ask(self, candidate: Candidate | None) -> bool:
+        if candidate is None:
+            return False
+        if self.asked >= self.left:
+            raise Stopped(f'the limit of {self.left} checks was reached')
+        self.asked += 1
+        shown = self.check.shows(candidate)
+        if shown:
+            self.best = candidate
+        self._progress(self.asked, len(self.best.positions) if self.best else len(candidate.positions))
+        return shown
+
+    def shown(self, part: Part, outputs: tuple[str, ...] | None = None) -> bool:
+        key = (part, outputs)
+        if key not in self.known:
+            self.known[key] = bool(part) and self.ask(self.case.candidate(part, outputs))
+        return self.known[key]
+
+    def shortest(self, part: Part, cut: Callable[[Part, int], Part]) -> Part:
+        """Bisect the length of one end of a part; `cut` gives the part of a length."""
+        low, high = 0, len(part)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.shown(cut(part, middle)):
+                high = middle
+            else:
+                low = middle
+        return cut(part, high)
+
+    def behind(self, part: Part) -> Part:
+        """Leave out what the last node does not depend on."""
+        needed = set(self.case.index.ancestors(self.case.index.writes(part[-1])))
+        smaller = tuple(position for position in part if position in needed)
+        return smaller if smaller != part and self.shown(smaller) else part
+
+    def fewest(self, part: Part) -> Part:
+        """Leave out chunks, then smaller ones, until no single node can be left out."""
+        chunks = 2
+        while len(part) > 1:
+            smaller = self._without_a_chunk(part, chunks)
+            if smaller is not None:
+                part, chunks = smaller, max(chunks - 1, 2)
+            elif chunks < len(part):
+                chunks = min(2 * chunks, len(part))
+            else:
+                break
+        return part
+
+    def _without_a_chunk(self, part: Part, chunks: int) -> Part | None:
+        bounds = [len(part) * step // chunks for step in range(chunks + 1)]
+        for low, high in itertools.pairwise(bounds):
+            smaller = part[:low] + part[high:]
+            if self.shown(smaller):
+                return smaller
+        return None
+
+    def closer(self, part: Part) -> None:
+        """Reduce once more, when the check can look closer at what is left."""
+        if len(part) > 1 and self.check.narrow():
+            self.known = {}
+            if not self.shown(part):
+                self.check.widen()
+                return
+            part = self.shortest(self.shortest(part, _prefix), _suffix)
+            self.fewest_outputs(self.fewest(self.behind(part)))
+
+    def fewest_outputs(self, part: Part) -> None:
+        """Give only one output where one shows the fault."""
+        names = self.case.outputs_of(part)
+        if len(names) > 1:
+            any(self.shown(part, (name,)) for name in names)
+
+
+def _prefix(part: Part, length: int) -> Part:
+    return part[:length]
+
+
+def _suffix(part: Part, length: int) -> Part:
+    return part[-length:]
+
+
+def reduce(
+    case: Case,
+    check: Check,
+    *,
+    most_checks: int = MOST_CHECKS,
+    good: Sequence[Candidate] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Reduction:
+    """Find the smallest part of a graph that shows the fault.
+
+    Args:
+        case: the graph with its recorded values.
+        check: says whether a candidate shows the fault.
+        most_checks: candidates to try; the smallest part so far is the result when they are used up.
+        good: candidates that do not have the fault: a check that says yes to them is refused.
+        progress: called with the number of checks and of nodes that are left.
+
+    Raises:
+        UsageError: the whole graph does not show the fault, or the check says yes to a good graph or when
+            asked again no.
+    """
+    case.rounding = check.rounding
+    whole = case.candidate(case.everything)
+    if whole is None:
+        raise UsageError('the graph has no output that is a tensor, or an input without a value')
+    search = _Search(case, check, most_checks, progress)
+    search.asked += 1
+    if not check.settle(whole):
+        raise UsageError(f'--check: {check.why_not()}; there is nothing to reduce')
+    search.best, search.known[case.everything, None] = whole, True
+    _refuse_yes_sayers(check, good)
+    stopped = ''
+    try:
+        part = search.shortest(case.everything, _prefix)
+        part = search.shortest(part, _suffix)
+        part = search.fewest(search.behind(part))
+        search.fewest_outputs(part)
+        search.closer(part)
+    except Stopped as reason:
+        stopped = str(reason)
+    if not stopped and not check.shows(search.best):
+        raise UsageError(
+            '--check: says yes and then no to the same graph; make it deterministic (seeds, threads)'
+        )
+    return Reduction(search.best, len(case.everything), search.asked, stopped)
+
+
+def _refuse_yes_sayers(check: Check, good: Sequence[Candidate]) -> None:
+    for candidate in good:
+        if check.shows(candidate):
+            what = (
+                'a graph that computes nothing (its outputs are zeros)'
+                if not candidate.positions
+                else 'the good model'
+            )
+            raise UsageError(
+                f'--check: says yes to {what}, too, so it does not look at the fault; it has to say yes '
+                f'(exit with 0) only when the fault is there'
+            )

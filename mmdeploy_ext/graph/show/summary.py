@@ -1,0 +1,301 @@
+"""What is in an ONNX file, as plain data and as lines: sparse graphs node by node, ordinary ones in summary.
+
+Works on broken files as well: it is what one looks at when a check has failed. Needs onnx and numpy only.
+"""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import math
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.graph import flops
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io.index import all_graphs
+from mmdeploy_ext.sparse.contract_flow import Walk
+from mmdeploy_ext.sparse.contract_reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.sparse.contract_flow import Flow
+    from mmdeploy_ext.sparse.contract_reader import Layer
+
+SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
+LONGEST_VALUE = 120
+MOST_DEFAULTS = 8
+"""Inputs with a default that are listed by name."""
+TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
+
+
+def describe(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return what is in a model as plain JSON types.
+
+    Returns:
+        `kind` ('sparse' or 'onnx'), `inputs`, `defaults` (inputs that need not be fed), `outputs`, `opsets`,
+        `producer`, `nodes`, `operators` (name -> count), `functions`, `parameters`, `bytes`, `metadata`; of a
+        sparse graph also `layers`, of others `flops` and `flops_unknown` (nodes whose shapes are open).
+    """
+    graph = model.graph
+    weights = list(parameters(graph))
+    sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in weights]
+    nodes = [node for body in all_graphs(onnx.ModelProto(graph=graph)) for node in body.node]
+    content = dict(
+        kind='sparse' if is_sparse(model) else 'onnx',
+        producer=f'{model.producer_name} {model.producer_version}'.strip(),
+        ir_version=model.ir_version,
+        opsets={entry.domain or 'ai.onnx': entry.version for entry in model.opset_import},
+        inputs=[_value(entry) for entry in _real_inputs(graph)],
+        defaults=[_value(entry) for entry in _inputs_with_a_default(graph)],
+        outputs=[_value(entry) for entry in graph.output],
+        nodes=len(nodes),
+        operators=dict(collections.Counter(_operator(node) for node in nodes).most_common()),
+        functions=[f'{entry.domain}.{entry.name}' for entry in model.functions],
+        parameters=sum(size for size, _ in sizes),
+        bytes=sum(size * _item_bytes(kind) for size, kind in sizes),
+        dtypes=dict(collections.Counter(types.dtype(kind) for _, kind in sizes)),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+    )
+    if content['kind'] == 'sparse':
+        content['layers'] = sparse_layers(model)
+    else:
+        cost = flops.count(model)
+        content.update(flops=cost.total, flops_unknown=cost.unknown)
+    return content
+
+
+def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes."""
+    graphs = list(all_graphs(onnx.ModelProto(graph=graph)))
+    if any(body.initializer for body in graphs):
+        for body in graphs:
+            yield from body.initializer
+    else:
+        yield from (tensor for body in graphs for tensor, _ in _constants(body))
+
+
+def parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return tensor name -> elements of the weights of the main graph."""
+    if graph.initializer:
+        return {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    return {name: math.prod(tensor.dims) for tensor, name in _constants(graph)}
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[onnx.TensorProto, str]]:
+    """Yield the values and names of the Constant nodes that hold floating-point tensors with an axis."""
+    for node in graph.node:
+        if node.op_type == 'Constant' and node.output:
+            for entry in node.attribute:
+                floating = entry.t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+                if entry.name == 'value' and entry.t.dims and floating:
+                    yield entry.t, node.output[0]
+
+
+def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
+    """Return the nodes of the main graph whose name, operator or output fits a pattern, as plain JSON types.
+
+    Returns:
+        Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (of the outputs), `parameters`
+        (that it reads) and `flops` (None when not known, 0 when not counted).
+    """
+    kinds = types.infer(model)
+    cost = flops.count(model, kinds)
+    sizes = parameter_sizes(model.graph)
+    rows = []
+    for position, node in enumerate(model.graph.node):
+        words = (node.name, node.op_type, *node.output)
+        if any(fnmatch.fnmatchcase(word, pattern) for word in words):
+            rows.append(
+                dict(
+                    position=position,
+                    name=node.name,
+                    operator=_operator(node),
+                    inputs=list(node.input),
+                    outputs=list(node.output),
+                    shapes=[types.text(kinds.get(name)) for name in node.output],
+                    parameters=sum(sizes.get(name, 0) for name in set(node.input)),
+                    flops=cost.nodes.get(position, 0),
+                )
+            )
+    return rows
+
+
+def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line per node: position, operator, name, what it reads, what it writes, what it costs."""
+    cells = []
+    for row in rows:
+        outputs = ', '.join(
+            f'{name} {text}' for name, text in zip(row['outputs'], row['shapes'], strict=True)
+        )
+        costs = [f'{row["parameters"]:,} par'] if row['parameters'] else []
+        costs += [flops.text(row['flops'])] if row['flops'] != 0 else []
+        name = row['name'] or '-'
+        text = f'{", ".join(row["inputs"])} -> {outputs}  {", ".join(costs)}'.rstrip()
+        cells.append((f'#{row["position"]}', row['operator'], name, text))
+    widths = [max((len(row[at]) for row in cells), default=0) for at in range(3)]
+    for place, operator, name, text in cells:
+        yield f'{place:<{widths[0]}}  {operator:<{widths[1]}}  {name:<{widths[2]}}  {text}'
+
+
+def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
+    """Return the nodes of a sparse graph as the engine reads them, with grids and channels."""
+    layers = Reader(model.graph).layers
+    flows = Walk(model.graph, layers, None).flows
+    counts: collections.Counter[str] = collections.Counter()
+    rows = []
+    for layer in layers:
+        title = TITLES.get(layer.op_type, layer.op_type)
+        rows.append(
+            dict(
+                name=layer.name,
+                op_type=layer.op_type,
+                number=counts[title],
+                inputs=list(layer.inputs),
+                output=layer.output,
+                **_facts(layer, flows.get(layer.output)),
+            )
+        )
+        counts[title] += 1
+    return rows
+
+
+def _facts(layer: Layer, flow: Flow | None) -> dict[str, Any]:
+    """Return what the engine knows of a node that people want to see."""
+    names = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
+    names += ('output_bound', 'precision', 'output_precision', 'format', 'dims')
+    facts = {name: _plain(layer.values[name]) for name in names if name in layer.values}
+    if layer.is_convolution and layer.weight.ndim == 5:
+        facts.update(in_channels=layer.weight.shape[4], out_channels=layer.weight.shape[0])
+    if flow is not None:
+        facts.update(grid=list(flow.grid), sites=flow.sites, shape=list(flow.shape), dense=flow.dense)
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def lines(content: dict[str, Any]) -> Iterator[str]:
+    """Yield what `describe` found, for people."""
+    for name in ('inputs', 'outputs'):
+        yield f'{name}: {_values_line(content[name])}'
+    if (defaults := content.get('defaults', ())) and len(defaults) <= MOST_DEFAULTS:
+        yield f'inputs with a default: {_values_line(defaults)}'
+    elif defaults:
+        yield f'inputs with a default: {len(defaults)}, the weights'
+    opsets = ', '.join(f'{domain} {version}' for domain, version in content['opsets'].items())
+    yield f'opset: {opsets or "none"}; IR {content["ir_version"]}; written by {content["producer"] or "?"}'
+    dtypes = ', '.join(f'{count} {dtype}' for dtype, count in content['dtypes'].items()) or 'no initializers'
+    yield f'parameters: {content["parameters"]:,} in {content["bytes"] / 1e6:.2f} MB ({dtypes})'
+    operators = ', '.join(f'{name} {count}' for name, count in content['operators'].items())
+    yield f'operators: {content["nodes"]}: {operators}'
+    if content.get('functions'):
+        yield f'functions: {len(content["functions"])}: {", ".join(content["functions"])}'
+    if 'flops' in content:
+        open_ones = content['flops_unknown']
+        more = f'; {open_ones} nodes more with open shapes (give sizes with --shape)' if open_ones else ''
+        yield f'convolutions and matrix products: {flops.text(content["flops"])}{more}'
+    yield from _metadata_lines(content['metadata'])
+    if 'layers' in content:
+        yield ''
+        yield from trace_lines(content['layers'])
+
+
+def _values_line(entries: list[dict[str, Any]]) -> str:
+    return ', '.join(f'{entry["name"]} {entry["type"]}' for entry in entries) or 'none'
+
+
+def _metadata_lines(metadata: dict[str, str]) -> Iterator[str]:
+    """Yield the metadata, without those of ours that are long tables."""
+    for key, value in metadata.items():
+        if not key.startswith(PREFIX) or key.removeprefix(PREFIX) in SHOWN_METADATA:
+            text = ' '.join(value.split())
+            yield f'{key}: {text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " ..."}'
+
+
+def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield one line per node in the words of the reference exporter's trace, and what is behind it.
+
+    E.g. `--> SparseConvolution0[subm] -> Input 0, Output 1   5 -> 16, 3x3x3 on 1440x1440x41, ReLU`.
+    """
+    traced = [
+        f'--> {TITLES.get(row["op_type"], row["op_type"])}{row["number"]}{_bracket(row)} -> '
+        f'Input {" + ".join(row["inputs"])}, Output {row["output"]}'
+        for row in layers
+    ]
+    width = max(map(len, traced), default=0)
+    for line, row in zip(traced, layers, strict=True):
+        yield f'{line:<{width}}  {details(row)}'.rstrip()
+
+
+def _bracket(row: dict[str, Any]) -> str:
+    if row['op_type'] == 'SparseConvolution':
+        return '[inverse]' if row['inverse'] else '[subm]' if row['subm'] else '[conv]'
+    for name in ('format', 'dims'):
+        if name in row:
+            return f'[{row[name] if name == "format" else ",".join(map(str, row[name]))}]'
+    return ''
+
+
+def details(row: dict[str, Any]) -> str:
+    """Return what a node does, in a few words."""
+    words = []
+    if row['op_type'] == 'SparseConvolution':
+        words.append(
+            f'{row.get("in_channels", "?")} -> {row.get("out_channels", "?")}, {by(row["kernel_size"])}'
+        )
+        if not row['subm']:
+            words.append(f'stride {by(row["stride"])}, padding {by(row["padding"])}')
+    where = row.get('shape') if row.get('dense') else row.get('grid')
+    if where and row['op_type'] not in ('Relu', 'Add', 'QuantAdd'):
+        words.append(f'{"" if row.get("dense") else "on "}{by(where)}')
+    if row.get('activation') not in (None, '', 'None'):
+        words.append(row['activation'])
+    if row.get('rulebook'):
+        words.append(f'rulebook {row["rulebook"]}')
+    if row.get('precision') or row.get('output_precision'):
+        words.append(f'{row["precision"] or "fp16"} -> {row["output_precision"] or "fp16"}')
+    return ', '.join(words)
+
+
+def by(sizes: list[int]) -> str:
+    """Return '3x3x3'."""
+    return 'x'.join(map(str, sizes)) or '?'
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
+
+
+def _real_inputs(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """Yield inputs that have to be fed; those with an initializer are defaults."""
+    defaults = {tensor.name for tensor in graph.initializer}
+    yield from (entry for entry in graph.input if entry.name not in defaults)
+
+
+def _inputs_with_a_default(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """Yield the inputs that an initializer stands in for; files up to IR 3 list every weight as one."""
+    defaults = {tensor.name for tensor in graph.initializer}
+    yield from (entry for entry in graph.input if entry.name in defaults)
+
+
+def _value(entry: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = entry.type.tensor_type
+    return dict(
+        name=entry.name,
+        dtype=types.dtype(kind.elem_type),
+        shape=types.shape(entry.type) or [],
+        type=types.text(entry.type),
+    )
+
+
+def _item_bytes(kind: int) -> float:
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    except (KeyError, ValueError):
+        return 0

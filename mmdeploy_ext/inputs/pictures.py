@@ -1,0 +1,208 @@
+"""Resize, pad and normalise rules: OpenMMLab's test pipeline in numpy and OpenCV.
+
+Glossary: H, W height and width of the network input in pixels; h, w of an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from mmdeploy_ext.core.errors import ImageError
+from mmdeploy_ext.core.files import will_read
+from mmdeploy_ext.inputs.pillow_resize import resize_pillow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedImage:
+    """One image as the network takes it.
+
+    Attributes:
+        tensor: (3, H, W) float32, normalised and padded.
+        img_shape: (h, w) of the content before padding, pixels.
+        scale_factor: (4,) float32 `w h w h` ratios, network input / original.
+        ori_shape: (h, w) of the original image, pixels.
+    """
+
+    tensor: np.ndarray
+    img_shape: tuple[int, int]
+    scale_factor: np.ndarray
+    ori_shape: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessRule:
+    """How an image becomes the network input.
+
+    Attributes:
+        mean: per channel, in the order after `to_rgb`.
+        std: per channel.
+        to_rgb: swap OpenCV's BGR to RGB before normalising.
+        img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) without `keep_ratio`.
+        keep_ratio: keep the aspect ratio.
+        size_divisor: pad to a multiple of this, bottom and right.
+        pad_size: (H, W) to pad to, whatever the size after the resize; larger images keep theirs.
+        size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
+        pad_val: value of the padding per channel, applied after normalisation as mmdet does.
+        resize: whose bilinear interpolation, 'cv2' or 'pillow'.
+    """
+
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    to_rgb: bool = True
+    img_scale: tuple[int, int] | None = None
+    keep_ratio: bool = True
+    size_divisor: int = 1
+    size: tuple[int, int] | None = None
+    pad_val: tuple[float, ...] = (0.0, 0.0, 0.0)
+    pad_size: tuple[int, int] | None = None
+    resize: str = 'cv2'
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PreprocessRule:
+        """Rebuild a rule from `to_json`."""
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        return cls(**values)
+
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return (h, w) after the resize of an image of `height` x `width`."""
+        if self.size is not None:
+            if not self.keep_ratio:
+                return self.size
+            factor = min(self.size[0] / height, self.size[1] / width)
+        elif self.img_scale is None:
+            return height, width
+        elif not self.keep_ratio:
+            return self.img_scale[1], self.img_scale[0]
+        else:
+            factor = min(max(self.img_scale) / max(height, width), min(self.img_scale) / min(height, width))
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+    def padded_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return (H, W) after padding a resized image of `height` x `width`."""
+        if self.size is not None:
+            return self.size
+        if self.pad_size is not None:
+            return max(self.pad_size[0], height), max(self.pad_size[1], width)
+        divisor = self.size_divisor
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+    def apply(self, image_bgr: np.ndarray) -> PreparedImage:
+        """Prepare one image.
+
+        Args:
+            image_bgr: (h, w, 3) uint8 as OpenCV reads it.
+
+        Returns:
+            The network input and what is needed to undo the resize.
+        """
+        height, width = image_bgr.shape[:2]
+        resized_h, resized_w = self.resized_shape(height, width)
+        if (resized_h, resized_w) != (height, width):
+            image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
+        padded_h, padded_w = self.padded_shape(resized_h, resized_w)
+        padded = np.broadcast_to(np.float32(self.pad_val), (padded_h, padded_w, 3)).copy()
+        padded[:resized_h, :resized_w] = normalise(image_bgr, self.mean, self.std, self.to_rgb)
+        ratio_w, ratio_h = resized_w / width, resized_h / height
+        return PreparedImage(
+            tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)),
+            img_shape=(resized_h, resized_w),
+            scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
+            ori_shape=(height, width),
+        )
+
+
+def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (h, w, 3) uint8 to `height` x `width` as OpenCV's bilinear interpolation does."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
+"""mmdet's `Resize.backend` -> function."""
+
+
+def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
+    """Return (h, w, 3) float32 `(image - mean) / std`, rounded as mmdet rounds: float32, then OpenCV.
+
+    Args:
+        image_bgr: (h, w, 3) uint8.
+        mean: three values, in the channel order after `to_rgb`.
+        std: three values.
+        to_rgb: swap BGR to RGB first.
+    """
+    image = image_bgr.astype(np.float32)
+    if to_rgb:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = cv2.subtract(image, np.asarray(mean, np.float32).astype(np.float64).reshape(1, -1))
+    return cv2.multiply(image, 1 / np.asarray(std, np.float32).astype(np.float64).reshape(1, -1))
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Silence OpenCV and libpng, which write to file descriptor 2 about what is an error here anyway."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image as (h, w, 3) uint8 BGR; grayscale is converted.
+
+    Raises:
+        ImageError: no such file, no permission, zero bytes, or not an image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f'{path}: no such image file')
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ImageError(f'{path}: cannot be read ({error.strerror or error})') from error
+    if content.size == 0:
+        raise ImageError(f'{path}: is empty (0 bytes), expected an image')
+    with _silent_stderr():
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    if image is None:
+        raise ImageError(f'{path}: is not an image that OpenCV can decode')
+    return image
+
+
+def list_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return image files, folders replaced by the images in them, in sorted order.
+
+    Raises:
+        ImageError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob('*') if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise ImageError(f'{path}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
+            found.extend(inside)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ImageError(f'{path}: no such image or folder')
+    will_read('a picture', found)
+    return found

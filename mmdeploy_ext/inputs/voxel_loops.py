@@ -1,0 +1,43 @@
+"""The compiled loop behind `preprocess_points.voxelise`. Needs numba."""
+# ruff: noqa: ANN001, ANN201 - numba infers the types; the docstring gives them
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mmdeploy_ext.inputs.voxel_hash import slot
+
+
+@njit(cache=True, nogil=True)
+def collect(points, low, size, grid, max_points, slots, rows, shift, coordinates, sums, counts):
+    """Sum up the points of every voxel, voxels in the order of their first point; return how many there are.
+
+    points (P, D), low and size (3,) float32 as mmcv computes in, grid (3,) int64; slots, rows and shift: an
+    empty hash. Written, with room for the most voxels: coordinates (n, 3) int32 in x, y, z, sums (n, D)
+    float32 and counts (n,) int32 of at most max_points points. Points of voxels for which there is no room
+    are left out.
+    """
+    n = 0
+    for p in range(points.shape[0]):
+        x = np.floor((points[p, 0] - low[0]) / size[0])
+        y = np.floor((points[p, 1] - low[1]) / size[1])
+        z = np.floor((points[p, 2] - low[2]) / size[2])
+        if not (0 <= x < grid[0] and 0 <= y < grid[1] and 0 <= z < grid[2]):
+            continue
+        a, b, c = np.int64(x), np.int64(y), np.int64(z)
+        key = (a * grid[1] + b) * grid[2] + c
+        place = slot(key, slots, shift)
+        if slots[place] != key:
+            if n == coordinates.shape[0]:
+                continue
+            slots[place] = key
+            rows[place] = n
+            coordinates[n, 0], coordinates[n, 1], coordinates[n, 2] = a, b, c
+            n += 1
+        row = rows[place]
+        if counts[row] < max_points:
+            counts[row] += 1
+            for d in range(points.shape[1]):
+                sums[row, d] += points[p, d]
+    return n

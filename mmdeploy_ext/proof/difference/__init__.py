@@ -1,0 +1,1 @@
+"""The first tensor in which ONNX leaves PyTorch."""

@@ -1,0 +1,354 @@
+"""The first tensor where an ONNX file leaves the PyTorch model that it was exported from.
+
+PyTorch runs the modules that the graph is made of under observation (`first_difference_record`), the graph is
+walked node by node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by
+place (`first_difference_pair`). A fresh export of the same modules tells which tensor is which where values
+cannot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.families.base import Stage
+from mmdeploy_ext.families.sequence import SequenceFamily, SequenceOptions
+from mmdeploy_ext.graph.diff import compare as diff
+from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
+from mmdeploy_ext.graph.diff.region import regions
+from mmdeploy_ext.graph.diff.structure import changes
+from mmdeploy_ext.graph.diff.walk import Reference, compare, walk
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.proof import fresh as fresh_export
+from mmdeploy_ext.proof.difference.pair import Pairing
+from mmdeploy_ext.proof.difference.record import record_stages
+from mmdeploy_ext.proof.levels.graph_level import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.graph.diff.walk import Walk
+    from mmdeploy_ext.proof.fresh import Reference as FreshReference
+
+MAX_HEALED = 24
+"""Regions that are paired by their place before the search ends; the first one is what is asked for."""
+JITTER = 0.2
+"""How far inputs that no picture gives are from what the exporter saw, relative to their spread."""
+
+
+@dataclasses.dataclass
+class Subject:
+    """What a file was exported from.
+
+    Attributes:
+        stages: the modules, as they were exported.
+        feeds: input name -> array that the exporter did not see.
+        reference: a fresh export of the modules, with the file's own options and edits.
+        title: of the input, for people.
+    """
+
+    stages: Sequence[Stage]
+    feeds: dict[str, np.ndarray]
+    reference: FreshReference
+    title: str
+
+
+def subject_of(
+    deployment: Deployment,
+    metadata: Metadata,
+    images: Sequence[tuple[str, np.ndarray]] = (),
+    feeds: Mapping[str, np.ndarray] | None = None,
+) -> Subject:
+    """Return what a file was exported from, and inputs that the exporter did not see.
+
+    Args:
+        deployment: config and checkpoint.
+        metadata: of the file.
+        images: (title, BGR picture); for models of single pictures.
+        feeds: inputs to use instead.
+
+    Raises:
+        UsageError: the graph was not made by an exporter of torch, or is not of this contract.
+    """
+    if isinstance(deployment.family, SequenceFamily):
+        subject = _of_sequence(deployment, metadata)
+    else:
+        subject = _of_images(deployment, metadata, images)
+    if feeds is not None:
+        subject = dataclasses.replace(subject, feeds=dict(feeds), title='given inputs')
+    metadata.spec.check_feeds(subject.feeds)
+    return subject
+
+
+def _of_images(
+    deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
+) -> Subject:
+    from mmdeploy_ext.proof.inputs.inputs import proof_inputs
+    from mmdeploy_ext.proof.ladder import export_options
+
+    family, options = deployment.family, export_options(metadata)
+    cases = proof_inputs(deployment, options, images)
+    chosen = [case for case in cases if not case.traced and not case.left_out][-1]
+    given = family.feeds(chosen.images, True)
+    return Subject(
+        family.stages(deployment.model, options),
+        {name: given[name] for name in metadata.spec.input_names if name in given},
+        fresh_export.of_images(deployment, options, metadata, images[0][1]),
+        f'{chosen.name} ({chosen.sources[0][0]})',
+    )
+
+
+def _of_sequence(deployment: Deployment, metadata: Metadata) -> Subject:
+    options = SequenceOptions.from_json(metadata.options)
+    graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
+    graph = graphs.get(metadata.form)
+    if graph is None or graph.module is None:
+        raise UsageError(
+            f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; of this model '
+            f'that goes for {", ".join(name for name, one in graphs.items() if one.module) or "none"}'
+        )
+    stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
+    feeds = {
+        name: unseen(tensor.cpu().numpy(), index)
+        for index, (name, tensor) in enumerate(graph.example.items())
+    }
+    reference = fresh_export.of_graph(deployment, options, metadata, graph)
+    return Subject([stage], feeds, reference, 'seeded numbers like those of the trace')
+
+
+def unseen(example: np.ndarray, seed: int) -> np.ndarray:
+    """Return an input like one of the trace, with other values."""
+    rng = np.random.default_rng([7, seed])
+    spread = float(example.std()) or 1.0
+    values = example + JITTER * spread * rng.standard_normal(example.shape)
+    if example.min() >= 0:
+        values = np.abs(values)
+    return values.astype(example.dtype)
+
+
+def first_difference(
+    deployment: Deployment,
+    path: str,
+    images: Sequence[tuple[str, np.ndarray]] = (),
+    feeds: Mapping[str, np.ndarray] | None = None,
+    bars: diff.Bars | None = None,
+    fresh: bool = True,
+) -> diff.Comparison:
+    """Compare a file with its PyTorch model, tensor by tensor.
+
+    Args:
+        deployment: config and checkpoint.
+        path: the file.
+        images: (title, BGR picture); the first stands for the traced one.
+        feeds: inputs to use instead of what the images give.
+        bars: what counts as a difference; None: by the file's precision.
+        fresh: export the modules again and use it to tell which tensor is which.
+
+    Raises:
+        ModelFileError: the file cannot be read, or says that it is another model's.
+        UsageError: see `subject_of`.
+    """
+    model = files.load(path)
+    metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
+    metadata.require(path, deployment.family.name)
+    subject = subject_of(deployment, metadata, images, feeds)
+    bars = bars or (diff.HALF if metadata.options.get('precision') == 'fp16' else diff.Bars())
+    search = Search(subject, bars)
+    found = search.compare(model, fresh)
+    found.subject = dict(
+        kind='checkpoint',
+        file=str(path),
+        family=metadata.family,
+        form=metadata.form,
+        config=deployment.config,
+        checkpoint=deployment.checkpoint,
+        input=subject.title,
+        inputs=diff.shapes(subject.feeds),
+        **found.subject,
+    )
+    made = {value.name for value in model.graph.output}
+    found.missing = [name for name in metadata.spec.output_names if name not in made]
+    if fresh:
+        graph = judge(model, metadata, subject.reference)
+        found.graph = '' if graph.passed else graph.text
+        found.notes += [graph.text] * bool(graph.note or graph.by_inputs)
+    found.notes += _upstream_notes(deployment, metadata, subject, search, bars)
+    if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
+        found.notes.append('the file says that it was made from another checkpoint')
+    return found
+
+
+class Search:
+    """PyTorch's side of a comparison, run once; several graphs can be compared with it.
+
+    Attributes:
+        subject: what runs.
+        bars: what counts.
+        pairing: what PyTorch recorded.
+        outputs: stage output name -> array.
+    """
+
+    def __init__(self, subject: Subject, bars: diff.Bars, pairing: Pairing | None = None) -> None:
+        """Run PyTorch under observation.
+
+        Args:
+            subject: what runs.
+            bars: what counts.
+            pairing: of an earlier search with the same modules and feeds, which saves the run.
+        """
+        self.subject, self.bars = subject, bars
+        self.constants, self.runner = Constants(), NodeRunner()
+        self.pairing = pairing or _record(subject, bars)
+        self.named = self.pairing.named()
+        self.outputs = {name: self.named[name].value for stage in subject.stages for name in stage.outputs}
+        self._fresh: tuple[Program, Walk, set[str]] | str | None = None
+
+    def compare(self, model: onnx.ModelProto, fresh: bool = True) -> diff.Comparison:
+        """Compare a graph; see `first_difference`."""
+        program = Program(model, self.constants)
+        references, found, notes = dict(self.named), [], []
+        other = self._export() if fresh else 'not asked for'
+        inherited: set[str] = set()
+        if isinstance(other, str):
+            notes.append(f'no fresh export to compare with: {other}')
+        else:
+            clean, clean_walk, wrong = other
+            pairs = align(program, clean)
+            found = changes(program, clean, pairs)
+            references.update(_learnt(pairs.tensors, clean_walk, wrong))
+            inherited = {name for name, mate in pairs.tensors.items() if mate in wrong}
+        result = self._walk(program, references)
+        module = _module_finder(self.pairing, program)
+        entries = diff.entries_of(result, self.bars, module)
+        differences = diff.differences_of(result, self.bars, diff.explain_by(found), module)
+        for difference in differences:
+            if difference.tensor in inherited:
+                difference.evidence.append('a fresh export has it, too: it is born in the export, not later')
+        notes += diff.engine_notes(model, self.subject.feeds, result, self.bars)
+        return diff.Comparison(
+            dict(modules=len(self.pairing.recorder.calls), recorded=len(self.pairing.records)),
+            entries,
+            differences,
+            diff.outputs_of(program, entries),
+            [dataclasses.asdict(change) for change in found if change.kind != 'metadata'],
+            notes,
+            self.bars,
+            guessed=isinstance(other, str),
+        )
+
+    def _export(self) -> tuple[Program, Walk, set[str]] | str:
+        """Return a fresh export, walked, and its tensors that are wrong or unproven; or why there is none."""
+        if self._fresh is None:
+            try:
+                program = Program(self.subject.reference.export(), self.constants)
+            except Mm2OnnxError as error:
+                self._fresh = one_line(error)
+                return self._fresh
+            result = self._walk(program, dict(self.named))
+            wrong = {tensor for region in regions(result, self.bars.born) for tensor in region.tensors}
+            self._fresh = program, result, wrong
+        return self._fresh
+
+    def _walk(self, program: Program, references: dict[str, Reference]) -> Walk:
+        """Walk a graph; where an error hides what comes after it, pair by place and walk on."""
+        for _ in range(MAX_HEALED):
+            result = walk(program, self.subject.feeds, references, self.runner, self.pairing.lookup)
+            by_module = self.pairing.by_module(result)
+            references.update(by_module)
+            if by_module:
+                continue
+            healed = None
+            for region in regions(result, self.bars.born):
+                open_ends = region.tensors[:-1] if region.ends else region.tensors
+                healed = self.pairing.heal(result, open_ends)
+                if healed:
+                    break
+            if not healed:
+                break
+            references[healed[0]] = healed[1]
+        return result
+
+
+def _record(subject: Subject, bars: diff.Bars) -> Pairing:
+    """Run the modules of a subject under observation."""
+    device = _device(subject.stages)
+    inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.feeds.items()}
+    recorder = record_stages(subject.stages, inputs)
+    weights = {}
+    for stage in subject.stages:
+        state = stage.module.state_dict()
+        weights.update({name: value.detach().cpu().numpy() for name, value in state.items()})
+    return Pairing(recorder, weights, bars.born)
+
+
+def _learnt(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, Reference]:
+    """Return references of a graph's tensors: what their counterparts in a fresh export were found to be."""
+    found = {}
+    for name, mate in tensors.items():
+        row = clean.rows.get(mate)
+        if row is None:
+            continue
+        if row.reference is not None:
+            value = row.reference.value
+            if mate in clean.good:
+                value = clean.good[mate]
+            found[name] = dataclasses.replace(row.reference, value=value, how=_learnt_how(row.reference.how))
+        elif mate not in wrong and isinstance(clean.good.get(mate), np.ndarray):
+            found[name] = Reference(clean.good[mate], '', '', 'export')
+    return found
+
+
+def _learnt_how(how: str) -> str:
+    return 'values' if how == 'value' else how
+
+
+def _module_finder(pairing: Pairing, program: Program) -> Callable[[int], str]:
+    known: dict[int, str] = {}
+
+    def module(position: int) -> str:
+        if position not in known:
+            known[position] = pairing.module_of(program, position)
+        return known[position]
+
+    return module
+
+
+def _device(stages: Sequence[Stage]) -> torch.device:
+    for stage in stages:
+        for parameter in stage.module.parameters():
+            return parameter.device
+    return torch.device('cpu')
+
+
+def _upstream_notes(
+    deployment: Deployment, metadata: Metadata, subject: Subject, search: Search, bars: diff.Bars
+) -> list[str]:
+    """Compare the exported modules with the unpatched model: an error there is in no node of the graph."""
+    family = deployment.family
+    valued = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
+    if isinstance(family, SequenceFamily) or not valued:
+        return []
+    own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
+    score_form = metadata.options.get('score_form', 'separate')
+    expected = family.reference_tensors(deployment.model, subject.feeds, metadata.form, score_form, **own)
+    notes = []
+    for name in valued:
+        if name not in expected or name not in search.outputs:
+            continue
+        error, reason = compare(search.outputs[name], expected[name])
+        if error is not None and error > bars.free:
+            notes.append(
+                f'output {name}: the exported modules themselves leave the unpatched model '
+                f'(relative error {error:.2e}{"; " + reason if reason else ""}); look there first'
+            )
+    return notes

@@ -1,0 +1,71 @@
+"""What single cases of a proof cannot tell: whether enough was matched, and what only adds up over all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.proof.verdict import Case
+
+MATCHED_LEAST = 10
+"""Results of the reference, in a whole proof, that have to be matched: one is there on both sides by luck.
+
+Measured on demo/toy.jpg: 14 to 300 per input with the toys, 100 to 300 with seeded full-size models.
+"""
+MATCHED_IN = 3
+"""Inputs (frames, sweeps) that they have to be in, or all where there are fewer."""
+AGAIN = ', run again'
+"""What the name of a case ends with whose outputs were not those of the first run, bit for bit."""
+LOW_ALONE = 0.005
+"""Results below the score threshold of level 3 that may be without a partner, of all of them in a proof."""
+LOW_ALONE_LEAST = 2
+"""As many may always: one on each side that the other has just below its threshold, or behind its cut."""
+IMAGES = (
+    'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
+    'checkpoint'
+)
+
+
+def too_few(matched: Sequence[int], what: str, advice: str) -> list[str]:
+    """Return why the matched results are no proof, or nothing.
+
+    Args:
+        matched: results that were matched, per input.
+        what: what an input is called: 'input', 'frame', 'sweep'.
+        advice: what to do.
+    """
+    total, places = sum(matched), sum(count > 0 for count in matched)
+    wanted = min(MATCHED_IN, len(matched))
+    if total >= MATCHED_LEAST and places >= wanted:
+        return []
+    return [
+        f'only {total} results were matched, in {places} of {len(matched)} {what}s; a proof wants '
+        f'{MATCHED_LEAST} or more, in {wanted} or more: {advice}'
+    ]
+
+
+def whole_reasons(cases: Sequence[Case], precision: str = 'fp32') -> list[str]:
+    """Return why a proof with images fails beyond single rows: nothing compared, too little matched.
+
+    Args:
+        cases: of all inputs.
+        precision: 'fp32', or that whose bars the cases were judged by.
+    """
+    detections = [row for case in cases for row in case.detections]
+    if not detections and not any(case.tensors for case in cases):
+        return ['nothing was compared']
+    if detections and not sum(row.reference for row in detections):
+        return [f'nothing was found in any image, so nothing was matched: {IMAGES}']
+    if not detections or not all(case.passed for case in cases):  # failed cases say more of what is wrong
+        return []
+    first = [case for case in cases if not case.name.endswith(AGAIN)]
+    reasons = too_few([sum(row.matched for row in case.detections) for case in first], 'input', IMAGES)
+    low, alone = (sum(getattr(row, name) for row in detections) for name in ('low', 'low_alone'))
+    if precision == 'fp32' and alone > max(LOW_ALONE_LEAST, LOW_ALONE * low):
+        reasons.append(
+            f'{alone} of {low} results below the score threshold have no partner on the other side, which is '
+            f'more than {100 * LOW_ALONE:g} %'
+        )
+    return reasons

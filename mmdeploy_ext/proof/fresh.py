@@ -1,0 +1,128 @@
+"""Fresh exports of what a file claims to be, changed as the file was: what its graph is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.graph.io import edits
+from mmdeploy_ext.proof.older import Rounding, rounding_of
+from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import onnx
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.base import ExportOptions
+    from mmdeploy_ext.families.sequence import Graph, SequenceOptions
+
+REPEATED = {QUANTISE: quantise_again}
+"""Commands beyond those of graph.py that can be done again."""
+
+
+@contextlib.contextmanager
+def options_of(path: str) -> Iterator[None]:
+    """Turn the refusal of an option into an error of the file that says that it was exported with it."""
+    try:
+        yield
+    except UsageError as error:
+        raise ModelFileError(
+            f'{path}: its options are none of an export: {error}; export it again'
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What a graph is compared with; each part is made when it is needed.
+
+    Attributes:
+        export: returns a fresh export by the options of the file.
+        edits: commands that changed the file, and that `fresh` does again.
+        rounding: returns what constants of files of older rules are judged by.
+        network: returns the names of the tensors between network and post-processing in a fresh export;
+            none where the graph has no post-processing.
+    """
+
+    export: Callable[[], onnx.ModelProto]
+    edits: tuple[Mapping[str, Any], ...] = ()
+    rounding: Callable[[], Rounding] = Rounding
+    network: Callable[[], Sequence[str]] = tuple
+
+    def fresh(self) -> onnx.ModelProto:
+        """Return what the file has to be.
+
+        Raises:
+            Mm2OnnxError: it cannot be exported, or a command cannot be done again.
+        """
+        return edits.repeat(self.export(), self.edits, REPEATED)
+
+
+def of_images(
+    deployment: Deployment, options: ExportOptions, metadata: Metadata, image_bgr: np.ndarray
+) -> Reference:
+    """Return what the graph of a file of single pictures is compared with.
+
+    Args:
+        deployment: the model.
+        options: of the file.
+        metadata: of the file, for the commands that changed it.
+        image_bgr: what is traced; no constant depends on it.
+    """
+    chosen = exported_with(options, metadata)
+    stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
+
+    def export() -> onnx.ModelProto:
+        if chosen not in deployment.exports:
+            traced = deploy.prepare_fixed(deployment.rule, image_bgr, chosen.height, chosen.width)
+            deployment.keep(chosen, deploy.export_model(deployment, chosen, [traced])[0])
+        return deployment.exports[chosen]
+
+    return Reference(
+        export,
+        metadata.edits,
+        lambda: rounding_of(deployment.model),
+        lambda: stages()[0].outputs if len(stages()) > 1 else (),
+    )
+
+
+def of_graph(
+    deployment: Deployment, options: SequenceOptions, metadata: Metadata, graph: Graph | None
+) -> Reference:
+    """Return what one file of a model of frames is compared with.
+
+    Args:
+        deployment: the model.
+        options: of the file.
+        metadata: of the file.
+        graph: that it holds; None where the family has no such graph.
+    """
+    from mmdeploy_ext.deploy.sequence_files import export_graph
+
+    chosen = exported_with(options, metadata)
+
+    def export() -> onnx.ModelProto:
+        if graph is None:
+            raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
+        key = (graph.name, chosen)
+        if key not in deployment.exports:
+            deployment.keep(key, export_graph(graph, chosen, deployment.family.keep_fp32))
+        return deployment.exports[key]
+
+    return Reference(export, metadata.edits, lambda: rounding_of(deployment.model))
+
+
+def exported_with(
+    options: ExportOptions | SequenceOptions, metadata: Metadata
+) -> ExportOptions | SequenceOptions:
+    """Return the options of the export itself: float16 that a command wrote into the file came later."""
+    if any(edit['command'] == 'fp16' for edit in metadata.edits):
+        return dataclasses.replace(options, precision='fp32', fp16_io=False, keep_fp32=())
+    return options

@@ -1,0 +1,70 @@
+"""What the contract of a `full` graph promises besides the results themselves: order, padding, counts.
+
+Results are matched whatever their order, and padding is dropped before; so neither would be seen there.
+Needs numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.compare.tensors import failed_row
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.proof.verdict import TensorRow
+
+CANDIDATES = 'candidates'
+
+
+def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:
+    """Return a failing row for every promise about scores and labels that an output breaks.
+
+    Scores descend, so that padding comes last; a row of score 0 is padding and has label -1, and no other
+    has; labels are classes of the model.
+
+    Args:
+        outputs: of a `full` graph: `dets` (B, n, 5) or `scores` (B, n), and `labels` (B, n).
+        num_classes: of the model.
+    """
+    name, scores = ('dets', outputs['dets'][..., 4]) if 'dets' in outputs else ('scores', outputs['scores'])
+    labels, rows = outputs['labels'], []
+    if labels.shape != scores.shape:
+        return [failed_row('labels', f'shape: got {labels.shape}, expected {scores.shape}', labels)]
+    rising = np.diff(scores, axis=1) > 0
+    if rising.any():
+        where = tuple(int(place) for place in np.argwhere(rising)[0])
+        rows.append(failed_row(name, f'scores do not descend: image {where[0]}, row {where[1] + 1}', scores))
+    padding = scores == 0
+    for title, wrong in (
+        ('padding without label -1', padding & (labels != -1)),
+        (f'a label outside of 0..{num_classes - 1}', ~padding & ((labels < 0) | (labels >= num_classes))),
+    ):
+        if wrong.any():
+            image, row = (int(place) for place in np.argwhere(wrong)[0])
+            reason = f'{title}: image {image}, row {row}: {labels[image, row]}'
+            rows.append(failed_row('labels', reason, labels))
+    return rows
+
+
+def count_rows(outputs: Mapping[str, np.ndarray], least: np.ndarray, most: np.ndarray) -> list[TensorRow]:
+    """Return a failing row where the number of candidates is not that of the reference.
+
+    A file with `--max-candidates` tells by it when it left something out; a wrong number would hide that.
+
+    Args:
+        outputs: of the graph; `candidates` (B,).
+        least: (B,) pairs of the reference clearly above the score threshold.
+        most: (B,) these and those at the threshold, within the tolerance of scores.
+    """
+    found = np.asarray(outputs[CANDIDATES])
+    wrong = np.ones(1, bool) if found.shape != least.shape else (found < least) | (found > most)
+    if not wrong.any():
+        return []
+    expected = ', '.join(
+        str(low) if low == high else f'{low} to {high}' for low, high in zip(least, most, strict=True)
+    )
+    return [failed_row(CANDIDATES, f'got {found.tolist()}, expected {expected}', found)]

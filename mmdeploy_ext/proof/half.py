@@ -1,0 +1,186 @@
+"""What a proof asks of half precision and INT8: the one place of these bars, and how rows are judged by them.
+
+float16 has 11 significant bits and bfloat16 has 8, so that no tolerance of float32 can hold. The claim is
+another one, too: such a file is never "proven", it is "within the bars of half precision". Cosine and metric
+are what the project promises; the bars of matched pairs only catch what is plainly broken. They were set
+before anything was measured and are wide: the worst pair of the image toys has IoU 0.984 and a score
+difference of 0.022, and all pairs are matched (docs/half-precision.md). Needs numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.compare.tensors import compare_tensors
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.proof.verdict import Case, DetectionRow, TensorRow, Verdict
+
+COSINE = 0.999
+"""Least cosine of every output with PyTorch's."""
+METRIC = 1e-3
+"""Largest difference of a data-set metric in 0..1."""
+RTOL, ATOL = 3e-2, 3e-2
+"""What is shown as tolerance of single values, of the largest one and absolute; the cosine decides."""
+CHOICE_RTOL = 1e-2
+"""Of the largest score: top-k choices whose scores are this close may be in another order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfBars:
+    """What results have to keep.
+
+    Attributes:
+        cosine: least cosine of every output.
+        iou: smallest IoU of a matched pair, boxes or masks in images.
+        distance_m: largest distance of the centres of a matched pair, boxes in 3D.
+        score: largest score difference of a matched pair.
+        match_rate: smallest share of all results of a proof that are matched.
+        metric: largest difference of a data-set metric.
+    """
+
+    cosine: float = COSINE
+    iou: float = 0.9
+    distance_m: float = 0.5
+    score: float = 0.05
+    match_rate: float = 0.9
+    metric: float = METRIC
+
+    def of_task(self, task: str) -> dict[str, float]:
+        """Return the arguments of the task's `match_detections`."""
+        place = dict(iou_bar=self.iou) if task in ('bbox2d', 'mask') else dict(distance_bar=self.distance_m)
+        return dict(place, score_bar=self.score)
+
+    def text(self, task: str) -> str:
+        """Return the bars in one sentence."""
+        place = f'IoU {self.iou}' if task in ('bbox2d', 'mask') else f'{self.distance_m} m'
+        return (
+            f'cosine of every output at least {self.cosine}, {100 * self.match_rate:g} % of the results '
+            f'matched within {place} and score {self.score}'
+        )
+
+
+BARS = HalfBars()
+INT8_BARS = HalfBars(cosine=0.98, iou=0.5, distance_m=1.0, score=0.15, match_rate=0.9, metric=1e-2)
+"""Of INT8 files: their metric is what is promised (docs/int8-images.md), the rest catches what is broken."""
+CPU = 'CPUExecutionProvider'
+ROUNDED = (
+    "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "
+    'rounded, as a GPU does'
+)
+
+
+def precision_of(metadata: Metadata, computes_in: str = '') -> str:
+    """Return what a file is judged as: 'fp32', 'int8', or the half precision that it holds or is computed in.
+
+    Args:
+        metadata: of the file.
+        computes_in: `Backend.computes_in`.
+    """
+    return computes_in or metadata.precision
+
+
+def bars_of(precision: str) -> HalfBars | None:
+    """Return the bars of a precision; None for float32, which has tolerances."""
+    return None if precision == 'fp32' else INT8_BARS if precision == 'int8' else BARS
+
+
+def proof_engine(metadata: Metadata, kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of an engine that shows what float16 does to a file.
+
+    Args:
+        metadata: of the file.
+        kind: registered name of the engine.
+        engine: its options.
+    """
+    on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
+    hides = kind == 'OnnxRuntimeBackend' and on_cpu and precision_of(metadata) == 'fp16'
+    return {'round_fp16': True, **engine} if hides else dict(engine)
+
+
+def judge(rows: Sequence[TensorRow], cosine: float = COSINE) -> list[TensorRow]:
+    """Judge rows that could be compared by their cosine instead of by a tolerance.
+
+    Indices have no cosine: a row of whole numbers keeps its own verdict (see `compare_tensors`).
+    """
+    return [_judged(row, cosine) for row in rows]
+
+
+def _judged(row: TensorRow, least: float) -> TensorRow:
+    if row.cosine is None or row.max_abs is None or row.tolerance == 0:
+        return row
+    passed = row.cosine >= least
+    reason = '' if passed else f'cosine {row.cosine:.6f} below {least}'
+    return dataclasses.replace(row, passed=passed, reason=reason, tolerance=None)
+
+
+def matched_rows(
+    reference: Any, candidate: Any, pairs: Mapping[int, int], cosine: float = COSINE
+) -> list[TensorRow]:
+    """Compare results of two engines pair by pair: what a cosine of detections means, whose order may differ.
+
+    Args:
+        reference: Detections or Instances of an image.
+        candidate: the other engine's.
+        pairs: row of the reference -> row of the candidate.
+        cosine: least one that passes.
+    """
+    rows, columns = np.array(list(pairs), int), np.array(list(pairs.values()), int)
+    if not len(rows):
+        return []
+    sides = []
+    for found, order in ((reference, rows), (candidate, columns)):
+        names = [name for name in ('bboxes_xyxy', 'masks', 'scores') if hasattr(found, name)]
+        arrays = {f'matched {name}': np.asarray(getattr(found, name), np.float32) for name in names}
+        sides.append({name: array[order] for name, array in arrays.items()})
+    specs = tuple(TensorSpec(name, 'float32', (), groups=(ColumnGroup(rtol=RTOL),)) for name in sides[0])
+    return judge(compare_tensors(*sides, GraphSpec('matched results', (), specs)), cosine)
+
+
+def accept_rate(cases: Sequence[Case], bars: HalfBars = BARS) -> tuple[list[Case], str]:
+    """Judge the results of all cases together.
+
+    Returns:
+        The cases, in which single results without a partner no longer fail, and why all of them fail
+        together; '' when they do not. Results that could not be compared fail as before.
+    """
+    rows = [row for case in cases for row in case.detections if not row.broken]
+    counted = sum(max(row.reference, row.matched + row.outside + row.extra) for row in rows)
+    matched = sum(row.matched for row in rows)
+    if counted and matched / counted < bars.match_rate:
+        return list(cases), (
+            f'{matched} of {counted} results matched ({100 * matched / counted:.1f} %, wanted '
+            f'{100 * bars.match_rate:g} %)'
+        )
+    return [
+        dataclasses.replace(case, detections=tuple(map(_accepted, case.detections))) for case in cases
+    ], ''
+
+
+def _accepted(row: DetectionRow) -> DetectionRow:
+    return row if row.broken else dataclasses.replace(row, passed=True)
+
+
+def judge_whole(verdict: Verdict, rounded: bool) -> None:
+    """Judge the results of all inputs of a proof together, and say by what bars.
+
+    Args:
+        verdict: of all inputs.
+        rounded: the engine showed the rounding by `proof_engine`.
+    """
+    bars = bars_of(verdict.precision) or BARS
+    verdict.cases, reason = accept_rate(verdict.cases, bars)
+    verdict.reasons += [reason] * bool(reason)
+    verdict.notes.append(
+        f'{verdict.precision}: judged by bars of its own, which are not those of float32: '
+        f'{bars.text(str(verdict.subject.get("task")))}'
+    )
+    if rounded:
+        verdict.notes.append(ROUNDED)

@@ -1,0 +1,1 @@
+"""What a proof runs on."""

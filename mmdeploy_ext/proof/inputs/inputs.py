@@ -1,0 +1,253 @@
+"""The inputs of a proof: the traced one, and what sets off faults that the traced one does not.
+
+Of a dynamic file: batches of 1, 2 and 3; landscape, portrait, wide and tall inputs, see `sizes.py`; every
+picture that the user gives, at the size that the config's rule gives it. Of every file: a dark and a bright
+picture, and optional inputs left out, each alone and all together. One input sets off several things.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.proof.inputs.pictures import bright, cut, dark, filling, other_view, part_of, told
+from mmdeploy_ext.proof.inputs.sizes import STRIDE, fits, other_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.base import ExportOptions
+    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
+
+Picture = tuple[str, np.ndarray]
+"""Title, (h, w, 3) uint8 BGR."""
+BATCHES = (1, 2, 3)
+"""Of a file with a dynamic batch: faults of batches begin at 2, and where pairs are meant at 3."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProofInput:
+    """One input of the proof.
+
+    Attributes:
+        name: what it sets off, for the table.
+        images: prepared images of one size, one per batch entry.
+        sources: the images before normalising, as the network sees them, and their titles.
+        traced: whether the exporter saw exactly this.
+        rescale: feed `scale_factor` too, so that boxes are in pixels of the original. The first other image
+            does: width and height of a square input would tell nothing of their order.
+        left_out: optional inputs that are not fed; the results are those of their defaults.
+    """
+
+    name: str
+    images: tuple[PreparedImage, ...]
+    sources: tuple[Picture, ...]
+    traced: bool = False
+    rescale: bool = False
+    left_out: tuple[str, ...] = ()
+
+
+def proof_inputs(
+    deployment: Deployment, options: ExportOptions, images: Sequence[Picture]
+) -> list[ProofInput]:
+    """Return the inputs of a proof, the traced one first.
+
+    Args:
+        deployment: the model.
+        options: the graph's.
+        images: (title, BGR picture); the first is the traced one. A mirrored one is added when it is alone.
+            Where all have one size the second is cut: a graph that knows only that size would pass.
+    """
+    given = list(images)
+    if len(images) == 1:
+        images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
+    if len({picture.shape for _, picture in images}) == 1:
+        title, picture = images[1]
+        images = [images[0], (told(title, 'cut'), cut(picture)), *images[2:]]
+    maker = _Inputs(deployment, options, list(images))
+    cases = [maker.traced(), *maker.batches()]
+    cases += [*maker.by_rule(given), *maker.of_sizes()] if options.dynamic else maker.others()
+    return [*maker.optional_left_out(cases), *maker.larger()]
+
+
+class _Inputs:
+    """Makes the inputs of one file."""
+
+    def __init__(self, deployment: Deployment, options: ExportOptions, images: list[Picture]) -> None:
+        self.deployment, self.options, self.images = deployment, options, images
+        self.size = options.height, options.width
+        self.sizes = other_sizes(deployment, options) if options.dynamic else None
+        spec = deployment.family.spec(deployment.model, options)
+        self.optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
+
+    def fixed(
+        self, name: str, pictures: Sequence[Picture], size: tuple[int, int], **flags: bool
+    ) -> ProofInput:
+        """Return pictures as one batch of a size."""
+        return _fixed(self.deployment, name, pictures, size, **flags)
+
+    def traced(self) -> ProofInput:
+        """Return what the exporter saw."""
+        return self.fixed('traced input', [self.images[0]] * self.options.batch, self.size, traced=True)
+
+    def batches(self) -> list[ProofInput]:
+        """Return the traced size with other images in each place of the batch, and other batches."""
+        batch, count = self.options.batch, len(self.images)
+        cases = []
+        if batch > 1:
+            pictures = [self.images[index % count] for index in range(batch)]
+            cases.append(self.fixed(f'batch of {batch} images', pictures, self.size, rescale=True))
+        for other in BATCHES if self.options.dynamic_batch else ():
+            if other != batch:
+                pictures = [self.images[index % count] for index in range(1, other + 1)]
+                cases.append(self.fixed(f'batch of {other}', pictures, self.size, rescale=True))
+        return cases
+
+    def others(self) -> list[ProofInput]:
+        """Return other pictures at the one size of a fixed file: content of a portrait, dark, bright."""
+        (title, picture), height = self.images[0], self.size[0]
+        changed = {
+            'portrait in the input': (told(title, 'portrait'), filling(picture, (height, height * 2 // 3))),
+            'dark': (told(title, 'dark'), dark(picture)),
+            'bright': (told(title, 'bright'), bright(picture)),
+        }
+        batch = self.options.batch
+        cases = [
+            self.fixed(name, [image] * batch, self.size, rescale=True) for name, image in changed.items()
+        ]
+        return cases + [
+            self.fixed('other image', [image] * batch, self.size, rescale=not index % 2)
+            for index, image in enumerate(self.images[1:])
+        ]
+
+    def by_rule(self, given: Sequence[Picture]) -> list[ProofInput]:
+        """Return every picture that was given at the size that the config's rule gives it."""
+        rule, cases = deploy.rule_of(self.deployment, self.options), []
+        for index, (title, picture) in enumerate(given):
+            image = rule.apply(picture)
+            size = image.tensor.shape[1:]
+            if not fits(self.deployment, self.options, size):
+                cases.append(self.fixed('other image', [(title, picture)], self.size, rescale=True))
+            elif index or size != self.size:
+                cases.append(ProofInput("by the config's rule", (image,), ((title, picture),), rescale=True))
+        return cases
+
+    def of_sizes(self) -> list[ProofInput]:
+        """Return inputs of other sizes, each with what else it sets off."""
+        sizes, (first, second) = self.sizes, self.images[:2]
+        title, picture = first
+
+        def views(size: tuple[int, int], count: int) -> list[Picture]:
+            views = (title, picture), (told(title, 'mirrored'), other_view(picture)), second
+            return [(told(name, 'composed'), filling(view, size)) for name, view in views[:count]]
+
+        cases = [
+            _unaligned(self.deployment, second, sizes.unaligned),
+            self.fixed('W > 2H, batch 2', views(sizes.wide, 2), sizes.wide, rescale=True),
+            self.fixed('H > 2W', views(sizes.tall, 1), sizes.tall, rescale=True),
+            self.fixed('portrait, batch 3', views(sizes.portrait, 3), sizes.portrait, rescale=True),
+            self.fixed('dark', [(told(title, 'dark'), dark(picture))], sizes.landscape, rescale=True),
+            self.fixed('bright', [(told(title, 'bright'), bright(picture))], sizes.landscape, rescale=True),
+        ]
+        if sizes.fine:
+            cases.append(_unaligned(self.deployment, first, sizes.fine, padded=False))
+        return cases
+
+    def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
+        """Return the inputs, with all optional inputs of the graph left out of one, and each out of another.
+
+        These are the last ones before the unaligned: any input does, of a size whose masks have its size.
+        """
+        combinations = [self.optional, *([name] for name in self.optional)] if self.optional else []
+        if len(self.optional) == 1:
+            combinations = combinations[:1]
+        hosts = ('dark', 'bright', 'H > 2W', 'portrait in the input')
+        places = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
+        result = list(cases)
+        for index, names in zip(places, combinations, strict=False):
+            host = result[index]
+            result[index] = dataclasses.replace(
+                host, name=f'{host.name}, without {" and ".join(names)}', rescale=True, left_out=tuple(names)
+            )
+        return result
+
+    def larger(self) -> list[ProofInput]:
+        """Return two images of a size that is larger than the traced one in both directions."""
+        if not self.options.dynamic or not self.sizes.larger:
+            return []
+        pictures = [self.images[1], self.images[0]]
+        return [self.fixed('other size, batch 2', pictures, self.sizes.larger, rescale=True)]
+
+
+def _fixed(
+    deployment: Deployment,
+    name: str,
+    chosen: Sequence[Picture],
+    size: tuple[int, int],
+    **flags: bool,
+) -> ProofInput:
+    """Return pictures as one batch of a size, in which neighbours differ in their sizes.
+
+    Otherwise a graph that takes the sizes of the first image for all would give the same results.
+    """
+    rule, batches = deployment.rule, deployment.family.batches
+
+    def prepare(pictures: Sequence[Picture]) -> tuple[PreparedImage, ...]:
+        return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
+
+    prepared = prepare(chosen)
+    if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
+        title, picture = chosen[0]
+        views = (chosen[0], (told(title, 'mirrored'), other_view(picture)))
+        chosen = [views[index % 2] for index in range(len(chosen))]
+        prepared = prepare(chosen)
+    if not flags.get('traced') and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
+        varied = [
+            (told(title, 'cut'), cut(picture, index)) if index else (title, picture)
+            for index, (title, picture) in enumerate(chosen)
+        ]
+        if len(batches(prepare(varied))) == 1:
+            chosen, prepared = varied, prepare(varied)
+        else:  # masks of one batch have one size: the content of the input is smaller
+            prepared = tuple(
+                _smaller(rule, picture, size, index) if index else prepared[index]
+                for index, (_, picture) in enumerate(chosen)
+            )
+    return ProofInput(name, prepared, tuple(chosen), **flags)
+
+
+def _smaller(
+    rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int], place: int
+) -> PreparedImage:
+    """Return an image whose content takes a part of the input, another one at each place of a batch."""
+    inner = part_of(size, place)
+    small = dataclasses.replace(rule, size=inner).apply(image_bgr)
+    tensor = np.empty((len(small.tensor), *size), np.float32)
+    tensor[:] = np.float32(rule.pad_val)[:, None, None]
+    tensor[:, : inner[0], : inner[1]] = small.tensor
+    return dataclasses.replace(small, tensor=tensor)
+
+
+def _unaligned(
+    deployment: Deployment, image: Picture, size: tuple[int, int], padded: bool = True
+) -> ProofInput:
+    """Stretch an image to a size that is no multiple of 32, then pad it to one; the name says which."""
+    rule = dataclasses.replace(
+        deployment.rule,
+        size=None,
+        pad_size=None,
+        keep_ratio=False,
+        size_divisor=STRIDE if padded else 1,
+        img_scale=(max(size[1], STRIDE), max(size[0], STRIDE)),
+    )
+    prepared = rule.apply(image[1])
+    height, width = prepared.img_shape
+    if not padded:
+        return ProofInput(f'sides that are no multiple of {STRIDE}', (prepared,), (image,), rescale=True)
+    padded = (height, width) != prepared.tensor.shape[1:]
+    name = f'other size, padded from {height}x{width}' if padded else 'other size'
+    return ProofInput(name, (prepared,), (image,))

@@ -1,0 +1,165 @@
+"""Voxels that a proof of a sparse backbone runs on: what the exporter saw, and what it did not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.runtime.voxel_files import read_voxels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.families.sparse import EncoderSettings
+    from mmdeploy_ext.inputs.points import VoxelRule
+    from mmdeploy_ext.quantize.sweeps import PointRule
+    from mmdeploy_ext.sparse.ir import Triple
+
+SEEDS, AROUND, SPREAD = 160, 8, 2
+"""Clusters of the random set, voxels in each, and how far from its centre: kernels need neighbours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VoxelSet:
+    """One input.
+
+    Attributes:
+        name: what people call it.
+        features: (N, C) float32.
+        coordinates: (N, 4) int32: sample 0, then the axes in the order of the set's maker.
+        traced: whether the exporter saw it.
+    """
+
+    name: str
+    features: np.ndarray
+    coordinates: np.ndarray
+    traced: bool = False
+
+    def in_order(self, same: bool) -> np.ndarray:
+        """Return the coordinates, with the three axes reversed unless the order is the `same`."""
+        return self.coordinates if same else np.ascontiguousarray(self.coordinates[:, [0, 3, 2, 1]])
+
+
+def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[VoxelSet]:
+    """Return the traced input and five that no exporter saw.
+
+    Args:
+        spatial_shape: grid size per axis.
+        channels: features per voxel.
+        seed: of the random ones.
+    """
+    rng, shape = np.random.default_rng(seed), np.array(spatial_shape)
+    places = dict(
+        nothing=np.zeros((0, 3), np.int64),
+        one=np.array([shape // 2]),
+        borders=_borders(shape),
+        random=_clusters(shape, rng),
+        full=_full_block(shape),
+    )
+    names = dict(
+        nothing='no voxel', one='one voxel', borders='borders and corners', random='random clusters',
+        full='a full block',
+    )  # fmt: skip
+    sets = [VoxelSet('traced input', np.zeros((1, channels), np.float32), np.zeros((1, 4), np.int32), True)]
+    for key, axes in places.items():
+        features = rng.standard_normal((len(axes), channels)).astype(np.float32)
+        sets.append(VoxelSet(names[key], features, _with_sample(axes)))
+    return sets
+
+
+def point_rule(cfg: Any, rule: VoxelRule) -> PointRule:
+    """Return how the config's test pipeline reads points from a file; the model's own width without one."""
+    from mmdeploy_ext.core.config import test_pipeline
+    from mmdeploy_ext.core.errors import ConfigError
+    from mmdeploy_ext.quantize.sweeps import PointRule
+
+    try:
+        steps = test_pipeline(cfg)
+    except ConfigError:
+        steps = []
+    return PointRule.from_pipeline(steps, rule.in_channels)
+
+
+def sweep_set(path: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings) -> VoxelSet:
+    """Return the voxels of one sweep, checked.
+
+    Args:
+        path: raw float32 points (.bin), or voxels (.npz, see `runtime.voxel_files`).
+        rule: how points become voxels.
+        cfg: the config, for the columns of the file.
+        settings: grid and width of the encoder.
+
+    Raises:
+        DataError: a file that is neither, has no points, or voxels that the encoder cannot take.
+    """
+    name = Path(path).name
+    if Path(path).suffix == '.npz':
+        features, coordinates = read_voxels(path, settings.order)
+        if rule.mode == 'hard' and len(features) > rule.max_voxels:
+            raise DataError(
+                f'{path}: {len(features)} voxels, the model takes at most {rule.max_voxels} (max_voxels); '
+                f'leave some out, or give the points'
+            )
+        _check_voxels(path, features, coordinates, settings)
+        return VoxelSet(name, features, coordinates)
+    from mmdeploy_ext.inputs.points import voxelise
+    from mmdeploy_ext.runtime.points import read_points
+
+    columns = point_rule(cfg, rule)
+    points = read_points(path, columns.load_dim)[:, list(columns.use_dim)]
+    features, coordinates = voxelise(np.ascontiguousarray(points), rule)
+    if not len(features):
+        raise DataError(
+            f'{path}: none of {len(points)} points is in the range {list(rule.point_cloud_range)} m; check '
+            f'its frame and unit'
+        )
+    return VoxelSet(f'{name}: {len(points)} points', features, coordinates)
+
+
+def _check_voxels(
+    path: str, features: np.ndarray, coordinates: np.ndarray, settings: EncoderSettings
+) -> None:
+    from mmdeploy_ext.core.errors import PointsError
+    from mmdeploy_ext.sparse.engine import checked_features
+    from mmdeploy_ext.sparse.rulebook import Level
+
+    try:
+        level = Level(coordinates, settings.spatial_shape)
+        _ = level.hash  # finds voxels that are there twice
+        checked_features(features, len(level), settings.in_channels)
+    except PointsError as error:
+        raise DataError(f'{path}: {error}') from error
+
+
+def _borders(shape: np.ndarray) -> np.ndarray:
+    """Return corners, middles of edges and faces, and their neighbours inside the grid."""
+    values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
+    places = np.array([place for place in itertools.product(*values) if _touches(place, shape)])
+    return np.unique(np.clip(places, 0, shape - 1), axis=0)
+
+
+def _touches(place: Sequence[int], shape: np.ndarray) -> bool:
+    return any(index in (0, size - 1) for index, size in zip(place, shape, strict=True))
+
+
+def _clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    seeds = rng.integers(0, shape, (SEEDS, 1, 3))
+    around = seeds + rng.integers(-SPREAD, SPREAD + 1, (SEEDS, AROUND, 3))
+    places = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
+    return rng.permutation(places)
+
+
+def _full_block(shape: np.ndarray) -> np.ndarray:
+    """Return a block that is full along every axis' last cells: every neighbour of a kernel is there."""
+    lower = np.maximum(shape - 6, 0)
+    axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)
+
+
+def _with_sample(axes: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros((len(axes), 1), np.int32), axes.astype(np.int32)], axis=1)

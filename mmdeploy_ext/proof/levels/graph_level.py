@@ -1,0 +1,90 @@
+"""Level 1, first of all: is the graph of a file that of a fresh export?
+
+Equal graphs compute the same for every input, so that what inputs show of the export holds for the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.graph import same
+from mmdeploy_ext.graph.io import edits
+from mmdeploy_ext.proof.levels.graph_result import EDITED, GraphResult
+from mmdeploy_ext.proof.older import brought_near
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx
+
+    from mmdeploy_ext.proof.fresh import Reference
+
+
+def judge(
+    model: onnx.ModelProto, metadata: Metadata, reference: Reference, name: str = '', edited: bool = False
+) -> GraphResult:
+    """Compare the graph of a file with a fresh export.
+
+    Args:
+        model: the file.
+        metadata: of the file.
+        reference: what it is compared with.
+        name: of the graph, where a model has several.
+        edited: it was edited on purpose: inputs alone decide.
+    """
+    if edited:
+        return GraphResult(name, same.size(model), False, by_inputs=EDITED)
+    try:
+        fresh = reference.fresh()
+    except Mm2OnnxError as error:
+        return GraphResult(name, same.size(model), False, error=one_line(error)[:500])
+    mine, other = same.signature(model), same.signature(fresh)
+    note = ''
+    if not mine.equals(other) and metadata.rules < GRAPH_RULES:
+        model, near = brought_near(model, fresh, reference.rounding())
+        mine, note = same.signature(model), near.text and f'graph rules {metadata.rules}: {near.text}'
+    if told := told_otherwise(model, fresh):
+        return GraphResult(name, mine.size, False, tuple(told), note=note)
+    if mine.equals(other):
+        after = ', '.join(edit['command'] for edit in metadata.edits)
+        note = '; '.join(filter(None, (after and f'both after {after}', note)))
+        return GraphResult(name, mine.size, True, note=note)
+    if metadata.rules < GRAPH_RULES and _has_network(mine, other, reference.network()):
+        why = f'post-processing of rules {metadata.rules}'
+        return GraphResult(name, mine.size, False, by_inputs=why, note=note)
+    found = tuple(same.differences(model, fresh))
+    other_versions = '; '.join(edits.other_versions(metadata.edits))
+    return GraphResult(name, mine.size, False, found, note='; '.join(filter(None, (note, other_versions))))
+
+
+def told_otherwise(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[same.Difference]:
+    """Return what a file says of its graph otherwise than the exporter does: facts that a runtime needs.
+
+    What every file of this project says of itself is compared with config and checkpoint elsewhere.
+    """
+    common = {f'{PREFIX}{field.name}' for field in dataclasses.fields(Metadata)}
+    mine, other = ({entry.key: entry.value for entry in one.metadata_props} for one in (model, fresh))
+    keys = [key for key in other if key.startswith(PREFIX) and key not in common]
+    return [
+        same.Difference('metadata', key, '', 'is not what a fresh export says')
+        for key in keys
+        if _parsed(mine.get(key)) != _parsed(other[key])
+    ]
+
+
+def _parsed(text: str | None) -> object:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text
+
+
+def _has_network(mine: same.Signature, other: same.Signature, names: Sequence[str]) -> bool:
+    """Return whether a file computes the tensors behind the network as a fresh export does."""
+    wanted = {other.tensors.get(name, '') for name in names}
+    return bool(wanted) and '' not in wanted and wanted <= set(mine.tensors.values())

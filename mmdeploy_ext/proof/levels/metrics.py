@@ -1,0 +1,92 @@
+"""Level 5 of the ladder: one data set, one loader, one evaluator, two engines."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from mmdeploy_ext.evaluate.detector import BackendDetector
+from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, evaluate, run_loop
+from mmdeploy_ext.proof.half import bars_of, precision_of
+from mmdeploy_ext.proof.verdict import MetricRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.engines import Backend
+
+METRIC_BAR = 0.0005
+"""Largest difference of a data-set metric in 0..1 between the engines."""
+
+
+def metric_bar(precision: str) -> float:
+    """Return the largest difference of a data-set metric that a precision may make."""
+    bars = bars_of(precision)
+    return bars.metric if bars else METRIC_BAR
+
+
+def metric_rows(
+    reference: Mapping[str, float], candidate: Mapping[str, float], bar: float = METRIC_BAR
+) -> list[MetricRow]:
+    """Compare metrics by name; one that only one engine has fails.
+
+    NaN or -1 means that the data set has no such object (COCO's convention): on both sides it is equal.
+    """
+    rows = []
+    for name in sorted(reference.keys() | candidate.keys()):
+        left, right = reference.get(name, float('nan')), candidate.get(name, float('nan'))
+        both_absent = left != left and right != right and name in reference and name in candidate
+        rows.append(MetricRow(name, left, right, bar, both_absent or abs(left - right) <= bar))
+    return rows
+
+
+def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
+    """Return `metric_rows`; where neither engine has a metric, a row that fails: nothing was compared."""
+    nothing = MetricRow('none: neither engine found anything', float('nan'), float('nan'), bar, False)
+    return metric_rows(reference, candidate, bar) or [nothing]
+
+
+def compare_metrics(
+    deployment: Deployment, make_backend: Callable[[], Backend], metrics: Sequence[str]
+) -> list[MetricRow]:
+    """Evaluate the config's test set with the unpatched PyTorch model and with a backend.
+
+    Args:
+        deployment: the PyTorch side.
+        make_backend: makes the other side.
+        metrics: e.g. ('bbox',).
+    """
+    dataset = build_dataset(deployment.cfg)
+    loader = build_loader(deployment.cfg, dataset, distributed=False)
+    device = str(next(deployment.model.parameters()).device)
+    results = run_loop(deployment.model, loader, device=device)
+    with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
+        reference = evaluate(deployment.cfg, dataset, results, metrics)
+    with make_backend() as backend:
+        precision = precision_of(backend.metadata, backend.computes_in)
+        detector = BackendDetector(backend, deployment.family, backend.metadata)
+        results = run_loop(detector, loader)
+    with contextlib.redirect_stdout(io.StringIO()):
+        candidate = evaluate(deployment.cfg, dataset, results, metrics)
+    return proof_rows(reference, candidate, metric_bar(precision))
+
+
+def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
+    """Return a table of both engines' metrics and their differences."""
+    table = Table(title='the same data set, loader and evaluator by both engines')
+    for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
+        table.add_column(title, justify='left' if title == 'metric' else 'right')
+    for row in rows:
+        table.add_row(
+            row.name,
+            f'{row.reference:.4f}',
+            f'{row.candidate:.4f}',
+            f'{row.candidate - row.reference:+.6f}',
+            f'{row.bar:g}',
+            'equal' if row.passed else 'DIFFERS',
+        )
+    return table

@@ -1,0 +1,268 @@
+"""Level 1 of a sparse backbone's proof: what a file claims to be, and what it says beside its graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, read_entry
+from mmdeploy_ext.contract.metadata_schema import SPARSE_OPTIONS
+from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.deploy.sparse import ScnOptions, fp16_modules, make_graph, metadata_props, resolve
+from mmdeploy_ext.graph.io import edits
+from mmdeploy_ext.graph.same import differences, size
+from mmdeploy_ext.proof.levels import sparse_structure
+from mmdeploy_ext.proof.levels.graph_level import told_otherwise
+from mmdeploy_ext.proof.levels.graph_result import EDITED, GraphResult
+from mmdeploy_ext.proof.provenance import hash_checks, settings_check
+from mmdeploy_ext.proof.subject import data_hashes
+from mmdeploy_ext.proof.verdict import Check, Verdict
+from mmdeploy_ext.sparse.contract import load_model
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.sparse.libspconv import read
+from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.sparse.portable import to_onnx
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.sparse.ranges import Ranges
+
+
+def stored_fact(model: onnx.ModelProto, path: str, name: str, default: str = '') -> Any:
+    """Return what a file says about itself under a name, e.g. 'family'.
+
+    Args:
+        model: its content.
+        path: of it, for the message.
+        name: of the entry.
+        default: JSON that stands for one that older files lack; '' where it has to be there.
+
+    Raises:
+        ModelFileError: it was not written by mm2onnx, or its metadata is damaged.
+    """
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    if PREFIX + name not in props and not default:
+        raise ModelFileError(
+            f'{path}: has no mm2onnx metadata ({PREFIX}{name} is missing); export it with '
+            f'tools/deployment/export_scn.py'
+        )
+    return read_entry(props, name, path, default, check=SPARSE_OPTIONS if name == 'options' else None)
+
+
+def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
+    """Return the options that a file was exported with.
+
+    Raises:
+        ModelFileError: see `stored_fact`.
+    """
+    check_entries({entry.key: entry.value for entry in model.metadata_props}, path)
+    return ScnOptions.from_json(stored_fact(model, path, 'options'))
+
+
+def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
+    """Return the ranges that a file was exported with, None where it is too old to say.
+
+    Raises:
+        ModelFileError: damaged.
+    """
+    from mmdeploy_ext.sparse.ranges import Ranges
+
+    if not any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):
+        return None
+    try:
+        return Ranges.from_json(stored_fact(model, path, 'ranges'), f'{path}: {PREFIX}ranges')
+    except UsageError as error:
+        raise ModelFileError(str(error)) from error
+
+
+def weight_ranges_check(deployment: SparseDeployment, traced: SparseGraph, ranges: Ranges) -> Check:
+    """Compute the ranges of all weights again: of the folded kernels or those before, or of the checkpoint.
+
+    Args:
+        deployment: the config and checkpoint.
+        traced: the model's graph before folding.
+        ranges: of a file.
+    """
+    from mmdeploy_ext.quantize.calibrators import weight_amax
+    from mmdeploy_ext.quantize.deployed import from_checkpoint
+
+    folded = fold(traced, 'fp32')
+    before = {node.module: node.weight for node in traced.convolutions()}
+    stored = from_checkpoint(deployment)
+    wrong = []
+    for node in folded.convolutions():
+        right = [weight_amax(kernel) for kernel in (node.weight, before.get(node.module, node.weight))]
+        right += [stored.weight_amax(node.name)] if stored else []
+        found = ranges.weight_amax(node.name)
+        exact = [np.asarray(one, np.float32) for one in right]
+        half = [one.astype(np.float16).astype(np.float32) for one in exact]
+        if not any(np.array_equal(found, one) for one in (*exact, *half)):
+            wrong.append(
+                f'{node.name}: {float(found.max()):.6g}, expected {float(exact[0].max()):.6g} at most'
+            )
+    return Check('ranges of the weights follow from the weights', not wrong, '; '.join(wrong)[:300])
+
+
+def stored_ranges(path: str) -> Ranges:
+    """Return the ranges that a libspconv file holds, to see that all else in it is the model's."""
+    from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
+
+    nodes = {}
+    for node in read(path).nodes:
+        if isinstance(node, SparseConvolution):
+            weights = None if node.weight_ranges is None else tuple(map(float, node.weight_ranges))
+            nodes[node.name] = NodeRange(node.module, node.input_range, weights)
+        elif isinstance(node, Add):
+            nodes[node.name] = NodeRange(node.module, node.input_range)
+    return Ranges(nodes, 'file', str(path), 0, '', path=str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is proven.
+
+    Attributes:
+        deployment: config and checkpoint.
+        path: of the file.
+        model: its content.
+        options: that it was exported with.
+        traced: the model's graph before folding.
+        expected: the graph that the file should hold, weights in float32.
+        exact: the same folded in float32, whatever the file's folding.
+        ranges: whether the ranges of the weights follow from the weights; None where there are none, or were
+            given beside the file.
+    """
+
+    deployment: SparseDeployment
+    path: str
+    model: onnx.ModelProto
+    options: ScnOptions
+    traced: SparseGraph
+    expected: SparseGraph
+    exact: SparseGraph
+    ranges: Check | None = None
+
+    @property
+    def same_order(self) -> bool:
+        """Whether the file's coordinates are in the module's own order."""
+        return self.options.order == self.deployment.settings.order
+
+
+def subject_of(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> Subject:
+    """Read a file and make what it has to be.
+
+    Raises:
+        ModelFileError: damaged, or of another family.
+    """
+    model = load_model(path)
+    options = resolve(file_options(model, path), deployment.family)
+    said = stored_fact(model, path, 'family')
+    if said != deployment.family.name:
+        raise ModelFileError(
+            f'{path}: is a model of family {said!r}; {deployment.config} is {deployment.family.name!r}'
+        )
+    traced = deployment.trace()
+    given = ranges is not None
+    if not given and options.has_precision:
+        ranges = recorded_ranges(model, path) or stored_ranges(path)
+    expected = make_graph(traced, options, deployment.family, ranges)
+    rounded = options.fold == 'fp16' or fp16_modules(options, deployment.family)
+    exact = reorder(fold(traced, 'fp32'), options.order) if rounded else expected
+    derived = None if given or ranges is None else weight_ranges_check(deployment, traced, ranges)
+    return Subject(deployment, path, model, options, traced, expected, exact, derived)
+
+
+def check_file(subject: Subject, max_voxels: int | None, edited: bool) -> Verdict:
+    """Return level 1 as the beginning of a verdict."""
+    verdict, deployment = Verdict(subject=_facts(subject)), subject.deployment
+    if subject.options.target == 'libspconv':
+        checks, verdict.notes = sparse_structure.check_dialect(subject.path, subject.model, max_voxels)
+        same = sparse_structure.dialect_differences(subject.path, subject.model, subject.expected)
+        if subject.options.has_precision:
+            verdict.notes.append(
+                'layers are compared in float32: what int8 does to the values is measured by '
+                'tools/quantization/scn_ptq.py'
+            )
+    else:
+        checks = sparse_structure.check_portable(subject.model)
+        done = stored_fact(subject.model, subject.path, 'edits', '[]')
+        fresh = edits.repeat(to_onnx(subject.expected, form=subject.options.form), done)
+        same = differences(subject.model, fresh) or told_otherwise(subject.model, fresh)
+    nodes = size(subject.model)
+    graph = (
+        GraphResult('', nodes, False, by_inputs=EDITED)
+        if edited
+        else GraphResult('', nodes, not same, tuple(same))
+    )
+    written = {
+        title: stored_fact(subject.model, subject.path, f'{title}_sha256')
+        for title in ('checkpoint', 'config')
+    }
+    hashes, notes = hash_checks(deployment, written, graph.equal)
+    overrides = stored_fact(subject.model, subject.path, 'options').get('cfg_options') or {}
+    checks += [*hashes, settings_check(deployment.cfg, overrides), _says_check(subject)]
+    verdict.graphs, verdict.structure = [graph], checks
+    verdict.structure += [subject.ranges] * (subject.ranges is not None)
+    verdict.notes += notes
+    return verdict
+
+
+def _says_check(subject: Subject) -> Check:
+    """Check that a file says of itself what config and options say; runtimes take its word for voxels."""
+    facts = metadata_props(subject.deployment, subject.options)
+    wrong = [
+        f'{name}: the file says {said}'
+        for name in ('form', 'voxels')
+        if (said := stored_fact(subject.model, subject.path, name)) != json.loads(facts[PREFIX + name])
+    ]
+    if subject.options.int8_fp16_io and subject.options.precision != 'int8':
+        wrong.append('options: int8_fp16_io goes with precision int8')
+    return Check('form and voxels as in the config', not wrong, '; '.join(wrong)[:300])
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    deployment, options = subject.deployment, subject.options
+    from mmdeploy_ext.exporting.export import versions
+
+    return dict(
+        file=str(subject.path),
+        file_sha256=sha256_file(subject.path),
+        **data_hashes([subject.path]),
+        family=deployment.family.name,
+        task='bev',
+        form=options.target,
+        options=dict(options.to_json(), cfg_options=deployment.cfg_options),
+        order=options.order,
+        precision=precision_of(subject.model, options),
+        grid='x'.join(map(str, subject.expected.spatial_shape)),
+        output='x'.join(map(str, subject.expected.output_shape)),
+        config=deployment.config,
+        checkpoint=deployment.checkpoint,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        proven_with=versions(),
+        python=platform.python_version(),
+    )
+
+
+def precision_of(model: onnx.ModelProto, options: ScnOptions) -> str:
+    """Return what a file is judged as: 'int8', 'fp16' as all other files of the dialect, or 'fp32'.
+
+    The engine takes its weights in float16, and computes in INT8 where ranges say so.
+    """
+    if options.target == 'libspconv':
+        quantised = options.precision == 'int8' or any(
+            'int8' in entry[1:] for entry in options.layer_precision
+        )
+        return 'int8' if quantised else 'fp16'
+    return written_precision(model)

@@ -1,0 +1,145 @@
+"""Level 1 of the ladder, beside the graph itself: is the file valid, and what its spec and options say?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.graph.random_nodes import random_nodes
+from mmdeploy_ext.proof.verdict import Check
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+
+
+def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
+    """Run all checks of level 1 but the comparison with a fresh export, see `graph_level`.
+
+    Args:
+        model: the file.
+        metadata: what it says about itself.
+    """
+    return [
+        check_valid(model),
+        check_inference(model),
+        _opset(model, _asked_opset(metadata)),
+        _precision(model, metadata.options.get('precision') or 'fp32'),
+        *_names(model, metadata.spec),
+        _inputs_used(model, metadata.spec),
+        _deterministic(model),
+    ]
+
+
+def _deterministic(model: onnx.ModelProto) -> Check:
+    """A graph that draws random numbers may be wrong in any run but those of the proof."""
+    found = random_nodes(model)
+    return Check('no operator is random', not found, ', '.join(found[:5]))
+
+
+def _asked_opset(metadata: Metadata) -> int:
+    """Return the opset of the export, or of the last command that converted the file."""
+    converted = [
+        edit['arguments'].get('opset') for edit in metadata.edits if edit['command'] == 'convert-opset'
+    ]
+    return int([metadata.options['opset'], *converted][-1])
+
+
+def check_valid(model: onnx.ModelProto) -> Check:
+    """Let onnx.checker look at a file."""
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        return Check('onnx.checker', False, ' '.join(str(error).split())[:300])
+    return Check('onnx.checker', True)
+
+
+def check_inference(model: onnx.ModelProto) -> Check:
+    """Let ONNX infer all types and shapes, in its strict mode."""
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:
+        return Check('strict shape inference', False, ' '.join(str(error).split())[:300])
+    return Check('strict shape inference', True)
+
+
+def _opset(model: onnx.ModelProto, asked: int) -> Check:
+    written = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
+    return Check('opset', written == [asked], f'asked for {asked}, written {written}')
+
+
+def _precision(model: onnx.ModelProto, asked: str) -> Check:
+    """A file that holds float16 and does not say so would be judged by the bars of float32."""
+    written = written_precision(model)
+    return Check('precision', written == asked, f'asked for {asked}, written {written}')
+
+
+def _tensor_text(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    kind = value.type.tensor_type
+    axes = tuple(dim.dim_value if dim.HasField('dim_value') else dim.dim_param for dim in kind.shape.dim)
+    return value.name, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), axes
+
+
+def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
+    checks = []
+    for title, values, tensors in (
+        ('inputs', model.graph.input, spec.inputs),
+        ('outputs', model.graph.output, spec.outputs),
+    ):
+        found = [_tensor_text(value) for value in values]
+        expected = [(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
+        differing = [
+            f'got {got}, expected {want}' for got, want in zip(found, expected, strict=False) if got != want
+        ]
+        if len(found) != len(expected):
+            differing.append(f'got {len(found)}, expected {len(expected)}')
+        if title == 'inputs':
+            differing += _differing_defaults(model, tensors)
+        checks.append(Check(f'{title} equal the spec', not differing, '; '.join(differing)[:300]))
+    return checks
+
+
+def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:
+    """Return how the values that optional inputs have when nobody feeds them differ from the spec."""
+    written = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    differing = []
+    for tensor in inputs:
+        array = written.get(tensor.name)
+        wanted = 'none' if tensor.default is None else f'{tensor.default:g}'
+        if array is None and tensor.default is not None:
+            differing.append(f'{tensor.name} has no default, expected {wanted}')
+        elif array is not None and not _is_default(array, tensor):
+            differing.append(f'{tensor.name} has the default {_values(array)}, expected {wanted}')
+    return differing
+
+
+def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
+    if tensor.default is None or array.ndim != len(tensor.axes) or not array.size:
+        return False
+    sizes = zip(array.shape, tensor.axes, strict=True)
+    shape = tuple(size if isinstance(axis, str) else axis for size, axis in sizes)
+    return array.dtype == np.dtype(tensor.dtype) and np.array_equal(array, np.full(shape, tensor.default))
+
+
+def _values(array: np.ndarray) -> str:
+    values = sorted({*array.flatten().tolist()})
+    return f'{", ".join(map(str, values[:3]))} {array.dtype}{list(array.shape)}'
+
+
+def _inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
+    """Every input reaches an output, or the spec says that nothing uses it."""
+    reached = set(spec.output_names)
+    for node in reversed(model.graph.node):
+        if reached.intersection(node.output):
+            reached.update(node.input)
+            for attribute in node.attribute:
+                for graph in ([attribute.g] if attribute.HasField('g') else []) + list(attribute.graphs):
+                    reached.update(name for inner in graph.node for name in inner.input)
+    frozen = [tensor.name for tensor in spec.inputs if tensor.name not in reached and not tensor.unused]
+    return Check(
+        'every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else ''
+    )

@@ -1,0 +1,214 @@
+"""Level 1, too: was a file made from this config and checkpoint, and does it say of itself what they say?
+
+Needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.proof.verdict import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+    from mmdeploy_ext.deploy.deployment import Deployment
+
+JUDGED = ('groups', 'compare', 'unused', 'default', 'single', 'smallest', 'multiple', 'positive')
+"""Fields of a tensor's contract by which a proof judges; sizes, types and words for people are not."""
+
+
+def provenance(
+    deployment: Deployment, metadata: Metadata, rule: Any, contract: GraphSpec | None
+) -> list[Check]:
+    """Tell whether a file says of itself what this config and checkpoint say.
+
+    Runners take the file's word for how pictures are prepared, for class names and for thresholds, so that a
+    right graph with another rule is not the same model. The proof takes its word for tolerances, so these
+    have to be the family's own.
+
+    Args:
+        deployment: the config and checkpoint.
+        metadata: of the file.
+        rule: how pictures become the input, by the config, `--mean` and `--std`.
+        contract: what the family states for a file with these options; None where it has no such graph.
+    """
+    facts = deployment.family.postprocess_facts(deployment.model)
+    told = (
+        ('preprocessing', metadata.preprocess.to_json(), rule.to_json()),
+        ('classes', dict(classes=metadata.classes), dict(classes=deployment.classes)),
+        ('post-processing', metadata.postprocess, facts),
+    )
+    checks = [
+        Check(f'{title} as in the config', not (found := _differing(written, here)), found)
+        for title, written, here in told
+    ]
+    checks.append(settings_check(deployment.cfg, metadata.options.get('cfg_options') or {}))
+    differing = differing_contract(metadata.spec, contract)
+    return [*checks, Check('tolerances as the family states them', not differing, differing)]
+
+
+def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
+    """Compare the hashes of config and checkpoint.
+
+    Args:
+        deployment: the config and checkpoint.
+        written: 'checkpoint' and 'config' -> hash in the file.
+        is_same: the graph is that of a fresh export: then another hash is worth a note, and no failure.
+
+    Returns:
+        Checks, and notes.
+    """
+    checks, notes = [], []
+    for title, said in written.items():
+        here = getattr(deployment, f'{title}_sha256')
+        detail = '' if said == here else f'file says {said[:12]}, this {title} is {here[:12]}'
+        if detail and is_same:
+            notes.append(f'the file was made from another {title} ({detail}); its graph is the same')
+        else:
+            checks.append(Check(f'made from this {title}', not detail, detail))
+    return checks, notes
+
+
+def hashes_of(metadata: Metadata) -> dict[str, str]:
+    """Return the hashes that `hash_checks` compares."""
+    return dict(checkpoint=metadata.checkpoint_sha256, config=metadata.config_sha256)
+
+
+def asked_checks(options: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Check]:
+    """Return a check per option of the export that the command line of the proof says."""
+    return [
+        Check(
+            f'{name} as asked for',
+            (written := options.get(name)) == value,
+            f'asked for {value}, the file says {written}',
+        )
+        for name, value in asked.items()
+    ]
+
+
+def missing_overrides(cfg: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides of a file that a config says nothing about: only these are taken from the file."""
+    return {key: value for key, value in overrides.items() if _setting(cfg, key) is _MISSING}
+
+
+def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
+    """Check that a config says what a file says that it was exported with."""
+    here = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
+    other = [key for key, value in overrides.items() if here[key] != value and _matters(cfg, key, value)]
+    differing = _differing(*({key: side[key] for key in other} for side in (overrides, here)))
+    if differing:
+        words = ' '.join(f'{key}={value}' for key, value in overrides.items())
+        differing += f'; where that is meant, give --cfg-options {words}'
+    return Check('settings as in the config', not differing, differing)
+
+
+def _matters(cfg: Any, key: str, value: Any) -> bool:
+    """Return whether an override changes what is exported: the model or its test pipeline, and no path."""
+    from mmdeploy_ext.core.config import config_sha256
+
+    changed = copy.deepcopy(cfg)
+    changed.merge_from_dict({key: value})
+    return config_sha256(changed) != config_sha256(cfg)
+
+
+def _like(setting: Any, override: Any) -> Any:
+    """Return what a config says as plain types; of a dict the keys of an override, which is merged in."""
+    if setting is _MISSING:
+        return override
+    if isinstance(override, dict) and hasattr(setting, 'get'):
+        return {key: _like(setting.get(key, _MISSING), value) for key, value in override.items()}
+    return _plain(setting)
+
+
+_MISSING = object()
+
+
+def _setting(cfg: Any, key: str) -> Any:
+    """Return what a config says under a key with dots, `_MISSING` where it says nothing."""
+    for part in key.split('.'):
+        if isinstance(cfg, list | tuple):
+            if not part.isdigit() or int(part) >= len(cfg):
+                return _MISSING
+            cfg = cfg[int(part)]
+        elif hasattr(cfg, 'get') and part in cfg:
+            cfg = cfg[part]
+        else:
+            return _MISSING
+    return cfg
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, 'items'):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def differing_contract(written: GraphSpec, here: GraphSpec | None) -> str:
+    """Return how the contract in a file differs from the family's, in what a proof judges by.
+
+    Args:
+        written: in the metadata of the file.
+        here: what the family states for a file with these options; None where it has no such graph.
+
+    Returns:
+        '' when they agree.
+    """
+    if here is None:
+        return f'the family has no graph {written.name!r} with the options in the file'
+    found = []
+    for title in ('inputs', 'outputs'):
+        ours, theirs = (
+            {tensor.name: _judged(tensor) for tensor in getattr(spec, title)} for spec in (here, written)
+        )
+        for name in dict.fromkeys([*ours, *theirs]):
+            if name not in ours or name not in theirs:
+                found.append(f'{name}: only {"the file" if name in theirs else "the family"} has it')
+            elif theirs[name] != ours[name]:
+                found.append(f'{name}: {_differing(theirs[name], ours[name], "family")}')
+    if written.state != here.state:
+        found.append(f'state: the file says {written.state}, the family {here.state}')
+    return '; '.join(found)[:300]
+
+
+def _judged(tensor: TensorSpec) -> dict[str, Any]:
+    content = dataclasses.asdict(tensor)
+    return {name: content[name] for name in JUDGED}
+
+
+def _differing(written: Mapping[str, Any], here: Mapping[str, Any], source: str = 'config') -> str:
+    """Return which facts differ, compared as JSON has them."""
+    written, here = (json.loads(json.dumps(side)) for side in (written, here))
+    return '; '.join(
+        f'{key}: the file says {written.get(key)}, the {source} {here.get(key)}'
+        for key in dict.fromkeys([*here, *written])
+        if written.get(key) != here.get(key)
+    )[:300]
+
+
+def normalisation_notes(deployment: Deployment) -> list[str]:
+    """Say where pictures are not normalised as the config says, which is an option of the export."""
+    given = deployment.family.preprocess_rule(deployment.cfg)
+    return [
+        f'pictures are normalised with {name} {list(getattr(deployment.rule, name))} (--{name}), not with '
+        f'that of the config, {list(getattr(given, name))}; PyTorch ran with the same'
+        for name in ('mean', 'std')
+        if tuple(getattr(deployment.rule, name)) != tuple(getattr(given, name))
+    ]
+
+
+def override_notes(deployment: Deployment, metadata: Metadata, files: str = 'the file was') -> list[str]:
+    """Say which overrides of the config a file was exported with."""
+    written = metadata.options.get('cfg_options') or {}
+    if not written and not deployment.cfg_options:
+        return []
+    listed = [
+        ', '.join(f'{key}={value}' for key, value in overrides.items()) or 'none'
+        for overrides in (written, deployment.cfg_options)
+    ]
+    return [f'{files} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}']

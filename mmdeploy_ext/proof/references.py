@@ -1,0 +1,101 @@
+"""What the unpatched model gives for the inputs of a proof, computed once for any number of files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.proof.inputs.inputs import proof_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.base import ExportOptions
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.proof.inputs.inputs import ProofInput
+
+
+class Reference:
+    """What the unpatched model gives for one input, each part computed when it is first asked for.
+
+    Attributes:
+        deployment: the model.
+        input: the input.
+        images: its images; those of optional inputs that are left out have the values of the defaults.
+        feeds: what a file is fed, by name; more than some forms take.
+        seconds: that the test path of the model took.
+        engine_seconds: that the runs of the last file took.
+    """
+
+    def __init__(self, deployment: Deployment, proof_input: ProofInput) -> None:
+        """Keep the model and make the feeds; nothing runs yet."""
+        self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
+        self.engine_seconds: list[float] = []
+        family, left_out = deployment.family, proof_input.left_out
+        self.images = tuple(_by_default(image, left_out, family.whole(image)) for image in proof_input.images)
+        feeds = family.feeds(self.images, proof_input.rescale)
+        self.feeds = {name: array for name, array in feeds.items() if name not in left_out}
+        self._known: dict[Hashable, Any] = {}
+
+    @functools.cached_property
+    def results(self) -> list[Any]:
+        """Detections or instances per image."""
+        start = time.perf_counter()
+        found = self._results()
+        self.seconds = time.perf_counter() - start
+        return found
+
+    @functools.cached_property
+    def longer(self) -> list[Any]:
+        """The results with a higher limit of their number, to tell ties at the cut."""
+        with self.deployment.family.longer_lists(self.deployment.model):
+            return self._results()
+
+    def _results(self) -> list[Any]:
+        family, model = self.deployment.family, self.deployment.model
+        return family.reference_detections(model, self.images, self.input.rescale)
+
+    def tensors(self, form: str, score_form: str, **own: Any) -> dict[str, np.ndarray]:
+        """Return what a graph of a form has to give, see `Family.reference_tensors`."""
+        family, model = self.deployment.family, self.deployment.model
+        return self._once(
+            ('tensors', form, score_form, *own.items()),
+            lambda: family.reference_tensors(model, self.feeds, form, score_form, **own),
+        )
+
+    def harmless(self, **own: Any) -> dict[str, np.ndarray]:
+        """Return the other values that zeros may have, see `Family.harmless`."""
+        family, model = self.deployment.family, self.deployment.model
+        return self._once(('harmless', *own.items()), lambda: family.harmless(model, self.feeds, **own))
+
+    def candidate_bounds(self, slack: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and largest right number of candidates, see `Family.candidate_bounds`."""
+        family, model = self.deployment.family, self.deployment.model
+        return self._once(('bounds', slack), lambda: family.candidate_bounds(model, self.feeds, slack))
+
+    def forget(self) -> None:
+        """Free the tensors, which are large; they are computed again when they are asked for."""
+        self._known.clear()
+
+    def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+
+def _by_default(image: PreparedImage, left_out: Sequence[str], whole: tuple[int, int]) -> PreparedImage:
+    """Return an image with what the contract says of optional inputs that are not fed."""
+    known = dict(img_shape=whole, ori_shape=whole, scale_factor=np.ones(4, np.float32))
+    return dataclasses.replace(image, **{name: known[name] for name in left_out})
+
+
+def references(
+    deployment: Deployment, options: ExportOptions, images: Sequence[tuple[str, np.ndarray]]
+) -> list[Reference]:
+    """Return the references of all inputs of a proof; see `proof_inputs` for the arguments."""
+    return [Reference(deployment, one) for one in proof_inputs(deployment, options, images)]

@@ -1,0 +1,173 @@
+"""Level 3 of a proof for boxes in 3D: match by class and place, draw both engines side by side.
+
+Glossary: R reference detections (rows), C candidate detections (columns), N cameras.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.proof.tasks import matching
+from mmdeploy_ext.proof.verdict import DetectionRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.proof.tasks.matching import Pairing
+    from mmdeploy_ext.proof.verdict import FramePair, SweepPair
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.draw3d import Layer
+
+SCORE_THR = 0.1
+DISTANCE_BAR = 0.01
+"""Metres; largest distance of the centres of a matched pair."""
+SCORE_BAR = 1e-3
+"""Largest score difference of a matched pair."""
+SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
+"""Metres, radians (modulo a turn) and m/s; the other values of a matched pair."""
+PAIR_DISTANCE = 1.0
+"""Metres. Boxes outside the bars are a (failing) pair up to here; farther they are missing and extra."""
+COLUMNS = 9
+
+
+def match_detections(
+    name: str,
+    reference: Detections3D,
+    candidate: Detections3D,
+    *,
+    score_thr: float = SCORE_THR,
+    distance_bar: float = DISTANCE_BAR,
+    score_bar: float = SCORE_BAR,
+    capacity: int | None = None,
+) -> DetectionRow:
+    """Match two lists of detections of one frame one to one, within a class, whatever their order.
+
+    The rules are those of boxes in images (`bbox2d.match_detections`): the matching within the bars is of
+    maximum size; every reference box of at least `score_thr` has to be matched; every candidate of at least
+    `score_thr + score_bar` needs a partner; boxes that were swapped at the cut of two full lists are ties.
+    What replaces the IoU are bars for the centre, the sizes, the yaw and the velocity.
+
+    Args:
+        name: of the frame, for the row.
+        reference: of the unpatched model, LiDAR frame.
+        candidate: of the engine on trial, LiDAR frame.
+        score_thr: see above.
+        distance_bar: metres; largest distance of the centres of a matched pair.
+        score_bar: largest score difference of a matched pair.
+        capacity: detections that both engines keep at most per frame (`max_num`).
+
+    Returns:
+        The row; its `worst_distance` is in metres, its `worst_iou` says nothing here and is 1.
+    """
+    problem = _broken('reference', reference) or _broken('candidate', candidate)
+    if problem:
+        return DetectionRow(name, len(reference), 0, len(reference), len(candidate), 1.0, 1.0, False, problem)
+    pairing = pair_up(reference, candidate, distance_bar, score_bar)
+    found = matching.tally(pairing, (reference.scores, candidate.scores), score_thr, score_bar, capacity)
+    distance = found.worst(-pairing.nearness, 0.0)
+    score = found.worst(pairing.score_gap, 0.0)
+    others = [f'{title} {found.worst(gap, 0.0):.2g}' for title, gap, _ in _other_gaps(reference, candidate)]
+    reason = matching.reason(
+        found, f'worst: distance {distance:.2g} m, score {score:.2g}, {", ".join(others)}'
+    )
+    return DetectionRow(
+        image=name,
+        reference=found.needed,
+        matched=found.matched,
+        missing=found.missing,
+        extra=found.extra,
+        worst_iou=1.0,
+        worst_score=score,
+        passed=not reason,
+        reason=reason,
+        outside=found.outside,
+        worst_distance=distance,
+    )
+
+
+def pair_up(
+    reference: Detections3D,
+    candidate: Detections3D,
+    distance_bar: float = DISTANCE_BAR,
+    score_bar: float = SCORE_BAR,
+) -> Pairing:
+    """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance."""
+    nearness = -np.linalg.norm(
+        boxes_centre(reference.boxes)[:, None] - boxes_centre(candidate.boxes)[None], axis=-1
+    )
+    nearness[reference.labels[:, None] != candidate.labels[None]] = -np.inf
+    score_gap = matching.score_gaps(reference.scores, candidate.scores)
+    allowed = (nearness >= -distance_bar) & (score_gap <= score_bar)
+    for _, gap, bar in _other_gaps(reference, candidate):
+        allowed &= gap <= bar
+    return matching.pair_lists(allowed, nearness, score_gap, reference.scores, -PAIR_DISTANCE)
+
+
+def boxes_centre(boxes: np.ndarray) -> np.ndarray:
+    """Return the centres of the volumes (n, 3) float64 of boxes (n, 9), whose z is the bottom's."""
+    centre = boxes[:, :3].astype(np.float64)
+    centre[:, 2] += boxes[:, 5].astype(np.float64) / 2
+    return centre
+
+
+def _other_gaps(reference: Detections3D, candidate: Detections3D) -> list[tuple[str, np.ndarray, float]]:
+    """Return title, largest absolute difference (R, C) and bar of sizes, yaw and velocity."""
+    one, two = reference.boxes[:, None].astype(np.float64), candidate.boxes[None].astype(np.float64)
+    gap = np.abs(one - two)
+    turns = np.abs((one[..., 6] - two[..., 6] + np.pi) % (2 * np.pi) - np.pi)
+    return [
+        ('size', gap[..., 3:6].max(axis=-1), SIZE_BAR),
+        ('yaw', turns, YAW_BAR),
+        ('velocity', gap[..., 7:9].max(axis=-1), VELOCITY_BAR),
+    ]
+
+
+def _broken(side: str, detections: Detections3D) -> str:
+    return matching.broken(side, detections.boxes, detections.scores, detections.labels, COLUMNS)
+
+
+def fit_pair(pair: FramePair) -> FramePair:
+    """Return the pair as it is: the mosaic scales its cameras itself."""
+    return pair
+
+
+def draw_pair(pair: FramePair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+    """Draw both engines' boxes: camera mosaics side by side, and one bird's-eye view with both.
+
+    Boxes without an equal on the other side, by the bars of `match_detections`, are drawn in white.
+
+    Args:
+        pair: images, calibration and both lists.
+        classes: names by label.
+        score_thr: boxes below are left out.
+
+    Returns:
+        (h, w, 3) uint8 BGR.
+    """
+    from mmdeploy_ext.runtime.draw3d import compare_picture
+
+    return compare_picture(pair.images_bgr, pair.lidar2img, layers_of(pair, score_thr), classes, pair.title)
+
+
+def layers_of(pair: FramePair | SweepPair, score_thr: float) -> list[Layer]:
+    """Return both engines' boxes of at least `score_thr`, marked where they have no equal."""
+    from mmdeploy_ext.runtime.draw3d import Layer
+
+    return [
+        Layer(title, detections.above(score_thr), lonely[detections.scores >= score_thr])
+        for title, detections, lonely in zip(
+            ('PyTorch', pair.engine), (pair.reference, pair.candidate), _alone(pair), strict=True
+        )
+    ]
+
+
+def _alone(pair: FramePair | SweepPair) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each side which boxes (n,) bool have no equal on the other."""
+    alone = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
+    if not _broken('', pair.reference) and not _broken('', pair.candidate):
+        matched = pair_up(pair.reference, pair.candidate).matched
+        alone[0][list(matched.keys())] = False
+        alone[1][list(matched.values())] = False
+    return alone

@@ -1,0 +1,116 @@
+"""An engine beside ONNX Runtime on the same random feeds. Needs a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import numpy_helper
+
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
+from mmdeploy_ext.graph.run import Runner, random_feeds
+from mmdeploy_ext.proof.half import COSINE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+    from mmdeploy_ext.engines.tensorrt.file import Record
+
+LARGEST_DIFFERENCE = 1e-3
+"""Of float32, relative to an output's largest value: other kernels sum in another order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One output of both.
+
+    Attributes:
+        name: of the output.
+        difference: largest, relative to the largest value of ONNX Runtime; inf where shapes or NaNs differ.
+        cosine: of both, as vectors.
+        passed: within the bar of the precision.
+    """
+
+    name: str
+    difference: float
+    cosine: float
+    passed: bool
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        verdict = 'ok' if self.passed else 'FAILED'
+        return f'{self.name}: {self.difference:.2e} of its largest value, cosine {self.cosine:.6f}: {verdict}'
+
+
+def compare(engine: str, source: str, seed: int = 0) -> list[Row]:
+    """Run an engine and its ONNX file on the same random feeds.
+
+    Args:
+        engine: path.
+        source: the ONNX file that it was built from.
+        seed: of the feeds.
+
+    Raises:
+        ModelFileError: the engine was built from another file.
+        EngineError, InferenceError: see `TensorRtBackend`.
+    """
+    backend = TensorRtBackend(engine)
+    backend.open_session()
+    if backend.record.onnx_sha256 != sha256_file(source):
+        raise ModelFileError(f'{engine}: was built from another file than {source} (another SHA-256)')
+    model = fix_inputs(files.load(source), parse_constants(backend.record.constants))
+    feeds = proof_feeds(model, backend.record, seed)
+    got = backend.session.run(feeds)
+    backend.deactivate()
+    return compare_outputs(Runner(model).run(feeds), got, half=holds_float16(backend.record))
+
+
+def holds_float16(record: Record) -> bool:
+    """Return whether an engine computes in float16: of `--fp16`, or because its file does."""
+    return any('float16' in counts for counts in record.layers.values())
+
+
+def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random feeds of the usual sizes; inputs with a default get it, since it is known to be sound."""
+    usual = {name: shapes[1] for name, shapes in record.profiles.items()}
+    feeds = random_feeds(for_tensorrt(model), seed, usual)
+    for tensor in model.graph.initializer:
+        if tensor.name in feeds:
+            array = np.broadcast_to(numpy_helper.to_array(tensor), feeds[tensor.name].shape)
+            feeds[tensor.name] = np.ascontiguousarray(array)
+    return feeds
+
+
+def compare_outputs(
+    reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
+) -> list[Row]:
+    """Compare outputs by name; a name that one side lacks fails.
+
+    Args:
+        reference: of ONNX Runtime.
+        got: of the engine.
+        half: judge by cosine, as float16 is.
+    """
+    rows = []
+    for name in [*reference, *(name for name in got if name not in reference)]:
+        if name not in reference or name not in got or reference[name].shape != got[name].shape:
+            rows.append(Row(name, np.inf, 0.0, False))
+            continue
+        theirs, ours = (np.asarray(side[name], np.float64).ravel() for side in (reference, got))
+        scale = np.abs(theirs).max(initial=0.0)
+        gap = np.abs(ours - theirs).max(initial=0.0)
+        difference = float(gap / scale) if scale else float(gap)
+        norms = np.linalg.norm(theirs) * np.linalg.norm(ours)
+        cosine = float(theirs @ ours / norms) if norms else float(gap == 0)
+        good = cosine >= COSINE if half else difference <= LARGEST_DIFFERENCE
+        finite = bool(theirs.size) and bool(np.isfinite(ours).all())
+        rows.append(Row(name, difference, cosine, bool(good) and finite))
+    return rows

@@ -1,0 +1,394 @@
+"""The verdict on the console: failed structure checks, one table, one last line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from mmdeploy_ext.runtime.detections import candidates_needed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rich.console import Console
+
+    from mmdeploy_ext.proof.verdict import Case, DetectionRow, MetricRow, SequenceRow, TensorRow, Verdict
+
+MAX_ROWS = 20
+"""A case with more rows shows the worst per kind; the JSON file has them all."""
+MAX_LINES = 60
+"""So do all cases when the table would be longer than this."""
+MAX_REASONS = 8
+TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
+DETECTION_TITLES = ('boxes', 'matched', 'missing', 'extra', 'worst place', 'worst Δscore')
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """Print a verdict.
+
+    Args:
+        verdict: of the ladder.
+        console: where to; a width of 120 columns is enough.
+    """
+    if verdict.graphs:
+        colour = 'red' if any(not graph.passed for graph in verdict.graphs) else 'green'
+        console.print(f'[{colour}]graph:[/{colour}] {escape(verdict.graph_text)}', soft_wrap=True)
+    failed = [check for check in verdict.structure if not check.passed]
+    for check in failed:
+        console.print(
+            f'[red]FAILED[/red] structure: {escape(check.name)}: {escape(check.detail)}', soft_wrap=True
+        )
+    if verdict.structure and not failed:
+        console.print(f'structure: {len(verdict.structure)} checks passed')
+    if any(case.tensors or case.detections for case in verdict.cases):
+        console.print(verdict_table(verdict))
+    if verdict.sequence:
+        console.print(sequence_table(verdict.sequence))
+    for row in verdict.metrics:
+        console.print(
+            f'{_mark(row.passed)} {escape(row.name)}: PyTorch {row.reference:.4f}, ONNX '
+            f'{row.candidate:.4f}, {_metric_difference(row)}'
+        )
+    for note in verdict.notes:
+        console.print(f'note: {escape(note)}', soft_wrap=True)
+    colour = 'bold green' if verdict.passed else 'bold red'
+    console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
+    console.print(f'next: {escape(next_command(verdict))}', soft_wrap=True)
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Return the table: per case one line per tensor and one per image, each level with its own headings."""
+    tensors = any(case.tensors for case in verdict.cases)
+    boxes = [row for case in verdict.cases for row in case.detections]
+    images = bool(boxes)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    what = ' or '.join(['tensor'] * tensors + ['image'] * images)
+    table.add_column(f'case\n  {what}', overflow='fold', max_width=44)
+    place = 'worst Δm' if any(row.worst_distance is not None for row in boxes) else 'worst IoU'
+    for titles in zip(
+        TENSOR_TITLES,
+        (what_is_found(verdict), *DETECTION_TITLES[1:4], place, DETECTION_TITLES[5]),
+        strict=True,
+    ):
+        lines = [title for title, used in zip(titles, (tensors, images), strict=True) if used]
+        if any(lines):
+            table.add_column('\n'.join(lines), justify='right', overflow='fold')
+    table.add_column('verdict')
+    brief = sum(len(case.tensors) + len(case.detections) for case in verdict.cases) > MAX_LINES
+    for case in verdict.cases:
+        lines = _case_lines(case, brief)
+        table.add_row(f'[bold]{escape(case.name)}[/bold] [dim]{escape(case.input_shape)}[/dim]')
+        for index, line in enumerate(lines):
+            cells = line[: len(table.columns) - 1]
+            table.add_row(
+                *cells,
+                *([''] * (len(table.columns) - 1 - len(cells))),
+                line[-1],
+                end_section=index == len(lines) - 1,
+            )
+    return table
+
+
+def what_is_found(verdict: Verdict) -> str:
+    """Return what the task's results are called."""
+    return 'masks' if verdict.subject.get('task') == 'mask' else DETECTION_TITLES[0]
+
+
+def sequence_table(rows: Sequence[SequenceRow]) -> Table:
+    """Return one line per mode, and below it the worst frame of the outputs and of the memory."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column('sequence\n  worst of all frames', overflow='fold', max_width=44)
+    titles = ('frames\n', 'resets\n', 'matched\nmax abs', 'worst Δm\nof tolerance', 'worst Δscore\nframe')
+    for title in (*titles, 'ties\n'):
+        table.add_column(title, justify='right', overflow='fold')
+    table.add_column('verdict')
+    for row in rows:
+        rate = '' if row.match_rate is None else f' {100 * row.match_rate:.2f} %'
+        table.add_row(
+            f'[bold]{escape(row.title)}[/bold]',
+            str(row.frames),
+            str(row.resets),
+            f'{row.matched}/{row.reference}{rate}',
+            figure(row.worst_distance),
+            figure(row.worst_score),
+            f'{row.ties} in {row.tied_frames} frames' if row.ties else '0',
+            _mark(row.passed),
+        )
+        for title, group in (('outputs', False), ('memory', True)):
+            tensors = [tensor for tensor in row.tensors if tensor.tensor.startswith('memory ') == group]
+            if tensors:
+                worst = max(tensors, key=_of_tolerance)
+                share = _of_tolerance(worst)
+                table.add_row(
+                    f'  {title}: {escape(worst.tensor.removeprefix("memory "))}',
+                    '',
+                    '',
+                    figure(worst.max_abs),
+                    '-' if share == float('inf') else f'{100 * share:.3g} %',
+                    escape(worst.at),
+                    '',
+                    '',
+                )
+        table.add_section()
+    return table
+
+
+def _of_tolerance(row: TensorRow) -> float:
+    known = row.max_abs is not None and row.tolerance
+    return row.max_abs / row.tolerance if known else float('inf') if row.max_abs is None else row.max_abs
+
+
+def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
+    """Return the cells of a case's lines; the last cell is the mark."""
+    brief = brief or len(case.tensors) + len(case.detections) > MAX_ROWS
+    lines = []
+    for row, count in _shown(case.tensors, _tensor_badness, brief):
+        lines.append(
+            (
+                _name(row.tensor, count),
+                row.shape,
+                figure(row.max_abs),
+                figure(row.max_rel),
+                cosine_text(row.cosine),
+                figure(row.tolerance),
+                '',
+                _mark(row.passed),
+            )
+        )
+    for row, count in _shown(case.detections, _detection_badness, brief):
+        lines.append(
+            (
+                _name(row.image, count),
+                str(row.reference),
+                str(row.matched) + (f' +{row.outside} off' if row.outside else ''),
+                str(row.missing),
+                str(row.extra),
+                f'{row.worst_iou:.6f}' if row.worst_distance is None else figure(row.worst_distance),
+                figure(row.worst_score),
+                _mark(row.passed),
+            )
+        )
+    return lines
+
+
+def last_line(verdict: Verdict) -> str:
+    """Return `PROVEN ...` or `NOT PROVEN: reasons`; of half precision `WITHIN FP16 BARS ...`."""
+    file = verdict.subject.get('file', 'the ONNX model')
+    if verdict.passed:
+        tensors = sum(len(case.tensors) for case in verdict.cases)
+        matched = sum(row.matched for case in verdict.cases for row in case.detections)
+        found = [f'{tensors} tensor comparisons'] * bool(tensors)
+        found += [f'{matched} matched detections'] * bool(matched)
+        inputs = f'{len(verdict.cases)} inputs'
+        if verdict.sequence:
+            free = verdict.sequence[-1]
+            inputs = f'{free.frames} frames, {" and ".join(row.title for row in verdict.sequence)}'
+        what = f'{file} {"equals" if verdict.proven else "is near"} the PyTorch model'
+        return f'{verdict.title} {what}: {inputs}, {", ".join(found)}{_measured(verdict)}'
+    reasons = failure_reasons(verdict)
+    shown = '; '.join(reasons[:MAX_REASONS])
+    more = f'; and {len(reasons) - MAX_REASONS} more' if len(reasons) > MAX_REASONS else ''
+    return f'{verdict.title}: {shown}{more}{_measured(verdict)}'
+
+
+def _measured(verdict: Verdict) -> str:
+    """Return what half precision measured; '' for float32, whose bars say it."""
+    cosines = [row.cosine for case in verdict.cases for row in case.tensors if row.cosine is not None]
+    if verdict.precision == 'fp32' or not cosines:
+        return ''
+    return f'; worst cosine {cosine_text(min(cosines))}'
+
+
+def failure_reasons(verdict: Verdict) -> list[str]:
+    """Return every reason why a verdict is not `passed`; empty when it is."""
+    reasons = [f'graph: {graph.text}' for graph in verdict.graphs if not graph.passed]
+    reasons += [] if verdict.graphs else ['the graph was not compared with a fresh export']
+    reasons += list(verdict.reasons)
+    reasons += [f'structure: {check.name}' for check in verdict.structure if not check.passed]
+    if not verdict.structure:
+        reasons.append('structure was not checked')
+    if not any(not case.traced for case in verdict.cases):
+        reasons.append('no input that the exporter did not see was compared')
+    for case in (
+        [] if verdict.sequence else verdict.cases
+    ):  # a sequence gives its own reasons, with the frames
+        reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+        reasons += [f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed]
+    for row in verdict.sequence:
+        reasons += [f'{row.title}: {reason}' for reason in row.reasons]
+    reasons += [f'{row.name}: {_metric_difference(row)}' for row in verdict.metrics if not row.passed]
+    return reasons
+
+
+def _metric_difference(row: MetricRow) -> str:
+    return f'difference {abs(row.candidate - row.reference):.5f} (bar {row.bar:g})'
+
+
+def next_command(verdict: Verdict) -> str:
+    """Return the command that makes sense after this verdict."""
+    subject = verdict.subject
+    file = subject.get('file', 'MODEL.onnx')
+    if subject.get('task') == 'bev':
+        return _sparse_command(verdict, file)
+    if verdict.passed and subject.get('task') == 'points3d':
+        config, checkpoint = _model_of(subject)
+        words = ['SWEEP.bin', '--config', config, '--checkpoint', checkpoint, '--onnx', file]
+        return f'python tools/demo/lidar_demo.py {shlex.join(words)}'
+    if verdict.passed and verdict.sequence:
+        words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
+        return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
+    if verdict.passed and subject.get('task') == 'mask':
+        return f'python tools/onnx/onnx_solo.py {shlex.quote(file)} IMAGE_OR_FOLDER'
+    if verdict.passed and subject.get('family') == 'rtdetr':
+        return f'python tools/onnx/onnx_rtdetr.py {shlex.quote(file)} IMAGE_OR_FOLDER'
+    if verdict.passed:
+        full = subject.get('form', 'full') == 'full'
+        tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
+        return f'python tools/onnx/{tool} {shlex.quote(file)} IMAGE_OR_FOLDER'
+    model = _model_of(subject)
+    if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
+        return f'{export_command(model, file, subject)}   # export it again'
+    failed = [row for case in verdict.cases for row in case.detections if not row.passed]
+    needed = [candidates_needed(row.reason) for row in failed]
+    if needed and all(needed):
+        options = dict(subject.get('options', {}), max_candidates=max(needed))
+        command = export_command(model, file, {**subject, 'options': options})
+        return f'{command}   # only the number of candidates cut results off'
+    if subject.get('form') == 'full' and failed:
+        raw = f'{file.removesuffix(".onnx")}_raw.onnx'
+        command = export_command(model, raw, {**subject, 'form': 'raw'})
+        return f'{command}   # is it the network or the post-processing?'
+    words = [*model, file, *_override_words(subject.get('options', {})), '--report', 'work_dirs/report']
+    command = ['python', 'tools/deployment/verify.py', *words]
+    return f'{shlex.join(command)}   # figures and pictures of every comparison'
+
+
+def _sparse_command(verdict: Verdict, file: str) -> str:
+    """Return what follows the proof of a sparse backbone."""
+    model = _model_of(verdict.subject)
+    if verdict.passed and verdict.subject.get('form') == 'portable':
+        return f'python tools/analysis_tools/benchmark.py {shlex.join([*model, "--onnx", file])}'
+    if verdict.passed:
+        return f'python tools/onnx/graph.py show {shlex.quote(file)}'
+    if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
+        words = [*model, '--output-file', file, *sparse_words(verdict.subject.get('options', {})), '--verify']
+        return f'python tools/deployment/export_scn.py {shlex.join(words)}   # export it again'
+    words = [*model, '--output-file', file, '--verify-only', '--report', 'work_dirs/report']
+    return f'python tools/deployment/export_scn.py {shlex.join(words)}   # figures of every layer, pictures'
+
+
+def sparse_words(options: Mapping[str, Any]) -> list[str]:
+    """Return the command-line words of a sparse export's options that are not the default."""
+    words = ['--target', options['target']] if options.get('target', 'libspconv') != 'libspconv' else []
+    words += ['--order', options['order']] if options.get('order') else []
+    words += ['--precision', options['precision']] if options.get('precision') else []
+    words += ['--fold', options['fold']] if options.get('fold', 'fp32') != 'fp32' else []
+    words += ['--int8-fp16-input-output'] if options.get('int8_fp16_io') else []
+    words += ['--output-bound', str(options['output_bound'])] if options.get('output_bound') else []
+    for pattern, precision, output in options.get('layer_precision', ()):
+        words += ['--layer-precision', f'{pattern}={precision}:{output}']
+    return words + _override_words(options)
+
+
+def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) -> str:
+    """Return the command that exports a file with the options of the one that was proven.
+
+    Args:
+        model: config and checkpoint.
+        file: to write.
+        subject: of the verdict; `form` and `options` are read.
+    """
+    options = subject.get('options', {})
+    words = ['python', 'tools/deployment/pytorch2onnx.py', *model, '--verify', '--output-file', file]
+    if options.get('contract'):
+        return shlex.join(map(str, words + _sequence_words(options)))
+    words += ['--postprocess', subject.get('form', 'full')]
+    if options:
+        words += ['--shape', options['height'], options['width'], '--opset-version', options['opset']]
+        words += ['--exporter', options['exporter'], '--batch-size', options['batch']]
+    words += _half_words(options)
+    flags = {
+        '--dynamic-export': options.get('dynamic'),
+        '--dynamic-batch': options.get('dynamic_batch'),
+        '--simplify': options.get('simplify'),
+        '--no-fuse': not options.get('fuse', True),
+    }
+    words += [flag for flag, wanted in flags.items() if wanted]
+    if options.get('score_form') == 'product' and subject.get('form') == 'decode':
+        words += ['--score-form', 'product']
+    if options.get('layout', 'batched') != 'batched':
+        words += ['--layout', options['layout']]
+    if options.get('max_candidates') and subject.get('form') == 'full':
+        words += ['--max-candidates', options['max_candidates']]
+    if options.get('grid_sample', 'operator') != 'operator':
+        words += ['--grid-sample', options['grid_sample']]
+    return shlex.join(map(str, words + _override_words(options)))
+
+
+def _override_words(options: Mapping[str, Any]) -> list[str]:
+    """Return the overrides of the config that a file was exported with."""
+    overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
+    return ['--cfg-options', *overrides] if overrides else []
+
+
+def _half_words(options: Mapping[str, Any]) -> list[Any]:
+    """Return the options of a float16 export."""
+    if options.get('precision', 'fp32') == 'fp32':
+        return []
+    words = ['--precision', options['precision'], *(['--fp16-io'] if options.get('fp16_io') else [])]
+    return words + (['--keep-fp32', *options['keep_fp32']] if options.get('keep_fp32') else [])
+
+
+def _model_of(subject: Mapping[str, Any]) -> list[str]:
+    return [subject.get('config', 'CONFIG'), subject.get('checkpoint', 'CHECKPOINT')]
+
+
+def _sequence_words(options: Mapping[str, Any]) -> list[Any]:
+    """Return the options of a streaming model's export that are not the default."""
+    words = ['--contract', options['contract'], '--opset-version', options['opset']]
+    words += ['--exporter', options['exporter'], '--layers', options['layers'], *_half_words(options)]
+    if options['contract'] == 'fork':
+        words += ['--fork-version', options['fork_version'], '--fork-img2lidar', options['fork_img2lidar']]
+    words += ['--simplify'] if options.get('simplify') else []
+    return words + _override_words(options)
+
+
+def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:
+    """Return (row, rows that it stands for); in brief the worst per kind (`cls_score_0`, `_1`: one kind)."""
+    if not brief:
+        return [(row, 1) for row in rows]
+    kinds: dict[tuple[str, bool], list[Any]] = {}
+    for row in rows:
+        kinds.setdefault((re.sub(r'\d+', '*', getattr(row, 'tensor', 'images')), row.passed), []).append(row)
+    return [(max(kind, key=badness), len(kind)) for kind in kinds.values()]
+
+
+def _tensor_badness(row: TensorRow) -> float:
+    return float('inf') if row.max_rel is None else row.max_rel
+
+
+def _detection_badness(row: DetectionRow) -> tuple[float, ...]:
+    return row.missing + row.extra, 1 - row.worst_iou, row.worst_score
+
+
+def _name(name: str, count: int) -> str:
+    return f'  {escape(name)}' + (f' [dim](worst of {count})[/dim]' if count > 1 else '')
+
+
+def _mark(passed: bool) -> str:
+    return '[green]ok[/green]' if passed else '[bold red]FAILED[/bold red]'
+
+
+def figure(value: float | None) -> str:
+    """Return a small number as people read it, '1.2e-06'; '-' for None."""
+    return '-' if value is None else '0' if value == 0 else f'{value:.2e}'
+
+
+def cosine_text(value: float | None) -> str:
+    """Return a cosine rounded towards less agreement, so that only 1 reads as 1."""
+    return '-' if value is None else f'{min(value, 1.0):.7f}'

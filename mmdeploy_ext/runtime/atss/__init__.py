@@ -1,0 +1,1 @@
+"""ATSS without torch: from outputs of a graph to detections."""

@@ -1,0 +1,1 @@
+"""CenterPoint without torch: from points to boxes."""

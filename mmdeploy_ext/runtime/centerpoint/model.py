@@ -1,0 +1,139 @@
+"""CenterPoint from points to boxes: the sparse backbone and the dense head on ONNX Runtime.
+
+    runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
+    boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
+
+Needs numpy, numba and ONNX Runtime, no PyTorch. Glossary: P points, D values per point, C channels, H, W
+bird's-eye view.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError
+from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
+from mmdeploy_ext.runtime.exported import Opened, check_same_export, export_files
+from mmdeploy_ext.runtime.frames import StepResult, Sweep
+from mmdeploy_ext.runtime.points import check_in_range, check_points
+from mmdeploy_ext.runtime.scn.model import ScnOnnx
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.inputs.points import VoxelRule
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+
+FAMILY = 'centerpoint'
+GRAPHS = ('backbone', 'head')
+"""Files of one export, by their `form`."""
+
+
+class CenterPointOnnx(Opened):
+    """An exported CenterPoint on ONNX Runtime or OpenVINO: a `Stepper` of sweeps, without a memory.
+
+    Attributes:
+        metadata: of the head's file.
+        box_rule: how its outputs become boxes.
+        state: None, always.
+        seconds: spent so far by part: `backbone` (voxels, rulebook and network), `head`, `boxes`.
+    """
+
+    state = None
+
+    def __init__(
+        self, paths: str | Path | Sequence[str | Path], *, engine: str = 'OnnxRuntimeBackend', **options: Any
+    ) -> None:
+        """Open the files.
+
+        Args:
+            paths: the folder of an export, or its two files.
+            engine: registered name of the backend.
+            options: of the backend, for example `providers`, `threads`.
+
+        Raises:
+            ModelFileError: a file is missing, of another model family, or not of the same export.
+            EngineError: the engine is not here.
+        """
+        files = {path.stem: path for path in export_files(paths, GRAPHS)}
+        if missing := [f'{name}.onnx' for name in GRAPHS if name not in files]:
+            raise ModelFileError(
+                f'{", ".join(map(str, files.values()))}: got no {" and no ".join(missing)}; expected both '
+                f'files of one export'
+            )
+        self.backbone = ScnOnnx(files['backbone'], engine=engine, **options)
+        # two thread pools on the same cores: one that still spins slows the other
+        defaults = dict(spinning='run') if engine == 'OnnxRuntimeBackend' else {}
+        self.head = build_backend(engine, str(files['head']), **{**defaults, **options})
+        self.head.activate()
+        self.metadata = self.head.metadata
+        known = Metadata.from_props(self.backbone.props, files['backbone']), self.metadata
+        for name, metadata in zip(GRAPHS, known, strict=True):
+            metadata.require(files[name], FAMILY, (name,))
+        check_same_export(dict(zip((files[name] for name in GRAPHS), known, strict=True)))
+        self.box_rule = BoxRule.from_json(self.metadata.postprocess, files['head'])
+        self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
+
+    @property
+    def rule(self) -> VoxelRule:
+        """How points become voxels."""
+        return self.metadata.preprocess
+
+    @property
+    def width(self) -> int:
+        """D, values per point."""
+        return int(self.rule.in_channels)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by label."""
+        return self.metadata.classes
+
+    def detect(self, points: np.ndarray) -> Detections3D:
+        """Detect in one sweep.
+
+        Args:
+            points: (P, D) float32, LiDAR frame; points outside the range are left out.
+
+        Returns:
+            Boxes in the LiDAR frame, best first.
+
+        Raises:
+            DataError: points of another width, NaN, or none in range.
+            InferenceError: the engine failed or gave NaN.
+        """
+        return self.step(Sweep(points)).detections
+
+    def step(self, sweep: Sweep) -> StepResult:
+        """Detect, and keep the bird's-eye view and the head's raw outputs; raises what `detect` raises."""
+        points = check_points(sweep.points, self.width, sweep.name)
+        check_in_range(points, self.rule.point_cloud_range, sweep.name)
+        start = time.perf_counter()
+        bev = self.backbone.step(points=points)
+        start = self._passed('backbone', start)
+        outputs = self.head.infer(dict(bev=bev))
+        if not all(np.isfinite(values).all() for values in outputs.values()):
+            raise InferenceError(f'{sweep.name or "sweep"}: the network gave NaN or infinity')
+        start = self._passed('head', start)
+        detections = decode(outputs, self.box_rule)
+        self._passed('boxes', start)
+        return StepResult(dict(bev=bev, **outputs), detections)
+
+    def _passed(self, part: str, start: float) -> float:
+        now = time.perf_counter()
+        self.seconds[part] += now - start
+        return now
+
+    def reset(self) -> None:
+        """Nothing to do: there is no memory."""
+
+    def close(self) -> None:
+        """Close the sessions."""
+        self.backbone.close()
+        self.head.deactivate()

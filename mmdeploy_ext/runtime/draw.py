@@ -1,0 +1,292 @@
+"""Pictures of detections. Needs OpenCV and numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from mmdeploy_ext.core.errors import ImageError
+from mmdeploy_ext.runtime.detections import Detections, bounding_box
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.runtime.detections import Instances
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+PALETTE_BGR = (
+    (56, 56, 255),
+    (255, 144, 30),
+    (60, 180, 20),
+    (0, 200, 255),
+    (230, 60, 200),
+    (210, 200, 0),
+    (30, 110, 245),
+    (150, 60, 120),
+    (90, 230, 150),
+    (180, 130, 250),
+    (40, 80, 140),
+    (255, 220, 130),
+)
+"""Colours of the first classes; later ones walk round the hue circle by the golden angle."""
+TINT = 0.45
+"""How much of an instance's pixels is its class's colour."""
+LEGIBLE_SIDE = 900
+"""Pixels; see `enlarged`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """Sizes that fit an image.
+
+    Attributes:
+        thickness: of box lines, pixels.
+        font_scale: of OpenCV's Hershey font.
+        font_thickness: of its strokes, pixels.
+        pad: room round a label's text, pixels.
+    """
+
+    thickness: int
+    font_scale: float
+    font_thickness: int
+    pad: int
+
+    @classmethod
+    def for_image(cls, height: int, width: int) -> Style:
+        """Return sizes that stay legible when the picture is looked at as a whole."""
+        side = max(height, width)
+        return cls(
+            thickness=max(1, round(side / 320)),
+            font_scale=max(0.38, side / 1400),
+            font_thickness=max(1, round(side / 900)),
+            pad=max(2, round(side / 320)),
+        )
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """Return the BGR colour of a class index; equal in every picture."""
+    if 0 <= label < len(PALETTE_BGR):
+        return PALETTE_BGR[label]
+    hue = int(label * 111.246) % 180
+    value = (255, 215, 170)[label % 3]
+    pixel = cv2.cvtColor(np.array([[[hue, 200, value]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
+    return tuple(int(channel) for channel in pixel)
+
+
+def text_colour(background_bgr: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return black or white, whichever is legible on the background."""
+    blue, green, red = background_bgr
+    return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
+
+
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """Return a class's name; its index where there is none."""
+    return str(classes[label]) if 0 <= label < len(classes) else f'class {label}'
+
+
+def draw_detections(
+    image_bgr: np.ndarray,
+    detections: Detections,
+    classes: Sequence[str],
+    score_thr: float = 0.3,
+    marked: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw boxes with class names and scores.
+
+    Labels go above their box, below or into it where that leaves the image or covers the label of a better
+    box.
+
+    Args:
+        image_bgr: (h, w, 3) uint8; left as it is.
+        detections: in pixels of the image.
+        classes: names by label.
+        score_thr: boxes below are left out.
+        marked: (n,) bool; these get a white frame and an exclamation mark.
+
+    Returns:
+        (h, w, 3) uint8 BGR.
+    """
+    canvas = np.ascontiguousarray(image_bgr).copy()
+    style = Style.for_image(*canvas.shape[:2])
+    order = np.argsort(-detections.scores, kind='stable')
+    placed: list[tuple[int, int, int, int]] = []
+    drawings = []
+    for index in order[detections.scores[order] >= score_thr]:
+        label, mark = int(detections.labels[index]), marked is not None and bool(marked[index])
+        text = f'{"! " * mark}{class_name(label, classes)} {float(detections.scores[index]):.2f}'
+        box = _pixel_box(detections.bboxes_xyxy[index], canvas.shape)
+        placed.append(_place_label(text, box, canvas.shape, style, placed))
+        drawings.append((box, text, placed[-1], class_colour(label), mark))
+    for box, _, _, colour, mark in reversed(drawings):
+        _draw_box(canvas, box, colour, style, mark)
+    for _, text, place, colour, _ in reversed(drawings):
+        _draw_label(canvas, text, place, colour, style)
+    return canvas
+
+
+def draw_instances(
+    image_bgr: np.ndarray,
+    instances: Instances,
+    classes: Sequence[str],
+    score_thr: float = 0.3,
+    marked: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw masks, tinted and outlined, with class names and scores; better ones lie on top.
+
+    Args:
+        image_bgr: (H, W, 3) uint8; left as it is. Masks of another size are brought to it.
+        instances: of the image.
+        classes: names by label.
+        score_thr: masks below are left out.
+        marked: (n,) bool; these get a white outline and an exclamation mark.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+    """
+    canvas = np.ascontiguousarray(image_bgr).copy()
+    height, width = canvas.shape[:2]
+    style = Style.for_image(height, width)
+    marked = np.zeros(len(instances), bool) if marked is None else marked
+    order = np.argsort(instances.scores, kind='stable')
+    order = order[instances.scores[order] >= score_thr]
+    boxes = np.zeros((len(instances), 4), np.float32)
+    for index in order:
+        mask = instances.masks[index].astype(np.uint8)
+        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        boxes[index] = bounding_box(mask)
+        colour = class_colour(int(instances.labels[index]))
+        inside = mask > 0
+        canvas[inside] = (canvas[inside] * (1 - TINT) + np.array(colour) * TINT).astype(np.uint8)
+        outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        if marked[index]:
+            cv2.drawContours(canvas, outlines, -1, (255, 255, 255), 2 * style.thickness + 3)
+        cv2.drawContours(canvas, outlines, -1, colour, style.thickness)
+    found = Detections(boxes, instances.scores, instances.labels)
+    return _draw_labels(canvas, found, classes, score_thr, marked)
+
+
+def _draw_labels(
+    canvas: np.ndarray, found: Detections, classes: Sequence[str], score_thr: float, marked: np.ndarray
+) -> np.ndarray:
+    style = Style.for_image(*canvas.shape[:2])
+    placed: list[tuple[int, int, int, int]] = []
+    order = np.argsort(-found.scores, kind='stable')
+    for index in order[found.scores[order] >= score_thr]:
+        label = int(found.labels[index])
+        text = f'{"! " * bool(marked[index])}{class_name(label, classes)} {float(found.scores[index]):.2f}'
+        box = _pixel_box(found.bboxes_xyxy[index], canvas.shape)
+        placed.append(_place_label(text, box, canvas.shape, style, placed))
+        _draw_label(canvas, text, placed[-1], class_colour(label), style)
+    return canvas
+
+
+def _draw_box(
+    canvas: np.ndarray,
+    box: tuple[int, int, int, int],
+    colour: tuple[int, int, int],
+    style: Style,
+    mark: bool,
+) -> None:
+    if mark:
+        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), 2 * style.thickness + 5)
+        cv2.rectangle(canvas, box[:2], box[2:], (255, 255, 255), 2 * style.thickness + 3)
+    elif style.thickness > 1:
+        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2)
+    cv2.rectangle(canvas, box[:2], box[2:], colour, style.thickness)
+
+
+def enlarged(
+    image_bgr: np.ndarray, detections: Detections, side: int = LEGIBLE_SIDE
+) -> tuple[np.ndarray, Detections]:
+    """Enlarge a small image by a whole factor, so that labels do not cover what they name.
+
+    Args:
+        image_bgr: (h, w, 3) uint8.
+        detections: in pixels of the image.
+        side: the longer side of the result is below this where it is enlarged; larger images stay.
+
+    Returns:
+        The image and the detections in its pixels.
+    """
+    factor = side // max(image_bgr.shape[:2])
+    if factor < 2:
+        return image_bgr, detections
+    image_bgr = cv2.resize(image_bgr, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    return image_bgr, detections.scaled(np.full(4, 1 / factor))
+
+
+def _pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Round a box to pixels inside the image."""
+    upper = np.array([shape[1] - 1, shape[0] - 1] * 2)
+    x1, y1, x2, y2 = np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int)
+    return int(x1), int(y1), int(x2), int(y2)
+
+
+def _place_label(
+    text: str,
+    box: tuple[int, int, int, int],
+    shape: tuple[int, ...],
+    style: Style,
+    taken: Sequence[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
+    """Return a label's (x1, y1, x2, y2), inside the image and clear of earlier ones where possible."""
+    (text_w, text_h), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
+    width, height = text_w + 2 * style.pad, text_h + baseline + 2 * style.pad
+    places = []
+    for y in (box[1] - height, box[1], box[3], box[3] - height):
+        for x in (box[0], box[2] - width):
+            x = int(np.clip(x, 0, max(shape[1] - width, 0)))
+            if 0 <= y <= shape[0] - height:
+                places.append((x, y, x + width, y + height))
+    if not places:
+        y = int(np.clip(box[1], 0, max(shape[0] - height, 0)))
+        x = int(np.clip(box[0], 0, max(shape[1] - width, 0)))
+        places.append((x, y, x + width, y + height))
+    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+
+
+def _overlap(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> bool:
+    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
+
+
+def _draw_label(
+    canvas: np.ndarray,
+    text: str,
+    place: tuple[int, int, int, int],
+    colour: tuple[int, int, int],
+    style: Style,
+) -> None:
+    x1, y1, x2, y2 = place
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, cv2.FILLED)
+    (_, _), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
+    printable = text.encode('ascii', 'replace').decode()
+    cv2.putText(
+        canvas,
+        printable,
+        (x1 + style.pad, y2 - baseline - style.pad + 1),
+        FONT,
+        style.font_scale,
+        text_colour(colour),
+        style.font_thickness,
+        cv2.LINE_AA,
+    )
+
+
+def encode_png(image_bgr: np.ndarray) -> bytes:
+    """Return the bytes of a PNG file."""
+    return _encode('.png', image_bgr, [])
+
+
+def encode_jpeg(image_bgr: np.ndarray, quality: int = 88) -> bytes:
+    """Return the bytes of a JPEG file; `quality` is 0..100."""
+    return _encode('.jpg', image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def _encode(suffix: str, image_bgr: np.ndarray, options: list[int]) -> bytes:
+    done, data = cv2.imencode(suffix, image_bgr, options)
+    if not done:
+        raise ImageError(f'an image of shape {image_bgr.shape} could not be encoded as {suffix[1:]}')
+    return data.tobytes()

@@ -1,0 +1,404 @@
+"""Pictures of boxes in 3D: in the cameras' images and from above. Needs OpenCV and numpy only.
+
+Glossary: N cameras, n boxes. Frames: LiDAR frame in metres; pixels of an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from mmdeploy_ext.runtime.draw import FONT, class_colour, class_name, text_colour
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+
+NEAR = 0.5
+"""Metres; what is nearer to a camera is cut off."""
+BOTTOM, TOP, PILLARS = (
+    ((0, 1), (1, 2), (2, 3), (3, 0)),
+    ((4, 5), (5, 6), (6, 7), (7, 4)),
+    ((0, 4), (1, 5), (2, 6), (3, 7)),
+)
+EDGES = np.array([*BOTTOM, *TOP, *PILLARS])
+FRONT_CROSS = np.array([(0, 5), (1, 4)])
+"""Diagonals of the front face: where the object is heading."""
+WHITE, PALE, DARK, GREY = (255, 255, 255), (225, 225, 225), (32, 30, 28), (110, 105, 100)
+LAYOUT = ((2, 0, 1), (4, 3, 5))
+"""Rows of the mosaic, for nuScenes' six cameras: front left, front, front right; the same behind."""
+CAMERA_TITLES = ('front', 'front right', 'front left', 'back', 'back left', 'back right')
+EXTENT = 61.2
+"""Metres from the ego to the edge of the view from above."""
+MIN_SPEED = 0.3
+POINT_HEIGHTS = -2.0, 1.5
+"""Metres in the LiDAR frame: points as low as the first are grey, as high as the second pale."""
+GAP = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One list of boxes in a picture.
+
+    Attributes:
+        title: whose they are.
+        detections: LiDAR frame; all of them are drawn.
+        marked: (n,) bool; these are ringed in white. None marks nothing.
+    """
+
+    title: str
+    detections: Detections3D
+    marked: np.ndarray | None = None
+
+    def is_marked(self, index: int) -> bool:
+        """Return whether a box is marked."""
+        return self.marked is not None and bool(self.marked[index])
+
+
+def box_corners(boxes: np.ndarray) -> np.ndarray:
+    """Return the corners (n, 8, 3) of boxes (n, 9), z at the bottom: four below, then four above.
+
+    The first two of each four are the front, in the direction of the yaw; the first size lies along it.
+    """
+    boxes = np.asarray(boxes, np.float64)
+    front, left = np.array([1, 1, -1, -1]) / 2, np.array([1, -1, -1, 1]) / 2
+    along, across = boxes[:, 3:4] * front, boxes[:, 4:5] * left
+    cos, sin = np.cos(boxes[:, 6:7]), np.sin(boxes[:, 6:7])
+    flat = np.stack([cos * along - sin * across, sin * along + cos * across], -1) + boxes[:, None, :2]
+    heights = np.stack([boxes[:, 2], boxes[:, 2] + boxes[:, 5]], -1)
+    levels = [np.concatenate([flat, np.tile(height[:, None, None], (1, 4, 1))], -1) for height in heights.T]
+    return np.concatenate(levels, axis=1)
+
+
+def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
+    """Project line segments, cut at the near plane.
+
+    Args:
+        starts: (n, 3) LiDAR frame.
+        ends: (n, 3).
+        lidar2img: (4, 4), to pixels times depth.
+
+    Returns:
+        (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments that are behind the camera are left out.
+    """
+    one, two = (
+        np.concatenate([points, np.ones((len(points), 1))], 1) @ lidar2img.T for points in (starts, ends)
+    )
+    visible = np.maximum(one[:, 2], two[:, 2]) > NEAR
+    one, two = one[visible], two[visible]
+    one, two = _cut(one, two), _cut(two, one)
+    return np.concatenate([one[:, :2] / one[:, 2:3], two[:, :2] / two[:, 2:3]], axis=1)
+
+
+def _cut(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Move points that are nearer than the near plane along their segment onto it."""
+    missing = NEAR - points[:, 2]
+    length = np.where(missing > 0, others[:, 2] - points[:, 2], 1.0)
+    return points + (others - points) * np.clip(missing / length, 0, 1)[:, None]
+
+
+def draw_camera(
+    image_bgr: np.ndarray, lidar2img: np.ndarray, layer: Layer, classes: Sequence[str]
+) -> np.ndarray:
+    """Draw boxes into one camera's image, far ones first.
+
+    Args:
+        image_bgr: (h, w, 3) uint8; left as it is.
+        lidar2img: (4, 4) float64 for its pixels.
+        layer: what is drawn.
+        classes: names by label.
+
+    Returns:
+        (h, w, 3) uint8 BGR.
+    """
+    canvas = np.ascontiguousarray(image_bgr).copy()
+    corners = box_corners(layer.detections.boxes)
+    depth = (corners.mean(axis=1) @ lidar2img[2, :3]) + lidar2img[2, 3]
+    placed: list[tuple[int, int, int, int]] = []
+    shown = []
+    for index in np.argsort(-depth, kind='stable').tolist():
+        lines = _box_lines(corners[index], lidar2img, canvas.shape)
+        if len(lines):
+            _draw_lines(
+                canvas, lines, class_colour(int(layer.detections.labels[index])), layer.is_marked(index)
+            )
+            shown.append((index, lines))
+    for index, lines in reversed(shown):
+        label = int(layer.detections.labels[index])
+        text = f'{class_name(label, classes)} {float(layer.detections.scores[index]):.2f}'
+        _label(canvas, text, lines, class_colour(label), placed)
+    return canvas
+
+
+def _box_lines(corners: np.ndarray, lidar2img: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the lines (m, 4) of one box; none where it lies outside of the image."""
+    pairs = np.concatenate([EDGES, FRONT_CROSS])
+    lines = project_segments(corners[pairs[:, 0]], corners[pairs[:, 1]], lidar2img)
+    if not len(lines):
+        return lines
+    x, y = lines[:, 0::2], lines[:, 1::2]
+    outside = x.max() < 0 or y.max() < 0 or x.min() > shape[1] or y.min() > shape[0]
+    return lines[:0] if outside else np.clip(lines, -1e4, 1e4)
+
+
+def _draw_lines(canvas: np.ndarray, lines: np.ndarray, colour: tuple[int, int, int], marked: bool) -> None:
+    width = 2 if canvas.shape[1] >= 300 else 1
+    under = WHITE if marked else (0, 0, 0)
+    for shade, thickness in ((under, width + (4 if marked else 2)), (colour, width)):
+        for line in np.round(lines).astype(int).tolist():
+            cv2.line(canvas, tuple(line[:2]), tuple(line[2:]), shade, thickness, cv2.LINE_AA)
+
+
+def _label(
+    canvas: np.ndarray,
+    text: str,
+    lines: np.ndarray,
+    colour: tuple[int, int, int],
+    placed: list[tuple[int, int, int, int]],
+) -> None:
+    """Write above a box; not where the box is tiny or an earlier (nearer) label is."""
+    x, y = lines[:, 0::2], lines[:, 1::2]
+    if y.max() - y.min() < 14:
+        return
+    (width, height), baseline = cv2.getTextSize(text, FONT, 0.4, 1)
+    left = int(np.clip(x.min(), 0, max(canvas.shape[1] - width - 4, 0)))
+    top = int(np.clip(y.min() - height - baseline - 2, 0, max(canvas.shape[0] - height - baseline, 0)))
+    place = left, top, left + width + 4, top + height + baseline
+    if any(place[0] < b[2] and b[0] < place[2] and place[1] < b[3] and b[1] < place[3] for b in placed):
+        return
+    placed.append(place)
+    cv2.rectangle(canvas, place[:2], place[2:], colour, cv2.FILLED)
+    write(canvas, text, (left + 2, top + height + 1), 0.4, text_colour(colour))
+
+
+def write(
+    canvas: np.ndarray, text: str, at: tuple[int, int], scale: float, colour: tuple[int, int, int] = WHITE
+) -> None:
+    """Write a line of text with its lower left corner at a pixel."""
+    printable = text.encode('ascii', 'replace').decode()
+    cv2.putText(canvas, printable, at, FONT, scale, colour, 1, cv2.LINE_AA)
+
+
+def camera_mosaic(
+    images_bgr: Sequence[np.ndarray],
+    lidar2img: np.ndarray,
+    layer: Layer,
+    classes: Sequence[str],
+    cell_width: int = 440,
+) -> np.ndarray:
+    """Draw boxes into all cameras, ordered as one sees them from the car, each with its name.
+
+    Args:
+        images_bgr: N images (h, w, 3) uint8 in the order of nuScenes' info files.
+        lidar2img: (N, 4, 4) for their pixels.
+        layer: what is drawn.
+        classes: names by label.
+        cell_width: of one camera, pixels.
+
+    Returns:
+        (h, 3 * cell_width + gaps, 3) uint8 BGR.
+    """
+    cells = []
+    for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):
+        ratio = cell_width / image.shape[1]
+        method = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
+        size = cell_width, max(round(image.shape[0] * ratio), 1)
+        scaled = np.diag([size[0] / image.shape[1], size[1] / image.shape[0], 1.0, 1.0]) @ matrix
+        cell = draw_camera(cv2.resize(image, size, interpolation=method), scaled, layer, classes)
+        title = CAMERA_TITLES[camera] if len(images_bgr) == len(CAMERA_TITLES) else f'camera {camera}'
+        cv2.rectangle(cell, (0, size[1] - 19), (12 + 8 * len(title), size[1]), DARK, cv2.FILLED)
+        write(cell, title, (5, size[1] - 6), 0.45)
+        cells.append(cell)
+    order = LAYOUT if len(cells) == len(CAMERA_TITLES) else _rows_of_three(len(cells))
+    return _grid([[cells[index] for index in row] for row in order])
+
+
+def _rows_of_three(count: int) -> list[list[int]]:
+    return [list(range(first, min(first + 3, count))) for first in range(0, count, 3)]
+
+
+def _grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Lay cells out in rows, gaps between them, on dark ground."""
+    height, width = (max(cell.shape[axis] for row in rows for cell in row) for axis in (0, 1))
+    columns = max(map(len, rows))
+    shape = len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3
+    canvas = np.full(shape, DARK, np.uint8)
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+    return canvas
+
+
+def bird_eye(
+    layers: Sequence[Layer],
+    classes: Sequence[str],
+    side: int = 640,
+    extent: float = EXTENT,
+    forward: np.ndarray | None = None,
+    points: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw boxes from above: range rings, ego, heading, where moving ones are a second later.
+
+    The first layer is drawn in class colours, a second one over it as thin pale lines: where both agree, the
+    pale line lies in the middle of the coloured one.
+
+    Args:
+        layers: one or two lists of boxes.
+        classes: names by label.
+        side: of the picture, pixels.
+        extent: metres from the ego to the edge.
+        forward: (2,) direction in the LiDAR frame that points up; nuScenes' y where None.
+        points: (P, 3 or more) of the sweep, metres, drawn below the boxes, higher ones brighter.
+
+    Returns:
+        (side, side, 3) uint8 BGR.
+    """
+    canvas = np.full((side, side, 3), DARK, np.uint8)
+    view = _View(side, extent, np.array([0.0, 1.0]) if forward is None else np.asarray(forward, np.float64))
+    _rings(canvas, view)
+    if points is not None:
+        _draw_points(canvas, view, points)
+    for number, layer in enumerate(layers):
+        for index in range(len(layer.detections) - 1, -1, -1):
+            _draw_from_above(canvas, view, layer, index, number)
+    _legend(canvas, layers, classes)
+    return canvas
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """From metres to pixels, `forward` up."""
+
+    side: int
+    extent: float
+    forward: np.ndarray
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """Return (n, 2) int pixels of (n, 2) metres."""
+        up = points @ self.forward
+        right = points @ np.array([self.forward[1], -self.forward[0]])
+        scale = self.side / (2 * self.extent)
+        return np.round(np.stack([right, -up], -1) * scale + self.side / 2).astype(int)
+
+
+def _rings(canvas: np.ndarray, view: _View) -> None:
+    centre, scale = (view.side // 2, view.side // 2), view.side / (2 * view.extent)
+    for metres in range(20, int(view.extent * 1.4), 20):
+        cv2.circle(canvas, centre, round(metres * scale), GREY, 1, cv2.LINE_AA)
+        if metres < view.extent:
+            write(
+                canvas,
+                f'{metres} m',
+                (centre[0] + 4, centre[1] - round(metres * scale) + 14),
+                0.42,
+                (170, 165, 160),
+            )
+    half = np.array([1.0, 2.3]) * scale
+    low, high = (tuple(np.round(np.array(centre) + sign * half).astype(int).tolist()) for sign in (-1, 1))
+    cv2.rectangle(canvas, low, high, (200, 200, 200), 1, cv2.LINE_AA)
+    tip = centre[0], round(centre[1] - 6 * scale)
+    cv2.arrowedLine(canvas, centre, tip, (200, 200, 200), 1, cv2.LINE_AA, tipLength=0.3)
+
+
+def _draw_points(canvas: np.ndarray, view: _View, points: np.ndarray) -> None:
+    rising = points[np.argsort(points[:, 2], kind='stable')]
+    columns, rows = view.pixels(rising[:, :2].astype(np.float64)).T
+    inside = (columns >= 0) & (columns < view.side) & (rows >= 0) & (rows < view.side)
+    low, high = POINT_HEIGHTS
+    share = np.clip((rising[inside, 2] - low) / (high - low), 0, 1)[:, None]
+    canvas[rows[inside], columns[inside]] = np.array(GREY) * (1 - share) + np.array(PALE) * share
+
+
+def _draw_from_above(canvas: np.ndarray, view: _View, layer: Layer, index: int, number: int) -> None:
+    box = layer.detections.boxes[index]
+    corners = box_corners(box[None])[0, :4, :2]
+    outline, centre = view.pixels(corners), view.pixels(box[None, :2])[0]
+    nose = view.pixels(corners[:2].mean(axis=0, keepdims=True))[0]
+    colour, width = (PALE, 1) if number else (class_colour(int(layer.detections.labels[index])), 3)
+    cv2.polylines(canvas, [outline], True, colour, width, cv2.LINE_AA)
+    cv2.line(canvas, tuple(centre.tolist()), tuple(nose.tolist()), colour, width, cv2.LINE_AA)
+    if np.hypot(*box[7:9]) >= MIN_SPEED:
+        later = view.pixels(box[None, :2] + box[None, 7:9])[0]
+        cv2.arrowedLine(
+            canvas,
+            tuple(centre.tolist()),
+            tuple(later.tolist()),
+            colour,
+            max(width - 1, 1),
+            cv2.LINE_AA,
+            tipLength=0.25,
+        )
+    if layer.is_marked(index):
+        radius = int(np.hypot(*(outline - centre).T).max()) + 6
+        cv2.circle(canvas, tuple(centre.tolist()), radius, WHITE, 2, cv2.LINE_AA)
+
+
+def _legend(canvas: np.ndarray, layers: Sequence[Layer], classes: Sequence[str]) -> None:
+    """Write whose boxes these are, how many, and the colours of the classes that are there."""
+    for number, layer in enumerate(layers):
+        count = len(layer.detections)
+        text = f'{layer.title}: {count} box{"es" * (count != 1)}' + (', pale lines' if number else '')
+        write(canvas, text, (8, 18 + 18 * number), 0.5)
+    if any(layer.marked is not None and layer.marked.any() for layer in layers):
+        write(canvas, 'white ring: no equal on the other side', (8, 18 + 18 * len(layers)), 0.45)
+    labels = sorted({int(label) for layer in layers for label in layer.detections.labels})
+    for row, label in enumerate(reversed(labels)):
+        bottom = canvas.shape[0] - 8 - 17 * row
+        cv2.rectangle(canvas, (8, bottom - 10), (20, bottom), class_colour(label), cv2.FILLED)
+        write(canvas, class_name(label, classes), (26, bottom), 0.42)
+
+
+def forward_direction(lidar2img: np.ndarray) -> np.ndarray:
+    """Return the axis (2,) of the LiDAR frame nearest to where the first camera looks."""
+    look = np.asarray(lidar2img, np.float64)[0, 2, :2]
+    axis = int(np.argmax(np.abs(look)))
+    forward = np.zeros(2)
+    forward[axis] = np.sign(look[axis]) or 1.0
+    return forward
+
+
+def compare_picture(
+    images_bgr: Sequence[np.ndarray],
+    lidar2img: np.ndarray,
+    layers: Sequence[Layer],
+    classes: Sequence[str],
+    title: str = '',
+) -> np.ndarray:
+    """Draw one camera mosaic per layer, one below the other, and the view from above with all layers.
+
+    Args:
+        images_bgr: N images (h, w, 3) uint8.
+        lidar2img: (N, 4, 4) for their pixels.
+        layers: one or two lists of boxes.
+        classes: names by label.
+        title: of the frame.
+
+    Returns:
+        (h, w, 3) uint8 BGR; equal sizes for equal inputs and numbers of layers, even in both axes.
+    """
+    cell_width = 440 if len(layers) > 1 else 600
+    parts = []
+    for layer in layers:
+        count = len(layer.detections)
+        text = f'{layer.title}: {count} box{"es" * (count != 1)}'
+        mosaic = camera_mosaic(images_bgr, lidar2img, layer, classes, cell_width)
+        parts.append(_titled(f'{title}   {text}' if title else text, mosaic))
+    left = np.vstack(parts)
+    side = max(left.shape[0], 440)
+    above = bird_eye(layers, classes, side, forward=forward_direction(lidar2img))
+    height, width = side, left.shape[1] + GAP + side
+    canvas = np.full((height + height % 2, width + width % 2, 3), DARK, np.uint8)
+    canvas[: left.shape[0], : left.shape[1]] = left
+    canvas[:side, left.shape[1] + GAP : left.shape[1] + GAP + side] = above
+    return canvas
+
+
+def _titled(text: str, picture: np.ndarray) -> np.ndarray:
+    strip = np.full((28, picture.shape[1], 3), DARK, np.uint8)
+    write(strip, text, (8, 20), 0.6)
+    return np.vstack([strip, picture])

@@ -1,0 +1,1 @@
+"""RT-DETR without torch: from outputs of a graph to detections."""

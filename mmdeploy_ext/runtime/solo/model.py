@@ -1,0 +1,275 @@
+"""SOLO, Decoupled SOLO and SOLOv2 without PyTorch: numpy post-processing of the `raw` form, equal to `full`.
+
+Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all levels, E channels of a dynamic
+kernel, N candidates, n results, H4, W4 size of the soft masks, P their pixels, h, w size of the results.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.runtime.detections import Instances, candidates_lost, results_from_padded, sigmoid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+
+CHUNK = 64
+"""Cells whose masks are made at a time."""
+
+
+def interpolation(source: int, target: int) -> np.ndarray:
+    """Return the weights (target, source) float32 of one bilinear resize with half-pixel centres."""
+    scale = np.float32(source) / np.float32(target)
+    place = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    place = np.clip(place, 0, source - 1).astype(np.float32)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(source, dtype=np.float32)), 0)
+
+
+def composed(size: int, crop: int, target: int, ratio: int) -> np.ndarray:
+    """Return the weights (target, size) of: resize by `ratio`, crop, resize."""
+    return interpolation(crop, target) @ interpolation(size, size * ratio)[:crop]
+
+
+def resize_and_threshold(
+    soft: np.ndarray, img_shape: Sequence[int], ori_shape: Sequence[int], ratio: int, mask_thr: float
+) -> np.ndarray:
+    """Resize soft masks to the padded input, crop, resize to the original, compare.
+
+    Args:
+        soft: (n, H4, W4) float32 probabilities.
+        img_shape: height and width before padding; 0 means all of the soft masks.
+        ori_shape: height and width of the results; 0 means all of the soft masks.
+        ratio: pixels of the input per pixel of the soft masks.
+        mask_thr: probability that a pixel must exceed.
+
+    Returns:
+        (n, h, w) bool.
+    """
+    padded = [size * ratio for size in soft.shape[1:]]
+    crop = [min(int(size), most) if size > 0 else most for size, most in zip(img_shape, padded, strict=True)]
+    target = [int(size) if size > 0 else most for size, most in zip(ori_shape, padded, strict=True)]
+    rows, columns = (composed(*sizes, ratio) for sizes in zip(soft.shape[1:], crop, target, strict=True))
+    masks = np.empty((len(soft), *target), bool)
+    for index, one in enumerate(soft):
+        np.greater(rows @ (one @ columns.T), mask_thr, out=masks[index])
+    return masks
+
+
+def matrix_decay(
+    labels: np.ndarray, areas: np.ndarray, overlaps: np.ndarray, kernel: str, sigma: float
+) -> np.ndarray:
+    """Return the factors (N,) of the matrix NMS for rows in descending score order; NaN drops a row.
+
+    Args:
+        labels: (N,).
+        areas: (N,) pixels.
+        overlaps: (N, N) pixels that two masks share.
+        kernel: 'gaussian' or 'linear'.
+        sigma: of the gaussian kernel.
+    """
+    union = areas[None] + areas[:, None] - overlaps
+    related = np.triu(labels[:, None] == labels[None], 1)
+    iou = np.where(related, overlaps / np.maximum(union, 1), np.float32(0)).astype(np.float32)
+    compensation = iou.max(axis=0)[:, None]
+    with np.errstate(divide='ignore', invalid='ignore'):
+        if kernel == 'gaussian':
+            factors = np.exp(-sigma * iou**2) / np.exp(-sigma * compensation**2)
+        else:
+            factors = (1 - iou) / (1 - compensation)
+    return factors.min(axis=0)
+
+
+def postprocess_image(
+    scores: np.ndarray,
+    soft_masks: Callable[[np.ndarray], np.ndarray],
+    img_shape: Sequence[int],
+    ori_shape: Sequence[int],
+    facts: Mapping[str, Any],
+) -> Instances:
+    """Post-process one image as the `full` graph and mmdet's `get_results` do.
+
+    Args:
+        scores: (S, C) class scores after points NMS.
+        soft_masks: cells (m,) -> probabilities (m, H4, W4).
+        img_shape: height and width before padding; 0 means all of the soft masks.
+        ori_shape: height and width of the results; 0 means all of the soft masks.
+        facts: the `postprocess` entry of the file's metadata.
+
+    Returns:
+        At most `max_per_img` instances in descending score order.
+    """
+    grids, mask_thr = facts['num_grids'], np.float32(facts['mask_thr'])
+    strides = np.repeat(facts['strides'], [grid**2 for grid in grids])
+    cells, labels = np.nonzero(scores > np.float32(facts['score_thr']))
+    asked, inverse = np.unique(cells, return_inverse=True)
+    areas, totals = _sums(asked, soft_masks, mask_thr)
+    areas, totals = areas[inverse], totals[inverse]
+    keep = areas > strides[cells]
+    cells, labels, areas = cells[keep], labels[keep], areas[keep]
+    rescored = (scores[cells, labels] * (totals[keep] / areas)).astype(np.float32)
+    order = np.argsort(-rescored, kind='stable')
+    order = order[: facts['nms_pre']] if facts['nms_pre'] > 0 else order
+    cells, labels, areas, rescored = cells[order], labels[order], areas[order], rescored[order]
+    if len(cells):
+        overlaps = _overlaps(cells, soft_masks, mask_thr)
+        rescored = rescored * matrix_decay(labels, areas, overlaps, facts['kernel'], facts['sigma'])
+    kept = np.flatnonzero(rescored >= (facts['filter_thr'] if facts['filter_thr'] > 0 else -1))
+    kept = kept[np.argsort(-rescored[kept], kind='stable')]
+    kept = kept[: facts['max_per_img']] if facts['max_per_img'] > 0 else kept
+    masks = resize_and_threshold(
+        soft_masks(cells[kept]), img_shape, ori_shape, facts['mask_stride'], mask_thr
+    )
+    return Instances(masks, rescored[kept].astype(np.float32), labels[kept].astype(np.int64))
+
+
+def _sums(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Return, over the pixels above the threshold, their number and the sum of their values, (m,) float32."""
+    areas, totals = np.zeros(len(cells), np.float32), np.zeros(len(cells), np.float32)
+    for start in range(0, len(cells), CHUNK):
+        soft = soft_masks(cells[start : start + CHUNK])
+        hard = soft > mask_thr
+        areas[start : start + CHUNK] = hard.sum(axis=(1, 2))
+        totals[start : start + CHUNK] = np.where(hard, soft, 0).sum(axis=(1, 2))
+    return areas, totals
+
+
+def _overlaps(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> np.ndarray:
+    """Return the pixels (N, N) float32 that two masks share."""
+    chunks = [soft_masks(cells[start : start + CHUNK]) > mask_thr for start in range(0, len(cells), CHUNK)]
+    hard = np.concatenate(chunks).reshape(len(cells), -1)
+    overlaps = np.zeros((len(cells),) * 2, np.float32)
+    for start in range(0, hard.shape[1], 1 << 13):
+        piece = hard[:, start : start + (1 << 13)].astype(np.float32)
+        overlaps += piece @ piece.T
+    return overlaps
+
+
+def soft_masks_of(
+    outputs: Mapping[str, np.ndarray], image: int, facts: Mapping[str, Any]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what makes the soft masks of cells from the `raw` outputs of one image.
+
+    Args:
+        outputs: of a `raw` file, by name, with batch axes.
+        image: its index in the batch.
+        facts: the `postprocess` entry of the file's metadata.
+    """
+    if facts['head'] == 'SOLOHead':
+        return lambda cells: outputs['seg_pred'][image][cells]
+    if facts['head'] == 'SOLOV2Head':
+        kernels, features = outputs['kernel_pred'][image], outputs['seg_pred'][image]
+        flat = features.reshape(len(features), -1)
+        return lambda cells: sigmoid(kernels[cells] @ flat).reshape(len(cells), *features.shape[1:])
+    column, row = lines(facts['num_grids'])
+    x, y = outputs['seg_pred_x'][image], outputs['seg_pred_y'][image]
+    return lambda cells: x[column[cells]] * y[row[cells]]
+
+
+def lines(num_grids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every cell (S,) the grid line of all levels that is its column, and its row."""
+    starts = np.concatenate([[0], np.cumsum(num_grids)[:-1]])
+    columns = [start + np.tile(np.arange(grid), grid) for start, grid in zip(starts, num_grids, strict=True)]
+    rows = [start + np.repeat(np.arange(grid), grid) for start, grid in zip(starts, num_grids, strict=True)]
+    return np.concatenate(columns), np.concatenate(rows)
+
+
+def batched(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the outputs of the fork layout as those of the batched one; others stay as they are."""
+    if 'cate_pred' in outputs and outputs['cate_pred'].ndim == 3:
+        return dict(outputs)
+    levels = range(len(facts['num_grids']))
+    if facts['head'] != 'SOLOV2Head':
+        stems = dict(seg_preds='seg_pred', seg_preds_x='seg_pred_x', seg_preds_y='seg_pred_y')
+        result = {
+            name: np.concatenate([outputs[f'{stem}_{level}'] for level in levels], axis=1)
+            for stem, name in stems.items()
+            if f'{stem}_0' in outputs
+        }
+    elif outputs['seg_pred'].shape[0] == 1 and 'cate_pred' in outputs:
+        return dict(outputs, **{name: outputs[name][None] for name in ('cate_pred', 'kernel_pred')})
+    elif outputs['cate_pred_0'].ndim == 2:
+        images = range(len(outputs['seg_pred']))
+        stacked = {
+            name: np.stack([outputs[f'{name}_{image}'] for image in images])
+            for name in ('cate_pred', 'kernel_pred')
+        }
+        return dict(stacked, seg_pred=outputs['seg_pred'])
+    else:
+        kernels = [_channels_last(outputs[f'kernel_pred_{level}']) for level in levels]
+        result = dict(kernel_pred=np.concatenate(kernels, axis=1), seg_pred=outputs['seg_pred'])
+    scores = [outputs[f'cate_pred_{level}'] for level in levels]
+    flat = [level.reshape(len(level), -1, level.shape[-1]) for level in scores]
+    return dict(result, cate_pred=np.concatenate(flat, axis=1))
+
+
+def _channels_last(level: np.ndarray) -> np.ndarray:
+    return level.reshape(*level.shape[:2], -1).transpose(0, 2, 1)
+
+
+def detections(
+    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+) -> list[Instances]:
+    """Turn the outputs of a graph of any form into instances.
+
+    Args:
+        metadata: of the file.
+        outputs: its outputs by name.
+        feeds: what was fed: `input`, and `img_shape` (B, 2) and `ori_shape` (2,).
+
+    Returns:
+        One `Instances` per image.
+
+    Raises:
+        ShapeError: the tensors are not of the grids that the metadata states.
+        ModelFileError: more candidates than a file with `--max-candidates` looks at.
+    """
+    facts = metadata.postprocess
+    if metadata.form == 'full':
+        _check_cap(metadata, outputs)
+        return results_from_padded(outputs)
+    outputs = batched(outputs, facts)
+    cells = sum(grid**2 for grid in facts['num_grids'])
+    if outputs['cate_pred'].shape[1:] != (cells, facts['num_classes']):
+        raise ShapeError(
+            f'cate_pred: got {outputs["cate_pred"].shape[1:]}, expected ({cells}, {facts["num_classes"]}) '
+            f'for grids {facts["num_grids"]} and {facts["num_classes"]} classes'
+        )
+    _check_masks(outputs, facts, cells)
+    batch = len(outputs['cate_pred'])
+    img_shape = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
+    ori_shape = feeds.get('ori_shape', np.zeros(2, np.int64))
+    return [
+        postprocess_image(
+            outputs['cate_pred'][image],
+            soft_masks_of(outputs, image, facts),
+            img_shape[image],
+            ori_shape,
+            facts,
+        )
+        for image in range(batch)
+    ]
+
+
+def _check_masks(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any], cells: int) -> None:
+    """Refuse masks that are not those of the head that the metadata states."""
+    wanted = {
+        'SOLOHead': dict(seg_pred=cells),
+        'SOLOV2Head': dict(kernel_pred=cells),
+    }.get(facts['head'], dict.fromkeys(('seg_pred_x', 'seg_pred_y'), sum(facts['num_grids'])))
+    for name, count in wanted.items():
+        if outputs[name].shape[1] != count:
+            raise ShapeError(
+                f'{name}: got {outputs[name].shape[1]} entries, expected {count} of a {facts["head"]} (head)'
+            )
+
+
+def _check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> None:
+    cap = metadata.options.get('max_candidates', 0)
+    most = int(np.max(outputs['candidates'])) if cap else 0
+    if most > cap:
+        raise candidates_lost(most, cap)

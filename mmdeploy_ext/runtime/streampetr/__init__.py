@@ -1,0 +1,1 @@
+"""StreamPETR without torch: frames, memory and boxes."""

@@ -1,0 +1,102 @@
+"""Motion between frames and the memory in local and global coordinates, in float64. Needs numpy only.
+
+Glossary: n memory rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.runtime.frames import invert_pose
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
+"""Keys of `StreamState.tensors`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When and where a frame is, and what came before it.
+
+    Attributes:
+        ego_pose: (4, 4) float64, LiDAR to global.
+        ego_pose_inv: (4, 4) float64.
+        timestamp_s: seconds, absolute.
+        ego_motion: (4, 4) float64, last LiDAR frame to this one; identity where the memory is empty.
+        delta_t_s: seconds since the last frame; 0 where the memory is empty.
+        prev_exists: the memory belongs to this drive.
+    """
+
+    ego_pose: np.ndarray
+    ego_pose_inv: np.ndarray
+    timestamp_s: float
+    ego_motion: np.ndarray
+    delta_t_s: float
+    prev_exists: bool
+
+
+def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Return the (4, 4) float64 transform from the last LiDAR frame to the current one.
+
+    The positions are subtracted before they are turned, so that a rotation that is orthonormal to float32
+    only costs nothing 700 km away from the origin of the map.
+    """
+    last_pose, pose = np.asarray(last_pose, np.float64), np.asarray(pose, np.float64)
+    back = pose[:3, :3].T
+    motion = np.eye(4)
+    motion[:3, :3] = back @ last_pose[:3, :3]
+    motion[:3, 3] = back @ (last_pose[:3, 3] - pose[:3, 3])
+    return motion
+
+
+def to_local(
+    memory: Mapping[str, np.ndarray], ego_pose: np.ndarray, timestamp_s: float
+) -> dict[str, np.ndarray]:
+    """Bring a global memory into the LiDAR frame of a pose, and its times to ages at a time; float32 back."""
+    return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
+
+
+def to_global(
+    memory: Mapping[str, np.ndarray], ego_pose: np.ndarray, timestamp_s: float
+) -> dict[str, np.ndarray]:
+    """Undo `to_local`; the times stay float64, the rest is float32 as in the published model."""
+    return _moved(memory, np.asarray(ego_pose, np.float64), -timestamp_s, np.float64)
+
+
+def _moved(
+    memory: Mapping[str, np.ndarray], transform: np.ndarray, seconds: float, time_dtype: type
+) -> dict[str, np.ndarray]:
+    points = memory['reference_point'].astype(np.float64) @ transform[:3, :3].T + transform[:3, 3]
+    return dict(
+        embedding=memory['embedding'].astype(np.float32),
+        reference_point=points.astype(np.float32),
+        timestamp=(memory['timestamp'].astype(np.float64) + seconds).astype(time_dtype),
+        egopose=(transform @ memory['egopose'].astype(np.float64)).astype(np.float32),
+        velo=memory['velo'].astype(np.float32),
+    )
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a memory that is not this model's.
+
+    Raises:
+        ShapeError: a tensor is missing, has another shape, or is not finite.
+    """
+    for field in FIELDS:
+        if field not in tensors:
+            raise ShapeError(f'state: has no tensor {field!r}; expected {", ".join(FIELDS)}')
+        got, expected = tuple(np.shape(tensors[field])), tuple(shapes[field])
+        if got != expected:
+            raise ShapeError(
+                f'state: {field!r} has shape {got}, expected {expected}; it is the memory of another model'
+            )
+        if not np.isfinite(tensors[field]).all():
+            raise ShapeError(
+                f'state: {field!r} has NaN or infinity; call reset() to begin with an empty memory'
+            )

@@ -1,1 +1,0 @@
-"""Export and proof of streaming models: frames in order, state between them."""

@@ -1,0 +1,66 @@
+"""Ranges that a quantised checkpoint holds, by the paths of its quantisers. Needs numpy only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.distinct import check_distinct
+from mmdeploy_ext.core.errors import CheckpointError, UsageError
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.sparse.ranges import NodeRange, quantised, weight_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.sparse.ir import Node, SparseGraph
+
+
+def node_ranges(graph: SparseGraph, amax: Mapping[str, Any], source: str) -> dict[str, NodeRange]:
+    """Return node name -> ranges; see `Ranges.from_amax`."""
+    try:
+        check_distinct((key, _quantiser_path(key)) for key in amax)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from error
+    plain = {_quantiser_path(key): value for key, value in amax.items()}
+    nodes = {}
+    for node in quantised(graph):
+        kernel = _per_channel(source, node, plain) if isinstance(node, SparseConvolution) else ()
+        nodes[node.name] = NodeRange(node.module, _scalar(source, node, plain), *kernel)
+    return nodes
+
+
+def _quantiser_path(key: str) -> str:
+    path = key.removesuffix('._amax').removesuffix('.amax')
+    return path.replace('._input_quantizer', '.input_quantizer').replace(
+        '._weight_quantizer', '.weight_quantizer'
+    )
+
+
+def _scalar(source: str, node: Node, amax: Mapping[str, Any]) -> float | None:
+    paths = [f'{node.module}.input_quantizer']
+    if isinstance(node, Add):
+        paths.insert(0, f'{node.module}.quant_add.input_quantizer')
+    found = next((amax[path] for path in paths if path in amax), None)
+    if found is None:
+        return None
+    values = np.asarray(found, np.float64).reshape(-1)
+    if values.size != 1:
+        raise UsageError(
+            f'{source}: {node.name} ({node.module}): {values.size} ranges for its input, expected 1'
+        )
+    return float(values[0])
+
+
+def _per_channel(source: str, node: SparseConvolution, amax: Mapping[str, Any]) -> tuple[Any, float]:
+    found = amax.get(f'{node.module}.weight_quantizer')
+    if found is None:
+        return None, weight_norm(node)
+    values = np.asarray(found, np.float64).reshape(-1)
+    if values.size != node.out_channels:
+        raise UsageError(
+            f'{source}: {node.name} ({node.module}): {values.size} ranges for its weight, expected '
+            f'{node.out_channels}, one per output channel'
+        )
+    return tuple(map(float, values)), weight_norm(node)

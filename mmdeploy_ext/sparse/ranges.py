@@ -1,0 +1,362 @@
+"""Ranges (amax) of a sparse graph's quantisers, in a JSON file that people edit and reuse. Needs numpy only.
+
+A symmetric 8-bit quantiser with range `amax` has the scale amax/127: one range per tensor for the input of a
+convolution or an addition (whose two inputs share it), one per output channel for a convolution's weight.
+Ranges belong to node names, which are the same in both coordinate orders; so are the values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import atomic_path, read_json
+from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
+NORM_TOLERANCE = 1e-3
+"""Relative difference of a kernel's norm that is still the same kernel: folding in fp16 moves it by 1e-4."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeRange:
+    """Ranges of one node.
+
+    Attributes:
+        module: path of the module that it comes from; for the reader of the file.
+        input_amax: of its input, or None where it is not known.
+        weight_amax: (O,) per output channel; None for an addition, or where it is not known.
+        weight_norm: Frobenius norm of the folded kernel that the ranges were made for; None for an addition.
+    """
+
+    module: str
+    input_amax: float | None
+    weight_amax: tuple[float, ...] | None = None
+    weight_norm: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """Ranges of a whole graph.
+
+    Attributes:
+        nodes: node name -> ranges.
+        calibrator: how the inputs' ranges were found: 'mse', 'percentile 99.99', 'max', 'checkpoint', ...
+        source: what they were measured on, in words.
+        batches: number of sweeps that were measured.
+        graph_sha256: `graph_digest` of the graph.
+        checkpoint_sha256: of the checkpoint file, or '' where it is not known.
+        path: of the file that they were read from, or ''; not written.
+    """
+
+    nodes: Mapping[str, NodeRange]
+    calibrator: str
+    source: str
+    batches: int
+    graph_sha256: str
+    checkpoint_sha256: str = ''
+    path: str = ''
+
+    def __post_init__(self) -> None:
+        for name, node in self.nodes.items():
+            _check_node(self.where, name, node)
+
+    @property
+    def where(self) -> str:
+        """What messages call these ranges."""
+        return self.path or f'ranges of {self.source}'
+
+    def input_amax(self, name: str) -> float:
+        """Return the range of a node's input.
+
+        Raises:
+            UsageError: it is missing.
+        """
+        node = self.nodes.get(name)
+        if node is None or node.input_amax is None:
+            raise UsageError(_missing(self.where, [f'{name}.input_amax']))
+        return node.input_amax
+
+    def weight_amax(self, name: str) -> np.ndarray:
+        """Return (O,) float32, the ranges of a convolution's output channels.
+
+        Raises:
+            UsageError: they are missing.
+        """
+        node = self.nodes.get(name)
+        if node is None or node.weight_amax is None:
+            raise UsageError(_missing(self.where, [f'{name}.weight_amax']))
+        return np.array(node.weight_amax, np.float32)
+
+    def complete(self, graph: SparseGraph) -> list[str]:
+        """Return what the graph needs and the ranges lack, e.g. ['conv3.input_amax']; empty when complete."""
+        missing = []
+        for node in quantised(graph):
+            known = self.nodes.get(node.name)
+            if known is None or known.input_amax is None:
+                missing.append(f'{node.name}.input_amax')
+            if isinstance(node, SparseConvolution) and (known is None or known.weight_amax is None):
+                missing.append(f'{node.name}.weight_amax')
+        return missing
+
+    def check(self, graph: SparseGraph, checkpoint_sha256: str = '') -> None:
+        """Refuse ranges that are not this graph's, or not complete.
+
+        Args:
+            graph: folded, in either coordinate order.
+            checkpoint_sha256: of the checkpoint that the graph comes from, where it is known.
+
+        Raises:
+            UsageError: a node is unknown, another kernel, another graph, or a range is missing.
+        """
+        named = {node.name: node for node in quantised(graph)}
+        for name in self.nodes:
+            if name not in named:
+                raise UsageError(
+                    f'{self.where}: has ranges of {name!r}, no convolution or addition of this graph '
+                    f'({", ".join(list(named)[:4])}, ...); correct the name, or calibrate this model'
+                )
+        if missing := self.complete(graph):
+            raise UsageError(_missing(self.where, missing))
+        if self.graph_sha256 and self.graph_sha256 != (found := graph_digest(graph)):
+            raise UsageError(
+                f'{self.where}: are ranges of another network (graph {self.graph_sha256[:12]}, expected '
+                f'{found[:12]}); calibrate this one'
+            )
+        for node in graph.convolutions():
+            self._check_kernel(node, checkpoint_sha256)
+
+    def _check_kernel(self, node: SparseConvolution, checkpoint_sha256: str) -> None:
+        known = self.nodes[node.name]
+        if len(known.weight_amax or ()) != node.out_channels:
+            raise UsageError(
+                f'{self.where}: {node.name}.weight_amax has {len(known.weight_amax or ())} values, expected '
+                f'{node.out_channels}, one per output channel'
+            )
+        norm = weight_norm(node)
+        if known.weight_norm is None or abs(known.weight_norm - norm) <= NORM_TOLERANCE * max(norm, 1e-12):
+            return
+        files = ''
+        if checkpoint_sha256 and self.checkpoint_sha256:
+            files = f' (checkpoint {self.checkpoint_sha256[:12]}, this one is {checkpoint_sha256[:12]})'
+        raise UsageError(
+            f'{self.where}: are ranges of other weights{files}: {node.name} ({node.module}) has the norm '
+            f'{norm:.6g}, expected {known.weight_norm:.6g}; calibrate this checkpoint'
+        )
+
+    def half(self) -> Ranges:
+        """Return the ranges rounded to fp16, as the reference does for BEVFusion and not for CenterPoint.
+
+        Source: ALGORITHM.md section 5: `model.half()` casts BEVFusion's amax buffers.
+
+        Raises:
+            UsageError: a range is beyond what fp16 holds (6e-8 to 65504).
+        """
+        nodes = {
+            name: dataclasses.replace(
+                node,
+                input_amax=None if node.input_amax is None else _half(node.input_amax),
+                weight_amax=None if node.weight_amax is None else tuple(map(_half, node.weight_amax)),
+            )
+            for name, node in self.nodes.items()
+        }
+        return dataclasses.replace(self, nodes=nodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, for `from_json`."""
+        head = {'format': FORMAT, 'version': VERSION}
+        head |= {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
+        del head['nodes'], head['path']
+        head['nodes'] = {name: _node_json(node) for name, node in self.nodes.items()}
+        return head
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON, atomically: one line per value, so that it can be edited."""
+        content = self.to_json()
+        nodes = content.pop('nodes')
+        lines = [f' {json.dumps(key)}: {json.dumps(value)},' for key, value in content.items()]
+        blocks = []
+        for name, node in nodes.items():
+            fields = ',\n'.join(f'   {json.dumps(key)}: {json.dumps(value)}' for key, value in node.items())
+            blocks.append(f'  {json.dumps(name)}: {{\n{fields}\n  }}')
+        text = '\n'.join(['{', *lines, ' "nodes": {', ',\n'.join(blocks), ' }', '}'])
+        with atomic_path(path) as temporary:
+            temporary.write_text(text + '\n', encoding='utf-8')
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ranges:
+        """Read a file that `save` wrote, edited or not.
+
+        Raises:
+            UsageError: no JSON, another format, a key that is missing or unknown, a range that is not a
+                positive number.
+        """
+        return dataclasses.replace(cls.from_json(read_json(path), str(path)), path=str(path))
+
+    @classmethod
+    def from_json(cls, content: Any, where: str = 'ranges') -> Ranges:
+        """Read what `to_json` gives; `where` begins the messages."""
+        if not isinstance(content, dict) or content.get('format') != FORMAT:
+            raise UsageError(
+                f'{where}: is no file of ranges ("format" has to be "{FORMAT}"); make one with '
+                f'tools/quantization/scn_ptq.py --calibrate'
+            )
+        if content.get('version') != VERSION:
+            raise UsageError(f'{where}: has version {content.get("version")!r}, expected {VERSION}')
+        if not isinstance(content.get('nodes'), dict):
+            raise UsageError(f'{where}: has no "nodes"; expected node names with their ranges')
+        batches = content.get('batches', 0)
+        if not isinstance(batches, int):
+            raise UsageError(f'{where}: batches is {batches!r}; expected a number of sweeps')
+        nodes = {name: _node_of(where, name, node) for name, node in content['nodes'].items()}
+        return cls(
+            nodes,
+            str(content.get('calibrator', '')),
+            str(content.get('source', '')) or where,
+            batches,
+            str(content.get('graph_sha256', '')),
+            str(content.get('checkpoint_sha256', '')),
+        )
+
+    @classmethod
+    def from_amax(
+        cls,
+        graph: SparseGraph,
+        amax: Mapping[str, Any],
+        source: str = 'checkpoint',
+        checkpoint_sha256: str = '',
+    ) -> Ranges:
+        """Take the ranges that a quantised checkpoint holds, such as NVIDIA's.
+
+        Args:
+            graph: folded.
+            amax: quantiser's path -> range, as arrays or numbers. A convolution at module path M reads
+                `M._input_quantizer` and `M._weight_quantizer`, an addition in block M
+                `M.quant_add._input_quantizer` (or at M itself); a trailing `._amax` and names without
+                the leading underscore are the same. What is not there stays missing: see `complete`.
+            source: in words, for messages.
+            checkpoint_sha256: of the checkpoint file.
+
+        Raises:
+            UsageError: a range has another number of values than output channels, or is not positive.
+        """
+        from mmdeploy_ext.sparse.checkpoint_ranges import node_ranges
+
+        nodes = node_ranges(graph, amax, source)
+        return cls(nodes, 'checkpoint', source, 0, graph_digest(graph), checkpoint_sha256)
+
+
+def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
+    """Return the nodes that have ranges, in order.
+
+    Raises:
+        UsageError: batch normalisation is not folded yet; ranges belong to the folded kernels.
+    """
+    for node in graph.nodes:
+        if isinstance(node, BatchNorm):
+            raise UsageError(
+                f'{node.name} ({node.module}): batch normalisation is not folded; fold the graph'
+            )
+    return tuple(node for node in graph.nodes if isinstance(node, SparseConvolution | Add))
+
+
+def weight_norm(node: SparseConvolution) -> float:
+    """Return the Frobenius norm of a convolution's kernel."""
+    return float(np.linalg.norm(node.weight.astype(np.float64)))
+
+
+def graph_digest(graph: SparseGraph) -> str:
+    """Return the hex SHA-256 of a graph's sparse part without weights; equal in both coordinate orders."""
+    facts: list[Any] = [_canonical(graph, graph.spatial_shape), graph.in_channels]
+    for node in graph.nodes:
+        if isinstance(node, SparseConvolution | Add | Relu):  # the dense tail depends on the order
+            facts.append([node.op_type, node.name, node.inputs, node.output])
+        if isinstance(node, SparseConvolution):
+            triples = (node.kernel_size, node.stride, node.dilation)
+            facts.append([node.in_channels, node.out_channels, node.subm, node.inverse, node.activation])
+            facts.append([_canonical(graph, triple) for triple in triples])
+            # a submanifold kernel centres itself: what a model writes there says nothing
+            facts.append(None if node.subm else _canonical(graph, node.padding))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _canonical(graph: SparseGraph, triple: tuple[int, ...]) -> list[int]:
+    return [int(value) for value in (triple if graph.order == 'xyz' else reversed(triple))]
+
+
+def _check_node(where: str, name: str, node: NodeRange) -> None:
+    if node.input_amax is not None:
+        _check_amax(f'{where}: {name}.input_amax', node.input_amax)
+    for channel, value in enumerate(node.weight_amax or ()):
+        _check_amax(f'{where}: {name}.weight_amax[{channel}]', value)
+    if node.weight_norm is not None and not _is_finite(node.weight_norm):
+        raise UsageError(f'{where}: {name}.weight_norm is {node.weight_norm!r}; leave it as it was written')
+
+
+def _check_amax(where: str, value: float) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or value <= 0
+    ):
+        raise UsageError(f'{where} is {value!r}; expected a finite number above 0')
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _half(value: float) -> float:
+    rounded = float(np.float16(value)) if value < 65520 else math.inf
+    if not 0 < rounded < math.inf:
+        raise UsageError(
+            f'the range {value!r} does not fit into fp16 (6e-8 to 65504); keep the ranges in fp32'
+        )
+    return rounded
+
+
+def _missing(where: str, names: list[str]) -> str:
+    more = f' and {len(names) - 6} more' if len(names) > 6 else ''
+    return f'{where}: no range for {", ".join(names[:6])}{more}; calibrate again, or add them to the file'
+
+
+def _node_json(node: NodeRange) -> dict[str, Any]:
+    content: dict[str, Any] = {'module': node.module, 'input_amax': node.input_amax}
+    if node.weight_amax is not None:
+        content['weight_amax'] = list(node.weight_amax)
+    if node.weight_norm is not None:
+        content['weight_norm'] = node.weight_norm
+    return content
+
+
+def _node_of(where: str, name: str, content: Any) -> NodeRange:
+    known = {field.name for field in dataclasses.fields(NodeRange)}
+    if not isinstance(content, dict) or set(content) - known:
+        extra = sorted(set(content) - known) if isinstance(content, dict) else content
+        raise UsageError(f'{where}: {name} has {extra!r}; expected {", ".join(sorted(known))}')
+    weights = content.get('weight_amax')
+    if weights is not None and not isinstance(weights, list):
+        raise UsageError(
+            f'{where}: {name}.weight_amax is {weights!r}; expected a list, one per output channel'
+        )
+    node = NodeRange(
+        str(content.get('module', '')),
+        content.get('input_amax'),
+        None if weights is None else tuple(weights),
+        content.get('weight_norm'),
+    )
+    _check_node(where, name, node)
+    return node

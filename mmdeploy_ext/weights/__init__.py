@@ -1,0 +1,1 @@
+"""Checkpoints: strict and safe loading, and those of other repositories."""

@@ -1,0 +1,123 @@
+"""Names of the original SOLO repository's state dicts, and what mmdet 2.28.2 calls the same tensors.
+
+Source of the names: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask_heads`, mmdet 2.28.2
+`models/dense_heads`. Both build the same modules; no tensor changes its shape, no class is shifted.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.distinct import check_distinct
+from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.weights.convert.sources import SOURCES, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+COMMAND = 'tools/convert/solo_wxinlong.py'
+
+MODULES = (
+    ('bbox_head.solo_ins_list', 'mask_head.conv_mask_list'),
+    ('bbox_head.dsolo_ins_list_x', 'mask_head.conv_mask_list_x'),
+    ('bbox_head.dsolo_ins_list_y', 'mask_head.conv_mask_list_y'),
+    ('bbox_head.ins_convs', 'mask_head.mask_convs'),
+    ('bbox_head.ins_convs_x', 'mask_head.mask_convs_x'),
+    ('bbox_head.ins_convs_y', 'mask_head.mask_convs_y'),
+    ('bbox_head.cate_convs', 'mask_head.cls_convs'),
+    ('bbox_head.kernel_convs', 'mask_head.kernel_convs'),
+    ('bbox_head.solo_cate', 'mask_head.conv_cls'),
+    ('bbox_head.dsolo_cate', 'mask_head.conv_cls'),
+    ('bbox_head.solo_kernel', 'mask_head.conv_kernel'),
+    ('mask_feat_head.convs_all_levels', 'mask_head.mask_feature_head.convs_all_levels'),
+    ('mask_feat_head.conv_pred.0', 'mask_head.mask_feature_head.conv_pred'),
+    ('backbone', 'backbone'),
+    ('neck', 'neck'),
+)
+"""Modules of the original repository and what mmdet calls them; what is below one keeps its name."""
+OFFSET = re.compile(r'^(.+)_offset\.(weight|bias)$')
+# a key that only this kind of head has in the original repository -> mmdet's head
+HEADS = {
+    r'^bbox_head\.solo_kernel\.': 'SOLOV2Head',
+    r'^bbox_head\.solo_ins_list\.': 'SOLOHead',
+    r'^bbox_head\.ins_convs_x\.': 'DecoupledSOLOHead',
+    r'^bbox_head\.dsolo_ins_list_x\.': 'DecoupledSOLOLightHead',
+}
+
+
+def original_head(keys: Iterable[str]) -> str:
+    """Return mmdet's type for the head of an original state dict; '' where it is none.
+
+    Args:
+        keys: names of a state dict.
+    """
+    names = list(keys)
+    return next((head for rule, head in HEADS.items() if any(re.match(rule, key) for key in names)), '')
+
+
+def modern_offset(key: str, keys: Collection[str]) -> str:
+    """Return the present name of a deformable convolution's offset layer, other keys as they are.
+
+    Old checkpoints write `conv2_offset.weight` for what is `conv2.conv_offset.weight` now. In a tower the
+    convolution itself is called `conv`, so that the old name `0.conv_offset.weight` looks like a new one;
+    what tells them apart is which of the two has the convolution's own weight beside it.
+
+    Source: the two spellings of mmcv-full 1.7.2, `mmcv/ops/modulated_deform_conv.py`, before version 2.
+    """
+    match = OFFSET.match(key)
+    if not match:
+        return key
+    module, leaf = match.groups()
+    parent = module.rpartition('.')[0]
+    if module.endswith('.conv') and f'{parent}.weight' in keys:
+        return key
+    return f'{module}.conv_offset.{leaf}' if f'{module}.weight' in keys else key
+
+
+def converted_names(keys: Collection[str]) -> dict[str, str]:
+    """Return original name -> mmdet's name for every key.
+
+    Args:
+        keys: all names of an original state dict.
+
+    Raises:
+        CheckpointError: a key without a rule, or two keys that become the same one.
+    """
+    names = {key: _converted(modern_offset(key, keys)) for key in keys}
+    unknown = [key for key, name in names.items() if not name]
+    if unknown:
+        raise CheckpointError(
+            f'{len(unknown)} keys belong to no model of the original SOLO repository: {unknown[:5]}; '
+            f'expected backbone.*, neck.*, bbox_head.* and mask_feat_head.* as that repository saves them'
+        )
+    check_distinct(names.items())
+    return names
+
+
+def _converted(key: str) -> str:
+    return next((name for original, new in MODULES if (name := _moved(key, original, new))), '')
+
+
+def original_name(key: str, decoupled: bool = False) -> str:
+    """Return the original repository's name of a tensor of mmdet; original names stay as they are.
+
+    Args:
+        key: of a state dict.
+        decoupled: of Decoupled SOLO.
+    """
+    pairs = reversed(MODULES) if decoupled else MODULES
+    return next((name for original, new in pairs if (name := _moved(key, new, original))), key)
+
+
+def _moved(key: str, old: str, new: str) -> str:
+    """Return the key of a tensor below the module `old` as that below `new`; '' for any other tensor."""
+    return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''
+
+
+def _of_original(keys: Collection[str]) -> str:
+    known = original_head(keys)
+    return 'is a checkpoint of the original SOLO repository, whose names mmdet does not know' if known else ''
+
+
+SOURCES.append(Source(COMMAND, _of_original))

@@ -1,0 +1,189 @@
+"""Checkpoints of the original SOLO repository (WXinlong/SOLO) as those of mmdet 2.28.2."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
+from mmdeploy_ext.core.files import atomic_path, check_writable
+from mmdeploy_ext.weights.checkpoint import Checkpoint, check_finite, check_types, listed, load_checkpoint
+from mmdeploy_ext.weights.convert import solo_names
+from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
+from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEPT_META = ('CLASSES', 'epoch', 'iter')
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A converted checkpoint.
+
+    Attributes:
+        state_dict: mmdet's names in mmdet's order; the tensors themselves are those of the file.
+        cfg: the config that fits, changed where it had to be.
+        changes: what was changed in it, one line each.
+        own: the model's tensors, on the meta device.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    cfg: Any
+    changes: list[str]
+    own: dict[str, torch.Tensor]
+
+
+def convert(source: Checkpoint, cfg: Any) -> Converted:
+    """Rename a state dict of the original repository and fit the config to it.
+
+    Args:
+        source: the original checkpoint.
+        cfg: config of mmdet for the same head; it is changed in place.
+
+    Raises:
+        CheckpointError: not an original SOLO checkpoint, another head than the config's, or a key or shape
+            that the config's model does not account for.
+        ConfigError: the config is none of SOLO's.
+    """
+    check_config(cfg)
+    try:
+        return _convert(source, cfg)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source.path}: {error}') from error
+
+
+def _convert(source: Checkpoint, cfg: Any) -> Converted:
+    head = solo_names.original_head(source.state_dict)
+    if not head:
+        raise CheckpointError(_not_original(source.state_dict))
+    names = solo_names.converted_names(source.state_dict)
+    tensors = {name: source.state_dict[key] for key, name in names.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_head(cfg, head, shapes, source.meta.get('config'))
+    changes = fit_config(cfg, shapes)
+    own = model_tensors(cfg)
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    for name, shape in expected.items():
+        if name.endswith('num_batches_tracked') and name not in tensors:
+            tensors[name] = torch.zeros(shape, dtype=torch.int64)  # older PyTorch did not count them
+    _account(tensors, expected, cfg.filename)
+    return Converted({name: tensors[name] for name in expected}, cfg, changes, own)
+
+
+def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
+    if any(key.startswith('mask_head.') for key in state_dict):
+        return "has mmdet's names (mask_head.*) already: use it as it is"
+    return (
+        f'is no checkpoint of the original SOLO repository: expected bbox_head.solo_*, bbox_head.dsolo_* '
+        f'keys, got {listed(list(state_dict))}'
+    )
+
+
+def model_shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the state dict of the config's model; see `model_tensors`."""
+    return {name: tuple(tensor.shape) for name, tensor in model_tensors(cfg).items()}
+
+
+def model_tensors(cfg: Any) -> dict[str, torch.Tensor]:
+    """Return the state dict of the config's model, without giving it memory.
+
+    Raises:
+        ConfigError: the model cannot be built.
+    """
+    from mmdet.models import build_detector
+
+    model = cfg.model.copy()
+    model.pop('pretrained', None)
+    try:
+        with torch.device('meta'):
+            built = build_detector(model)
+    except Exception as error:
+        raise ConfigError(f'{cfg.filename}: the model cannot be built ({error})') from error
+    return built.state_dict()
+
+
+def _account(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], config: str
+) -> None:
+    """Check that names and shapes are the model's own, every one."""
+    shapes = [
+        f'{name}: {tuple(tensor.shape)} in the file, {expected[name]} in the model'
+        for name, tensor in tensors.items()
+        if name in expected and tuple(tensor.shape) != expected[name]
+    ]
+    parts = {
+        'shapes differ for': shapes,
+        'missing keys': [name for name in expected if name not in tensors],
+        'unexpected keys': [name for name in tensors if name not in expected],
+    }
+    problems = [f'{title} {listed(names)}' for title, names in parts.items() if names]
+    if problems:
+        raise CheckpointError(
+            f'does not fit the model of {config}: {"; ".join(problems)} (named as in mmdet). Give the config '
+            f'of the same backbone, tower width and depth with --config'
+        )
+
+
+def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
+    """Convert a file and write it, and beside it the fitting config where the given one does not fit.
+
+    Args:
+        source: checkpoint of the original repository.
+        target: checkpoint to write; the config gets its name with `.py`.
+        cfg: config of mmdet, as `load_config` gives it.
+
+    Returns:
+        What was converted, and the config that was written, if any.
+
+    Raises:
+        CheckpointError: see `convert`; weights that are not finite, or codes in their place.
+        ConfigError: see `convert`.
+        UsageError: a path that cannot be written, or a config of other content where one has to go.
+    """
+    target = Path(target)
+    check_config(cfg)
+    check_output(source, target, cfg.filename)
+    loaded = load_checkpoint(source)
+    converted = convert(loaded, cfg)
+    check_types(source, converted.state_dict, converted.own)
+    check_finite(source, converted.state_dict)
+    text = _text(converted.cfg)
+    meta = {key: loaded.meta[key] for key in KEPT_META if _is_plain(loaded.meta.get(key))}
+    meta['config'] = text  # as mmdet keeps it; SOLOv2's grids are told nowhere else
+    if not converted.changes:
+        save_checkpoint(target, converted.state_dict, meta)
+        return converted, None
+    config = target.with_suffix('.py')
+    text = f'# The config of mmdet that fits {target.name}, written by {solo_names.COMMAND}.\n{text}'
+    _check_config_file(config, text)
+    with atomic_path(config) as temporary:  # gets its name after the checkpoint has got its own
+        temporary.write_text(text, encoding='utf-8')
+        save_checkpoint(target, converted.state_dict, meta)
+    return converted, config
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int) or (
+        isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
+    )
+
+
+def _text(cfg: Any) -> str:
+    try:
+        return cfg.pretty_text
+    except Exception as error:  # of yapf, which cannot parse what is no literal
+        raise ConfigError(
+            f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
+            f'expected plain ones: numbers, texts, lists, dicts'
+        ) from error
+
+
+def _check_config_file(path: Path, text: str) -> None:
+    check_writable(path)
+    if path.exists() and path.read_bytes() != text.encode():
+        raise UsageError(f'{path}: is there already with other content; move it away or choose another name')

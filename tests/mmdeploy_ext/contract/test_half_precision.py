@@ -1,0 +1,257 @@
+"""`--precision fp16`: what is float16, what stays float32, and that a proof never calls it proven."""
+
+import dataclasses
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+import toy_solo
+from mmdeploy_ext.apps import backend_config, export_app, verify_app
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.contract.precision import in_precision, with_half_features
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.ladder import prove
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+
+KEEP = '*/bbox_head/*'
+
+
+@pytest.fixture(scope='module')
+def deployment():
+    return load_toy()
+
+
+@pytest.fixture(scope='module')
+def files(deployment, tmp_path_factory):
+    """Return three exports of one form each."""
+    folder = tmp_path_factory.mktemp('half')
+    fixed = dict(dynamic=False, precision='fp16')
+    return dict(
+        full=export_toy(deployment, folder / 'full.onnx', **fixed),
+        kept=export_toy(deployment, folder / 'kept.onnx', form='raw', keep_fp32=(KEEP,), **fixed),
+        ends=export_toy(deployment, folder / 'ends.onnx', form='raw', fp16_io=True, **fixed),
+    )
+
+
+def types_of(model):
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    return {value.name: value.type.tensor_type.elem_type for value in values}
+
+
+def images():
+    return [('toy.jpg', read_image(PICTURE))]
+
+
+def feeds_of(deployment, model):
+    prepared = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), 256, 320)
+    return {'input': deployment.family.feeds([prepared], True)['input']}
+
+
+def test_the_network_is_float16_and_post_processing_and_ends_are_float32(files):
+    model = onnx.load(files['full'])
+    types = types_of(model)
+    convolutions = {types[node.output[0]] for node in model.graph.node if node.op_type == 'Conv'}
+    assert convolutions == {TensorProto.FLOAT16}
+    after = [node for node in model.graph.node if node.name.startswith('postprocess/')]
+    assert after
+    for node in after:
+        assert TensorProto.FLOAT16 not in [types.get(name) for name in node.output], node.name
+    ends = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    assert TensorProto.FLOAT16 not in ends
+
+
+def test_the_file_says_what_it_is(files):
+    kept = read_metadata(files['kept']).options
+    assert (kept['precision'], kept['fp16_io'], kept['keep_fp32']) == ('fp16', False, [KEEP])
+    props = {entry.key: entry.value for entry in onnx.load(files['kept']).metadata_props}
+    assert int(props['fp16.kept_nodes']) > 0
+
+
+def test_nodes_kept_by_pattern_are_float32(files):
+    model = onnx.load(files['kept'])
+    types = types_of(model)
+    found = {True: set(), False: set()}
+    for node in model.graph.node:
+        if node.op_type == 'Conv':
+            found['/bbox_head/' in node.name].add(types[node.output[0]])
+    assert found == {True: {TensorProto.FLOAT}, False: {TensorProto.FLOAT16}}
+
+
+def test_float16_ends_are_written_by_option_and_fed_and_read_in_float32(deployment, files):
+    spec = read_metadata(files['ends']).spec
+    assert {tensor.dtype for tensor in (*spec.inputs, *spec.outputs)} == {'float16'}
+    with build_backend('OnnxRuntimeBackend', files['ends']) as ends:
+        got = ends.infer(feeds_of(deployment, ends))
+    with build_backend('OnnxRuntimeBackend', files['kept']) as kept:
+        wanted = kept.infer(feeds_of(deployment, kept))
+    for name, array in got.items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, wanted[name], atol=0.02 * np.abs(wanted[name]).max())
+
+
+def test_pixels_and_detections_stay_float32_outside(deployment):
+    options = ExportOptions(form='decode', height=256, width=320)
+    spec = with_half_features(deployment.family.spec(deployment.model, options))
+    assert {tensor.name: tensor.dtype for tensor in spec.outputs} == dict(
+        boxes='float32', scores='float16', centerness='float16'
+    )
+    spec = with_half_features(deployment.family.spec(deployment.model, ExportOptions(height=256, width=320)))
+    assert [tensor.dtype for tensor in spec.inputs] == ['float16', 'float32', 'float32']
+    assert 'float16' not in [tensor.dtype for tensor in spec.outputs]
+
+
+def test_a_second_conversion_changes_nothing(files):
+    for path in files.values():
+        model, metadata = onnx.load(path), read_metadata(path)
+        options = ExportOptions.from_json({k: v for k, v in metadata.options.items() if k != 'cfg_options'})
+        again = in_precision(model, metadata.spec, options)
+        assert again.SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize('name', ['full', 'kept', 'ends'])
+def test_a_verdict_is_within_bars_and_never_proven(deployment, files, name):
+    verdict, _ = prove(deployment, files[name], images())
+    assert verdict.passed and not verdict.proven, verdict.reasons
+    assert verdict.title == 'WITHIN FP16 BARS'
+    cosines = [row.cosine for case in verdict.cases for row in case.tensors]
+    assert cosines and min(cosines) >= 0.999
+    assert any('not those of float32' in note for note in verdict.notes)
+    assert any('was rounded' in note for note in verdict.notes)
+
+
+def test_float16_that_a_file_does_not_own_up_to_is_not_proven(deployment, files, tmp_path):
+    model = onnx.load(files['full'])
+    entry = next(entry for entry in model.metadata_props if entry.key == 'mm2onnx.options')
+    entry.value = entry.value.replace('"fp16"', '"fp32"')
+    path = str(tmp_path / 'silent.onnx')
+    onnx.save(model, path)
+    verdict, _ = prove(deployment, path, images())
+    assert not verdict.passed
+    assert any(check.name == 'precision' and not check.passed for check in verdict.structure)
+
+
+def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
+    model = onnx.load(files['kept'])
+    half = [value for value in model.graph.initializer if value.data_type == TensorProto.FLOAT16]
+    largest = max(half, key=lambda value: numpy_helper.to_array(value).size)
+    array = numpy_helper.to_array(largest)
+    largest.CopyFrom(numpy_helper.from_array(array[::-1].copy(), largest.name))
+    path = str(tmp_path / 'faulty.onnx')
+    onnx.save(model, path)
+    verdict, _ = prove(deployment, path, images())
+    assert not verdict.passed and verdict.title == 'NOT WITHIN FP16 BARS'
+    assert any('below 0.999' in row.reason for case in verdict.cases for row in case.tensors)
+
+
+def shared_peaks(path, wanted, feeds):
+    """Return the share of PyTorch's peaks, cells that points NMS keeps, that a file keeps too."""
+    with build_backend('OnnxRuntimeBackend', path) as backend:
+        got = backend.infer(feeds)['cate_pred']
+    return float(((got > 0) & (wanted > 0)).sum() / ((got > 0) | (wanted > 0)).sum())
+
+
+def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
+    """An engine that rounds one side of the comparison of a plain conversion finds other peaks."""
+    deployment = toy_solo.load_toy('solov2', tmp_path)
+    height, width = toy_solo.TRACED
+    picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), height, width)
+    options = ExportOptions(form='raw', height=height, width=width)
+    model, metadata = deploy.export_model(deployment, options, [picture])
+    half = in_precision(model, metadata.spec, dataclasses.replace(options, precision='fp16'))
+    paths = {}
+    for name, written in (('default', half), ('plain', to_fp16(model, metadata.spec))):
+        paths[name] = str(tmp_path / f'{name}.onnx')
+        export.save(written, paths[name], metadata)
+    feeds = {'input': picture.tensor[None]}
+    wanted = deployment.family.reference_tensors(deployment.model, feeds, 'raw', 'separate')['cate_pred']
+    shared = {name: shared_peaks(path, wanted, feeds) for name, path in paths.items()}
+    assert shared['default'] > 0.98 > shared['plain'], shared
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (['--precision', 'bf16'], 'no bfloat16 form.*inference-precision bf16'),
+        (['--fp16-io'], '--fp16-io goes with precision fp16, got fp32'),
+        (['--keep-fp32', 'x'], '--keep-fp32 goes with precision fp16'),
+        (['--inference-precision', 'bf16'], '--inference-precision goes with --engine openvino'),
+    ],
+)
+def test_options_that_do_nothing_are_refused_before_the_weights_load(given, message, tmp_path, capsys):
+    target = str(tmp_path / 'm.onnx')
+    status = export_app.main(lambda: None, [CONFIG, 'none.pth', '--output-file', target, *given])
+    assert status == 2
+    assert re.search(message, capsys.readouterr().err.replace('\n', ' '))
+
+
+def test_a_pattern_that_fits_nothing_is_refused_with_similar_names(deployment, tmp_path):
+    wrong = dict(precision='fp16', keep_fp32=('*atss_clz*',))
+    with pytest.raises(UsageError, match=r'atss_clz.*fits the name, operator, module or output of no node'):
+        export_toy(deployment, tmp_path / 'm.onnx', dynamic=False, **wrong)
+    assert not (tmp_path / 'm.onnx').exists()
+
+
+def settings(**changes):
+    cfg = load_config(CONFIG)
+    cfg.backend_config = dict(type='OnnxRuntimeBackend', **changes)
+    return cfg, backend_config.read_settings(cfg)
+
+
+def test_a_config_asks_for_float16_as_the_command_line_does():
+    _, found = settings(precision='fp16', keep_fp32=KEEP, fp16_io=True)
+    options = backend_config.graph_options(found)
+    assert (options.precision, options.fp16_io, options.keep_fp32) == ('fp16', True, (KEEP,))
+    assert backend_config.precision(found) == 'fp16'
+    assert backend_config.precision(dict(inference_precision='bf16')) == 'bf16'
+
+
+def test_a_config_that_asks_for_a_bf16_file_is_told_where_bf16_is(deployment, tmp_path):
+    cfg, found = settings(precision='bf16')
+    check = backend_config.graph_check(found, tmp_path)
+    with pytest.raises(ConfigError, match=r"no bfloat16 form.*inference_precision='bf16'"):
+        check(cfg, deployment.family, deployment.model)
+
+
+def test_verify_exits_0_within_bars_and_its_json_says_which_claim(files, tmp_path, capsys):
+    target = tmp_path / 'v.json'
+    status = verify_app.main(lambda: None, [CONFIG, CHECKPOINT, files['full'], '--json', str(target)])
+    assert status == 0
+    assert read_json(target)['verdict'] == 'within fp16 bars'
+    said = capsys.readouterr().out
+    assert 'WITHIN FP16 BARS' in said and 'PROVEN' not in said
+
+
+def has_bf16():
+    openvino = pytest.importorskip('openvino', reason='OpenVINO is an extra: pip install openvino')
+    return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+
+
+def test_verify_tells_bf16_of_openvino_by_option(deployment, tmp_path):
+    """A float32 file is judged as bfloat16 where the engine was asked to compute in it."""
+    if not has_bf16():
+        pytest.skip('skipped: this CPU has no bfloat16')
+    path = export_toy(deployment, tmp_path / 'm.onnx', form='raw', dynamic=False)
+    target = tmp_path / 'v.json'
+    engine = ['--engine', 'openvino', '--inference-precision', 'bf16', '--json', str(target)]
+    assert verify_app.main(lambda: None, [CONFIG, CHECKPOINT, path, *engine]) in (0, 1)
+    verdict = read_json(target)
+    assert verdict['verdict'].removeprefix('not ') == 'within bf16 bars'
+    rows = [row for case in verdict['cases'] for row in case['tensors']]
+    assert max(row['max_rel'] for row in rows) > 1e-3, 'it computed in float32'
+
+
+def test_an_inference_precision_that_there_is_not_is_refused():
+    with pytest.raises(ConfigError, match=r"inference_precision='int4': expected one of fp32, bf16, fp16"):
+        build_backend('OpenVinoBackend', 'm.onnx', inference_precision='int4')

@@ -1,0 +1,112 @@
+"""What a file says about itself survives the file, and a file without it is refused by name."""
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from mmdeploy_ext.contract.metadata import LATER, PREFIX, Metadata, read_metadata
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.inputs.pictures import PreprocessRule
+
+METADATA = Metadata(
+    family='atss',
+    form='raw',
+    spec=GraphSpec(
+        'atss/raw',
+        (TensorSpec('x', 'float32', ('B', 4)),),
+        (TensorSpec('y', 'float32', ('B', 4), groups=(ColumnGroup('first', (0, 1)),)),),
+        (('y', 'x'),),
+    ),
+    preprocess=PreprocessRule((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), False, (1333, 800), size=(608, 800)),
+    classes=('人', 'car "x"', ''),
+    postprocess=dict(score_thr=0.05, base_anchors=[[[-16.0, -16.0, 16.0, 16.0]]]),
+    options=dict(opset=17, exporter='torchscript', dynamic=True),
+    config='atss.py',
+    config_sha256='c' * 64,
+    checkpoint_sha256='d' * 64,
+    versions=dict(torch='2.13.0'),
+)
+
+
+@pytest.fixture
+def model():
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ['B', 4]) for name in 'xy']
+    graph = helper.make_graph([helper.make_node('Relu', ['x'], ['y'])], 'g', value[:1], value[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+
+
+def write(model, path, props):
+    onnx.helper.set_model_props(model, props)
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def test_survives_the_file_through_onnx_and_through_onnxruntime(model, tmp_path):
+    path = write(model, tmp_path / 'm.onnx', METADATA.to_props())
+    assert read_metadata(path) == METADATA
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    assert Metadata.from_props(session.get_modelmeta().custom_metadata_map) == METADATA
+    assert session.run(None, {'x': np.ones((1, 4), np.float32)})[0].sum() == 4
+
+
+def test_every_field_is_one_json_value():
+    props = METADATA.to_props()
+    assert set(props) == {PREFIX + field.name for field in dataclasses.fields(Metadata)}
+    assert all(isinstance(value, str) for value in props.values())
+    assert json.loads(props[PREFIX + 'classes'])[0] == '人'
+
+
+@pytest.mark.parametrize(
+    'field', [field.name for field in dataclasses.fields(Metadata) if field.name not in LATER]
+)
+def test_a_file_without_one_field_is_refused_by_name(model, tmp_path, field):
+    props = METADATA.to_props()
+    del props[PREFIX + field]
+    path = write(model, tmp_path / 'm.onnx', props)
+    with pytest.raises(ModelFileError, match=rf'm\.onnx: has no mm2onnx metadata \(mm2onnx\.{field} is'):
+        read_metadata(path)
+
+
+@pytest.mark.parametrize('value', ['{', '[]', '{"name": "x"}', '{"preprocess": 1}'])
+@pytest.mark.parametrize('field', ['spec', 'preprocess'])
+def test_damaged_metadata_is_refused_by_name(model, tmp_path, field, value):
+    path = write(model, tmp_path / 'm.onnx', {**METADATA.to_props(), PREFIX + field: value})
+    with pytest.raises(ModelFileError, match=r'm\.onnx: its mm2onnx metadata is damaged.*export it again'):
+        read_metadata(path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [(None, 'no such ONNX file'), (b'\x00garbage' * 9, 'is not a readable'), (b'', 'metadata')],
+)
+def test_missing_and_corrupt_files_are_named(tmp_path, content, message):
+    path = tmp_path / 'broken.onnx'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf'broken\.onnx: .*{message}'):
+        read_metadata(str(path))
+
+
+def test_another_family_or_form_is_refused_by_name():
+    METADATA.require('f.onnx', 'atss', ('raw', 'decode'))
+    with pytest.raises(ModelFileError, match=r"f\.onnx: is a model of family 'atss', expected 'solo'"):
+        METADATA.require('f.onnx', 'solo')
+    with pytest.raises(ModelFileError, match=r"form is 'raw', expected decode or full"):
+        METADATA.require('f.onnx', 'atss', ('decode', 'full'))
+
+
+def test_facts_without_a_key_name_the_file_and_are_plain_data_otherwise(model, tmp_path):
+    path = write(model, tmp_path / 'm.onnx', METADATA.to_props())
+    options = read_metadata(path).options
+    with pytest.raises(ModelFileError, match=r"m\.onnx: mm2onnx\.options has no 'magic'; export it again"):
+        options['magic']
+    assert copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == options
+    assert dataclasses.asdict(read_metadata(path))['options'] == options

@@ -1,0 +1,113 @@
+"""The spec survives JSON, and refuses wrong feeds with the name, what was got and what was expected."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import ShapeError
+
+IMAGE = TensorSpec('input', 'float32', ('B', 3, 'H', 'W'), 'pixels', 'pixel')
+SIZES = TensorSpec('img_shape', 'float32', ('B', 2), default=0.0)
+MEMORY = TensorSpec('pre_memory', 'float32', (1, 8, 4), groups=(ColumnGroup('xy', (0, 1), 'm', 1e-3, 0.5),))
+SPEC = GraphSpec(
+    'toy/full',
+    (IMAGE, SIZES, MEMORY),
+    (
+        TensorSpec('dets', 'float32', ('B', 'n', 5), compare='detections'),
+        TensorSpec('post', 'float32', (1, 8, 4)),
+    ),
+    (('post', 'pre_memory'),),
+)
+FEEDS = dict(
+    input=np.zeros((2, 3, 32, 64), np.float32),
+    img_shape=np.zeros((2, 2), np.float32),
+    pre_memory=np.zeros((1, 8, 4), np.float32),
+)
+
+
+def test_spec_survives_json():
+    assert GraphSpec.from_json(json.loads(json.dumps(SPEC.to_json()))) == SPEC
+
+
+names = st.text('abcdefgh_', min_size=1, max_size=8)
+axes = st.lists(st.one_of(st.integers(1, 999), st.sampled_from('BHWN')), max_size=4).map(tuple)
+groups = st.lists(
+    st.builds(
+        ColumnGroup,
+        names,
+        st.one_of(st.none(), st.lists(st.integers(0, 9), max_size=3).map(tuple)),
+        st.just('m'),
+        st.floats(0, 1),
+        st.floats(0, 1),
+    ),
+    max_size=2,
+).map(tuple)
+tensors = st.builds(
+    TensorSpec,
+    names,
+    st.sampled_from(['float32', 'int64']),
+    axes,
+    names,
+    names,
+    groups,
+    st.one_of(st.none(), st.floats(-9, 9)),
+    st.booleans(),
+)
+
+
+@given(st.lists(tensors, max_size=3).map(tuple), st.lists(tensors, max_size=3).map(tuple))
+def test_any_spec_survives_json(inputs, outputs):
+    spec = GraphSpec('any', inputs, outputs, (('a', 'b'),))
+    assert GraphSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_names_axes_and_groups():
+    assert SPEC.input_names == ['input', 'img_shape', 'pre_memory']
+    assert SPEC.output_names == ['dets', 'post']
+    assert IMAGE.dynamic_axes == {0: 'B', 2: 'H', 3: 'W'}
+    assert IMAGE.shape_text() == 'Bx3xHxW'
+    assert TensorSpec('t', 'float32', ()).shape_text() == 'scalar'
+    assert IMAGE.column_groups == (ColumnGroup(unit='pixel', rtol=DEFAULT_RTOL),)
+    assert MEMORY.column_groups == MEMORY.groups
+    assert SPEC.tensor('post').axes == (1, 8, 4)
+
+
+def test_unknown_tensor_lists_those_that_exist():
+    with pytest.raises(ShapeError, match=r"'nothing' is not a tensor of toy/full.*input.*dets"):
+        SPEC.tensor('nothing')
+
+
+def test_right_feeds_pass_with_and_without_the_optional_one():
+    SPEC.check_feeds(FEEDS)
+    SPEC.check_feeds({name: FEEDS[name] for name in ('input', 'pre_memory')})
+
+
+@pytest.mark.parametrize(
+    ('name', 'array', 'message'),
+    [
+        ('input', None, r"input 'input' of toy/full is missing; it takes float32 Bx3xHxW"),
+        ('inputs', np.zeros(1), r"'inputs' is not an input of toy/full; its inputs are input, img_shape"),
+        ('input', np.zeros((1, 3, 8, 8)), r"'input': got float64 1x3x8x8, expected float32 Bx3xHxW"),
+        ('input', np.zeros((3, 8, 8), np.float32), r'got shape 3x8x8 with 3 axes, expected float32 Bx3xHxW'),
+        ('input', np.zeros((2, 4, 8, 8), np.float32), r'got shape 2x4x8x8, expected float32 Bx3xHxW'),
+        ('input', np.zeros((0, 3, 8, 8), np.float32), r'got shape 0x3x8x8, a batch of no images; expected'),
+        ('pre_memory', np.zeros((1, 9, 4), np.float32), r"'pre_memory': got shape 1x9x4, expected.*1x8x4"),
+        ('img_shape', np.zeros((1, 2), np.float32), r"'img_shape': got shape 1x2, but B is 2 in 'input'"),
+    ],
+)
+def test_wrong_feeds_are_refused_by_name(name, array, message):
+    feeds = dict(FEEDS)
+    feeds.pop(name, None)
+    if array is not None:
+        feeds[name] = array
+    with pytest.raises(ShapeError, match=message):
+        SPEC.check_feeds(feeds)
+
+
+def test_a_fixed_axis_says_what_to_do():
+    with pytest.raises(ShapeError, match='resize and pad to it, or export with --dynamic-export'):
+        SPEC.check_feeds({**FEEDS, 'pre_memory': np.zeros((2, 8, 4), np.float32)})

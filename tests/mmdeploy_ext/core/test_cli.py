@@ -1,0 +1,310 @@
+"""What all tools share: one `error:` line, exit codes, tracebacks only with --debug."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.apps import options
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    Mm2OnnxError,
+    ShapeError,
+    UsageError,
+    after_weights,
+    root_cause,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def parser() -> cli.ArgumentParser:
+    made = cli.ArgumentParser(prog='tool')
+    made.add_argument('--size', type=int)
+    cli.add_debug_option(made)
+    return made
+
+
+def raising(error: BaseException):
+    def body(_):
+        raise error
+    return body
+
+
+@pytest.mark.parametrize(('error', 'status'), [
+    (UsageError('a'), 2), (ConfigError('a'), 2), (CheckpointError('a'), 2), (Mm2OnnxError('a'), 1),
+    (ShapeError('a'), 1), (ExportError('a'), 1), (OSError(28, 'a'), 1),
+    (MemoryError('a'), 1), (KeyboardInterrupt(), 130)])
+def test_an_error_is_one_line_and_an_exit_status(error, status, capsys):
+    assert cli.run(raising(error), parser(), []) == status
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('error: ') and err.count('\n') == 1
+
+
+def test_a_message_of_several_lines_is_folded(capsys):
+    cli.run(raising(UsageError('what\n  got\texpected\n')), parser(), [])
+    assert capsys.readouterr().err == 'error: what got expected\n'
+
+
+def test_an_error_without_a_message_says_its_name(capsys):
+    cli.run(raising(MemoryError()), parser(), [])
+    assert capsys.readouterr().err == 'error: MemoryError\n'
+
+
+@pytest.mark.parametrize('error', [UsageError('a'), OSError(28, 'a')])
+def test_debug_shows_the_traceback_before_the_line(error, capsys):
+    assert cli.run(raising(error), parser(), ['--debug']) in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'Traceback (most recent call last):' and lines[-1].startswith('error: ')
+
+
+def test_an_error_of_our_own_making_is_not_hidden():
+    with pytest.raises(AttributeError):
+        cli.run(raising(AttributeError('a bug')), parser(), [])
+
+
+def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(capsys):
+    assert cli.run(raising(ModuleNotFoundError("No module named 'cv2.x'", name='cv2.x')), parser(), []) == 2
+    assert capsys.readouterr().err.startswith(f'error: cv2 is not installed for {sys.executable}; activate ')
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(raising(ModuleNotFoundError("No module named 'projects.x'", name='projects.x')), parser(), [])
+
+
+@pytest.mark.parametrize('words', [
+    ['tools/deployment/solo2onnx.py', 'c.py', 'c.pth'],
+    ['tools/deployment/verify.py', 'c.py', 'c.pth', 'm.onnx'],
+    ['tools/test.py', 'c.py', 'c.pth', '--eval', 'segm'],
+    ['tools/onnx/graph.py', 'show', 'm.onnx'],
+])
+def test_without_any_package_the_help_is_shown_and_the_tool_names_the_one_that_is_missing(words, tmp_path):
+    bare = [sys.executable, '-I', '-S', str(REPOSITORY / words[0])]
+    done = subprocess.run([*bare, '--help'], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith('usage: ') and not done.stderr
+    done = subprocess.run([*bare, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and ' is not installed for ' in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_the_status_of_the_body_is_the_status_of_the_tool():
+    assert [cli.run(lambda args: args.size, parser(), ['--size', str(size)]) for size in (0, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    (['--size', 'x'], "argument --size: invalid int value: 'x'"),
+    (['--none'], 'unrecognized arguments: --none')])
+def test_a_wrong_option_is_one_line_and_names_the_help(words, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.run(lambda args: 0, parser(), words)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f'error: {message} (see tool --help)\n'
+
+
+def test_an_error_found_after_the_weights_has_status_1_and_one_before_keeps_2():
+    with pytest.raises(ConfigError) as error, after_weights():
+        raise ConfigError('late')
+    assert error.value.exit_code == 1 and ConfigError('early').exit_code == 2
+
+
+def test_the_root_cause_is_the_first_error():
+    with pytest.raises(ValueError, match='last') as error:
+        try:
+            try:
+                raise KeyError('first')
+            except KeyError as first:
+                raise TypeError('second') from first
+        except TypeError:
+            raise ValueError('last')  # noqa: B904
+    assert repr(root_cause(error.value)) == "KeyError('first')"
+
+
+@pytest.mark.parametrize(('text', 'value'), [
+    ('3', 3), ('0.5', 0.5), ('true', True), ('None', None), ('abc', 'abc'), ('a,b', ['a', 'b']),
+    ('1,2', [1, 2]), ('(1,2)', (1, 2)), ('[1,2]', [1, 2]), ('{"a": 1}', {'a': 1}), ('', ''),
+    ('a=b', 'a=b'), ('-1', -1)])
+def test_overrides_are_read_as_openmmlab_reads_them(text, value):
+    assert options.parse_cfg_options([f'a.b={text}']) == {'a.b': value}
+
+
+@pytest.mark.parametrize(('shape', 'sizes'), [
+    (None, (0, 0)), (64, (64, 64)), ([64], (64, 64)), ([64, 96], (64, 96)), ((64, 96), (64, 96))])
+def test_a_shape_is_height_and_width(shape, sizes):
+    assert options.parse_shape(shape) == sizes
+
+
+@pytest.mark.parametrize('shape', [0, -1, [64, 0], [1, 2, 3], [], 'big', 64.0])
+def test_a_shape_that_is_none_is_refused_by_name(shape):
+    with pytest.raises(UsageError, match=r'backend_config\.shape'):
+        options.parse_shape(shape, 'backend_config.shape')
+
+
+@pytest.mark.parametrize(('script', 'words', 'status'), [
+    ('tools/deployment/pytorch2onnx.py', [], 2),
+    ('tools/deployment/verify.py', ['none.py', 'none.pth', 'none.onnx'], 2),
+    ('tools/test.py', ['none.py', 'none.pth', '--eval', 'bbox'], 2),
+    ('tools/onnx/onnx_with_postprocess.py', ['none.onnx', 'none.jpg'], 2),
+])
+def test_the_exit_status_and_the_line_reach_the_shell(script, words, status, tmp_path):
+    done = subprocess.run([sys.executable, REPOSITORY / script, *words], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == status and done.stdout == ''
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_read_enough_ends_a_tool_without_a_word(tmp_path):
+    script = tmp_path / 'many_lines.py'
+    script.write_text(
+        'import sys\nfrom mmdeploy_ext import cli\n'
+        'sys.exit(cli.run(lambda args: [print(n) for n in range(99999)] and 0, cli.ArgumentParser()))\n'
+    )
+    command = f'PYTHONPATH={REPOSITORY} {sys.executable} {script} | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('0\n141\n', '')
+
+
+def unread(code: str, *words: str, stream: str = 'stdout') -> subprocess.CompletedProcess:
+    """Run Python code in a process whose stdout or stderr nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | {stream: write}
+        return subprocess.run([sys.executable, '-c', code, *words], cwd=REPOSITORY, text=True, **streams)
+    finally:
+        os.close(write)
+
+
+TABLES = """
+import pathlib, sys
+from mmdeploy_ext import cli
+from rich.console import Console
+from rich.table import Table
+def body(args):
+    print('first', flush=True)
+    cli.stdout().print(Table('a', 'b'))
+    Console().print('a console of a library')
+    cli.stderr().print('progress')
+    pathlib.Path(args.file).write_text('written')
+    print('last')
+    return 1
+made = cli.ArgumentParser(prog='tool')
+made.add_argument('file')
+sys.exit(cli.run(body, made))
+"""
+
+
+def test_a_tool_whose_stdout_nobody_reads_still_writes_its_files_and_ends_with_141(tmp_path):
+    """Tables, too: rich makes exit status 1 of a closed pipe, and nothing of what comes after."""
+    done = unread(TABLES, str(tmp_path / 'made'))
+    assert (done.returncode, done.stderr) == (141, 'progress\n')
+    assert (tmp_path / 'made').read_text() == 'written'
+
+
+def test_a_tool_whose_stderr_nobody_reads_keeps_its_status_and_its_output(tmp_path):
+    done = unread(TABLES, str(tmp_path / 'made'), stream='stderr')
+    assert done.returncode == 1 and done.stdout.splitlines()[0] == 'first' and done.stdout.endswith('last\n')
+
+
+@pytest.mark.parametrize('stream', ['stdout', 'stderr'])
+def test_an_error_keeps_its_status_when_nobody_reads_the_other_stream_or_the_message(stream):
+    code = (
+        'import sys\nfrom mmdeploy_ext import cli, errors\ndef body(args):\n    print("first")\n'
+        '    raise errors.UsageError("wrong")\nsys.exit(cli.run(body, cli.ArgumentParser()))'
+    )
+    done = unread(code, stream=stream)
+    assert done.returncode == 2 and (done.stderr in ('error: wrong\n', None))
+
+
+def test_help_that_nobody_reads_ends_without_a_word():
+    done = unread(TABLES, '--help')
+    assert (done.returncode, done.stderr) == (141, '')
+
+
+def test_a_broken_pipe_of_another_process_is_an_error_with_a_message():
+    code = (
+        'import os, sys\nfrom mmdeploy_ext import cli\nread, write = os.pipe()\nos.close(read)\n'
+        'sys.exit(cli.run(lambda args: os.write(write, b"to a worker"), cli.ArgumentParser()))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: [Errno 32] Broken pipe: ') and done.stderr.count('\n') == 1
+
+
+def tool(module: str) -> str:
+    """Return code that runs a tool with the words that follow."""
+    return (
+        f'import sys\nfrom mmdeploy_ext.apps import {module}\n'
+        f'def register():\n    import projects.mmdet_plugin\n'
+        f'sys.exit({module}.main(argv=sys.argv[1:], register=register))'
+    )
+
+
+def test_a_proof_whose_table_nobody_reads_writes_its_verdict_and_report(tmp_path):
+    import toy_atss
+
+    path = toy_atss.export_toy(
+        toy_atss.load_toy(), tmp_path / 'raw.onnx', form='raw', dynamic=False, height=64, width=96)
+    words = ['configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth', str(path)]
+    files = ['--json', str(tmp_path / 'v.json'), '--report', str(tmp_path / 'r')]
+    done = unread(tool('verify_app'), *words, *files)
+    assert done.returncode == 141 and 'Traceback' not in done.stderr and 'error' not in done.stderr
+    assert json.loads((tmp_path / 'v.json').read_text())['verdict'] == 'proven'
+    assert (tmp_path / 'r/report.html').is_file() and (tmp_path / 'r/detections.png').is_file()
+    done = unread(tool('graph_app'), 'diff', str(path), str(path), '--json', str(tmp_path / 'd.json'),
+                  '--report', str(tmp_path / 'd'))
+    assert (done.returncode, done.stderr) == (141, '')
+    assert json.loads((tmp_path / 'd.json').read_text())['equal'] and (tmp_path / 'd/report.html').is_file()
+
+
+class Unprintable(io.StringIO):
+    def write(self, text):
+        raise UnicodeEncodeError('ascii', text, 0, 1, 'a terminal of another kind')
+
+
+@pytest.mark.parametrize('words', [
+    ['show', '{net}'], ['tree', '{net}'], ['diff', '{net}', '{net}', '--report', '{folder}/r'],
+    ['rename', '{net}', '--prefix=a', '--output', '{folder}/f.onnx'],
+    ['draw', '{net}', '--output', '{folder}/f.svg'],
+], ids=lambda words: words[0])
+def test_what_was_found_is_on_the_disk_before_anything_is_printed(words, tmp_path, monkeypatch):
+    import onnx
+
+    from mmdeploy_ext.apps import graph_app
+
+    text = '<ir_version: 9, opset_import: ["": 17]> net (float[3] x) => (float[3] y) { y = Abs (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / 'net.onnx')
+    words = [word.format(net=tmp_path / 'net.onnx', folder=tmp_path) for word in words]
+    monkeypatch.setattr(sys, 'stdout', Unprintable())
+    with pytest.raises(UnicodeEncodeError):
+        graph_app.main([*words, '--json', str(tmp_path / 'f.json')])
+    assert json.loads((tmp_path / 'f.json').read_text())
+    assert all(Path(word).exists() for word in words if word.startswith(str(tmp_path)))
+
+
+def test_the_streams_are_the_same_ones_after_a_tool_has_run():
+    before = sys.stdout, sys.stderr
+    cli.run(lambda args: print('here') or 0, parser(), [])
+    assert (sys.stdout, sys.stderr) == before
+
+
+def test_a_shell_wrapper_without_its_arguments_says_so():
+    command = ['bash', REPOSITORY / 'tools/dist_test_pth.sh', 'x.py']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith('error: usage: ') and done.stderr.count('\n') == 1
+
+
+def test_json_is_never_written_over_a_file_that_the_command_names(tmp_path, capsys):
+    made = parser()
+    made.add_argument('model')
+    made.add_argument('--json')
+    bodies = []
+    words = [str(tmp_path / 'm.onnx'), '--json']
+    assert cli.run(lambda args: bodies.append(args) or 0, made, [*words, str(tmp_path / 'm.json')]) == 0
+    assert cli.run(lambda args: bodies.append(args) or 0, made, [*words, words[0]]) == 2
+    assert len(bodies) == 1
+    assert 'm.onnx: is the model; it is never written over' in capsys.readouterr().err

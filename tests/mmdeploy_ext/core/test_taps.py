@@ -1,0 +1,58 @@
+"""A tap returns its tensor, is collected only inside the block, and blocks nest."""
+
+import threading
+
+import pytest
+import torch
+
+from mmdeploy_ext.core.taps import collect_taps, tap
+
+
+def test_a_tap_is_the_tensor_itself_and_costs_no_copy():
+    tensor = torch.zeros(3)
+    assert tap('x', tensor) is tensor
+    with collect_taps() as taps:
+        assert tap('x', tensor) is tensor
+    assert taps['x'] is tensor
+
+
+def test_taps_outside_the_block_are_not_collected():
+    tap('before', 1)
+    with collect_taps() as taps:
+        tap('inside', 2)
+    tap('after', 3)
+    assert taps == {'inside': 2}
+
+
+def test_the_last_tensor_of_a_name_counts_and_order_is_that_of_the_first():
+    with collect_taps() as taps:
+        for name, value in (('a', 1), ('b', 2), ('a', 3)):
+            tap(name, value)
+    assert list(taps.items()) == [('a', 3), ('b', 2)]
+
+
+def test_inner_blocks_collect_for_themselves_and_restore_the_outer_one():
+    with collect_taps() as outer:
+        tap('a', 1)
+        with pytest.raises(RuntimeError), collect_taps() as inner:
+            tap('b', 2)
+            raise RuntimeError
+        tap('c', 3)
+    assert outer == {'a': 1, 'c': 3}
+    assert inner == {'b': 2}
+
+
+def test_threads_do_not_see_each_others_taps():
+    with collect_taps() as taps:
+        thread = threading.Thread(target=tap, args=('from a thread', 1))
+        thread.start()
+        thread.join()
+        tap('here', 2)
+    assert taps == {'here': 2}
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.trace:DeprecationWarning')
+def test_a_tap_leaves_no_operator_in_a_traced_graph():
+    traced = torch.jit.trace(lambda x: tap('y', x + 1) * 2, torch.zeros(2))
+    assert [node.kind() for node in traced.graph.nodes()].count('aten::add') == 1
+    assert traced(torch.ones(2)).tolist() == [4.0, 4.0]

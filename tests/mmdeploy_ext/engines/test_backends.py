@@ -1,0 +1,281 @@
+"""Every engine behind the same interface: same names, same errors, options that are honoured or refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError
+from mmdeploy_ext.engines import BACKENDS, ENGINE_TITLES, build_backend
+from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
+from mmdeploy_ext.engines.torch import TorchBackend
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.base import ExportOptions, Stage
+from mmdeploy_ext.inputs.pictures import PreprocessRule
+
+
+class First(nn.Module):
+    """Convolve and scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, image, factor):
+        features = self.conv(image)
+        return features, features * factor[:, :, None, None]
+
+
+class Second(nn.Module):
+    """Sum."""
+
+    def forward(self, scaled):
+        return scaled.sum(dim=1)
+
+
+def spec(batch='B', height='H', width='W'):
+    return GraphSpec(
+        'toy/full',
+        (
+            TensorSpec('input', 'float32', (batch, 3, height, width)),
+            TensorSpec('factor', 'float32', (batch, 1), default=2.0),
+        ),
+        (
+            TensorSpec('total', 'float32', (batch, height, width)),
+            TensorSpec('features', 'float32', (batch, 4, height, width)),
+        ),
+    )
+
+
+def stages():
+    torch.manual_seed(0)
+    return [
+        Stage('first', First().eval(), ('input', 'factor'), ('features', 'scaled')),
+        Stage('second', Second().eval(), ('scaled',), ('total',)),
+    ]
+
+
+def write(path, contract, dynamic):
+    example = dict(input=torch.zeros(1, 3, 8, 12), factor=torch.ones(1, 1))
+    model = export.export_stages(stages(), example, contract, ExportOptions(dynamic=dynamic))
+    facts = dict(config='toy.py', config_sha256='c' * 64, checkpoint_sha256='d' * 64)
+    facts.update(postprocess={}, options=dict(opset=17, exporter='torchscript'), versions={})
+    export.save(model, path, Metadata('toy', 'full', contract, PreprocessRule(), (), **facts))
+    return str(path)
+
+
+FIXED, DYNAMIC = spec(1, 8, 12), spec()
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('files')
+    return dict(
+        fixed=write(folder / 'fixed.onnx', FIXED, False),
+        dynamic=write(folder / 'dynamic.onnx', DYNAMIC, True),
+    )
+
+
+ENGINES = ['TorchBackend', 'OnnxRuntimeBackend', 'OpenVinoBackend']
+
+
+def open_backend(kind, files, name='dynamic'):
+    if kind == 'OpenVinoBackend':
+        pytest.importorskip('openvino', reason='openvino is an optional extra: pip install openvino')
+    if kind == 'TorchBackend':
+        return build_backend(kind, stages(), FIXED if name == 'fixed' else DYNAMIC)
+    return build_backend(kind, files[name])
+
+
+def feeds(batch=2, height=10, width=7, seed=0):
+    rng = np.random.default_rng(seed)
+    return dict(
+        input=rng.normal(size=(batch, 3, height, width)).astype(np.float32),
+        factor=rng.normal(size=(batch, 1)).astype(np.float32),
+    )
+
+
+def reference(given):
+    first, second = (stage.module for stage in stages())
+    factor = given.get('factor', np.full((len(given['input']), 1), 2.0, np.float32))
+    with torch.no_grad():
+        features, scaled = first(torch.from_numpy(given['input']), torch.from_numpy(factor))
+        return dict(total=second(scaled).numpy(), features=features.numpy())
+
+
+@pytest.mark.parametrize('kind', ENGINES)
+@pytest.mark.parametrize('optional', [True, False], ids=['factor fed', 'factor left out'])
+@pytest.mark.parametrize('batch', [1, 2])
+def test_engines_give_the_outputs_of_the_modules_in_spec_order(kind, optional, batch, files):
+    given = feeds(batch)
+    if not optional:
+        del given['factor']
+    with open_backend(kind, files) as backend:
+        found = backend.infer(given)
+        assert backend.spec == DYNAMIC
+        assert (backend.metadata is None) == (kind == 'TorchBackend')
+    assert list(found) == ['total', 'features']
+    for name, wanted in reference(given).items():
+        assert found[name].dtype == wanted.dtype
+        assert np.abs(found[name] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(input=np.zeros((1, 3, 8, 16), np.float32)),
+        dict(input=np.zeros((2, 3, 8, 12), np.float32)),
+        dict(input=np.zeros((3, 8, 12), np.float32)),
+        dict(input=np.zeros((1, 3, 8, 12), np.float64)),
+        dict(factor=np.zeros((1, 2), np.float32)),
+        dict(extra=np.zeros(1, np.float32)),
+        dict(input=None),
+    ],
+    ids=['width', 'batch', 'axes', 'dtype', 'optional', 'unknown', 'missing'],
+)
+def test_wrong_feeds_give_the_same_error_on_every_engine(change, files):
+    given = {**feeds(1, 8, 12), **change}
+    given = {name: array for name, array in given.items() if array is not None}
+    messages = set()
+    for kind in ENGINES[:2]:
+        with open_backend(kind, files, 'fixed') as backend, pytest.raises(ShapeError) as caught:
+            backend.infer(given)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+    message = messages.pop()
+    assert 'input' in message or 'factor' in message
+    if 'input' in change and change['input'] is not None:
+        assert 'expected float32 1x3x8x12' in message
+
+
+def test_outputs_may_be_kept_when_the_backend_runs_again(files):
+    for kind in ENGINES[:2]:
+        with open_backend(kind, files) as backend:
+            first = backend.infer(feeds(seed=1))
+            kept = {name: array.copy() for name, array in first.items()}
+            backend.infer(feeds(seed=2))
+        for name in first:
+            np.testing.assert_array_equal(first[name], kept[name])
+
+
+@pytest.mark.parametrize('level', ['none', 'basic', 'extended', 'all'])
+@pytest.mark.parametrize('threads', [0, 1])
+def test_onnxruntime_options_are_honoured(files, level, threads):
+    options = dict(graph_optimization=level, threads=threads)
+    with OnnxRuntimeBackend(files['dynamic'], **options) as backend:
+        set_options = backend.session.get_session_options()
+        assert set_options.intra_op_num_threads == threads
+        assert level[:3].upper() in str(set_options.graph_optimization_level).replace('DISABLE_ALL', 'NONE')
+        wanted = reference(feeds())['total']
+        assert np.abs(backend.infer(feeds())['total'] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert backend.session is None
+
+
+def test_a_profile_is_written_where_it_was_asked_for(files, tmp_path):
+    with OnnxRuntimeBackend(files['dynamic'], profile_prefix=str(tmp_path / 'profile')) as backend:
+        backend.infer(feeds())
+        backend.session.end_profiling()
+    assert [path.suffix for path in tmp_path.glob('profile*')] == ['.json']
+
+
+def test_an_execution_provider_that_is_not_here_is_an_error_and_no_fallback(files):
+    with pytest.raises(EngineError, match=r'NoSuchProvider was asked for.*has .*CPUExecutionProvider'):
+        OnnxRuntimeBackend(files['dynamic'], providers=['NoSuchProvider', 'CPUExecutionProvider']).activate()
+
+
+def test_an_execution_provider_that_did_not_start_is_an_error_and_no_fallback():
+    check_active(['CPUExecutionProvider'], ['CPUExecutionProvider'])
+    check_active(['CUDAExecutionProvider'], ['CUDAExecutionProvider', 'CPUExecutionProvider'])
+    with pytest.raises(EngineError, match=r'CUDAExecutionProvider did not start, this session has CPUExec'):
+        check_active(['CUDAExecutionProvider', 'CPUExecutionProvider'], ['CPUExecutionProvider'])
+
+
+@pytest.mark.parametrize('spinning', SPINNING)
+def test_threads_that_wait_may_give_their_cores_away(files, spinning):
+    with OnnxRuntimeBackend(files['dynamic'], spinning=spinning) as backend:
+        set_options = backend.session.get_session_options()
+        for name, value in SPINNING[spinning].items():
+            assert set_options.get_session_config_entry(name) == value
+        wanted = reference(feeds())['total']
+        assert np.abs(backend.infer(feeds())['total'] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'options', 'message'),
+    [
+        ('NoBackend', {}, r"backend_config.type='NoBackend': expected one of TorchBackend, OnnxRuntime"),
+        ('OnnxRuntimeBackend', dict(speed=9), r"OnnxRuntimeBackend: .*'speed'"),
+        ('OnnxRuntimeBackend', dict(graph_optimization='most'), r"'most': expected one of none, basic"),
+        ('OnnxRuntimeBackend', dict(spinning='ever'), r"'ever': expected one of always, run, never"),
+    ],
+)
+def test_unknown_backends_and_options_are_refused_by_name(files, kind, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_backend(kind, files['dynamic'], **options)
+
+
+def plain_model():
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in 'xy']
+    graph = helper.make_graph([helper.make_node('Relu', ['x'], ['y'])], 'g', infos[:1], infos[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'no such ONNX file'),
+        (b'not a model', 'cannot load it'),
+        (plain_model().SerializeToString(), 'has no mm2onnx metadata'),
+    ],
+    ids=['missing', 'corrupt', 'foreign'],
+)
+def test_files_that_cannot_be_used_are_named(tmp_path, content, message):
+    path = tmp_path / 'other.onnx'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf'other\.onnx: .*{message}'):
+        OnnxRuntimeBackend(str(path)).activate()
+
+
+def test_a_truncated_file_is_named(files, tmp_path):
+    path = tmp_path / 'half.onnx'
+    path.write_bytes(Path(files['dynamic']).read_bytes()[:600])
+    with pytest.raises(ModelFileError, match=r'half\.onnx: ONNX Runtime cannot load it'):
+        OnnxRuntimeBackend(str(path)).activate()
+
+
+def test_an_engine_that_gives_too_little_is_an_error():
+    short = GraphSpec('toy/full', DYNAMIC.inputs, (*DYNAMIC.outputs, TensorSpec('more', 'float32', ('B',))))
+
+    class Forgetful(TorchBackend):
+        def run(self, feeds):
+            return {'total': feeds['input']}
+
+    message = r"gave no \['features', 'more'\]"
+    with Forgetful(stages(), short) as backend, pytest.raises(ShapeError, match=message):
+        backend.infer(feeds())
+
+
+def test_importing_the_interface_imports_no_engine():
+    engines = '{"torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}'
+    code = f'import sys, mmdeploy_ext.engines; print(*({engines} & set(sys.modules)))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ''
+    assert set(BACKENDS) == {*ENGINES, 'TensorRtBackend'}  # which runs on a GPU alone
+    assert set(ENGINE_TITLES) == set(BACKENDS)
+
+
+def test_the_files_are_valid_and_named_by_the_spec(files):
+    for name, contract in (('fixed', FIXED), ('dynamic', DYNAMIC)):
+        model = onnx.load(files[name])
+        onnx.checker.check_model(model, full_check=True)
+        assert [value.name for value in model.graph.input] == contract.input_names
+        assert [value.name for value in model.graph.output] == contract.output_names

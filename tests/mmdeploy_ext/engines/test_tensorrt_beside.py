@@ -1,0 +1,135 @@
+"""TensorRT as an engine of the test loop and the ladder: which engine an ONNX file gets."""
+
+import types
+
+import numpy as np
+import onnx
+import pytest
+
+from mmdeploy_ext.apps.backend_config import read_settings
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import EngineError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.engines.tensorrt import beside as tensorrt_beside
+from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
+from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
+from mmdeploy_ext.engines.tensorrt.beside import engine_beside
+from mmdeploy_ext.engines.tensorrt.binding import Session
+from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
+from mmdeploy_ext.engines.tensorrt.file import read_record
+from toy_atss import REPO
+from toy_engines import CpuEngine, HostMemory, package, two_outputs
+
+SHAPES = ['B=1/2/4']
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Say that a GPU of some architecture is there: what is built for it is real."""
+    package()
+
+    def place(architecture):
+        for module in (tensorrt_beside, tensorrt_engine):
+            monkeypatch.setattr(module, 'find_gpu', lambda index=0: Gpu('a GPU', architecture))
+
+    place(86)
+    return place
+
+
+@pytest.fixture
+def net(tmp_path):
+    onnx.save_model(two_outputs(batch='B'), tmp_path / 'm.onnx')
+    return str(tmp_path / 'm.onnx')
+
+
+def beside(net, shapes=SHAPES):
+    return engine_beside(net, 0, shapes, ())
+
+
+def test_an_onnx_file_gets_an_engine_for_this_gpu_once(gpu, net, tmp_path):
+    first = beside(net)
+    assert first.name == 'm.sm86.engine' and read_record(first).architectures == (86,)
+    changed = first.stat().st_mtime_ns
+    assert beside(net) == first and first.stat().st_mtime_ns == changed
+    gpu(89)
+    assert beside(net).name == 'm.sm89.engine'
+    assert sorted(path.name for path in tmp_path.glob('*.engine')) == ['m.sm86.engine', 'm.sm89.engine']
+
+
+def test_an_engine_that_is_stale_or_cut_short_is_built_again(gpu, net):
+    first = beside(net)
+    whole = first.read_bytes()
+    for sizes in (['B=1/1/2'], SHAPES):
+        assert read_record(beside(net, sizes)).profiles['x'][2][0] == int(sizes[0][-1])
+    first.write_bytes(whole[:-9])
+    assert beside(net).read_bytes() == whole
+    model = two_outputs(batch='B')
+    model.graph.node[0].op_type = 'Sub'
+    onnx.save_model(model, net)
+    before = read_record(first).onnx_sha256
+    assert read_record(beside(net)).onnx_sha256 != before
+
+
+def test_the_engine_of_onnx2tensorrt_is_taken_where_it_fits(gpu, net, tmp_path):
+    job = tensorrt_engine.prepare(net, shapes=SHAPES, architectures=[86, 89])
+    tensorrt_engine.build_file(job, tmp_path / 'm.engine')
+    assert beside(net).name == 'm.engine'
+    half = tensorrt_engine.prepare(net, shapes=SHAPES, architectures=[86], fp16=True)
+    tensorrt_engine.build_file(half, tmp_path / 'm.engine')
+    assert beside(net).name == 'm.sm86.engine'
+
+
+def test_open_axes_and_other_gpus_are_refused_by_name(gpu, net):
+    with pytest.raises(UsageError, match=r'no sizes are given for x Bx3 \(B\)'):
+        beside(net, ())
+    with pytest.raises(ModelFileError, match=r'none\.onnx: no such ONNX file'):
+        beside(net.replace('m.onnx', 'none.onnx'))
+    gpu(90)
+    with pytest.raises(EngineError, match=r'--sm 90: tensorrt-rtx .* builds for 75 80'):
+        beside(net)
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
+def test_without_a_gpu_an_onnx_file_is_refused_before_it_is_read():
+    package()
+    with pytest.raises(EngineError, match='there is no GPU 0 here; an engine runs on one alone'):
+        TensorRtBackend('').activate()
+
+
+@pytest.mark.parametrize('toy', ['atss_toy', 'solov2_toy', 'rtdetr_toy'])
+@pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
+def test_the_fragment_makes_a_config_of_the_test_loop(toy, tmp_path):
+    package()
+    bases = [f'{REPO}/configs/demo/{toy}.py', f'{REPO}/configs/_base_/backends/tensorrt.py']
+    path = tmp_path / 'cfg.py'
+    path.write_text(f'_base_ = {bases}\nbackend_config = dict(max_candidates=100)\n')
+    cfg = load_config(str(path))
+    assert cfg.backend_config.type == 'TensorRtBackend' and cfg.backend_config.dynamic is False
+    with pytest.raises(EngineError, match='there is no GPU 0 here'):
+        read_settings(cfg)
+
+
+def backend_with(constants):
+    """Return an active backend of `two_outputs`, played by numpy, to whose contract a constant belongs."""
+    backend = TensorRtBackend('m.engine')
+    frame = TensorSpec('frame', 'int64', (2,), default=0)
+    x = TensorSpec('x', 'float32', ('B', 3))
+    outputs = tuple(TensorSpec(name, 'float32', ('B', 3)) for name in ('sum', 'product'))
+    backend.spec = GraphSpec('toy', (x, frame), outputs)
+    backend.record = types.SimpleNamespace(constants=constants)
+    backend.session = Session(CpuEngine(), HostMemory())
+    return backend
+
+
+@pytest.mark.parametrize(
+    ('constants', 'good', 'bad'),
+    [(('frame=480,640',), [480, 640], [640, 480]), (('frame',), [0, 0], [480, 640])],
+)
+def test_an_input_that_became_a_constant_takes_no_other_value(constants, good, bad):
+    backend, x = backend_with(constants), np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(backend.infer(dict(x=x))['sum'], x + 2)
+    np.testing.assert_array_equal(backend.infer(dict(x=x, frame=np.array(good)))['product'], x * 2)
+    with pytest.raises(
+        ShapeError, match=f"'frame' is a constant of m.engine, {good[0]}.*--constant frame={bad[0]}"
+    ):
+        backend.infer(dict(x=x, frame=np.array(bad)))

@@ -1,0 +1,198 @@
+"""Engines built without a GPU by the real tensorrt-rtx: records, dtypes, what is refused when."""
+
+import dataclasses
+import json
+import shutil
+
+import onnx
+import pytest
+
+from mmdeploy_ext.core.errors import EngineError, ModelFileError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
+from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
+from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
+from mmdeploy_ext.engines.tensorrt.file import (
+    check_architecture,
+    check_version,
+    read_header,
+    read_record,
+    record_path,
+)
+from mmdeploy_ext.engines.tensorrt.package import Package, check_architectures, find_package
+from mmdeploy_ext.proof.tensorrt import holds_float16
+from toy_engines import package, two_outputs
+
+needs_no_gpu = pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    package()
+    folder = tmp_path_factory.mktemp('engine')
+    onnx.save_model(two_outputs(batch='B'), folder / 'm.onnx')
+    job = tensorrt_engine.prepare(folder / 'm.onnx', shapes=['B=1/2/4'], architectures=[86, 89])
+    tensorrt_engine.build_file(job, folder / 'm.engine')
+    return folder
+
+
+@pytest.fixture
+def engine(built, tmp_path):
+    for name in ('m.engine', 'm.engine.json'):
+        shutil.copy(built / name, tmp_path / name)
+    return tmp_path / 'm.engine'
+
+
+def test_the_record_says_what_the_engine_is(built):
+    record = read_record(built / 'm.engine')
+    assert (record.package, record.architectures) == ('tensorrt-rtx', (86, 89))
+    assert record.version == find_package('tensorrt-rtx').version
+    assert record.onnx_sha256 == sha256_file(built / 'm.onnx')
+    assert [port.name for port in record.outputs] == ['sum', 'product']
+    assert record.inputs[0].shape == (-1, 3)
+    assert record.profiles == {'x': [[1, 3], [2, 3], [4, 3]]}
+
+
+@pytest.mark.parametrize('asked', [[75], [80], [86], [89], [120], [121], [75, 121]])
+def test_the_header_of_an_engine_says_version_architectures_and_length(built, asked):
+    job = tensorrt_engine.prepare(built / 'm.onnx', shapes=['B=1/2/4'], architectures=asked)
+    data = tensorrt_engine.build(job.model, job.package, asked, job.profiles).data
+    header = read_header(data)
+    assert (header.version, header.architectures, header.nbytes) == (
+        job.package.version,
+        tuple(asked),
+        len(data),
+    )
+
+
+def test_only_an_engine_has_a_header():
+    assert read_header(b'') is None
+    assert read_header(b'vtrt') is None
+    assert read_header(bytes(100)) is None
+
+
+def test_float16_is_written_into_the_graph_and_found_in_the_layers(built):
+    half = tensorrt_engine.prepare(
+        built / 'm.onnx', fp16=True, shapes=['B=2'], architectures=[86], keep_fp32=['mul']
+    )
+    layers = {
+        layer.name: layer.outputs
+        for layer in tensorrt_engine.build(half.model, half.package, [86], half.profiles).layers
+    }
+    assert layers['add'] == ('float16',)
+    assert layers['mul'] == ('float32',)
+    assert {port.elem_type for port in (value.type.tensor_type for value in half.model.graph.input)} == {1}
+
+
+def test_an_engine_of_a_float16_file_is_judged_as_one(built, tmp_path):
+    half = tensorrt_engine.prepare(built / 'm.onnx', fp16=True, shapes=['B=2'], architectures=[86])
+    onnx.save_model(half.model, tmp_path / 'half.onnx')
+    given = tensorrt_engine.prepare(tmp_path / 'half.onnx', shapes=['B=2'], architectures=[86])
+    record, _ = tensorrt_engine.build_file(given, tmp_path / 'half.engine')
+    assert record.precision == 'as given' and holds_float16(record)
+    assert record.computes_in == ''  # the metadata of the file say it
+    cast, _ = tensorrt_engine.build_file(half, tmp_path / 'cast.engine')
+    assert cast.computes_in == 'fp16'
+    assert not holds_float16(read_record(built / 'm.engine'))
+
+
+def test_a_truncated_engine_is_refused(engine):
+    engine.write_bytes(engine.read_bytes()[:-100])
+    with pytest.raises(ModelFileError, match=r'm\.engine: has \d+ bytes, its record \d+: was it cut short'):
+        read_record(engine)
+
+
+def test_a_damaged_engine_is_refused(engine):
+    data = bytearray(engine.read_bytes())
+    data[5000] ^= 1
+    engine.write_bytes(bytes(data))
+    with pytest.raises(ModelFileError, match='another SHA-256'):
+        read_record(engine)
+
+
+def test_an_engine_without_its_record_is_refused_with_what_its_header_says(engine):
+    record_path(engine).unlink()
+    with pytest.raises(
+        ModelFileError, match=r'm\.engine\.json is not beside it \(tensorrt-rtx .*SM 86, SM 89\)'
+    ):
+        read_record(engine)
+    engine.write_bytes(engine.read_bytes()[:1000])
+    with pytest.raises(ModelFileError, match='SM 89, cut short'):
+        read_record(engine)
+
+
+@pytest.mark.parametrize('text', ['{', '{}', '{"format": 1}', '[]', '{"format": 99}'])
+def test_a_damaged_record_is_refused(engine, text):
+    record_path(engine).write_text(text)
+    with pytest.raises(ModelFileError, match=r'm\.engine\.json: .*again'):
+        read_record(engine)
+
+
+def test_a_missing_engine_is_refused(tmp_path):
+    with pytest.raises(ModelFileError, match='no such engine'):
+        read_record(tmp_path / 'm.engine')
+
+
+def test_an_engine_of_another_version_is_refused(engine):
+    record = read_record(engine)
+    check_version(record, record.package, record.version, engine)
+    with pytest.raises(EngineError, match=r'was built by tensorrt-rtx .*, here is tensorrt-rtx 9\.9\.9'):
+        check_version(record, 'tensorrt-rtx', '9.9.9', engine)
+    content = json.loads(record_path(engine).read_text())
+    record_path(engine).write_text(json.dumps({**content, 'version': '1.0.0.1'}))
+    with pytest.raises(EngineError, match=r'was built by tensorrt-rtx 1\.0\.0\.1, here is tensorrt-rtx'):
+        TensorRtBackend(str(engine)).activate()
+
+
+def test_an_engine_of_another_architecture_is_refused(engine):
+    record = read_record(engine)
+    check_architecture(record, 89, 'a GPU', engine)
+    with pytest.raises(EngineError, match=r'was built for SM 86, SM 89, and an H100 is SM 90; .* --sm 90'):
+        check_architecture(record, 90, 'an H100', engine)
+
+
+@needs_no_gpu
+def test_without_a_gpu_nothing_runs(engine):
+    with pytest.raises(EngineError, match='there is no GPU 0 here'):
+        TensorRtBackend(str(engine)).activate()
+    with pytest.raises(EngineError, match='there is no GPU 0 here'):
+        GpuMemory()
+
+
+class Module:
+    """Stands for a package of which the version alone is asked."""
+
+    __version__ = '10.9.0'
+
+
+def test_tensorrt_proper_builds_for_the_gpu_at_hand_alone():
+    proper = Package('tensorrt', Module)
+    check_architectures(proper, [], 86)
+    check_architectures(proper, [86], 86)
+    with pytest.raises(EngineError, match='tensorrt builds for the GPU at hand, and that is SM 86'):
+        check_architectures(proper, [89], 86)
+    with pytest.raises(EngineError, match='and there is none; with tensorrt-rtx'):
+        check_architectures(proper, [89], None)
+    with pytest.raises(EngineError, match='there is no GPU that tensorrt could build for'):
+        check_architectures(proper, [], None)
+
+
+def test_unknown_architectures_are_refused_with_the_known_ones():
+    rtx = package()
+    assert rtx.architectures == (75, 80, 86, 89, 120, 121)
+    with pytest.raises(EngineError, match=r'--sm 90: tensorrt-rtx .* builds for 75 80 86 89 120 121'):
+        check_architectures(rtx, [86, 90], None)
+    with pytest.raises(EngineError, match='choose what to build for: --sm 75'):
+        check_architectures(rtx, [], None)
+
+
+def test_an_absent_package_is_named_with_its_command(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(EngineError, match='TensorRT is not installed; tensorrt-rtx: make env-tensorrt'):
+        find_package(architectures=[86])
+
+
+def test_a_record_survives_its_own_json(built):
+    record = read_record(built / 'm.engine')
+    again = type(record).from_json(json.loads(json.dumps(record.to_json())))
+    assert dataclasses.asdict(again) == dataclasses.asdict(record)

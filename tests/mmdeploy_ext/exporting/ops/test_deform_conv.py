@@ -1,0 +1,180 @@
+"""mmcv's deformable convolutions become the standard DeformConv with the same numbers; patches are undone."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2d, ModulatedDeformConv2dPack
+from mmcv.ops.deform_conv import DeformConv2dFunction
+from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
+from mmdet.models.necks import DyHead
+from torch import nn
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.ops.deform_conv import (
+    LeadingOffsets,
+    has_deform_conv,
+    spell_out_leading_offsets,
+    standard_deform_conv,
+)
+from mmdeploy_ext.families.base import ExportOptions, Stage
+
+FUNCTIONS = (DeformConv2dFunction, ModulatedDeformConv2dFunction)
+SHAPES = {
+    'plain': dict(),
+    'stride 2': dict(stride=2),
+    'dilated': dict(dilation=2, padding=2),
+    'unequal': dict(kernel_size=(3, 1), stride=(1, 2), padding=(1, 0), dilation=(2, 1)),
+    'no padding': dict(padding=0),
+    'groups': dict(groups=2),
+    'deform_groups': dict(deform_groups=4),
+    'both groups': dict(groups=4, deform_groups=2, stride=2),
+}
+
+
+def seeded(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return module.eval()
+
+
+def image(seed, batch, channels, height, width):
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def graph_of(module, opset, x, outputs=('y',)):
+    spec = GraphSpec(
+        'op',
+        (TensorSpec('x', 'float32', ('B', x.shape[1], 'H', 'W')),),
+        tuple(TensorSpec(name, 'float32', ('B', x.shape[1], f'{name}_h', f'{name}_w')) for name in outputs),
+    )
+    stage = Stage('op', module, ('x',), outputs)
+    return export.export_stages([stage], {'x': x}, spec, ExportOptions(opset=opset, dynamic=True))
+
+
+def run(model, x):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
+    return session.run(None, {'x': x.numpy()})
+
+
+def assert_equal_on_unseen(module, model, inputs):
+    for x in inputs:
+        with torch.no_grad():
+            wanted = module(x)
+        wanted = wanted if isinstance(wanted, tuple | list) else [wanted]
+        for reference, got in zip(wanted, run(model, x), strict=True):
+            reference = reference.numpy()
+            assert got.shape == reference.shape
+            assert np.abs(reference).max() > 0
+            assert np.abs(got - reference).max() <= 1e-5 * np.abs(reference).max()
+
+
+UNSEEN = [image(1, 1, 8, 12, 14), image(2, 2, 8, 9, 17)]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'shape', 'opset'),
+    [(kind, shape, 19) for kind in ('v1', 'v2', 'v2 with bias') for shape in SHAPES]
+    + [('v1', 'both groups', 20), ('v2 with bias', 'both groups', 20)],
+)
+def test_equals_mmcv_on_other_sizes_and_batches(kind, shape, opset):
+    settings = {'kernel_size': 3, 'padding': 1, **SHAPES[shape]}
+    cls = DeformConv2dPack if kind == 'v1' else ModulatedDeformConv2dPack
+    module = seeded(cls(8, 8, bias=kind == 'v2 with bias', **settings))
+    model = graph_of(module, opset, image(0, 1, 8, 12, 14))
+    assert [node.op_type for node in model.graph.node].count('DeformConv') == 1
+    assert {entry.domain for entry in model.opset_import} == {''}
+    assert_equal_on_unseen(module, model, UNSEEN)
+
+
+class OffsetsFromLarger(nn.Module):
+    """Use the offsets of a map for its half-size neighbour, as DyHead does."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = nn.Conv2d(8, 27, 3, padding=1)
+        self.conv = ModulatedDeformConv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        values = self.offset(x)
+        small = nn.functional.max_pool2d(x, 3, 2, 1)
+        return self.conv(small, values[:, :18].contiguous(), values[:, 18:].sigmoid().contiguous())
+
+
+@pytest.mark.parametrize('size', [(12, 14), (9, 17), (2, 2), (1, 1), (33, 5)])
+@pytest.mark.parametrize('batch', [1, 3])
+def test_leading_offsets_are_what_mmcv_reads_bit_for_bit(size, batch):
+    module = seeded(OffsetsFromLarger())
+    x = image(4, batch, 8, *size)
+    with torch.no_grad():
+        wanted = module(x)
+        module.conv = LeadingOffsets(module.conv)
+        torch.testing.assert_close(module(x), wanted, rtol=0, atol=0)
+
+
+def test_offsets_of_a_larger_map_export():
+    module, spelled = seeded(OffsetsFromLarger()), seeded(OffsetsFromLarger())
+    spelled.conv = LeadingOffsets(spelled.conv)
+    assert_equal_on_unseen(module, graph_of(spelled, 19, image(0, 1, 8, 12, 14)), UNSEEN)
+
+
+class Pyramid(nn.Module):
+    """Three levels through mmdet's DyHead."""
+
+    def __init__(self):
+        super().__init__()
+        self.dyhead = DyHead(16, 16, num_blocks=2, zero_init_offset=False)
+
+    def forward(self, x):
+        half = nn.functional.max_pool2d(x, 3, 2, 1)
+        return self.dyhead([x, half, nn.functional.max_pool2d(half, 3, 2, 1)])
+
+
+def test_dyhead_of_mmdet_exports_and_equals_itself_on_other_sizes():
+    torch.manual_seed(0)
+    module = Pyramid().eval()
+    spelled = spell_out_leading_offsets(Pyramid().eval())
+    spelled.load_state_dict(
+        {name.replace('conv_high.', 'conv_high.conv.'): value for name, value in module.state_dict().items()}
+    )
+    model = graph_of(spelled, 19, image(0, 1, 16, 16, 24), ('p3', 'p4', 'p5'))
+    assert_equal_on_unseen(module, model, [image(1, 1, 16, 32, 24), image(2, 2, 16, 13, 21)])
+
+
+def test_patch_is_undone_after_the_block_and_after_an_exception():
+    before = [function.__dict__['symbolic'] for function in FUNCTIONS]
+    with standard_deform_conv():
+        inside = [function.__dict__['symbolic'] for function in FUNCTIONS]
+    assert [function.__dict__['symbolic'] for function in FUNCTIONS] == before
+    assert not set(map(id, inside)) & set(map(id, before))
+    with pytest.raises(KeyError), standard_deform_conv():
+        raise KeyError('inside')
+    assert [function.__dict__['symbolic'] for function in FUNCTIONS] == before
+
+
+class Inverse(nn.Module):
+    """What no opset can express."""
+
+    def forward(self, x):
+        return torch.linalg.inv(x)
+
+
+def test_failing_export_undoes_the_patch_and_names_the_stage():
+    before = [function.__dict__['symbolic'] for function in FUNCTIONS]
+    with pytest.raises(ExportError, match=r"stage 'op'.*opset 19.*inv"):
+        graph_of(Inverse(), 19, image(0, 1, 8, 8, 8))
+    assert [function.__dict__['symbolic'] for function in FUNCTIONS] == before
+
+
+def test_only_mmcvs_deformable_convolutions_are_found():
+    assert has_deform_conv(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(DeformConv2dPack(8, 8, 3))))
+    assert has_deform_conv(ModulatedDeformConv2dPack(8, 8, 3))
+    assert not has_deform_conv(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))

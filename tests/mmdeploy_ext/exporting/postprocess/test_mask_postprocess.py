@@ -1,0 +1,310 @@
+"""Post-processing of masks, eager, exported and in numpy, equal to mmdet's `get_results` on random heads."""
+
+import copy
+import io
+import types
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from mmcv import ConfigDict
+from mmdet.models.dense_heads import DecoupledSOLOHead, SOLOHead, SOLOV2Head
+
+import projects.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.mask import mask_config
+from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
+from mmdeploy_ext.proof.tasks.mask import match_detections
+from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.runtime.solo import model as runtime
+from projects.mmdet_plugin.solo import contract
+from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
+
+GRIDS, STRIDES, CLASSES, CHANNELS = [10, 8, 6, 4, 3], [8, 8, 16, 32, 32], 4, 12
+QUARTER = (24, 32)
+SETTINGS = dict(
+    nms_pre=500, score_thr=0.1, mask_thr=0.5, filter_thr=0.05, kernel='gaussian', sigma=2.0, max_per_img=100
+)
+CASES = {
+    'as published': {},
+    'a cut before the matrix NMS': dict(nms_pre=20),
+    'linear kernel': dict(kernel='linear', sigma=0.5),
+    'everything kept': dict(nms_pre=-1, filter_thr=-1, max_per_img=-1),
+    'no limits, as zero': dict(nms_pre=0, filter_thr=0, max_per_img=0),
+    'other thresholds': dict(score_thr=0.3, mask_thr=0.35, filter_thr=0.2, max_per_img=7),
+}
+
+
+def make_head(kind, **changes):
+    """Return an upstream head without a network: only its grids and thresholds are used."""
+    head = kind.__new__(kind)
+    torch.nn.Module.__init__(head)
+    head.num_grids, head.strides, head.num_levels = GRIDS, STRIDES, len(GRIDS)
+    head.num_classes = head.cls_out_channels = CLASSES
+    head.test_cfg = ConfigDict(SETTINGS, **changes)
+    head.fp16_enabled = False
+    if kind is SOLOV2Head:
+        head.kernel_out_channels, head.dynamic_conv_size, head.mask_stride = CHANNELS, 1, 4
+        head.dcn_apply_to_all_conv = True
+    return head
+
+
+def level_maps(generator, channels, batch):
+    """Return per level smooth maps (batch, channels, h, w) at QUARTER: blobs, not noise."""
+    small = torch.randn(batch, channels, 6, 8, generator=generator) * 4
+    return torch.nn.functional.interpolate(small, QUARTER, mode='bicubic')
+
+
+def random_raw(kind, seed=0, batch=1, shift=0.0):
+    """Return what mmdet's `get_results` takes, and the same as a `raw` graph names it."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(batch, CLASSES, grid, grid, generator=generator) - 1 + shift for grid in GRIDS]
+    scores = [contract_points_nms(level) for level in logits]
+    if kind is SOLOV2Head:
+        kernels = [torch.randn(batch, CHANNELS, grid, grid, generator=generator) for grid in GRIDS]
+        features = level_maps(generator, CHANNELS, batch).relu() / 4
+        mmdet = (kernels, [level.clone() for level in logits], features)
+        rest = [kernels, features]
+    elif kind is SOLOHead:
+        masks = [level_maps(generator, grid**2, batch).sigmoid() for grid in GRIDS]
+        mmdet, rest = (masks, scores), [masks]
+    else:
+        x, y = ([level_maps(generator, grid, batch).add(2).sigmoid() for grid in GRIDS] for _ in range(2))
+        mmdet, rest = (x, y, scores), [x, y]
+    head = make_head(kind)
+    raw = contract.arrange(head, scores, rest, 'batched')
+    return mmdet, {name: tensor.contiguous() for name, tensor in raw.items()}
+
+
+def contract_points_nms(logits):
+    from projects.mmdet_plugin.solo.wrapper import points_nms
+
+    return points_nms(logits)
+
+
+def by_mmdet(kind, mmdet, img_shapes, ori_shape, **changes):
+    head = make_head(kind, **changes)
+    metas = [dict(img_shape=(*shape, 3), ori_shape=(*ori_shape, 3)) for shape in img_shapes]
+    results = head.get_results(*copy.deepcopy(mmdet), img_metas=metas)
+    return [
+        Instances(found.masks.numpy().astype(bool), found.scores.numpy(), found.labels.numpy().astype(int))
+        for found in results
+    ]
+
+
+def facts_of(kind, **changes):
+    return dict(
+        mask_config(dict(SETTINGS, **changes)).to_json(),
+        head=kind.__name__,
+        num_grids=GRIDS,
+        strides=STRIDES,
+        num_classes=CLASSES,
+        mask_stride=4,
+    )
+
+
+def by_numpy(kind, raw, img_shapes, ori_shape, **changes):
+    metadata = types.SimpleNamespace(form='raw', postprocess=facts_of(kind, **changes), options={})
+    feeds = dict(img_shape=np.asarray(img_shapes, np.float32), ori_shape=np.asarray(ori_shape))
+    return runtime.detections(metadata, {name: tensor.numpy() for name, tensor in raw.items()}, feeds)
+
+
+def full_form(kind, cap=0, **changes):
+    return POSTPROCESS[kind.__name__](make_head(kind, **changes), cap).eval()
+
+
+def by_graph(module, raw, img_shapes, ori_shape):
+    with torch.no_grad():
+        outputs = module(torch.tensor(img_shapes).float(), torch.tensor(ori_shape), *raw.values())
+    return split(*(output.numpy() for output in outputs[:3]))
+
+
+def split(masks, scores, labels):
+    return [
+        Instances(*(part[kinds >= 0] for part in (one, two, kinds)))
+        for one, two, kinds in zip(masks, scores, labels, strict=True)
+    ]
+
+
+def check(expected, found, at_least):
+    rows = [
+        match_detections('image', *pair, score_thr=0.0, score_bar=1e-5)
+        for pair in zip(expected, found, strict=True)
+    ]
+    assert all(row.passed for row in rows), rows
+    assert [len(one) for one in expected] == [len(two) for two in found]
+    assert min(row.matched for row in rows) >= at_least
+    for one, two in zip(expected, found, strict=True):
+        np.testing.assert_allclose(two.scores, one.scores, atol=1e-5)
+        assert two.masks.shape == one.masks.shape and two.masks.dtype == bool
+
+
+@pytest.mark.parametrize('kind', [DecoupledSOLOHead, SOLOV2Head])
+@pytest.mark.parametrize('case', CASES)
+def test_eager_and_numpy_equal_mmdet(kind, case):
+    shapes, ori_shape = [(90, 128), (96, 100)], (75, 61)
+    mmdet, raw = random_raw(kind, seed=len(case), batch=2)
+    expected = by_mmdet(kind, mmdet, shapes, ori_shape, **CASES[case])
+    check(expected, by_graph(full_form(kind, **CASES[case]), raw, shapes, ori_shape), at_least=3)
+    check(expected, by_numpy(kind, raw, shapes, ori_shape, **CASES[case]), at_least=3)
+
+
+def test_numpy_equals_mmdet_on_whole_mask_stacks():
+    mmdet, raw = random_raw(SOLOHead, seed=3)
+    expected = by_mmdet(SOLOHead, mmdet, [(90, 128)], (200, 310))
+    check(expected, by_numpy(SOLOHead, raw, [(90, 128)], (200, 310)), at_least=20)
+
+
+def test_cells_beyond_the_first_look_still_come_in():
+    # cells with a high class score and poor masks fill the first look; better masks are further down
+    mmdet, raw = random_raw(SOLOV2Head, seed=5)
+    for level in mmdet[0]:
+        level[:, :, ::2] *= 0.05
+    raw = contract.arrange(
+        make_head(SOLOV2Head), [contract_points_nms(level) for level in mmdet[1]], [mmdet[0], mmdet[2]], ''
+    )
+    for nms_pre in (5, 17, 40):
+        expected = by_mmdet(SOLOV2Head, mmdet, [(96, 128)], (96, 128), nms_pre=nms_pre)
+        found = by_graph(full_form(SOLOV2Head, nms_pre=nms_pre), raw, [(96, 128)], (96, 128))
+        check(expected, found, at_least=3)
+
+
+@pytest.mark.parametrize('kind', [DecoupledSOLOHead, SOLOV2Head])
+@pytest.mark.parametrize(
+    'changes', [dict(score_thr=0.999), dict(filter_thr=0.9999), dict(mask_thr=0.999999)], ids=str
+)
+def test_no_result_is_an_empty_result(kind, changes):
+    mmdet, raw = random_raw(kind, seed=1)
+    expected = by_mmdet(kind, mmdet, [(96, 128)], (50, 40), **changes)
+    assert [len(one) for one in expected] == [0]
+    for found in (
+        by_graph(full_form(kind, **changes), raw, [(96, 128)], (50, 40)),
+        by_graph(full_form(kind, cap=30, **changes), raw, [(96, 128)], (50, 40)),
+        by_numpy(kind, raw, [(96, 128)], (50, 40), **changes),
+    ):
+        assert found[0].masks.shape == (0, 50, 40) and len(found[0]) == 0
+
+
+@pytest.fixture(scope='module')
+def session():
+    """A SOLOv2 post-processing, traced on one input, as an ONNX Runtime session."""
+    _, raw = random_raw(SOLOV2Head, seed=0)
+    return export(full_form(SOLOV2Head, nms_pre=60), raw)
+
+
+def export(module, raw, outputs=('masks', 'scores', 'labels')):
+    stream = io.BytesIO()
+    example = (torch.tensor([[96.0, 120.0]]), torch.tensor([80, 90]), *raw.values())
+    names = ['img_shape', 'ori_shape', *raw]
+    dynamic = {name: {0: 'B'} for name in names if name != 'ori_shape'}
+    dynamic['seg_pred'] = {0: 'B', 2: 'h', 3: 'w'}
+    torch.onnx.export(
+        module,
+        example,
+        stream,
+        dynamo=False,
+        opset_version=17,
+        input_names=names,
+        output_names=list(outputs),
+        dynamic_axes=dynamic,
+    )
+    return onnxruntime.InferenceSession(stream.getvalue(), providers=['CPUExecutionProvider'])
+
+
+def by_session(session, raw, img_shapes, ori_shape):
+    feeds = {name: tensor.numpy() for name, tensor in raw.items()}
+    feeds.update(img_shape=np.asarray(img_shapes, np.float32), ori_shape=np.asarray(ori_shape))
+    return session.run(None, feeds)
+
+
+def test_a_graph_serves_other_batches_and_results(session):
+    shapes, ori_shape = [(90, 128), (96, 100), (64, 64)], (131, 77)
+    mmdet, raw = random_raw(SOLOV2Head, seed=9, batch=3)
+    expected = by_mmdet(SOLOV2Head, mmdet, shapes, ori_shape, nms_pre=60)
+    check(expected, split(*by_session(session, raw, shapes, ori_shape)), at_least=5)
+
+
+def test_a_graph_gives_nothing_where_nothing_is_found(session):
+    _, raw = random_raw(SOLOV2Head, seed=2, shift=-20.0)
+    masks, scores, labels = by_session(session, raw, [(96, 128)], (33, 44))
+    assert masks.shape == (1, 0, 33, 44) and scores.shape == labels.shape == (1, 0)
+
+
+def test_an_empty_image_in_a_batch_is_padded(session):
+    _, raw = random_raw(SOLOV2Head, seed=4, batch=2)
+    raw['cate_pred'][1] = 0
+    masks, scores, labels = by_session(session, raw, [(96, 128)] * 2, (40, 50))
+    assert (labels[1] == -1).all() and not masks[1].any() and not scores[1].any()
+    assert (labels[0] >= 0).sum() > 5
+
+
+def test_what_is_not_fed_is_the_size_of_the_input(session):
+    _, raw = random_raw(SOLOV2Head, seed=6)
+    wanted = by_session(session, raw, [(96, 128)], (96, 128))
+    for got, expected in zip(by_session(session, raw, [(0, 0)], (0, 0)), wanted, strict=True):
+        assert np.array_equal(got, expected)
+
+
+def test_a_cap_keeps_shapes_constant_and_tells_when_it_cut():
+    mmdet, raw = random_raw(SOLOV2Head, seed=7, shift=-1.5)
+    candidates = int((raw['cate_pred'] > 0.1).sum())
+    names = ('masks', 'scores', 'labels', 'candidates')
+    wide = export(full_form(SOLOV2Head, cap=candidates + 5), raw, names)
+    *outputs, count = by_session(wide, raw, [(96, 128)], (60, 70))
+    assert count.tolist() == [candidates] and outputs[0].shape == (1, min(100, candidates + 5), 60, 70)
+    check(by_mmdet(SOLOV2Head, mmdet, [(96, 128)], (60, 70)), split(*outputs), at_least=10)
+    narrow = export(full_form(SOLOV2Head, cap=8), raw, names)
+    *outputs, count = by_session(narrow, raw, [(96, 128)], (60, 70))
+    assert count.tolist() == [candidates] and outputs[0].shape == (1, 8, 60, 70)
+
+
+def test_three_equal_masks_under_the_linear_kernel_are_dropped_as_mmdet_drops_them():
+    mmdet, raw = random_raw(SOLOV2Head, seed=8)
+    for level in mmdet[0]:
+        level[:] = level[:, :, :1, :1]
+    raw = contract.arrange(
+        make_head(SOLOV2Head), [contract_points_nms(level) for level in mmdet[1]], [mmdet[0], mmdet[2]], ''
+    )
+    changes = dict(kernel='linear', filter_thr=0.01)
+    expected = by_mmdet(SOLOV2Head, mmdet, [(96, 128)], (60, 70), **changes)
+    check(expected, by_graph(full_form(SOLOV2Head, **changes), raw, [(96, 128)], (60, 70)), at_least=4)
+    check(expected, by_numpy(SOLOV2Head, raw, [(96, 128)], (60, 70), **changes), at_least=4)
+
+
+@pytest.mark.parametrize('target', [(50, 40), (427, 640), (1, 1), (96, 128)])
+@pytest.mark.parametrize('crop', [(96, 128), (90, 101), (33, 1)])
+def test_the_composed_resize_equals_both_resizes(target, crop):
+    soft = torch.rand(1, 5, *QUARTER, generator=torch.Generator().manual_seed(0))
+    wanted = torch.nn.functional.interpolate(soft, (96, 128), mode='bilinear')[:, :, : crop[0], : crop[1]]
+    wanted = torch.nn.functional.interpolate(wanted, target, mode='bilinear')
+    for thr in (0.35, 0.5):
+        got = resize_and_threshold(soft, torch.tensor([crop]).float(), torch.tensor(target), 4, thr)
+        other = runtime.resize_and_threshold(soft[0].numpy(), crop, target, 4, np.float32(thr))
+        for masks in (got[0].numpy(), other):
+            differ = masks != (wanted > thr)[0].numpy()
+            assert np.abs(wanted[0].numpy()[differ] - thr).max(initial=0) <= 1e-6
+
+
+def test_thresholds_that_have_no_graph_are_refused():
+    with pytest.raises(ConfigError, match=r'test_cfg: filter_thr, sigma missing'):
+        mask_config({key: value for key, value in SETTINGS.items() if key not in ('filter_thr', 'sigma')})
+    with pytest.raises(ConfigError, match=r"kernel='cosine': expected one of gaussian, linear"):
+        mask_config(dict(SETTINGS, kernel='cosine'))
+    with pytest.raises(ConfigError, match=r'mask_thr=1.5: expected 0 or more, below 1'):
+        mask_config(dict(SETTINGS, mask_thr=1.5))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'wanted'),
+    [
+        ('score_thr', 'abc', 'a number'),
+        ('sigma', [2.0], 'a number'),
+        ('filter_thr', float('nan'), 'a number'),
+        ('nms_pre', 1.5, 'a whole number'),
+        ('max_per_img', 'x', 'a whole number'),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused_by_name(key, value, wanted):
+    with pytest.raises(ConfigError, match=rf'test_cfg\.{key}=.*: expected {wanted}'):
+        mask_config(dict(SETTINGS, **{key: value}))

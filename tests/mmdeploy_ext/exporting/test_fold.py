@@ -1,0 +1,135 @@
+"""Folded weights: what mmcv folds, rounded once, so that no CPU, kernel or device has bytes of its own."""
+
+import hashlib
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmdeploy_ext.exporting.fold import fold_pair, folded_bias_magnitudes, fuse
+
+PINNED = '5e536ac4838fe38c2e175f5d3c551af3d0e2b7ed389532ebf3fad099476776b0'
+UNITS = 4
+
+
+def numbers(count, seed):
+    """Return (count,) float32 in 0..1 that need no random generator: fractions of the golden ratio."""
+    return torch.from_numpy(
+        ((np.arange(1, count + 1) * (seed + 1) * 40503 % 65536) / 65536).astype(np.float32)
+    )
+
+
+def fill(model):
+    """Give every parameter and statistic of a model numbers that every machine makes alike."""
+    with torch.no_grad():
+        for seed, (name, value) in enumerate(model.state_dict().items()):
+            if value.is_floating_point():
+                made = numbers(value.numel(), seed).reshape(value.shape)
+                value.copy_(made + 0.01 if name.endswith('running_var') else made - 0.5)
+    return model.eval()
+
+
+def small():
+    """Return pairs of all kinds: without and with a bias, in groups, in a module below, of none."""
+    return fill(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Sequential(nn.Conv2d(8, 64, 3, groups=4), nn.BatchNorm2d(64), nn.Conv2d(64, 8, 1)),
+            nn.ModuleList([nn.BatchNorm2d(8)]),
+        )
+    )
+
+
+def exact(conv, norm):
+    """Return weight and bias with 50 digits, rounded once to float32: the slow reference."""
+    with localcontext() as context:
+        context.prec = 50
+        rows = zip(*(array.tolist() for array in (norm.weight, norm.bias, norm.running_mean)), strict=True)
+        weights, biases = [], []
+        for row, (gamma, beta, mean) in enumerate(rows):
+            variance = Decimal(norm.running_var[row].item()) + Decimal(norm.eps)
+            scale = Decimal(gamma) / variance.sqrt()
+            bias = Decimal(0 if conv.bias is None else conv.bias[row].item())
+            weights.append([float(Decimal(value) * scale) for value in conv.weight[row].flatten().tolist()])
+            biases.append(float((bias - Decimal(mean)) * scale + Decimal(beta)))
+    return np.float32(weights).reshape(conv.weight.shape), np.float32(biases)
+
+
+def test_folded_weights_are_the_exact_ones_rounded_once():
+    """torch.sqrt in float32 misses this by a unit in every sixth channel, in others on another CPU."""
+    model = small()
+    fused = fuse(model)
+    for old, new in ((model[:2], fused[:2]), (model[3][:2], fused[3][:2])):
+        for got, wanted in zip((new[0].weight, new[0].bias), exact(*old), strict=True):
+            assert np.array_equal(got.detach().numpy(), wanted)
+        assert isinstance(new[1], nn.Identity)
+
+
+def test_the_bytes_of_a_folded_model_are_pinned():
+    digest = hashlib.sha256()
+    for name, value in fuse(small()).state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    assert digest.hexdigest() == PINNED
+
+
+def test_mmcv_folds_the_same_modules_to_the_same_numbers():
+    from mmcv.cnn.utils import fuse_conv_bn
+
+    model = small()
+    ours, theirs = fuse(model).state_dict(), fuse_conv_bn(small()).state_dict()
+    assert list(ours) == list(theirs)
+    magnitudes = folded_bias_magnitudes(model)
+    assert set(magnitudes) == {'0.bias', '3.0.bias'}
+    for name, value in ours.items():
+        size = magnitudes.get(name, value.abs().numpy())
+        assert (np.abs((value - theirs[name]).numpy()) <= UNITS * np.spacing(np.float32(size))).all(), name
+
+
+def test_a_bias_that_cancels_is_measured_by_its_terms():
+    """mmcv's own rounding of beta - mean * scale is far more than 4 units of what is left of it."""
+    model = small()
+    with torch.no_grad():
+        scale = model[1].weight / (model[1].running_var + model[1].eps).sqrt()
+        model[1].bias.copy_(model[1].running_mean * scale)
+    magnitude = folded_bias_magnitudes(model)['0.bias']
+    assert (np.abs(fuse(model)[0].bias.detach().numpy()) <= UNITS * np.spacing(np.float32(magnitude))).all()
+    np.testing.assert_allclose(magnitude, 2 * np.abs(model[1].bias.detach().numpy()), rtol=1e-6)
+
+
+def test_folding_leaves_the_model_alone_and_a_folded_model_as_it_is():
+    model = small()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    once = fuse(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    twice = fuse(once).state_dict()
+    assert all(torch.equal(value, twice[name]) for name, value in once.state_dict().items())
+    assert not folded_bias_magnitudes(once)
+
+
+@pytest.mark.parametrize('affine', [True, False])
+def test_a_normalisation_without_weights_is_folded_too(affine):
+    model = fill(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=affine)))
+    image = numbers(48, 7).reshape(1, 3, 4, 4)
+    with torch.no_grad():
+        assert (fuse(model)(image) - model(image)).abs().max() < 1e-5
+
+
+def test_a_repvgg_block_is_the_sum_of_its_branches_rounded_once():
+    from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
+
+    block = fill(RepVggBlock(6, 'relu'))
+    fused = fuse(block)
+    parts = [fold_pair(branch.conv, branch.norm) for branch in (block.conv1, block.conv2)]
+    middle = (parts[0].weight[:, :, 1, 1] + parts[1].weight[:, :, 0, 0]).astype(np.float32)
+    assert np.array_equal(fused.conv.weight.detach().numpy()[:, :, 1, 1], middle)
+    assert np.array_equal(fused.conv.bias.detach().numpy(), np.float32(parts[0].bias + parts[1].bias))
+    sizes = folded_bias_magnitudes(block)
+    assert set(sizes) == {'conv1.conv.bias', 'conv2.conv.bias', 'conv.bias', 'conv.weight'}
+    assert (sizes['conv.weight'] >= np.abs(parts[0].weight)).all()
+    assert (sizes['conv.weight'][:, :, 1, 1] > np.abs(middle)).any(), 'branches of one sign cancel nowhere'
+    again = fuse(fused).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in fused.state_dict().items())

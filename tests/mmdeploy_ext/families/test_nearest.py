@@ -1,0 +1,49 @@
+"""A detector of no family is refused by its heads, with the family that is nearest and what to do."""
+
+import pytest
+
+import projects.mmdet3d_plugin
+import projects.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.nearest import part_types
+from mmdeploy_ext.families.sparse import SPARSE_FAMILIES
+
+CASES = {
+    'faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py': (
+        'FasterRCNN',
+        ['rpn_head', 'roi_head', 'roi_head.bbox_head'],
+        'atss',
+    ),
+    'cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco.py': ('CascadeRCNN', ['roi_head.bbox_head'], 'atss'),
+    'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py': ('MaskRCNN', ['roi_head.mask_head'], 'solo'),
+    'retinanet/retinanet_r50_fpn_1x_coco.py': ('RetinaNet', ['bbox_head'], 'atss'),
+    'detr/detr_r50_8x2_150e_coco.py': ('DETR', ['bbox_head', 'bbox_head.transformer'], 'rtdetr'),
+    'deformable_detr/deformable_detr_r50_16x2_50e_coco.py': ('DeformableDETR', ['bbox_head'], 'rtdetr'),
+    'panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py': ('PanopticFPN', ['semantic_head'], 'solo'),
+    'mask2former/mask2former_r50_lsj_8x2_50e_coco.py': ('Mask2Former', ['panoptic_head'], 'solo'),
+    'yolox/yolox_s_8x8_300e_coco.py': ('YOLOX', ['bbox_head'], 'atss'),
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'detector', 'keys', 'near'), [(name, *rest) for name, rest in CASES.items()]
+)
+def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
+    cfg = load_config(mmdet_config(name))
+    types = part_types(cfg.model)
+    with pytest.raises(ConfigError) as refused:
+        find_family(cfg)
+    said = str(refused.value)
+    assert f"model.type='{detector}' with " in said and '\n' not in said and 'None' not in said
+    for key in keys:
+        assert f'{key}={types[key]!r}' in said
+    assert f'nearest is {near}: {FAMILIES[near].exports}' in said
+    assert 'known: atss' in said
+
+
+def test_every_family_says_in_one_line_what_it_takes():
+    for family in FAMILIES.values():
+        assert 'README.md' in family.exports and family.near, family.name
+    assert any(family.exports for family in SPARSE_FAMILIES.values())

@@ -1,0 +1,165 @@
+"""The multi-camera rule equals the real test pipeline bit for bit, and refuses what does not fit."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule, rule_from_pipeline
+from mmdeploy_ext.inputs.pillow_resize import FILTERS, resize_pillow
+
+NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+R50 = dict(
+    H=900, W=1600, final_dim=(256, 704), bot_pct_lim=(0.0, 0.0), resize_lim=(0.38, 0.55), rot_lim=(0.0, 0.0)
+)
+SMALL = dict(R50, H=90, W=160, final_dim=(30, 100), bot_pct_lim=(0.0, 0.1), rand_flip=True)
+WIDE = dict(SMALL, final_dim=(60, 90))
+PADDED = dict(SMALL, final_dim=(90, 160), bot_pct_lim=(0.3, 0.3))
+
+
+def pipeline(conf, **pad):
+    return [
+        dict(type='LoadMultiViewImageFromFiles', to_float32=True),
+        dict(type='ResizeCropFlipRotImage', data_aug_conf=conf, training=False),
+        dict(type='NormalizeMultiviewImage', **NORM),
+        dict(type='PadMultiViewImage', **(pad or dict(size_divisor=32))),
+        dict(
+            type='MultiScaleFlipAug3D',
+            img_scale=(1333, 800),
+            flip=False,
+            transforms=[dict(type='PETRFormatBundle3D'), dict(type='Collect3D')],
+        ),
+    ]
+
+
+def rig(size, seed=0):
+    """Images, intrinsics (N, 3, 3) and lidar2cam (N, 4, 4) of six cameras."""
+    rng = np.random.default_rng(seed)
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(6)]
+    intrinsics = np.tile(np.array([[1266.4, 0, 816.3], [0, 1265.9, 491.5], [0, 0, 1]]), (6, 1, 1))
+    lidar2cam = np.tile(np.eye(4, dtype=np.float32), (6, 1, 1))
+    lidar2cam[:, :3, 3] = rng.normal(size=(6, 3))
+    return images, intrinsics, lidar2cam
+
+
+@pytest.mark.parametrize('resample', FILTERS)
+@pytest.mark.parametrize(
+    ('source', 'target'),
+    [((90, 160), (40, 70)), ((20, 30), (41, 77)), ((17, 13), (5, 13)), ((30, 40), (3, 39)), ((1, 9), (7, 2))],
+)
+def test_resize_is_pillows_bit_for_bit(source, target, resample):
+    image = pytest.importorskip('PIL.Image')
+    values = np.random.default_rng(0).integers(0, 256, (*source, 3), np.uint8)
+    kind = getattr(image.Resampling, resample.upper())
+    wanted = np.asarray(image.fromarray(values).resize(target[::-1], kind))
+    np.testing.assert_array_equal(resize_pillow(values, *target, resample), wanted)
+    rows = target[0] // 3, target[0]
+    np.testing.assert_array_equal(resize_pillow(values, *target, resample, rows), wanted[rows[0] : rows[1]])
+
+
+@pytest.mark.parametrize(
+    ('conf', 'pad'),
+    [
+        (R50, {}),
+        (SMALL, {}),
+        (WIDE, {}),
+        (PADDED, {}),
+        (SMALL, dict(size=(64, 128))),
+        (SMALL, dict(size_divisor=8)),
+    ],
+    ids=['r50', 'small', 'wide', 'padded', 'pad size', 'divisor'],
+)
+def test_equals_the_real_pipeline_bit_for_bit(conf, pad):
+    from mmdet3d.datasets.pipelines import Compose
+
+    import projects.mmdet3d_plugin  # noqa: F401
+
+    steps = pipeline(conf, **pad)
+    images, intrinsics, lidar2cam = rig((conf['H'], conf['W']))
+    full = np.tile(np.eye(4), (6, 1, 1))
+    full[:, :3, :3] = intrinsics
+    results = dict(
+        img=[image.astype(np.float32) for image in images], intrinsics=list(full), extrinsics=list(lidar2cam)
+    )
+    results = Compose(copy.deepcopy(steps[1:4]))(results)
+    rule = rule_from_pipeline(steps)
+    wanted = np.stack(results['img']).transpose(0, 3, 1, 2)
+    assert wanted.shape[2:] == rule.input_size
+    np.testing.assert_array_equal(rule.apply(images), wanted)
+    calibration = rule.calibrate(intrinsics, lidar2cam)
+    np.testing.assert_array_equal(calibration.intrinsics, np.stack(results['intrinsics']))
+    np.testing.assert_array_equal(calibration.lidar2img, np.stack(results['lidar2img']))
+
+
+def test_the_numbers_of_the_published_config():
+    rule = rule_from_pipeline(pipeline(R50))
+    assert rule.scale == 0.44 and rule.resized == (396, 704) and rule.crop == (140, 0)
+    assert rule.input_size == (256, 704) and rule.cameras == CAMERAS and rule.num_cameras == 6
+
+
+def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
+    from mmdeploy_ext.contract.metadata import _rule_from_json
+    from mmdeploy_ext.inputs.pictures import PreprocessRule
+
+    for rule in (rule_from_pipeline(pipeline(SMALL, size=(64, 128))), PreprocessRule(size=(4, 5))):
+        assert _rule_from_json(json.loads(json.dumps(rule.to_json()))) == rule
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda steps: steps.insert(1, dict(type='PhotoMetricDistortion')),
+            "step 'PhotoMetricDistortion' cannot",
+        ),
+        (lambda steps: steps.pop(1), 'got the steps'),
+        (lambda steps: steps.insert(1, steps.pop(2)), 'in this order'),
+        (lambda steps: steps[1].pop('training'), 'training=True; expected False'),
+        (lambda steps: steps[3].update(pad_val=3), 'pad_val=3; expected 0'),
+        (lambda steps: steps[4].update(flip=True), 'flip=True; expected False'),
+    ],
+)
+def test_what_the_rule_cannot_say_is_refused_by_name(change, message):
+    steps = pipeline(SMALL)
+    change(steps)
+    with pytest.raises(ConfigError, match=message):
+        rule_from_pipeline(steps)
+
+
+def test_wrong_images_are_refused():
+    rule = rule_from_pipeline(pipeline(SMALL))
+    images = rig((90, 160))[0]
+    with pytest.raises(ShapeError, match='images: got 5, expected 6, one per camera in the order CAM_FRONT'):
+        rule.apply(images[:5])
+    with pytest.raises(
+        ShapeError, match=r'image of CAM_BACK: got uint8 \(90, 150, 3\), expected uint8 \(90, 160'
+    ):
+        rule.apply([*images[:3], images[3][:, :150], *images[4:]])
+    with pytest.raises(ShapeError, match='image of CAM_FRONT: got float32'):
+        rule.apply([images[0].astype(np.float32), *images[1:]])
+    with pytest.raises(ShapeError, match='image of CAM_FRONT_RIGHT: got None'):
+        rule.apply([images[0], None, *images[2:]])
+
+
+def test_wrong_calibrations_are_refused():
+    rule = rule_from_pipeline(pipeline(SMALL))
+    _, intrinsics, lidar2cam = rig((90, 160))
+    with pytest.raises(
+        DataError, match=r'intrinsics: got shape \(5, 3, 3\), expected finite numbers of shape'
+    ):
+        rule.calibrate(intrinsics[:5], lidar2cam)
+    with pytest.raises(DataError, match='lidar2cam: got nothing'):
+        rule.calibrate(intrinsics, None)
+    with pytest.raises(DataError, match='intrinsics: got NaN or infinity, expected'):
+        rule.calibrate(intrinsics * np.nan, lidar2cam)
+    with pytest.raises(DataError, match=r'calibration of CAM_FRONT_LEFT: is for \(900, 1600\)'):
+        rule.calibrate(intrinsics, lidar2cam, [(90, 160), (90, 160), (900, 1600)])
+
+
+def test_other_cameras_have_no_names():
+    rule = rule_from_pipeline(pipeline(SMALL), num_cameras=4)
+    assert rule.cameras == () and MultiViewRule.from_json(rule.to_json()) == rule
+    with pytest.raises(ShapeError, match=r'images: got 6, expected 4, one per camera$'):
+        rule.apply(rig((90, 160))[0])

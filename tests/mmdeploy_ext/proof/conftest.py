@@ -1,0 +1,33 @@
+"""What tests of planted faults share: right files of the toys, and the references of their inputs."""
+
+import functools
+
+import pytest
+
+from conditional_faults import SIZES
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.references import references
+from toy_atss import PICTURE, REPO
+
+
+@pytest.fixture(scope='session')
+def known(tmp_path_factory):
+    """Return family -> (right file, references of its inputs), both made once."""
+    import projects.mmdet_plugin  # noqa: F401
+
+    folder, images = tmp_path_factory.mktemp('right'), [('toy.jpg', read_image(PICTURE))]
+
+    @functools.cache
+    def make(name, dynamic=True):
+        deployment = deploy.load(
+            str(REPO / f'configs/demo/{name}_toy.py'), str(REPO / f'demo/checkpoints/{name}_toy.pth')
+        )
+        options = ExportOptions(height=SIZES[name][0], width=SIZES[name][1], dynamic=dynamic)
+        traced = deploy.prepare_fixed(deployment.rule, images[0][1], options.height, options.width)
+        path = str(folder / f'{name}_{dynamic}.onnx')
+        deploy.export_to_file(deployment, options, [traced], path)
+        return path, references(deployment, options, images)
+
+    return make

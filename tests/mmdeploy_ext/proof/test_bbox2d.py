@@ -1,0 +1,222 @@
+"""Matching detections: every fault fails, rounding at the edges does not, order does not matter."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmdeploy_ext.proof.tasks.bbox2d import draw_pair, fit_pair, match_detections
+from mmdeploy_ext.proof.verdict import PicturePair
+from mmdeploy_ext.runtime.detections import Detections
+
+
+def detections(boxes, scores, labels) -> Detections:
+    return Detections(
+        np.asarray(boxes, np.float32).reshape(-1, 4),
+        np.asarray(scores, np.float32),
+        np.asarray(labels, np.int64),
+    )
+
+
+NONE = detections([], [], [])
+SCENE = detections(
+    [[10, 10, 60, 50], [100, 20, 180, 90], [30, 120, 90, 200], [200, 200, 300, 280]],
+    [0.9, 0.7, 0.4, 0.1],
+    [0, 1, 0, 2],
+)
+
+
+def changed(boxes=None, scores=None, labels=None) -> Detections:
+    values = dict(bboxes_xyxy=boxes, scores=scores, labels=labels)
+    return dataclasses.replace(SCENE, **{name: value for name, value in values.items() if value is not None})
+
+
+def take(order) -> Detections:
+    return Detections(SCENE.bboxes_xyxy[order], SCENE.scores[order], SCENE.labels[order])
+
+
+def nudged(array, index, by):
+    array = array.copy()
+    array.flat[index] += by
+    return array
+
+
+FAULTS = {
+    'one missing': take([0, 1, 3]),
+    'all missing': NONE,
+    'a duplicate': take([0, 0, 1, 2, 3]),
+    'a duplicate instead of another': take([0, 1, 3, 3]),
+    'labels permuted': changed(labels=SCENE.labels[::-1].copy()),
+    'one label': changed(labels=nudged(SCENE.labels, 2, 1)),
+    'scores permuted': changed(scores=SCENE.scores[::-1].copy()),
+    'boxes permuted': changed(boxes=SCENE.bboxes_xyxy[::-1].copy()),
+    'one box shifted by a pixel': changed(boxes=nudged(SCENE.bboxes_xyxy, 4, 1)),
+    'all boxes shifted': changed(boxes=SCENE.bboxes_xyxy + 1),
+    'one score off': changed(scores=nudged(SCENE.scores, 1, 2e-4)),
+    'all zero boxes': changed(boxes=np.zeros_like(SCENE.bboxes_xyxy)),
+    'all zero': detections(np.zeros((4, 4)), np.zeros(4), np.zeros(4)),
+    'NaN box': changed(boxes=nudged(SCENE.bboxes_xyxy, 5, np.nan)),
+    'NaN score': changed(scores=nudged(SCENE.scores, 3, np.nan)),
+    'infinite box': changed(boxes=nudged(SCENE.bboxes_xyxy, 5, np.inf)),
+    'fewer labels than boxes': changed(labels=SCENE.labels[:-1]),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+@pytest.mark.parametrize('capacity', [None, 100])
+def test_each_fault_fails_in_both_directions(fault, capacity):
+    for reference, candidate in ((SCENE, FAULTS[fault]), (FAULTS[fault], SCENE)):
+        row = match_detections('a.jpg', reference, candidate, capacity=capacity)
+        assert not row.passed and row.reason, row
+
+
+def test_the_same_detections_in_another_order_pass():
+    row = match_detections('a.jpg', SCENE, take([3, 1, 0, 2]))
+    assert row.passed and (row.reference, row.matched, row.missing, row.extra) == (4, 4, 0, 0)
+    assert (row.worst_iou, row.worst_score, row.reason) == (1.0, 0.0, '')
+
+
+def test_a_row_counts_missing_extra_and_pairs_outside_the_bars():
+    candidate = detections([[10, 10, 60, 52], [100, 20, 180, 90], [0, 0, 5, 5]], [0.9, 0.7, 0.6], [0, 1, 2])
+    row = match_detections('a.jpg', SCENE, candidate)
+    assert (row.reference, row.matched, row.missing, row.extra) == (4, 1, 2, 1)
+    assert row.worst_iou == pytest.approx(40 / 42) and not row.passed
+    assert row.reason.startswith('2 missing, 1 extra, 1 pair outside the bars (worst IoU 0.952')
+
+
+def test_nothing_on_both_sides_passes_with_nothing_matched():
+    row = match_detections('a.jpg', NONE, NONE)
+    assert row.passed and row.matched == 0 and row.worst_iou == 1.0
+    assert not match_detections('a.jpg', NONE, SCENE).passed
+
+
+def test_a_score_that_crosses_the_threshold_by_rounding_is_no_fault():
+    low, high = (changed(scores=np.array([0.9, 0.7, 0.4, 0.05 + step], np.float32)) for step in (-2e-5, 2e-5))
+    assert match_detections('a.jpg', low, high).passed
+    assert match_detections('a.jpg', high, low).passed
+
+
+def test_boxes_below_the_threshold_count_on_neither_side():
+    faint = changed(scores=np.array([0.9, 0.7, 0.4, 0.02], np.float32))
+    assert match_detections('a.jpg', faint, take([0, 1, 2])).reference == 3
+    assert match_detections('a.jpg', faint, take([0, 1, 2])).passed
+    assert match_detections('a.jpg', take([0, 1, 2]), faint).passed
+
+
+def test_a_faint_reference_is_no_partner_of_a_clear_candidate():
+    faint = changed(scores=np.array([0.9, 0.7, 0.4, 0.049], np.float32))
+    row = match_detections('a.jpg', faint, SCENE)
+    assert not row.passed and row.worst_score == pytest.approx(0.051, abs=1e-5)
+
+
+def test_equal_boxes_without_nms_are_not_paired_the_wrong_way_round():
+    box = np.array([[10, 10, 60, 50]], np.float32)
+    reference = detections(np.concatenate([box, box + 1e-5]), [0.8, 0.3], [1, 1])
+    candidate = detections(np.concatenate([box + 1e-5, box]), [0.8, 0.3], [1, 1])
+    assert match_detections('a.jpg', reference, candidate).passed
+
+
+def test_a_chain_of_close_scores_finds_the_one_assignment_that_fits():
+    box = np.tile(np.array([[10, 10, 60, 50]], np.float32), (3, 1))
+    reference = detections(box, [0.50000, 0.50008, 0.50016], [0, 0, 0])
+    candidate = detections(box, [0.50008, 0.50016, 0.50024], [0, 0, 0])
+    assert match_detections('a.jpg', reference, candidate).matched == 3
+
+
+def test_slivers_clipped_at_the_border_match_and_may_not_move():
+    sliver = detections([[0, 10, 0, 50], [5, 5, 5.01, 6]], [0.5, 0.4], [0, 0])
+    moved = detections([[0, 10, 0, 50], [5, 5, 5.02, 6]], [0.5, 0.4], [0, 0])
+    rounded = detections([[0, 10, 0, 50], [5, 5, 5.0105, 6]], [0.5, 0.4], [0, 0])
+    assert match_detections('a.jpg', sliver, rounded).passed
+    assert not match_detections('a.jpg', sliver, moved).passed
+
+
+def cut(last_box, last_score) -> Detections:
+    boxes = SCENE.bboxes_xyxy.copy()
+    boxes[3] = last_box
+    return changed(boxes=boxes, scores=np.array([0.9, 0.7, 0.4, last_score], np.float32))
+
+
+@pytest.mark.parametrize(
+    ('capacity', 'score', 'passed'),
+    [(4, 0.10002, True), (None, 0.10002, False), (100, 0.10002, False), (4, 0.2, False)],
+)
+def test_only_a_tie_at_the_cut_of_two_full_lists_is_excused(capacity, score, passed):
+    row = match_detections('a.jpg', SCENE, cut([0, 0, 20, 20], score), capacity=capacity)
+    assert row.passed == passed
+    assert (row.missing, row.extra) == ((0, 0) if passed else (1, 1))
+    assert row.matched == 3, 'an excused box does not count as matched'
+
+
+def test_a_tie_at_the_cut_excuses_no_box_that_moved():
+    assert not match_detections('a.jpg', SCENE, cut([203, 200, 303, 280], 0.1), capacity=4).passed
+
+
+def test_a_tie_at_the_cut_has_to_be_a_result_of_the_longer_list():
+    tied = cut([0, 0, 20, 20], 0.10002)
+    boxes = np.concatenate([SCENE.bboxes_xyxy, np.float32([[0, 0, 20, 20]])])
+    scores, labels = np.append(SCENE.scores, np.float32(0.1)), np.append(SCENE.labels, tied.labels[3])
+    longer = Detections(boxes, scores, labels)
+    assert match_detections('a.jpg', SCENE, tied, capacity=4, beyond=lambda: longer).passed
+    garbage = cut([300, 300, 320, 320], 0.10002)
+    row = match_detections('a.jpg', SCENE, garbage, capacity=4, beyond=lambda: longer)
+    assert not row.passed and (row.missing, row.extra) == (1, 1)
+
+
+def test_the_longer_list_is_asked_for_only_where_something_is_to_be_excused():
+    def never():
+        raise AssertionError('not needed')
+
+    assert match_detections('a.jpg', SCENE, SCENE, capacity=4, beyond=never).passed
+    assert not match_detections('a.jpg', SCENE, cut([0, 0, 20, 20], 0.2), capacity=4, beyond=never).passed
+
+
+def test_results_below_the_threshold_are_counted_and_those_without_an_equal():
+    low = changed(scores=np.array([0.9, 0.7, 0.03, 0.02], np.float32))
+    row = match_detections('a.jpg', low, low)
+    assert row.passed and (row.low, row.low_alone) == (4, 0)
+    moved = low.bboxes_xyxy.copy()
+    moved[3] = [0, 0, 20, 20]
+    row = match_detections('a.jpg', low, changed(boxes=moved, scores=low.scores))
+    assert row.passed and (row.low, row.low_alone) == (4, 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_rounding_passes_in_any_order_and_dropping_one_box_never_does(seed, count):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 500, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(20, 200, (count, 2))], 1)
+    reference = detections(boxes, rng.uniform(0.06, 1, count), rng.integers(0, 3, count))
+    order = rng.permutation(count)
+    noise = rng.uniform(-1e-3, 1e-3, (count, 4))
+    scores = reference.scores + rng.uniform(-5e-5, 5e-5, count)
+    candidate = detections((boxes + noise)[order], scores[order], reference.labels[order])
+    row = match_detections('a.jpg', reference, candidate)
+    assert row.passed and row.matched == count
+    fewer = Detections(candidate.bboxes_xyxy[1:], candidate.scores[1:], candidate.labels[1:])
+    assert not match_detections('a.jpg', reference, fewer).passed
+    assert not match_detections('a.jpg', fewer, reference).passed
+
+
+def test_the_pair_picture_has_both_sides_under_titles_and_shows_the_difference():
+    image = np.full((240, 320, 3), 127, np.uint8)
+    same = draw_pair(PicturePair('a', image, SCENE, SCENE), ['cat', 'dog', 'bird'])
+    other = draw_pair(PicturePair('a', image, SCENE, take([0])), ['cat', 'dog', 'bird'])
+    assert same.shape == other.shape and same.shape[0] > 240 and same.shape[1] > 640
+    strip = same.shape[0] - 240
+    assert (same[strip:, :320] == same[strip:, -320:]).all()
+    assert (other[strip:, :320] != other[strip:, -320:]).any()
+    white = [(picture[strip:] == 255).all(axis=-1)[:, :320].sum() for picture in (same, other)]
+    assert white[1] > white[0] + 300, 'boxes without an equal have a white frame'
+
+
+@pytest.mark.parametrize(('size', 'width'), [((240, 320), 640), ((600, 1000), 800), ((500, 700), 700)])
+def test_a_pair_is_fitted_with_its_boxes(size, width):
+    pair = PicturePair('a', np.zeros((*size, 3), np.uint8), SCENE, NONE)
+    fitted = fit_pair(pair)
+    assert fitted.image_bgr.shape[1] == width and fitted.candidate.scores.shape == (0,)
+    ratio = width / size[1]
+    np.testing.assert_allclose(fitted.reference.bboxes_xyxy, SCENE.bboxes_xyxy * ratio, rtol=1e-3)

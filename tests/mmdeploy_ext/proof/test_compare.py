@@ -1,0 +1,229 @@
+"""The tensor comparison itself: each way of being wrong fails, for every output on its own."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mmdeploy_ext.compare.tensors import compare_tensors
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.proof.levels import metrics as dataset
+from mmdeploy_ext.proof.verdict import Verdict
+
+SPEC = GraphSpec(
+    'toy/raw',
+    (),
+    (
+        TensorSpec('logits', 'float32', ('B', 6), unit='logit'),
+        TensorSpec(
+            'boxes',
+            'float32',
+            ('B', 4),
+            groups=(
+                ColumnGroup('centre', (0, 1), 'm', atol=1e-3),
+                ColumnGroup('size', (2, 3), 'm', rtol=1e-3),
+            ),
+        ),
+        TensorSpec('dets', 'float32', ('B', 'n', 5), compare='detections'),
+    ),
+)
+
+
+def tensors() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(7)
+    return dict(
+        logits=rng.normal(size=(8, 6)).astype(np.float32),
+        boxes=(rng.normal(size=(8, 4)) * [50, 50, 2, 2]).astype(np.float32),
+    )
+
+
+def failing(reference, candidate, spec=SPEC) -> dict[str, str]:
+    return {row.tensor: row.reason for row in compare_tensors(reference, candidate, spec) if not row.passed}
+
+
+def with_nan(array):
+    array = array.copy()
+    array.flat[3] = np.nan
+    return array
+
+
+def with_infinity(array):
+    array = array.copy()
+    array.flat[-1] = np.inf
+    return array
+
+
+def with_one_value_off(array):
+    array = array.copy()
+    array.flat[5] += 0.01 * np.abs(array).max()
+    return array
+
+
+CHANGES = {
+    'perturbed': lambda array: array * np.float32(1.05),
+    'one value perturbed': with_one_value_off,
+    'permuted': lambda array: array[::-1],
+    'all zero': np.zeros_like,
+    'constant': lambda array: np.full_like(array, array.mean()),
+    'sign flipped': np.negative,
+    'NaN': with_nan,
+    'infinite': with_infinity,
+    'empty': lambda array: array[:0],
+    'another shape': lambda array: array[:-1],
+    'another rank': lambda array: array[None],
+    'another dtype': lambda array: array.astype(np.float64),
+}
+
+
+@pytest.mark.parametrize('name', ['logits', 'boxes'])
+@pytest.mark.parametrize('change', CHANGES)
+def test_each_fault_fails_on_the_output_that_has_it_and_only_there(name, change):
+    reference, candidate = tensors(), tensors()
+    candidate[name] = CHANGES[change](candidate[name])
+    found = failing(reference, candidate)
+    assert found and all(tensor.startswith(name) for tensor in found), found
+    assert all(found.values()), 'a failing row has a reason'
+
+
+def test_equal_tensors_pass_with_one_row_per_column_group():
+    rows = compare_tensors(tensors(), tensors(), SPEC)
+    assert [row.tensor for row in rows] == ['logits', 'boxes [centre]', 'boxes [size]']
+    assert all(row.passed and row.max_abs == 0 and row.cosine == pytest.approx(1) for row in rows)
+    assert [row.shape for row in rows] == ['8x6', '8x2', '8x2']
+
+
+def test_two_outputs_swapped_fail_both():
+    reference = tensors()
+    reference['boxes'] = reference['logits'][:, :4] + 1
+    spec = GraphSpec('toy/raw', (), tuple(TensorSpec(name, 'float32', (8, 4)) for name in ('one', 'two')))
+    one, two = reference['logits'][:, :4], reference['boxes']
+    assert set(failing(dict(one=one, two=two), dict(one=two, two=one), spec)) == {'one', 'two'}
+
+
+@pytest.mark.parametrize('side', ['reference', 'candidate', 'both'])
+def test_a_missing_output_fails(side):
+    reference, candidate = tensors(), tensors()
+    for name, found in (('reference', reference), ('candidate', candidate)):
+        if side in (name, 'both'):
+            del found['boxes']
+    where = 'both sides' if side == 'both' else f'the {side}'
+    assert failing(reference, candidate) == {'boxes': f'missing in {where}'}
+
+
+@pytest.mark.parametrize('side', ['reference', 'candidate'])
+def test_an_extra_output_fails(side):
+    given_tensors = dict(reference=tensors(), candidate=tensors())
+    given_tensors[side]['surprise'] = np.ones(3, np.float32)
+    found = failing(**given_tensors)
+    assert list(found) == ['surprise'] and f'only the {side} has it' in found['surprise']
+
+
+def test_no_tensors_at_all_fail():
+    assert set(failing({}, {})) == {'logits', 'boxes'}
+    empty = {name: array[:0] for name, array in tensors().items()}
+    assert set(failing(empty, empty)) == {'logits', 'boxes'}
+
+
+def test_detection_outputs_are_left_to_the_matching():
+    candidate = {**tensors(), 'dets': np.full((1, 2, 5), np.nan, np.float32)}
+    assert failing(tensors(), candidate) == {}
+
+
+def test_a_small_group_is_not_hidden_behind_a_large_one():
+    reference, candidate = tensors(), tensors()
+    candidate['boxes'][0, 2] += 4e-3 * np.abs(reference['boxes'][:, 2:]).max()
+    assert np.abs(candidate['boxes'] - reference['boxes']).max() < 1e-3 * np.abs(reference['boxes']).max()
+    assert list(failing(reference, candidate)) == ['boxes [size]']
+
+
+def boxes_spec(*columns) -> GraphSpec:
+    groups = (ColumnGroup('some', columns),)
+    return GraphSpec('toy', (), (TensorSpec('boxes', 'float32', ('B', 4), groups=groups),))
+
+
+def test_columns_that_no_group_covers_fail():
+    spec = boxes_spec(0, 1)
+    boxes = dict(boxes=tensors()['boxes'])
+    assert 'columns [2, 3] belong to no column group' in failing(boxes, boxes, spec)['boxes']
+
+
+def test_columns_that_the_tensor_has_not_fail():
+    spec = boxes_spec(0, 1, 2, 3, 7)
+    boxes = dict(boxes=tensors()['boxes'])
+    assert 'the tensor has 4' in failing(boxes, boxes, spec)['boxes']
+
+
+ONE = GraphSpec('toy', (), (TensorSpec('memory', 'float32', ('B', 3), groups=(ColumnGroup(atol=1e-3),)),))
+
+
+def memory(*values) -> dict[str, np.ndarray]:
+    return dict(memory=np.array([values], np.float32))
+
+
+def test_zeros_equal_zeros_and_what_atol_allows():
+    assert failing(memory(0, 0, 0), memory(0, 0, 0), ONE) == {}
+    assert failing(memory(0, 0, 0), memory(0, 9e-4, 0), ONE) == {}
+    assert set(failing(memory(0, 0, 0), memory(0, 2e-3, 0), ONE)) == {'memory'}
+    zeros, other = dict(logits=np.zeros((1, 6), np.float32)), dict(logits=np.full((1, 6), 1e-9, np.float32))
+    logits = GraphSpec('toy', (), SPEC.outputs[:1])
+    assert failing(zeros, zeros, logits) == {}
+    assert set(failing(zeros, other, logits)) == {'logits'}
+
+
+def test_a_dead_output_fails_though_atol_would_cover_it():
+    assert 'all zero' in failing(memory(5e-4, 0, 2e-4), memory(0, 0, 0), ONE)['memory']
+
+
+def test_the_histogram_counts_every_value_in_its_decade():
+    reference = np.array([[1.0, 1, 1, 1, 1, 1]])
+    off = np.array([[0, 5e-13, 5e-6, 5e-5, 0.5, 30]])
+    spec = GraphSpec('toy', (), (TensorSpec('logits', 'float64', (1, 6)),))
+    (row,) = compare_tensors(dict(logits=reference), dict(logits=reference + off), spec)
+    assert len(row.histogram) == 13
+    assert {index: count for index, count in enumerate(row.histogram) if count} == {0: 2, 7: 1, 8: 1, 12: 2}
+
+
+def test_integers_and_booleans_and_scalars_compare():
+    spec = GraphSpec('toy', (), (TensorSpec('count', 'int64', ()), TensorSpec('mask', 'bool', (3,))))
+    reference = dict(count=np.array(3), mask=np.array([True, False, True]))
+    assert failing(reference, reference, spec) == {}
+    other = dict(count=np.array(4), mask=~reference['mask'])
+    assert set(failing(reference, other, spec)) == {'count', 'mask'}
+
+
+def test_rows_of_what_could_not_be_compared_are_valid_json():
+    candidate = {**tensors(), 'logits': with_nan(tensors()['logits'])}
+    verdict = Verdict({}, cases=[]).to_json()
+    verdict['rows'] = [row.__dict__ for row in compare_tensors(tensors(), candidate, SPEC)]
+    text = json.dumps(verdict, allow_nan=False)
+    assert json.loads(text)['rows'][0]['max_abs'] is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e6, 1e6, width=32)),
+    st.floats(0.01, 10),
+    st.data(),
+)
+def test_a_value_passes_exactly_within_the_tolerance(reference, times, data):
+    spec = GraphSpec('toy', (), (TensorSpec('x', 'float64', reference.shape),))
+    scale = np.abs(reference).max()
+    if scale == 0 or abs(times - 1) < 1e-3:
+        return
+    expected = reference.astype(np.float64)
+    got = expected.copy()
+    got.flat[data.draw(st.integers(0, got.size - 1))] += times * 1e-4 * float(scale)
+    (row,) = compare_tensors(dict(x=expected), dict(x=got), spec)
+    assert row.passed == (times < 1)
+    assert row.max_rel == pytest.approx(times * 1e-4, rel=1e-3)
+    assert sum(row.histogram) == expected.size
+
+
+def test_metrics_that_neither_engine_has_are_no_proof():
+    (row,) = dataset.proof_rows({}, {}, 0.0005)
+    assert not row.passed and 'neither engine' in row.name
+    (row,) = dataset.proof_rows(dict(bbox_mAP=0.5), dict(bbox_mAP=0.5), 0.0005)
+    assert row.passed and row.name == 'bbox_mAP'

@@ -1,0 +1,180 @@
+"""Faults of seven kinds in files of three families: each is found at its node."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import toy_faults
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.sequence_files import graph_metadata
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.graph.diff import compare as diff
+from mmdeploy_ext.graph.diff.report import headline
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.difference.locate import Search, subject_of
+from mmdeploy_ext.proof.fresh import Reference
+
+FAMILIES = tuple(toy_faults.NODES)
+
+
+def _atss(folder):
+    import toy_atss
+
+    deployment = toy_atss.load_toy()
+    options = deploy.ExportOptions(form='decode', height=96, width=128)
+    picture = read_image(toy_atss.PICTURE)
+    traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
+    model, metadata = deploy.export_model(deployment, options, [traced])
+    subject = subject_of(deployment, metadata, [('toy.jpg', picture)])
+    return model, subject, traced.tensor[None]
+
+
+def _solov2(folder):
+    import toy_solo
+
+    deployment = toy_solo.load_toy('solov2', folder)
+    traced = toy_solo.prepared(deployment, 0)
+    model, metadata = deploy.export_model(deployment, toy_solo.options_for(form='raw'), [traced])
+    subject = subject_of(deployment, metadata, [('picture 0', toy_solo.picture(0))])
+    return model, subject, traced.tensor[None]
+
+
+def _streampetr(folder):
+    import toy_streampetr_deploy as toy
+
+    deployment, options = toy.deployment(), SequenceOptions()
+    (graph,) = (
+        graph
+        for graph in deployment.family.graphs(deployment.model, options)
+        if graph.name == 'pts_head_memory'
+    )
+    subject = subject_of(deployment, graph_metadata(deployment, options, graph))
+    return subject.reference.export(), subject, graph.example['ego_motion'].numpy()
+
+
+MAKERS = dict(atss=_atss, solov2=_solov2, streampetr=_streampetr)
+
+
+@pytest.fixture(scope='module')
+def subjects(tmp_path_factory):
+    """Return family -> (right export, search, traced example), each made once."""
+    made = {}
+
+    def get(family):
+        if family not in made:
+            model, subject, example = MAKERS[family](tmp_path_factory.mktemp(family))
+            made[family] = model, Search(subject, diff.Bars()), example
+        return made[family]
+
+    return get
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('fresh', [True, False])
+def test_a_right_export_is_equal(subjects, family, fresh):
+    model, search, _ = subjects(family)
+    found = search.compare(model, fresh)
+    assert found.equal, found.differences
+    assert found.compared > 250
+    assert max(entry.born or 0 for entry in found.entries) < 1e-5
+
+
+@pytest.mark.parametrize('fault', toy_faults.FAULTS)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_planted_fault_is_found_at_its_node(subjects, family, fault):
+    model, search, example = subjects(family)
+    broken, node = toy_faults.plant(model, family, fault, example)
+    found = search.compare(broken)
+    assert not found.equal
+    assert found.first.node == node
+    assert found.first.exact
+    assert found.first.evidence
+    assert len(found.differences) == 1
+
+
+@pytest.mark.parametrize('fault', toy_faults.FAULTS)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_it_is_found_without_a_fresh_export(subjects, family, fault):
+    """What is left when the exporter itself is at fault: names, values and places."""
+    model, search, example = subjects(family)
+    broken, node = toy_faults.plant(model, family, fault, example)
+    found = search.compare(broken, fresh=False)
+    assert not found.equal
+    assert found.first.node == node
+
+
+def test_a_bound_of_an_inverse_sigmoid_is_found_and_never_called_rounding(subjects):
+    """Its lower clip: without a fresh export the wrong value passes for a neighbour's, and that is said."""
+    model, search, _ = subjects('streampetr')
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    made = {name: node for node in broken.graph.node for name in node.output}
+    clips = [node for node in broken.graph.node if node.op_type == 'Clip']
+    (guilty,) = (node for node in clips if made[node.input[0]] in clips)
+    made[guilty.input[1]].attribute[0].t.CopyFrom(numpy_helper.from_array(np.asarray(0.2, np.float32)))
+    assert search.compare(broken).first.node == guilty.name
+    found = search.compare(broken, fresh=False)
+    named = [place.node for place in found.differences]
+    assert not found.equal and named in ([], [guilty.name])
+    assert named or 'without a fresh export' in headline(found)
+
+
+@pytest.mark.parametrize('fault', ['frozen', 'epsilon', 'kernel'])
+def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
+    """The fresh export has the same fault, so that it cannot say what is right; PyTorch can."""
+    model, search, example = subjects('atss')
+    broken, node = toy_faults.plant(model, 'atss', fault, example)
+    subject = dataclasses.replace(search.subject, reference=Reference(lambda: broken))
+    again = Search(subject, diff.Bars(), search.pairing)
+    found = again.compare(broken)
+    assert found.first.node == node
+    assert 'a fresh export has it, too' in ' '.join(found.first.evidence)
+    assert not found.changes
+
+
+def test_errors_behind_the_first_are_passed_on_not_born(subjects):
+    model, search, example = subjects('atss')
+    broken, node = toy_faults.plant(model, 'atss', 'weight', example)
+    found = search.compare(broken)
+    states = [entry.state for entry in found.entries]
+    assert states.count('born here') == 1
+    assert states.count('passed on') > 100
+    first = next(entry for entry in found.entries if entry.state == 'born here')
+    assert all(entry.state == 'equal' for entry in found.entries[: first.depth])
+    assert (first.node, first.module) == (node, 'backbone.layer2.0.conv2')
+    assert '1 of ' in found.first.evidence[0]
+
+
+def test_two_faults_are_two_differences(subjects):
+    model, search, example = subjects('solov2')
+    broken, first = toy_faults.plant(model, 'solov2', 'weight', example)
+    broken, second = toy_faults.plant(broken, 'solov2', 'epsilon', example)
+    assert [one.node for one in search.compare(broken).differences] == [first, second]
+    assert search.compare(broken, fresh=False).first.node == first
+
+
+def test_a_graph_that_no_longer_runs_is_searched_all_the_same(subjects):
+    """A Resize that gives one row too many: the sum behind it cannot be computed."""
+    model, search, _ = subjects('atss')
+    broken = toy_faults.copy_of(model)
+    node = toy_faults.node_of(broken, 'network/neck/Resize')
+    toy_faults.give(broken, node, 3, np.array([1, 36, 7, 8], np.int64))
+    found = search.compare(broken)
+    assert found.first.node == node.name
+    assert 'shape' in ' '.join(found.first.evidence)
+    assert any('cannot run the whole model' in note for note in found.notes)
+
+
+def test_nodes_without_names_are_known_by_their_weights(subjects):
+    model, search, example = subjects('atss')
+    broken, name = toy_faults.plant(model, 'atss', 'weight', example)
+    index = [node.name for node in broken.graph.node].index(name)
+    for position, node in enumerate(broken.graph.node):
+        node.name = f'n{position}'
+    found = search.compare(broken, fresh=False)
+    assert found.first.node == f'n{index}'
+    later = next(entry for entry in found.entries if entry.op_type == 'Conv' and entry.depth > 40)
+    assert later.module.startswith('backbone.')

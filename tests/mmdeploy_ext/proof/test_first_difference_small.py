@@ -1,0 +1,104 @@
+"""What a comparison says of small modules: what it can tell apart, and what only a fresh export tells."""
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+
+import toy_faults
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.families.base import Stage
+from mmdeploy_ext.graph.diff import compare as diff
+from mmdeploy_ext.graph.diff.report import headline
+from mmdeploy_ext.proof.difference.locate import Search, Subject
+from mmdeploy_ext.proof.fresh import Reference
+
+OUTPUTS = ('y', 'z')
+
+
+class Levels(torch.nn.Module):
+    """Two levels in one tensor; each is picked from it by its number."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        first = self.first(x).relu()
+        levels = torch.stack([first, self.second(first).relu()])
+        return levels[1].sigmoid(), levels[0].tanh()
+
+
+def searched(module, outputs):
+    """Return a right export and a search of the module."""
+    def export():
+        return export_module(
+            module, (torch.rand(5, 4),), opset=17, input_names=('x',), output_names=outputs)
+
+    feeds = dict(x=np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32))
+    subject = Subject([Stage('', module, ('x',), outputs)], feeds, Reference(export), 'seeded numbers')
+    return export(), Search(subject, diff.Bars())
+
+
+def set_constant(model, node, place, value):
+    """Change the constant that a node reads."""
+    (reader,) = (one for one in model.graph.node if one.name == node)
+    (constant,) = (one for one in model.graph.node if reader.input[place] in one.output)
+    tensor = constant.attribute[0].t
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, value), tensor.name))
+
+
+def test_nodes_that_cannot_be_told_apart_are_all_in_the_headline():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 3)).eval()
+    model, search = searched(module, ('y',))
+    set_constant(model, '/1/Div', 1, 1.5)
+    found = search.compare(model, fresh=False)
+    assert not found.equal and not found.first.exact
+    assert headline(found).startswith(
+        'the first difference is at one of /1/Div, /1/Erf, /1/Add, /1/Mul, /1/Mul_1')
+    told = search.compare(model).first  # a fresh export tells which
+    assert told.exact and told.node == '/1/Div'
+
+
+@pytest.mark.parametrize('fresh', [True, False])
+def test_a_gather_that_takes_the_neighbouring_level_is_found_with_a_fresh_export_only(fresh):
+    """docs/debugging-diff.md says so: PyTorch has made the other level, too, so its values count as right."""
+    torch.manual_seed(0)
+    model, search = searched(Levels().eval(), OUTPUTS)
+    assert search.compare(toy_faults.copy_of(model), fresh).equal
+    set_constant(model, '/Gather', 1, 0)
+    found = search.compare(model, fresh)
+    assert not found.equal
+    assert found.first.node == ('/Gather' if fresh else '/Sigmoid')
+
+
+class Clamped(torch.nn.Module):
+    """Clamps at what counts as equal, and takes the logarithm: nothing of it may be taken for `x`."""
+
+    def forward(self, x):
+        x = x.clamp(0, 1)
+        return (x.clamp(min=1e-5) / (1 - x).clamp(min=1e-5)).log(), x * 2
+
+
+@pytest.mark.parametrize('fresh', [True, False])
+def test_a_clamp_at_the_bar_is_not_taken_for_what_it_clamps(fresh):
+    """The inverse sigmoid of DETR heads, where it saturates: a right export is equal."""
+    model, search = searched(Clamped().eval(), OUTPUTS)
+    found = search.compare(model, fresh)
+    assert found.equal, found.differences
+    assert max(entry.born or 0 for entry in found.entries) < 1e-6
+
+
+def test_what_a_norm_and_a_linear_layer_give_is_paired_and_not_only_what_lies_inside():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GroupNorm(2, 8), torch.nn.ReLU()).eval()
+    for parameter in module[1].parameters():
+        torch.nn.init.uniform_(parameter)
+    model, search = searched(module, ('y',))
+    found = search.compare(model, fresh=False)
+    assert [entry.tensor for entry in found.entries if not entry.paired and entry.op_type == 'Add'] == []
+    toy_faults.node_of(model, '/2/Relu').op_type = 'LeakyRelu'
+    found = search.compare(model, fresh=False)
+    assert found.first.exact and found.first.node == '/2/Relu'

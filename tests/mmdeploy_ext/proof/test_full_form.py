@@ -1,0 +1,47 @@
+"""What a `full` graph promises besides its results: descending scores, padding that is told, right counts."""
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.proof.full_form import count_rows, order_rows
+from mmdeploy_ext.runtime.detections import count_bounds
+
+SCORES = np.array([[0.9, 0.5, 0.5, 0.2], [0.8, 0.3, 0.0, 0.0]], np.float32)
+LABELS = np.array([[1, 0, 2, 1], [2, 2, -1, -1]])
+
+
+def rows_of(scores=SCORES, labels=LABELS):
+    dets = np.concatenate([np.ones((*scores.shape, 4), np.float32), scores[..., None]], axis=2)
+    several = [order_rows(dict(one, labels=labels), 3) for one in (dict(dets=dets), dict(scores=scores))]
+    assert [row.reason for row in several[0]] == [row.reason for row in several[1]]
+    return several[1]
+
+
+def test_what_keeps_the_contract_has_no_row():
+    assert rows_of() == []
+    assert rows_of(SCORES[:, :0], LABELS[:, :0]) == []
+
+
+@pytest.mark.parametrize(
+    ('scores', 'labels', 'reason'),
+    [
+        (SCORES[:, ::-1], LABELS[:, ::-1], 'scores do not descend: image 0, row 1'),
+        (SCORES, np.maximum(LABELS, 0), 'padding without label -1: image 1, row 2: 0'),
+        (SCORES, np.where(LABELS == 1, 3, LABELS), 'a label outside of 0..2: image 0, row 0: 3'),
+        (SCORES, np.where(LABELS == 0, -1, LABELS), 'a label outside of 0..2: image 0, row 1: -1'),
+        (SCORES, LABELS[:, :3], 'shape: got (2, 3), expected (2, 4)'),
+    ],
+)
+def test_a_broken_promise_is_a_failing_row(scores, labels, reason):
+    (row,) = rows_of(scores, labels)
+    assert not row.passed and reason in row.reason
+
+
+def test_the_number_of_candidates_is_that_of_the_reference_but_for_scores_at_the_threshold():
+    bounds = count_bounds(np.array([[[0.3, 0.1], [0.05, 0.2]], [[0.0, 0.0], [0.0, 0.09999]]]), 0.1, 1e-4)
+    assert [side.tolist() for side in bounds] == [[2, 0], [3, 1]]
+    for right in ([2, 0], [3, 1], [2, 1]):
+        assert count_rows(dict(candidates=np.array(right)), *bounds) == []
+    for wrong in ([0, 0], [4, 0], [2, 2], [2]):
+        (row,) = count_rows(dict(candidates=np.array(wrong)), *bounds)
+        assert not row.passed and row.reason == f'got {wrong}, expected 2 to 3, 0 to 1'

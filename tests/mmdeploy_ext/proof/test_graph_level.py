@@ -1,0 +1,309 @@
+"""Level 1 holds a file to a fresh export, edits of ours included, and allows older files their rounding."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from mmdeploy_ext.apps import export_app, graph_app, quantize_app, verify_app
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.ladder import check_file
+from mmdeploy_ext.proof.older import Rounding, brought_near, content
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
+
+OTHER_CPU = REPO.parent / 'shared/data/other_cpu'
+
+
+@pytest.fixture(scope='module')
+def deployment():
+    return load_toy()
+
+
+@pytest.fixture(scope='module')
+def path(deployment, tmp_path_factory):
+    return export_toy(deployment, tmp_path_factory.mktemp('level') / 'full.onnx')
+
+
+def judged(deployment, model, tmp_path, **options):
+    target = str(tmp_path / 'judged.onnx')
+    onnx.save(model, target)
+    verdict, _ = check_file(deployment, target, read_image(PICTURE), **options)
+    return verdict.graphs[0]
+
+
+def kernels(model):
+    """Return the initializers that are convolution weights of the network."""
+    return [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.name.startswith('network/') and len(tensor.dims) == 4
+    ]
+
+
+def moved(tensor, ulps):
+    """Move the first value of a tensor by units in the last place."""
+    array = numpy_helper.to_array(tensor).copy()
+    first = array.reshape(-1)
+    first[0] += np.float32(ulps) * np.spacing(np.abs(first[0]))
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def say_rules(model, rules):
+    for entry in model.metadata_props:
+        if entry.key == f'{PREFIX}rules':
+            entry.value = str(rules)
+
+
+def test_a_fresh_export_is_equal_and_says_so_first(deployment, path, tmp_path):
+    graph = judged(deployment, onnx.load(path), tmp_path)
+    assert graph.equal and graph.text == f'equal to a fresh export ({graph.nodes:,} nodes)'
+
+
+def test_every_constant_of_the_network_is_held_to_the_bit(deployment, path, tmp_path):
+    model = onnx.load(path)
+    parameters = [value for value in model.graph.initializer if value.name.startswith('network/model.')]
+    assert len(parameters) > 60
+    for value in parameters[::9]:
+        kept = value.SerializeToString()
+        moved(value, 1)
+        graph = judged(deployment, model, tmp_path)
+        assert not graph.passed and value.name in graph.text, value.name
+        value.ParseFromString(kept)
+
+
+def test_differences_are_named_by_node_module_and_value(deployment, path, tmp_path):
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == 'Conv' and 'atss_cls' in node.name)
+    next(entry for entry in node.attribute if entry.name == 'pads').ints[:] = [0, 0, 2, 2]
+    graph = judged(deployment, model, tmp_path)
+    assert graph.text.startswith('1 node differs from a fresh export: ')
+    assert node.name in graph.text and 'atss_cls' in graph.differences[0].module
+    assert 'pads: [0, 0, 2, 2], reference [1, 1, 1, 1]' in graph.text
+
+
+@pytest.mark.parametrize(('ulps', 'passed'), [(4, True), (8, False)])
+def test_files_of_older_rules_may_differ_by_rounding_alone(deployment, path, tmp_path, ulps, passed):
+    model = onnx.load(path)
+    say_rules(model, 1)
+    moved(kernels(model)[0], ulps)
+    graph = judged(deployment, model, tmp_path)
+    assert graph.equal == passed
+    said = f'graph rules 1: 1 constants differ by rounding ({ulps} at most'
+    assert (said in graph.text) == passed
+
+
+def test_what_is_computed_from_parameters_is_judged_by_its_largest_value():
+    """And a weight by each value: the same change of a small one is refused there."""
+    computed = np.float32([1e-4, 2.0])
+    changed = computed + np.float32([4e-7, 0])
+    files = [
+        helper.make_model(helper.make_graph([], 'g', [], [], [numpy_helper.from_array(array, 'c')]))
+        for array in (changed, computed)
+    ]
+    weight = Rounding(weights=frozenset([content(computed)]))
+    assert brought_near(*files, Rounding())[1].count == 1
+    assert brought_near(*files, weight)[1].count == 0
+
+
+def test_a_file_of_rules_1_whose_post_processing_is_another_is_judged_by_inputs(deployment, path, tmp_path):
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.input and 'postprocess/' in node.name)
+    node.input[0] = 'detour'
+    source = next(value for value in onnx.load(path).graph.node if value.name == node.name).input[0]
+    place = list(model.graph.node).index(node)
+    model.graph.node.insert(place, helper.make_node('Identity', [source], ['detour'], name='detour'))
+    assert not judged(deployment, model, tmp_path).passed
+    say_rules(model, 1)
+    graph = judged(deployment, model, tmp_path)
+    assert not graph.equal and graph.by_inputs == 'post-processing of rules 1' and graph.passed
+    moved(kernels(model)[-1], 8)
+    assert not judged(deployment, model, tmp_path).passed
+
+
+def test_an_edited_file_is_judged_by_inputs_only_when_that_is_asked_for(deployment, path, tmp_path):
+    model = onnx.load(path)
+    model.graph.node[3].op_type = 'Sigmoid' if model.graph.node[3].op_type == 'Relu' else 'Relu'
+    assert not judged(deployment, model, tmp_path).passed
+    graph = judged(deployment, model, tmp_path, edited=True)
+    assert graph.passed and not graph.equal and 'inputs alone decide (edited graph' in graph.text
+
+
+EDITS = {
+    'fold': ['fold', '--no-proof'],
+    'simplify': ['simplify', '--no-proof'],
+    'convert-opset': ['convert-opset', '--opset', '18', '--no-proof'],
+    'replace': ['replace', '--rule', 'y = Relu(x) -> y = Clip(x, 0.0)', '--no-proof'],
+    'rename': ['rename', '--prefix', 'net/'],
+}
+
+
+@pytest.mark.parametrize('command', EDITS)
+def test_commands_of_ours_are_recorded_and_done_again_on_the_fresh_export(
+    deployment, path, tmp_path, command
+):
+    name, *options = EDITS[command]
+    target = str(tmp_path / 'edited.onnx')
+    assert graph_app.main([name, path, '--output', target, *options]) == 0
+    model = onnx.load(target)
+    (entry,) = json.loads(next(e.value for e in model.metadata_props if e.key == f'{PREFIX}edits'))
+    assert entry['command'] == command
+    graph = judged(deployment, model, tmp_path)
+    assert graph.equal, graph.text
+    moved(max(model.graph.initializer, key=lambda value: len(value.raw_data)), 1)
+    assert not judged(deployment, model, tmp_path).passed
+    if command not in ('rename', 'fold'):  # these leave this graph the same graph
+        bare = onnx.load(target)
+        kept = [e for e in bare.metadata_props if e.key != f'{PREFIX}edits']
+        del bare.metadata_props[:]
+        bare.metadata_props.extend(kept)
+        assert not judged(deployment, bare, tmp_path).passed
+
+
+def test_a_command_that_nobody_can_do_again_is_named(deployment, path, tmp_path):
+    model = onnx.load(path)
+    edit = dict(command='by hand', arguments={}, versions={})
+    helper.set_model_props(
+        model, {**{e.key: e.value for e in model.metadata_props}, f'{PREFIX}edits': json.dumps([edit])}
+    )
+    graph = judged(deployment, model, tmp_path)
+    assert not graph.passed and "the command 'by hand' cannot be done again" in graph.text
+
+
+@pytest.fixture(scope='module')
+def int8(path, tmp_path_factory):
+    target = str(tmp_path_factory.mktemp('int8') / 'm.int8.onnx')
+    words = [path, '--calibrate', str(PICTURE), '--rounds', '0', '--output', target]
+    assert quantize_app.main(words) == 0
+    return target
+
+
+def test_an_int8_file_is_quantised_again_and_compared_code_by_code(deployment, int8, tmp_path):
+    model = onnx.load(int8)
+    graph = judged(deployment, model, tmp_path)
+    assert graph.equal and 'both after quantize' in graph.text
+    kinds = {np.dtype(np.int8): 1, np.dtype(np.float32): np.float32(1.01)}
+    for kind, change in kinds.items():  # a code of a weight, a scale
+        tensor = next(
+            value for value in model.graph.initializer if numpy_helper.to_array(value).dtype == kind
+        )
+        kept, array = tensor.SerializeToString(), numpy_helper.to_array(tensor).copy()
+        first = array.reshape(-1)
+        first[0] = first[0] ^ 1 if kind.kind == 'i' else first[0] * change
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        assert not judged(deployment, model, tmp_path).passed, tensor.name
+        tensor.ParseFromString(kept)
+    assert judged(deployment, model, tmp_path).equal
+
+
+def test_an_int8_file_is_within_bars_and_never_proven(tmp_path, capsys, int8):
+    status, out, content = verdict_of(tmp_path, capsys, int8)
+    assert status == 0 and '\nWITHIN INT8 BARS ' in out and 'PROVEN' not in out
+    assert content['subject']['precision'] == 'int8'
+
+
+def verdict_of(tmp_path, capsys, *words):
+    """Return the exit status of verify.py, its last lines, and the verdict as JSON."""
+    found = tmp_path / 'verdict.json'
+    status = verify_app.main(_register, [CONFIG, CHECKPOINT, *words, '--json', str(found)])
+    return status, capsys.readouterr().out, read_json(found)
+
+
+def _register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_of_the_setting(
+    tmp_path, capsys
+):
+    deployment = deploy.load(CONFIG, CHECKPOINT, {'model.test_cfg.score_thr': 0.3})
+    path = export_toy(deployment, tmp_path / 'm.onnx', dynamic=False, height=128, width=160)
+    status, out, content = verdict_of(tmp_path, capsys, path)
+    assert status == 1 and content['verdict'] == 'not proven'
+    assert 'model.test_cfg.score_thr: the file says 0.3, the config 0.05' in out
+    assert '--cfg-options model.test_cfg.score_thr=0.3' in out
+    status, out, _ = verdict_of(tmp_path, capsys, path, '--cfg-options', 'model.test_cfg.score_thr=0.3')
+    assert status == 0 and out.startswith('graph: equal to a fresh export')
+
+
+def test_normalisation_unlike_the_configs_has_to_be_asked_for_again(tmp_path, capsys):
+    path = str(tmp_path / 'm.onnx')
+    words = ['--mean', '100', '110', '120', '--std', '50', '51', '52']
+    common = ['--output-file', path, '--shape', '128', '160']
+    assert export_app.main(_register, [CONFIG, CHECKPOINT, *common, *words]) == 0
+    capsys.readouterr()
+    status, out, _ = verdict_of(tmp_path, capsys, path)
+    assert status == 1 and 'preprocessing as in the config: mean: the file says' in out
+    assert verdict_of(tmp_path, capsys, path, *words)[0] == 0
+
+
+def test_what_was_asked_for_decides_not_what_the_file_says(tmp_path, capsys, path):
+    status, out, _ = verdict_of(
+        tmp_path, capsys, path, '--postprocess', 'raw', '--opset-version', '18', '--max-candidates', '0'
+    )
+    assert status == 1
+    assert 'form as asked for: asked for raw, the file says full' in out
+    assert 'opset as asked for: asked for 18, the file says 17' in out
+
+
+def test_another_hash_is_a_note_where_the_graph_is_the_same(tmp_path, capsys, path):
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        if entry.key == f'{PREFIX}checkpoint_sha256':
+            entry.value = json.dumps('0' * 64)
+    target = str(tmp_path / 'm.onnx')
+    onnx.save(model, target)
+    status, out, _ = verdict_of(tmp_path, capsys, target)
+    assert status == 0 and 'note: the file was made from another checkpoint' in out
+
+
+def test_the_verdict_of_an_edited_file_counts_its_inputs(tmp_path, capsys, path):
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node('Neg', ['input'], ['unread'], name='unread'))
+    target = str(tmp_path / 'm.onnx')
+    onnx.save(model, target)
+    status, out, content = verdict_of(tmp_path, capsys, target)
+    assert status == 1 and 'NOT PROVEN: graph: 1 node differs from a fresh export: unread' in out
+    status, out, content = verdict_of(tmp_path, capsys, target, '--edited')
+    assert status == 0 and f'PROVEN ON {len(content["cases"])} INPUTS (edited graph)' in out
+    assert content['verdict'].endswith('inputs (edited graph)')
+
+
+@pytest.mark.parametrize('name', ['atss', 'solov2', 'rtdetr'])
+def test_files_of_another_make_of_cpu_are_proven(name, tmp_path, capsys):
+    file = OTHER_CPU / f'{name}_toy_full.onnx'
+    if not file.is_file():
+        pytest.skip(f'../shared/data/other_cpu/{file.name} not found')
+    config, checkpoint = REPO / f'configs/demo/{name}_toy.py', REPO / f'demo/checkpoints/{name}_toy.pth'
+    assert verify_app.main(_register, [str(config), str(checkpoint), str(file)]) == 0
+    assert 'graph rules 1: ' in capsys.readouterr().out
+
+
+def test_the_number_of_the_rules_is_in_the_file(path):
+    props = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert props[f'{PREFIX}rules'] == str(GRAPH_RULES) and props[f'{PREFIX}edits'] == '[]'
+
+
+def test_the_fresh_export_of_a_proof_is_made_once(deployment, path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError('exported again')
+
+    monkeypatch.setattr(deploy, 'export_model', refuse)
+    verdict, _ = check_file(deployment, path, read_image(PICTURE))
+    assert verdict.graphs[0].equal
+
+
+def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_path):
+    path = export_toy(deployment, tmp_path / 'raw.onnx', form='raw')
+    other = dataclasses.replace(deployment)
+    verdict, _ = check_file(other, path, read_image(PICTURE))
+    assert verdict.graphs[0].equal
+    assert list(other.exports) == [ExportOptions('raw', 17, 256, 320, dynamic=True)]
+    assert Path(path).is_file()

@@ -1,0 +1,134 @@
+"""The inputs of a proof set off what they are named after, whatever the model, and take what is given."""
+
+import numpy as np
+import pytest
+
+import toy_rtdetr
+import toy_solo
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.inputs.inputs import proof_inputs
+from mmdeploy_ext.proof.inputs.pictures import bright, dark, filling
+from mmdeploy_ext.proof.references import Reference
+from toy_atss import PICTURE, load_toy
+
+
+@pytest.fixture(scope='module')
+def deployments(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('toys')
+    return dict(
+        atss=load_toy(),
+        solov2=toy_solo.load_toy('solov2', folder),
+        decoupled=toy_solo.load_toy('decoupled', folder),
+        rtdetr=toy_rtdetr.load_toy(folder),
+    )
+
+
+@pytest.fixture(scope='module')
+def picture():
+    return read_image(PICTURE)
+
+
+def options(**changes):
+    return ExportOptions(**{'height': 256, 'width': 320, 'dynamic': True, **changes})
+
+
+FAMILIES = 'atss', 'solov2', 'decoupled', 'rtdetr'
+
+
+@pytest.mark.parametrize('size', [(256, 320), (608, 608), (800, 1344), (320, 256), (64, 96)])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_dynamic_file_is_given_every_kind_of_size_and_batch(deployments, picture, family, size):
+    inputs = proof_inputs(deployments[family], options(height=size[0], width=size[1]), [('a', picture)])
+    shapes = [(len(one.images), *one.images[0].tensor.shape[1:]) for one in inputs]
+    assert inputs[0].traced and shapes[0] == (1, *size)
+    assert {batch for batch, _, _ in shapes} == {1, 2, 3}
+    for wanted in (
+        lambda h, w: h > w,
+        lambda h, w: w > h,
+        lambda h, w: w > 2 * h,
+        lambda h, w: h > 2 * w,
+        lambda h, w: w > 640,
+        lambda h, w: h > 640,
+        lambda h, w: h > size[0],
+        lambda h, w: w > size[1],
+        lambda h, w: h % 64 == 32,
+        lambda h, w: w % 64 == 32,
+        lambda h, w: h % 64 == 0,
+    ):
+        assert any(wanted(h, w) for _, h, w in shapes[1:])
+    spec = deployments[family].family.spec(deployments[family].model, options())
+    finer = [shape for shape in shapes[1:] if shape[1] % 32 and shape[2] % 32]
+    assert bool(finer) == (spec.inputs[0].multiple == 1)
+    assert len({one.name for one in inputs}) == len(inputs)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('dynamic', [True, False])
+def test_every_optional_input_is_left_out_alone_and_with_the_others(deployments, picture, family, dynamic):
+    inputs = proof_inputs(deployments[family], options(dynamic=dynamic), [('a', picture)])
+    spec = deployments[family].family.spec(deployments[family].model, options(dynamic=dynamic))
+    optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
+    wanted = {(), optional, *((name,) for name in optional)} if optional else {()}
+    assert {one.left_out for one in inputs} == wanted
+    for one in inputs:
+        feeds = Reference(deployments[family], one).feeds
+        assert not set(one.left_out) & set(feeds)
+        assert all(f'{name}' in one.name for name in one.left_out)
+
+
+def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
+    for family in ('atss', 'decoupled'):
+        deployment = deployments[family]
+        for one in proof_inputs(deployment, options(height=200, width=300, dynamic=False), [('a', picture)]):
+            (image, *_), (given, *_) = Reference(deployment, one).images, one.images
+            whole = (200, 300) if family == 'atss' else (200, 304)
+            assert image.img_shape == (whole if 'img_shape' in one.left_out else given.img_shape)
+            assert image.ori_shape == (whole if 'ori_shape' in one.left_out else given.ori_shape)
+            if 'scale_factor' in one.left_out:
+                assert (image.scale_factor == 1).all()
+
+
+def test_a_batch_that_stays_dynamic_is_given_one_two_and_three_images(deployments, picture):
+    fixed = options(dynamic=False, dynamic_batch=True)
+    inputs = proof_inputs(deployments['rtdetr'], fixed, [('a', picture)])
+    assert {len(one.images) for one in inputs} == {1, 2, 3}
+
+
+@pytest.mark.parametrize('family', ['atss', 'solov2'])
+def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_them(
+    deployments, picture, family
+):
+    portrait, wide = np.ascontiguousarray(picture.transpose(1, 0, 2)), picture[:100]
+    given = [('landscape', picture), ('portrait', portrait), ('wide', wide)]
+    deployment = deployments[family]
+    inputs = proof_inputs(deployment, options(), given)
+    by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith("by the config's rule")}
+    for title, image in given[1:]:
+        expected = deployment.rule.apply(image)
+        assert np.array_equal(by_rule[title].images[0].tensor, expected.tensor)
+        assert by_rule[title].rescale
+    height, width = by_rule['portrait'].images[0].tensor.shape[1:]
+    assert height > width
+    own = len(proof_inputs(deployment, options(), given[:1]))
+    assert len(inputs) >= own + 2
+
+
+def test_given_pictures_of_a_fixed_file_have_its_size(deployments, picture):
+    portrait = np.ascontiguousarray(picture.transpose(1, 0, 2))
+    inputs = proof_inputs(deployments['atss'], options(dynamic=False), [('a', picture), ('b', portrait)])
+    (other,) = (one for one in inputs if one.name == 'other image')
+    assert other.sources[0][0] == 'b' and other.images[0].tensor.shape[1:] == (256, 320)
+    assert other.images[0].img_shape == (256, 192)
+
+
+def test_dark_and_bright_are_views_of_the_traced_picture(picture):
+    assert dark(picture).mean() < 0.3 * picture.mean() and dark(picture).any()
+    assert bright(picture).mean() > 0.5 * (picture.mean() + 255) and bright(picture).min() < 255
+
+
+@pytest.mark.parametrize('size', [(224, 672), (672, 192), (288, 192), (256, 320), (64, 2000)])
+def test_a_composed_picture_has_the_ratio_of_its_input_and_is_not_much_larger(picture, size):
+    height, width = filling(picture, size).shape[:2]
+    assert abs(height * size[1] / (width * size[0]) - 1) < 0.02
+    assert height <= max(1.3 * size[0], picture.shape[0]) and width <= max(1.3 * size[1], picture.shape[1])

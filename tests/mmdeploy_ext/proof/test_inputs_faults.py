@@ -1,0 +1,165 @@
+"""Files that are wrong only for some inputs: the inputs of a proof set each of them off, without level 1."""
+
+import numpy as np
+import onnx
+import pytest
+
+from conditional_faults import (
+    FINE,
+    SIZES,
+    WHERE,
+    a_little_off,
+    clipped,
+    mean_of,
+    not_a_number,
+    only_where,
+    with_logits,
+)
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.proof.enough import AGAIN, whole_reasons
+from mmdeploy_ext.proof.levels.cases import run_case, run_cases
+
+
+def judge(path, inputs):
+    """Return the cases of levels 2 and 3."""
+    with build_backend('OnnxRuntimeBackend', path, threads=1, graph_optimization='basic') as backend:
+        return list(run_cases(inputs, backend))
+
+
+def first_failed(path, inputs):
+    """Return the name of the first case that fails, '' where all pass."""
+    with build_backend('OnnxRuntimeBackend', path, threads=1, graph_optimization='basic') as backend:
+        return next((case.name for case in run_cases(inputs, backend) if not case.passed), '')
+
+
+SOME = 'a batch of 3 or more', 'W over 640', 'portraits', 'H % 64'
+"""Of masks fewer: to compare wrong ones takes its time."""
+DARK = dict(atss=-1.0, solov2=-1.0, rtdetr=0.2)
+"""Means of the normalised input below which a picture counts as dark."""
+BRIGHT = dict(atss=1.5, solov2=1.5, rtdetr=0.8)
+
+
+def planted(path, folder, change, family):
+    model = onnx.load(path)
+    change(model.graph, family)
+    onnx.checker.check_model(model)
+    target = str(folder / 'wrong.onnx')
+    onnx.save(model, target)
+    return target
+
+
+@pytest.mark.parametrize('dynamic', [True, False], ids=['dynamic', 'fixed'])
+@pytest.mark.parametrize('family', SIZES)
+def test_the_right_files_pass_with_far_more_than_the_least_matched(known, family, dynamic):
+    path, inputs = known(family, dynamic)
+    cases = judge(path, inputs)
+    assert all(case.passed for case in cases) and not whole_reasons(cases)
+    assert len(cases) == len(inputs) >= (8 if dynamic else 5)
+    matched = [sum(row.matched for row in case.detections) for case in cases]
+    assert min(matched) >= 10, dict(zip([case.name for case in cases], matched, strict=True))
+
+
+@pytest.mark.parametrize(
+    ('family', 'condition'),
+    [
+        *(('atss', condition) for condition in (*WHERE, *FINE)),
+        *(('rtdetr', condition) for condition in WHERE),
+        *(('solov2', condition) for condition in SOME),
+    ],
+)
+def test_a_file_that_is_wrong_for_some_shapes_only_is_found(known, tmp_path, family, condition):
+    change = only_where({**WHERE, **FINE}[condition], a_little_off)
+    path, inputs = known(family)
+    assert first_failed(planted(path, tmp_path, change, family), inputs) not in ('', 'traced input')
+
+
+@pytest.mark.parametrize('dynamic', [True, False], ids=['dynamic', 'fixed'])
+@pytest.mark.parametrize('family', SIZES)
+def test_nan_on_dark_pictures_is_found(known, tmp_path, family, dynamic):
+    change = only_where(lambda p, x: p.Less(mean_of(p, x), np.float32(DARK[family])), not_a_number)
+    path, inputs = known(family, dynamic)
+    cases = judge(planted(path, tmp_path, change, family), inputs)
+    assert [case.name.split(',')[0] for case in cases if not case.passed] == ['dark']
+
+
+@pytest.mark.parametrize('dynamic', [True, False], ids=['dynamic', 'fixed'])
+@pytest.mark.parametrize('family', SIZES)
+def test_wrong_results_on_bright_pictures_are_found(known, tmp_path, family, dynamic):
+    change = only_where(lambda p, x: p.Greater(mean_of(p, x), np.float32(BRIGHT[family])), a_little_off)
+    path, inputs = known(family, dynamic)
+    cases = judge(planted(path, tmp_path, change, family), inputs)
+    assert [case.name.split(',')[0] for case in cases if not case.passed] == ['bright']
+
+
+@pytest.mark.parametrize('dynamic', [True, False], ids=['dynamic', 'fixed'])
+@pytest.mark.parametrize(
+    ('family', 'name', 'default'),
+    [
+        ('atss', 'img_shape', np.float32(0)),
+        ('atss', 'scale_factor', np.float32(1)),
+        ('solov2', 'img_shape', np.float32(0)),
+        ('solov2', 'ori_shape', np.int64(0)),
+    ],
+)
+def test_a_file_that_is_wrong_when_an_optional_input_is_not_fed_is_found(
+    known, tmp_path, family, name, default, dynamic
+):
+    def condition(planter, image):
+        different = planter.Not(planter.Equal(name, default))
+        count = planter.ReduceSum(planter.Cast(different, to=1), keepdims=0)
+        return planter.Equal(count, np.float32(0))
+
+    path, inputs = known(family, dynamic)
+    cases = judge(planted(path, tmp_path, only_where(condition, a_little_off), family), inputs)
+    failed = [case.name for case in cases if not case.passed]
+    assert any(f'without {name}' in case or f'and {name}' in case for case in failed), failed
+
+
+@pytest.mark.parametrize(
+    ('family', 'change'),
+    {
+        'ATSS, boxes clipped at 600 px': ('atss', clipped(600)),
+        'RT-DETR, boxes clipped at 600 px': ('rtdetr', clipped(600)),
+        "ATSS, P6's logits silenced": (
+            'atss',
+            with_logits(lambda p, x: p.Sub(x, np.float32(20)), 'cls_score_3'),
+        ),
+    }.values(),
+)
+def test_a_file_that_is_wrong_in_one_place_only_is_found(known, tmp_path, family, change):
+    path, inputs = known(family)
+    assert first_failed(planted(path, tmp_path, change, family), inputs)
+
+
+class Alternating:
+    """An engine whose every second run is wrong."""
+
+    def __init__(self, backend):
+        self.backend, self.runs = backend, 0
+        self.metadata, self.computes_in = backend.metadata, ''
+
+    def infer(self, feeds):
+        self.runs += 1
+        outputs = self.backend.infer(feeds)
+        outputs['dets'] = outputs['dets'] * np.float32(1 if self.runs % 2 else 0.9)
+        return outputs
+
+
+def test_every_input_runs_twice_and_a_second_run_that_is_wrong_is_a_failed_case_of_its_own(
+    known, monkeypatch
+):
+    from mmdeploy_ext.proof.levels import cases as module
+
+    path, inputs = known('atss')
+    monkeypatch.setitem(module.ENGINE_TITLES, 'Alternating', 'alternating')
+    with build_backend('OnnxRuntimeBackend', path) as backend:
+        first, second = run_case(inputs[0], Alternating(backend))[0]
+    assert first.passed and not second.passed
+    assert second.name == first.name + AGAIN
+
+
+def test_references_are_computed_once_however_many_files_are_judged(known, monkeypatch):
+    path, inputs = known('atss')
+    judge(path, inputs)
+    monkeypatch.setattr(type(inputs[0].deployment.family), 'reference_detections', None)
+    assert all(case.passed for case in judge(path, inputs))

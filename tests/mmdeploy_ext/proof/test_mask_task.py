@@ -1,0 +1,147 @@
+"""Instances are matched by class and mask IoU; planted faults fail; ties of points NMS are excused."""
+
+import cv2
+import numpy as np
+import pytest
+
+from mmdeploy_ext.compare.tensors import without_ties
+from mmdeploy_ext.proof.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
+from mmdeploy_ext.proof.verdict import PicturePair
+from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
+from mmdeploy_ext.runtime.draw import draw_instances
+
+SIZE = (80, 100)
+
+
+def discs(*rows):
+    """Return instances from rows of x, y, radius, score, label."""
+    masks = []
+    for x, y, radius, _, _ in rows:
+        canvas = np.zeros(SIZE, np.uint8)
+        cv2.circle(canvas, (x, y), radius, 1, -1)
+        masks.append(canvas.astype(bool))
+    stack = np.stack(masks) if masks else np.zeros((0, *SIZE), bool)
+    scores = np.array([row[3] for row in rows], np.float32)
+    return Instances(stack, scores, np.array([row[4] for row in rows], np.int64))
+
+
+ROWS = [(30, 30, 20, 0.9, 0), (60, 40, 15, 0.7, 1), (30, 32, 18, 0.5, 0), (70, 60, 12, 0.3, 2)]
+
+
+def swapped(instances, order):
+    return Instances(instances.masks[order], instances.scores[order], instances.labels[order])
+
+
+def test_equal_instances_match_in_any_order():
+    reference = discs(*ROWS)
+    row = match_detections('image', reference, swapped(reference, [2, 0, 3, 1]))
+    assert row.passed and row.matched == 4 and row.worst_iou == 1.0 and row.worst_score == 0.0
+
+
+def test_no_instance_on_both_sides_is_equal_with_nothing_matched():
+    row = match_detections('image', discs(), discs())
+    assert row.passed and row.matched == 0
+
+
+def faulty(kind):
+    instances = discs(*ROWS)
+    masks, scores, labels = instances.masks.copy(), instances.scores.copy(), instances.labels.copy()
+    if kind == 'mask':
+        masks[0] = np.roll(masks[0], 1, axis=1)
+    elif kind == 'masks swapped':
+        masks[[0, 1]] = masks[[1, 0]]
+    elif kind == 'score':
+        scores[1] += 0.002
+    elif kind == 'label':
+        labels[2] = 1
+    elif kind == 'missing':
+        masks, scores, labels = masks[1:], scores[1:], labels[1:]
+    elif kind == 'twice':
+        masks, scores, labels = (np.concatenate([part, part[:1]]) for part in (masks, scores, labels))
+    elif kind == 'empty':
+        masks[:] = False
+    elif kind == 'NaN':
+        scores[0] = np.nan
+    elif kind == 'size':
+        masks = masks[:, :-1]
+    return Instances(masks, scores, labels)
+
+
+@pytest.mark.parametrize(
+    'kind', ['mask', 'masks swapped', 'score', 'label', 'missing', 'twice', 'empty', 'NaN', 'size']
+)
+@pytest.mark.parametrize('reverse', [False, True])
+def test_every_planted_fault_fails_in_both_directions(kind, reverse):
+    sides = [discs(*ROWS), faulty(kind)]
+    row = match_detections('image', *(reversed(sides) if reverse else sides))
+    assert not row.passed and row.reason
+
+
+def test_a_pixel_at_the_threshold_does_not_fail_a_small_mask():
+    reference = discs((20, 20, 4, 0.9, 0))
+    flipped = Instances(reference.masks.copy(), reference.scores, reference.labels)
+    flipped.masks[0, 20, 25] ^= True
+    assert match_detections('image', reference, flipped).passed
+    flipped.masks[0, 10:12, 10:12] = True
+    assert not match_detections('image', reference, flipped).passed
+
+
+def test_iou_is_that_of_pixels_within_a_class():
+    one = discs((30, 30, 20, 0.9, 0), (30, 30, 20, 0.8, 1))
+    two = discs((40, 30, 20, 0.9, 0))
+    overlap = (one.masks[0] & two.masks[0]).sum() / (one.masks[0] | two.masks[0]).sum()
+    np.testing.assert_allclose(class_iou(one, two), [[overlap], [-1]])
+
+
+def test_ties_alone_are_excused_and_only_where_one_side_is_zero():
+    reference = np.array([0.05, 0.0, 0.05, 0.05, 0.3], np.float32)
+    candidate = np.array([0.0, 0.05, 0.04, 0.0, 0.0], np.float32)
+    ties = np.array([0.05, 0.05, 0.05, np.nan, np.nan], np.float32)
+    got = without_ties(dict(a=reference), dict(a=candidate, b=candidate), dict(a=ties))
+    np.testing.assert_array_equal(got['a'], np.array([0.05, 0.0, 0.04, 0.0, 0.0], np.float32))
+    np.testing.assert_array_equal(got['b'], candidate)
+
+
+@pytest.mark.parametrize('value', [0.04, 0.99, np.nan, np.inf])
+def test_the_other_side_of_a_tie_has_to_be_its_score(value):
+    candidate = np.array([value, 0.3], np.float32)
+    reference, ties = np.array([0.0, 0.3], np.float32), np.array([0.05, np.nan], np.float32)
+    got = without_ties(dict(a=reference), dict(a=candidate), dict(a=ties))
+    np.testing.assert_array_equal(got['a'], candidate)
+
+
+def test_the_picture_shows_both_sides_and_marks_what_differs():
+    image = np.full((*SIZE, 3), 120, np.uint8)
+    pair = PicturePair('toy', image, discs(*ROWS), discs(*ROWS[:3], (20, 70, 9, 0.4, 2)), 'ONNX Runtime')
+    fitted = fit_pair(pair)
+    picture = draw_pair(fitted, ('a', 'b', 'c'))
+    assert fitted.image_bgr.shape == (640, 800, 3) and picture.shape[1] > 2 * 800
+    half = picture.shape[1] // 2
+    assert not np.array_equal(picture[:, : half - 5], picture[:, -(half - 5) :])
+
+
+def test_masks_are_drawn_where_they_are():
+    image = np.full((*SIZE, 3), 120, np.uint8)
+    drawn = draw_instances(image, discs((50, 50, 20, 0.9, 0), (10, 10, 5, 0.1, 0)), ('disc',))
+    assert (drawn[50, 50] != 120).any() and (drawn[10, 10] == 120).all() and (image == 120).all()
+
+
+@pytest.mark.parametrize(
+    'mask',
+    [
+        np.zeros((4, 5), bool),
+        np.ones((4, 5), bool),
+        discs(*ROWS).masks[0],
+        np.arange(20).reshape(4, 5) % 3 == 0,
+        np.arange(20).reshape(4, 5) % 2 == 1,
+    ],
+)
+def test_run_lengths_are_those_of_coco(mask):
+    from pycocotools import mask as coco
+
+    rle = dict(size=list(mask.shape), counts=run_lengths(mask))
+    packed = coco.frPyObjects(rle, *mask.shape)
+    np.testing.assert_array_equal(coco.decode(packed).astype(bool), mask)
+    assert sum(rle['counts']) == mask.size
+    x1, y1, x2, y2 = bounding_box(mask)
+    assert mask[y1:y2, x1:x2].sum() == mask.sum()

@@ -1,0 +1,63 @@
+"""Pictures of LiDAR sweeps: points below boxes, both engines on one scale, differences ringed."""
+
+import numpy as np
+
+from mmdeploy_ext.proof.tasks import points3d, task_module
+from mmdeploy_ext.proof.verdict import SweepPair
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.draw3d import DARK, bird_eye
+
+CLASSES = ('car', 'bus')
+
+
+def boxes(*rows):
+    values = [[x, y, -1.0, 2.0, 4.0, 1.6, 0.3, 0.0, 0.0] for x, y in rows]
+    scores = np.linspace(0.9, 0.5, len(rows), dtype=np.float32)
+    return Detections3D(np.array(values, np.float32).reshape(-1, 9), scores, np.zeros(len(rows), np.int64))
+
+
+def pair(reference, candidate, points=None):
+    points = np.array([[3.0, 4.0, 0.0]], np.float32) if points is None else points
+    return SweepPair('sweep', points, reference, candidate)
+
+
+def test_points_are_drawn_where_they_are_and_high_ones_are_bright():
+    points = np.array([[5, 5, -2], [-5, 5, 1.5], [500, 0, 0]], np.float32)
+    canvas = bird_eye([], CLASSES, 200, 10.0, points=points)
+    empty = bird_eye([], CLASSES, 200, 10.0)
+    changed = np.argwhere((canvas != empty).any(-1)).tolist()
+    assert changed == [[50, 50], [50, 150]]
+    high, low = canvas[50, 50], canvas[50, 150]
+    assert int(high.sum()) > int(low.sum()) > sum(DARK)
+
+
+def test_of_two_points_in_a_pixel_the_higher_one_is_seen():
+    points = np.array([[5, 5, 1.5], [5, 5, -2]], np.float32)
+    both = bird_eye([], CLASSES, 200, 10.0, points=points)
+    np.testing.assert_array_equal(both, bird_eye([], CLASSES, 200, 10.0, points=points[:1]))
+
+
+def test_equal_sides_give_equal_halves():
+    drawn = points3d.draw_pair(pair(boxes((6, 3)), boxes((6, 3))), CLASSES)
+    left, right = drawn[80:, : points3d.SIDE], drawn[80:, -points3d.SIDE :]
+    np.testing.assert_array_equal(left, right)
+
+
+def test_a_box_of_one_side_alone_is_ringed_and_both_sides_keep_one_scale():
+    same, more = boxes((6, 3)), boxes((6, 3), (40, 2))
+    drawn = points3d.draw_pair(pair(same, more), CLASSES)
+    left, right = drawn[80:, : points3d.SIDE], drawn[80:, -points3d.SIDE :]
+    white = (right == 255).all(-1) & ~(left == 255).all(-1)
+    assert white.sum() > 20
+    # the box that both have is at the same pixels
+    assert (left == right).all(-1).mean() > 0.97
+    assert points3d.draw_pair(points3d.fit_pair(pair(more, same)), CLASSES).shape == drawn.shape
+
+
+def test_nothing_found_and_no_points_are_drawn_too():
+    drawn = points3d.draw_pair(pair(boxes(), boxes(), np.zeros((0, 5), np.float32)), CLASSES)
+    assert drawn.shape == (588, 1124, 3)
+
+
+def test_the_task_is_found_by_name():
+    assert task_module('points3d') is points3d

@@ -1,0 +1,385 @@
+"""The proof over time: what equals passes, and every kind of fault is found and named."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
+from mmdeploy_ext.proof.levels.sequence import run_modes, run_pair
+from mmdeploy_ext.proof.levels.sequence_run import Bars
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from toy_stepper import FACTS, GROUPS, SPEC, TOPK, Altered, ToyStepper
+
+FRAMES = list(Drive(frames=100, size=(8, 24), cameras=2))
+SHORT = list(Drive(frames=12, size=(8, 24), cameras=2))
+FEW = Bars(frames=12)
+
+
+def both(candidate, frames=SHORT, bars=FEW, reference=ToyStepper):
+    """Run `candidate()` in both modes."""
+    made = {mode: candidate() for mode in ('teacher', 'free')}
+    return run_modes(reference(), made, frames, SPEC, facts=FACTS, bars=bars)
+
+
+def altered(alter, **options):
+    return lambda: Altered(alter, **options)
+
+
+def said(row):
+    return '; '.join(row.reasons)
+
+
+def scaled(outputs, name, factor, rows=slice(None)):
+    changed = outputs[name].copy()
+    changed[:, :, rows] *= np.float32(factor)
+    return {**outputs, name: changed}
+
+
+def test_engines_that_round_differently_pass_over_a_hundred_frames():
+    rows = both(lambda: ToyStepper(noise=1e-7), FRAMES, Bars())
+    for mode, row in rows.items():
+        assert row.passed and not row.reasons, said(row)
+        assert (row.mode, row.frames, row.resets, row.time_jumps) == (mode, 100, 2, 1)
+        assert row.matched == row.reference > 300 and row.match_rate == 1
+        assert {tensor.tensor for tensor in row.tensors} == {
+            'all_cls_scores',
+            *(f'all_bbox_preds [{group.name}]' for group in GROUPS),
+            *(f'memory {name}' for name in ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')),
+        }
+        assert all(tensor.at in row.series['name'] for tensor in row.tensors)
+        assert all(len(values) == 100 for values in row.series['errors'].values())
+        assert sum(row.series['reset']) == 3 and row.series['gap_s'].count(None) == 3
+    assert max(tensor.max_abs for tensor in rows['free'].tensors) > 0
+
+
+def test_the_same_engine_twice_differs_by_nothing():
+    row = run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, facts=FACTS, bars=FEW)
+    assert row.passed and row.ties == 0 and all(tensor.max_abs == 0 for tensor in row.tensors)
+
+
+def test_the_worst_error_is_named_with_its_frame_and_the_histogram_counts_all_frames():
+    def alter(stepper, frame, result):
+        factor = 1.0 + 2e-5 * (stepper.count == 7)
+        return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_cls_scores', factor))
+
+    row = both(altered(alter))['teacher']
+    worst = next(tensor for tensor in row.tensors if tensor.tensor == 'all_cls_scores')
+    assert row.passed and worst.at == SHORT[7].name and 0 < worst.max_abs < 1e-3
+    assert sum(worst.histogram) == 12 * 2 * 12 * 3
+    assert [value > 0 for value in row.series['errors']['all_cls_scores']] == [i == 7 for i in range(12)]
+
+
+def test_five_percent_in_one_output_is_found_and_named():
+    def alter(_, frame, result):
+        return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_bbox_preds', 1.05))
+
+    row = both(altered(alter))['teacher']
+    assert not row.passed and 'all_bbox_preds [x y z]: 12 of 12 frames fail' in said(row)
+    assert 'all_cls_scores' not in said(row) and 'memory' not in said(row)
+
+
+def test_five_percent_in_what_a_frame_sees_fails_both_modes():
+    def candidate():
+        stepper = ToyStepper()
+        stepper.class_weight = stepper.class_weight * 1.05
+        return stepper
+
+    rows = both(candidate)
+    assert 'all_cls_scores: 12 of 12 frames fail, first scene 0 frame 0' in said(rows['teacher'])
+    assert 'detections matched' in said(rows['free']) and rows['free'].match_rate < 0.999
+
+
+def test_permuted_memory_rows_are_no_tie():
+    def alter(stepper, _, result):
+        order = np.r_[1, 0, 2 : stepper.state.tensors['velo'].shape[1]]
+        stepper.remember(**{key: array[:, order] for key, array in stepper.state.tensors.items()})
+        return result
+
+    for row in both(altered(alter)).values():
+        assert 'the rows kept in memory differ by more than a tie' in said(row) and 'row 0: quer' in said(row)
+        assert not row.passed and row.ties == 0
+
+
+def test_older_memory_rows_in_another_order_are_found():
+    def alter(stepper, _, result):
+        order = np.arange(stepper.state.tensors['velo'].shape[1])
+        order[[TOPK, TOPK + 1]] = order[[TOPK + 1, TOPK]]
+        stepper.remember(**{key: array[:, order] for key, array in stepper.state.tensors.items()})
+        return result
+
+    row = both(altered(alter))['teacher']
+    assert not row.passed and 'memory reference_point: 12 of 12 frames fail' in said(row)
+
+
+class Tied(ToyStepper):
+    """Queries `pair` have scores that are equal within rounding; which one is first depends on the engine."""
+
+    def __init__(self, pair, swap, gap=1e-6):
+        super().__init__()
+        self.pair, self.swap, self.gap = pair, swap, gap
+
+    def network(self, frame, memory):
+        embedding, outputs = super().network(frame, memory)
+        logits = outputs['all_cls_scores']
+        order = np.argsort(-logits[-1, 0].max(-1), kind='stable')
+        first, second = order[list(self.pair)]
+        level = np.sort(logits[-1, 0].max(-1))[::-1][self.pair[0]]
+        for query, step in ((first, self.swap), (second, not self.swap)):
+            logits[-1, 0, query] += level - logits[-1, 0, query].max() - np.float32(self.gap * step)
+        return embedding, outputs
+
+
+@pytest.mark.parametrize('pair', [(0, 1), (1, 2), (TOPK - 1, TOPK)])
+def test_ties_are_ties_and_no_errors(pair):
+    rows = both(lambda: Tied(pair, True), reference=lambda: Tied(pair, False))
+    border = pair[1] == TOPK
+    row = rows['teacher']
+    assert row.passed, said(row)
+    assert row.tied_frames == 12 and row.ties == (12 if border else 24) and row.affected_frames == 12
+    row = rows['free']
+    assert row.ties > 0 and row.affected_frames == 12
+    assert not any('tie' in reason for reason in row.reasons)
+    if not border:
+        assert row.passed, said(row)
+        assert all(tensor.max_abs < 1e-4 for tensor in row.tensors), 'rows follow their query along the drive'
+
+
+def test_a_swap_that_rounding_does_not_explain_is_an_error():
+    rows = both(lambda: Tied((0, 1), True, gap=2e-3), reference=lambda: Tied((0, 1), False, gap=2e-3))
+    assert not rows['teacher'].passed
+
+
+def test_a_reset_that_is_left_out_is_found():
+    class Sticky(ToyStepper):
+        def needs_reset(self, frame):
+            return self.state is None
+
+    for row in both(Sticky).values():
+        assert 'the reference emptied its memory and the candidate did not, first at scene 1 frame 0' in said(
+            row
+        )
+
+
+def test_a_reset_too_many_is_found():
+    class Forgetful(ToyStepper):
+        def needs_reset(self, frame):
+            return super().needs_reset(frame) or frame.timestamp_s - self.state.timestamp_s > 1.0
+
+    for row in both(Forgetful).values():
+        assert 'the candidate emptied its memory and the reference did not, first at scene 0 frame 2' in said(
+            row
+        )
+
+
+def test_an_input_that_is_frozen_is_found():
+    class Parked(ToyStepper):
+        def ego_motion(self, state, frame):
+            return np.eye(4)
+
+    row = both(Parked)['teacher']
+    assert 'memory reference_point: 9 of 12 frames fail, first scene 0 frame 1' in said(row)
+    assert 'memory egopose' in said(row)
+
+
+def test_nan_in_the_memory_fails_both_modes():
+    def alter(stepper, _, result):
+        if stepper.count == 5:
+            broken = stepper.state.tensors['velo'].copy()
+            broken[0, 3] = np.nan
+            stepper.remember(velo=broken)
+        return result
+
+    for row in both(altered(alter)).values():
+        assert not row.passed and 'memory velo' in said(row) and 'candidate: 2 NaN' in said(row)
+
+
+def test_nan_in_the_outputs_fails_the_free_run_too():
+    def alter(stepper, _, result):
+        factor = np.nan if stepper.count == 11 else 1
+        return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_bbox_preds', factor))
+
+    for row in both(altered(alter)).values():
+        assert 'all_bbox_preds [velocity]: 1 of 12 frames fail, first scene 2 frame 3' in said(row)
+
+
+def test_a_clock_that_is_one_frame_late_is_found():
+    class Late(ToyStepper):
+        last = None
+
+        def step(self, frame):
+            shown, self.last = self.last or frame.timestamp_s, frame.timestamp_s
+            return super().step(dataclasses.replace(frame, timestamp_s=shown))
+
+    rows = both(Late)
+    for row in rows.values():
+        assert 'the candidate says that its memory is of another frame (pose, time or scene)' in said(row)
+    assert 'memory timestamp' in said(rows['teacher'])
+
+
+def test_ages_that_are_one_frame_off_are_found():
+    def alter(stepper, _, result):
+        stepper.remember(timestamp=stepper.state.tensors['timestamp'] + np.float32(0.5))
+        return result
+
+    assert 'memory timestamp: 12 of 12 frames fail' in said(both(altered(alter))['teacher'])
+
+
+def test_a_candidate_that_skips_frames_is_found():
+    class Skipping(ToyStepper):
+        kept = None
+
+        def step(self, frame):
+            if frame.name.endswith('frame 2'):
+                return self.kept
+            self.kept = super().step(frame)
+            return self.kept
+
+    for row in both(Skipping).values():
+        assert 'memory is of another frame' in said(row) and 'scene 0 frame 2' in said(row)
+
+
+def test_an_output_that_is_missing_or_has_another_shape_is_found():
+    def drop(_, frame, result):
+        return dataclasses.replace(result, outputs={'all_cls_scores': result.outputs['all_cls_scores']})
+
+    def cut(_, frame, result):
+        return dataclasses.replace(
+            result, outputs={key: value[:, :, 1:] for key, value in result.outputs.items()}
+        )
+
+    for row in both(altered(drop)).values():
+        assert 'all_bbox_preds: 12 of 12 frames fail' in said(row) and 'missing in the candidate' in said(row)
+    for row in both(altered(cut)).values():
+        assert 'shape: got 2x1x11x3, expected 2x1x12x3' in said(row)
+
+
+def test_no_memory_at_all_is_found():
+    def alter(stepper, _, result):
+        stepper.reset()
+        return result
+
+    for row in both(altered(alter)).values():
+        assert 'the candidate keeps no memory after a frame' in said(row)
+
+
+def test_an_engine_that_fails_is_a_reason_and_the_other_mode_goes_on():
+    class Failing(ToyStepper):
+        def step(self, frame):
+            if frame.name == 'scene 1 frame 1' and self.state.scene_token == frame.scene_token:
+                raise ValueError('out of\nmemory')
+            return super().step(frame)
+
+    candidates = dict(teacher=ToyStepper(), free=Failing())
+    rows = run_modes(ToyStepper(), candidates, SHORT, SPEC, facts=FACTS, bars=FEW)
+    assert rows['teacher'].passed and rows['free'].frames == 5
+    assert 'scene 1 frame 1: the candidate failed: out of memory' in said(rows['free'])
+
+
+def test_a_drive_that_is_too_short_or_has_no_reset_is_no_proof():
+    rows = both(ToyStepper, SHORT[:3])
+    assert '3 frames ran, a proof wants 12' in said(rows['free'])
+    assert '0 resets after the first frame, a proof wants 1' in said(rows['free'])
+    assert not both(ToyStepper, [])['teacher'].passed
+
+
+def test_nothing_found_on_both_sides_is_equal_and_proves_nothing():
+    row = both(lambda: ToyStepper(logit=-30.0), reference=lambda: ToyStepper(logit=-30.0))['free']
+    assert row.match_rate is None and [reason[:24] for reason in row.reasons] == ['no detection was matched']
+
+
+def test_a_candidate_that_finds_all_elsewhere_is_told_by_its_counts():
+    def alter(_, frame, result):
+        boxes = result.detections.boxes + np.float32([0, 0, 30] + [0] * 6)
+        return dataclasses.replace(result, detections=dataclasses.replace(result.detections, boxes=boxes))
+
+    row = both(altered(alter))['free']
+    assert row.match_rate == 0 and f'0 of {row.reference} detections matched (0.00 %' in said(row)
+    assert f'{row.reference} missing, {row.reference} extra' in said(row) and 'use a drive' not in said(row)
+
+
+def test_frames_without_detections_do_not_hurt_a_drive_that_has_some():
+    def alter(stepper, _, result):
+        return dataclasses.replace(result, detections=result.detections.above(2.0 * (stepper.count < 4)))
+
+    row = both(altered(alter), reference=altered(alter))['free']
+    assert row.passed and row.series['matched'][:4] == [0] * 4
+
+
+def test_one_detection_in_a_thousand_may_differ_and_no_more():
+    def alter_from(first):
+        def alter(stepper, _, result):
+            boxes = result.detections.boxes.copy()
+            if stepper.count >= first:
+                boxes[0, 0] += 0.02
+            return dataclasses.replace(result, detections=dataclasses.replace(result.detections, boxes=boxes))
+
+        return alter
+
+    row = both(altered(alter_from(99)), FRAMES, Bars())['free']
+    total = row.reference
+    assert row.matched == total - 1 and row.passed == (1 / total <= 1e-3)
+    row = both(altered(alter_from(90)), FRAMES, Bars())['free']
+    assert row.matched == total - 10 and not row.passed and f'{total - 10} of {total} detections' in said(row)
+
+
+def test_detections_without_values_are_found():
+    def alter(_, frame, result):
+        broken = Detections3D(
+            result.detections.boxes * np.float32(math.nan), result.detections.scores, result.detections.labels
+        )
+        return dataclasses.replace(result, detections=broken)
+
+    assert not both(altered(alter))['free'].passed
+
+
+def test_teacher_forcing_copies_the_memory_before_the_reference_overwrites_it():
+    """Engines may use their buffers again: the memory that is handed over is a copy."""
+
+    class Reusing(ToyStepper):
+        buffers = None
+
+        def step(self, frame):
+            result = super().step(frame)
+            if self.buffers is None:
+                self.buffers = {key: array.copy() for key, array in self.state.tensors.items()}
+            for key, array in self.state.tensors.items():
+                self.buffers[key][...] = array
+            self.state = dataclasses.replace(self.state, tensors=self.buffers)
+            return result
+
+    row = both(ToyStepper, reference=Reusing)['teacher']
+    assert row.passed and all(tensor.max_abs == 0 for tensor in row.tensors)
+
+
+def test_only_the_last_layer_is_compared_where_the_graph_gives_only_that():
+    def alter(_, frame, result):
+        return dataclasses.replace(result, outputs={key: value[-1:] for key, value in result.outputs.items()})
+
+    outputs = tuple(dataclasses.replace(tensor, axes=(1, *tensor.axes[1:])) for tensor in SPEC.outputs)
+    spec = dataclasses.replace(SPEC, outputs=outputs)
+    row = run_pair(ToyStepper(), Altered(alter), SHORT, spec, facts=FACTS, bars=FEW)
+    assert row.passed, said(row)
+
+
+def test_half_precision_is_judged_by_the_cosine():
+    bars = dataclasses.replace(FEW, cosine=0.999, match_rate=0.95, near_counts=True)
+    assert both(lambda: ToyStepper(noise=3e-3), bars=bars)['teacher'].passed
+    row = both(lambda: ToyStepper(seed=1), bars=bars)['teacher']
+    assert not row.passed and 'all_cls_scores' in said(row)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="mode 'both': expected one of teacher, free"):
+        run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, 'both')
+
+
+def test_a_frame_that_gives_another_result_when_it_runs_again_is_found():
+    def alter(stepper, frame, result):
+        factor = 1.01 if stepper.count == len(SHORT) else 1.0
+        return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_cls_scores', factor))
+
+    rows = both(altered(alter))
+    expected = f'a second run of the same frame gives another all_cls_scores, first at {SHORT[0].name}'
+    assert rows['teacher'].reasons == (expected,) and rows['free'].passed

@@ -1,0 +1,140 @@
+"""The report on a sequence: every figure is the JSON's, the curves are the series, nothing is external."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from test_report import EVIL, Page
+
+from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
+from mmdeploy_ext.proof.levels.graph_result import GraphResult
+from mmdeploy_ext.proof.levels.sequence import Bars, run_modes
+from mmdeploy_ext.proof.verdict import Case, Check, FramePair, Verdict
+from mmdeploy_ext.proof.views import report
+from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
+from mmdeploy_ext.proof.views.table import failure_reasons
+from toy_stepper import FACTS, SPEC, Altered, ToyStepper
+
+FRAMES = list(Drive(frames=12, size=(8, 24), cameras=6))
+
+
+def broken(stepper, frame, result):
+    """Return a frame with NaN, a frame that is off, and else the same."""
+    if stepper.count == 3:
+        values = np.full_like(result.outputs['all_cls_scores'], np.nan)
+        return dataclasses.replace(result, outputs={**result.outputs, 'all_cls_scores': values})
+    if stepper.count == 7:
+        return dataclasses.replace(result, detections=result.detections.above(0.6))
+    return result
+
+
+def verdict(candidate=lambda: ToyStepper(noise=1e-7)) -> Verdict:
+    candidates = {mode: candidate() for mode in ('teacher', 'free')}
+    rows = run_modes(ToyStepper(), candidates, FRAMES, SPEC, facts=FACTS, bars=Bars(frames=12))
+    teacher = rows['teacher']
+    case = Case('teacher-forced', '6x3x8x24', False, teacher.tensors)
+    return Verdict(
+        dict(file='folder', task='bbox3d'),
+        [Check('opset', True)],
+        [case],
+        timing_ms={'PyTorch': 2.0},
+        sequence=list(rows.values()),
+        graphs=[GraphResult('backbone', 20, True), GraphResult('head', 30, True)],
+    )
+
+
+def pictures() -> list[FramePair]:
+    stepper = ToyStepper()
+    pairs = []
+    for frame in FRAMES[:2]:
+        found = stepper.step(frame).detections
+        shown = np.full((6, 32, 96, 3), 90, np.uint8)
+        pairs.append(FramePair(frame.name, shown, frame.lidar2img, found, found))
+    return pairs
+
+
+@pytest.fixture(scope='module', params=['proven', 'failed'])
+def written(request, tmp_path_factory):
+    made = verdict() if request.param == 'proven' else verdict(lambda: Altered(broken))
+    path = report.write_report(made, pictures(), ['car', 'bus', EVIL], tmp_path_factory.mktemp('report'))
+    return made, path.read_text(encoding='utf-8')
+
+
+def test_the_page_is_whole_and_every_figure_is_the_json(written):
+    made, text = written
+    page = Page(text)
+    content = json.loads(page.scripts[0][1])
+    assert not page.stack and content == made.to_json()
+    for (where, kind), shown in page.figures.items():
+        assert set(shown) == {report.FORMATS[kind](report.look_up(content, where))}, where
+    paths = {path for path, _ in page.figures}
+    for mode in range(2):
+        for name in ('frames', 'resets', 'matched', 'match_rate', 'worst_distance', 'worst_score', 'ties'):
+            assert f'sequence/{mode}/{name}' in paths
+        for row in range(len(made.sequence[mode].tensors)):
+            assert f'sequence/{mode}/tensors/{row}/max_abs' in paths
+
+
+def test_the_page_says_the_verdict_and_every_reason(written):
+    made, text = written
+    page = Page(text)
+    assert ('NOT PROVEN' in page.text) == (not made.proven)
+    assert all(reason in page.text for reason in failure_reasons(made))
+    assert made.proven or any('all_cls_scores' in reason for reason in failure_reasons(made))
+    assert 'Free-running' in page.text and 'Teacher-forced' in page.text
+
+
+def test_nothing_on_the_page_is_external(written):
+    _, text = written
+    assert not re.search(r'(https?:)?//[a-z0-9]', re.sub(r'base64,[A-Za-z0-9+/=]+', '', text), re.IGNORECASE)
+    assert len(re.findall('<script', text)) == 1
+    assert len([tag for tag, _ in Page(text).elements if tag == 'img']) == 2
+
+
+def curves(svg: str) -> list[list[tuple[float, float]]]:
+    paths = re.findall(r'<path class="line\d" d="([^"]*)"', svg)
+    return [
+        [tuple(map(float, point)) for point in re.findall(r'[ML]([\d.]+) ([\d.]+)', path)] for path in paths
+    ]
+
+
+def series(ratios, resets=(True, False, False, True)):
+    return dict(name=list('abcd'), reset=list(resets), ratios=dict(x=ratios))
+
+
+def test_the_curve_goes_up_with_the_error_and_crosses_the_bar_at_one():
+    svg = drift_plot(series([1e-3, 1e-2, 1.0, 10.0]), ['x'], 'Errors')
+    ((*_, over, far),) = curves(svg)
+    (points,) = curves(svg)
+    heights = [y for _, y in points]
+    assert heights == sorted(heights, reverse=True) and len(set(heights)) == 4
+    bar = float(re.search(r'class="bar-line"[^>]*y1="([\d.]+)"', svg)[1])
+    assert over[1] == bar > far[1]
+    assert svg.count('class="reset"') == 1 and 'aria-label="Errors"' in svg
+
+
+def test_no_error_lies_on_the_axis_and_what_could_not_be_compared_is_a_gap_with_a_mark():
+    svg = drift_plot(series([0.0, None, 1e-2, 1e30]), ['x'], 'Errors')
+    (points,) = curves(svg)
+    assert len(points) == 3 and svg.count('class="lost"') == 1
+    assert points[0][1] > points[1][1] > points[2][1] >= 0
+    assert re.search(r' d="M[^"]*M[^"]*L[^"]*"', svg) and 'nan' not in svg.lower()
+
+
+def test_the_strip_has_one_bar_per_frame():
+    row = dict(
+        reset=[True, False, False, False],
+        name=list('abcd'),
+        reference=[4, 4, 0, 0],
+        matched=[4, 2, 0, 0],
+        extra=[0, 1, 0, 2],
+    )
+    assert match_shares(row) == [1, 0.5, None, 0]
+    svg = match_strip(row, 'Matches')
+    assert [svg.count(f'class="{kind}"') for kind in ('bar', 'over', 'none')] == [1, 2, 1]
+
+
+def test_labels_from_outside_are_escaped():
+    assert '<script>' not in drift_plot(series([1, 1, 1, 1]), ['x'], EVIL)

@@ -1,0 +1,32 @@
+"""Level 1 beside the graph: what the spec says of inputs and their defaults."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.proof.levels.structure import _names
+
+
+@pytest.mark.parametrize(
+    ('value', 'said'),
+    [
+        (np.zeros((1, 2), np.float32), ''),
+        (np.full((1, 2), 100, np.float32), 'size has the default 100.0 float32[1, 2], expected 0'),
+        (np.zeros((1, 2), np.int64), 'size has the default 0 int64[1, 2], expected 0'),
+        (np.zeros((1, 3), np.float32), 'size has the default 0.0 float32[1, 3], expected 0'),
+        (None, 'size has no default, expected 0'),
+    ],
+)
+def test_defaults_of_optional_inputs_are_those_of_the_spec(value, said):
+    inputs = [helper.make_tensor_value_info('size', TensorProto.FLOAT, ('B', 2))]
+    outputs = [helper.make_tensor_value_info('y', TensorProto.FLOAT, ('B', 2))]
+    kept = [] if value is None else [numpy_helper.from_array(value, 'size')]
+    nodes = [helper.make_node('Neg', ['size'], ['y'])]
+    model = helper.make_model(helper.make_graph(nodes, 'g', inputs, outputs, kept))
+    y = TensorSpec('y', 'float32', ('B', 2))
+    spec = GraphSpec('g', (TensorSpec('size', 'float32', ('B', 2), default=0.0),), (y,))
+    check = _names(model, spec)[0]
+    assert (check.passed, check.detail) == (not said, said)
+    required = _names(model, GraphSpec('g', (TensorSpec('size', 'float32', ('B', 2)),), (y,)))[0]
+    assert required.passed == (value is None)

@@ -1,0 +1,92 @@
+"""The synthetic drive: poses and times of a car, a calibrated rig, pictures that go on, scene changes."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.proof.inputs.synthetic_drive import Drive, rig
+from mmdeploy_ext.runtime.frames import invert_pose
+
+DRIVE = Drive(frames=30, size=(32, 88))
+
+
+@pytest.fixture(scope='module')
+def frames():
+    return list(DRIVE)
+
+
+def test_frames_have_the_shapes_and_dtypes_of_the_contract(frames):
+    assert len(frames) == 30
+    for frame in frames:
+        assert frame.images.shape == (6, 3, 32, 88) and frame.images.dtype == np.float32
+        for matrix in (frame.lidar2img, frame.intrinsics):
+            assert matrix.shape == (6, 4, 4) and matrix.dtype == np.float64
+        assert np.allclose(frame.ego_pose @ frame.ego_pose_inv, np.eye(4), atol=1e-4)
+        assert abs(np.linalg.det(frame.ego_pose[:3, :3]) - 1) < 1e-6
+        assert np.array_equal(frame.ego_pose, frame.ego_pose.astype(np.float32))
+
+
+def test_two_scene_changes_and_one_jump_in_time(frames):
+    scenes = [frame.scene_token for frame in frames]
+    assert len(set(scenes)) == 3 and sum(a != b for a, b in itertools.pairwise(scenes)) == 2
+    gaps = np.diff([frame.timestamp_s for frame in frames])
+    inside = [round(gap, 3) for gap, a, b in zip(gaps, scenes, scenes[1:], strict=False) if a == b]
+    assert sorted(set(inside)) == [0.5, 1.3] and inside.count(1.3) == 1
+    long = dataclasses.replace(DRIVE, long_gap_s=12.0)
+    assert round(max(np.diff(long.times()[20:])), 3) == 12.0
+
+
+def test_a_car_drives_and_turns_both_ways():
+    poses = Drive(frames=100).poses()
+    steps = np.linalg.norm(np.diff(poses[:, :2, 3], axis=0), axis=1)
+    assert steps.min() > 0.5 and steps.max() < 6
+    motion = invert_pose(poses[1:]) @ poses[:-1]
+    turns = np.arctan2(motion[:, 1, 0], motion[:, 0, 0])
+    assert turns.min() < -0.05 and turns.max() > 0.05 and np.abs(turns).max() < 0.3
+    ahead = -motion[:, 1, 3]
+    assert (ahead > 0.4).all(), 'y is ahead: the last place is behind'
+
+
+def test_equal_seeds_give_equal_drives_and_others_do_not(frames):
+    again = list(DRIVE)
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(frames, again, strict=True))
+    other = next(iter(dataclasses.replace(DRIVE, seed=1)))
+    assert not np.allclose(other.images, frames[0].images)
+
+
+def test_pictures_go_on_within_a_scene_and_never_repeat(frames):
+    same = np.mean([np.abs(frames[i + 1].images - frames[i].images).mean() for i in range(5)])
+    other = np.abs(frames[10].images - frames[9].images).mean()
+    assert 0 < same < 0.7 * other
+    assert len({frame.images.tobytes() for frame in frames}) == 30
+
+
+def test_an_offset_moves_the_world_and_nothing_else():
+    far = dataclasses.replace(DRIVE, origin_m=(7e5, 4e6), start_s=1.6e9 + 1200, exact_poses=True)
+    for near, moved in zip(dataclasses.replace(DRIVE, exact_poses=True), far, strict=True):
+        assert np.array_equal(near.images, moved.images)
+        assert np.allclose(moved.ego_pose[:2, 3] - near.ego_pose[:2, 3], (7e5, 4e6), atol=1e-8)
+    assert far.times()[0] == 1.6e9 + 1200
+
+
+@pytest.mark.parametrize(
+    ('cameras', 'size'), [(6, (256, 704)), (6, (320, 800)), (4, (64, 96)), (1, (900, 1600))]
+)
+def test_a_point_ahead_is_in_the_middle_of_the_front_camera(cameras, size):
+    intrinsics, lidar2img, yaws = rig(cameras, size)
+    assert intrinsics.shape == lidar2img.shape == (cameras, 4, 4) and len(yaws) == cameras
+    u, v, depth, _ = lidar2img[0] @ (0, 20, 0, 1)
+    assert depth == pytest.approx(19.2) and abs(u / depth / size[1] - 0.5) < 0.05 and 0 < v / depth < size[0]
+    u2, *_ = lidar2img[0] @ (1, 20, 0, 1)
+    assert u2 / depth > u / depth, 'x is to the right'
+    behind = lidar2img[0] @ (0, -20, 0, 1)
+    assert behind[2] < 0
+
+
+def test_six_cameras_stand_as_in_nuscenes():
+    _, lidar2img, _ = rig(6, (256, 704))
+    for index, (x, y) in enumerate([(0, 1), (1, 0.7), (-1, 0.7), (0, -1), (-1, -0.3), (1, -0.3)]):
+        depths = [(matrix @ (20 * x, 20 * y, 0, 1))[2] for matrix in lidar2img]
+        assert int(np.argmax(depths)) == index

@@ -1,0 +1,87 @@
+"""Pictures of detections: where colours and labels are, never how the picture looks as a whole."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from mmdeploy_ext.runtime import draw
+from mmdeploy_ext.runtime.detections import Detections
+
+GREY = np.full((300, 400, 3), 127, np.uint8)
+
+
+def one(box, score=0.9, label=0) -> Detections:
+    return Detections(np.array([box], np.float32), np.array([score], np.float32), np.array([label]))
+
+
+def test_a_box_is_drawn_in_the_colour_of_its_class_and_the_image_is_left_alone():
+    picture = draw.draw_detections(GREY, one([50, 100, 200, 250], label=1), ['cat', 'dog'])
+    assert tuple(picture[175, 50]) == tuple(picture[250, 125]) == draw.class_colour(1)
+    assert (GREY == 127).all() and picture.shape == GREY.shape
+
+
+def test_boxes_below_the_threshold_are_left_out():
+    assert (draw.draw_detections(GREY, one([50, 100, 200, 250], score=0.2), ['cat'], 0.3) == GREY).all()
+    assert (draw.draw_detections(GREY, one([50, 100, 200, 250], score=0.2), ['cat'], 0.1) != GREY).any()
+
+
+@pytest.mark.parametrize(
+    'box',
+    [
+        [0, 0, 40, 30],
+        [370, 0, 399, 40],
+        [360, 270, 399, 299],
+        [0, 270, 40, 299],
+        [0, 0, 399, 299],
+        [-50, -50, 500, 400],
+        [398, 298, 399, 299],
+    ],
+)
+def test_labels_are_whole_at_every_border(box):
+    height, width = GREY.shape[:2]
+    style = draw.Style.for_image(height, width)
+    text = 'traffic light 0.90'
+    place = draw._place_label(text, draw._pixel_box(np.array(box), GREY.shape), GREY.shape, style, [])
+    (text_w, text_h), _ = cv2.getTextSize(text, draw.FONT, style.font_scale, style.font_thickness)
+    assert min(place) >= 0 and place[2] <= width and place[3] <= height
+    assert place[2] - place[0] >= text_w and place[3] - place[1] >= text_h
+
+
+def test_labels_of_near_boxes_do_not_cover_each_other():
+    style = draw.Style.for_image(*GREY.shape[:2])
+    taken = []
+    for box in ([100, 100, 220, 200], [102, 102, 222, 203]):
+        taken.append(draw._place_label('cat 0.90', box, GREY.shape, style, taken))
+    assert not draw._overlap(*taken)
+
+
+def test_the_first_twenty_classes_differ_in_colour_and_a_colour_is_stable():
+    colours = [draw.class_colour(label) for label in range(20)]
+    assert len(set(colours)) == 20 and colours == [draw.class_colour(label) for label in range(20)]
+    for one_colour, other in itertools.combinations(colours[:12], 2):
+        assert np.abs(np.subtract(one_colour, other)).max() >= 40
+
+
+def test_odd_names_and_labels_are_no_crash():
+    draw.draw_detections(GREY, one([5, 5, 50, 50], label=7), ['cat'])
+    draw.draw_detections(GREY, one([5, 5, 50, 50]), ['行人'])
+    draw.draw_detections(np.zeros((4, 5, 3), np.uint8), one([0, 0, 4, 3]), ['cat'])
+    none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    assert (draw.draw_detections(GREY, none, ['cat']) == GREY).all()
+
+
+def test_small_images_are_enlarged_with_their_boxes_and_large_ones_stay():
+    image, found = draw.enlarged(GREY, one([50, 100, 200, 250]), side=900)
+    assert image.shape == (600, 800, 3) and found.bboxes_xyxy.tolist() == [[100, 200, 400, 500]]
+    image, found = draw.enlarged(GREY, one([50, 100, 200, 250]), side=799)
+    assert image is GREY and found.bboxes_xyxy.tolist() == [[50, 100, 200, 250]]
+
+
+def test_encoded_pictures_decode_to_the_same_image():
+    picture = draw.draw_detections(GREY, one([50, 100, 200, 250]), ['cat'])
+    decoded = cv2.imdecode(np.frombuffer(draw.encode_png(picture), np.uint8), cv2.IMREAD_COLOR)
+    assert (decoded == picture).all()
+    decoded = cv2.imdecode(np.frombuffer(draw.encode_jpeg(picture), np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == picture.shape and np.abs(decoded.astype(int) - picture).mean() < 3

@@ -1,0 +1,159 @@
+"""Boxes are drawn where they are: in the right camera, at the right pixels, cut at the camera, from above."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.draw import class_colour
+from mmdeploy_ext.runtime.draw3d import (
+    NEAR,
+    WHITE,
+    Layer,
+    bird_eye,
+    box_corners,
+    camera_mosaic,
+    compare_picture,
+    draw_camera,
+    forward_direction,
+    project_segments,
+)
+
+CLASSES = [f'class {index}' for index in range(10)]
+INTRINSIC = np.array([[100.0, 0, 160, 0], [0, 100, 90, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def looking(yaw):
+    """A camera at the origin of the LiDAR frame that looks along `yaw`, 320 x 180 pixels."""
+    forward, down = np.array([np.cos(yaw), np.sin(yaw), 0]), np.array([0.0, 0, -1])
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([np.cross(down, forward), down, forward])
+    return INTRINSIC @ matrix
+
+
+def detections(*boxes, labels=None):
+    boxes = np.array(boxes, np.float32).reshape(-1, 9)
+    labels = np.zeros(len(boxes), np.int64) if labels is None else np.array(labels)
+    return Detections3D(boxes, np.full(len(boxes), 0.8, np.float32), labels)
+
+
+def box(x, y, yaw=0.0, vx=0.0, vy=0.0):
+    return [x, y, -0.75, 4.0, 2.0, 1.5, yaw, vx, vy]
+
+
+def coloured(picture, label=0):
+    """Pixels (rows, columns) of exactly a class's colour."""
+    return np.nonzero((picture == class_colour(label)).all(-1))
+
+
+def test_corners_are_those_of_mmdet3d():
+    from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+    boxes = np.random.default_rng(0).uniform(-3, 3, (20, 9)).astype(np.float32)
+    boxes[:, 3:6] = np.abs(boxes[:, 3:6]) + 0.2
+    wanted = LiDARInstance3DBoxes(torch.from_numpy(boxes), box_dim=9).corners.numpy()
+    for one, two in zip(box_corners(boxes), wanted, strict=True):
+        one, two = (corners[np.lexsort(np.round(corners, 3).T)] for corners in (one, two))
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-4)
+
+
+def test_the_first_corners_are_the_front():
+    corners = box_corners(np.array([box(10, 5, np.pi / 2)]))[0]
+    np.testing.assert_allclose(corners[[0, 1, 4, 5], 1], 7.0)
+    np.testing.assert_allclose(corners[:4, 2], -0.75)
+    np.testing.assert_allclose(corners[4:, 2], 0.75)
+
+
+def test_lines_are_cut_at_the_camera():
+    camera = looking(0.0)
+    starts, ends = (
+        np.array([[-5.0, 1, 0], [-5, 1, 0], [10, 0, 0]]),
+        np.array([[5.0, 1, 0], [-1, 1, 0], [10, 2, 0]]),
+    )
+    lines = project_segments(starts, ends, camera)
+    assert len(lines) == 2
+    np.testing.assert_allclose(lines[0], [160 - 100 / NEAR, 90, 160 - 20, 90])
+    np.testing.assert_allclose(lines[1], [160, 90, 140, 90])
+    np.testing.assert_allclose(project_segments(ends, starts, camera)[0], lines[0][[2, 3, 0, 1]])
+
+
+def test_a_box_is_drawn_where_it_is_and_only_in_front():
+    image = np.zeros((180, 320, 3), np.uint8)
+    layer = Layer('x', detections(box(12, 0)))
+    picture = draw_camera(image, looking(0.0), layer, CLASSES)
+    picture[:82] = 0  # the label
+    rows, columns = coloured(picture)
+    # the near face is 10 m away: half of 2 m are 10 pixels, half of 1.5 m are 7.5
+    assert abs(columns.min() - 150) <= 2 and abs(columns.max() - 170) <= 2 and rows.max() <= 100
+    assert not draw_camera(image, looking(np.pi), layer, CLASSES).any()
+    assert not image.any()
+
+
+@pytest.mark.parametrize('x', [0.0, 0.4, 1.0, 2.0])
+def test_a_box_around_the_camera_is_drawn_without_an_error(x):
+    layer = Layer('x', detections(box(x, 0.3), box(-30, 0)))
+    picture = draw_camera(np.zeros((180, 320, 3), np.uint8), looking(0.0), layer, CLASSES)
+    assert picture.any()
+
+
+def test_the_mosaic_is_ordered_as_seen_from_the_car():
+    images = [np.full((90, 160, 3), 20 * (index + 1), np.uint8) for index in range(6)]
+    matrices = np.tile(looking(0.0), (6, 1, 1))
+    mosaic = camera_mosaic(images, matrices, Layer('x', detections()), CLASSES, 160)
+    cells = mosaic[[45, 90 + 4 + 45]][:, [80, 164 + 80, 328 + 80], 0]
+    # front left, front, front right; back left, back, back right
+    np.testing.assert_array_equal(cells, [[60, 20, 40], [100, 80, 120]])
+
+
+def test_other_numbers_of_cameras_have_a_mosaic_too():
+    images = [np.zeros((90, 160, 3), np.uint8)] * 4
+    layer = Layer('x', detections(box(12, 0)))
+    assert camera_mosaic(images, np.tile(looking(0.0), (4, 1, 1)), layer, CLASSES, 160).shape == (184, 488, 3)
+
+
+@pytest.mark.parametrize(
+    ('forward', 'place', 'quadrant'),
+    [
+        ((0, 1), (0, 30), 'top'),
+        ((0, 1), (30, 0), 'right'),
+        ((1, 0), (30, 0), 'top'),
+        ((1, 0), (0, 30), 'left'),
+    ],
+)
+def test_forward_is_up_from_above(forward, place, quadrant):
+    picture = bird_eye([Layer('x', detections(box(*place)))], CLASSES, 400, forward=np.array(forward))
+    picture[380:, :30] = 0  # the legend
+    rows, columns = coloured(picture)
+    offset = dict(top=(-1, 0), left=(0, -1), right=(0, 1))[quadrant]
+    pixels = 30 * 400 / (2 * 61.2)
+    assert rows.mean() == pytest.approx(200 + offset[0] * pixels, abs=4)
+    assert columns.mean() == pytest.approx(200 + offset[1] * pixels, abs=4)
+
+
+def test_what_moves_has_an_arrow_to_where_it_is_in_a_second():
+    still, moving = (
+        coloured(bird_eye([Layer('x', detections(box(20, 0, vx=speed)))], CLASSES, 400))
+        for speed in (0.1, 15.0)
+    )
+    assert moving[1].max() - still[1].max() == pytest.approx((15 - 2) * 400 / (2 * 61.2), abs=4)
+
+
+def test_forward_is_where_the_first_camera_looks():
+    np.testing.assert_array_equal(forward_direction(looking(0.05)[None]), [1, 0])
+    np.testing.assert_array_equal(forward_direction(looking(np.pi / 2)[None]), [0, 1])
+
+
+def test_pictures_of_a_run_have_one_even_size_and_differences_are_white():
+    images, matrices = np.full((6, 90, 160, 3), 60, np.uint8), np.tile(looking(0.0), (6, 1, 1))
+    full, empty = detections(box(12, 0), box(20, 5), labels=[1, 2]), detections()
+    pictures = [
+        compare_picture(images, matrices, [Layer('PyTorch', one), Layer('ONNX Runtime', two, marks)], CLASSES)
+        for one, two, marks in (
+            (full, full, None),
+            (empty, empty, None),
+            (full, full, np.array([True, False])),
+        )
+    ]
+    assert len({picture.shape for picture in pictures}) == 1 and not any(s % 2 for s in pictures[0].shape[:2])
+    white = [int((picture == WHITE).all(-1).sum()) for picture in pictures]
+    assert white[2] > white[0] + 50

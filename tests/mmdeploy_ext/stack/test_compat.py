@@ -1,0 +1,350 @@
+"""Every mend: the failure without it, the success with it, and nothing where it is not needed."""
+
+import os
+import pickle
+import subprocess
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.stack import compat
+from mmdeploy_ext.stack.import_hook import Mends, patched
+
+torch = pytest.importorskip('torch')
+mmcv = pytest.importorskip('mmcv')
+REPO = Path(__file__).resolve().parents[3]
+APPLY = 'from mmdeploy_ext import compat; compat.apply()\n'
+# No mend but the one for torchvision, without which nothing else gets as far as its own failure.
+BARE = 'import sys; sys.modules["torchvision._meta_registrations"] = type(sys)("empty")\n'
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason='this mend is for machines without a GPU')
+
+
+def python(code, *, launcher=(), check=True, timeout=120):
+    """Runs code in a fresh interpreter of the repository; returns its output, both streams."""
+    done = subprocess.run([sys.executable, *launcher, *(('-c', code) if code else ())], cwd=REPO, text=True,
+                          env=os.environ | dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1'),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False)
+    assert check is None or (done.returncode == 0) == check, done.stdout[-3000:]
+    return done.stdout
+
+
+def python_each(*codes):
+    """Runs one interpreter per code, side by side; returns their outputs, whatever their exit status."""
+    with ThreadPoolExecutor(len(codes)) as pool:
+        return list(pool.map(lambda code: python(code, check=None), codes))
+
+
+# ---- the machinery
+
+def test_apply_imports_no_library_and_is_idempotent():
+    out = python('import sys; before = list(sys.meta_path)\n' + APPLY +
+                 'first = compat.apply(); second = compat.apply(); assert first == second\n'
+                 'print(len(sys.meta_path) - len(before), {"torch", "numpy", "mmcv"} & set(sys.modules))')
+    assert out.split() == ['1', 'set()']
+
+
+def test_every_mend_states_reason_and_versions():
+    mends = compat.apply()
+    assert len(mends) == len({mend.name for mend in mends}) == 19
+    for mend in mends:
+        assert len(mend.reason) > 40 and any(char.isdigit() for char in mend.versions) and mend.modules
+
+
+@pytest.fixture
+def toy_module(tmp_path, monkeypatch):
+    (tmp_path / 'toy_mended.py').write_text('value = 1\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    yield 'toy_mended'
+    sys.modules.pop('toy_mended', None)
+    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(getattr(f, 'mends', None), Mends)
+                        or f.mends is compat._MENDS]
+
+
+def make_mends():
+    mends = Mends()
+
+    @mends.register('toy_mended', versions='toy 1')
+    def doubled(module, execute):
+        """The value is too small."""
+        execute()
+        module.value = getattr(module, 'value', 0) + 1
+        return True
+
+    return mends
+
+
+def test_a_mend_runs_once_at_import_and_leaves_the_real_loader(toy_module):
+    mends = make_mends()
+    mends.apply()
+    assert mends.effective() == []
+    import toy_mended
+    assert toy_mended.value == 2 and [mend.name for mend in mends.effective()] == ['doubled']
+    assert type(toy_mended.__spec__.loader).__name__ == 'SourceFileLoader'
+
+
+def test_a_mend_runs_on_a_module_that_was_imported_before(toy_module):
+    import toy_mended
+    make_mends().apply()
+    assert toy_mended.value == 2
+
+
+def test_patched_restores_after_an_error():
+    target = types.SimpleNamespace(a=1)
+    with pytest.raises(KeyError), patched(target, a=2):
+        assert target.a == 2
+        raise KeyError
+    assert target.a == 1
+
+
+# ---- one after the other
+
+def has_torchvision_operators():
+    import torchvision
+    return torchvision.extension._has_ops()
+
+
+@pytest.mark.skipif('has_torchvision_operators()', reason='this torchvision has its operators')
+def test_torchvision_without_operators_imports():
+    bare, mended = python_each('import torchvision', APPLY + 'import torchvision.transforms as t; print(t)')
+    assert 'operator torchvision::nms does not exist' in bare and '<module' in mended
+
+
+def test_torchvision_with_operators_is_left_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torchvision.extension', types.SimpleNamespace(_has_ops=lambda: True))
+    ran = []
+    assert compat.torchvision_without_operators(types.ModuleType('m'), lambda: ran.append(1)) is False
+    assert ran == [1]
+
+
+def test_importing_mmcv_and_mmdet_warns_nothing_of_its_own():
+    code = 'import warnings; warnings.simplefilter("always")\n{}import mmcv, mmcv.cnn.bricks.transformer\n'
+    code += 'print("imported")'
+    bare, mended = python_each(code.format(BARE), code.format(APPLY))
+    assert 'MMCV will release v2.0.0' in bare and 'imported' in mended
+    assert 'MMCV will release' not in mended and 'has been moved' not in mended
+
+
+RANK_0 = ('import os\n'
+          'os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")\n')
+LAUNCH = (RANK_0 + '{}from mmcv.runner import init_dist\ninit_dist("pytorch")\n'
+          'import torch; print(torch.distributed.get_backend(), torch.cuda.device_count())')
+
+
+def test_init_dist_works_without_a_gpu():
+    bare, out = python_each(LAUNCH.format(BARE), LAUNCH.format(APPLY))
+    assert 'ZeroDivisionError' in bare and 'gloo instead of nccl' in out and out.split()[-2:] == ['gloo', '0']
+
+
+@NO_GPU
+def test_a_run_by_iterations_resumes_without_a_gpu(tmp_path):
+    import logging
+
+    from mmcv.runner import IterBasedRunner
+    model = torch.nn.Linear(1, 1)
+    model.train_step = lambda: None
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    options = dict(optimizer=optimizer, logger=logging.getLogger('resume'), max_iters=9)
+    runner = IterBasedRunner(model, work_dir=str(tmp_path), **options)
+    runner._iter = 4
+    runner.save_checkpoint(str(tmp_path), create_symlink=False)
+    again = IterBasedRunner(model, **options)
+    with pytest.raises((AssertionError, RuntimeError), match=r'CUDA|NVIDIA'):
+        IterBasedRunner.resume.__wrapped__(again, str(tmp_path / 'iter_5.pth'))
+    again.resume(str(tmp_path / 'iter_5.pth'))
+    assert again.iter == 4
+
+
+def test_scatter_streams_are_asked_for_by_number(monkeypatch):
+    from mmcv.parallel import _functions
+    from torch.nn.parallel._functions import _get_stream as torchs_own
+    with pytest.raises(AttributeError, match="'int' object has no attribute 'type'"):
+        torchs_own(0)
+    made = []
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda device: made.append(device) or f'stream {device}')
+    module = types.SimpleNamespace(_get_stream=torchs_own)
+    assert compat.scatter_stream_of_int_device(module, lambda: None)
+    assert [module._get_stream(i) for i in (0, 0, 1)] == ['stream 0', 'stream 0', 'stream 1']
+    assert made == [0, 1]
+    assert _functions._get_stream is not torchs_own
+
+
+WORKER = Path(__file__).parent / 'ddp_worker.py'
+
+
+@NO_GPU
+def test_two_gloo_processes_test_and_train_with_mmdets_own_loops(tmp_path):
+    """init_dist, build_ddp, MMDistributedDataParallel, collect_results_cpu and the runner, together."""
+    out = python('', launcher=('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                               str(WORKER), str(tmp_path)))
+    results = pickle.loads((tmp_path / 'results.pkl').read_bytes())
+    weights = pickle.loads((tmp_path / 'weights.pkl').read_bytes())
+    assert results == [0.0, 16.0, 32.0, 48.0, 64.0], out
+    # gradient of the mean over the samples of both ranks, so both have the same weights after each step
+    assert weights[0] == weights[1] and weights[0] != 0
+    assert 'is deprecated' not in out
+
+
+@NO_GPU
+def test_without_the_mends_the_same_parts_fail():
+    from mmdet.apis.test import collect_results_cpu
+    from mmdet.utils import build_ddp
+    with pytest.raises(AssertionError, match='Only available for cuda'):
+        build_ddp.__wrapped__(torch.nn.Linear(1, 1), 'cpu')
+    with pytest.raises((AssertionError, RuntimeError), match=r'CUDA|NVIDIA'):
+        collect_results_cpu.__wrapped__([1], 1)
+    out = python(BARE + RANK_0 + 'import torch\n'
+                 'torch.distributed.init_process_group("gloo")\n'
+                 'from mmcv.parallel import MMDistributedDataParallel\n'
+                 'MMDistributedDataParallel(torch.nn.Linear(1, 1))(torch.ones(1, 1))', check=False)
+    assert '_use_replicated_tensor_module' in out
+
+
+def test_checkpoints_with_numpy_values_load_as_data():
+    code = ('import numpy as np, torch\n{}from mmcv.runner import load_checkpoint, save_checkpoint\n'
+            'meta = dict(best=np.float64(.5), loss=np.float32(.25), epochs=np.int64(3),\n'
+            '            ap=np.arange(3.), names=np.array(["a"]))\n'
+            'import tempfile; path = tempfile.mkdtemp() + "/a.pth"\n'
+            'model = torch.nn.Linear(1, 1); save_checkpoint(model, path, meta=meta)\n'
+            'got = load_checkpoint(model, path, map_location="cpu")["meta"]\n'
+            'assert got["best"] == .5 and got["ap"].tolist() == [0, 1, 2] and got["names"][0] == "a"\n'
+            'print("ok")')
+    bare, mended = python_each(code.format(BARE), code.format(APPLY))
+    assert 'Weights only load failed' in bare and mended.split()[-1] == 'ok'
+
+
+class RunsCode:
+    def __reduce__(self):
+        return print, ('a checkpoint ran code',)
+
+
+def test_checkpoints_that_run_code_are_still_refused(tmp_path, capsys):
+    from mmcv.runner import load_checkpoint
+    torch.save(dict(state_dict={}, meta=RunsCode()), tmp_path / 'evil.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / 'evil.pth'))
+    assert 'ran code' not in capsys.readouterr().out
+
+
+def test_numpy_names_of_both_major_versions_are_allowed():
+    names = {entry[1] for entry in compat.numpy_checkpoint_globals() if isinstance(entry, tuple)}
+    assert names == {f'numpy.{core}.multiarray.{name}'
+                     for core in ('core', '_core') for name in ('scalar', '_reconstruct')}
+
+
+def test_numpy_aliases_come_back_for_mmdet_only():
+    code = ('import numpy as np\n{}print(hasattr(np, "int"))\n'
+            'import mmdet; print(np.zeros(1, np.int).dtype, np.bool, np.long)')
+    bare, mended = python_each(code.format(BARE), code.format(APPLY))
+    assert mended.split('\n')[:2] == ['False', "int64 <class 'bool'> <class 'int'>"]
+    assert "module 'numpy' has no attribute 'int'" in bare
+
+
+def test_mmdet3d_imports_beside_mmcv_1_7_2_and_without_lyft():
+    pytest.importorskip('spconv')
+    check, lyft, out = python_each(
+        BARE + 'import mmdet3d',
+        BARE + 'import mmcv; mmcv.__version__ = "1.7.0"; import mmdet3d.core',
+        APPLY + 'import sys, mmcv, mmdet3d.apis, mmdet3d.models, mmdet3d.datasets as datasets\n'
+        'print(mmcv.__version__, any("lyft_dataset_sdk" in name for name in sys.modules))\n'
+        'datasets.LyftDataset.__init__.__globals__["Lyft"]()')
+    assert 'MMCV==1.7.2 is used but incompatible' in check
+    assert "No module named 'lyft_dataset_sdk'" in lyft
+    assert out.splitlines()[-1] == ('ImportError: lyft_dataset_sdk.lyftdataset is not installed: '
+                                    'pip install --no-deps lyft_dataset_sdk')
+    assert '1.7.2 False' in out
+
+
+# ---- spconv
+
+@pytest.fixture
+def sparse_conv():
+    sp = pytest.importorskip('spconv.pytorch')
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randperm(12 ** 3, generator=generator)[:400]
+    indices = torch.stack([torch.zeros_like(cells), cells // 144, cells // 12 % 12, cells % 12], 1)
+    features = torch.randn(len(cells), 4, generator=generator)
+    conv = sp.SubMConv3d(4, 3, 3, bias=False, algo=sp.ConvAlgo.Native)
+    return sp, conv, indices, features
+
+
+@NO_GPU
+def test_spconv_single_thread_equals_dense_convolution_forward_and_backward(sparse_conv):
+    sp, conv, indices, features = sparse_conv
+    grad = torch.randn(len(indices), 3, generator=torch.Generator().manual_seed(1))
+    at = tuple(indices.long().t())
+
+    sparse_in = features.clone().requires_grad_()
+    with compat.single_thread():
+        out = conv(sp.SparseConvTensor(sparse_in, indices.int(), [12] * 3, 1)).features
+        out.backward(grad)
+
+    dense_in = features.clone().requires_grad_()
+    dense = torch.zeros(1, 12, 12, 12, 4).index_put(at, dense_in).permute(0, 4, 1, 2, 3)
+    weight = conv.weight.detach().permute(0, 4, 1, 2, 3)  # KRSC
+    expected = torch.nn.functional.conv3d(dense, weight, padding=1).permute(0, 2, 3, 4, 1)[at]
+    expected.backward(grad)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sparse_in.grad, dense_in.grad, rtol=0, atol=1e-5)
+
+
+@NO_GPU
+def test_spconv_backward_without_the_mend_asks_for_a_cuda_stream():
+    from spconv.pytorch import cppcore
+    assert cppcore.get_current_stream() == 0
+    module = types.SimpleNamespace(get_current_stream='original')
+    with patched(torch.cuda, is_available=lambda: True):
+        assert compat.spconv_stream_without_gpu(module, lambda: None) is False
+    assert module.get_current_stream == 'original'
+    with pytest.raises((AssertionError, RuntimeError), match=r'CUDA|NVIDIA'):
+        torch.cuda.current_stream()
+
+
+def test_single_thread_reaches_every_openmp_runtime_and_gives_the_threads_back():
+    threadpoolctl = pytest.importorskip('threadpoolctl')
+
+    def threads():
+        return [lib['num_threads'] for lib in threadpoolctl.threadpool_info() if lib['user_api'] == 'openmp']
+
+    before = torch.get_num_threads(), threads()
+    with pytest.raises(KeyError), compat.single_thread():
+        assert torch.get_num_threads() == 1 and set(threads()) == {1}
+        raise KeyError
+    assert (torch.get_num_threads(), threads()) == before
+
+
+# ---- all together
+
+def test_mmdets_atss_runs_forward_and_get_bboxes():
+    import mmdet
+    from mmcv.utils import Config
+    from mmdet.models import build_detector
+    cfg = Config.fromfile(str(Path(mmdet.__file__).parent / '.mim/configs/atss/atss_r50_fpn_1x_coco.py'))
+    assert 'ATSSHead' in cfg.pretty_text  # goes through yapf
+    cfg.model.backbone.init_cfg = None
+    cfg.model.test_cfg.score_thr = 0.0
+    torch.manual_seed(0)
+    detector = build_detector(cfg.model).eval()
+    meta = dict(img_shape=(64, 96, 3), ori_shape=(64, 96, 3), pad_shape=(64, 96, 3), scale_factor=1.0)
+    with torch.no_grad():
+        [result] = detector(return_loss=False, img=[torch.randn(1, 3, 64, 96)], img_metas=[[meta]])
+    assert len(result) == 80 and sum(map(len, result)) == 100
+
+
+# ---- mmdet's SOLO heads
+
+EMPTY_SOLO = '''
+import torch
+from mmdet.models.dense_heads import solo_head, solov2_head
+for module in (solo_head, solov2_head):
+    print(tuple(module.F.interpolate(torch.zeros(1, 0, 4, 4), size=(8, 6), mode='bilinear').shape),
+          tuple(module.F.interpolate(torch.zeros(1, 2, 4, 4), scale_factor=2).shape), module.F.relu.__name__)
+'''
+
+
+def test_solo_heads_survive_an_image_without_results():
+    bare, mended = python_each(BARE + EMPTY_SOLO, APPLY + EMPTY_SOLO)
+    assert 'RuntimeError' in bare and 'Non-empty' in bare
+    assert mended.splitlines()[-2:] == ['(1, 0, 8, 6) (1, 2, 8, 8) relu'] * 2
