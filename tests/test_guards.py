@@ -12,9 +12,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
-RUNNER_PARTS = (
-    'runtime', 'backends.onnxruntime', 'draw', 'metadata', 'preprocess', 'spec', 'errors', 'files', 'cli')
-TORCH_FREE = (*RUNNER_PARTS, 'graph', 'backends.base', 'dump', 'verify.compare', 'apps.options')
+RUNNER_PARTS = ('core', 'inputs', 'contract', 'compare', 'engines.onnxruntime', 'runtime')
+TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'apps.options')
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
 STACK = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 BLOCKED = """

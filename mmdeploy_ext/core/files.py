@@ -112,11 +112,29 @@ def _parts(path: Path) -> list[Path]:
     if path.is_dir():
         graphs = list(path.glob('*.onnx'))
         return graphs or [file for file in path.rglob('*') if _is_data(file)]
-    with contextlib.suppress(ImportError, UsageError):
-        from mmdeploy_ext.graph.io.files import external_files, read
+    return sorted({path.parent / location for location in _external_data(path)})
 
-        return list(external_files(read(path), path.parent).values())
-    return []
+
+def _external_data(path: Path) -> set[str]:
+    """Return where an ONNX file says that its weights are; nothing of a file that cannot be read."""
+    try:
+        import onnx
+
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # whoever reads the file says what is wrong with it
+        return set()
+    return set(_locations(model))
+
+
+def _locations(message: Any) -> Iterator[str]:
+    """Yield the location of every external tensor of a protobuf message, at any depth."""
+    if message.DESCRIPTOR.name == 'TensorProto':
+        yield from (entry.value for entry in message.external_data if entry.key == 'location')
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in (value,) if hasattr(value, 'DESCRIPTOR') else value:
+                yield from _locations(item)
 
 
 def _is_data(file: Path) -> bool:

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.precision import check_patterns, check_precision, in_precision, with_half_features
+from mmdeploy_ext.contract.precision import check_precision, with_half_features
 from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
 from mmdeploy_ext.families.base import BaseFamily, ExportOptions, Family, find_family
+from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:

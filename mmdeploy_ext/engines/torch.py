@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.families.base import Stage
+    from mmdeploy_ext.contract.stages import Stage
 
 
 class TorchBackend(Backend):

@@ -1,1 +1,1 @@
-"""From modules of PyTorch to ONNX graphs."""
+"""From modules to ONNX graphs."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.families.base import ExportOptions, Stage
+    from mmdeploy_ext.contract.stages import Stage
+    from mmdeploy_ext.families.base import ExportOptions
 
 
 def export_stages(

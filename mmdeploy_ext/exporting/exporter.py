@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.families.base import DEFAULT_OPSET
 from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
 
 if TYPE_CHECKING:

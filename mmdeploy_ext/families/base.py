@@ -9,24 +9,22 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.nearest import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
-    import onnx
     import torch
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.contract.stages import Stage
     from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections, Instances
     from mmdeploy_ext.weights.checkpoint import Checkpoint
-
-DEFAULT_OPSET = 17
-"""LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
 
 _COMMON = 12
 """The first fields of `ExportOptions` mean something to every family, the rest to some."""
@@ -99,27 +97,6 @@ class ExportOptions:
     def from_json(cls, content: Mapping[str, Any]) -> ExportOptions:
         """Rebuild from `to_json`."""
         return cls(**{**content, 'keep_fp32': tuple(content.get('keep_fp32', ()))})
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One module of the chain that a graph is made of; exported alone, merged by tensor name.
-
-    Attributes:
-        name: prefix of its nodes in the merged graph.
-        module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
-        inputs: names of its inputs: graph inputs or outputs of an earlier stage.
-        outputs: names of its outputs.
-        exporter: 'torchscript' pins it; '' follows the option (post-processing has no other exporter).
-        passes: model -> (model, whether it changed), over the merged graph.
-    """
-
-    name: str
-    module: torch.nn.Module
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    exporter: str = ''
-    passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()
 
 
 class BaseFamily(abc.ABC):

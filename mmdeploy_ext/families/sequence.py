@@ -6,7 +6,8 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.families.base import DEFAULT_OPSET, BaseFamily
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET
+from mmdeploy_ext.families.base import BaseFamily
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ import torch
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.stack.compat import numpy_checkpoint_globals
-from mmdeploy_ext.weights.convert import rtdetr_names, solo_names, sources  # noqa: F401  (names register themselves)
+from mmdeploy_ext.weights.convert import rtdetr_names, solo_names, sources  # noqa: F401  (they register)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

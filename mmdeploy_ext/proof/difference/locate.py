@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.families.base import Stage
 from mmdeploy_ext.families.sequence import SequenceFamily, SequenceOptions
 from mmdeploy_ext.graph.diff import compare as diff
 from mmdeploy_ext.graph.diff.align import align

@@ -17,12 +17,13 @@ from mmdet.core.anchor import build_prior_generator
 from torch import nn
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.ops.deform_conv import spell_out_leading_offsets
 from mmdeploy_ext.exporting.postprocess.bbox2d import NmsConfig, capped, nms_config
-from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.families.base import ExportOptions, Family, register_family
 from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.atss import model as runtime

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.families.base import ExportOptions, Family, register_family
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections

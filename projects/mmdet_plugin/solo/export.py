@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
-from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.families.base import ExportOptions, Family, register_family
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
 from mmdeploy_ext.runtime.solo import model as runtime

@@ -98,17 +98,11 @@ def soft_limit(x: torch.Tensor, limit: float, steps: int) -> torch.Tensor:
 
 @pytest.fixture
 def own():
-    operator = register(
-        Operator(
-            'SoftLimit',
-            soft_limit,
-            inputs=dict(x='N 4'),
-            outputs=('y',),
-            example=lambda: (torch.rand(3, 4),),
-            traceable=soft_limit,
-            plugin=Plugin('SoftLimit', '2', 'mine', dict(limit='max_value'), dict(type_id=1)),
-        )
-    )
+    operator = register(Operator(
+        'SoftLimit', soft_limit, inputs=dict(x='N 4'), outputs=('y',),
+        example=lambda: (torch.rand(3, 4),), traceable=soft_limit,
+        plugin=Plugin('SoftLimit', '2', 'mine', dict(limit='max_value'), dict(type_id=1)),
+    ))
     yield operator
     del OPERATORS[operator.name]
 
@@ -125,13 +119,8 @@ class Limits(torch.nn.Module):
 def export_limits(operator, form, exporter='torchscript'):
     with operators_as(form):
         return export_module(
-            Limits(operator).eval(),
-            (torch.rand(3, 4),),
-            exporter=exporter,
-            opset=18,
-            input_names=('x',),
-            output_names=('y',),
-            dynamic=dict(x={0: 'N'}),
+            Limits(operator).eval(), (torch.rand(3, 4),), exporter=exporter, opset=18, input_names=('x',),
+            output_names=('y',), dynamic=dict(x={0: 'N'}),
         )
 
 
@@ -193,16 +182,10 @@ class Buckets(torch.nn.Module):
 
 @pytest.fixture
 def buckets():
-    operator = register(
-        Operator(
-            'Bucket',
-            bucket,
-            inputs=dict(x='N', edges='3'),
-            outputs=('y',),
-            example=lambda: (torch.rand(5), torch.tensor([0.2, 0.4, 0.6])),
-            traceable=strict_bucket,
-        )
-    )
+    operator = register(Operator(
+        'Bucket', bucket, inputs=dict(x='N', edges='3'), outputs=('y',),
+        example=lambda: (torch.rand(5), torch.tensor([0.2, 0.4, 0.6])), traceable=strict_bucket,
+    ))
     yield operator
     del OPERATORS[operator.name]
 
@@ -279,28 +262,21 @@ def test_a_node_of_no_registered_operator_is_named():
         forms.finish(model, 'torchscript', 18)
 
 
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (dict(traceable=None), 'either a traceable form or an ONNX body'),
-        (dict(body='SoftLimit (x) => (y) { y = Identity (x) }'), 'either a traceable form or an ONNX body'),
-        (dict(traceable=None, body='SoftLimit (x) => (y) { y = Identity (x) }'), 'needs `shapes`'),
-    ],
-    ids=['neither', 'both', 'no shapes'],
-)
+@pytest.mark.parametrize(('change', 'message'), [
+    (dict(traceable=None), 'either a traceable form or an ONNX body'),
+    (dict(body='SoftLimit (x) => (y) { y = Identity (x) }'), 'either a traceable form or an ONNX body'),
+    (dict(traceable=None, body='SoftLimit (x) => (y) { y = Identity (x) }'), 'needs `shapes`'),
+], ids=['neither', 'both', 'no shapes'])
 def test_an_incomplete_operator_is_refused(own, change, message):
     with pytest.raises(ExportError, match=message):
         dataclasses.replace(own, **change)
 
 
-@pytest.mark.parametrize(
-    ('body', 'message'),
-    [
-        ('SoftLimit (x) => (y) { y = }', 'cannot be read'),
-        ('Other (x) => (y) { y = Identity (x) }', 'defines Other'),
-        ('SoftLimit (x) => (z) { z = Identity (x) }', r"outputs \['z'\].*\['y'\]"),
-    ],
-)
+@pytest.mark.parametrize(('body', 'message'), [
+    ('SoftLimit (x) => (y) { y = }', 'cannot be read'),
+    ('Other (x) => (y) { y = Identity (x) }', 'defines Other'),
+    ('SoftLimit (x) => (z) { z = Identity (x) }', r"outputs \['z'\].*\['y'\]"),
+])
 def test_a_body_that_is_not_the_operator_is_refused(own, body, message):
     wrong = dataclasses.replace(own, traceable=None, body=body, shapes=lambda x, limit, steps: x)
     with pytest.raises(ExportError, match=message):
