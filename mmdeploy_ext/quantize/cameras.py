@@ -35,7 +35,7 @@ Frame = tuple[Path, ...]
 def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
     """Return frames of all cameras as the rule of a model file prepares them: {'img': (N, 3, H, W)}.
 
-    The heads of such a model are in another graph, so that the last layers here give features as all others do.
+    The heads of such a model are in another graph: the last layers here give features as all others do.
 
     Raises:
         ModelFileError: the graph takes more than the pictures (a memory, calibrations).
@@ -43,8 +43,8 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
     if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGES]:
         raise ModelFileError(
             f'{metadata.form!r} of family {metadata.family!r} takes '
-            f'{", ".join(metadata.spec.input_names[:4])}; of a model of several cameras the image backbone alone '
-            f'can be calibrated: give the folder of a deploy export, or its extract_img_feat.onnx'
+            f'{", ".join(metadata.spec.input_names[:4])}; of a model of several cameras the image backbone '
+            f'alone can be calibrated: give the folder of a deploy export, or its extract_img_feat.onnx'
         )
     dtype = metadata.spec.tensor(IMAGES).dtype
 

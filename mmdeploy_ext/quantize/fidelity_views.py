@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FP16_COLOUR = '#7a9e6e'
 ERROR = 'norm of the difference over the norm in fp32'
-TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine', 'int8 error',
-          'fp16 error', 'keep')  # fmt: skip
+TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
+          'int8 error', 'fp16 error', 'keep')  # fmt: skip
 
 
 def table(result: Fidelity, limit: int | None = None) -> Table:

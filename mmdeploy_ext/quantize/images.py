@@ -60,8 +60,8 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
     """
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise ModelFileError(
-            f'a model of family {metadata.family!r} takes more than one image; expected a model of one image, or '
-            f'the image backbone of a model of several cameras'
+            f'a model of family {metadata.family!r} takes more than one image; expected a model of one image, '
+            f'or the image backbone of a model of several cameras'
         )
     known = metadata.spec.input_names
 
