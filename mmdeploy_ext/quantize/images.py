@@ -14,7 +14,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.inputs.pictures import PreprocessRule, list_images, read_image
-from mmdeploy_ext.runtime.run_images import make_feeds, prepare
+from mmdeploy_ext.runtime.detect import make_feeds, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,8 +60,8 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
     """
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise ModelFileError(
-            f'a model of family {metadata.family!r} takes more than one image; expected a model of one image, '
-            f'or the image backbone of a model of several cameras'
+            f'a model of family {metadata.family!r} takes more than one image; expected a model of one '
+            f'image, or the image backbone of a model of several cameras'
         )
     known = metadata.spec.input_names
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run files of forms `decode` and `raw`."""
-    return run_images.main(argv, ('decode', 'raw'), __doc__.splitlines()[0])
+    return run_images.main(argv, 'tools/onnx/onnx_no_topk_nms.py', __doc__.splitlines()[0])
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run files of the RT-DETR family."""
-    return run_images.main(argv, ('full', 'raw'), __doc__.splitlines()[0], ('rtdetr',))
+    return run_images.main(argv, 'tools/onnx/onnx_rtdetr.py', __doc__.splitlines()[0])
 
 
 if __name__ == '__main__':

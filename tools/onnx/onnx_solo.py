@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run files of the SOLO family."""
-    return run_images.main(argv, ('full', 'raw'), __doc__.splitlines()[0], ('solo',))
+    return run_images.main(argv, 'tools/onnx/onnx_solo.py', __doc__.splitlines()[0])
 
 
 if __name__ == '__main__':

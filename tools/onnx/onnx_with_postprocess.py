@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run files of form `full`."""
-    return run_images.main(argv, ('full',), __doc__.splitlines()[0])
+    return run_images.main(argv, 'tools/onnx/onnx_with_postprocess.py', __doc__.splitlines()[0])
 
 
 if __name__ == '__main__':

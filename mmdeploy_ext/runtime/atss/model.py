@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
 
+RUNNERS = {
+    'full': 'tools/onnx/onnx_with_postprocess.py',
+    'decode': 'tools/onnx/onnx_no_topk_nms.py',
+    'raw': 'tools/onnx/onnx_no_topk_nms.py',
+}
+
 
 def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
     """Return (h, w) of each level's feature map for an input of `height` x `width` pixels."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
 
+RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_rtdetr.py')
+
 SIZES = 'orig_target_sizes'
 STRIDES = (8, 16, 32)
 """Of the three maps whose cells are the tokens that queries are chosen from."""

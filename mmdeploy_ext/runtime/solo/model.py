@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
 
+RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_solo.py')
+
 CHUNK = 64
 """Cells whose masks are made at a time."""
 
