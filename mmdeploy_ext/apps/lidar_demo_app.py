@@ -168,8 +168,8 @@ def show(
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.proof.tasks import points3d
     from mmdeploy_ext.proof.verdict import SweepPair
+    from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
-    from mmdeploy_ext.runtime.draw3d import Layer
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     equal = True
