@@ -348,8 +348,8 @@ ENTRIES = (
     Entry(
         r'python tools/analysis_tools/benchmark.py \$CONFIG work_dirs/stream_r50',
         why='quiet',
-        test=SELF
-        + 'benchmark/test_benchmark_streaming.py::test_one_run_measures_pytorch_and_both_contracts_part_by_part',
+        test=SELF + 'benchmark/test_benchmark_streaming.py'
+        '::test_one_run_measures_pytorch_and_both_contracts_part_by_part',
     ),
     Entry(
         r'python tools/analysis_tools/benchmark.py ',
