@@ -27,7 +27,7 @@ DEFAULT_OUT = Path('work_dirs/onnx_results')
 BAR_WIDTH = 30
 
 
-def main(argv: Sequence[str] | None, tool: str, description: str = '') -> int:
+def main(argv: Sequence[str] | None = None, tool: str = '', description: str = '') -> int:
     """Run a detector file on images.
 
     Args:

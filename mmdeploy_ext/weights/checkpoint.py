@@ -225,39 +225,43 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not
             finite; ten of them and the count.
     """
-    own = model.state_dict()
-    shapes = [
-        f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'
-        for key, value in checkpoint.state_dict.items()
-        if key in own and own[key].shape != value.shape
-    ]
-    problems = [f'shapes differ for {listed(shapes)}'] if shapes else []
-    fitting = {
-        key: value
-        for key, value in checkpoint.state_dict.items()
-        if key not in own or own[key].shape == value.shape
-    }
-    used = {
-        key: value
-        for key, value in fitting.items()
-        if key in own and not key.startswith(tuple(ignored_prefixes))
-    }
+    own, given, ignored = model.state_dict(), checkpoint.state_dict, tuple(ignored_prefixes)
+    fitting = {key: value for key, value in given.items() if key not in own or own[key].shape == value.shape}
+    used = {key: value for key, value in fitting.items() if key in own and not key.startswith(ignored)}
     check_types(checkpoint.path, used, own)
     check_finite(checkpoint.path, used, own)
     result = model.load_state_dict(fitting, strict=False)
-    for title, keys in (('missing', result.missing_keys), ('unexpected', result.unexpected_keys)):
-        counted = [
-            key
-            for key in keys
-            if not key.startswith(tuple(ignored_prefixes))
-            and key not in checkpoint.state_dict.keys() & own.keys()
-        ]
-        if counted:
-            problems.append(f'{title} keys {listed(counted)}')
-    if problems:
-        if told := sources.advice(checkpoint.path, checkpoint.state_dict):
+    missing, unexpected = (
+        [key for key in keys if not key.startswith(ignored) and key not in given.keys() & own.keys()]
+        for keys in (result.missing_keys, result.unexpected_keys)
+    )
+    if problems := misfits(own, given, missing, unexpected):
+        if told := sources.advice(checkpoint.path, given):
             raise CheckpointError(told)
         raise CheckpointError(
-            f'{checkpoint.path}: does not fit the model of the config: {"; ".join(problems)}. '
+            f'{checkpoint.path}: does not fit the model of the config: {problems}. '
             f'Use the config that this checkpoint was trained with'
         )
+
+
+def misfits(
+    own: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+) -> str:
+    """Return in one text what does not fit: shapes that differ, and the keys that the caller found.
+
+    Args:
+        own: the model's tensors.
+        given: the file's, by the model's names.
+        missing: keys that the file lacks.
+        unexpected: keys that the model has not.
+    """
+    shapes = [
+        f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'
+        for key, value in given.items()
+        if key in own and own[key].shape != value.shape
+    ]
+    parts = {'shapes differ for': shapes, 'missing keys': missing, 'unexpected keys': unexpected}
+    return '; '.join(f'{title} {listed(keys)}' for title, keys in parts.items() if keys)
