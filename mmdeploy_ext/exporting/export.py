@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -10,13 +12,12 @@ import torch
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.exporting.exporter import Call, check_written, run, run_named
+from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.ops import deform_conv, window_attention  # noqa: F401  (they register themselves)
 from mmdeploy_ext.exporting.ops.forms import ALL
 from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.simplify import simplify
-from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,70 +56,34 @@ def export_stages(
             outputs = stage.module(*args)
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
         tensors.update(zip(stage.outputs, outputs, strict=True))
-        parts.append(run(_call(stage, tensors, letters, multiples, options), ALL))
+        ends = {name: tensors[name] for name in (*stage.inputs, *stage.outputs)}
+        stage = dataclasses.replace(stage, exporter=stage.exporter or options.exporter)
+        dynamic = _dynamic(ends, letters, options)
+        parts.append(exporter.run(stage, args, dynamic, options.opset, ALL, multiples))
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
     for graph_pass in (item for stage in stages for item in stage.passes):
         model, _ = graph_pass(model)
     if options.simplify:
         model, _ = simplify(model)
     model = apply_spec(model, spec)
-    check_written(model, options.opset)
+    exporter.check_written(model, options.opset)
     return model
 
 
-def _call(
-    stage: Stage,
-    tensors: Mapping[str, torch.Tensor],
-    letters: dict[str, dict[int, str]],
-    multiples: Mapping[str, int],
-    options: ExportOptions,
-) -> Call:
-    ends = (*stage.inputs, *stage.outputs)
+def _dynamic(
+    ends: Mapping[str, torch.Tensor], letters: dict[str, dict[int, str]], options: ExportOptions
+) -> dict[str, dict[int, str]]:
+    """Return the dynamic axes of the inputs and outputs of a stage."""
     if options.dynamic or options.dynamic_batch:
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
-        for name in ends:
-            axes = (0, *range(2, tensors[name].dim())) if options.dynamic else (0,)
+        for name, tensor in ends.items():
+            axes = (0, *range(2, tensor.dim())) if options.dynamic else (0,)
             letters.setdefault(name, {axis: f'{name}_{axis}' for axis in axes})
-    return Call(
-        stage.name,
-        stage.module,
-        tuple(tensors[name] for name in stage.inputs),
-        stage.inputs,
-        stage.outputs,
-        {name: letters[name] for name in ends if letters.get(name)},
-        stage.exporter or options.exporter,
-        options.opset,
-        multiples,
-    )
+    return {name: letters[name] for name in ends if letters.get(name)}
 
 
-def export_module(
-    module: torch.nn.Module,
-    args: Sequence[torch.Tensor],
-    *,
-    exporter: str = 'torchscript',
-    opset: int | None = None,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] = (),
-    dynamic: Mapping[str, Mapping[int, str]] | None = None,
-) -> onnx.ModelProto:
-    """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
-
-    Args:
-        module: takes `args` by position, returns a tensor or a tuple of tensors.
-        args: example tensors.
-        exporter: 'torchscript' or 'dynamo'.
-        opset: of the file; by default 17, or the lowest that the exporter writes.
-        input_names: by default input_0, input_1, ...
-        output_names: of as many outputs as shall be named; the others are output_0, output_1, ... by place.
-        dynamic: input or output name -> axis -> letter, with both exporters; other axes of inputs are fixed.
-
-    Raises:
-        UsageError: an exporter or opset that there is not, or a name or axis that the graph has not.
-        ExportError: the exporter failed, or wrote another opset than the one asked for.
-    """
-    compat.apply()
-    return run_named(module, args, ALL, exporter, opset, input_names, output_names, dynamic)
+export_module = functools.partial(exporter.export_module, operators=ALL)
+"""`exporter.export_module` with all registered operators."""
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:

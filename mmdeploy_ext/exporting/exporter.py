@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,32 +101,6 @@ def check_opset(opset: int, exporter: str, said: str = '') -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of an exporter.
-
-    Attributes:
-        name: of what is exported, for messages.
-        module: takes `args` by position.
-        args: example tensors.
-        inputs, outputs: names; where there are fewer outputs than tensors, the exporter names the others.
-        dynamic: input or output name -> axis -> letter.
-        exporter: of `OPSETS`.
-        opset: of the file.
-        multiples: input name -> what its height and width are multiples of, where that is not 1.
-    """
-
-    name: str
-    module: torch.nn.Module
-    args: tuple[torch.Tensor, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    dynamic: Mapping[str, Mapping[int, str]]
-    exporter: str
-    opset: int
-    multiples: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
 class Operators:
     """What the operators of this project add to a call.
 
@@ -138,52 +113,79 @@ class Operators:
     finish: Callable[[onnx.ModelProto, str, int], onnx.ModelProto]
 
 
-def run(call: Call, operators: Operators) -> onnx.ModelProto:
-    """Export.
+def run(
+    stage: Stage,
+    args: tuple[torch.Tensor, ...],
+    dynamic: Mapping[str, Mapping[int, str]],
+    opset: int,
+    operators: Operators,
+    multiples: Mapping[str, int] | None = None,
+) -> onnx.ModelProto:
+    """Export one stage by the exporter that it names.
+
+    Args:
+        stage: where it has fewer outputs than there are tensors, the exporter names the others.
+        args: example tensors.
+        dynamic: input or output name -> axis -> letter.
+        opset: of the file.
+        operators: what they add.
+        multiples: input name -> what its height and width are multiples of, where that is not 1.
 
     Raises:
-        ExportError: the exporter failed, or wrote another opset than the one asked for.
+        ExportError: the exporter failed.
     """
     try:
         with _quiet(), patched_libraries(), torch.no_grad():
-            if call.exporter == 'dynamo':
-                model = _export_dynamo(call, operators.translations())
+            if stage.exporter == 'dynamo':
+                model = _export_dynamo(stage, args, dynamic, opset, operators.translations(), multiples or {})
             else:
-                model = _export_torchscript(call)
-            model = operators.finish(model, call.exporter, call.opset)
+                model = _export_torchscript(stage, args, dynamic, opset)
+            return operators.finish(model, stage.exporter, opset)
     except Exception as error:
         raise ExportError(
-            f'stage {call.name!r} could not be exported by the {call.exporter} exporter at opset '
-            f'{call.opset}: {type(error).__name__}: {error}'
+            f'stage {stage.name!r} could not be exported by the {stage.exporter} exporter at opset '
+            f'{opset}: {type(error).__name__}: {error}'
         ) from error
-    return model
 
 
-def run_named(
+def export_module(
     module: torch.nn.Module,
     args: Sequence[torch.Tensor],
-    operators: Operators,
-    exporter: str,
-    opset: int | None,
+    *,
+    exporter: str = 'torchscript',
+    opset: int | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] = (),
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    operators: Operators,
 ) -> onnx.ModelProto:
-    """Export a module and give the ends of its graph the names that the caller has for them.
+    """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
 
-    `export.export_module` says what the arguments are and what is raised.
+    Args:
+        module: takes `args` by position, returns a tensor or a tuple of tensors.
+        args: example tensors.
+        exporter: 'torchscript' or 'dynamo'.
+        opset: of the file; by default 17, or the lowest that the exporter writes.
+        input_names: by default input_0, input_1, ...
+        output_names: of as many outputs as shall be named; the others are output_0, output_1, ... by place.
+        dynamic: input or output name -> axis -> letter, with both exporters; other axes of inputs are fixed.
+        operators: what they add; `export.export_module` is this function with all that are registered.
+
+    Raises:
+        UsageError: an exporter or opset that there is not, or a name or axis that the graph has not.
+        ExportError: the exporter failed, or wrote another opset than the one asked for.
     """
+    compat.apply()
     chosen = max(DEFAULT_OPSET, OPSETS.get(exporter, (0,))[0]) if opset is None else opset
     check_opset(chosen, exporter)
     names = tuple(input_names or (f'input_{index}' for index in range(len(args))))
     dynamic = {name: dict(axes) for name, axes in (dynamic or {}).items()}
+    stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
     check_axes(dict(zip(names, args, strict=False)), dynamic)
-    known = {name: axes for name, axes in dynamic.items() if name in {*names, *output_names}}
-    ends = names, tuple(output_names)
-    call = Call(type(module).__name__, module, tuple(args), *ends, known, exporter, chosen)
-    model = run(call, operators)
+    known = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
+    model = run(stage, tuple(args), known, chosen, operators)
     check_written(model, chosen)
-    return name_ends(model, call.outputs, dynamic)
+    return name_ends(model, stage.outputs, dynamic)
 
 
 def check_written(model: onnx.ModelProto, asked: int) -> None:
@@ -200,17 +202,19 @@ def check_written(model: onnx.ModelProto, asked: int) -> None:
         )
 
 
-def _export_torchscript(call: Call) -> onnx.ModelProto:
+def _export_torchscript(
+    stage: Stage, args: tuple[torch.Tensor, ...], dynamic: Mapping[str, Mapping[int, str]], opset: int
+) -> onnx.ModelProto:
     stream = io.BytesIO()
     torch.onnx.export(
-        call.module,
-        call.args,
+        stage.module,
+        args,
         stream,
         dynamo=False,
-        opset_version=call.opset,
-        input_names=list(call.inputs),
-        output_names=list(call.outputs),
-        dynamic_axes=call.dynamic,
+        opset_version=opset,
+        input_names=list(stage.inputs),
+        output_names=list(stage.outputs),
+        dynamic_axes=dynamic,
         do_constant_folding=True,
         # inlining the traced body of an autograd.Function breaks mmcv's DCN v2 (IndexError in torch 2.13)
         autograd_inlining=False,
@@ -218,29 +222,36 @@ def _export_torchscript(call: Call) -> onnx.ModelProto:
     return onnx.load_from_string(stream.getvalue())
 
 
-def _export_dynamo(call: Call, translations: dict[Any, Callable[..., Any]]) -> onnx.ModelProto:
+def _export_dynamo(
+    stage: Stage,
+    args: tuple[torch.Tensor, ...],
+    dynamic: Mapping[str, Mapping[int, str]],
+    opset: int,
+    translations: dict[Any, Callable[..., Any]],
+    multiples: Mapping[str, int],
+) -> onnx.ModelProto:
     shapes: tuple[Any, ...] = tuple(
         {
-            axis: _dimension(axis, letter, call.multiples.get(name, 1))
-            for axis, letter in call.dynamic.get(name, {}).items()
+            axis: _dimension(axis, letter, multiples.get(name, 1))
+            for axis, letter in dynamic.get(name, {}).items()
         }
-        for name in call.inputs
+        for name in stage.inputs
     )
     if any(
         parameter.kind is parameter.VAR_POSITIONAL
-        for parameter in inspect.signature(call.module.forward).parameters.values()
+        for parameter in inspect.signature(stage.module.forward).parameters.values()
     ):
         shapes = (shapes,)  # torch.export knows *tensors as one argument
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
-            call.module,
-            call.args,
+            stage.module,
+            args,
             dynamo=True,
-            opset_version=call.opset,
+            opset_version=opset,
             external_data=False,
-            input_names=list(call.inputs),
-            output_names=list(call.outputs),
-            dynamic_shapes=shapes if call.dynamic else None,
+            input_names=list(stage.inputs),
+            output_names=list(stage.outputs),
+            dynamic_shapes=shapes if dynamic else None,
             custom_translation_table=translations,
             verbose=False,
         )

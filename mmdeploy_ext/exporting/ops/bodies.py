@@ -9,7 +9,7 @@ import torch
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.exporting.exporter import run_named
+from mmdeploy_ext.exporting.exporter import export_module
 from mmdeploy_ext.exporting.ops.exporters import attribute_values
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, operators_as
 
@@ -73,10 +73,10 @@ def _exported(
     operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str, inner: Operators
 ) -> onnx.FunctionProto:
     with operators_as('standard'):
-        model = run_named(
+        model = export_module(
             _Traceable(operator, attributes).eval(),
             operator.example(),
-            inner,
+            operators=inner,
             exporter=exporter,
             opset=opset,
             input_names=tuple(operator.inputs),

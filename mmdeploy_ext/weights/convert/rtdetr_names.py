@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.weights.convert.sources import SOURCES, Source
+from mmdeploy_ext.weights.convert import sources
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -126,16 +126,14 @@ def paddle_refusal(path: str | Path) -> str:
     )
 
 
-def _of_transformers(keys: Collection[str]) -> str:
-    return "has transformers' names of RT-DETR" if is_transformers(keys) else ''
+def _told(path: str, found: str, keys: Collection[Any]) -> str:
+    command = sources.command(COMMAND, path)
+    if found == 'unreadable':
+        return paddle_refusal(path) if is_paddle_file(path) else ''
+    if found == 'content':
+        return f'; of the original RT-DETR? Convert it: {command}' if {'ema', 'model'} & set(keys) else ''
+    named = is_transformers(keys)
+    return f"{path}: has transformers' names of RT-DETR; convert it first: {command}" if named else ''
 
 
-def _of_original(keys: Collection[Any]) -> str:
-    return 'the original RT-DETR' if {'ema', 'model'}.intersection(keys) else ''
-
-
-def _of_paddle(path: str) -> str:
-    return paddle_refusal(path) if is_paddle_file(path) else ''
-
-
-SOURCES.append(Source(COMMAND, _of_transformers, _of_original, _of_paddle))
+sources.KNOWN.append(_told)

@@ -7,11 +7,11 @@ Source of the names: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.weights.convert.sources import SOURCES, Source
+from mmdeploy_ext.weights.convert import sources
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -115,9 +115,13 @@ def _moved(key: str, old: str, new: str) -> str:
     return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''
 
 
-def _of_original(keys: Collection[str]) -> str:
-    known = original_head(keys)
-    return 'is a checkpoint of the original SOLO repository, whose names mmdet does not know' if known else ''
+def _told(path: str, found: str, keys: Collection[Any]) -> str:
+    if found != 'tensors' or not original_head(keys):
+        return ''
+    return (
+        f'{path}: is a checkpoint of the original SOLO repository, whose names mmdet does not know; convert '
+        f'it first: {sources.command(COMMAND, path)}'
+    )
 
 
-SOURCES.append(Source(COMMAND, _of_original))
+sources.KNOWN.append(_told)

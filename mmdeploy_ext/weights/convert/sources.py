@@ -1,54 +1,24 @@
-"""Checkpoints of other repositories that people give by mistake: how to tell them, and what converts them."""
+"""Checkpoints of other repositories that are given as they are: what a person is told, what converts them."""
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One spelling of one repository.
-
-    Attributes:
-        tool: that converts its files.
-        keys: names of tensors -> what such a file is, '' for any other.
-        content: keys of a file that holds no state dict -> what it may be, '' for any other.
-        unreadable: path of a file that PyTorch cannot read -> what a person is told, '' for any other.
-    """
-
-    tool: str
-    keys: Callable[[Collection[str]], str] = lambda keys: ''
-    content: Callable[[Collection[Any]], str] = lambda keys: ''
-    unreadable: Callable[[str], str] = lambda path: ''
-
-    def command(self, path: str) -> str:
-        """Return the command that converts a file."""
-        return f'python {self.tool} {shlex.quote(path)} OUT.pth --config CONFIG'
+KNOWN: list[Callable[[str, str, Collection[Any]], str]] = []
+"""(path, found, keys) -> what a person is told, '' where it is none of that repository; the modules of names
+register theirs. `found` is 'unreadable' (by PyTorch; no keys), 'content' (a dict without a state dict) or
+'tensors' (a state dict, by the names of its tensors)."""
 
 
-SOURCES: list[Source] = []
-"""In the order in which they are asked; the modules of names add theirs, see `checkpoint.py`."""
+def told(path: str, found: str, keys: Collection[Any] = ()) -> str:
+    """Return what the first repository that knows a file says about it; '' where none does."""
+    return next((text for known in KNOWN if (text := known(path, found, keys))), '')
 
 
-def refusal(path: str) -> str:
-    """Return what a person is told about a file that PyTorch cannot read; '' where no source knows it."""
-    return next((text for source in SOURCES if (text := source.unreadable(path))), '')
-
-
-def hint(path: str, keys: Collection[Any]) -> str:
-    """Return '; of X? Convert it: ...' of the keys of a file without a state dict; '' where none knows."""
-    found = ((source, source.content(keys)) for source in SOURCES)
-    return next((f'; of {what}? Convert it: {source.command(path)}' for source, what in found if what), '')
-
-
-def advice(path: str, keys: Collection[str]) -> str:
-    """Return what a file with these names of tensors is and how to convert it; '' where none knows it."""
-    found = ((source, source.keys(keys)) for source in SOURCES)
-    return next(
-        (f'{path}: {what}; convert it first: {source.command(path)}' for source, what in found if what), ''
-    )
+def command(tool: str, path: str) -> str:
+    """Return the command that converts a file."""
+    return f'python {tool} {shlex.quote(path)} OUT.pth --config CONFIG'
