@@ -41,8 +41,6 @@ KNOWN_RINGS = {
     'graph.io.files graph.io.types graph.run',
     'engines.base engines.onnxruntime engines.openvino engines.tensorrt.backend engines.torch',
     'graph.diff.align graph.diff.structure',
-    'lint.record lint.sizes',
-    'lint.check lint.report lint.trial',
     'apps.sequence_test apps.test_app',
 }
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ExportError, root_cause
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.exporter import OPSETS, default_opset, patched_libraries
-from mmdeploy_ext.lint.marks import tensors_in
+from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.record import Event
 from mmdeploy_ext.lint.sites import TORCH, Site, site_at
 
@@ -77,8 +77,6 @@ def try_export(
         opset: see `trial_opset`.
         kills: the module has what ends the process under the dynamo exporter (`tensor-data`).
     """
-    from mmdeploy_ext.lint.check import copies, copy_of
-
     chosen = trial_opset(module, exporter, opset)
     if kills and exporter == 'dynamo':
         return Trial(exporter, chosen, skipped=True, text='tensor.data ends the process here')
