@@ -119,7 +119,7 @@ def test_a_fork_file_keeps_a_millimetre_at_the_coordinates_of_a_map(tmp_path, ve
         with StreamPetrOnnx(*toy.write(tmp_path, 'fork', fork_version=version), threads=1) as opened:
             if way == 'map':
                 opened.contract.origin = lambda pose: np.zeros(3)
-            found = [opened.step_frame(frame).outputs['all_bbox_preds'][-1, 0, :, :3] for frame in frames]
+            found = [opened.step(frame).outputs['all_bbox_preds'][-1, 0, :, :3] for frame in frames]
         errors[way] = max(np.abs(one - two).max() for one, two in zip(found, wanted, strict=True))
     print(f'fork {version}: {1e3 * errors["near"]:.3f} mm, by map coordinates {1e3 * errors["map"]:.2f} mm')
     assert errors['near'] < 1e-3 < errors['map']
@@ -173,7 +173,7 @@ def test_another_runtime_continues_from_a_state(folder, fork, second):
             one.step(frame)
         two.state = one.state
         for frame in frames[3:]:
-            kept, continued = one.step(frame), two.step_frame(frame)
+            kept, continued = one.step(frame), two.step(frame)
             assert not continued.was_reset
             assert_close(continued.outputs, kept.outputs)
 
