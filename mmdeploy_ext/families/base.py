@@ -60,7 +60,8 @@ class Family(abc.ABC):
         options: what can be chosen about its graphs, in the order in which the metadata keep it.
         of_config: what configs of the family fix, for people who give an option that it does not have.
         export_tool: that writes its files.
-        used_by: form -> command that uses a proven file, with {file}, {config}, {checkpoint}; '' for others.
+        used_by: form -> command that uses a proven file where its runtime names none (see `runner_of`), with
+            {file}, {config} and {checkpoint}; '' for other forms.
         exports: what it takes, and its page, for people whose detector is of no family.
         near: words in the names of detectors and heads that are of its kind.
     """
@@ -112,18 +113,16 @@ class Family(abc.ABC):
 
     def lacks(self, name: str, values: Mapping[str, Any]) -> str:
         """Return the message about an option that the family does not have, and which families have it."""
-        having = sorted(
-            other.name
-            for other in FAMILIES.values()
-            if other.product == self.product and name in [option.name for option in other.options]
-        )
+        others = [other for other in FAMILIES.values() if other.product == self.product]
+        having = sorted(one.name for one in others if name in [option.name for option in one.options])
         known = {option.name: option for option in declared.DETECTOR}
-        known |= {option.name: option for other in FAMILIES.values() for option in other.options}
+        known |= {option.name: option for other in others for option in other.options}
         if name not in known:
             return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
         said = f'{known[name].said_of(values)}: family {self.name!r} has no such option'
         said += f'; {self.of_config}' if self.of_config else ''
-        return f'{said}; {" and ".join(having)} {"has" if len(having) == 1 else "have"} it' if having else said
+        verb = 'has' if len(having) == 1 else 'have'
+        return f'{said}; {" and ".join(having)} {verb} it' if having else said
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
@@ -165,10 +164,6 @@ class ImageFamily(Family):
     """
 
     samples = 'images'
-    used_by: ClassVar[Mapping[str, str]] = {
-        'full': 'tools/onnx/onnx_with_postprocess.py {file} IMAGE_OR_FOLDER',
-        '': 'tools/onnx/onnx_no_topk_nms.py {file} IMAGE_OR_FOLDER',
-    }
     forms: ClassVar[tuple[str, ...]]
     own_options: ClassVar[tuple[Option, ...]] = ()
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
+    from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.draw3d import Layer
 
 SCORE_THR = 0.1
 DISTANCE_BAR = 0.01
@@ -153,7 +153,7 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
 
 def layers_of(pair: Pair, score_thr: float) -> list[Layer]:
     """Return both engines' boxes of at least `score_thr`, marked where they have no equal."""
-    from mmdeploy_ext.runtime.draw3d import Layer
+    from mmdeploy_ext.runtime.bird_eye import Layer
 
     sides = (pair.reference, pair.candidate), matching.alone(pair, _broken, pair_up)
     return [

@@ -6,7 +6,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.options import DETECTOR
-from mmdeploy_ext.families.base import FAMILIES, ImageFamily
+from mmdeploy_ext.families.base import FAMILIES, Family
+from mmdeploy_ext.runtime.consumers import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ def next_command(verdict: Verdict) -> str:
     subject = verdict.subject
     known = _model_of(subject) | dict(file=subject.get('file', 'MODEL.onnx'))
     if verdict.passed:
-        used_by = getattr(FAMILIES.get(subject.get('family')), 'used_by', ImageFamily.used_by)
-        command = used_by.get(subject.get('form', 'full')) or used_by['']
+        form, tool = subject.get('form', ''), runner_of(subject.get('family', ''), subject.get('form', ''))
+        used_by = getattr(FAMILIES.get(subject.get('family')), 'used_by', Family.used_by)
+        command = f'{tool} {{file}} IMAGE_OR_FOLDER' if tool else used_by.get(form) or used_by['']
         quoted = {name: shlex.quote(str(value)) for name, value in known.items()}
         return f'python {command.format(**quoted)}'
     if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):

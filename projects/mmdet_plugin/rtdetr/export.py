@@ -8,7 +8,7 @@ Glossary: B batch, C classes, Q queries, n detections, H, W network input in pix
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.rtdetr import model as runtime
@@ -51,7 +52,6 @@ class RtDetrFamily(ImageFamily):
     exports = 'RTDETR, queries without suppression (projects/mmdet_plugin/rtdetr/README.md)'
     near = ('DETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
     task = 'bbox2d'
-    used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/onnx_rtdetr.py {file} IMAGE_OR_FOLDER'}
     forms = ('full', 'raw')
     own_options = (choices.FUSE, choices.GRID_SAMPLE, choices.DYNAMIC_BATCH)
     keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
@@ -110,10 +110,11 @@ class RtDetrFamily(ImageFamily):
             separate_branches(network)
         if fold and options.simplify and not options.dynamic:
             with_fixed_size(network, options.height, options.width)
+        passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
         if options.form == 'raw':
-            return [Stage('network', Network(network, True), ('images',), RAW_NAMES)]
+            return [Stage('network', Network(network, True), ('images',), RAW_NAMES, passes=passes)]
         return [
-            Stage('network', Network(network, False), ('images',), HEADS),
+            Stage('network', Network(network, False), ('images',), HEADS, passes=passes),
             Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES, 'torchscript'),
         ]
 

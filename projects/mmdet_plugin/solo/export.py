@@ -10,7 +10,7 @@ kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -79,7 +79,6 @@ class SoloFamily(ImageFamily):
         'QueryInst',
     )
     task = 'mask'
-    used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/onnx_solo.py {file} IMAGE_OR_FOLDER'}
     forms = ('full', 'raw')
     own_options = (choices.LAYOUT, choices.MAX_CANDIDATES)
 
