@@ -70,7 +70,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
     models = [onnx.load(path) for path in paths_of(folder)]
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
-    verdict, _ = prove_sweeps(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 15
 
