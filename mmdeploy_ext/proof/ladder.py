@@ -9,10 +9,10 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from mmdeploy_ext.core.cli import stderr
 from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.proof.levels.frames import SweepProof
 from mmdeploy_ext.proof.levels.images import ImageProof
 from mmdeploy_ext.proof.levels.sequence import DriveProof
 from mmdeploy_ext.proof.levels.sparse_proof import SparseProof
-from mmdeploy_ext.proof.levels.sweeps import SweepProof
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -7,8 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.proof.levels.graph_result import GraphResult
-    from mmdeploy_ext.proof.results import Case, Check, MetricRow, SequenceRow
+    from mmdeploy_ext.proof.results import Case, Check, GraphResult, MetricRow, SequenceRow
 
 
 @dataclasses.dataclass

@@ -13,8 +13,8 @@ from mmdeploy_ext.graph.io.files import external_files, read
 from mmdeploy_ext.graph.same import size
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.enough import IMAGES, whole_reasons
-from mmdeploy_ext.proof.levels.graph_result import EDITED, GraphResult
 from mmdeploy_ext.proof.provenance import asked_checks, hash_checks
+from mmdeploy_ext.proof.results import EDITED, GraphResult
 from mmdeploy_ext.proof.verdict import Verdict
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.proof.fresh import Reference
-    from mmdeploy_ext.proof.levels.graph_result import GraphResult
-    from mmdeploy_ext.proof.results import Check
+    from mmdeploy_ext.proof.results import Check, GraphResult
 
 
 @dataclasses.dataclass(frozen=True)

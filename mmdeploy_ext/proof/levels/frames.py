@@ -1,4 +1,4 @@
-"""What proofs of models of several graphs share, with a memory or without: files of one export, steppers."""
+"""Proofs of models of several graphs: what they share, and levels 2 and 3 of models without a memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
-from mmdeploy_ext.proof.levels.run_twice import Clock
+from mmdeploy_ext.proof.levels.run_twice import Clock, nothing_found, run_twice
+from mmdeploy_ext.proof.results import Case, Pair
+from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
     import contextlib
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.families.sequence import Graph
-    from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
 
 class FramesProof(ExportedProof):
@@ -94,6 +97,44 @@ class FramesProof(ExportedProof):
     def timing(self) -> dict[str, float]:
         """See `Proof.timing`."""
         return self.clock.medians(*self.who)
+
+
+class SweepProof(FramesProof):
+    """A proof on sweeps, none of which was traced: the exporter sees random numbers."""
+
+    unit = found_in = 'sweep'
+    advice = (
+        'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
+    )
+
+    def cases(self, one: Sweep) -> tuple[list[Case], list[Pair]]:
+        """See `Proof.cases`."""
+        expected = self.clock.run(self.who[0], lambda: self.reference.step(one))
+
+        def judge(found: StepResult | Exception) -> tuple[Case, list[Pair]]:
+            return self.judge(one, expected, found)
+
+        def run() -> StepResult:
+            return self.clock.run(self.who[1], lambda: self.runner.step(one))
+
+        return run_twice(run, judge, lambda found: found.outputs)
+
+    def judge(
+        self, sweep: Sweep, expected: StepResult, found: StepResult | Exception
+    ) -> tuple[Case, list[Pair]]:
+        """Compare tensors and detections of one sweep; an engine that fails is a failed case."""
+        shape, task = 'x'.join(map(str, sweep.points.shape)), self.deployment.family.task
+        if isinstance(found, Exception):
+            row = nothing_found(sweep.name, expected.detections, found)
+            return Case(sweep.name, shape, False, (), (row,)), []
+        rows, bars = compare_tensors(expected.outputs, found.outputs, self.spec), {}
+        if low := half.bars_of(self.verdict.precision):
+            rows, bars = half.judge(rows, low.cosine), low.of_task(task)
+        match = task_module(task).match_detections
+        detections = match('boxes', expected.detections, found.detections, **bars)
+        title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
+        pair = Pair(title, sweep.points, expected.detections, found.detections)
+        return Case(sweep.name, shape, False, tuple(rows), (detections,)), [pair]
 
 
 def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:

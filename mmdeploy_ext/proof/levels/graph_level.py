@@ -14,8 +14,8 @@ from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph import same
 from mmdeploy_ext.graph.io import edits
-from mmdeploy_ext.proof.levels.graph_result import GraphResult
 from mmdeploy_ext.proof.older import brought_near
+from mmdeploy_ext.proof.results import GraphResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

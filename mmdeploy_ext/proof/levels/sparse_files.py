@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
 from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors, failed_row
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proof.portable_layers import PortableLayers
 from mmdeploy_ext.proof.spconv_layers import LayerOutput, layer_sources, watched
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 from mmdeploy_ext.sparse import engine
@@ -111,6 +113,44 @@ def layer_rows(
     if len(features) != len(sites):
         return [failed_row(name, f'{len(features)} rows, expected {len(sites)}', expected.features)]
     return compare({name: expected.features[left]}, {name: features[right]}, rtol)
+
+
+def layer_tensor(node: str) -> str:
+    """Return the name of a node's output in a portable file."""
+    return f'{node}.out'
+
+
+class PortableLayers:
+    """A second session, of the file with the outputs of its convolutions as outputs of the graph.
+
+    The first one stays as it is: what is shown cannot be fused, so the two may differ in last bits.
+    """
+
+    def __init__(self, model: onnx.ModelProto, nodes: list[str], threads: int) -> None:
+        """Open the session.
+
+        Args:
+            model: the file's content.
+            nodes: names of convolutions; those that the file lacks give nothing.
+            threads: of ONNX Runtime.
+        """
+        shown = onnx.ModelProto()
+        shown.CopyFrom(model)
+        there = {name for node in model.graph.node for name in node.output}
+        self.nodes = [node for node in nodes if layer_tensor(node) in there]
+        shown.graph.output.extend(
+            onnx.helper.make_tensor_value_info(layer_tensor(node), onnx.TensorProto.FLOAT, None)
+            for node in self.nodes
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / 'layers.onnx'
+            path.write_bytes(shown.SerializeToString())
+            self.engine = ScnOnnx(path, threads=threads)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return convolution's name -> (M, C), or (M + 1, C) with its row of zeros (`sparse.portable`)."""
+        found = self.engine.session.run(feeds)
+        return {node: found[layer_tensor(node)] for node in self.nodes}
 
 
 class PortableFile:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
-    from mmdeploy_ext.proof.levels.graph_result import GraphResult
+    from mmdeploy_ext.proof.results import GraphResult
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DRAWN_VOXELS = 500

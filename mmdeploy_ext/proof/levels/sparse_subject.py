@@ -18,8 +18,7 @@ from mmdeploy_ext.graph.io import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
 from mmdeploy_ext.proof.levels.graph_level import told_otherwise
-from mmdeploy_ext.proof.levels.graph_result import GraphResult
-from mmdeploy_ext.proof.results import Check
+from mmdeploy_ext.proof.results import Check, GraphResult
 from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution

@@ -15,8 +15,7 @@ from rich.console import Console
 
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proof.levels.graph_result import GraphResult
-from mmdeploy_ext.proof.results import Case, Check, MetricRow, Pair
+from mmdeploy_ext.proof.results import Case, Check, GraphResult, MetricRow, Pair
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report

@@ -9,9 +9,8 @@ import pytest
 from test_report import EVIL, Page
 
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proof.levels.graph_result import GraphResult
 from mmdeploy_ext.proof.levels.sequence_run import Bars
-from mmdeploy_ext.proof.results import Case, Check, Pair
+from mmdeploy_ext.proof.results import Case, Check, GraphResult, Pair
 from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
