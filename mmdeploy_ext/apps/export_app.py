@@ -42,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--test-img',
         nargs='+',
-        help='images or a folder that --verify adds (default: the mirrored --input-img)',
+        help='samples that --verify adds, as --images of verify.py: images or folders (default: the '
+        'mirrored --input-img), LiDAR sweeps or an info file (default: of the data set, else generated)',
     )
     shared.add_graph_arguments(parser)
     shared.add_normalisation_arguments(parser)
