@@ -112,7 +112,7 @@ class Pictures(Toy):
         sizes = ((256, 320), (320, 288))
         images = [deploy.prepare_fixed(self.deployment.rule, IMAGES[0][1], *size) for size in sizes]
         found = [family.reference_detections(model, [image], True)[0] for image in images]
-        tensors = family.reference_tensors(model, family.feeds(images[:1], True), 'raw', 'separate')
+        tensors = family.reference_tensors(model, family.feeds(images[:1], True), 'raw')
         return [*tensors.values(), *(array for one in found for array in vars(one).values())]
 
 

@@ -227,7 +227,7 @@ class ImageFamily(Family):
 
     @abc.abstractmethod
     def reference_tensors(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **own: Any
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, **chosen: Any
     ) -> dict[str, np.ndarray]:
         """Run the unpatched upstream model and return what a graph of this form has to give.
 
@@ -235,8 +235,7 @@ class ImageFamily(Family):
             model: of upstream.
             feeds: by name.
             form: of the graph.
-            score_form: see `contract.options`.
-            own: what the file was exported with of `own_options`.
+            chosen: the other options that the file was exported with.
         """
 
     def choose_as(
@@ -259,7 +258,7 @@ class ImageFamily(Family):
         return dict(reference)
 
     def harmless(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **own: Any
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **chosen: Any
     ) -> dict[str, np.ndarray]:
         """Return output name -> array: the other value that a zero may have without deciding anything.
 

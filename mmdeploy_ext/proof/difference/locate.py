@@ -244,9 +244,8 @@ def _upstream_notes(
     valued = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not valued:
         return []
-    own = {one.name: metadata.options[one.name] for one in family.own_options if one.name in metadata.options}
-    score_form = metadata.options.get('score_form', 'separate')
-    expected = family.reference_tensors(deployment.model, subject.feeds, metadata.form, score_form, **own)
+    chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
+    expected = family.reference_tensors(deployment.model, subject.feeds, metadata.form, **chosen)
     notes = []
     for name in valued:
         if name not in expected or name not in search.outputs:

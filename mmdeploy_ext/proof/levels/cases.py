@@ -149,13 +149,12 @@ def _tensor_rows(
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
     family, model = reference.deployment.family, reference.deployment.model
-    score_form = metadata.options.get('score_form', 'separate')
-    own = {one.name: metadata.options[one.name] for one in family.own_options if one.name in metadata.options}
+    chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
     slack = half.RTOL if bars else DEFAULT_RTOL
-    expected = reference.ask('reference_tensors', metadata.form, score_form, **own)
+    expected = reference.ask('reference_tensors', metadata.form, **chosen)
     ties_rtol = half.CHOICE_RTOL if bars else DEFAULT_RTOL
     expected = family.choose_as(model, reference.feeds, outputs, expected, ties_rtol)
-    outputs = without_ties(expected, outputs, reference.ask('harmless', **own), slack)
+    outputs = without_ties(expected, outputs, reference.ask('harmless', **chosen), slack)
     rows = compare_tensors(expected, outputs, metadata.spec)
     return tuple(half.judge(rows, bars.cosine) if bars else rows)
 

@@ -260,7 +260,7 @@ class AtssFamily(ImageFamily):
         return feeds
 
     def reference_tensors(
-        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **_: Any
+        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
     ) -> dict[str, np.ndarray]:
         """See `ImageFamily.reference_tensors`: mmdet's own head, anchor generator and box coder."""
         with torch.no_grad():
@@ -314,7 +314,7 @@ class AtssFamily(ImageFamily):
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `ImageFamily.candidate_bounds`: (anchor, class) pairs of the best of every level."""
         config = nms_config(model.bbox_head.test_cfg)
-        tensors = self.reference_tensors(model, feeds, 'raw', 'separate')
+        tensors = self.reference_tensors(model, feeds, 'raw')
         levels = [
             count_bounds(sigmoid(logits), config.score_thr, slack)
             for name, logits in tensors.items()

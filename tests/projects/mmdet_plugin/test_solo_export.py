@@ -49,7 +49,7 @@ def run(deployment, path, images):
 def check_tensors(deployment, metadata, feeds, outputs):
     """Compare with unpatched mmdet to 1e-4 of the scale, but for ties of the points NMS."""
     family, layout = deployment.family, metadata.options['layout']
-    reference = family.reference_tensors(deployment.model, feeds, 'raw', 'separate', layout=layout)
+    reference = family.reference_tensors(deployment.model, feeds, 'raw', layout=layout)
     assert list(reference) == list(outputs) == metadata.spec.output_names
     excused = without_ties(reference, outputs, family.harmless(deployment.model, feeds, layout=layout))
     for name, wanted in reference.items():
