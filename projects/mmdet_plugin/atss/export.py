@@ -260,7 +260,12 @@ class AtssFamily(ImageFamily):
         return feeds
 
     def reference_tensors(
-        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
+        self,
+        model: nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        score_form: str = 'separate',
+        **_: Any,
     ) -> dict[str, np.ndarray]:
         """See `ImageFamily.reference_tensors`: mmdet's own head, anchor generator and box coder."""
         with torch.no_grad():
