@@ -32,7 +32,6 @@ ORDER = (
 KNOWN_UPWARD = {
     'mmdeploy_ext.benchmark.contenders imports mmdeploy_ext.apps.options',
     'mmdeploy_ext.core.dump imports mmdeploy_ext.apps.dump_app',
-    'mmdeploy_ext.engines.base imports mmdeploy_ext.runtime.rtdetr.model',
     'mmdeploy_ext.exporting.export imports mmdeploy_ext.families.base',
     'mmdeploy_ext.graph.show.draw imports mmdeploy_ext.sparse.contract',
     'mmdeploy_ext.graph.show.summary imports mmdeploy_ext.sparse.contract_flow',
@@ -42,7 +41,6 @@ KNOWN_UPWARD = {
 KNOWN_RINGS = {
     'apps.dump_app core.dump',
     'graph.io.files graph.io.types graph.run',
-    'engines.base engines.onnxruntime engines.openvino engines.tensorrt.backend engines.torch',
     'exporting.ops.exporters exporting.ops.operator',
     'exporting.export exporting.ops.bodies exporting.ops.forms',
     'sparse.checkpoint_ranges sparse.ranges',

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.benchmark_sparse import SPARSE_OPTIONS, add_sparse_options, is_sparse_model, run_sparse
-from mmdeploy_ext.benchmark import engines as known_engines
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, check_names
 
 if TYPE_CHECKING:
     import argparse
@@ -48,7 +48,7 @@ def _add_round_options(parser: argparse.ArgumentParser) -> None:
         '--engines',
         default='torch,onnxruntime',
         metavar='A,B',
-        help=f'of {",".join(known_engines.ENGINES)} (default: torch,onnxruntime)',
+        help=f'of {",".join(ENGINES)} (default: torch,onnxruntime)',
     )
     parser.add_argument(
         '--max-iter', type=int, default=20, metavar='N', help='rounds that count (default: 20)'
@@ -154,7 +154,7 @@ def _check(args: argparse.Namespace) -> list[str]:
         if getattr(args, name) < least:
             raise UsageError(f'--{name.replace("_", "-")} {getattr(args, name)}: expected at least {least}')
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
-    known_engines.check_names(engines, said=f'--engines {args.engines}')
+    check_names(engines, said=f'--engines {args.engines}')
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
     if args.prepared and args.images:
@@ -176,10 +176,10 @@ def _check(args: argparse.Namespace) -> list[str]:
 def _check_engines_used(args: argparse.Namespace, engines: Sequence[str]) -> None:
     """Refuse options of engines that do not take part."""
     said = f'got --engines {args.engines}'
-    if args.onnx and set(engines) == {known_engines.BASELINE}:
+    if args.onnx and set(engines) == {BASELINE}:
         raise UsageError(f'--onnx {" ".join(args.onnx)}: goes with an engine that runs files, {said}')
-    if args.fuse_conv_bn and known_engines.BASELINE not in engines:
-        raise UsageError(f'--fuse-conv-bn: goes with --engines {known_engines.BASELINE}, {said}')
+    if args.fuse_conv_bn and BASELINE not in engines:
+        raise UsageError(f'--fuse-conv-bn: goes with --engines {BASELINE}, {said}')
     if args.profile and 'onnxruntime' not in engines:
         raise UsageError(f'--profile: goes with --engines onnxruntime, {said}')
 

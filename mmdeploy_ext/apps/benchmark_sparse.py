@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import refuse_given
-from mmdeploy_ext.benchmark.engines import KINDS
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.engines.registry import engines_of
 
 if TYPE_CHECKING:
     import argparse
@@ -71,9 +71,9 @@ def run_sparse(
     from mmdeploy_ext.proof.inputs.voxel_sets import sweep_set
 
     refuse_given(args, parser, FOREIGN_OPTIONS, 'sparse LiDAR backbones do not have it')
-    unknown = [name for name in engines if name not in KINDS['sparse']]
+    unknown = [name for name in engines if name not in engines_of('sparse')]
     if unknown:
-        known = ', '.join(KINDS['sparse'])
+        known = ', '.join(engines_of('sparse'))
         raise UsageError(f'--engines {",".join(unknown)}: sparse backbones run on {known}')
     if args.voxels is not None and min(args.voxels) < 1:
         raise UsageError(f'--voxels {" ".join(map(str, args.voxels))}: expected positive numbers')

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.sequence_options import refuse_given
-from mmdeploy_ext.benchmark.engines import KINDS
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.engines.registry import engines_of
 
 if TYPE_CHECKING:
     import argparse
@@ -57,9 +57,9 @@ def run_streaming(
     if not family.memory:
         raise UsageError(f'{args.config}: family {family.name!r} has no memory; a stream is measured here')
     refuse_given(args, parser, IMAGE_OPTIONS, 'streaming models do not have it')
-    unknown = [name for name in engines if name not in KINDS['stream']]
+    unknown = [name for name in engines if name not in engines_of('stream')]
     if unknown:
-        known = ', '.join(KINDS['stream'])
+        known = ', '.join(engines_of('stream'))
         raise UsageError(f'--engines {",".join(unknown)}: streaming models run on {known}')
     found = {path: read_files(path).metadata for path in args.onnx}
     labels = [metadata.options.get('contract', metadata.family) for metadata in found.values()]

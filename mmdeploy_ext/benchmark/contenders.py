@@ -15,11 +15,11 @@ import torch
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.benchmark import measure, memory
-from mmdeploy_ext.benchmark.engines import ENGINES
 from mmdeploy_ext.benchmark.prepared import read_prepared
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines.registry import ENGINES
 from mmdeploy_ext.exporting import fold
 from mmdeploy_ext.families.base import ExportOptions
 

@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.engines import ENGINES, build_backend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,14 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.benchmark.measure import Contender
-    from mmdeploy_ext.engines.base import Backend
+    from mmdeploy_ext.engines import Backend
 
 WARMUP = 3
-BACKENDS = {
-    'onnxruntime': ('OnnxRuntimeBackend', {'spinning': 'run'}),
-    'openvino': ('OpenVinoBackend', {}),
-}
-"""Engine -> its backend and options."""
 
 
 def time_ratio(
@@ -40,7 +35,7 @@ def time_ratio(
         batches: input name -> array.
         rounds: that count; each runs both once.
         threads: of the engine; 0 leaves the choice to it.
-        engine: of `BACKENDS`; runs both files.
+        engine: its name; runs both files.
 
     Returns:
         `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other
@@ -51,10 +46,10 @@ def time_ratio(
     from mmdeploy_ext.benchmark.machine import QUIET_SHARE
     from mmdeploy_ext.benchmark.measure import interleave, milliseconds, spread
 
-    kind, options = BACKENDS[engine]
+    info = ENGINES[engine]
     with contextlib.ExitStack() as stack:
         files = [
-            stack.enter_context(build_backend(kind, path, threads=threads, **options))
+            stack.enter_context(build_backend(info.backend, path, threads=threads, **info.shared))
             for path in (reference, candidate)
         ]
         contenders = [_contender(name, file) for name, file in zip(('float', 'int8'), files, strict=True)]

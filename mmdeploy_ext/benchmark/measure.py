@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.benchmark.engines import BASELINE
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, OtherLoad
 from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.engines.registry import BASELINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,7 +60,7 @@ class Contender:
 
     Attributes:
         name: for tables; unique.
-        engine: its name in `engines.ENGINES`.
+        engine: its name in `registry.ENGINES`.
         form: what its graph holds of the post-processing; '' for PyTorch.
         run: runs one batch.
         file: the ONNX file, '' for PyTorch.
@@ -138,7 +138,7 @@ def backend_contender(family: Family, backend: Backend, engine: str, label: str,
     Args:
         family: of the model.
         backend: active.
-        engine: its name in `engines.ENGINES`.
+        engine: its name in `registry.ENGINES`.
         label: of the file.
         file: its path.
     """

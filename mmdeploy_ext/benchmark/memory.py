@@ -43,7 +43,7 @@ class MemoryJob:
         cfg_options: overrides (model).
         images: one batch (model).
         fuse: fold batch normalisation into the convolutions (model).
-        engine: its name in `engines.ENGINES` (graph, stream); '' for a model.
+        engine: its name in `registry.ENGINES` (graph, stream); '' for a model.
         file: the ONNX file (graph).
         feeds: its inputs, and perhaps others (graph).
         frames: of a drive (streaming model).
@@ -89,7 +89,7 @@ def start() -> int:
 
 def _run_graph(job: MemoryJob) -> tuple[int, object]:
     """Run a graph; returns the kB before it was loaded, and the backend (it has to stay alive)."""
-    from mmdeploy_ext.benchmark.engines import ENGINES
+    from mmdeploy_ext.engines.registry import ENGINES
 
     engine = ENGINES[job.engine]
     backend = engine.open(job.file, job.threads)
@@ -135,7 +135,7 @@ def _run_model(job: MemoryJob) -> tuple[int, object]:
 
 def _run_stream(job: MemoryJob) -> tuple[int, object]:
     """Run exported files of a streaming model; returns the kB before they were loaded, and the stepper."""
-    from mmdeploy_ext.benchmark.engines import ENGINES
+    from mmdeploy_ext.engines.registry import ENGINES
     from mmdeploy_ext.stack import compat
 
     compat.apply()
@@ -149,7 +149,7 @@ def _run_stream(job: MemoryJob) -> tuple[int, object]:
     load_config(job.config, job.cfg_options)  # its plugin registers the family
     files = read_files(job.stream)
     before = start()
-    runner = FAMILIES[files.metadata.family].runner(files.paths, engine.stream(job.threads))
+    runner = FAMILIES[files.metadata.family].runner(files.paths, engine.runner_options(job.threads))
     return before, _drive(runner, job.frames)
 
 

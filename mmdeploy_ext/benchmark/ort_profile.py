@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import measure
-from mmdeploy_ext.benchmark.engines import ENGINES
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.engines.registry import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import measure, memory
-from mmdeploy_ext.benchmark.engines import ENGINES
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.result import common_facts, doubts, mean_load
 from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.engines.registry import ENGINES
 
 if TYPE_CHECKING:
     import argparse
@@ -162,7 +162,7 @@ def _open_files(
 
     try:
         with contextlib.ExitStack() as opened:
-            paths, options = read_files(path).paths, ENGINES[engine].stream(plan.threads)
+            paths, options = read_files(path).paths, ENGINES[engine].runner_options(plan.threads)
             runner = opened.enter_context(plan.deployment.family.runner(paths, options))
             if plan.args.skip_refused:
                 for frame in plan.frames[:2]:

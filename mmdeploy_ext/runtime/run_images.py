@@ -280,11 +280,12 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
     from mmdeploy_ext.contract.metadata_entries import Facts
 
     metadata = backend.metadata
+    runtime = importlib.import_module(RUNTIMES[metadata.family])
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)
     known = backend.spec.input_names
     found = backend.infer({name: array for name, array in feeds.items() if name in known})
     outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
-    return importlib.import_module(RUNTIMES[metadata.family]).detections(metadata, outputs, feeds)[0]
+    return runtime.detections(metadata, outputs, feeds)[0]
 
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:

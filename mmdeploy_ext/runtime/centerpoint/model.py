@@ -17,7 +17,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
-from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
@@ -61,8 +61,7 @@ class CenterPointOnnx:
         files = export_files(paths)
         self.backbone = ScnOnnx(files['backbone'], engine=engine, **options)
         # two thread pools on the same cores: one that still spins slows the other
-        defaults = dict(spinning='run') if engine == 'OnnxRuntimeBackend' else {}
-        self.head = build_backend(engine, str(files['head']), **{**defaults, **options})
+        self.head = build_backend(engine, str(files['head']), **{**BACKENDS[engine].shared, **options})
         self.head.activate()
         self.metadata = self.head.metadata
         check_same_export(files, self.backbone.props, self.metadata)
