@@ -59,6 +59,10 @@ class Backend(abc.ABC):
         """Free the network."""
         return
 
+    def known(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the inputs that the network has."""
+        return {name: array for name, array in feeds.items() if name in self.spec.input_names}
+
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the network.
 

@@ -282,8 +282,7 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
     metadata = backend.metadata
     runtime = importlib.import_module(RUNTIMES[metadata.family])
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)
-    known = backend.spec.input_names
-    found = backend.infer({name: array for name, array in feeds.items() if name in known})
+    found = backend.infer(backend.known(feeds))
     outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
     return runtime.detections(metadata, outputs, feeds)[0]
 
