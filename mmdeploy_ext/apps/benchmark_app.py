@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
@@ -226,9 +228,7 @@ def plan_of(cfg: Any, args: argparse.Namespace) -> type[Plan]:
 
 def is_portable(path: str) -> bool:
     """Return whether a file is a sparse backbone alone, in standard operators."""
-    from pathlib import Path
-
-    from mmdeploy_ext.runtime.scn.model import read_props
+    from mmdeploy_ext.contract.metadata import read_props
 
     return Path(path).is_file() and json.loads(read_props(path).get('mm2onnx.form', '""')) == 'portable'
 

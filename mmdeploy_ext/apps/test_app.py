@@ -123,8 +123,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.core.files import check_writable
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.families.base import DETECTOR, find_family
 
     _check_arguments(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
@@ -136,7 +135,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
     )
-    if isinstance(find_family(cfg), SequenceFamily):
+    if find_family(cfg, DETECTOR).samples != 'images':
         from mmdeploy_ext.apps.sequence_test import run_sequence
 
         return run_sequence(args, cfg, cfg_options, work_dir)
@@ -380,9 +379,7 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
     )
     if not same:
         print(metrics)
-        print(
-            f'{reference_path} is of another config, checkpoint, number of samples or memory: not compared'
-        )
+        print(f'{reference_path} is of another config, checkpoint, number of samples or memory: not compared')
         return True
     bar = metric_bar(backend_config.precision(this.backend_config))
     rows = metric_rows(reference['metrics'], metrics, bar)

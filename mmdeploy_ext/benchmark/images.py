@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.base import ImageFamily
     from mmdeploy_ext.inputs.pictures import PreparedImage
 
 EXPORTED_FORMS = ('full', 'raw')
@@ -184,7 +184,7 @@ def require_family(paths: Sequence[str], found: Sequence[Metadata], family: str)
 
 
 def torch_contender(
-    family: Family, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
+    family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
 ) -> Contender:
     """Return upstream's own test path in eager PyTorch.
 
@@ -210,7 +210,7 @@ def torch_contender(
     return Contender(name, BASELINE, '', run)
 
 
-def backend_contender(family: Family, backend: Backend, engine: str, label: str, file: str) -> Contender:
+def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
     """Return a graph on an active backend, and the numpy post-processing that its form leaves out.
 
     Args:

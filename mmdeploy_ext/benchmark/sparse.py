@@ -68,7 +68,8 @@ class SparsePlan(Plan):
         self.sweeps: list[VoxelSet] = []
 
         def check(cfg: Any, family: Any, settings: Any) -> None:
-            self.sweeps += [sweep_set(path, family.voxel_rule(cfg), cfg, settings) for path in args.sweep]
+            rule = family.preprocess_rule(cfg)
+            self.sweeps += [sweep_set(path, rule, cfg, settings) for path in args.sweep]
 
         self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, before_weights=check)
         self.graph = fold(self.deployment.trace(), 'fp32')
@@ -97,7 +98,7 @@ class SparsePlan(Plan):
 
         def run(voxels: VoxelSet) -> Run:
             before, start = dict(clock.seconds), time.perf_counter()
-            family.reference(model, voxels.features, voxels.coordinates)
+            family.run_encoder(model, voxels.features, voxels.coordinates)
             return _run(voxels, time.perf_counter() - start, clock.since(before)['rulebook'])
 
         return [Contender(BASELINE, BASELINE, '', run, threads=1)]
@@ -151,8 +152,8 @@ class SparsePlan(Plan):
             figures.add_roofline(rows, work['gflop'], roofline)
             entries.append(
                 dict(
-                    name=voxels.name, voxels=len(voxels.features), **work, rounds=len(next(iter(mine.values()))),
-                    real=any(voxels is sweep for sweep in self.sweeps), contenders=rows,
+                    name=voxels.name, voxels=len(voxels.features), **work, contenders=rows,
+                    rounds=len(next(iter(mine.values()))), real=any(voxels is one for one in self.sweeps),
                     voxelise_ms=figures.voxelise_ms(self.deployment.rule, voxels),
                 )
             )  # fmt: skip
@@ -241,10 +242,10 @@ def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
     source.prepare()
     loaded = deploy.load(source.config, source.checkpoint, source.cfg_options)
     family, model = loaded.family, loaded.model
-    family.reference(model, voxels.features[:1], voxels.coordinates[:1])
+    family.run_encoder(model, voxels.features[:1], voxels.coordinates[:1])
     before = memory.start_with(model)
     for _ in range(memory.RUNS):
-        family.reference(model, voxels.features, voxels.coordinates)
+        family.run_encoder(model, voxels.features, voxels.coordinates)
     return before, loaded
 
 

@@ -1,4 +1,4 @@
-"""What is told of a sparse backbone beside its times: the work in a scene, how times grow, what spconv races."""
+"""What is told of a sparse backbone beside its times: the work in a scene, growth, how wrong spconv races."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def racing_rows(deployment: SparseDeployment, voxels: VoxelSet, cores: int) -> d
     from mmdeploy_ext.stack.import_hook import patched
 
     family, model = deployment.family, deployment.model
-    right = family.reference(model, voxels.features, voxels.coordinates)
+    right = family.run_encoder(model, voxels.features, voxels.coordinates)
     seconds, worst, before = [], 0.0, torch.get_num_threads()
     free = dict(single_thread=contextlib.nullcontext)
     try:
@@ -189,7 +189,7 @@ def racing_rows(deployment: SparseDeployment, voxels: VoxelSet, cores: int) -> d
         ):
             for _ in range(RACING_RUNS):
                 start = time.perf_counter()
-                dense = family.reference(model, voxels.features, voxels.coordinates)
+                dense = family.run_encoder(model, voxels.features, voxels.coordinates)
                 seconds.append(time.perf_counter() - start)
                 worst = max(worst, float(np.abs(dense - right).max()))
     finally:

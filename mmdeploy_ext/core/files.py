@@ -167,9 +167,7 @@ def will_write(option: str, paths: Iterable[AnyPath]) -> None:
         run.writes(option, paths)
 
 
-def check_outputs(
-    outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str, Iterable[AnyPath]]
-) -> None:
+def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str, Iterable[AnyPath]]) -> None:
     """Refuse to write what is read, in one call and whatever the run of a tool knows.
 
     Args:
@@ -229,8 +227,10 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise Mm2OnnxError(f'{target}: could not be written ({error.strerror or error}); '
-                           f'free some space or choose another folder') from error
+        raise Mm2OnnxError(
+            f'{target}: could not be written ({error.strerror or error}); '
+            f'free some space or choose another folder'
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -286,5 +286,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f'{target}: the folder {folder} cannot be written ({error.strerror}); '
-                         f'choose another one or change its permissions') from error
+        raise UsageError(
+            f'{target}: the folder {folder} cannot be written ({error.strerror}); '
+            f'choose another one or change its permissions'
+        ) from error

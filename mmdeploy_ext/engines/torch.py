@@ -46,8 +46,9 @@ class TorchBackend(Backend):
         for tensor in self.spec.inputs:
             if tensor.name not in tensors:
                 shape = [batch if axis == 'B' else axis for axis in tensor.axes]
-                tensors[tensor.name] = torch.full(shape, tensor.default, dtype=getattr(torch, tensor.dtype),
-                                                  device=self.device)
+                tensors[tensor.name] = torch.full(
+                    shape, tensor.default, dtype=getattr(torch, tensor.dtype), device=self.device
+                )
         with torch.no_grad():
             for stage in self.stages:
                 outputs = stage.module(*(tensors[name] for name in stage.inputs))

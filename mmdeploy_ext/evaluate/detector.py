@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.base import ImageFamily
 
 
 @dataclasses.dataclass
@@ -52,7 +52,7 @@ class BackendDetector(nn.Module):
     """What mmdet's test loop calls: images and img_metas in, mmdet results out."""
 
     def __init__(
-        self, backend: Backend, family: Family, metadata: Metadata, dump: DumpOptions | None = None
+        self, backend: Backend, family: ImageFamily, metadata: Metadata, dump: DumpOptions | None = None
     ) -> None:
         """Keep the parts.
 

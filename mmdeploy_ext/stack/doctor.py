@@ -1,4 +1,4 @@
-"""What is installed, what it can do, and what is wrong with the command that mends it.
+"""What is installed, what it can do, and what is wrong, each with the command that fixes it.
 
     python -m mmdeploy_ext.stack.doctor [--runtime] [--json FILE]
 
@@ -37,7 +37,7 @@ RUNTIME = {
 EXPORT = {'torch': '2.13.0', 'torchvision': '0.28.0', 'spconv': '2.3.8'}
 FROZEN = {'mmcv-full': '1.7.2', 'mmdet': '2.28.2', 'mmsegmentation': '0.30.0', 'mmdet3d': '1.0.0rc6'}
 
-MENDS = 'compat mends in effect'
+PATCHES = 'compat patches in effect'
 BUILD_MMCV = (
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
     'mmcv-full==1.7.2'
@@ -60,7 +60,7 @@ class Finding:
 
 
 # What each probe runs. The last line that it prints is what was found.
-_COMPAT = 'from mmdeploy_ext import compat; compat.apply()\n'
+_COMPAT = 'from mmdeploy_ext.stack import compat; compat.apply()\n'
 _PROBES = {
     'opencv': (
         'import cv2; print(cv2.__version__)',
@@ -86,9 +86,9 @@ _PROBES = {
     ),
     'mmdet imports': (_COMPAT + 'import mmdet.apis, mmdet.datasets; print("yes")', False, 'make env'),
     'mmdet3d imports': (_COMPAT + 'import mmdet3d.apis, mmdet3d.models; print("yes")', False, 'make env'),
-    MENDS: (
+    PATCHES: (
         _COMPAT + 'import torchvision, mmdet.apis, mmdet3d.datasets\n'
-        'print(", ".join(mend.name for mend in compat.effective()) or "none needed")',
+        'print(", ".join(patch.name for patch in compat.effective()) or "none needed")',
         False,
         'make env',
     ),
@@ -189,12 +189,12 @@ def print_report(findings: Sequence[Finding]) -> None:
 
     colours = dict(ok='green', differs='yellow', absent='dim', problem='bold red')
     table = Table('', 'found', 'expected', 'verdict', title='mm2onnx doctor')
-    for f in [f for f in findings if f.name != MENDS or f.verdict == 'problem']:
+    for f in [f for f in findings if f.name != PATCHES or f.verdict == 'problem']:
         table.add_row(f.name, escape(f.found), f.expected, f'[{colours[f.verdict]}]{f.verdict}[/]')
     cli.stdout().print(table)
-    mends = ', '.join(f.found for f in findings if f.name == MENDS and f.verdict == 'ok').split(', ')
-    for mend in [mend for mend in compat.apply() if mend.name in mends]:
-        print(f'mended: {mend.name}: {mend.reason}')
+    patches = ', '.join(f.found for f in findings if f.name == PATCHES and f.verdict == 'ok').split(', ')
+    for patch in [patch for patch in compat.apply() if patch.name in patches]:
+        print(f'patched: {patch.name}: {patch.reason}')
     problems = [f for f in findings if f.verdict == 'problem']
     for f in problems:
         expected = f' (expected {f.expected})' if f.expected else ''

@@ -114,7 +114,7 @@ def run_reference(subject: Subject, voxels: VoxelSet) -> Reference:
     family, model = subject.deployment.family, subject.deployment.model
     with watched(family.encoder(model), layer_sources(subject.traced)) as layers:
         start = time.perf_counter()
-        dense = family.reference(model, voxels.features, voxels.coordinates)
+        dense = family.run_encoder(model, voxels.features, voxels.coordinates)
         milliseconds = (time.perf_counter() - start) * 1e3
     return Reference(dense, layers, milliseconds)
 

@@ -144,10 +144,23 @@ class SweepStepper:
     """
 
     state = None
+    fed_bytes = None
 
     def __init__(self, runtime: CenterPointOnnx) -> None:
         """Keep the runtime."""
         self.runtime = runtime
+
+    def graph_seconds(self) -> dict[str, float]:
+        """Return the seconds that were spent in each part so far; see `CenterPointOnnx.seconds`."""
+        return dict(self.runtime.seconds)
+
+    def __enter__(self) -> Self:
+        """Nothing to do: the files are open."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the runtime."""
+        self.runtime.close()
 
     def reset(self) -> None:
         """Nothing to do: there is no memory."""
