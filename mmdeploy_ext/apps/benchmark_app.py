@@ -186,9 +186,9 @@ def _check(args: argparse.Namespace) -> list[str]:
                 f'--{name.replace("_", "-")} and --launcher: processes that measure in step run all rounds '
                 f'once'
             )
-    for path in args.sweep:
-        if not Path(path).is_file():
-            raise UsageError(f'--sweep {path}: no such file')
+    missing = [path for path in args.sweep if not Path(path).is_file()]
+    if missing:
+        raise UsageError(f'--sweep {missing[0]}: no such file')
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
     for target in filter(None, (args.json, args.chart)):

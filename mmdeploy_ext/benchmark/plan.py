@@ -143,7 +143,8 @@ class Plan(abc.ABC):
     @contextlib.contextmanager
     def opened(self) -> Iterator[list[Contender]]:
         """Open every engine on every file, PyTorch first; files that nobody gave are exported before."""
-        with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder, contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
             if not self.files and set(self.engines) != {BASELINE}:
                 exported = self.export(folder) if self.ranks.rank == 0 else None
                 self.files = self.ranks.gather(exported)[0]
@@ -185,7 +186,7 @@ class Plan(abc.ABC):
             return self.result(contenders, runs, memories)
 
     def _measure(self, contenders: Sequence[Contender]) -> list[Runs]:
-        """Run this rank's share of the rounds; returns per group the runs of all ranks, one after the other."""
+        """Run this rank's share of the rounds; returns per group the runs of all ranks, in turn."""
         from rich.progress import Progress
 
         args, ranks, groups = self.args, self.ranks, self.groups()

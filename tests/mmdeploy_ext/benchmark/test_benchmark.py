@@ -13,8 +13,8 @@ import pytest
 
 from mmdeploy_ext.apps import benchmark_app
 from mmdeploy_ext.benchmark import measure, ort_profile, report
-from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.clocks import NetworkClock
+from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import doubts
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
