@@ -100,9 +100,7 @@ class Source:
         return before[0], loaded
 
 
-def run_graph(
-    engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]
-) -> tuple[int, object]:
+def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
     """Run a graph, without torch; see `measure`.
 
     Args:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 PROFILED_RUNS = 5
 
 
-def profile_graph(
-    path: str, feeds: Mapping[str, np.ndarray], threads: int, most: int = 10
-) -> dict[str, Any]:
+def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int, most: int = 10) -> dict[str, Any]:
     """Run a file in an ONNX Runtime session of its own with the profiler on.
 
     Args:

@@ -156,9 +156,7 @@ class Plan(abc.ABC):
                 reasons = '; '.join(
                     f'{row["engine"]} {row["label"]} ({row["file"]}): {row["reason"]}' for row in self.refused
                 )
-                raise EngineError(
-                    f'nothing is left to measure, every engine refused every file: {reasons}'
-                )
+                raise EngineError(f'nothing is left to measure, every engine refused every file: {reasons}')
             yield found
 
     def _open(self, stack: contextlib.ExitStack, engine: str, label: str, path: str) -> list[Contender]:

@@ -249,9 +249,7 @@ def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
     return before, loaded
 
 
-def run_portable(
-    engine: str, path: str, threads: int, order: str, voxels: VoxelSet
-) -> tuple[int, object]:
+def run_portable(engine: str, path: str, threads: int, order: str, voxels: VoxelSet) -> tuple[int, object]:
     """Run a portable file in a process of its own; see `memory.measure`."""
     importlib.import_module(engine)
     before, run = memory.start(), STEPS[engine](path, threads, order)

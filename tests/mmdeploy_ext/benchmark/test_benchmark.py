@@ -271,7 +271,8 @@ def prepared_input(path, shape=(3, 64, 96), **replaced):
 def measured_on(toy, *arguments):
     paths = [str(REPOSITORY / CONFIG), str(toy / 'toy.pth'), '--onnx', str(toy / 'full.onnx')]
     return benchmark_app.main(
-        register, [*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments])
+        register, [*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments]
+    )
 
 
 def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, tmp_path, capsys):
