@@ -30,7 +30,6 @@ ORDER = (
     'apps',
 )
 KNOWN_UPWARD = {
-    'mmdeploy_ext.benchmark.contenders imports mmdeploy_ext.apps.options',
     'mmdeploy_ext.core.dump imports mmdeploy_ext.apps.dump_app',
     'mmdeploy_ext.exporting.export imports mmdeploy_ext.families.base',
 }
