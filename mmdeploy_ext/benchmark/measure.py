@@ -69,6 +69,17 @@ class Contender:
     threads: int = 0
 
 
+def timed(call: Callable[[Any], object]) -> Callable[[Any], Run]:
+    """Return what runs a call and times it; its part 'cpu' is the time on cores."""
+
+    def run(sample: Any) -> Run:
+        start, cpu = time.perf_counter(), time.process_time()
+        call(sample)
+        return Run(time.perf_counter() - start, None, 0, parts_s={'cpu': time.process_time() - cpu})
+
+    return run
+
+
 def rotated(contenders: Sequence[Contender], index: int) -> list[Contender]:
     """Return the order of round `index`: every contender is first, second ... equally often."""
     first = index % len(contenders)
@@ -146,6 +157,17 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
     return {name: round(float(value), digits) for name, value in figures.items()}
 
 
+def ratio(mine: Iterable[Run], base: Iterable[Run]) -> dict[str, float]:
+    """Return `spread` of the times of some runs through those of others, round by round."""
+    return spread((run.total_s / other.total_s for run, other in zip(mine, base, strict=True)), 4)
+
+
+def mean_load(groups: Iterable[Mapping[str, Sequence[Run]]]) -> float | None:
+    """Return the part of the cores that other processes used, 0..1; None where not known."""
+    loads = [run.other_load for runs in groups for mine in runs.values() for run in mine]
+    return None if None in loads else round(statistics.mean(loads), 4)
+
+
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
     """Return `spread` in milliseconds; None when a run could not tell."""
     values = list(seconds)
@@ -184,9 +206,7 @@ def summarise(
             samples_ms=[round(run.total_s * 1e3, 3) for run in mine],
         )
         if BASELINE in runs:
-            row['ratio_to_torch'] = spread(
-                (run.total_s / base.total_s for run, base in zip(mine, runs[BASELINE], strict=True)), 4
-            )
+            row['ratio_to_torch'] = ratio(mine, runs[BASELINE])
         rows.append(row)
     return rows
 

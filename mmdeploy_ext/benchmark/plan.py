@@ -227,8 +227,7 @@ class Plan(abc.ABC):
 
     def other_load(self, runs: Sequence[Runs]) -> float | None:
         """Return the part of the cores that other processes used, 0..1; None where not known."""
-        loads = [run.other_load for group in runs for mine in group.values() for run in mine]
-        return None if None in loads or self.ranks.size > 1 else round(statistics.mean(loads), 4)
+        return measure.mean_load(runs) if self.ranks.size == 1 else None
 
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
         """Return what every JSON file says about model, machine and rounds."""

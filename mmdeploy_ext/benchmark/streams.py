@@ -186,8 +186,7 @@ def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any
     names = {one.form: one.name for one in contenders if one.engine == DEFAULT.name}
     if not {'deploy', 'fork'} <= names.keys():
         return None
-    pairs = zip(runs[names['deploy']], runs[names['fork']], strict=True)
-    return measure.spread((one.total_s / other.total_s for one, other in pairs), 4)
+    return measure.ratio(runs[names['deploy']], runs[names['fork']])
 
 
 def held_to(
