@@ -84,7 +84,10 @@ class StreamPlan(Plan):
         files = {}
         for contract in self.deployment.family.contracts:
             files[contract] = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
-            export_sequence(self.deployment, SequenceOptions(contract=contract), files[contract])
+            options = deploy.resolve_opset(
+                SequenceOptions(contract=contract, opset=0), self.deployment.model
+            )
+            export_sequence(self.deployment, options, files[contract])
         return files
 
     def groups(self) -> list[Sequence[Any]]:
