@@ -41,7 +41,7 @@ def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
         count = int((rulebook.table(plan.table_of[node.name]) < rows_in).sum())
         flops += 2 * count * node.in_channels * node.out_channels
         pairs += count
-    return dict(pairs=pairs, sites=max(map(len, rulebook.levels)), gflop=round(flops / 1e9, 4))
+    return dict(pairs=pairs, sites=max(map(len, rulebook.levels)), gflop=round(flops / 1e9, 9))
 
 
 def gemm_flops(threads: int, seconds: float = 1.0) -> float:
