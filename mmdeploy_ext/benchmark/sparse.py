@@ -48,7 +48,7 @@ class SparsePlan(Plan):
     """Sets of voxels, one group each: generated scenes, smallest first, then real sweeps."""
 
     kind = 'sparse'
-    models = 'sparse backbones'
+    models = 'sparse LiDAR backbones'
     foreign = (
         'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'prepared', 'device',
     )  # fmt: skip
