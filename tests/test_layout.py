@@ -37,11 +37,7 @@ KNOWN_UPWARD = {
 KNOWN_RINGS = {
     'apps.dump_app core.dump',
     'graph.io.files graph.io.types graph.run',
-    'exporting.ops.exporters exporting.ops.operator',
-    'exporting.export exporting.ops.bodies exporting.ops.forms',
     'graph.diff.align graph.diff.structure',
-    'apps.quantize_app apps.quantize_report',
-    'quantize.fidelity quantize.fidelity_views',
     'apps.sequence_test apps.test_app',
 }
 

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     compat.apply()
     from docs._pages.exporters import page as exporters_page
     from docs._pages.exporters import rows as exporters
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
 
     if args.rounds < 1:
         raise UsageError(f'--rounds {args.rounds}: expected 1 or more')
