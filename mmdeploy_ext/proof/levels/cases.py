@@ -12,7 +12,7 @@ from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.engines import ENGINE_TITLES
+from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proof import full_form, half
 from mmdeploy_ext.proof.levels.run_twice import FAILURES, nothing_found, run_twice
 from mmdeploy_ext.proof.results import Case, DetectionRow, Pair
@@ -80,7 +80,7 @@ def judge_outputs(
     detections = match_images(reference, metadata, found, bars)
     if bars and not rows:
         rows = _half_rows(deployment, expected, found, bars)
-    title = ENGINE_TITLES[type(backend).__name__]
+    title = title_of(type(backend).__name__)
     return dataclasses.replace(case, tensors=rows, detections=detections), _pictures(reference, found, title)
 
 

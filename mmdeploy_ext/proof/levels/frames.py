@@ -42,14 +42,14 @@ class FramesProof(ExportedProof):
 
     def facts(self) -> dict[str, Any]:
         """See `Proof.facts`."""
-        from mmdeploy_ext.engines import ENGINE_TITLES
+        from mmdeploy_ext.engines import title_of
 
         options = self.files[-1].options
         return dict(
             files={Path(path).name: sha256_file(path)[:16] for path in self.paths},
             contract=options.get('contract', ''),
             precision=precision_of_all(self.metadata),
-            engine=ENGINE_TITLES.get(self.kind, self.kind),
+            engine=title_of(self.kind),
             **super().facts(),
         )
 
