@@ -65,6 +65,15 @@ class ExportError(Mm2OnnxError):
     """The exporter failed or wrote something other than what was asked for."""
 
 
+class RankError(Mm2OnnxError):
+    """Another process of a distributed run failed, so this one stops too."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        """Keep the exit status of the process that failed."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 
 @contextlib.contextmanager
 def after_weights() -> Iterator[None]:
