@@ -78,7 +78,7 @@ REASONS = {
     'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)'),
     'long': (
         'it builds, quantises, exports with torch.export or asks every package: more than ten seconds',
-        r'python (-m mmdeploy_ext\.doctor|tools/deployment/(onnx2tensorrt|quantize|int8_table)\.py'
+        r'python (-m mmdeploy_ext\.stack\.doctor|tools/deployment/(onnx2tensorrt|quantize|int8_table)\.py'
         r'|.*--exporter dynamo)',
     ),
 }
@@ -141,7 +141,7 @@ ENTRIES = (
     Entry(r'make site$', why='site', test='tests/test_site.py::test_no_link_and_no_anchor_dangles'),
     Entry(r'make doctor$', why='doctor', test=SELF + 'test_doctor.py::test_exit_status_report_and_json'),
     Entry(
-        r'python -m mmdeploy_ext\.doctor',
+        r'python -m mmdeploy_ext\.stack\.doctor',
         why='long',
         test=SELF + 'test_doctor.py::test_exit_status_report_and_json',
     ),

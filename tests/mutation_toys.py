@@ -194,7 +194,7 @@ class Sparse(Toy):
         """See `Toy`: of the sets of voxels that a proof runs."""
         one, settings = self.deployment, self.deployment.settings
         sets = proof_sets(settings.spatial_shape, settings.in_channels)
-        return [one.family.reference(one.model, each.features, each.coordinates) for each in sets[2:]]
+        return [one.family.run_encoder(one.model, each.features, each.coordinates) for each in sets[2:]]
 
 
 def _made(folder: Path) -> Path:

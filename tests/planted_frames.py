@@ -148,7 +148,9 @@ def _flat(original: Callable) -> Callable:
     return decode
 
 
-planted('boxes stand on their centre', 'centerpoint', ('mmdeploy_ext.runtime.centerpoint.model:decode', _flat))
+planted(
+    'boxes stand on their centre', 'centerpoint', ('mmdeploy_ext.runtime.centerpoint.model:decode', _flat)
+)
 planted(
     'heat maps rounded to float16',
     'centerpoint',

@@ -12,9 +12,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
-RUNNER_PARTS = (
-    'runtime', 'backends.onnxruntime', 'draw', 'metadata', 'preprocess', 'spec', 'errors', 'files', 'cli')
-TORCH_FREE = (*RUNNER_PARTS, 'graph', 'backends.base', 'dump', 'verify.compare', 'apps.options')
+RUNNER_PARTS = ('core', 'inputs', 'contract', 'compare', 'engines.onnxruntime', 'runtime')
+TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'apps.options')
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
 STACK = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 BLOCKED = """
@@ -79,12 +78,10 @@ def build(model: str) -> list[str]:
 def sparse_alone(cfg):
     """Return the family of a sparse backbone that is not part of a detector that can be exported, or None."""
     import projects.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.base import FAMILIES
-    from mmdeploy_ext.families.sparse import SPARSE_FAMILIES
+    from mmdeploy_ext.families.base import BACKBONE, find_family
 
-    if not cfg.get('model') or any(family.claims(cfg) for family in FAMILIES.values()):
-        return None
-    return next((family for family in SPARSE_FAMILIES.values() if family.claims(cfg)), None)
+    family = find_family(cfg) if cfg.get('model') else None
+    return family if family is not None and family.product == BACKBONE else None
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -97,7 +94,7 @@ def test_every_config_builds(name):
     cfg, fragment = load_config(str(REPOSITORY / name)), '_base_' in Path(name).parts
     sparse = None if fragment else sparse_alone(cfg)
     if sparse is not None:
-        assert sparse.settings(cfg, sparse.build(cfg)).in_channels == sparse.voxel_rule(cfg).in_channels
+        assert sparse.settings(cfg, sparse.build(cfg)).in_channels == sparse.preprocess_rule(cfg).in_channels
         return
     streams = 'contract' in cfg.get('backend_config', {}) or (not fragment and 'pts_bbox_head' in cfg.model)
     if cfg.get('backend_config') and streams:

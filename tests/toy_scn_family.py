@@ -3,12 +3,8 @@
 import torch
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.sparse import (
-    SPARSE_FAMILIES,
-    EncoderSettings,
-    SparseFamily,
-    register_sparse_family,
-)
+from mmdeploy_ext.families.base import FAMILIES, Claim, register_family
+from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
 from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.sparse import seeded
 from mmdeploy_ext.stack import compat
@@ -33,7 +29,7 @@ class ToyScnFamily(SparseFamily):
     name = 'toy_scn'
 
     def claims(self, cfg):
-        return cfg.model.get('type') == 'ToyScn'
+        return Claim.PART if cfg.model.get('type') == 'ToyScn' else Claim.NO
 
     def build(self, cfg):
         return NETS[cfg.model.net]().eval()
@@ -48,7 +44,7 @@ class ToyScnFamily(SparseFamily):
     def encoder(self, model):
         return model
 
-    def voxel_rule(self, cfg):
+    def preprocess_rule(self, cfg):
         order = 'xyz' if cfg.model.net == 'bevfusion' else 'zyx'
         return VoxelRule(
             point_cloud_range=(-12.0, -12.0, -4.0, 12.0, 12.0, 4.2),
@@ -63,7 +59,7 @@ class ToyScnFamily(SparseFamily):
     def load(self, model, path, weight_layout='auto'):
         return load_backbone(path, model, weight_layout=weight_layout)
 
-    def reference(self, model, features, coordinates):
+    def run_encoder(self, model, features, coordinates):
         with torch.no_grad(), compat.single_thread():
             return model(torch.from_numpy(features), torch.from_numpy(coordinates), 1).numpy()
 
@@ -72,8 +68,8 @@ class ToyScnFamily(SparseFamily):
 
 
 def register():
-    if 'toy_scn' not in SPARSE_FAMILIES:
-        register_sparse_family(ToyScnFamily())
+    if 'toy_scn' not in FAMILIES:
+        register_family(ToyScnFamily())
 
 
 def write_model(folder, net='bevfusion', shape=None):

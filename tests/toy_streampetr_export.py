@@ -11,8 +11,8 @@ import torch
 
 import toy_streampetr as toy
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_stages
-from mmdeploy_ext.families.base import Stage
 from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame

@@ -265,15 +265,14 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.benchmark import contenders
     from mmdeploy_ext.benchmark.ranks import Ranks
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.families.base import DETECTOR, find_family
 
     register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
     if is_sparse_model(cfg):
         return run_sparse(args, build_parser(), engines, register)
     refuse_given(args, build_parser(), SPARSE_OPTIONS, 'goes with sparse LiDAR backbones only')
-    if isinstance(find_family(cfg), SequenceFamily):
+    if find_family(cfg, DETECTOR).samples != 'images':
         return run_streaming(args, build_parser(), engines, register, _publish)
     contenders.read_files(args)
     images = [] if args.prepared else proof.read_images(args.images or [proof.DEFAULT_IMAGE], MAX_IMAGES)

@@ -55,9 +55,10 @@ def add_sparse_options(parser: argparse.ArgumentParser) -> None:
 
 def is_sparse_model(cfg: Any) -> bool:
     """Return whether a config has a sparse LiDAR backbone; its plugin has registered the families by now."""
-    from mmdeploy_ext.families.sparse import SPARSE_FAMILIES
+    from mmdeploy_ext.families.base import BACKBONE, FAMILIES
 
-    return bool(cfg.get('model')) and any(family.claims(cfg) for family in SPARSE_FAMILIES.values())
+    families = (family for family in FAMILIES.values() if family.product == BACKBONE)
+    return bool(cfg.get('model')) and any(family.claims(cfg) for family in families)
 
 
 def run_sparse(
@@ -87,7 +88,7 @@ def run_sparse(
     sweeps: list[VoxelSet] = []
 
     def check(cfg: Any, family: Any, settings: Any) -> None:
-        sweeps.extend(sweep_set(path, family.voxel_rule(cfg), cfg, settings) for path in args.sweep)
+        sweeps.extend(sweep_set(path, family.preprocess_rule(cfg), cfg, settings) for path in args.sweep)
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, before_weights=check)

@@ -178,8 +178,7 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.core.files import will_write
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.families.base import DETECTOR, find_family
 
     engine = shared.engine_options(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
@@ -192,13 +191,13 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
             args, build_parser(), ENGINE_OPTIONS, 'goes with --verify; the export itself runs no engine'
         )
     register()
-    family = find_family(load_config(args.config, cfg_options))
+    family = find_family(load_config(args.config, cfg_options), DETECTOR)
     if only and family.name != only:
         raise UsageError(
             f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
             f'use tools/deployment/pytorch2onnx.py for it'
         )
-    if isinstance(family, SequenceFamily):
+    if family.samples != 'images':
         from mmdeploy_ext.apps.sequence_app import run_export
 
         return run_export(args, build_parser(), engine, family.memory)

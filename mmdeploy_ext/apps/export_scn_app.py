@@ -353,7 +353,7 @@ def _read_sweeps(
 ) -> list[VoxelSet]:
     from mmdeploy_ext.proof.inputs.voxel_sets import sweep_set
 
-    return [sweep_set(path, family.voxel_rule(cfg), cfg, settings) for path in args.input]
+    return [sweep_set(path, family.preprocess_rule(cfg), cfg, settings) for path in args.input]
 
 
 def _prove(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
@@ -68,7 +69,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.core.files import write_json
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.exporting.export import check_opset
-    from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.lint.report import print_report
     from mmdeploy_ext.lint.rule import EXPORTERS
 
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     register()
 
-    def check(_cfg: object, family: object, _model: object) -> None:
-        if isinstance(family, SequenceFamily):
+    def check(_cfg: object, family: Family, _model: object) -> None:
+        if family.samples != 'images':
             why = "models of frames do not have it; graphs and sizes are the config's"
             refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
 

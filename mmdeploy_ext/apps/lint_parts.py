@@ -10,8 +10,8 @@ import torch
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions, Family
-from mmdeploy_ext.families.sequence import SequenceFamily, SequenceOptions
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.lint.upstream import Upstream
 from mmdeploy_ext.proof.inputs.pictures import other_view
 
@@ -60,14 +60,15 @@ def parts_of(
         UsageError: a family that has none of it.
     """
     family = deployment.family
-    if isinstance(family, Family):
+    if family.samples == 'images':
         options = deploy.resolve(options, deployment.model, deployment.rule)
         yield from (_upstream if upstream else _stages)(deployment, options, picture)
-    elif isinstance(family, SequenceFamily) and not upstream:
+    elif not upstream:
         yield from _graphs(deployment)
     else:
-        wanted = 'simple_test of one image' if upstream else 'graph of torch'
-        raise UsageError(f'{deployment.config}: family {family.name!r} has no {wanted} to observe')
+        raise UsageError(
+            f'{deployment.config}: family {family.name!r} has no simple_test of one image to observe'
+        )
 
 
 def _upstream(deployment: Deployment, options: ExportOptions, picture: str | None) -> Iterator[Part]:

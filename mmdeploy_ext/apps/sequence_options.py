@@ -56,8 +56,8 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
     Raises:
         UsageError: options that contradict each other or that streaming models do not have.
     """
+    from mmdeploy_ext.contract.stages import DEFAULT_OPSET
     from mmdeploy_ext.exporting.export import check_opset
-    from mmdeploy_ext.families.base import DEFAULT_OPSET
     from mmdeploy_ext.families.sequence import SequenceOptions
 
     chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name)}

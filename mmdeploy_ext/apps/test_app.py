@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import run_dataset
-    from mmdeploy_ext.families.base import Family, find_family
+    from mmdeploy_ext.families.base import DETECTOR, find_family
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
@@ -116,8 +116,8 @@ def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
     )
-    family = find_family(cfg)
-    kind = ImageModel if isinstance(family, Family) else FrameModel
+    family = find_family(cfg, DETECTOR)
+    kind = ImageModel if family.samples == 'images' else FrameModel
     tested = kind(cfg, family, args, build_parser(), work_dir)
     dataset = evaluation.build_dataset(cfg)
     check_dataset(cfg, tested, family, dataset)

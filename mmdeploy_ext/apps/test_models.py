@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.base import Family, ImageFamily
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.proof.against_dump import Dumped
 
@@ -91,7 +91,7 @@ class ImageModel(TestedModel):
     def __init__(
         self,
         cfg: Any,
-        family: Family,
+        family: ImageFamily,
         args: argparse.Namespace,
         parser: argparse.ArgumentParser,
         work_dir: Path,
@@ -108,7 +108,7 @@ class ImageModel(TestedModel):
             self.settings.get('onnx_file') or work_dir / f'{work_dir.name}_{self.asked.form}.onnx'
         )
 
-    def check(self, cfg: Any, family: Family, model: Any) -> None:
+    def check(self, cfg: Any, family: ImageFamily, model: Any) -> None:
         """See `TestedModel`."""
         self._check(cfg, family, model)
 
@@ -245,7 +245,7 @@ class FrameModel(TestedModel):
         yield self._network(deployment, stepper), DumpedFrames(stepper, files.metadata, deployment)
 
 
-def check_dataset(cfg: Any, tested: TestedModel, family: Any, dataset: Dataset) -> None:
+def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
     """Refuse a data set without scenes, and a dump that will not come, before an hour passes without them.
 
     Args:
@@ -260,7 +260,7 @@ def check_dataset(cfg: Any, tested: TestedModel, family: Any, dataset: Dataset) 
     """
     from mmdeploy_ext.evaluate.loop import scene_tokens
 
-    if getattr(family, 'memory', False):
+    if family.memory:
         scene_tokens(dataset)
     dump, unit, names = tested.settings['dump'], tested.unit, getattr(family, 'dump_names', ())
     if dump is None:

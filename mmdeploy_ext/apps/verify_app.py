@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.base import ImageFamily
 
 
 IMAGE_ASKED = ('mean', 'std', 'postprocess', 'opset_version', 'max_candidates')
@@ -86,8 +86,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.families.base import DETECTOR, find_family
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.proof.provenance import missing_overrides
 
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     register()
     given = shared.parse_cfg_options(args.cfg_options)
     cfg = load_config(args.config, given)
-    if isinstance(find_family(cfg), SequenceFamily):
+    if find_family(cfg, DETECTOR).samples != 'images':
         from mmdeploy_ext.apps.sequence_app import run_verify
 
         refuse_given(args, build_parser(), IMAGE_ASKED, 'goes with models of single pictures only')
@@ -108,7 +107,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     images = proof.read_images(args.images or [proof.DEFAULT_IMAGE])
     cfg_options = {**missing_overrides(cfg, metadata.options.get('cfg_options', {})), **given}
 
-    def check(cfg: Any, family: Family, model: object) -> None:
+    def check(cfg: Any, family: ImageFamily, model: object) -> None:
         metadata.require(args.onnx_file, family.name, family.forms)
         if args.eval:
             evaluation.build_dataset(cfg)

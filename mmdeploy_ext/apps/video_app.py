@@ -181,11 +181,10 @@ def streaming_family(config: str, cfg: Any) -> SequenceFamily:
     Raises:
         ConfigError: its models have no memory.
     """
-    from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.families.base import DETECTOR, find_family
 
-    family = find_family(cfg)
-    if not isinstance(family, SequenceFamily) or not family.memory:
+    family = find_family(cfg, DETECTOR)
+    if not family.memory:
         raise ConfigError(
             f'{config}: family {family.name!r} has no memory; expected a streaming model (LiDAR sweeps are '
             f'drawn by tools/demo/lidar_demo.py)'

@@ -174,10 +174,9 @@ class StreamExport(Export):
 def open_model(model: Model, root: Path, picture: Path) -> Export:
     """Load a model; its paths are below `root`, `picture` is for single-image models."""
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.families.sequence import SequenceFamily
 
     deployment = deploy.load(str(root / model.config), str(root / model.checkpoint))
-    kind = StreamExport if isinstance(deployment.family, SequenceFamily) else Export
+    kind = Export if deployment.family.samples == 'images' else StreamExport
     return kind(deployment, picture)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.base import ImageFamily
     from mmdeploy_ext.inputs.pictures import PreparedImage
 
 LEAST_ROUNDS = 3
@@ -99,7 +99,7 @@ class NetworkClock:
 
 
 def torch_contender(
-    family: Family, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
+    family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
 ) -> Contender:
     """Return upstream's own test path in eager PyTorch.
 
@@ -125,14 +125,16 @@ def torch_contender(
     return Contender(name, 'torch', '', run)
 
 
-def graph_feeds(family: Family, backend: Backend, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
+def graph_feeds(
+    family: ImageFamily, backend: Backend, images: Sequence[PreparedImage]
+) -> dict[str, np.ndarray]:
     """Return a batch as inputs of the backend's graph; those that it does not have are left out."""
     return {
         name: array for name, array in family.feeds(images, True).items() if name in backend.spec.input_names
     }
 
 
-def backend_contender(family: Family, backend: Backend, engine: str, label: str, file: str) -> Contender:
+def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
     """Return a graph on an active backend, and the numpy post-processing that its form leaves out.
 
     Args:

@@ -14,14 +14,14 @@ from mmdeploy_ext.engines import build_backend
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.base import ImageFamily
     from mmdeploy_ext.inputs.pictures import PreparedImage
 
 PROFILED_RUNS = 5
 
 
 def profile_graph(
-    path: str, family: Family, images: Sequence[PreparedImage], threads: int, most: int = 10
+    path: str, family: ImageFamily, images: Sequence[PreparedImage], threads: int, most: int = 10
 ) -> dict[str, Any]:
     """Run a file in an ONNX Runtime session of its own with the profiler on.
 

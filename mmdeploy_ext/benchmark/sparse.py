@@ -130,11 +130,11 @@ def _run_spconv(job: memory.MemoryJob, voxels: VoxelSet) -> tuple[int, object]:
     compat.apply()
     job.register()
     deployment = deploy.load(job.config, job.checkpoint, job.cfg_options)
-    deployment.family.reference(deployment.model, voxels.features[:1], voxels.coordinates[:1])
+    deployment.family.run_encoder(deployment.model, voxels.features[:1], voxels.coordinates[:1])
     weights = sum(tensor.nbytes for tensor in deployment.model.state_dict().values())
     before = memory.start() - weights // 1024
     for _ in range(memory.RUNS):
-        deployment.family.reference(deployment.model, voxels.features, voxels.coordinates)
+        deployment.family.run_encoder(deployment.model, voxels.features, voxels.coordinates)
     return before, deployment
 
 

@@ -88,7 +88,7 @@ def spconv_contender(deployment: SparseDeployment, clock: PairClock) -> Contende
 
     def run(voxels: VoxelSet) -> Run:
         before, start = clock.seconds, time.perf_counter()
-        family.reference(model, voxels.features, voxels.coordinates)
+        family.run_encoder(model, voxels.features, voxels.coordinates)
         total = time.perf_counter() - start
         rulebook = clock.seconds - before
         parts = dict(rulebook=rulebook, network=total - rulebook)
@@ -175,7 +175,7 @@ def racing_rows(plan: SparsePlan, voxels: VoxelSet, cores: int) -> dict[str, Any
     from mmdeploy_ext.stack.import_hook import patched
 
     family, model = plan.deployment.family, plan.deployment.model
-    right = family.reference(model, voxels.features, voxels.coordinates)
+    right = family.run_encoder(model, voxels.features, voxels.coordinates)
     seconds, worst, before = [], 0.0, torch.get_num_threads()
     free = dict(single_thread=contextlib.nullcontext)
     try:
@@ -187,7 +187,7 @@ def racing_rows(plan: SparsePlan, voxels: VoxelSet, cores: int) -> dict[str, Any
         ):
             for _ in range(RACING_RUNS):
                 start = time.perf_counter()
-                dense = family.reference(model, voxels.features, voxels.coordinates)
+                dense = family.run_encoder(model, voxels.features, voxels.coordinates)
                 seconds.append(time.perf_counter() - start)
                 worst = max(worst, float(np.abs(dense - right).max()))
     finally:

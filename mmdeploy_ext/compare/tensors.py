@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.proof.verdict import TensorRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -112,11 +112,29 @@ def _parts(path: Path) -> list[Path]:
     if path.is_dir():
         graphs = list(path.glob('*.onnx'))
         return graphs or [file for file in path.rglob('*') if _is_data(file)]
-    with contextlib.suppress(ImportError, UsageError):
-        from mmdeploy_ext.graph.io.files import external_files, read
+    return sorted({path.parent / location for location in _external_data(path)})
 
-        return list(external_files(read(path), path.parent).values())
-    return []
+
+def _external_data(path: Path) -> set[str]:
+    """Return where an ONNX file says that its weights are; nothing of a file that cannot be read."""
+    try:
+        import onnx
+
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # whoever reads the file says what is wrong with it
+        return set()
+    return set(_locations(model))
+
+
+def _locations(message: Any) -> Iterator[str]:
+    """Yield the location of every external tensor of a protobuf message, at any depth."""
+    if message.DESCRIPTOR.name == 'TensorProto':
+        yield from (entry.value for entry in message.external_data if entry.key == 'location')
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in (value,) if hasattr(value, 'DESCRIPTOR') else value:
+                yield from _locations(item)
 
 
 def _is_data(file: Path) -> bool:
@@ -149,9 +167,7 @@ def will_write(option: str, paths: Iterable[AnyPath]) -> None:
         run.writes(option, paths)
 
 
-def check_outputs(
-    outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str, Iterable[AnyPath]]
-) -> None:
+def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str, Iterable[AnyPath]]) -> None:
     """Refuse to write what is read, in one call and whatever the run of a tool knows.
 
     Args:
@@ -211,8 +227,10 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise Mm2OnnxError(f'{target}: could not be written ({error.strerror or error}); '
-                           f'free some space or choose another folder') from error
+        raise Mm2OnnxError(
+            f'{target}: could not be written ({error.strerror or error}); '
+            f'free some space or choose another folder'
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -268,5 +286,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f'{target}: the folder {folder} cannot be written ({error.strerror}); '
-                         f'choose another one or change its permissions') from error
+        raise UsageError(
+            f'{target}: the folder {folder} cannot be written ({error.strerror}); '
+            f'choose another one or change its permissions'
+        ) from error

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.precision import check_patterns, check_precision, in_precision, with_half_features
+from mmdeploy_ext.contract.precision import check_precision, with_half_features
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET, has_deform_conv
-from mmdeploy_ext.families.base import DEFAULT_OPSET, BaseFamily, ExportOptions, Family, find_family
+from mmdeploy_ext.families.base import DETECTOR, ExportOptions, Family, ImageFamily, find_family
+from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Deployment:
     cfg: Any
     config: str
     cfg_options: dict[str, Any]
-    family: BaseFamily
+    family: Family
     model: torch.nn.Module
     checkpoint: str
     checkpoint_sha256: str
@@ -119,7 +121,7 @@ def load(
     checkpoint: str,
     cfg_options: Mapping[str, Any] | None = None,
     device: str = 'cpu',
-    before_weights: Callable[[Any, BaseFamily, torch.nn.Module], None] | None = None,
+    before_weights: Callable[[Any, Family, torch.nn.Module], None] | None = None,
 ) -> Deployment:
     """Read config and checkpoint.
 
@@ -135,7 +137,7 @@ def load(
     """
     target = check_device(device)
     cfg = load_config(config, cfg_options)
-    family = find_family(cfg)
+    family = find_family(cfg, DETECTOR)
     rule = family.preprocess_rule(cfg)
     if not Path(checkpoint).is_file():
         load_checkpoint(checkpoint)
@@ -159,21 +161,23 @@ def load(
     )
 
 
-def option_check(options: ExportOptions, output_file: str) -> Callable[[Any, Family, torch.nn.Module], None]:
+def option_check(
+    options: ExportOptions, output_file: str
+) -> Callable[[Any, ImageFamily, torch.nn.Module], None]:
     """Return a `before_weights` hook that refuses options before the weights load.
 
     Raises:
         UsageError: from the hook; opset, form, shape, or an output file that cannot be written.
     """
 
-    def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
+    def check(cfg: Any, family: ImageFamily, model: torch.nn.Module) -> None:
         check_options(options, cfg, family, model)
         check_writable(output_file)
 
     return check
 
 
-def check_options(options: ExportOptions, cfg: Any, family: Family, model: torch.nn.Module) -> None:
+def check_options(options: ExportOptions, cfg: Any, family: ImageFamily, model: torch.nn.Module) -> None:
     """Refuse options that no export of a model has.
 
     Raises:
@@ -195,7 +199,7 @@ def check_options(options: ExportOptions, cfg: Any, family: Family, model: torch
     family.check(cfg, resolved)
 
 
-def _check_own_options(family: Family, options: ExportOptions) -> None:
+def _check_own_options(family: ImageFamily, options: ExportOptions) -> None:
     """Refuse options that only other families have."""
     for name, value in options.set_for_some().items():
         if name not in family.own_options:

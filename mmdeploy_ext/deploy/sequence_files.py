@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
-from mmdeploy_ext.contract.precision import check_patterns, in_precision
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import Stage
+from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, sha256_file
-from mmdeploy_ext.families.sparse import find_sparse_family
+from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.sparse.contract import order_of_name
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.order import reorder
@@ -153,7 +153,7 @@ def load(
         UsageError: one of its subclasses says what is wrong with which file.
     """
     cfg = load_config(config, cfg_options)
-    family = find_sparse_family(cfg)
+    family = find_family(cfg, BACKBONE)
     if not Path(checkpoint).is_file():
         raise CheckpointError(f'{checkpoint}: no such checkpoint file')
     model = family.build(cfg)
@@ -168,7 +168,7 @@ def load(
         family,
         model.eval(),
         settings,
-        family.voxel_rule(cfg),
+        family.preprocess_rule(cfg),
         checkpoint,
         sha256_file(checkpoint),
         report,

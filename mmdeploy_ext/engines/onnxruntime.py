@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, check_graph
 from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
 from mmdeploy_ext.engines.base import Backend
 
 if TYPE_CHECKING:
@@ -15,12 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
 
-GRAPH_OPTIMIZATION = {
-    'none': 'ORT_DISABLE_ALL',
-    'basic': 'ORT_ENABLE_BASIC',
-    'extended': 'ORT_ENABLE_EXTENDED',
-    'all': 'ORT_ENABLE_ALL',
-}
 SPINNING = {
     'always': {},
     'run': {'session.force_spinning_stop': '1'},

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.families.base import Stage
+    from mmdeploy_ext.contract.stages import Stage
 
 
 class TorchBackend(Backend):
@@ -46,8 +46,9 @@ class TorchBackend(Backend):
         for tensor in self.spec.inputs:
             if tensor.name not in tensors:
                 shape = [batch if axis == 'B' else axis for axis in tensor.axes]
-                tensors[tensor.name] = torch.full(shape, tensor.default, dtype=getattr(torch, tensor.dtype),
-                                                  device=self.device)
+                tensors[tensor.name] = torch.full(
+                    shape, tensor.default, dtype=getattr(torch, tensor.dtype), device=self.device
+                )
         with torch.no_grad():
             for stage in self.stages:
                 outputs = stage.module(*(tensors[name] for name in stage.inputs))

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.exporting.ops.deform_conv import standard_deform_conv
 from mmdeploy_ext.exporting.ops.exporters import translations
 from mmdeploy_ext.exporting.ops.forms import finish
-from mmdeploy_ext.families.base import DEFAULT_OPSET, Stage
 from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample

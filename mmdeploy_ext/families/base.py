@@ -1,14 +1,16 @@
-"""What a model family gives to the shared machinery: one `Family`, registered by its `export.py`."""
+"""What a model family gives to the shared machinery, and the registry of all of them."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
 import dataclasses
+import enum
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.nearest import refusal
 
@@ -20,12 +22,10 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.contract.stages import Stage
     from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections, Instances
     from mmdeploy_ext.weights.checkpoint import Checkpoint
-
-DEFAULT_OPSET = 17
-"""LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
 
 _COMMON = 12
 """The first fields of `ExportOptions` mean something to every family, the rest to some."""
@@ -100,31 +100,32 @@ class ExportOptions:
         return cls(**{**content, 'keep_fp32': tuple(content.get('keep_fp32', ()))})
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One module of the chain that a graph is made of; exported alone, merged by tensor name.
+class Claim(enum.IntEnum):
+    """How closely a family knows the model of a config; the closest one gets it."""
 
-    Attributes:
-        name: prefix of its nodes in the merged graph.
-        module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
-        inputs: names of its inputs: graph inputs or outputs of an earlier stage.
-        outputs: names of its outputs.
-        exporter: 'torchscript' pins it; '' follows the option (post-processing has no other exporter).
-    """
-
-    name: str
-    module: torch.nn.Module
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    exporter: str = ''
+    NO = 0
+    PART = 1
+    """One part of it, e.g. the sparse encoder of a detector."""
+    HEAD = 2
+    """Its head."""
+    DETECTOR = 3
+    """The detector as a whole."""
 
 
-class BaseFamily(abc.ABC):
-    """What every model family has: its name, its config, its model and how pictures become its input.
+DETECTOR, BACKBONE = 'detector', 'backbone'
+
+
+class Family(abc.ABC):
+    """One family of models: its name, its config, its model, its samples and its graphs.
 
     Attributes:
         name: of the family, as the metadata keeps it.
         task: module of `verify/tasks` that matches, draws and evaluates its results.
+        product: what its files hold: 'detector', or 'backbone' of one.
+        samples: what it is run on: 'images', 'frames' of a drive, or 'sweeps' of a LiDAR.
+        memory: whether a sample depends on the ones before it.
+        files: names of the graphs that its folders hold, in the order in which a sample goes through them;
+            empty for families of one file.
         ignored_prefixes: checkpoint keys that inference does not use.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
         exports: what it takes, and its page, for people whose detector is of no family.
@@ -132,19 +133,23 @@ class BaseFamily(abc.ABC):
     """
 
     name: ClassVar[str]
-    task: ClassVar[str]
+    task: ClassVar[str] = ''
+    product: ClassVar[str] = DETECTOR
+    samples: ClassVar[str]
+    memory: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = ()
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     exports: ClassVar[str] = ''
     near: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
-    def claims(self, cfg: Any) -> bool:
-        """Return whether the config describes a model of this family."""
+    def claims(self, cfg: Any) -> Claim:
+        """Return how closely the family knows the model of a config."""
 
     @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:
-        """Build the upstream model, without weights."""
+        """Build the upstream model, without weights, in evaluation mode."""
 
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into the model; every key has to be accounted for.
@@ -157,15 +162,19 @@ class BaseFamily(abc.ABC):
         load_strict(model, checkpoint, self.ignored_prefixes)
 
     @abc.abstractmethod
-    def num_classes(self, model: torch.nn.Module) -> int:
-        """Return how many classes the model tells apart."""
-
-    @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:
-        """Return how the config's test pipeline prepares pictures: a rule that the metadata keeps."""
+        """Return how the config's test pipeline prepares samples: a rule that the metadata keeps."""
+
+    def num_classes(self, model: torch.nn.Module) -> int:
+        """Return how many classes the model tells apart; a backbone tells none."""
+        return 0
+
+    def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Return what the metadata tells about what comes after the graphs: decoding, memory."""
+        return {}
 
 
-class Family(BaseFamily):
+class ImageFamily(Family):
     """Export, references and post-processing of one family of single-image models.
 
     Attributes:
@@ -173,11 +182,12 @@ class Family(BaseFamily):
         own_options: fields of `ExportOptions` that only some families have, and this one has.
     """
 
+    samples = 'images'
     forms: ClassVar[tuple[str, ...]]
     own_options: ClassVar[tuple[str, ...]] = ()
 
     def build(self, cfg: Any) -> torch.nn.Module:
-        """See `BaseFamily.build`: mmdet's detector, without the weights that training would start from."""
+        """See `Family.build`: mmdet's detector, without the weights that training would start from."""
         from mmdet.models import build_detector
 
         model_cfg = cfg.model.copy()
@@ -215,10 +225,6 @@ class Family(BaseFamily):
             fold: work on a copy with batch normalisation folded into the convolutions (export);
                 False runs the model itself (the `_pth` configs).
         """
-
-    @abc.abstractmethod
-    def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Return what the metadata tells about post-processing."""
 
     @abc.abstractmethod
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
@@ -312,10 +318,16 @@ class Family(BaseFamily):
 
 
 HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
-FAMILIES: dict[str, BaseFamily] = {}
+FAMILIES: dict[str, Family] = {}
+"""Name -> family."""
+WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
+LACKING = {
+    DETECTOR: 'belongs to no family that mm2onnx exports',
+    BACKBONE: 'has no sparse-convolution backbone that mm2onnx exports',
+}
 
 
-def register_family(family: BaseFamily) -> BaseFamily:
+def register_family(family: Family) -> Family:
     """Make a family known to the tools; called once by its `export.py`."""
     if family.name in FAMILIES:
         raise ValueError(f'family {family.name!r} is registered already')
@@ -323,16 +335,33 @@ def register_family(family: BaseFamily) -> BaseFamily:
     return family
 
 
-def find_family(cfg: Any) -> BaseFamily:
-    """Return the family that claims a config.
+def find_family(cfg: Any, product: str = '') -> Family:
+    """Return the family that knows the model of a config most closely.
+
+    Args:
+        cfg: with a `model`.
+        product: what is asked for, see `Family.product`; '' takes any.
 
     Raises:
-        ConfigError: none does; the message names the heads that were found, and the nearest family.
+        ConfigError: none knows it (the message names the heads that were found, and the nearest family), or
+            two know it equally well.
     """
-    model = cfg.get('model')
-    if not model:
-        raise ConfigError(f'{cfg.filename}: has no `model`; expected a detector config')
-    for family in FAMILIES.values():
-        if family.claims(cfg):
-            return family
-    raise refusal(cfg, tuple(FAMILIES.values()), 'belongs to no family that mm2onnx exports')
+    if not cfg.get('model'):
+        raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
+    claims = {family: family.claims(cfg) for family in FAMILIES.values()}
+    asked = {family: claim for family, claim in claims.items() if claim and product in ('', family.product)}
+    best = [family for family, claim in asked.items() if claim == max(asked.values())]
+    if len(best) > 1:
+        raise ConfigError(
+            f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
+            f'equally; correct what their `claims` return'
+        )
+    return best[0] if best else _refuse(cfg, product or DETECTOR, [one for one in claims if claims[one]])
+
+
+def _refuse(cfg: Any, product: str, others: Sequence[Family]) -> NoReturn:
+    """Raise the error of a config that no family of a product claims; `others` claim it."""
+    what = LACKING[product]
+    if others:
+        what += f' as a {product}; only its {others[0].product} is exported (tools/deployment/export_scn.py)'
+    raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], what)

@@ -16,7 +16,7 @@ ADVICE = 'the families and their configs are in README.md'
 
 
 class Described(Protocol):
-    """What a family says about itself: see `BaseFamily`."""
+    """What a family says about itself: see `Family`."""
 
     name: str
     exports: str

@@ -6,7 +6,8 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.families.base import DEFAULT_OPSET, BaseFamily
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET
+from mmdeploy_ext.families.base import Family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,22 +86,17 @@ class Graph:
     model: onnx.ModelProto | None = None
 
 
-class SequenceFamily(BaseFamily):
+class SequenceFamily(Family):
     """Export, references and runner of one family of models of frames.
 
     Attributes:
-        memory: whether a frame depends on the ones before it. Frames of a model without a memory need no
-            scene token, and are proven one by one.
         compared: outputs that are compared with a dump; empty means all of the last graph.
-        files: names of the graphs that its folders hold.
         contracts: what its export can promise: 'deploy', and 'fork' where users have code for another one.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
         dump_names: tensors that dump mode has; empty where that is not known before a frame has run.
     """
 
     contracts: ClassVar[tuple[str, ...]]
-    files: ClassVar[tuple[str, ...]] = ()
-    memory: ClassVar[bool] = True
     compared: ClassVar[tuple[str, ...]] = ()
     dump_suffixes: ClassVar[dict[str, str]] = {}
     dump_names: ClassVar[tuple[str, ...]] = ()
@@ -112,10 +108,6 @@ class SequenceFamily(BaseFamily):
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: SequenceOptions) -> list[Graph]:
         """Return the graphs of a contract, in the order in which a frame goes through them."""
-
-    @abc.abstractmethod
-    def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Return what the metadata tells about decoding and memory."""
 
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:
@@ -147,9 +139,7 @@ class SequenceFamily(BaseFamily):
         """Return what dump mode writes for one frame: name -> array."""
 
     @abc.abstractmethod
-    def dumped_frame(
-        self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
-    ) -> Frame | Sweep:
+    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame | Sweep:
         """Return the frame that a dump was made from.
 
         Raises:

@@ -6,8 +6,7 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.nearest import refusal
+from mmdeploy_ext.families.base import BACKBONE, Family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,27 +55,16 @@ class Int8Reference:
     add_method: str = ''
 
 
-class SparseFamily(abc.ABC):
+class SparseFamily(Family):
     """One family of models with a sparse-convolution backbone.
 
     Attributes:
-        name: of the family, as the metadata keeps it.
-        exports, near: see `BaseFamily`.
         orders: coordinate orders in which its file is written by the reference exporter, the default first.
     """
 
-    name: ClassVar[str]
-    exports: ClassVar[str] = ''
-    near: ClassVar[tuple[str, ...]] = ()
+    product = BACKBONE
+    samples = 'sweeps'
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
-
-    @abc.abstractmethod
-    def claims(self, cfg: Any) -> bool:
-        """Return whether the config describes a model of this family."""
-
-    @abc.abstractmethod
-    def build(self, cfg: Any) -> torch.nn.Module:
-        """Build the whole model that the config describes, without weights, in evaluation mode."""
 
     @abc.abstractmethod
     def settings(self, cfg: Any, model: torch.nn.Module) -> EncoderSettings:
@@ -91,7 +79,7 @@ class SparseFamily(abc.ABC):
         """Return the sparse encoder inside the model."""
 
     @abc.abstractmethod
-    def voxel_rule(self, cfg: Any) -> VoxelRule:
+    def preprocess_rule(self, cfg: Any) -> VoxelRule:
         """Return how points become voxels: what the metadata keeps and the runtime follows."""
 
     @abc.abstractmethod
@@ -99,7 +87,9 @@ class SparseFamily(abc.ABC):
         """Load the encoder's weights (and the rest of the model, where the file has it)."""
 
     @abc.abstractmethod
-    def reference(self, model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    def run_encoder(
+        self, model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray
+    ) -> np.ndarray:
         """Run the unpatched module on spconv, one thread.
 
         Args:
@@ -118,30 +108,3 @@ class SparseFamily(abc.ABC):
     def int8_reference(self) -> Int8Reference:
         """Return what else the reference's INT8 file has of its own; nothing without a reference."""
         return Int8Reference()
-
-
-SPARSE_FAMILIES: dict[str, SparseFamily] = {}
-
-
-def register_sparse_family(family: SparseFamily) -> SparseFamily:
-    """Make a family known to the tools; called once by its `export.py`."""
-    if family.name in SPARSE_FAMILIES:
-        raise ValueError(f'sparse family {family.name!r} is registered already')
-    SPARSE_FAMILIES[family.name] = family
-    return family
-
-
-def find_sparse_family(cfg: Any) -> SparseFamily:
-    """Return the family that claims a config.
-
-    Raises:
-        ConfigError: none does.
-    """
-    model = cfg.get('model')
-    if not model:
-        raise ConfigError(f'{cfg.filename}: has no `model`; expected a LiDAR model with a sparse encoder')
-    for family in SPARSE_FAMILIES.values():
-        if family.claims(cfg):
-            return family
-    families = tuple(SPARSE_FAMILIES.values())
-    raise refusal(cfg, families, 'has no sparse-convolution backbone that mm2onnx exports')

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.proof.verdict import TensorRow
+    from mmdeploy_ext.compare.rows import TensorRow
 
 
 def spec_of(model: onnx.ModelProto, rtol: float = DEFAULT_RTOL) -> GraphSpec:

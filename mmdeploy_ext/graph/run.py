@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
-from mmdeploy_ext.engines.onnxruntime import GRAPH_OPTIMIZATION
+from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import Index, near
 from mmdeploy_ext.graph.part import part

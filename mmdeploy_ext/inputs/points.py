@@ -97,7 +97,7 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
         PointsError: another width than the rule's, or a value that is not finite.
     """
     from mmdeploy_ext.inputs import voxel_loops
-    from mmdeploy_ext.sparse.rulebook import empty_slots
+    from mmdeploy_ext.inputs.voxel_hash import empty_slots
 
     points = check_points(points, rule.in_channels)
     low = np.array(rule.point_cloud_range[:3], np.float32)

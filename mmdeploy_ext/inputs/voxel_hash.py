@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 EMPTY = np.int64(-1)
+LEAST_SLOTS = 64
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys spread over the whole table
 
 
@@ -107,3 +108,9 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
             if (a | b | c) >= 0:
                 key = ((sites[i, 0] * shape[0] + a) * shape[1] + b) * shape[2] + c
                 table[k, rows[slot(key, slots, shift)]] = i
+
+
+def empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
+    """Return at least two slots per site, a power of two of them, and the shift that hashes into them."""
+    bits = max(2 * sites, LEAST_SLOTS).bit_length()
+    return np.full(1 << bits, EMPTY, np.int64), np.uint64(64 - bits)

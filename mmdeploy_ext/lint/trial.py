@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ExportError, root_cause
 from mmdeploy_ext.exporting.export import OPSETS, export_module
 from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET, has_deform_conv, standard_deform_conv
-from mmdeploy_ext.families.base import DEFAULT_OPSET
 from mmdeploy_ext.lint.marks import tensors_in
 from mmdeploy_ext.lint.record import Event
 from mmdeploy_ext.lint.sites import TORCH, Site, site_at

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.proof.verdict import Case, TensorRow
+from mmdeploy_ext.proof.verdict import Case
 from mmdeploy_ext.runtime.detections import results_from_padded
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from mmdeploy_ext.compare.tensors import failed_row
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.proof.verdict import TensorRow
+    from mmdeploy_ext.compare.rows import TensorRow
 
 CANDIDATES = 'candidates'
 

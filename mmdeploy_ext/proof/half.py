@@ -20,8 +20,9 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.compare.rows import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.proof.verdict import Case, DetectionRow, TensorRow, Verdict
+    from mmdeploy_ext.proof.verdict import Case, DetectionRow, Verdict
 
 COSINE = 0.999
 """Least cosine of every output with PyTorch's."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from mmdeploy_ext.compare.rows import TensorRow
     from mmdeploy_ext.proof.levels.graph_result import GraphResult
     from mmdeploy_ext.runtime.detections import Detections
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -27,38 +28,6 @@ class Check:
     name: str
     passed: bool
     detail: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorRow:
-    """One column group of one output, ONNX against PyTorch (level 2).
-
-    Attributes:
-        tensor: output name; with the group's name where there are several.
-        shape: of the reference, '1x80x76x76'.
-        max_abs: largest absolute difference, in the unit of the tensor; None where nothing could be compared
-            (as are the next three).
-        max_rel: the same over the largest absolute reference value of the group; None also for a reference of
-            zeros.
-        cosine: of both tensors flattened.
-        tolerance: the absolute difference that is allowed here.
-        passed: finite, same shape and dtype, not empty, within tolerance.
-        reason: why it failed; empty when passed.
-        histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
-            first one is "equal or below 1e-12").
-        at: the frame that these figures are of, where a row stands for the worst of a sequence.
-    """
-
-    tensor: str
-    shape: str
-    max_abs: float | None
-    max_rel: float | None
-    cosine: float | None
-    tolerance: float | None
-    passed: bool
-    reason: str = ''
-    histogram: tuple[int, ...] = ()
-    at: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

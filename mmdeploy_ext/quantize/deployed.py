@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
 from mmdeploy_ext.quantize.calibrators import PERCENTILE
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
+from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -123,7 +124,7 @@ def from_checkpoint(deployment: SparseDeployment, half: bool | None = None) -> R
     if not deployment.report.ranges:
         return None
     graph = fold(deployment.trace(), 'fp32')
-    ranges = Ranges.from_amax(
+    ranges = from_amax(
         graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256
     )
     ranges.check(graph)

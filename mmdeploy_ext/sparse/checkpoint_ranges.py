@@ -9,7 +9,7 @@ import numpy as np
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError, UsageError
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
-from mmdeploy_ext.sparse.ranges import NodeRange, quantised, weight_norm
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +17,26 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 
-def node_ranges(graph: SparseGraph, amax: Mapping[str, Any], source: str) -> dict[str, NodeRange]:
-    """Return node name -> ranges; see `Ranges.from_amax`."""
+def from_amax(
+    graph: SparseGraph,
+    amax: Mapping[str, Any],
+    source: str = 'checkpoint',
+    checkpoint_sha256: str = '',
+) -> Ranges:
+    """Take the ranges that a quantised checkpoint holds, such as NVIDIA's.
+
+    Args:
+        graph: folded.
+        amax: quantiser's path -> range, as arrays or numbers. A convolution at module path M reads
+            `M._input_quantizer` and `M._weight_quantizer`, an addition in block M
+            `M.quant_add._input_quantizer` (or at M itself); a trailing `._amax` and names without
+            the leading underscore are the same. What is not there stays missing: see `Ranges.complete`.
+        source: in words, for messages.
+        checkpoint_sha256: of the checkpoint file.
+
+    Raises:
+        UsageError: a range has another number of values than output channels, or is not positive.
+    """
     try:
         check_distinct((key, _quantiser_path(key)) for key in amax)
     except CheckpointError as error:
@@ -28,7 +46,7 @@ def node_ranges(graph: SparseGraph, amax: Mapping[str, Any], source: str) -> dic
     for node in quantised(graph):
         kernel = _per_channel(source, node, plain) if isinstance(node, SparseConvolution) else ()
         nodes[node.name] = NodeRange(node.module, _scalar(source, node, plain), *kernel)
-    return nodes
+    return Ranges(nodes, 'checkpoint', source, 0, graph_digest(graph), checkpoint_sha256)
 
 
 def _quantiser_path(key: str) -> str:

@@ -230,33 +230,6 @@ class Ranges:
             str(content.get('checkpoint_sha256', '')),
         )
 
-    @classmethod
-    def from_amax(
-        cls,
-        graph: SparseGraph,
-        amax: Mapping[str, Any],
-        source: str = 'checkpoint',
-        checkpoint_sha256: str = '',
-    ) -> Ranges:
-        """Take the ranges that a quantised checkpoint holds, such as NVIDIA's.
-
-        Args:
-            graph: folded.
-            amax: quantiser's path -> range, as arrays or numbers. A convolution at module path M reads
-                `M._input_quantizer` and `M._weight_quantizer`, an addition in block M
-                `M.quant_add._input_quantizer` (or at M itself); a trailing `._amax` and names without
-                the leading underscore are the same. What is not there stays missing: see `complete`.
-            source: in words, for messages.
-            checkpoint_sha256: of the checkpoint file.
-
-        Raises:
-            UsageError: a range has another number of values than output channels, or is not positive.
-        """
-        from mmdeploy_ext.sparse.checkpoint_ranges import node_ranges
-
-        nodes = node_ranges(graph, amax, source)
-        return cls(nodes, 'checkpoint', source, 0, graph_digest(graph), checkpoint_sha256)
-
 
 def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
     """Return the nodes that have ranges, in order.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import PointsError
-from mmdeploy_ext.inputs import voxel_hash as lookup
+from mmdeploy_ext.inputs import voxel_hash
+from mmdeploy_ext.inputs.voxel_hash import LEAST_SLOTS, empty_slots
 from mmdeploy_ext.sparse.plan import dense_output_shape
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.sparse.ir import Triple
     from mmdeploy_ext.sparse.plan import Plan
-
-LEAST_SLOTS = 64
 
 
 class Level:
@@ -74,7 +73,7 @@ class Level:
         """
         slots, shift = empty_slots(len(self))
         rows, keys = np.empty(len(slots), np.int32), self.keys
-        row = lookup.fill(keys, slots, rows, shift)
+        row = voxel_hash.fill(keys, slots, rows, shift)
         if row >= 0:
             first = int(np.flatnonzero(keys == keys[row])[0])
             raise PointsError(
@@ -98,12 +97,6 @@ def _checked(coordinates: np.ndarray, spatial_shape: Sequence[int]) -> np.ndarra
             f'{", ".join(map(str, spatial_shape))}); check the axis order and the point cloud range'
         )
     return np.ascontiguousarray(coordinates, np.int32)
-
-
-def empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
-    """Return at least two slots per site, a power of two of them, and the shift that hashes into them."""
-    bits = max(2 * sites, LEAST_SLOTS).bit_length()
-    return np.full(1 << bits, lookup.EMPTY, np.int64), np.uint64(64 - bits)
 
 
 class _Search:
@@ -136,10 +129,10 @@ class _Submanifold(_Search):
 
     def look(self, part: slice) -> None:
         shape, steps = self.level.shape, self.steps[part]
-        lookup.neighbours(self.level.coordinates, shape, steps, *self.level.hash, self.table[part])
+        voxel_hash.neighbours(self.level.coordinates, shape, steps, *self.level.hash, self.table[part])
 
     def complete(self, part: slice) -> None:
-        lookup.mirror(self.table[part], self.table[::-1][part])
+        voxel_hash.mirror(self.table[part], self.table[::-1][part])
 
 
 class _Strided(_Search):
@@ -153,7 +146,9 @@ class _Strided(_Search):
 
     def look(self, part: slice) -> None:
         shape, offsets = self.reached.shape, self.offsets[part]
-        lookup.reach(self.level.coordinates, shape, self.axes, offsets, *self.reached.hash, self.table[part])
+        voxel_hash.reach(
+            self.level.coordinates, shape, self.axes, offsets, *self.reached.hash, self.table[part]
+        )
 
 
 def _find(searches: Sequence[_Search], threads: int) -> list[np.ndarray]:
@@ -205,7 +200,7 @@ def _reached_level(level: Level, shape: Triple, axes: tuple[np.ndarray, ...]) ->
     while True:
         slots, shift = empty_slots(room)
         keys = np.empty(room, np.int64)
-        reached = lookup.reached_keys(level.coordinates, sizes, axes, slots, shift, keys)
+        reached = voxel_hash.reached_keys(level.coordinates, sizes, axes, slots, shift, keys)
         if reached >= 0:
             break
         room *= 2

@@ -1,4 +1,4 @@
-"""What is installed, what it can do, and what is wrong with the command that mends it.
+"""What is installed, what it can do, and what is wrong with the command that patches it.
 
     python -m mmdeploy_ext.stack.doctor [--runtime] [--json FILE]
 
@@ -24,15 +24,24 @@ from mmdeploy_ext.stack import compat
 
 # Distribution -> version of requirements*.txt (a test holds them together).
 RUNTIME = {
-    'numpy': '1.26.4', 'opencv-python-headless': '4.11.0.86', 'onnx': '1.23.2', 'onnxruntime': '1.31.1',
-    'onnx-ir': '1.1.0', 'onnxslim': '0.1.98', 'rich': '15.0.0', 'jinja2': '3.1.6'}
+    'numpy': '1.26.4',
+    'opencv-python-headless': '4.11.0.86',
+    'onnx': '1.23.2',
+    'onnxruntime': '1.31.1',
+    'onnx-ir': '1.1.0',
+    'onnxslim': '0.1.98',
+    'rich': '15.0.0',
+    'jinja2': '3.1.6',
+}
 EXPORT = {'torch': '2.13.0', 'torchvision': '0.28.0', 'spconv': '2.3.8'}
 FROZEN = {'mmcv-full': '1.7.2', 'mmdet': '2.28.2', 'mmsegmentation': '0.30.0', 'mmdet3d': '1.0.0rc6'}
 OPTIONAL = {'openvino': 'openvino', 'tensorrt-rtx': 'tensorrt'}
 
-MENDS = 'compat mends in effect'
-BUILD_MMCV = ('MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
-              'mmcv-full==1.7.2')
+PATCHES = 'compat patches in effect'
+BUILD_MMCV = (
+    'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
+    'mmcv-full==1.7.2'
+)
 
 
 @dataclass
@@ -51,25 +60,38 @@ class Finding:
 
 
 # What each probe runs. The last line that it prints is what was found.
-_COMPAT = 'from mmdeploy_ext import compat; compat.apply()\n'
+_COMPAT = 'from mmdeploy_ext.stack import compat; compat.apply()\n'
 _PROBES = {
-    'opencv': ('import cv2; print(cv2.__version__)', True,
-               'pip uninstall -y opencv-python; pip install --force-reinstall opencv-python-headless'),
-    'ONNX Runtime providers': ('import onnxruntime; print(", ".join(onnxruntime.get_available_providers()))',
-    True,
-                               'pip install --force-reinstall onnxruntime'),
-    'GPU': ('import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "none")',
-    False,
-            'reinstall torch from https://download.pytorch.org/whl/cpu or the index of your CUDA version'),
+    'opencv': (
+        'import cv2; print(cv2.__version__)',
+        True,
+        'pip uninstall -y opencv-python; pip install --force-reinstall opencv-python-headless',
+    ),
+    'ONNX Runtime providers': (
+        'import onnxruntime; print(", ".join(onnxruntime.get_available_providers()))',
+        True,
+        'pip install --force-reinstall onnxruntime',
+    ),
+    'GPU': (
+        'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "none")',
+        False,
+        'reinstall torch from https://download.pytorch.org/whl/cpu or the index of your CUDA version',
+    ),
     'mmcv compiled operators': (
         _COMPAT + 'import torch; from mmcv.ops import nms\n'
         'kept = nms(torch.tensor([[0., 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]]), torch.ones(3), 0.5)[1]\n'
-        'assert len(kept) == 2, kept; print("run")', False, BUILD_MMCV),
+        'assert len(kept) == 2, kept; print("run")',
+        False,
+        BUILD_MMCV,
+    ),
     'mmdet imports': (_COMPAT + 'import mmdet.apis, mmdet.datasets; print("yes")', False, 'make env'),
     'mmdet3d imports': (_COMPAT + 'import mmdet3d.apis, mmdet3d.models; print("yes")', False, 'make env'),
-    MENDS: (
+    PATCHES: (
         _COMPAT + 'import torchvision, mmdet.apis, mmdet3d.datasets\n'
-        'print(", ".join(mend.name for mend in compat.effective()) or "none needed")', False, 'make env'),
+        'print(", ".join(patch.name for patch in compat.effective()) or "none needed")',
+        False,
+        'make env',
+    ),
 }
 _OPTIONAL_PROBES = {
     'openvino': ('OpenVINO devices', 'import openvino; print(", ".join(openvino.Core().available_devices))'),
@@ -116,8 +138,14 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
 def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Finding:
     """Runs a few lines in a fresh interpreter; what they print last is what was found."""
     try:
-        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
-                              timeout=timeout_s, cwd=Path(__file__).parents[2], check=False)
+        done = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', code],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=Path(__file__).parents[2],
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return Finding(name, f'no answer in {timeout_s:.0f} s', '', 'problem', fix)
     if done.returncode < 0:
@@ -138,8 +166,11 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
     if not runtime_only:
         findings += [check_version(*item) for item in EXPORT.items()]
         findings += [check_version(*item, frozen=True) for item in FROZEN.items()]
-    probes = [(name, code, fix) for name, (code, is_runtime, fix) in _PROBES.items()
-              if is_runtime or not runtime_only]
+    probes = [
+        (name, code, fix)
+        for name, (code, is_runtime, fix) in _PROBES.items()
+        if is_runtime or not runtime_only
+    ]
     for distribution, extra in OPTIONAL.items():
         name, code = _OPTIONAL_PROBES[distribution]
         install = f"pip install '.[{extra}]'"
@@ -160,14 +191,15 @@ def print_report(findings: Sequence[Finding]) -> None:
     """Prints one table, then one line with a fix for each problem."""
     from rich.markup import escape
     from rich.table import Table
+
     colours = dict(ok='green', differs='yellow', absent='dim', problem='bold red')
     table = Table('', 'found', 'expected', 'verdict', title='mm2onnx doctor')
-    for f in [f for f in findings if f.name != MENDS or f.verdict == 'problem']:
+    for f in [f for f in findings if f.name != PATCHES or f.verdict == 'problem']:
         table.add_row(f.name, escape(f.found), f.expected, f'[{colours[f.verdict]}]{f.verdict}[/]')
     cli.stdout().print(table)
-    mends = ', '.join(f.found for f in findings if f.name == MENDS and f.verdict == 'ok').split(', ')
-    for mend in [mend for mend in compat.apply() if mend.name in mends]:
-        print(f'mended: {mend.name}: {mend.reason}')
+    patches = ', '.join(f.found for f in findings if f.name == PATCHES and f.verdict == 'ok').split(', ')
+    for patch in [patch for patch in compat.apply() if patch.name in patches]:
+        print(f'patched: {patch.name}: {patch.reason}')
     problems = [f for f in findings if f.verdict == 'problem']
     for f in problems:
         expected = f' (expected {f.expected})' if f.expected else ''
@@ -177,7 +209,9 @@ def print_report(findings: Sequence[Finding]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns 0 when healthy, 1 when there is a problem."""
-    parser = cli.ArgumentParser(prog='python -m mmdeploy_ext.stack.doctor', description=__doc__.split('\n')[0])
+    parser = cli.ArgumentParser(
+        prog='python -m mmdeploy_ext.stack.doctor', description=__doc__.split('\n')[0]
+    )
     parser.add_argument('--runtime', action='store_true', help='only what running an exported model needs')
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the findings to FILE')
     cli.add_debug_option(parser)
@@ -188,8 +222,9 @@ def _run(args: argparse.Namespace) -> int:
     findings = examine(args.runtime, progress=lambda name: print(f'checking {name} ...', file=sys.stderr))
     healthy = all(finding.verdict != 'problem' for finding in findings)
     if args.json:
-        args.json.write_text(json.dumps(dict(healthy=healthy, findings=[asdict(f) for f in findings]),
-        indent=2))
+        args.json.write_text(
+            json.dumps(dict(healthy=healthy, findings=[asdict(f) for f in findings]), indent=2)
+        )
     print_report(findings)
     return 0 if healthy else 1
 

@@ -23,7 +23,7 @@ from mmdeploy_ext.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.families.base import BaseFamily
+    from mmdeploy_ext.families.base import Family
 
 HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centerness': (0.5, 1.0)}
 """Last layers of the head: mean and standard deviation of their outputs."""
@@ -138,10 +138,10 @@ def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     The sparse backbone's follow from their names; what else a detector has is initialised with the seed.
     """
     import projects.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.sparse import SPARSE_FAMILIES
+    from mmdeploy_ext.families.base import BACKBONE, FAMILIES
     from mmdeploy_ext.sparse.seeded import fill_module
 
-    family = next((family for family in SPARSE_FAMILIES.values() if family.claims(cfg)), None)
+    family = next((one for one in FAMILIES.values() if one.product == BACKBONE and one.claims(cfg)), None)
     if family is None:
         return None
     torch.manual_seed(seed)
@@ -153,7 +153,7 @@ def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     return rest | {f'{prefix}{key}': torch.from_numpy(array) for key, array in filled.items()}
 
 
-def dense_weights(cfg: Any, family: BaseFamily, seed: int) -> dict[str, torch.Tensor]:
+def dense_weights(cfg: Any, family: Family, seed: int) -> dict[str, torch.Tensor]:
     """Return weights of a detector by its family's rule."""
     model = family.build(cfg)
     if family.name in NAMED_RULES:

@@ -14,14 +14,14 @@ import toy_scn_family
 from mmdeploy_ext.apps.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import sparse as deploy
-from mmdeploy_ext.families.sparse import find_sparse_family
+from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.proof.levels.sparse_proof import prove
 from mmdeploy_ext.proof.levels.sparse_structure import compare_node_lists
 from mmdeploy_ext.sparse import libspconv, seeded
+from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import differences
 from mmdeploy_ext.sparse.order import reorder
-from mmdeploy_ext.sparse.ranges import Ranges
 from scn_files import NODES, node_of, set_attribute
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -498,7 +498,7 @@ def full_models(tmp_path_factory):
     for net, prefix in PREFIXES.items():
         config = REPOSITORY / f'projects/configs/BEVFusion/{net}_lidar_0075voxel_nus.py'
         cfg = load_config(str(config))
-        family = find_sparse_family(cfg)
+        family = find_family(cfg, BACKBONE)
         encoder = family.encoder(family.build(cfg))
         seeded.fill_module(encoder, prefix)
         state = {prefix + key: value for key, value in encoder.state_dict().items()}
@@ -517,7 +517,7 @@ def seeded_ranges(traced, net):
     if centerpoint:
         first = np.abs(traced.convolutions()[0].weight).max((1, 2, 3, 4))
         amax['conv_input.0._weight_quantizer._amax'] = first
-    return Ranges.from_amax(graph, amax)
+    return from_amax(graph, amax)
 
 
 @pytest.mark.parametrize('golden', FULL)

@@ -123,7 +123,6 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.graph.diff.compare import HALF, Bars
     from mmdeploy_ext.proof.difference.locate import first_difference
 
@@ -137,11 +136,11 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
 
     def check(cfg: Any, family: Any, model: object) -> None:
         metadata.require(path, family.name)
-        if args.images and isinstance(family, SequenceFamily):
+        if args.images and family.samples != 'images':
             raise UsageError('--images: models of frames get seeded numbers; give real ones with --input')
 
     deployment = deploy.load(config, checkpoint, cfg_options, before_weights=check)
-    if not isinstance(deployment.family, SequenceFamily):
+    if deployment.family.samples == 'images':
         deployment.rule = deploy.file_rule(deployment.rule, metadata)
     default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
     with after_weights():

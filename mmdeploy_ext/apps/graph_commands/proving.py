@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
     from rich.console import Console
 
-    from mmdeploy_ext.proof.verdict import TensorRow
+    from mmdeploy_ext.compare.rows import TensorRow
 
 SEEDS = 2
 HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'

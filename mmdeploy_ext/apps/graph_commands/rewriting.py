@@ -159,9 +159,9 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
-    from mmdeploy_ext.contract.precision import recorded
     from mmdeploy_ext.graph.io import edits
     from mmdeploy_ext.graph.passes.fp16 import matching_nodes
+    from mmdeploy_ext.graph.passes.precision import recorded
 
     proving.check_output(args)
     model = proving.load(args.file)

@@ -1,8 +1,8 @@
 """One description of an operator that PyTorch's exporters do not know; see docs/custom-operators.md.
 
 A model calls the operator. In PyTorch the eager form runs. On export either its traceable form is traced, or
-one node of the domain `mm2onnx` stands for it, on both exporters alike, and `mmdeploy_ext/exporting/ops/forms.py` then
-decides what becomes of the node.
+one node of the domain `mm2onnx` stands for it, on both exporters alike, and `forms.py` then decides what
+becomes of the node.
 """
 
 from __future__ import annotations

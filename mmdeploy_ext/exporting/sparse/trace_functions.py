@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -10,90 +9,70 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from mmdeploy_ext.exporting.sparse.trace_values import UnsupportedOperatorError, Value, Values
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, Reshape, Transpose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mmdeploy_ext.exporting.sparse.trace_record import Recorder
-
-    Say = Callable[[Recorder, Callable, tuple, dict, Any], 'Value']
+    Say = Callable[[Values, Callable, tuple, dict, Any], 'Value']
 
 PROBE = (2, 3, 5, 7, 11, 13, 17, 19)
 """Sizes of a tensor of rank up to 8, all different: its shape tells the order of its axes."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A tensor of the graph.
-
-    Attributes:
-        name: its id.
-        sparse: features of active sites (N, C), not a dense tensor.
-        problem: why the graph cannot have it, or ''.
-    """
-
-    name: str
-    sparse: bool = False
-    problem: str = ''
-
-
-class CannotSayError(Exception):
-    """A function that the dialect has no operation for; the message continues 'MODULE: '."""
-
-
-def say(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
+def say(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
     """Record what a torch function did, and return what its result is.
 
     Raises:
-        CannotSayError: the dialect cannot say it.
+        UnsupportedOperatorError: the dialect cannot say it.
     """
     if func == torch.Tensor.data.__get__:
         return recorder.lookup(args[0])
     name = getattr(func, '__name__', str(func))
     handler = HANDLERS.get(name.strip('_').removeprefix('i') if name.startswith('__') else name.rstrip('_'))
     if handler is None or not isinstance(result, torch.Tensor):
-        raise CannotSayError(
+        raise UnsupportedOperatorError(
             f'{name} is nothing that the dialect can say (convolution, batch normalisation, ReLU and '
             f'addition on sites; scatter, transpose and reshape after them)'
         )
     return handler(recorder, func, args, kwargs, result)
 
 
-def _same(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+def _same(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
     return recorder.lookup(args[0])
 
 
-def _dropout(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+def _dropout(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
     training = kwargs.get('training', args[2] if len(args) > 2 else True)
     if training:
-        raise CannotSayError('dropout at random; expected evaluation mode')
+        raise UnsupportedOperatorError('dropout at random; expected evaluation mode')
     return recorder.lookup(args[0])
 
 
-def _relu(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+def _relu(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
     value = recorder.lookup(args[0] if args else kwargs['input'])
     _on_sites(value, 'ReLU')
     return recorder.add(Relu, (value,), True)
 
 
-def _add(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+def _add(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
     operands = [*args, *(kwargs[name] for name in ('input', 'other') if name in kwargs)][:2]
     if kwargs.get('alpha', 1) != 1:
-        raise CannotSayError(f'addition with alpha={kwargs["alpha"]}; the dialect adds with 1')
+        raise UnsupportedOperatorError(f'addition with alpha={kwargs["alpha"]}; the dialect adds with 1')
     values = tuple(recorder.lookup(operand) for operand in operands)
     for value in values:
         _on_sites(value, 'addition')
     if operands[0].shape != operands[1].shape:
-        raise CannotSayError(
+        raise UnsupportedOperatorError(
             f'addition of {tuple(operands[0].shape)} and {tuple(operands[1].shape)}; expected equal shapes'
         )
     return recorder.add(Add, values, True)
 
 
-def _batch_norm(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+def _batch_norm(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
     if func is not functional.batch_norm:
-        raise CannotSayError(f'{func} is no torch.nn.functional.batch_norm')
+        raise UnsupportedOperatorError(f'{func} is no torch.nn.functional.batch_norm')
     bound = inspect.signature(functional.batch_norm).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
@@ -101,7 +80,7 @@ def _batch_norm(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, r
     _on_sites(value, 'batch normalisation')
     mean, var = given['running_mean'], given['running_var']
     if given['training'] or mean is None or var is None:
-        raise CannotSayError(
+        raise UnsupportedOperatorError(
             'batch normalisation by the statistics of its own input; it needs running statistics'
         )
     ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
@@ -123,17 +102,15 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 def _on_sites(value: Value, what: str) -> None:
     if not value.sparse:
-        raise CannotSayError(
+        raise UnsupportedOperatorError(
             f'{what} on the dense tensor; the dialect ends there; trace the encoder without what follows it'
         )
 
 
-def _permutation(
-    recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor
-) -> Value:
+def _permutation(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
     value = recorder.lookup(args[0])
     if value.sparse:
-        raise CannotSayError(f'{func.__name__} of features on sites')
+        raise UnsupportedOperatorError(f'{func.__name__} of features on sites')
     probe = func(torch.empty(PROBE[: args[0].ndim], device='meta'), *args[1:], **kwargs)
     dims = tuple(PROBE.index(size) for size in probe.shape)
     if dims == tuple(range(len(dims))):
@@ -141,12 +118,12 @@ def _permutation(
     return recorder.add(Transpose, (value,), False, dims=dims)
 
 
-def _reshape(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+def _reshape(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
     value = recorder.lookup(args[0])
     if result.shape == args[0].shape and result.dtype == args[0].dtype:
         return value
     if value.sparse or result.dtype != args[0].dtype:
-        raise CannotSayError(
+        raise UnsupportedOperatorError(
             f'{func.__name__} of {tuple(args[0].shape)} to {tuple(result.shape)} {result.dtype}'
         )
     return recorder.add(Reshape, (value,), False, dims=tuple(result.shape))

@@ -17,8 +17,9 @@ from spconv.pytorch.conv import SparseConvolution as ConvolutionModule
 from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.core.errors import ExportError, ShapeError
-from mmdeploy_ext.exporting.sparse.trace_functions import CannotSayError, Value, say
-from mmdeploy_ext.sparse.ir import Node, ScatterDense, SparseConvolution, Transpose
+from mmdeploy_ext.exporting.sparse.trace_functions import say
+from mmdeploy_ext.exporting.sparse.trace_values import UnsupportedOperatorError, Value, Values
+from mmdeploy_ext.sparse.ir import ScatterDense, SparseConvolution, Transpose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,66 +35,15 @@ class NoSiteLeftError(ExportError):
     """The traced voxels do not reach the end of the network."""
 
 
-class Recorder:
-    """Nodes of one forward pass.
-
-    Attributes:
-        nodes: in the order in which they ran.
-        order: axis order of the coordinates.
-    """
+class Recorder(Values):
+    """What a module does while it runs under `functions`, with its submodules hooked."""
 
     def __init__(
         self, features: torch.Tensor, coordinates: torch.Tensor, spatial_shape: Triple, order: str
     ) -> None:
-        self.nodes: list[Node] = []
-        self.order = order
-        self._shape = list(spatial_shape)
-        self._values: dict[int, Value] = {}
-        self._alive: list[torch.Tensor] = []
-        self._path: list[str] = []
+        super().__init__(features, coordinates, spatial_shape, order)
         self._silence = 0
         self._uncounted: list[ConvolutionModule] = []
-        self._sites = {'0': (coordinates.clone(), self._shape)}
-        self._bind(features, Value('0', sparse=True))
-
-    # ---- tensors
-
-    def _bind(self, tensor: torch.Tensor, value: Value) -> None:
-        self._values[id(tensor)] = value
-        self._alive.append(tensor)  # an id is only good while its object lives
-
-    def _value(self, tensor: object) -> Value | None:
-        return self._values.get(id(tensor)) if isinstance(tensor, torch.Tensor) else None
-
-    def use(self, tensor: torch.Tensor, where: str) -> Value:
-        """Return what a tensor is in the graph.
-
-        Raises:
-            ExportError: it does not come from the voxels, or by something that the dialect cannot say.
-        """
-        value = self._value(tensor)
-        if value is None:
-            raise ExportError(
-                f'{where}: takes a tensor that does not come from the voxels; expected one that does'
-            )
-        if value.problem:
-            raise ExportError(value.problem)
-        return value
-
-    def add(self, node_type: type[Node], inputs: tuple[Value, ...], sparse: bool, **fields: Any) -> Value:
-        """Append a node and return its output."""
-        output = f't{len(self.nodes)}'
-        module = fields.pop('module', self.path)
-        names = tuple(value.name for value in inputs)
-        if sparse and node_type is not SparseConvolution:
-            self._sites[output] = self._sites[names[0]]
-        self.nodes.append(node_type(name=output, module=module, inputs=names, output=output, **fields))
-        return Value(output, sparse=sparse)
-
-    @property
-    def path(self) -> str:
-        """Path of the module that runs; '' is the encoder itself."""
-        return self._path[-1] if self._path else ''
 
     # ---- functions between modules
 
@@ -133,7 +83,7 @@ class Recorder:
                 return value
         try:
             return say(self, func, args, kwargs, result)
-        except CannotSayError as error:
+        except UnsupportedOperatorError as error:
             return Value('', problem=f'{self.path or "the encoder"}: {error}')
 
     def _rebind_aliases(self, tensor: torch.Tensor, value: Value) -> None:
@@ -148,17 +98,6 @@ class Recorder:
                 )
                 self._values[id(other)] = value if same else Value('', problem=reason)
         self._bind(tensor, value)
-
-    def lookup(self, tensor: object) -> Value:
-        """Return the value of an operand of a function.
-
-        Raises:
-            CannotSayError: it is not tracked.
-        """
-        value = self._value(tensor)
-        if value is None:
-            raise CannotSayError('combines the voxels with something that does not come from them')
-        return value
 
     # ---- modules
 

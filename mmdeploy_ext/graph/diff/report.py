@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from mmdeploy_ext.compare.axes import Axes
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.proof.views.drift_plot import Axes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

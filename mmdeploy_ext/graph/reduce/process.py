@@ -47,7 +47,7 @@ class Crash(Check):
     meaning = 'ONNX Runtime refuses to load or run the model, or the process dies'
     child = (
         'import sys; sys.path.insert(0, sys.argv[1])\n'
-        'from mmdeploy_ext.graph import reduced_run\nfrom pathlib import Path\n'
+        'from mmdeploy_ext.graph.reduce import run as reduced_run\nfrom pathlib import Path\n'
         'print(reduced_run.run_outcome(sys.argv[2], reduced_run._arrays(Path(sys.argv[3]))))'
     )
 

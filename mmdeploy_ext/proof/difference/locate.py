@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.families.base import Stage
-from mmdeploy_ext.families.sequence import SequenceFamily, SequenceOptions
+from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.graph.diff import compare as diff
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
@@ -80,7 +80,7 @@ def subject_of(
     Raises:
         UsageError: the graph was not made by an exporter of torch, or is not of this contract.
     """
-    if isinstance(deployment.family, SequenceFamily):
+    if deployment.family.samples != 'images':
         subject = _of_sequence(deployment, metadata)
     else:
         subject = _of_images(deployment, metadata, images)
@@ -336,7 +336,7 @@ def _upstream_notes(
     """Compare the exported modules with the unpatched model: an error there is in no node of the graph."""
     family = deployment.family
     valued = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
-    if isinstance(family, SequenceFamily) or not valued:
+    if family.samples != 'images' or not valued:
         return []
     own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
     score_form = metadata.options.get('score_form', 'separate')

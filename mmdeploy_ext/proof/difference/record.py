@@ -22,7 +22,7 @@ from mmdeploy_ext.graph.diff.scope import plain_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.families.base import Stage
+    from mmdeploy_ext.contract.stages import Stage
 
 SAME_VALUES = (
     'detach',

@@ -15,6 +15,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors, same_bits, without_ties
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.cli import one_line
@@ -23,7 +24,7 @@ from mmdeploy_ext.engines import ENGINE_TITLES
 from mmdeploy_ext.proof import full_form, half
 from mmdeploy_ext.proof.enough import AGAIN
 from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.proof.verdict import Case, DetectionRow, PicturePair, TensorRow
+from mmdeploy_ext.proof.verdict import Case, DetectionRow, PicturePair
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.proof.levels.sequence_ties import RowPairing, score_error, selection
-from mmdeploy_ext.proof.verdict import SequenceRow, TensorRow
+from mmdeploy_ext.proof.verdict import SequenceRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import Progress
 
+from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors, failed_row
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.cli import one_line, stderr
@@ -20,7 +21,7 @@ from mmdeploy_ext.proof.levels.sparse_subject import Subject, check_file, subjec
 from mmdeploy_ext.proof.portable_layers import PortableLayers
 from mmdeploy_ext.proof.spconv_layers import LayerOutput, layer_sources, watched
 from mmdeploy_ext.proof.tasks.bev import BevPair
-from mmdeploy_ext.proof.verdict import Case, TensorRow, Verdict
+from mmdeploy_ext.proof.verdict import Case, Verdict
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.libspconv import read, to_node_list
 from mmdeploy_ext.sparse.plan import plan_of
@@ -113,7 +114,7 @@ def run_reference(subject: Subject, voxels: VoxelSet) -> Reference:
     family, model = subject.deployment.family, subject.deployment.model
     with watched(family.encoder(model), layer_sources(subject.traced)) as layers:
         start = time.perf_counter()
-        dense = family.reference(model, voxels.features, voxels.coordinates)
+        dense = family.run_encoder(model, voxels.features, voxels.coordinates)
         milliseconds = (time.perf_counter() - start) * 1e3
     return Reference(dense, layers, milliseconds)
 

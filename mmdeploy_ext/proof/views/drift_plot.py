@@ -5,46 +5,21 @@ The colours and texts are the report's style sheet's; nothing here needs a plott
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from mmdeploy_ext.compare.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-WIDTH, HEIGHT, STRIP = 780, 230, 34
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
+STRIP = 34
 DECADES = (-8, 2)
 """The widest range that is drawn; what is equal is drawn at the lower end of the axis."""
 LINES = 8
 """Line styles of the style sheet: classes `line0` to `line7`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """Where values go.
-
-    Attributes:
-        frames: on the x axis.
-        low: lowest decade.
-        high: highest decade.
-    """
-
-    frames: int
-    low: int
-    high: int
-
-    def x(self, frame: float) -> float:
-        """Return the abscissa of a frame."""
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (frame + 0.5) / max(self.frames, 1), 2)
-
-    def y(self, value: float) -> float:
-        """Return the ordinate of an error; what is beyond the axis lies on its end."""
-        decade = math.log10(value) if value > 0 else self.low
-        part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
 
 
 def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.proof.verdict import Case, DetectionRow, MetricRow, SequenceRow, TensorRow, Verdict
+    from mmdeploy_ext.compare.rows import TensorRow
+    from mmdeploy_ext.proof.verdict import Case, DetectionRow, MetricRow, SequenceRow, Verdict
 
 MAX_ROWS = 20
 """A case with more rows shows the worst per kind; the JSON file has them all."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from mmdeploy_ext.core.errors import ConfigError, root_cause
-from mmdeploy_ext.families.sparse import EncoderSettings, Int8Reference, SparseFamily, register_sparse_family
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.sparse import EncoderSettings, Int8Reference, SparseFamily
 from mmdeploy_ext.stack import compat
 from mmdeploy_ext.weights.sparse_checkpoint import load_model
 from projects.mmdet3d_plugin.bevfusion import grid
@@ -49,10 +50,11 @@ class LidarFamily(SparseFamily):
 
     encoder_type: ClassVar[str]
 
-    def claims(self, cfg: Any) -> bool:
+    def claims(self, cfg: Any) -> Claim:
         """See SparseFamily."""
         parts = _parts(cfg)
-        return parts is not None and cfg.model[parts['encoder']].get('type') == self.encoder_type
+        known = parts is not None and cfg.model[parts['encoder']].get('type') == self.encoder_type
+        return Claim.PART if known else Claim.NO
 
     def build(self, cfg: Any) -> torch.nn.Module:
         """See SparseFamily."""
@@ -83,7 +85,7 @@ class LidarFamily(SparseFamily):
         channels = int(cfg.model[parts['encoder']]['in_channels'])
         return EncoderSettings(_path(model), order, tuple(map(int, shape)), channels, output)
 
-    def voxel_rule(self, cfg: Any) -> VoxelRule:
+    def preprocess_rule(self, cfg: Any) -> VoxelRule:
         """See SparseFamily."""
         parts = _parts(cfg)
         _grid(cfg, parts)
@@ -107,7 +109,9 @@ class LidarFamily(SparseFamily):
         """See SparseFamily."""
         return load_model(path, model, _path(model), weight_layout=weight_layout)
 
-    def reference(self, model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    def run_encoder(
+        self, model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray
+    ) -> np.ndarray:
         """See SparseFamily."""
         with compat.single_thread(), torch.no_grad():
             dense = self.encoder(model)(torch.from_numpy(features), torch.from_numpy(coordinates), 1)
@@ -207,4 +211,4 @@ class SecondEncoder(LidarFamily):
 
 
 for _family in (BEVFusion(), PublishedCenterPoint(), SecondEncoder()):
-    register_sparse_family(_family)
+    register_family(_family)

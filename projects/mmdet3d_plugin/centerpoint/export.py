@@ -17,9 +17,8 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.export import check_opset
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.base import register_family
+from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
 from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
-from mmdeploy_ext.families.sparse import find_sparse_family
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES, BoxRule
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.weights.checkpoint import listed
@@ -51,12 +50,12 @@ class CenterPointFamily(SequenceFamily):
     task = 'points3d'
     contracts = ('deploy',)
     files = ('backbone', 'head')
-    memory = False
+    samples = 'sweeps'
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
 
-    def claims(self, cfg: Any) -> bool:
-        """See `BaseFamily.claims`."""
-        return cfg.model.get('type') == 'CenterPoint'
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        return Claim.DETECTOR if cfg.model.get('type') == 'CenterPoint' else Claim.NO
 
     def check(self, cfg: Any, options: SequenceOptions) -> None:
         """See `SequenceFamily.check`."""
@@ -74,14 +73,14 @@ class CenterPointFamily(SequenceFamily):
         check_points_loaded(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
-        """See `BaseFamily.build`."""
+        """See `Family.build`."""
         check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg)
-        find_sparse_family(cfg).settings(cfg, model)  # refuses grids that disagree
+        find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """See `BaseFamily.load_weights`; kernels of either spconv layout."""
+        """See `Family.load_weights`; kernels of either spconv layout."""
         from mmdeploy_ext.weights.sparse_checkpoint import load_model
 
         report = load_model(checkpoint.path, model, 'pts_middle_encoder')
@@ -94,13 +93,13 @@ class CenterPointFamily(SequenceFamily):
             )
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `BaseFamily.num_classes`."""
+        """See `Family.num_classes`."""
         return sum(model.pts_bbox_head.num_classes)
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """See `BaseFamily.preprocess_rule`: how points become voxels."""
+        """See `Family.preprocess_rule`: how points become voxels."""
         check_model(cfg.filename, cfg.model)
-        return find_sparse_family(cfg).voxel_rule(cfg)
+        return find_family(cfg, BACKBONE).preprocess_rule(cfg)
 
     def graphs(self, model: nn.Module, options: SequenceOptions) -> list[Graph]:
         """See `SequenceFamily.graphs`: the sparse backbone, and the dense head."""

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.export import check_opset
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.base import register_family
+from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from projects.mmdet3d_plugin.common.build import build_without_weights
@@ -47,6 +47,8 @@ class StreamPetrFamily(SequenceFamily):
     exports = 'Petr3D with StreamPETRHead (projects/mmdet3d_plugin/streampetr/README.md)'
     near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
     task = 'bbox3d'
+    samples = 'frames'
+    memory = True
     contracts = ('deploy', 'fork')
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     compared = ('all_cls_scores', 'all_bbox_preds')
@@ -54,10 +56,12 @@ class StreamPetrFamily(SequenceFamily):
     dump_suffixes = dumps.SUFFIXES
     dump_names = dumps.NAMES
 
-    def claims(self, cfg: Any) -> bool:
-        """See `BaseFamily.claims`: by detector or by head."""
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`: by detector or by head."""
         head = (cfg.model.get('pts_bbox_head') or {}).get('type')
-        return cfg.model.get('type') in DETECTORS or head in HEADS
+        if cfg.model.get('type') in DETECTORS:
+            return Claim.DETECTOR
+        return Claim.HEAD if head in HEADS else Claim.NO
 
     def check(self, cfg: Any, options: SequenceOptions) -> None:
         """See `SequenceFamily.check`."""
@@ -75,7 +79,7 @@ class StreamPetrFamily(SequenceFamily):
             )
 
     def build(self, cfg: Any) -> nn.Module:
-        """See `BaseFamily.build`. The model keeps N, H and W of the config as `input_sizes`."""
+        """See `Family.build`. The model keeps N, H and W of the config as `input_sizes`."""
         _check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg)
         rule = self.preprocess_rule(cfg)
@@ -83,11 +87,11 @@ class StreamPetrFamily(SequenceFamily):
         return model
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `BaseFamily.num_classes`."""
+        """See `Family.num_classes`."""
         return int(model.pts_bbox_head.num_classes)
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        """See `BaseFamily.preprocess_rule`; the config's `num_cams` says N where it is not 6."""
+        """See `Family.preprocess_rule`; the config's `num_cams` says N where it is not 6."""
         cameras = cfg.get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
             raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')

@@ -17,12 +17,13 @@ from mmdet.core.anchor import build_prior_generator
 from torch import nn
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.ops.deform_conv import spell_out_leading_offsets
 from mmdeploy_ext.exporting.postprocess.bbox2d import NmsConfig, capped, nms_config
-from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.families.base import Claim, ExportOptions, ImageFamily, register_family
 from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.atss import model as runtime
@@ -46,7 +47,7 @@ FIXED_SIZE_BACKBONES = ('SwinTransformer',)
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 
 
-class AtssFamily(Family):
+class AtssFamily(ImageFamily):
     """mmdet's `ATSS` detector with `ATSSHead`."""
 
     name = 'atss'
@@ -56,12 +57,12 @@ class AtssFamily(Family):
     forms = ('full', 'decode', 'raw')
     own_options = ('max_candidates',)
 
-    def claims(self, cfg: Any) -> bool:
+    def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
-        return (cfg.model.get('bbox_head') or {}).get('type') == 'ATSSHead'
+        return Claim.HEAD if (cfg.model.get('bbox_head') or {}).get('type') == 'ATSSHead' else Claim.NO
 
     def check(self, cfg: Any, options: ExportOptions) -> None:
-        """See `Family.check`: sizes, coder, DCN and opset."""
+        """See `ImageFamily.check`: sizes, coder, DCN and opset."""
         if options.form not in self.forms:
             raise UsageError(f'--postprocess {options.form}: expected one of {", ".join(self.forms)}')
         head = cfg.model.bbox_head
@@ -89,7 +90,7 @@ class AtssFamily(Family):
             _check_candidates(head, options, config)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
-        """See `Family.spec`."""
+        """See `ImageFamily.spec`."""
         batch, height, width = (
             ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
         )
@@ -207,7 +208,7 @@ class AtssFamily(Family):
         return tuple(outputs)
 
     def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
-        """See `Family.stages`: the network, and what the form adds to it."""
+        """See `ImageFamily.stages`: the network, and what the form adds to it."""
         raw = raw_names(len(model.bbox_head.prior_generator.strides))
         network = spell_out_leading_offsets(fuse(model)) if fold else model
         chain = [Stage('network', RawNetwork(network), ('input',), raw)]
@@ -249,7 +250,7 @@ class AtssFamily(Family):
         return int(model.bbox_head.num_classes)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """See `Family.feeds`."""
+        """See `ImageFamily.feeds`."""
         feeds = dict(
             input=np.stack([image.tensor for image in images]),
             img_shape=np.asarray([image.img_shape for image in images], np.float32),
@@ -261,7 +262,7 @@ class AtssFamily(Family):
     def reference_tensors(
         self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **_: Any
     ) -> dict[str, np.ndarray]:
-        """See `Family.reference_tensors`: mmdet's own head, anchor generator and box coder."""
+        """See `ImageFamily.reference_tensors`: mmdet's own head, anchor generator and box coder."""
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
             outputs = model.bbox_head(model.extract_feat(image))
@@ -277,7 +278,7 @@ class AtssFamily(Family):
     def reference_detections(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> list[Detections]:
-        """See `Family.reference_detections`: mmdet's `get_bboxes`."""
+        """See `ImageFamily.reference_detections`: mmdet's `get_bboxes`."""
         metas = [
             dict(
                 img_shape=(*image.img_shape, 3),
@@ -302,7 +303,7 @@ class AtssFamily(Family):
     def candidate_bounds(
         self, model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `Family.candidate_bounds`: (anchor, class) pairs of the best of every level."""
+        """See `ImageFamily.candidate_bounds`: (anchor, class) pairs of the best of every level."""
         config = nms_config(model.bbox_head.test_cfg)
         tensors = self.reference_tensors(model, feeds, 'raw', 'separate')
         levels = [
@@ -317,7 +318,7 @@ class AtssFamily(Family):
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> list[Detections]:
-        """See `Family.detections`."""
+        """See `ImageFamily.detections`."""
         return runtime.detections(metadata, outputs, feeds)
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.families.base import Claim, ExportOptions, ImageFamily, register_family
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.rtdetr import model as runtime
@@ -41,7 +42,7 @@ HEADS = ('pred_logits', 'pred_boxes')
 SIZES = runtime.SIZES
 
 
-class RtDetrFamily(Family):
+class RtDetrFamily(ImageFamily):
     """The `RTDETR` detector of this plugin."""
 
     name = 'rtdetr'
@@ -52,12 +53,12 @@ class RtDetrFamily(Family):
     own_options = ('fuse', 'grid_sample', 'dynamic_batch')
     keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
 
-    def claims(self, cfg: Any) -> bool:
+    def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
-        return cfg.model.get('type') == 'RTDETR'
+        return Claim.DETECTOR if cfg.model.get('type') == 'RTDETR' else Claim.NO
 
     def check(self, cfg: Any, options: ExportOptions) -> None:
-        """See `Family.check`: forms, opset, sizes."""
+        """See `ImageFamily.check`: forms, opset, sizes."""
         if options.form not in self.forms:
             raise UsageError(
                 f'--postprocess {options.form}: expected one of {", ".join(self.forms)} for this model'
@@ -75,7 +76,7 @@ class RtDetrFamily(Family):
         _check_queries(cfg, options)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
-        """See `Family.spec`."""
+        """See `ImageFamily.spec`."""
         batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
         height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
         images = TensorSpec(
@@ -99,12 +100,12 @@ class RtDetrFamily(Family):
         return GraphSpec('rtdetr/full', (images, sizes), _full_outputs(model, batch))
 
     def takes(self, model: nn.Module, options: ExportOptions, height: int, width: int) -> bool:
-        """See `Family.takes`: as many tokens as queries, or more."""
+        """See `ImageFamily.takes`: as many tokens as queries, or more."""
         enough = runtime.count_tokens(height, width) >= int(model.decoder.num_queries)
         return enough and super().takes(model, options, height, width)
 
     def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
-        """See `Family.stages`: the network, and for `full` the post-processing after it."""
+        """See `ImageFamily.stages`: the network, and for `full` the post-processing after it."""
         network = fuse(model) if fold else model
         if fold and not options.fuse:
             separate_branches(network)
@@ -146,7 +147,7 @@ class RtDetrFamily(Family):
         return int(model.decoder.num_classes)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """See `Family.feeds`.
+        """See `ImageFamily.feeds`.
 
         Raises:
             ShapeError: boxes in pixels of the original are asked for, of an image that was padded.
@@ -162,7 +163,7 @@ class RtDetrFamily(Family):
         tokens: torch.Tensor | None = None,
         **_: Any,
     ) -> dict[str, np.ndarray]:
-        """See `Family.reference_tensors`; `tokens` (B, Q) are taken instead of the best when given."""
+        """See `ImageFamily.reference_tensors`; `tokens` (B, Q) are taken instead of the best when given."""
         with torch.no_grad():
             images = _to_model(model, feeds['images'])
             outputs = model.decoder(model.extract_feat(images), tokens)
@@ -176,7 +177,7 @@ class RtDetrFamily(Family):
         reference: Mapping[str, np.ndarray],
         ties_rtol: float = DEFAULT_RTOL,
     ) -> dict[str, np.ndarray]:
-        """See `Family.choose_as`: tokens that differ from the best ones by ties only are taken over.
+        """See `ImageFamily.choose_as`: tokens that differ from the best ones by ties only are taken over.
 
         The same tokens in another order are the same rows in another order; where a tie at the cut makes
         another set of tokens, PyTorch runs with that set. Images without ties keep their reference.
@@ -201,7 +202,7 @@ class RtDetrFamily(Family):
     def reference_detections(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> list[Detections]:
-        """See `Family.reference_detections`: the detector's own test path."""
+        """See `ImageFamily.reference_detections`: the detector's own test path."""
         feeds = self.feeds(images, rescale)
         runtime.check_tokens(feeds['images'].shape, int(model.decoder.num_queries))
         with torch.no_grad():
@@ -211,7 +212,7 @@ class RtDetrFamily(Family):
 
     @contextlib.contextmanager
     def longer_lists(self, model: nn.Module) -> Iterator[None]:
-        """See `Family.longer_lists`: as long as there are pairs of query and class."""
+        """See `ImageFamily.longer_lists`: as long as there are pairs of query and class."""
         most, pairs = model.max_per_img, int(model.decoder.num_queries) * int(model.decoder.num_classes)
         model.postprocess.max_per_img = min(2 * most, pairs)
         try:
@@ -222,7 +223,7 @@ class RtDetrFamily(Family):
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> list[Detections]:
-        """See `Family.detections`."""
+        """See `ImageFamily.detections`."""
         return runtime.detections(metadata, outputs, feeds)
 
 

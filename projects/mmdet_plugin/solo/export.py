@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
-from mmdeploy_ext.families.base import ExportOptions, Family, Stage, register_family
+from mmdeploy_ext.families.base import Claim, ExportOptions, ImageFamily, register_family
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
 from mmdeploy_ext.runtime.solo import model as runtime
@@ -58,7 +59,7 @@ a score of 5e-4 and by 2.5e-3 of one of 6e-5. A pair 6.4e-9 apart at 5.6e-5 did 
 """
 
 
-class SoloFamily(Family):
+class SoloFamily(ImageFamily):
     """mmdet's `SOLO`, `DecoupledSOLO` and `SOLOv2` detectors with any of the four heads."""
 
     name = 'solo'
@@ -79,12 +80,12 @@ class SoloFamily(Family):
     forms = ('full', 'raw')
     own_options = ('layout', 'max_candidates')
 
-    def claims(self, cfg: Any) -> bool:
+    def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
-        return (cfg.model.get('mask_head') or {}).get('type') in LEVELS
+        return Claim.HEAD if (cfg.model.get('mask_head') or {}).get('type') in LEVELS else Claim.NO
 
     def check(self, cfg: Any, options: ExportOptions) -> None:
-        """See `Family.check`: forms, layout, sizes, thresholds."""
+        """See `ImageFamily.check`: forms, layout, sizes, thresholds."""
         contract.check_options(options, self.forms)
         contract.check_head(cfg.filename, cfg.model.mask_head, options)
         mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
@@ -95,16 +96,16 @@ class SoloFamily(Family):
         return super().build(cfg)
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """See `BaseFamily.load_weights`; grids of another training are refused."""
+        """See `Family.load_weights`; grids of another training are refused."""
         check_grids(model.mask_head, checkpoint)
         super().load_weights(model, checkpoint)
 
     def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
-        """See `Family.spec`."""
+        """See `ImageFamily.spec`."""
         return contract.graph_spec(model.mask_head, options)
 
     def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
-        """See `Family.stages`: the network, and for `full` the post-processing after it."""
+        """See `ImageFamily.stages`: the network, and for `full` the post-processing after it."""
         head = model.mask_head
         levels = LEVELS[type(head).__name__](fuse(model) if fold else model)
         if options.form == 'raw' and options.layout == 'fork':
@@ -145,18 +146,18 @@ class SoloFamily(Family):
         return int(model.mask_head.num_classes)
 
     def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
-        """See `Family.batches`: masks of one batch have one size."""
+        """See `ImageFamily.batches`: masks of one batch have one size."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(tuple(image.ori_shape), []).append(index)
         return list(groups.values())
 
     def whole(self, image: PreparedImage) -> tuple[int, int]:
-        """See `Family.whole`: up to a multiple of 8, which soft masks have."""
+        """See `ImageFamily.whole`: up to a multiple of 8, which soft masks have."""
         return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """See `Family.feeds`; masks are of the original size whatever `rescale` says, as mmdet's are."""
+        """See `ImageFamily.feeds`; masks are of the original size whatever `rescale` says, as mmdet's are."""
         sizes = {tuple(image.ori_shape) for image in images}
         if len(sizes) > 1:
             raise ShapeError(
@@ -178,7 +179,7 @@ class SoloFamily(Family):
         layout: str = 'batched',
         **_: Any,
     ) -> dict[str, np.ndarray]:
-        """See `Family.reference_tensors`: mmdet's own head, SOLOv2's points NMS as in its `get_results`."""
+        """See `ImageFamily.reference_tensors`: mmdet's own head, SOLOv2's points NMS as in `get_results`."""
         head = model.mask_head
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
@@ -189,7 +190,7 @@ class SoloFamily(Family):
     def reference_detections(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> list[Instances]:
-        """See `Family.reference_detections`: mmdet's `get_results`."""
+        """See `ImageFamily.reference_detections`: mmdet's `get_results`."""
         metas = [dict(img_shape=(*image.img_shape, 3), ori_shape=(*image.ori_shape, 3)) for image in images]
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -208,7 +209,7 @@ class SoloFamily(Family):
     def harmless(
         self, model: nn.Module, feeds: Mapping[str, np.ndarray], layout: str = 'batched', **_: Any
     ) -> dict[str, np.ndarray]:
-        """See `Family.harmless`: scores of points-NMS ties below the threshold.
+        """See `ImageFamily.harmless`: scores of points-NMS ties below the threshold.
 
         Both engines may give such a cell its score or zero; no result depends on it.
         """
@@ -222,14 +223,14 @@ class SoloFamily(Family):
     def candidate_bounds(
         self, model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `Family.candidate_bounds`: (cell, class) pairs after points NMS."""
+        """See `ImageFamily.candidate_bounds`: (cell, class) pairs after points NMS."""
         scores = self.reference_tensors(model, feeds, 'raw', 'separate')['cate_pred']
         return count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack)
 
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> list[Instances]:
-        """See `Family.detections`."""
+        """See `ImageFamily.detections`."""
         return runtime.detections(metadata, outputs, feeds)
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 import toy_solo
 from mmdeploy_ext.apps import backend_config, export_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.precision import in_precision, with_half_features
+from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import read_json
@@ -20,6 +20,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.precision import in_precision
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.ladder import prove
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy

@@ -160,7 +160,7 @@ def test_the_exit_status_and_the_line_reach_the_shell(script, words, status, tmp
 def test_a_reader_that_has_read_enough_ends_a_tool_without_a_word(tmp_path):
     script = tmp_path / 'many_lines.py'
     script.write_text(
-        'import sys\nfrom mmdeploy_ext import cli\n'
+        'import sys\nfrom mmdeploy_ext.core import cli\n'
         'sys.exit(cli.run(lambda args: [print(n) for n in range(99999)] and 0, cli.ArgumentParser()))\n'
     )
     command = f'PYTHONPATH={REPOSITORY} {sys.executable} {script} | head -1; echo ${{PIPESTATUS[0]}}'
@@ -181,7 +181,7 @@ def unread(code: str, *words: str, stream: str = 'stdout') -> subprocess.Complet
 
 TABLES = """
 import pathlib, sys
-from mmdeploy_ext import cli
+from mmdeploy_ext.core import cli
 from rich.console import Console
 from rich.table import Table
 def body(args):
@@ -213,7 +213,7 @@ def test_a_tool_whose_stderr_nobody_reads_keeps_its_status_and_its_output(tmp_pa
 @pytest.mark.parametrize('stream', ['stdout', 'stderr'])
 def test_an_error_keeps_its_status_when_nobody_reads_the_other_stream_or_the_message(stream):
     code = (
-        'import sys\nfrom mmdeploy_ext import cli, errors\ndef body(args):\n    print("first")\n'
+        'import sys\nfrom mmdeploy_ext.core import cli, errors\ndef body(args):\n    print("first")\n'
         '    raise errors.UsageError("wrong")\nsys.exit(cli.run(body, cli.ArgumentParser()))'
     )
     done = unread(code, stream=stream)
@@ -227,7 +227,7 @@ def test_help_that_nobody_reads_ends_without_a_word():
 
 def test_a_broken_pipe_of_another_process_is_an_error_with_a_message():
     code = (
-        'import os, sys\nfrom mmdeploy_ext import cli\nread, write = os.pipe()\nos.close(read)\n'
+        'import os, sys\nfrom mmdeploy_ext.core import cli\nread, write = os.pipe()\nos.close(read)\n'
         'sys.exit(cli.run(lambda args: os.write(write, b"to a worker"), cli.ArgumentParser()))'
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True)

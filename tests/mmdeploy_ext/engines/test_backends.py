@@ -13,12 +13,13 @@ from torch import nn
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError
 from mmdeploy_ext.engines import BACKENDS, ENGINE_TITLES, build_backend
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
 from mmdeploy_ext.engines.torch import TorchBackend
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import ExportOptions, Stage
+from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 
 

@@ -6,9 +6,8 @@ import projects.mmdet3d_plugin
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family
 from mmdeploy_ext.families.nearest import part_types
-from mmdeploy_ext.families.sparse import SPARSE_FAMILIES
 
 CASES = {
     'faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py': (
@@ -45,5 +44,31 @@ def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
 
 def test_every_family_says_in_one_line_what_it_takes():
     for family in FAMILIES.values():
-        assert 'README.md' in family.exports and family.near, family.name
-    assert any(family.exports for family in SPARSE_FAMILIES.values())
+        if family.product == DETECTOR:
+            assert 'README.md' in family.exports and family.near, family.name
+    assert any(family.exports for family in FAMILIES.values() if family.product == BACKBONE)
+
+
+def test_the_closest_claim_gets_the_config_and_a_part_is_had_by_asking_for_it():
+    cfg = load_config('projects/configs/BEVFusion/centerpoint_toy.py')
+    assert find_family(cfg).name == find_family(cfg, DETECTOR).name == 'centerpoint'
+    assert find_family(cfg, BACKBONE).name == 'sparse-encoder'
+
+
+def test_a_backbone_alone_is_no_detector_and_the_message_says_what_exports_it():
+    cfg = load_config('projects/configs/BEVFusion/bevfusion_lidar_0075voxel_nus.py')
+    assert find_family(cfg).product == BACKBONE
+    with pytest.raises(ConfigError, match=r'belongs to no family.*only its backbone.*export_scn\.py'):
+        find_family(cfg, DETECTOR)
+
+
+def test_two_families_with_equal_claims_are_an_error(monkeypatch):
+    class Twin(type(FAMILIES['atss'])):
+        name = 'twin'
+
+    monkeypatch.setitem(FAMILIES, 'twin', Twin())
+    cfg = load_config('configs/demo/atss_toy.py')
+    with pytest.raises(ConfigError, match='atss and twin claim its model equally'):
+        find_family(cfg)
+    monkeypatch.setattr(Twin, 'claims', lambda self, cfg: Claim.DETECTOR)
+    assert find_family(cfg).name == 'twin'

@@ -6,8 +6,8 @@ import torch
 from onnx import numpy_helper
 
 import toy_faults
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.families.base import Stage
 from mmdeploy_ext.graph.diff import compare as diff
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.proof.difference.locate import Search, Subject

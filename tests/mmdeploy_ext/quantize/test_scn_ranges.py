@@ -8,6 +8,7 @@ import pytest
 
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.ir import SparseConvolution
 from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
 
@@ -177,16 +178,16 @@ def test_ranges_come_from_a_quantised_checkpoint(graph):
         amax[f'{node.module}._input_quantizer'] = np.float32(2.5)
         amax[f'{node.module}._weight_quantizer._amax'] = np.full((1, 1, 1, 1, node.out_channels), 0.25)
     amax['block.0.quant_add._input_quantizer'] = [4.0]
-    ranges = Ranges.from_amax(graph, amax, 'ptq.pth')
+    ranges = from_amax(graph, amax, 'ptq.pth')
     ranges.check(graph)
     assert ranges.input_amax('add0') == 4
     np.testing.assert_array_equal(ranges.weight_amax('conv3'), np.full(16, 0.25, np.float32))
     with pytest.raises(UsageError, match=r'ptq\.pth: conv_input\.0\._input_quantizer and .* both become'):
-        Ranges.from_amax(graph, {**amax, 'conv_input.0.input_quantizer._amax': 1.0}, 'ptq.pth')
+        from_amax(graph, {**amax, 'conv_input.0.input_quantizer._amax': 1.0}, 'ptq.pth')
     del amax['conv_input.0._input_quantizer']
-    assert Ranges.from_amax(graph, amax).complete(graph) == ['conv0.input_amax']
+    assert from_amax(graph, amax).complete(graph) == ['conv0.input_amax']
     amax['block.0.conv1._weight_quantizer'] = amax.pop('block.0.conv1._weight_quantizer._amax').reshape(-1)[
         :-1
     ]
     with pytest.raises(UsageError, match=r'conv1 \(block\.0\.conv1\): 7 ranges for its weight, expected 8'):
-        Ranges.from_amax(graph, amax)
+        from_amax(graph, amax)

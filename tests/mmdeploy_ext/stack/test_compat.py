@@ -1,4 +1,4 @@
-"""Every mend: the failure without it, the success with it, and nothing where it is not needed."""
+"""Every patch: the failure without it, the success with it, and nothing where it is not needed."""
 
 import os
 import pickle
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.stack import compat
-from mmdeploy_ext.stack.import_hook import Mends, patched
+from mmdeploy_ext.stack import compat, patches_mmcv, patches_spconv
+from mmdeploy_ext.stack.import_hook import PATCHES, Patches, patched
 
 torch = pytest.importorskip('torch')
 mmcv = pytest.importorskip('mmcv')
 REPO = Path(__file__).resolve().parents[3]
-APPLY = 'from mmdeploy_ext import compat; compat.apply()\n'
-# No mend but the one for torchvision, without which nothing else gets as far as its own failure.
+APPLY = 'from mmdeploy_ext.stack import compat; compat.apply()\n'
+# No patch but the one for torchvision, without which nothing else gets as far as its own failure.
 BARE = 'import sys; sys.modules["torchvision._meta_registrations"] = type(sys)("empty")\n'
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason='this mend is for machines without a GPU')
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason='this patch is for machines without a GPU')
 
 
 def python(code, *, launcher=(), check=True, timeout=120):
@@ -46,49 +46,49 @@ def test_apply_imports_no_library_and_is_idempotent():
     assert out.split() == ['1', 'set()']
 
 
-def test_every_mend_states_reason_and_versions():
-    mends = compat.apply()
-    assert len(mends) == len({mend.name for mend in mends}) == 19
-    for mend in mends:
-        assert len(mend.reason) > 40 and any(char.isdigit() for char in mend.versions) and mend.modules
+def test_every_patch_states_reason_and_versions():
+    patches = compat.apply()
+    assert len(patches) == len({patch.name for patch in patches}) == 19
+    for patch in patches:
+        assert len(patch.reason) > 40 and any(char.isdigit() for char in patch.versions) and patch.modules
 
 
 @pytest.fixture
 def toy_module(tmp_path, monkeypatch):
-    (tmp_path / 'toy_mended.py').write_text('value = 1\n')
+    (tmp_path / 'toy_patched.py').write_text('value = 1\n')
     monkeypatch.syspath_prepend(tmp_path)
-    yield 'toy_mended'
-    sys.modules.pop('toy_mended', None)
-    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(getattr(f, 'mends', None), Mends)
-                        or f.mends is compat._MENDS]
+    yield 'toy_patched'
+    sys.modules.pop('toy_patched', None)
+    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(getattr(f, 'patches', None), Patches)
+                        or f.patches is PATCHES]
 
 
-def make_mends():
-    mends = Mends()
+def make_patches():
+    patches = Patches()
 
-    @mends.register('toy_mended', versions='toy 1')
+    @patches.register('toy_patched', versions='toy 1')
     def doubled(module, execute):
         """The value is too small."""
         execute()
         module.value = getattr(module, 'value', 0) + 1
         return True
 
-    return mends
+    return patches
 
 
-def test_a_mend_runs_once_at_import_and_leaves_the_real_loader(toy_module):
-    mends = make_mends()
-    mends.apply()
-    assert mends.effective() == []
-    import toy_mended
-    assert toy_mended.value == 2 and [mend.name for mend in mends.effective()] == ['doubled']
-    assert type(toy_mended.__spec__.loader).__name__ == 'SourceFileLoader'
+def test_a_patch_runs_once_at_import_and_leaves_the_real_loader(toy_module):
+    patches = make_patches()
+    patches.apply()
+    assert patches.effective() == []
+    import toy_patched
+    assert toy_patched.value == 2 and [patch.name for patch in patches.effective()] == ['doubled']
+    assert type(toy_patched.__spec__.loader).__name__ == 'SourceFileLoader'
 
 
-def test_a_mend_runs_on_a_module_that_was_imported_before(toy_module):
-    import toy_mended
-    make_mends().apply()
-    assert toy_mended.value == 2
+def test_a_patch_runs_on_a_module_that_was_imported_before(toy_module):
+    import toy_patched
+    make_patches().apply()
+    assert toy_patched.value == 2
 
 
 def test_patched_restores_after_an_error():
@@ -108,23 +108,23 @@ def has_torchvision_operators():
 
 @pytest.mark.skipif('has_torchvision_operators()', reason='this torchvision has its operators')
 def test_torchvision_without_operators_imports():
-    bare, mended = python_each('import torchvision', APPLY + 'import torchvision.transforms as t; print(t)')
-    assert 'operator torchvision::nms does not exist' in bare and '<module' in mended
+    bare, patched = python_each('import torchvision', APPLY + 'import torchvision.transforms as t; print(t)')
+    assert 'operator torchvision::nms does not exist' in bare and '<module' in patched
 
 
 def test_torchvision_with_operators_is_left_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, 'torchvision.extension', types.SimpleNamespace(_has_ops=lambda: True))
     ran = []
-    assert compat.torchvision_without_operators(types.ModuleType('m'), lambda: ran.append(1)) is False
+    assert patches_mmcv.torchvision_without_operators(types.ModuleType('m'), lambda: ran.append(1)) is False
     assert ran == [1]
 
 
 def test_importing_mmcv_and_mmdet_warns_nothing_of_its_own():
     code = 'import warnings; warnings.simplefilter("always")\n{}import mmcv, mmcv.cnn.bricks.transformer\n'
     code += 'print("imported")'
-    bare, mended = python_each(code.format(BARE), code.format(APPLY))
-    assert 'MMCV will release v2.0.0' in bare and 'imported' in mended
-    assert 'MMCV will release' not in mended and 'has been moved' not in mended
+    bare, patched = python_each(code.format(BARE), code.format(APPLY))
+    assert 'MMCV will release v2.0.0' in bare and 'imported' in patched
+    assert 'MMCV will release' not in patched and 'has been moved' not in patched
 
 
 RANK_0 = ('import os\n'
@@ -165,7 +165,7 @@ def test_scatter_streams_are_asked_for_by_number(monkeypatch):
     made = []
     monkeypatch.setattr(torch.cuda, 'Stream', lambda device: made.append(device) or f'stream {device}')
     module = types.SimpleNamespace(_get_stream=torchs_own)
-    assert compat.scatter_stream_of_int_device(module, lambda: None)
+    assert patches_mmcv.scatter_stream_of_int_device(module, lambda: None)
     assert [module._get_stream(i) for i in (0, 0, 1)] == ['stream 0', 'stream 0', 'stream 1']
     assert made == [0, 1]
     assert _functions._get_stream is not torchs_own
@@ -188,7 +188,7 @@ def test_two_gloo_processes_test_and_train_with_mmdets_own_loops(tmp_path):
 
 
 @NO_GPU
-def test_without_the_mends_the_same_parts_fail():
+def test_without_the_patches_the_same_parts_fail():
     from mmdet.apis.test import collect_results_cpu
     from mmdet.utils import build_ddp
     with pytest.raises(AssertionError, match='Only available for cuda'):
@@ -211,8 +211,8 @@ def test_checkpoints_with_numpy_values_load_as_data():
             'got = load_checkpoint(model, path, map_location="cpu")["meta"]\n'
             'assert got["best"] == .5 and got["ap"].tolist() == [0, 1, 2] and got["names"][0] == "a"\n'
             'print("ok")')
-    bare, mended = python_each(code.format(BARE), code.format(APPLY))
-    assert 'Weights only load failed' in bare and mended.split()[-1] == 'ok'
+    bare, patched = python_each(code.format(BARE), code.format(APPLY))
+    assert 'Weights only load failed' in bare and patched.split()[-1] == 'ok'
 
 
 class RunsCode:
@@ -237,8 +237,8 @@ def test_numpy_names_of_both_major_versions_are_allowed():
 def test_numpy_aliases_come_back_for_mmdet_only():
     code = ('import numpy as np\n{}print(hasattr(np, "int"))\n'
             'import mmdet; print(np.zeros(1, np.int).dtype, np.bool, np.long)')
-    bare, mended = python_each(code.format(BARE), code.format(APPLY))
-    assert mended.split('\n')[:2] == ['False', "int64 <class 'bool'> <class 'int'>"]
+    bare, patched = python_each(code.format(BARE), code.format(APPLY))
+    assert patched.split('\n')[:2] == ['False', "int64 <class 'bool'> <class 'int'>"]
     assert "module 'numpy' has no attribute 'int'" in bare
 
 
@@ -291,12 +291,12 @@ def test_spconv_single_thread_equals_dense_convolution_forward_and_backward(spar
 
 
 @NO_GPU
-def test_spconv_backward_without_the_mend_asks_for_a_cuda_stream():
+def test_spconv_backward_without_the_patch_asks_for_a_cuda_stream():
     from spconv.pytorch import cppcore
     assert cppcore.get_current_stream() == 0
     module = types.SimpleNamespace(get_current_stream='original')
     with patched(torch.cuda, is_available=lambda: True):
-        assert compat.spconv_stream_without_gpu(module, lambda: None) is False
+        assert patches_spconv.spconv_stream_without_gpu(module, lambda: None) is False
     assert module.get_current_stream == 'original'
     with pytest.raises((AssertionError, RuntimeError), match=r'CUDA|NVIDIA'):
         torch.cuda.current_stream()
@@ -345,6 +345,6 @@ for module in (solo_head, solov2_head):
 
 
 def test_solo_heads_survive_an_image_without_results():
-    bare, mended = python_each(BARE + EMPTY_SOLO, APPLY + EMPTY_SOLO)
+    bare, patched = python_each(BARE + EMPTY_SOLO, APPLY + EMPTY_SOLO)
     assert 'RuntimeError' in bare and 'Non-empty' in bare
-    assert mended.splitlines()[-2:] == ['(1, 0, 8, 6) (1, 2, 8, 8) relu'] * 2
+    assert patched.splitlines()[-2:] == ['(1, 0, 8, 6) (1, 2, 8, 8) relu'] * 2

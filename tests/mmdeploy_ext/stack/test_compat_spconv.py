@@ -12,7 +12,7 @@ from mmdeploy_ext.stack import compat
 torch = pytest.importorskip('torch')
 sp = pytest.importorskip('spconv.pytorch')
 threadpoolctl = pytest.importorskip('threadpoolctl')
-ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason='this mend is for machines without a GPU')
+ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason='this patch is for machines without a GPU')
 
 
 def cloud(count, side, channels, seed=0):
@@ -54,7 +54,7 @@ def convolution(kind, channels=16, bias=False):
 @ON_CPU
 @pytest.mark.parametrize('kind', ['submanifold', 'strided'])
 def test_many_threads_outside_do_not_change_the_convolution_or_its_gradient(kind, many_threads):
-    """Without the mend some runs have wrong rows, by 1 and more: up to 6 of 8 on a busy machine, or none."""
+    """Without the patch some runs have wrong rows, by 1 and more: up to 6 of 8 on a busy machine, or none."""
     side, (features, indices), conv = 30, cloud(20000, 30, 16), convolution(kind)
     for run in range(4):
         sparse_in = features.clone().requires_grad_()
@@ -174,7 +174,7 @@ def test_tensors_on_a_gpu_go_to_the_original_untouched():
     ]
 
 
-def test_without_the_mend_a_bias_and_an_empty_sweep_are_refused():
+def test_without_the_patch_a_bias_and_an_empty_sweep_are_refused():
     from spconv.pytorch import ops
 
     features, indices = cloud(10, 4, 4)
@@ -247,17 +247,17 @@ def test_the_dynamic_scatter_module_takes_batches_and_no_points():
 
 
 @ON_CPU
-def test_without_the_mend_dynamic_scatter_has_no_kernel():
+def test_without_the_patch_dynamic_scatter_has_no_kernel():
     from mmcv.ops.scatter_points import _DynamicScatter
 
     with pytest.raises(RuntimeError, match=r'cpu|CPU'):
         _DynamicScatter.apply(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int32), 'mean')
 
 
-def test_the_mends_took_effect():
+def test_the_patches_took_effect():
     import mmcv.ops  # noqa: F401
 
-    names = {mend.name for mend in compat.effective()}
+    names = {patch.name for patch in compat.effective()}
     assert {'spconv_one_thread', 'spconv_convolution_on_cpu', 'dynamic_scatter_without_gpu'} <= names
 
 
@@ -269,7 +269,7 @@ sp.SparseConvTensor(torch.zeros(1, 4), torch.zeros(1, 4).int(), [2, 2, 2], 1)
 
 
 def test_a_sparse_tensor_says_nothing_on_stderr():
-    first = 'from mmdeploy_ext import compat; compat.apply()'
+    first = 'from mmdeploy_ext.stack import compat; compat.apply()'
     words = [sys.executable, '-c', MAKE_ONE.format(first=first)]
     found = subprocess.run(words, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, '')

@@ -13,7 +13,7 @@ from torch import nn
 
 import projects.mmdet3d_plugin.bevfusion  # noqa: F401
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.families.sparse import find_sparse_family
+from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.sparse import seeded
 from scn_goldens import existing, state_dict_net, voxels
 from scn_nets import sweep
@@ -31,7 +31,7 @@ SMALL = dict(
 
 def built(name):
     cfg = load_config(f'{CONFIGS}/{name}.py')
-    family = find_sparse_family(cfg)
+    family = find_family(cfg, BACKBONE)
     return family, cfg, family.build(cfg)
 
 
@@ -177,7 +177,7 @@ def test_the_published_bevfusion_gives_the_stored_output_of_the_unfused_network(
     torch.save(dict(state_dict=state), tmp_path / 'lidar.pth')
     report = family.load(model, str(tmp_path / 'lidar.pth'))
     assert report.prefix == prefix and set(report.layouts.values()) == {'spconv1'} and not report.rest
-    dense = family.reference(model, *voxels('input_synth'))
+    dense = family.run_encoder(model, *voxels('input_synth'))
     with np.load(golden) as stored:
         expected = np.zeros(dense.size, np.float32)
         expected[stored['flat_index']] = stored['value']

@@ -8,7 +8,7 @@ pytest.importorskip('spconv')
 import projects.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.families.sparse import SPARSE_FAMILIES, find_sparse_family
+from mmdeploy_ext.families.base import BACKBONE, FAMILIES, find_family
 from mmdeploy_ext.quantize.deployed import Calibration
 from mmdeploy_ext.sparse import seeded
 
@@ -33,8 +33,9 @@ def load(name, **overrides):
 def test_a_config_has_one_family_and_its_output_is_as_published(name):
     family_name, output = NAMES[name]
     cfg = load(name)
-    assert [family.name for family in SPARSE_FAMILIES.values() if family.claims(cfg)] == [family_name]
-    family = find_sparse_family(cfg)
+    known = [family.name for family in FAMILIES.values() if family.product == BACKBONE and family.claims(cfg)]
+    assert known == [family_name]
+    family = find_family(cfg, BACKBONE)
     model = family.build(cfg)
     settings = family.settings(cfg, model)
     assert settings.output_shape == output and settings.order == family.orders[0] and not model.training
@@ -45,7 +46,7 @@ def test_a_config_has_one_family_and_its_output_is_as_published(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_the_voxel_rule_is_that_of_the_config(name):
     cfg = load(name)
-    rule = find_sparse_family(cfg).voxel_rule(cfg)
+    rule = find_family(cfg, BACKBONE).preprocess_rule(cfg)
     kitti = 'kitti' in name
     dynamic = 'dynamic' in name
     assert rule.mode == ('dynamic' if dynamic else 'hard') and rule.in_channels == (4 if kitti else 5)
@@ -102,7 +103,7 @@ BEVFUSION, CENTERPOINT = 'bevfusion_lidar_0075voxel_nus', 'centerpoint_0075voxel
 )
 def test_grids_that_disagree_are_refused_with_their_keys(name, overrides, message):
     cfg = load_config(f'{CONFIGS}/{name}.py', overrides)
-    family = find_sparse_family(cfg)
+    family = find_family(cfg, BACKBONE)
     with pytest.raises(ConfigError, match=message):
         family.settings(cfg, family.build(cfg))
 
@@ -112,35 +113,35 @@ def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
     with pytest.raises(
         ConfigError, match=r'pts_voxel_encoder.type is HardVFE; expected one of HardSimpleVFE'
     ):
-        find_sparse_family(cfg).voxel_rule(cfg)
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(CENTERPOINT, model__pts_voxel_encoder__num_features=4)
     with pytest.raises(
         ConfigError, match=r'num_features is 4, but model.pts_middle_encoder.in_channels is 5'
     ):
-        find_sparse_family(cfg).voxel_rule(cfg)
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=[0, 0, 0])
     with pytest.raises(ConfigError, match='expected 6 and 3 numbers'):
-        find_sparse_family(cfg).voxel_rule(cfg)
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=None)
     with pytest.raises(ConfigError, match=r'model.voxel_layer has no point_cloud_range'):
-        find_sparse_family(cfg).voxel_rule(cfg)
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
 
 
 def test_a_model_that_cannot_be_built_says_why():
     cfg = load(BEVFUSION, model__encoder__block_type='bottleneck')
     with pytest.raises(ConfigError, match='`model` cannot be built: AssertionError'):
-        find_sparse_family(cfg).build(cfg)
+        find_family(cfg, BACKBONE).build(cfg)
 
 
 def test_other_models_are_nobodys():
     cfg = load(BEVFUSION, model__encoder__type='PointPillarsScatter')
     with pytest.raises(ConfigError, match='has no sparse-convolution backbone'):
-        find_sparse_family(cfg)
+        find_family(cfg, BACKBONE)
 
 
 def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
     cfg = load('second_secfpn_kitti')
-    family = find_sparse_family(cfg)
+    family = find_family(cfg, BACKBONE)
     source, target = family.build(cfg), family.build(cfg)
     seeded.fill_module(source)
     torch.save(dict(state_dict=source.state_dict(), meta={}), tmp_path / 'whole.pth')
@@ -154,7 +155,7 @@ def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
 
 
 def test_calibration_is_the_references_unless_options_say_otherwise():
-    bevfusion, centerpoint = SPARSE_FAMILIES['bevfusion'], SPARSE_FAMILIES['centerpoint-det3d']
+    bevfusion, centerpoint = FAMILIES['bevfusion'], FAMILIES['centerpoint-det3d']
     assert Calibration().resolved(bevfusion) == Calibration(add_method='', unfolded=(), half=True)
     assert Calibration().resolved(centerpoint) == Calibration(add_method='max', unfolded=(), half=False)
     assert Calibration(int8_fp16_io=True).resolved(centerpoint).unfolded == ('conv_input.0',)
@@ -167,7 +168,7 @@ def test_seeded_weights_of_a_detector_are_those_of_its_encoder_and_a_rest(tmp_pa
 
     cfg = load('second_secfpn_kitti')
     torch.save(dict(state_dict=sparse_weights(cfg)), tmp_path / 'c.pth')
-    family = find_sparse_family(cfg)
+    family = find_family(cfg, BACKBONE)
     model, wanted = family.build(cfg), family.build(cfg)
     family.load(model, str(tmp_path / 'c.pth'))
     seeded.fill_module(family.encoder(wanted), 'middle_encoder.')

@@ -11,6 +11,7 @@ from mmdet.models.necks import DyHead
 from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.deform_conv import (
@@ -19,7 +20,7 @@ from mmdeploy_ext.exporting.ops.deform_conv import (
     spell_out_leading_offsets,
     standard_deform_conv,
 )
-from mmdeploy_ext.families.base import ExportOptions, Stage
+from mmdeploy_ext.families.base import ExportOptions
 
 FUNCTIONS = (DeformConv2dFunction, ModulatedDeformConv2dFunction)
 SHAPES = {

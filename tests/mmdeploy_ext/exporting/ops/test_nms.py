@@ -10,9 +10,10 @@ from mmcv.ops import batched_nms
 from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import BELOW_ALL, BatchedNms, class_offsets
-from mmdeploy_ext.families.base import ExportOptions, Stage
+from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.runtime.detections import nms as numpy_nms
 
 MANY = 2**31 - 1

@@ -10,8 +10,9 @@ from mmcv import ConfigDict
 from mmdet.models import build_head
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import ExportOptions, Stage
+from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.runtime.atss import model as runtime
 from projects.mmdet_plugin.atss.export import AtssFamily
 from projects.mmdet_plugin.atss.wrapper import FullForm, raw_names

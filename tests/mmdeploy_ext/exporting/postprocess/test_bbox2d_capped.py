@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 from mmcv.ops import nms
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.bbox2d import capped
-from mmdeploy_ext.families.base import ExportOptions, Stage
+from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.runtime.atss import model as runtime
 from projects.mmdet_plugin.atss.wrapper import FULL_NAMES, FullForm

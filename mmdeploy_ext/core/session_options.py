@@ -1,0 +1,10 @@
+"""Options of ONNX Runtime's sessions by the names that users type."""
+
+from __future__ import annotations
+
+GRAPH_OPTIMIZATION = {
+    'none': 'ORT_DISABLE_ALL',
+    'basic': 'ORT_ENABLE_BASIC',
+    'extended': 'ORT_ENABLE_EXTENDED',
+    'all': 'ORT_ENABLE_ALL',
+}

@@ -1,0 +1,90 @@
+"""A finished graph in the precision of its export's options; what was done is kept in its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.graph.equality import with_half_ends
+from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
+from mmdeploy_ext.graph.passes.fp16 import fitting, matching_nodes, to_fp16
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+
+FACTS = 'fp16.'
+"""What was done is kept under this prefix in `metadata_props`."""
+
+
+def in_precision(
+    model: onnx.ModelProto, spec: GraphSpec, options: Any, defaults: Iterable[str] = ()
+) -> onnx.ModelProto:
+    """Return a finished graph in the precision of its options; what was done is kept in its metadata.
+
+    A graph that is in it already comes back the same.
+
+    Args:
+        model: float32; its inputs and outputs are the spec's.
+        spec: which ends are float16, and which are computed in float32 all the same.
+        options: `precision` and `keep_fp32` are read.
+        defaults: patterns of the family's nodes that stay float32. Patterns that fit nothing are no mistake
+            here, since several graphs share them; see `check_patterns`.
+
+    Raises:
+        ExportError: a constant exceeds float16.
+    """
+    if options.precision == 'fp32':
+        return model
+    kept = stays_single(model) + fitting(model.graph.node, (*defaults, *options.keep_fp32))
+    result = to_fp16(model, spec, kept)
+    facts = dict(
+        keep_fp32=json.dumps(list(options.keep_fp32)),
+        kept_nodes=len(matching_nodes(model.graph.node, kept)),
+        nodes=len(model.graph.node),
+    )
+    known = {entry.key for entry in result.metadata_props}
+    for name, value in facts.items():
+        if FACTS + name not in known:
+            result.metadata_props.add(key=FACTS + name, value=str(value))
+    return result
+
+
+def recorded(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:
+    """Return a float16 model whose metadata says so, where it has metadata of this project.
+
+    Args:
+        model: float16 was written into it after its export.
+        fp16_io: its inputs and outputs became float16, too.
+        keep_fp32: patterns that stayed float32.
+    """
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        metadata = Metadata.from_props(props)
+    except ModelFileError:
+        return model
+    options = dict(metadata.options, precision='fp16', fp16_io=fp16_io, keep_fp32=list(keep_fp32))
+    spec = with_half_ends(metadata.spec) if fp16_io else metadata.spec
+    told = dataclasses.replace(metadata, options=options, spec=spec)
+    result = type(model)()
+    result.CopyFrom(model)
+    result.ClearField('metadata_props')
+    for name, value in {**props, **told.to_props()}.items():
+        result.metadata_props.add(key=name, value=value)
+    return result
+
+
+def check_patterns(models: Iterable[onnx.ModelProto], patterns: Sequence[str]) -> None:
+    """Refuse patterns that fit no node of any graph of an export.
+
+    Raises:
+        UsageError: the message has similar names.
+    """
+    if patterns:
+        matching_nodes([node for model in models for node in model.graph.node], patterns)

@@ -1,0 +1,131 @@
+"""What mmdet 2.28.2 and mmdet3d 1.0.0rc6 need on today's PyTorch, each patch with its reason."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmdeploy_ext.stack.import_hook import Execute, has_gpu, patch, patched
+
+
+@patch('mmdet.apis.test', 'mmcv.engine.test', versions='mmcv-full 1.7.2, mmdet 2.28.2')
+def collect_results_without_gpu(module: ModuleType, execute: Execute) -> bool:
+    """collect_results_cpu tells the ranks its temporary folder through a CUDA tensor, also without a GPU."""
+    execute()
+    if has_gpu():
+        return False
+    original = module.collect_results_cpu
+
+    @functools.wraps(original)
+    def collect_results_cpu(result_part: list, size: int, tmpdir: str | None = None) -> list | None:
+        from torch import distributed as dist
+
+        if tmpdir is None:
+            Path('.dist_test').mkdir(exist_ok=True)  # mmcv's own place: on a cluster every node sees it
+            box = [tempfile.mkdtemp(dir='.dist_test') if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(box)
+            tmpdir = box[0]
+        return original(result_part, size, tmpdir)
+
+    module.collect_results_cpu = collect_results_cpu
+    return True
+
+
+@patch('mmdet.utils.util_distribution', versions='mmdet 2.28.2')
+def build_ddp_on_cpu(module: ModuleType, execute: Execute) -> bool:
+    """build_ddp asserts that the device is an accelerator, so distributed training with gloo cannot start.
+
+    Its argument broadcast_buffers, deprecated in torch, is not worth a warning per rank.
+    """
+    execute()
+    original = module.build_ddp
+
+    @functools.wraps(original)
+    def build_ddp(model: Any, device: str = 'cuda', *args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+            if device != 'cpu':
+                return original(model, device, *args, **kwargs)
+            return module.MMDistributedDataParallel(model, *args, **kwargs | dict(device_ids=None))
+
+    module.build_ddp = build_ddp
+    return True
+
+
+@patch('mmdet3d', versions='mmdet3d 1.0.0rc6 with mmcv-full 1.7.1 and 1.7.2')
+def mmdet3d_version_check(module: ModuleType, execute: Execute) -> bool:
+    """Importing mmdet3d asserts mmcv <= 1.7.0, though 1.7.1 and 1.7.2 only fixed bugs: it sees 1.7.0 then."""
+    import mmcv
+
+    if mmcv.__version__ not in ('1.7.1', '1.7.2'):
+        execute()
+        return False
+    with patched(mmcv, __version__='1.7.0'):
+        execute()
+    return True
+
+
+@patch('mmdet3d.core.evaluation.lyft_eval', 'mmdet3d.datasets.lyft_dataset', versions='mmdet3d 1.0.0rc6')
+def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
+    """mmdet3d imports lyft_dataset_sdk even for nuScenes, and that package pins libraries of 2019.
+
+    Stand-ins let these two modules load. They exist only during the import, and using one raises with the
+    command that installs the real package.
+    """
+    if importlib.util.find_spec('lyft_dataset_sdk') is not None:
+        execute()
+        return False
+    parts = (
+        'eval',
+        'eval.detection',
+        'eval.detection.mAP_evaluation',
+        'lyftdataset',
+        'utils',
+        'utils.data_classes',
+    )
+    names = ['lyft_dataset_sdk', *(f'lyft_dataset_sdk.{part}' for part in parts)]
+    sys.modules.update({name: _StandIn(name) for name in names})
+    try:
+        execute()
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    return True
+
+
+class _StandIn(ModuleType):
+    """A module of an absent package: every name in it is a function that says what is missing."""
+
+    __path__: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Callable:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def absent(*args: object, **kwargs: object) -> None:
+            raise ImportError(f'{self.__name__} is not installed: pip install --no-deps lyft_dataset_sdk')
+
+        return absent
+
+
+@patch('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')
+def instances_all_filtered(module: ModuleType, execute: Execute) -> bool:
+    """SOLO's heads raise where the last threshold removes every instance: they resize a stack of no masks."""
+    execute()
+    functional = module.F
+
+    def interpolate(values: Any, size: Any = None, *args: Any, **options: Any) -> Any:
+        if size is not None and values.shape[1] == 0:
+            return values.new_zeros((*values.shape[:2], *size))
+        return functional.interpolate(values, size, *args, **options)
+
+    module.F = ModuleType('functional')
+    module.F.__dict__.update(vars(functional), interpolate=interpolate)
+    return True
