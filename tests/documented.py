@@ -96,12 +96,12 @@ OF_PAGES = {
         Entry(
             r'python tools/deployment/verify.py .*--inference-precision bf16',
             why='bf16',
-            test=SELF + 'test_half_precision.py::test_verify_tells_bf16_of_openvino_by_option',
+            test=SELF + 'contract/test_half_precision.py::test_verify_tells_bf16_of_openvino_by_option',
         ),
         Entry(
             r'python tools/analysis_tools/benchmark.py .*openvino-bf16',
             why='bf16',
-            test=SELF + 'test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+            test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
         ),
         Entry(
             r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/half.onnx$', run=True, matrix=True
@@ -139,11 +139,13 @@ ENTRIES = (
     Entry(r'python -m pytest ', why='suite'),
     Entry(r'make demo(-stream|-lidar)?$', why='steps'),
     Entry(r'make site$', why='site', test='tests/test_site.py::test_no_link_and_no_anchor_dangles'),
-    Entry(r'make doctor$', why='doctor', test=SELF + 'test_doctor.py::test_exit_status_report_and_json'),
+    Entry(
+        r'make doctor$', why='doctor', test=SELF + 'stack/test_doctor.py::test_exit_status_report_and_json'
+    ),
     Entry(
         r'python -m mmdeploy_ext\.stack\.doctor',
         why='long',
-        test=SELF + 'test_doctor.py::test_exit_status_report_and_json',
+        test=SELF + 'stack/test_doctor.py::test_exit_status_report_and_json',
     ),
     # ---- a model of the repository, from the export to the failed verdict
     Entry(r'[A-Z]+=\S+$|LOOP=', run=True),
@@ -336,7 +338,7 @@ ENTRIES = (
     Entry(
         r'python tools/analysis_tools/benchmark.py configs/(solov2|rtdetr)',
         why='quiet',
-        test=SELF + 'test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+        test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
     ),
     Entry(
         r'python tools/analysis_tools/benchmark.py \$CONFIG work_dirs/bevfusion',
@@ -346,13 +348,13 @@ ENTRIES = (
     Entry(
         r'python tools/analysis_tools/benchmark.py \$CONFIG work_dirs/stream_r50',
         why='quiet',
-        test=SELF
-        + 'test_benchmark_streaming.py::test_one_run_measures_pytorch_and_both_contracts_part_by_part',
+        test=SELF + 'benchmark/test_benchmark_streaming.py'
+        '::test_one_run_measures_pytorch_and_both_contracts_part_by_part',
     ),
     Entry(
         r'python tools/analysis_tools/benchmark.py ',
         why='quiet',
-        test=SELF + 'test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+        test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
     ),
     # ---- data and training
     Entry(
