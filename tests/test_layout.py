@@ -34,9 +34,6 @@ KNOWN_UPWARD = {
     'mmdeploy_ext.core.dump imports mmdeploy_ext.apps.dump_app',
     'mmdeploy_ext.engines.base imports mmdeploy_ext.runtime.rtdetr.model',
     'mmdeploy_ext.exporting.export imports mmdeploy_ext.families.base',
-    'mmdeploy_ext.graph.show.draw imports mmdeploy_ext.sparse.contract',
-    'mmdeploy_ext.graph.show.summary imports mmdeploy_ext.sparse.contract_flow',
-    'mmdeploy_ext.graph.show.summary imports mmdeploy_ext.sparse.contract_reader',
 }
 """What still runs against the order; entries leave, none comes."""
 KNOWN_RINGS = {

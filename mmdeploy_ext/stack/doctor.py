@@ -1,4 +1,4 @@
-"""What is installed, what it can do, and what is wrong with the command that patches it.
+"""What is installed, what it can do, and what is wrong, each with the command that fixes it.
 
     python -m mmdeploy_ext.stack.doctor [--runtime] [--json FILE]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
 from mmdeploy_ext.core import cli
@@ -46,20 +46,32 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 def run_show(args: argparse.Namespace) -> int:
     """Print what is in a file."""
     from mmdeploy_ext.core.errors import UsageError
-    from mmdeploy_ext.graph.show import summary as show
+    from mmdeploy_ext.graph.show import summary
+    from mmdeploy_ext.sparse.show import trace_lines
 
     model = _read(args)
-    content = show.describe(model)
-    lines = [*show.lines(content)]
+    content = _describe(model)
+    lines = [*summary.lines(content)]
+    if 'layers' in content:
+        lines += ['', *trace_lines(content['layers'])]
     if args.nodes:
-        content['node_list'] = show.node_rows(model, args.nodes)
+        content['node_list'] = summary.node_rows(model, args.nodes)
         if not content['node_list']:
             raise UsageError(f'--nodes {args.nodes}: no node of {args.file} fits')
-        lines += ['', *show.node_lines(content['node_list'])]
+        lines += ['', *summary.node_lines(content['node_list'])]
     write_json(args, dict(file=args.file, **content))
     for line in lines:
         print(line)
     return 0
+
+
+def _describe(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return what is in a model; of a sparse one its nodes as the engine reads them, too."""
+    from mmdeploy_ext.graph.show.summary import describe
+    from mmdeploy_ext.sparse.show import sparse_layers
+
+    content = describe(model)
+    return {**content, 'layers': sparse_layers(model)} if content['kind'] == 'sparse' else content
 
 
 def _tree_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +104,7 @@ def _draw_arguments(parser: argparse.ArgumentParser) -> None:
             '--output',
             required=True,
             metavar='x.svg',
-            help='picture to write: .svg; of a sparse graph also .png or .pdf',
+            help='picture to write: .svg, .png or .pdf',
         )
     )
     parser.add_argument('--node', metavar='NAME', help="draw what is around this node: its name, or '#12'")
@@ -108,9 +120,8 @@ def run_draw(args: argparse.Namespace) -> int:
     from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.core.files import check_writable
     from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.show import draw_graph
-    from mmdeploy_ext.graph.show.draw import draw_sparse
-    from mmdeploy_ext.graph.show.summary import describe
+    from mmdeploy_ext.graph.show.draw import draw
+    from mmdeploy_ext.sparse.draw import draw_sparse
 
     if args.depth is not None and args.node is None:
         raise UsageError('--depth: goes with --node')
@@ -125,9 +136,9 @@ def run_draw(args: argparse.Namespace) -> int:
         files.check_order(model, args.file)
         title += f': around {args.node}' if args.node else ''
         depth = 3 if args.depth is None else args.depth
-        drawn = draw_graph.draw(model, args.output, title=title, node=args.node, depth=depth)
+        drawn = draw(model, args.output, title=title, node=args.node, depth=depth)
     left_out = len(model.graph.node) - drawn
-    write_json(args, dict(file=args.file, picture=args.output, drawn=drawn, **describe(model)))
+    write_json(args, dict(file=args.file, picture=args.output, drawn=drawn, **_describe(model)))
     print(f'{args.output}: {drawn} nodes drawn' + (f', {left_out} left out' if left_out else ''))
     return 0
 

@@ -17,20 +17,15 @@ from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import all_graphs
-from mmdeploy_ext.sparse.contract_flow import Walk
-from mmdeploy_ext.sparse.contract_reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmdeploy_ext.sparse.contract_flow import Flow
-    from mmdeploy_ext.sparse.contract_reader import Layer
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
 LONGEST_VALUE = 120
 MOST_DEFAULTS = 8
 """Inputs with a default that are listed by name."""
-TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
 
 
 def describe(model: onnx.ModelProto) -> dict[str, Any]:
@@ -61,9 +56,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         dtypes=dict(collections.Counter(types.dtype(kind) for _, kind in sizes)),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
-    if content['kind'] == 'sparse':
-        content['layers'] = sparse_layers(model)
-    else:
+    if content['kind'] == 'onnx':
         cost = flops.count(model)
         content.update(flops=cost.total, flops_unknown=cost.unknown)
     return content
@@ -142,44 +135,6 @@ def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f'{place:<{widths[0]}}  {operator:<{widths[1]}}  {name:<{widths[2]}}  {text}'
 
 
-def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
-    """Return the nodes of a sparse graph as the engine reads them, with grids and channels."""
-    layers = Reader(model.graph).layers
-    flows = Walk(model.graph, layers, None).flows
-    counts: collections.Counter[str] = collections.Counter()
-    rows = []
-    for layer in layers:
-        title = TITLES.get(layer.op_type, layer.op_type)
-        rows.append(
-            dict(
-                name=layer.name,
-                op_type=layer.op_type,
-                number=counts[title],
-                inputs=list(layer.inputs),
-                output=layer.output,
-                **_facts(layer, flows.get(layer.output)),
-            )
-        )
-        counts[title] += 1
-    return rows
-
-
-def _facts(layer: Layer, flow: Flow | None) -> dict[str, Any]:
-    """Return what the engine knows of a node that people want to see."""
-    names = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
-    names += ('output_bound', 'precision', 'output_precision', 'format', 'dims')
-    facts = {name: _plain(layer.values[name]) for name in names if name in layer.values}
-    if layer.is_convolution and layer.weight.ndim == 5:
-        facts.update(in_channels=layer.weight.shape[4], out_channels=layer.weight.shape[0])
-    if flow is not None:
-        facts.update(grid=list(flow.grid), sites=flow.sites, shape=list(flow.shape), dense=flow.dense)
-    return facts
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def lines(content: dict[str, Any]) -> Iterator[str]:
     """Yield what `describe` found, for people."""
     for name in ('inputs', 'outputs'):
@@ -201,9 +156,6 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
         more = f'; {open_ones} nodes more with open shapes (give sizes with --shape)' if open_ones else ''
         yield f'convolutions and matrix products: {flops.text(content["flops"])}{more}'
     yield from _metadata_lines(content['metadata'])
-    if 'layers' in content:
-        yield ''
-        yield from trace_lines(content['layers'])
 
 
 def _values_line(entries: list[dict[str, Any]]) -> str:
@@ -216,56 +168,6 @@ def _metadata_lines(metadata: dict[str, str]) -> Iterator[str]:
         if not key.startswith(PREFIX) or key.removeprefix(PREFIX) in SHOWN_METADATA:
             text = ' '.join(value.split())
             yield f'{key}: {text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " ..."}'
-
-
-def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield one line per node in the words of the reference exporter's trace, and what is behind it.
-
-    E.g. `--> SparseConvolution0[subm] -> Input 0, Output 1   5 -> 16, 3x3x3 on 1440x1440x41, ReLU`.
-    """
-    traced = [
-        f'--> {TITLES.get(row["op_type"], row["op_type"])}{row["number"]}{_bracket(row)} -> '
-        f'Input {" + ".join(row["inputs"])}, Output {row["output"]}'
-        for row in layers
-    ]
-    width = max(map(len, traced), default=0)
-    for line, row in zip(traced, layers, strict=True):
-        yield f'{line:<{width}}  {details(row)}'.rstrip()
-
-
-def _bracket(row: dict[str, Any]) -> str:
-    if row['op_type'] == 'SparseConvolution':
-        return '[inverse]' if row['inverse'] else '[subm]' if row['subm'] else '[conv]'
-    for name in ('format', 'dims'):
-        if name in row:
-            return f'[{row[name] if name == "format" else ",".join(map(str, row[name]))}]'
-    return ''
-
-
-def details(row: dict[str, Any]) -> str:
-    """Return what a node does, in a few words."""
-    words = []
-    if row['op_type'] == 'SparseConvolution':
-        words.append(
-            f'{row.get("in_channels", "?")} -> {row.get("out_channels", "?")}, {by(row["kernel_size"])}'
-        )
-        if not row['subm']:
-            words.append(f'stride {by(row["stride"])}, padding {by(row["padding"])}')
-    where = row.get('shape') if row.get('dense') else row.get('grid')
-    if where and row['op_type'] not in ('Relu', 'Add', 'QuantAdd'):
-        words.append(f'{"" if row.get("dense") else "on "}{by(where)}')
-    if row.get('activation') not in (None, '', 'None'):
-        words.append(row['activation'])
-    if row.get('rulebook'):
-        words.append(f'rulebook {row["rulebook"]}')
-    if row.get('precision') or row.get('output_precision'):
-        words.append(f'{row["precision"] or "fp16"} -> {row["output_precision"] or "fp16"}')
-    return ', '.join(words)
-
-
-def by(sizes: list[int]) -> str:
-    """Return '3x3x3'."""
-    return 'x'.join(map(str, sizes)) or '?'
 
 
 def _operator(node: onnx.NodeProto) -> str:

@@ -7,15 +7,13 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import helper
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.show import draw_graph, tree
+from mmdeploy_ext.graph.show import draw, tree
 from mmdeploy_ext.graph.show import summary as show
-from mmdeploy_ext.graph.show.layout import arrange
 from toy_graphs import conv_net, foreign, model_of, random_graph, steps
 
 
@@ -112,7 +110,7 @@ def test_the_flops_of_yolox_nano_are_those_that_its_authors_state():
 
 
 def drawn(model, path, **options):
-    many = draw_graph.draw(model, path, **options)
+    many = draw.draw(model, path, **options)
     root = ET.parse(path).getroot()
     return many, [element.text for element in root.iter() if element.tag.endswith('text')]
 
@@ -133,41 +131,26 @@ def test_the_neighbourhood_of_a_node_ends_where_it_should(tmp_path):
     many, texts = drawn(conv_net(), tmp_path / 'x.svg', node='/layer/layer.0/conv/Conv', depth=1)
     assert many == 3 and '/relu/Relu' in texts and '/stem/Conv' not in texts and texts.count('...') == 2
     assert drawn(conv_net(), tmp_path / 'x.svg', node='#2', depth=0)[0] == 1
-    assert draw_graph.neighbourhood(Index(conv_net()), 2, 99) == list(range(6))
+    assert draw.neighbourhood(Index(conv_net()), 2, 99) == list(range(6))
     assert [path.name for path in tmp_path.iterdir()] == ['x.svg']
 
 
 def test_pictures_that_cannot_be_drawn_are_refused(tmp_path):
     for options, words in (
-        (dict(target=tmp_path / 'x.png'), 'ends in .svg'),
+        (dict(target=tmp_path / 'x.bmp'), 'ends in .svg, .png, .pdf'),
         (dict(target=tmp_path / 'x.svg', node='/stem/Con'), 'did you mean /stem/Conv'),
         (dict(target=tmp_path / 'x.svg', node='#1', depth=-1), '0 or more'),
     ):
         with pytest.raises(UsageError, match=re.escape(words)):
-            draw_graph.draw(conv_net(), **options)
+            draw.draw(conv_net(), **options)
     assert not list(tmp_path.iterdir())
 
 
-boxes = st.lists(st.tuples(st.integers(5, 90), st.integers(5, 40)), min_size=1, max_size=12)
-
-
-@settings(max_examples=20, deadline=None)
-@given(boxes, st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=20))
-def test_boxes_do_not_overlap_and_edges_go_down(sizes, pairs):
-    edges = [(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1] and max(pair) < len(sizes)]
-    layout = arrange(sizes, edges, 10, 20)
-    spans = [
-        (x - width / 2, x + width / 2, y - height / 2, y + height / 2)
-        for (x, y), (width, height) in zip(layout.centres, sizes, strict=True)
-    ]
-    for at, (left, right, top, bottom) in enumerate(spans):
-        assert left >= -1e-6 and right <= layout.width + 1e-6 and bottom <= layout.height + 1e-6
-        for other in spans[:at]:
-            assert other[0] >= right or other[1] <= left or other[2] >= bottom or other[3] <= top
-    for (source, end), route in zip(edges, layout.routes, strict=True):
-        assert route[0] == pytest.approx((layout.centres[source][0], spans[source][3]))
-        assert route[-1] == pytest.approx((layout.centres[end][0], spans[end][2]))
-        assert [y for _, y in route] == sorted(y for _, y in route)
+@pytest.mark.parametrize('suffix', ['.png', '.pdf'])
+def test_pictures_of_other_formats(suffix, tmp_path, capfd):
+    assert draw.draw(conv_net(), tmp_path / f'x{suffix}') == 6
+    assert (tmp_path / f'x{suffix}').read_bytes()[:5] in (b'\x89PNG\r', b'%PDF-')
+    assert capfd.readouterr() == ('', '')
 
 
 def test_inputs_with_a_default_are_told_from_those_that_must_be_fed():
