@@ -31,13 +31,11 @@ ORDER = (
 )
 KNOWN_UPWARD = {
     'mmdeploy_ext.benchmark.contenders imports mmdeploy_ext.apps.options',
-    'mmdeploy_ext.core.dump imports mmdeploy_ext.apps.dump_app',
     'mmdeploy_ext.engines.base imports mmdeploy_ext.runtime.rtdetr.model',
     'mmdeploy_ext.exporting.export imports mmdeploy_ext.families.base',
 }
 """What still runs against the order; entries leave, none comes."""
 KNOWN_RINGS = {
-    'apps.dump_app core.dump',
     'graph.io.files graph.io.types graph.run',
     'engines.base engines.onnxruntime engines.openvino engines.tensorrt.backend engines.torch',
     'exporting.ops.exporters exporting.ops.operator',
@@ -47,7 +45,6 @@ KNOWN_RINGS = {
     'lint.check lint.report lint.trial',
     'apps.quantize_app apps.quantize_report',
     'quantize.fidelity quantize.fidelity_views',
-    'apps.sequence_test apps.test_app',
 }
 
 

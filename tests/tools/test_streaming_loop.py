@@ -220,7 +220,7 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
 
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
-    from mmdeploy_ext.proof.sequence_dump import far_spec
+    from mmdeploy_ext.proof.against_dump import far_spec
 
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 
