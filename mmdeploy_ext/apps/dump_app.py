@@ -1,4 +1,4 @@
-"""`python -m mmdeploy_ext.apps.dump_app`: look at dumps and compare two of them. Needs numpy and rich only."""
+"""`python -m mmdeploy_ext.apps.dump_app`: look at dumps, compare two of them. Needs numpy and rich only."""
 
 from __future__ import annotations
 

@@ -77,9 +77,11 @@ class RankError(Mm2OnnxError):
 
 @contextlib.contextmanager
 def after_weights() -> Iterator[None]:
-    """Give every error inside exit status 1: it was found after the weights had loaded."""
+    """Give every error inside exit status 1: it was found after the weights had loaded, if by this process."""
     try:
         yield
+    except RankError:
+        raise
     except Mm2OnnxError as error:
         error.exit_code = 1
         raise

@@ -14,7 +14,7 @@ STREAM_CHECKPOINT = str(REPO / 'demo/checkpoints/stream_petr_toy.pth')
 
 
 def run_by_hand(words):
-    """Run `tools/test.py` with the words of each rank, as from two terminals; returns status and stderr of each."""
+    """Run `tools/test.py` with each rank's words, as in two terminals; returns status and stderr of each."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])

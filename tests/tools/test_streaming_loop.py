@@ -220,9 +220,8 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
 
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
-    from mmdeploy_ext.proof.against_dump import far_spec
-
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+    from mmdeploy_ext.proof.against_dump import far_spec
 
     groups = (ColumnGroup('xyz', (0,), 'm', atol=5e-3), ColumnGroup('log size', (1,), atol=1e-3))
     spec = GraphSpec('x', (), (TensorSpec('all_bbox_preds', 'float32', (1, 2), groups=groups),))

@@ -149,7 +149,7 @@ def test_dumping_changes_no_result(pth_run, data, tmp_path):
 
 
 def test_pth_results_equal_mmdet_own_test_loop(pth_run, data):
-    """The tensor boundary and our loop change nothing: mmdet's detector in mmdet's loop gives the same boxes."""
+    """The tensor boundary and our loop change nothing: mmdet's detector in its own gives the same boxes."""
     from mmcv.parallel import MMDataParallel
     from mmdet.apis import single_gpu_test
 
