@@ -77,7 +77,7 @@ class RankError(Mm2OnnxError):
 
 @contextlib.contextmanager
 def after_weights() -> Iterator[None]:
-    """Give every error inside exit status 1: it was found after the weights had loaded, if by this process."""
+    """Give every error inside exit status 1: it was found after the weights had loaded, if here."""
     try:
         yield
     except RankError:
