@@ -12,7 +12,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 ATSS = 'projects/mmdet_plugin/atss/README.md'
 PLACES = (
-    'README*.md', 'docs/*.md', 'docs/zh-CN/*.md', 'projects/*/*/README.md', 'demo/checkpoints/README.md')
+    'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/*.md', 'docs/zh-CN/*.md', 'projects/*/*/README.md',
+    'demo/checkpoints/README.md')
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix() for pattern in PLACES for path in REPOSITORY.glob(pattern))
 CHINESE = {page: page.replace('/zh-CN/', '/').replace('_zh-CN', '') for page in PAGES if 'zh-CN' in page}

@@ -41,8 +41,6 @@ KNOWN_RINGS = {
     'exporting.ops.exporters exporting.ops.operator',
     'exporting.export exporting.ops.bodies exporting.ops.forms',
     'graph.diff.align graph.diff.structure',
-    'lint.record lint.sizes',
-    'lint.check lint.report lint.trial',
     'apps.quantize_app apps.quantize_report',
     'quantize.fidelity quantize.fidelity_views',
 }

@@ -194,10 +194,11 @@ class FrameModel(TestedModel):
 
     def check(self, cfg: Any, family: SequenceFamily, model: Any) -> None:
         """See `TestedModel`."""
+        from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.sequence_files import check_output
 
         try:
-            family.check(cfg, self.options)
+            family.check(cfg, deploy.resolve_opset(self.options, model))
             if self.settings.get('onnx_file'):
                 check_output(self.target, self.options, family.files, 'onnx_file=')
         except UsageError as error:
@@ -220,17 +221,21 @@ class FrameModel(TestedModel):
 
     def wanted(self, deployment: Deployment) -> list[Metadata]:
         """See `TestedModel`."""
+        from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.sequence_files import graph_metadata
 
-        graphs = deployment.family.graphs(deployment.model, self.options)
-        return [graph_metadata(deployment, self.options, graph) for graph in graphs]
+        options = deploy.resolve_opset(self.options, deployment.model)
+        graphs = deployment.family.graphs(deployment.model, options)
+        return [graph_metadata(deployment, options, graph) for graph in graphs]
 
     def export(self, deployment: Deployment) -> float:
         """See `TestedModel`."""
+        from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.sequence_files import check_output, export_sequence
 
+        options = deploy.resolve_opset(self.options, deployment.model)
         check_output(self.target, self.options, deployment.family.files, 'onnx_file=')
-        return export_sequence(deployment, self.options, self.target)[1]
+        return export_sequence(deployment, options, self.target)[1]
 
     @contextlib.contextmanager
     def on_engine(

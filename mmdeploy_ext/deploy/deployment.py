@@ -98,6 +98,22 @@ def default_opset(model: torch.nn.Module, exporter: str) -> int:
     return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
 
 
+def resolve_opset(options: Any, model: torch.nn.Module) -> Any:
+    """Return export options of any kind of family with opset 0 replaced by the model's default.
+
+    Raises:
+        UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    """
+    opset = options.opset or default_opset(model, options.exporter)
+    export.check_opset(opset, options.exporter)
+    if opset < MIN_OPSET and has_deform_conv(model):
+        raise UsageError(
+            f'--opset-version {opset}: the model has deformable convolutions, which ONNX has since '
+            f'opset {MIN_OPSET} (DeformConv)'
+        )
+    return dataclasses.replace(options, opset=opset)
+
+
 def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
     """Return class names: of the checkpoint, the config, the data set's class, or else numbers."""
     from mmdet.datasets import DATASETS
@@ -188,12 +204,6 @@ def check_options(options: ExportOptions, cfg: Any, family: ImageFamily, model: 
         raise UsageError(f'--batch-size {options.batch}: expected a positive number')
     if options.height < 0 or options.width < 0:
         raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
-    export.check_opset(resolved.opset, options.exporter)
-    if has_deform_conv(model) and resolved.opset < MIN_OPSET:
-        raise UsageError(
-            f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
-            f'since opset {MIN_OPSET} (DeformConv)'
-        )
     _check_own_options(family, options)
     check_precision(options.precision, options.fp16_io, options.keep_fp32)
     family.check(cfg, resolved)
@@ -210,9 +220,7 @@ def _check_own_options(family: ImageFamily, options: ExportOptions) -> None:
 
 def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule) -> ExportOptions:
     """Fill in what the user left open: opset 0 and shape 0 x 0 take their defaults."""
-    changes: dict[str, Any] = {}
-    if options.opset == 0:
-        changes['opset'] = default_opset(model, options.exporter)
+    options, changes = resolve_opset(options, model), {}
     if options.height == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
         height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)

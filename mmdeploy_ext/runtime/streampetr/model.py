@@ -17,7 +17,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.engines.base import build_backend
-from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.runtime.streampetr import checks
 from mmdeploy_ext.runtime.streampetr.boxes import decode
 from mmdeploy_ext.runtime.streampetr.deploy import GRAPHS, DeployContract
@@ -204,14 +204,13 @@ class StreamPetrOnnx:
         images = checks.check_prepared(images, self.image_shape)
         calibration = checks.check_calibration(calibration, self.num_cameras)
         pose, time = checks.check_pose(ego_pose), checks.check_time(timestamp_s)
-        inverse = (
-            invert_pose(pose) if ego_pose_inv is None else checks.check_pose(ego_pose_inv, 'ego_pose_inv')
-        )
+        if ego_pose_inv is not None:
+            checks.check_pose(ego_pose_inv, 'ego_pose_inv')
         fresh = self._is_new_drive(time, scene_token)
         motion, gap = np.eye(4), 0.0
         if not fresh:
             motion, gap = relative_motion(self._last[0], pose), time - self._last[1]
-        moment = Moment(pose, inverse, time, motion, gap, not fresh)
+        moment = Moment(pose, time, motion, gap, not fresh)
         outputs = self.contract.run(images, calibration, moment)
         if not all(np.isfinite(values[-1]).all() for values in outputs.values()):
             self.reset()

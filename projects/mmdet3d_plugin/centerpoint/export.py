@@ -197,25 +197,16 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
         model: a `CenterPoint`.
         bev_shape: (1, C, H, W) of the backbone's result.
     """
-    head = model.pts_bbox_head
-    rule = box_rule(head)
-    size = _map_size(model, bev_shape)
-    channels = {name: int(count) for name, (count, _) in head.task_heads[0].heads.items()}
-    outputs = []
-    for name in rule.output_names:
-        kind, task = name.rsplit('_', 1)
-        count = rule.num_classes[int(task)] if kind == 'heatmap' else channels[kind]
-        outputs.append(TensorSpec(name, 'float32', (1, count, *size), f'{kind} of task {task}', UNITS[kind]))
-    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
-    return GraphSpec('centerpoint/head', (bev,), tuple(outputs))
-
-
-def _map_size(model: nn.Module, bev_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return (H, W) of the heat maps."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        outputs = DenseHead(model)(torch.zeros(bev_shape, device=device))
-    return tuple(outputs[0].shape[2:])
+        found = DenseHead(model)(torch.zeros(bev_shape, device=device))
+    outputs = []
+    for name, tensor in zip(box_rule(model.pts_bbox_head).output_names, found, strict=True):
+        kind, task = name.rsplit('_', 1)
+        meaning = f'{kind} of task {task}'
+        outputs.append(TensorSpec(name, 'float32', tuple(tensor.shape), meaning, UNITS[kind]))
+    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
+    return GraphSpec('centerpoint/head', (bev,), tuple(outputs))
 
 
 def box_rule(head: nn.Module) -> BoxRule:

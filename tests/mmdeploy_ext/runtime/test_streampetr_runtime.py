@@ -15,6 +15,7 @@ import torch
 import toy_streampetr_export as toy
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.inputs.cameras import Calibration
+from mmdeploy_ext.runtime.frames import invert_pose
 from mmdeploy_ext.runtime.streampetr.boxes import decode
 from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 from mmdeploy_ext.runtime.streampetr.state import relative_motion, to_global, to_local
@@ -104,6 +105,24 @@ def test_a_drive_is_the_same_700_km_away_and_50_years_later(folder):
     for one, two in zip(here, there, strict=True):
         for name, values in one.items():
             np.testing.assert_allclose(two[name], values, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize('metres', [0.0, 700000.0], ids=['1.7 km', '700 km'])
+@pytest.mark.parametrize('version', ['1.0', '1.1'])
+def test_a_fork_file_keeps_a_millimetre_at_the_coordinates_of_a_map(tmp_path, version, metres):
+    """The reference is the model in float64. Fed with map coordinates, the same file is 2 mm off or more."""
+    frames = [toy.far(toy.frame(index), metres, 0.0) for index in range(8)]
+    frames = [dataclasses.replace(one, ego_pose_inv=invert_pose(one.ego_pose)) for one in frames]
+    wanted = [result['all_bbox_preds'][-1, 0, :, :3] for result in toy.eager(frames, dtype=torch.float64)]
+    errors = {}
+    for way in ('near', 'map'):
+        with StreamPetrOnnx(*toy.write(tmp_path, 'fork', fork_version=version), threads=1) as opened:
+            if way == 'map':
+                opened.contract.origin = lambda pose: np.zeros(3)
+            found = [opened.step_frame(frame).outputs['all_bbox_preds'][-1, 0, :, :3] for frame in frames]
+        errors[way] = max(np.abs(one - two).max() for one, two in zip(found, wanted, strict=True))
+    print(f'fork {version}: {1e3 * errors["near"]:.3f} mm, by map coordinates {1e3 * errors["map"]:.2f} mm')
+    assert errors['near'] < 1e-3 < errors['map']
 
 
 def test_results_of_a_frame_outlive_the_next_frame(runtime):
