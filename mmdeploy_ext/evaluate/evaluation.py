@@ -89,23 +89,21 @@ def build_dataset(cfg: Any) -> Dataset:
     return dataset
 
 
-def build_loader(cfg: Any, dataset: Dataset, indices: Sequence[int], one_by_one: bool = False) -> DataLoader:
-    """Return mmdet's test loader for these samples of a data set, in this order.
-
-    Args:
-        cfg: for `data.workers_per_gpu` and `data.test_dataloader`.
-        dataset: built by `build_dataset`.
-        indices: of the samples.
-        one_by_one: batches of one sample, whatever the config says.
-    """
+def build_loader(
+    dataset: Dataset, indices: Sequence[int], samples_per_gpu: int = 1, workers_per_gpu: int = 2, **rest: Any
+) -> DataLoader:
+    """Return mmdet's test loader for these samples of a data set, in this order; see mmdet's function."""
     from mmdet.datasets import build_dataloader
     from torch.utils.data import Subset
 
-    settings = dict(samples_per_gpu=1, workers_per_gpu=cfg.data.get('workers_per_gpu', 2))
-    settings.update(cfg.data.get('test_dataloader', {}))
-    if one_by_one:
-        settings['samples_per_gpu'] = 1
-    return build_dataloader(Subset(dataset, indices), dist=False, shuffle=False, **settings)
+    samples = Subset(dataset, indices)
+    return build_dataloader(samples, samples_per_gpu, workers_per_gpu, dist=False, shuffle=False, **rest)
+
+
+def loader_settings(cfg: Any, one_by_one: bool = False) -> dict[str, Any]:
+    """Return what a config tells `build_loader`; `one_by_one`: batches of one sample, whatever it says."""
+    settings = {'workers_per_gpu': cfg.data.get('workers_per_gpu', 2), **cfg.data.get('test_dataloader', {})}
+    return {**settings, 'samples_per_gpu': 1} if one_by_one else settings
 
 
 @contextlib.contextmanager

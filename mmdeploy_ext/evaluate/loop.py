@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,13 +13,12 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from mmdeploy_ext.core.cli import stderr
 from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors
-from mmdeploy_ext.evaluate.sharding import shard_scenes
+from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors, loader_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.data import Dataset
 
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Frame, Sweep
@@ -57,26 +55,12 @@ def scene_tokens(dataset: Dataset) -> list[str]:
     return [str(info['scene_token']) for info in infos]
 
 
-def frame_loader(dataset: Dataset, indices: Sequence[int], workers: int) -> DataLoader:
-    """Return a loader that gives these samples one by one, in this order."""
-    from mmcv.parallel import collate
-    from torch.utils.data import DataLoader
-
-    return DataLoader(
-        dataset,
-        batch_size=1,
-        sampler=list(indices),
-        num_workers=workers,
-        collate_fn=functools.partial(collate, samples_per_gpu=1),
-    )
-
-
 def frames_of(
     family: SequenceFamily, dataset: Dataset, indices: Sequence[int], workers: int = 2
 ) -> Iterator[Frame | Sweep]:
     """Yield samples of a data set as frames."""
     with loader_errors():
-        for data in frame_loader(dataset, indices, workers):
+        for data in build_loader(dataset, indices, workers_per_gpu=workers):
             yield family.frame(data)
 
 
@@ -101,6 +85,29 @@ class DatasetFrames:
     def __iter__(self) -> Iterator[Frame | Sweep]:
         """Read the frames anew."""
         return frames_of(self.family, self.dataset, self.indices, workers=0)
+
+
+def shard_scenes(scene_tokens: Sequence[str], rank: int, world_size: int) -> list[int]:
+    """Return the sample indices of one process, scene after scene, each scene in data-set order.
+
+    Scenes stay whole, because a memory runs from frame to frame. They go, longest first, to the process that
+    has the fewest frames; every process computes the same plan.
+
+    Args:
+        scene_tokens: of each sample, in data-set order.
+        rank: of the process.
+        world_size: number of processes; there may be more of them than scenes.
+    """
+    scenes: dict[str, list[int]] = {}
+    for index, token in enumerate(scene_tokens):
+        scenes.setdefault(token, []).append(index)
+    shards: list[list[list[int]]] = [[] for _ in range(world_size)]
+    sizes = [0] * world_size
+    for frames in sorted(scenes.values(), key=lambda frames: (-len(frames), frames[0])):
+        emptiest = sizes.index(min(sizes))
+        shards[emptiest].append(frames)
+        sizes[emptiest] += len(frames)
+    return [index for frames in sorted(shards[rank]) for index in frames]
 
 
 def run_dataset(
@@ -129,7 +136,7 @@ def run_dataset(
     """
     ranks = ranks or Ranks()
     indices = shard_scenes(network.start(dataset), ranks.rank, ranks.size)
-    loader = build_loader(cfg, dataset, indices, network.one_by_one)
+    loader = build_loader(dataset, indices, **loader_settings(cfg, network.one_by_one))
     results: dict[int, Any] = {}
     console = stderr()
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
@@ -176,7 +183,8 @@ def collect(
     Raises:
         DataError: a sample was run by no process, or by two; or a part is not in `tmpdir`.
     """
-    parts = _parts_in(Path(tmpdir), results, ranks) if tmpdir else ranks.to_first(results, gpu_collect)
+    by_files = tmpdir and ranks.size > 1
+    parts = _parts_in(Path(tmpdir), results, ranks) if by_files else ranks.to_first(results, gpu_collect)
     if parts is None:
         return None
     counts = [index for part in parts for index in part]

@@ -167,12 +167,14 @@ def test_two_processes_give_the_metrics_of_one(onnx_run, data, tmp_path):
     work_dir = shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')
     environment = dict(os.environ, PYTHON=sys.executable, OMP_WAIT_POLICY='PASSIVE')
     command = [str(REPO / 'tools/dist_test_onnx.sh'), ONNX, CHECKPOINT, '2', '--eval=bbox']
-    command += ['--out', str(work_dir / 'two.pkl'), '--work-dir', str(work_dir), '--cfg-options', *data]
+    command += ['--out', str(work_dir / 'two.pkl'), '--tmpdir', str(tmp_path / 'parts')]
+    command += ['--work-dir', str(work_dir), '--cfg-options', *data]
     done = subprocess.run(
         command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert metrics(work_dir, 'onnx') == metrics(onnx_run, 'onnx')
+    assert not (tmp_path / 'parts').exists()
     one, two = (pickle.loads((work_dir / name).read_bytes()) for name in ('onnx.pkl', 'two.pkl'))
     assert len(one) == len(two) == SCENES * FRAMES
     for left, right in zip(one, two, strict=True):

@@ -159,7 +159,7 @@ def test_pth_results_equal_mmdet_own_test_loop(pth_run, data):
     from toy_atss import load_toy
 
     cfg = load_config(CONFIG, parse_cfg_options(data))
-    loader = evaluation.build_loader(cfg, evaluation.build_dataset(cfg), range(SAMPLES))
+    loader = evaluation.build_loader(evaluation.build_dataset(cfg), range(SAMPLES))
     expected = single_gpu_test(MMDataParallel(load_toy().model, device_ids=[-1]), loader)
     with open(pth_run / 'pth.pkl', 'rb') as stream:
         results = pickle.load(stream)
