@@ -207,7 +207,7 @@ def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
         ConfigError: a value that is none of the choices, or an opset that the exporter cannot write.
         UsageError: options that do nothing together.
     """
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.families.sequence import SequenceOptions
 
     allowed = dict(CHOICES, memory=MEMORY)

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             if args.engine != 'onnx':
                 found['torch'] = timed('torch', reference_of(deployment, args.sweep), points)
             if runtime is not None:
-                found['onnx'] = timed('onnx', runtime.step, points)
+                found['onnx'] = timed('onnx', runtime.detect, points)
             return show(args, points, found, classes)
 
 
@@ -170,8 +170,8 @@ def show(
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.proof.tasks import points3d
     from mmdeploy_ext.proof.verdict import SweepPair
+    from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
-    from mmdeploy_ext.runtime.draw3d import Layer
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     equal = True

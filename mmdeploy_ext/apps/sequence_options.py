@@ -56,7 +56,7 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
     Raises:
         UsageError: options that contradict each other or that streaming models do not have.
     """
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.families.sequence import SequenceOptions
 
     chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name)}

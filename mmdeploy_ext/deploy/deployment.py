@@ -12,12 +12,11 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.precision import check_precision, with_half_features
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET, has_deform_conv
+from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
 from mmdeploy_ext.families.base import DETECTOR, ExportOptions, Family, ImageFamily, find_family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
@@ -92,12 +91,6 @@ def check_device(device: str) -> torch.device:
     return parsed
 
 
-def default_opset(model: torch.nn.Module, exporter: str) -> int:
-    """Return the lowest opset that the model and the exporter need, at least `DEFAULT_OPSET`."""
-    needed = max(DEFAULT_OPSET, export.OPSETS.get(exporter, (0,))[0])  # an unknown one is refused later
-    return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
-
-
 def resolve_opset(options: Any, model: torch.nn.Module) -> Any:
     """Return export options of any kind of family with opset 0 replaced by the model's default.
 
@@ -105,12 +98,8 @@ def resolve_opset(options: Any, model: torch.nn.Module) -> Any:
         UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
     """
     opset = options.opset or default_opset(model, options.exporter)
-    export.check_opset(opset, options.exporter)
-    if opset < MIN_OPSET and has_deform_conv(model):
-        raise UsageError(
-            f'--opset-version {opset}: the model has deformable convolutions, which ONNX has since '
-            f'opset {MIN_OPSET} (DeformConv)'
-        )
+    check_opset(opset, options.exporter)
+    check_operators(model, opset)
     return dataclasses.replace(options, opset=opset)
 
 

@@ -15,7 +15,7 @@ import torch
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.exporting.export import check_opset
+from mmdeploy_ext.exporting.exporter import check_opset
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
 from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
@@ -140,7 +140,7 @@ class CenterPointFamily(SequenceFamily):
         """See `SequenceFamily.runner`."""
         from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 
-        return CenterPointOnnx(paths, **engine).stepper()
+        return CenterPointOnnx(paths, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""
