@@ -13,6 +13,7 @@ from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.test_models import FrameModel, ImageModel, TestedModel, check_dataset
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
+from mmdeploy_ext.engines import BACKENDS
 
 if TYPE_CHECKING:
     import argparse
@@ -170,7 +171,7 @@ def open_network(this: Run) -> Iterator[Network | None]:
         export_if_stale(this.deployment, tested)
     ranks.gather()
     engine = backend_config.engine_options(tested.settings)
-    if ranks.size > 1 and 'threads' in backend_config.ENGINES[tested.settings['type']]:
+    if ranks.size > 1 and 'threads' in BACKENDS[tested.settings['type']].keys:
         engine.setdefault('threads', threads_per_process())
     with tested.on_engine(this.deployment, engine) as (network, dumped):
         agrees = True

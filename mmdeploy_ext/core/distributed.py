@@ -121,7 +121,7 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
         UsageError: the launcher's variables are not set.
         RankError: the others did not come, or one of them failed.
     """
-    ranks = start(launcher, local_rank, timeout)
+    ranks = Ranks() if launcher == 'none' else _start(launcher, local_rank, timeout)
     try:
         yield ranks
         ranks.gather()
@@ -130,14 +130,12 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
         raise
 
 
-def start(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_TIMEOUT) -> Ranks:
-    """Start torch.distributed; see `join`.
+def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks:
+    """Start torch.distributed.
 
     Loader workers are forked, as mmdet's own tools have it: mmcv's `init_dist` would choose to spawn them,
     and spawned ones hung under a launcher.
     """
-    if launcher == 'none':
-        return Ranks()
     missing = [name for name in ENVIRONMENT[launcher] if not os.environ.get(name)]
     if missing:
         raise UsageError(

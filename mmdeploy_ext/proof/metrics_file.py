@@ -7,20 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import read_json, write_json
-from mmdeploy_ext.engines import ENGINE_TITLES
+from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.proof.levels.metrics import metric_bar, metric_rows, metric_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-METRIC_NAMES = {
-    'TorchBackend': 'pth',
-    'OnnxRuntimeBackend': 'onnx',
-    'OpenVinoBackend': 'openvino',
-    'TensorRtBackend': 'tensorrt',
-}
-"""Backend -> name in `metrics_<name>.json`."""
 SAME = ('config_sha256', 'checkpoint_sha256', 'samples', 'memory')
 """Facts of a run: metrics are compared where they are equal."""
 NO_METRICS = (
@@ -45,7 +38,7 @@ def keep_metrics(
         False when a metric differs from PyTorch's by more than the bar, or when neither engine has one.
     """
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    target, reference_path = folder / f'metrics_{METRIC_NAMES[kind]}.json', folder / 'metrics_pth.json'
+    target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics
     write_json(target, dict(metrics=dict(metrics), engine=kind, **facts, made=made))
     if kind == 'TorchBackend' or not reference_path.is_file():
         print(metrics)
@@ -64,7 +57,7 @@ def keep_metrics(
     if not rows:
         print(f'NOT PROVEN: nothing was compared, neither PyTorch nor this engine has a metric: {NO_METRICS}')
         return False
-    cli.stdout().print(metric_table(rows, ENGINE_TITLES[kind]))
+    cli.stdout().print(metric_table(rows, title_of(kind)))
     print(
         f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '
         f'({reference_path}); this run: {target}'
