@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
-from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.io.index import Index, near
 from mmdeploy_ext.graph.part import part
 
@@ -96,14 +94,13 @@ class Runner:
         """
         return dict(self.stream(feeds))
 
-    def types(self) -> dict[str, tuple[str, list[int | str | None]]]:
-        """Return name -> (dtype such as 'FLOAT', shape) as ONNX Runtime infers them, of computed tensors."""
-        if self._session is None:
-            return {}
-        found = {}
-        for output in self._session.get_outputs():
-            inner = output.type.removeprefix('tensor(').removesuffix(')')
-            found[output.name] = (inner.upper(), list(output.shape))
+    def types(self) -> dict[str, onnx.TypeProto]:
+        """Return name -> type as ONNX Runtime infers it, of computed tensors."""
+        kinds, found = dict(onnx.TensorProto.DataType.items()), {}
+        for output in self._session.get_outputs() if self._session else ():
+            dtype = output.type.removeprefix('tensor(').removesuffix(')').upper()
+            if dtype in kinds:
+                found[output.name] = helper.make_tensor_type_proto(kinds[dtype], output.shape)
         return found
 
     def stream(self, feeds: Mapping[str, np.ndarray], chunk: int | None = None) -> Iterator[tuple[str, Any]]:
@@ -176,17 +173,32 @@ def _open(
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     level = GRAPH_OPTIMIZATION[optimization]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    with contextlib.ExitStack() as stack:
-        if files.serialised_size(model) > files.PROTOBUF_LIMIT:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx-'))
-            source = str(Path(folder) / 'model.onnx')
-            files.save_external(model, Path(source), Path(f'{source}.data'), checked=False)
-        else:
-            source = model.SerializeToString()
+    with files.openable(model) as source:
         try:
             return onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
         except Exception as error:
             raise ModelFileError(f'ONNX Runtime cannot load the model: {error}') from error
+
+
+def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
+    """Return graph inputs or outputs of the names, typed.
+
+    onnx infers the types; what it cannot tell, because of operators of other domains, ONNX Runtime is asked.
+
+    Raises:
+        UsageError: neither knows the type of one.
+    """
+    known = types.infer(index.model)
+    computed = [name for name in names if name not in known and index.producer(name) is not None]
+    if computed:
+        with contextlib.suppress(ModelFileError):
+            known.update(Runner(index.model, computed).types())
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f'the type of {name!r} cannot be inferred; does ONNX Runtime know all operators above it?'
+            )
+    return [onnx.ValueInfoProto(name=name, type=known[name]) for name in names]
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:

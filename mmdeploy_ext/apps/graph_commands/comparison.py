@@ -91,7 +91,7 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def _feeds(args: argparse.Namespace) -> dict[str, Any] | None:
-    from mmdeploy_ext.graph.io.files import load_tensors
+    from mmdeploy_ext.graph.io.tensors import load_tensors
 
     return load_tensors(args.input) if args.input else None
 

@@ -101,14 +101,15 @@ def read_feeds(
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs that were asked for: the given ones, or `count` sets of random ones."""
     from mmdeploy_ext.core.errors import UsageError
-    from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.run import random_feeds
 
     sizes = parse_sizes(args.size)
     if args.inputs:
         if sizes:
             raise UsageError('--size is for random inputs and --inputs gives them; leave one out')
-        return [files.load_tensors(args.inputs)]
+        from mmdeploy_ext.graph.io.tensors import load_tensors
+
+        return [load_tensors(args.inputs)]
     return [random_feeds(model, args.seed + step, sizes) for step in range(count)]
 
 

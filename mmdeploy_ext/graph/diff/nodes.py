@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,19 @@ class Program:
     def label(self, position: int) -> str:
         """Return what people call a node."""
         return self.index.label(position)
+
+
+@dataclasses.dataclass
+class Alignment:
+    """Which is which.
+
+    Attributes:
+        nodes: position in the left graph -> position in the right one.
+        tensors: tensor of the left graph -> tensor of the right one; constants are not among them.
+    """
+
+    nodes: dict[int, int]
+    tensors: dict[str, str]
 
 
 class NodeRunner:

@@ -15,8 +15,7 @@ from mmdeploy_ext.graph.io.index import all_nodes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.graph.diff.align import Alignment
-    from mmdeploy_ext.graph.diff.nodes import Program
+    from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 
 SHOWN = 60
 """Characters of a value in a text."""

@@ -166,11 +166,13 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
         return math.inf, f'shape {_text(got.shape)}, expected {_text(want.shape)}'
     if got.size == 0 or got is want:
         return 0.0, ''
-    if got.dtype.kind not in 'f' or want.dtype.kind not in 'f':
-        if 'f' in (got.dtype.kind, want.dtype.kind):
+    kinds = {got.dtype.kind, want.dtype.kind}
+    if kinds not in ({'f'}, {'c'}):
+        if kinds & set('fc'):
             return math.inf, f'dtype {got.dtype}, expected {want.dtype}'
         return float(np.mean(got != want)), ''
-    left, right = got.astype(np.float64), want.astype(np.float64)
+    wide = np.float64 if kinds == {'f'} else np.complex128
+    left, right = got.astype(wide), want.astype(wide)
     finite = np.isfinite(right)
     if (
         not np.array_equal(left[~finite], right[~finite], equal_nan=True)

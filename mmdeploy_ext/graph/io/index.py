@@ -7,6 +7,7 @@ or '#12'. Needs onnx only.
 from __future__ import annotations
 
 import collections
+import copy
 import difflib
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import onnx
+    from google.protobuf.message import Message
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -72,6 +74,14 @@ def reads(node: onnx.NodeProto) -> list[str]:
 def writes(node: onnx.NodeProto) -> list[str]:
     """Return the outputs that a node has; optional ones that it leaves out are not among them."""
     return [name for name in node.output if name]
+
+
+def refill(message: Message, **fields: Iterable[Message]) -> None:
+    """Replace what repeated fields of a message hold, in place, by copies of other entries or of its own."""
+    for name, entries in fields.items():
+        kept = copy.deepcopy(list(entries))
+        message.ClearField(name)
+        getattr(message, name).extend(kept)
 
 
 def label(nodes: Sequence[onnx.NodeProto], position: int) -> str:

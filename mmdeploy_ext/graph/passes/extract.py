@@ -6,10 +6,10 @@ import fnmatch
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import check_ordinary
+from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, near
 from mmdeploy_ext.graph.part import drop_metadata, part
+from mmdeploy_ext.graph.run import typed_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -159,7 +159,7 @@ def _rebuilt(
     known = {value.name: value for value in index.graph.input if value.name not in index.constants}
     given = {value.name: value for value in index.graph.output}
     new = [name for name in (*starts, *ends) if name not in known and name not in given]
-    typed = {value.name: value for value in types.values(index, new)} if new else {}
+    typed = {value.name: value for value in typed_values(index, new)} if new else {}
     result = part(
         index,
         positions,

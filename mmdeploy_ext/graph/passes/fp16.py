@@ -23,8 +23,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.graph.io.index import near
-from mmdeploy_ext.graph.io.weights import infer
+from mmdeploy_ext.graph.io.constants import constant_value
+from mmdeploy_ext.graph.io.index import bodies, captured, near, refill
+from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.show.tree import module_of
 
 if TYPE_CHECKING:
@@ -161,10 +162,10 @@ def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     graph = copied.graph
-    captured = {name for node in graph.node for name in _captured(node)}
-    if captured & half_io:
+    inside = {name for node in graph.node for name in captured(node)}
+    if inside & half_io:
         raise ExportError(
-            f'float16: input {sorted(captured & half_io)[0]!r} is read inside a sub-graph, which stays '
+            f'float16: input {sorted(inside & half_io)[0]!r} is read inside a sub-graph, which stays '
             f'float32; keep the inputs float32'
         )
     _constants_to_initializers(graph)
@@ -173,31 +174,15 @@ def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
         for value in (*graph.input, *graph.output):
             if value.name in half_io:
                 value.type.tensor_type.elem_type = SINGLE
-    inferred = infer(copied, data_prop=True)
-    types = {value.name: value.data_type for value in graph.initializer}
-    ranks = {value.name: len(value.dims) for value in graph.initializer}
-    for value in (*inferred.input, *inferred.output, *inferred.value_info):
-        types[value.name] = value.type.tensor_type.elem_type
-        if value.type.tensor_type.HasField('shape'):
-            ranks[value.name] = len(value.type.tensor_type.shape.dim)
+    kinds = {name: kind.tensor_type for name, kind in infer(copied).items()}
+    types = {name: kind.elem_type for name, kind in kinds.items()}
+    ranks = {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField('shape')}
     fed = {value.name for value in graph.input}
     constants = {value.name for value in graph.initializer} - fed
     for node in graph.node:
         if all(name in constants for name in node.input if name):
             constants.update(node.output)
-    return _Graph(copied, types, ranks, constants, captured)
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Return the names that the sub-graphs of a node read, theirs and those from outside."""
-    found: set[str] = set()
-    for attribute in node.attribute:
-        for graph in ([attribute.g] if attribute.HasField('g') else []) + list(attribute.graphs):
-            found.update(value.name for value in graph.output)
-            for inner in graph.node:
-                found.update(inner.input)
-                found |= _captured(inner)
-    return found
+    return _Graph(copied, types, ranks, constants, inside)
 
 
 def _around_sub_graphs(graph: _Graph) -> set[int]:
@@ -205,32 +190,17 @@ def _around_sub_graphs(graph: _Graph) -> set[int]:
     return {
         place
         for place, node in enumerate(graph.nodes)
-        if graph.captured.intersection(node.output) or _captured(node)
+        if graph.captured.intersection(node.output) or next(bodies(node), None) is not None
     }
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    kept = []
-    for node in graph.node:
-        tensor = _single_constant(node) if node.op_type == 'Constant' else None
-        if tensor is not None:
-            initializer = graph.initializer.add()
-            initializer.CopyFrom(tensor)
-            initializer.name = node.output[0]
-        else:
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept)
-
-
-def _single_constant(node: onnx.NodeProto) -> TensorProto | None:
-    """Return the value of a Constant when it is float32."""
-    for item in node.attribute:
-        if item.name == 'value' and item.t.data_type == SINGLE:
-            return item.t
-        if item.name in ('value_float', 'value_floats'):
-            return numpy_helper.from_array(np.asarray(helper.get_attribute_value(item), np.float32))
-    return None
+    values = [constant_value(node) for node in graph.node]
+    single = [value is not None and value.dtype == np.float32 for value in values]
+    for node, value, is_single in zip(graph.node, values, single, strict=True):
+        if is_single:
+            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+    refill(graph, node=[node for node, is_single in zip(graph.node, single, strict=True) if not is_single])
 
 
 def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:
@@ -363,7 +333,4 @@ def _finish(graph: _Graph, writer: _Writer, natives: dict[str, str], half_io: se
     used = {name for node in writer.nodes for name in node.input}
     used |= graph.captured | {value.name for value in (*proto.input, *proto.output)}
     kept = [value for value in (*proto.initializer, *writer.extra) if value.name in used]
-    for field, values in (('node', writer.nodes), ('initializer', kept), ('value_info', [])):
-        values = [type(value).FromString(value.SerializeToString()) for value in values]
-        proto.ClearField(field)
-        getattr(proto, field).extend(values)
+    refill(proto, node=writer.nodes, initializer=kept, value_info=())

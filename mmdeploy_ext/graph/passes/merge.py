@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.graph.io.files import check_ordinary
+from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import all_nodes, near
 from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata

@@ -8,13 +8,15 @@ import onnx
 from onnx import version_converter
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
+from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import bodies, label
-from mmdeploy_ext.graph.io.weights import put_back, set_aside
 
 OLDEST = 7
 """The first opset that the converter's adapters are written for."""
 OPERATOR = re.compile(r'(?:for|of) (\w+)(?: exists)?\s*$')
 SHOWN = 3
+LARGE = 1 << 16
+"""Bytes from which on an initializer of a model over 2 GiB is set aside."""
 
 
 def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto, int]:
@@ -43,14 +45,14 @@ def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto
         result.CopyFrom(model)
         return result, before
     _check_bodies(model, before, version)
-    result, heavy = set_aside(model)
+    result, heavy = _set_aside(model)
     try:
         result = version_converter.convert_version(result, version)
     except (RuntimeError, version_converter.ConvertError) as error:
         raise ExportError(_explain(model, before, version, str(error))) from error
     _keep_parts(result, model)
     _check(result, version)
-    put_back(result, heavy)
+    _put_back(result, heavy)
     return result, before
 
 
@@ -120,3 +122,45 @@ def _check(result: onnx.ModelProto, version: int) -> None:
         raise ExportError(
             f'the converter wrote a model of opset {version} that is not valid: {reason}'
         ) from error
+
+
+def _set_aside(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """Return a copy in which large weights are inputs, and these weights; a small model is just copied."""
+    light = onnx.ModelProto()
+    if not is_large(model):
+        light.CopyFrom(model)
+        return light, []
+    _copy(model, light, 'graph')
+    _copy(model.graph, light.graph, 'initializer')
+    inputs = {value.name for value in model.graph.input}
+    heavy = []
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < LARGE or tensor.name in inputs:
+            light.graph.initializer.add().CopyFrom(tensor)
+            continue
+        heavy.append(tensor)
+        kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        light.graph.input.append(kind)
+    return light, heavy
+
+
+def _put_back(light: onnx.ModelProto, heavy: list[onnx.TensorProto]) -> None:
+    """Make constants of the weights again that `_set_aside` made inputs, in place."""
+    names = {tensor.name for tensor in heavy}
+    for place in reversed(range(len(light.graph.input))):
+        if light.graph.input[place].name in names:
+            del light.graph.input[place]
+    light.graph.initializer.extend(heavy)
+
+
+def _copy(source: object, target: object, without: str) -> None:
+    """Copy all fields of a message but one."""
+    for field, value in source.ListFields():
+        if field.name == without:
+            continue
+        if field.is_repeated:
+            getattr(target, field.name).extend(value)
+        elif field.message_type:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import onnx
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import check_ordinary
+from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.run import typed_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +34,7 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     new = [name for name in dict.fromkeys(wanted) if name not in index.outputs]
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    result.graph.output.extend(types.values(index, new))
+    result.graph.output.extend(typed_values(index, new))
     return result
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import near
-from mmdeploy_ext.graph.io.weights import infer
+from mmdeploy_ext.graph.io.types import infer
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.pattern_match import attribute_check, defaults_of, number_check, schema_of
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
 
@@ -95,14 +96,13 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     Raises:
         UsageError: an operator that the model's opset does not have, or a replacement that holds its own
             pattern, so that no end would be reached.
-        EngineError: onnxscript is not installed.
     """
-    ir = _rewriter_modules()[0]
+    import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     opsets = {entry.domain.removeprefix('ai.onnx'): entry.version for entry in model.opset_import}
     _check_operators(rule, opsets)
-    types = _types(model)
+    types = {name: kind.tensor_type.elem_type for name, kind in infer(model).items()}
     _check_ends(rule, opsets)
     graph = ir.serde.deserialize_model(model)
     count = _apply(graph, rule, opsets, types)
@@ -115,15 +115,26 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     return ir.serde.serialize_model(graph), Replacements(str(rule), count, kept)
 
 
-def _rewriter_modules() -> tuple[Any, Any]:
-    try:
-        import onnx_ir
-        from onnxscript.rewriter import pattern
-    except ImportError as error:
-        raise EngineError(
-            f'replacing and folding need onnxscript ({error}); install it with: pip install onnxscript'
-        ) from error
-    return onnx_ir, pattern
+def replace_all(
+    model: onnx.ModelProto, rules: Sequence[str], named: Sequence[str]
+) -> tuple[onnx.ModelProto, list[Replacements]]:
+    """Return what rules as text, then rules by name, then passes by name make of a model; see `replace`.
+
+    Raises:
+        UsageError: see `parse_rule`, `named_rule` and `replace`.
+    """
+    parsed = [parse_rule(text) for text in rules] + [named_rule(name) for name in named if name not in PASSES]
+    reports = []
+    for rule in parsed:
+        model, report = replace(model, rule)
+        reports.append(report)
+    for name in (name for name in named if name in PASSES):
+        before = sum(node.op_type == 'GridSample' for node in model.graph.node)
+        model, _ = replace_grid_sample(model)
+        left = [node.name or node.output[0] for node in model.graph.node if node.op_type == 'GridSample']
+        kept = tuple(f'GridSample {one!r} is kept: another mode, padding or alignment' for one in left)
+        reports.append(Replacements(name, before - len(left), kept))
+    return model, reports
 
 
 class _Budget:
@@ -153,7 +164,8 @@ def _apply(graph: Model, rule: Rule, opsets: dict[str, int], types: dict[str, in
 
 def _rule_set(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Any:
     """Return the rewriter's form of a rule, with all orders of commutative operands."""
-    pattern = _rewriter_modules()[1]
+    from onnxscript.rewriter import pattern
+
     replacement = _replacement(rule, opsets, types, budget)
     compiled = pattern.RewriteRule(_target(rule.pattern, opsets), replacement)
     return pattern.RewriteRuleSet([compiled], commute=True)
@@ -181,7 +193,8 @@ def _target(side: Side, opsets: dict[str, int]) -> Callable:
 
 
 def _build_target(side: Side, opsets: dict[str, int], op: Any, *variables: Any) -> Any:
-    pattern = _rewriter_modules()[1]
+    from onnxscript.rewriter import pattern
+
     values: dict[str, Any] = {'': None, **dict(zip(side.variables, variables, strict=True))}
     values.update((name, number_check(number)) for name, number in side.numbers.items())
     for node in side.nodes:
@@ -211,13 +224,15 @@ def _replacement(rule: Rule, opsets: dict[str, int], types: dict[str, int], budg
 def _build_replacement(
     rule: Rule, defaults: dict[str, Any], types: dict[str, int], budget: _Budget, op: Any, /, **bound: Any
 ) -> Any:
+    import onnx_ir as ir
+
     budget.spend()
     side, result = rule.replacement, bound[rule.pattern.output].name
     kind = types.get(result, onnx.TensorProto.FLOAT)
     values: dict[str, Any] = {'': None, **{name: bound[name] for name in side.variables}}
     for name, number in side.numbers.items():
         array = np.asarray(number).astype(helper.tensor_dtype_to_np_dtype(kind))
-        values[name] = op.Constant(value=_rewriter_modules()[0].tensor(array))
+        values[name] = op.Constant(value=ir.tensor(array))
         _name(values[name], f'{result}/{name}', f'{result}/Constant_{len(values)}')
     for node in side.nodes:
         made = getattr(op, node.op_type)(
@@ -238,7 +253,8 @@ def _name(value: Value, name: str, node: str) -> None:
 
 
 def _attributes(node: onnx.NodeProto, bound: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    ir = _rewriter_modules()[0]
+    import onnx_ir as ir
+
     made = {}
     for item in node.attribute:
         if not item.ref_attr_name:
@@ -280,7 +296,8 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
 
 def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
     """Refuse a replacement in which the pattern is found again."""
-    ir = _rewriter_modules()[0]
+    import onnx_ir as ir
+
     side, nodes = rule.replacement, []
     for node in side.nodes:
         copied = onnx.NodeProto()
@@ -298,16 +315,6 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
         raise UsageError(
             f'rule {rule}: the pattern is found in its own replacement, so replacing would never end'
         )
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return element type by tensor name, as far as inference knows it."""
-    try:
-        graph = infer(model)
-    except (ValueError, onnx.shape_inference.InferenceError):
-        graph = model.graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
 def _why_kept(nodes: Sequence[Node], results: Iterable[Value], last: Node) -> str:

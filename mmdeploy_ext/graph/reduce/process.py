@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.weights import is_large
 from mmdeploy_ext.graph.reduce.checks import Check, Stopped
 from mmdeploy_ext.graph.reduce.folder import save_npz
 
@@ -33,10 +32,7 @@ class _Files:
 
     def __init__(self, folder: Path, candidate: Candidate) -> None:
         self.model, self.inputs = folder / 'model.onnx', folder / 'inputs.npz'
-        if is_large(candidate.model):
-            files.save_external(candidate.model, self.model, folder / 'model.onnx.data', checked=False)
-        else:
-            self.model.write_bytes(candidate.model.SerializeToString())
+        files.write(candidate.model, self.model)
         save_npz(self.inputs, candidate.feeds)
 
 

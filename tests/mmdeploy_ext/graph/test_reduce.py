@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.tensors import load_tensors
 from mmdeploy_ext.graph.reduce.case import Case, prepare, record
 from mmdeploy_ext.graph.reduce.checks import Check, Differs, Engines, NotFinite, Reference, parse_check
 from mmdeploy_ext.graph.reduce.folder import save_folder, save_npz
@@ -316,7 +317,7 @@ def test_the_folder_shows_the_fault_alone_and_not_once_it_is_mended(tmp_path, ki
 def test_tensors_of_any_name_are_stored(tmp_path):
     arrays = {'file': np.arange(3), '/a/b:0': np.float32(1), 'text': np.array(['a', 'bc'], object)}
     save_npz(tmp_path / 'inputs.npz', arrays)
-    found = files.load_tensors(tmp_path / 'inputs.npz')
+    found = load_tensors(tmp_path / 'inputs.npz')
     assert list(found) == list(arrays)
     assert found['text'].tolist() == ['a', 'bc'] and found['/a/b:0'] == 1
 
