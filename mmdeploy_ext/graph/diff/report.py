@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.graph.diff.compare import Comparison, Difference, Entry
+    from mmdeploy_ext.graph.diff.findings import Comparison, Difference, Entry
 
 TEMPLATE = 'diff_report.html.j2'
 AROUND = 6
