@@ -9,9 +9,10 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.graph.diff.walk import compare
+from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.run import Runner, check_feeds, random_feeds
+from mmdeploy_ext.graph.run import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

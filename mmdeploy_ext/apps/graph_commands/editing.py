@@ -100,16 +100,17 @@ def run_extract(args: argparse.Namespace) -> int:
     """Write some nodes as a model of their own."""
     from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.io.index import Index
-    from mmdeploy_ext.graph.passes import extract, outputs
+    from mmdeploy_ext.graph.passes.extract import extract
+    from mmdeploy_ext.graph.passes.select import matching, select
 
     if not args.nodes and not args.tensors:
         raise UsageError('extract: say which nodes, by --nodes or --tensors')
     model = _load(args)
     index = Index(model)
-    chosen = set(extract.select(index, args.nodes))
+    chosen = set(select(index, args.nodes))
     for pattern in args.tensors:
-        chosen.update(index.producer(name) for name in outputs.matching(index, pattern))
-    return _finish(args, model, extract.extract(model, chosen))
+        chosen.update(index.producer(name) for name in matching(index, pattern))
+    return _finish(args, model, extract(model, chosen))
 
 
 def _cut_arguments(parser: argparse.ArgumentParser) -> None:

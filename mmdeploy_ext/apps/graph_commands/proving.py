@@ -101,7 +101,7 @@ def read_feeds(
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs that were asked for: the given ones, or `count` sets of random ones."""
     from mmdeploy_ext.core.errors import UsageError
-    from mmdeploy_ext.graph.run import random_feeds
+    from mmdeploy_ext.graph.feeds import random_feeds
 
     sizes = parse_sizes(args.size)
     if args.inputs:

@@ -94,9 +94,9 @@ def _checked(args: argparse.Namespace) -> CheckText:
 
 
 def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarray], Case]:
+    from mmdeploy_ext.graph.feeds import check_feeds
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.reduce.case import Case, prepare, record
-    from mmdeploy_ext.graph.run import check_feeds
 
     model = proving.load(args.file)
     feeds = proving.read_feeds(args, model, 1)[0]
@@ -137,8 +137,8 @@ def _good(
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
     """Load another model that is to run on the same inputs."""
     from mmdeploy_ext.core.errors import ShapeError, UsageError
+    from mmdeploy_ext.graph.feeds import check_feeds
     from mmdeploy_ext.graph.io.index import Index
-    from mmdeploy_ext.graph.run import check_feeds
 
     model = proving.load(path)
     taken = {value.name for value in model.graph.input}

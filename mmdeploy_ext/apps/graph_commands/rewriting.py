@@ -40,8 +40,8 @@ def run_replace(args: argparse.Namespace) -> int:
 
     from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph.passes.named_rules import PASSES, named_rule, replace_all
     from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
-    from mmdeploy_ext.graph.passes.replace import PASSES, named_rule, replace_all
 
     texts = list(args.rule)
     if args.rules:
@@ -139,8 +139,8 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
     from mmdeploy_ext.graph.io import edits
-    from mmdeploy_ext.graph.passes.fp16 import matching_nodes
     from mmdeploy_ext.graph.passes.precision import recorded
+    from mmdeploy_ext.graph.passes.select import matching_nodes
 
     proving.check_output(args)
     model = proving.load(args.file)

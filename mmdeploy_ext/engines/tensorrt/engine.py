@@ -19,7 +19,8 @@ from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record, write_engine
 from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.passes import for_tensorrt
-from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.select import matching_nodes
 from mmdeploy_ext.graph.tensorrt_limits import check_limits, check_turing
 
 if TYPE_CHECKING:

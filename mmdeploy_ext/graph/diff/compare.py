@@ -24,6 +24,7 @@ from mmdeploy_ext.graph.diff.findings import (
 from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import Reference, compare, walk
+from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def diff_files(
     pairs = align(right, left)
     found = changes(right, left, pairs)
     random = feeds is None
-    feeds = dict(run.random_feeds(left.index.model, seed) if feeds is None else feeds)
-    run.check_feeds(left.index, feeds)
+    feeds = dict(random_feeds(left.index.model, seed) if feeds is None else feeds)
+    check_feeds(left.index, feeds)
     missing = [name for name in right.index.inputs if pairs.tensors.get(name) not in feeds]
     if missing:
         raise UsageError(

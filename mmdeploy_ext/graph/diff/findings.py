@@ -149,6 +149,11 @@ class Comparison:
         return self.differences[0] if self.differences else None
 
     @property
+    def first_depth(self) -> int:
+        """The depth of the tensor that the first difference is seen at."""
+        return next(entry.depth for entry in self.entries if entry.tensor == self.first.tensor)
+
+    @property
     def compared(self) -> int:
         """How many tensors were compared."""
         return sum(entry.state not in (INNER, UNKNOWN) for entry in self.entries)

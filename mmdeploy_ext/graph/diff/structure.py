@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.graph.io.index import all_nodes
+from mmdeploy_ext.graph.io.index import all_nodes, operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def _node_changes(
 ) -> Iterator[Change]:
     where, node, other = left.label(ours), left.index.nodes[ours], right.index.nodes[theirs]
     if (node.domain, node.op_type) != (other.domain, other.op_type):
-        detail = f'is {_operator(node)}, in the reference {_operator(other)}'
+        detail = f'is {operator(node)}, in the reference {operator(other)}'
         yield Change('node', where, detail, ours, theirs)
         mine, his = {}, {}
     else:
@@ -83,10 +83,6 @@ def _node_changes(
         if change:
             kind, detail, size = change
             yield Change(kind, where, f'{node.op_type} input {place}: {detail}', ours, theirs, size)
-
-
-def _operator(node: onnx.NodeProto) -> str:
-    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
 
 
 def _input_change(
@@ -214,11 +210,10 @@ def _domains(model: onnx.ModelProto) -> set[str]:
 def _values(values: Sequence[onnx.ValueInfoProto], optional: set[str]) -> dict[str, str]:
     texts = {}
     for value in values:
-        kind = value.type.tensor_type
         axes = [
-            str(dim.dim_value) if dim.HasField('dim_value') else dim.dim_param or '?'
-            for dim in kind.shape.dim
+            str(dim.dim_value if dim.HasField('dim_value') else dim.dim_param or '?')
+            for dim in value.type.tensor_type.shape.dim
         ]
-        name = onnx.TensorProto.DataType.Name(kind.elem_type)
+        name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
         texts[value.name] = f'{name} {"x".join(axes)}' + (' with a default' if value.name in optional else '')
     return texts

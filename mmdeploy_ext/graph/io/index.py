@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     import onnx
     from google.protobuf.message import Message
@@ -88,6 +88,19 @@ def label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
     """Return what to call a node: its name, or '#12 (Conv)' when it has none."""
     node = nodes[position]
     return node.name or f'#{position} ({node.op_type})'
+
+
+def operator(node: onnx.NodeProto) -> str:
+    """Return the operator of a node, with its domain where that is not ONNX's own."""
+    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name that no tensor has, for an inner tensor that gives its name to another."""
+    name = f'{name}_inner'
+    while name in taken:
+        name += '_'
+    return name
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.checks import check_ordinary
-from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import drop_metadata, part
 from mmdeploy_ext.graph.run import typed_values
 
@@ -131,25 +130,6 @@ def constant_nodes(index: Index) -> set[int]:
     random = [at for at, node in enumerate(index.nodes) if node.op_type.startswith(('Random', 'Multinomial'))]
     varying.update(random, index.descendants(name for at in random for name in index.writes(at)))
     return set(range(len(index.nodes))) - varying
-
-
-def select(index: Index, patterns: Iterable[str]) -> list[int]:
-    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'.
-
-    Raises:
-        UsageError: a pattern that no node fits.
-    """
-    found: set[int] = set()
-    for pattern in patterns:
-        if not any(sign in pattern for sign in '*?['):
-            found.add(index.find_node(pattern))
-            continue
-        fits = [at for at, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)]
-        if not fits:
-            names = [node.name for node in index.nodes if node.name]
-            raise UsageError(f'no node fits {pattern!r}{near(pattern.strip("*"), names)}')
-        found.update(fits)
-    return sorted(found)
 
 
 def _rebuilt(

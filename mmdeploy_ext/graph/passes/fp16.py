@@ -15,18 +15,17 @@ and so do nodes with sub-graphs and what gives the values that their sub-graphs 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.constants import constant_value
-from mmdeploy_ext.graph.io.index import bodies, captured, near, refill
+from mmdeploy_ext.graph.io.index import bodies, captured, refill
 from mmdeploy_ext.graph.io.types import infer
-from mmdeploy_ext.graph.show.tree import module_of
+from mmdeploy_ext.graph.passes.select import matches, matching_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,43 +65,9 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
     inputs = {tensor.name for tensor in spec.inputs if tensor.single}
     outputs = {tensor.name for tensor in spec.outputs if tensor.single}
     islands = _islands(graph, inputs, outputs) | _not_defined_for_half(graph) | _around_sub_graphs(graph)
-    islands |= {place for places in _matches(graph.nodes, keep).values() for place in places}
+    islands |= {place for places in matches(graph.nodes, keep).values() for place in places}
     _rewrite(graph, islands | _constants_of(graph, islands), half_io)
     return graph.model
-
-
-def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
-    """Return the positions of the nodes whose name, operator, module or output fits one of the patterns.
-
-    Raises:
-        UsageError: a pattern fits none; the message has similar names.
-    """
-    found = _matches(nodes, patterns)
-    for pattern, places in found.items():
-        if not places:
-            known = {name for node in nodes for name in (node.name, node.op_type) if name}
-            raise UsageError(
-                f'--keep-fp32 {pattern!r}: fits the name, operator, module or output of no node'
-                f'{near(pattern, known)}'
-            )
-    return sorted({place for places in found.values() for place in places})
-
-
-def fitting(nodes: Sequence[onnx.NodeProto], patterns: Iterable[str]) -> list[str]:
-    """Return the patterns that fit a node."""
-    return [pattern for pattern, places in _matches(nodes, list(patterns)).items() if places]
-
-
-def _matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
-    names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
-    return {
-        pattern: [
-            place
-            for place, some in enumerate(names)
-            if any(fnmatch.fnmatchcase(name, pattern) for name in some)
-        ]
-        for pattern in patterns
-    }
 
 
 def _not_defined_for_half(graph: _Graph) -> set[int]:

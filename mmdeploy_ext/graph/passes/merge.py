@@ -8,7 +8,7 @@ import onnx
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.io.checks import check_ordinary
-from mmdeploy_ext.graph.io.index import all_nodes, near
+from mmdeploy_ext.graph.io.index import all_nodes, free_name, near
 from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
@@ -139,12 +139,7 @@ def _renamed(model: onnx.ModelProto, inputs: Mapping[str, str]) -> onnx.ModelPro
     """Give inputs other names; inner tensors that have these names make room."""
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     taken = ends | {name for node in all_nodes(model) for name in node.output}
-    new = dict(inputs)
-    for name in set(inputs.values()) - ends:
-        free = f'{name}_inner'
-        while free in taken:
-            free += '_'
-        new[name] = free
+    new = {**inputs, **{name: free_name(name, taken) for name in set(inputs.values()) - ends}}
     clash = next((name for entry, name in inputs.items() if name in ends and name != entry), None)
     if clash is not None:
         raise UsageError(f'a later model has an input or output {clash!r} already; rename one first')

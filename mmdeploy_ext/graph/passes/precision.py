@@ -10,7 +10,8 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.equality import with_half_ends
 from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
-from mmdeploy_ext.graph.passes.fp16 import fitting, matching_nodes, to_fp16
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.select import fitting, matching_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

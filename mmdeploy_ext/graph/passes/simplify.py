@@ -13,9 +13,9 @@ from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import refill
 from mmdeploy_ext.graph.passes.fold import Folded, quietly
+from mmdeploy_ext.graph.random_nodes import RANDOM
 
 DRAWS = ('RandomNormal', 'RandomUniform')
-RANDOM = (*DRAWS, 'RandomNormalLike', 'RandomUniformLike', 'Multinomial', 'Bernoulli')
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:

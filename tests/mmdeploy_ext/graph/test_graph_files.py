@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from onnx import helper
 
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import checks, files, tensors
-from mmdeploy_ext.graph.run import random_feeds, run
+from mmdeploy_ext.graph.run import run
 from toy_graphs import conv_net, model_of, random_graph, same, steps
 
 

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.tensors import load_tensors
 from mmdeploy_ext.graph.reduce.case import Case, prepare, record
@@ -28,7 +29,7 @@ WEIGHTS = Path(__file__).resolve().parents[4] / 'shared' / 'data' / 'weights'
 
 
 def case_of(model, feeds=None, apart=False):
-    feeds = feeds or run.random_feeds(model)
+    feeds = feeds or random_feeds(model)
     ready = prepare(model, feeds)
     return Case(ready, record(ready, feeds, apart=apart))
 
@@ -339,6 +340,6 @@ def test_a_file_that_others_wrote_is_reduced():
     if not path.is_file():
         pytest.skip('skipped: ../shared/data/weights/yunet_mmdet not found')
     model = files.load(path)
-    case = case_of(model, run.random_feeds(model, sizes=dict()))
+    case = case_of(model, random_feeds(model, sizes=dict()))
     wanted = [case.index.nodes[place].name for place in (40, 90)]
     assert names(reduce(case, Holds(*wanted))) == wanted
