@@ -38,9 +38,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
     """
     graph = model.graph
     weights = list(parameters(graph))
-    fixed = {
-        tensor.name for tensor in graph.initializer
-    }  # up to IR 3 every weight is listed as an input, too
+    fixed = {tensor.name for tensor in graph.initializer}  # up to IR 3 each weight is an input, too
     sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in weights]
     nodes = [node for body in all_graphs(onnx.ModelProto(graph=graph)) for node in body.node]
     content = dict(
@@ -134,8 +132,8 @@ def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         text = f'{", ".join(row["inputs"])} -> {outputs}  {", ".join(costs)}'.rstrip()
         cells.append((f'#{row["position"]}', row['operator'], name, text))
     widths = [max((len(row[at]) for row in cells), default=0) for at in range(3)]
-    for place, operator, name, text in cells:
-        yield f'{place:<{widths[0]}}  {operator:<{widths[1]}}  {name:<{widths[2]}}  {text}'
+    for place, kind, name, text in cells:
+        yield f'{place:<{widths[0]}}  {kind:<{widths[1]}}  {name:<{widths[2]}}  {text}'
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:
