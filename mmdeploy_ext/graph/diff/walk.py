@@ -4,6 +4,9 @@ Two values of every tensor are looked at. The free one is what the graph compute
 is what the node that writes the tensor gives when its own inputs are the reference's: its error was born in
 this node, or behind the last tensors that have a reference. Needs no torch.
 
+`torch.onnx.verification` compares with the program of a dynamo export in the same process: neither files nor
+TorchScript exports, and no node on the reference's own values.
+
 Glossary: got is the graph's value, want is the reference's.
 """
 

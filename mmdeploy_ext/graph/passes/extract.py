@@ -1,4 +1,8 @@
-"""A part of a graph: between tensors (`cut`), or some nodes (`extract`)."""
+"""A part of a graph: between tensors (`cut`), or some nodes (`extract`).
+
+`onnx.utils.Extractor` refuses tensors without a stated type (every inner one of our own exports), onnx-ir's
+`extract` takes no choice of nodes and drops the types of new ends.
+"""
 
 from __future__ import annotations
 

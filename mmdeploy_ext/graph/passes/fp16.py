@@ -8,6 +8,8 @@ Two rules find the islands:
   what follows from it inside the graph (boxes, the scores that a top-k sorts).
 
 A product with a weight is a MatMul, Gemm or Conv whose second operand is a constant matrix or kernel.
+ONNX Runtime's `convert_float_to_float16` knows no such rules: three times the error on the toy ATSS (1.5e-4
+instead of 5.3e-5 of the largest value, with 55 casts instead of 48).
 A user may name further nodes that stay float32. Operators that float16 is not defined for stay as they are,
 and so do nodes with sub-graphs and what gives the values that their sub-graphs read from outside.
 """

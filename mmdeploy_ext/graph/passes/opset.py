@@ -10,13 +10,12 @@ from onnx import version_converter
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import bodies, label
+from mmdeploy_ext.graph.io.types import skeleton
 
 OLDEST = 7
 """The first opset that the converter's adapters are written for."""
 OPERATOR = re.compile(r'(?:for|of) (\w+)(?: exists)?\s*$')
 SHOWN = 3
-LARGE = 1 << 16
-"""Bytes from which on an initializer of a model over 2 GiB is set aside."""
 
 
 def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto, int]:
@@ -45,14 +44,16 @@ def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto
         result.CopyFrom(model)
         return result, before
     _check_bodies(model, before, version)
-    result, heavy = _set_aside(model)
-    try:
-        result = version_converter.convert_version(result, version)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    try:  # without large weights: one message holds 2 GiB
+        result = version_converter.convert_version(skeleton(model), version)
     except (RuntimeError, version_converter.ConvertError) as error:
         raise ExportError(_explain(model, before, version, str(error))) from error
     _keep_parts(result, model)
+    for tensor in result.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(weights[tensor.name])
     _check(result, version)
-    _put_back(result, heavy)
     return result, before
 
 
@@ -106,15 +107,19 @@ def _keep_parts(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
     for field in ('metadata_props', 'functions'):
         if not getattr(result, field):
             getattr(result, field).extend(getattr(model, field))
-    for field in ('producer_name', 'producer_version', 'doc_string', 'domain'):
+    for field in ('producer_name', 'producer_version', 'doc_string', 'domain', 'model_version'):
         if not getattr(result, field):
             setattr(result, field, getattr(model, field))
+    if model.graph.doc_string:
+        result.graph.doc_string = model.graph.doc_string
 
 
 def _check(result: onnx.ModelProto, version: int) -> None:
     written = {entry.domain: entry.version for entry in result.opset_import}
     if written.get('', written.get('ai.onnx')) != version:
         raise ExportError(f'opset {version} was asked for, the converter wrote {written}')
+    if is_large(result):
+        return  # saving checks the file
     try:
         onnx.checker.check_model(result)
     except onnx.checker.ValidationError as error:
@@ -122,45 +127,3 @@ def _check(result: onnx.ModelProto, version: int) -> None:
         raise ExportError(
             f'the converter wrote a model of opset {version} that is not valid: {reason}'
         ) from error
-
-
-def _set_aside(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """Return a copy in which large weights are inputs, and these weights; a small model is just copied."""
-    light = onnx.ModelProto()
-    if not is_large(model):
-        light.CopyFrom(model)
-        return light, []
-    _copy(model, light, 'graph')
-    _copy(model.graph, light.graph, 'initializer')
-    inputs = {value.name for value in model.graph.input}
-    heavy = []
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) < LARGE or tensor.name in inputs:
-            light.graph.initializer.add().CopyFrom(tensor)
-            continue
-        heavy.append(tensor)
-        kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-        light.graph.input.append(kind)
-    return light, heavy
-
-
-def _put_back(light: onnx.ModelProto, heavy: list[onnx.TensorProto]) -> None:
-    """Make constants of the weights again that `_set_aside` made inputs, in place."""
-    names = {tensor.name for tensor in heavy}
-    for place in reversed(range(len(light.graph.input))):
-        if light.graph.input[place].name in names:
-            del light.graph.input[place]
-    light.graph.initializer.extend(heavy)
-
-
-def _copy(source: object, target: object, without: str) -> None:
-    """Copy all fields of a message but one."""
-    for field, value in source.ListFields():
-        if field.name == without:
-            continue
-        if field.is_repeated:
-            getattr(target, field.name).extend(value)
-        elif field.message_type:
-            getattr(target, field.name).CopyFrom(value)
-        else:
-            setattr(target, field.name, value)
