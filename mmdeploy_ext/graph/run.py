@@ -68,7 +68,7 @@ class Runner:
         if self._computed:
             exposed = _exposed(self.index, self._computed)
             self._needed = [value.name for value in exposed.graph.input]
-            self._session = _open(exposed, optimization, threads, shapes_first)
+            self._session = open_session(exposed, optimization, threads, shapes_first)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return name -> array of all `names` (a list of arrays where the graph has a sequence).
@@ -146,9 +146,14 @@ def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
     return model
 
 
-def _open(
-    model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool
+def open_session(
+    model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool = False
 ) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU; see `Runner`.
+
+    Raises:
+        ModelFileError: ONNX Runtime cannot load the model.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import Command, write_json
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -17,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def _output_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.writes(
-        parser.add_argument(
-            '--output', required=True, metavar='y.onnx', help='file to write; never the input'
-        )
-    )
+    add_output(parser, 'y.onnx', 'file to write; never the input')
     parser.add_argument(
         '--prove', action='store_true', help='run both on random inputs: unequal numbers are exit status 1'
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import Command, write_json
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -99,14 +98,7 @@ def run_tree(args: argparse.Namespace) -> int:
 
 
 def _draw_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.writes(
-        parser.add_argument(
-            '--output',
-            required=True,
-            metavar='x.svg',
-            help='picture to write: .svg, .png or .pdf',
-        )
-    )
+    add_output(parser, 'x.svg', 'picture to write: .svg, .png or .pdf')
     parser.add_argument('--node', metavar='NAME', help="draw what is around this node: its name, or '#12'")
     parser.add_argument(
         '--depth', type=int, metavar='N', help='steps up and down from --node that are drawn (default: 3)'

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands import proving
-from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
@@ -30,14 +30,8 @@ CHECK_HELP = (
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--check', required=True, metavar='CHECK', help=CHECK_HELP)
-    cli.writes(
-        parser.add_argument(
-            '--output', required=True, metavar='DIR', help='new folder for the reduced graph'
-        ),
-        '{}/model.onnx',
-        '{}/README.md',
-        '{}/case.json',
-    )
+    written = ('{}/model.onnx', '{}/README.md', '{}/case.json')
+    add_output(parser, 'DIR', 'new folder for the reduced graph', *written)
     proving.add_feeds(parser)
     parser.add_argument(
         '--good', metavar='GOOD.onnx', help='model without the fault: the check has to say no to it'

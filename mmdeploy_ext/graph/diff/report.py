@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from mmdeploy_ext.compare.axes import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, text
+from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
 
@@ -111,29 +112,24 @@ def print_comparison(found: Comparison, console: Console, everything: bool = Fal
     """Print the result, the tensors around the first difference and the outputs, and what is known of it."""
     word, colour = ('EQUAL', 'bold green') if found.equal else ('DIFFERS', 'bold red')
     console.print(_table(found, everything))
-    console.print(f'[{colour}]{word}[/{colour}] ', end='')
-    _say(console, headline(found))
+    cli.say(console, headline(found), word, colour)
     first = None if found.agreeing else found.first
     said = first.evidence if first is not None else []
     for line in said:
-        _say(console, f'  {line}')
+        cli.say(console, f'  {line}')
     if first is not None and not first.exact and len(first.nodes) > LISTED:
-        _say(console, f'  all of them: {", ".join(first.nodes)}')
+        cli.say(console, f'  all of them: {", ".join(first.nodes)}')
     others = [] if first is None else list(dict.fromkeys(other.node for other in found.differences[1:]))
     others = [node for node in others if node != first.node]  # its other outputs
     if others:
-        _say(console, f'{len(others)} more: {", ".join(others[:5])}')
+        cli.say(console, f'{len(others)} more: {", ".join(others[:5])}')
     changes = [change for change in found.changes if change['detail'] not in said]
     for change in changes[:SHOWN_CHANGES]:
-        _say(console, f'structure: {change["kind"]} of {change["where"]}: {change["detail"]}')
+        cli.say(console, f'structure: {change["kind"]} of {change["where"]}: {change["detail"]}')
     if len(changes) > SHOWN_CHANGES:
-        _say(console, f'structure: {len(changes) - SHOWN_CHANGES} more changes, see --json or --report')
+        cli.say(console, f'structure: {len(changes) - SHOWN_CHANGES} more changes, see --json or --report')
     for note in found.notes:
-        _say(console, f'note: {note}')
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        cli.say(console, f'note: {note}')
 
 
 def _table(found: Comparison, everything: bool) -> Any:
