@@ -51,6 +51,7 @@ class Entry:
 
 REASONS = {
     'installs': ('it installs packages', r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env'),
+    'ruff': ('tests/test_guards.py runs ruff', r'make lint$'),
     'suite': ('it is this suite, or a part of it', r'make test$|python -m pytest '),
     'steps': ('its steps are commands of their own, each tested', r'make (demo(-\w+)?)$'),
     'site': ('tests/test_site.py runs its command', r'make site$'),
@@ -136,6 +137,7 @@ ENTRIES = (
     # ---- the environment
     Entry(r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env', why='installs'),
     Entry(r'make test$', why='suite'),
+    Entry(r'make lint$', why='ruff'),
     Entry(r'python -m pytest ', why='suite'),
     Entry(r'make demo(-stream|-lidar)?$', why='steps'),
     Entry(r'make site$', why='site', test='tests/test_site.py::test_no_link_and_no_anchor_dangles'),

@@ -12,7 +12,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 ATSS = 'projects/mmdet_plugin/atss/README.md'
 PLACES = (
-    'README*.md', 'docs/*.md', 'docs/zh-CN/*.md', 'projects/*/*/README.md', 'demo/checkpoints/README.md')
+    'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/*.md', 'docs/zh-CN/*.md', 'projects/*/*/README.md',
+    'demo/checkpoints/README.md')
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix() for pattern in PLACES for path in REPOSITORY.glob(pattern))
 CHINESE = {page: page.replace('/zh-CN/', '/').replace('_zh-CN', '') for page in PAGES if 'zh-CN' in page}
@@ -28,7 +29,7 @@ PARSERS = {
     'tools/deployment/export_scn.py': 'mmdeploy_ext.apps.export_scn_app',
     'tools/deployment/onnx2tensorrt.py': 'mmdeploy_ext.apps.tensorrt_app',
     'tools/deployment/quantize.py': 'mmdeploy_ext.apps.quantize_app',
-    'tools/deployment/int8_table.py': 'mmdeploy_ext.apps.int8_table_app',
+    'tools/deployment/int8_table.py': 'docs._pages.int8_table',
     'tools/quantization/scn_ptq.py': 'mmdeploy_ext.apps.scn_ptq_app',
     'tools/onnx/graph.py': 'mmdeploy_ext.apps.graph_app',
     'tools/onnx/lint.py': 'mmdeploy_ext.apps.lint_app',

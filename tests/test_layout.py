@@ -39,12 +39,6 @@ KNOWN_UPWARD = {
 KNOWN_RINGS = {
     'apps.dump_app core.dump',
     'engines.base engines.onnxruntime engines.openvino engines.tensorrt.backend engines.torch',
-    'exporting.ops.exporters exporting.ops.operator',
-    'exporting.export exporting.ops.bodies exporting.ops.forms',
-    'lint.record lint.sizes',
-    'lint.check lint.report lint.trial',
-    'apps.quantize_app apps.quantize_report',
-    'quantize.fidelity quantize.fidelity_views',
     'apps.sequence_test apps.test_app',
 }
 

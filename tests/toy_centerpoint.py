@@ -42,6 +42,13 @@ data = dict(test=dict(type='NuScenesDataset', classes=['car', 'bus', 'truck'],
 """
 
 
+DCN_HEAD = {
+    "type='SeparateHead'": "type='DCNSeparateHead', dcn_config=dict(type='DCN', in_channels=8, "
+    'out_channels=8, kernel_size=3, padding=1, groups=4)'
+}
+"""Words that give the toy the head of CenterPoint's deformable variants."""
+
+
 def register():
     import projects.mmdet3d_plugin  # noqa: F401
 
@@ -84,7 +91,7 @@ def seeded_model(family, cfg):
 
 
 @functools.cache
-def exported():
+def exported(deformable=False):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.deploy import deployment as deploy
@@ -94,10 +101,12 @@ def exported():
 
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_centerpoint_'))
-    config, checkpoint = write_config(folder), str(folder / 'tiny.pth')
+    config = write_config(folder, words=DCN_HEAD if deformable else {})
+    checkpoint = str(folder / 'tiny.pth')
     cfg = load_config(config)
     weights = seeded_model(find_family(cfg), cfg).state_dict()
     torch.save(dict(state_dict=weights, meta=dict(CLASSES=('car', 'bus', 'truck'))), checkpoint)
     deployment = deploy.load(config, checkpoint)
-    export_sequence(deployment, SequenceOptions(), str(folder / 'graphs'))
+    options = deploy.resolve_opset(SequenceOptions(opset=0), deployment.model)
+    export_sequence(deployment, options, str(folder / 'graphs'))
     return deployment, folder / 'graphs', config, checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 
@@ -120,9 +121,9 @@ def far(frame: Frame, metres: float, seconds: float) -> Frame:
     )
 
 
-def eager(frames: list[Frame], seed: int = 0) -> list[dict]:
+def eager(frames: list[Frame], seed: int = 0, dtype: torch.dtype = torch.float32) -> list[dict]:
     """Run the unpatched model over frames; per frame its outputs and the state after it, global, in numpy."""
-    detector = model(seed)
+    detector = model(seed) if dtype == torch.float32 else copy.deepcopy(model(seed)).to(dtype)
     detector.prev_scene_token = None
     detector.pts_bbox_head.reset_memory()
     results = []
@@ -130,9 +131,9 @@ def eager(frames: list[Frame], seed: int = 0) -> list[dict]:
     with torch.no_grad():
         for item in frames:
             keys = ('lidar2img', 'intrinsics', 'ego_pose', 'ego_pose_inv')
-            data = {key: torch.from_numpy(getattr(item, key)).float()[None] for key in keys}
+            data = {key: torch.from_numpy(getattr(item, key)).to(dtype)[None] for key in keys}
             data['timestamp'] = torch.tensor([item.timestamp_s], dtype=torch.float64)
-            image = torch.from_numpy(item.images)[None]
+            image = torch.from_numpy(item.images).to(dtype)[None]
             metas = [dict(meta, scene_token=item.scene_token)]
             outputs = detector.run_frame(metas, image, **data)
             state = {key: value.numpy() for key, value in detector.pts_bbox_head.memory._asdict().items()}

@@ -14,7 +14,8 @@ extensions = ['myst_parser', 'site_map', 'mixed_search']
 root_doc = 'README'
 source_suffix = {'.md': 'markdown'}
 include_patterns = [
-    'README*.md', 'LICENSE', 'docs/**.md', 'projects/*/*/README.md', 'demo/checkpoints/README.md',
+    'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'LICENSE', 'docs/**.md', 'projects/*/*/README.md',
+    'demo/checkpoints/README.md',
 ]  # fmt: skip
 exclude_patterns = [
     '.*', 'data', 'work_dirs', 'build', 'dist', 'tests', 'mmdeploy_ext', 'tools', 'configs', '**/__pycache__',

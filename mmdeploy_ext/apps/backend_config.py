@@ -201,14 +201,13 @@ def graph_check(settings: dict[str, Any], work_dir: Path) -> Callable[[Any, Any,
 
 
 def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
-    """Return the export options that the config of a streaming model asks for.
+    """Return the export options that the config of a streaming model asks for; opset 0: the model says.
 
     Raises:
         ConfigError: a value that is none of the choices, or an opset that the exporter cannot write.
         UsageError: options that do nothing together.
     """
-    from mmdeploy_ext.contract.stages import DEFAULT_OPSET
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.families.sequence import SequenceOptions
 
     allowed = dict(CHOICES, memory=MEMORY)
@@ -222,17 +221,16 @@ def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
     chosen = {name: settings[name] for name in CHOICES if name in settings}
     exporter = settings.get('exporter', 'torchscript')
     opset = settings.get('opset_version')
-    if opset is None:
-        opset = 18 if exporter == 'dynamo' else DEFAULT_OPSET
-    if type(opset) is not int:
-        raise ConfigError(f'{cfg.filename}: backend_config.opset_version={opset!r}, expected a number')
-    try:
-        check_opset(opset, exporter)
-    except UsageError as error:
-        raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
+    if opset is not None:
+        if type(opset) is not int:
+            raise ConfigError(f'{cfg.filename}: backend_config.opset_version={opset!r}, expected a number')
+        try:
+            check_opset(opset, exporter)
+        except UsageError as error:
+            raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
     simplify = bool(settings.get('simplify', False))
     options = SequenceOptions(
-        **chosen, **_precision(settings), simplify=simplify, opset=opset, exporter=exporter
+        **chosen, **_precision(settings), simplify=simplify, opset=opset or 0, exporter=exporter
     )
     check_combination(options, chosen, f'{cfg.filename}: backend_config.')
     return options

@@ -130,7 +130,7 @@ def parse_options(args: argparse.Namespace) -> ExportOptions:
         UsageError: --skip-postprocess with another form, a --score-form that the form does not have, or a
             number out of range.
     """
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.families.base import ExportOptions
 
     if args.skip_postprocess and args.postprocess not in (None, 'raw'):

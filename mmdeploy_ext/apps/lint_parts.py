@@ -12,7 +12,6 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.families.sequence import SequenceOptions
-from mmdeploy_ext.lint.upstream import Upstream
 from mmdeploy_ext.proof.inputs.pictures import other_view
 
 if TYPE_CHECKING:
@@ -22,6 +21,22 @@ if TYPE_CHECKING:
 
 LARGER = 64
 """Pixels that the second picture has more of, so that sizes differ; a multiple of every family's stride."""
+
+
+class Upstream(torch.nn.Module):
+    """Calls `simple_test` of a detector, with the metadata of a picture that was not resized."""
+
+    def __init__(self, detector: torch.nn.Module) -> None:
+        """Keep the detector."""
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, img: torch.Tensor) -> Any:
+        """Return what the detector returns for pictures (B, 3, H, W)."""
+        batch, _, height, width = (int(size) for size in img.detach().numpy().shape)
+        shape = (height, width, 3)
+        meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
+        return self.detector.simple_test(img, [meta] * batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,14 +57,15 @@ def run_export(
     if output is None:
         output = f'{Path(args.config).stem}{"_fork.onnx" if options.contract == "fork" else ""}'
 
-    def check(cfg: Any, family: Any, model: object) -> None:
-        family.check(cfg, options)
+    def check(cfg: Any, family: Any, model: Any) -> None:
+        family.check(cfg, deploy.resolve_opset(options, model))
         check_output(output, options, family.files)
 
     frames = number_of_frames(args)
     deployment = deploy.load(
         args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options), args.device, check
     )
+    options = deploy.resolve_opset(options, deployment.model)
     with after_weights():
         paths, seconds = export_sequence(deployment, options, output)
         print(

@@ -51,24 +51,21 @@ def add_frames_argument(parser: Any) -> None:
 
 
 def sequence_options(args: argparse.Namespace) -> SequenceOptions:
-    """Return the export options of the command line.
+    """Return the export options of the command line; opset 0 where the model is to say.
 
     Raises:
         UsageError: options that contradict each other or that streaming models do not have.
     """
-    from mmdeploy_ext.contract.stages import DEFAULT_OPSET
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.families.sequence import SequenceOptions
 
     chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name)}
-    opset = args.opset_version
-    if opset is None:
-        opset = max(DEFAULT_OPSET, 18 if args.exporter == 'dynamo' else 0)
-    check_opset(opset, args.exporter)
+    if args.opset_version is not None:
+        check_opset(args.opset_version, args.exporter)
     options = SequenceOptions(
         **chosen,
         **precision_options(args),
-        opset=opset,
+        opset=args.opset_version or 0,
         exporter=args.exporter,
         simplify=args.simplify,
     )

@@ -58,9 +58,9 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     if args.eval:
         evaluation.check_tables(cfg, dataset)
 
-    def check(cfg: Any, family: Any, model: object) -> None:
+    def check(cfg: Any, family: Any, model: Any) -> None:
         try:
-            family.check(cfg, options)
+            family.check(cfg, deploy.resolve_opset(options, model))
             if settings.get('onnx_file'):
                 check_output(str(settings['onnx_file']), options, family.files, 'onnx_file=')
         except UsageError as error:
@@ -70,6 +70,7 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     rank, world_size = distributed.start(args.launcher, args.local_rank)
     device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, device, check)
+    options = deploy.resolve_opset(options, deployment.model)
     this = Run(deployment, settings, work_dir, rank, world_size, args.fuse_conv_bn)
     with after_weights():
         stepper, dump = make_stepper(this, options)

@@ -12,12 +12,11 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.precision import check_precision, with_half_features
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET, has_deform_conv
+from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
 from mmdeploy_ext.families.base import DETECTOR, ExportOptions, Family, ImageFamily, find_family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
@@ -92,10 +91,16 @@ def check_device(device: str) -> torch.device:
     return parsed
 
 
-def default_opset(model: torch.nn.Module, exporter: str) -> int:
-    """Return the lowest opset that the model and the exporter need, at least `DEFAULT_OPSET`."""
-    needed = max(DEFAULT_OPSET, export.OPSETS.get(exporter, (0,))[0])  # an unknown one is refused later
-    return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
+def resolve_opset(options: Any, model: torch.nn.Module) -> Any:
+    """Return export options of any kind of family with opset 0 replaced by the model's default.
+
+    Raises:
+        UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    """
+    opset = options.opset or default_opset(model, options.exporter)
+    check_opset(opset, options.exporter)
+    check_operators(model, opset)
+    return dataclasses.replace(options, opset=opset)
 
 
 def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
@@ -188,12 +193,6 @@ def check_options(options: ExportOptions, cfg: Any, family: ImageFamily, model: 
         raise UsageError(f'--batch-size {options.batch}: expected a positive number')
     if options.height < 0 or options.width < 0:
         raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
-    export.check_opset(resolved.opset, options.exporter)
-    if has_deform_conv(model) and resolved.opset < MIN_OPSET:
-        raise UsageError(
-            f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
-            f'since opset {MIN_OPSET} (DeformConv)'
-        )
     _check_own_options(family, options)
     check_precision(options.precision, options.fp16_io, options.keep_fp32)
     family.check(cfg, resolved)
@@ -210,9 +209,7 @@ def _check_own_options(family: ImageFamily, options: ExportOptions) -> None:
 
 def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule) -> ExportOptions:
     """Fill in what the user left open: opset 0 and shape 0 x 0 take their defaults."""
-    changes: dict[str, Any] = {}
-    if options.opset == 0:
-        changes['opset'] = default_opset(model, options.exporter)
+    options, changes = resolve_opset(options, model), {}
     if options.height == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
         height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)

@@ -33,7 +33,7 @@ class SequenceOptions:
         precision: 'fp32' or 'fp16'.
         fp16_io: inputs and outputs of features are float16 too; False keeps all of them float32.
         keep_fp32: patterns of nodes that stay float32 in float16 files, besides those that always do.
-        opset: the opset in the files.
+        opset: the opset in the files; 0 until the model is known, see `deploy.resolve_opset`.
         exporter: 'torchscript' or 'dynamo'.
         simplify: run onnxslim over the results.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import torch
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.lint.marks import tensors_in
+from mmdeploy_ext.lint.nested import copies, copy_of, leaves, tensors_in
 from mmdeploy_ext.lint.observe import Observer, as_exporting, functions_carry_marks
 from mmdeploy_ext.lint.record import Event, Recorder
 from mmdeploy_ext.lint.report import Report, make_report
@@ -151,25 +150,6 @@ def _about_fixed_sizes(event: Event, fixed: frozenset[Any]) -> bool:
     return event.origins is not None and event.origins <= fixed
 
 
-def copy_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy that may be changed; the module itself where it cannot be copied."""
-    try:
-        return copy.deepcopy(module)
-    except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, script modules
-        return module
-
-
-def copies(value: Any) -> Any:
-    """Return nested values with every tensor copied."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: copies(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, '_fields'):
-        return type(value)(*map(copies, value))
-    return type(value)(map(copies, value)) if type(value) in (list, tuple) else value
-
-
 # ---- inputs
 
 
@@ -231,7 +211,7 @@ def _decides(module: torch.nn.Module, example_inputs: Sequence[Any], index: int)
         got = _run(module, args)
     except (RuntimeError, ValueError, IndexError):  # its values decide whether the module runs at all
         return True
-    left, right = _leaves(expected), _leaves(got)
+    left, right = list(leaves(expected)), list(leaves(got))
     return len(left) != len(right) or not all(map(_equal, left, right))
 
 
@@ -258,7 +238,7 @@ def _add_outputs(recorder: Recorder, outputs: Any) -> None:
         recorder.add('dict-output', f'keys {", ".join(map(str, _keys(outputs)))}', None)
     if any(isinstance(item, list | tuple) for item in flat):
         recorder.add('nested-output', 'lists or tuples among the outputs', None)
-    for leaf in _leaves(outputs):
+    for leaf in leaves(outputs):
         if isinstance(leaf, str):
             recorder.add('text-output', f'{leaf!r} among the outputs', None)
         elif isinstance(leaf, int | float):
@@ -271,12 +251,6 @@ def _keys(outputs: Any) -> list[Any]:
     if isinstance(outputs, dict):
         return list(outputs)
     return [key for item in outputs if isinstance(item, dict) for key in item]
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
 
 
 def _differs_in_training(part: torch.nn.Module) -> bool:

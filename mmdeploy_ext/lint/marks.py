@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mmdeploy_ext.lint.sizes import Origins, is_size, plain
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from mmdeploy_ext.lint.nested import tensors_in
+from mmdeploy_ext.lint.record import Origins
 
 SHAPE_ONLY = {
     'zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like', 'randint_like',
@@ -75,42 +73,3 @@ class Marks:
         self.put(tensor, self.of(tensor) | mark)
         if tensor._base is not None:
             self.put(tensor._base, self._of.get(tensor._base, NOTHING) | mark)
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of nested lists, tuples, dicts and slices."""
-    return (leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor))
-
-
-def numbers_in(value: Any) -> Iterator[Any]:
-    """Yield the watched sizes of nested values."""
-    return (leaf for leaf in _leaves(value) if is_size(leaf))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, torch.Tensor) or is_size(value):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, slice):
-        yield from _leaves((value.start, value.stop, value.step))
-    else:
-        yield value
-
-
-def without_sizes(value: Any) -> Any:
-    """Return nested values with plain numbers in place of watched ones."""
-    if is_size(value):
-        return plain(value)
-    if isinstance(value, slice):
-        return slice(*map(without_sizes, (value.start, value.stop, value.step)))
-    if type(value) in (list, tuple, torch.Size):
-        items = [without_sizes(item) for item in value]
-        return (
-            items if type(value) is list else torch.Size(items) if type(value) is torch.Size else tuple(items)
-        )
-    return {key: without_sizes(item) for key, item in value.items()} if type(value) is dict else value

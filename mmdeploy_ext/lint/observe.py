@@ -11,19 +11,10 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mmdeploy_ext.lint.marks import (
-    NOTHING,
-    SHAPE_ONLY,
-    VALUES_FROM_SIZES,
-    Mark,
-    Marks,
-    numbers_in,
-    tensors_in,
-    without_sizes,
-)
-from mmdeploy_ext.lint.record import Recorder
+from mmdeploy_ext.lint.marks import NOTHING, SHAPE_ONLY, VALUES_FROM_SIZES, Mark, Marks
+from mmdeploy_ext.lint.nested import leaves, tensors_in, without_sizes
+from mmdeploy_ext.lint.record import Recorder, mark_size, origins_of
 from mmdeploy_ext.lint.sites import caller
-from mmdeploy_ext.lint.sizes import mark_size, origins_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -122,7 +113,7 @@ class Observer(TorchFunctionMode):
         given = (args, kwargs)
         mark = self.marks.of_all(given)
         if name in VALUES_FROM_SIZES:
-            mark |= Mark(0, origins_of(*numbers_in(given)))
+            mark |= Mark(0, origins_of(*leaves(given)))
         result = func(*without_sizes(args), **without_sizes(kwargs))
         call = Call(name, args, kwargs, result, mark, self)
         for watch in self.watches:

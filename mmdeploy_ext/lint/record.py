@@ -1,13 +1,26 @@
-"""What an observed run writes down: events at lines of code, and the sizes that were read."""
+"""Events of an observed run at lines of code, and sizes of tensors that record what Python does with them."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.lint.sites import Site, caller
-from mmdeploy_ext.lint.sizes import Origins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Origins = frozenset[tuple[str, int, int]]
+"""(line, how many times it ran before, axis) of every size that a number was computed from."""
+
+ARITHMETIC = (
+    '__add__', '__radd__', '__sub__', '__rsub__', '__mul__', '__rmul__', '__floordiv__', '__rfloordiv__',
+    '__mod__', '__rmod__', '__truediv__', '__rtruediv__', '__pow__', '__rpow__', '__neg__', '__abs__',
+    '__lshift__', '__rshift__', '__divmod__',
+)  # fmt: skip
+COMPARISONS = ('__lt__', '__le__', '__gt__', '__ge__', '__eq__', '__ne__', '__bool__')
+CONVERSIONS = ('__int__', '__float__', '__ceil__', '__floor__', '__round__', '__trunc__')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +100,95 @@ class Recorder:
     def fixed_sizes(self, other: Recorder) -> Origins:
         """Return the sizes that were the same in a run with other inputs."""
         return frozenset(key for key, size in self.sizes.items() if other.sizes.get(key) == size)
+
+
+class SizeInt(int):
+    """A size, or a number computed from sizes. Attributes: `origins`, `recorder`."""
+
+    origins: Origins
+    recorder: Recorder
+
+
+class SizeFloat(float):
+    """A quotient of sizes. Attributes: `origins`, `recorder`."""
+
+    origins: Origins
+    recorder: Recorder
+
+
+def mark_size(value: Any, origins: Origins, recorder: Recorder) -> Any:
+    """Return a plain number as one that is watched; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(mark_size(item, origins, recorder) for item in value)
+    if type(value) not in (int, float):
+        return value
+    marked = (SizeInt if type(value) is int else SizeFloat)(value)
+    marked.origins, marked.recorder = origins, recorder
+    return marked
+
+
+def origins_of(*values: Any) -> Origins:
+    """Return where the sizes among the values come from."""
+    return frozenset().union(*(value.origins for value in values if is_size(value)))
+
+
+def is_size(value: Any) -> bool:
+    """Return whether a number was computed from the size of a tensor."""
+    return isinstance(value, SizeInt | SizeFloat)
+
+
+def plain(value: Any) -> Any:
+    """Return the number without the marks."""
+    kind = int if isinstance(value, SizeInt) else float
+    return kind.__pos__(value) if is_size(value) else value
+
+
+def _arithmetic(kind: type, name: str) -> Callable[..., Any]:
+    def method(self: Any, *others: Any) -> Any:
+        result = getattr(kind, name)(plain(self), *map(plain, others))
+        if result is NotImplemented and others and isinstance(plain(others[0]), float):
+            result = getattr(float, name)(float(plain(self)), plain(others[0]))
+        return mark_size(result, origins_of(self, *others), self.recorder)
+
+    return method
+
+
+def _comparison(kind: type, name: str) -> Callable[..., Any]:
+    def method(self: Any, *others: Any) -> Any:
+        values = [plain(self), *map(plain, others)]
+        self.recorder.compared(origins_of(self, *others), values, name)
+        result = getattr(kind, name)(*values)
+        return getattr(float, name)(*map(float, values)) if result is NotImplemented and all(
+            isinstance(value, int | float) for value in values) else result  # fmt: skip
+
+    return method
+
+
+def _conversion(kind: type, name: str) -> Callable[..., Any]:
+    def method(self: Any, *others: Any) -> Any:
+        self.recorder.converted(self.origins, name)
+        return getattr(kind, name)(plain(self), *others)
+
+    return method
+
+
+def _changed_in_place(name: str) -> Callable[..., Any]:
+    def method(self: Any, other: Any) -> Any:
+        self.recorder.changed_in_place(self.origins)
+        return getattr(self, name.replace('__i', '__', 1))(other)
+
+    return method
+
+
+def _watch(target: type, kind: type) -> None:
+    for names, maker in ((ARITHMETIC, _arithmetic), (COMPARISONS, _comparison), (CONVERSIONS, _conversion)):
+        for name in names:
+            if hasattr(kind, name):
+                setattr(target, name, maker(kind, name))
+    for name in ('__iadd__', '__isub__', '__imul__', '__ifloordiv__'):
+        setattr(target, name, _changed_in_place(name))
+    target.__hash__ = kind.__hash__
+
+
+_watch(SizeInt, int)
+_watch(SizeFloat, float)

@@ -1,4 +1,4 @@
-"""A rule: what the trap is, how to mend it, two modules that show it, and what the exporters do with them."""
+"""A rule: the trap, the fix, two modules that show both, and what the exporters do with them."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ class Rule:
         passing_outcomes: the same of `passing`, where it is not `RIGHT`.
         otherwise: severity where the exporter does the right thing: 'note' or 'warning'.
         about_sizes: it matters only for axes that stay dynamic.
+        more_failing: other forms of the trap, for the tests.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Rule:
     passing_outcomes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     otherwise: str = 'note'
     about_sizes: bool = False
+    more_failing: tuple[Example, ...] = ()
 
     def severity(self, exporters: Sequence[str]) -> str:
         """Return 'error' where one of the exporters goes wrong with it, else `otherwise`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.lint.marks import tensors_in
+from mmdeploy_ext.lint.nested import tensors_in
 from mmdeploy_ext.lint.sites import caller
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.lint.marks import Mark, tensors_in
+from mmdeploy_ext.lint.nested import tensors_in
+from mmdeploy_ext.lint.record import is_size, origins_of, plain
 from mmdeploy_ext.lint.sites import caller
-from mmdeploy_ext.lint.sizes import is_size, origins_of, plain
 
 if TYPE_CHECKING:
     from mmdeploy_ext.lint.observe import Call
@@ -250,8 +250,7 @@ WATCHES = (
 
 def inputs_text(call: Call) -> str:
     """Return which inputs a call's arguments depend on."""
-    mark: Mark = call.mark
-    numbers = [str(index) for index in range(len(call.observer.inputs)) if mark.inputs >> index & 1]
+    numbers = [str(index) for index in range(len(call.observer.inputs)) if call.mark.inputs >> index & 1]
     return f'input{"s" if len(numbers) > 1 else ""} {", ".join(numbers)}'
 
 

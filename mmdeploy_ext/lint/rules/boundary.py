@@ -229,5 +229,3 @@ RULES = (
         outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG_AT_ONCE),
     ),
 )
-MORE_FAILING: dict[str, tuple[Example, ...]] = {}
-"""Other forms of the same traps, for the tests."""

@@ -66,5 +66,3 @@ RULES = (
         otherwise='warning',
     ),
 )
-MORE_FAILING: dict[str, tuple[Example, ...]] = {}
-"""Other forms of the same traps, for the tests."""

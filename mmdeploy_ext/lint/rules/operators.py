@@ -133,6 +133,7 @@ RULES = (
         fix='A higher opset where one has it; a form of standard operators; a custom operator.',
         failing=Example(Bessel, one, other),
         passing=Example(BesselBySeries, one, one),
+        more_failing=(Example(UpperTriangle, one, other, opset=13),),
         outcomes=dict(torchscript=REFUSED, dynamo=REFUSED),
     ),
     Rule(
@@ -158,7 +159,3 @@ RULES = (
         outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
     ),
 )
-MORE_FAILING: dict[str, tuple[Example, ...]] = {
-    'unsupported-operator': (Example(UpperTriangle, one, other, opset=13),)
-}
-"""Other forms of the same traps, for the tests."""

@@ -121,6 +121,7 @@ RULES = (
         fix='Use `t.shape[0]` as it is; divide with `//`; round tensors, not sizes.',
         failing=Example(MeanByLen, one, more, BATCH),
         passing=Example(MeanByShape, one, more, BATCH),
+        more_failing=(Example(HalfTheRows, one, more, BATCH),),
         outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
         about_sizes=True,
     ),
@@ -142,6 +143,7 @@ RULES = (
         fix='One operation over the whole axis.',
         failing=Example(RowByRow, one, more, BATCH),
         passing=Example(AllRows, one, more, BATCH),
+        more_failing=(Example(RowByNumber, one, more, BATCH), Example(RowByCount, one, more, BATCH)),
         outcomes=dict(torchscript=FAILS, dynamo=REFUSED),
         about_sizes=True,
     ),
@@ -165,13 +167,8 @@ RULES = (
         'constant K.',
         failing=Example(BestOfAtMostFive, lambda: (rows(6),), one, BATCH),
         passing=Example(BestOfAll, lambda: (rows(6),), one, BATCH),
+        more_failing=(Example(BestOfAtMostFive, one, more, BATCH),),
         outcomes=dict(torchscript=FAILS, dynamo=RIGHT),
         about_sizes=True,
     ),
 )
-MORE_FAILING: dict[str, tuple[Example, ...]] = {
-    'size-to-python': (Example(HalfTheRows, one, more, BATCH),),
-    'size-in-loop': (Example(RowByNumber, one, more, BATCH), Example(RowByCount, one, more, BATCH)),
-    'topk-from-size': (Example(BestOfAtMostFive, one, more, BATCH),),
-}
-"""Other forms of the same traps, for the tests."""

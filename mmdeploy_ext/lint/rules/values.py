@@ -97,6 +97,7 @@ RULES = (
         fix='Keep it a tensor: a tensor of one element takes part in arithmetic, comparisons and indexing.',
         failing=Example(ScaledByItem, one, other),
         passing=Example(ScaledByTensor, one, other),
+        more_failing=(Example(StackedMaxima, one, other),),
         outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
     ),
     Rule(
@@ -130,11 +131,7 @@ RULES = (
         passing=Example(
             RepeatedByPower, lambda: (rows(), torch.tensor(2)), lambda: (falling(), torch.tensor(3))
         ),
+        more_failing=(Example(DoubledUntilLarge, one, other),),
         outcomes=dict(torchscript=WRONG, dynamo=REFUSED),
     ),
 )
-MORE_FAILING: dict[str, tuple[Example, ...]] = {
-    'value-in-loop': (Example(DoubledUntilLarge, one, other),),
-    'value-to-python': (Example(StackedMaxima, one, other),),
-}
-"""Other forms of the same traps, for the tests."""

@@ -224,6 +224,7 @@ RULES = (
         fix='Nothing, or `torch.cat` of the parts for a smaller graph.',
         failing=Example(WritesSlice, one, more, BATCH),
         passing=Example(ConcatenatesSlices, one, more, BATCH),
+        more_failing=(Example(SigmoidOfSlice, one, other),),
         outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
     ),
     Rule(
@@ -236,6 +237,7 @@ RULES = (
         fix='`torch.where`, or `torch.cat` of new columns.',
         failing=Example(WritesColumnOfMask, one, other),
         passing=Example(WhereColumn, one, other),
+        more_failing=(Example(AddsIntoView, one, other), Example(WritesFlatView, one, other)),
         outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=RIGHT),
     ),
     Rule(
@@ -249,8 +251,3 @@ RULES = (
         otherwise='warning',
     ),
 )
-MORE_FAILING: dict[str, tuple[Example, ...]] = {
-    'slice-assigned': (Example(SigmoidOfSlice, one, other),),
-    'write-to-view': (Example(AddsIntoView, one, other), Example(WritesFlatView, one, other)),
-}
-"""Other forms of the same traps, for the tests."""

@@ -1,7 +1,11 @@
 """The deployment fork's contract on ONNX Runtime: one graph, global memory, the update left to the caller.
 
 Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py. Here for those who
-have such a consumer; the deploy contract is exact on long drives and feeds 72 bytes per frame, not megabytes.
+have such a consumer; the deploy contract feeds 72 bytes per frame, not megabytes.
+
+The contract's poses and points are float32 in a global frame: a step of 0.12 mm two kilometres from its
+origin, which the sines of the ego motion make some millimetres. Any frame that stands still from the last
+frame to this one is a global one; here its origin is where the last frame was, to the metre.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.runtime.frames import invert_pose
 from mmdeploy_ext.runtime.streampetr.boxes import sigmoid, top_rows
-from mmdeploy_ext.runtime.streampetr.state import FIELDS, to_global, to_local
+from mmdeploy_ext.runtime.streampetr.state import FIELDS, to_global
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +37,8 @@ class ForkContract:
         metadata: of the file.
         image_shape: (N, 3, H, W).
         fed_bytes: fed for the last frame, besides the images.
+        memory: after the last frame, in its LiDAR frame, ages in seconds; float32.
+        last: pose (4, 4) float64 and time in seconds of the last frame.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -43,7 +50,8 @@ class ForkContract:
         self.fed_bytes = 0
         self.calibration_key = b''
         self.rig: dict[str, np.ndarray] = {}
-        self.memory = self._empty()
+        self.memory: dict[str, np.ndarray] = {}
+        self.last = np.eye(4), 0.0
 
     @property
     def graphs(self) -> dict[str, Backend]:
@@ -55,11 +63,6 @@ class ForkContract:
         """Shape of every tensor of the memory."""
         return {field: tuple(self.spec.tensor(f'in_mem_{FORK_NAMES[field]}').axes) for field in FIELDS}
 
-    def _empty(self) -> dict[str, np.ndarray]:
-        memory = {field: np.zeros(shape, np.float32) for field, shape in self.state_shapes.items()}
-        memory['timestamp'] = memory['timestamp'].astype(np.float64)
-        return memory
-
     def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
         """Run one frame, do what the fork leaves to the user, and keep the memory."""
         key = calibration.lidar2img.tobytes() + calibration.intrinsics.tobytes()
@@ -69,19 +72,30 @@ class ForkContract:
         self.fed_bytes = sum(array.nbytes for name, array in feeds.items() if name != 'img')
         outputs = self.backend.infer(feeds)
         used = {field: outputs[f'mem_{FORK_NAMES[field]}'] for field in FIELDS}
-        self.memory = post_update(outputs, used, moment.ego_pose, moment.timestamp_s, self.num_new)
+        self.memory = post_update(outputs, used, self.num_new)
+        self.last = moment.ego_pose, moment.timestamp_s
         return {name: np.asarray(outputs[name], np.float32) for name in ('all_cls_scores', 'all_bbox_preds')}
 
+    @staticmethod
+    def origin(last_pose: np.ndarray) -> np.ndarray:
+        """Return the origin (3,) in metres of the global frame that a file is fed in."""
+        return np.round(last_pose[:3, 3])
+
     def _feeds(self, images: np.ndarray, moment: Moment) -> dict[str, np.ndarray]:
-        memory = self.memory if moment.prev_exists else self._empty()
-        time = memory['timestamp']
-        if not self.absolute_time:
-            time = time + moment.timestamp_s if moment.prev_exists else time
+        (last_pose, last_time), pose = self.last, moment.ego_pose
+        if moment.prev_exists:
+            origin = self.origin(last_pose)
+            last_pose, pose = seen_from(origin, last_pose), seen_from(origin, pose)
+            memory = to_global(self.memory, last_pose, last_time)
+            time = memory['timestamp'] + (0.0 if self.absolute_time else moment.timestamp_s)
+        else:
+            memory = {field: np.zeros(shape, np.float32) for field, shape in self.state_shapes.items()}
+            time = memory['timestamp']
         values = dict(
             self.rig,
             img=images,
-            ego_pose=moment.ego_pose[None],
-            ego_pose_inv=moment.ego_pose_inv[None],
+            ego_pose=pose[None],
+            ego_pose_inv=invert_pose(pose)[None],
             prev_exists=np.array([moment.prev_exists]),
             **{f'in_mem_{FORK_NAMES[field]}': memory[field] for field in FIELDS},
         )
@@ -94,14 +108,22 @@ class ForkContract:
         }
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-        """Return the memory in the LiDAR frame of the last frame, float32."""
-        return to_local(self.memory, ego_pose, timestamp_s)
+        """Return the memory after the last frame; it is local already."""
+        return dict(self.memory)
 
     def write_state(
         self, tensors: Mapping[str, np.ndarray], ego_pose: np.ndarray, timestamp_s: float
     ) -> None:
         """Replace the memory by a local one of the right shapes."""
-        self.memory = to_global(tensors, ego_pose, timestamp_s)
+        self.memory = {field: np.array(tensors[field], np.float32) for field in FIELDS}
+        self.last = ego_pose, timestamp_s
+
+
+def seen_from(origin: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Return a (4, 4) pose in a global frame that was moved to `origin` (3,) in metres."""
+    moved = pose.copy()
+    moved[:3, 3] -= origin
+    return moved
 
 
 def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, np.ndarray]:
@@ -126,36 +148,23 @@ def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, n
 
 
 def post_update(
-    outputs: Mapping[str, np.ndarray],
-    memory: Mapping[str, np.ndarray],
-    ego_pose: np.ndarray,
-    timestamp_s: float,
-    num_new: int,
+    outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray], num_new: int
 ) -> dict[str, np.ndarray]:
-    """Put the best rows of a frame before the memory that it used and move all to global coordinates.
+    """Return the memory after a frame: its best rows before the memory that it used, float32.
 
     Args:
         outputs: `all_cls_scores`, `all_bbox_preds`, `outs_dec` of the frame.
-        memory: that the frame used, in its LiDAR frame, ages in seconds.
-        ego_pose: (4, 4), LiDAR to global; used as float32, as the fork does.
-        timestamp_s: seconds, absolute.
+        memory: that the frame used, in its LiDAR frame, ages in seconds; so is what is returned.
         num_new: rows to keep of this frame.
-
-    Returns:
-        The state for the next frame; `timestamp` float64 is minus the absolute time of origin.
     """
     best = top_rows(sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
     boxes = outputs['all_bbox_preds'][-1, 0][best]
     new = dict(
         embedding=outputs['outs_dec'][0][best],
         reference_point=boxes[:, :3],
-        timestamp=np.zeros((num_new, 1)),
+        timestamp=np.zeros((num_new, 1), np.float32),
         egopose=np.tile(np.eye(4, dtype=np.float32), (num_new, 1, 1)),
         velo=boxes[:, 8:10],
     )
-    state = {field: np.concatenate([new[field][None], memory[field]], axis=1) for field in FIELDS}
-    pose = np.asarray(ego_pose, np.float32)
-    state['reference_point'] = state['reference_point'] @ pose[:3, :3].T + pose[:3, 3]
-    state['egopose'] = pose @ state['egopose']
-    state['timestamp'] = state['timestamp'].astype(np.float64) - timestamp_s
-    return state
+    rows = {field: np.concatenate([new[field][None], memory[field]], axis=1) for field in FIELDS}
+    return {field: values.astype(np.float32) for field, values in rows.items()}

@@ -26,7 +26,6 @@ class Moment:
 
     Attributes:
         ego_pose: (4, 4) float64, LiDAR to global.
-        ego_pose_inv: (4, 4) float64.
         timestamp_s: seconds, absolute.
         ego_motion: (4, 4) float64, last LiDAR frame to this one; identity where the memory is empty.
         delta_t_s: seconds since the last frame; 0 where the memory is empty.
@@ -34,7 +33,6 @@ class Moment:
     """
 
     ego_pose: np.ndarray
-    ego_pose_inv: np.ndarray
     timestamp_s: float
     ego_motion: np.ndarray
     delta_t_s: float

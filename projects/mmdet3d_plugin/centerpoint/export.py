@@ -15,7 +15,7 @@ import torch
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.exporting.export import check_opset
+from mmdeploy_ext.exporting.exporter import check_opset
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
 from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
@@ -140,7 +140,7 @@ class CenterPointFamily(SequenceFamily):
         """See `SequenceFamily.runner`."""
         from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 
-        return CenterPointOnnx(paths, **engine).stepper()
+        return CenterPointOnnx(paths, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""
@@ -197,25 +197,16 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
         model: a `CenterPoint`.
         bev_shape: (1, C, H, W) of the backbone's result.
     """
-    head = model.pts_bbox_head
-    rule = box_rule(head)
-    size = _map_size(model, bev_shape)
-    channels = {name: int(count) for name, (count, _) in head.task_heads[0].heads.items()}
-    outputs = []
-    for name in rule.output_names:
-        kind, task = name.rsplit('_', 1)
-        count = rule.num_classes[int(task)] if kind == 'heatmap' else channels[kind]
-        outputs.append(TensorSpec(name, 'float32', (1, count, *size), f'{kind} of task {task}', UNITS[kind]))
-    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
-    return GraphSpec('centerpoint/head', (bev,), tuple(outputs))
-
-
-def _map_size(model: nn.Module, bev_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return (H, W) of the heat maps."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        outputs = DenseHead(model)(torch.zeros(bev_shape, device=device))
-    return tuple(outputs[0].shape[2:])
+        found = DenseHead(model)(torch.zeros(bev_shape, device=device))
+    outputs = []
+    for name, tensor in zip(box_rule(model.pts_bbox_head).output_names, found, strict=True):
+        kind, task = name.rsplit('_', 1)
+        meaning = f'{kind} of task {task}'
+        outputs.append(TensorSpec(name, 'float32', tuple(tensor.shape), meaning, UNITS[kind]))
+    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
+    return GraphSpec('centerpoint/head', (bev,), tuple(outputs))
 
 
 def box_rule(head: nn.Module) -> BoxRule:

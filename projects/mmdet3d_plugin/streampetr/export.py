@@ -12,7 +12,7 @@ import torch
 
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.exporting.export import check_opset
+from mmdeploy_ext.exporting.exporter import check_opset
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
@@ -158,7 +158,7 @@ class StreamPetrFamily(SequenceFamily):
         from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 
         # the published model knows no time gap: the proof and the metrics compare like with like
-        return StreamPetrOnnx(paths, max_gap_s=None, **engine).stepper()
+        return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""

@@ -19,6 +19,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import Claim, ExportOptions, ImageFamily, register_family
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.rtdetr import model as runtime
@@ -111,10 +112,11 @@ class RtDetrFamily(ImageFamily):
             separate_branches(network)
         if fold and options.simplify and not options.dynamic:
             with_fixed_size(network, options.height, options.width)
+        passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
         if options.form == 'raw':
-            return [Stage('network', Network(network, True), ('images',), RAW_NAMES)]
+            return [Stage('network', Network(network, True), ('images',), RAW_NAMES, passes=passes)]
         return [
-            Stage('network', Network(network, False), ('images',), HEADS),
+            Stage('network', Network(network, False), ('images',), HEADS, passes=passes),
             Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES, 'torchscript'),
         ]
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from docs._pages.export_pitfalls import DOCS, LANGUAGES, main, page
+from docs._pages.export_pitfalls_zh import CHINESE
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import RULES, check
-from mmdeploy_ext.lint.docs import DOCS, LANGUAGES, main, page
-from mmdeploy_ext.lint.page_words_zh import CHINESE
 from mmdeploy_ext.lint.report import print_report, summary
 from mmdeploy_ext.lint.rule import EXPORTERS, OUTCOMES, SEVERITIES
 from mmdeploy_ext.lint.rules import THEMES
@@ -284,7 +284,7 @@ def test_rules_are_whole():
 @pytest.mark.parametrize('words', LANGUAGES, ids=lambda words: words.page)
 def test_the_page_is_up_to_date(words):
     text = (DOCS / words.page).read_text(encoding='utf-8')
-    assert text == page(words), 'run python -m mmdeploy_ext.lint.docs'
+    assert text == page(words), 'run python -m docs._pages.export_pitfalls'
 
 
 def test_check_says_that_both_pages_are_up_to_date(capsys):

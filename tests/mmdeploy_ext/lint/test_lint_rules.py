@@ -1,18 +1,12 @@
 """Every rule finds its failing example and not its passing one, and the exporters do what the rule says."""
 
 import pytest
+from exporter_outcome import measure
 
 from mmdeploy_ext.lint import RULES, check
-from mmdeploy_ext.lint.outcome import measure
-from mmdeploy_ext.lint.rules import boundary, numbers, operators, sizes, values, writes
 
 CASES = [(rule, which) for rule in RULES for which in ('failing', 'passing')]
-MORE = [
-    (rule, index)
-    for theme in (values, sizes, writes, boundary, numbers, operators)
-    for rule, examples in theme.MORE_FAILING.items()
-    for index in range(len(examples))
-]
+MORE = [(rule.id, index) for rule in RULES.values() for index in range(len(rule.more_failing))]
 NEED_EXPORT = ('unsupported-operator',)
 
 
@@ -20,11 +14,6 @@ def found(example, **options):
     args = example.traced()
     report = check(example.build(args), args, other_inputs=example.unseen(), try_exports=False, **options)
     return report
-
-
-def examples_of(rule):
-    themes = (values, sizes, writes, boundary, numbers, operators)
-    return next(theme.MORE_FAILING[rule] for theme in themes if rule in theme.MORE_FAILING)
 
 
 @pytest.mark.parametrize('rule', [rule for rule in RULES if rule not in NEED_EXPORT])
@@ -44,7 +33,7 @@ def test_a_rule_is_silent_on_its_passing_example(rule):
 @pytest.mark.parametrize(('rule', 'index'), MORE)
 def test_a_rule_flags_other_forms_of_the_trap(rule, index):
     if rule not in NEED_EXPORT:
-        assert rule in found(examples_of(rule)[index]).rules
+        assert rule in found(RULES[rule].more_failing[index]).rules
 
 
 @pytest.mark.parametrize(('rule', 'which'), CASES)

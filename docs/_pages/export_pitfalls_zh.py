@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmdeploy_ext.lint.page_words import COMMAND, PageWords, RuleWords
+from docs._pages.export_pitfalls_en import COMMAND, PageWords, RuleWords
 from mmdeploy_ext.lint.rule import CRASHES, FAILS, REFUSED, RIGHT, UNRUNNABLE, WRONG, WRONG_AT_ONCE
 
 INTRODUCTION = f"""[English](../export-pitfalls.md) | [简体中文](export-pitfalls.md)

@@ -1,70 +1,48 @@
-"""What an exporter really does with an example: export it, run it on inputs that the export never saw.
+"""What an exporter does with an example of a rule: export it, run it on inputs that the export never saw.
 
-`python -m mmdeploy_ext.lint.outcome RULE {failing,passing} {torchscript,dynamo}` prints the outcome.
+`python tests/mmdeploy_ext/lint/exporter_outcome.py RULE {failing,passing} {torchscript,dynamo}` prints it.
 """
 
-from __future__ import annotations
-
-import argparse
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
-from mmdeploy_ext.lint.marks import tensors_in
-from mmdeploy_ext.lint.rule import (
-    CRASHES,
-    EXPORTERS,
-    FAILS,
-    REFUSED,
-    RIGHT,
-    UNRUNNABLE,
-    WRONG,
-    WRONG_AT_ONCE,
-    Example,
-    Rule,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import onnx
-    import onnxruntime
-
+REPOSITORY = Path(__file__).resolve().parents[3]
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 """Tolerance of outputs: float32 sums in another order."""
 SEGMENTATION_FAULT = -11
 
 
-def measure(rule: Rule, which: str, exporter: str) -> str:
+def measure(rule, which, exporter):
     """Return the outcome of an example now; one that is known to kill the process runs in one of its own.
 
     Raises:
-        ModelFileError: the process of its own failed in another way.
+        RuntimeError: the process of its own failed in another way.
     """
-    example: Example = getattr(rule, which)
+    from mmdeploy_ext.lint.rule import CRASHES
+
+    example = getattr(rule, which)
     if rule.expected(which, exporter) != CRASHES:
         return outcome(example, exporter)
-    command = [sys.executable, '-m', 'mmdeploy_ext.lint.outcome', rule.id, which, exporter]
+    command = [sys.executable, __file__, rule.id, which, exporter]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode in (SEGMENTATION_FAULT, 128 - SEGMENTATION_FAULT):
         return CRASHES
     if done.returncode:
-        raise ModelFileError(
-            f'{rule.id}: {" ".join(command[1:])}: exit status {done.returncode}: {done.stderr}'
-        )
+        raise RuntimeError(f'{" ".join(command)}: exit status {done.returncode}: {done.stderr}')
     return done.stdout.strip().splitlines()[-1]
 
 
-def outcome(example: Example, exporter: str) -> str:
+def outcome(example, exporter):
     """Export an example and run it on the traced and on unseen inputs."""
     import onnxruntime
 
+    from mmdeploy_ext.core.errors import ExportError
     from mmdeploy_ext.exporting.export import export_module
+    from mmdeploy_ext.lint.rule import REFUSED, UNRUNNABLE
 
     args = example.traced()
     module = example.build(args)
@@ -87,8 +65,11 @@ def outcome(example: Example, exporter: str) -> str:
     return _compare(example, session)
 
 
-def _compare(example: Example, session: onnxruntime.InferenceSession) -> str:
+def _compare(example, session):
     """Run the traced inputs, then the unseen ones, through a new module and through the file."""
+    from mmdeploy_ext.lint.nested import tensors_in
+    from mmdeploy_ext.lint.rule import FAILS, RIGHT, WRONG, WRONG_AT_ONCE
+
     module = example.build(example.traced())
     known = {tensor.name for tensor in session.get_inputs()}
     for args, difference in ((example.traced(), WRONG_AT_ONCE), (example.unseen(), WRONG)):
@@ -106,45 +87,17 @@ def _compare(example: Example, session: onnxruntime.InferenceSession) -> str:
     return RIGHT
 
 
-def _same(got: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:
+def _same(got, expected):
     return len(got) == len(expected) and all(
         ours.shape == theirs.shape and np.allclose(ours, theirs, RELATIVE, ABSOLUTE, equal_nan=True)
         for ours, theirs in zip(got, expected, strict=True)
     )
 
 
-def operators_of(model: onnx.ModelProto) -> list[str]:
-    """Return the operators of a graph in order."""
-    return [node.op_type for node in model.graph.node]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = cli.ArgumentParser(description='Print what an exporter does with an example of a rule.')
-    parser.add_argument('rule', help='id of the rule')
-    parser.add_argument('which', choices=('failing', 'passing'), help='example')
-    parser.add_argument('exporter', choices=EXPORTERS)
-    cli.add_debug_option(parser)
-    return parser
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print one outcome."""
-    from mmdeploy_ext.lint.rules import RULES
-
-    if args.rule not in RULES:
-        raise UsageError(f'rule {args.rule!r}: expected one of {", ".join(RULES)}')
-    print(outcome(getattr(RULES[args.rule], args.which), args.exporter))
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
+if __name__ == '__main__':
+    sys.path.insert(0, str(REPOSITORY))
+    from mmdeploy_ext.lint import RULES
     from mmdeploy_ext.stack import compat
 
     compat.apply()
-    return cli.run(run, build_parser(), argv)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+    print(outcome(getattr(RULES[sys.argv[1]], sys.argv[2]), sys.argv[3]))

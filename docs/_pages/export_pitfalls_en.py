@@ -10,7 +10,7 @@ from mmdeploy_ext.lint.rule import OUTCOMES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-COMMAND = 'python -m mmdeploy_ext.lint.docs'
+COMMAND = 'python -m docs._pages.export_pitfalls'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`docs/export-pitfalls.md` in both languages: `python -m mmdeploy_ext.lint.docs` makes it from the rules."""
+"""`docs/export-pitfalls.md` from the rules, in both languages: `python -m docs._pages.export_pitfalls`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docs._pages.export_pitfalls_en import COMMAND, ENGLISH
+from docs._pages.export_pitfalls_zh import CHINESE
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.lint.page_words import COMMAND, ENGLISH
-from mmdeploy_ext.lint.page_words_zh import CHINESE
 from mmdeploy_ext.lint.rule import EXPORTERS, RIGHT
 from mmdeploy_ext.lint.rules import RULES, THEMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.lint.page_words import PageWords
+    from docs._pages.export_pitfalls_en import PageWords
     from mmdeploy_ext.lint.rule import Rule
 
-DOCS = Path(__file__).resolve().parents[2] / 'docs'
+DOCS = Path(__file__).resolve().parents[1]
 LANGUAGES = (ENGLISH, CHINESE)
 
 

@@ -1,0 +1,49 @@
+"""Write the table of model families in docs/architecture.md: `python docs/_pages/families.py`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / 'docs/architecture.md'
+BEGIN, END = '<!-- families -->', '<!-- end of families -->'
+ROOMS = ('family.py', 'graphs.py', 'reference.py', 'samples.py', 'README.md')
+
+
+def link(path: Path) -> str:
+    """Return a link from the page to a file or folder of the repository."""
+    return f'[{path.name}]({os.path.relpath(path, PAGE.parent)})'
+
+
+def table() -> str:
+    """Return the table: a row per registered family, with what its package holds."""
+    sys.path.insert(0, str(ROOT))
+    from mmdeploy_ext.stack import compat
+
+    compat.apply()
+    import projects.mmdet3d_plugin
+    import projects.mmdet_plugin  # noqa: F401 - both register their families
+    from mmdeploy_ext.families.base import FAMILIES
+
+    rows = ['| family | samples | results | rooms | runtime |', '| --- | --- | --- | --- | --- |']
+    for name, family in sorted(FAMILIES.items()):
+        package = Path(inspect.getfile(type(family))).resolve().parent
+        rooms = ', '.join(link(package / room) for room in ROOMS if (package / room).is_file())
+        runtime = ROOT / 'mmdeploy_ext/runtime' / name
+        consumer = link(runtime) if runtime.is_dir() else ''
+        rows.append(f'| {name} | {family.samples} | {family.task or family.product} | {rooms} | {consumer} |')
+    return '\n'.join(rows)
+
+
+def page(text: str) -> str:
+    """Return the page with the table of today between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f'{before}{BEGIN}\n{table()}\n{END}{after}'
+
+
+if __name__ == '__main__':
+    PAGE.write_text(page(PAGE.read_text(encoding='utf-8')), encoding='utf-8')

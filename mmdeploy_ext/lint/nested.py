@@ -1,0 +1,59 @@
+"""Nested lists, tuples and dicts of tensors and sizes: walked, copied, without the marks of sizes."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.lint.record import is_size, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of nested lists, tuples, dicts and slices."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield what nested lists, tuples, dicts and slices hold."""
+    if isinstance(value, slice):
+        value = (value.start, value.stop, value.step)
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def without_sizes(value: Any) -> Any:
+    """Return nested values with plain numbers in place of watched ones."""
+    if is_size(value):
+        return plain(value)
+    if isinstance(value, slice):
+        return slice(*map(without_sizes, (value.start, value.stop, value.step)))
+    if type(value) in (list, tuple, torch.Size):
+        return type(value)(without_sizes(item) for item in value)
+    return {key: without_sizes(item) for key, item in value.items()} if type(value) is dict else value
+
+
+def copy_of(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy that may be changed; the module itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, script modules
+        return module
+
+
+def copies(value: Any) -> Any:
+    """Return nested values with every tensor copied."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copies(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, '_fields'):
+        return type(value)(*map(copies, value))
+    return type(value)(map(copies, value)) if type(value) in (list, tuple) else value
