@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io.index import all_nodes, operator
+from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -136,31 +136,13 @@ def constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | 
 
 def attributes(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, Any]:
     """Return name -> value of a node's attributes, defaults of the operator included."""
-    found = dict(_defaults(node.op_type, node.domain, _version(model, node.domain)))
+    found = defaults_of(node, opsets_of(model))
     for entry in node.attribute:
         if entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
             continue
         value = helper.get_attribute_value(entry)
         found[entry.name] = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
     return found
-
-
-def _version(model: onnx.ModelProto, domain: str) -> int:
-    aliases = ('', 'ai.onnx')
-    for entry in model.opset_import:
-        if entry.domain == domain or {entry.domain, domain} <= set(aliases):
-            return entry.version
-    return 0
-
-
-@functools.cache
-def _defaults(op_type: str, domain: str, version: int) -> tuple[tuple[str, Any], ...]:
-    try:
-        schema = onnx.defs.get_schema(op_type, version, '' if domain == 'ai.onnx' else domain)
-    except onnx.defs.SchemaError:
-        return ()
-    entries = {name: entry.default_value for name, entry in schema.attributes.items()}
-    return tuple((name, helper.get_attribute_value(entry)) for name, entry in entries.items() if entry.name)
 
 
 def exact_text(value: Any) -> str:

@@ -26,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.index import bodies, captured, refill
+from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import matches, matching_nodes
 
@@ -74,12 +75,11 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
 
 def _not_defined_for_half(graph: _Graph) -> set[int]:
     """Return the nodes whose operator takes float32 and not float16, or that ONNX does not know."""
-    opsets = {entry.domain: entry.version for entry in graph.model.opset_import}
+    opsets = opsets_of(graph.model)
     found = set()
     for place, node in enumerate(graph.nodes):
-        try:
-            schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
-        except onnx.defs.SchemaError:
+        schema = schema_of(node, opsets)
+        if schema is None:
             found.add(place)
             continue
         single = SINGLE_OPERANDS.get(node.op_type, frozenset())

@@ -11,7 +11,8 @@ import onnx
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.io.checks import check_ordinary
-from mmdeploy_ext.graph.io.index import all_nodes, free_name, near
+from mmdeploy_ext.graph.io.index import all_nodes, free_name, near, refill
+from mmdeploy_ext.graph.io.schemas import opsets_of
 from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
@@ -185,19 +186,14 @@ def _fit(left: list[int | str] | None, right: list[int | str] | None) -> bool:
 def _same_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
     """Let every model import the domains of all, so that one that another does not use is no difference."""
     everything: dict[str, int] = {}
-    for model in models:
-        for entry in model.opset_import:
-            everything.setdefault('' if entry.domain == 'ai.onnx' else entry.domain, entry.version)
+    for model in reversed(models):
+        everything.update(opsets_of(model))
     found = []
     for model in models:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        own = {
-            '' if entry.domain == 'ai.onnx' else entry.domain: entry.version for entry in model.opset_import
-        }
-        copy.ClearField('opset_import')
-        for domain, version in sorted({**everything, **own}.items()):
-            copy.opset_import.add(domain=domain, version=version)
+        imports = sorted({**everything, **opsets_of(model)}.items())
+        refill(copy, opset_import=[onnx.helper.make_opsetid(*entry) for entry in imports])
         found.append(copy)
     return found
 

@@ -10,6 +10,7 @@ from onnx import version_converter
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import bodies, label
+from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import skeleton
 
 OLDEST = 7
@@ -36,7 +37,7 @@ def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST <= version <= newest:
         raise UsageError(f'opset {version}: onnx {onnx.__version__} converts to opsets {OLDEST} to {newest}')
-    before = next((entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')), None)
+    before = opsets_of(model).get('')
     if before is None:
         raise ModelFileError('the model imports no opset of ONNX, so there is nothing to convert')
     if before == version:
@@ -74,9 +75,8 @@ def _check_bodies(model: onnx.ModelProto, before: int, version: int) -> None:
 
 def _signature(node: onnx.NodeProto, version: int) -> tuple | None:
     """Return names of inputs and attributes, and defaults; None where the opset has no such operator."""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, '')
-    except onnx.defs.SchemaError:
+    schema = schema_of(node, {'': version})
+    if schema is None:
         return None
     inputs = tuple((value.name, value.option) for value in schema.inputs)
     defaults = {name: item.default_value.SerializeToString() for name, item in schema.attributes.items()}
@@ -115,8 +115,8 @@ def _keep_parts(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
 
 
 def _check(result: onnx.ModelProto, version: int) -> None:
-    written = {entry.domain: entry.version for entry in result.opset_import}
-    if written.get('', written.get('ai.onnx')) != version:
+    written = opsets_of(result)
+    if written.get('') != version:
         raise ExportError(f'opset {version} was asked for, the converter wrote {written}')
     if is_large(result):
         return  # saving checks the file

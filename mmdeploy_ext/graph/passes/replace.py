@@ -18,8 +18,9 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import near
+from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
-from mmdeploy_ext.graph.passes.pattern_match import attribute_check, defaults_of, number_check, schema_of
+from mmdeploy_ext.graph.passes.pattern_match import attribute_check, number_check
 from mmdeploy_ext.graph.passes.pattern_text import Rule
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    opsets = {entry.domain.removeprefix('ai.onnx'): entry.version for entry in model.opset_import}
+    opsets = opsets_of(model)
     _check_operators(rule, opsets)
     types = {name: kind.tensor_type.elem_type for name, kind in infer(model).items()}
     _check_ends(rule, opsets)
