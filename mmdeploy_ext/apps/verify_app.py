@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.deploy.sequence_files import ExportedFiles
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.proof.results import MetricRow
 
 
 IMAGE_ASKED = ('mean', 'std', 'postprocess', 'opset_version', 'max_candidates')
@@ -124,7 +127,6 @@ def _verify(
     from mmdeploy_ext.deploy.sequence_files import read_files
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.graph.io.files import load
-    from mmdeploy_ext.proof.levels.metrics import compare_metrics
     from mmdeploy_ext.proof.provenance import missing_overrides
 
     files = read_files(args.onnx_file)
@@ -142,9 +144,30 @@ def _verify(
     deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
     found = samples.of(deployment)
     with after_weights():
-        metrics = compare_metrics(deployment, files.paths, args.eval, engine) if args.eval else []
+        metrics = _metrics(deployment, files, args.eval, engine) if args.eval else []
         claims = dict(edited=args.edited, asked=asked_of(args))
         return proof.run_proof(deployment, files.paths, found, args, engine, metrics, **claims)
+
+
+def _metrics(
+    deployment: Deployment, files: ExportedFiles, metrics: Sequence[str], engine: dict[str, Any]
+) -> list[MetricRow]:
+    """Evaluate the config's test set by both engines."""
+    from mmdeploy_ext.engines import build_backend
+    from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
+    from mmdeploy_ext.proof.half import precision_of
+    from mmdeploy_ext.proof.levels.metrics import compare_metrics
+
+    family, metadata = deployment.family, files.metadata
+    if family.samples != 'images':
+        networks = (family.reference(deployment.model), family.runner(files.paths, engine))
+        detectors = (FrameDetector(network, family) for network in networks)
+        return compare_metrics(deployment.cfg, *detectors, metrics, precision_of(metadata))
+    named = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
+    with build_backend(path=files.paths[0], **named) as backend:
+        detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
+        precision = precision_of(metadata, backend.computes_in)
+        return compare_metrics(deployment.cfg, *detectors, metrics, precision)
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

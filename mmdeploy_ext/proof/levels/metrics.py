@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.evaluate.detector import BackendDetector
-from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, evaluate, run_loop
-from mmdeploy_ext.evaluate.loop import collect, run_frames
-from mmdeploy_ext.proof.half import bars_of, precision_of
+from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
+from mmdeploy_ext.evaluate.loop import run_dataset
+from mmdeploy_ext.proof.half import bars_of
 from mmdeploy_ext.proof.results import MetricRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from torch.utils.data import Dataset
-
-    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.evaluate.loop import Network
 
 METRIC_BAR = 0.0005
 """Largest difference of a data-set metric in 0..1 between the engines."""
@@ -55,45 +50,23 @@ def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], b
 
 
 def compare_metrics(
-    deployment: Deployment, paths: Sequence[str], metrics: Sequence[str], engine: Mapping[str, Any]
+    cfg: Any, published: Network, candidate: Network, metrics: Sequence[str], precision: str
 ) -> list[MetricRow]:
-    """Evaluate the config's test set with the unpatched PyTorch model and with exported files.
+    """Evaluate the config's test set with the unpatched PyTorch model and with an engine.
 
     Args:
-        deployment: the PyTorch side.
-        paths: of the files of the other side.
+        cfg: the config.
+        published: the PyTorch model.
+        candidate: the engine.
         metrics: e.g. ('bbox',).
-        engine: options of `build_backend`.
+        precision: of the engine's network, see `metric_bar`.
     """
-    dataset = build_dataset(deployment.cfg)
-    run = _image_results if deployment.family.samples == 'images' else _frame_results
-    found = list(run(deployment, dataset, paths, engine))
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
-        values = [evaluate(deployment.cfg, dataset, results, metrics) for results, _ in found]
-    return proof_rows(*values, metric_bar(found[-1][1]))
-
-
-def _image_results(
-    deployment: Deployment, dataset: Dataset, paths: Sequence[str], engine: Mapping[str, Any]
-) -> Iterator[tuple[list[Any], str]]:
-    """Yield the results of PyTorch, then of the engine, and what these are computed in."""
-    loader = build_loader(deployment.cfg, dataset, distributed=False)
-    device = str(next(deployment.model.parameters()).device)
-    yield run_loop(deployment.model, loader, device=device), 'fp32'
-    options = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
-    with build_backend(path=paths[0], **options) as backend:
-        detector = BackendDetector(backend, deployment.family, backend.metadata)
-        yield run_loop(detector, loader), precision_of(backend.metadata, backend.computes_in)
-
-
-def _frame_results(
-    deployment: Deployment, dataset: Dataset, paths: Sequence[str], engine: Mapping[str, Any]
-) -> Iterator[tuple[list[Any], str]]:
-    """See `_image_results`."""
-    family, workers = deployment.family, deployment.cfg.data.get('workers_per_gpu', 2)
-    for stepper in (family.reference(deployment.model), family.runner(paths, engine)):
-        results = run_frames(stepper, family, dataset, workers=workers)
-        yield collect(results, len(dataset), 1), precision_of(read_metadata(paths[-1]))
+    dataset, values = build_dataset(cfg), []
+    for network in (published, candidate):
+        results = run_dataset(network, cfg, dataset)
+        with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
+            values.append(evaluate(cfg, dataset, results, metrics))
+    return proof_rows(*values, metric_bar(precision))
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
