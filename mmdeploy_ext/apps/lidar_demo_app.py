@@ -91,7 +91,7 @@ def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
     from mmdeploy_ext.deploy import deployment as deploy
 
     def check(cfg: Any, family: Any, model: object) -> None:
-        if getattr(family, 'memory', True):
+        if family.samples != 'sweeps':
             raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
 
     register()
