@@ -97,8 +97,8 @@ class ImageModel(TestedModel):
     ) -> None:
         """See `TestedModel`."""
         self.args, self.settings = args, backend_config.read_settings(cfg, family)
-        self.asked = backend_config.graph_options(cfg, self.settings, family)
         backend_config.check_targets(self.settings, work_dir)
+        self.asked = backend_config.graph_options(cfg, self.settings, family)
         self._check = backend_config.graph_check(self.asked, self.settings, work_dir)
         if self.settings['type'] == 'TorchBackend':
             self.asked = self.asked.replace(precision='fp32', fp16_io=False, keep_fp32=())
@@ -180,8 +180,7 @@ class FrameModel(TestedModel):
         """See `TestedModel`."""
         why = f'these models are drawn by tools/demo/{DEMOS[family.memory]}'
         refuse_given(args, parser, ('show_dir', 'show_score_thr'), why)
-        self.fuse = args.fuse_conv_bn
-        self.settings = backend_config.read_settings(cfg, family)
+        self.fuse, self.settings = args.fuse_conv_bn, backend_config.read_settings(cfg, family)
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
         self.options = backend_config.graph_options(cfg, self.settings, family)
         # where a folder of graphs goes is checked with its contract, below
@@ -196,7 +195,7 @@ class FrameModel(TestedModel):
         from mmdeploy_ext.deploy.sequence_files import check_output
 
         try:
-            self.options = deploy.check_options(self.options, cfg, family, model)
+            deploy.check_options(self.options, cfg, family, model)
             if self.settings.get('onnx_file'):
                 check_output(self.target, self.options, family.files, 'onnx_file=')
         except UsageError as error:
