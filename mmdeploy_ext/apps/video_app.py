@@ -194,7 +194,7 @@ def draw_scene(cast: Cast, dataset: Any, indices: Sequence[int], args: argparse.
     rule = cast.family.preprocess_rule(cast.cfg)
     seconds: dict[str, list[float]] = {name: [] for name in cast.steppers}
     workers = min(cast.cfg.data.get('workers_per_gpu', 2), 2)
-    with bar, demo.open_writer(args.out, args.fps) as write:
+    with demo.open_writer(args.out, args.fps) as write:
         frames = frames_of(cast.family, dataset, indices, workers)
         for number, frame in enumerate(cli.tracked(frames, len(indices), 'frames')):
             found = {}
