@@ -189,19 +189,14 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: Seq
 
 def draw_scene(cast: Cast, dataset: Any, indices: Sequence[int], args: argparse.Namespace) -> str:
     """Run the frames and write the pictures; return what to say about it."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from mmdeploy_ext.evaluate.loop import frames_of
 
     rule = cast.family.preprocess_rule(cast.cfg)
     seconds: dict[str, list[float]] = {name: [] for name in cast.steppers}
-    console = cli.stderr()
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     workers = min(cast.cfg.data.get('workers_per_gpu', 2), 2)
-    with bar, demo.open_writer(args.out, args.fps) as write:
+    with demo.open_writer(args.out, args.fps) as write:
         frames = frames_of(cast.family, dataset, indices, workers)
-        for number, frame in enumerate(bar.track(frames, len(indices), description='frames')):
+        for number, frame in enumerate(cli.tracked(frames, len(indices), 'frames')):
             found = {}
             for name, stepper in cast.steppers.items():
                 start = time.perf_counter()
