@@ -17,6 +17,7 @@ from torch import nn
 
 from mmdeploy_ext.apps import options
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
@@ -26,7 +27,6 @@ from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
 from mmdeploy_ext.engines.registry import ROWS
 from mmdeploy_ext.engines.torch import TorchBackend
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 
 
@@ -73,7 +73,7 @@ def stages():
 
 def write(path, contract, dynamic):
     example = dict(input=torch.zeros(1, 3, 8, 12), factor=torch.ones(1, 1))
-    model = export.export_stages(stages(), example, contract, ExportOptions(dynamic=dynamic))
+    model = export.export_stages(stages(), example, contract, Options(IMAGE, dynamic=dynamic))
     facts = dict(config='toy.py', config_sha256='c' * 64, checkpoint_sha256='d' * 64)
     facts.update(postprocess={}, options=dict(opset=17, exporter='torchscript'), versions={})
     export.save(model, path, Metadata('toy', 'full', contract, PreprocessRule(), (), **facts))
