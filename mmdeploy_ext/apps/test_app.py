@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.evaluate.loop import Network
 
 
+DEMOS = {True: 'streampetr_video.py', False: 'lidar_demo.py'}
+"""Whether a model of frames has a memory -> what draws its boxes."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's test.py."""
     parser = cli.ArgumentParser(
@@ -119,7 +123,10 @@ def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -
     )
     family = find_family(cfg, DETECTOR)
     kind = ImageModel if family.samples == 'images' else FrameModel
-    tested = kind(cfg, family, args, build_parser(), work_dir)
+    if family.samples != 'images':
+        why = f'these models are drawn by tools/demo/{DEMOS[family.memory]}'
+        shared.refuse_given(args, build_parser(), ('show_dir', 'show_score_thr'), why)
+    tested = kind(cfg, family, args, work_dir)
     dataset = evaluation.build_dataset(cfg)
     check_dataset(cfg, tested, family, dataset)
     if args.eval:
@@ -256,7 +263,7 @@ def _dump(this: Run) -> DumpWriter | None:
     if this.ranks.rank == 0:
         which = f'the first {chosen} {unit}' if isinstance(chosen, int) else f'{unit} {list(chosen)}'
         print(f'dumping the tensors of {which} to {folder}', flush=True)
-    facts = dict(model_facts(this), **this.tested.dump_facts)
+    facts = dict(model_facts(this), **this.tested.dump_facts())
     return DumpWriter(folder, facts, chosen, dump['tensors'])
 
 
