@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.deploy.deployment import Deployment
@@ -205,6 +204,7 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
         ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
     """
     from mmdeploy_ext.deploy.sequence_files import read_files
+    from mmdeploy_ext.proof.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
 
     target, reason = tested.target, 'missing'
@@ -227,29 +227,6 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
     seconds = tested.export(deployment)
     print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
     return True
-
-
-def stale_reason(found: Metadata, wanted: Metadata) -> str:
-    """Return why a file has to be exported again; '' when it need not."""
-    from mmdeploy_ext.proof.provenance import differing_contract
-
-    differing = [
-        title
-        for title, old, new in (
-            ('config', found.config_sha256, wanted.config_sha256),
-            ('checkpoint', found.checkpoint_sha256, wanted.checkpoint_sha256),
-            ('export options', _decisive(found.options), _decisive(wanted.options)),
-            ('versions', found.versions, wanted.versions),
-            ('tolerances', differing_contract(found.spec, wanted.spec), ''),
-        )
-        if old != new
-    ]
-    return f'stale: another {" and ".join(differing)}' if differing else ''
-
-
-def _decisive(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the overrides: those that decide the graph are in the config's hash."""
-    return {key: value for key, value in options.items() if key != 'cfg_options'}
 
 
 def _dump(this: Run) -> DumpWriter | None:
