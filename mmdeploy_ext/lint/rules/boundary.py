@@ -143,7 +143,7 @@ RULES = (
     Rule(
         id='unused-input',
         title='An input that no output depends on',
-        why='The TorchScript exporter drops it from the file: who feeds it gets an error.',
+        why='The TorchScript exporter drops it from the file: feeding it is then an error.',
         fix='Take it out of the signature. (This project puts dropped inputs back, as its spec says.)',
         failing=Example(UsesOneOfTwo, _two, _two_others),
         passing=Example(UsesBoth, _two, _two_others),

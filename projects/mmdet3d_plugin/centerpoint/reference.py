@@ -67,7 +67,7 @@ class Reference:
         tensors = dict(zip(self.output_names, flat_outputs(found['head']), strict=True))
         tensors = dict(bev=found['bev'], **tensors)
         for name, value in tensors.items():
-            tap(name, value)  # for whoever collects around this step
+            tap(name, value)  # for `collect_taps` around this step
         outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
         return StepResult(outputs, detections(result['pts_bbox']))
 
