@@ -261,7 +261,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     compat.apply()
     from mmdeploy_ext.apps import proof
     from mmdeploy_ext.apps.benchmark_stream import run_streaming
-    from mmdeploy_ext.apps.sequence_options import refuse_given
+    from mmdeploy_ext.apps.options import refuse_given
     from mmdeploy_ext.benchmark import contenders
     from mmdeploy_ext.benchmark.ranks import Ranks
     from mmdeploy_ext.core.config import load_config

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.apps.sequence_options import refuse_given
+from mmdeploy_ext.apps.options import refuse_given
 from mmdeploy_ext.benchmark.engines import KINDS
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights

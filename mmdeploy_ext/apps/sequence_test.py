@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import backend_config
-from mmdeploy_ext.apps.sequence_options import check_engine_kind, refuse_given
+from mmdeploy_ext.apps.options import check_engine_kind, refuse_given
 from mmdeploy_ext.apps.test_app import (
     Run,
     build_parser,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.evaluate.loop import FrameDump
-    from mmdeploy_ext.families.sequence import SequenceOptions
     from mmdeploy_ext.runtime.frames import Stepper
 
 DEMOS = {True: 'streampetr_video.py', False: 'lidar_demo.py'}
@@ -43,24 +43,24 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     from mmdeploy_ext.evaluate import evaluation, loop
     from mmdeploy_ext.families.base import find_family
 
-    memory = find_family(cfg).memory
-    drawn = f'these models are drawn by tools/demo/{DEMOS[memory]}'
+    family = find_family(cfg)
+    drawn = f'these models are drawn by tools/demo/{DEMOS[family.memory]}'
     refuse_given(args, build_parser(), ('show_dir', 'show_score_thr'), drawn)
     refuse_given(args, build_parser(), ('tmpdir', 'gpu_collect'), 'models of frames collect in memory')
-    keys = [name for name in backend_config.SEQUENCE_KEYS if memory or name != 'memory']
-    settings = backend_config.read_settings(cfg, keys, backend_config.SEQUENCE_DUMP_KEYS)
+    settings = backend_config.read_settings(cfg, family)
     check_engine_kind(settings['type'], settings.get('inference_precision'))
-    options = backend_config.sequence_options(cfg, settings)
+    options = backend_config.graph_options(cfg, settings, family)
     # where a folder of graphs goes is checked with its contract, below
     backend_config.check_targets({**settings, 'onnx_file': None}, work_dir)
     dataset = evaluation.build_dataset(cfg)
-    frames = len(loop.sample_scenes(find_family(cfg), dataset))
+    frames = len(loop.sample_scenes(family, dataset))
     if args.eval:
         evaluation.check_tables(cfg, dataset)
 
     def check(cfg: Any, family: Any, model: Any) -> None:
+        nonlocal options
         try:
-            family.check(cfg, deploy.resolve_opset(options, model))
+            options = deploy.check_options(options, cfg, family, model)
             if settings.get('onnx_file'):
                 check_output(str(settings['onnx_file']), options, family.files, 'onnx_file=')
         except UsageError as error:
@@ -70,7 +70,6 @@ def run_sequence(args: argparse.Namespace, cfg: Any, cfg_options: dict[str, Any]
     rank, world_size = distributed.start(args.launcher, args.local_rank)
     device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, device, check)
-    options = deploy.resolve_opset(options, deployment.model)
     this = Run(deployment, settings, work_dir, rank, world_size, args.fuse_conv_bn)
     with after_weights():
         stepper, dump = make_stepper(this, options)
@@ -110,7 +109,7 @@ def _check_dump(cfg: Any, dump: dict[str, Any] | None, frames: int, names: Seque
         )
 
 
-def make_stepper(this: Run, options: SequenceOptions) -> tuple[Stepper | None, FrameDump | None]:
+def make_stepper(this: Run, options: Options) -> tuple[Stepper | None, FrameDump | None]:
     """Return the engine of the config as a stepper, and what is dumped; None when it disagrees with the dump.
 
     Files that are missing, or were made from another config or checkpoint, are exported first, by rank 0.
@@ -143,12 +142,12 @@ def _fused(model: Any) -> Any:
     return fuse(model)
 
 
-def _default_target(this: Run, options: SequenceOptions) -> Path:
+def _default_target(this: Run, options: Options) -> Path:
     name = f'{this.work_dir.name}_{options.contract}'
     return this.work_dir / (f'{name}.onnx' if options.contract == 'fork' else name)
 
 
-def export_if_stale(this: Run, options: SequenceOptions, target: str) -> bool:
+def export_if_stale(this: Run, options: Options, target: str) -> bool:
     """Export unless the files are there and were made from this config, checkpoint and these options.
 
     Returns:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.base import ExportOptions
 
 METRIC_NAMES = {
     'TorchBackend': 'pth',
@@ -141,14 +141,16 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
     )
-    if find_family(cfg, DETECTOR).samples != 'images':
+    family = find_family(cfg, DETECTOR)
+    if family.samples != 'images':
         from mmdeploy_ext.apps.sequence_test import run_sequence
 
         return run_sequence(args, cfg, cfg_options, work_dir)
-    settings = backend_config.read_settings(cfg)
+    settings = backend_config.read_settings(cfg, family)
+    options = backend_config.graph_options(cfg, settings, family)
     dataset = evaluation.build_dataset(cfg)
     backend_config.check_targets(settings, work_dir)
-    check = backend_config.graph_check(settings, work_dir)
+    check = backend_config.graph_check(options, settings, work_dir)
     rank, world_size = distributed.start(args.launcher, args.local_rank)
     args.device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
@@ -197,9 +199,9 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.engines import build_backend
 
-    asked = backend_config.graph_options(this.backend_config)
+    asked = backend_config.graph_options(this.deployment.cfg, this.backend_config, this.deployment.family)
     if this.backend_config['type'] == 'TorchBackend':
-        asked = dataclasses.replace(asked, precision='fp32', fp16_io=False, keep_fp32=())  # of the file
+        asked = asked.replace(precision='fp32', fp16_io=False, keep_fp32=())  # of the file
     options = deploy.resolve(asked, this.deployment.model, this.deployment.rule)
     metadata = deploy.make_metadata(this.deployment, options)
     kind = this.backend_config['type']
@@ -231,7 +233,7 @@ def threads_per_process() -> int:
     return max(len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
 
-def export_if_stale(deployment: Deployment, options: ExportOptions, metadata: Metadata, path: str) -> bool:
+def export_if_stale(deployment: Deployment, options: Options, metadata: Metadata, path: str) -> bool:
     """Export `path` unless it is there and was made from this config, checkpoint and these options.
 
     Returns:
@@ -289,7 +291,7 @@ def _decisive(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != 'cfg_options'}
 
 
-def _dump_options(this: Run, options: ExportOptions) -> Any:
+def _dump_options(this: Run, options: Options) -> Any:
     from mmdeploy_ext.evaluate.detector import DumpOptions
 
     dump = this.backend_config['dump']

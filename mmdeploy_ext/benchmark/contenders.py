@@ -18,10 +18,10 @@ from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark.engines import ENGINES
 from mmdeploy_ext.benchmark.prepared import read_prepared
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.exporting import fold
-from mmdeploy_ext.families.base import ExportOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -38,7 +38,7 @@ EXPORTED_FORMS = ('full', 'raw')
 FUSED = 'torch fused'
 
 
-def read_files(args: argparse.Namespace) -> tuple[list[Metadata], ExportOptions]:
+def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
     """Read what the given files say, and the options that they and the command line agree on.
 
     Raises:
@@ -62,7 +62,7 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], ExportOptions]
                     f'{source} takes {wish}, {wishes[0][0]} says {wishes[0][1]}: one run measures one size'
                 )
     height, width = asked[0][1] if asked else (0, 0)
-    return found, ExportOptions(height=height, width=width, batch=batches[0][1] if batches else 1)
+    return found, Options(IMAGE, height=height, width=width, batch=batches[0][1] if batches else 1)
 
 
 def load_model(args: argparse.Namespace, found: Sequence[Metadata]) -> tuple[Deployment, list[str]]:
@@ -90,16 +90,13 @@ def load_model(args: argparse.Namespace, found: Sequence[Metadata]) -> tuple[Dep
     return deployment, notes
 
 
-def export_forms(
-    deployment: Deployment, options: ExportOptions, image: PreparedImage, folder: str
-) -> list[str]:
+def export_forms(deployment: Deployment, options: Options, image: PreparedImage, folder: str) -> list[str]:
     """Export the forms that are measured when no file was given."""
     paths = []
     for form in EXPORTED_FORMS:
         if form in deployment.family.forms:
-            chosen = deploy.resolve(
-                dataclasses.replace(options, form=form, opset=0), deployment.model, deployment.rule
-            )
+            asked = deployment.family.choose(**{**options, 'form': form, 'opset': 0})
+            chosen = deploy.resolve(asked, deployment.model, deployment.rule)
             path = str(Path(folder) / f'{form}.onnx')
             _, seconds = deploy.export_to_file(deployment, chosen, [image], path)
             print(f'{form}: exported in {seconds:.1f} s', file=sys.stderr)
@@ -139,7 +136,7 @@ class Plan:
     engines: Sequence[str]
     threads: int
     deployment: Deployment
-    options: ExportOptions
+    options: Options
     images: Sequence[np.ndarray]
     files: dict[str, str]
     notes: list[str]

@@ -284,14 +284,11 @@ def make_result(
 
 def export_contracts(deployment: Deployment, folder: str) -> dict[str, str]:
     """Export every contract that the family has."""
-    from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.deploy.sequence_files import export_sequence
-    from mmdeploy_ext.families.sequence import SequenceOptions
 
-    files = {}
-    for contract in deployment.family.contracts:
+    family, files = deployment.family, {}
+    for contract in next(one.choices for one in family.options if one.name == 'contract'):
         path = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
-        options = deploy.resolve_opset(SequenceOptions(contract=contract, opset=0), deployment.model)
-        export_sequence(deployment, options, path)
+        export_sequence(deployment, family.choose(contract=contract), path)
         files[contract] = path
     return files

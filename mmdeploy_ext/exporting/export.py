@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.families.base import ExportOptions
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Opsets that each exporter of torch 2.13 really writes (measured; dynamo answers 11 with 18)."""
@@ -57,7 +57,7 @@ def check_opset(opset: int, exporter: str, said: str = '') -> None:
 
 
 def export_stages(
-    stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec, options: ExportOptions
+    stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec, options: Options
 ) -> onnx.ModelProto:
     """Export each stage and merge them into one graph.
 
@@ -85,7 +85,7 @@ def export_stages(
         tensors.update(zip(stage.outputs, outputs, strict=True))
         parts.append(_export_stage(stage, args, outputs, letters, options, multiples))
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
-    if options.grid_sample == 'gather':
+    if options.get('grid_sample') == 'gather':
         model, _ = replace_grid_sample(model)
     if options.simplify:
         model, _ = simplify(model)
@@ -99,14 +99,15 @@ def _export_stage(
     args: tuple[torch.Tensor, ...],
     outputs: Sequence[torch.Tensor],
     letters: dict[str, dict[int, str]],
-    options: ExportOptions,
+    options: Options,
     multiples: Mapping[str, int],
 ) -> onnx.ModelProto:
     exporter = stage.exporter or options.exporter
-    if options.dynamic or options.dynamic_batch:
+    every = options.get('dynamic', False)
+    if every or options.get('dynamic_batch', False):
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
         for name, tensor in zip((*stage.inputs, *stage.outputs), (*args, *outputs), strict=True):
-            axes = (0, *range(2, tensor.dim())) if options.dynamic else (0,)
+            axes = (0, *range(2, tensor.dim())) if every else (0,)
             letters.setdefault(name, {axis: f'{name}_{axis}' for axis in axes})
     dynamic = {name: letters[name] for name in (*stage.inputs, *stage.outputs) if letters.get(name)}
     return _run_exporter(stage, args, dynamic, exporter, options.opset, multiples)

@@ -173,7 +173,7 @@ def toy(tmp_path_factory):
 
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.families.base import ExportOptions, find_family
+    from mmdeploy_ext.families.base import find_family
     from projects.toydata.seeded import fill_seeded
 
     register()
@@ -188,7 +188,9 @@ def toy(tmp_path_factory):
     deployment = deploy.load(str(REPOSITORY / CONFIG), str(folder / 'toy.pth'))
     for form in ('full', 'raw'):
         options = deploy.resolve(
-            ExportOptions(form=form, opset=0, height=64, width=96), deployment.model, deployment.rule
+            deployment.family.choose(form=form, opset=0, height=64, width=96),
+            deployment.model,
+            deployment.rule,
         )
         traced = deploy.prepare_fixed(deployment.rule, picture, 64, 96)
         deploy.export_to_file(deployment, options, [traced], str(folder / f'{form}.onnx'))

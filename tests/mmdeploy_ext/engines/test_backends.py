@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError
@@ -19,7 +20,6 @@ from mmdeploy_ext.engines import BACKENDS, ENGINE_TITLES, build_backend
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
 from mmdeploy_ext.engines.torch import TorchBackend
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 
 
@@ -66,7 +66,7 @@ def stages():
 
 def write(path, contract, dynamic):
     example = dict(input=torch.zeros(1, 3, 8, 12), factor=torch.ones(1, 1))
-    model = export.export_stages(stages(), example, contract, ExportOptions(dynamic=dynamic))
+    model = export.export_stages(stages(), example, contract, Options(IMAGE, dynamic=dynamic))
     facts = dict(config='toy.py', config_sha256='c' * 64, checkpoint_sha256='d' * 64)
     facts.update(postprocess={}, options=dict(opset=17, exporter='torchscript'), versions={})
     export.save(model, path, Metadata('toy', 'full', contract, PreprocessRule(), (), **facts))
