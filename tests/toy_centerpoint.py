@@ -106,5 +106,5 @@ def exported(deformable=False):
     weights = seeded_model(find_family(cfg), cfg).state_dict()
     torch.save(dict(state_dict=weights, meta=dict(CLASSES=('car', 'bus', 'truck'))), checkpoint)
     deployment = deploy.load(config, checkpoint)
-    export_sequence(deployment, deployment.family.choose(), str(folder / 'graphs'))
+    export_sequence(deployment, deploy.default_options(deployment), str(folder / 'graphs'))
     return deployment, folder / 'graphs', config, checkpoint

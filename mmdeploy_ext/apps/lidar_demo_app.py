@@ -120,10 +120,11 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
     folder = args.onnx
     if folder is None:
+        from mmdeploy_ext.deploy.deployment import default_options
         from mmdeploy_ext.deploy.sequence_files import export_sequence
 
         folder = str(GRAPHS)
-        _, seconds = export_sequence(deployment, deployment.family.choose(), folder)
+        _, seconds = export_sequence(deployment, default_options(deployment), folder)
         print(f'{folder}: exported in {seconds:.1f} s')
     return stack.enter_context(CenterPointOnnx(folder, threads=args.threads))
 

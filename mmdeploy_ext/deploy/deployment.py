@@ -206,6 +206,12 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
     return options.replace(**changes)
 
 
+def default_options(deployment: Deployment, **values: Any) -> Options:
+    """Return the options of an export with these values, and the rest as the model needs it."""
+    options = deployment.family.choose(**{'opset': 0, **values})
+    return resolve(options, deployment.model, deployment.rule)
+
+
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
     """Prepare an image for an input of exactly `height` x `width`: resized to fit, then padded."""
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
