@@ -16,7 +16,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
-from projects.mmdet3d_plugin.centerpoint.wrapper import flat_outputs
+from projects.mmdet3d_plugin.centerpoint.graphs import box_rule, flat_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,17 +29,11 @@ class Reference:
 
     state = None
 
-    def __init__(self, model: torch.nn.Module, output_names: tuple[str, ...], width: int) -> None:
-        """Keep a `CenterPoint` in evaluation mode.
-
-        Args:
-            model: with its weights.
-            output_names: of the head's outputs, flat.
-            width: D.
-        """
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Keep a `CenterPoint` in evaluation mode."""
         self.model = model
-        self.output_names = output_names
-        self.width = width
+        self.output_names = box_rule(model.pts_bbox_head).output_names
+        self.width = int(model.pts_middle_encoder.in_channels)
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:

@@ -24,7 +24,7 @@ data = stream_data(
 
 
 def register():
-    import projects.mmdet3d_plugin.streampetr.export  # noqa: F401
+    import projects.mmdet3d_plugin.streampetr.family  # noqa: F401
 
 
 @pytest.fixture(scope='module')
