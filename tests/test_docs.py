@@ -29,7 +29,7 @@ PARSERS = {
     'tools/deployment/export_scn.py': 'mmdeploy_ext.apps.export_scn_app',
     'tools/deployment/onnx2tensorrt.py': 'mmdeploy_ext.apps.tensorrt_app',
     'tools/deployment/quantize.py': 'mmdeploy_ext.apps.quantize_app',
-    'tools/deployment/int8_table.py': 'mmdeploy_ext.apps.int8_table_app',
+    'tools/deployment/int8_table.py': 'docs._pages.int8_table',
     'tools/quantization/scn_ptq.py': 'mmdeploy_ext.apps.scn_ptq_app',
     'tools/onnx/graph.py': 'mmdeploy_ext.apps.graph_app',
     'tools/onnx/lint.py': 'mmdeploy_ext.apps.lint_app',

@@ -40,11 +40,7 @@ KNOWN_RINGS = {
     'apps.dump_app core.dump',
     'graph.io.files graph.io.types graph.run',
     'engines.base engines.onnxruntime engines.openvino engines.tensorrt.backend engines.torch',
-    'exporting.ops.exporters exporting.ops.operator',
-    'exporting.export exporting.ops.bodies exporting.ops.forms',
     'graph.diff.align graph.diff.structure',
-    'apps.quantize_app apps.quantize_report',
-    'quantize.fidelity quantize.fidelity_views',
     'apps.sequence_test apps.test_app',
 }
 

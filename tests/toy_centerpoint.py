@@ -106,5 +106,6 @@ def exported(deformable=False):
     weights = seeded_model(find_family(cfg), cfg).state_dict()
     torch.save(dict(state_dict=weights, meta=dict(CLASSES=('car', 'bus', 'truck'))), checkpoint)
     deployment = deploy.load(config, checkpoint)
-    export_sequence(deployment, deploy.default_options(deployment), str(folder / 'graphs'))
+    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
+    export_sequence(deployment, options, str(folder / 'graphs'))
     return deployment, folder / 'graphs', config, checkpoint

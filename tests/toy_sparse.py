@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmdeploy_ext.sparse import seeded
+import toy_seeded as seeded
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import (
     Add,

@@ -110,7 +110,7 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
     Raises:
         ConfigError: a value that there is not, or options that do nothing together.
     """
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
 
     where, values = f'{cfg.filename}: backend_config.', dict(opset=0)
     for option in family.options:

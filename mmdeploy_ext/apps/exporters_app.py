@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     compat.apply()
     from mmdeploy_ext.benchmark import exporters, exporters_page
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
 
     if args.rounds < 1:
         raise UsageError(f'--rounds {args.rounds}: expected 1 or more')

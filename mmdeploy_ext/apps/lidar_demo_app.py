@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             if args.engine != 'onnx':
                 found['torch'] = timed('torch', reference_of(deployment, args.sweep), points)
             if runtime is not None:
-                found['onnx'] = timed('onnx', runtime.step, points)
+                found['onnx'] = timed('onnx', runtime.detect, points)
             return show(args, points, found, classes)
 
 
@@ -120,11 +120,12 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
     folder = args.onnx
     if folder is None:
-        from mmdeploy_ext.deploy.deployment import default_options
+        from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.sequence_files import export_sequence
 
         folder = str(GRAPHS)
-        _, seconds = export_sequence(deployment, default_options(deployment), folder)
+        options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
+        _, seconds = export_sequence(deployment, options, folder)
         print(f'{folder}: exported in {seconds:.1f} s')
     return stack.enter_context(CenterPointOnnx(folder, threads=args.threads))
 
@@ -168,8 +169,8 @@ def show(
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.proof.tasks import points3d
     from mmdeploy_ext.proof.verdict import SweepPair
+    from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
-    from mmdeploy_ext.runtime.draw3d import Layer
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     equal = True

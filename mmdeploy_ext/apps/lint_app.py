@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     compat.apply()
     from mmdeploy_ext.core.files import write_json
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.lint.report import print_report
     from mmdeploy_ext.lint.rule import EXPORTERS
 

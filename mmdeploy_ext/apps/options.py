@@ -128,7 +128,7 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: sizes that are none, or arguments that contradict each other.
     """
-    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.exporter import check_opset
 
     given = given_values(args, choices.DETECTOR)
     if args.skip_postprocess:

@@ -7,28 +7,24 @@ import importlib.util
 import math
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.apps.quantize_report import WORST
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.quantize.cameras import CalibrationFrames
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
     from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerHarm, Probe
     from mmdeploy_ext.quantize.dense_target import Target
-    from mmdeploy_ext.quantize.images import CalibrationImages
-
-    Images = CalibrationImages | CalibrationFrames
+    from mmdeploy_ext.quantize.images import CalibrationSet
 
 ENGINES = ('onnxruntime', 'openvino')
 METHODS = ('minmax', 'percentile', 'mse')
 PERCENTILE = 99.99
 BUDGET = 10
-WORST = 15
-"""Layers that the table shows without --all."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -243,7 +239,7 @@ def _check_reports(args: argparse.Namespace, target: Target) -> None:
 
 
 def _quantisers(
-    args: argparse.Namespace, graph: DenseGraph, images: Images
+    args: argparse.Namespace, graph: DenseGraph, images: CalibrationSet
 ) -> tuple[DenseQuantiser | NncfQuantiser, DenseQuantiser]:
     """Return what makes the file, and what makes the networks with one layer in INT8.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.quantize_app import WORST
 from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
@@ -14,15 +13,22 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.apps.quantize_app import Images
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerHarm, Probe
     from mmdeploy_ext.quantize.dense_target import Target
+    from mmdeploy_ext.quantize.images import CalibrationSet
+
+WORST = 15
+"""Layers that the table shows without --all."""
 
 
 def facts(
-    args: argparse.Namespace, metadata: Metadata, graph: DenseGraph, layers: Sequence[str], images: Images
+    args: argparse.Namespace,
+    metadata: Metadata,
+    graph: DenseGraph,
+    layers: Sequence[str],
+    images: CalibrationSet,
 ) -> dict[str, Any]:
     """Return what the file and the report say about how it was made."""
     from mmdeploy_ext.quantize.dense_layers import parameters
@@ -58,7 +64,7 @@ def _quantiser(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def measure(
-    args: argparse.Namespace, target: Target, probe: Probe, network: onnx.ModelProto, images: Images
+    args: argparse.Namespace, target: Target, probe: Probe, network: onnx.ModelProto, images: CalibrationSet
 ) -> dict[str, Any]:
     """Return sizes, the outputs' errors, and the ratio of times where it is asked for.
 

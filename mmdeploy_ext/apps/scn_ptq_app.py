@@ -239,15 +239,15 @@ def _compare(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ran
 
 def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]) -> None:
     from mmdeploy_ext.core.files import write_json
-    from mmdeploy_ext.quantize import assumptions
+    from mmdeploy_ext.quantize import assumptions, fidelity_views
 
     if args.draw:
-        found.draw(args.draw)
+        fidelity_views.draw(found, args.draw)
     if args.json:
         content = found.to_json()
         write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
     console = cli.stdout()
-    console.print(found.table(None if args.all else WORST))
+    console.print(fidelity_views.table(found, None if args.all else WORST))
     console.print(found.advice_text(), markup=False, highlight=False, soft_wrap=True)
     if findings:
         console.print(assumptions.table(findings))

@@ -52,7 +52,7 @@ def run_export(
     if output is None:
         output = f'{Path(args.config).stem}{"_fork.onnx" if options.contract == "fork" else ""}'
 
-    def check(cfg: Any, family: Any, model: object) -> None:
+    def check(cfg: Any, family: Any, model: Any) -> None:
         nonlocal options
         options = deploy.check_options(options, cfg, family, model)
         check_output(output, options, family.files)

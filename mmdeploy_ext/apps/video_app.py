@@ -260,7 +260,8 @@ def picture(
     from mmdeploy_ext.proof.levels.sequence import pictures_bgr
     from mmdeploy_ext.proof.tasks.bbox3d import draw_pair
     from mmdeploy_ext.proof.verdict import FramePair
-    from mmdeploy_ext.runtime.draw3d import Layer, compare_picture
+    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.draw3d import compare_picture
 
     images = pictures_bgr(frame.images, rule)
     if len(found) == 2:

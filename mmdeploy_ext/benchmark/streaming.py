@@ -284,12 +284,13 @@ def make_result(
 
 def export_contracts(deployment: Deployment, folder: str) -> dict[str, str]:
     """Export every contract that the family has."""
-    from mmdeploy_ext.deploy.deployment import default_options
+    from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.deploy.sequence_files import export_sequence
 
     family, files = deployment.family, {}
     for contract in next(one.choices for one in family.options if one.name == 'contract'):
         path = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
-        export_sequence(deployment, default_options(deployment, contract=contract), path)
+        options = deploy.resolve_opset(family.choose(contract=contract, opset=0), deployment.model)
+        export_sequence(deployment, options, path)
         files[contract] = path
     return files

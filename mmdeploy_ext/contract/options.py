@@ -111,7 +111,8 @@ class Option:
             kind = 'a number' if type(self.default) is int else 'True or False'
             raise UsageError(f'{said}, expected {kind}')
         if self.least is not None and value < self.least:
-            raise UsageError(f'{said}: expected a positive number{hint}')
+            least = 'a positive number' if self.least == 1 else f'at least {self.least}'
+            raise UsageError(f'{said}: expected {least}{hint}')
         try:
             self.schema(list(value) if isinstance(value, tuple) else value, '')
         except Mismatch as error:
@@ -361,7 +362,10 @@ MAX_CANDIDATES = Option(
     group='options of some families',
 )
 FUSE = Option(
-    'fuse', True, 'RT-DETR: branches of RepVGG blocks become one convolution (default: they do)', schema=FLAG,
+    'fuse',
+    True,
+    'RT-DETR: branches of RepVGG blocks become one convolution (default: they do)',
+    schema=FLAG,
     group='options of some families',
 )
 GRID_SAMPLE = Option(
@@ -373,7 +377,10 @@ GRID_SAMPLE = Option(
     group='options of some families',
 )
 DYNAMIC_BATCH = Option(
-    'dynamic_batch', False, 'RT-DETR: the batch stays dynamic, the size is fixed', schema=FLAG,
+    'dynamic_batch',
+    False,
+    'RT-DETR: the batch stays dynamic, the size is fixed',
+    schema=FLAG,
     group='options of some families',
 )
 IMAGE_OWN = (LAYOUT, MAX_CANDIDATES, FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
@@ -410,7 +417,12 @@ FORK_IMG2LIDAR = Option(
     group='models of frames (StreamPETR)',
 )
 LAYERS = Option(
-    'layers', 'all', 'decoder layers in the outputs (default: all)', ('all', 'last'), key='layers', told=True,
+    'layers',
+    'all',
+    'decoder layers in the outputs (default: all)',
+    ('all', 'last'),
+    key='layers',
+    told=True,
     group='models of frames (StreamPETR)',
 )
 STREAM_OWN = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS)

@@ -6,6 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import onnx
     import torch
 
 DEFAULT_OPSET = 17
@@ -22,6 +25,7 @@ class Stage:
         inputs: names of its inputs: graph inputs or outputs of an earlier stage.
         outputs: names of its outputs.
         exporter: 'torchscript' pins it; '' follows the option (post-processing has no other exporter).
+        passes: model -> (model, whether it changed), over the merged graph.
     """
 
     name: str
@@ -29,3 +33,4 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     exporter: str = ''
+    passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()

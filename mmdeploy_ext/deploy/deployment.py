@@ -12,12 +12,11 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.precision import with_half_features
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.config import config_sha256, load_config
-from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET, has_deform_conv
+from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, ImageFamily, find_family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
@@ -93,10 +92,16 @@ def check_device(device: str) -> torch.device:
     return parsed
 
 
-def default_opset(model: torch.nn.Module, exporter: str) -> int:
-    """Return the lowest opset that the model and the exporter need, at least `DEFAULT_OPSET`."""
-    needed = max(DEFAULT_OPSET, export.OPSETS.get(exporter, (0,))[0])  # an unknown one is refused later
-    return max(needed, MIN_OPSET) if has_deform_conv(model) else needed
+def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
+    """Return export options with opset 0 replaced by the model's default.
+
+    Raises:
+        UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    """
+    opset = options.opset or default_opset(model, options.exporter)
+    check_opset(opset, options.exporter)
+    check_operators(model, opset)
+    return options.replace(opset=opset)
 
 
 def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
@@ -184,32 +189,18 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     """
     options.check()
     resolved = resolve(options, model, family.preprocess_rule(cfg))
-    export.check_opset(resolved.opset, options.exporter)
-    if has_deform_conv(model) and resolved.opset < MIN_OPSET:
-        raise UsageError(
-            f'--opset-version {options.opset}: the model has deformable convolutions, which ONNX has '
-            f'since opset {MIN_OPSET} (DeformConv)'
-        )
     family.check(cfg, resolved)
     return resolved
 
 
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
     """Fill in what the user left open: opset 0 and shape 0 x 0 take their defaults."""
-    changes: dict[str, Any] = {}
-    if options.opset == 0:
-        changes['opset'] = default_opset(model, options.exporter)
+    options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
         height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)
         changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
     return options.replace(**changes)
-
-
-def default_options(deployment: Deployment, **values: Any) -> Options:
-    """Return the options of an export with these values, and the rest as the model needs it."""
-    options = deployment.family.choose(**{'opset': 0, **values})
-    return resolve(options, deployment.model, deployment.rule)
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:

@@ -16,6 +16,7 @@ from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
+from mmdeploy_ext.runtime.exported import check_same_export
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,13 +154,6 @@ def read_files(path: str) -> ExportedFiles:
             f'{path}: no .onnx file in this folder; export with tools/deployment/pytorch2onnx.py'
         )
     known = {str(file): read_metadata(str(file)) for file in files}
-    first_path, first = next(iter(known.items()))
-    for other_path, other in known.items():
-        for title in ('family', 'checkpoint_sha256', 'config_sha256', 'options'):
-            if getattr(other, title) != getattr(first, title):
-                raise ModelFileError(
-                    f'{other_path}: is of another export than {first_path} ({title} differs); export '
-                    f'again into a folder of its own'
-                )
+    check_same_export(known)
     order = sorted(known, key=lambda file: (len(known[file].spec.state) > 0, file))
     return ExportedFiles(order, known[order[-1]])

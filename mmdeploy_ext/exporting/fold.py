@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm is one
 
@@ -46,20 +46,32 @@ class Folded:
         )
 
 
+@runtime_checkable
+class Summed(Protocol):
+    """A module whose branches are one convolution, `conv`, once it has added them (RepVGG and its like)."""
+
+    def reparameterise(self) -> None:
+        """Make `conv` of the branches, which stay beside it; once only."""
+
+    def folded(self) -> Folded:
+        """Return the sum of the branches."""
+
+
+PREPARATIONS: list[Callable[[nn.Module], None]] = []
+"""What operators do to every module of a copy before it is folded; each looks whether it is meant."""
+
+
 def fuse(model: nn.Module) -> nn.Module:
     """Return an evaluation copy of the model with batch normalisation folded into convolutions.
 
     Folded is what mmcv's `fuse_conv_bn` folds: a batch normalisation into the `nn.Conv2d` before it among the
-    children of one module. It becomes an `nn.Identity`.
+    children of one module. It becomes an `nn.Identity`. `Summed` modules fold themselves.
     """
     fused = copy.deepcopy(model).eval()
     for module in list(fused.modules()):
-        if hasattr(module, 'relative_position_bias_table'):
-            # the exporter folds mmdet's Swin attention bias; as a buffer the structure check finds it again
-            rows = module.relative_position_bias_table[module.relative_position_index.flatten()]
-            bias = rows.reshape(*module.relative_position_index.shape, -1).permute(2, 0, 1).contiguous()
-            module.register_buffer('relative_position_bias', bias.detach())
-        if hasattr(module, 'reparameterise'):  # RepVGG blocks keep their branches beside the sum
+        for prepare in PREPARATIONS:
+            prepare(module)
+        if isinstance(module, Summed):
             module.reparameterise()
     for _, parent, conv, norm in list(_pairs(fused)):
         fold_pair(getattr(parent, conv), getattr(parent, norm)).put_into(getattr(parent, conv))
@@ -70,14 +82,14 @@ def fuse(model: nn.Module) -> nn.Module:
 def folded_bias_magnitudes(model: nn.Module) -> dict[str, np.ndarray]:
     """Return what the last bits of folded sums have to be measured by: |beta| + |mean * scale| of a bias.
 
-    Plus |bias * scale| where the convolution has a bias. The sum of a RepVGG block has the magnitudes of both
+    Plus |bias * scale| where the convolution has a bias. A `Summed` module has the magnitudes of all its
     branches, its weight too. A sum may cancel to nearly nothing, and its terms were rounded before that.
 
     Args:
         model: as it was loaded, not folded.
 
     Returns:
-        Name in `fuse(model).state_dict()` of each folded bias, and of the weight of each RepVGG block's sum
+        Name in `fuse(model).state_dict()` of each folded bias, and of the weight of each `Summed` module
         -> float64 of its shape, 0 or more. Any other folded weight is a product: its own value is the
         measure.
     """
@@ -86,7 +98,7 @@ def folded_bias_magnitudes(model: nn.Module) -> dict[str, np.ndarray]:
         for prefix, parent, conv, norm in _pairs(model)
     }
     for name, module in model.named_modules():
-        if hasattr(module, 'reparameterise'):
+        if isinstance(module, Summed):
             both, where = module.folded(), f'{name}.conv'.lstrip('.')
             found[f'{where}.weight'], found[f'{where}.bias'] = both.weight_magnitude, both.bias_magnitude
     return found

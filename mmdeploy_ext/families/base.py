@@ -108,19 +108,16 @@ class Family(abc.ABC):
 
     def lacks(self, name: str, values: Mapping[str, Any]) -> str:
         """Return the message about an option that the family does not have, and which families have it."""
-        having = sorted(
-            other.name
-            for other in FAMILIES.values()
-            if other.product == self.product and name in [option.name for option in other.options]
-        )
+        others = [other for other in FAMILIES.values() if other.product == self.product]
+        having = sorted(one.name for one in others if name in [option.name for option in one.options])
         known = {option.name: option for option in declared.DETECTOR}
-        known |= {option.name: option for other in FAMILIES.values() for option in other.options}
+        known |= {option.name: option for other in others for option in other.options}
         if name not in known:
             return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
         said = f'{known[name].said_of(values)}: family {self.name!r} has no such option'
         said += f'; {self.of_config}' if self.of_config else ''
-        have = 'has' if len(having) == 1 else 'have'
-        return f'{said}; {" and ".join(having)} {have} it' if having else said
+        verb = 'has' if len(having) == 1 else 'have'
+        return f'{said}; {" and ".join(having)} {verb} it' if having else said
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:

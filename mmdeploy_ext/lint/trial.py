@@ -13,9 +13,8 @@ import torch
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ExportError, root_cause
-from mmdeploy_ext.deploy.deployment import default_opset
-from mmdeploy_ext.exporting.export import OPSETS, export_module
-from mmdeploy_ext.exporting.ops.deform_conv import standard_deform_conv
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.exporter import OPSETS, default_opset, patched_libraries
 from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.record import Event
 from mmdeploy_ext.lint.sites import TORCH, Site, site_at
@@ -63,8 +62,7 @@ class Trial:
 def trial_opset(module: torch.nn.Module, exporter: str, opset: int | None) -> int:
     """Return the opset of a trial: the one asked for where the exporter has it, else the lowest that does."""
     low, high = OPSETS[exporter]
-    wanted = opset or default_opset(module, exporter)
-    return min(max(wanted, low), high)
+    return min(max(opset or default_opset(module, exporter), low), high)
 
 
 def try_export(
@@ -127,7 +125,7 @@ def unknown_to_torchscript(
 
     for number in SYMBOLIC_OPSETS:
         importlib.import_module(f'torch.onnx._internal.torchscript_exporter.symbolic_opset{number}')
-    with warnings.catch_warnings(), standard_deform_conv(), torch.no_grad():
+    with warnings.catch_warnings(), patched_libraries(), torch.no_grad():
         warnings.simplefilter('ignore')
         try:
             traced = torch.jit.trace(module, args, check_trace=False, strict=False)

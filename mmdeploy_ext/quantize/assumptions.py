@@ -79,12 +79,9 @@ def compare_assumptions(
 
 def table(findings: Iterable[Finding]) -> Table:
     """Return the findings as a table."""
-    from rich import box
-    from rich.table import Table
+    from mmdeploy_ext.quantize import views
 
-    view = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for index, title in enumerate(('what the engine may do', 'cosine', 'error', 'away from the tables')):
-        view.add_column(title, justify='right' if index else 'left')
+    view = views.table('what the engine may do', 'cosine', 'error', 'away from the tables')
     for finding in findings:
         fp32 = finding.fp32
         view.add_row(

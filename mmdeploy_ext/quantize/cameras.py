@@ -13,11 +13,11 @@ from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
 from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.inputs.pictures import list_images, read_image
 from mmdeploy_ext.quantize.dataset_files import find_file
-from mmdeploy_ext.quantize.images import CalibrationImages, evenly, image_files
+from mmdeploy_ext.quantize.images import CalibrationSet, calibration_images, evenly, image_files
 from mmdeploy_ext.quantize.sweeps import read_infos
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     import numpy as np
@@ -32,57 +32,26 @@ Frame = tuple[Path, ...]
 """One picture per camera, in the order of the network input."""
 
 
-class CalibrationFrames:
-    """Feeds of an image backbone, one frame of all cameras at a time.
+def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
+    """Return frames of all cameras as the rule of a model file prepares them: {'img': (N, 3, H, W)}.
 
-    Attributes:
-        what: the items are, for reports.
-        heads: whether the graph has a head; those of this model are in another graph, so that the last
-            layers here give features as all others do.
-
-    Args:
-        metadata: of the model file; its rule prepares the pictures.
-        frames: files.
+    The heads of such a model are in another graph: the last layers here give features as all others do.
 
     Raises:
         ModelFileError: the graph takes more than the pictures (a memory, calibrations).
     """
+    if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGES]:
+        raise ModelFileError(
+            f'{metadata.form!r} of family {metadata.family!r} takes '
+            f'{", ".join(metadata.spec.input_names[:4])}; of a model of several cameras the image backbone '
+            f'alone can be calibrated: give the folder of a deploy export, or its extract_img_feat.onnx'
+        )
+    dtype = metadata.spec.tensor(IMAGES).dtype
 
-    what = 'frames'
-    heads = False
+    def feeds(frame: Frame) -> dict[str, np.ndarray]:
+        return {IMAGES: metadata.preprocess.apply([read_image(path) for path in frame]).astype(dtype)}
 
-    def __init__(self, metadata: Metadata, frames: list[Frame]) -> None:
-        check_graph(metadata)
-        self.metadata, self.frames = metadata, frames
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield {'img': (N, 3, H, W)}; a picture that cannot be read is an ImageError when its turn comes."""
-        dtype = self.metadata.spec.tensor(IMAGES).dtype
-        for frame in self.frames:
-            images = self.metadata.preprocess.apply([read_image(path) for path in frame])
-            yield {IMAGES: images.astype(dtype)}
-
-    def first(self, number: int) -> CalibrationFrames:
-        """Return the same with at most `number` frames, evenly."""
-        return CalibrationFrames(self.metadata, evenly(self.frames, number))
-
-
-def check_graph(metadata: Metadata) -> None:
-    """Refuse a graph that takes more than pictures.
-
-    Raises:
-        ModelFileError: with what to give instead.
-    """
-    if isinstance(metadata.preprocess, MultiViewRule) and metadata.spec.input_names == [IMAGES]:
-        return
-    raise ModelFileError(
-        f'{metadata.form!r} of family {metadata.family!r} takes {", ".join(metadata.spec.input_names[:4])}; '
-        f'of a model of several cameras the image backbone alone can be calibrated: give the folder of a '
-        f'deploy export, or its extract_img_feat.onnx'
-    )
+    return CalibrationSet(frames, feeds, 'frames', False)
 
 
 def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
@@ -140,7 +109,7 @@ def _folders(source: Path, rule: MultiViewRule) -> list[Path]:
 
 def calibration_set(
     metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
-) -> CalibrationImages | CalibrationFrames:
+) -> CalibrationSet:
     """Return what calibrates a model: single images, or frames of its cameras.
 
     Args:
@@ -155,6 +124,7 @@ def calibration_set(
         DataError: pictures that annotations or infos name are not there.
     """
     if isinstance(metadata.preprocess, MultiViewRule):
-        check_graph(metadata)
-        return CalibrationFrames(metadata, evenly(camera_frames(source, metadata.preprocess, root), limit))
-    return CalibrationImages(metadata, evenly(image_files(source, root), limit))
+        calibration_frames(metadata, [])  # refuses the graph before files are looked for
+        frames = evenly(camera_frames(source, metadata.preprocess, root), limit)
+        return calibration_frames(metadata, frames)
+    return calibration_images(metadata, evenly(image_files(source, root), limit))

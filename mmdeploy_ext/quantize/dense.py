@@ -7,7 +7,6 @@ with int8 on both sides ONNX Runtime was measured at twice the time. Needs onnx 
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import onnx
 
 from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.passes.fold import quietly
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
@@ -110,7 +110,7 @@ class DenseQuantiser:
         nodes = self.graph.int8_nodes(layers)
         self._check_finite(nodes)
         ranges = TensorsData(CalibrationMethod.MinMax, dict(self.ranges))
-        with _quiet():
+        with quietly():
             quantiser = QDQQuantizer(
                 copy, True, self.reduce_range, QuantType.QInt8, QuantType.QUInt8, ranges, nodes, [],
                 list(OPERATORS), {},
@@ -216,7 +216,7 @@ def _minmax(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feeds, None)
 
-    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder, _quiet(), _explained(folder):
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder, quietly(), _explained(folder):
         source = Path(folder) / 'network.onnx'
         copy = onnx.ModelProto()
         copy.CopyFrom(model)  # saving moves the weights out of what is saved
@@ -270,14 +270,3 @@ def check_weights(graph: DenseGraph, path: object) -> None:
             f'{path}: weights that are not finite in {len(broken)} layers ({"; ".join(broken[:SHOWN])}); the '
             f'training diverged or the file is damaged: export another checkpoint'
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice about its own steps out of the log."""
-    logger, level = logging.getLogger(), logging.getLogger().level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -6,15 +6,13 @@ ONNX Runtime runs it too, but fuses less of it than of a file of its own quantis
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 from typing import TYPE_CHECKING
 
 import onnx
 
 from mmdeploy_ext.core.errors import EngineError, InferenceError
+from mmdeploy_ext.graph.passes.fold import quietly
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.dense import INFERRED
 
@@ -70,7 +68,7 @@ class NncfQuantiser:
         images = _Tracked(self._batches, self._progress)
         data = nncf.Dataset(images, lambda batch: {name: batch[name] for name in needed})
         try:
-            with _quiet():
+            with quietly():
                 found = nncf.quantize(
                     copy,
                     data,
@@ -107,7 +105,7 @@ def require_nncf() -> ModuleType:
     """
     os.environ.setdefault('NNCF_CI', '1')  # turns its telemetry off
     try:
-        with _quiet():
+        with quietly():
             import nncf
     except ImportError as error:
         raise EngineError(
@@ -127,17 +125,3 @@ class _Tracked:
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         return tracked(self._batches, None, 'calibrating', self._progress)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep NNCF's log and bars, which it writes to stdout, away."""
-    logger = logging.getLogger('nncf')
-    level, disabled = logger.level, logger.disabled
-    logger.disabled = True
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
-        logger.disabled = disabled

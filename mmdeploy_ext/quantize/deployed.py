@@ -83,7 +83,7 @@ def sweeps_of(
         return features, coordinates if deployment.rule.order == order else coordinates[:, SWAPPED]
 
     rule = PointRule.from_pipeline(_pipeline(deployment.cfg), deployment.settings.in_channels)
-    return Sweeps(source, voxels, rule, root or None, limit or None, order)
+    return Sweeps(source, voxels, rule, root or None, limit, order)
 
 
 def calibrate(
@@ -124,9 +124,7 @@ def from_checkpoint(deployment: SparseDeployment, half: bool | None = None) -> R
     if not deployment.report.ranges:
         return None
     graph = fold(deployment.trace(), 'fp32')
-    ranges = from_amax(
-        graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256
-    )
+    ranges = from_amax(graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256)
     ranges.check(graph)
     return ranges.half() if Calibration(half=half).resolved(deployment.family).half else ranges
 

@@ -21,9 +21,6 @@ from mmdeploy_ext.sparse.ranges import quantised
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
-
-    from rich.table import Table
 
     from mmdeploy_ext.quantize.calibrate import Sweep
     from mmdeploy_ext.quantize.simulate import Prepared
@@ -122,18 +119,6 @@ class Fidelity:
             'keep_fp16': [{'name': name, 'cosine': cosine} for name, cosine in self.kept],
             'layers': rows,
         }
-
-    def table(self, limit: int | None = None) -> Table:
-        """Return the layers as a table, worst first, at most `limit`."""
-        from mmdeploy_ext.quantize.fidelity_views import table
-
-        return table(self, limit)
-
-    def draw(self, path: str | Path) -> None:
-        """Draw the layers into a PNG file."""
-        from mmdeploy_ext.quantize.fidelity_views import draw
-
-        draw(self, path)
 
 
 def fidelity(

@@ -5,66 +5,71 @@ Needs numpy and OpenCV only.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.inputs.pictures import PreprocessRule, list_images, read_image
-from mmdeploy_ext.runtime.run_images import make_feeds, prepare
+from mmdeploy_ext.runtime.detect import make_feeds, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mmdeploy_ext.contract.metadata import Metadata
 
-Item = TypeVar('Item')
 LISTED = 3
 """Missing images that an error names."""
 
 
-class CalibrationImages:
-    """Feeds of a graph, one image at a time; what a calibration reads.
+@dataclasses.dataclass(frozen=True)
+class CalibrationSet:
+    """Feeds of a graph, one item at a time; what a calibration reads.
 
     Attributes:
+        items: files of an image, or of a frame of all cameras.
+        feeds: item -> input name -> array; an image that cannot be read is an ImageError when its turn comes.
         what: the items are, for reports.
         heads: the graph ends in heads, whose last layers stay float.
+    """
 
-    Args:
-        metadata: of the model file; its rule prepares the images.
-        paths: image files.
+    items: list[Any]
+    feeds: Callable[[Any], dict[str, np.ndarray]]
+    what: str = 'images'
+    heads: bool = True
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return map(self.feeds, self.items)
+
+    def first(self, number: int) -> CalibrationSet:
+        """Return the same with at most `number` items, evenly."""
+        return dataclasses.replace(self, items=evenly(self.items, number))
+
+
+def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
+    """Return image files as the rule of a model file prepares them.
 
     Raises:
         ModelFileError: the model takes no single image (cameras of a rig, points).
     """
+    if not isinstance(metadata.preprocess, PreprocessRule):
+        raise ModelFileError(
+            f'a model of family {metadata.family!r} takes more than one image; expected a model of one '
+            f'image, or the image backbone of a model of several cameras'
+        )
+    known = metadata.spec.input_names
 
-    what = 'images'
-    heads = True
+    def feeds(path: Path) -> dict[str, np.ndarray]:
+        found = make_feeds(prepare(metadata, read_image(path)), metadata)
+        return {name: array for name, array in found.items() if name in known}
 
-    def __init__(self, metadata: Metadata, paths: list[Path]) -> None:
-        if not isinstance(metadata.preprocess, PreprocessRule):
-            raise ModelFileError(
-                f'a model of family {metadata.family!r} takes more than one image; expected a '
-                f'model of one image (ATSS, SOLO, SOLOv2, RT-DETR) or the image backbone of several cameras '
-                f'(StreamPETR)'
-            )
-        self.metadata, self.paths = metadata, paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield input name -> array; an image that cannot be read is an ImageError when its turn comes."""
-        known = self.metadata.spec.input_names
-        for path in self.paths:
-            feeds = make_feeds(prepare(self.metadata, read_image(path)), self.metadata)
-            yield {name: array for name, array in feeds.items() if name in known}
-
-    def first(self, number: int) -> CalibrationImages:
-        """Return the same with at most `number` images, evenly."""
-        return CalibrationImages(self.metadata, evenly(self.paths, number))
+    return CalibrationSet(paths, feeds)
 
 
 def image_files(source: str | Path, root: str | Path | None = None) -> list[Path]:
@@ -107,8 +112,8 @@ def _folder(source: Path, name: str, root: str | Path | None) -> Path:
     return next((place for place in places if (place / name).is_file()), places[1])
 
 
-def evenly(paths: list[Item], limit: int) -> list[Item]:
+def evenly(items: list[Any], limit: int) -> list[Any]:
     """Return at most `limit` of the items, spread over all of them; 0 takes all."""
-    if limit <= 0 or limit >= len(paths):
-        return paths
-    return [paths[index] for index in np.linspace(0, len(paths) - 1, limit).round().astype(int)]
+    if limit <= 0 or limit >= len(items):
+        return items
+    return [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]

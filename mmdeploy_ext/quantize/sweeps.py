@@ -12,6 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
 from mmdeploy_ext.quantize.dataset_files import find_file
+from mmdeploy_ext.quantize.images import evenly
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 
@@ -91,7 +92,7 @@ class Sweeps:
         voxelise: points (P, D) float32 -> (features, coordinates).
         rule: of the files.
         root: folder of the data set, where the infos' paths do not exist as they are.
-        limit: at most so many, evenly over the source; None takes all.
+        limit: at most so many, evenly over the source; 0 takes all.
         order: of the graph's coordinates, for voxels that say theirs.
 
     Raises:
@@ -105,15 +106,12 @@ class Sweeps:
         voxelise: Voxelise,
         rule: PointRule,
         root: str | Path | None = None,
-        limit: int | None = None,
+        limit: int = 0,
         order: str = 'xyz',
     ) -> None:
         self.source = Path(source)
         self.voxelise, self.rule, self.root, self.order = voxelise, rule, root, order
-        items = sweep_items(self.source)
-        if limit is not None and limit < len(items):
-            items = [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]
-        self.items = items
+        self.items = evenly(sweep_items(self.source), limit)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,80 +15,91 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+class Scored(abc.ABC):
+    """Results of one image or frame in descending score order: a data class with a row per result.
+
+    Attributes:
+        scores: (n,) float32 in 0..1.
+        labels: (n,) int64 class indices.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of results."""
+        return len(self.scores)
+
+    def __getitem__(self, rows: np.ndarray) -> Self:
+        """Return some rows, by their indices or a mask."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+    def above(self, score_thr: float) -> Self:
+        """Return those with at least `score_thr`."""
+        return self[self.scores >= score_thr]
+
+    def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """Return one plain dict per result: label, class name, score and where it is."""
+        return [
+            dict(
+                label=int(label),
+                name=classes[label] if label < len(classes) else str(label),
+                score=round(float(score), 6),
+                **self.place(index),
+            )
+            for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True))
+        ]
+
+    @abc.abstractmethod
+    def place(self, index: int) -> dict[str, Any]:
+        """Return where one result is, as plain data."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Detections:
-    """Detections of one image in descending score order.
+class Detections(Scored):
+    """Boxes of one image, see `Scored`.
 
     Attributes:
         bboxes_xyxy: (n, 4) float32, pixels of the network input or of the original image.
-        scores: (n,) float32 in 0..1.
-        labels: (n,) int64 class indices.
     """
 
     bboxes_xyxy: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
 
-    def __len__(self) -> int:
-        """Return the number of detections."""
-        return len(self.scores)
-
-    def above(self, score_thr: float) -> Detections:
-        """Return those with at least `score_thr`."""
-        keep = self.scores >= score_thr
-        return Detections(self.bboxes_xyxy[keep], self.scores[keep], self.labels[keep])
-
     def scaled(self, scale_factor: np.ndarray) -> Detections:
         """Return the boxes divided by `scale_factor` (4,), `w h w h`."""
-        return Detections(self.bboxes_xyxy / scale_factor.astype(np.float32), self.scores, self.labels)
+        return dataclasses.replace(self, bboxes_xyxy=self.bboxes_xyxy / scale_factor.astype(np.float32))
 
-    def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return one plain dict per detection."""
-        return [dict(label=int(label), name=classes[label] if label < len(classes) else str(label),
-                     score=round(float(score), 6), bbox_xyxy=[round(float(value), 3) for value in bbox])
-                for bbox, score, label in zip(self.bboxes_xyxy, self.scores, self.labels, strict=True)]
+    def place(self, index: int) -> dict[str, Any]:
+        """See `Scored.place`: the corners in pixels."""
+        return dict(bbox_xyxy=[round(float(value), 3) for value in self.bboxes_xyxy[index]])
 
 
 @dataclasses.dataclass(frozen=True)
-class Instances:
-    """Instance masks of one image in descending score order; there are no boxes.
+class Instances(Scored):
+    """Instance masks of one image, see `Scored`; there are no boxes.
 
     Attributes:
         masks: (n, h, w) bool, pixels of the original image.
-        scores: (n,) float32 in 0..1.
-        labels: (n,) int64 class indices.
     """
 
     masks: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
 
-    def __len__(self) -> int:
-        """Return the number of instances."""
-        return len(self.scores)
-
-    def above(self, score_thr: float) -> Instances:
-        """Return those with at least `score_thr`."""
-        keep = self.scores >= score_thr
-        return Instances(self.masks[keep], self.scores[keep], self.labels[keep])
-
     def scaled(self, scale_factor: np.ndarray) -> Instances:
         """Return the instances as they are: masks are of the original size already."""
         return self
 
-    def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return one plain dict per instance; the mask as COCO's uncompressed run lengths."""
-        return [
-            dict(
-                label=int(label),
-                name=classes[label] if label < len(classes) else str(label),
-                score=round(float(score), 6),
-                area=int(mask.sum()),
-                bbox_xyxy=bounding_box(mask),
-                segmentation=dict(size=list(mask.shape), counts=run_lengths(mask)),
-            )
-            for mask, score, label in zip(self.masks, self.scores, self.labels, strict=True)
-        ]
+    def place(self, index: int) -> dict[str, Any]:
+        """See `Scored.place`: the mask as COCO's uncompressed run lengths, its area and the box round it."""
+        mask = self.masks[index]
+        return dict(
+            area=int(mask.sum()),
+            bbox_xyxy=bounding_box(mask),
+            segmentation=dict(size=list(mask.shape), counts=run_lengths(mask)),
+        )
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:
@@ -114,31 +126,26 @@ def from_padded(dets: np.ndarray, labels: np.ndarray) -> list[Detections]:
         dets: (B, n, 5) x1 y1 x2 y2 score.
         labels: (B, n); -1 marks padding.
     """
-    return [Detections(rows[kinds >= 0, :4], rows[kinds >= 0, 4], kinds[kinds >= 0])
-            for rows, kinds in zip(dets, labels, strict=True)]
+    return _unpadded(Detections, dets[..., :4], dets[..., 4], labels)
 
 
-def instances_from_padded(masks: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list[Instances]:
-    """Split padded graph outputs into images.
-
-    Args:
-        masks: (B, n, h, w) bool.
-        scores: (B, n).
-        labels: (B, n); -1 marks padding.
-    """
-    return [Instances(stack[kinds >= 0], values[kinds >= 0], kinds[kinds >= 0])
-            for stack, values, kinds in zip(masks, scores, labels, strict=True)]
+def _unpadded(kind: type, *columns: np.ndarray) -> list[Any]:
+    """Return `kind` of the rows of every image whose label, the last column, is 0 or more."""
+    return [kind(*(rows[image[-1] >= 0] for rows in image)) for image in zip(*columns, strict=True)]
 
 
 def results_from_padded(outputs: Mapping[str, np.ndarray]) -> list[Detections] | list[Instances]:
-    """Return the results per image of a `full` graph; none for outputs of another form."""
+    """Return the results per image of a `full` graph; none for outputs of another form.
+
+    Args:
+        outputs: `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes`
+            (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
+    """
     if 'dets' in outputs:
         return from_padded(outputs['dets'], outputs['labels'])
-    if {'labels', 'boxes', 'scores'} <= outputs.keys():
-        return [Detections(*image) for image in zip(outputs['boxes'], outputs['scores'], outputs['labels'],
-                                                    strict=True)]
-    if 'masks' in outputs:
-        return instances_from_padded(outputs['masks'], outputs['scores'], outputs['labels'])
+    for name, kind in (('boxes', Detections), ('masks', Instances)):
+        if {'labels', name, 'scores'} <= outputs.keys():
+            return _unpadded(kind, outputs[name], outputs['scores'], outputs['labels'])
     return []
 
 
@@ -162,7 +169,7 @@ def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np
         if not alive[index]:
             continue
         kept.append(order[index])
-        rest = np.flatnonzero(alive[index + 1:]) + index + 1
+        rest = np.flatnonzero(alive[index + 1 :]) + index + 1
         overlap_w = np.maximum(np.minimum(x2[index], x2[rest]) - np.maximum(x1[index], x1[rest]), 0)
         overlap_h = np.maximum(np.minimum(y2[index], y2[rest]) - np.maximum(y1[index], y1[rest]), 0)
         overlap = overlap_w * overlap_h

@@ -12,7 +12,7 @@ from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.runtime.detections import Detections, bounding_box
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.runtime.detections import Instances
 
@@ -111,19 +111,11 @@ def draw_detections(
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     style = Style.for_image(*canvas.shape[:2])
-    order = np.argsort(-detections.scores, kind='stable')
-    placed: list[tuple[int, int, int, int]] = []
-    drawings = []
-    for index in order[detections.scores[order] >= score_thr]:
-        label, mark = int(detections.labels[index]), marked is not None and bool(marked[index])
-        text = f'{"! " * mark}{class_name(label, classes)} {float(detections.scores[index]):.2f}'
-        box = _pixel_box(detections.bboxes_xyxy[index], canvas.shape)
-        placed.append(_place_label(text, box, canvas.shape, style, placed))
-        drawings.append((box, text, placed[-1], class_colour(label), mark))
-    for box, _, _, colour, mark in reversed(drawings):
-        _draw_box(canvas, box, colour, style, mark)
-    for _, text, place, colour, _ in reversed(drawings):
-        _draw_label(canvas, text, place, colour, style)
+    labels = list(_labels(canvas.shape, style, detections, classes, score_thr, marked))
+    for label in reversed(labels):
+        _draw_box(canvas, label.box, label.colour, style, label.mark)
+    for label in reversed(labels):
+        _draw_label(canvas, label, style)
     return canvas
 
 
@@ -165,22 +157,39 @@ def draw_instances(
             cv2.drawContours(canvas, outlines, -1, (255, 255, 255), 2 * style.thickness + 3)
         cv2.drawContours(canvas, outlines, -1, colour, style.thickness)
     found = Detections(boxes, instances.scores, instances.labels)
-    return _draw_labels(canvas, found, classes, score_thr, marked)
+    for label in reversed(list(_labels(canvas.shape, style, found, classes, score_thr, marked))):
+        _draw_label(canvas, label, style)
+    return canvas
 
 
-def _draw_labels(
-    canvas: np.ndarray, found: Detections, classes: Sequence[str], score_thr: float, marked: np.ndarray
-) -> np.ndarray:
-    style = Style.for_image(*canvas.shape[:2])
+@dataclasses.dataclass(frozen=True)
+class _Label:
+    """What is written at a box, and where: x1, y1, x2, y2 in pixels."""
+
+    box: tuple[int, int, int, int]
+    text: str
+    place: tuple[int, int, int, int]
+    colour: tuple[int, int, int]
+    mark: bool
+
+
+def _labels(
+    shape: tuple[int, ...],
+    style: Style,
+    found: Detections,
+    classes: Sequence[str],
+    score_thr: float,
+    marked: np.ndarray | None,
+) -> Iterator[_Label]:
+    """Yield the labels of boxes, the best first, clear of those before where possible."""
     placed: list[tuple[int, int, int, int]] = []
     order = np.argsort(-found.scores, kind='stable')
     for index in order[found.scores[order] >= score_thr]:
-        label = int(found.labels[index])
-        text = f'{"! " * bool(marked[index])}{class_name(label, classes)} {float(found.scores[index]):.2f}'
-        box = _pixel_box(found.bboxes_xyxy[index], canvas.shape)
-        placed.append(_place_label(text, box, canvas.shape, style, placed))
-        _draw_label(canvas, text, placed[-1], class_colour(label), style)
-    return canvas
+        label, mark = int(found.labels[index]), marked is not None and bool(marked[index])
+        text = f'{"! " * mark}{class_name(label, classes)} {float(found.scores[index]):.2f}'
+        box = _pixel_box(found.bboxes_xyxy[index], shape)
+        placed.append(_place_label(text, box, shape, style, placed))
+        yield _Label(box, text, placed[-1], class_colour(label), mark)
 
 
 def _draw_box(
@@ -245,34 +254,33 @@ def _place_label(
         y = int(np.clip(box[1], 0, max(shape[0] - height, 0)))
         x = int(np.clip(box[0], 0, max(shape[1] - width, 0)))
         places.append((x, y, x + width, y + height))
-    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+    return next((place for place in places if not any(overlap(place, other) for other in taken)), places[0])
 
 
-def _overlap(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> bool:
+def overlap(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> bool:
+    """Return whether two boxes x1, y1, x2, y2 share pixels."""
     return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
-def _draw_label(
+def _draw_label(canvas: np.ndarray, label: _Label, style: Style) -> None:
+    (_, y2), colour = label.place[2:], label.colour
+    cv2.rectangle(canvas, label.place[:2], label.place[2:], colour, cv2.FILLED)
+    (_, _), baseline = cv2.getTextSize(label.text, FONT, style.font_scale, style.font_thickness)
+    at = label.place[0] + style.pad, y2 - baseline - style.pad + 1
+    write(canvas, label.text, at, style.font_scale, text_colour(colour), style.font_thickness)
+
+
+def write(
     canvas: np.ndarray,
     text: str,
-    place: tuple[int, int, int, int],
-    colour: tuple[int, int, int],
-    style: Style,
+    at: tuple[int, int],
+    scale: float,
+    colour: tuple[int, int, int] = (255, 255, 255),
+    thickness: int = 1,
 ) -> None:
-    x1, y1, x2, y2 = place
-    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, cv2.FILLED)
-    (_, _), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
+    """Write a line of text with its lower left corner at a pixel."""
     printable = text.encode('ascii', 'replace').decode()
-    cv2.putText(
-        canvas,
-        printable,
-        (x1 + style.pad, y2 - baseline - style.pad + 1),
-        FONT,
-        style.font_scale,
-        text_colour(colour),
-        style.font_thickness,
-        cv2.LINE_AA,
-    )
+    cv2.putText(canvas, printable, at, FONT, scale, colour, thickness, cv2.LINE_AA)
 
 
 def encode_png(image_bgr: np.ndarray) -> bytes:

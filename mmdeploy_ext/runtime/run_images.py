@@ -6,7 +6,6 @@ Needs numpy, OpenCV and ONNX Runtime only; all that it has to know about the mod
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import sys
 import time
@@ -15,61 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.runtime.consumers import runner_of
+from mmdeploy_ext.runtime.picture_files import plan_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
-
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-    from mmdeploy_ext.runtime.detections import Detections, Instances
 
-RUNTIMES = {
-    'atss': 'mmdeploy_ext.runtime.atss.model',
-    'rtdetr': 'mmdeploy_ext.runtime.rtdetr.model',
-    'solo': 'mmdeploy_ext.runtime.solo.model',
-}
-"""Family -> the module whose `detections(metadata, outputs, feeds)` finishes what its graphs leave out."""
-RUNNERS = {
-    'full': 'tools/onnx/onnx_with_postprocess.py',
-    'decode': 'tools/onnx/onnx_no_topk_nms.py',
-    'raw': 'tools/onnx/onnx_no_topk_nms.py',
-}
-FAMILY_RUNNERS = {
-    'atss': RUNNERS['full'],
-    'rtdetr': 'tools/onnx/onnx_rtdetr.py',
-    'solo': 'tools/onnx/onnx_solo.py',
-}
 DEFAULT_OUT = Path('work_dirs/onnx_results')
-PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
-OTHER_SUFFIXES = (
-    *('.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg', '.pdf'),
-    *('.mp4', '.avi', '.mkv', '.mov', '.json'),
-)
-"""Names of files, not of folders, that are not written here."""
 BAR_WIDTH = 30
 
 
-def main(
-    argv: Sequence[str] | None,
-    forms: tuple[str, ...],
-    description: str = '',
-    families: tuple[str, ...] = ('atss',),
-) -> int:
+def main(argv: Sequence[str] | None = None, tool: str = '', description: str = '') -> int:
     """Run a detector file on images.
 
     Args:
         argv: the command line; None means that of the process.
-        forms: forms that this tool takes; another one is refused with the name of the tool for it.
+        tool: path of the script in the repository; a file that the `RUNNERS` of its family give to another
+            one is refused with the name of that one.
         description: for `--help`.
-        families: of files that this tool takes.
 
     Returns:
         The exit status.
     """
-    return cli.run(lambda args: run_files(args, forms, families), make_parser(description), argv)
+    return cli.run(lambda args: run_files(args, tool), make_parser(description), argv)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -114,7 +84,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[str, ...]) -> int:
+def run_files(args: argparse.Namespace, tool: str) -> int:
     """Do what the options say: everything is looked at before the model is opened."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
@@ -134,7 +104,7 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[
     for target in (*targets.values(), *([args.json] if args.json else [])):
         check_writable(target)
     with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
-        check_file(args.model, backend.metadata, forms, families)
+        check_file(args.model, backend.metadata, tool)
         start = time.perf_counter()
         entries = run_all(backend, targets, args.score_thr)
     if args.json:
@@ -156,21 +126,18 @@ def run_files(args: argparse.Namespace, forms: tuple[str, ...], families: tuple[
     return 0
 
 
-def check_file(path: str, metadata: Metadata, forms: tuple[str, ...], families: tuple[str, ...]) -> None:
+def check_file(path: str, metadata: Metadata, tool: str) -> None:
     """Refuse a file that this tool cannot finish.
 
     Raises:
-        ModelFileError: unknown family, or a form that another tool takes.
+        ModelFileError: another tool takes it, or none does.
     """
-    if metadata.family not in families:
-        other = f'; use {FAMILY_RUNNERS[metadata.family]} for it' if metadata.family in FAMILY_RUNNERS else ''
+    right = runner_of(metadata.family, metadata.form)
+    if right != tool:
         raise ModelFileError(
-            f'{path}: is a model of family {metadata.family!r}, expected {" or ".join(families)}{other}'
-        )
-    if metadata.form not in forms:
-        other = f'; use {RUNNERS[metadata.form]} for it' if metadata.form in RUNNERS else ''
-        raise ModelFileError(
-            f'{path}: its post-processing form is {metadata.form!r}, expected {" or ".join(forms)}{other}'
+            f'{path}: is a model of family {metadata.family!r}, its post-processing form is '
+            f'{metadata.form!r}: not for {tool}; '
+            f'{f"use {right} for it" if right else "no tool for pictures takes it"}'
         )
     check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
@@ -198,49 +165,12 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
         raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
 
 
-def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
-    """Return image -> picture to write; no two pictures and no picture and image share a name.
-
-    Raises:
-        UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
-            written.
-    """
-    from mmdeploy_ext.core.files import check_outputs
-    from mmdeploy_ext.inputs.pictures import list_images
-
-    if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
-        raise UsageError(f'--out {out}: expected a folder, or a .jpg or .png file for one image')
-
-    relative = {
-        file: file.relative_to(path) if path.is_dir() else Path(file.name)
-        for path in map(Path, inputs)
-        for file in list_images([path])
-    }
-    if out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir():
-        if len(relative) > 1:
-            raise UsageError(f'--out {out}: is one file, for {len(relative)} images; give a folder')
-        targets = dict.fromkeys(relative, out)
-    else:
-        targets = {}
-        for file, name in relative.items():
-            suffix = file.suffix.lower() if file.suffix.lower() in PICTURE_SUFFIXES else '.png'
-            targets[file] = _free(out / name.parent, name.stem, suffix, set(targets.values()))
-    check_outputs({'--out': targets.values()}, {'a picture': targets})
-    return targets
-
-
-def _free(folder: Path, stem: str, suffix: str, taken: set[Path]) -> Path:
-    target, number = folder / f'{stem}_det{suffix}', 2
-    while target in taken:
-        target, number = folder / f'{stem}_det_{number}{suffix}', number + 1
-    return target
-
-
 def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr: float) -> dict[str, Any]:
     """Detect, draw and write one image; return its entry for the JSON file."""
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.inputs.pictures import read_image
     from mmdeploy_ext.runtime import draw
+    from mmdeploy_ext.runtime.detect import detect
     from mmdeploy_ext.runtime.detections import Instances
 
     image = read_image(source)
@@ -265,52 +195,6 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
         drawn=len(found.above(score_thr)),
         detections=found.to_json(classes),
     )
-
-
-def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | Instances:
-    """Run one image through a file of any form.
-
-    Args:
-        backend: an active session.
-        image_bgr: (h, w, 3) uint8.
-
-    Returns:
-        Detections in pixels of `image_bgr`, in descending score order.
-    """
-    from mmdeploy_ext.contract.metadata_entries import Facts
-
-    metadata = backend.metadata
-    feeds = make_feeds(prepare(metadata, image_bgr), metadata)
-    known = backend.spec.input_names
-    found = backend.infer({name: array for name, array in feeds.items() if name in known})
-    outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
-    return importlib.import_module(RUNTIMES[metadata.family]).detections(metadata, outputs, feeds)[0]
-
-
-def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
-    """Resize, pad and normalise by the file's rule, to the size of a graph with a fixed shape."""
-    height, width = metadata.spec.inputs[0].axes[2:]
-    rule = metadata.preprocess
-    if isinstance(height, int) and isinstance(width, int):
-        rule = dataclasses.replace(rule, size=(height, width))
-    return rule.apply(image_bgr)
-
-
-def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
-    """Return what graphs may take of one image, repeated where the batch is fixed."""
-    import numpy as np
-
-    image = metadata.spec.inputs[0]
-    batch = image.axes[0]
-    repeats = batch if isinstance(batch, int) else 1
-    feeds = {
-        image.name: prepared.tensor,
-        'img_shape': np.asarray(prepared.img_shape, np.float32),
-        'scale_factor': prepared.scale_factor,
-        'orig_target_sizes': np.asarray(prepared.ori_shape[::-1], np.int64),
-    }
-    feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
-    return dict(feeds, ori_shape=np.asarray(prepared.ori_shape, np.int64))
 
 
 def run_all(

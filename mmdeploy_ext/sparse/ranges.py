@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract import schema
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
@@ -28,6 +29,26 @@ if TYPE_CHECKING:
 FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
 NORM_TOLERANCE = 1e-3
 """Relative difference of a kernel's norm that is still the same kernel: folding in fp16 moves it by 1e-4."""
+
+
+AMAX = schema.number(above=0)
+NODES = schema.mapping(
+    schema.record(
+        dict(
+            module=schema.text(),
+            input_amax=schema.maybe(AMAX),
+            weight_amax=schema.maybe(schema.items(AMAX)),
+            weight_norm=schema.maybe(schema.number()),
+        )
+    )
+)
+TEXTS = ('calibrator', 'source', 'graph_sha256', 'checkpoint_sha256')
+CONTENT = schema.record(
+    dict(version=schema.one_of(VERSION), nodes=NODES, batches=schema.number(0, whole=True))
+    | dict.fromkeys(TEXTS, schema.text()),
+    needed=('version', 'nodes'),
+    closed=False,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +91,7 @@ class Ranges:
     path: str = ''
 
     def __post_init__(self) -> None:
-        for name, node in self.nodes.items():
-            _check_node(self.where, name, node)
+        _check(self.where, {name: _node_json(node) for name, node in self.nodes.items()}, NODES)
 
     @property
     def where(self) -> str:
@@ -213,22 +233,20 @@ class Ranges:
                 f'{where}: is no file of ranges ("format" has to be "{FORMAT}"); make one with '
                 f'tools/quantization/scn_ptq.py --calibrate'
             )
-        if content.get('version') != VERSION:
-            raise UsageError(f'{where}: has version {content.get("version")!r}, expected {VERSION}')
-        if not isinstance(content.get('nodes'), dict):
-            raise UsageError(f'{where}: has no "nodes"; expected node names with their ranges')
-        batches = content.get('batches', 0)
-        if not isinstance(batches, int):
-            raise UsageError(f'{where}: batches is {batches!r}; expected a number of sweeps')
-        nodes = {name: _node_of(where, name, node) for name, node in content['nodes'].items()}
-        return cls(
-            nodes,
-            str(content.get('calibrator', '')),
-            str(content.get('source', '')) or where,
-            batches,
-            str(content.get('graph_sha256', '')),
-            str(content.get('checkpoint_sha256', '')),
-        )
+        _check(where, content, CONTENT)
+        nodes = {
+            name: NodeRange(
+                node.get('module', ''),
+                node.get('input_amax'),
+                None if node.get('weight_amax') is None else tuple(node['weight_amax']),
+                node.get('weight_norm'),
+            )
+            for name, node in content['nodes'].items()
+        }
+        facts = {name: content[name] for name in TEXTS if name in content}
+        source = facts.pop('source', '') or where
+        calibrator, digest = facts.pop('calibrator', ''), facts.pop('graph_sha256', '')
+        return cls(nodes, calibrator, source, content.get('batches', 0), digest, **facts)
 
 
 def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
@@ -269,27 +287,11 @@ def _canonical(graph: SparseGraph, triple: tuple[int, ...]) -> list[int]:
     return [int(value) for value in (triple if graph.order == 'xyz' else reversed(triple))]
 
 
-def _check_node(where: str, name: str, node: NodeRange) -> None:
-    if node.input_amax is not None:
-        _check_amax(f'{where}: {name}.input_amax', node.input_amax)
-    for channel, value in enumerate(node.weight_amax or ()):
-        _check_amax(f'{where}: {name}.weight_amax[{channel}]', value)
-    if node.weight_norm is not None and not _is_finite(node.weight_norm):
-        raise UsageError(f'{where}: {name}.weight_norm is {node.weight_norm!r}; leave it as it was written')
-
-
-def _check_amax(where: str, value: float) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value <= 0
-    ):
-        raise UsageError(f'{where} is {value!r}; expected a finite number above 0')
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _check(where: str, content: Any, check: schema.Check) -> None:
+    try:
+        check(content, '')
+    except schema.Mismatch as error:
+        raise UsageError(f'{where}: {error}') from error
 
 
 def _half(value: float) -> float:
@@ -313,23 +315,3 @@ def _node_json(node: NodeRange) -> dict[str, Any]:
     if node.weight_norm is not None:
         content['weight_norm'] = node.weight_norm
     return content
-
-
-def _node_of(where: str, name: str, content: Any) -> NodeRange:
-    known = {field.name for field in dataclasses.fields(NodeRange)}
-    if not isinstance(content, dict) or set(content) - known:
-        extra = sorted(set(content) - known) if isinstance(content, dict) else content
-        raise UsageError(f'{where}: {name} has {extra!r}; expected {", ".join(sorted(known))}')
-    weights = content.get('weight_amax')
-    if weights is not None and not isinstance(weights, list):
-        raise UsageError(
-            f'{where}: {name}.weight_amax is {weights!r}; expected a list, one per output channel'
-        )
-    node = NodeRange(
-        str(content.get('module', '')),
-        content.get('input_amax'),
-        None if weights is None else tuple(weights),
-        content.get('weight_norm'),
-    )
-    _check_node(where, name, node)
-    return node

@@ -227,52 +227,6 @@ def _strided(
     return _Strided(level, _reached_level(level, shape, axes), axes)
 
 
-def submanifold_table(
-    level: Level, kernel_size: Sequence[int], dilation: Sequence[int] = (1, 1, 1), threads: int = 1
-) -> np.ndarray:
-    """Find the neighbours of a submanifold convolution: output sites are the input sites.
-
-    Args:
-        level: the sites.
-        kernel_size: odd sizes; the kernel is centred, whatever the module's padding says (as spconv has it).
-        dilation: per axis.
-        threads: how many threads look up; the result does not depend on it.
-
-    Returns:
-        (N, K) int32, a view of offset-major memory: input row per output row and kernel offset; N, one behind
-        the last row, says that there is none.
-
-    Raises:
-        PointsError: duplicate sites.
-    """
-    return _find([_Submanifold(level, kernel_size, dilation)], threads)[0].T
-
-
-def strided_level(
-    level: Level,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int] = (1, 1, 1),
-    threads: int = 1,
-) -> tuple[Level, np.ndarray]:
-    """Find the sites and neighbours of a convolution that makes new sites: all that its kernel reaches.
-
-    Args:
-        level: the input sites.
-        kernel_size: per axis.
-        stride: per axis.
-        padding: per axis.
-        dilation: per axis.
-        threads: how many threads look up; the result does not depend on it.
-
-    Returns:
-        The M output sites in ascending order of (sample, axes), and (M, K) int32 as of `submanifold_table`.
-    """
-    search = _strided(level, kernel_size, stride, padding, dilation)
-    return search.reached, _find([search], threads)[0].T
-
-
 @dataclasses.dataclass(frozen=True)
 class Rulebook:
     """All that a network's plan needs to know about one set of voxels.

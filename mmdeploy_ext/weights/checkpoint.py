@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
-import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import torch
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.stack.compat import numpy_checkpoint_globals
-from mmdeploy_ext.weights.convert import rtdetr_names, solo_names
+from mmdeploy_ext.weights.convert import rtdetr_names, solo_names, sources  # noqa: F401  (they register)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,8 +47,8 @@ def _refusal(path: str, error: Exception) -> CheckpointError:
             f'plain values. If you trust its source, load it with your own torch and save '
             f"{{'state_dict': ...}} again"
         )
-    if rtdetr_names.is_paddle_file(path):
-        return CheckpointError(rtdetr_names.paddle_refusal(path))
+    if told := sources.told(path, 'unreadable'):
+        return CheckpointError(told)
     return CheckpointError(
         f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
         f'({type(error).__name__}); compare its size and hash with the source'
@@ -71,7 +70,7 @@ def read_content(path: str | Path) -> Any:
         with torch.serialization.safe_globals(numpy_checkpoint_globals()), warnings.catch_warnings():
             # what cannot be read is an error below; a newer pickle that can be read needs no warning
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
-            warnings.filterwarnings('ignore', message=".*looks like a TorchScript archive")
+            warnings.filterwarnings('ignore', message='.*looks like a TorchScript archive')
             warnings.filterwarnings('ignore', message='TypedStorage is deprecated')  # torch's own, quantised
             return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
@@ -109,10 +108,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     ):
         kind = type(content).__name__
         keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}' if isinstance(content, dict) else ''
-        hint = ''
-        if isinstance(content, dict) and content.keys() & {'ema', 'model'}:
-            command = f'python {rtdetr_names.COMMAND} {shlex.quote(str(path))} OUT.pth --config CONFIG'
-            hint = f'; of the original RT-DETR? Convert it: {command}'
+        hint = sources.told(path, 'content', content) if isinstance(content, dict) else ''
         raise CheckpointError(
             f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors{hint}"
         )
@@ -229,48 +225,43 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not
             finite; ten of them and the count.
     """
-    own = model.state_dict()
-    shapes = [
-        f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'
-        for key, value in checkpoint.state_dict.items()
-        if key in own and own[key].shape != value.shape
-    ]
-    problems = [f'shapes differ for {listed(shapes)}'] if shapes else []
-    fitting = {
-        key: value
-        for key, value in checkpoint.state_dict.items()
-        if key not in own or own[key].shape == value.shape
-    }
-    used = {
-        key: value
-        for key, value in fitting.items()
-        if key in own and not key.startswith(tuple(ignored_prefixes))
-    }
+    own, given, ignored = model.state_dict(), checkpoint.state_dict, tuple(ignored_prefixes)
+    fitting = {key: value for key, value in given.items() if key not in own or own[key].shape == value.shape}
+    used = {key: value for key, value in fitting.items() if key in own and not key.startswith(ignored)}
     check_types(checkpoint.path, used, own)
     check_finite(checkpoint.path, used, own)
     result = model.load_state_dict(fitting, strict=False)
-    for title, keys in (('missing', result.missing_keys), ('unexpected', result.unexpected_keys)):
-        counted = [
-            key
-            for key in keys
-            if not key.startswith(tuple(ignored_prefixes))
-            and key not in checkpoint.state_dict.keys() & own.keys()
-        ]
-        if counted:
-            problems.append(f'{title} keys {listed(counted)}')
-    if problems:
-        if solo_names.original_head(checkpoint.state_dict):
-            raise CheckpointError(
-                f'{checkpoint.path}: is a checkpoint of the original SOLO repository, whose names mmdet does '
-                f'not know; convert it first: '
-                f'python {solo_names.COMMAND} {shlex.quote(str(checkpoint.path))} OUT.pth --config CONFIG'
-            )
-        if rtdetr_names.is_transformers(checkpoint.state_dict):
-            raise CheckpointError(
-                f"{checkpoint.path}: has transformers' names of RT-DETR; convert it first: "
-                f'python {rtdetr_names.COMMAND} {shlex.quote(str(checkpoint.path))} OUT.pth --config CONFIG'
-            )
+    missing, unexpected = (
+        [key for key in keys if not key.startswith(ignored) and key not in given.keys() & own.keys()]
+        for keys in (result.missing_keys, result.unexpected_keys)
+    )
+    if problems := misfits(own, given, missing, unexpected):
+        if told := sources.told(checkpoint.path, 'tensors', given):
+            raise CheckpointError(told)
         raise CheckpointError(
-            f'{checkpoint.path}: does not fit the model of the config: {"; ".join(problems)}. '
+            f'{checkpoint.path}: does not fit the model of the config: {problems}. '
             f'Use the config that this checkpoint was trained with'
         )
+
+
+def misfits(
+    own: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+) -> str:
+    """Return in one text what does not fit: shapes that differ, and the keys that the caller found.
+
+    Args:
+        own: the model's tensors.
+        given: the file's, by the model's names.
+        missing: keys that the file lacks.
+        unexpected: keys that the model has not.
+    """
+    shapes = [
+        f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'
+        for key, value in given.items()
+        if key in own and own[key].shape != value.shape
+    ]
+    parts = {'shapes differ for': shapes, 'missing keys': missing, 'unexpected keys': unexpected}
+    return '; '.join(f'{title} {listed(keys)}' for title, keys in parts.items() if keys)

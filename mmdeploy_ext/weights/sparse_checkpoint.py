@@ -22,7 +22,7 @@ import torch
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.sparse.folded import Names, match_names
 from mmdeploy_ext.weights import sparse_layouts as layouts
-from mmdeploy_ext.weights.checkpoint import load_checkpoint
+from mmdeploy_ext.weights.checkpoint import listed, load_checkpoint, misfits
 from mmdeploy_ext.weights.pickled import read_pickled
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-SHOWN_KEYS = 10
 COUNTER = 'num_batches_tracked'
 QUANTISER = '_quantizer.'
 
@@ -191,7 +190,7 @@ def _prefix(source: Source, kernels: Iterable[layouts.Kernel]) -> str:
     most = counts.most_common(2)
     if not most:
         raise CheckpointError(
-            f'{source.path}: no sparse kernel has a name of this backbone: got {_listed(sparse)}, expected '
+            f'{source.path}: no sparse kernel has a name of this backbone: got {listed(sparse)}, expected '
             f'e.g. {kernels[0].key} behind some prefix. Use the config of this checkpoint'
         )
     if len(most) == 2 and most[0][1] == most[1][1] and most[0][1] > 1:
@@ -219,36 +218,16 @@ def _demand(
     skip_shapes: Iterable[str] = (),
 ) -> None:
     """Raise unless the weights are just those that a module has, in shape and finite."""
-    skip = set(skip_shapes)
-    shapes = [
-        f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'
-        for key, value in weights.items()
-        if key not in skip and value.shape != own[key].shape
-    ]
+    compared = {key: value for key, value in weights.items() if key not in set(skip_shapes)}
     missing = [key for key in own if key not in weights and not key.endswith(COUNTER)]
-    broken = [
-        key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()
-    ]
-    problems = [
-        f'{title} {_listed(keys)}'
-        for title, keys in (
-            ('shapes differ for', shapes),
-            ('missing keys', missing),
-            ('unexpected keys', sorted(unexpected)),
-            ('values that are not finite in', broken),
-        )
-        if keys
-    ]
+    problems = misfits(own, compared, missing, sorted(unexpected))
+    if broken := [key for key, value in weights.items() if not bool(value.isfinite().all())]:
+        problems += f'{"; " * bool(problems)}values that are not finite in {listed(broken)}'
     if problems:
         raise CheckpointError(
-            f'{path}: does not fit the model of the config: {"; ".join(problems)}. '
+            f'{path}: does not fit the model of the config: {problems}. '
             f'Use the config that this checkpoint was trained with'
         )
-
-
-def _listed(keys: list[str]) -> str:
-    more = f' ... and {len(keys) - SHOWN_KEYS} more' if len(keys) > SHOWN_KEYS else ''
-    return f'{len(keys)} ({", ".join(keys[:SHOWN_KEYS])}{more})'
 
 
 @torch.no_grad()

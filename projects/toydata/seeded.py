@@ -139,7 +139,7 @@ def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     """
     import projects.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES
-    from mmdeploy_ext.sparse.seeded import fill_module
+    from projects.toydata.seeded_sparse import fill_module
 
     family = next((one for one in FAMILIES.values() if one.product == BACKBONE and one.claims(cfg)), None)
     if family is None:

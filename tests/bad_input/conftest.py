@@ -163,7 +163,7 @@ class Bench:
             return functools.partial(importlib.import_module(APPS[tool]).main, register)
         from mmdeploy_ext.runtime import run_images
 
-        return lambda argv: run_images.main(argv, ('full',))
+        return lambda argv: run_images.main(argv, 'tools/onnx/onnx_with_postprocess.py')
 
     def spawn(self, tool: str, **options: object) -> Outcome:
         """Run a tool as its script, in a process of its own."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmdeploy_ext.apps import int8_table_app
-from mmdeploy_ext.apps.int8_table_app import ROOT, TOYS, main, table
+from docs._pages import int8_table
+from docs._pages.int8_table import ROOT, TOYS, main, table
 
 
 def test_the_table_has_the_loss_and_the_size_of_each_metric():
@@ -32,6 +32,6 @@ def test_what_cannot_be_measured_is_refused_by_name(arguments, message, capsys):
 @pytest.mark.parametrize(('after', 'status'), [(0.495, 0), (0.48, 1)])
 def test_a_loss_above_the_bar_is_the_exit_status(after, status, monkeypatch, tmp_path):
     row = dict(toy='a', metric='NDS', engine='onnxruntime', float=0.5, int8=after, size=0.27)
-    monkeypatch.setattr(int8_table_app, '_measure', lambda toy, args: [row])
-    monkeypatch.setattr(int8_table_app, '_make_data', lambda kinds, args: None)
+    monkeypatch.setattr(int8_table, '_measure', lambda toy, args: [row])
+    monkeypatch.setattr(int8_table, '_make_data', lambda kinds, args: None)
     assert main(['atss_toy', '--json', str(tmp_path / 'x.json')]) == status

@@ -35,8 +35,8 @@ SCRIPTS = {
         'lidar': 'demo/lidar_demo.py',
         'video': 'demo/streampetr_video.py',
         'publish': 'model_converters/publish_model.py',
-        'rtdetr': 'weights/convert/rtdetr.py',
-        'wxinlong': 'weights/convert/solo_wxinlong.py',
+        'rtdetr': 'convert/rtdetr.py',
+        'wxinlong': 'convert/solo_wxinlong.py',
         'test': 'test.py',
         'train': 'train.py',
     }.items()

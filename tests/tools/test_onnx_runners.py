@@ -20,7 +20,7 @@ from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.runtime import picture_files
 from mmdeploy_ext.runtime.detections import Detections
 from projects.toydata import coco
 from projects.toydata.seeded import fill_seeded
@@ -189,7 +189,7 @@ def test_equal_stems_get_different_pictures(tmp_path):
     for name in ('a/x.png', 'b/x.png', 'b/x.tif'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b'1')
-    targets = run_images.plan_pictures([str(tmp_path / 'a'), str(tmp_path / 'b')], tmp_path / 'out')
+    targets = picture_files.plan_pictures([str(tmp_path / 'a'), str(tmp_path / 'b')], tmp_path / 'out')
     assert [path.name for path in targets.values()] == ['x_det.png', 'x_det_2.png', 'x_det_3.png']
 
 
@@ -197,7 +197,7 @@ def test_a_folder_may_have_a_dot_in_its_name_or_be_there_already(tmp_path):
     (tmp_path / 'x.png').write_bytes(b'1')
     (tmp_path / 'old.gif').mkdir()
     for folder in ('run.v2', 'old.gif'):
-        targets = run_images.plan_pictures([str(tmp_path / 'x.png')], tmp_path / folder)
+        targets = picture_files.plan_pictures([str(tmp_path / 'x.png')], tmp_path / folder)
         assert [*targets.values()] == [tmp_path / folder / 'x_det.png']
 
 
@@ -233,16 +233,16 @@ def bad(models, images, tmp_path_factory) -> argparse.Namespace:
         (FULL, '{bad}/empty.onnx {images}/one.jpg', 'empty.onnx: '),
         (FULL, '{images}/one.jpg {images}/one.jpg', 'one.jpg: ONNX Runtime cannot load it'),
         (FULL, '{bad}/stranger.onnx {images}/one.jpg', 'has no mm2onnx metadata'),
-        (FULL, '{bad}/solo.onnx {images}/one.jpg', "is a model of family 'solo', expected atss"),
+        (FULL, '{bad}/solo.onnx {images}/one.jpg', "is a model of family 'solo'"),
         (
             FULL,
             '{models}/raw.onnx {images}/one.jpg',
-            "'raw', expected full; use tools/onnx/onnx_no_topk_nms.py",
+            "'raw': not for tools/onnx/onnx_with_postprocess.py; use tools/onnx/onnx_no_topk_nms.py",
         ),
         (
             REST,
             '{models}/full.onnx {images}/one.jpg',
-            "'full', expected decode or raw; use tools/onnx/onnx_with",
+            "'full': not for tools/onnx/onnx_no_topk_nms.py; use tools/onnx/onnx_with",
         ),
         (FULL, '{models}/full.onnx {images}/none.jpg', 'none.jpg: no such image'),
         (FULL, '{models}/full.onnx {bad}/text.jpg', 'text.jpg: is not an image'),

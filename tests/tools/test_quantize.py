@@ -84,7 +84,7 @@ def test_runners_take_the_file_and_find_what_the_float_file_finds(int8, exported
     for index, model in enumerate((exported, str(int8[0]))):
         target = tmp_path / f'{index}.json'
         arguments = [model, str(PICTURE), '--out', str(tmp_path / 'd.png'), '--json', str(target)]
-        assert run_images.main(arguments, ('full',)) == 0
+        assert run_images.main(arguments, 'tools/onnx/onnx_with_postprocess.py') == 0
         found.append(
             sorted(
                 detection['label']

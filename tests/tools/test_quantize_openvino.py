@@ -14,7 +14,7 @@ from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines.base import build_backend
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.quantize.dense_layers import is_quantised
-from mmdeploy_ext.runtime.run_images import make_feeds, prepare
+from mmdeploy_ext.runtime.detect import make_feeds, prepare
 from toy_atss import PICTURE, REPO
 
 DEMO = REPO / 'demo/atss_toy.onnx'

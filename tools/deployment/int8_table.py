@@ -6,6 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 if __name__ == '__main__':
-    from mmdeploy_ext.apps.int8_table_app import main
+    from docs._pages.int8_table import main
 
     sys.exit(main())

@@ -4,24 +4,17 @@
 opencv-python-headless and onnxruntime, nothing else.
 """
 
-from __future__ import annotations
-
+import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdeploy_ext.runtime import run_images
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run files of the RT-DETR family."""
-    return run_images.main(argv, ('full', 'raw'), __doc__.splitlines()[0], ('rtdetr',))
-
+main = functools.partial(
+    run_images.main, tool='tools/onnx/onnx_rtdetr.py', description=__doc__.splitlines()[0]
+)
 
 if __name__ == '__main__':
     sys.exit(main())

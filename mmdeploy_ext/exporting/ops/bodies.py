@@ -9,12 +9,14 @@ import torch
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.exporting.exporter import export_module
 from mmdeploy_ext.exporting.ops.exporters import attribute_values
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, operators_as
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mmdeploy_ext.exporting.exporter import Operators
     from mmdeploy_ext.exporting.ops.operator import Operator
 
 
@@ -31,7 +33,7 @@ class _Traceable(torch.nn.Module):
 
 
 def function_body(
-    operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str
+    operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str, inner: Operators
 ) -> onnx.FunctionProto:
     """Return the local function `mm2onnx.<name>` that does what the operator does.
 
@@ -41,6 +43,7 @@ def function_body(
         attributes: of the node; a traceable form has them filled in, a text refers to them (`@name`).
         opset: of the file.
         exporter: that exports the traceable form.
+        inner: what operators that the traceable form itself calls add to its export.
 
     Raises:
         ExportError: the text is no ONNX function.
@@ -49,7 +52,7 @@ def function_body(
         function = _parse(operator, opset)
         function.name = name
         return function
-    return _exported(operator, name, attributes, opset, exporter)
+    return _exported(operator, name, attributes, opset, exporter, inner)
 
 
 def _parse(operator: Operator, opset: int) -> onnx.FunctionProto:
@@ -67,14 +70,13 @@ def _parse(operator: Operator, opset: int) -> onnx.FunctionProto:
 
 
 def _exported(
-    operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str
+    operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str, inner: Operators
 ) -> onnx.FunctionProto:
-    from mmdeploy_ext.exporting.export import export_module
-
     with operators_as('standard'):
         model = export_module(
             _Traceable(operator, attributes).eval(),
             operator.example(),
+            operators=inner,
             exporter=exporter,
             opset=opset,
             input_names=tuple(operator.inputs),

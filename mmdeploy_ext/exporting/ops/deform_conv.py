@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -59,75 +61,34 @@ def spell_out_leading_offsets(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def _pair(value: Any) -> list[int]:
-    return [int(value)] * 2 if isinstance(value, int) else [int(item) for item in value]
-
-
-def _attributes(stride: Any, padding: Any, dilation: Any, groups: int, deform_groups: int) -> dict[str, Any]:
-    pads = _pair(padding)
-    return dict(
-        strides_i=_pair(stride),
-        pads_i=[*pads, *pads],
-        dilations_i=_pair(dilation),
-        group_i=int(groups),
-        offset_group_i=int(deform_groups),
-    )
-
-
-def _kernel_shape(weight: Any) -> list[int]:
-    return [int(size) for size in weight.type().sizes()[2:]]
-
-
-def _deform_symbolic(
-    g: Any,
-    input: Any,
-    offset: Any,
-    weight: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    deform_groups: int,
-    bias: bool = False,
-    im2col_step: int = 32,
-) -> Any:
-    """DCN v1. Offsets are (y, x) pairs per kernel tap in both mmcv and ONNX."""
+def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:
+    """Emit DeformConv; `settings` are stride, padding, dilation, groups, deform_groups of mmcv."""
+    pairs = ([value] * 2 if isinstance(value, int) else list(value) for value in settings[:3])
+    stride, pads, dilation = pairs
     return g.op(
         'DeformConv',
-        input,
-        weight,
-        offset,
-        kernel_shape_i=_kernel_shape(weight),
-        **_attributes(stride, padding, dilation, groups, deform_groups),
+        *inputs,
+        kernel_shape_i=weight.type().sizes()[2:],
+        strides_i=stride,
+        pads_i=[*pads, *pads],
+        dilations_i=dilation,
+        group_i=settings[3],
+        offset_group_i=settings[4],
     )
+
+
+def _deform_symbolic(g: Any, x: Any, offset: Any, weight: Any, *settings: Any) -> Any:
+    """DCN v1. Offsets are (y, x) pairs per kernel tap in both mmcv and ONNX; bias and im2col_step follow."""
+    return _node(g, (x, weight, offset), weight, *settings[:5])
 
 
 def _modulated_symbolic(
-    g: Any,
-    input: Any,
-    offset: Any,
-    mask: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    deform_groups: int,
+    g: Any, x: Any, offset: Any, mask: Any, weight: Any, bias: Any, *settings: Any
 ) -> Any:
     """DCN v2. mmcv may pass no bias; ONNX wants one before the mask, so it gets zeros."""
     if bias is None or bias.node().mustBeNone():
         bias = g.op('Constant', value_t=torch.zeros(weight.type().sizes()[0]))
-    return g.op(
-        'DeformConv',
-        input,
-        weight,
-        offset,
-        bias,
-        mask,
-        kernel_shape_i=_kernel_shape(weight),
-        **_attributes(stride, padding, dilation, groups, deform_groups),
-    )
+    return _node(g, (x, weight, offset, bias, mask), weight, *settings)
 
 
 @contextlib.contextmanager
@@ -148,3 +109,10 @@ def standard_deform_conv() -> Iterator[None]:
     finally:
         for function, symbolic in saved.items():
             function.symbolic = symbolic
+
+
+LIBRARY_OPERATORS.append(
+    LibraryOperator(
+        ('deformable convolutions', 'DeformConv'), standard_deform_conv, MIN_OPSET, has_deform_conv
+    )
+)

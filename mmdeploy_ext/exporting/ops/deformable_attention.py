@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator, Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS
 
 if TYPE_CHECKING:
@@ -15,15 +16,14 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.exporting.ops.operator import Operator
 
-LETTERS = {float: 'f', int: 'i', bool: 'b', str: 's'}
-"""Of an attribute's type, as `parse_args` of torch.onnx and `g.op` write it; a bool is an int in ONNX."""
-ATTRIBUTE_TYPES = dict(f='FLOAT', i='INT', b='INT', s='STRING')
+TYPES = dict(f=(float, 'FLOAT'), i=(int, 'INT'), b=(bool, 'INT'), s=(str, 'STRING'))
+"""Letter of an attribute's type, as `parse_args` of torch.onnx and `g.op` write it -> in Python, in ONNX."""
 
 
 def attribute_letters(operator: Operator) -> dict[str, str]:
-    """Return attribute -> letter of its type, read from the schema."""
+    """Return attribute -> letter of its type, the first one of its name in the schema."""
     arguments = operator.overload._schema.arguments[len(operator.inputs) :]
-    return {argument.name: LETTERS[_python_type(argument)] for argument in arguments}
+    return {argument.name: str(argument.type)[0] for argument in arguments}
 
 
 def attribute_values(operator: Operator, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,9 +32,8 @@ def attribute_values(operator: Operator, given: Mapping[str, Any]) -> dict[str, 
     ONNX keeps a bool as an integer and a text as bytes; what the node leaves out has its default.
     """
     values = {**_default_values(operator), **given}
-    convert = dict(f=float, i=int, b=bool, s=lambda text: text.decode() if isinstance(text, bytes) else text)
-    letters = attribute_letters(operator)
-    return {name: convert[letter](values[name]) for name, letter in letters.items()}
+    plain = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+    return {name: TYPES[letter][0](plain[name]) for name, letter in attribute_letters(operator).items()}
 
 
 def _default_values(operator: Operator) -> dict[str, Any]:
@@ -42,11 +41,22 @@ def _default_values(operator: Operator) -> dict[str, Any]:
     return {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
 
 
-def _python_type(argument: Any) -> type:
-    return {'float': float, 'int': int, 'bool': bool, 'str': str}[str(argument.type)]
+def register(operator: Operator) -> Operator:
+    """Make an operator known to PyTorch and to both exporters; return it.
+
+    Raises:
+        ExportError: another operator has this name.
+    """
+    if operator.name in OPERATORS:
+        raise ExportError(f'operator {operator.name} is registered twice')
+    custom = torch.library.custom_op(operator.qualified, operator.eager, mutates_args=())
+    custom.register_fake(operator.shapes or operator.traceable)
+    OPERATORS[operator.name] = operator
+    _register_torchscript(operator)
+    return operator
 
 
-def register_torchscript(operator: Operator) -> None:
+def _register_torchscript(operator: Operator) -> None:
     """Teach the TorchScript exporter to write the node; types and ranks come from the traced example."""
     from torch.onnx import symbolic_helper
 
@@ -87,13 +97,9 @@ def _translation(operator: Operator) -> Callable[..., Any]:
         given = dict(zip(names, args[count:], strict=False))
         return node(*args[:count], **{**defaults, **given, **kwargs})
 
-    translate.__signature__ = _signature(
-        *operator.inputs, *names
-    )  # the exporter tells inputs from attributes by it
-    translate.__annotations__ = {
-        name: {'f': float, 'i': int, 'b': bool, 's': str}[kind]
-        for name, kind in attribute_letters(operator).items()
-    }
+    # the exporter tells inputs from attributes by it
+    translate.__signature__ = _signature(*operator.inputs, *names)
+    translate.__annotations__ = {name: TYPES[kind][0] for name, kind in attribute_letters(operator).items()}
     return translate
 
 
@@ -115,7 +121,7 @@ def _schema(operator: Operator) -> onnx.defs.OpSchema:
         outputs=[make.FormalParameter(*pair) for pair in outputs],
         type_constraints=[(letter, anything, '') for _, letter in (*inputs, *outputs)],
         attributes=[
-            make.Attribute(name, getattr(make.AttrType, ATTRIBUTE_TYPES[kind]))
+            make.Attribute(name, getattr(make.AttrType, TYPES[kind][1]))
             for name, kind in attribute_letters(operator).items()
         ],
     )

@@ -8,9 +8,11 @@ import onnx
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.exporting.exporter import Operators
 from mmdeploy_ext.exporting.ops.bodies import function_body
+from mmdeploy_ext.exporting.ops.exporters import translations
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, current_form
-from mmdeploy_ext.exporting.ops.python_nodes import PYTHON_DOMAIN, python_body
+from mmdeploy_ext.exporting.ops.python_nodes import python_body
 from mmdeploy_ext.graph.io import types
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
                 _to_plugin(node, operator, model)
     if form == 'python':
         return _with_functions(model, opset, lambda *args: python_body(*args, opset))
-    model = _with_functions(model, opset, lambda *args: function_body(*args, opset, exporter))
+    model = _with_functions(model, opset, lambda *args: function_body(*args, opset, exporter, ALL))
     return model if form == 'function' else to_standard(model)
 
 
@@ -54,7 +56,7 @@ def _tell_shapes(model: onnx.ModelProto, opset: int) -> None:
     for value in copy.graph.output:
         value.type.tensor_type.ClearField('shape')
     copy.graph.ClearField('value_info')
-    copy = _with_functions(copy, opset, lambda *args: function_body(*args, opset, 'torchscript'))
+    copy = _with_functions(copy, opset, lambda *args: function_body(*args, opset, 'torchscript', ALL))
     found = types.infer(to_standard(copy))
     for value in model.graph.output:
         stated = value.type.tensor_type.shape.dim
@@ -146,4 +148,5 @@ def _to_plugin(node: onnx.NodeProto, operator: Operator, model: onnx.ModelProto)
         model.opset_import.append(helper.make_opsetid(plugin.domain, 1))
 
 
-__all__ = ['PYTHON_DOMAIN', 'finish', 'node_attributes', 'operator_nodes', 'to_standard']
+ALL = Operators(translations, finish)
+"""What all registered operators add to an export."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
 
 
 def _eager(suppresses: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DOMAIN = 'mm2onnx'
 FORMS = ('standard', 'function', 'python', 'plugin')
 OPERATORS: dict[str, Operator] = {}
-"""Name -> operator; only `register` writes here."""
+"""Name -> operator; only `exporters.register` writes here."""
 _form: contextvars.ContextVar[str] = contextvars.ContextVar('operator_form', default='standard')
 
 
@@ -137,20 +137,3 @@ def operators_as(form: str) -> Iterator[None]:
 def current_form() -> str:
     """Return the form of the innermost `operators_as`."""
     return _form.get()
-
-
-def register(operator: Operator) -> Operator:
-    """Make the operator known to PyTorch and to both exporters; return it.
-
-    Raises:
-        ExportError: another operator has this name.
-    """
-    from mmdeploy_ext.exporting.ops import exporters
-
-    if operator.name in OPERATORS:
-        raise ExportError(f'operator {operator.name} is registered twice')
-    custom = torch.library.custom_op(operator.qualified, operator.eager, mutates_args=())
-    custom.register_fake(operator.shapes or operator.traceable)
-    OPERATORS[operator.name] = operator
-    exporters.register_torchscript(operator)
-    return operator

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import torch
 
+from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.greedy_keep import greedy_keep
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.operator import Operator
 from mmdeploy_ext.runtime import bev_nms
 
 SLACK = 1e-5

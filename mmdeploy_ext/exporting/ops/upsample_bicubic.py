@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
 
 
 def _eager(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from mmdeploy_ext.exporting.ops.count_shared import CountShared
 from mmdeploy_ext.exporting.ops.threshold import KeepAbove
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
+from mmdeploy_ext.runtime.solo.model import lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,8 +103,9 @@ class ProductMasks(SoftMasks):
         """Keep x masks and y masks (B, G, H4, W4)."""
         self.size = columns.shape[2:]
         self.columns, self.rows = columns.flatten(2), rows.flatten(2)
-        lines = [line_tables(num_grids)[axis] for axis in ('x', 'y')]
-        self.column_of, self.row_of = (torch.tensor(table, device=columns.device) for table in lines)
+        self.column_of, self.row_of = (
+            torch.tensor(of.tolist(), device=columns.device) for of in lines(num_grids)
+        )
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
         """See `SoftMasks.pieces`."""
@@ -117,18 +119,6 @@ class ProductMasks(SoftMasks):
 
     def _product(self, cells: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return pick_rows(columns, self.column_of[cells]) * pick_rows(rows, self.row_of[cells])
-
-
-def line_tables(num_grids: Sequence[int]) -> dict[str, list[int]]:
-    """Return for every cell the grid line of all levels that is its column ('x') and its row ('y')."""
-    tables: dict[str, list[int]] = dict(x=[], y=[])
-    start = 0
-    for grid in num_grids:
-        for row in range(grid):
-            tables['x'] += [start + column for column in range(grid)]
-            tables['y'] += [start + row] * grid
-        start += grid
-    return tables
 
 
 class LevelMasks(SoftMasks):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proof.tasks.matching import Pairing
     from mmdeploy_ext.proof.verdict import FramePair, SweepPair
+    from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.draw3d import Layer
 
 SCORE_THR = 0.1
 DISTANCE_BAR = 0.01
@@ -153,7 +153,7 @@ def draw_pair(pair: FramePair, classes: Sequence[str], score_thr: float = 0.3) -
 
 def layers_of(pair: FramePair | SweepPair, score_thr: float) -> list[Layer]:
     """Return both engines' boxes of at least `score_thr`, marked where they have no equal."""
-    from mmdeploy_ext.runtime.draw3d import Layer
+    from mmdeploy_ext.runtime.bird_eye import Layer
 
     return [
         Layer(title, detections.above(score_thr), lonely[detections.scores >= score_thr])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.proof.verdict import SweepPair
-    from mmdeploy_ext.runtime.draw3d import Layer
+    from mmdeploy_ext.runtime.bird_eye import Layer
 
 __all__ = ['SCORE_THR', 'draw_layers', 'draw_pair', 'fit_pair', 'match_detections']
 SIDE = 560
@@ -55,7 +55,9 @@ def draw_layers(
     Returns:
         (h, w, 3) uint8 BGR.
     """
-    from mmdeploy_ext.runtime.draw3d import DARK, GAP, bird_eye, write
+    from mmdeploy_ext.runtime.bird_eye import DARK, bird_eye
+    from mmdeploy_ext.runtime.draw import write
+    from mmdeploy_ext.runtime.draw3d import GAP
 
     far = [float(np.abs(layer.detections.boxes[:, :2]).max(initial=0.0)) for layer in layers]
     extent = max(LEAST_EXTENT_M, *far) + MARGIN_M

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.runtime.consumers import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
 
 if TYPE_CHECKING:
@@ -244,14 +245,9 @@ def next_command(verdict: Verdict) -> str:
     if verdict.passed and verdict.sequence:
         words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
         return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
-    if verdict.passed and subject.get('task') == 'mask':
-        return f'python tools/onnx/onnx_solo.py {shlex.quote(file)} IMAGE_OR_FOLDER'
-    if verdict.passed and subject.get('family') == 'rtdetr':
-        return f'python tools/onnx/onnx_rtdetr.py {shlex.quote(file)} IMAGE_OR_FOLDER'
     if verdict.passed:
-        full = subject.get('form', 'full') == 'full'
-        tool = 'onnx_with_postprocess.py' if full else 'onnx_no_topk_nms.py'
-        return f'python tools/onnx/{tool} {shlex.quote(file)} IMAGE_OR_FOLDER'
+        tool = runner_of(subject['family'], subject['form'])
+        return f'python {tool} {shlex.quote(file)} IMAGE_OR_FOLDER'
     model = _model_of(subject)
     if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
         return f'{export_command(model, file, subject)}   # export it again'

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.detections import Detections, candidates_lost, from_padded, nms, sigmoid
+from mmdeploy_ext.runtime.detections import Detections, candidates_lost, nms, results_from_padded, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+
+RUNNERS = {
+    'full': 'tools/onnx/onnx_with_postprocess.py',
+    'decode': 'tools/onnx/onnx_no_topk_nms.py',
+    'raw': 'tools/onnx/onnx_no_topk_nms.py',
+}
 
 
 def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
@@ -184,7 +190,7 @@ def detections(
         One `Detections` per image.
     """
     if metadata.form == 'full':
-        found = from_padded(outputs['dets'], outputs['labels'])
+        found = results_from_padded(outputs)
         _check_cap(metadata, outputs, found)
         return found
     batch, _, height, width = feeds['input'].shape

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.detections import Detections, sigmoid
+from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+
+RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_rtdetr.py')
 
 SIZES = 'orig_target_sizes'
 STRIDES = (8, 16, 32)
@@ -131,12 +133,7 @@ def detections(
     """
     _check_sizes(feeds)
     if metadata.form == 'full':
-        return [
-            Detections(boxes, scores, labels)
-            for boxes, scores, labels in zip(
-                outputs['boxes'], outputs['scores'], outputs['labels'], strict=True
-            )
-        ]
+        return results_from_padded(outputs)
     facts = metadata.postprocess
     _check_raw(outputs, facts)
     return [

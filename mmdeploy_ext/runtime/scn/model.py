@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError
 from mmdeploy_ext.engines.base import build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
+from mmdeploy_ext.runtime.exported import Opened
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.plan import Plan
 from mmdeploy_ext.sparse.portable_feeds import BEV, FACTS, VOXELS
@@ -47,7 +48,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-class ScnOnnx:
+class ScnOnnx(Opened):
     """One portable file on ONNX Runtime or OpenVINO. Use it as a context manager, or call `close`.
 
     Attributes:
@@ -171,14 +172,6 @@ class ScnOnnx:
     def close(self) -> None:
         """Close the session."""
         self.session.deactivate()
-
-    def __enter__(self) -> Self:
-        """Nothing to do: it is open."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the session."""
-        self.close()
 
 
 def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:

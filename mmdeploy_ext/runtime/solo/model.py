@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.detections import Instances, candidates_lost, instances_from_padded, sigmoid
+from mmdeploy_ext.runtime.detections import Instances, candidates_lost, results_from_padded, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+
+RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_solo.py')
 
 CHUNK = 64
 """Cells whose masks are made at a time."""
@@ -231,7 +233,7 @@ def detections(
     facts = metadata.postprocess
     if metadata.form == 'full':
         _check_cap(metadata, outputs)
-        return instances_from_padded(outputs['masks'], outputs['scores'], outputs['labels'])
+        return results_from_padded(outputs)
     outputs = batched(outputs, facts)
     cells = sum(grid**2 for grid in facts['num_grids'])
     if outputs['cate_pred'].shape[1:] != (cells, facts['num_classes']):

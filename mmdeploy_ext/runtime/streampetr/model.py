@@ -2,7 +2,7 @@
 
     runtime = StreamPetrOnnx('work_dirs/streampetr_r50')          # the folder that pytorch2onnx.py wrote
     calibration = runtime.rule.calibrate(intrinsics, lidar2cam)
-    boxes = runtime.step(images_bgr, calibration, ego_pose, timestamp_s)
+    boxes = runtime.detect(images_bgr, calibration, ego_pose, timestamp_s)
 
 Needs numpy, OpenCV and ONNX Runtime, no PyTorch. Glossary: N cameras, H, W network input in pixels.
 """
@@ -10,13 +10,13 @@ Needs numpy, OpenCV and ONNX Runtime, no PyTorch. Glossary: N cameras, H, W netw
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.runtime.exported import Opened, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.runtime.streampetr import checks
 from mmdeploy_ext.runtime.streampetr.boxes import decode
@@ -26,7 +26,7 @@ from mmdeploy_ext.runtime.streampetr.state import Moment, check_tensors, relativ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
+    from pathlib import Path
 
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.inputs.cameras import Calibration, MultiViewRule
@@ -38,8 +38,8 @@ MAX_GAP_S = 2.0
 """Seconds; nuScenes' key frames are 0.5 s apart, and the memory of four of them is older than that."""
 
 
-class StreamPetrOnnx:
-    """An exported StreamPETR with its memory, on ONNX Runtime or OpenVINO.
+class StreamPetrOnnx(Opened):
+    """An exported StreamPETR with its memory, on ONNX Runtime or OpenVINO: a `Stepper` of frames.
 
     Attributes:
         metadata: of the head's file.
@@ -100,7 +100,7 @@ class StreamPetrOnnx:
         """Bytes copied to the engine for the last frame, besides the images."""
         return self.contract.fed_bytes
 
-    def step(
+    def detect(
         self,
         images_bgr: Sequence[np.ndarray],
         calibration: Calibration,
@@ -128,8 +128,8 @@ class StreamPetrOnnx:
         images = self.rule.apply(images_bgr)
         return self._run(images, calibration, ego_pose, None, timestamp_s, scene_token).detections
 
-    def step_frame(self, frame: Frame) -> StepResult:
-        """Run a prepared frame; what `step` raises."""
+    def step(self, frame: Frame) -> StepResult:
+        """Run a prepared frame; raises what `detect` raises."""
         from mmdeploy_ext.inputs.cameras import Calibration
 
         calibration = None
@@ -143,10 +143,6 @@ class StreamPetrOnnx:
             frame.timestamp_s,
             frame.scene_token,
         )
-
-    def stepper(self) -> FrameStepper:
-        """Return this runtime as a `Stepper` of frames, for proofs and test loops."""
-        return FrameStepper(self)
 
     def graph_seconds(self) -> dict[str, float]:
         """Return the seconds that the engine spent in each part so far."""
@@ -181,16 +177,6 @@ class StreamPetrOnnx:
         """Close the sessions."""
         for backend in self._backends.values():
             backend.deactivate()
-
-    def __enter__(self) -> Self:
-        """Nothing to do: the files are open."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _run(
         self,
@@ -246,51 +232,6 @@ class StreamPetrOnnx:
         return False
 
 
-class FrameStepper:
-    """`StreamPetrOnnx` as a `Stepper`; see there for the protocol.
-
-    Attributes:
-        runtime: the one that runs.
-    """
-
-    def __init__(self, runtime: StreamPetrOnnx) -> None:
-        self.runtime = runtime
-
-    @property
-    def fed_bytes(self) -> int:
-        """See `StreamPetrOnnx.fed_bytes`."""
-        return self.runtime.fed_bytes
-
-    def graph_seconds(self) -> dict[str, float]:
-        """See `StreamPetrOnnx.graph_seconds`."""
-        return self.runtime.graph_seconds()
-
-    def __enter__(self) -> Self:
-        """Nothing to do: the files are open."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the runtime."""
-        self.runtime.close()
-
-    @property
-    def state(self) -> StreamState | None:
-        """See `StreamPetrOnnx.state`."""
-        return self.runtime.state
-
-    @state.setter
-    def state(self, state: StreamState | None) -> None:
-        self.runtime.state = state
-
-    def reset(self) -> None:
-        """Empty the memory."""
-        self.runtime.reset()
-
-    def step(self, frame: Frame) -> StepResult:
-        """Run one frame and keep the memory for the next."""
-        return self.runtime.step_frame(frame)
-
-
 def open_files(
     paths: str | Path | Sequence[str | Path], engine: str, options: Mapping[str, Any]
 ) -> dict[str, Backend]:
@@ -302,7 +243,7 @@ def open_files(
     Raises:
         ModelFileError: see `StreamPetrOnnx`.
     """
-    files = _files(paths)
+    files = export_files(paths, GRAPHS)
     backends: dict[str, Backend] = {}
     # three thread pools on the same cores: one that still spins slows the next one
     # (R50 on 2 cores: 1131 against 1101 ms per frame)
@@ -313,38 +254,10 @@ def open_files(
         backend.metadata.require(file, FAMILY)
         backends[backend.metadata.form] = backend
     if set(backends) == set(GRAPHS):
-        _check_same_export(backends)
+        check_same_export({backend.path: backend.metadata for backend in backends.values()})
     elif len(files) != 1 or set(backends) & set(GRAPHS):
         raise ModelFileError(
             f'{", ".join(map(str, files))}: got the graphs {", ".join(backends)}; '
             f'expected {", ".join(GRAPHS)} of one deploy export, or one fork file'
         )
     return backends
-
-
-def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    if not isinstance(paths, str | Path):
-        return [Path(path) for path in paths]
-    path = Path(paths)
-    if not path.is_dir():
-        return [path]
-    files = [path / f'{name}.onnx' for name in GRAPHS]
-    absent = [file.name for file in files if not file.is_file()]
-    if absent:
-        raise ModelFileError(
-            f'{path}: has no {", ".join(absent)}; export it with '
-            f'tools/deployment/pytorch2onnx.py --contract deploy'
-        )
-    return files
-
-
-def _check_same_export(backends: Mapping[str, Backend]) -> None:
-    first = backends[GRAPHS[0]]
-    for name in GRAPHS[1:]:
-        other = backends[name]
-        for field in ('checkpoint_sha256', 'config_sha256', 'options'):
-            if getattr(first.metadata, field) != getattr(other.metadata, field):
-                raise ModelFileError(
-                    f'{other.path}: its {field} is not that of {first.path}; the three files have to be of '
-                    f'one export: export them again into one folder'
-                )

@@ -13,17 +13,20 @@ import torch
 
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.weights.checkpoint import check_finite, check_types, listed
 from mmdeploy_ext.weights.convert import rtdetr_names as names
+from mmdeploy_ext.weights.convert.fitting import Tensors, check_numbers, in_order, model_tensors
 from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
-from mmdeploy_ext.weights.convert.rtdetr_source import Source, Tensors, read_source
-from mmdeploy_ext.weights.convert.solo_wxinlong import model_tensors
+from mmdeploy_ext.weights.convert.rtdetr_source import Source, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 DENOISING = 'decoder.denoising_class_embed.weight'
 CLASS_HEAD = 'decoder.enc_score_head.weight'
+OTHER_CONFIG = (
+    '. Give the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
+    '--config'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +73,7 @@ def convert(source: Source, cfg: Any) -> Converted:
     _check_classes(tensors, expected, cfg.filename)
     _drop_unused(tensors, expected, notes)
     _complete(tensors, expected, notes)
-    _account(tensors, expected, cfg.filename)
-    return Converted({key: tensors[key] for key in expected}, origin, notes, own)
+    return Converted(in_order(tensors, own, cfg.filename, OTHER_CONFIG), origin, notes, own)
 
 
 def _from_transformers(tensors: Tensors, notes: list[str]) -> Tensors:
@@ -159,24 +161,6 @@ def _complete(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], notes: 
         notes.append(f'{DENOISING}: {len(rows)} rows, the padding row of zeros added')
 
 
-def _account(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], config: str) -> None:
-    """Check that names and shapes are the model's own, every one."""
-    differing = [
-        f'{key}: {tuple(tensors[key].shape)} in the file, {shape} in the model'
-        for key, shape in expected.items()
-        if key in tensors and tuple(tensors[key].shape) != shape
-    ]
-    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    problems = [f'shapes differ for {listed(differing)}'] if differing else []
-    problems += [f'missing keys {listed(sorted(missing))}'] if missing else []
-    problems += [f'unexpected keys {listed(sorted(unexpected))}'] if unexpected else []
-    if problems:
-        raise CheckpointError(
-            f'does not fit the model of {config}: {"; ".join(problems)}. Give the config of the same '
-            f'backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with --config'
-        )
-
-
 def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
     """Convert a file and write `{'meta', 'state_dict'}`, whole or not at all.
 
@@ -187,8 +171,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
     check_output(source, target, cfg.filename)
     try:
         converted = convert(read_source(source, weights), cfg)
-        check_types(source, converted.state_dict, converted.own)
-        check_finite(source, converted.state_dict)
+        check_numbers(source, converted.state_dict, converted.own)
     except CheckpointError as error:
         text = str(error)
         raise CheckpointError(text if text.startswith(str(source)) else f'{source}: {text}') from error

@@ -8,10 +8,12 @@ from __future__ import annotations
 import mmap
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.weights.convert import sources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 COMMAND = 'tools/convert/rtdetr.py'
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
@@ -122,3 +124,16 @@ def paddle_refusal(path: str | Path) -> str:
         f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
         f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
     )
+
+
+def _told(path: str, found: str, keys: Collection[Any]) -> str:
+    command = sources.command(COMMAND, path)
+    if found == 'unreadable':
+        return paddle_refusal(path) if is_paddle_file(path) else ''
+    if found == 'content':
+        return f'; of the original RT-DETR? Convert it: {command}' if {'ema', 'model'} & set(keys) else ''
+    named = is_transformers(keys)
+    return f"{path}: has transformers' names of RT-DETR; convert it first: {command}" if named else ''
+
+
+sources.KNOWN.append(_told)

@@ -12,13 +12,12 @@ import torch
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import listed, plain_tensors, read_content
 from mmdeploy_ext.weights.convert import rtdetr_names as names
+from mmdeploy_ext.weights.convert.fitting import Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SAFETENSORS = {'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64}
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,11 @@ Source of the names: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.weights.convert import sources
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -112,3 +113,15 @@ def original_name(key: str, decoupled: bool = False) -> str:
 def _moved(key: str, old: str, new: str) -> str:
     """Return the key of a tensor below the module `old` as that below `new`; '' for any other tensor."""
     return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''
+
+
+def _told(path: str, found: str, keys: Collection[Any]) -> str:
+    if found != 'tensors' or not original_head(keys):
+        return ''
+    return (
+        f'{path}: is a checkpoint of the original SOLO repository, whose names mmdet does not know; convert '
+        f'it first: {sources.command(COMMAND, path)}'
+    )
+
+
+sources.KNOWN.append(_told)

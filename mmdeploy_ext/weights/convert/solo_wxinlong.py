@@ -10,8 +10,9 @@ import torch
 
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable
-from mmdeploy_ext.weights.checkpoint import Checkpoint, check_finite, check_types, listed, load_checkpoint
+from mmdeploy_ext.weights.checkpoint import Checkpoint, listed, load_checkpoint
 from mmdeploy_ext.weights.convert import solo_names
+from mmdeploy_ext.weights.convert.fitting import check_numbers, in_order, model_tensors
 from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
 from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 KEPT_META = ('CLASSES', 'epoch', 'iter')
+OTHER_CONFIG = (
+    ' (named as in mmdet). Give the config of the same backbone, tower width and depth with --config'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +71,10 @@ def _convert(source: Checkpoint, cfg: Any) -> Converted:
     check_head(cfg, head, shapes, source.meta.get('config'))
     changes = fit_config(cfg, shapes)
     own = model_tensors(cfg)
-    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    for name, shape in expected.items():
+    for name, tensor in own.items():
         if name.endswith('num_batches_tracked') and name not in tensors:
-            tensors[name] = torch.zeros(shape, dtype=torch.int64)  # older PyTorch did not count them
-    _account(tensors, expected, cfg.filename)
-    return Converted({name: tensors[name] for name in expected}, cfg, changes, own)
+            tensors[name] = torch.zeros(tensor.shape, dtype=torch.int64)  # older PyTorch did not count them
+    return Converted(in_order(tensors, own, cfg.filename, OTHER_CONFIG), cfg, changes, own)
 
 
 def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
@@ -82,51 +84,6 @@ def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
         f'is no checkpoint of the original SOLO repository: expected bbox_head.solo_*, bbox_head.dsolo_* '
         f'keys, got {listed(list(state_dict))}'
     )
-
-
-def model_shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of the state dict of the config's model; see `model_tensors`."""
-    return {name: tuple(tensor.shape) for name, tensor in model_tensors(cfg).items()}
-
-
-def model_tensors(cfg: Any) -> dict[str, torch.Tensor]:
-    """Return the state dict of the config's model, without giving it memory.
-
-    Raises:
-        ConfigError: the model cannot be built.
-    """
-    from mmdet.models import build_detector
-
-    model = cfg.model.copy()
-    model.pop('pretrained', None)
-    try:
-        with torch.device('meta'):
-            built = build_detector(model)
-    except Exception as error:
-        raise ConfigError(f'{cfg.filename}: the model cannot be built ({error})') from error
-    return built.state_dict()
-
-
-def _account(
-    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], config: str
-) -> None:
-    """Check that names and shapes are the model's own, every one."""
-    shapes = [
-        f'{name}: {tuple(tensor.shape)} in the file, {expected[name]} in the model'
-        for name, tensor in tensors.items()
-        if name in expected and tuple(tensor.shape) != expected[name]
-    ]
-    parts = {
-        'shapes differ for': shapes,
-        'missing keys': [name for name in expected if name not in tensors],
-        'unexpected keys': [name for name in tensors if name not in expected],
-    }
-    problems = [f'{title} {listed(names)}' for title, names in parts.items() if names]
-    if problems:
-        raise CheckpointError(
-            f'does not fit the model of {config}: {"; ".join(problems)} (named as in mmdet). Give the config '
-            f'of the same backbone, tower width and depth with --config'
-        )
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
@@ -150,8 +107,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
     check_output(source, target, cfg.filename)
     loaded = load_checkpoint(source)
     converted = convert(loaded, cfg)
-    check_types(source, converted.state_dict, converted.own)
-    check_finite(source, converted.state_dict)
+    check_numbers(source, converted.state_dict, converted.own)
     text = _text(converted.cfg)
     meta = {key: loaded.meta[key] for key in KEPT_META if _is_plain(loaded.meta.get(key))}
     meta['config'] = text  # as mmdet keeps it; SOLOv2's grids are told nowhere else

@@ -98,7 +98,7 @@ class CenterPointFamily(SequenceFamily):
         """See `SequenceFamily.runner`."""
         from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 
-        return CenterPointOnnx(paths, **engine).stepper()
+        return CenterPointOnnx(paths, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""

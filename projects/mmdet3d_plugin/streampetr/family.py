@@ -110,7 +110,7 @@ class StreamPetrFamily(SequenceFamily):
         from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 
         # the published model knows no time gap: the proof and the metrics compare like with like
-        return StreamPetrOnnx(paths, max_gap_s=None, **engine).stepper()
+        return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""

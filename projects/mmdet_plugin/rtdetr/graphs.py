@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.runtime.rtdetr.model import SIZES, STRIDES
 from projects.mmdet_plugin.rtdetr.detector import STRIDE
 from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
@@ -151,9 +152,10 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         separate_branches(network)
     if fold and options.simplify and not options.dynamic:
         with_fixed_size(network, options.height, options.width)
+    passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     if options.form == 'raw':
-        return [Stage('network', Network(network, True), ('images',), RAW_NAMES)]
+        return [Stage('network', Network(network, True), ('images',), RAW_NAMES, passes=passes)]
     return [
-        Stage('network', Network(network, False), ('images',), HEADS),
+        Stage('network', Network(network, False), ('images',), HEADS, passes=passes),
         Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES, 'torchscript'),
     ]

@@ -12,7 +12,8 @@ from mmdeploy_ext.apps.benchmark_app import main
 from mmdeploy_ext.benchmark import sparse
 from mmdeploy_ext.benchmark.sparse_scene import growth_exponent, points_in, surfaces
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
-from mmdeploy_ext.sparse.rulebook import Level, submanifold_table
+from mmdeploy_ext.sparse.rulebook import Level
+from toy_rulebook import submanifold_table
 
 GRID = (360, 320, 40)
 

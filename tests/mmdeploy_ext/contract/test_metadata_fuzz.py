@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.runtime.consumers import runner_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DEMO = REPOSITORY / 'demo/atss_toy.onnx'
@@ -83,10 +84,10 @@ def raw_props(model):
     return props | {f'mm2onnx.{key}': json.dumps(value) for key, value in changed.items()}
 
 
-def run(path, picture, folder, capsys, forms=('raw',), families=('atss',)):
+def run(path, picture, folder, capsys, tool='tools/onnx/onnx_no_topk_nms.py'):
     """Run a file on a picture; return the exit status and what was said on stderr."""
     words = [str(path), str(picture), '--out', str(folder / 'found.png'), '--threads', '1']
-    status = run_images.main(words, forms, families=families)
+    status = run_images.main(words, tool)
     return status, capsys.readouterr().err
 
 
@@ -169,7 +170,8 @@ def test_an_error_names_the_file_the_key_the_value_and_what_is_right(
     changed = json.loads(props[key])
     changed = {**changed, path[0]: value} if len(path) == 1 else fuzz.replaced(changed, path, value)
     fuzz.write(model, {**props, key: json.dumps(changed)}, tmp_path / 'm.onnx')
-    status, found = run(tmp_path / 'm.onnx', picture, tmp_path, capsys, ('raw', 'full'))
+    tool = runner_of('atss', value if entry == 'form' else 'raw')
+    status, found = run(tmp_path / 'm.onnx', picture, tmp_path, capsys, tool)
     assert status != 0 and found.startswith('error: ') and 'm.onnx: ' in found and said in found, found
 
 
@@ -228,5 +230,5 @@ def test_no_metadata_of_a_real_file_are_a_traceback(name, family, form, picture,
     capsys.readouterr()
     for key, what, changed in fuzz.variants(fuzz.props_of(model), 260, SEED):
         path = fuzz.write(model, changed, tmp_path / 'm.onnx')
-        status, said = run(path, picture, tmp_path, capsys, ('full', 'raw'), (family,))
+        status, said = run(path, picture, tmp_path, capsys, runner_of(family, form))
         assert status == 0 or said_right(said, key), (key, what, said)

@@ -4,8 +4,8 @@ import numpy as np
 
 from mmdeploy_ext.proof.tasks import points3d, task_module
 from mmdeploy_ext.proof.verdict import SweepPair
+from mmdeploy_ext.runtime.bird_eye import DARK, bird_eye
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.draw3d import DARK, bird_eye
 
 CLASSES = ('car', 'bus')
 

@@ -62,6 +62,7 @@ def proven() -> Verdict:
         subject=dict(
             file='toy.onnx',
             file_sha256='ab' * 32,
+            family='atss',
             form='raw',
             config='c.py',
             checkpoint='c.pth',
@@ -239,7 +240,7 @@ def test_the_table_fits_and_ends_with_the_verdict_and_the_next_command(width):
     assert sum(line.strip().startswith('cls_score_') for line in lines) == 10
 
 
-@pytest.mark.parametrize('own', [dict(task='mask'), dict(family='rtdetr'), {}])
+@pytest.mark.parametrize('own', [dict(family='solo'), dict(family='rtdetr'), {}])
 def test_the_next_command_can_be_typed_where_the_name_of_the_file_has_a_space(own):
     verdict = proven()
     verdict.subject.update(own, file='my models/toy.onnx')

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
 from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.deploy.sequence_files import read_files
 from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
-from mmdeploy_ext.quantize.cameras import CalibrationFrames, camera_frames
+from mmdeploy_ext.quantize.cameras import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.quantize.dense_target import find_target, refuse_stale
 
@@ -121,7 +121,7 @@ def test_infos_and_folders_give_the_same_frames_in_the_models_order_of_cameras(d
 
 def test_frames_are_prepared_as_the_runtime_does(drive):
     frames = camera_frames(drive, RULE)
-    feeds = list(CalibrationFrames(metadata('extract_img_feat', ['img']), frames).first(2))
+    feeds = list(calibration_frames(metadata('extract_img_feat', ['img']), frames).first(2))
     assert [list(feed) for feed in feeds] == [['img'], ['img']]
     for feed, frame in zip(feeds, (frames[0], frames[-1]), strict=True):
         expected = RULE.apply([cv2.imread(str(path)) for path in frame])
@@ -132,7 +132,7 @@ def test_graphs_that_take_more_than_pictures_are_refused_with_what_to_give():
     with pytest.raises(
         ModelFileError, match=r"'pts_head_memory' .* takes img, pre_memory; .*extract_img_feat"
     ):
-        CalibrationFrames(metadata('pts_head_memory', ['img', 'pre_memory']), [])
+        calibration_frames(metadata('pts_head_memory', ['img', 'pre_memory']), [])
 
 
 def test_sources_without_the_cameras_are_refused(drive, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError, UsageError
-from mmdeploy_ext.quantize.images import CalibrationImages, evenly, image_files
-from mmdeploy_ext.runtime.run_images import prepare
+from mmdeploy_ext.quantize.images import calibration_images, evenly, image_files
+from mmdeploy_ext.runtime.detect import prepare
 from toy_atss import PICTURE, REPO
 
 
@@ -62,7 +62,7 @@ def test_sources_without_an_image_are_refused(tmp_path):
 
 def test_images_are_prepared_as_the_runners_do(tmp_path):
     metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
-    feeds = next(iter(CalibrationImages(metadata, [PICTURE])))
+    feeds = next(iter(calibration_images(metadata, [PICTURE])))
     assert feeds.keys() == set(metadata.spec.input_names)
     expected = prepare(metadata, cv2.imread(str(PICTURE))).tensor
     np.testing.assert_array_equal(feeds['input'][0], expected)
@@ -73,7 +73,7 @@ def test_an_unreadable_image_is_named(tmp_path):
     broken.write_bytes(b'no picture')
     metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
     with pytest.raises(ImageError, match=r'broken\.jpg'):
-        list(CalibrationImages(metadata, [PICTURE, broken]))
+        list(calibration_images(metadata, [PICTURE, broken]))
 
 
 def test_models_of_several_images_are_refused():
@@ -84,7 +84,7 @@ def test_models_of_several_images_are_refused():
     metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
     rule = MultiViewRule.__new__(MultiViewRule)
     with pytest.raises(ModelFileError, match='more than one image'):
-        CalibrationImages(dataclasses.replace(metadata, family='streampetr', preprocess=rule), [PICTURE])
+        calibration_images(dataclasses.replace(metadata, family='streampetr', preprocess=rule), [PICTURE])
 
 
 def test_a_limit_takes_images_evenly():

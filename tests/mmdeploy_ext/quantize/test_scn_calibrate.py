@@ -164,8 +164,8 @@ def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_th
     if not listed.is_file():
         pytest.skip(f'skipped: ../shared/golden/scn/nodes/{listed.name} not found')
     import scn_nets
+    import toy_seeded as seeded
     from mmdeploy_ext.exporting.sparse.trace import trace
-    from mmdeploy_ext.sparse import seeded
 
     encoder = scn_nets.centerpoint()
     seeded.fill_module(encoder, scn_nets.CENTERPOINT_PREFIX)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.quantize import fidelity_views
 from mmdeploy_ext.quantize.assumptions import compare_assumptions
 from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
 from mmdeploy_ext.quantize.difference import Difference
@@ -148,11 +149,11 @@ def test_views(graph, ranges, tmp_path):
     assert [layer['name'] for layer in content['layers']] == ['conv0', 'conv1', 'conv2', 'add0', 'conv3']
     assert content['keep_fp16'][0]['name'] == 'conv1'
     console = Console(width=150, record=True, file=open('/dev/null', 'w'))  # noqa: SIM115
-    console.print(result.table())
+    console.print(fidelity_views.table(result))
     lines = [line.split() for line in console.export_text().splitlines() if 'conv' in line]
     assert lines[0][0] == 'conv1'
     assert lines[0][-1] == 'fp16'
-    result.draw(tmp_path / 'fidelity.png')
+    fidelity_views.draw(result, tmp_path / 'fidelity.png')
     assert (tmp_path / 'fidelity.png').read_bytes().startswith(b'\x89PNG')
 
 

@@ -31,7 +31,7 @@ def test_boxes_equal_pytorchs(runtime):
     deployment = toy_centerpoint.exported()[0]
     points = toy_centerpoint.sweep(7, 600)
     expected = deployment.family.reference(deployment.model).step(Sweep(points)).detections
-    found = runtime.step(points)
+    found = runtime.detect(points)
     assert len(found) == len(expected) > 5
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
@@ -43,14 +43,14 @@ def test_points_of_any_float_type_and_out_of_range_are_taken(runtime):
     points = toy_centerpoint.sweep(7)
     far = points.copy()
     far[:, :3] += 1000
-    expected = runtime.step(points)
-    found = runtime.step(np.concatenate([points, far]).astype(np.float64))
+    expected = runtime.detect(points)
+    found = runtime.detect(np.concatenate([points, far]).astype(np.float64))
     np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 
 def test_a_sweep_is_timed_by_part(runtime):
     before = dict(runtime.seconds)
-    runtime.step(toy_centerpoint.sweep(1))
+    runtime.detect(toy_centerpoint.sweep(1))
     assert all(runtime.seconds[part] > before[part] for part in ('backbone', 'head', 'boxes'))
 
 
@@ -70,7 +70,7 @@ def test_a_sweep_is_timed_by_part(runtime):
 def test_points_that_cannot_be_are_refused_by_both_engines(runtime, points, expected):
     deployment = toy_centerpoint.exported()[0]
     with pytest.raises(DataError, match=expected):
-        runtime.run(points)
+        runtime.detect(points)
     with pytest.raises(DataError, match=expected):
         deployment.family.reference(deployment.model).step(Sweep(points))
 
@@ -106,7 +106,7 @@ def test_a_network_that_gives_nan_is_an_error(graphs, tmp_path):
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, path)
     with CenterPointOnnx(tmp_path / 'graphs') as broken, pytest.raises(InferenceError, match='NaN'):
-        broken.step(toy_centerpoint.sweep(1))
+        broken.detect(toy_centerpoint.sweep(1))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_it_runs_where_there_is_no_torch(graphs):
         'import numpy as np\n'
         'from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx\n'
         'points = np.random.default_rng(0).uniform(-6, 6, (200, 5)).astype(np.float32)\n'
-        f'print(len(CenterPointOnnx({str(graphs)!r}).step(points)))'
+        f'print(len(CenterPointOnnx({str(graphs)!r}).detect(points)))'
     )
     run = subprocess.run(
         [sys.executable, '-c', program], capture_output=True, text=True, cwd=REPO, check=False

@@ -54,7 +54,7 @@ def test_labels_of_near_boxes_do_not_cover_each_other():
     taken = []
     for box in ([100, 100, 220, 200], [102, 102, 222, 203]):
         taken.append(draw._place_label('cat 0.90', box, GREY.shape, style, taken))
-    assert not draw._overlap(*taken)
+    assert not draw.overlap(*taken)
 
 
 def test_the_first_twenty_classes_differ_in_colour_and_a_colour_is_stable():

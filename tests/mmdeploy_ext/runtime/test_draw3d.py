@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from mmdeploy_ext.runtime.bird_eye import WHITE, Layer, bird_eye, box_corners
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw import class_colour
 from mmdeploy_ext.runtime.draw3d import (
     NEAR,
-    WHITE,
-    Layer,
-    bird_eye,
-    box_corners,
     camera_mosaic,
     compare_picture,
     draw_camera,

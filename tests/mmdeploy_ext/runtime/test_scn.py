@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import toy_seeded as seeded
 import toy_sparse
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, PointsError
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
-from mmdeploy_ext.sparse import engine, portable, seeded
+from mmdeploy_ext.sparse import engine, portable
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.stack.compat import single_thread
 

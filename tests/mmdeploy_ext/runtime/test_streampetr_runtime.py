@@ -67,7 +67,7 @@ def check_against_eager(path):
     frames = drive()
     with StreamPetrOnnx(path, threads=1, max_gap_s=None) as opened:
         for index, (frame, wanted) in enumerate(zip(frames, toy.eager(frames), strict=True)):
-            result = opened.stepper().step(frame)
+            result = opened.step(frame)
             assert result.was_reset == (index in (0, 5))
             assert_close(result.outputs, wanted)
             np.testing.assert_allclose(result.detections.scores, wanted['scores'], rtol=0, atol=1e-3)
@@ -89,19 +89,19 @@ def test_fork_files_equal_the_unpatched_model_over_a_scene_change(tmp_path, vers
 def test_the_memory_matters(folder):
     frames = drive()[:3]
     with StreamPetrOnnx(folder, threads=1) as opened:
-        kept = [opened.step_frame(frame) for frame in frames][-1]
+        kept = [opened.step(frame) for frame in frames][-1]
         opened.reset()
-        alone = opened.step_frame(frames[-1])
+        alone = opened.step(frames[-1])
     assert np.abs(kept.outputs['all_cls_scores'] - alone.outputs['all_cls_scores']).max() > 0.05
 
 
 def test_a_drive_is_the_same_700_km_away_and_50_years_later(folder):
     near = [toy.frame(i) for i in range(6)]
     with StreamPetrOnnx(folder, threads=1) as opened:
-        here = [opened.step_frame(frame).outputs for frame in near]
+        here = [opened.step(frame).outputs for frame in near]
         opened.reset()
         # whole metres and powers of two, so that the shifted poses and times are the same numbers in float64
-        there = [opened.step_frame(toy.far(frame, 700000.0, 2.0**31)).outputs for frame in near]
+        there = [opened.step(toy.far(frame, 700000.0, 2.0**31)).outputs for frame in near]
     for one, two in zip(here, there, strict=True):
         for name, values in one.items():
             np.testing.assert_allclose(two[name], values, rtol=0, atol=2e-4)
@@ -119,18 +119,18 @@ def test_a_fork_file_keeps_a_millimetre_at_the_coordinates_of_a_map(tmp_path, ve
         with StreamPetrOnnx(*toy.write(tmp_path, 'fork', fork_version=version), threads=1) as opened:
             if way == 'map':
                 opened.contract.origin = lambda pose: np.zeros(3)
-            found = [opened.step_frame(frame).outputs['all_bbox_preds'][-1, 0, :, :3] for frame in frames]
+            found = [opened.step(frame).outputs['all_bbox_preds'][-1, 0, :, :3] for frame in frames]
         errors[way] = max(np.abs(one - two).max() for one, two in zip(found, wanted, strict=True))
     print(f'fork {version}: {1e3 * errors["near"]:.3f} mm, by map coordinates {1e3 * errors["map"]:.2f} mm')
     assert errors['near'] < 1e-3 < errors['map']
 
 
 def test_results_of_a_frame_outlive_the_next_frame(runtime):
-    first = runtime.step_frame(toy.frame(0)).outputs
+    first = runtime.step(toy.frame(0)).outputs
     state = runtime.state.tensors
     kept = [{name: values.copy() for name, values in group.items()} for group in (first, state)]
-    runtime.step_frame(toy.frame(1))
-    runtime.step_frame(toy.frame(2))
+    runtime.step(toy.frame(1))
+    runtime.step(toy.frame(2))
     for group, copy in zip((first, state), kept, strict=True):
         for name, values in copy.items():
             np.testing.assert_array_equal(group[name], values)
@@ -141,8 +141,9 @@ def test_steps_with_images_equal_steps_with_prepared_frames(folder):
     images = [rng.integers(0, 256, (*toy.RULE.source, 3), np.uint8) for _ in range(NUM_CAMS)]
     frame = dataclasses.replace(toy.frame(0), images=toy.RULE.apply(images))
     with StreamPetrOnnx(folder, threads=1) as one, StreamPetrOnnx(folder, threads=1) as two:
-        found = one.step(images, calibration_of(frame), frame.ego_pose, frame.timestamp_s, frame.scene_token)
-        wanted = two.step_frame(frame).detections
+        rig = calibration_of(frame)
+        found = one.detect(images, rig, frame.ego_pose, frame.timestamp_s, frame.scene_token)
+        wanted = two.step(frame).detections
     np.testing.assert_array_equal(found.boxes, wanted.boxes)
     assert len(found) == 20 and found.boxes.shape == (20, 9)
 
@@ -153,7 +154,7 @@ def test_half_precision_inputs_and_memory_run_too(tmp_path, contract):
     paths = export(tmp_path, contract=contract, precision='fp16', fp16_io=True)
     with StreamPetrOnnx(paths, threads=1) as opened:
         for frame, wanted in zip(frames, toy.eager(frames), strict=True):
-            found = opened.step_frame(frame).outputs['all_cls_scores']
+            found = opened.step(frame).outputs['all_cls_scores']
             assert found.dtype == np.float32 and opened.state.tensors['embedding'].dtype == np.float32
             np.testing.assert_allclose(found, wanted['all_cls_scores'], rtol=0, atol=0.05)
 
@@ -169,19 +170,19 @@ def test_another_runtime_continues_from_a_state(folder, fork, second):
         StreamPetrOnnx(folder if second == 'deploy' else fork, threads=1) as two,
     ):
         for frame in frames[:3]:
-            one.step_frame(frame)
+            one.step(frame)
         two.state = one.state
         for frame in frames[3:]:
-            kept, continued = one.step_frame(frame), two.step_frame(frame)
+            kept, continued = one.step(frame), two.step(frame)
             assert not continued.was_reset
             assert_close(continued.outputs, kept.outputs)
 
 
 def test_no_state_is_an_empty_memory(runtime):
     assert runtime.state is None
-    first = runtime.step_frame(toy.frame(0)).outputs
+    first = runtime.step(toy.frame(0)).outputs
     runtime.state = None
-    again = runtime.step_frame(toy.frame(0))
+    again = runtime.step(toy.frame(0))
     assert again.was_reset
     np.testing.assert_array_equal(again.outputs['all_cls_scores'], first['all_cls_scores'])
 
@@ -216,7 +217,7 @@ def test_relative_motion_is_exact_far_away():
 def test_only_motion_and_time_are_fed_while_the_rig_is_the_same(runtime):
     fed = []
     for index in range(3):
-        runtime.step_frame(toy.frame(index))
+        runtime.step(toy.frame(index))
         fed.append(runtime.fed_bytes)
     matrices = 2 * NUM_CAMS * 16 * 4
     assert fed == [matrices + 72, 72, 72]
@@ -227,10 +228,10 @@ def test_the_position_embedding_is_computed_once_per_rig(runtime):
     for index in range(4):
         frame = toy.frame(index)
         assert np.array_equal(frame.lidar2img, toy.frame(0).lidar2img)
-        runtime.step_frame(frame)
+        runtime.step(frame)
         spent.append(runtime.graph_seconds()['embedding'])
     runtime.reset()
-    runtime.step_frame(toy.frame(0, 'another drive'))
+    runtime.step(toy.frame(0, 'another drive'))
     assert spent[0] > 0 and {*spent, runtime.graph_seconds()['embedding']} == {spent[0]}
 
 
@@ -241,7 +242,7 @@ def test_the_position_embedding_follows_the_calibration(folder, runtime):
     lidar2img = turned @ np.linalg.solve(frames[1].intrinsics, frames[1].lidar2img)
     frames[1] = dataclasses.replace(frames[1], intrinsics=turned, lidar2img=lidar2img)
     for frame in frames:
-        found = runtime.step_frame(frame).outputs
+        found = runtime.step(frame).outputs
     assert runtime.fed_bytes > 72
     assert_close(found, toy.eager(frames)[1])
 
@@ -264,26 +265,26 @@ def frames_with(**second):
 def test_a_new_scene_or_a_gap_empties_the_memory_and_says_so(runtime, caplog, second, word):
     first, after = frames_with(**second)
     with caplog.at_level(logging.INFO):
-        runtime.step_frame(first)
-        result = runtime.step_frame(after)
+        runtime.step(first)
+        result = runtime.step(after)
     assert result.was_reset and runtime.was_reset and word in caplog.text
     runtime.reset()
-    alone = runtime.step_frame(after)
+    alone = runtime.step(after)
     np.testing.assert_array_equal(alone.outputs['all_bbox_preds'], result.outputs['all_bbox_preds'])
 
 
 def test_a_gap_is_no_reset_without_max_gap(folder):
     first, after = frames_with(timestamp_s=toy.frame(0).timestamp_s + 60)
     with StreamPetrOnnx(folder, threads=1, max_gap_s=None) as opened:
-        opened.step_frame(first)
-        assert not opened.step_frame(after).was_reset
+        opened.step(first)
+        assert not opened.step(after).was_reset
 
 
 def test_time_may_begin_anew_with_a_scene_or_after_a_reset(runtime):
-    runtime.step_frame(toy.frame(4))
-    assert runtime.step_frame(toy.frame(0, 'other')).was_reset
+    runtime.step(toy.frame(4))
+    assert runtime.step(toy.frame(0, 'other')).was_reset
     runtime.reset()
-    assert runtime.step_frame(toy.frame(0, 'other')).was_reset
+    assert runtime.step(toy.frame(0, 'other')).was_reset
 
 
 # ---- what it refuses
@@ -338,29 +339,29 @@ BAD = [
 )
 def test_a_bad_frame_is_refused_and_leaves_the_memory_alone(runtime, second, error, message):
     first, bad = frames_with(**second)
-    runtime.step_frame(first)
+    runtime.step(first)
     before = runtime.state
     with pytest.raises(error, match=message):
-        runtime.step_frame(bad)
+        runtime.step(bad)
     after = runtime.state
     assert after.timestamp_s == before.timestamp_s
     for field, values in before.tensors.items():
         np.testing.assert_array_equal(after.tensors[field], values)
-    assert not runtime.step_frame(toy.frame(1)).was_reset
+    assert not runtime.step(toy.frame(1)).was_reset
 
 
 def test_a_network_that_gives_nan_is_an_error_and_an_empty_memory(runtime):
     first, bad = frames_with(images=np.full((6, 3, HEIGHT, WIDTH), np.nan, np.float32))
-    runtime.step_frame(first)
+    runtime.step(first)
     with pytest.raises(InferenceError, match='gave NaN or infinity; the memory was emptied'):
-        runtime.step_frame(bad)
-    again = runtime.step_frame(toy.frame(1))
+        runtime.step(bad)
+    again = runtime.step(toy.frame(1))
     assert again.was_reset and np.isfinite(again.outputs['all_cls_scores']).all()
 
 
 @pytest.mark.parametrize('kind', ['shape', 'missing', 'nan'])
 def test_a_state_of_another_model_is_refused(runtime, kind):
-    runtime.step_frame(toy.frame(0))
+    runtime.step(toy.frame(0))
     state = runtime.state
     tensors = {name: values.copy() for name, values in state.tensors.items()}
     if kind == 'shape':
@@ -461,7 +462,7 @@ runtime = StreamPetrOnnx(sys.argv[1], threads=1)
 given = np.load(sys.argv[2])
 rig = runtime.rule.calibrate(given['intrinsics'], given['lidar2cam'])
 for index in range(2):
-    boxes = runtime.step(list(given['images']), rig, np.eye(4), 10.0 + index)
+    boxes = runtime.detect(list(given['images']), rig, np.eye(4), 10.0 + index)
 print(len(boxes), runtime.fed_bytes)
 """
 

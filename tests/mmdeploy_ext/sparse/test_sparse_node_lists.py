@@ -10,8 +10,9 @@ from spconv.pytorch import SparseConvTensor, SparseSequential, SubMConv3d
 
 import scn_goldens
 import scn_nets
+import toy_seeded as seeded
 from mmdeploy_ext.exporting.sparse.trace import trace
-from mmdeploy_ext.sparse import libspconv, seeded
+from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
 from mmdeploy_ext.sparse.order import reorder

@@ -179,7 +179,7 @@ def test_spconv_gives_the_same(form):
     scn_nets = pytest.importorskip('scn_nets')
     import torch
 
-    from mmdeploy_ext.sparse import seeded
+    import toy_seeded as seeded
     from mmdeploy_ext.stack.compat import single_thread
 
     net = scn_nets.bevfusion(

@@ -12,9 +12,9 @@ from spconv.pytorch import SubMConv3d
 from torch import nn
 
 import projects.mmdet3d_plugin.bevfusion  # noqa: F401
+import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import BACKBONE, find_family
-from mmdeploy_ext.sparse import seeded
 from scn_goldens import existing, state_dict_net, voxels
 from scn_nets import sweep
 

@@ -6,11 +6,11 @@ import torch
 pytest.importorskip('spconv')
 
 import projects.mmdet3d_plugin  # noqa: F401
+import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES, find_family
 from mmdeploy_ext.quantize.deployed import Calibration
-from mmdeploy_ext.sparse import seeded
 
 CONFIGS = 'projects/configs/BEVFusion'
 NAMES = {

@@ -9,8 +9,8 @@ pytest.importorskip('spconv')
 from mmdet3d.models.builder import build_detector
 
 import projects.mmdet3d_plugin.bevfusion  # noqa: F401
+import toy_seeded as seeded
 from mmdeploy_ext.core.errors import DataError, ShapeError
-from mmdeploy_ext.sparse import seeded
 
 RANGE, SIZE = [-6.0, -5.0, -2.0, 6.0, 5.0, 2.0], [0.5, 0.5, 0.25]
 

@@ -213,7 +213,7 @@ def test_the_full_size_files_run_free_over_the_goldens(tmp_path):
     with StreamPetrOnnx(paths, max_gap_s=None) as runtime:
         for index in range(seeded.NUM_FRAMES):
             frame = golden_frame(index)
-            found = runtime.step_frame(frame)
+            found = runtime.step(frame)
             assert found.was_reset == (index in (0, 4))
             assert_close(found.outputs, {name: wanted[f'f{index}_{name}'] for name in found.outputs})
             memory = {field: wanted[f'f{index}_memory_{field}'] for field in STATE}

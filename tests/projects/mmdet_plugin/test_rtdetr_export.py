@@ -18,7 +18,7 @@ from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.against_dump import check_dump
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
 from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.runtime.rtdetr import model as runtime
 
 
@@ -170,7 +170,7 @@ def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw):
     wanted = toy.family.reference_detections(toy.model, [prepared], True)[0]
     for path in (full, raw):
         with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
-            got = run_images.detect(backend, picture)
+            got = detect.detect(backend, picture)
         assert len(got) == len(wanted) == 60
         np.testing.assert_array_equal(got.labels, wanted.labels)
         np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-5)
@@ -303,11 +303,11 @@ def test_an_input_with_fewer_tokens_than_queries_is_refused_before_the_engine_ru
     with build_backend('OnnxRuntimeBackend', dict(full=full, raw=raw)[form], threads=1) as backend:
         backend.metadata = dataclasses.replace(backend.metadata, preprocess=rule)
         with pytest.raises(ShapeError, match=said):
-            run_images.detect(backend, picture)
+            detect.detect(backend, picture)
         backend.metadata = dataclasses.replace(
             backend.metadata, preprocess=dataclasses.replace(rule, img_scale=(96, 32))
         )
-        assert len(run_images.detect(backend, picture)) == 60  # 63 tokens
+        assert len(detect.detect(backend, picture)) == 60  # 63 tokens
     with pytest.raises(ShapeError, match=said):
         toy.family.reference_detections(toy.model, [rule.apply(picture)], True)
 
@@ -337,7 +337,7 @@ def test_runtimes_refuse_sizes_that_are_not_the_images(full, raw, form):
     picture = read_image(toy_rtdetr.PICTURE)
     with build_backend('OnnxRuntimeBackend', dict(full=full, raw=raw)[form], threads=1) as backend:
         metadata = backend.metadata
-        feeds = run_images.make_feeds(run_images.prepare(metadata, picture), metadata)
+        feeds = detect.make_feeds(detect.prepare(metadata, picture), metadata)
         outputs = backend.infer({name: feeds[name] for name in backend.spec.input_names})
     assert feeds['orig_target_sizes'].tolist() == [[480, 360]]
     for wrong, message in (([[360, 480]], 'width comes first'), ([[0, 360]], 'positive')):

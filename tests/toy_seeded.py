@@ -1,98 +1,31 @@
-"""Weights, ranges and voxels by rule, from names alone: the same numbers on every machine. Needs numpy only.
+"""Weights, ranges and voxels by rule: reference outputs exist for networks that are filled this way.
 
-For tests and matrices: reference outputs exist for networks that are filled this way.
-
-Source: golden FILL.md (the rules are ours; no weights of any model are needed).
+Source: golden FILL.md.
 """
-
-from __future__ import annotations
 
 import hashlib
 import zlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from projects.toydata.seeded_sparse import COUNTER, fill_module, weights
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import torch
-
-    from mmdeploy_ext.sparse.ir import SparseGraph
-
-COUNTER = 'num_batches_tracked'
+__all__ = ['amax', 'centerpoint_ptq_path', 'digest', 'fill_module', 'input_range', 'voxels', 'weights']
 
 
-def weights(shapes: Mapping[str, tuple[int, ...]], prefix: str = '') -> dict[str, np.ndarray]:
-    """Return a filled state dict.
-
-    Args:
-        shapes: key without prefix -> shape; kernels in spconv 1.x layout (k0, k1, k2, I, O).
-        prefix: put before every key to draw its numbers, e.g. 'encoders.lidar.backbone.'.
-
-    Returns:
-        Key without prefix -> float32 array of that shape (int64 for counters).
-    """
-    return {key: _weight(prefix + key, tuple(shape)) for key, shape in shapes.items()}
-
-
-def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    if key.endswith(COUNTER):
-        return np.zeros(shape, np.int64)
-    drawn = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
-    if len(shape) == 5:
-        drawn = drawn / np.sqrt(np.prod(shape[:4])) * np.sqrt(2)
-    elif key.endswith('.running_var'):
-        drawn = 1 + 0.1 * np.abs(drawn)
-    elif key.endswith('.weight'):
-        drawn = 1 + 0.05 * drawn
-    else:
-        drawn = 0.02 * drawn
-    return drawn.astype(np.float32)
-
-
-def digest(state: Mapping[str, np.ndarray]) -> str:
+def digest(state):
     """Return the hex SHA-256 of a filled state dict in its order, counters left out."""
     content = b''.join(array.tobytes() for key, array in state.items() if not key.endswith(COUNTER))
     return hashlib.sha256(content).hexdigest()
 
 
-def fill_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
-    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place.
-
-    Returns:
-        The filled state dict in spconv 1.x layout, as `weights` gives it.
-    """
-    import torch
-
-    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    old = {key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()}
-    state = weights(old, prefix)
-    # not load_state_dict: spconv's own hook guesses at layouts
-    own, modules = module.state_dict(keep_vars=True), dict(module.named_modules())
-    with torch.no_grad():
-        for key, array in state.items():
-            if array.ndim == 5 and modules[key.rpartition('.')[0]].conv1x1:
-                array = array.reshape(own[key].shape)  # spconv reads its memory as (I, O)
-            elif array.ndim == 5:
-                array = np.ascontiguousarray(array.transpose(4, 0, 1, 2, 3))
-            own[key].copy_(torch.from_numpy(array))
-    return state
-
-
-def input_range(quantiser: str) -> float:
+def input_range(quantiser):
     """Return the synthetic range of a quantiser, by its full path at PTQ time."""
     return 0.5 + (zlib.crc32(quantiser.encode()) % 64) / 16
 
 
-def amax(
-    graph: SparseGraph,
-    prefix: str = '',
-    half: bool = False,
-    drawn_as: Callable[[str], str] = str,
-) -> dict[str, np.ndarray]:
+def amax(graph, prefix='', half=False, drawn_as=str):
     """Return synthetic ranges of a folded graph by quantiser path, as a quantised checkpoint holds them.
 
     Args:
@@ -105,7 +38,7 @@ def amax(
         'M._input_quantizer._amax' () and 'M._weight_quantizer._amax' (O,), float32; additions in block M as
         'M.quant_add._input_quantizer._amax'. Paths are without the prefix.
     """
-    ranges: dict[str, np.ndarray] = {}
+    ranges = {}
     for node in graph.nodes:
         if not isinstance(node, SparseConvolution | Add):
             continue
@@ -120,7 +53,7 @@ def amax(
     return {f'{path}._amax': values for path, values in ranges.items()}
 
 
-def centerpoint_ptq_path(path: str) -> str:
+def centerpoint_ptq_path(path):
     """Return what the reference's CenterPoint calls a module at PTQ time, when its norm is folded away.
 
     The blocks behind a strided convolution are 2 and 3 then, not 3 and 4.
@@ -131,7 +64,7 @@ def centerpoint_ptq_path(path: str) -> str:
     return '.'.join([stage, number, *rest])
 
 
-def voxels() -> tuple[np.ndarray, np.ndarray]:
+def voxels():
     """Return the synthetic voxels: features (2942, 5) float32, coordinates (2942, 4) int32 (0, x, y, z).
 
     Grid 1440 x 1440 x 41: corners, clusters of up to seven, and points on the faces.

@@ -1,0 +1,280 @@
+"""The only caller of torch.onnx.export: one module of flat tensors, by either exporter, as it comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+
+from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
+from mmdeploy_ext.stack import compat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
+"""Opsets that each exporter of torch 2.13 really writes (measured; dynamo answers 11 with 18)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LibraryOperator:
+    """An operator of a library that exports only while the library is patched; its module registers it.
+
+    Attributes:
+        title: what a model has that uses it, and the ONNX operator, for messages.
+        patch: what is open during every export.
+        opset: the first that has the operator.
+        inside: whether a module uses it.
+    """
+
+    title: tuple[str, str]
+    patch: Callable[[], AbstractContextManager[None]]
+    opset: int
+    inside: Callable[[torch.nn.Module], bool]
+
+
+LIBRARY_OPERATORS: list[LibraryOperator] = []
+
+
+@contextlib.contextmanager
+def patched_libraries() -> Iterator[None]:
+    """Inside the block the operators of `LIBRARY_OPERATORS` export."""
+    with contextlib.ExitStack() as stack:
+        for operator in LIBRARY_OPERATORS:
+            stack.enter_context(operator.patch())
+        yield
+
+
+def operators_of(module: torch.nn.Module) -> list[LibraryOperator]:
+    """Return those of `LIBRARY_OPERATORS` that a module uses."""
+    return [operator for operator in LIBRARY_OPERATORS if operator.inside(module)]
+
+
+def check_operators(module: torch.nn.Module, opset: int) -> None:
+    """Refuse an opset without an operator that the module needs.
+
+    Raises:
+        UsageError: names the operator and its first opset.
+    """
+    for operator in operators_of(module):
+        if opset < operator.opset:
+            what, name = operator.title
+            raise UsageError(
+                f'--opset-version {opset}: the model has {what}, which ONNX has since opset '
+                f'{operator.opset} ({name})'
+            )
+
+
+def default_opset(module: torch.nn.Module, exporter: str) -> int:
+    """Return the lowest opset that a module and an exporter need, at least `DEFAULT_OPSET`."""
+    least = OPSETS.get(exporter, (0,))[0]  # an unknown exporter is refused later
+    return max([DEFAULT_OPSET, least, *(operator.opset for operator in operators_of(module))])
+
+
+def check_opset(opset: int, exporter: str, said: str = '') -> None:
+    """Refuse an opset that the exporter cannot write.
+
+    Args:
+        opset: wanted.
+        exporter: of `OPSETS`.
+        said: the option as it was given, for the message.
+
+    Raises:
+        UsageError: the message gives the range.
+    """
+    if exporter not in OPSETS:
+        raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
+    low, high = OPSETS[exporter]
+    if not low <= opset <= high:
+        said = said or f'--opset-version {opset}'
+        raise UsageError(f'{said}: the {exporter} exporter writes opsets {low} to {high}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Operators:
+    """What the operators of this project add to a call.
+
+    Attributes:
+        translations: gives the `custom_translation_table` of the dynamo exporter.
+        finish: (model, exporter, opset) -> model: gives their nodes the form that was chosen.
+    """
+
+    translations: Callable[[], dict[Any, Callable[..., Any]]]
+    finish: Callable[[onnx.ModelProto, str, int], onnx.ModelProto]
+
+
+def run(
+    stage: Stage,
+    args: tuple[torch.Tensor, ...],
+    dynamic: Mapping[str, Mapping[int, str]],
+    opset: int,
+    operators: Operators,
+    multiples: Mapping[str, int] | None = None,
+) -> onnx.ModelProto:
+    """Export one stage by the exporter that it names.
+
+    Args:
+        stage: where it has fewer outputs than there are tensors, the exporter names the others.
+        args: example tensors.
+        dynamic: input or output name -> axis -> letter.
+        opset: of the file.
+        operators: what they add.
+        multiples: input name -> what its height and width are multiples of, where that is not 1.
+
+    Raises:
+        ExportError: the exporter failed.
+    """
+    try:
+        with _quiet(), patched_libraries(), torch.no_grad():
+            if stage.exporter == 'dynamo':
+                model = _export_dynamo(stage, args, dynamic, opset, operators.translations(), multiples or {})
+            else:
+                model = _export_torchscript(stage, args, dynamic, opset)
+            return operators.finish(model, stage.exporter, opset)
+    except Exception as error:
+        raise ExportError(
+            f'stage {stage.name!r} could not be exported by the {stage.exporter} exporter at opset '
+            f'{opset}: {type(error).__name__}: {error}'
+        ) from error
+
+
+def export_module(
+    module: torch.nn.Module,
+    args: Sequence[torch.Tensor],
+    *,
+    exporter: str = 'torchscript',
+    opset: int | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] = (),
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    operators: Operators,
+) -> onnx.ModelProto:
+    """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
+
+    Args:
+        module: takes `args` by position, returns a tensor or a tuple of tensors.
+        args: example tensors.
+        exporter: 'torchscript' or 'dynamo'.
+        opset: of the file; by default 17, or the lowest that the exporter writes.
+        input_names: by default input_0, input_1, ...
+        output_names: of as many outputs as shall be named; the others are output_0, output_1, ... by place.
+        dynamic: input or output name -> axis -> letter, with both exporters; other axes of inputs are fixed.
+        operators: what they add; `export.export_module` is this function with all that are registered.
+
+    Raises:
+        UsageError: an exporter or opset that there is not, or a name or axis that the graph has not.
+        ExportError: the exporter failed, or wrote another opset than the one asked for.
+    """
+    compat.apply()
+    chosen = max(DEFAULT_OPSET, OPSETS.get(exporter, (0,))[0]) if opset is None else opset
+    check_opset(chosen, exporter)
+    names = tuple(input_names or (f'input_{index}' for index in range(len(args))))
+    dynamic = {name: dict(axes) for name, axes in (dynamic or {}).items()}
+    stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
+    check_axes(dict(zip(names, args, strict=False)), dynamic)
+    known = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
+    model = run(stage, tuple(args), known, chosen, operators)
+    check_written(model, chosen)
+    return name_ends(model, stage.outputs, dynamic)
+
+
+def check_written(model: onnx.ModelProto, asked: int) -> None:
+    """Refuse a model of another opset than the one asked for.
+
+    Raises:
+        ExportError: names both.
+    """
+    written = {entry.domain or 'ai.onnx': entry.version for entry in model.opset_import}
+    if written.get('ai.onnx') != asked:
+        raise ExportError(
+            f'opset {asked} was asked for, the exporter wrote {written.get("ai.onnx")}; '
+            f'choose an opset that it writes, or --exporter torchscript'
+        )
+
+
+def _export_torchscript(
+    stage: Stage, args: tuple[torch.Tensor, ...], dynamic: Mapping[str, Mapping[int, str]], opset: int
+) -> onnx.ModelProto:
+    stream = io.BytesIO()
+    torch.onnx.export(
+        stage.module,
+        args,
+        stream,
+        dynamo=False,
+        opset_version=opset,
+        input_names=list(stage.inputs),
+        output_names=list(stage.outputs),
+        dynamic_axes=dynamic,
+        do_constant_folding=True,
+        # inlining the traced body of an autograd.Function breaks mmcv's DCN v2 (IndexError in torch 2.13)
+        autograd_inlining=False,
+    )
+    return onnx.load_from_string(stream.getvalue())
+
+
+def _export_dynamo(
+    stage: Stage,
+    args: tuple[torch.Tensor, ...],
+    dynamic: Mapping[str, Mapping[int, str]],
+    opset: int,
+    translations: dict[Any, Callable[..., Any]],
+    multiples: Mapping[str, int],
+) -> onnx.ModelProto:
+    shapes: tuple[Any, ...] = tuple(
+        {
+            axis: _dimension(axis, letter, multiples.get(name, 1))
+            for axis, letter in dynamic.get(name, {}).items()
+        }
+        for name in stage.inputs
+    )
+    if any(
+        parameter.kind is parameter.VAR_POSITIONAL
+        for parameter in inspect.signature(stage.module.forward).parameters.values()
+    ):
+        shapes = (shapes,)  # torch.export knows *tensors as one argument
+    with contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(
+            stage.module,
+            args,
+            dynamo=True,
+            opset_version=opset,
+            external_data=False,
+            input_names=list(stage.inputs),
+            output_names=list(stage.outputs),
+            dynamic_shapes=shapes if dynamic else None,
+            custom_translation_table=translations,
+            verbose=False,
+        )
+    return program.model_proto
+
+
+def _dimension(axis: int, letter: str, multiple: int) -> Any:
+    """Return a dynamic axis; that height and width are multiples tells that maps halved and doubled fit."""
+    if axis < 2 or multiple == 1:
+        return torch.export.Dim.DYNAMIC
+    return multiple * torch.export.Dim(letter, min=1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' warnings off the screen; the ladder finds what they warn of."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ('torch.onnx', 'onnxscript'))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

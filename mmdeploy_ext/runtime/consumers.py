@@ -1,0 +1,30 @@
+"""What finishes the graphs of a family outside of them: its package of `runtime`, and the tool for people.
+
+`runtime/<family>/model.py` of a family of images has `detections(metadata, outputs, feeds)`, which returns
+results per image, and `RUNNERS`: form of a file -> the tool that draws its results.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+RUNTIME = 'mmdeploy_ext.runtime'
+
+
+def runtime_of(family: str) -> ModuleType | None:
+    """Return the module of a family; None where there is none."""
+    try:
+        return importlib.import_module(f'{RUNTIME}.{family}.model')
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith(RUNTIME):
+            raise
+        return None
+
+
+def runner_of(family: str, form: str) -> str:
+    """Return the tool that draws what a file finds in pictures; '' where there is none."""
+    return getattr(runtime_of(family), 'RUNNERS', {}).get(form, '')

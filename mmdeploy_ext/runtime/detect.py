@@ -1,0 +1,59 @@
+"""One picture through a file of any form: prepared, run, finished by the runtime of its family."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata_entries import Facts
+from mmdeploy_ext.runtime.consumers import runtime_of
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.runtime.detections import Detections, Instances
+
+
+def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | Instances:
+    """Run one image through a file of any form.
+
+    Args:
+        backend: an active session.
+        image_bgr: (h, w, 3) uint8.
+
+    Returns:
+        Detections in pixels of `image_bgr`, in descending score order.
+    """
+    metadata = backend.metadata
+    feeds = make_feeds(prepare(metadata, image_bgr), metadata)
+    known = backend.spec.input_names
+    found = backend.infer({name: array for name, array in feeds.items() if name in known})
+    outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
+    return runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
+
+
+def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
+    """Resize, pad and normalise by the file's rule, to the size of a graph with a fixed shape."""
+    height, width = metadata.spec.inputs[0].axes[2:]
+    rule = metadata.preprocess
+    if isinstance(height, int) and isinstance(width, int):
+        rule = dataclasses.replace(rule, size=(height, width))
+    return rule.apply(image_bgr)
+
+
+def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
+    """Return what graphs may take of one image, repeated where the batch is fixed."""
+    image = metadata.spec.inputs[0]
+    batch = image.axes[0]
+    repeats = batch if isinstance(batch, int) else 1
+    feeds = {
+        image.name: prepared.tensor,
+        'img_shape': np.asarray(prepared.img_shape, np.float32),
+        'scale_factor': prepared.scale_factor,
+        'orig_target_sizes': np.asarray(prepared.ori_shape[::-1], np.int64),
+    }
+    feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
+    return dict(feeds, ori_shape=np.asarray(prepared.ori_shape, np.int64))

@@ -1,0 +1,24 @@
+"""Checkpoints of other repositories that are given as they are: what a person is told, what converts them."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+KNOWN: list[Callable[[str, str, Collection[Any]], str]] = []
+"""(path, found, keys) -> what a person is told, '' where it is none of that repository; the modules of names
+register theirs. `found` is 'unreadable' (by PyTorch; no keys), 'content' (a dict without a state dict) or
+'tensors' (a state dict, by the names of its tensors)."""
+
+
+def told(path: str, found: str, keys: Collection[Any] = ()) -> str:
+    """Return what the first repository that knows a file says about it; '' where none does."""
+    return next((text for known in KNOWN if (text := known(path, found, keys))), '')
+
+
+def command(tool: str, path: str) -> str:
+    """Return the command that converts a file."""
+    return f'python {tool} {shlex.quote(path)} OUT.pth --config CONFIG'
