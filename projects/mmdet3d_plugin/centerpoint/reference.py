@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """The detector's own test path; hooks read what lies between its parts and are gone after each sweep."""
+    """The detector's own test path; hooks read what is between its parts and are removed after each sweep."""
 
     state = None
 
@@ -83,7 +83,7 @@ def _watched(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def detections(result: dict[str, Any]) -> Detections3D:
-    """Return mmdet3d's result of one sample in descending score order; no velocity is a zero one."""
+    """Return mmdet3d's result of one sample in descending score order; without velocities they are zero."""
     boxes = result['boxes_3d'].tensor.numpy()
     scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
     if boxes.shape[1] < 9:
