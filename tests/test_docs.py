@@ -33,9 +33,9 @@ PARSERS = {
     'tools/quantization/scn_ptq.py': 'mmdeploy_ext.apps.scn_ptq_app',
     'tools/onnx/graph.py': 'mmdeploy_ext.apps.graph_app',
     'tools/onnx/lint.py': 'mmdeploy_ext.apps.lint_app',
-    'tools/analysis_tools/exporters.py': 'mmdeploy_ext.apps.exporters_app',
+    'tools/analysis_tools/exporters.py': 'docs._pages.exporters.tool',
     'tools/analysis_tools/benchmark.py': 'mmdeploy_ext.apps.benchmark_app',
-    'tools/analysis_tools/benchmark_all.py': 'mmdeploy_ext.apps.benchmark_all_app',
+    'tools/analysis_tools/benchmark_all.py': 'docs._pages.benchmarks.tool',
     'tools/test.py': 'mmdeploy_ext.apps.test_app',
     'tools/dist_test_pth.sh': 'mmdeploy_ext.apps.test_app',
     'tools/dist_test_onnx.sh': 'mmdeploy_ext.apps.test_app',
@@ -46,7 +46,7 @@ PARSERS = {
     'tools/create_data.py': 'tools/create_data.py',
     'tools/demo/lidar_demo.py': 'mmdeploy_ext.apps.lidar_demo_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
-    'mmdeploy_ext.core.dump compare': 'mmdeploy_ext.apps.dump_app',
+    'mmdeploy_ext.apps.dump_app compare': 'mmdeploy_ext.apps.dump_app',
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
 MADE = ('work_dirs/', 'data/', '$', '-')

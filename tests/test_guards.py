@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = ('core', 'inputs', 'contract', 'compare', 'engines.onnxruntime', 'runtime')
-TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'apps.options')
+TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'apps.options')
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
 STACK = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 BLOCKED = """
@@ -89,6 +89,7 @@ def test_every_config_builds(name):
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.apps import backend_config
     from mmdeploy_ext.core.config import config_sha256, load_config
+    from mmdeploy_ext.engines import BACKENDS
     from mmdeploy_ext.families.base import FAMILIES, find_family
 
     cfg, fragment = load_config(str(REPOSITORY / name)), '_base_' in Path(name).parts
@@ -101,7 +102,7 @@ def test_every_config_builds(name):
         names = ('streampetr',) if streams else ('rtdetr', 'solo')  # their options are all that images have
         families = [FAMILIES[name] for name in names] if fragment else [find_family(cfg)]
         keys = {key for family in families for key in backend_config.graph_keys(family)}
-        assert cfg.backend_config.keys() <= {'type', *keys, *backend_config.ENGINES[cfg.backend_config.type]}
+        assert cfg.backend_config.keys() <= {'type', *keys, *BACKENDS[cfg.backend_config.type].keys}
         if not fragment:
             (family,) = families
             backend_config.graph_options(cfg, backend_config.read_settings(cfg, family), family)
@@ -195,9 +196,9 @@ def exporter_calls(name: str) -> list[ast.Call]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in aliases]
 
 
-def test_only_export_py_calls_the_exporter_of_torch():
+def test_only_exporter_py_calls_the_exporter_of_torch():
     callers = [name for name in tracked('.py') if name.startswith(PARTS) and exporter_calls(name)]
-    assert callers == ['mmdeploy_ext/exporting/export.py']
+    assert callers == ['mmdeploy_ext/exporting/exporter.py']
 
 
 def test_every_call_of_the_exporter_says_which_one():

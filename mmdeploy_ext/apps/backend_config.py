@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.engines import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 
 RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')
 """About files and dumps; every family has them besides the keys of its options."""
-ENGINES = {
-    'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization', 'spinning', 'round_fp16'),
-    'OpenVinoBackend': ('threads', 'device', 'inference_precision'),
-    'TensorRtBackend': ('device', 'shapes', 'constants'),
-    'TorchBackend': ('dump',),
-}
 MEMORY = ('keep', 'reset')
 """'reset' empties the memory before every frame, which shows what it is worth."""
 
@@ -49,11 +44,11 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         raise ConfigError(f'{cfg.filename}: backend_config={settings!r}, expected a dict with `type`')
     settings = dict(settings)
     kind = settings.get('type')
-    if kind not in ENGINES:
+    if kind not in BACKENDS:
         raise ConfigError(
-            f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(ENGINES)}'
+            f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(BACKENDS)}'
         )
-    known = {*graph_keys(family), *ENGINES[kind]}
+    known = {*graph_keys(family), *BACKENDS[kind].keys}
     unknown = settings.keys() - {'type', *known}
     if unknown:
         raise ConfigError(
@@ -101,7 +96,7 @@ def _read_dump(cfg: Any, dump: Any, family: Family) -> dict[str, Any] | None:
 
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what `build_backend` takes of the settings of an ONNX engine."""
-    return {key: settings[key] for key in ENGINES[settings['type']] if key in settings}
+    return {key: settings[key] for key in BACKENDS[settings['type']].keys if key in settings}
 
 
 def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:

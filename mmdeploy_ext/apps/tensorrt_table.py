@@ -11,9 +11,10 @@ import numpy as np
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.build import Built, build
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import spec_of
-from mmdeploy_ext.graph.run import Runner, random_feeds
+from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proof.tensorrt import compare_outputs
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:
     reference, got = Runner(single).run(feeds), Runner(job.model).run(feeds)
     floats = {name: array for name, array in reference.items() if _says_something(array)}
     rows = compare_outputs(floats, {name: got[name] for name in floats}, half=True)
-    return min((row.cosine for row in rows), default=None)
+    return min((row.cosine or 0.0 for row in rows), default=None)
 
 
 def _says_something(array: np.ndarray) -> bool:
