@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
 from mmdeploy_ext.weights.checkpoint import listed
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
-from projects.mmdet3d_plugin.centerpoint.samples import dumped, result, sweep
+from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
 from projects.mmdet3d_plugin.common.build import build_without_weights
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class CenterPointFamily(SequenceFamily):
     near = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
     of_config = "the grid is the config's"
     task = 'points3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'
+    }
     options = tuple(
         dataclasses.replace(one, choices=one.choices[:1], hint=ONLY)
         if one in (choices.CONTRACT, choices.LAYERS)
@@ -51,7 +54,7 @@ class CenterPointFamily(SequenceFamily):
     samples = 'sweeps'
     graphs, frame, result = staticmethod(graphs), staticmethod(sweep), staticmethod(result)
     postprocess_facts, dumped_frame = staticmethod(postprocess_facts), staticmethod(dumped)
-    reference = staticmethod(Reference)
+    reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
 
     def claims(self, cfg: Any) -> Claim:

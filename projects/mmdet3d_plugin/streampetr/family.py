@@ -5,7 +5,7 @@ Glossary: N cameras, H, W network input in pixels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core.config import test_pipeline
@@ -14,7 +14,7 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from projects.mmdet3d_plugin.common.build import build_without_weights
-from projects.mmdet3d_plugin.streampetr import dumps
+from projects.mmdet3d_plugin.streampetr import dumps, proof
 from projects.mmdet3d_plugin.streampetr.graphs import graphs
 from projects.mmdet3d_plugin.streampetr.reference import Reference
 from projects.mmdet3d_plugin.streampetr.samples import frame, result
@@ -40,6 +40,9 @@ class StreamPetrFamily(SequenceFamily):
     near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'tools/demo/streampetr_video.py {config} {checkpoint} --onnx {file} --out work_dirs/video'
+    }
     samples = 'frames'
     memory = True
     options = choices.STREAM
@@ -55,7 +58,7 @@ class StreamPetrFamily(SequenceFamily):
         ('bytes fed besides the images', 'fed_bytes', 64_000),
     )
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
-    reference = staticmethod(Reference)
+    reference, memory_spec = staticmethod(Reference), staticmethod(proof.memory_spec)
     graphs, frame, result = staticmethod(graphs), staticmethod(frame), staticmethod(result)
     dump_tensors, dumped_frame = staticmethod(dumps.tensors), staticmethod(dumps.frame)
 

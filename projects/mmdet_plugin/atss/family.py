@@ -88,6 +88,15 @@ class AtssFamily(ImageFamily):
         """See `Family.preprocess_rule`."""
         return rule_from_pipeline(test_pipeline(cfg))
 
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        """See `ImageFamily.results_left_out`."""
+        if options.get('score_form') != 'product':
+            return ''
+        return (
+            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
+            'product is not the one that get_bboxes applies'
+        )
+
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
         return int(model.bbox_head.num_classes)

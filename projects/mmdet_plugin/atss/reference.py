@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def tensors(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **_: Any
+    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
 ) -> dict[str, np.ndarray]:
     """Return the tensors of `raw` or `decode` by mmdet's own head, anchor generator and box coder."""
     with torch.no_grad():
@@ -66,7 +66,7 @@ def candidate_bounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how many (anchor, class) pairs of the best of every level pass; see `ImageFamily`."""
     config = nms_config(model.bbox_head.test_cfg)
-    raw = tensors(model, feeds, 'raw', 'separate')
+    raw = tensors(model, feeds, 'raw')
     levels = [
         count_bounds(sigmoid(logits), config.score_thr, slack)
         for name, logits in raw.items()

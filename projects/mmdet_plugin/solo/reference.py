@@ -38,12 +38,7 @@ a score of 5e-4 and by 2.5e-3 of one of 6e-5. A pair 6.4e-9 apart at 5.6e-5 did 
 
 
 def tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    form: str,
-    score_form: str,
-    layout: str = 'batched',
-    **_: Any,
+    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, layout: str = 'batched', **_: Any
 ) -> dict[str, np.ndarray]:
     """Return the tensors of `raw` by mmdet's own head, SOLOv2's points NMS as in `get_results`."""
     head = model.mask_head
@@ -91,7 +86,7 @@ def candidate_bounds(
     model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how many (cell, class) pairs pass after points NMS; see `ImageFamily`."""
-    scores = tensors(model, feeds, 'raw', 'separate')['cate_pred']
+    scores = tensors(model, feeds, 'raw')['cate_pred']
     return count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack)
 
 
