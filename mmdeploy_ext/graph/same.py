@@ -191,7 +191,7 @@ class Difference:
     """One place where a file is another graph than its reference.
 
     Attributes:
-        kind: see `diff_structure.Change`.
+        kind: see `diff.structure.Change`.
         where: node, tensor, or name of an input, output or opset.
         module: PyTorch module that the node was exported from, '' where that is not known.
         detail: what differs, with both values.

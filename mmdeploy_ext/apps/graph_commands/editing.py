@@ -214,7 +214,7 @@ def run_set_shape(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
-    after = shapes.apply(model, args.shapes)
+    after = shapes.set_by_text(model, args.shapes)
     edits.record(after, 'set-shape', dict(shapes=args.shapes))
     note = ''
     if not args.no_trial:

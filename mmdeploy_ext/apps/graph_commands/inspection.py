@@ -28,7 +28,7 @@ def _read(args: argparse.Namespace) -> onnx.ModelProto:
     from mmdeploy_ext.graph.passes import shapes
 
     model = files.read_shapes(args.file)
-    return shapes.apply(model, args.shape) if args.shape else model
+    return shapes.set_by_text(model, args.shape) if args.shape else model
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
