@@ -89,8 +89,8 @@ def test_modules_come_from_the_metadata_of_the_other_exporter_or_from_weights():
         node.name = f'node_{node.op_type}'
     assert modules.sources(model) == {'weights': 3, '': 3}
     assert modules.module_scopes(model)[2] == ('block', 'weights')
-    model.graph.node[1].metadata_props.add(key=tree.SCOPES, value="['', 'head', 'head.convs.0', 'relu']")
-    model.graph.node[4].metadata_props.add(key=tree.SCOPES, value='no list')
+    model.graph.node[1].metadata_props.add(key=modules.SCOPES, value="['', 'head', 'head.convs.0', 'relu']")
+    model.graph.node[4].metadata_props.add(key=modules.SCOPES, value='no list')
     assert modules.module_scopes(model)[1] == ('head.convs.0', 'metadata')
     assert modules.module_scopes(model)[4] == ('', 'metadata')
 
