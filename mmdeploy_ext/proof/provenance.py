@@ -10,7 +10,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.proof.verdict import Check
+from mmdeploy_ext.proof.results import Check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,11 +73,6 @@ def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> t
         else:
             checks.append(Check(f'made from this {title}', not detail, detail))
     return checks, notes
-
-
-def hashes_of(metadata: Metadata) -> dict[str, str]:
-    """Return the hashes that `hash_checks` compares."""
-    return dict(checkpoint=metadata.checkpoint_sha256, config=metadata.config_sha256)
 
 
 def asked_checks(options: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Check]:
@@ -212,3 +207,23 @@ def override_notes(deployment: Deployment, metadata: Metadata, files: str = 'the
         for overrides in (written, deployment.cfg_options)
     ]
     return [f'{files} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}']
+
+
+def stale_reason(found: Metadata, wanted: Metadata) -> str:
+    """Return why a file has to be exported again; '' when it need not.
+
+    Overrides of the config are left out: those that decide the graph are in the config's hash.
+    """
+    mine, theirs = ({**metadata.options, 'cfg_options': None} for metadata in (wanted, found))
+    differing = [
+        title
+        for title, differs in (
+            ('config', found.config_sha256 != wanted.config_sha256),
+            ('checkpoint', found.checkpoint_sha256 != wanted.checkpoint_sha256),
+            ('export options', mine != theirs),
+            ('versions', found.versions != wanted.versions),
+            ('tolerances', differing_contract(found.spec, wanted.spec)),
+        )
+        if differs
+    ]
+    return f'stale: another {" and ".join(differing)}' if differing else ''
