@@ -40,7 +40,6 @@ from projects.mmdet_plugin.atss.wrapper import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
 
 FIXED_SIZE_BACKBONES = ('SwinTransformer',)
 """Backbones of mmdet that decide in Python, by the size of the input (measured: 1.25 x as large is wrong)."""
@@ -314,12 +313,6 @@ class AtssFamily(ImageFamily):
         most = config.nms_pre if config.nms_pre > 0 else np.iinfo(np.int64).max
         least, largest = (sum(np.minimum(level[side], most) for level in levels) for side in (0, 1))
         return least, largest
-
-    def detections(
-        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-    ) -> list[Detections]:
-        """See `ImageFamily.detections`."""
-        return runtime.detections(metadata, outputs, feeds)
 
 
 def _deployed_test_cfg(head: nn.Module) -> Any:

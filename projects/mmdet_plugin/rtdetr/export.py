@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 
 GRID_SAMPLE_OPSETS = (16, 20)
@@ -221,12 +220,6 @@ class RtDetrFamily(ImageFamily):
             yield
         finally:
             model.postprocess.max_per_img = most
-
-    def detections(
-        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-    ) -> list[Detections]:
-        """See `ImageFamily.detections`."""
-        return runtime.detections(metadata, outputs, feeds)
 
 
 def separate_branches(model: nn.Module) -> None:

@@ -24,7 +24,6 @@ from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim, ExportOptions, ImageFamily, register_family
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
-from mmdeploy_ext.runtime.solo import model as runtime
 from projects.mmdet_plugin.solo import contract
 from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
@@ -40,7 +39,6 @@ from projects.mmdet_plugin.solo.wrapper import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
     from mmdeploy_ext.weights.checkpoint import Checkpoint
@@ -226,12 +224,6 @@ class SoloFamily(ImageFamily):
         """See `ImageFamily.candidate_bounds`: (cell, class) pairs after points NMS."""
         scores = self.reference_tensors(model, feeds, 'raw', 'separate')['cate_pred']
         return count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack)
-
-    def detections(
-        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-    ) -> list[Instances]:
-        """See `ImageFamily.detections`."""
-        return runtime.detections(metadata, outputs, feeds)
 
 
 def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ...]:
