@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.apps.quantize_app import int8_layers
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.quantize.dense import DenseQuantiser, check_weights
+from mmdeploy_ext.quantize.dense import DenseQuantiser, check_weights, finished
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.dense_sensitivity import Probe, exclude, rank
 
@@ -117,7 +117,7 @@ def test_patterns_fit_layers_and_nodes_and_an_unmatched_one_names_similar_layers
 def test_the_whole_model_keeps_names_and_comes_near_float32(calibrated):
     model = residual_model()
     layers = [layer.name for layer in calibrated.graph.layers[:-1]]
-    made = calibrated.whole(layers, dict(method='minmax'))
+    made = finished(calibrated.graph, calibrated.network(layers), dict(method='minmax'))
     onnx.checker.check_model(made, full_check=True)
     assert [value.name for value in made.graph.output] == ['score0', 'score1']
     assert {entry.key: entry.value for entry in made.metadata_props} == {'int8.method': 'minmax'}
