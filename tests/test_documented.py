@@ -31,7 +31,7 @@ SESSIONS['others'] = [page for page in ENGLISH if page not in (*SESSIONS['first'
 """Pages whose commands run one after the other in one folder."""
 LIBRARIES = {
     'tools/create_data.py': {'create_infos'},
-    'tools/deployment/pytorch2onnx.py': {'export_to_file', 'export_sequence', 'benchmark import exporters'},
+    'tools/deployment/pytorch2onnx.py': {'export_to_file', 'export_sequence', 'exporters import rows'},
     'tools/dist_test.sh': {'tools/dist_test_'},
 }
 """Tool -> what of the library a test may call in its place."""
@@ -90,7 +90,7 @@ def names_of(command):
         return {'doctor'} if 'doctor' in command else {'sphinx'}
     names = {tool, Path(tool).name}
     if 'work_dirs/benchmark/' in command:
-        names.add('benchmark_all_app')
+        names.add('benchmark_all')
     if tool in test_docs.PARSERS:
         names.add(test_docs.PARSERS[tool].rsplit('.', 1)[-1])
     return names | LIBRARIES.get(re.sub(r'dist_test_\w+', 'dist_test', tool), set())

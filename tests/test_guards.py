@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = ('core', 'inputs', 'contract', 'compare', 'engines.onnxruntime', 'runtime')
-TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'apps.options')
+TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'apps.options')
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
 STACK = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 BLOCKED = """
@@ -89,6 +89,7 @@ def test_every_config_builds(name):
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.apps import backend_config
     from mmdeploy_ext.core.config import config_sha256, load_config
+    from mmdeploy_ext.engines import BACKENDS
     from mmdeploy_ext.families.base import find_family
 
     cfg, fragment = load_config(str(REPOSITORY / name)), '_base_' in Path(name).parts
@@ -104,7 +105,7 @@ def test_every_config_builds(name):
     elif cfg.get('backend_config'):
         backend_config.graph_options(cfg.backend_config)
         assert cfg.backend_config.keys() <= {
-            'type', *backend_config.GRAPH_KEYS, *backend_config.ENGINES[cfg.backend_config.type]}
+            'type', *backend_config.GRAPH_KEYS, *BACKENDS[cfg.backend_config.type].keys}
     if cfg.get('model') and not (fragment and 'pts_bbox_head' in cfg.model):  # it needs a pipeline
         from mmcv import Config
 

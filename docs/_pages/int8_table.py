@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.engines.registry import ENGINES, QUANTISED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 BAR = 0.01
 """Loss of a metric."""
-METRICS = {'onnxruntime': 'metrics_onnx.json', 'openvino': 'metrics_openvino.json'}
-"""Engine -> the file that the test loop writes."""
 STREAM = 'projects/configs/StreamPETR/'
 NUSCENES = 'pts_bbox_NuScenes/'
 
@@ -76,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='TOY',
         help=f'some of {", ".join(TOYS)} (default: all that the engine runs)',
     )
-    parser.add_argument('--engine', choices=tuple(METRICS), default='onnxruntime', help='quantises and runs')
+    parser.add_argument('--engine', choices=QUANTISED, default='onnxruntime', help='quantises and runs')
     cli.writes(
         parser.add_argument(
             '--work-dir', default='work_dirs/int8', metavar='DIR', help='(default: work_dirs/int8)'
@@ -181,7 +180,7 @@ def _evaluate(toy: Toy, model: Path, folder: Path, args: argparse.Namespace) -> 
         *('bash', 'tools/dist_test_onnx.sh', config, f'demo/checkpoints/{toy.name}.pth', 1),
         *('--eval', toy.kind, '--work-dir', folder, '--cfg-options', *options),
     )
-    return read_json(folder / METRICS[args.engine])['metrics']
+    return read_json(folder / ENGINES[args.engine].metrics)['metrics']
 
 
 def _config(toy: Toy, folder: Path, engine: str) -> str:

@@ -10,6 +10,7 @@ from mmdeploy_ext.apps.sequence_options import CHOICES, check_combination
 from mmdeploy_ext.contract.precision import keep_list
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.engines import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,12 +34,6 @@ GRAPH_KEYS = (
     'check_dump',
     'dump_dir',
 )
-ENGINES = {
-    'OnnxRuntimeBackend': ('providers', 'threads', 'graph_optimization', 'spinning', 'round_fp16'),
-    'OpenVinoBackend': ('threads', 'device', 'inference_precision'),
-    'TensorRtBackend': ('device', 'shapes', 'constants'),
-    'TorchBackend': ('dump',),
-}
 DUMP_KEYS = ('samples', 'tensors', 'dir')
 SEQUENCE_KEYS = (
     *CHOICES,
@@ -78,15 +73,15 @@ def read_settings(
         raise ConfigError(f'{cfg.filename}: backend_config={settings!r}, expected a dict with `type`')
     settings = dict(settings)
     kind = settings.get('type')
-    if kind not in ENGINES:
+    if kind not in BACKENDS:
         raise ConfigError(
-            f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(ENGINES)}'
+            f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(BACKENDS)}'
         )
-    unknown = settings.keys() - {'type', *graph_keys, *ENGINES[kind]}
+    unknown = settings.keys() - {'type', *graph_keys, *BACKENDS[kind].keys}
     if unknown:
         raise ConfigError(
             f'{cfg.filename}: backend_config has unknown keys {sorted(unknown)}; {kind} takes '
-            f'{sorted({*graph_keys, *ENGINES[kind]})}'
+            f'{sorted({*graph_keys, *BACKENDS[kind].keys})}'
         )
     if isinstance(settings.get('providers'), str):
         settings['providers'] = [settings['providers']]
@@ -129,7 +124,7 @@ def _read_dump(cfg: Any, dump: Any, keys: Sequence[str]) -> dict[str, Any] | Non
 
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what `build_backend` takes of the settings of an ONNX engine."""
-    return {key: settings[key] for key in ENGINES[settings['type']] if key in settings}
+    return {key: settings[key] for key in BACKENDS[settings['type']].keys if key in settings}
 
 
 def graph_options(settings: dict[str, Any]) -> ExportOptions:

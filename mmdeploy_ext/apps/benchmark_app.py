@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.apps.benchmark_sparse import SPARSE_OPTIONS, add_sparse_options, is_sparse_model, run_sparse
-from mmdeploy_ext.benchmark import engines as known_engines
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, check_names
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.benchmark.contenders import Plan
-    from mmdeploy_ext.benchmark.measure import Contender, Run
-
-MAX_IMAGES = 64
+    from mmdeploy_ext.benchmark.plan import Plan
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_round_options(parser)
     _add_input_options(parser)
     _add_output_options(parser)
-    add_sparse_options(parser)
+    _add_point_options(parser)
     cli.add_debug_option(parser)
     return parser
 
@@ -48,7 +45,7 @@ def _add_round_options(parser: argparse.ArgumentParser) -> None:
         '--engines',
         default='torch,onnxruntime',
         metavar='A,B',
-        help=f'of {",".join(known_engines.ENGINES)} (default: torch,onnxruntime)',
+        help=f'of {",".join(ENGINES)} (default: torch,onnxruntime)',
     )
     parser.add_argument(
         '--max-iter', type=int, default=20, metavar='N', help='rounds that count (default: 20)'
@@ -123,6 +120,29 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_point_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('models of LiDAR sweeps, and their sparse backbones')
+    group.add_argument(
+        '--sweep',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='real sweeps: points (.bin); of a backbone also voxels (.npz: features and coordinates, '
+        'coors_bxyz, coors_bzyx)',
+    )
+    group.add_argument(
+        '--voxels',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='measure the sparse backbone alone, on synthetic scenes of these sizes (default, where no more '
+        'of the model is exported: 5000 20000 60000 120000)',
+    )
+    group.add_argument(
+        '--no-racing', action='store_true', help='leave out spconv with all threads, which is wrong'
+    )
+
+
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', metavar='FILE', help='write all figures as JSON')
     cli.writes(parser.add_argument('--chart', metavar='FILE.png', help='draw a bar chart'))
@@ -154,7 +174,7 @@ def _check(args: argparse.Namespace) -> list[str]:
         if getattr(args, name) < least:
             raise UsageError(f'--{name.replace("_", "-")} {getattr(args, name)}: expected at least {least}')
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
-    known_engines.check_names(engines, said=f'--engines {args.engines}')
+    check_names(engines, said=f'--engines {args.engines}')
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
     if args.prepared and args.images:
@@ -166,6 +186,9 @@ def _check(args: argparse.Namespace) -> list[str]:
                 f'--{name.replace("_", "-")} and --launcher: processes that measure in step run all rounds '
                 f'once'
             )
+    missing = [path for path in args.sweep if not Path(path).is_file()]
+    if missing:
+        raise UsageError(f'--sweep {missing[0]}: no such file')
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
     for target in filter(None, (args.json, args.chart)):
@@ -176,47 +199,38 @@ def _check(args: argparse.Namespace) -> list[str]:
 def _check_engines_used(args: argparse.Namespace, engines: Sequence[str]) -> None:
     """Refuse options of engines that do not take part."""
     said = f'got --engines {args.engines}'
-    if args.onnx and set(engines) == {known_engines.BASELINE}:
+    if args.onnx and set(engines) == {BASELINE}:
         raise UsageError(f'--onnx {" ".join(args.onnx)}: goes with an engine that runs files, {said}')
-    if args.fuse_conv_bn and known_engines.BASELINE not in engines:
-        raise UsageError(f'--fuse-conv-bn: goes with --engines {known_engines.BASELINE}, {said}')
+    if args.fuse_conv_bn and BASELINE not in engines:
+        raise UsageError(f'--fuse-conv-bn: goes with --engines {BASELINE}, {said}')
     if args.profile and 'onnxruntime' not in engines:
         raise UsageError(f'--profile: goes with --engines onnxruntime, {said}')
 
 
-def _measure(plan: Plan, contenders: Sequence[Contender]) -> dict[str, list[Run]]:
-    """Run this rank's share of the rounds and return the runs of all ranks, one after the other."""
-    from rich.progress import Progress
+def plan_of(cfg: Any, args: argparse.Namespace) -> type[Plan]:
+    """Return how the model of a config is measured: whole, or the sparse backbone of a LiDAR model alone.
 
-    from mmdeploy_ext.benchmark import measure
+    Args:
+        cfg: of the model; its plugin has registered the families by now.
+        args: `voxels`, `no_racing` and a portable file in `onnx` ask for the backbone of a detector.
+    """
+    from mmdeploy_ext.benchmark.images import ImagePlan
+    from mmdeploy_ext.benchmark.sparse import SparsePlan
+    from mmdeploy_ext.benchmark.streams import StreamPlan
+    from mmdeploy_ext.families.base import BACKBONE, find_family
 
-    args, ranks = plan.args, plan.ranks
-    rounds = args.repeat_num * -(-args.max_iter // ranks.size)
-    with Progress(console=cli.stderr(), transient=True, disable=ranks.rank != 0) as bar:
-        task = bar.add_task('measuring', total=rounds)
+    family = find_family(cfg)
+    if family.samples == 'images':
+        return ImagePlan
+    wanted = args.voxels or args.no_racing or any(map(is_portable, args.onnx))
+    return SparsePlan if family.product == BACKBONE or (wanted and family.samples == 'sweeps') else StreamPlan
 
-        def on_round(index: int, runs: Mapping[str, Sequence[Run]]) -> None:
-            bar.advance(task)
-            if ranks.rank == 0 and (index + 1) % args.log_interval == 0:
-                line = ', '.join(
-                    f'{name} {statistics.median(run.total_s for run in mine) * 1e3:.1f}'
-                    for name, mine in runs.items()
-                )
-                line = f'Done round [{index + 1}/{rounds}], median ms per batch: {line}'
-                bar.console.print(line, highlight=False, soft_wrap=True)
 
-        mine = measure.interleave(
-            contenders,
-            plan.batches(ranks.rank),
-            rounds,
-            args.warmup,
-            ranks.barrier,
-            on_round,
-            args.spare_rounds if ranks.size == 1 else 0,
-            args.max_seconds,
-        )
-    gathered = ranks.gather(mine)
-    return {name: [run for part in gathered for run in part[name]] for name in mine}
+def is_portable(path: str) -> bool:
+    """Return whether a file is a sparse backbone alone, in standard operators."""
+    from mmdeploy_ext.contract.metadata import read_props
+
+    return Path(path).is_file() and json.loads(read_props(path).get('mm2onnx.form', '""')) == 'portable'
 
 
 def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
@@ -232,57 +246,31 @@ def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
         print(f'chart: {args.chart}')
 
 
-def _run_plan(plan: Plan) -> dict[str, Any]:
-    """Measure memory, then times, then profiles; returns the content of the JSON file."""
-    from mmdeploy_ext.benchmark import contenders, measure, memory, ort_profile
-    from mmdeploy_ext.benchmark.result import make_result
-
-    first, memories = plan.ranks.rank == 0, {}
-    with contenders.open_contenders(plan) as opened:
-        if first and not plan.args.no_memory and memory.is_supported():
-            memories = contenders.measure_memory(plan, opened)
-        runs = _measure(plan, opened)
-    result = make_result(plan, opened, runs, memories)
-    if first:
-        result['preprocess_ms'] = measure.preprocess_ms(plan.prepare)
-    if first and plan.args.profile and 'onnxruntime' in plan.engines:
-        for label, path in plan.files.items():
-            result['profiles'][f'onnxruntime {label}'] = ort_profile.profile_graph(
-                path, plan.deployment.family, plan.prepare(), plan.threads
-            )
-    return result
-
-
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Measure and report."""
     engines = _check(args)
     from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.apps import proof
-    from mmdeploy_ext.apps.benchmark_stream import run_streaming
+    import cv2
+    import torch
+
     from mmdeploy_ext.apps.sequence_options import refuse_given
-    from mmdeploy_ext.benchmark import contenders
-    from mmdeploy_ext.benchmark.ranks import Ranks
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import DETECTOR, find_family
 
     register()
-    cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
-    if is_sparse_model(cfg):
-        return run_sparse(args, build_parser(), engines, register)
-    refuse_given(args, build_parser(), SPARSE_OPTIONS, 'goes with sparse LiDAR backbones only')
-    if find_family(cfg, DETECTOR).samples != 'images':
-        return run_streaming(args, build_parser(), engines, register, _publish)
-    contenders.read_files(args)
-    images = [] if args.prepared else proof.read_images(args.images or [proof.DEFAULT_IMAGE], MAX_IMAGES)
-    ranks = Ranks(args)
-    with contenders.make_plan(args, ranks, engines, [picture for _, picture in images], register) as plan:
-        with after_weights():
-            result = _run_plan(plan)
-            if ranks.rank == 0:
-                _publish(args, result)
-        ranks.barrier()
+    args.cfg_options = shared.parse_cfg_options(args.cfg_options)
+    kind = plan_of(load_config(args.config, args.cfg_options), args)
+    refuse_given(args, build_parser(), kind.foreign, f'{kind.models} do not have it')
+    plan = kind(args, engines, register)
+    torch.set_num_threads(plan.threads[0])
+    cv2.setNumThreads(plan.threads[0])
+    plan.load()
+    with after_weights():
+        result = plan.run()
+        if plan.ranks.rank == 0:
+            _publish(args, result)
+    plan.ranks.barrier()
     return 0
 
 

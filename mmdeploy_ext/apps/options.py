@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.precision import PRECISIONS, check_precision
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.engines.registry import ENGINES, file_engines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ENGINES = {
-    'onnxruntime': 'OnnxRuntimeBackend',
-    'openvino': 'OpenVinoBackend',
-    'tensorrt': 'TensorRtBackend',
-}
-"""Value of `--engine` -> registered backend."""
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
 )
@@ -134,7 +129,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the engine that proves the file."""
     parser.add_argument(
         '--engine',
-        choices=tuple(ENGINES),
+        choices=tuple(file_engines()),
         default='onnxruntime',
         help='engine that runs the ONNX file (default: onnxruntime); tensorrt builds one for the GPU at hand '
         'beside the file',
@@ -161,21 +156,18 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: options that the engine does not have.
     """
-    options: dict[str, Any] = dict(engine=ENGINES[args.engine])
+    info = ENGINES[args.engine]
     if args.threads < 0:
         raise UsageError(f'--threads {args.threads}: expected 0 (the engine decides) or more')
-    if args.threads and args.engine == 'tensorrt':
-        raise UsageError(f'--threads {args.threads}: goes with engines on the CPU, got --engine tensorrt')
-    if args.threads:
-        options['threads'] = args.threads
-    if args.providers:
-        if args.engine != 'onnxruntime':
-            raise UsageError(f'--providers goes with --engine onnxruntime, got --engine {args.engine}')
-        options['providers'] = args.providers
-    if args.inference_precision:
-        if args.engine != 'openvino':
-            raise UsageError(f'--inference-precision goes with --engine openvino, got --engine {args.engine}')
-        options['inference_precision'] = args.inference_precision
+    options: dict[str, Any] = dict(engine=info.backend)
+    for key in ('threads', 'providers', 'inference_precision'):
+        if not (value := getattr(args, key)):
+            continue
+        if key not in info.keys:
+            able = ' or '.join(name for name, other in file_engines().items() if key in other.keys)
+            option = f'--{key.replace("_", "-")}'
+            raise UsageError(f'{option} goes with --engine {able}, got --engine {args.engine}')
+        options[key] = value
     check_engine(options['engine'], {key: value for key, value in options.items() if key != 'engine'})
     return options
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.apps.quantize_report import WORST
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.engines.registry import QUANTISED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense_target import Target
     from mmdeploy_ext.quantize.images import CalibrationSet
 
-ENGINES = ('onnxruntime', 'openvino')
 METHODS = ('minmax', 'percentile', 'mse')
 PERCENTILE = 99.99
 BUDGET = 10
@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--engine',
-        choices=ENGINES,
-        default=ENGINES[0],
+        choices=QUANTISED,
+        default=QUANTISED[0],
         help="whose quantiser: ONNX Runtime's own, or NNCF for OpenVINO (default: onnxruntime); outputs and "
         'times are then of that engine',
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps.options import precision_options
 from mmdeploy_ext.contract.precision import check_precision, spelt
 from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.engines import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,8 +21,6 @@ CHOICES = dict(
     fork_img2lidar=('token', 'depth'),
     layers=('all', 'last'),
 )
-ENGINES = ('OnnxRuntimeBackend', 'OpenVinoBackend', 'TorchBackend')
-"""Engines that models of frames run on."""
 HELP = dict(
     contract='deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the '
     'StreamPETR deployment fork',
@@ -98,8 +97,9 @@ def check_engine_kind(kind: str, inference_precision: str | None = None) -> None
         EngineError: the message says which one can.
         UsageError: bfloat16 or float16 of the engine, by which no sequence is judged.
     """
-    if kind not in ENGINES:
-        raise EngineError(f'{kind}: models of frames run on {" or ".join(ENGINES)}')
+    if 'stream' not in BACKENDS[kind].runs:
+        able = [name for name, row in BACKENDS.items() if 'stream' in row.runs]
+        raise EngineError(f'{kind}: models of frames run on {" or ".join(able)}')
     if inference_precision not in (None, 'fp32'):
         raise UsageError(
             f'--inference-precision {inference_precision}: goes with models of single images; models of '

@@ -270,7 +270,7 @@ def _verify(engine: str, onnx: str | None) -> int:
         return 1
     rows: list[Any] = tensorrt_proof.compare(engine, onnx)
     for row in rows:
-        print(f'  {row.text}')
+        print(f'  {tensorrt_proof.row_text(row)}')
     proven = bool(rows) and all(row.passed for row in rows)
     print('PROVEN' if proven else 'NOT PROVEN')
     return 0 if proven else 1

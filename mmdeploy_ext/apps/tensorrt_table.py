@@ -139,7 +139,7 @@ def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:
     reference, got = Runner(single).run(feeds), Runner(job.model).run(feeds)
     floats = {name: array for name, array in reference.items() if _says_something(array)}
     rows = compare_outputs(floats, {name: got[name] for name in floats}, half=True)
-    return min((row.cosine for row in rows), default=None)
+    return min((row.cosine or 0.0 for row in rows), default=None)
 
 
 def _says_something(array: np.ndarray) -> bool:

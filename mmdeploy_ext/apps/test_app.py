@@ -12,6 +12,7 @@ from mmdeploy_ext.apps import backend_config
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.engines import BACKENDS, title_of
 
 if TYPE_CHECKING:
     import argparse
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.base import ExportOptions
 
-METRIC_NAMES = {
-    'TorchBackend': 'pth',
-    'OnnxRuntimeBackend': 'onnx',
-    'OpenVinoBackend': 'openvino',
-    'TensorRtBackend': 'tensorrt',
-}
-"""Backend -> name in `metrics_<name>.json`."""
 NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
     'and a data set of its classes, and a lower model.test_cfg.score_thr if there is one'
@@ -221,7 +215,7 @@ def make_backend(this: Run) -> tuple[Backend, Metadata, Any]:
         import torch.distributed
 
         torch.distributed.barrier()
-        if 'threads' in backend_config.ENGINES[kind]:
+        if 'threads' in BACKENDS[kind].keys:
             engine_options.setdefault('threads', threads_per_process())
     return build_backend(kind, path, **engine_options), metadata, None
 
@@ -353,7 +347,6 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
         False when a metric differs from PyTorch's by more than the bar, or when neither engine has one.
     """
     from mmdeploy_ext.core.files import read_json, write_json
-    from mmdeploy_ext.engines import ENGINE_TITLES
     from mmdeploy_ext.proof.levels.metrics import metric_bar, metric_rows, metric_table
 
     kind = this.backend_config['type']
@@ -368,7 +361,7 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
         memory=this.backend_config.get('memory', 'keep'),
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     )
-    name = METRIC_NAMES[kind]
+    name = BACKENDS[kind].suffix
     target = this.work_dir / f'metrics_{name}.json'
     write_json(target, entry)
     reference_path = this.work_dir / 'metrics_pth.json'
@@ -393,7 +386,7 @@ def keep_and_compare(this: Run, metrics: dict[str, float], samples: int) -> bool
     if not rows:
         print(f'NOT PROVEN: nothing was compared, neither PyTorch nor this engine has a metric: {NO_METRICS}')
         return False
-    cli.stdout().print(metric_table(rows, ENGINE_TITLES[kind]))
+    cli.stdout().print(metric_table(rows, title_of(kind)))
     print(
         f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '
         f'({reference_path}); this run: {target}'

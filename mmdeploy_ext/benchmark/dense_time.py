@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.benchmark.machine import QUIET_SHARE
+from mmdeploy_ext.benchmark.measure import (
+    Contender,
+    interleave,
+    mean_load,
+    milliseconds,
+    ratio,
+    spread,
+    timed,
+)
+from mmdeploy_ext.engines import ENGINES, build_backend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
 
-    from mmdeploy_ext.benchmark.measure import Contender
-    from mmdeploy_ext.engines.base import Backend
-
 WARMUP = 3
-BACKENDS = {
-    'onnxruntime': ('OnnxRuntimeBackend', {'spinning': 'run'}),
-    'openvino': ('OpenVinoBackend', {}),
-}
-"""Engine -> its backend and options."""
 
 
 def time_ratio(
@@ -40,7 +41,7 @@ def time_ratio(
         batches: input name -> array.
         rounds: that count; each runs both once.
         threads: of the engine; 0 leaves the choice to it.
-        engine: of `BACKENDS`; runs both files.
+        engine: its name; runs both files.
 
     Returns:
         `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other
@@ -48,42 +49,31 @@ def time_ratio(
         median and quartiles; rounds, threads, height and width of the first batch, what others used of the
         cores.
     """
-    from mmdeploy_ext.benchmark.machine import QUIET_SHARE
-    from mmdeploy_ext.benchmark.measure import interleave, milliseconds, spread
-
-    kind, options = BACKENDS[engine]
+    info = ENGINES[engine]
     with contextlib.ExitStack() as stack:
         files = [
-            stack.enter_context(build_backend(kind, path, threads=threads, **options))
+            stack.enter_context(build_backend(info.backend, path, threads=threads, **info.shared))
             for path in (reference, candidate)
         ]
-        contenders = [_contender(name, file) for name, file in zip(('float', 'int8'), files, strict=True)]
+        contenders = [
+            Contender(name, file.engine, file.metadata.form, timed(file.infer), file.path)
+            for name, file in zip(('float', 'int8'), files, strict=True)
+        ]
         runs = interleave(contenders, batches, rounds, WARMUP, spare=rounds)
-    one, other = ([run.total_s for run in runs[name]] for name in ('float', 'int8'))
-    cpu = ([run.parts_s['cpu'] for run in runs[name]] for name in ('float', 'int8'))
-    loads = [run.other_load for run in runs['float'] if run.other_load is not None]
+    one, other = runs['float'], runs['int8']
+    cpu = ([run.parts_s['cpu'] for run in mine] for mine in (one, other))
     height, width = next(iter(batches[0].values())).shape[-2:]
     return dict(
-        ratio=spread((b / a for a, b in zip(one, other, strict=True)), 4),
+        ratio=ratio(other, one),
         cpu_ratio=spread((b / a for a, b in zip(*cpu, strict=True)), 4),
-        float_ms=milliseconds(one),
-        int8_ms=milliseconds(other),
+        float_ms=milliseconds(run.total_s for run in one),
+        int8_ms=milliseconds(run.total_s for run in other),
         rounds=rounds,
         engine=engine,
         threads=threads,
         height=height,
         width=width,
-        other_load=sum(loads) / len(loads) if loads else None,
+        other_load=mean_load([runs]),
         quiet_share=QUIET_SHARE,
     )
 
-
-def _contender(name: str, backend: Backend) -> Contender:
-    from mmdeploy_ext.benchmark.measure import Contender, Run
-
-    def run(feeds: Mapping[str, np.ndarray]) -> Run:
-        start, cpu = time.perf_counter(), time.process_time()
-        backend.infer(feeds)
-        return Run(time.perf_counter() - start, None, 0, parts_s={'cpu': time.process_time() - cpu})
-
-    return Contender(name, backend.engine, backend.metadata.form, run, backend.path)

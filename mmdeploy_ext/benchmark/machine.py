@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.benchmark.engines import gpu_name
+from mmdeploy_ext.engines.registry import gpu_name
 from mmdeploy_ext.exporting.export import versions
 
 SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')
@@ -40,6 +40,13 @@ def machine() -> dict[str, Any]:
         python=platform.python_version(),
         versions=found,
     )
+
+
+def measured_gpu() -> str:
+    """Return the name of the GPU that PyTorch, the baseline, can run on; '' without one."""
+    import torch
+
+    return gpu_name() if torch.cuda.is_available() else ''
 
 
 def _busy_s() -> float | None:

@@ -14,18 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.benchmark.engines import BASELINE
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, OtherLoad
-from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.engines.registry import BASELINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    import torch
-
-    from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.base import ImageFamily
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 LEAST_ROUNDS = 3
 """That count, however short the time is."""
@@ -60,10 +54,11 @@ class Contender:
 
     Attributes:
         name: for tables; unique.
-        engine: its name in `engines.ENGINES`.
+        engine: its name in `registry.ENGINES`.
         form: what its graph holds of the post-processing; '' for PyTorch.
         run: runs one batch.
         file: the ONNX file, '' for PyTorch.
+        threads: where contenders of one engine differ in them.
     """
 
     name: str
@@ -71,109 +66,18 @@ class Contender:
     form: str
     run: Callable[[Any], Run]
     file: str = ''
+    threads: int = 0
 
 
-class NetworkClock:
-    """Context manager that notes when the last layer with parameters has run; post-processing follows."""
+def timed(call: Callable[[Any], object]) -> Callable[[Any], Run]:
+    """Return what runs a call and times it; its part 'cpu' is the time on cores."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Keep the layers; they are hooked on entry and left as they were on exit."""
-        self.layers = [
-            module for module in model.modules() if next(module.parameters(recurse=False), None) is not None
-        ]
-        self.handles: list[Any] = []
-        self.seconds = 0.0
+    def run(sample: Any) -> Run:
+        start, cpu = time.perf_counter(), time.process_time()
+        call(sample)
+        return Run(time.perf_counter() - start, None, 0, parts_s={'cpu': time.process_time() - cpu})
 
-    def __enter__(self) -> NetworkClock:
-        """Hook the layers."""
-        self.handles = [layer.register_forward_hook(self._note) for layer in self.layers]
-        return self
-
-    def _note(self, *_: object) -> None:
-        self.seconds = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        """Remove the hooks."""
-        for handle in self.handles:
-            handle.remove()
-
-
-def torch_contender(
-    family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
-) -> Contender:
-    """Return upstream's own test path in eager PyTorch.
-
-    Args:
-        family: of the model.
-        model: with its weights, in evaluation mode.
-        name: of the contender.
-        clock: active clock of the same model, for the time of the network; CPU only.
-    """
-    import torch
-
-    device = next(model.parameters()).device
-
-    def run(images: Sequence[PreparedImage]) -> Run:
-        start = time.perf_counter()
-        found = family.reference_detections(model, images, True)
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        end = time.perf_counter()
-        on_cpu = clock is not None and device.type == 'cpu'
-        return Run(end - start, clock.seconds - start if on_cpu else None, sum(map(len, found)))
-
-    return Contender(name, 'torch', '', run)
-
-
-def graph_feeds(
-    family: ImageFamily, backend: Backend, images: Sequence[PreparedImage]
-) -> dict[str, np.ndarray]:
-    """Return a batch as inputs of the backend's graph; those that it does not have are left out."""
-    return {
-        name: array for name, array in family.feeds(images, True).items() if name in backend.spec.input_names
-    }
-
-
-def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
-    """Return a graph on an active backend, and the numpy post-processing that its form leaves out.
-
-    Args:
-        family: of the model.
-        backend: active.
-        engine: its name in `engines.ENGINES`.
-        label: of the file.
-        file: its path.
-    """
-
-    def run(images: Sequence[PreparedImage]) -> Run:
-        start = time.perf_counter()
-        feeds = family.feeds(images, True)
-        outputs = backend.infer(
-            {key: array for key, array in feeds.items() if key in backend.spec.input_names}
-        )
-        network = time.perf_counter()
-        found = family.detections(backend.metadata, outputs, feeds)
-        end = time.perf_counter()
-        return Run(end - start, network - start, sum(map(len, found)))
-
-    return Contender(f'{engine} {label}', engine, backend.metadata.form, run, file)
-
-
-def check_any(contenders: Sequence[Contender], refused: Iterable[Mapping[str, str]]) -> None:
-    """Refuse to measure nothing.
-
-    Args:
-        contenders: that are open.
-        refused: what engines did not take: engine, label, file, reason.
-
-    Raises:
-        EngineError: every engine refused every file; the message says why.
-    """
-    if not contenders:
-        reasons = '; '.join(
-            f'{row["engine"]} {row["label"]} ({row["file"]}): {row["reason"]}' for row in refused
-        )
-        raise EngineError(f'nothing is left to measure, every engine refused every file: {reasons}')
+    return run
 
 
 def rotated(contenders: Sequence[Contender], index: int) -> list[Contender]:
@@ -253,6 +157,17 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
     return {name: round(float(value), digits) for name, value in figures.items()}
 
 
+def ratio(mine: Iterable[Run], base: Iterable[Run]) -> dict[str, float]:
+    """Return `spread` of the times of some runs through those of others, round by round."""
+    return spread((run.total_s / other.total_s for run, other in zip(mine, base, strict=True)), 4)
+
+
+def mean_load(groups: Iterable[Mapping[str, Sequence[Run]]]) -> float | None:
+    """Return the part of the cores that other processes used, 0..1; None where not known."""
+    loads = [run.other_load for runs in groups for mine in runs.values() for run in mine]
+    return None if None in loads else round(statistics.mean(loads), 4)
+
+
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
     """Return `spread` in milliseconds; None when a run could not tell."""
     values = list(seconds)
@@ -291,9 +206,7 @@ def summarise(
             samples_ms=[round(run.total_s * 1e3, 3) for run in mine],
         )
         if BASELINE in runs:
-            row['ratio_to_torch'] = spread(
-                (run.total_s / base.total_s for run, base in zip(mine, runs[BASELINE], strict=True)), 4
-            )
+            row['ratio_to_torch'] = ratio(mine, runs[BASELINE])
         rows.append(row)
     return rows
 

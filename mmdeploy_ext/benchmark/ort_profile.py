@@ -7,36 +7,34 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.benchmark import measure
-from mmdeploy_ext.benchmark.engines import ENGINES
-from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.engines.registry import DEFAULT, build_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.families.base import ImageFamily
-    from mmdeploy_ext.inputs.pictures import PreparedImage
+    import numpy as np
 
 PROFILED_RUNS = 5
 
 
-def profile_graph(
-    path: str, family: ImageFamily, images: Sequence[PreparedImage], threads: int, most: int = 10
-) -> dict[str, Any]:
+def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int, most: int = 10) -> dict[str, Any]:
     """Run a file in an ONNX Runtime session of its own with the profiler on.
+
+    Args:
+        path: of the file.
+        feeds: its inputs, and perhaps others.
+        threads: of the session.
+        most: entries of `operators` and `nodes`.
 
     Returns:
         `operators`: the `most` operator types with calls and milliseconds per run and their share; `nodes`:
         the same of single nodes; `parts`: by stage of the chain that was exported; `runs`.
     """
     with tempfile.TemporaryDirectory(prefix='mm2onnx_profile_') as folder:
-        backend = build_backend(
-            ENGINES['onnxruntime'].backend, path, threads=threads, profile_prefix=str(Path(folder) / 'ort')
-        )
-        with backend:
-            feeds = measure.graph_feeds(family, backend, images)
+        prefix = str(Path(folder) / 'ort')
+        with build_backend(DEFAULT.backend, path, threads=threads, profile_prefix=prefix) as backend:
             for _ in range(PROFILED_RUNS + 1):
-                backend.infer(feeds)
+                backend.infer(backend.known(feeds))
             events = json.loads(Path(backend.session.end_profiling()).read_text(encoding='utf-8'))
     return summarise_profile(events, most)
 

@@ -1,4 +1,4 @@
-"""What a benchmark found, for people: tables and a bar chart. The input is the content of the JSON file."""
+"""What a benchmark found, for people: tables and a chart. The input is the content of the JSON file."""
 
 from __future__ import annotations
 
@@ -11,29 +11,43 @@ from rich.table import Table
 from mmdeploy_ext.core.files import atomic_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import Console
 
+    Row = Mapping[str, Any]
+    Columns = Mapping[str, Callable[[Row], str]]
+
 NETWORK_COLOUR, POSTPROCESS_COLOUR = '#3b6ea5', '#e0973a'
+LINE_COLOURS = ('#1b2330', NETWORK_COLOUR, NETWORK_COLOUR, POSTPROCESS_COLOUR, POSTPROCESS_COLOUR)
+SPCONV = 'spconv, 1 thread'
 
 
-def headline(result: Mapping[str, Any]) -> str:
+def headline(result: Row) -> str:
     """Return one line: what was measured on what."""
     machine = result['machine']
+    where = f'{machine["cpu"]}, {machine["cores"]} cores'
+    if 'grid' in result:
+        return f'{result["config"]}, grid {result["grid"]}; {where}'
     return (
         f'{result["config"]}, input {result["input_shape"]}, {result["threads"]} threads, '
         f'{result["processes"]} process{"es" * (result["processes"] > 1)}, '
-        f'{result["rounds"]} interleaved rounds; {machine["cpu"]}, {machine["cores"]} cores'
+        f'{result["rounds"]} interleaved rounds; {where}'
     )
 
 
-def _table(*titles: str) -> Table:
+def _table(rows: Sequence[Row], columns: Columns, title: str = '') -> Table:
+    """Return a table with a column per title, the first one to the left."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for index, title in enumerate(titles):
-        table.add_column(title, justify='left' if index == 0 else 'right')
+    if title:
+        table.title, table.title_justify, table.title_style = title, 'left', 'bold'
+    for index, name in enumerate(columns):
+        table.add_column(name.strip(), justify='left' if index == 0 else 'right')
+    for row in rows:
+        table.add_row(*(cell(row) for cell in columns.values()))
     return table
 
 
@@ -45,56 +59,88 @@ def _quartiles(figures: Mapping[str, float] | None, digits: int = 1) -> str:
     return '-' if figures is None else f'{figures["q1"]:.{digits}f} .. {figures["q3"]:.{digits}f}'
 
 
-def _contender_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(
-        'engine',
-        'median ms',
-        'quartiles',
-        'MAD',
-        'vs PyTorch',
-        'quartiles',
-        'network',
-        'post-process',
-        'images/s',
-        'found',
-        'peak MB',
-    )
-    for row in rows:
-        total, ratio, memory = row['total_ms'], row['ratio_to_torch'], row['memory']
-        table.add_row(
-            escape(row['name']),
-            f'[bold]{_median(total)}[/bold]',
-            _quartiles(total),
-            f'{total["mad"]:.1f}',
-            '-' if ratio is None else f'[bold]{ratio["median"]:.3f}x[/bold]',
-            _quartiles(ratio, 3),
-            _median(row['network_ms']),
-            _median(row['postprocess_ms']),
-            f'{row["images_per_s"]:.2f}',
-            f'{row["detections_per_image"]:g}',
-            '-' if memory is None else f'{memory["peak_mb"]:.0f}',
-        )
-    return table
+def _ratio(row: Row) -> str:
+    ratio = row['ratio_to_torch']
+    return '-' if ratio is None else f'[bold]{ratio["median"]:.3f}x[/bold]'
 
 
-def _part_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the parts of a frame of streaming models, in ms."""
-    parts = list(dict.fromkeys(part for row in rows for part in row['parts_ms']))
-    table = _table('median ms per frame', *parts, 'fed besides images')
-    for row in rows:
-        fed = '-' if row['fed_bytes'] is None else f'{row["fed_bytes"] / 1e3:.1f} kB'
-        table.add_row(
-            escape(row['name']),
-            *(f'{row["parts_ms"][part]:.1f}' if part in row['parts_ms'] else '-' for part in parts),
-            fed,
-        )
-    return table
+TIMES: Columns = {
+    'engine': lambda row: escape(row['name']),
+    'median ms': lambda row: f'[bold]{_median(row["total_ms"])}[/bold]',
+    'quartiles': lambda row: _quartiles(row['total_ms']),
+}
+PEAK: Columns = {'peak MB': lambda row: f'{row["memory"]["peak_mb"]:.0f}' if row['memory'] else '-'}
+COLUMNS: Columns = {
+    **TIMES,
+    'MAD': lambda row: f'{row["total_ms"]["mad"]:.1f}',
+    'vs PyTorch': _ratio,
+    'quartiles ': lambda row: _quartiles(row['ratio_to_torch'], 3),
+    'network': lambda row: _median(row['network_ms']),
+    'post-process': lambda row: _median(row['postprocess_ms']),
+    'images/s': lambda row: f'{row["images_per_s"]:.2f}',
+    'found': lambda row: f'{row["detections_per_image"]:g}',
+    **PEAK,
+}
+SPARSE_COLUMNS: Columns = {
+    **TIMES,
+    'engine': lambda row: SPCONV if row['name'] == 'torch' else escape(row['name']),
+    'vs spconv': _ratio,
+    'rulebook': lambda row: _median(row['parts_ms']['rulebook']),
+    'network': lambda row: _median(row['parts_ms']['network']),
+    'of GEMM roofline': lambda row: (
+        '-' if row['of_roofline'] is None else f'{row["of_roofline"]:.1f}x of {row["roofline_ms"]:.1f} ms'
+    ),
+    **PEAK,
+}
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
+def _part_columns(rows: Sequence[Row]) -> Columns:
+    """Return columns of the parts of a frame, in ms."""
+    parts = dict.fromkeys(part for row in rows for part in row['parts_ms'])
+
+    def cell(part: str) -> Callable[[Row], str]:
+        return lambda row: f'{row["parts_ms"][part]:.1f}' if part in row['parts_ms'] else '-'
+
+    return {
+        'median ms per frame': TIMES['engine'],
+        **{part: cell(part) for part in parts},
+        'fed besides images': lambda row: (
+            '-' if row['fed_bytes'] is None else f'{row["fed_bytes"] / 1e3:.1f} kB'
+        ),
+    }
+
+
+def print_result(result: Row, console: Console) -> None:
     """Print the tables; `result` is what `--json` writes."""
-    console.print(escape(headline(result)), soft_wrap=True)
-    console.print(_contender_table(result['contenders']))
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    say(escape(headline(result)))
+    if 'sets' in result:
+        _print_sets(result, console)
+    else:
+        _print_contenders(result, console)
+    if result.get('bars'):
+        say(f'bars, set for {result["bars_of"]}:')
+    for bar in result.get('bars', ()):
+        mark = '[green]ok[/green]' if bar['passed'] else '[bold red]MISSED[/bold red]'
+        console.print(f'  {mark} {escape(bar["name"])}: {bar["value"]:g} (at most {bar["bar"]:g})')
+    if result['preprocess_ms']:
+        console.print(
+            f'pre-processing, the same for all and not in the times: {_median(result["preprocess_ms"], 2)} ms'
+        )
+    for row in result['refused']:
+        say(escape(f'left out: {row["engine"]} {row["label"]}: {row["reason"]}'))
+    for note in result['notes']:
+        say(f'note: {escape(note)}')
+    for name, profile in result['profiles'].items():
+        print_profile(name, profile, console)
+
+
+def _print_contenders(result: Row, console: Console) -> None:
+    rows = result['contenders']
+    console.print(_table(rows, COLUMNS))
     for row in result['forms']:
         cost = row['postprocess_in_graph_ms']
         console.print(
@@ -104,65 +150,82 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
             f'({_quartiles(cost, 2)})',
             soft_wrap=True,
         )
-    if any('parts_ms' in row for row in result['contenders']):
-        console.print(_part_table(result['contenders']))
-    if result.get('deploy_to_fork'):
-        ratio = result['deploy_to_fork']
+    if any('parts_ms' in row for row in rows):
+        console.print(_table(rows, _part_columns(rows)))
+    if ratio := result.get('deploy_to_fork'):
+        text = f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})'
+        console.print(text, soft_wrap=True)
+
+
+def _print_sets(result: Row, console: Console) -> None:
+    for entry in result['sets']:
+        title = (
+            f'{entry["name"]}: {entry["voxels"]} voxels, {entry["pairs"]} pairs, {entry["gflop"]:.2f} GFLOP'
+        )
+        title += ''.join(f', voxelise ({name}) {ms:.1f} ms' for name, ms in entry['voxelise_ms'].items())
+        console.print(_table(entry['contenders'], SPARSE_COLUMNS, title))
+    if result['growth']:
+        grown = ', '.join(
+            f'{name} {value:.2f}' for name, value in result['growth'].items() if value is not None
+        )
         console.print(
-            f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})',
+            f'growth, exponent of the fastest time in voxels over the synthetic sets: {escape(grown)}; '
+            f'of the multiplications {result["work_growth"]:.2f}',
             soft_wrap=True,
         )
-    if result.get('bars'):
-        console.print('bars of the deploy contract, set for StreamPETR R50 at 704x256 on a CPU:')
-    for bar in result.get('bars', ()):
-        mark = '[green]ok[/green]' if bar['passed'] else '[bold red]MISSED[/bold red]'
-        console.print(f'  {mark} {escape(bar["name"])}: {bar["value"]:g} (at most {bar["bar"]:g})')
-    if result['preprocess_ms']:
+    if racing := result['racing']:
         console.print(
-            f'pre-processing, the same for all and not in the times: {_median(result["preprocess_ms"], 2)} ms'
+            f'spconv with {racing["threads"]} threads, [bold]WRONG[/bold] (its kernels race): '
+            f'{racing["median_ms"]:.0f} ms at {racing["voxels"]} voxels, off by up to '
+            f'{racing["worst_rel"]:.1e} of the largest value in {racing["runs"]} runs',
+            soft_wrap=True,
         )
-    for row in result.get('refused', ()):
-        line = f'left out: {row["engine"]} {row["label"]}: {row["reason"]}'
-        console.print(escape(line), soft_wrap=True)
-    for note in result['notes']:
-        console.print(f'note: {escape(note)}', soft_wrap=True)
-    for name, profile in result['profiles'].items():
-        print_profile(name, profile, console)
+    exports = ', '.join(f'{target} {seconds:.2f} s' for target, seconds in result['export_s'].items())
+    console.print(f'export, tracing included: {exports}')
 
 
-def print_profile(name: str, profile: Mapping[str, Any], console: Console) -> None:
+def print_profile(name: str, profile: Row, console: Console) -> None:
     """Print the operators that take the most time."""
     parts = ', '.join(f'{part["name"]} {part["ms"]:.1f} ms' for part in profile['parts'][:4])
     console.print(
         f'\n{escape(name)}: profile of {profile["runs"]} runs in a session of its own ({escape(parts)})',
         soft_wrap=True,
     )
-    table = _table('operator', 'calls', 'ms per run', 'share')
-    for row in profile['operators']:
-        table.add_row(escape(row['name']), f'{row["calls"]:g}', f'{row["ms"]:.2f}', f'{row["share"]:.1%}')
-    console.print(table)
+    columns: Columns = {
+        'operator': lambda row: escape(row['name']),
+        'calls': lambda row: f'{row["calls"]:g}',
+        'ms per run': lambda row: f'{row["ms"]:.2f}',
+        'share': lambda row: f'{row["share"]:.1%}',
+    }
+    console.print(_table(profile['operators'], columns))
 
 
-def write_chart(result: Mapping[str, Any], target: str | Path) -> None:
-    """Draw medians as bars, with quartiles and the ratio to PyTorch, into a PNG file."""
+def write_chart(result: Row, target: str | Path) -> None:
+    """Draw a chart into a PNG file: bars of all contenders, or their times over voxels."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = result['contenders']
     with matplotlib.rc_context({'font.size': 11}):
-        figure = Figure(figsize=(9.5, 1.9 + 0.62 * len(rows)), layout='constrained')
+        figure = Figure(layout='constrained')
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        _bars(axes, rows)
-        what = f'{result["config"]}, input {result["input_shape"]}'
-        where = f'{result["threads"]} threads of {result["machine"]["cpu"]}, {result["rounds"]} rounds'
-        axes.set_title(f'{what}\n{where}', loc='left', fontsize=11)
+        (_draw_lines if 'sets' in result else _draw_bars)(result, figure)
         with atomic_path(target) as temporary:
             figure.savefig(temporary, format='png', dpi=120)
 
 
-def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _draw_bars(result: Row, figure: Figure) -> None:
+    """Draw medians as bars, with quartiles and the ratio to PyTorch."""
+    rows = result['contenders']
+    figure.set_size_inches(9.5, 1.9 + 0.62 * len(rows))
+    axes = figure.add_subplot()
+    _bars(axes, rows)
+    what = f'{result["config"]}, input {result["input_shape"]}'
+    where = f'{result["threads"]} threads of {result["machine"]["cpu"]}, {result["rounds"]} rounds'
+    axes.set_title(f'{what}\n{where}', loc='left', fontsize=11)
+
+
+def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     names = [row['name'] for row in rows]
     totals = [row['total_ms']['median'] for row in rows]
     networks = [
@@ -193,3 +256,29 @@ def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.legend(
         loc='upper center', bbox_to_anchor=(0.5, -0.28 if len(rows) < 4 else -0.18), ncols=2, frameon=False
     )
+
+
+def _draw_lines(result: Row, figure: Figure) -> None:
+    """Draw time over voxels, both logarithmic; real sweeps are crosses."""
+    figure.set_size_inches(9.5, 6)
+    axes, sets = figure.add_subplot(), result['sets']
+    for index, row in enumerate(sets[0]['contenders']):
+        colour = LINE_COLOURS[index % len(LINE_COLOURS)]
+        for real in (False, True):
+            chosen = [entry for entry in sets if entry['real'] == real]
+            times = [entry['contenders'][index]['total_ms']['median'] for entry in chosen]
+            label = None if real else SPARSE_COLUMNS['engine'](row)
+            look = 'x' if real else 'o--' if row['threads'] == 1 and row['engine'] != 'torch' else 'o-'
+            axes.plot([entry['voxels'] for entry in chosen], times, look, color=colour, label=label)
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    axes.set_xlabel('voxels (crosses: real sweeps)')
+    axes.set_ylabel('ms, rulebook and network: median')
+    axes.grid(True, which='both', alpha=0.25)
+    axes.set_xticks([entry['voxels'] for entry in sets if not entry['real']])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter('{x:,.0f}')
+    axes.xaxis.set_minor_formatter('')
+    axes.yaxis.set_minor_formatter('{x:,.0f}')
+    axes.set_title(f'{result["config"]}\n{result["machine"]["cpu"]}', loc='left', fontsize=11)
+    axes.legend(frameon=False)

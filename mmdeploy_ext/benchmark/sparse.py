@@ -1,4 +1,4 @@
-"""Sparse backbones: spconv against portable ONNX on CPU engines, part by part, interleaved.
+"""The benchmark of sparse backbones: spconv against portable ONNX on CPU engines, part by part, size by size.
 
 A contender's time begins with voxels and ends with the dense map. Parts: 'rulebook' is which voxel meets
 which weight, 'network' all else. What voxelises the points is measured beside it.
@@ -6,10 +6,9 @@ which weight, 'network' all else. What voxelises the points is measured beside i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
-import os
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -18,159 +17,169 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.benchmark import measure, memory
-from mmdeploy_ext.benchmark.sparse_contenders import CONTENDERS, title_of
+from mmdeploy_ext.benchmark import sparse_figures as figures
+from mmdeploy_ext.benchmark.clocks import PartClock
+from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.benchmark.plan import Plan, busy, cores
+from mmdeploy_ext.benchmark.scenes import surfaces
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import sparse as deploy
+from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
+from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, sweep_set
+from mmdeploy_ext.runtime.scn.model import ScnOnnx
 from mmdeploy_ext.sparse import portable
-from mmdeploy_ext.sparse.plan import plan_of
+from mmdeploy_ext.sparse.contract import load_model
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.plan import Plan as RulebookPlan
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import contextlib
+    from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.benchmark.measure import Contender, Run
-    from mmdeploy_ext.benchmark.sparse_contenders import SparsePlan
+    from mmdeploy_ext.benchmark.plan import Runs
     from mmdeploy_ext.deploy.sparse import SparseDeployment
-    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
-    from mmdeploy_ext.sparse.ir import SparseGraph
 
-LEAST_ROUNDS, CASE_S = 3, 45.0
-"""Rounds of one size: at least so many, and no more once they would take longer."""
-TWO_BAR, ONE_BAR, MEMORY_BAR, GROWTH_BAR, EXPORT_BAR_S = 0.5, 0.8, 2.0, 1.1, 10.0
-"""Rulebook and network against spconv's only correct mode, on 2 threads and on 1; peak memory against it;
-growth in voxels; seconds of an export."""
+DEFAULT_SIZES = (5000, 20000, 60000, 120000)
+THREADS = (1, 2)
 
 
-# ---- measuring
+class SparsePlan(Plan):
+    """Sets of voxels, one group each: generated scenes, smallest first, then real sweeps."""
+
+    kind = 'sparse'
+    models = 'sparse LiDAR backbones'
+    foreign = (
+        'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'prepared', 'device',
+    )  # fmt: skip
+    seconds = 45.0
+
+    def load(self) -> None:
+        """See `Plan.load`."""
+        args = self.args
+        self.threads = (args.threads,) if args.threads else THREADS
+        if args.voxels is not None and min(args.voxels) < 1:
+            raise UsageError(f'--voxels {" ".join(map(str, args.voxels))}: expected positive numbers')
+        if len(args.onnx) > 1:
+            raise UsageError(f'--onnx {" ".join(args.onnx)}: sparse backbones take one portable file')
+        for path in args.onnx:
+            ScnOnnx(path, threads=1).close()  # refuses what is no portable file
+        self.files = dict(portable=args.onnx[0]) if args.onnx else {}
+        self.sweeps: list[VoxelSet] = []
+
+        def check(cfg: Any, family: Any, settings: Any) -> None:
+            rule = family.preprocess_rule(cfg)
+            self.sweeps += [sweep_set(path, rule, cfg, settings) for path in args.sweep]
+
+        self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, before_weights=check)
+        self.graph = fold(self.deployment.trace(), 'fp32')
+        self.scenes = synthetic_sets(self.deployment, args.voxels or DEFAULT_SIZES)
+
+    @property
+    def chosen(self) -> VoxelSet:
+        """The set that memory and bars are about: the real sweep where there is one."""
+        return self.sweeps[0] if self.sweeps else self.scenes[-1]
+
+    def groups(self) -> list[list[VoxelSet]]:
+        """See `Plan.groups`."""
+        return [[voxels] for voxels in (*self.scenes, *self.sweeps)]
+
+    def export(self, folder: str) -> dict[str, str]:
+        """See `Plan.export`: the graph that the engines run."""
+        path = Path(folder) / 'portable.onnx'
+        path.write_bytes(portable.to_onnx(self.graph).SerializeToString())
+        return dict(portable=str(path))
+
+    def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
+        """See `Plan.torch_contenders`: the unpatched model on spconv, one thread, its only correct mode."""
+        family, model = self.deployment.family, self.deployment.model
+        ops = importlib.import_module('spconv.pytorch.ops')
+        clock = stack.enter_context(PartClock(dict(rulebook=[(ops, 'get_indice_pairs')])))
+
+        def run(voxels: VoxelSet) -> Run:
+            before, start = dict(clock.seconds), time.perf_counter()
+            family.run_encoder(model, voxels.features, voxels.coordinates)
+            return _run(voxels, time.perf_counter() - start, clock.since(before)['rulebook'])
+
+        return [Contender(BASELINE, BASELINE, '', run, threads=1)]
+
+    def file_contenders(
+        self, stack: contextlib.ExitStack, engine: str, label: str, path: str
+    ) -> list[Contender]:
+        """See `Plan.file_contenders`: one for each number of threads."""
+        found = []
+        for threads in self.threads:
+            run = STEPS[engine](path, threads, self.graph.order)
+            name = f'{engine}, {threads} thread{"s" * (threads > 1)}'
+            found.append(Contender(name, engine, label, run, path, threads))
+        return found
+
+    def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
+        """See `Plan.memory_call`."""
+        if contender.engine == BASELINE:
+            return functools.partial(run_spconv, self.source(), self.chosen)
+        given = contender.engine, contender.file, contender.threads, self.graph.order, self.chosen
+        return functools.partial(run_portable, *given)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Plan.facts`."""
+        return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
+
+    def rows(
+        self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """See `Plan.rows`; with parts and threads, and without what backbones do not have."""
+        rows = super().rows(contenders, runs, memories)
+        for row, contender in zip(rows, contenders, strict=True):
+            mine = runs[row['name']]
+            row['parts_ms'] = {
+                part: measure.milliseconds(run.parts_s[part] for run in mine) for part in mine[0].parts_s
+            }
+            row['threads'] = contender.threads
+            for name in ('images_per_s', 'detections_per_image', 'postprocess_ms', 'samples_ms'):
+                row.pop(name)
+        return rows
+
+    def result(
+        self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """See `Plan.result`: an entry per set instead of one table."""
+        roofline = {threads: figures.gemm_flops(threads) for threads in {1, *self.threads}}
+        entries = []
+        for (voxels,), mine in zip(self.groups(), runs, strict=True):
+            rows = self.rows(contenders, mine, memories if voxels is self.chosen else {})
+            work = figures.pair_flops(self.graph, voxels.coordinates)
+            figures.add_roofline(rows, work['gflop'], roofline)
+            entries.append(
+                dict(
+                    name=voxels.name, voxels=len(voxels.features), **work, contenders=rows,
+                    rounds=len(next(iter(mine.values()))), real=any(voxels is one for one in self.sweeps),
+                    voxelise_ms=figures.voxelise_ms(self.deployment.rule, voxels),
+                )
+            )  # fmt: skip
+        generated = [entry for entry in entries if not entry['real']]
+        growth, exports = figures.growth(generated), export_seconds(self.deployment)
+        chosen = next(entry for entry in entries if entry['name'] == self.chosen.name)
+        racing = None
+        if BASELINE in self.engines and not self.args.no_racing and cores() > 1:
+            first = self.sweeps[0] if self.sweeps else self.scenes[0]
+            racing = figures.racing_rows(self.deployment, first, cores())
+        return dict(
+            self.common_facts(runs), **self.facts(), sets=entries, growth=growth, racing=racing,
+            work_growth=figures.work_growth(generated), export_s=exports, bars_of=figures.BARS_OF,
+            bars=figures.held_to(chosen, growth, exports), notes=busy(self.other_load(runs)),
+        )  # fmt: skip
 
 
-def measure_set(
-    contenders: Sequence[Contender], voxels: VoxelSet, rounds: int, warmup: int
-) -> dict[str, list[Run]]:
-    """Run every contender on one set of voxels, in turns, as often as the time allows."""
-    start = time.perf_counter()
-    measure.interleave(contenders, [voxels], 1, max(warmup - 1, 0))
-    taken = (time.perf_counter() - start) / max(warmup, 1)
-    allowed = int(min(max(CASE_S / max(taken, 1e-3), LEAST_ROUNDS), rounds))
-    return measure.interleave(contenders, [voxels], allowed)
-
-
-def set_rows(
-    contenders: Sequence[Contender],
-    runs: Mapping[str, Sequence[Run]],
-    flops: float,
-    roofline: Mapping[int, float],
-) -> list[dict[str, Any]]:
-    """Return one plain dict per contender: times, parts, ratio to spconv, distance to the GEMM roofline.
-
-    Args:
-        contenders: in the order of the table.
-        runs: of `measure_set`.
-        flops: of the multiplications that the pairs of this set need.
-        roofline: threads -> FLOP/s of a large GEMM on this machine.
-    """
-    rows = measure.summarise(contenders, runs, 1)
-    for row in rows:
-        mine = runs[row['name']]
-        row['parts_ms'] = {
-            part: measure.milliseconds(run.parts_s[part] for run in mine) for part in mine[0].parts_s
-        }
-        threads = threads_of(row['name'])
-        least_ms = flops / roofline[threads] * 1e3
-        row.update(threads=threads, roofline_ms=round(least_ms, 3))
-        row['of_roofline'] = round(row['parts_ms']['network']['median'] / least_ms, 2) if least_ms else None
-        for name in ('images_per_s', 'detections_per_image', 'postprocess_ms', 'samples_ms'):
-            row.pop(name)
-    return rows
-
-
-def threads_of(name: str) -> int:
-    """Return the threads of a contender by its name; spconv has one."""
-    return 1 if name == measure.BASELINE else int(name.split(', ')[1].split()[0])
-
-
-def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> tuple[float, int, int]:
-    """Return FLOP of all existing pairs, their number, and the most active sites of a level."""
-    plan = plan_of(graph)
-    rulebook = build(plan, coordinates)
-    flops = pairs = 0
-    for node in graph.convolutions():
-        rows_in = len(rulebook.level(node.inputs[0]))
-        count = int((rulebook.table(plan.table_of[node.name]) < rows_in).sum())
-        flops += 2 * count * node.in_channels * node.out_channels
-        pairs += count
-    return float(flops), pairs, max(map(len, rulebook.levels))
-
-
-def gemm_flops(threads: int, seconds: float = 1.0) -> float:
-    """Return the FLOP/s of a float32 GEMM with so many threads: the best of many short runs."""
-    import torch
-
-    before = torch.get_num_threads()
-    rows, inner, columns = 2048, 512, 256
-    try:
-        torch.set_num_threads(threads)
-        left, right = torch.randn(rows, inner), torch.randn(inner, columns)
-        left @ right
-        best, end = float('inf'), time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            left @ right
-            best = min(best, time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
-    return 2 * rows * inner * columns / best
-
-
-# ---- memory
-
-
-def _run_spconv(job: memory.MemoryJob, voxels: VoxelSet) -> tuple[int, object]:
-    from mmdeploy_ext.stack import compat
-
-    compat.apply()
-    job.register()
-    deployment = deploy.load(job.config, job.checkpoint, job.cfg_options)
-    deployment.family.run_encoder(deployment.model, voxels.features[:1], voxels.coordinates[:1])
-    weights = sum(tensor.nbytes for tensor in deployment.model.state_dict().values())
-    before = memory.start() - weights // 1024
-    for _ in range(memory.RUNS):
-        deployment.family.run_encoder(deployment.model, voxels.features, voxels.coordinates)
-    return before, deployment
-
-
-def _run_portable(job: memory.MemoryJob, voxels: VoxelSet, engine: str, order: str) -> tuple[int, object]:
-    importlib.import_module(engine)
-    importlib.import_module('mmdeploy_ext.runtime.scn.model')
-    before = memory.start()
-    contender = CONTENDERS[engine](job.file, job.threads, order)
-    for _ in range(memory.RUNS):
-        contender.run(voxels)
-    return before, contender
-
-
-def measure_memory(plan: SparsePlan, path: str, voxels: VoxelSet) -> dict[str, dict[str, float]]:
-    """Measure every engine on one set of voxels, each in a process of its own.
-
-    What Python and the libraries take when they are imported does not count, weights and activations do.
-    """
-    deployment, found = plan.deployment, {}
-    for engine in plan.engines:
-        job = memory.MemoryJob(
-            1, plan.register, deployment.config, deployment.checkpoint, deployment.cfg_options, file=path
-        )
-        if engine == 'torch':
-            call = functools.partial(_run_spconv, voxels=voxels)
-            found[measure.BASELINE] = memory.measure(dataclasses.replace(job, call=call))
-            continue
-        for threads in plan.threads:
-            call = functools.partial(_run_portable, voxels=voxels, engine=engine, order=plan.graph.order)
-            found[title_of(engine, threads)] = memory.measure(
-                dataclasses.replace(job, register=None, threads=threads, call=call)
-            )
+def synthetic_sets(deployment: SparseDeployment, sizes: Sequence[int]) -> list[VoxelSet]:
+    """Return scenes of so many voxels, with random features."""
+    settings, found = deployment.settings, []
+    for size in sorted(set(sizes)):
+        coordinates = surfaces(settings.spatial_shape, settings.order, size, seed=size)
+        rng = np.random.default_rng(size)
+        features = rng.standard_normal((len(coordinates), settings.in_channels)).astype(np.float32)
+        found.append(VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
     return found
-
-
-# ---- export
 
 
 def export_seconds(deployment: SparseDeployment) -> dict[str, float]:
@@ -184,116 +193,66 @@ def export_seconds(deployment: SparseDeployment) -> dict[str, float]:
     return found
 
 
-def write_portable(graph: SparseGraph, folder: str) -> str:
-    """Write the graph that the engines run."""
-    path = str(Path(folder) / 'portable.onnx')
-    Path(path).write_bytes(portable.to_onnx(graph).SerializeToString())
-    return path
+def _run(voxels: VoxelSet, total: float, rulebook: float, network: float | None = None) -> Run:
+    network = total - rulebook if network is None else network
+    return Run(total, network, len(voxels.features), parts_s=dict(rulebook=rulebook, network=network))
 
 
-def cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
+    """Return what a user of the portable file runs: `ScnOnnx`; `order` is that of the voxels."""
+    engine = ScnOnnx(path, threads=threads)
+
+    def run(voxels: VoxelSet) -> Run:
+        start = time.perf_counter()
+        engine.step(voxels=(voxels.features, voxels.in_order(engine.order == order)))
+        total = time.perf_counter() - start
+        return _run(voxels, total, *(engine.milliseconds[part] / 1e3 for part in ('rulebook', 'network')))
+
+    return run
 
 
-# ---- the whole
+def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
+    """Return the portable file on OpenVINO, with the same rulebook."""
+    import openvino
+
+    props = {entry.key: entry.value for entry in load_model(path).metadata_props}
+    facts = json.loads(props[portable.FACTS])
+    plan, same = RulebookPlan.from_json(facts['plan']), facts['order'] == order
+    settings = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads}
+    compiled = openvino.Core().compile_model(path, 'CPU', settings)
+
+    def run(voxels: VoxelSet) -> Run:
+        start = time.perf_counter()
+        rulebook = build(plan, voxels.in_order(same), threads)
+        feeds = portable.feeds(plan, rulebook, facts['form'], threads)
+        feeds = {portable.VOXELS: voxels.features, **feeds}
+        middle = time.perf_counter()
+        compiled(feeds)
+        return _run(voxels, time.perf_counter() - start, middle - start)
+
+    return run
 
 
-def growth(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return contender -> exponent of its time in the number of voxels.
-
-    The fastest run of each size counts: what others do on the machine hits long runs, which are those of
-    large scenes, more often than short ones, and a median would take that for growth.
-    """
-    from mmdeploy_ext.benchmark.sparse_scene import growth_exponent
-
-    if len(entries) < 2:
-        return {}
-    counts = [entry['voxels'] for entry in entries]
-    names = [row['name'] for row in entries[0]['contenders']]
-    found = {}
-    for name in names:
-        rows = [next(row for row in entry['contenders'] if row['name'] == name) for entry in entries]
-        exponent = growth_exponent(counts, [row['total_ms']['min'] for row in rows])
-        found[name] = None if exponent is None else round(exponent, 3)
-    return found
+STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
+"""Engine -> how it runs a portable file, with voxels in and the rulebook's time told."""
 
 
-def work_growth(entries: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the exponent of the multiplications in the number of voxels: 1 in scenes of equal density."""
-    from mmdeploy_ext.benchmark.sparse_scene import growth_exponent
-
-    exponent = growth_exponent([entry['voxels'] for entry in entries], [entry['gflop'] for entry in entries])
-    return None if exponent is None else round(exponent, 3)
-
-
-def bar_rows(
-    entry: Mapping[str, Any], grown: Mapping[str, float | None], exports: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Return what the portable file on ONNX Runtime is held to, as far as it was measured.
-
-    Args:
-        entry: of the set that the bars are about, the real sweep where there is one.
-        grown: of `growth`.
-        exports: of `export_seconds`.
-
-    Returns:
-        Rows of name, value, bar (at most) and passed.
-    """
-    rows = {(row['engine'], row['threads']): row for row in entry['contenders']}
-    spconv = rows.get(('torch', 1))
-    values: list[tuple[str, float | None, float]] = []
-    for threads, bar in ((1, ONE_BAR), (2, TWO_BAR)):
-        row = rows.get(('onnxruntime', threads))
-        if row is None or spconv is None:
-            continue
-        name = (
-            f'{entry["name"]}: rulebook and network on {threads} thread{"s" * (threads > 1)}, against spconv'
-        )
-        values.append((name, row['ratio_to_torch']['median'], bar))
-        if row.get('memory') and spconv.get('memory'):
-            ratio = row['memory']['peak_mb'] / max(spconv['memory']['peak_mb'], 1e-9)
-            values.append((f'peak memory on {threads}, against spconv', round(ratio, 3), MEMORY_BAR))
-    values += [
-        (f'growth in voxels, {name}', value, GROWTH_BAR)
-        for name, value in grown.items()
-        if value is not None and name != measure.BASELINE
-    ]
-    values.append(('seconds of the export to libspconv', exports['libspconv'], EXPORT_BAR_S))
-    return [dict(name=name, value=value, bar=bar, passed=value <= bar) for name, value, bar in values]
+def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
+    """Run the model in a process of its own; see `memory.measure`."""
+    source.prepare()
+    loaded = deploy.load(source.config, source.checkpoint, source.cfg_options)
+    family, model = loaded.family, loaded.model
+    family.run_encoder(model, voxels.features[:1], voxels.coordinates[:1])
+    before = memory.start_with(model)
+    for _ in range(memory.RUNS):
+        family.run_encoder(model, voxels.features, voxels.coordinates)
+    return before, loaded
 
 
-def voxelise_ms(plan: SparsePlan, voxels: VoxelSet) -> dict[str, float]:
-    """Return the time of making these voxels from points: this project's way, one thread, and mmcv's."""
-    import torch
-    from mmcv.ops import Voxelization
-
-    from mmdeploy_ext.benchmark.sparse_scene import points_in
-    from mmdeploy_ext.inputs.points import voxelise
-
-    rule = plan.deployment.rule
-    if not len(voxels.coordinates):
-        return {}
-    points = points_in(voxels.coordinates, rule)
-    layer = Voxelization(
-        list(rule.voxel_size), list(rule.point_cloud_range), rule.max_points, rule.max_voxels
-    )
-    tensor = torch.from_numpy(points)
-
-    def by_mmcv() -> None:
-        with torch.no_grad():
-            found, _, counts = layer(tensor)
-            found.sum(1) / counts[:, None]
-
-    runs = {'numba': lambda: voxelise(points, rule)}
-    if rule.mode == 'hard':
-        runs['mmcv'] = by_mmcv
-    found = {}
-    for name, run in runs.items():
-        seconds = []
-        for _ in range(LEAST_ROUNDS + 1):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        found[name] = round(float(np.median(seconds[1:])) * 1e3, 3)
-    return found
+def run_portable(engine: str, path: str, threads: int, order: str, voxels: VoxelSet) -> tuple[int, object]:
+    """Run a portable file in a process of its own; see `memory.measure`."""
+    importlib.import_module(engine)
+    before, run = memory.start(), STEPS[engine](path, threads, order)
+    for _ in range(memory.RUNS):
+        run(voxels)
+    return before, run

@@ -143,6 +143,21 @@ class GraphSpec:
             for name, array in feeds.items()
         }
 
+    def with_defaults(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return feeds with the defaults of optional inputs that are not fed, in the sizes of the others."""
+        sizes = {
+            letter: feeds[tensor.name].shape[axis]
+            for tensor in self.inputs
+            if tensor.name in feeds
+            for axis, letter in tensor.dynamic_axes.items()
+        }
+        complete = dict(feeds)
+        for tensor in self.inputs:
+            if tensor.name not in feeds and tensor.default is not None:
+                shape = [axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in tensor.axes]
+                complete[tensor.name] = np.full(shape, tensor.default, tensor.dtype)
+        return complete
+
     def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Refuse feeds that the graph does not take, the same way on every engine.
 

@@ -1,5 +1,6 @@
-"""Engines behind one small interface; one file per engine."""
+"""Engines behind one small interface; one file per engine, one row each in `registry`."""
 
-from mmdeploy_ext.engines.base import BACKENDS, ENGINE_TITLES, Backend, build_backend
+from mmdeploy_ext.engines.base import Backend
+from mmdeploy_ext.engines.registry import BACKENDS, DEFAULT, ENGINES, EngineInfo, build_backend, title_of
 
-__all__ = ['BACKENDS', 'ENGINE_TITLES', 'Backend', 'build_backend']
+__all__ = ['BACKENDS', 'DEFAULT', 'ENGINES', 'Backend', 'EngineInfo', 'build_backend', 'title_of']

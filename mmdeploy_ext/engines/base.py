@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import abc
-import importlib
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
 
-from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.core.errors import ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,25 +17,19 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
 
-BACKENDS = {
-    'TorchBackend': 'mmdeploy_ext.engines.torch',
-    'OnnxRuntimeBackend': 'mmdeploy_ext.engines.onnxruntime',
-    'OpenVinoBackend': 'mmdeploy_ext.engines.openvino',
-    'TensorRtBackend': 'mmdeploy_ext.engines.tensorrt.backend',
-}
-"""Registered name (`backend_config.type`) -> module; imported when it is used."""
-
-ENGINE_TITLES = {
-    'TorchBackend': 'PyTorch',
-    'OnnxRuntimeBackend': 'ONNX Runtime',
-    'OpenVinoBackend': 'OpenVINO',
-    'TensorRtBackend': 'TensorRT',
-}
-"""What people call them."""
+FeedCheck = Callable[['Metadata', 'Mapping[str, np.ndarray]'], None]
+FEED_CHECKS: dict[str, FeedCheck] = {}
+"""Family -> what refuses sizes that its graphs cannot take and their contract does not tell."""
 
 
-FEED_CHECKS = {'rtdetr': 'mmdeploy_ext.runtime.rtdetr.model'}
-"""Family -> the module whose `check_feeds(metadata, feeds)` knows sizes that its graphs cannot take."""
+def feed_check(family: str) -> Callable[[FeedCheck], FeedCheck]:
+    """Return a decorator: every engine calls the function before it runs a file of the family."""
+
+    def register(check: FeedCheck) -> FeedCheck:
+        FEED_CHECKS[family] = check
+        return check
+
+    return register
 
 
 class Backend(abc.ABC):
@@ -65,6 +59,10 @@ class Backend(abc.ABC):
         """Free the network."""
         return
 
+    def known(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the inputs that the network has."""
+        return {name: array for name, array in feeds.items() if name in self.spec.input_names}
+
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the network.
 
@@ -81,8 +79,7 @@ class Backend(abc.ABC):
         feeds = self.spec.rounded(feeds)
         self.spec.check_feeds(feeds)
         if self.metadata is not None and self.metadata.family in FEED_CHECKS:
-            module = importlib.import_module(FEED_CHECKS[self.metadata.family])
-            module.check_feeds(self.metadata, feeds)
+            FEED_CHECKS[self.metadata.family](self.metadata, feeds)
         outputs = self.run(feeds)
         missing = [name for name in self.spec.output_names if name not in outputs]
         if missing:
@@ -94,26 +91,12 @@ class Backend(abc.ABC):
         self.activate()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Deactivate."""
         self.deactivate()
 
 
 def _single(array: np.ndarray) -> np.ndarray:
     return array.astype('float32') if array.dtype == 'float16' else array
-
-
-def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
-    """Make a backend by its registered name.
-
-    Raises:
-        ConfigError: no such backend, or an option that it does not have.
-    """
-    if kind not in BACKENDS:
-        raise ConfigError(f'backend_config.type={kind!r}: expected one of {", ".join(BACKENDS)}')
-    cls = getattr(importlib.import_module(BACKENDS[kind]), kind)
-    try:
-        return cls(*args, **options)
-    except TypeError as error:
-        raise ConfigError(f'backend_config: {kind}: {error}') from error

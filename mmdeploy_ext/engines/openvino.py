@@ -101,14 +101,10 @@ class OpenVinoBackend(Backend):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`."""
-        batch = next(iter(feeds.values())).shape[0]
-        complete = dict(feeds)
-        for tensor in self.spec.inputs:
-            if tensor.name not in complete and not tensor.unused:
-                shape = [axis if isinstance(axis, int) else batch for axis in tensor.axes]
-                complete[tensor.name] = np.full(shape, tensor.default, tensor.dtype)
+        unused = {tensor.name for tensor in self.spec.inputs if tensor.unused} - feeds.keys()
+        complete = self.spec.with_defaults(feeds)
         try:
-            results = self.compiled(complete)
+            results = self.compiled({name: complete[name] for name in complete.keys() - unused})
         except RuntimeError as error:
             raise InferenceError(f'{self.path}: OpenVINO failed to run it: {error}') from error
         return {name: np.array(results[name]) for name in self.spec.output_names}

@@ -41,14 +41,8 @@ class TorchBackend(Backend):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`; optional inputs that are not fed take their defaults."""
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in feeds.items()}
-        batch = next(iter(feeds.values())).shape[0]
-        for tensor in self.spec.inputs:
-            if tensor.name not in tensors:
-                shape = [batch if axis == 'B' else axis for axis in tensor.axes]
-                tensors[tensor.name] = torch.full(
-                    shape, tensor.default, dtype=getattr(torch, tensor.dtype), device=self.device
-                )
+        complete = self.spec.with_defaults(feeds)
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in complete.items()}
         with torch.no_grad():
             for stage in self.stages:
                 outputs = stage.module(*(tensors[name] for name in stage.inputs))

@@ -94,12 +94,16 @@ class SequenceFamily(Family):
         contracts: what its export can promise: 'deploy', and 'fork' where users have code for another one.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
         dump_names: tensors that dump mode has; empty where that is not known before a frame has run.
+        bars: what its deploy contract is held to in a benchmark, see `benchmark.streams.held_to`.
+        bars_of: the model and machine that the bars were set for.
     """
 
     contracts: ClassVar[tuple[str, ...]]
     compared: ClassVar[tuple[str, ...]] = ()
     dump_suffixes: ClassVar[dict[str, str]] = {}
     dump_names: ClassVar[tuple[str, ...]] = ()
+    bars: ClassVar[tuple[tuple[str, str, float], ...]] = ()
+    bars_of: ClassVar[str] = ''
 
     @abc.abstractmethod
     def check(self, cfg: Any, options: SequenceOptions) -> None:
@@ -128,7 +132,10 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def timed_methods(self, model: torch.nn.Module) -> dict[str, list[tuple[object, str]]]:
-        """Return the methods that make up the parts of a frame, for the benchmark; the rest is the head."""
+        """Return the functions that make up the parts of a sample, for the benchmark: part -> (owner, name).
+
+        Parts have the names of `graph_seconds` of its runner; what no function counts is the head.
+        """
 
     @abc.abstractmethod
     def result(self, detections: Detections3D) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.engines import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +103,7 @@ def proof_engine(metadata: Metadata, kind: str, engine: Mapping[str, Any]) -> di
         engine: its options.
     """
     on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
-    hides = kind == 'OnnxRuntimeBackend' and on_cpu and precision_of(metadata) == 'fp16'
+    hides = 'round_fp16' in BACKENDS[kind].keys and on_cpu and precision_of(metadata) == 'fp16'
     return {'round_fp16': True, **engine} if hides else dict(engine)
 
 

@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import numpy_helper
 
+from mmdeploy_ext.compare.tensors import compare_tensors
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner, random_feeds
-from mmdeploy_ext.proof.half import COSINE
+from mmdeploy_ext.proof.half import judge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import onnx
 
+    from mmdeploy_ext.compare.rows import TensorRow
     from mmdeploy_ext.engines.tensorrt.file import Record
 
 LARGEST_DIFFERENCE = 1e-3
 """Of float32, relative to an output's largest value: other kernels sum in another order."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One output of both.
-
-    Attributes:
-        name: of the output.
-        difference: largest, relative to the largest value of ONNX Runtime; inf where shapes or NaNs differ.
-        cosine: of both, as vectors.
-        passed: within the bar of the precision.
-    """
-
-    name: str
-    difference: float
-    cosine: float
-    passed: bool
-
-    @property
-    def text(self) -> str:
-        """One line."""
-        verdict = 'ok' if self.passed else 'FAILED'
-        return f'{self.name}: {self.difference:.2e} of its largest value, cosine {self.cosine:.6f}: {verdict}'
-
-
-def compare(engine: str, source: str, seed: int = 0) -> list[Row]:
+def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
     """Run an engine and its ONNX file on the same random feeds.
 
     Args:
@@ -91,26 +70,30 @@ def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[s
 
 def compare_outputs(
     reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
-) -> list[Row]:
+) -> list[TensorRow]:
     """Compare outputs by name; a name that one side lacks fails.
 
     Args:
         reference: of ONNX Runtime.
-        got: of the engine.
+        got: of the engine; whole numbers may have another width.
         half: judge by cosine, as float16 is.
     """
-    rows = []
-    for name in [*reference, *(name for name in got if name not in reference)]:
-        if name not in reference or name not in got or reference[name].shape != got[name].shape:
-            rows.append(Row(name, np.inf, 0.0, False))
-            continue
-        theirs, ours = (np.asarray(side[name], np.float64).ravel() for side in (reference, got))
-        scale = np.abs(theirs).max(initial=0.0)
-        gap = np.abs(ours - theirs).max(initial=0.0)
-        difference = float(gap / scale) if scale else float(gap)
-        norms = np.linalg.norm(theirs) * np.linalg.norm(ours)
-        cosine = float(theirs @ ours / norms) if norms else float(gap == 0)
-        good = cosine >= COSINE if half else difference <= LARGEST_DIFFERENCE
-        finite = bool(theirs.size) and bool(np.isfinite(ours).all())
-        rows.append(Row(name, difference, cosine, bool(good) and finite))
-    return rows
+    bar = (ColumnGroup('', None, rtol=LARGEST_DIFFERENCE),)
+    outputs = [
+        TensorSpec(name, array.dtype.name, array.shape, groups=bar) for name, array in reference.items()
+    ]
+    found = {
+        name: array.astype(reference[name].dtype) if name in reference else array
+        for name, array in got.items()
+    }
+    rows = compare_tensors(reference, found, GraphSpec('the ONNX file', (), tuple(outputs)))
+    return judge(rows) if half else rows
+
+
+def row_text(row: TensorRow) -> str:
+    """Return one line about an output."""
+    if row.cosine is None:
+        return f'{row.tensor}: FAILED: {row.reason}'
+    verdict = 'ok' if row.passed else 'FAILED'
+    share = 0.0 if row.max_rel is None else row.max_rel
+    return f'{row.tensor}: {share:.2e} of its largest value, cosine {row.cosine:.6f}: {verdict}'

@@ -28,11 +28,11 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
         Detections in pixels of `image_bgr`, in descending score order.
     """
     metadata = backend.metadata
+    runtime = runtime_of(metadata.family)
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)
-    known = backend.spec.input_names
-    found = backend.infer({name: array for name, array in feeds.items() if name in known})
+    found = backend.infer(backend.known(feeds))
     outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
-    return runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
+    return runtime.detections(metadata, outputs, feeds)[0]
 
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:

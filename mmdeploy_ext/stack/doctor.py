@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.engines.registry import BACKENDS
 from mmdeploy_ext.stack import compat
 
 # Distribution -> version of requirements*.txt (a test holds them together).
@@ -35,7 +36,6 @@ RUNTIME = {
 }
 EXPORT = {'torch': '2.13.0', 'torchvision': '0.28.0', 'spconv': '2.3.8'}
 FROZEN = {'mmcv-full': '1.7.2', 'mmdet': '2.28.2', 'mmsegmentation': '0.30.0', 'mmdet3d': '1.0.0rc6'}
-OPTIONAL = {'openvino': 'openvino', 'tensorrt-rtx': 'tensorrt'}
 
 PATCHES = 'compat patches in effect'
 BUILD_MMCV = (
@@ -92,10 +92,6 @@ _PROBES = {
         False,
         'make env',
     ),
-}
-_OPTIONAL_PROBES = {
-    'openvino': ('OpenVINO devices', 'import openvino; print(", ".join(openvino.Core().available_devices))'),
-    'tensorrt-rtx': ('TensorRT-RTX', 'import tensorrt_rtx; print(tensorrt_rtx.__version__)'),
 }
 
 
@@ -171,8 +167,7 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
         for name, (code, is_runtime, fix) in _PROBES.items()
         if is_runtime or not runtime_only
     ]
-    for distribution, extra in OPTIONAL.items():
-        name, code = _OPTIONAL_PROBES[distribution]
+    for distribution, extra, name, code in filter(None, (row.doctor for row in BACKENDS.values())):
         install = f"pip install '.[{extra}]'"
         if installed_version(distribution):
             probes.append((name, code, install))

@@ -38,7 +38,9 @@ OPTIONS = {
     '--device meta': ["--device meta: expected 'cpu', 'cuda' or 'cuda:N'"],
     '--verify --providers NoSuchProvider': ['provider NoSuchProvider', 'CPUExecutionProvider'],
     '--providers CPUExecutionProvider --engine openvino': ['--providers goes with --engine onnxruntime'],
-    '--threads 2 --engine tensorrt': ['--threads 2: goes with engines on the CPU, got --engine tensorrt'],
+    '--threads 2 --engine tensorrt': [
+        '--threads goes with --engine onnxruntime or openvino, got --engine tensorrt'
+    ],
     '--engine tensorflow': ["argument --engine: invalid choice: 'tensorflow'"],
     '--no-such-option': ['unrecognized arguments: --no-such-option', '--help'],
 }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.benchmark import exporters
+from docs._pages.exporters import rows as exporters
 
 pytestmark = pytest.mark.matrix
 REPO = Path(__file__).resolve().parents[2]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.apps import benchmark_all_app
-from mmdeploy_ext.benchmark import cases, engines, page, prepare, whole, whole_results
+from docs._pages.benchmarks import cases, page, prepare, whole, whole_results
+from docs._pages.benchmarks import tool as benchmark_all
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.engines.registry import ENGINES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVERY = (*cases.CASES, *cases.TOYS)
@@ -19,7 +20,7 @@ BROKEN = dataclasses.replace(SMALL, name='broken', title='Broken', checkpoint='d
 
 
 def run(*arguments):
-    return benchmark_all_app.main([str(word) for word in arguments])
+    return benchmark_all.main([str(word) for word in arguments])
 
 
 # ---------------------------------------------------------------- from a model to the page
@@ -238,9 +239,9 @@ def test_every_case_names_a_config_and_engines_that_its_kind_has():
     for case in EVERY:
         assert (REPOSITORY / case.config).is_file() and case.files
         assert not case.checkpoint or (REPOSITORY / case.checkpoint).is_file()
-        settings = whole.Settings(list(engines.ENGINES), [1])
+        settings = whole.Settings(list(ENGINES), [1])
         assert whole.engines_for(case, settings, gpu=False)[0] == 'torch'
-        assert not any(engines.ENGINES[name].gpu for name in whole.engines_for(case, settings, gpu=False))
+        assert not any(ENGINES[name].gpu for name in whole.engines_for(case, settings, gpu=False))
     names = [case.name for case in EVERY]
     assert len(set(names)) == len(names)
     assert list(whole.ordered(dict.fromkeys(['x', *reversed(names)]))) == [*names, 'x']

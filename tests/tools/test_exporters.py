@@ -11,9 +11,9 @@ from mmcv.ops import ModulatedDeformConv2dPack
 from torch import nn
 
 import toy_atss
-from mmdeploy_ext.apps import exporters_app
-from mmdeploy_ext.benchmark import exporters_page
-from mmdeploy_ext.benchmark.exporters import MODELS, Row
+from docs._pages.exporters import page as exporters_page
+from docs._pages.exporters import tool as exporters_tool
+from docs._pages.exporters.rows import MODELS, Row
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.exporting.export import export_module
@@ -32,7 +32,7 @@ def register():
 
 
 def run(*arguments):
-    return exporters_app.main(register, [str(word) for word in arguments])
+    return exporters_tool.main(register, [str(word) for word in arguments])
 
 
 def test_the_command_exports_proves_and_writes_the_table(tmp_path, capsys):
@@ -76,7 +76,7 @@ def test_a_selection_that_is_written_leaves_the_other_rows_and_their_reasons(tmp
 
 
 def test_what_others_write_into_the_page_meanwhile_stays(tmp_path, monkeypatch):
-    page, measure = tmp_path / 'page.md', exporters_app.measure
+    page, measure = tmp_path / 'page.md', exporters_tool.measure
     page.write_text(PAGE.format(''))
     theirs = Row('SOLOv2', 'raw', 'dynamo', 18, '', True, True, 9, 1.0, 2.0, 0.5)
 
@@ -86,7 +86,7 @@ def test_what_others_write_into_the_page_meanwhile_stays(tmp_path, monkeypatch):
         page.write_text(page.read_text().replace('after', 'after, and a new paragraph'))
         return rows
 
-    monkeypatch.setattr(exporters_app, 'measure', measure_while_others_write)
+    monkeypatch.setattr(exporters_tool, 'measure', measure_while_others_write)
     chosen = ('--models', 'atss', '--forms', 'raw', '--opsets', 18, '--rounds', 1)
     assert run(*chosen, '--exporters', 'torchscript', '--write', page) == 0
     assert 'after, and a new paragraph' in page.read_text()
@@ -108,7 +108,7 @@ def test_a_line_that_would_be_lost_is_refused_before_anything_is_measured(
 ):
     page, text = tmp_path / 'page.md', PAGE.format(inner)
     page.write_text(text)
-    monkeypatch.setattr(exporters_app, 'measure', lambda *_: pytest.fail('it measured'))
+    monkeypatch.setattr(exporters_tool, 'measure', lambda *_: pytest.fail('it measured'))
     assert run('--models', 'atss', '--write', page) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith(f'error: --write {page}: ') and error.count('\n') == 1
@@ -125,7 +125,7 @@ def test_a_line_that_appears_while_it_measures_is_not_lost_and_nor_are_the_figur
         page.write_text(PAGE.format('a note'))
         return [Row('ATSS', 'raw', 'dynamo', 18, '', True, True, 9, 1.0, 2.0, 0.5)]
 
-    monkeypatch.setattr(exporters_app, 'measure', measured)
+    monkeypatch.setattr(exporters_tool, 'measure', measured)
     assert run('--models', 'atss', '--write', page, '--json', figures) == 1
     captured = capsys.readouterr()
     assert "'a note' is neither" in captured.err and '| ATSS | raw | dynamo | 18 | yes |' in captured.out
@@ -155,7 +155,7 @@ def test_bad_options_are_refused_before_anything_is_loaded(arguments, message, c
 
 
 def test_the_models_of_the_table_are_there():
-    assert tuple(MODELS) == exporters_app.MODELS
+    assert tuple(MODELS) == exporters_tool.MODELS
     for model in MODELS.values():
         assert (REPO / model.config).is_file() and (REPO / model.checkpoint).exists()
 

@@ -11,7 +11,7 @@ from mmdeploy_ext.apps.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.runtime.detect import make_feeds, prepare

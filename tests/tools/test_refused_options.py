@@ -109,10 +109,10 @@ def test_lint_refuses_image_options_for_models_of_frames(words, capsys):
 @pytest.mark.parametrize(
     ('config', 'words', 'name'),
     [
-        (STREAM, '--log-interval 2', '--log-interval'),
+        (STREAM, '--fuse-conv-bn', '--fuse-conv-bn'),
         (STREAM, '--batch-size 2', '--samples-per-gpu/--batch-size'),
-        (LIDAR, '--log-interval 2', '--log-interval'),
-        (LIDAR, '--device cuda', '--device'),
+        (LIDAR, '--shape 64', '--shape'),
+        (LIDAR, '--voxels 9 --device cuda', '--device'),
         (ATSS, '--no-racing', '--no-racing'),
         (ATSS, '--engines onnxruntime --fuse-conv-bn', '--fuse-conv-bn'),
         (ATSS, '--engines torch --profile', '--profile'),

@@ -7,6 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 if __name__ == '__main__':
-    from mmdeploy_ext.apps.benchmark_all_app import main
+    from docs._pages.benchmarks.tool import main
 
     sys.exit(main())

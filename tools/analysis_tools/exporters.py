@@ -13,6 +13,6 @@ def register() -> None:
 
 
 if __name__ == '__main__':
-    from mmdeploy_ext.apps.exporters_app import main
+    from docs._pages.exporters.tool import main
 
     sys.exit(main(register))

@@ -104,12 +104,7 @@ class TensorRtBackend(Backend):
             ShapeError: an input is fed that is a constant of the engine, with another value.
         """
         self._check_constants(feeds)
-        complete, sizes = dict(feeds), _sizes(self, feeds)
-        for tensor in self.spec.inputs:
-            if tensor.name not in complete and tensor.default is not None:
-                shape = [axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in tensor.axes]
-                complete[tensor.name] = np.full(shape, tensor.default, tensor.dtype)
-        return self.session.run(complete)
+        return self.session.run(self.spec.with_defaults(feeds))
 
     def _check_constants(self, feeds: Mapping[str, np.ndarray]) -> None:
         defaults = {tensor.name: tensor.default for tensor in self.spec.inputs}
@@ -134,12 +129,3 @@ def _words(given: Sequence[str]) -> tuple[str, ...]:
 def _shown(value: object) -> str:
     return ','.join(f'{number:g}' for number in np.ravel(value))
 
-
-def _sizes(backend: TensorRtBackend, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Return letter -> size of the open axes of what is fed."""
-    return {
-        letter: feeds[tensor.name].shape[axis]
-        for tensor in backend.spec.inputs
-        if tensor.name in feeds
-        for axis, letter in tensor.dynamic_axes.items()
-    }

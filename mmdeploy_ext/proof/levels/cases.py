@@ -20,7 +20,7 @@ from mmdeploy_ext.compare.tensors import compare_tensors, same_bits, without_tie
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.engines import ENGINE_TITLES
+from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proof import full_form, half
 from mmdeploy_ext.proof.enough import AGAIN
 from mmdeploy_ext.proof.tasks import task_module
@@ -118,7 +118,7 @@ def judge_outputs(
     detections = match_images(reference, metadata, found, bars)
     if bars and not rows:
         rows = _half_rows(deployment, expected, found, bars)
-    title = ENGINE_TITLES[type(backend).__name__]
+    title = title_of(type(backend).__name__)
     return dataclasses.replace(case, tensors=rows, detections=detections), _pictures(reference, found, title)
 
 

@@ -232,7 +232,7 @@ def subject_of(
     deployment: Deployment, paths: Sequence[str], metadata: Sequence[Metadata], engine: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what is proven: files, options, config, checkpoint, hashes and versions."""
-    from mmdeploy_ext.engines import ENGINE_TITLES
+    from mmdeploy_ext.engines import title_of
     from mmdeploy_ext.exporting import export
 
     kind, last = str(engine.get('engine', 'OnnxRuntimeBackend')), metadata[-1]
@@ -247,7 +247,7 @@ def subject_of(
         opset=last.options['opset'],
         exporter=last.options['exporter'],
         precision=precision_of_all(metadata),
-        engine=ENGINE_TITLES.get(kind, kind),
+        engine=title_of(kind),
         config=deployment.config,
         checkpoint=deployment.checkpoint,
         config_sha256=deployment.config_sha256,

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
-from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
 from mmdeploy_ext.runtime.exported import Opened, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
@@ -46,6 +46,7 @@ class CenterPointOnnx(Opened):
     """
 
     state = None
+    fed_bytes = None
 
     def __init__(
         self, paths: str | Path | Sequence[str | Path], *, engine: str = 'OnnxRuntimeBackend', **options: Any
@@ -69,8 +70,7 @@ class CenterPointOnnx(Opened):
             )
         self.backbone = ScnOnnx(files['backbone'], engine=engine, **options)
         # two thread pools on the same cores: one that still spins slows the other
-        defaults = dict(spinning='run') if engine == 'OnnxRuntimeBackend' else {}
-        self.head = build_backend(engine, str(files['head']), **{**defaults, **options})
+        self.head = build_backend(engine, str(files['head']), **{**BACKENDS[engine].shared, **options})
         self.head.activate()
         self.metadata = self.head.metadata
         known = Metadata.from_props(self.backbone.props, files['backbone']), self.metadata
@@ -129,6 +129,10 @@ class CenterPointOnnx(Opened):
         now = time.perf_counter()
         self.seconds[part] += now - start
         return now
+
+    def graph_seconds(self) -> dict[str, float]:
+        """Return the seconds that were spent in each part so far."""
+        return dict(self.seconds)
 
     def reset(self) -> None:
         """Nothing to do: there is no memory."""

@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.metadata import read_props
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, damaged, read_entry
 from mmdeploy_ext.contract.metadata_schema import VOXELS as VOXELS_RULE
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError
-from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
 from mmdeploy_ext.runtime.exported import Opened

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
-from mmdeploy_ext.engines.base import build_backend
+from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.exported import Opened, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.runtime.streampetr import checks
@@ -247,7 +247,7 @@ def open_files(
     backends: dict[str, Backend] = {}
     # three thread pools on the same cores: one that still spins slows the next one
     # (R50 on 2 cores: 1131 against 1101 ms per frame)
-    defaults = dict(spinning='run') if engine == 'OnnxRuntimeBackend' else {}
+    defaults = BACKENDS[engine].shared
     for file in files:
         backend = build_backend(engine, str(file), **{**defaults, **options})
         backend.activate()

@@ -144,9 +144,10 @@ class CenterPointFamily(SequenceFamily):
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""
+        encoders = model.pts_voxel_encoder, model.pts_middle_encoder
         return dict(
-            voxelise=[(model, 'voxelize'), (model.pts_voxel_encoder, 'forward')],
-            backbone=[(model.pts_middle_encoder, 'forward')],
+            backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
+            boxes=[(model.pts_bbox_head, 'get_bboxes')],
         )
 
     def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

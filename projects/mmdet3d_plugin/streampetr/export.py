@@ -55,6 +55,13 @@ class StreamPetrFamily(SequenceFamily):
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     dump_suffixes = dumps.SUFFIXES
     dump_names = dumps.NAMES
+    bars = (
+        ('frame, against PyTorch', 'torch', 0.36),
+        ('frame, against the fork contract', 'fork', 0.95),
+        ('ms of position embedding in the median frame', 'embedding', 0.0),
+        ('bytes fed besides the images', 'fed_bytes', 64_000),
+    )
+    bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: by detector or by head."""

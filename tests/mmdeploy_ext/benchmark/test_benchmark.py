@@ -13,8 +13,9 @@ import pytest
 
 from mmdeploy_ext.apps import benchmark_app
 from mmdeploy_ext.benchmark import measure, ort_profile, report
+from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
-from mmdeploy_ext.benchmark.result import doubts
+from mmdeploy_ext.benchmark.plan import doubts
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 
@@ -134,7 +135,7 @@ def test_the_clock_stops_at_the_last_layer_with_parameters_and_leaves_no_hook():
     import torch
 
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.ReLU())
-    with measure.NetworkClock(model) as clock:
+    with NetworkClock(model) as clock:
         assert len(clock.layers) == 1 and clock.seconds == 0
         model(torch.zeros(1, 1, 2, 2))
         assert clock.seconds > 0
@@ -270,7 +271,8 @@ def prepared_input(path, shape=(3, 64, 96), **replaced):
 def measured_on(toy, *arguments):
     paths = [str(REPOSITORY / CONFIG), str(toy / 'toy.pth'), '--onnx', str(toy / 'full.onnx')]
     return benchmark_app.main(
-        register, [*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments])
+        register, [*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments]
+    )
 
 
 def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, tmp_path, capsys):

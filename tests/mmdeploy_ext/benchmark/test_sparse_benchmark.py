@@ -9,8 +9,8 @@ import pytest
 import toy_scn_family
 import toy_sparse
 from mmdeploy_ext.apps.benchmark_app import main
-from mmdeploy_ext.benchmark import sparse
-from mmdeploy_ext.benchmark.sparse_scene import growth_exponent, points_in, surfaces
+from mmdeploy_ext.benchmark import sparse_figures as figures
+from mmdeploy_ext.benchmark.scenes import growth_exponent, points_in, surfaces
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.rulebook import Level
 from toy_rulebook import submanifold_table
@@ -79,7 +79,7 @@ def test_growth_is_that_of_the_fastest_runs():
         dict(voxels=count, contenders=[dict(name='a', total_ms=dict(min=count / 1e3, median=count**1.5))])
         for count in (5000, 20000, 60000)
     ]
-    assert sparse.growth(entries) == {'a': 1.0}
+    assert figures.growth(entries) == {'a': 1.0}
 
 
 def test_a_scene_of_any_size_has_the_same_work_per_voxel():
@@ -87,19 +87,20 @@ def test_a_scene_of_any_size_has_the_same_work_per_voxel():
     graph = toy_sparse.bevfusion(grid)
     entries = []
     for count in (2000, 20000):
-        flops, _, _ = sparse.pair_flops(graph, surfaces(grid, 'xyz', count, seed=count))
-        entries.append(dict(voxels=count, gflop=flops / 1e9))
-    assert abs(sparse.work_growth(entries) - 1) < 0.05
+        entries.append(
+            dict(voxels=count, **figures.pair_flops(graph, surfaces(grid, 'xyz', count, seed=count)))
+        )
+    assert abs(figures.work_growth(entries) - 1) < 0.05
 
 
 def test_flop_of_a_scene_are_those_of_its_pairs():
     from toy_sparse import bevfusion
 
     graph = bevfusion()
-    flops, pairs, sites = sparse.pair_flops(graph, np.array([[0, 0, 0, 0]]))
+    work = figures.pair_flops(graph, np.array([[0, 0, 0, 0]]))
     first = graph.convolutions()[0]
-    assert pairs >= len(graph.convolutions()) and sites >= 1
-    assert flops >= 2 * first.in_channels * first.out_channels
+    assert work['pairs'] >= len(graph.convolutions()) and work['sites'] >= 1
+    assert work['gflop'] >= 2e-9 * first.in_channels * first.out_channels
 
 
 def test_bars_name_what_missed():
@@ -108,7 +109,7 @@ def test_bars_name_what_missed():
         dict(engine='onnxruntime', threads=1, ratio_to_torch=dict(median=0.79), memory=dict(peak_mb=150)),
         dict(engine='onnxruntime', threads=2, ratio_to_torch=dict(median=0.51), memory=dict(peak_mb=201)),
     ]
-    found = sparse.bar_rows(
+    found = figures.held_to(
         dict(name='s', contenders=rows), {'torch': 1.5, 'onnxruntime, 1 thread': 1.0}, dict(libspconv=0.6)
     )
     assert [row['passed'] for row in found] == [True, True, False, False, True, True]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from mmdeploy_ext.benchmark.whole import Settings
+    from docs._pages.benchmarks.whole import Settings
 
 FULL = dict(work_dir='work_dirs/benchmark', page='docs/benchmarks.md', rounds=20, warmup=3, seconds=90)
 QUICK = dict(
@@ -141,13 +141,14 @@ def _fill(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace, cores: int) -> Settings:
-    from mmdeploy_ext.benchmark import engines, whole
-    from mmdeploy_ext.benchmark.prepare import ROOT
+    from docs._pages.benchmarks import whole
+    from docs._pages.benchmarks.prepare import ROOT
+    from mmdeploy_ext.benchmark.machine import measured_gpu
 
     return whole.Settings(
         engines=whole.chosen_engines(args.engines),
         threads=sorted(args.threads or [cores]),
-        gpu=engines.measured_gpu(),
+        gpu=measured_gpu(),
         rounds=args.rounds,
         warmup=args.warmup,
         seconds=args.case_seconds,
@@ -161,7 +162,7 @@ def _measure(args: argparse.Namespace, cases: Sequence[Any], words: Sequence[str
     """Run the cases; what is finished is in the JSON file at once."""
     from rich.progress import Progress
 
-    from mmdeploy_ext.benchmark import prepare, whole, whole_results
+    from docs._pages.benchmarks import prepare, whole, whole_results
     from mmdeploy_ext.benchmark.machine import machine
     from mmdeploy_ext.core.files import write_json
 
@@ -188,13 +189,13 @@ def _measure(args: argparse.Namespace, cases: Sequence[Any], words: Sequence[str
 
 
 def _list(cases: Sequence[Any]) -> int:
-    from mmdeploy_ext.benchmark import engines
+    from mmdeploy_ext.engines.registry import ENGINES, engines_of
 
     for case in cases:
         files = ', '.join(step.label for step in case.files)
-        print(f'{case.name:20} {case.title}: {files}; on {", ".join(engines.KINDS[case.kind])}')
-    for name in engines.ENGINES:
-        print(f'{name:20} {engines.absence(name) or "is here"}')
+        print(f'{case.name:20} {case.title}: {files}; on {", ".join(engines_of(case.kind))}')
+    for name, engine in ENGINES.items():
+        print(f'{name:20} {engine.absence() or "is here"}')
     return 0
 
 
@@ -205,8 +206,8 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
         0 done, 1 when a file could not be made or a run failed.
     """
     _fill(args)
-    from mmdeploy_ext.benchmark import cases as known
-    from mmdeploy_ext.benchmark import page, whole, whole_results
+    from docs._pages.benchmarks import cases as known
+    from docs._pages.benchmarks import page, whole, whole_results
 
     cases = whole.choose(known.TOYS if args.quick else known.CASES, args.only)
     if args.list:

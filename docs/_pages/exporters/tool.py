@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.benchmark.exporters import Row
+    from docs._pages.exporters.rows import Row
 
 MODELS = ('atss', 'solov2', 'decoupled_solo', 'rtdetr', 'streampetr')
 EXPORTERS = ('torchscript', 'dynamo')
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.benchmark import exporters, exporters_page
+    from docs._pages.exporters import page as exporters_page
+    from docs._pages.exporters import rows as exporters
     from mmdeploy_ext.exporting.exporter import check_opset
 
     if args.rounds < 1:
@@ -83,8 +84,8 @@ def measure(args: argparse.Namespace, forms: dict[str, tuple[str, ...]], folder:
     """Measure all models; a progress bar counts exports."""
     from rich.progress import Progress
 
+    from docs._pages.exporters import rows as exporters
     from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
-    from mmdeploy_ext.benchmark import exporters
 
     root, console, rows = DEFAULT_IMAGE.parents[1], cli.stderr(), []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

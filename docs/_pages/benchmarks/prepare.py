@@ -22,9 +22,9 @@ from mmdeploy_ext.core.files import read_json, sha256_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.benchmark.cases import Case, Step
+    from docs._pages.benchmarks.cases import Case, Step
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 """Where commands run."""
 LIMIT_S = 3600
 """A command that takes longer has hung."""

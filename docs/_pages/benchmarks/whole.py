@@ -10,17 +10,17 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.benchmark.cases import CASES, TOYS
-from mmdeploy_ext.benchmark.engines import BASELINE, ENGINES, KINDS, check_names, present
-from mmdeploy_ext.benchmark.prepare import StepError, Workshop, from_root, shown
-from mmdeploy_ext.benchmark.whole_results import merged
+from docs._pages.benchmarks.cases import CASES, TOYS
+from docs._pages.benchmarks.prepare import StepError, Workshop, from_root, shown
+from docs._pages.benchmarks.whole_results import merged
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, check_names, engines_of, present
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.benchmark.cases import Case, Step
-    from mmdeploy_ext.benchmark.prepare import Deadline
+    from docs._pages.benchmarks.cases import Case, Step
+    from docs._pages.benchmarks.prepare import Deadline
 
 TOOL = 'tools/analysis_tools/benchmark.py'
 
@@ -54,7 +54,7 @@ class Settings:
 
 def engines_for(case: Case, settings: Settings, gpu: bool) -> list[str]:
     """Return the engines that take part in a case on the CPU or on the GPU; PyTorch is in both."""
-    known = [name for name in KINDS[case.kind] if name in settings.engines]
+    known = [name for name in engines_of(case.kind) if name in settings.engines]
     return [name for name in known if name == BASELINE or ENGINES[name].gpu == gpu]
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.benchmark.exporters import EXPORTERS, MODELS, Row
+from docs._pages.exporters.rows import EXPORTERS, MODELS, Row
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable

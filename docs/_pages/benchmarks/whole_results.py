@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.benchmark.engines import title_of
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.engines.registry import title_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

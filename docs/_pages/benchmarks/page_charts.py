@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.benchmark.engines import BASELINE, ENGINES, title_of
 from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.engines.registry import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.deploy.deployment import Deployment
 
 EXPORTERS = ('torchscript', 'dynamo')
-ENGINE = dict(engine='OnnxRuntimeBackend', threads=1)
+ENGINE = DEFAULT.runner_options(threads=1)
 FRAMES = 6
 WARMUP = 2
 
@@ -125,18 +126,16 @@ class Export:
         return prove(self.deployment, paths[0], [self.image], **ENGINE)[0]
 
     @contextlib.contextmanager
-    def runner(self, paths: Sequence[str]) -> Iterator[Callable[[], object]]:
+    def runner(self, paths: Sequence[str]) -> Iterator[Callable[[Any], object]]:
         """Yield a function that runs the file once."""
-        from mmdeploy_ext.benchmark.measure import graph_feeds
         from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.engines import build_backend
         from mmdeploy_ext.proof.ladder import export_options
 
-        with build_backend(ENGINE['engine'], paths[0], threads=ENGINE['threads']) as backend:
+        with DEFAULT.open(paths[0], ENGINE['threads']) as backend:
             options = export_options(backend.metadata)
             image = deploy.prepare_fixed(self.deployment.rule, self.image[1], options.height, options.width)
-            feeds = graph_feeds(self.deployment.family, backend, [image])
-            yield lambda: backend.infer(feeds)
+            feeds = backend.known(self.deployment.family.feeds([image], True))
+            yield lambda _: backend.infer(feeds)
 
 
 class StreamExport(Export):
@@ -165,10 +164,10 @@ class StreamExport(Export):
         return prove_sequence(self.deployment, paths, self.frames(), ENGINE)[0]
 
     @contextlib.contextmanager
-    def runner(self, paths: Sequence[str]) -> Iterator[Callable[[], object]]:
+    def runner(self, paths: Sequence[str]) -> Iterator[Callable[[Any], object]]:
         """See `Export.runner`: one frame, the last one again and again."""
         stepper, frame = self.deployment.family.runner(paths, ENGINE), self.frames()[0]
-        yield lambda: stepper.step(frame)
+        yield lambda _: stepper.step(frame)
 
 
 def open_model(model: Model, root: Path, picture: Path) -> Export:
@@ -242,18 +241,17 @@ def _prove(export: Export, row: Row, paths: Sequence[str]) -> None:
 
 def _time(export: Export, written: Sequence[tuple[Row, Sequence[str]]], rounds: int) -> None:
     """Run all files in turns, so that a machine that becomes slower does so for all."""
-    taken: list[list[float]] = [[] for _ in written]
+    from mmdeploy_ext.benchmark.measure import Contender, interleave, timed
+
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(export.runner(paths)) for _, paths in written]
-        for turn in range(WARMUP + rounds):
-            for run, times in zip(runs, taken, strict=True):
-                start = time.perf_counter()
-                run()
-                if turn >= WARMUP:
-                    times.append(time.perf_counter() - start)
+        contenders = [
+            Contender(row.exporter, DEFAULT.name, row.form, timed(stack.enter_context(export.runner(paths))))
+            for row, paths in written
+        ]
+        runs = interleave(contenders, [None], rounds, WARMUP) if written else {}
     base = None
-    for (row, _), times in zip(written, taken, strict=True):
-        row.latency_ms = 1000 * statistics.median(times)
+    for row, _ in written:
+        row.latency_ms = 1000 * statistics.median(run.total_s for run in runs[row.exporter])
         base = row.latency_ms if row.exporter == EXPORTERS[0] else base
         row.ratio = row.latency_ms / base if base else None
 

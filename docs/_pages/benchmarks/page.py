@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.benchmark import page_charts
-from mmdeploy_ext.benchmark.engines import BASELINE, ENGINES, title_of
-from mmdeploy_ext.benchmark.whole import row_key
-from mmdeploy_ext.benchmark.whole_results import is_disturbed, place_title, reasons
+from docs._pages.benchmarks import page_charts
+from docs._pages.benchmarks.whole import row_key
+from docs._pages.benchmarks.whole_results import is_disturbed, place_title, reasons
 from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -1,0 +1,243 @@
+"""The benchmark of models of single images: PyTorch against graphs of any form, on batches of pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark.clocks import NetworkClock
+from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.benchmark.ort_profile import profile_graph
+from mmdeploy_ext.benchmark.plan import Plan, short_labels
+from mmdeploy_ext.benchmark.prepared import read_prepared
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES
+from mmdeploy_ext.exporting import fold
+from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.inputs.pictures import list_images, read_image
+
+if TYPE_CHECKING:
+    import argparse
+    import contextlib
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.families.base import ImageFamily
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+
+EXPORTED_FORMS = ('full', 'raw')
+FUSED = 'torch fused'
+DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
+MAX_IMAGES = 64
+
+
+class ImagePlan(Plan):
+    """Batches of pictures, or one prepared input.
+
+    Attributes:
+        options: height, width and batch of the input.
+        images: BGR pictures; none where a prepared input is measured.
+        prepared: the network input to measure on instead of pictures.
+    """
+
+    kind = 'images'
+    models = 'models of single images'
+    foreign = ('voxels', 'sweep', 'no_racing')
+
+    def load(self) -> None:
+        """See `Plan.load`."""
+        args = self.args
+        found, self.options = read_files(args)
+        self.prepared: PreparedImage | None = read_prepared(args.prepared) if args.prepared else None
+        paths = [] if args.prepared else list_images(args.images or [DEFAULT_IMAGE])
+        if len(paths) > MAX_IMAGES:
+            print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
+        self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
+        written = found[0].options.get('cfg_options', {}) if found else {}
+        self.deployment = deploy.load(
+            args.config, args.checkpoint, {**written, **args.cfg_options}, args.device,
+            lambda _cfg, family, _model: require_family(args.onnx, found, family.name),
+        )  # fmt: skip
+        self.notes = [
+            f'{path} was made from another checkpoint than {args.checkpoint}'
+            for path, metadata in zip(args.onnx, found, strict=True)
+            if metadata.checkpoint_sha256 != self.deployment.checkpoint_sha256
+        ]
+        if found:
+            self.deployment.rule = deploy.file_rule(self.deployment.rule, found[0])
+        self.options = deploy.resolve(self.options, self.deployment.model, self.deployment.rule)
+        self.batch = self.options.batch
+        names = [metadata.form for metadata in found], [Path(path).stem for path in args.onnx]
+        self.files = short_labels(args.onnx, *names)
+
+    def export(self, folder: str) -> dict[str, str]:
+        """See `Plan.export`: the forms that every family has."""
+        paths, deployment = {}, self.deployment
+        for form in EXPORTED_FORMS:
+            if form in deployment.family.forms:
+                options = dataclasses.replace(self.options, form=form, opset=0)
+                options = deploy.resolve(options, deployment.model, deployment.rule)
+                paths[form] = str(Path(folder) / f'{form}.onnx')
+                _, seconds = deploy.export_to_file(deployment, options, [self.prepare()[0]], paths[form])
+                print(f'{form}: exported in {seconds:.1f} s', file=sys.stderr)
+        return paths
+
+    def prepare(self, start: int = 0) -> list[PreparedImage]:
+        """Return one batch, beginning with image `start`."""
+        if self.prepared is not None:
+            return [self.prepared] * self.batch
+        size = self.options.height, self.options.width
+        pictures = [self.images[(start + index) % len(self.images)] for index in range(self.batch)]
+        return [deploy.prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
+
+    def groups(self) -> list[list[list[PreparedImage]]]:
+        """See `Plan.groups`: all images in batches, every process beginning with another one."""
+        batches = [self.prepare(start) for start in range(0, max(len(self.images), self.batch), self.batch)]
+        shift = self.ranks.rank % len(batches)
+        return [[*batches[shift:], *batches[:shift]]]
+
+    def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
+        """See `Plan.torch_contenders`."""
+        models = {BASELINE: self.deployment.model}
+        if self.args.fuse_conv_bn:
+            models[FUSED] = fold.fuse(self.deployment.model)
+        return [
+            torch_contender(self.deployment.family, model, name, stack.enter_context(NetworkClock(model)))
+            for name, model in models.items()
+        ]
+
+    def file_contenders(
+        self, stack: contextlib.ExitStack, engine: str, label: str, path: str
+    ) -> list[Contender]:
+        """See `Plan.file_contenders`."""
+        backend = stack.enter_context(ENGINES[engine].open(path, self.threads[0]))
+        contender = backend_contender(self.deployment.family, backend, engine, label, path)
+        if self.args.skip_refused:
+            contender.run(self.prepare())
+        return [contender]
+
+    def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
+        """See `Plan.memory_call`."""
+        batch = self.prepare()
+        if contender.engine == BASELINE:
+            return functools.partial(run_model, self.source(), batch, contender.name == FUSED)
+        feeds = self.deployment.family.feeds(batch, True)
+        return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Plan.facts`."""
+        return dict(
+            input_shape=f'{self.batch}x3x{self.options.height}x{self.options.width}', images=len(self.images)
+        )
+
+    def result(self, *measured: Any) -> dict[str, Any]:
+        """See `Plan.result`; the first process also measures pre-processing, and profiles."""
+        result = super().result(*measured)
+        if self.ranks.rank == 0:
+            result['preprocess_ms'] = measure.preprocess_ms(self.prepare)
+            feeds = self.deployment.family.feeds(self.prepare(), True)
+            for label, path in self.files.items() if self.args.profile else ():
+                result['profiles'][f'onnxruntime {label}'] = profile_graph(path, feeds, self.threads[0])
+        return result
+
+
+def read_files(args: argparse.Namespace) -> tuple[list[Metadata], ExportOptions]:
+    """Read what the given files say, and the options that they and the command line agree on.
+
+    Raises:
+        UsageError: a file of a fixed shape or batch does not take what the others or the options ask for.
+    """
+    height, width = (args.shape * 2)[:2] if args.shape else (0, 0)
+    asked = [('--shape', (height, width))] if args.shape else []
+    if args.prepared:
+        asked.append((args.prepared, read_prepared(args.prepared).tensor.shape[1:]))
+    batches = [('--samples-per-gpu', args.samples_per_gpu)] if args.samples_per_gpu else []
+    found = [read_metadata(path) for path in args.onnx]
+    for path, metadata in zip(args.onnx, found, strict=True):
+        if not metadata.options['dynamic']:
+            asked.append((path, (metadata.options['height'], metadata.options['width'])))
+            if not metadata.options.get('dynamic_batch'):
+                batches.append((path, metadata.options['batch']))
+    for wishes in (asked, batches):
+        for source, wish in wishes[1:]:
+            if wish != wishes[0][1]:
+                raise UsageError(
+                    f'{source} takes {wish}, {wishes[0][0]} says {wishes[0][1]}: one run measures one size'
+                )
+    height, width = asked[0][1] if asked else (0, 0)
+    return found, ExportOptions(height=height, width=width, batch=batches[0][1] if batches else 1)
+
+
+def require_family(paths: Sequence[str], found: Sequence[Metadata], family: str) -> None:
+    """Refuse files of another family than the config's."""
+    for path, metadata in zip(paths, found, strict=True):
+        Metadata.require(metadata, path, family)
+
+
+def torch_contender(
+    family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
+) -> Contender:
+    """Return upstream's own test path in eager PyTorch.
+
+    Args:
+        family: of the model.
+        model: with its weights, in evaluation mode.
+        name: of the contender.
+        clock: active clock of the same model, for the time of the network; CPU only.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+
+    def run(images: Sequence[PreparedImage]) -> Run:
+        start = time.perf_counter()
+        found = family.reference_detections(model, images, True)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        end = time.perf_counter()
+        on_cpu = clock is not None and device.type == 'cpu'
+        return Run(end - start, clock.seconds - start if on_cpu else None, sum(map(len, found)))
+
+    return Contender(name, BASELINE, '', run)
+
+
+def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
+    """Return a graph on an active backend, and the numpy post-processing that its form leaves out.
+
+    Args:
+        family: of the model.
+        backend: active.
+        engine: its name in `registry.ENGINES`.
+        label: of the file.
+        file: its path.
+    """
+
+    def run(images: Sequence[PreparedImage]) -> Run:
+        start = time.perf_counter()
+        feeds = family.feeds(images, True)
+        outputs = backend.infer(backend.known(feeds))
+        network = time.perf_counter()
+        found = family.detections(backend.metadata, outputs, feeds)
+        end = time.perf_counter()
+        return Run(end - start, network - start, sum(map(len, found)))
+
+    return Contender(f'{engine} {label}', engine, backend.metadata.form, run, file)
+
+
+def run_model(source: memory.Source, images: Sequence[PreparedImage], fuse: bool) -> tuple[int, object]:
+    """Run a model in a process of its own; see `memory.measure`."""
+    before, loaded = source.load()
+    if fuse:
+        loaded.model = fold.fuse(loaded.model)
+    for _ in range(memory.RUNS):
+        loaded.family.reference_detections(loaded.model, images, True)
+    return before, loaded

@@ -1,0 +1,245 @@
+"""The benchmark of models of frames and sweeps: PyTorch and every contract, part by part, on one drive.
+
+Every contender runs the same drive with a memory of its own, where it has one; its time begins with a
+prepared frame, or the points of a sweep, and ends with decoded boxes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark.clocks import PartClock
+from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.benchmark.plan import Plan, bar_rows, short_labels
+from mmdeploy_ext.benchmark.scenes import points_in, surfaces
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.sequence_files import export_sequence, read_files
+from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, ENGINES
+from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.runtime.points import read_points
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mmdeploy_ext.benchmark.plan import Runs
+    from mmdeploy_ext.runtime.frames import Frame, Stepper
+
+DRIVE_FRAMES = 24
+"""Frames of the synthetic drive; more rounds drive it again."""
+AFTER = 'boxes'
+"""The part that comes after the graphs."""
+SWEEP_VOXELS = 20_000
+"""Of the generated sweep."""
+
+
+class StreamPlan(Plan):
+    """Frames of a synthetic drive, or sweeps."""
+
+    kind = 'stream'
+    models = 'streaming models'
+    foreign = (
+        'shape', 'samples_per_gpu', 'images', 'prepared', 'fuse_conv_bn', 'profile', 'launcher', 'voxels',
+        'no_racing',
+    )  # fmt: skip
+
+    def load(self) -> None:
+        """See `Plan.load`."""
+        args = self.args
+        found = [read_files(path).metadata for path in args.onnx]
+        contracts = [metadata.options.get('contract', metadata.family) for metadata in found]
+        self.files = short_labels(args.onnx, contracts)
+        self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, args.device)
+        self.samples = self._samples()
+
+    def _samples(self) -> list[Frame | Sweep]:
+        """Return one sample per round, in the order of `measure.interleave`: the warm-up is at the end."""
+        args, rule = self.args, self.deployment.rule
+        if self.deployment.family.memory:
+            drive = list(synthetic_drive(DRIVE_FRAMES, rule, scenes=1))
+        elif args.sweep:
+            width = int(rule.in_channels)
+            drive = [Sweep(read_points(path, width), Path(path).name) for path in args.sweep]
+        else:
+            shape = rule.grid_size if rule.order == 'xyz' else rule.grid_size[::-1]
+            coordinates = surfaces(shape, rule.order, min(SWEEP_VOXELS, rule.max_voxels))
+            drive = [Sweep(points_in(coordinates, rule), f'synthetic {len(coordinates)}')]
+        count = args.warmup + args.max_iter * args.repeat_num + args.spare_rounds
+        samples = [
+            dataclasses.replace(drive[index % len(drive)], scene_token=f'drive {index // len(drive)}')
+            for index in range(count)
+        ]
+        return [*samples[args.warmup :], *samples[: args.warmup]]
+
+    def export(self, folder: str) -> dict[str, str]:
+        """See `Plan.export`: every contract that the family has."""
+        files = {}
+        for contract in self.deployment.family.contracts:
+            files[contract] = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
+            options = deploy.resolve_opset(
+                SequenceOptions(contract=contract, opset=0), self.deployment.model
+            )
+            export_sequence(self.deployment, options, files[contract])
+        return files
+
+    def groups(self) -> list[Sequence[Any]]:
+        """See `Plan.groups`."""
+        return [self.samples]
+
+    def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
+        """See `Plan.torch_contenders`."""
+        family, model = self.deployment.family, self.deployment.model
+        clock = stack.enter_context(PartClock(family.timed_methods(model)))
+        return [torch_contender(family.reference(model), clock)]
+
+    def file_contenders(
+        self, stack: contextlib.ExitStack, engine: str, label: str, path: str
+    ) -> list[Contender]:
+        """See `Plan.file_contenders`; it is tried with an empty memory and with one."""
+        options = ENGINES[engine].runner_options(self.threads[0])
+        runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
+        if self.args.skip_refused:
+            for sample in self.samples[:2]:
+                runner.step(sample)
+            runner.reset()
+        return [runner_contender(runner, engine, label, path)]
+
+    def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
+        """See `Plan.memory_call`: the first samples of the drive."""
+        start = len(self.samples) - self.args.warmup
+        samples = [*self.samples[start:], *self.samples[:start]][: memory.RUNS]
+        if contender.engine == BASELINE:
+            return functools.partial(run_model, self.source(), samples)
+        return functools.partial(run_files, self.source(), contender.engine, contender.file, samples)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Plan.facts`."""
+        first = self.samples[0]
+        array = first.points if isinstance(first, Sweep) else first.images
+        return dict(input_shape='x'.join(map(str, array.shape)))
+
+    def rows(
+        self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """See `Plan.rows`; with medians of the parts in ms, and bytes fed in the median frame."""
+        rows = super().rows(contenders, runs, memories)
+        for row in rows:
+            mine = runs[row['name']]
+            fed = [run.fed_bytes for run in mine if run.fed_bytes is not None]
+            row['parts_ms'] = {
+                part: round(statistics.median(run.parts_s[part] for run in mine) * 1e3, 3)
+                for part in mine[0].parts_s
+            }
+            row['fed_bytes'] = int(statistics.median(fed)) if fed else None
+        return rows
+
+    def result(self, contenders: Sequence[Contender], runs: Sequence[Runs], *memories: Any) -> dict[str, Any]:
+        """See `Plan.result`; what the family promises of its contracts is held against bars."""
+        result = super().result(contenders, runs, *memories)
+        ratio, family = contract_ratio(contenders, runs[0]), self.deployment.family
+        held = held_to(result['contenders'], ratio, family.bars)
+        return dict(result, deploy_to_fork=ratio, bars=held, bars_of=family.bars_of)
+
+
+def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
+    """Return the published model in eager PyTorch; what no clock of the family counts is the head."""
+
+    def run(sample: Frame | Sweep) -> Run:
+        before, start = dict(clock.seconds), time.perf_counter()
+        found = stepper.step(sample).detections
+        total = time.perf_counter() - start
+        parts = clock.since(before)
+        parts['head'] = total - sum(parts.values())
+        return Run(total, None, len(found), parts_s=parts)
+
+    return Contender(BASELINE, BASELINE, '', run)
+
+
+def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contender:
+    """Return exported files on an engine.
+
+    Args:
+        stepper: of `SequenceFamily.runner`; it has `graph_seconds()` and `fed_bytes`.
+        engine: of `ENGINES`.
+        form: its contract.
+        file: folder or file.
+    """
+
+    def run(sample: Frame | Sweep) -> Run:
+        before, start = stepper.graph_seconds(), time.perf_counter()
+        found = stepper.step(sample).detections
+        total = time.perf_counter() - start
+        parts = {part: seconds - before[part] for part, seconds in stepper.graph_seconds().items()}
+        network = sum(seconds for part, seconds in parts.items() if part != AFTER)
+        return Run(total, network, len(found), parts_s=parts, fed_bytes=stepper.fed_bytes)
+
+    return Contender(f'{engine} {form}', engine, form, run, file)
+
+
+def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any] | None:
+    """Return the time of the deploy contract against the fork's in ONNX Runtime; None unless both ran."""
+    names = {one.form: one.name for one in contenders if one.engine == DEFAULT.name}
+    if not {'deploy', 'fork'} <= names.keys():
+        return None
+    return measure.ratio(runs[names['deploy']], runs[names['fork']])
+
+
+def held_to(
+    rows: Sequence[Mapping[str, Any]],
+    ratio: Mapping[str, Any] | None,
+    bars: Sequence[tuple[str, str, float]],
+) -> list[dict[str, Any]]:
+    """Return what the deploy contract in ONNX Runtime is held to, as far as it was measured; see `bar_rows`.
+
+    Args:
+        rows: of the contenders, with their parts.
+        ratio: of `contract_ratio`.
+        bars: of the family: name, figure ('torch' and 'fork': times against theirs, 'fed_bytes', or a part),
+            and the most that it may be.
+    """
+    found = next((row for row in rows if (row['engine'], row['form']) == (DEFAULT.name, 'deploy')), None)
+    if found is None:
+        return []
+    torch = found['ratio_to_torch']
+    figures = dict(
+        found['parts_ms'],
+        torch=torch and torch['median'],
+        fork=ratio and ratio['median'],
+        fed_bytes=found['fed_bytes'],
+    )
+    return bar_rows([(name, figures.get(figure), bar) for name, figure, bar in bars])
+
+
+def run_model(source: memory.Source, samples: Sequence[Frame | Sweep]) -> tuple[int, object]:
+    """Run a model in a process of its own; see `memory.measure`."""
+    before, loaded = source.load()
+    return before, _drive(loaded.family.reference(loaded.model), samples)
+
+
+def run_files(
+    source: memory.Source, engine: str, path: str, samples: Sequence[Frame | Sweep]
+) -> tuple[int, object]:
+    """Run exported files in a process of their own; see `memory.measure`."""
+    source.prepare(ENGINES[engine].package)
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.families.base import FAMILIES
+
+    load_config(source.config, source.cfg_options)  # its plugin registers the family
+    files = read_files(path)
+    before = memory.start()
+    family = FAMILIES[files.metadata.family]
+    return before, _drive(family.runner(files.paths, ENGINES[engine].runner_options(source.threads)), samples)
+
+
+def _drive(stepper: Stepper, samples: Sequence[Frame | Sweep]) -> Stepper:
+    for sample in samples:
+        stepper.step(sample)
+    return stepper

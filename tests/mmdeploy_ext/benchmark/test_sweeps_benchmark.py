@@ -1,0 +1,55 @@
+"""The benchmark of LiDAR detectors: whole where nobody asks for the backbone alone."""
+
+import json
+
+import pytest
+
+import toy_centerpoint
+from mmdeploy_ext.apps import benchmark_app
+
+
+@pytest.fixture(scope='module')
+def graphs():
+    return toy_centerpoint.exported()[1]
+
+
+def run(*words):
+    _, _, config, checkpoint = toy_centerpoint.exported()
+    options = ['--max-iter', 2, '--warmup', 1, '--threads', 1, *words]
+    return benchmark_app.main(toy_centerpoint.register, [config, checkpoint, *map(str, options)])
+
+
+def test_a_whole_centerpoint_is_measured_from_points_to_boxes(graphs, tmp_path, capsys):
+    sweeps = []
+    for seed in (7, 8):
+        sweeps.append(tmp_path / f'{seed}.bin')
+        toy_centerpoint.sweep(seed, 600).tofile(sweeps[-1])
+    target = tmp_path / 'b.json'
+    assert run('--onnx', graphs, '--sweep', *sweeps, '--json', target) == 0, capsys.readouterr().err
+    result = json.loads(target.read_text())
+    torch_row, row = result['contenders']
+    assert (torch_row['name'], row['name']) == ('torch', 'onnxruntime deploy')
+    assert torch_row['detections_per_image'] == row['detections_per_image'] > 5
+    assert row['ratio_to_torch']['median'] > 0 < row['memory']['peak_mb']
+    for parts in (torch_row['parts_ms'], row['parts_ms']):
+        assert set(parts) == {'backbone', 'head', 'boxes'} and min(parts.values()) > 0
+    assert result['input_shape'] == '600x5' and result['family'] == 'centerpoint'
+    assert result['bars'] == [] and row['fed_bytes'] is None
+    assert 'onnxruntime deploy' in capsys.readouterr().out
+
+
+def test_without_files_and_sweeps_it_is_exported_and_a_sweep_is_made(tmp_path, capsys):
+    target = tmp_path / 'b.json'
+    assert run('--no-memory', '--json', target) == 0, capsys.readouterr().err
+    result = json.loads(target.read_text())
+    assert [row['form'] for row in result['contenders']] == ['', 'deploy']
+    points, width = map(int, result['input_shape'].split('x'))
+    assert points > 500 and width == toy_centerpoint.WIDTH
+
+
+def test_its_backbone_alone_is_measured_where_it_is_asked_for(graphs, tmp_path):
+    target = tmp_path / 'b.json'
+    words = ['--no-memory', '--engines', 'onnxruntime', '--json', target]
+    assert run('--voxels', 100, *words) == 0
+    result = json.loads(target.read_text())
+    assert [entry['voxels'] for entry in result['sets']] == [100] and result['family'] != 'centerpoint'
