@@ -196,9 +196,9 @@ def exporter_calls(name: str) -> list[ast.Call]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in aliases]
 
 
-def test_only_export_py_calls_the_exporter_of_torch():
+def test_only_exporter_py_calls_the_exporter_of_torch():
     callers = [name for name in tracked('.py') if name.startswith(PARTS) and exporter_calls(name)]
-    assert callers == ['mmdeploy_ext/exporting/export.py']
+    assert callers == ['mmdeploy_ext/exporting/exporter.py']
 
 
 def test_every_call_of_the_exporter_says_which_one():
