@@ -20,8 +20,9 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.passes.fold import quietly
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
 from mmdeploy_ext.quantize.calibrate import tracked
-from mmdeploy_ext.quantize.calibrators import PERCENTILE, calibrator
+from mmdeploy_ext.quantize.calibrators import calibrator
 from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 
@@ -31,10 +32,9 @@ if TYPE_CHECKING:
 OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool', 'Add', 'Resize')
 INFERRED = ('onnx.infer', 'onnxruntime.quant')
 """Entry by which the quantiser knows that a model has its types; without it, it infers them every time."""
-MINMAX = 'minmax'
+MINMAX = DENSE_METHODS[0]
 SHOWN = 10
 """Layers that a refusal names."""
-METHODS = (MINMAX, 'percentile', 'mse')
 
 
 class DenseQuantiser:
