@@ -212,7 +212,7 @@ def test_constants_in_nodes_and_behind_identities_are_weights():
     graph.node.extend(nodes)
     made = quantiser(model)
     assert 'net/block/a' in [layer.name for layer in made.graph.layers]
-    whole = made.whole(['net/block/a'], {})
+    whole = finished(made.graph, made.network(['net/block/a']), {})
     feeds = batches(1)[0]
     expected, found = run.run(residual_model(), feeds), run.run(whole, feeds)
     np.testing.assert_allclose(found['score0'], expected['score0'], atol=0.03)
@@ -224,7 +224,7 @@ def test_nodes_without_names_get_their_own():
         node.name = ''
     made = quantiser(model)
     assert len({layer.name for layer in made.graph.layers}) == 5
-    onnx.checker.check_model(made.whole([made.graph.layers[0].name], {}))
+    onnx.checker.check_model(finished(made.graph, made.network([made.graph.layers[0].name]), {}))
 
 
 def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared():
@@ -256,7 +256,7 @@ def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared()
 
 def test_what_cannot_be_quantised_is_refused(calibrated):
     with pytest.raises(ModelFileError, match=r'x\.onnx: is quantised already'):
-        DenseGraph(calibrated.whole(['net/stem'], {}), 'x.onnx')
+        DenseGraph(finished(calibrated.graph, calibrated.network(['net/stem']), {}), 'x.onnx')
     with pytest.raises(ModelFileError, match='opset 11; scales per channel need opset 13'):
         DenseGraph(residual_model(opset=11))
     graph = helper.make_graph(
