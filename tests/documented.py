@@ -277,7 +277,7 @@ ENTRIES = (
         test=TOOLS + 'test_streampetr_video.py::test_both_engines_are_side_by_side_and_agree',
     ),
     Entry(
-        r'python -m mmdeploy_ext.core.dump (list|show|compare)',
+        r'python -m mmdeploy_ext.apps.dump_app (list|show|compare)',
         why='data set',
         test=TOOLS + 'test_streaming_loop.py::test_dumps_are_listed_shown_and_compared',
     ),

@@ -46,7 +46,7 @@ PARSERS = {
     'tools/create_data.py': 'tools/create_data.py',
     'tools/demo/lidar_demo.py': 'mmdeploy_ext.apps.lidar_demo_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
-    'mmdeploy_ext.core.dump compare': 'mmdeploy_ext.apps.dump_app',
+    'mmdeploy_ext.apps.dump_app compare': 'mmdeploy_ext.apps.dump_app',
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
 MADE = ('work_dirs/', 'data/', '$', '-')

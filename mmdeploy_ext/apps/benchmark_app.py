@@ -256,21 +256,22 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     import torch
 
     from mmdeploy_ext.apps.sequence_options import refuse_given
+    from mmdeploy_ext.core import distributed
     from mmdeploy_ext.core.config import load_config
 
     register()
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)
     kind = plan_of(load_config(args.config, args.cfg_options), args)
     refuse_given(args, build_parser(), kind.foreign, f'{kind.models} do not have it')
-    plan = kind(args, engines, register)
-    torch.set_num_threads(plan.threads[0])
-    cv2.setNumThreads(plan.threads[0])
-    plan.load()
-    with after_weights():
-        result = plan.run()
-        if plan.ranks.rank == 0:
-            _publish(args, result)
-    plan.ranks.barrier()
+    with distributed.join(args.launcher, args.local_rank) as ranks:
+        plan = kind(args, engines, register, ranks)
+        torch.set_num_threads(plan.threads[0])
+        cv2.setNumThreads(plan.threads[0])
+        plan.load()
+        with after_weights():
+            result = plan.run()
+            if ranks.rank == 0:
+                _publish(args, result)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""`python -m mmdeploy_ext.core.dump`: look at dumps and compare two of them. Needs numpy and rich only."""
+"""`python -m mmdeploy_ext.apps.dump_app`: look at dumps, compare two of them. Needs numpy and rich only."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ TIME_ATOL = 1e-6
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
-        prog='python -m mmdeploy_ext.core.dump', description='List, show and compare dumped tensors.'
+        prog='python -m mmdeploy_ext.apps.dump_app', description='List, show and compare dumped tensors.'
     )
     commands = parser.add_subparsers(dest='command', required=True)
     listing = commands.add_parser('list', help='the samples of a dump')
@@ -173,3 +174,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool: 0 done or equal, 1 different, 2 usage."""
     return cli.run(run, build_parser(), argv)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -85,7 +85,10 @@ def run_verify(args: argparse.Namespace, engine: dict[str, Any], cfg: Any) -> in
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.deploy.sequence_files import read_files
     from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.evaluate.detector import FrameDetector
     from mmdeploy_ext.graph.io.files import load
+    from mmdeploy_ext.proof.half import precision_of
+    from mmdeploy_ext.proof.levels.metrics import compare_metrics
     from mmdeploy_ext.proof.provenance import missing_overrides
 
     if args.images:
@@ -107,7 +110,14 @@ def run_verify(args: argparse.Namespace, engine: dict[str, Any], cfg: Any) -> in
     with after_weights():
         metrics = []
         if args.eval:
-            metrics = compare_metrics(deployment, files.paths, args.eval, engine)
+            family = deployment.family
+            metrics = compare_metrics(
+                deployment.cfg,
+                FrameDetector(family.reference(deployment.model), family),
+                FrameDetector(family.runner(files.paths, engine), family),
+                args.eval,
+                precision_of(files.metadata),
+            )
         return prove(deployment, files.paths, frames, args, engine, metrics, args.edited)
 
 
@@ -196,23 +206,3 @@ def prove(
     for line in written:
         print(line)
     return 0 if verdict.passed else 1
-
-
-def compare_metrics(
-    deployment: Deployment, paths: Sequence[str], metrics: Sequence[str], engine: dict[str, Any]
-) -> list[Any]:
-    """Evaluate the config's test set with the unpatched PyTorch model and with exported files."""
-    from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.evaluate.loop import collect, run_frames
-    from mmdeploy_ext.proof.half import precision_of
-    from mmdeploy_ext.proof.levels.metrics import metric_bar, proof_rows
-
-    dataset = evaluation.build_dataset(deployment.cfg)
-    values = []
-    for stepper in (deployment.family.reference(deployment.model), deployment.family.runner(paths, engine)):
-        workers = deployment.cfg.data.get('workers_per_gpu', 2)
-        results = run_frames(stepper, deployment.family, dataset, workers=workers)
-        ordered = collect(results, len(dataset), 1)
-        values.append(evaluation.evaluate(deployment.cfg, dataset, ordered, metrics))
-    return proof_rows(*values, metric_bar(precision_of(read_metadata(paths[-1]))))

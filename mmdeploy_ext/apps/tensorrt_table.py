@@ -11,9 +11,10 @@ import numpy as np
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.build import Built, build
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import spec_of
-from mmdeploy_ext.graph.run import Runner, random_feeds
+from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proof.tensorrt import compare_outputs
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.families.base import ImageFamily
 
 
@@ -84,7 +85,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.engines import build_backend
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.families.base import DETECTOR, find_family
     from mmdeploy_ext.graph.io import files
@@ -117,11 +117,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     metrics = []
     with after_weights():
         if args.eval:
-            from mmdeploy_ext.proof.levels.metrics import compare_metrics
-
-            metrics = compare_metrics(
-                deployment, lambda: build_backend(path=args.onnx_file, **_as_kind(engine)), args.eval
-            )
+            metrics = _compare_metrics(deployment, args, engine)
         return proof.run_proof(
             deployment,
             args.onnx_file,
@@ -134,8 +130,22 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         )
 
 
-def _as_kind(engine: dict) -> dict:
-    return {'kind' if key == 'engine' else key: value for key, value in engine.items()}
+def _compare_metrics(deployment: Deployment, args: argparse.Namespace, engine: dict[str, Any]) -> list[Any]:
+    """Evaluate the config's test set by both engines."""
+    from mmdeploy_ext.engines import build_backend
+    from mmdeploy_ext.evaluate.detector import BackendDetector, PublishedDetector
+    from mmdeploy_ext.proof.half import precision_of
+    from mmdeploy_ext.proof.levels.metrics import compare_metrics
+
+    named = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
+    with build_backend(path=args.onnx_file, **named) as backend:
+        return compare_metrics(
+            deployment.cfg,
+            PublishedDetector(deployment.model),
+            BackendDetector(backend, deployment.family, backend.metadata),
+            args.eval,
+            precision_of(backend.metadata, backend.computes_in),
+        )
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

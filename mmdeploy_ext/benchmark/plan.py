@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, machine
-from mmdeploy_ext.benchmark.ranks import Ranks
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, engines_of
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.benchmark.measure import Contender, Run
+    from mmdeploy_ext.core.distributed import Ranks
 
     Runs = Mapping[str, Sequence[Run]]
 
@@ -60,7 +60,7 @@ class Plan(abc.ABC):
     batch: int = 1
 
     def __init__(
-        self, args: argparse.Namespace, engines: Sequence[str], register: Callable[[], None]
+        self, args: argparse.Namespace, engines: Sequence[str], register: Callable[[], None], ranks: Ranks
     ) -> None:
         """Refuse engines that this kind of model does not run on.
 
@@ -68,6 +68,7 @@ class Plan(abc.ABC):
             args: of the command line; `cfg_options` are parsed.
             engines: known ones.
             register: see the class.
+            ranks: see the class.
 
         Raises:
             UsageError: names the engines that there are.
@@ -76,8 +77,7 @@ class Plan(abc.ABC):
         unknown = [name for name in engines if name not in known]
         if unknown:
             raise UsageError(f'--engines {",".join(unknown)}: {self.models} run on {", ".join(known)}')
-        self.args, self.engines, self.register = args, engines, register
-        self.ranks = Ranks(args)
+        self.args, self.engines, self.register, self.ranks = args, engines, register, ranks
         self.threads: Sequence[int] = (args.threads or max(cores() // self.ranks.size, 1),)
         self.files: dict[str, str] = {}
         self.notes: list[str] = []
@@ -209,7 +209,7 @@ class Plan(abc.ABC):
                     samples,
                     rounds,
                     args.warmup,
-                    ranks.barrier,
+                    ranks.gather,
                     on_round,
                     args.spare_rounds if ranks.size == 1 else 0,
                     args.max_seconds or self.seconds,

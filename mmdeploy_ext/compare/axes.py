@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from markupsafe import Markup
 
 WIDTH, HEIGHT = 780, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
@@ -32,3 +38,28 @@ class Axes:
         decade = math.log10(value) if value > 0 else self.low
         part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
+
+    def level(self, value: float, kind: str) -> str:
+        """Return a line across at an error; `kind` is its class in the style sheet."""
+        y = self.y(value)
+        return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+
+    def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
+        """Yield a line per decade; `name` gives its class and text."""
+        for decade in range(self.low, self.high + 1):
+            kind, words = name(decade)
+            yield self.level(10.0**decade, kind)
+            yield text(LEFT - 6, self.y(10.0**decade) + 4, words, 'end')
+
+
+def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
+    """Return a text of a chart."""
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+
+
+def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') -> Markup:
+    """Return a chart; `label` says what it shows, for those who do not see it."""
+    from markupsafe import Markup
+
+    opening = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')
+    return opening.format(kind, WIDTH, height, label) + Markup(''.join(parts)) + Markup('</svg>')

@@ -192,6 +192,13 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
+def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
+    """Print a line as it is, however long; before it a word in colour."""
+    if word:
+        console.print(f'[{colour}]{word}[/{colour}] ', end='')
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def writes(action: argparse.Action, *files: str) -> argparse.Action:
     """Mark an argument as one that names what is written, and not what is read; `--json` needs no mark.
 

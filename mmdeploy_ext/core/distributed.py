@@ -1,31 +1,166 @@
-"""Starting torch.distributed under OpenMMLab's launchers, on GPUs and on CPU alike."""
+"""Starting torch.distributed under OpenMMLab's launchers, and agreeing among its processes."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, RankError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+JOIN_TIMEOUT = datetime.timedelta(minutes=10)
+"""How long processes wait for each other at the start: what can fail on one of them comes after it."""
+WORK_TIMEOUT = datetime.timedelta(hours=12)
+"""How long a process waits for a slower one; one that has ended is noticed at once."""
+ENVIRONMENT = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST', 'SLURM_JOB_ID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK', 'MASTER_ADDR'),
+}
+"""Launcher -> the variables that it sets."""
+STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun (tools/slurm_test.sh)', 'mpi': 'mpirun'}
 
 
-def start(launcher: str, local_rank: int = 0) -> tuple[int, int]:
-    """Join the other processes of a run.
+class Ranks:
+    """The processes of a run, one alone without a launcher; made by `join`.
 
-    Loader workers are forked, as mmdet's own tools have it: mmcv's `init_dist` would choose to spawn them,
-    and spawned ones hung under a launcher.
+    They exchange objects through gloo, beside the group that the launcher's backend has.
+
+    Attributes:
+        rank: of this process.
+        size: number of processes.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        """Make the group of the exchange; all processes come here."""
+        self.rank, self.size = rank, size
+        self._over, self._group = size == 1, None
+        if size > 1:
+            import torch.distributed as dist
+
+            self._group = dist.new_group(backend='gloo', timeout=WORK_TIMEOUT)
+
+    def gather(self, value: Any = None) -> list[Any]:
+        """Return every rank's value, on every rank; it waits for all of them.
+
+        Raises:
+            RankError: another process has failed, or ended.
+        """
+        if self.size == 1:
+            return [value]
+        told = self._exchange((value, None))
+        failures = [(rank, failure) for rank, (_, failure) in enumerate(told) if failure]
+        for rank, (message, exit_code) in failures:
+            self._over = True
+            raise RankError(f'process {rank} of {self.size} failed: {message}', exit_code)
+        return [value for value, _ in told]
+
+    def to_first(self, value: Any, gpu: bool = False) -> list[Any] | None:
+        """Return every rank's value on rank 0, None elsewhere; `gpu` sends them by the launcher's backend."""
+        self.gather()  # nobody sends to one that has failed
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values = [None] * self.size if self.rank == 0 else None
+        try:
+            dist.gather_object(value, values, group=None if gpu else self._group)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return values
+
+    def fail(self, error: Exception) -> None:
+        """Tell the others why this process leaves, unless the run is over for all."""
+        if not self._over:
+            self._over = True
+            message = (
+                one_line(error) if isinstance(error, Mm2OnnxError) else f'{type(error).__name__}: {error}'
+            )
+            with contextlib.suppress(RankError):
+                self._exchange((None, (one_line(message), getattr(error, 'exit_code', 1))))
+
+    def _exchange(self, message: Any) -> list[Any]:
+        import torch.distributed as dist
+
+        messages: list[Any] = [None] * self.size
+        try:
+            dist.all_gather_object(messages, message, group=self._group)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return messages
+
+    def _lost(self, error: RuntimeError) -> RankError:
+        self._over = True
+        return RankError(
+            f'another of the {self.size} processes ended without a word, or cannot be reached; its own '
+            f'output says why ({one_line(error)})'
+        )
+
+
+@contextlib.contextmanager
+def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_TIMEOUT) -> Iterator[Ranks]:
+    """Join the other processes of a run; all of them leave the block, or all fail.
+
+    A process that fails in the block tells the others, which fail in their next `gather`, at the latest at
+    the end of the block: nobody waits for one that is gone.
 
     Args:
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         local_rank: number of this process on its machine, where the launcher has not set LOCAL_RANK.
+        timeout: how long to wait for the others to come; that of Slurm is PyTorch's own.
 
-    Returns:
-        Rank of this process and number of processes; 0 and 1 without a launcher.
+    Yields:
+        The processes.
+
+    Raises:
+        UsageError: the launcher's variables are not set.
+        RankError: the others did not come, or one of them failed.
     """
-    if launcher == 'none':
-        return 0, 1
+    ranks = Ranks() if launcher == 'none' else _start(launcher, local_rank, timeout)
+    try:
+        yield ranks
+        ranks.gather()
+    except Exception as error:
+        ranks.fail(error)
+        raise
+
+
+def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks:
+    """Start torch.distributed.
+
+    Loader workers are forked, as mmdet's own tools have it: mmcv's `init_dist` would choose to spawn them,
+    and spawned ones hung under a launcher.
+    """
+    missing = [name for name in ENVIRONMENT[launcher] if not os.environ.get(name)]
+    if missing:
+        raise UsageError(
+            f'--launcher {launcher}: {", ".join(missing)} not set; start the processes with '
+            f'{STARTERS[launcher]}, or leave --launcher out for one process'
+        )
     import multiprocessing
 
     import torch
     from mmcv.runner import get_dist_info, init_dist
 
     multiprocessing.set_start_method('fork', force=True)
-    os.environ.setdefault('LOCAL_RANK', str(local_rank))
-    init_dist(launcher, backend='nccl' if torch.cuda.is_available() else 'gloo')
-    return get_dist_info()
+    own = os.environ['OMPI_COMM_WORLD_LOCAL_RANK'] if launcher == 'mpi' else str(local_rank)
+    os.environ.setdefault('LOCAL_RANK', own)
+    limit = dict(timeout=timeout)
+    if launcher == 'slurm':
+        # mmcv would let every process look for a free port of its own; and it takes no timeout
+        os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ['SLURM_JOB_ID']) % 20000))
+        limit = {}
+    try:
+        init_dist(launcher, backend='nccl' if torch.cuda.is_available() else 'gloo', **limit)
+        return Ranks(*get_dist_info())
+    except (RuntimeError, ValueError) as error:
+        place = ':'.join(os.environ.get(name, '?') for name in ('MASTER_ADDR', 'MASTER_PORT'))
+        raise RankError(
+            f'--launcher {launcher}: the processes did not find each other at {place} within '
+            f'{timeout.total_seconds():.0f} s: {one_line(error)}'
+        ) from error

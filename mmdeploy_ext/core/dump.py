@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MANIFEST = 'manifest.json'
 
@@ -117,9 +118,53 @@ def list_samples(folder: str | Path) -> list[Path]:
     return sorted(path.parent for path in Path(folder).glob(f'*/{MANIFEST}'))
 
 
-if __name__ == '__main__':
-    import sys
+@dataclasses.dataclass(frozen=True)
+class DumpWriter:
+    """What a `_pth` config writes of a data set, one sample after the other.
 
-    from mmdeploy_ext.apps.dump_app import main
+    Attributes:
+        folder: one sub-folder per sample, named by its index, is made in it.
+        facts: kept in every manifest.
+        chosen: how many samples of the data set are written, or which (indices).
+        tensors: names to write; None means all.
+    """
 
-    sys.exit(main())
+    folder: Path
+    facts: Mapping[str, Any]
+    chosen: int | Sequence[int] = 4
+    tensors: Sequence[str] | None = None
+
+    def wants(self, index: int) -> bool:
+        """Return whether this sample is written."""
+        return index < self.chosen if isinstance(self.chosen, int) else index in self.chosen
+
+    def write(
+        self,
+        index: int,
+        tensors: Mapping[str, np.ndarray],
+        facts: Mapping[str, Any] | None = None,
+        meanings: Mapping[str, str] | None = None,
+        suffixes: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write one sample.
+
+        Args:
+            index: of the sample.
+            tensors: everything that there is.
+            facts: about this sample.
+            meanings: see `save_dump`.
+            suffixes: see `file_name`.
+
+        Raises:
+            ConfigError: `tensors` of the config names one that there is not.
+        """
+        chosen = tensors if self.tensors is None else self.tensors
+        unknown = sorted(set(chosen) - tensors.keys())
+        if unknown:
+            raise ConfigError(
+                f'backend_config.dump.tensors names {unknown}, which this model does not have; there are '
+                f'{sorted(tensors)}'
+            )
+        kept = {name: array for name, array in tensors.items() if name in chosen}
+        facts = dict(self.facts, sample=index, **(facts or {}))
+        save_dump(self.folder / f'{index:06d}', kept, facts, meanings, suffixes)

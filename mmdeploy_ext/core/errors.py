@@ -65,12 +65,23 @@ class ExportError(Mm2OnnxError):
     """The exporter failed or wrote something other than what was asked for."""
 
 
+class RankError(Mm2OnnxError):
+    """Another process of a distributed run failed, so this one stops too."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        """Keep the exit status of the process that failed."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 
 @contextlib.contextmanager
 def after_weights() -> Iterator[None]:
-    """Give every error inside exit status 1: it was found after the weights had loaded."""
+    """Give every error inside exit status 1: it was found after the weights had loaded, if here."""
     try:
         yield
+    except RankError:
+        raise
     except Mm2OnnxError as error:
         error.exit_code = 1
         raise

@@ -1,4 +1,4 @@
-"""A detector for mmdet's test loop whose network is a backend: PyTorch or an ONNX engine."""
+"""What the data-set loop runs: published detectors of images, images on a backend, frames on a stepper."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+import torch
 
-from mmdeploy_ext.core.dump import save_dump
-from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.taps import collect_taps
+from mmdeploy_ext.evaluate.loop import scene_tokens
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, encode_jpeg, encode_png
@@ -20,39 +20,55 @@ from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, encode_jp
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import torch
+    from torch import nn
+    from torch.utils.data import Dataset
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.base import ImageFamily
+    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.runtime.frames import Stepper
 
 
-@dataclasses.dataclass
-class DumpOptions:
-    """What the `_pth` configs write.
+class PublishedDetector:
+    """mmdet's own detector, called as mmdet's test loop calls it; see `loop.Network`."""
 
-    Attributes:
-        folder: one sub-folder per sample is made in it.
-        facts: kept in every manifest.
-        samples: how many samples of the data set are written.
-        tensors: names to write; None means all.
-        rank: of this process.
-        world_size: number of processes; sample i of rank r is i * world_size + r.
-    """
+    one_by_one = False
 
-    folder: Path
-    facts: dict[str, Any]
-    samples: int = 4
-    tensors: Sequence[str] | None = None
-    rank: int = 0
-    world_size: int = 1
+    def __init__(self, model: nn.Module) -> None:
+        """Keep a model in evaluation mode, on its device."""
+        from mmcv.parallel import MMDataParallel
+
+        device = next(model.parameters()).device
+        ids = [device.index or 0] if device.type == 'cuda' else [-1]
+        self.model = MMDataParallel(model, device_ids=ids)
+        if device.type == 'cpu':
+            self.model.device_ids = []
+
+    def start(self, dataset: Dataset) -> list[str]:
+        """See `loop.Network`: every image stands alone."""
+        return [str(index) for index in range(len(dataset))]
+
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        """See `loop.Network`."""
+        with torch.no_grad():
+            return self.model(return_loss=False, rescale=True, **data)
 
 
-class BackendDetector(nn.Module):
-    """What mmdet's test loop calls: images and img_metas in, mmdet results out."""
+class BackendDetector:
+    """A detector of images whose network is a backend: PyTorch or an ONNX engine; see `loop.Network`."""
+
+    one_by_one = False
+    start = PublishedDetector.start
 
     def __init__(
-        self, backend: Backend, family: ImageFamily, metadata: Metadata, dump: DumpOptions | None = None
+        self,
+        backend: Backend,
+        family: ImageFamily,
+        metadata: Metadata,
+        dump: DumpWriter | None = None,
+        show: Show | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -61,85 +77,52 @@ class BackendDetector(nn.Module):
             family: makes feeds, turns outputs into detections.
             metadata: of the graph: form, spec, post-processing facts, classes.
             dump: what to write while it runs.
+            show: what to draw while it runs.
         """
-        super().__init__()
         self.backend = backend
         self.family = family
         self.metadata = metadata
         self.dump = dump
-        self.CLASSES = metadata.classes
-        self._seen = 0
+        self.show = show
 
-    def forward(
-        self,
-        img: Sequence[torch.Tensor],
-        img_metas: Sequence[Sequence[dict[str, Any]]],
-        return_loss: bool = False,
-        rescale: bool = True,
-        **_: object,
-    ) -> list[Any]:
-        """Run one batch.
-
-        Args:
-            img: one (B, 3, H, W) tensor per test-time augmentation; only one is taken.
-            img_metas: the same nesting.
-            return_loss: has to be False.
-            rescale: give boxes in pixels of the original image.
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        """Run one batch: `img`, a (B, 3, H, W) tensor per test-time augmentation, and `img_metas`.
 
         Returns:
             Per image mmdet's result, see `to_mmdet_result`.
 
         Raises:
-            ShapeError: test-time augmentation, or a training call.
+            ShapeError: test-time augmentation.
         """
-        if return_loss or len(img) != 1:
+        from mmcv.parallel import scatter_kwargs
+
+        _, (data,) = scatter_kwargs((), dict(data), [-1])
+        views, metas = data['img'], data['img_metas'][0]
+        if len(views) != 1:
             raise ShapeError(
-                f'got return_loss={return_loss} and {len(img)} augmentations; an exported model takes one '
-                f'view per image (flip=False, one img_scale)'
+                f'got {len(views)} augmentations; an exported model takes one view per image (flip=False, '
+                f'one img_scale)'
             )
-        images = [
-            _prepared(tensor.cpu().numpy(), meta) for tensor, meta in zip(img[0], img_metas[0], strict=True)
-        ]
-        num_classes = len(self.metadata.classes)
-        results: list[Any] = [None] * len(images)
+        images = [_prepared(tensor.cpu().numpy(), meta) for tensor, meta in zip(views[0], metas, strict=True)]
+        found: dict[int, Detections | Instances] = {}
         for group in self.family.batches(images):
-            found = self._detect([images[index] for index in group], rescale)
-            for index, one in zip(group, found, strict=True):
-                results[index] = to_mmdet_result(one, num_classes)
-        return results
+            chosen = [images[position] for position in group]
+            found |= zip(group, self._detect(chosen, [indices[place] for place in group]), strict=True)
+        if self.show:
+            for position, meta in enumerate(metas):
+                self.show.write(views[0][position], meta, found[position])
+        return [to_mmdet_result(found[place], len(self.metadata.classes)) for place in range(len(images))]
 
-    def show_result(
-        self,
-        img: np.ndarray,
-        result: Sequence[np.ndarray] | tuple[Sequence[np.ndarray], Sequence[Sequence[np.ndarray]]],
-        out_file: str | None = None,
-        score_thr: float = 0.3,
-        **_: object,
-    ) -> np.ndarray:
-        """Draw one result, as mmdet's test loop asks for with `--show-dir`.
-
-        Args:
-            img: (h, w, 3) BGR picture of the original size.
-            result: of mmdet, see `to_mmdet_result`.
-            out_file: PNG or JPEG to write.
-            score_thr: drawn from this score on.
-        """
-        found = from_mmdet_result(result, img.shape[:2])
-        draw = draw_instances if isinstance(found, Instances) else draw_detections
-        picture = draw(img, found, self.metadata.classes, score_thr)
-        if out_file:
-            with atomic_path(out_file) as temporary:
-                encode = encode_png if out_file.lower().endswith('.png') else encode_jpeg
-                temporary.write_bytes(encode(picture))
-        return picture
-
-    def _detect(self, images: list[PreparedImage], rescale: bool) -> list[Detections] | list[Instances]:
-        images = [self._fit(image) for image in images]
-        feeds = self.family.feeds(images, rescale)
+    def _detect(
+        self, images: list[PreparedImage], indices: Sequence[int]
+    ) -> list[Detections] | list[Instances]:
+        feeds = self.family.feeds([self._fit(image) for image in images], True)
         network_feeds = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
         with collect_taps() as taps:
             outputs = self.backend.infer(network_feeds)
-        self._write(feeds, outputs, taps)
+        if self.dump is not None:
+            inner = {name: tensor.cpu().numpy() for name, tensor in taps.items()}
+            self._write(indices, {**feeds, **inner, **outputs})
         return self.family.detections(self.metadata, outputs, feeds)
 
     def _fit(self, image: PreparedImage) -> PreparedImage:
@@ -152,43 +135,104 @@ class BackendDetector(nn.Module):
         ]
         return dataclasses.replace(image, tensor=np.pad(image.tensor, [(0, 0), *padding]))
 
-    def _write(
-        self,
-        feeds: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        taps: Mapping[str, torch.Tensor],
-    ) -> None:
-        if self.dump is None:
-            return
-        batch = len(feeds[self.backend.spec.input_names[0]])
-        tensors = {**feeds, **{name: tensor.cpu().numpy() for name, tensor in taps.items()}, **outputs}
-        if self.dump.tensors is not None:
-            unknown = sorted(set(self.dump.tensors) - tensors.keys())
-            if unknown:
-                raise ConfigError(
-                    f'backend_config.dump.tensors names {unknown}, which this graph does not have; there are '
-                    f'{sorted(tensors)}'
-                )
-            tensors = {name: array for name, array in tensors.items() if name in self.dump.tensors}
-        meanings = {
-            tensor.name: tensor.meaning
-            for tensor in (*self.metadata.spec.inputs, *self.metadata.spec.outputs)
-        }
+    def _write(self, indices: Sequence[int], tensors: Mapping[str, np.ndarray]) -> None:
+        spec = self.metadata.spec
+        meanings = {tensor.name: tensor.meaning for tensor in (*spec.inputs, *spec.outputs)}
         # inputs of one axis are of the whole batch (`ori_shape`)
-        whole = {tensor.name for tensor in self.metadata.spec.inputs if len(tensor.axes) == 1}
-        for index in range(batch):
-            sample = self._seen * self.dump.world_size + self.dump.rank
-            self._seen += 1
-            if sample < self.dump.samples:
-                save_dump(
-                    self.dump.folder / f'{sample:06d}',
-                    {
-                        name: array if name in whole else array[index : index + 1]
-                        for name, array in tensors.items()
-                    },
-                    self.dump.facts,
-                    meanings,
-                )
+        whole = {tensor.name for tensor in spec.inputs if len(tensor.axes) == 1}
+        for place, index in enumerate(indices):
+            if self.dump.wants(index):
+                own = {
+                    name: array if name in whole else array[place : place + 1]
+                    for name, array in tensors.items()
+                }
+                self.dump.write(index, own, meanings=meanings)
+
+
+class FrameDetector:
+    """A model of frames on any engine; see `loop.Network`."""
+
+    one_by_one = True
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        family: SequenceFamily,
+        dump: DumpWriter | None = None,
+        model: nn.Module | None = None,
+        keep_memory: bool = True,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            stepper: the model on an engine.
+            family: makes frames of samples, and results of detections.
+            dump: what to write while it runs; needs `model`.
+            model: the PyTorch model whose taps are written.
+            keep_memory: False empties the memory before every frame.
+        """
+        self.stepper = stepper
+        self.family = family
+        self.dump = dump
+        self.model = model
+        self.keep_memory = keep_memory
+
+    def start(self, dataset: Dataset) -> list[str]:
+        """See `loop.Network`; without a memory every sample is a scene of its own."""
+        self.stepper.reset()
+        return sample_scenes(self.family, dataset)
+
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        """See `loop.Network`."""
+        (index,) = indices
+        frame = self.family.frame(data)
+        if not self.keep_memory:
+            self.stepper.reset()
+        if self.dump is None or not self.dump.wants(index):
+            return [self.family.result(self.stepper.step(frame).detections)]
+        with collect_taps() as taps:
+            found = self.stepper.step(frame)
+        facts = dict(frame=frame.name, scene_token=frame.scene_token, timestamp_s=frame.timestamp_s)
+        tensors = self.family.dump_tensors(self.model, taps)
+        self.dump.write(index, tensors, facts, suffixes=self.family.dump_suffixes)
+        return [self.family.result(found.detections)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Pictures of the detections of images.
+
+    Attributes:
+        folder: a picture per image is written to it, under the image's own name.
+        classes: names by label.
+        score_thr: drawn from this score on.
+    """
+
+    folder: Path
+    classes: Sequence[str]
+    score_thr: float = 0.3
+
+    def write(self, image: torch.Tensor, meta: Mapping[str, Any], found: Detections | Instances) -> None:
+        """Draw on the picture that the network saw, (3, H, W), in its original size."""
+        from mmcv.image import imresize, tensor2imgs
+
+        (picture,) = tensor2imgs(image[None], **meta['img_norm_cfg'])
+        height, width = meta['img_shape'][:2]
+        picture = imresize(picture[:height, :width], meta['ori_shape'][1::-1])
+        draw = draw_instances if isinstance(found, Instances) else draw_detections
+        path = self.folder / meta['ori_filename']
+        with atomic_path(path) as temporary:
+            encode = encode_png if path.suffix.lower() == '.png' else encode_jpeg
+            temporary.write_bytes(encode(draw(picture, found, self.classes, self.score_thr)))
+
+
+def sample_scenes(family: SequenceFamily, dataset: Dataset) -> list[str]:
+    """Return the scene token of every sample; without a memory every sample is a scene of its own.
+
+    Raises:
+        DataError: see `scene_tokens`.
+    """
+    return scene_tokens(dataset) if family.memory else [str(index) for index in range(len(dataset))]
 
 
 def _prepared(tensor: np.ndarray, meta: Mapping[str, Any]) -> PreparedImage:
@@ -217,15 +261,3 @@ def to_mmdet_result(found: Detections | Instances, num_classes: int) -> Any:
     if not boxless:
         return per_class
     return per_class, [list(found.masks[found.labels == label]) for label in range(num_classes)]
-
-
-def from_mmdet_result(result: Any, shape: Sequence[int]) -> Detections | Instances:
-    """Turn mmdet's result of one image back; `shape` is h, w of the image."""
-    per_class = result[0] if isinstance(result, tuple) else result
-    rows = np.concatenate(per_class)
-    labels = np.repeat(np.arange(len(per_class)), [len(boxes) for boxes in per_class])
-    if not isinstance(result, tuple):
-        return Detections(rows[:, :4], rows[:, 4], labels)
-    masks = [mask for masks in result[1] for mask in masks]
-    stack = np.asarray(masks, bool) if masks else np.zeros((0, *shape), bool)
-    return Instances(stack, rows[:, 4], labels)

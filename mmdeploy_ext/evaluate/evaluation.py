@@ -1,4 +1,4 @@
-"""Data sets through mmdet's own loader, test loop and evaluators, whatever engine runs the network."""
+"""Data sets: mmdet's own loader and evaluators, whatever engine runs the network."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mmdeploy_ext.core.errors import ConfigError, DataError, root_cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from torch import nn
     from torch.utils.data import DataLoader, Dataset
 
 
@@ -92,47 +89,21 @@ def build_dataset(cfg: Any) -> Dataset:
     return dataset
 
 
-def build_loader(cfg: Any, dataset: Dataset, distributed: bool) -> DataLoader:
-    """Return mmdet's test loader for a data set."""
+def build_loader(
+    dataset: Dataset, indices: Sequence[int], samples_per_gpu: int = 1, workers_per_gpu: int = 2, **rest: Any
+) -> DataLoader:
+    """Return mmdet's test loader for these samples of a data set, in this order; see mmdet's function."""
     from mmdet.datasets import build_dataloader
+    from torch.utils.data import Subset
 
-    settings = dict(samples_per_gpu=1, workers_per_gpu=cfg.data.get('workers_per_gpu', 2))
-    settings.update(cfg.data.get('test_dataloader', {}))
-    return build_dataloader(dataset, dist=distributed, shuffle=False, **settings)
+    samples = Subset(dataset, indices)
+    return build_dataloader(samples, samples_per_gpu, workers_per_gpu, dist=False, shuffle=False, **rest)
 
 
-def run_loop(
-    detector: nn.Module,
-    loader: DataLoader,
-    *,
-    device: str = 'cpu',
-    distributed: bool = False,
-    tmpdir: str | None = None,
-    gpu_collect: bool = False,
-    show_dir: str | None = None,
-    show_score_thr: float = 0.3,
-) -> list[Any] | None:
-    """Run mmdet's test loop.
-
-    Returns:
-        One result per sample on rank 0, None elsewhere.
-
-    Raises:
-        DataError: a sample that cannot be read.
-    """
-    from mmcv.parallel import MMDataParallel
-    from mmdet.apis import multi_gpu_test, single_gpu_test
-
-    kind = torch.device(device)
-    wrapped = MMDataParallel(detector, device_ids=[kind.index or 0] if kind.type == 'cuda' else [-1])
-    if kind.type == 'cpu':
-        wrapped.device_ids = []
-    with loader_errors():
-        if distributed:
-            return multi_gpu_test(wrapped, loader, tmpdir, gpu_collect)
-        results = single_gpu_test(wrapped, loader, out_dir=show_dir, show_score_thr=show_score_thr)
-    print()
-    return results
+def loader_settings(cfg: Any, one_by_one: bool = False) -> dict[str, Any]:
+    """Return what a config tells `build_loader`; `one_by_one`: batches of one sample, whatever it says."""
+    settings = {'workers_per_gpu': cfg.data.get('workers_per_gpu', 2), **cfg.data.get('test_dataloader', {})}
+    return {**settings, 'samples_per_gpu': 1} if one_by_one else settings
 
 
 @contextlib.contextmanager

@@ -1,81 +1,43 @@
-"""A data set of frames through a streaming model: whole scenes per process, results by sample index."""
+"""The data-set loop of every model and engine: a share per process, results by sample index."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
+import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from mmdeploy_ext.core.cli import stderr
-from mmdeploy_ext.core.dump import save_dump
-from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.core.taps import collect_taps
-from mmdeploy_ext.evaluate.evaluation import loader_errors
-from mmdeploy_ext.evaluate.sharding import shard_scenes
+from mmdeploy_ext.core.distributed import Ranks
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors, loader_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
-    import torch
-    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.data import Dataset
 
     from mmdeploy_ext.families.sequence import SequenceFamily
-    from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
+    from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 
-@dataclasses.dataclass
-class FrameDump:
-    """What the `_pth` configs write.
+class Network(Protocol):
+    """A model on an engine, as the loop runs it: `evaluate/detector.py` has those of images and frames.
 
     Attributes:
-        folder: one sub-folder per frame, named by the sample index, is made in it.
-        facts: kept in every manifest.
-        frames: how many frames of the data set are written, or which (sample indices).
-        tensors: names to write; None means all.
+        one_by_one: it takes batches of one sample, in the order of the data set.
     """
 
-    folder: Path
-    facts: dict[str, Any]
-    frames: int | Sequence[int] = 4
-    tensors: Sequence[str] | None = None
+    one_by_one: bool
 
-    def wants(self, index: int) -> bool:
-        """Return whether this sample is written."""
-        return index < self.frames if isinstance(self.frames, int) else index in self.frames
+    def start(self, dataset: Dataset) -> list[str]:
+        """Forget what was run before, and return the scene of every sample: one process runs all of it."""
 
-    def write(
-        self, index: int, frame: Frame | Sweep, tensors: Mapping[str, np.ndarray], suffixes: Mapping[str, str]
-    ) -> None:
-        """Write one frame.
-
-        Args:
-            index: of the sample.
-            frame: for the manifest.
-            tensors: everything that there is.
-            suffixes: name prefix -> what its files end in.
-
-        Raises:
-            ConfigError: `tensors` of the config names one that there is not.
-        """
-        unknown = sorted(set(self.tensors or ()) - tensors.keys())
-        if unknown:
-            raise ConfigError(
-                f'backend_config.dump.tensors names {unknown}, which this model does not have; there are '
-                f'{sorted(tensors)}'
-            )
-        chosen = {name: array for name, array in tensors.items() if name in (self.tensors or tensors)}
-        facts = dict(
-            self.facts,
-            sample=index,
-            frame=frame.name,
-            scene_token=frame.scene_token,
-            timestamp_s=frame.timestamp_s,
-        )
-        save_dump(self.folder / f'{index:06d}', chosen, facts, suffixes=suffixes)
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        """Return a result per sample of a batch of the test loader, as the data set's evaluator takes it."""
 
 
 def scene_tokens(dataset: Dataset) -> list[str]:
@@ -93,37 +55,12 @@ def scene_tokens(dataset: Dataset) -> list[str]:
     return [str(info['scene_token']) for info in infos]
 
 
-def sample_scenes(family: SequenceFamily, dataset: Dataset) -> list[str]:
-    """Return the scene token of every sample; without a memory every sample is a scene of its own.
-
-    Raises:
-        DataError: see `scene_tokens`.
-    """
-    if family.memory:
-        return scene_tokens(dataset)
-    return [str(index) for index in range(len(dataset))]
-
-
-def frame_loader(dataset: Dataset, indices: Sequence[int], workers: int) -> DataLoader:
-    """Return a loader that gives these samples one by one, in this order."""
-    from mmcv.parallel import collate
-    from torch.utils.data import DataLoader
-
-    return DataLoader(
-        dataset,
-        batch_size=1,
-        sampler=list(indices),
-        num_workers=workers,
-        collate_fn=functools.partial(collate, samples_per_gpu=1),
-    )
-
-
 def frames_of(
     family: SequenceFamily, dataset: Dataset, indices: Sequence[int], workers: int = 2
 ) -> Iterator[Frame | Sweep]:
     """Yield samples of a data set as frames."""
     with loader_errors():
-        for data in frame_loader(dataset, indices, workers):
+        for data in build_loader(dataset, indices, workers_per_gpu=workers):
             yield family.frame(data)
 
 
@@ -150,77 +87,106 @@ class DatasetFrames:
         return frames_of(self.family, self.dataset, self.indices, workers=0)
 
 
-def run_frames(
-    stepper: Stepper,
-    family: SequenceFamily,
-    dataset: Dataset,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 2,
-    dump: FrameDump | None = None,
-    model: torch.nn.Module | None = None,
-    keep_memory: bool = True,
-) -> dict[int, dict[str, Any]]:
-    """Run this process's scenes.
+def shard_scenes(scene_tokens: Sequence[str], rank: int, world_size: int) -> list[int]:
+    """Return the sample indices of one process, scene after scene, each scene in data-set order.
+
+    Scenes stay whole, because a memory runs from frame to frame. They go, longest first, to the process that
+    has the fewest frames; every process computes the same plan.
 
     Args:
-        stepper: the model on an engine.
-        family: makes frames of samples, and results of detections.
+        scene_tokens: of each sample, in data-set order.
+        rank: of the process.
+        world_size: number of processes; there may be more of them than scenes.
+    """
+    scenes: dict[str, list[int]] = {}
+    for index, token in enumerate(scene_tokens):
+        scenes.setdefault(token, []).append(index)
+    shards: list[list[list[int]]] = [[] for _ in range(world_size)]
+    sizes = [0] * world_size
+    for frames in sorted(scenes.values(), key=lambda frames: (-len(frames), frames[0])):
+        emptiest = sizes.index(min(sizes))
+        shards[emptiest].append(frames)
+        sizes[emptiest] += len(frames)
+    return [index for frames in sorted(shards[rank]) for index in frames]
+
+
+def run_dataset(
+    network: Network,
+    cfg: Any,
+    dataset: Dataset,
+    ranks: Ranks | None = None,
+    tmpdir: str | None = None,
+    gpu_collect: bool = False,
+) -> list[Any] | None:
+    """Run a model over a data set.
+
+    Args:
+        network: the model on an engine.
+        cfg: for the loader's settings.
         dataset: built by `evaluation.build_dataset`.
-        rank: of this process.
-        world_size: number of processes.
-        workers: loader processes.
-        dump: what to write while it runs; needs `model`.
-        model: the PyTorch model whose taps are written.
-        keep_memory: False empties the memory before every frame.
+        ranks: the processes that share the samples; None for this one alone.
+        tmpdir: see `collect`.
+        gpu_collect: see `collect`.
 
     Returns:
-        Sample index -> result, as the data set's evaluator takes it.
+        One result per sample in data-set order on rank 0, None elsewhere.
+
+    Raises:
+        DataError: a sample that cannot be read.
     """
-    indices = shard_scenes(sample_scenes(family, dataset), rank, world_size)
-    results: dict[int, dict[str, Any]] = {}
+    ranks = ranks or Ranks()
+    indices = shard_scenes(network.start(dataset), ranks.rank, ranks.size)
+    loader = build_loader(dataset, indices, **loader_settings(cfg, network.one_by_one))
+    results: dict[int, Any] = {}
     console = stderr()
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    shown = console.is_terminal and rank == 0
-    stepper.reset()
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-        frames = frames_of(family, dataset, indices, workers)
-        for index, frame in bar.track(zip(indices, frames, strict=True), len(indices), description='frames'):
-            if not keep_memory:
-                stepper.reset()
-            if dump is not None and dump.wants(index):
-                with collect_taps() as taps:
-                    found = stepper.step(frame)
-                dump.write(index, frame, family.dump_tensors(model, taps), family.dump_suffixes)
-            else:
-                found = stepper.step(frame)
-            results[index] = family.result(found.detections)
-    return results
+    shown = console.is_terminal and ranks.rank == 0
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar, loader_errors():
+        task = bar.add_task('samples', total=len(indices))
+        for data in loader:
+            batch = indices[len(results) : len(results) + loader.batch_size]
+            found = network.run(data, batch)
+            results.update(zip(batch, map(_compact, found), strict=True))
+            bar.update(task, completed=len(results))
+    return collect(results, len(dataset), ranks, tmpdir, gpu_collect)
 
 
-def collect(results: dict[int, dict[str, Any]], samples: int, world_size: int) -> list[Any] | None:
+def _compact(result: Any) -> Any:
+    """Return a result with its masks run-length encoded, as mmdet's evaluators take them too."""
+    if not isinstance(result, tuple):
+        return result
+    from mmdet.core import encode_mask_results
+
+    boxes, masks = result
+    return boxes, encode_mask_results(masks)
+
+
+def collect(
+    results: dict[int, Any],
+    samples: int,
+    ranks: Ranks,
+    tmpdir: str | None = None,
+    gpu_collect: bool = False,
+) -> list[Any] | None:
     """Bring the results of all processes into data-set order.
 
     Args:
         results: of this process, by sample index.
         samples: size of the data set.
-        world_size: number of processes.
+        ranks: the processes.
+        tmpdir: a folder that all of them see, for their parts; None sends the parts.
+        gpu_collect: send them from GPU to GPU.
 
     Returns:
         One result per sample on rank 0, None elsewhere.
 
     Raises:
-        DataError: a sample was run by no process, or by two.
+        DataError: a sample was run by no process, or by two; or a part is not in `tmpdir`.
     """
-    parts = [results]
-    if world_size > 1:
-        import torch.distributed as dist
-
-        parts = [None] * world_size if dist.get_rank() == 0 else None
-        dist.gather_object(results, parts)
-        if parts is None:
-            return None
+    by_files = tmpdir and ranks.size > 1
+    parts = _parts_in(Path(tmpdir), results, ranks) if by_files else ranks.to_first(results, gpu_collect)
+    if parts is None:
+        return None
     counts = [index for part in parts for index in part]
     if sorted(counts) != list(range(samples)):
         raise DataError(
@@ -229,3 +195,25 @@ def collect(results: dict[int, dict[str, Any]], samples: int, world_size: int) -
         )
     merged = {index: result for part in parts for index, result in part.items()}
     return [merged[index] for index in range(samples)]
+
+
+def _parts_in(folder: Path, results: dict[int, Any], ranks: Ranks) -> list[dict[int, Any]] | None:
+    """Return the parts of all processes, through files, on rank 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f'part_{rank}.pkl' for rank in range(ranks.size)]
+    paths[ranks.rank].write_bytes(pickle.dumps(results))
+    ranks.gather()
+    if ranks.rank:
+        return None
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f'--tmpdir {folder}: has no {", ".join(missing)}; expected a folder that the machines of all '
+            f'processes share, or leave --tmpdir out'
+        )
+    parts = [pickle.loads(path.read_bytes()) for path in paths]
+    for path in paths:
+        path.unlink()
+    with contextlib.suppress(OSError):  # the user's, with other files in it
+        folder.rmdir()
+    return parts

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.graph.diff.walk import compare
+from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.run import Runner, check_feeds, random_feeds
+from mmdeploy_ext.graph.run import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -152,20 +154,10 @@ def difference(ours: Any, theirs: Any) -> float:
             return np.inf
         return max((difference(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
     ours, theirs = np.asarray(ours), np.asarray(theirs)
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+    if ours.dtype != theirs.dtype:
         return np.inf
-    if ours.tobytes() == theirs.tobytes() or np.array_equal(ours, theirs):
-        return 0.0
-    if ours.dtype.kind not in 'fc':
-        return np.inf
-    wide = np.complex128 if ours.dtype.kind == 'c' else np.float64
-    ours, theirs = ours.astype(wide), theirs.astype(wide)
-    finite = np.isfinite(theirs)
-    if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):
-        return np.inf
-    gap = np.abs(ours[finite] - theirs[finite]).max(initial=0)
-    scale = np.abs(theirs[finite]).max(initial=0)
-    return float(gap / scale) if scale and np.isfinite(gap) else float(np.inf if gap else 0)
+    error, _ = compare(ours, theirs)
+    return error if ours.dtype.kind in 'fc' or not error else np.inf
 
 
 def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:

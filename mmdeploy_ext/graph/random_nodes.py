@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import numpy_helper
 
+from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
 from mmdeploy_ext.graph.io.index import all_graphs
 
 if TYPE_CHECKING:
@@ -41,14 +41,8 @@ def random_nodes(model: onnx.ModelProto) -> list[str]:
 def _may_train(node: onnx.NodeProto, graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
     if len(node.input) < 3 or not node.input[2]:
         return False
-    known = {tensor.name: tensor for tensor in getattr(graph, 'initializer', ())}
-    known.update(
-        (other.output[0], attribute.t)
-        for other in graph.node
-        if other.op_type == 'Constant'
-        for attribute in other.attribute
-        if attribute.HasField('t')
-    )
+    known = {tensor.name: tensor_values(tensor) for tensor in getattr(graph, 'initializer', ())}
+    known.update((other.output[0], constant_value(other)) for other in graph.node if other.output)
     mode = known.get(node.input[2])
     fed = {value if isinstance(value, str) else value.name for value in graph.input}
-    return mode is None or node.input[2] in fed or bool(np.any(numpy_helper.to_array(mode)))
+    return mode is None or node.input[2] in fed or bool(np.any(mode))

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
-from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.feeds import check_feeds
+from mmdeploy_ext.graph.io import files, types
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import onnxruntime
-
-DEFAULT_SIZE = 64
-"""Size of a symbolic axis that nobody gave one, but for the first, which gets 1."""
-INDEX_INPUTS = {'Gather': 1, 'GatherElements': 1, 'GatherND': 1}
-"""Operators whose input at this position holds indices into their first."""
-SIZE_INPUTS = {
-    'Reshape': (1,),
-    'Expand': (1,),
-    'Resize': (2, 3),
-    'TopK': (1,),
-    'Tile': (1,),
-    'ConstantOfShape': (0,),
-    'Range': (0, 1, 2),
-}
-"""Operators whose inputs at these positions are sizes: ones are always allowed."""
-LARGEST_INTEGER = 8
 
 
 class Runner:
@@ -85,7 +68,7 @@ class Runner:
         if self._computed:
             exposed = _exposed(self.index, self._computed)
             self._needed = [value.name for value in exposed.graph.input]
-            self._session = _open(exposed, optimization, threads, shapes_first)
+            self._session = open_session(exposed, optimization, threads, shapes_first)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return name -> array of all `names` (a list of arrays where the graph has a sequence).
@@ -96,14 +79,13 @@ class Runner:
         """
         return dict(self.stream(feeds))
 
-    def types(self) -> dict[str, tuple[str, list[int | str | None]]]:
-        """Return name -> (dtype such as 'FLOAT', shape) as ONNX Runtime infers them, of computed tensors."""
-        if self._session is None:
-            return {}
-        found = {}
-        for output in self._session.get_outputs():
-            inner = output.type.removeprefix('tensor(').removesuffix(')')
-            found[output.name] = (inner.upper(), list(output.shape))
+    def types(self) -> dict[str, onnx.TypeProto]:
+        """Return name -> type as ONNX Runtime infers it, of computed tensors."""
+        kinds, found = dict(onnx.TensorProto.DataType.items()), {}
+        for output in self._session.get_outputs() if self._session else ():
+            dtype = output.type.removeprefix('tensor(').removesuffix(')').upper()
+            if dtype in kinds:
+                found[output.name] = helper.make_tensor_type_proto(kinds[dtype], output.shape)
         return found
 
     def stream(self, feeds: Mapping[str, np.ndarray], chunk: int | None = None) -> Iterator[tuple[str, Any]]:
@@ -164,9 +146,14 @@ def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
     return model
 
 
-def _open(
-    model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool
+def open_session(
+    model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool = False
 ) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU; see `Runner`.
+
+    Raises:
+        ModelFileError: ONNX Runtime cannot load the model.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -176,133 +163,29 @@ def _open(
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     level = GRAPH_OPTIMIZATION[optimization]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    with contextlib.ExitStack() as stack:
-        if files.serialised_size(model) > files.PROTOBUF_LIMIT:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx-'))
-            source = str(Path(folder) / 'model.onnx')
-            files.save_external(model, Path(source), Path(f'{source}.data'), checked=False)
-        else:
-            source = model.SerializeToString()
+    with files.openable(model) as source:
         try:
             return onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
         except Exception as error:
             raise ModelFileError(f'ONNX Runtime cannot load the model: {error}') from error
 
 
-def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
-    """Compare feeds with the graph's inputs.
+def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
+    """Return graph inputs or outputs of the names, typed.
+
+    onnx infers the types; what it cannot tell, because of operators of other domains, ONNX Runtime is asked.
 
     Raises:
-        ShapeError: one is missing, unknown, or of another dtype, rank or fixed size.
+        UsageError: neither knows the type of one.
     """
-    values = {value.name: value for value in index.graph.input}
-    missing = [name for name in index.inputs if name not in feeds]
-    if missing:
-        raise ShapeError(f'no feeds for the inputs {", ".join(missing)}; got {", ".join(feeds) or "none"}')
-    for name, array in feeds.items():
-        if name not in values:
-            raise ShapeError(f'feed {name!r}: the graph has no such input{near(name, values)}')
-        kind = values[name].type.tensor_type
-        if not kind.elem_type:
-            continue
-        expected = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        if np.asarray(array).dtype != expected and expected != np.object_:
-            raise ShapeError(f'feed {name!r}: is {array.dtype}, the graph takes {expected}')
-        if not kind.HasField('shape'):
-            continue
-        sizes = [size.dim_value if size.HasField('dim_value') else None for size in kind.shape.dim]
-        fits = len(sizes) == array.ndim and all(
-            size in (None, got) for size, got in zip(sizes, array.shape, strict=True)
-        )
-        if not fits:
-            wanted = 'x'.join('?' if size is None else str(size) for size in sizes)
-            raise ShapeError(f'feed {name!r}: is {"x".join(map(str, array.shape))}, the graph takes {wanted}')
-
-
-def random_feeds(
-    model: onnx.ModelProto, seed: int = 0, sizes: Mapping[str, int | Sequence[int]] | None = None
-) -> dict[str, np.ndarray]:
-    """Return random values for every input of a model that has to be fed.
-
-    Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255; integers that are indices
-    stay below the size of what they index, those that are sizes are 1, others are 0..7.
-
-    Args:
-        model: whose inputs are fed.
-        seed: of the generator; each input has a stream of its own, so a cut graph keeps its values.
-        sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. An axis without one
-            is 1 when it comes first, else 64.
-
-    Raises:
-        UsageError: a name in `sizes` that the model does not have, or an input that is no tensor.
-    """
-    sizes, index = dict(sizes or {}), Index(model)
-    feeds, known = {}, set(index.inputs)
-    for value in model.graph.input:
-        if value.name not in index.inputs:
-            continue
-        kind = value.type.tensor_type
-        if not value.type.HasField('tensor_type') or not kind.elem_type:
-            raise UsageError(f'input {value.name!r} is no tensor with a known dtype; give its value yourself')
-        known.update(size.dim_param for size in kind.shape.dim)
-        rng = np.random.default_rng([seed, *value.name.encode()])
-        feeds[value.name] = _random(index, value.name, kind.elem_type, _shape(value, sizes), rng)
-    unknown = [name for name in sizes if name not in known]
-    if unknown:
-        raise UsageError(
-            f'sizes for {", ".join(unknown)}: the model has no such axis or input; it has '
-            f'{", ".join(sorted(known - {""}))}'
-        )
-    return feeds
-
-
-def _shape(value: onnx.ValueInfoProto, sizes: Mapping[str, int | Sequence[int]]) -> list[int]:
-    if value.name in sizes and not isinstance(sizes[value.name], int):
-        return [int(size) for size in sizes[value.name]]
-    shape = []
-    for axis, size in enumerate(value.type.tensor_type.shape.dim):
-        if size.HasField('dim_value'):
-            shape.append(size.dim_value)
-        else:
-            shape.append(int(sizes.get(size.dim_param, DEFAULT_SIZE if axis else 1)))
-    return shape
-
-
-def _random(index: Index, name: str, kind: int, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
-    if kind == onnx.TensorProto.STRING:
-        return np.full(shape, 'text', np.object_)
-    if dtype.kind == 'b':
-        return rng.random(shape) < 0.5
-    if dtype == np.uint8:
-        return rng.integers(0, 256, shape, dtype)
-    if dtype.kind in 'iu':
-        low, high = _integer_range(index, name)
-        return rng.integers(low, high, shape).astype(dtype)
-    if dtype.kind == 'c':
-        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
-    return np.asarray(rng.standard_normal(shape)).astype(dtype)
-
-
-def _integer_range(index: Index, name: str) -> tuple[int, int]:
-    """Return [low, high) that the readers of an integer input can take."""
-    high = LARGEST_INTEGER
-    for position in index.consumers(name):
-        node = index.nodes[position]
-        places = [at for at, read in enumerate(node.input) if read == name]
-        if set(places) & set(SIZE_INPUTS.get(node.op_type, ())):
-            return 1, 2
-        if INDEX_INPUTS.get(node.op_type) in places:
-            high = min(high, *_indexed_sizes(index, node))
-    return 0, max(high, 1)
-
-
-def _indexed_sizes(index: Index, node: onnx.NodeProto) -> Iterable[int]:
-    """Return the sizes of the axis that indices count along; nothing when it is not known."""
-    constant = index.constants.get(node.input[0])
-    if constant is None:
-        return [LARGEST_INTEGER]
-    axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
-    if node.op_type == 'GatherND':
-        return list(constant.dims)
-    return [constant.dims[axis]]
+    known = types.infer(index.model)
+    computed = [name for name in names if name not in known and index.producer(name) is not None]
+    if computed:
+        with contextlib.suppress(ModelFileError):
+            known.update(Runner(index.model, computed).types())
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f'the type of {name!r} cannot be inferred; does ONNX Runtime know all operators above it?'
+            )
+    return [onnx.ValueInfoProto(name=name, type=known[name]) for name in names]

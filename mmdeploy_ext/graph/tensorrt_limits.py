@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, check_ordinary
+from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
 from mmdeploy_ext.graph.io.index import all_graphs
 from mmdeploy_ext.graph.io.static import fold_shapes
 
@@ -51,50 +51,15 @@ FLOAT_ONLY = {
     'GridSample': 'samples floats alone; cast its input to float32',
 }
 NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others (tools/onnx/graph.py replace)'
-UNSUPPORTED = dict.fromkeys(
-    (
-        *(
-            'AffineGrid',
-            'Bernoulli',
-            'BitCast',
-            'BitShift',
-            'BitwiseAnd',
-            'BitwiseNot',
-            'BitwiseOr',
-            'BitwiseXor',
-        ),
-        *(
-            'CenterCropPad',
-            'Col2Im',
-            'Compress',
-            'ConcatFromSequence',
-            'ConvInteger',
-            'CumProd',
-            'DFT',
-            'Det',
-        ),
-        *('DynamicQuantizeLinear', 'ImageDecoder', 'MatMulInteger', 'MaxRoiPool', 'MaxUnpool', 'Multinomial'),
-        *(
-            'MelWeightMatrix',
-            'NegativeLogLikelihoodLoss',
-            'Optional',
-            'OptionalGetElement',
-            'OptionalHasElement',
-        ),
-        *(
-            'QLinearConv',
-            'QLinearMatMul',
-            'RegexFullMatch',
-            'SequenceAt',
-            'SequenceConstruct',
-            'SequenceEmpty',
-        ),
-        *('SequenceErase', 'SequenceInsert', 'SequenceLength', 'SequenceMap', 'SoftmaxCrossEntropyLoss'),
-        *('SplitToSequence', 'StringConcat', 'StringNormalizer', 'StringSplit', 'SwiGLU', 'TfIdfVectorizer'),
-        'Unique',
-    ),
-    NO_OPERATOR,
-)
+_NOT_KNOWN = """
+AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
+Compress ConcatFromSequence ConvInteger CumProd DFT Det DynamicQuantizeLinear ImageDecoder MatMulInteger
+MaxRoiPool MaxUnpool Multinomial MelWeightMatrix NegativeLogLikelihoodLoss Optional OptionalGetElement
+OptionalHasElement QLinearConv QLinearMatMul RegexFullMatch SequenceAt SequenceConstruct SequenceEmpty
+SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat
+StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
+"""
+UNSUPPORTED = dict.fromkeys(_NOT_KNOWN.split(), NO_OPERATOR)
 """What the parser of tensorrt-rtx 1.7.1 says that it does not know, of all operators of onnx 1.23.2."""
 UNSUPPORTED['MatMulInteger'] = (
     'TensorRT has no integer products; of SOLO full: give the file a constant number of candidates '

@@ -12,9 +12,10 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
-from mmdeploy_ext.graph.run import Runner, random_feeds
+from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proof.half import judge
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, all_nodes, captured, near, reads
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
+from mmdeploy_ext.graph.run import typed_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,7 +132,7 @@ class DenseGraph:
         outputs = [name for name in made if name in outside | ends]
         read = {name for position in self._positions for name in index.reads(position)}
         inputs = [value for value in index.graph.input if value.name in read]
-        return part(index, self._positions, inputs, types.values(index, outputs))
+        return part(index, self._positions, inputs, typed_values(index, outputs))
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
         """Return the layers whose name, or the name of one of their nodes, fits a pattern ('*', '?').

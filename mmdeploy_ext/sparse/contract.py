@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.sparse.contract_flow import Walk, graph_rules, order_rules
 from mmdeploy_ext.sparse.contract_reader import ERROR, WARNING, Reader, Violation, attributes_twice

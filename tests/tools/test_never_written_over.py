@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = {
     'seeded': 'projects.toydata.seeded',
-    'dump': 'mmdeploy_ext.core.dump',
+    'dump': 'mmdeploy_ext.apps.dump_app',
 }
 SCRIPTS = {
     name: REPOSITORY / 'tools' / path

@@ -75,8 +75,8 @@ def test_engine_options_without_a_proof_are_refused(config, words, tmp_path, cap
     assert line.startswith(f'error: {words.split()[0]}: goes with --verify'), line
 
 
-@pytest.mark.parametrize('words', ['--tmpdir x', '--gpu-collect', '--show-score-thr 0.5', '--show-dir x'])
-def test_options_of_the_image_test_loop_are_refused_for_models_of_frames(words, tmp_path, capsys):
+@pytest.mark.parametrize('words', ['--show-score-thr 0.5', '--show-dir x'])
+def test_pictures_of_the_image_test_loop_are_refused_for_models_of_frames(words, tmp_path, capsys):
     argv = [STREAM.replace('.py', '_pth.py'), UNREAD, '--eval', 'bbox', '--work-dir', tmp_path / 'w']
     line = refusal(test_app.main, [*argv, *words.split()], capsys)
     assert line.startswith(f'error: {words.split()[0]}: '), line

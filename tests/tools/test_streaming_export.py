@@ -120,9 +120,11 @@ def test_fork_version_may_come_from_the_command_line(folder, tmp_path):
 
 def test_dumping_keeps_no_tensor_of_frames_that_are_done(folder, tmp_path):
     """Memory use must not grow with the number of frames: count what is alive after each of them."""
+    from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.evaluate.detector import FrameDetector
     from mmdeploy_ext.evaluate.evaluation import build_dataset
-    from mmdeploy_ext.evaluate.loop import FrameDump, run_frames
+    from mmdeploy_ext.evaluate.loop import run_dataset
 
     deployment = deploy.load(str(folder / 'toy_stream.py'), str(folder / 'toy.pth'))
     family = deployment.family
@@ -142,9 +144,10 @@ def test_dumping_keeps_no_tensor_of_frames_that_are_done(folder, tmp_path):
                 alive.append(sum(value.numel() for value in gc.get_objects() if type(value) is torch.Tensor))
             return stepper.step(frame)
 
-    dump = FrameDump(tmp_path, {}, frames=10)
-    dataset = build_dataset(load_config(str(folder / 'toy_stream.py')))
-    results = run_frames(Counting(), family, dataset, workers=0, dump=dump, model=deployment.model)
+    cfg = load_config(str(folder / 'toy_stream.py'))
+    cfg.data.workers_per_gpu = 0
+    network = FrameDetector(Counting(), family, DumpWriter(tmp_path, {}, 10), deployment.model)
+    results = run_dataset(network, cfg, build_dataset(cfg))
     kept = results[0]['pts_bbox']
     boxes = kept['boxes_3d'].tensor.numel() + kept['scores_3d'].numel() + kept['labels_3d'].numel()
     first, second = alive

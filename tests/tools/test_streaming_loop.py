@@ -167,12 +167,14 @@ def test_two_processes_give_the_metrics_of_one(onnx_run, data, tmp_path):
     work_dir = shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')
     environment = dict(os.environ, PYTHON=sys.executable, OMP_WAIT_POLICY='PASSIVE')
     command = [str(REPO / 'tools/dist_test_onnx.sh'), ONNX, CHECKPOINT, '2', '--eval=bbox']
-    command += ['--out', str(work_dir / 'two.pkl'), '--work-dir', str(work_dir), '--cfg-options', *data]
+    command += ['--out', str(work_dir / 'two.pkl'), '--tmpdir', str(tmp_path / 'parts')]
+    command += ['--work-dir', str(work_dir), '--cfg-options', *data]
     done = subprocess.run(
         command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert metrics(work_dir, 'onnx') == metrics(onnx_run, 'onnx')
+    assert not (tmp_path / 'parts').exists()
     one, two = (pickle.loads((work_dir / name).read_bytes()) for name in ('onnx.pkl', 'two.pkl'))
     assert len(one) == len(two) == SCENES * FRAMES
     for left, right in zip(one, two, strict=True):
@@ -221,7 +223,7 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-    from mmdeploy_ext.proof.sequence_dump import far_spec
+    from mmdeploy_ext.proof.against_dump import far_spec
 
     groups = (ColumnGroup('xyz', (0,), 'm', atol=5e-3), ColumnGroup('log size', (1,), atol=1e-3))
     spec = GraphSpec('x', (), (TensorSpec('all_bbox_preds', 'float32', (1, 2), groups=groups),))

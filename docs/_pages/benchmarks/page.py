@@ -9,6 +9,7 @@ from docs._pages.benchmarks import page_charts
 from docs._pages.benchmarks.whole import row_key
 from docs._pages.benchmarks.whole_results import is_disturbed, place_title, reasons
 from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.core.pages import template
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES, title_of
 
 if TYPE_CHECKING:
@@ -33,16 +34,7 @@ def render(results: Mapping[str, Any], charts: Sequence[Mapping[str, str]] = ())
         results: of `whole.run_cases`.
         charts: file (from the page) and caption of each.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return template(__file__, TEMPLATE, keep_trailing_newline=True).render(
         machine=results['machine'],
         versions=', '.join(f'{name} {version}' for name, version in results['machine']['versions'].items()),
         commands=list(dict.fromkeys(results['commands'])),

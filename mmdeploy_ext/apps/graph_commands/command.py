@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.core import cli
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
 
 def no_arguments(parser: argparse.ArgumentParser) -> None:
     """Add nothing: for a command that takes a file alone."""
+
+
+def add_output(parser: argparse.ArgumentParser, metavar: str, text: str, *files: str) -> None:
+    """Add --output; `files` are what is written of it, see `cli.writes`."""
+    cli.writes(parser.add_argument('--output', required=True, metavar=metavar, help=text), *files)
 
 
 @dataclasses.dataclass(frozen=True)

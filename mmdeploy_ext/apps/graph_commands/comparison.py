@@ -12,7 +12,7 @@ from mmdeploy_ext.core.errors import UsageError, after_weights
 if TYPE_CHECKING:
     import argparse
 
-    from mmdeploy_ext.graph.diff.compare import Comparison
+    from mmdeploy_ext.graph.diff.findings import Comparison
 
 CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
 """Options that only a comparison with a checkpoint has."""
@@ -91,7 +91,7 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def _feeds(args: argparse.Namespace) -> dict[str, Any] | None:
-    from mmdeploy_ext.graph.io.files import load_tensors
+    from mmdeploy_ext.graph.io.tensors import load_tensors
 
     return load_tensors(args.input) if args.input else None
 
@@ -123,7 +123,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.graph.diff.compare import HALF, Bars
+    from mmdeploy_ext.graph.diff.findings import HALF, Bars
     from mmdeploy_ext.proof.difference.locate import first_difference
 
     if args.register is not None:

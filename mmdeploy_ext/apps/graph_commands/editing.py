@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import Command, write_json
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -17,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def _output_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.writes(
-        parser.add_argument(
-            '--output', required=True, metavar='y.onnx', help='file to write; never the input'
-        )
-    )
+    add_output(parser, 'y.onnx', 'file to write; never the input')
     parser.add_argument(
         '--prove', action='store_true', help='run both on random inputs: unequal numbers are exit status 1'
     )
@@ -100,16 +95,17 @@ def run_extract(args: argparse.Namespace) -> int:
     """Write some nodes as a model of their own."""
     from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.io.index import Index
-    from mmdeploy_ext.graph.passes import extract, outputs
+    from mmdeploy_ext.graph.passes.extract import extract
+    from mmdeploy_ext.graph.passes.select import matching, select
 
     if not args.nodes and not args.tensors:
         raise UsageError('extract: say which nodes, by --nodes or --tensors')
     model = _load(args)
     index = Index(model)
-    chosen = set(extract.select(index, args.nodes))
+    chosen = set(select(index, args.nodes))
     for pattern in args.tensors:
-        chosen.update(index.producer(name) for name in outputs.matching(index, pattern))
-    return _finish(args, model, extract.extract(model, chosen))
+        chosen.update(index.producer(name) for name in matching(index, pattern))
+    return _finish(args, model, extract(model, chosen))
 
 
 def _cut_arguments(parser: argparse.ArgumentParser) -> None:

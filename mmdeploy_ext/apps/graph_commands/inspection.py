@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import Command, write_json
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -99,14 +98,7 @@ def run_tree(args: argparse.Namespace) -> int:
 
 
 def _draw_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.writes(
-        parser.add_argument(
-            '--output',
-            required=True,
-            metavar='x.svg',
-            help='picture to write: .svg, .png or .pdf',
-        )
-    )
+    add_output(parser, 'x.svg', 'picture to write: .svg, .png or .pdf')
     parser.add_argument('--node', metavar='NAME', help="draw what is around this node: its name, or '#12'")
     parser.add_argument(
         '--depth', type=int, metavar='N', help='steps up and down from --node that are drawn (default: 3)'
@@ -119,7 +111,7 @@ def run_draw(args: argparse.Namespace) -> int:
 
     from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.core.files import check_writable
-    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.io import checks, files
     from mmdeploy_ext.graph.show.draw import draw
     from mmdeploy_ext.sparse.draw import draw_sparse
 
@@ -127,13 +119,13 @@ def run_draw(args: argparse.Namespace) -> int:
         raise UsageError('--depth: goes with --node')
     check_writable(args.output)
     model, title = files.read_shapes(args.file), Path(args.file).name
-    if files.is_sparse(model):
+    if checks.is_sparse(model):
         if args.node is not None:
             raise UsageError(f'--node {args.node}: {args.file} is a sparse graph, which is drawn as a whole')
         draw_sparse(model, args.output, title)
         drawn = len(model.graph.node)
     else:
-        files.check_order(model, args.file)
+        checks.check_order(model, args.file)
         title += f': around {args.node}' if args.node else ''
         depth = 3 if args.depth is None else args.depth
         drawn = draw(model, args.output, title=title, node=args.node, depth=depth)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import write_json
+from mmdeploy_ext.apps.graph_commands.command import add_output, write_json
 from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 
 SEEDS = 2
 HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add the file to write."""
-    cli.writes(
-        parser.add_argument(
-            '--output',
-            required=True,
-            metavar='OUT.onnx',
-            help='file to write; the input file is never touched',
-        )
-    )
 
 
 def add_feeds(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +42,7 @@ def add_feeds(parser: argparse.ArgumentParser) -> None:
 
 def add_proof(parser: argparse.ArgumentParser, tolerance: float) -> None:
     """Add how the result is compared with the input file."""
-    add_output(parser)
+    add_output(parser, 'OUT.onnx', 'file to write; the input file is never touched')
     add_feeds(parser)
     parser.add_argument(
         '--tolerance',
@@ -101,14 +89,14 @@ def read_feeds(
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs that were asked for: the given ones, or `count` sets of random ones."""
     from mmdeploy_ext.core.errors import UsageError
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.run import random_feeds
+    from mmdeploy_ext.graph.feeds import random_feeds
+    from mmdeploy_ext.graph.io.tensors import load_tensors
 
     sizes = parse_sizes(args.size)
+    if args.inputs and sizes:
+        raise UsageError('--size is for random inputs and --inputs gives them; leave one out')
     if args.inputs:
-        if sizes:
-            raise UsageError('--size is for random inputs and --inputs gives them; leave one out')
-        return [files.load_tensors(args.inputs)]
+        return [load_tensors(args.inputs)]
     return [random_feeds(model, args.seed + step, sizes) for step in range(count)]
 
 
@@ -148,36 +136,27 @@ def finish(
             raise ModelFileError(what) from error
     equal = all(row.passed for row in rows)
     content = dict(file=args.file, output=args.output if equal else None, **content)
-    content['proof'] = (
-        None
-        if args.no_proof
-        else dict(
-            equal=equal,
-            exact=is_exact(rows),
-            tolerance=args.tolerance,
-            outputs=[_row_json(row) for row in rows],
-        )
-    )
+    outputs = [_row_json(row) for row in rows]
+    found = dict(equal=equal, exact=is_exact(rows), tolerance=args.tolerance, outputs=outputs)
+    content['proof'] = None if args.no_proof else found
     if not equal:
         failed = '; '.join(dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed))
         write_json(args, content)
         print_rows(rows, console)
-        _say(console, 'bold red', 'NOT EQUAL', f'{args.output} was not written: {failed}; {hint}')
+        cli.say(console, f'{args.output} was not written: {failed}; {hint}', 'NOT EQUAL', 'bold red')
         return 1
     files.save(after, args.output, inputs=[args.file])
     write_json(args, content)
-    if rows:
-        print_rows(rows, console)
     if args.no_proof:
-        _say(console, 'yellow', 'NOT PROVEN', f'{args.output}: written, the numbers were not compared')
-    elif is_exact(rows):
-        _say(console, 'bold green', 'EQUAL', f'{args.output}: every output is the same, bit for bit')
-    else:
-        worst = max(row.max_rel or 0 for row in rows)
-        text = (
-            f'{args.output}: largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
-        )
-        _say(console, 'bold green', 'EQUAL', text)
+        text = f'{args.output}: written, the numbers were not compared'
+        cli.say(console, text, 'NOT PROVEN', 'yellow')
+        return 0
+    print_rows(rows, console)
+    worst = max(row.max_rel or 0 for row in rows)
+    text = f'largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
+    if is_exact(rows):
+        text = 'every output is the same, bit for bit'
+    cli.say(console, f'{args.output}: {text}', 'EQUAL', 'bold green')
     return 0
 
 
@@ -187,15 +166,10 @@ def load(path: str) -> onnx.ModelProto:
     Raises:
         ModelFileError: see `graph.files.load`; or a graph of the libspconv dialect.
     """
-    from mmdeploy_ext.core.errors import ModelFileError
-    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.io import checks, files
 
     model = files.load(path)
-    if files.is_sparse(model):
-        raise ModelFileError(
-            f'{path}: is a sparse graph (libspconv dialect), which is no valid ONNX and which no ONNX engine '
-            f'runs; this command is for other graphs'
-        )
+    checks.check_ordinary(model)
     return model
 
 
@@ -235,8 +209,3 @@ def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
 def _row_json(row: TensorRow) -> dict[str, Any]:
     names = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
     return {name: value for name, value in dataclasses.asdict(row).items() if name in names}
-
-
-def _say(console: Console, colour: str, word: str, text: str) -> None:
-    console.print(f'[{colour}]{word}[/{colour}] ', end='')
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

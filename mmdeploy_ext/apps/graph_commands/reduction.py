@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands import proving
-from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
@@ -30,14 +30,8 @@ CHECK_HELP = (
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--check', required=True, metavar='CHECK', help=CHECK_HELP)
-    cli.writes(
-        parser.add_argument(
-            '--output', required=True, metavar='DIR', help='new folder for the reduced graph'
-        ),
-        '{}/model.onnx',
-        '{}/README.md',
-        '{}/case.json',
-    )
+    written = ('{}/model.onnx', '{}/README.md', '{}/case.json')
+    add_output(parser, 'DIR', 'new folder for the reduced graph', *written)
     proving.add_feeds(parser)
     parser.add_argument(
         '--good', metavar='GOOD.onnx', help='model without the fault: the check has to say no to it'
@@ -94,9 +88,9 @@ def _checked(args: argparse.Namespace) -> CheckText:
 
 
 def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarray], Case]:
+    from mmdeploy_ext.graph.feeds import check_feeds
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.reduce.case import Case, prepare, record
-    from mmdeploy_ext.graph.run import check_feeds
 
     model = proving.load(args.file)
     feeds = proving.read_feeds(args, model, 1)[0]
@@ -137,8 +131,8 @@ def _good(
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
     """Load another model that is to run on the same inputs."""
     from mmdeploy_ext.core.errors import ShapeError, UsageError
+    from mmdeploy_ext.graph.feeds import check_feeds
     from mmdeploy_ext.graph.io.index import Index
-    from mmdeploy_ext.graph.run import check_feeds
 
     model = proving.load(path)
     taken = {value.name for value in model.graph.input}

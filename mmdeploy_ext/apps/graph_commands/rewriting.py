@@ -10,9 +10,6 @@ from mmdeploy_ext.apps.graph_commands.command import Command
 if TYPE_CHECKING:
     import argparse
 
-    import onnx
-
-    from mmdeploy_ext.graph.passes.replace import Replacements
 
 TOLERANCE = 1e-4
 FP16_TOLERANCE = 1e-2
@@ -43,28 +40,21 @@ def run_replace(args: argparse.Namespace) -> int:
 
     from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph.passes.named_rules import PASSES, named_rule, replace_all
     from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
-    from mmdeploy_ext.graph.passes.replace import PASSES, named_rule, replace
 
     texts = list(args.rule)
     if args.rules:
         if not Path(args.rules).is_file():
             raise UsageError(f'--rules {args.rules}: no such file')
         texts += rule_lines(Path(args.rules).read_text(encoding='utf-8'))
-    rules = [parse_rule(text) for text in texts]
-    rules += [named_rule(name) for name in args.named if name not in PASSES]
-    passes = [name for name in args.named if name in PASSES]
-    if not rules and not passes:
+    checked = [parse_rule(text) for text in texts]
+    checked += [name for name in args.named if name in PASSES or named_rule(name)]
+    if not checked:
         raise UsageError('nothing to replace: give --rule, --rules or --named')
     proving.check_output(args)
-    before = model = proving.load(args.file)
-    reports = []
-    for rule in rules:
-        model, report = replace(model, rule)
-        reports.append(report)
-    for name in passes:
-        model, report = _grid_sample(model, name)
-        reports.append(report)
+    before = proving.load(args.file)
+    model, reports = replace_all(before, texts, args.named)
     for report in reports:
         print(f'{report.count} places replaced by {report.rule}')
         for reason in report.kept:
@@ -72,17 +62,6 @@ def run_replace(args: argparse.Namespace) -> int:
     content = [dict(rule=report.rule, count=report.count, kept=list(report.kept)) for report in reports]
     edits.record(model, 'replace', dict(rules=texts, named=args.named))
     return proving.finish(args, before, model, dict(rules=content))
-
-
-def _grid_sample(model: onnx.ModelProto, name: str) -> tuple[onnx.ModelProto, Replacements]:
-    from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
-    from mmdeploy_ext.graph.passes.replace import Replacements
-
-    result, _ = replace_grid_sample(model)
-    counts = [sum(node.op_type == 'GridSample' for node in one.graph.node) for one in (model, result)]
-    left = [node.name or node.output[0] for node in result.graph.node if node.op_type == 'GridSample']
-    kept = tuple(f'GridSample {one!r} is kept: another mode, padding or alignment' for one in left)
-    return result, Replacements(name, counts[0] - counts[1], kept)
 
 
 def _fold_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,8 +139,8 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
     from mmdeploy_ext.graph.io import edits
-    from mmdeploy_ext.graph.passes.fp16 import matching_nodes
     from mmdeploy_ext.graph.passes.precision import recorded
+    from mmdeploy_ext.graph.passes.select import matching_nodes
 
     proving.check_output(args)
     model = proving.load(args.file)

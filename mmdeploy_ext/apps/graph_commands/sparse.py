@@ -46,8 +46,7 @@ def run_check(args: argparse.Namespace) -> int:
     print_violations(found, console)
     colour = 'bold green' if held else 'bold red'
     word = 'CONTRACT KEPT' if held else 'CONTRACT BROKEN'
-    console.print(f'[{colour}]{word}[/{colour}] ', end='')
-    console.print(summary, markup=False, highlight=False, soft_wrap=True)
+    cli.say(console, summary, word, colour)
     return 0 if held else 1
 
 

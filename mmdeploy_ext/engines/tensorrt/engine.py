@@ -18,9 +18,9 @@ from mmdeploy_ext.engines.tensorrt.build import Built, build
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record, write_engine
 from mmdeploy_ext.graph.io import files, types
-from mmdeploy_ext.graph.io.weights import is_large
 from mmdeploy_ext.graph.passes import for_tensorrt
-from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.select import matching_nodes
 from mmdeploy_ext.graph.tensorrt_limits import check_limits, check_turing
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def prepare(
     asked = tensorrt_shapes.parse_shapes(shapes)
     fixed = for_tensorrt.parse_constants(constants)
     model = for_tensorrt.fix_inputs(files.load(source), fixed)
-    if is_large(model):
+    if files.is_large(model):
         raise EngineError(f'{source}: is over 2 GiB, which no ONNX parser takes in one piece; split it')
     found = None
     rtx = package == 'tensorrt-rtx' or bool(architectures) or not tensorrt_package.is_installed('tensorrt')

@@ -8,10 +8,10 @@ What is left, the differences themselves, is found from its neighbours.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.graph.diff.nodes import Alignment
 from mmdeploy_ext.graph.diff.structure import attributes, exact_text
 from mmdeploy_ext.graph.io.index import bodies
 
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from mmdeploy_ext.graph.diff.nodes import Program
-
-
-@dataclasses.dataclass
-class Alignment:
-    """Which is which.
-
-    Attributes:
-        nodes: position in the left graph -> position in the right one.
-        tensors: tensor of the left graph -> tensor of the right one; constants are not among them.
-    """
-
-    nodes: dict[int, int]
-    tensors: dict[str, str]
 
 
 def align(left: Program, right: Program) -> Alignment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.index import Index, bodies
+from mmdeploy_ext.graph.run import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,6 +109,19 @@ class Program:
         return self.index.label(position)
 
 
+@dataclasses.dataclass
+class Alignment:
+    """Which is which.
+
+    Attributes:
+        nodes: position in the left graph -> position in the right one.
+        tensors: tensor of the left graph -> tensor of the right one; constants are not among them.
+    """
+
+    nodes: dict[int, int]
+    tensors: dict[str, str]
+
+
 class NodeRunner:
     """Runs single nodes in ONNX Runtime; the same node on the same arrays runs once.
 
@@ -161,8 +176,6 @@ class NodeRunner:
 def _open(
     program: Program, position: int, values: Mapping[str, np.ndarray], fed: Mapping[str, np.ndarray]
 ) -> object:
-    import onnxruntime
-
     source, node = program.index.model, program.index.nodes[position]
     model = onnx.ModelProto(ir_version=source.ir_version)
     model.opset_import.extend(source.opset_import)
@@ -176,13 +189,7 @@ def _open(
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         model.graph.input.append(helper.make_tensor_value_info(name, kind, None))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in program.index.writes(position))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=['CPUExecutionProvider']
-    )
+    return open_session(model, 'none', 1)
 
 
 def _definition(node: onnx.NodeProto) -> bytes:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from mmdeploy_ext.compare.axes import Axes
-from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.compare.axes import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, text
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.files import atomic_path, write_json
+from mmdeploy_ext.core.pages import embedded_json, template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rich.console import Console
 
-    from mmdeploy_ext.graph.diff.compare import Comparison, Difference, Entry
+    from mmdeploy_ext.graph.diff.findings import Comparison, Difference, Entry
 
 TEMPLATE = 'diff_report.html.j2'
 AROUND = 6
@@ -24,8 +25,6 @@ AROUND = 6
 SHOWN_CHANGES = 12
 LISTED = 5
 """Names in a sentence."""
-WIDTH, HEIGHT = 780, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
 FLOOR, CEILING = -9, 2
 """Decades of the plot; equal is drawn at the lower end, shapes that differ at the upper one."""
 COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'inner': 'dim', 'unknown': 'dim'}
@@ -113,29 +112,24 @@ def print_comparison(found: Comparison, console: Console, everything: bool = Fal
     """Print the result, the tensors around the first difference and the outputs, and what is known of it."""
     word, colour = ('EQUAL', 'bold green') if found.equal else ('DIFFERS', 'bold red')
     console.print(_table(found, everything))
-    console.print(f'[{colour}]{word}[/{colour}] ', end='')
-    _say(console, headline(found))
+    cli.say(console, headline(found), word, colour)
     first = None if found.agreeing else found.first
     said = first.evidence if first is not None else []
     for line in said:
-        _say(console, f'  {line}')
+        cli.say(console, f'  {line}')
     if first is not None and not first.exact and len(first.nodes) > LISTED:
-        _say(console, f'  all of them: {", ".join(first.nodes)}')
+        cli.say(console, f'  all of them: {", ".join(first.nodes)}')
     others = [] if first is None else list(dict.fromkeys(other.node for other in found.differences[1:]))
     others = [node for node in others if node != first.node]  # its other outputs
     if others:
-        _say(console, f'{len(others)} more: {", ".join(others[:5])}')
+        cli.say(console, f'{len(others)} more: {", ".join(others[:5])}')
     changes = [change for change in found.changes if change['detail'] not in said]
     for change in changes[:SHOWN_CHANGES]:
-        _say(console, f'structure: {change["kind"]} of {change["where"]}: {change["detail"]}')
+        cli.say(console, f'structure: {change["kind"]} of {change["where"]}: {change["detail"]}')
     if len(changes) > SHOWN_CHANGES:
-        _say(console, f'structure: {len(changes) - SHOWN_CHANGES} more changes, see --json or --report')
+        cli.say(console, f'structure: {len(changes) - SHOWN_CHANGES} more changes, see --json or --report')
     for note in found.notes:
-        _say(console, f'note: {note}')
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        cli.say(console, f'note: {note}')
 
 
 def _table(found: Comparison, everything: bool) -> Any:
@@ -165,8 +159,7 @@ def shown(found: Comparison) -> list[Entry]:
     born = [entry.depth for entry in found.entries if entry.state == 'born here']
     chosen.update(born[:AROUND])
     if found.first is not None:
-        middle = next(entry.depth for entry in found.entries if entry.tensor == found.first.tensor)
-        chosen.update(range(middle - AROUND, middle + AROUND + 1))
+        chosen.update(range(found.first_depth - AROUND, found.first_depth + AROUND + 1))
     else:
         chosen.update(range(AROUND))
     return [entry for entry in found.entries if entry.depth in chosen]
@@ -178,23 +171,12 @@ def write_report(found: Comparison, folder: Path) -> Path:
     Returns:
         The path of the page.
     """
-    import jinja2
-
-    from mmdeploy_ext.core.files import write_json
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE).render(
+    page = template(__file__, TEMPLATE, autoescape=True).render(
         found=found,
         headline=headline(found),
         figure=figure,
         plot=depth_plot(found),
-        embedded=_embedded(found),
+        embedded=embedded_json(found.to_json()),
     )
     write_json(folder / 'diff.json', found.to_json())
     with atomic_path(folder / 'report.html') as temporary:
@@ -202,49 +184,26 @@ def write_report(found: Comparison, folder: Path) -> Path:
     return folder / 'report.html'
 
 
-def _embedded(found: Comparison) -> Markup:
-    text = json.dumps(found.to_json(), allow_nan=False)
-    for character in '<>&':
-        text = text.replace(character, f'\\u{ord(character):04x}')
-    return Markup(text)
-
-
 def depth_plot(found: Comparison) -> Markup:
     """Draw the error of every paired tensor by its depth: of the whole model, and born in the node."""
     paired = [entry for entry in found.entries if entry.state not in ('inner', 'unknown')]
     axes = Axes(len(found.entries), FLOOR, CEILING)
-    parts = [*_grid(axes), *_bars(axes, found)]
+    words = {FLOOR: 'equal', 0: '1', CEILING: 'shape'}
+    parts = list(axes.grid(lambda decade: ('base', words.get(decade, f'1e{decade}'))))
+    parts += [axes.level(found.bars.born, 'bar born'), axes.level(found.bars.free, 'bar whole')]
     points = [f'{axes.x(entry.depth)} {axes.y(_drawn(entry, entry.error))}' for entry in paired]
     if points:
         parts.append(f'<path class="whole" d="M{"L".join(points)}"/>')
     parts += [_dot(axes, entry) for entry in paired]
     if found.first is not None:
-        depth = next(entry.depth for entry in found.entries if entry.tensor == found.first.tensor)
-        x = axes.x(depth)
+        x = axes.x(found.first_depth)
         parts.append(f'<line class="first" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    below = 'depth: tensors in topological order'
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{below}</text>')
-    label = 'Relative error of every paired tensor along the depth of the graph'
-    opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')
-    return opening.format(WIDTH, HEIGHT, label) + Markup(''.join(parts)) + Markup('</svg>')
+    parts.append(text(WIDTH / 2, HEIGHT - 6, 'depth: tensors in topological order'))
+    return svg(parts, 'Relative error of every paired tensor along the depth of the graph')
 
 
 def _drawn(entry: Entry, value: float | None) -> float:
     return 10.0**CEILING if value is None and entry.reason else value or 0.0
-
-
-def _grid(axes: Axes) -> Iterator[str]:
-    for decade in range(FLOOR, CEILING + 1):
-        y = axes.y(10.0**decade)
-        yield f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
-        text = {FLOOR: 'equal', CEILING: 'shape'}.get(decade, f'1e{decade}' if decade else '1')
-        yield f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{text}</text>'
-
-
-def _bars(axes: Axes, found: Comparison) -> Iterator[str]:
-    for kind, value in (('born', found.bars.born), ('whole', found.bars.free)):
-        y = axes.y(value)
-        yield f'<line class="bar {kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
 
 def _dot(axes: Axes, entry: Entry) -> str:

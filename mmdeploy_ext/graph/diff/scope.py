@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import re
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.graph.show.tree import without_repetition
+from mmdeploy_ext.graph.show import tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     import onnx
 
-DYNAMO_SCOPES = 'pkg.torch.onnx.name_scopes'
 WRAPPER = 'model'
 """The attribute of the export wrappers that holds the detector; the paths of checkpoints begin below it."""
 
@@ -36,11 +34,10 @@ def module_of(node: onnx.NodeProto, known: Collection[str] | None = None) -> str
         node: of the graph.
         known: paths that there are; None takes what the name says as it is.
     """
-    for entry in node.metadata_props:
-        if entry.key == DYNAMO_SCOPES:
-            scopes = ast.literal_eval(entry.value)
-            return plain_path(scopes[-2]) if len(scopes) > 1 else ''
-    parts = without_repetition(node.name.split('/')[:-1])
+    path, source = tree.module_of(node)
+    if source == 'metadata':
+        return plain_path(path)
+    parts = tree.without_repetition(node.name.split('/')[:-1])
     if known is None:
         return plain_path('.'.join(parts))
     return _resolve(tuple(parts), known if isinstance(known, frozenset) else frozenset(known))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.graph.io.index import all_nodes
+from mmdeploy_ext.graph.io.index import all_nodes, operator
+from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.graph.diff.align import Alignment
-    from mmdeploy_ext.graph.diff.nodes import Program
+    from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 
 SHOWN = 60
 """Characters of a value in a text."""
@@ -69,7 +68,7 @@ def _node_changes(
 ) -> Iterator[Change]:
     where, node, other = left.label(ours), left.index.nodes[ours], right.index.nodes[theirs]
     if (node.domain, node.op_type) != (other.domain, other.op_type):
-        detail = f'is {_operator(node)}, in the reference {_operator(other)}'
+        detail = f'is {operator(node)}, in the reference {operator(other)}'
         yield Change('node', where, detail, ours, theirs)
         mine, his = {}, {}
     else:
@@ -84,10 +83,6 @@ def _node_changes(
         if change:
             kind, detail, size = change
             yield Change(kind, where, f'{node.op_type} input {place}: {detail}', ours, theirs, size)
-
-
-def _operator(node: onnx.NodeProto) -> str:
-    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
 
 
 def _input_change(
@@ -141,31 +136,13 @@ def constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | 
 
 def attributes(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, Any]:
     """Return name -> value of a node's attributes, defaults of the operator included."""
-    found = dict(_defaults(node.op_type, node.domain, _version(model, node.domain)))
+    found = defaults_of(node, opsets_of(model))
     for entry in node.attribute:
         if entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
             continue
         value = helper.get_attribute_value(entry)
         found[entry.name] = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
     return found
-
-
-def _version(model: onnx.ModelProto, domain: str) -> int:
-    aliases = ('', 'ai.onnx')
-    for entry in model.opset_import:
-        if entry.domain == domain or {entry.domain, domain} <= set(aliases):
-            return entry.version
-    return 0
-
-
-@functools.cache
-def _defaults(op_type: str, domain: str, version: int) -> tuple[tuple[str, Any], ...]:
-    try:
-        schema = onnx.defs.get_schema(op_type, version, '' if domain == 'ai.onnx' else domain)
-    except onnx.defs.SchemaError:
-        return ()
-    entries = {name: entry.default_value for name, entry in schema.attributes.items()}
-    return tuple((name, helper.get_attribute_value(entry)) for name, entry in entries.items() if entry.name)
 
 
 def exact_text(value: Any) -> str:
@@ -215,11 +192,10 @@ def _domains(model: onnx.ModelProto) -> set[str]:
 def _values(values: Sequence[onnx.ValueInfoProto], optional: set[str]) -> dict[str, str]:
     texts = {}
     for value in values:
-        kind = value.type.tensor_type
         axes = [
-            str(dim.dim_value) if dim.HasField('dim_value') else dim.dim_param or '?'
-            for dim in kind.shape.dim
+            str(dim.dim_value if dim.HasField('dim_value') else dim.dim_param or '?')
+            for dim in value.type.tensor_type.shape.dim
         ]
-        name = onnx.TensorProto.DataType.Name(kind.elem_type)
+        name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
         texts[value.name] = f'{name} {"x".join(axes)}' + (' with a default' if value.name in optional else '')
     return texts

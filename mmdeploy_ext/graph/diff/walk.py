@@ -4,6 +4,9 @@ Two values of every tensor are looked at. The free one is what the graph compute
 is what the node that writes the tensor gives when its own inputs are the reference's: its error was born in
 this node, or behind the last tensors that have a reference. Needs no torch.
 
+`torch.onnx.verification` compares with the program of a dynamo export in the same process: neither files nor
+TorchScript exports, and no node on the reference's own values.
+
 Glossary: got is the graph's value, want is the reference's.
 """
 
@@ -166,11 +169,13 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
         return math.inf, f'shape {_text(got.shape)}, expected {_text(want.shape)}'
     if got.size == 0 or got is want:
         return 0.0, ''
-    if got.dtype.kind not in 'f' or want.dtype.kind not in 'f':
-        if 'f' in (got.dtype.kind, want.dtype.kind):
+    kinds = {got.dtype.kind, want.dtype.kind}
+    if kinds not in ({'f'}, {'c'}):
+        if kinds & set('fc'):
             return math.inf, f'dtype {got.dtype}, expected {want.dtype}'
         return float(np.mean(got != want)), ''
-    left, right = got.astype(np.float64), want.astype(np.float64)
+    wide = np.float64 if kinds == {'f'} else np.complex128
+    left, right = got.astype(wide), want.astype(wide)
     finite = np.isfinite(right)
     if (
         not np.array_equal(left[~finite], right[~finite], equal_nan=True)

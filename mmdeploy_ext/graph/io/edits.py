@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import LATER, PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
+from mmdeploy_ext.graph.equality import spec_of, with_half_ends
+from mmdeploy_ext.graph.passes.fold import fold
+from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.named_rules import replace_all
+from mmdeploy_ext.graph.passes.opset import convert_opset
+from mmdeploy_ext.graph.passes.outputs import insert_outputs
+from mmdeploy_ext.graph.passes.rename import rename
+from mmdeploy_ext.graph.passes.select import matching_nodes
+from mmdeploy_ext.graph.passes.shapes import apply as set_shapes_by_text
+from mmdeploy_ext.graph.passes.simplify import simplify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -93,72 +104,19 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
         io: 'fp16' makes floats of inputs and outputs float16, 'fp32' leaves them.
         keep_fp32: patterns of nodes that stay, besides those that have to.
     """
-    from mmdeploy_ext.graph.equality import spec_of, with_half_ends
-    from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
-    from mmdeploy_ext.graph.passes.fp16 import matching_nodes, to_fp16
-
     spec, patterns = spec_of(model), [*stays_single(model), *keep_fp32]
     kept = len(matching_nodes(model.graph.node, patterns))
     return to_fp16(model, with_half_ends(spec) if io == 'fp16' else spec, patterns), kept
 
 
-def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.passes.fold import fold
-
-    return fold(model)[0]
-
-
-def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.passes.simplify import simplify
-
-    return simplify(model)[0]
-
-
-def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.passes.opset import convert_opset
-
-    return convert_opset(model, opset)[0]
-
-
-def _replace(model: onnx.ModelProto, rules: Sequence[str], named: Sequence[str]) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
-    from mmdeploy_ext.graph.passes.pattern_text import parse_rule
-    from mmdeploy_ext.graph.passes.replace import PASSES, named_rule, replace
-
-    chosen = [parse_rule(text) for text in rules] + [named_rule(name) for name in named if name not in PASSES]
-    for rule in chosen:
-        model = replace(model, rule)[0]
-    return replace_grid_sample(model)[0] if any(name in PASSES for name in named) else model
-
-
-def _rename(
-    model: onnx.ModelProto, tensors: Mapping[str, str], nodes: Mapping[str, str], prefix: str, fill: bool
-) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.passes.rename import rename
-
-    return rename(model, tensors, nodes, prefix=prefix, fill=fill)
-
-
-def _set_shape(model: onnx.ModelProto, shapes: Sequence[str]) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.passes import shapes as passes
-
-    return passes.apply(model, shapes)
-
-
-def _insert_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.passes.outputs import insert_outputs
-
-    return insert_outputs(model, tensors)
-
-
 REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
-    'fold': _fold,
-    'simplify': _simplify,
-    'convert-opset': _convert,
-    'replace': _replace,
-    'rename': _rename,
-    'set-shape': _set_shape,
-    'insert-outputs': _insert_outputs,
+    'fold': lambda model: fold(model)[0],
+    'simplify': lambda model: simplify(model)[0],
+    'convert-opset': lambda model, opset: convert_opset(model, opset)[0],
+    'replace': lambda model, rules, named: replace_all(model, rules, named)[0],
+    'rename': rename,
+    'set-shape': lambda model, shapes: set_shapes_by_text(model, shapes),
+    'insert-outputs': lambda model, tensors: insert_outputs(model, tensors),
     'fp16': lambda model, io, keep_fp32: half(model, io, keep_fp32)[0],
 }
 """Commands of graph.py -> what does them again, with the arguments of the record."""

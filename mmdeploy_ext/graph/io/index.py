@@ -2,20 +2,25 @@
 
 A node is named by its position in `graph.node`, because names may be missing or shared; people write its name
 or '#12'. Needs onnx only.
+
+onnx-ir knows uses as well, but what it reads and writes back is another file: 244 types more in an RT-DETR
+that nothing was done to, and 0.9 s for both ways where an index takes 0.25 s.
 """
 
 from __future__ import annotations
 
 import collections
+import copy
 import difflib
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     import onnx
+    from google.protobuf.message import Message
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -74,10 +79,31 @@ def writes(node: onnx.NodeProto) -> list[str]:
     return [name for name in node.output if name]
 
 
+def refill(message: Message, **fields: Iterable[Message]) -> None:
+    """Replace what repeated fields of a message hold, in place, by copies of other entries or of its own."""
+    for name, entries in fields.items():
+        kept = copy.deepcopy(list(entries))
+        message.ClearField(name)
+        getattr(message, name).extend(kept)
+
+
 def label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
     """Return what to call a node: its name, or '#12 (Conv)' when it has none."""
     node = nodes[position]
     return node.name or f'#{position} ({node.op_type})'
+
+
+def operator(node: onnx.NodeProto) -> str:
+    """Return the operator of a node, with its domain where that is not ONNX's own."""
+    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name that no tensor has, for an inner tensor that gives its name to another."""
+    name = f'{name}_inner'
+    while name in taken:
+        name += '_'
+    return name
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -1,21 +1,13 @@
-"""The dtype and shape of every tensor of a graph.
-
-Needs onnx, and ONNX Runtime for operators that onnx does not know.
-"""
+"""The dtype and shape of every tensor of a graph. Needs onnx only."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io.static import fold_shapes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 LARGEST_SHAPE = 1024
 """Elements: longer constants are no shapes, and their values are left out when shapes are inferred."""
@@ -70,45 +62,6 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
             slim.graph.initializer.append(tensor)
     slim.graph.node.extend(model.graph.node)
     return slim
-
-
-def values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Return graph inputs or outputs of the names, typed.
-
-    onnx infers the types; what it cannot tell, because of operators of other domains, ONNX Runtime is asked.
-
-    Raises:
-        UsageError: neither knows the type of one.
-    """
-    known = infer(index.model)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        known.update(_ask_runtime(index, unknown))
-    found = []
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f'the type of {name!r} cannot be inferred; does ONNX Runtime know all operators above it?'
-            )
-        found.append(onnx.ValueInfoProto(name=name, type=known[name]))
-    return found
-
-
-def _ask_runtime(index: Index, names: Sequence[str]) -> dict[str, onnx.TypeProto]:
-    """Return the types that ONNX Runtime infers; nothing when it cannot load the model."""
-    from mmdeploy_ext.graph.run import Runner
-
-    computed = [name for name in names if index.producer(name) is not None]
-    try:
-        found = Runner(index.model, computed).types()
-    except ModelFileError:
-        return {}
-    kinds = dict(onnx.TensorProto.DataType.items())
-    return {
-        name: onnx.helper.make_tensor_type_proto(kinds[dtype], shape)
-        for name, (dtype, shape) in found.items()
-        if dtype in kinds
-    }
 
 
 def shape(kind: onnx.TypeProto | None) -> list[int | str] | None:

@@ -9,6 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.graph.io.index import refill
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
@@ -51,12 +52,11 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     defaults = [tensor for tensor in spec.inputs if tensor.default is not None]
     names = {tensor.name for tensor in defaults}
     kept = [value for value in graph.initializer if value.name not in names]
-    for field, values in (
-        ('input', [_value_info(tensor) for tensor in spec.inputs]),
-        ('output', [_value_info(tensor) for tensor in spec.outputs]),
-        ('initializer', kept + [_default(tensor) for tensor in defaults]),
-    ):
-        graph.ClearField(field)
-        getattr(graph, field).extend(values)
+    refill(
+        graph,
+        input=map(_value_info, spec.inputs),
+        output=map(_value_info, spec.outputs),
+        initializer=[*kept, *map(_default, defaults)],
+    )
     result.ir_version = max(result.ir_version, 4)
     return result

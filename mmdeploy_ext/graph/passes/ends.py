@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import all_graphs, writes
+from mmdeploy_ext.graph.io.index import all_graphs, free_name, writes
 from mmdeploy_ext.graph.passes.rename import rename_tensors
 
 if TYPE_CHECKING:
@@ -93,11 +93,8 @@ def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     taken.update(value.name for value in (*graph.input, *graph.initializer))
     for name in names:
         if name not in new:
-            other = f'{name}_inner'
-            while other in taken:
-                other += '_'
-            new[name] = other
-            taken.add(other)
+            new[name] = free_name(name, taken)
+            taken.add(new[name])
     if any(old != name for old, name in new.items()):
         rename_tensors(graph, lambda name: new.get(name, name))
 

@@ -1,15 +1,18 @@
-"""A part of a graph: between tensors (`cut`), or some nodes (`extract`)."""
+"""A part of a graph: between tensors (`cut`), or some nodes (`extract`).
+
+`onnx.utils.Extractor` refuses tensors without a stated type (every inner one of our own exports), onnx-ir's
+`extract` takes no choice of nodes and drops the types of new ends.
+"""
 
 from __future__ import annotations
 
-import fnmatch
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import check_ordinary
-from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.io.checks import check_ordinary
+from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import drop_metadata, part
+from mmdeploy_ext.graph.run import typed_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -133,25 +136,6 @@ def constant_nodes(index: Index) -> set[int]:
     return set(range(len(index.nodes))) - varying
 
 
-def select(index: Index, patterns: Iterable[str]) -> list[int]:
-    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'.
-
-    Raises:
-        UsageError: a pattern that no node fits.
-    """
-    found: set[int] = set()
-    for pattern in patterns:
-        if not any(sign in pattern for sign in '*?['):
-            found.add(index.find_node(pattern))
-            continue
-        fits = [at for at, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)]
-        if not fits:
-            names = [node.name for node in index.nodes if node.name]
-            raise UsageError(f'no node fits {pattern!r}{near(pattern.strip("*"), names)}')
-        found.update(fits)
-    return sorted(found)
-
-
 def _rebuilt(
     index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]
 ) -> onnx.ModelProto:
@@ -159,7 +143,7 @@ def _rebuilt(
     known = {value.name: value for value in index.graph.input if value.name not in index.constants}
     given = {value.name: value for value in index.graph.output}
     new = [name for name in (*starts, *ends) if name not in known and name not in given]
-    typed = {value.name: value for value in types.values(index, new)} if new else {}
+    typed = {value.name: value for value in typed_values(index, new)} if new else {}
     result = part(
         index,
         positions,

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.core.errors import EngineError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -41,16 +39,9 @@ def fold(
         model: stays as it is; names of inputs and outputs stay.
         largest_input: elements of the largest constant that is read.
         largest_output: elements of the largest constant that is made.
-
-    Raises:
-        EngineError: onnxscript is not installed.
     """
-    try:
-        from onnxscript import optimizer
-    except ImportError as error:
-        raise EngineError(
-            f'folding needs onnxscript ({error}); install it with: pip install onnxscript'
-        ) from error
+    from onnxscript import optimizer
+
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for _ in range(len(model.graph.node)):

@@ -21,7 +21,7 @@ from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import equality
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.io.index import Index, near, refill
 from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 
@@ -46,10 +46,7 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     fed = {value.name for value in result.graph.input}
-    kept = [tensor for tensor in result.graph.initializer if tensor.name not in fed]
-    if len(kept) < len(result.graph.initializer):
-        result.graph.ClearField('initializer')
-        result.graph.initializer.extend(kept)
+    refill(result.graph, initializer=[entry for entry in result.graph.initializer if entry.name not in fed])
     loops = [node for node in result.graph.node if node.op_type == 'Loop' and not node.input[1]]
     for node in loops:
         node.input[1] = ALWAYS
@@ -87,12 +84,8 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
         if array is not None:
             tensor = _constant(inputs[name], array)
-            kept = [other for other in graph.initializer if other.name != name]
-            graph.ClearField('initializer')
-            graph.initializer.extend([*kept, tensor])
-    kept = [value for value in graph.input if value.name not in values]
-    graph.ClearField('input')
-    graph.input.extend(kept)
+            refill(graph, initializer=[*(other for other in graph.initializer if other.name != name), tensor])
+    refill(graph, input=[value for value in graph.input if value.name not in values])
     return fold(result)[0]
 
 

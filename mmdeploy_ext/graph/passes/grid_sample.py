@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.graph.io.index import refill
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -38,8 +40,7 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
         else:
             nodes.append(node)
     if changed:
-        result.graph.ClearField('node')
-        result.graph.node.extend(nodes)
+        refill(result.graph, node=nodes)
     return result, changed
 
 

@@ -1,4 +1,7 @@
-"""Concatenate models that hand tensors to each other by name."""
+"""Concatenate models that hand tensors to each other by name.
+
+`onnx.compose.merge_models` takes two at a time, and makes two inputs of one that both read (`a/x`, `b/x`).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from typing import TYPE_CHECKING
 import onnx
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.graph.io.files import check_ordinary
-from mmdeploy_ext.graph.io.index import all_nodes, near
+from mmdeploy_ext.graph.io.checks import check_ordinary
+from mmdeploy_ext.graph.io.index import all_nodes, free_name, near, refill
+from mmdeploy_ext.graph.io.schemas import opsets_of
 from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
@@ -139,12 +143,7 @@ def _renamed(model: onnx.ModelProto, inputs: Mapping[str, str]) -> onnx.ModelPro
     """Give inputs other names; inner tensors that have these names make room."""
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     taken = ends | {name for node in all_nodes(model) for name in node.output}
-    new = dict(inputs)
-    for name in set(inputs.values()) - ends:
-        free = f'{name}_inner'
-        while free in taken:
-            free += '_'
-        new[name] = free
+    new = {**inputs, **{name: free_name(name, taken) for name in set(inputs.values()) - ends}}
     clash = next((name for entry, name in inputs.items() if name in ends and name != entry), None)
     if clash is not None:
         raise UsageError(f'a later model has an input or output {clash!r} already; rename one first')
@@ -187,19 +186,14 @@ def _fit(left: list[int | str] | None, right: list[int | str] | None) -> bool:
 def _same_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
     """Let every model import the domains of all, so that one that another does not use is no difference."""
     everything: dict[str, int] = {}
-    for model in models:
-        for entry in model.opset_import:
-            everything.setdefault('' if entry.domain == 'ai.onnx' else entry.domain, entry.version)
+    for model in reversed(models):
+        everything.update(opsets_of(model))
     found = []
     for model in models:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        own = {
-            '' if entry.domain == 'ai.onnx' else entry.domain: entry.version for entry in model.opset_import
-        }
-        copy.ClearField('opset_import')
-        for domain, version in sorted({**everything, **own}.items()):
-            copy.opset_import.add(domain=domain, version=version)
+        imports = sorted({**everything, **opsets_of(model)}.items())
+        refill(copy, opset_import=[onnx.helper.make_opsetid(*entry) for entry in imports])
         found.append(copy)
     return found
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import check_ordinary
-from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.io.checks import check_ordinary
+from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.passes.select import matching
+from mmdeploy_ext.graph.run import typed_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,23 +33,5 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     new = [name for name in dict.fromkeys(wanted) if name not in index.outputs]
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    result.graph.output.extend(types.values(index, new))
+    result.graph.output.extend(typed_values(index, new))
     return result
-
-
-def matching(index: Index, pattern: str) -> list[str]:
-    """Return the tensors that a name or pattern means, of those that nodes make.
-
-    Raises:
-        UsageError: none does.
-    """
-    if index.producer(pattern) is not None:
-        return [pattern]
-    if not any(sign in pattern for sign in '*?['):
-        index.check_tensor(pattern)
-        raise UsageError(f'{pattern!r} is an input or a constant of the graph; no node makes it')
-    made = [name for name in index.tensors if index.producer(name) is not None]
-    found = [name for name in made if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
-        raise UsageError(f'no tensor fits {pattern!r}{near(pattern.strip("*"), made)}')
-    return found

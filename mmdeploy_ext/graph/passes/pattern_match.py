@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from mmdeploy_ext.graph.io.schemas import defaults_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -72,23 +74,3 @@ def _same(left: Any, right: Any) -> bool:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def schema_of(node: onnx.NodeProto, opsets: dict[str, int]) -> onnx.defs.OpSchema | None:
-    """Return the schema of a node's operator in these opsets, None when ONNX has none."""
-    try:
-        return onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
-    except onnx.defs.SchemaError:
-        return None
-
-
-def defaults_of(node: onnx.NodeProto, opsets: dict[str, int]) -> dict[str, Any]:
-    """Return attribute name -> default of a node's operator."""
-    schema = schema_of(node, opsets)
-    if schema is None:
-        return {}
-    return {
-        name: helper.get_attribute_value(item.default_value)
-        for name, item in schema.attributes.items()
-        if item.default_value.name
-    }

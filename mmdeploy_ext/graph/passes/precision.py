@@ -6,16 +6,17 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.equality import with_half_ends
 from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
-from mmdeploy_ext.graph.passes.fp16 import fitting, matching_nodes, to_fp16
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.select import fitting, matching_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    import onnx
 
     from mmdeploy_ext.contract.spec import GraphSpec
 
@@ -49,10 +50,9 @@ def in_precision(
         kept_nodes=len(matching_nodes(model.graph.node, kept)),
         nodes=len(model.graph.node),
     )
-    known = {entry.key for entry in result.metadata_props}
-    for name, value in facts.items():
-        if FACTS + name not in known:
-            result.metadata_props.add(key=FACTS + name, value=str(value))
+    known = {entry.key: entry.value for entry in result.metadata_props}
+    told = {FACTS + name: str(value) for name, value in facts.items()}
+    onnx.helper.set_model_props(result, {**known, **told, **known})
     return result
 
 
@@ -72,11 +72,9 @@ def recorded(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) ->
     options = dict(metadata.options, precision='fp16', fp16_io=fp16_io, keep_fp32=list(keep_fp32))
     spec = with_half_ends(metadata.spec) if fp16_io else metadata.spec
     told = dataclasses.replace(metadata, options=options, spec=spec)
-    result = type(model)()
+    result = onnx.ModelProto()
     result.CopyFrom(model)
-    result.ClearField('metadata_props')
-    for name, value in {**props, **told.to_props()}.items():
-        result.metadata_props.add(key=name, value=value)
+    onnx.helper.set_model_props(result, {**props, **told.to_props()})
     return result
 
 

@@ -16,11 +16,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import near
-from mmdeploy_ext.graph.io.weights import infer
-from mmdeploy_ext.graph.passes.pattern_match import attribute_check, defaults_of, number_check, schema_of
-from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
+from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of, schema_of
+from mmdeploy_ext.graph.io.types import infer
+from mmdeploy_ext.graph.passes.pattern_match import attribute_check, number_check
+from mmdeploy_ext.graph.passes.pattern_text import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,21 +30,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.graph.passes.pattern_text import Side
 
-NAMED = {
-    'hard-swish': 'h = HardSigmoid<alpha = 0.16666667, beta = 0.5>(a); y = Mul(a, h) -> y = HardSwish(a)',
-    'expand-hard-swish': 'y = HardSwish(a) -> '
-    'h = HardSigmoid<alpha = 0.16666667, beta = 0.5>(a); y = Mul(a, h)',
-    'expand-mish': 'y = Mish(a) -> s = Softplus(a); t = Tanh(s); y = Mul(a, t)',
-    'expand-gelu': 'y = Gelu(a) -> '
-    's = Mul(a, 0.7071067811865476); e = Erf(s); p = Add(e, 1.0); h = Mul(a, 0.5); y = Mul(h, p)',
-    'log-softmax': 's = Softmax<axis = @axis>(a); y = Log(s) -> y = LogSoftmax<axis = @axis>(a)',
-    'reduce-l2': 's = Mul(a, a); r = ReduceSum<keepdims = @keepdims>(s, axes); y = Sqrt(r) -> '
-    'y = ReduceL2<keepdims = @keepdims>(a, axes)',
-    'double-cast': 'c = Cast<to = 1>(a); y = Cast<to = @to>(c) -> y = Cast<to = @to>(a)',
-}
-"""Rules by name. 'double-cast' drops a rounding to float32 between two casts: numbers may differ."""
-PASSES = ('grid-sample',)
-"""Replacements that are code, not a rule: `grid-sample` is `passes/grid_sample.py`."""
 LARGEST_PATTERN = 8
 """Commutative operators in a pattern: each doubles the forms that are looked for."""
 
@@ -61,20 +47,6 @@ class Replacements:
     rule: str
     count: int
     kept: tuple[str, ...]
-
-
-def named_rule(name: str) -> Rule:
-    """Return the rule called `name`.
-
-    Raises:
-        UsageError: there is none; the message has the names.
-    """
-    if name not in NAMED:
-        names = [*NAMED, *PASSES]
-        raise UsageError(
-            f'no replacement is called {name!r}{near(name, names)}; there are {", ".join(names)}'
-        )
-    return parse_rule(NAMED[name], name)
 
 
 def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replacements]:
@@ -95,14 +67,13 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     Raises:
         UsageError: an operator that the model's opset does not have, or a replacement that holds its own
             pattern, so that no end would be reached.
-        EngineError: onnxscript is not installed.
     """
-    ir = _rewriter_modules()[0]
+    import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    opsets = {entry.domain.removeprefix('ai.onnx'): entry.version for entry in model.opset_import}
+    opsets = opsets_of(model)
     _check_operators(rule, opsets)
-    types = _types(model)
+    types = {name: kind.tensor_type.elem_type for name, kind in infer(model).items()}
     _check_ends(rule, opsets)
     graph = ir.serde.deserialize_model(model)
     count = _apply(graph, rule, opsets, types)
@@ -113,17 +84,6 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
         return unchanged, Replacements(str(rule), 0, kept)
     RemoveUnusedNodesPass()(graph)
     return ir.serde.serialize_model(graph), Replacements(str(rule), count, kept)
-
-
-def _rewriter_modules() -> tuple[Any, Any]:
-    try:
-        import onnx_ir
-        from onnxscript.rewriter import pattern
-    except ImportError as error:
-        raise EngineError(
-            f'replacing and folding need onnxscript ({error}); install it with: pip install onnxscript'
-        ) from error
-    return onnx_ir, pattern
 
 
 class _Budget:
@@ -153,7 +113,8 @@ def _apply(graph: Model, rule: Rule, opsets: dict[str, int], types: dict[str, in
 
 def _rule_set(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Any:
     """Return the rewriter's form of a rule, with all orders of commutative operands."""
-    pattern = _rewriter_modules()[1]
+    from onnxscript.rewriter import pattern
+
     replacement = _replacement(rule, opsets, types, budget)
     compiled = pattern.RewriteRule(_target(rule.pattern, opsets), replacement)
     return pattern.RewriteRuleSet([compiled], commute=True)
@@ -181,7 +142,8 @@ def _target(side: Side, opsets: dict[str, int]) -> Callable:
 
 
 def _build_target(side: Side, opsets: dict[str, int], op: Any, *variables: Any) -> Any:
-    pattern = _rewriter_modules()[1]
+    from onnxscript.rewriter import pattern
+
     values: dict[str, Any] = {'': None, **dict(zip(side.variables, variables, strict=True))}
     values.update((name, number_check(number)) for name, number in side.numbers.items())
     for node in side.nodes:
@@ -211,13 +173,15 @@ def _replacement(rule: Rule, opsets: dict[str, int], types: dict[str, int], budg
 def _build_replacement(
     rule: Rule, defaults: dict[str, Any], types: dict[str, int], budget: _Budget, op: Any, /, **bound: Any
 ) -> Any:
+    import onnx_ir as ir
+
     budget.spend()
     side, result = rule.replacement, bound[rule.pattern.output].name
     kind = types.get(result, onnx.TensorProto.FLOAT)
     values: dict[str, Any] = {'': None, **{name: bound[name] for name in side.variables}}
     for name, number in side.numbers.items():
         array = np.asarray(number).astype(helper.tensor_dtype_to_np_dtype(kind))
-        values[name] = op.Constant(value=_rewriter_modules()[0].tensor(array))
+        values[name] = op.Constant(value=ir.tensor(array))
         _name(values[name], f'{result}/{name}', f'{result}/Constant_{len(values)}')
     for node in side.nodes:
         made = getattr(op, node.op_type)(
@@ -238,7 +202,8 @@ def _name(value: Value, name: str, node: str) -> None:
 
 
 def _attributes(node: onnx.NodeProto, bound: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    ir = _rewriter_modules()[0]
+    import onnx_ir as ir
+
     made = {}
     for item in node.attribute:
         if not item.ref_attr_name:
@@ -280,7 +245,8 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
 
 def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
     """Refuse a replacement in which the pattern is found again."""
-    ir = _rewriter_modules()[0]
+    import onnx_ir as ir
+
     side, nodes = rule.replacement, []
     for node in side.nodes:
         copied = onnx.NodeProto()
@@ -298,16 +264,6 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
         raise UsageError(
             f'rule {rule}: the pattern is found in its own replacement, so replacing would never end'
         )
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return element type by tensor name, as far as inference knows it."""
-    try:
-        graph = infer(model)
-    except (ValueError, onnx.shape_inference.InferenceError):
-        graph = model.graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
 def _why_kept(nodes: Sequence[Node], results: Iterable[Value], last: Node) -> str:

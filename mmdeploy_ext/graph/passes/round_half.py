@@ -13,7 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.io.weights import infer
+from mmdeploy_ext.graph.io.index import bodies, refill
+from mmdeploy_ext.graph.io.types import infer
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 
@@ -26,7 +27,7 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ExportError: a sub-graph computes in float16.
     """
-    types = _types(model)
+    types = {name: kind.tensor_type.elem_type for name, kind in infer(model).items()}
     if HALF not in types.values():
         return model
     result = onnx.ModelProto()
@@ -41,25 +42,13 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         nodes += _rounded(node, types, renamed)
     nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=HALF) for name in sorted(given)]
-    for field, values in (('node', nodes), ('initializer', constants), ('value_info', [])):
-        values = [type(value).FromString(value.SerializeToString()) for value in values]
-        graph.ClearField(field)
-        getattr(graph, field).extend(values)
+    refill(graph, node=nodes, initializer=constants, value_info=())
     return result
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    inferred = infer(model, data_prop=True)
-    types = {value.name: value.data_type for value in inferred.initializer}
-    for value in (*inferred.input, *inferred.output, *inferred.value_info):
-        types[value.name] = value.type.tensor_type.elem_type
-    return types
 
 
 def _check_sub_graphs(graph: onnx.GraphProto) -> None:
     for node in graph.node:
-        inner = [entry.g for entry in node.attribute if entry.HasField('g')]
-        if any(b'float16' in onnx.printer.to_text(part).encode() for part in inner):
+        if any('float16' in onnx.printer.to_text(body) for body in bodies(node)):
             raise ExportError(
                 f'node {node.name!r} ({node.op_type}) has a sub-graph in float16, whose rounding is not '
                 f'shown; keep it float32'

@@ -8,7 +8,7 @@ import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import check_ordinary
+from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, bodies, near
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.core.errors import EngineError, ExportError
-from mmdeploy_ext.graph.io.weights import is_large
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.graph.io.files import is_large
+from mmdeploy_ext.graph.io.index import refill
 from mmdeploy_ext.graph.passes.fold import Folded, quietly
+from mmdeploy_ext.graph.random_nodes import RANDOM
 
 DRAWS = ('RandomNormal', 'RandomUniform')
-RANDOM = (*DRAWS, 'RandomNormalLike', 'RandomUniformLike', 'Multinomial', 'Bernoulli')
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
@@ -27,15 +28,10 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
         model: stays as it is.
 
     Raises:
-        EngineError: onnxslim is not installed.
         ExportError: onnxslim failed on the model, or changed what has to stay.
     """
-    try:
-        import onnxslim
-    except ImportError as error:
-        raise EngineError(
-            f'simplifying needs onnxslim ({error}); install it with: pip install onnxslim'
-        ) from error
+    import onnxslim
+
     if is_large(model):
         raise ExportError(
             'onnxslim takes models of up to 2 GiB, and this one is larger; fold does most of what it does'
@@ -58,27 +54,26 @@ def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(model)
     graph = result.graph
     inputs = {value.name for value in graph.input}
-    for place in reversed(range(len(graph.initializer))):
-        if graph.initializer[place].name in inputs:
-            del graph.initializer[place]
-    for place in reversed(range(len(graph.node))):
-        node = graph.node[place]
-        if node.op_type in DRAWS and not node.domain:
-            settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-            kind = settings.get('dtype', onnx.TensorProto.FLOAT)
-            graph.input.append(helper.make_tensor_value_info(node.output[0], kind, settings['shape']))
-            del graph.node[place]
+    draws = _draws(result)
+    for node in draws:
+        settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        kind = settings.get('dtype', onnx.TensorProto.FLOAT)
+        graph.input.append(helper.make_tensor_value_info(node.output[0], kind, settings['shape']))
+    kept = [tensor for tensor in graph.initializer if tensor.name not in inputs]
+    refill(graph, initializer=kept, node=[node for node in graph.node if node not in draws])
     return result
+
+
+def _draws(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type in DRAWS and not node.domain]
 
 
 def _put_back(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
     """Restore inputs in their order, defaults, draws of random numbers, and metadata."""
     inputs = {value.name for value in model.graph.input}
-    slim.graph.ClearField('input')
-    slim.graph.input.extend(model.graph.input)
+    refill(slim.graph, input=model.graph.input)
     slim.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in inputs)
-    draws = [node for node in model.graph.node if node.op_type in DRAWS and not node.domain]
-    for node in reversed(draws):
+    for node in reversed(_draws(model)):
         slim.graph.node.insert(0, node)
     kept = {entry.key for entry in slim.metadata_props}
     slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in kept)

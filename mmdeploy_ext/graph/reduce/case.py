@@ -14,9 +14,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
-from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.io.weights import infer
+from mmdeploy_ext.graph.io import files, types
+from mmdeploy_ext.graph.io.constants import constant_value
+from mmdeploy_ext.graph.io.index import Index, refill
+from mmdeploy_ext.graph.io.tensors import load_tensors, save_tensors
+from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import Runner
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Case:
         self.values = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         self.rounding = False
         self._lists = values.keys() - self.values.keys()
-        self._types = _known_types(model)
+        self._types = types.infer(model)
 
     @property
     def everything(self) -> tuple[int, ...]:
@@ -93,7 +95,8 @@ class Case:
             return None
         feeds = {name: self.values[name] for name in fed}
         inner = [name for name in self._halves(chosen) if name not in names] if self.rounding else []
-        model = self._model(chosen, read, feeds, names + inner)
+        inputs = [value_of(name, array) for name, array in feeds.items()]
+        model = part(self.index, chosen, inputs, [self._declared(name) for name in names + inner])
         return Candidate(chosen, model, feeds, tuple(names))
 
     def _halves(self, positions: Collection[int]) -> list[str]:
@@ -105,32 +108,11 @@ class Case:
                 found += [name for name in self.index.writes(position) if name in self.values]
         return found
 
-    def _model(
-        self,
-        positions: Sequence[int],
-        read: Collection[str],
-        feeds: Mapping[str, np.ndarray],
-        names: Sequence[str],
-    ) -> onnx.ModelProto:
-        whole = self.index.model
-        model = onnx.ModelProto(ir_version=whole.ir_version)
-        model.opset_import.extend(whole.opset_import)
-        model.functions.extend(whole.functions)
-        graph = model.graph
-        graph.name = 'reduced'
-        graph.node.extend(self.index.nodes[position] for position in positions)
-        graph.initializer.extend(self.index.constants[name] for name in read if name in self.index.constants)
-        graph.sparse_initializer.extend(
-            tensor for tensor in self.index.graph.sparse_initializer if tensor.values.name in read
-        )
-        graph.input.extend(value_of(name, array) for name, array in feeds.items())
-        graph.output.extend(
-            value_of(name, self.values[name])
-            if name in self.values
-            else self._types.get(name, _untyped(name))
-            for name in names
-        )
-        return model
+    def _declared(self, name: str) -> onnx.ValueInfoProto:
+        """Return the declaration of an output, without a type where none is known."""
+        if name in self.values:
+            return value_of(name, self.values[name])
+        return onnx.ValueInfoProto(name=name, type=self._types.get(name))
 
     def trivial(self) -> Candidate:
         """Return a graph with the same inputs and outputs that computes nothing: its outputs are zeros."""
@@ -161,18 +143,6 @@ def value_of(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, list(array.shape))
 
 
-def _untyped(name: str) -> onnx.ValueInfoProto:
-    return onnx.ValueInfoProto(name=name)
-
-
-def _known_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    try:
-        graph = infer(model)
-    except (ValueError, onnx.shape_inference.InferenceError):
-        graph = model.graph
-    return {value.name: value for value in (*graph.value_info, *graph.output)}
-
-
 def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """Return a copy in which constants are initializers and dead nodes are gone.
 
@@ -188,18 +158,13 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
     index = Index(model)
     for position in index.ancestors(index.outputs):
         node = index.nodes[position]
-        values = [item.t for item in node.attribute if item.name == 'value']
-        if node.op_type == 'Constant' and not node.domain and values:
-            graph.initializer.add().CopyFrom(values[0])
-            graph.initializer[-1].name = node.output[0]
-        else:
+        value = constant_value(node)
+        if value is None or value.dtype == object:
             kept.append(node)
+        else:
+            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
     inputs = [value for value in graph.input if value.name not in constants]
-    for field, entries in (('node', kept), ('input', inputs)):
-        entries = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
-        graph.ClearField(field)
-        getattr(graph, field).extend(entries)
-    graph.ClearField('value_info')
+    refill(graph, node=kept, input=inputs, value_info=())
     return result
 
 
@@ -232,8 +197,8 @@ def _record_apart(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> di
     """Compute in child processes; one that dies is followed by one that leaves the deadly node out."""
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as name:
         folder = Path(name)
-        files.save_external(model, folder / 'model.onnx', folder / 'model.onnx.data', checked=False)
-        files.save_tensors(feeds, folder / 'inputs')
+        files.write(model, folder / 'model.onnx')
+        save_tensors(feeds, folder / 'inputs')
         (folder / 'values').mkdir()
         for _ in range(MOST_DEATHS):
             command = [sys.executable, '-c', CHILD, str(Path(__file__).resolve().parents[3]), name]
@@ -241,7 +206,7 @@ def _record_apart(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> di
             if done.returncode >= 0:
                 break
         stored = folder / 'values'
-        return files.load_tensors(stored) if any(stored.iterdir()) else {}
+        return load_tensors(stored) if any(stored.iterdir()) else {}
 
 
 CHILD = 'import sys; sys.path.insert(0, sys.argv[1])\n' + (
@@ -258,9 +223,9 @@ def record_into(name: str) -> None:
     """
     folder = Path(name)
     model = onnx.load(folder / 'model.onnx')
-    stored = files.load_tensors(folder / 'values') if any((folder / 'values').iterdir()) else {}
+    stored = load_tensors(folder / 'values') if any((folder / 'values').iterdir()) else {}
     inputs = folder / 'inputs'
-    feeds = files.load_tensors(inputs) if inputs.is_dir() else {}
+    feeds = load_tensors(inputs) if inputs.is_dir() else {}
     case = Case(model, {**feeds, **stored})
     begun = folder / 'begun'
     tried = set(begun.read_text().split()) if begun.exists() else set()
@@ -276,5 +241,5 @@ def record_into(name: str) -> None:
             except (InferenceError, ModelFileError):
                 continue
             found = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
-            files.save_tensors(found, folder / 'values')
+            save_tensors(found, folder / 'values')
             case.values.update(found)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +11,10 @@ from onnx import numpy_helper
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import near
-from mmdeploy_ext.graph.io.weights import is_large
 from mmdeploy_ext.graph.reduce import run as reduced_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    import onnx
+    from collections.abc import Mapping
 
     from mmdeploy_ext.graph.reduce.case import Candidate
 
@@ -78,21 +72,9 @@ class Check:
         return dict(check=self.kind, tolerance=self.tolerance, outcome=self.outcome)
 
 
-@contextlib.contextmanager
-def _source(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Yield what ONNX Runtime opens: bytes, or a file when the model is too large for one message."""
-    if not is_large(model):
-        yield model.SerializeToString()
-        return
-    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-        path = Path(folder) / 'model.onnx'
-        files.save_external(model, path, path.with_name('model.onnx.data'), checked=False)
-        yield str(path)
-
-
 def _compute(candidate: Candidate, optimized: bool) -> dict[str, np.ndarray] | None:
     """Return the outputs, None where ONNX Runtime refuses the model."""
-    with _source(candidate.model) as source:
+    with files.openable(candidate.model) as source:
         try:
             found = reduced_run.compute(source, candidate.feeds, optimized)
         except Exception:

@@ -104,7 +104,6 @@ def save_folder(
         source: name of the file that was reduced.
     """
     from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.io.weights import is_large
     from mmdeploy_ext.graph.reduce import run as reduced_run
 
     target, candidate = Path(target), reduction.candidate
@@ -120,12 +119,7 @@ def save_folder(
         expected=EXPECTED[facts['check']],
     )
     with _whole_folder(target) as folder:
-        if is_large(candidate.model):
-            files.save_external(
-                candidate.model, folder / 'model.onnx', folder / 'model.onnx.data', checked=False
-            )
-        else:
-            (folder / 'model.onnx').write_bytes(candidate.model.SerializeToString())
+        files.write(candidate.model, folder / 'model.onnx')
         save_npz(folder / 'inputs.npz', candidate.feeds)
         save_npz(folder / 'expected.npz', expected)
         write_json(folder / 'case.json', dict(facts, outputs=list(candidate.outputs)))

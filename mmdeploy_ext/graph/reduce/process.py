@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.weights import is_large
+from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.checks import Check, Stopped
 from mmdeploy_ext.graph.reduce.folder import save_npz
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mmdeploy_ext.graph.reduce.case import Candidate
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -28,16 +31,14 @@ NOT_RUNNABLE = (126, 127)
 """Exit statuses of a shell that cannot run a command, or does not find it."""
 
 
-class _Files:
-    """A candidate as files for another process."""
-
-    def __init__(self, folder: Path, candidate: Candidate) -> None:
-        self.model, self.inputs = folder / 'model.onnx', folder / 'inputs.npz'
-        if is_large(candidate.model):
-            files.save_external(candidate.model, self.model, folder / 'model.onnx.data', checked=False)
-        else:
-            self.model.write_bytes(candidate.model.SerializeToString())
-        save_npz(self.inputs, candidate.feeds)
+@contextlib.contextmanager
+def _stored(candidate: Candidate) -> Iterator[Path]:
+    """Yield the file of a candidate for another process; inputs.npz lies beside it."""
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+        model = Path(folder, 'model.onnx')
+        files.write(candidate.model, model)
+        save_npz(model.with_name('inputs.npz'), candidate.feeds)
+        yield model
 
 
 class Crash(Check):
@@ -45,31 +46,21 @@ class Crash(Check):
 
     kind = 'crash'
     meaning = 'ONNX Runtime refuses to load or run the model, or the process dies'
-    child = (
-        'import sys; sys.path.insert(0, sys.argv[1])\n'
-        'from mmdeploy_ext.graph.reduce import run as reduced_run\nfrom pathlib import Path\n'
-        'print(reduced_run.run_outcome(sys.argv[2], reduced_run._arrays(Path(sys.argv[3]))))'
-    )
 
     def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         super().__init__()
         self.timeout_s = timeout_s
 
     def _outcome(self, candidate: Candidate) -> str:
-        root = str(Path(__file__).resolve().parents[3])
-        with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-            stored = _Files(Path(folder), candidate)
-            command = [sys.executable, '-c', self.child, root, str(stored.model), str(stored.inputs)]
+        with _stored(candidate) as model:
+            shutil.copyfile(run.__file__, model.with_name('run.py'))
+            command = [sys.executable, str(model.with_name('run.py')), '--child']
             status, output = run_limited(command, self.timeout_s)
         if status is None:
             return 'does not end'
-        return (
-            f'signal {-status}'
-            if status < 0
-            else output.strip().splitlines()[-1]
-            if output.strip()
-            else 'dies'
-        )
+        if status < 0:
+            return f'signal {-status}'
+        return output.strip().splitlines()[-1] if output.strip() else 'dies'
 
     def settle(self, whole: Candidate) -> bool:
         """Remember how it ends."""
@@ -97,9 +88,8 @@ class Command(Check):
         self.timeouts, self.last = 0, ''
 
     def _status(self, candidate: Candidate) -> int | None:
-        with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-            stored = _Files(Path(folder), candidate)
-            words = shlex.quote(str(stored.model))
+        with _stored(candidate) as model:
+            words = shlex.quote(str(model))
             text = self.command.replace('{}', words) if '{}' in self.command else f'{self.command} {words}'
             status, output = run_limited(text, self.timeout_s)
         lines = output.strip().splitlines()

@@ -15,8 +15,8 @@ import onnx
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import is_sparse
-from mmdeploy_ext.graph.io.index import all_graphs
+from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.io.index import all_graphs, operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +38,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
     """
     graph = model.graph
     weights = list(parameters(graph))
+    fixed = {tensor.name for tensor in graph.initializer}  # up to IR 3 each weight is an input, too
     sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in weights]
     nodes = [node for body in all_graphs(onnx.ModelProto(graph=graph)) for node in body.node]
     content = dict(
@@ -45,11 +46,11 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         producer=f'{model.producer_name} {model.producer_version}'.strip(),
         ir_version=model.ir_version,
         opsets={entry.domain or 'ai.onnx': entry.version for entry in model.opset_import},
-        inputs=[_value(entry) for entry in _real_inputs(graph)],
-        defaults=[_value(entry) for entry in _inputs_with_a_default(graph)],
+        inputs=[_value(entry) for entry in graph.input if entry.name not in fixed],
+        defaults=[_value(entry) for entry in graph.input if entry.name in fixed],
         outputs=[_value(entry) for entry in graph.output],
         nodes=len(nodes),
-        operators=dict(collections.Counter(_operator(node) for node in nodes).most_common()),
+        operators=dict(collections.Counter(operator(node) for node in nodes).most_common()),
         functions=[f'{entry.domain}.{entry.name}' for entry in model.functions],
         parameters=sum(size for size, _ in sizes),
         bytes=sum(size * _item_bytes(kind) for size, kind in sizes),
@@ -107,7 +108,7 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
                 dict(
                     position=position,
                     name=node.name,
-                    operator=_operator(node),
+                    operator=operator(node),
                     inputs=list(node.input),
                     outputs=list(node.output),
                     shapes=[types.text(kinds.get(name)) for name in node.output],
@@ -131,8 +132,8 @@ def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         text = f'{", ".join(row["inputs"])} -> {outputs}  {", ".join(costs)}'.rstrip()
         cells.append((f'#{row["position"]}', row['operator'], name, text))
     widths = [max((len(row[at]) for row in cells), default=0) for at in range(3)]
-    for place, operator, name, text in cells:
-        yield f'{place:<{widths[0]}}  {operator:<{widths[1]}}  {name:<{widths[2]}}  {text}'
+    for place, kind, name, text in cells:
+        yield f'{place:<{widths[0]}}  {kind:<{widths[1]}}  {name:<{widths[2]}}  {text}'
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:
@@ -168,22 +169,6 @@ def _metadata_lines(metadata: dict[str, str]) -> Iterator[str]:
         if not key.startswith(PREFIX) or key.removeprefix(PREFIX) in SHOWN_METADATA:
             text = ' '.join(value.split())
             yield f'{key}: {text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " ..."}'
-
-
-def _operator(node: onnx.NodeProto) -> str:
-    return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
-
-
-def _real_inputs(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    """Yield inputs that have to be fed; those with an initializer are defaults."""
-    defaults = {tensor.name for tensor in graph.initializer}
-    yield from (entry for entry in graph.input if entry.name not in defaults)
-
-
-def _inputs_with_a_default(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    """Yield the inputs that an initializer stands in for; files up to IR 3 list every weight as one."""
-    defaults = {tensor.name for tensor in graph.initializer}
-    yield from (entry for entry in graph.input if entry.name in defaults)
 
 
 def _value(entry: onnx.ValueInfoProto) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.families.sequence import SequenceOptions
-from mmdeploy_ext.graph.diff import compare as diff
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.compare import engine_notes
 from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.region import regions
 from mmdeploy_ext.graph.diff.structure import changes
@@ -141,9 +142,9 @@ def first_difference(
     path: str,
     images: Sequence[tuple[str, np.ndarray]] = (),
     feeds: Mapping[str, np.ndarray] | None = None,
-    bars: diff.Bars | None = None,
+    bars: findings.Bars | None = None,
     fresh: bool = True,
-) -> diff.Comparison:
+) -> findings.Comparison:
     """Compare a file with its PyTorch model, tensor by tensor.
 
     Args:
@@ -162,7 +163,7 @@ def first_difference(
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
     metadata.require(path, deployment.family.name)
     subject = subject_of(deployment, metadata, images, feeds)
-    bars = bars or (diff.HALF if metadata.options.get('precision') == 'fp16' else diff.Bars())
+    bars = bars or (findings.HALF if metadata.options.get('precision') == 'fp16' else findings.Bars())
     search = Search(subject, bars)
     found = search.compare(model, fresh)
     found.subject = dict(
@@ -173,7 +174,7 @@ def first_difference(
         config=deployment.config,
         checkpoint=deployment.checkpoint,
         input=subject.title,
-        inputs=diff.shapes(subject.feeds),
+        inputs=findings.shapes(subject.feeds),
         **found.subject,
     )
     made = {value.name for value in model.graph.output}
@@ -198,7 +199,7 @@ class Search:
         outputs: stage output name -> array.
     """
 
-    def __init__(self, subject: Subject, bars: diff.Bars, pairing: Pairing | None = None) -> None:
+    def __init__(self, subject: Subject, bars: findings.Bars, pairing: Pairing | None = None) -> None:
         """Run PyTorch under observation.
 
         Args:
@@ -213,7 +214,7 @@ class Search:
         self.outputs = {name: self.named[name].value for stage in subject.stages for name in stage.outputs}
         self._fresh: tuple[Program, Walk, set[str]] | str | None = None
 
-    def compare(self, model: onnx.ModelProto, fresh: bool = True) -> diff.Comparison:
+    def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
         """Compare a graph; see `first_difference`."""
         program = Program(model, self.constants)
         references, found, notes = dict(self.named), [], []
@@ -229,17 +230,17 @@ class Search:
             inherited = {name for name, mate in pairs.tensors.items() if mate in wrong}
         result = self._walk(program, references)
         module = _module_finder(self.pairing, program)
-        entries = diff.entries_of(result, self.bars, module)
-        differences = diff.differences_of(result, self.bars, diff.explain_by(found), module)
+        entries = findings.entries_of(result, self.bars, module)
+        differences = findings.differences_of(result, self.bars, findings.explain_by(found), module)
         for difference in differences:
             if difference.tensor in inherited:
                 difference.evidence.append('a fresh export has it, too: it is born in the export, not later')
-        notes += diff.engine_notes(model, self.subject.feeds, result, self.bars)
-        return diff.Comparison(
+        notes += engine_notes(model, self.subject.feeds, result, self.bars)
+        return findings.Comparison(
             dict(modules=len(self.pairing.recorder.calls), recorded=len(self.pairing.records)),
             entries,
             differences,
-            diff.outputs_of(program, entries),
+            findings.outputs_of(program, entries),
             [dataclasses.asdict(change) for change in found if change.kind != 'metadata'],
             notes,
             self.bars,
@@ -279,7 +280,7 @@ class Search:
         return result
 
 
-def _record(subject: Subject, bars: diff.Bars) -> Pairing:
+def _record(subject: Subject, bars: findings.Bars) -> Pairing:
     """Run the modules of a subject under observation."""
     device = _device(subject.stages)
     inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.feeds.items()}
@@ -331,7 +332,7 @@ def _device(stages: Sequence[Stage]) -> torch.device:
 
 
 def _upstream_notes(
-    deployment: Deployment, metadata: Metadata, subject: Subject, search: Search, bars: diff.Bars
+    deployment: Deployment, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
 ) -> list[str]:
     """Compare the exported modules with the unpatched model: an error there is in no node of the graph."""
     family = deployment.family

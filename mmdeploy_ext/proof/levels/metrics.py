@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mmdeploy_ext.evaluate.detector import BackendDetector
-from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, evaluate, run_loop
-from mmdeploy_ext.proof.half import bars_of, precision_of
+from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
+from mmdeploy_ext.evaluate.loop import run_dataset
+from mmdeploy_ext.proof.half import bars_of
 from mmdeploy_ext.proof.verdict import MetricRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.evaluate.loop import Network
 
 METRIC_BAR = 0.0005
 """Largest difference of a data-set metric in 0..1 between the engines."""
@@ -51,28 +50,23 @@ def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], b
 
 
 def compare_metrics(
-    deployment: Deployment, make_backend: Callable[[], Backend], metrics: Sequence[str]
+    cfg: Any, published: Network, candidate: Network, metrics: Sequence[str], precision: str
 ) -> list[MetricRow]:
-    """Evaluate the config's test set with the unpatched PyTorch model and with a backend.
+    """Evaluate the config's test set with the unpatched PyTorch model and with an engine.
 
     Args:
-        deployment: the PyTorch side.
-        make_backend: makes the other side.
+        cfg: the config.
+        published: the PyTorch model.
+        candidate: the engine.
         metrics: e.g. ('bbox',).
+        precision: of the engine's network, see `metric_bar`.
     """
-    dataset = build_dataset(deployment.cfg)
-    loader = build_loader(deployment.cfg, dataset, distributed=False)
-    device = str(next(deployment.model.parameters()).device)
-    results = run_loop(deployment.model, loader, device=device)
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
-        reference = evaluate(deployment.cfg, dataset, results, metrics)
-    with make_backend() as backend:
-        precision = precision_of(backend.metadata, backend.computes_in)
-        detector = BackendDetector(backend, deployment.family, backend.metadata)
-        results = run_loop(detector, loader)
-    with contextlib.redirect_stdout(io.StringIO()):
-        candidate = evaluate(deployment.cfg, dataset, results, metrics)
-    return proof_rows(reference, candidate, metric_bar(precision))
+    dataset, values = build_dataset(cfg), []
+    for network in (published, candidate):
+        results = run_dataset(network, cfg, dataset)
+        with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
+            values.append(evaluate(cfg, dataset, results, metrics))
+    return proof_rows(*values, metric_bar(precision))
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:

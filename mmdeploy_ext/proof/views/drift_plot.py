@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
-from mmdeploy_ext.compare.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes
+from mmdeploy_ext.compare.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, svg, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from markupsafe import Markup
 
 STRIP = 34
 DECADES = (-8, 2)
@@ -32,18 +32,18 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
     """
     values = [series['ratios'].get(name, []) for name in names]
     axes = _axes(values, len(series['name']))
-    parts = [*_grid(axes), *_resets(series['reset'], axes, HEIGHT - BOTTOM)]
+    parts = [*axes.grid(_decade), *_resets(series['reset'], axes, HEIGHT - BOTTOM)]
     for index, line in enumerate(values):
         parts.append(_curve(line, axes, index))
     parts.append(_frame_numbers(axes))
-    return _svg(parts, HEIGHT, label)
+    return svg(parts, label, kind='drift')
 
 
 def match_strip(series: Mapping[str, Any], label: str) -> Markup:
     """Draw per frame which share of the detections was matched: full height is all of them."""
     axes = Axes(len(series['name']), *DECADES)
     wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
-    parts = [_text(LEFT - 6, STRIP - 8, 'matched', 'end')]
+    parts = [text(LEFT - 6, STRIP - 8, 'matched', 'end')]
     for index, share in enumerate(match_shares(series)):
         kind = 'none' if share is None else 'over' if share < 1 else 'bar'
         tall = round((STRIP - 8) * (1 if share is None else max(share, 0.06)), 2)
@@ -52,7 +52,7 @@ def match_strip(series: Mapping[str, Any], label: str) -> Markup:
             f'<rect class="{kind}" x="{x}" y="{STRIP - 4 - tall}" width="{wide * 0.9:.2f}" height="{tall}"/>'
         )
     parts += _resets(series['reset'], axes, STRIP - 4)
-    return _svg(parts, STRIP, label)
+    return svg(parts, label, STRIP, 'drift')
 
 
 def match_shares(series: Mapping[str, Any]) -> list[float | None]:
@@ -72,12 +72,8 @@ def _axes(values: Sequence[Sequence[float | None]], frames: int) -> Axes:
     return Axes(frames, min(low, high - 2), high)
 
 
-def _grid(axes: Axes) -> Iterator[str]:
-    for decade in range(axes.low, axes.high + 1):
-        y = axes.y(10.0**decade)
-        kind = 'bar-line' if decade == 0 else 'base'
-        yield f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
-        yield _text(LEFT - 6, y + 4, 'tolerance' if decade == 0 else f'1e{decade}', 'end')
+def _decade(decade: int) -> tuple[str, str]:
+    return ('bar-line', 'tolerance') if decade == 0 else ('base', f'1e{decade}')
 
 
 def _resets(resets: Sequence[bool], axes: Axes, bottom: float) -> list[str]:
@@ -102,14 +98,5 @@ def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
 
 def _frame_numbers(axes: Axes) -> str:
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if axes.frames <= 12 * step)
-    texts = [_text(axes.x(frame), HEIGHT - 8, str(frame)) for frame in range(0, axes.frames, step)]
+    texts = [text(axes.x(frame), HEIGHT - 8, str(frame)) for frame in range(0, axes.frames, step)]
     return ''.join(texts)
-
-
-def _text(x: float, y: float, text: str, anchor: str = 'middle') -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
-
-
-def _svg(parts: Sequence[str], height: int, label: str) -> Markup:
-    opening = Markup('<svg class="drift" viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')
-    return opening.format(WIDTH, height, label) + Markup(''.join(parts)) + Markup('</svg>')

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup
 
 from mmdeploy_ext.compare.tensors import HISTOGRAM_DECADES
 from mmdeploy_ext.core.files import atomic_path, write_json
+from mmdeploy_ext.core.pages import embedded_json, template
 from mmdeploy_ext.proof.tasks import task_module
 from mmdeploy_ext.proof.tasks.bev import BevPair, draw_bev
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_strip
@@ -73,16 +72,11 @@ def render(
     """Return the page."""
     content = verdict.to_json()
     task = verdict.subject.get('task', 'bbox2d')
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(number=_number_of(content), bars=bars, ticks=decade_ticks())
     brief = sum(len(case.tensors) for case in verdict.cases) > OPEN_ROWS
-    return environment.get_template(TEMPLATE).render(
+    return template(__file__, TEMPLATE, autoescape=True).render(
+        number=_number_of(content),
+        bars=bars,
+        ticks=decade_ticks(),
         verdict=content,
         proven=verdict.passed,
         title=verdict.title,
@@ -118,14 +112,6 @@ def sequence_plots(row: Mapping[str, Any]) -> dict[str, Any]:
     ]
     strip = match_strip(row['series'], f'Matched detections per frame, {row["title"]}') if names else ''
     return dict(drifts=drifts, strip=strip)
-
-
-def embedded_json(content: Mapping[str, Any]) -> Markup:
-    """Return JSON that may stand inside a `<script>` element: no character that HTML reads."""
-    text = json.dumps(content, allow_nan=False)
-    for character in '<>&':
-        text = text.replace(character, f'\\u{ord(character):04x}')
-    return Markup(text)
 
 
 def look_up(content: Any, path: str) -> Any:

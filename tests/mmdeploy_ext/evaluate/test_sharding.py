@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdeploy_ext.evaluate.sharding import shard_scenes
+from mmdeploy_ext.evaluate.loop import shard_scenes
 
 
 @given(

@@ -175,7 +175,8 @@ def test_an_operator_as_function_and_written_out_are_equal_numbers_of_another_st
     found = diff.diff_files(*saved(tmp_path, a=two_outputs(forms[0]), b=two_outputs(forms[1])))
     assert found.equal and found.restructured
     assert {entry.tensor: (entry.state, entry.paired) for entry in found.outputs} == {
-        'y': ('equal', 'y'), 'q': ('equal', 'q'),
+        'y': ('equal', 'y'),
+        'q': ('equal', 'q'),
     }
     assert headline(found) == 'equal numbers, other structure: all 2 outputs agree'
     assert found.to_json()['restructured']
@@ -273,12 +274,15 @@ def with_outputs(*names: str) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize(('left', 'right', 'said'), [
-    (('y', 's'), ('y',), 'output s is missing in b.onnx'),
-    (('y',), ('y', 's'), 'output s is only in b.onnx'),
-    (('y', 's', 't'), ('y',), 'outputs s, t are missing in b.onnx'),
-    (('y', 's', 't'), ('c', 's'), 'outputs y, t are missing in b.onnx; output c is only in b.onnx'),
-])
+@pytest.mark.parametrize(
+    ('left', 'right', 'said'),
+    [
+        (('y', 's'), ('y',), 'output s is missing in b.onnx'),
+        (('y',), ('y', 's'), 'output s is only in b.onnx'),
+        (('y', 's', 't'), ('y',), 'outputs s, t are missing in b.onnx'),
+        (('y', 's', 't'), ('c', 's'), 'outputs y, t are missing in b.onnx; output c is only in b.onnx'),
+    ],
+)
 def test_an_output_that_only_one_file_has_is_a_difference(left, right, said, tmp_path, capsys, monkeypatch):
     """Whatever the numbers of the outputs that both have."""
     monkeypatch.chdir(tmp_path)

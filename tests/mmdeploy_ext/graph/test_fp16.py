@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.passes.fp16 import fitting, to_fp16
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.select import fitting
 
 ROWS, COLUMNS = 4, 8
 

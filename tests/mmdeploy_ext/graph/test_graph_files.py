@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from onnx import helper
 
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
-from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.run import random_feeds, run
+from mmdeploy_ext.graph.feeds import random_feeds
+from mmdeploy_ext.graph.io import checks, files, tensors
+from mmdeploy_ext.graph.run import run
 from toy_graphs import conv_net, model_of, random_graph, same, steps
 
 
@@ -121,18 +122,18 @@ def graph_with(*edits):
 
 def test_a_cycle_is_named_node_by_node():
     with pytest.raises(ModelFileError, match='to_b -> to_c -> to_d -> to_b is a cycle'):
-        files.check_order(graph_with(('to_b', 'd')))
+        checks.check_order(graph_with(('to_b', 'd')))
 
 
 def test_nodes_out_of_order_and_tensors_from_nowhere_are_named():
     with pytest.raises(ModelFileError, match=r"to_c .Neg. reads 'd' before node to_d has written it"):
-        files.check_order(graph_with(('to_c', 'd'), ('to_d', 'a')))
+        checks.check_order(graph_with(('to_c', 'd'), ('to_d', 'a')))
     with pytest.raises(ModelFileError, match=r"to_c .Neg. reads 'nothing', which no node"):
-        files.check_order(graph_with(('to_c', 'nothing')))
+        checks.check_order(graph_with(('to_c', 'nothing')))
     model = graph_with()
     model.graph.output[0].name = 'other'
     with pytest.raises(ModelFileError, match='no node gives the outputs other'):
-        files.check_order(model)
+        checks.check_order(model)
 
 
 @settings(max_examples=10, deadline=None)
@@ -197,14 +198,14 @@ def test_an_invalid_model_is_not_written_and_the_old_file_stays(tmp_path):
 
 def test_tensors_are_read_from_files_and_folders(tmp_path):
     arrays = {'a': np.arange(3), '/b/c:0': np.ones((2, 2), np.float16)}
-    files.save_tensors(arrays, tmp_path / 'folder')
-    same(files.load_tensors(tmp_path / 'folder'), arrays)
+    tensors.save_tensors(arrays, tmp_path / 'folder')
+    same(tensors.load_tensors(tmp_path / 'folder'), arrays)
     np.savez(tmp_path / 'all.npz', **arrays)
-    same(files.load_tensors(tmp_path / 'all.npz'), arrays)
+    same(tensors.load_tensors(tmp_path / 'all.npz'), arrays)
     from mmdeploy_ext.core.dump import save_dump
 
     save_dump(tmp_path / 'dump', {'a': np.arange(3)}, {})
-    same(files.load_tensors(tmp_path / 'dump'), {'a': np.arange(3)})
+    same(tensors.load_tensors(tmp_path / 'dump'), {'a': np.arange(3)})
 
 
 def test_tensors_that_cannot_be_read_are_refused(tmp_path):
@@ -213,4 +214,4 @@ def test_tensors_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / 'nothing').mkdir()
     for name in ('object.npy', 'x.npz', 'nothing', 'none.npz'):
         with pytest.raises(DataError, match=name):
-            files.load_tensors(tmp_path / name)
+            tensors.load_tensors(tmp_path / name)

@@ -8,9 +8,10 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.run import Runner, random_feeds, run
+from mmdeploy_ext.graph.run import Runner, run
 from toy_graphs import conv_net, model_of, random_graph, same, steps
 
 

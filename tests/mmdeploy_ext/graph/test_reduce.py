@@ -14,7 +14,9 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.tensors import load_tensors
 from mmdeploy_ext.graph.reduce.case import Case, prepare, record
 from mmdeploy_ext.graph.reduce.checks import Check, Differs, Engines, NotFinite, Reference, parse_check
 from mmdeploy_ext.graph.reduce.folder import save_folder, save_npz
@@ -27,7 +29,7 @@ WEIGHTS = Path(__file__).resolve().parents[4] / 'shared' / 'data' / 'weights'
 
 
 def case_of(model, feeds=None, apart=False):
-    feeds = feeds or run.random_feeds(model)
+    feeds = feeds or random_feeds(model)
     ready = prepare(model, feeds)
     return Case(ready, record(ready, feeds, apart=apart))
 
@@ -316,7 +318,7 @@ def test_the_folder_shows_the_fault_alone_and_not_once_it_is_mended(tmp_path, ki
 def test_tensors_of_any_name_are_stored(tmp_path):
     arrays = {'file': np.arange(3), '/a/b:0': np.float32(1), 'text': np.array(['a', 'bc'], object)}
     save_npz(tmp_path / 'inputs.npz', arrays)
-    found = files.load_tensors(tmp_path / 'inputs.npz')
+    found = load_tensors(tmp_path / 'inputs.npz')
     assert list(found) == list(arrays)
     assert found['text'].tolist() == ['a', 'bc'] and found['/a/b:0'] == 1
 
@@ -338,6 +340,6 @@ def test_a_file_that_others_wrote_is_reduced():
     if not path.is_file():
         pytest.skip('skipped: ../shared/data/weights/yunet_mmdet not found')
     model = files.load(path)
-    case = case_of(model, run.random_feeds(model, sizes=dict()))
+    case = case_of(model, random_feeds(model, sizes=dict()))
     wanted = [case.index.nodes[place].name for place in (40, 90)]
     assert names(reduce(case, Holds(*wanted))) == wanted

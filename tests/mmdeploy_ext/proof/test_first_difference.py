@@ -11,7 +11,7 @@ import toy_faults
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.sequence_files import graph_metadata
 from mmdeploy_ext.families.sequence import SequenceOptions
-from mmdeploy_ext.graph.diff import compare as diff
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.difference.locate import Search, subject_of
@@ -66,7 +66,7 @@ def subjects(tmp_path_factory):
     def get(family):
         if family not in made:
             model, subject, example = MAKERS[family](tmp_path_factory.mktemp(family))
-            made[family] = model, Search(subject, diff.Bars()), example
+            made[family] = model, Search(subject, findings.Bars()), example
         return made[family]
 
     return get
@@ -128,7 +128,7 @@ def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
     model, search, example = subjects('atss')
     broken, node = toy_faults.plant(model, 'atss', fault, example)
     subject = dataclasses.replace(search.subject, reference=Reference(lambda: broken))
-    again = Search(subject, diff.Bars(), search.pairing)
+    again = Search(subject, findings.Bars(), search.pairing)
     found = again.compare(broken)
     assert found.first.node == node
     assert 'a fresh export has it, too' in ' '.join(found.first.evidence)

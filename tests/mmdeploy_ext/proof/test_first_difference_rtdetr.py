@@ -6,7 +6,7 @@ import toy_faults
 import toy_rtdetr
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.graph.diff import compare as diff
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import print_comparison
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.difference.locate import Search, subject_of
@@ -29,7 +29,7 @@ def made():
     picture = read_image(toy_rtdetr.PICTURE)
     traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
     model, metadata = deploy.export_model(deployment, options, [traced])
-    return model, Search(subject_of(deployment, metadata, [('toy.jpg', picture)]), diff.Bars())
+    return model, Search(subject_of(deployment, metadata, [('toy.jpg', picture)]), findings.Bars())
 
 
 def plant(model, name):

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 import toy_faults
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.graph.diff import compare as diff
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.proof.difference.locate import Search, Subject
 from mmdeploy_ext.proof.fresh import Reference
@@ -31,13 +31,13 @@ class Levels(torch.nn.Module):
 
 def searched(module, outputs):
     """Return a right export and a search of the module."""
+
     def export():
-        return export_module(
-            module, (torch.rand(5, 4),), opset=17, input_names=('x',), output_names=outputs)
+        return export_module(module, (torch.rand(5, 4),), opset=17, input_names=('x',), output_names=outputs)
 
     feeds = dict(x=np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32))
     subject = Subject([Stage('', module, ('x',), outputs)], feeds, Reference(export), 'seeded numbers')
-    return export(), Search(subject, diff.Bars())
+    return export(), Search(subject, findings.Bars())
 
 
 def set_constant(model, node, place, value):
@@ -57,7 +57,8 @@ def test_nodes_that_cannot_be_told_apart_are_all_in_the_headline():
     found = search.compare(model, fresh=False)
     assert not found.equal and not found.first.exact
     assert headline(found).startswith(
-        'the first difference is at one of /1/Div, /1/Erf, /1/Add, /1/Mul, /1/Mul_1')
+        'the first difference is at one of /1/Div, /1/Erf, /1/Add, /1/Mul, /1/Mul_1'
+    )
     told = search.compare(model).first  # a fresh export tells which
     assert told.exact and told.node == '/1/Div'
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmdeploy_ext.evaluate.sharding import shard_scenes
+from mmdeploy_ext.evaluate.loop import shard_scenes
 from projects.mmdet3d_plugin.datasets.nuscenes_dataset import scene_lengths, sequence_flags
 from projects.mmdet3d_plugin.datasets.samplers import (
     SAMPLER,

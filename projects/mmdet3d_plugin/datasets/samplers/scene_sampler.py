@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Sampler
 
-from mmdeploy_ext.evaluate.sharding import shard_scenes
+from mmdeploy_ext.evaluate.loop import shard_scenes
 
 from .registry import SAMPLER
 

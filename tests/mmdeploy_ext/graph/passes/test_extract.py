@@ -8,7 +8,8 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.passes.extract import constant_nodes, cut, extract, select
+from mmdeploy_ext.graph.passes.extract import constant_nodes, cut, extract
+from mmdeploy_ext.graph.passes.select import select
 from mmdeploy_ext.graph.proof import prove
 from scn_files import golden_model
 from toy_graphs import conv_net, model_of, random_graph, steps

@@ -10,8 +10,14 @@ from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
 
 def sampling(**attributes):
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (
-        ('x', ['n', 'c', 'h', 'w']), ('grid', ['n', 'i', 'j', 2]), ('y', ['n', 'c', 'i', 'j']))]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (
+            ('x', ['n', 'c', 'h', 'w']),
+            ('grid', ['n', 'i', 'j', 2]),
+            ('y', ['n', 'c', 'i', 'j']),
+        )
+    ]
     node = helper.make_node('GridSample', ['x', 'grid'], ['y'], **attributes)
     graph = helper.make_graph([node], 'g', values[:2], values[2:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)
@@ -19,8 +25,9 @@ def sampling(**attributes):
 
 def run(model, feeds):
     onnx.checker.check_model(model)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=['CPUExecutionProvider']).run(None, feeds)[0]
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider']).run(
+        None, feeds
+    )[0]
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1, 1, 1, 1), (2, 3, 5, 4, 7, 2), (3, 2, 1, 6, 1, 9)])
@@ -40,8 +47,10 @@ def test_values_are_the_same_inside_at_the_border_and_outside(shape):
     assert not changed and again == replaced
 
 
-@pytest.mark.parametrize('attributes', [
-    dict(mode='nearest'), dict(padding_mode='border'), dict(align_corners=1), dict(mode='bicubic')])
+@pytest.mark.parametrize(
+    'attributes',
+    [dict(mode='nearest'), dict(padding_mode='border'), dict(align_corners=1), dict(mode='bicubic')],
+)
 def test_other_samplings_stay(attributes):
     model = sampling(**attributes)
     replaced, changed = replace_grid_sample(model)

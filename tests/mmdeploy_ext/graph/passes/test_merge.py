@@ -63,9 +63,7 @@ def test_nodes_values_and_constants_get_the_prefix_and_the_interface_keeps_its_n
 
 
 def test_inputs_are_shared_and_an_earlier_output_can_leave_the_graph_too():
-    second = make_model(
-        [helper.make_node('Add', ['x', 'middle'], ['y'])], ['x', 'middle', 'extra'], ['y']
-    )
+    second = make_model([helper.make_node('Add', ['x', 'middle'], ['y'])], ['x', 'middle', 'extra'], ['y'])
     merged = concatenate([scale('x', 'middle', 2.0), second], ['a', 'b'], ['y', 'middle'])
     assert [value.name for value in merged.graph.input] == ['x', 'extra']
     found = run(merged, x=X, extra=X)

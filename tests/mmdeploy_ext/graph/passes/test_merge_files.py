@@ -32,7 +32,8 @@ def test_the_halves_of_a_cut_give_the_whole():
     halves = [cut(conv_net(), None, ['b']), cut(conv_net(), ['b'])]
     merged = merge(halves, ['top', 'bottom'])
     assert prove_chain(halves, merged, {}).exact
-    from mmdeploy_ext.graph.run import random_feeds, run
+    from mmdeploy_ext.graph.feeds import random_feeds
+    from mmdeploy_ext.graph.run import run
 
     feeds = random_feeds(conv_net())
     same(run(merged, feeds), run(conv_net(), feeds))

@@ -6,10 +6,11 @@ import onnx.parser
 import pytest
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.equality import compare_models, is_exact
+from mmdeploy_ext.graph.feeds import random_feeds
+from mmdeploy_ext.graph.passes.named_rules import NAMED, named_rule
 from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
-from mmdeploy_ext.graph.passes.replace import NAMED, named_rule, replace
+from mmdeploy_ext.graph.passes.replace import replace
 
 
 def model_of(body, opset=20, constants='<float one = {1}>', inputs='float[N,4] x', outputs='float[N,4] y'):
@@ -50,7 +51,7 @@ def test_a_pattern_is_replaced_in_every_place_also_with_swapped_operands():
     assert report.kept == ()
     assert 'Sigmoid' not in operators(result) and operators(result).count('Exp') == 2
     assert all(node.name for node in result.graph.node)
-    rows = compare_models(model, result, [run.random_feeds(model)], 1e-6)
+    rows = compare_models(model, result, [random_feeds(model)], 1e-6)
     assert rows and all(row.passed for row in rows)
 
 
@@ -80,7 +81,7 @@ def test_an_attribute_variable_carries_over():
     model = model_of('s = Softmax<axis = 0>(x) \n y = Log(s)')
     result, _ = replaced(model, 'log-softmax')
     assert result.graph.node[0].attribute[0].i == 0
-    rows = compare_models(model, result, [run.random_feeds(model, sizes=dict(N=3))], 1e-6)
+    rows = compare_models(model, result, [random_feeds(model, sizes=dict(N=3))], 1e-6)
     assert all(row.passed for row in rows)
 
 
@@ -98,7 +99,7 @@ def test_the_number_gets_the_type_of_the_result():
     ends = dict(inputs='double[N,4] x', outputs='double[N,4] y', constants='<double h = {0.5}>')
     model = model_of('y = Mul(x, h)', **ends)
     result, _ = replaced(model, 'y = Mul(a, 0.5) -> y = Div(a, 2.0)')
-    assert is_exact(compare_models(model, result, [run.random_feeds(model)]))
+    assert is_exact(compare_models(model, result, [random_feeds(model)]))
 
 
 def test_a_chain_is_replaced_to_its_end():
@@ -141,7 +142,7 @@ def test_named_rules_keep_the_numbers(name):
     result, report = replace(model, named_rule(name))
     assert report.count >= 1
     onnx.checker.check_model(result, full_check=True)
-    rows = compare_models(model, result, [run.random_feeds(model, sizes=dict(N=5))], 1e-6)
+    rows = compare_models(model, result, [random_feeds(model, sizes=dict(N=5))], 1e-6)
     assert rows and all(row.passed for row in rows)
 
 

@@ -11,6 +11,7 @@ import pytest
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.equality import compare_models, is_exact, spec_of, with_half_ends
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
@@ -56,7 +57,7 @@ def holds(change, model, exact=True):
     assert {entry.key for entry in model.metadata_props} <= {entry.key for entry in result.metadata_props}
     again, _ = change(result)
     assert operators(again) == operators(result)
-    rows = compare_models(model, result, [run.random_feeds(model)])
+    rows = compare_models(model, result, [random_feeds(model)])
     assert rows and (is_exact(rows) if exact else all(row.passed for row in rows)), rows
     return result
 
@@ -72,7 +73,7 @@ def test_constants_are_computed_and_dead_nodes_go(change):
 def test_an_input_with_a_default_can_still_be_fed(change):
     model = parse(SHAPED, inputs='float[2,4] x, float scale')
     result = holds(change, model)
-    feeds = dict(run.random_feeds(model), scale=np.array(-2, np.float32))
+    feeds = dict(random_feeds(model), scale=np.array(-2, np.float32))
     assert is_exact(compare_models(model, result, [feeds]))
     assert run.run(result, feeds)['y'].any()
 
@@ -134,7 +135,7 @@ def test_softmax_of_another_meaning_is_seen_by_the_comparison():
     """The converter writes Softmax of opset 13 as Softmax of opset 11, which flattens first."""
     model = parse('y = Softmax<axis = 0>(x)', 13)
     result, _ = convert_opset(model, 11)
-    rows = compare_models(model, result, [run.random_feeds(model)])
+    rows = compare_models(model, result, [random_feeds(model)])
     assert not any(row.passed for row in rows)
 
 
@@ -180,7 +181,7 @@ def test_ends_become_float16_when_asked():
     model = layers()
     half = to_fp16(model, with_half_ends(spec_of(model)))
     assert {value.type.tensor_type.elem_type for value in (*half.graph.input, *half.graph.output)} == {10}
-    rows = compare_models(model, half, [run.random_feeds(model)], 1e-2, any_float=True)
+    rows = compare_models(model, half, [random_feeds(model)], 1e-2, any_float=True)
     assert all(row.passed for row in rows) and not is_exact(rows)
 
 
@@ -205,7 +206,7 @@ def test_a_constant_of_one_float_is_rounded_like_others():
     model = layers('k = Constant<value_float = 0.1>() \n a = MatMul(x, w) \n y = Mul(a, k)')
     half = to_fp16(model, spec_of(model))
     onnx.checker.check_model(half, full_check=True)
-    rows = compare_models(model, half, [run.random_feeds(model)], 1e-2, any_float=True)
+    rows = compare_models(model, half, [random_feeds(model)], 1e-2, any_float=True)
     assert all(row.passed for row in rows)
 
 
@@ -220,7 +221,7 @@ def test_the_same_infinities_are_equal_and_others_or_nothing_else_are_not():
 def test_sequences_are_not_compared():
     model = parse('y = SequenceConstruct(x, x)', outputs='seq(float[2,4]) y')
     with pytest.raises(UsageError, match=r"\['y'\] are sequences"):
-        compare_models(model, model, [run.random_feeds(model)])
+        compare_models(model, model, [random_feeds(model)])
 
 
 def test_a_missing_output_another_shape_and_nan_are_not_equal():

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
+from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.passes.shapes import apply, parse, set_shapes
 from mmdeploy_ext.graph.proof import prove, try_sizes
-from mmdeploy_ext.graph.run import Runner, random_feeds
+from mmdeploy_ext.graph.run import Runner
 from toy_graphs import conv_net, model_of
 
 

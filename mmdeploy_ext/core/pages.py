@@ -1,0 +1,37 @@
+"""Self-contained HTML pages from Jinja templates that lie beside the code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import jinja2
+    from markupsafe import Markup
+
+
+def template(file: str, name: str, **options: Any) -> jinja2.Template:
+    """Return the template `name` beside the module `file`; a value that is not given is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(file).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **options,
+    )
+    return environment.get_template(name)
+
+
+def embedded_json(content: Mapping[str, Any]) -> Markup:
+    """Return JSON that may stand inside a `<script>` element: no character that HTML reads."""
+    from markupsafe import Markup
+
+    text = json.dumps(content, allow_nan=False)
+    for character in '<>&':
+        text = text.replace(character, f'\\u{ord(character):04x}')
+    return Markup(text)

@@ -1,0 +1,289 @@
+"""What a comparison of two models found: tensors, places where errors are born, the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.compare.tensors import shape_text
+from mmdeploy_ext.graph.diff.region import regions
+from mmdeploy_ext.graph.diff.scope import module_of
+from mmdeploy_ext.graph.diff.structure import ONLY_HERE
+from mmdeploy_ext.graph.diff.walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.graph.diff.nodes import Program
+    from mmdeploy_ext.graph.diff.region import Region
+    from mmdeploy_ext.graph.diff.structure import Change
+    from mmdeploy_ext.graph.diff.walk import Walk
+
+MAX_EVIDENCE = 6
+STRUCTURE = ('node', 'wiring', 'function')
+"""Kinds of changes after which other inner tensors need not be an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """What counts as a difference.
+
+    Attributes:
+        born: of a node that is fed with the reference's values, relative to the largest value.
+        free: of a tensor of the whole model.
+    """
+
+    born: float = BORN_RTOL
+    free: float = FREE_RTOL
+
+    def at(self, rtol: float | None) -> Bars:
+        """Return bars at which an error is born above `rtol`; None leaves them."""
+        return self if rtol is None else Bars(rtol, max(self.free, rtol))
+
+
+HALF = Bars(born=3e-3, free=2e-2)
+"""What counts where one of the two is float16."""
+
+
+@dataclasses.dataclass
+class Entry:
+    """One tensor of the graph on trial, for tables and plots.
+
+    Attributes:
+        depth: place in topological order.
+        node: name of the node that writes it.
+        op_type: of the node.
+        module: PyTorch module that it was exported from, '' where that is not known.
+        tensor: its name.
+        shape: as text, '-' where the graph could not be run so far.
+        paired: what it was compared with, '' when with nothing.
+        how: by what it was paired.
+        error: of the whole model, relative; None when there is none or it is infinite (see `state`).
+        born: of the node alone.
+        state: 'equal', 'born here', 'passed on', 'inner' or 'unknown'.
+        reason: why numbers do not tell.
+    """
+
+    depth: int
+    node: str
+    op_type: str
+    module: str
+    tensor: str
+    shape: str
+    paired: str
+    how: str
+    error: float | None
+    born: float | None
+    state: str
+    reason: str = ''
+
+
+@dataclasses.dataclass
+class Difference:
+    """A place where an error is born.
+
+    Attributes:
+        node: the first node that may be guilty.
+        op_type: of the node.
+        module: PyTorch module that it was exported from.
+        tensor: what the node writes.
+        paired: what PyTorch, or the other file, has there.
+        born: error of the first tensor that is known to be wrong, None when infinite.
+        error: the same tensor's in the whole model.
+        nodes: all nodes that may be guilty, in topological order.
+        exact: whether it is one node.
+        evidence: what is known about the cause.
+    """
+
+    node: str
+    op_type: str
+    module: str
+    tensor: str
+    paired: str
+    born: float | None
+    error: float | None
+    nodes: list[str]
+    exact: bool
+    evidence: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What was found.
+
+    Attributes:
+        subject: what was compared with what.
+        entries: tensors of the graph on trial in topological order.
+        differences: where errors are born, in topological order.
+        outputs: the entries of the graph's outputs.
+        changes: differences of structure, to the other file or to a fresh export.
+        notes: what else there is to know.
+        bars: what counted.
+        guessed: whether tensors were paired by names, values and places alone, without a fresh export.
+        missing: outputs of the reference that the graph on trial lacks.
+        additional: outputs of the graph on trial that the reference does not have.
+        renamed: output of the reference -> what the graph on trial calls it.
+        graph: how it differs from a fresh export, whatever its numbers on these inputs; '' when it is the
+            same, or was compared with none.
+    """
+
+    subject: dict[str, Any]
+    entries: list[Entry]
+    differences: list[Difference]
+    outputs: list[Entry]
+    changes: list[dict[str, Any]]
+    notes: list[str]
+    bars: Bars
+    guessed: bool = False
+    missing: list[str] = dataclasses.field(default_factory=list)
+    additional: list[str] = dataclasses.field(default_factory=list)
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+    graph: str = ''
+
+    @property
+    def first(self) -> Difference | None:
+        """The first difference."""
+        return self.differences[0] if self.differences else None
+
+    @property
+    def first_depth(self) -> int:
+        """The depth of the tensor that the first difference is seen at."""
+        return next(entry.depth for entry in self.entries if entry.tensor == self.first.tensor)
+
+    @property
+    def compared(self) -> int:
+        """How many tensors were compared."""
+        return sum(entry.state not in (INNER, UNKNOWN) for entry in self.entries)
+
+    @property
+    def restructured(self) -> bool:
+        """Whether two files have other nodes, or nodes that are joined in another way."""
+        return self.subject.get('kind') == 'files' and any(
+            change['kind'] in STRUCTURE for change in self.changes
+        )
+
+    @property
+    def equal(self) -> bool:
+        """Whether both have the same outputs, up to their names, and numbers and graph agree."""
+        return self.agreeing and not self.missing and not self.additional and not self.graph
+
+    @property
+    def agreeing(self) -> bool:
+        """Whether all outputs that both have agree, something was compared, and no error is born anywhere.
+
+        In two files of another structure inner tensors may differ, and which of them belong together is a
+        guess: there the outputs decide.
+        """
+        agree = all(entry.state == 'equal' for entry in self.outputs)
+        inside = not self.differences or (self.restructured and bool(self.outputs))
+        return inside and agree and self.compared > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        content = dataclasses.asdict(self)
+        first = dataclasses.asdict(self.first) if self.first else None
+        return dict(
+            equal=self.equal, restructured=self.restructured, compared=self.compared, first=first, **content
+        )
+
+
+def entries_of(found: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
+    """Return the rows of a walk for tables.
+
+    Args:
+        found: the walk.
+        bars: what counts.
+        module: position -> module path; None reads the names of nodes.
+    """
+    index, entries = found.program.index, []
+    for depth, row in enumerate(found.rows.values()):
+        node, reference = index.nodes[row.position], row.reference
+        path = module(row.position) if module else module_of(node)
+        state = row.state(bars.born, bars.free)
+        entries.append(
+            Entry(
+                depth,
+                index.label(row.position),
+                node.op_type,
+                (reference.module if reference else '') or path,
+                row.tensor,
+                '-' if row.shape is None else shape_text(row.shape),
+                reference.label if reference else '',
+                reference.how if reference else '',
+                finite(row.error),
+                finite(row.born),
+                state,
+                row.reason,
+            )
+        )
+    return entries
+
+
+def finite(value: float | None) -> float | None:
+    """Return an error, None where it is infinite: JSON has no such number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def differences_of(
+    found: Walk,
+    bars: Bars,
+    explain: Callable[[int], list[str]],
+    module: Callable[[int], str] | None = None,
+) -> list[Difference]:
+    """Return where errors are born.
+
+    Args:
+        found: the walk.
+        bars: what counts.
+        explain: position of a node -> what is known about it.
+        module: position -> module path; None reads the names of nodes.
+    """
+    return [_difference(found, region, explain, module) for region in regions(found, bars.born)]
+
+
+def _difference(
+    found: Walk, region: Region, explain: Callable[[int], list[str]], module: Callable[[int], str] | None
+) -> Difference:
+    index, rows = found.program.index, [found.rows[tensor] for tensor in region.tensors]
+    positions = list(dict.fromkeys(row.position for row in rows))
+    evidence = {position: explain(position) for position in positions}
+    told = [position for position in positions if evidence[position]]
+    causes = [at for at in told if any(not line.endswith(ONLY_HERE) for line in evidence[at])]
+    guilty = (causes or told or positions)[0]
+    exact = len(positions) == 1 or bool(causes) or len(told) == 1
+    first, last = next(row for row in rows if row.position == guilty), rows[-1]
+    reference = last.reference
+    path = module(guilty) if module else module_of(index.nodes[guilty])
+    known = evidence[guilty] if exact else []  # that one of them is new says nothing about the others
+    lines = list(dict.fromkeys([*known, *filter(None, (row.reason for row in rows))]))
+    return Difference(
+        index.label(guilty),
+        index.nodes[guilty].op_type,
+        path or (reference.module if reference else ''),
+        first.tensor,
+        reference.label if reference else '',
+        finite(last.born),
+        finite(last.error),
+        [index.label(position) for position in positions],
+        exact,
+        lines[:MAX_EVIDENCE],
+    )
+
+
+def explain_by(found: Sequence[Change]) -> Callable[[int], list[str]]:
+    """Return a function: position of a node of the left graph -> how it differs from its counterpart."""
+    return lambda position: [change.detail for change in found if change.left == position]
+
+
+def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries of a graph's outputs, in the graph's order."""
+    by_name = {entry.tensor: entry for entry in entries}
+    return [by_name[name] for name in program.index.outputs if name in by_name]
+
+
+def shapes(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return name -> shape as text."""
+    return {name: shape_text(array.shape) for name, array in feeds.items()}

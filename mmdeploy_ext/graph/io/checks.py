@@ -1,0 +1,155 @@
+"""Whether a graph can be worked on: opsets, order, bytes, ONNX's own rules. Needs onnx only."""
+
+from __future__ import annotations
+
+import graphlib
+import math
+from typing import TYPE_CHECKING
+
+import onnx
+
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.graph.io.index import all_tensors, label, reads, writes
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+AGAIN = 'export it again, or download it again if it came from elsewhere'
+_FIRST, _LAST = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
+WHOLE_BYTES = frozenset(range(_FIRST, _LAST + 1)) - {
+    *(onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+}
+"""Kinds of which every element is one number of whole bytes."""
+DEFAULT_DOMAINS = ('', 'ai.onnx')
+SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')
+
+
+def is_sparse(model: onnx.ModelProto) -> bool:
+    """Return whether a model is in the libspconv dialect, which is no valid ONNX."""
+    return any(node.op_type in SPARSE_OPERATORS for node in model.graph.node)
+
+
+def check_ordinary(model: onnx.ModelProto) -> None:
+    """Refuse a graph of the libspconv dialect where types or numbers are needed.
+
+    Raises:
+        ModelFileError: it is one.
+    """
+    if is_sparse(model):
+        raise ModelFileError(
+            'the model is a sparse graph of the libspconv dialect, which has no types and runs in no ONNX '
+            'Runtime; its portable form (`export_scn.py --target portable`) can be cut and run'
+        )
+
+
+def check_opsets(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the model') -> None:
+    """Refuse a model of an opset that the installed onnx does not know.
+
+    Raises:
+        ModelFileError: it states none, or a newer one.
+    """
+    if not model.opset_import:
+        raise ModelFileError(f'{name}: states no opset; it was cut short, or is no ONNX file: {AGAIN}')
+    newest = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in DEFAULT_DOMAINS and entry.version > newest:
+            raise ModelFileError(
+                f'{name}: is of opset {entry.version}, and onnx {onnx.__version__} knows opsets up to '
+                f'{newest}; upgrade onnx or export with an older opset'
+            )
+    if model.ir_version > onnx.IR_VERSION:
+        raise ModelFileError(
+            f'{name}: is of IR version {model.ir_version}, and onnx {onnx.__version__} knows versions up to '
+            f'{int(onnx.IR_VERSION)}; upgrade onnx'
+        )
+
+
+def check_bytes(model: onnx.ModelProto, name: str | os.PathLike[str]) -> None:
+    """Refuse weights that were cut short, or that are another tensor's.
+
+    Raises:
+        ModelFileError: names the tensor.
+    """
+    for tensor in all_tensors(model):
+        if tensor.data_type not in WHOLE_BYTES:
+            continue
+        each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        held, wanted = len(tensor.raw_data), math.prod(tensor.dims) * each
+        if not tensor.HasField('raw_data'):
+            held = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))) * each
+        if held != wanted:
+            shape = 'x'.join(map(str, tensor.dims)) or 'scalar'
+            raise ModelFileError(
+                f'{name}: the weights of {tensor.name!r} are {held} bytes, and its shape {shape} '
+                f'takes {wanted}; they were cut short, or are of another model: {AGAIN}'
+            )
+
+
+def check_order(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the model') -> None:
+    """Refuse a graph whose nodes are in a cycle, out of order, or read what nothing makes.
+
+    Raises:
+        ModelFileError: names the node and the tensor.
+    """
+    graph = model.graph
+    made = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    made.update(entry.values.name for entry in graph.sparse_initializer)
+    later = {out: at for at, node in enumerate(graph.node) for out in writes(node)}
+    for position, node in enumerate(graph.node):
+        for tensor in reads(node):
+            if tensor in made:
+                continue
+            who = f'{name}: node {label(graph.node, position)} ({node.op_type}) reads {tensor!r}'
+            if tensor not in later:
+                raise ModelFileError(f'{who}, which no node, input or initializer gives')
+            if cycle := _cycle(graph, later):
+                raise ModelFileError(f'{who}, which depends on itself: {" -> ".join(cycle)} is a cycle')
+            raise ModelFileError(
+                f'{who} before node {label(graph.node, later[tensor])} has written it: nodes must be in '
+                f'topological order'
+            )
+        made.update(writes(node))
+    missing = [value.name for value in graph.output if value.name not in made]
+    if missing:
+        raise ModelFileError(f'{name}: no node gives the outputs {", ".join(missing)}')
+
+
+def _cycle(graph: onnx.GraphProto, producers: Mapping[str, int]) -> list[str]:
+    """Return the nodes of a cycle, or []."""
+    above = {
+        position: [producers[tensor] for tensor in reads(node) if tensor in producers]
+        for position, node in enumerate(graph.node)
+    }
+    try:
+        graphlib.TopologicalSorter(above).prepare()
+    except graphlib.CycleError as error:
+        return [label(graph.node, position) for position in error.args[1]]
+    return []
+
+
+def without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
+    """Return the tensors whose shape is not even stated as open."""
+    kinds = {value.name: value.type for value in values}
+    return [
+        name
+        for name, kind in kinds.items()
+        if kind.HasField('tensor_type') and not kind.tensor_type.HasField('shape')
+    ]
+
+
+def check(model: onnx.ModelProto | Path, name: str | os.PathLike[str]) -> None:
+    """Let onnx.checker look at a model, or at a file when it is too large.
+
+    Raises:
+        ModelFileError: its message.
+    """
+    if isinstance(model, onnx.ModelProto) and is_sparse(model):
+        return
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        bare = without_shape((*model.graph.input, *model.graph.output)) if hasattr(model, 'graph') else []
+        hint = f' (of {", ".join(bare)}; graph.py set-shape states those of inputs)' if bare else ''
+        raise ModelFileError(f'{name}: would not be a valid model: {error}{hint}') from error

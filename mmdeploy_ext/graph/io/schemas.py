@@ -1,0 +1,38 @@
+"""What ONNX says of an operator in an opset."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import helper
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
+    """Return domain -> version; ONNX's own domain is ''."""
+    return {'' if entry.domain == 'ai.onnx' else entry.domain: entry.version for entry in model.opset_import}
+
+
+def schema_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema | None:
+    """Return the schema of a node's operator in these opsets, None when ONNX has none."""
+    domain = '' if node.domain == 'ai.onnx' else node.domain
+    return _schema(node.op_type, domain, opsets.get(domain, 1))
+
+
+@functools.cache
+def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
+    """Return attribute name -> default of a node's operator."""
+    schema = schema_of(node, opsets)
+    entries = {name: entry.default_value for name, entry in schema.attributes.items()} if schema else {}
+    return {name: helper.get_attribute_value(entry) for name, entry in entries.items() if entry.name}

@@ -1,0 +1,68 @@
+"""Replacements by name, and several rules one after the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io.index import near
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
+from mmdeploy_ext.graph.passes.replace import Replacements, replace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx
+
+NAMED = {
+    'hard-swish': 'h = HardSigmoid<alpha = 0.16666667, beta = 0.5>(a); y = Mul(a, h) -> y = HardSwish(a)',
+    'expand-hard-swish': 'y = HardSwish(a) -> '
+    'h = HardSigmoid<alpha = 0.16666667, beta = 0.5>(a); y = Mul(a, h)',
+    'expand-mish': 'y = Mish(a) -> s = Softplus(a); t = Tanh(s); y = Mul(a, t)',
+    'expand-gelu': 'y = Gelu(a) -> '
+    's = Mul(a, 0.7071067811865476); e = Erf(s); p = Add(e, 1.0); h = Mul(a, 0.5); y = Mul(h, p)',
+    'log-softmax': 's = Softmax<axis = @axis>(a); y = Log(s) -> y = LogSoftmax<axis = @axis>(a)',
+    'reduce-l2': 's = Mul(a, a); r = ReduceSum<keepdims = @keepdims>(s, axes); y = Sqrt(r) -> '
+    'y = ReduceL2<keepdims = @keepdims>(a, axes)',
+    'double-cast': 'c = Cast<to = 1>(a); y = Cast<to = @to>(c) -> y = Cast<to = @to>(a)',
+}
+"""Rules by name. 'double-cast' drops a rounding to float32 between two casts: numbers may differ."""
+PASSES = ('grid-sample',)
+"""Replacements that are code, not a rule: `grid-sample` is `passes/grid_sample.py`."""
+
+
+def named_rule(name: str) -> Rule:
+    """Return the rule called `name`.
+
+    Raises:
+        UsageError: there is none; the message has the names.
+    """
+    if name not in NAMED:
+        names = [*NAMED, *PASSES]
+        raise UsageError(
+            f'no replacement is called {name!r}{near(name, names)}; there are {", ".join(names)}'
+        )
+    return parse_rule(NAMED[name], name)
+
+
+def replace_all(
+    model: onnx.ModelProto, rules: Sequence[str], named: Sequence[str]
+) -> tuple[onnx.ModelProto, list[Replacements]]:
+    """Return what rules as text, then rules by name, then passes by name make of a model; see `replace`.
+
+    Raises:
+        UsageError: see `parse_rule`, `named_rule` and `replace`.
+    """
+    parsed = [parse_rule(text) for text in rules] + [named_rule(name) for name in named if name not in PASSES]
+    reports = []
+    for rule in parsed:
+        model, report = replace(model, rule)
+        reports.append(report)
+    for name in (name for name in named if name in PASSES):
+        before = sum(node.op_type == 'GridSample' for node in model.graph.node)
+        model, _ = replace_grid_sample(model)
+        left = [node.name or node.output[0] for node in model.graph.node if node.op_type == 'GridSample']
+        kept = tuple(f'GridSample {one!r} is kept: another mode, padding or alignment' for one in left)
+        reports.append(Replacements(name, before - len(left), kept))
+    return model, reports

@@ -1,0 +1,87 @@
+"""Nodes and tensors by name or pattern ('*', '?', '[...]')."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.show.tree import module_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import onnx
+
+
+def select(index: Index, patterns: Iterable[str]) -> list[int]:
+    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'.
+
+    Raises:
+        UsageError: a pattern that no node fits.
+    """
+    found: set[int] = set()
+    for pattern in patterns:
+        if not any(sign in pattern for sign in '*?['):
+            found.add(index.find_node(pattern))
+            continue
+        fits = [at for at, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)]
+        if not fits:
+            names = [node.name for node in index.nodes if node.name]
+            raise UsageError(f'no node fits {pattern!r}{near(pattern.strip("*"), names)}')
+        found.update(fits)
+    return sorted(found)
+
+
+def matching(index: Index, pattern: str) -> list[str]:
+    """Return the tensors that a name or pattern means, of those that nodes make.
+
+    Raises:
+        UsageError: none does.
+    """
+    if index.producer(pattern) is not None:
+        return [pattern]
+    if not any(sign in pattern for sign in '*?['):
+        index.check_tensor(pattern)
+        raise UsageError(f'{pattern!r} is an input or a constant of the graph; no node makes it')
+    made = [name for name in index.tensors if index.producer(name) is not None]
+    found = [name for name in made if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise UsageError(f'no tensor fits {pattern!r}{near(pattern.strip("*"), made)}')
+    return found
+
+
+def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
+    """Return the positions of the nodes whose name, operator, module or output fits one of the patterns.
+
+    Raises:
+        UsageError: a pattern fits none; the message has similar names.
+    """
+    found = matches(nodes, patterns)
+    for pattern, places in found.items():
+        if not places:
+            known = {name for node in nodes for name in (node.name, node.op_type) if name}
+            raise UsageError(
+                f'--keep-fp32 {pattern!r}: fits the name, operator, module or output of no node'
+                f'{near(pattern, known)}'
+            )
+    return sorted({place for places in found.values() for place in places})
+
+
+def fitting(nodes: Sequence[onnx.NodeProto], patterns: Iterable[str]) -> list[str]:
+    """Return the patterns that fit a node."""
+    return [pattern for pattern, places in matches(nodes, list(patterns)).items() if places]
+
+
+def matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
+    """Return pattern -> positions of the nodes that it fits; see `matching_nodes`."""
+    names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
+    return {
+        pattern: [
+            place
+            for place, some in enumerate(names)
+            if any(fnmatch.fnmatchcase(name, pattern) for name in some)
+        ]
+        for pattern in patterns
+    }

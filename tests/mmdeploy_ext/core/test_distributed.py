@@ -1,0 +1,105 @@
+"""Processes of a run leave together, whichever of them fails: real ones, started by hand without torchrun."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.core import distributed
+from mmdeploy_ext.core.errors import UsageError
+
+WORKER = Path(__file__).with_name('ranks_worker.py')
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+def start(scenario, ranks=(0, 1), size=2):
+    """Run processes as two terminals would; returns (exit status, stdout, last line of stderr) of each."""
+    place = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), WORLD_SIZE=str(size), OMP_NUM_THREADS='1')
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), scenario],
+            env=dict(os.environ, **place, RANK=str(rank), CUDA_VISIBLE_DEVICES=''),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ranks
+    ]
+    try:
+        ended = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [
+        (process.returncode, out, (error.strip().splitlines() or [''])[-1])
+        for process, (out, error) in zip(started, ended, strict=True)
+    ]
+
+
+def test_values_come_to_all_and_to_the_first():
+    (first, out, _), (second, other, _) = start('all is well')
+    assert (first, second) == (0, 0)
+    assert out.strip() == "['from 0', 'from 1'] [0, 1]"
+    assert other.strip() == "['from 0', 'from 1'] None"
+
+
+@pytest.mark.parametrize(
+    ('scenario', 'failing', 'status', 'message'),
+    [
+        ('rank 0 is refused', 0, 2, '--out x: no such folder'),
+        ('rank 1 fails', 1, 1, 'no such operator'),
+        ('rank 1 fails at the end', 1, 1, 'the last sample'),
+    ],
+)
+def test_all_leave_with_the_status_and_the_message_of_the_one_that_failed(scenario, failing, status, message):
+    ended = start(scenario)
+    assert [code for code, _, _ in ended] == [status, status]
+    assert ended[failing][2] == f'error: {message}'
+    assert ended[1 - failing][2] == f'error: process {failing} of 2 failed: {message}'
+
+
+def test_an_error_that_nobody_foresaw_is_told_too():
+    (first, _, own), (second, _, told) = start('rank 0 has a bug')
+    assert first == 1 and own.endswith("KeyError: 'nothing'")
+    assert (second, told) == (1, "error: process 0 of 2 failed: KeyError: 'nothing'")
+
+
+def test_a_process_that_is_killed_is_noticed():
+    (first, _, _), (second, _, told) = start('rank 0 is killed')
+    assert (first, second) == (7, 1)
+    assert told.startswith('error: another of the 2 processes ended without a word')
+
+
+def test_processes_that_do_not_come_are_not_waited_for_without_end():
+    ((status, _, told),) = start('nobody comes', ranks=(0,))
+    assert status == 1
+    assert told.startswith('error: --launcher pytorch: the processes did not find each other at 127.0.0.1:')
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'starter'), [('pytorch', 'torchrun'), ('slurm', 'srun'), ('mpi', 'mpirun')]
+)
+def test_a_launcher_that_did_not_start_the_process_is_refused_by_name(launcher, starter, monkeypatch):
+    for name in {name for names in distributed.ENVIRONMENT.values() for name in names}:
+        monkeypatch.delenv(name, raising=False)
+    first = distributed.ENVIRONMENT[launcher][0]
+    with (
+        pytest.raises(UsageError, match=f'--launcher {launcher}: {first}.* not set; .*{starter}'),
+        distributed.join(launcher),
+    ):
+        pass
+
+
+def test_one_process_needs_nobody():
+    with distributed.join('none') as ranks:
+        assert (ranks.rank, ranks.size, ranks.gather(3), ranks.to_first(4)) == (0, 1, [3], [4])
+    with pytest.raises(KeyError), distributed.join('none'):
+        raise KeyError('x')
