@@ -232,7 +232,7 @@ def _says_check(subject: Subject) -> Check:
 
 def _facts(subject: Subject) -> dict[str, Any]:
     deployment, options = subject.deployment, subject.options
-    from mmdeploy_ext.exporting.export import versions
+    from mmdeploy_ext.core.versions import versions
 
     return dict(
         file=str(subject.path),
