@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 
 class NodeWriter:
-    """Collects them, in order.
-
-    Attributes:
-        shared: names of tensors that are written once for all who need them.
-    """
+    """Collects them, in order."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
-        self.shared: set[str] = set()
+        self._shared: set[str] = set()
+
+    def first(self, name: str) -> bool:
+        """Return whether a tensor that is written once for all who need it is asked for the first time."""
+        new = name not in self._shared
+        self._shared.add(name)
+        return new
 
     def op(self, kind: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object) -> str:
         """Add a node that is named after its first output; return that output."""

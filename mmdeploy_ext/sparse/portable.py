@@ -81,13 +81,8 @@ def to_onnx(
         raise UsageError(f'opset={opset}: the portable form needs opset {LEAST_OPSET} or later')
     writer = _Writer(graph, form, taps)
     model = writer.model(opset)
-    facts = dict(
-        form=form,
-        order=graph.order,
-        in_channels=graph.in_channels,
-        output_shape=list(graph.output_shape),
-        plan=writer.plan.to_json(),
-    )
+    facts = dict(form=form, order=graph.order, in_channels=graph.in_channels)
+    facts |= dict(output_shape=list(graph.output_shape), plan=writer.plan.to_json())
     helper.set_model_props(model, {**(metadata or {}), FACTS: json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -117,12 +112,8 @@ class _Writer(NodeWriter):
         outputs = [helper.make_tensor_value_info(BEV, TensorProto.FLOAT, list(self.graph.output_shape))]
         outputs += [self._tap(name) for name in self.taps]
         graph = helper.make_graph(self.nodes, 'scn', self.inputs, outputs, list(self.initializers.values()))
-        return helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid('', opset)],
-            ir_version=8 if opset < 19 else 9,
-            producer_name='mm2onnx',
-        )
+        versions = dict(opset_imports=[helper.make_opsetid('', opset)], ir_version=8 if opset < 19 else 9)
+        return helper.make_model(graph, producer_name='mm2onnx', **versions)
 
     def _tap(self, name: str) -> onnx.ValueInfoProto:
         if name not in self.plan.level_of or name == '0':
@@ -158,8 +149,7 @@ class _Writer(NodeWriter):
     def _row_shapes(self, table: Table, channels: int, pieces: int) -> str:
         """Return the prefix of shapes (-1, s*I), one per bucket, which layers of the same width share."""
         name = f'{table.name}.shape{channels}'
-        if name not in self.shared:
-            self.shared.add(name)
+        if self.first(name):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(0, channels)], f'{name}.wide')
             pairs = self.op('Add', [wide, self.integers(-1, 0)], f'{name}.pairs')
             flat = self.op('Reshape', [pairs, self.integers(-1)], name)
@@ -169,8 +159,7 @@ class _Writer(NodeWriter):
     def _with_zeros(self, source: str, channels: int) -> str:
         """Return a tensor with a row of zeros behind its last."""
         name = f'{source}.padded'
-        if name not in self.shared:
-            self.shared.add(name)
+        if self.first(name):
             zero = self.constant(f'zero.{channels}', np.zeros((1, channels), np.float32))
             self.op('Concat', [source, zero], name, axis=0)
         return name
@@ -180,8 +169,7 @@ class _Writer(NodeWriter):
         if self.form == 'tables':
             return source
         name = f'{source}.sites'
-        if name not in self.shared:
-            self.shared.add(name)
+        if self.first(name):
             self.op('Slice', [source, self.integers(0), self.integers(-1), self.integers(0)], name)
         return name
 
@@ -248,8 +236,7 @@ class _Writer(NodeWriter):
         chosen = self.op('Gather', [every, f'{table.name}.offsets'], f'{node.name}.weights')
         flat = self.op('Reshape', [chosen, self.integers(-1, node.out_channels)], f'{node.name}.kernels')
         lengths = f'{table.name}.kernel_rows{node.in_channels}'
-        if lengths not in self.shared:
-            self.shared.add(lengths)
+        if self.first(lengths):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(node.in_channels)], f'{lengths}.wide')
             self.op('Reshape', [wide, self.integers(-1)], lengths)
         self.split(flat, lengths, pieces)
@@ -277,8 +264,7 @@ class _Writer(NodeWriter):
         if end - start == size:
             return f'{table.name}.table'
         name = f'{table.name}.columns.{start}_{end}'
-        if name not in self.shared:
-            self.shared.add(name)
+        if self.first(name):
             limits = [self.integers(start), self.integers(end), self.integers(1)]
             self.op('Slice', [f'{table.name}.table', *limits], name)
         return name
