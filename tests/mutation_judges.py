@@ -83,7 +83,7 @@ class Judges:
     @functools.cached_property
     def known(self) -> list[Any]:
         """References of all inputs of a picture's proof."""
-        options = ladder.export_options(self.metadata[0])
+        options = self.toy.deployment.family.written(self.metadata[0].options)
         return references(self.toy.deployment, options, IMAGES)
 
     @functools.cached_property

@@ -15,7 +15,6 @@ import toy_scn_family
 import toy_streampetr_deploy as petr
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.sequence_files import export_sequence
-from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
@@ -137,7 +136,7 @@ class Frames(Toy):
 
     def export(self, folder: Path) -> list[str]:
         """See `Toy`."""
-        export_sequence(self.deployment, SequenceOptions(), str(folder))
+        export_sequence(self.deployment, self.deployment.family.choose(), str(folder))
         return [str(folder / f'{name}.onnx') for name in self.graphs]
 
     def prove(self, paths: list[str]) -> Verdict:
@@ -180,10 +179,11 @@ class Sparse(Toy):
 
     def export(self, folder: Path) -> list[str]:
         """See `Toy`."""
-        from mmdeploy_ext.deploy.sparse import ScnOptions, export_file
+        from mmdeploy_ext.deploy.sparse import export_file
 
         path = str(_made(folder) / f'backbone.{self.order}.onnx')
-        export_file(self.deployment, ScnOptions(target=self.target, order=self.order), path)
+        options = self.deployment.family.choose(target=self.target, order=self.order)
+        export_file(self.deployment, options, path)
         return [path]
 
     def prove(self, paths: list[str]) -> Verdict:

@@ -180,7 +180,6 @@ def test_pictures_are_small():
 
 def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
     """Return the table rows of the ATSS contract with 80 classes, from the spec itself."""
-    from mmdeploy_ext.families.base import ExportOptions
     from projects.mmdet_plugin.atss.export import AtssFamily
 
     strides = [(stride, stride) for stride in (8, 16, 32, 64, 128)]
@@ -189,7 +188,7 @@ def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
         prior_generator=SimpleNamespace(strides=strides, base_anchors=[[0]] * 5),
         test_cfg=dict(max_per_img=100, nms=dict(type='nms', iou_threshold=0.6)),
     )
-    options = ExportOptions(
+    options = AtssFamily().choose(
         form=form, height=608, width=608, dynamic=dynamic, max_candidates=max_candidates
     )
     spec = AtssFamily().spec(SimpleNamespace(bbox_head=head), options)

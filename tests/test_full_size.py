@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import list_images, read_image
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from projects.toydata import coco
@@ -40,7 +40,7 @@ def r50(tmp_path_factory):
     model = fill_seeded(find_family(cfg).build(cfg))
     torch.save(dict(state_dict=model.state_dict()), folder / 'r50.pth')
     deployment = deploy.load(CONFIG, str(folder / 'r50.pth'))
-    options = ExportOptions(height=SIZE[0], width=SIZE[1], dynamic=True)
+    options = FAMILIES['atss'].choose(height=SIZE[0], width=SIZE[1], dynamic=True)
     traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
     start = time.perf_counter()
     deploy.export_to_file(deployment, options, [traced], str(folder / 'r50.onnx'))
@@ -51,7 +51,7 @@ def r50(tmp_path_factory):
 def raw_file(r50, tmp_path_factory):
     deployment, _, _ = r50
     path = tmp_path_factory.mktemp('raw') / 'raw.onnx'
-    options = ExportOptions(form='raw', height=SIZE[0], width=SIZE[1])
+    options = FAMILIES['atss'].choose(form='raw', height=SIZE[0], width=SIZE[1])
     traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
     deploy.export_to_file(deployment, options, [traced], str(path))
     return str(path)

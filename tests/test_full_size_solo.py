@@ -8,7 +8,7 @@ import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.proof.tasks.mask import match_detections
 from projects.toydata.seeded_solo import seeded_image, seeded_weights
@@ -28,7 +28,7 @@ def light(tmp_path_factory):
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     torch.save(dict(state_dict=seeded_weights(shapes)), folder / 'light.pth')
     deployment = deploy.load(CONFIG, str(folder / 'light.pth'))
-    options = ExportOptions(height=320, width=352, dynamic=True)
+    options = FAMILIES['solo'].choose(height=320, width=352, dynamic=True)
     traced = prepared(320, 352, (320, 341), (240, 256))
     deploy.export_to_file(deployment, options, [traced], str(folder / 'light.onnx'))
     return deployment, str(folder / 'light.onnx')

@@ -90,7 +90,7 @@ def test_every_config_builds(name):
     from mmdeploy_ext.apps import backend_config
     from mmdeploy_ext.core.config import config_sha256, load_config
     from mmdeploy_ext.engines import BACKENDS
-    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.base import FAMILIES, find_family
 
     cfg, fragment = load_config(str(REPOSITORY / name)), '_base_' in Path(name).parts
     sparse = None if fragment else sparse_alone(cfg)
@@ -98,14 +98,14 @@ def test_every_config_builds(name):
         assert sparse.settings(cfg, sparse.build(cfg)).in_channels == sparse.preprocess_rule(cfg).in_channels
         return
     streams = 'contract' in cfg.get('backend_config', {}) or (not fragment and 'pts_bbox_head' in cfg.model)
-    if cfg.get('backend_config') and streams:
-        settings = backend_config.read_settings(
-            cfg, backend_config.SEQUENCE_KEYS, backend_config.SEQUENCE_DUMP_KEYS)
-        backend_config.sequence_options(cfg, settings)
-    elif cfg.get('backend_config'):
-        backend_config.graph_options(cfg.backend_config)
-        assert cfg.backend_config.keys() <= {
-            'type', *backend_config.GRAPH_KEYS, *BACKENDS[cfg.backend_config.type].keys}
+    if cfg.get('backend_config'):
+        names = ('streampetr',) if streams else ('rtdetr', 'solo')  # their options are all that images have
+        families = [FAMILIES[name] for name in names] if fragment else [find_family(cfg)]
+        keys = {key for family in families for key in backend_config.graph_keys(family)}
+        assert cfg.backend_config.keys() <= {'type', *keys, *BACKENDS[cfg.backend_config.type].keys}
+        if not fragment:
+            (family,) = families
+            backend_config.graph_options(cfg, backend_config.read_settings(cfg, family), family)
     if cfg.get('model') and not (fragment and 'pts_bbox_head' in cfg.model):  # it needs a pipeline
         from mmcv import Config
 

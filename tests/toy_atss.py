@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import read_image
 
 REPO = Path(__file__).resolve().parents[1]
@@ -23,7 +22,8 @@ def load_toy() -> deploy.Deployment:
 
 def export_toy(deployment: deploy.Deployment, path: Path, **options) -> str:
     """Export the toy model, dynamic unless told otherwise, to `path`."""
-    options = ExportOptions(**{'dynamic': True, 'opset': 17, 'height': 256, 'width': 320, **options})
+    given = {'dynamic': True, 'opset': 17, 'height': 256, 'width': 320, **options}
+    options = deployment.family.choose(**given)
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
     deploy.export_to_file(deployment, options, [picture], str(path))
     return str(path)

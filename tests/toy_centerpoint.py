@@ -97,7 +97,6 @@ def exported(deformable=False):
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.deploy.sequence_files import export_sequence
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.sequence import SequenceOptions
 
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_centerpoint_'))
@@ -107,6 +106,6 @@ def exported(deformable=False):
     weights = seeded_model(find_family(cfg), cfg).state_dict()
     torch.save(dict(state_dict=weights, meta=dict(CLASSES=('car', 'bus', 'truck'))), checkpoint)
     deployment = deploy.load(config, checkpoint)
-    options = deploy.resolve_opset(SequenceOptions(opset=0), deployment.model)
+    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
     export_sequence(deployment, options, str(folder / 'graphs'))
     return deployment, folder / 'graphs', config, checkpoint

@@ -52,8 +52,6 @@ def _export(name: str, folder: Path) -> list[str]:
     import projects.mmdet3d_plugin
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.deploy.sequence_files import export_sequence
-    from mmdeploy_ext.families.base import ExportOptions
-    from mmdeploy_ext.families.sequence import SequenceOptions
     from mmdeploy_ext.inputs.pictures import read_image
 
     toy = name.split()[0]
@@ -61,8 +59,8 @@ def _export(name: str, folder: Path) -> list[str]:
     deployment = deploy.load(config, str(REPO / f'demo/checkpoints/{toy}_toy.pth'))
     if name in STREAMS:
         target = folder / ('fork.onnx' if 'fork' in name else 'files')
-        return export_sequence(deployment, SequenceOptions(**STREAMS[name]), str(target))[0]
-    options = ExportOptions(opset=17, height=192, width=256, **IMAGES[name])
+        return export_sequence(deployment, deployment.family.choose(**STREAMS[name]), str(target))[0]
+    options = deployment.family.choose(opset=17, height=192, width=256, **IMAGES[name])
     picture = deploy.prepare_fixed(deployment.rule, read_image(REPO / 'demo/toy.jpg'), 192, 256)
     deploy.export_to_file(deployment, options, [picture], str(folder / 'toy.onnx'))
     return [str(folder / 'toy.onnx')]

@@ -7,9 +7,10 @@ import functools
 
 import torch
 
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.families.base import FAMILIES, find_family
 from projects.toydata import coco
 from projects.toydata.seeded_solo import seeded_weights
 
@@ -86,6 +87,6 @@ def prepared(deployment: deploy.Deployment, index: int, size: tuple[int, int] = 
     return deploy.prepare_fixed(deployment.rule, picture(index, **shape), *size)
 
 
-def options_for(**changes) -> ExportOptions:
+def options_for(**changes) -> Options:
     """Return options with the traced shape."""
-    return ExportOptions(**{'height': TRACED[0], 'width': TRACED[1], **changes})
+    return FAMILIES['solo'].choose(**{'height': TRACED[0], 'width': TRACED[1], **changes})

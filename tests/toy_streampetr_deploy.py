@@ -11,7 +11,7 @@ import toy_streampetr as toy
 import toy_streampetr_export as exported
 from mmdeploy_ext.deploy.deployment import Deployment
 from mmdeploy_ext.deploy.sequence_files import export_sequence
-from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive, synthetic_drive
 
 
@@ -31,7 +31,7 @@ def deployment() -> Deployment:
 
 def export(folder: Path, **options) -> list[str]:
     """Export the toy and return the paths of its files."""
-    chosen = SequenceOptions(**options)
+    chosen = FAMILIES['streampetr'].choose(**options)
     target = folder / ('fork.onnx' if chosen.contract == 'fork' else 'deploy')
     return export_sequence(deployment(), chosen, str(target))[0]
 

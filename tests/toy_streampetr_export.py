@@ -14,7 +14,7 @@ import toy_streampetr as toy
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_stages
-from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 
@@ -56,7 +56,7 @@ def write(
     """Write the toy's files and return their paths."""
     from projects.mmdet3d_plugin.streampetr import spec, wrapper
 
-    chosen = SequenceOptions(contract=contract, **options)
+    chosen = FAMILIES['streampetr'].choose(contract=contract, **options)
     detector = model(seed)
     size = spec.sizes(detector, toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH, chosen.layers)
     shape, every = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH), chosen.layers == 'all'

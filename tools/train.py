@@ -55,8 +55,9 @@ def load_train_config(args: argparse.Namespace) -> Any:
     from mmdet.apis import init_random_seed, set_random_seed
     from mmdet.utils import get_device, replace_cfg_vals, setup_multi_processes, update_data_root
 
+    from mmdeploy_ext.apps.options import parse_cfg_options
     from mmdeploy_ext.core.config import load_config
-    cfg = replace_cfg_vals(load_config(args.config, parse_overrides(args.cfg_options)))
+    cfg = replace_cfg_vals(load_config(args.config, parse_cfg_options(args.cfg_options)))
     update_data_root(cfg)
     setup_multi_processes(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
@@ -74,17 +75,6 @@ def load_train_config(args: argparse.Namespace) -> Any:
     cfg.seed = seed + rank if args.diff_seed else seed
     set_random_seed(cfg.seed, deterministic=args.deterministic)
     return cfg
-
-
-def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """Turn `KEY=VALUE` words into a dict, with mmcv's rules for values."""
-    from mmcv import DictAction
-    parser = cli.ArgumentParser(prog='tools/train.py --cfg-options')
-    parser.add_argument('pairs', nargs='*', action=DictAction)
-    for pair in pairs:
-        if '=' not in pair:
-            parser.error(f'--cfg-options: got {pair!r}, expected KEY=VALUE')
-    return parser.parse_args(list(pairs)).pairs if pairs else {}
 
 
 def build_model(cfg: Any) -> Any:

@@ -6,63 +6,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.apps.sequence_options import CHOICES, check_combination
-from mmdeploy_ext.contract.precision import keep_list
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.engines import BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from mmdeploy_ext.families.base import ExportOptions
-    from mmdeploy_ext.families.sequence import SequenceOptions
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.families.base import Family
 
-GRAPH_KEYS = (
-    'postprocess',
-    'opset_version',
-    'shape',
-    'dynamic',
-    'exporter',
-    'simplify',
-    'precision',
-    'fp16_io',
-    'keep_fp32',
-    'max_candidates',
-    'grid_sample',
-    'onnx_file',
-    'check_dump',
-    'dump_dir',
-)
-DUMP_KEYS = ('samples', 'tensors', 'dir')
-SEQUENCE_KEYS = (
-    *CHOICES,
-    'precision',
-    'fp16_io',
-    'keep_fp32',
-    'opset_version',
-    'exporter',
-    'simplify',
-    'onnx_file',
-    'check_dump',
-    'dump_dir',
-    'memory',
-)
-"""What streaming models have instead of `GRAPH_KEYS`."""
+RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')
+"""About files and dumps; every family has them besides the keys of its options."""
 MEMORY = ('keep', 'reset')
 """'reset' empties the memory before every frame, which shows what it is worth."""
-SEQUENCE_DUMP_KEYS = ('frames', 'tensors', 'dir')
 
 
-def read_settings(
-    cfg: Any, graph_keys: Sequence[str] = GRAPH_KEYS, dump_keys: Sequence[str] = DUMP_KEYS
-) -> dict[str, Any]:
+def graph_keys(family: Family) -> tuple[str, ...]:
+    """Return the keys about graphs and files that a family has."""
+    keys = [option.key for option in family.options if option.key]
+    return (*keys, *RUN_KEYS, *(['memory'] if family.memory else []))
+
+
+def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
     """Return the `backend_config` of a config; without one PyTorch runs.
 
     Args:
         cfg: the config.
-        graph_keys: keys about the graph that this kind of model has.
-        dump_keys: keys of `dump`; the first one says how much is written.
+        family: of its model.
 
     Raises:
         ConfigError: unknown type or key, or a value of the wrong kind.
@@ -77,22 +48,23 @@ def read_settings(
         raise ConfigError(
             f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(BACKENDS)}'
         )
-    unknown = settings.keys() - {'type', *graph_keys, *BACKENDS[kind].keys}
+    known = {*graph_keys(family), *BACKENDS[kind].keys}
+    unknown = settings.keys() - {'type', *known}
     if unknown:
         raise ConfigError(
-            f'{cfg.filename}: backend_config has unknown keys {sorted(unknown)}; {kind} takes '
-            f'{sorted({*graph_keys, *BACKENDS[kind].keys})}'
+            f'{cfg.filename}: backend_config has unknown keys {sorted(unknown)}; {kind} takes {sorted(known)}'
         )
     if isinstance(settings.get('providers'), str):
         settings['providers'] = [settings['providers']]
-    settings['dump'] = _read_dump(cfg, settings.get('dump'), dump_keys)
+    settings['dump'] = _read_dump(cfg, settings.get('dump'), family)
     if kind != 'TorchBackend':
         shared.check_engine(kind, engine_options(settings))
     return settings
 
 
-def _read_dump(cfg: Any, dump: Any, keys: Sequence[str]) -> dict[str, Any] | None:
+def _read_dump(cfg: Any, dump: Any, family: Family) -> dict[str, Any] | None:
     """Return how much, tensors and dir of a dump, or None when none is asked for."""
+    keys = ('samples' if family.samples == 'images' else 'frames', 'tensors', 'dir')
     if dump is None or dump is False:
         return None
     if not isinstance(dump, dict):
@@ -127,43 +99,44 @@ def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: settings[key] for key in BACKENDS[settings['type']].keys if key in settings}
 
 
-def graph_options(settings: dict[str, Any]) -> ExportOptions:
+def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:
     """Return the export options that are asked for, not yet resolved; dynamic unless there is a shape.
 
     Raises:
-        UsageError: a shape that is none.
+        ConfigError: a value that there is not, or options that do nothing together.
     """
-    from mmdeploy_ext.families.base import ExportOptions
+    from mmdeploy_ext.exporting.exporter import check_opset
 
-    shape = settings.get('shape')
-    height, width = shared.parse_shape(shape, 'backend_config.shape')
-    return ExportOptions(
-        form=settings.get('postprocess', 'full'),
-        opset=settings.get('opset_version') or 0,
-        height=height,
-        width=width,
-        dynamic=settings.get('dynamic', shape is None),
-        exporter=settings.get('exporter', 'torchscript'),
-        simplify=settings.get('simplify', False),
-        max_candidates=settings.get('max_candidates', 0),
-        grid_sample=settings.get('grid_sample', 'operator'),
-        **_precision(settings),
-    )
+    where, values = f'{cfg.filename}: backend_config.', dict(opset=0)
+    for option in family.options:
+        if option.key in settings:
+            value = settings[option.key]
+            if option.choices and type(value) is float:
+                value = str(value)  # --cfg-options reads 1.1 as a number
+            values[option.name] = (value,) if option.default == () and isinstance(value, str) else value
+    if settings.get('memory', MEMORY[0]) not in MEMORY:
+        raise ConfigError(f'{where}memory={settings["memory"]!r}, expected {" or ".join(MEMORY)}')
+    if 'shape' in graph_keys(family):
+        values.setdefault('dynamic', values.get('height') is None)
+        values['height'], values['width'] = shared.parse_shape(values.get('height'), f'{where}shape')
+    values = {name: value for name, value in values.items() if value is not None}
+    options = family.choose(**values)
+    try:
+        options.check(where)
+        if settings.get('opset_version') is not None:
+            check_opset(options.opset, options.exporter)
+    except UsageError as error:
+        said = str(error)
+        raise ConfigError(
+            said if said.startswith(where) else f'{cfg.filename}: backend_config: {said}'
+        ) from error
+    return options
 
 
 def precision(settings: dict[str, Any]) -> str:
     """Return what the network of a run computes in: of the file, or what its engine is asked for."""
     asked = str(settings.get('inference_precision') or 'fp32')
     return asked if asked != 'fp32' else str(settings.get('precision') or 'fp32')
-
-
-def _precision(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of export options about float16; `check_precision` refuses what is wrong in them."""
-    return dict(
-        precision=settings.get('precision', 'fp32'),
-        fp16_io=bool(settings.get('fp16_io', False)),
-        keep_fp32=keep_list(settings.get('keep_fp32')),
-    )
 
 
 def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
@@ -179,12 +152,13 @@ def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
         check_writable(Path(settings['dump']['dir']) / 'manifest.json')
 
 
-def graph_check(settings: dict[str, Any], work_dir: Path) -> Callable[[Any, Any, Any], None]:
+def graph_check(
+    options: Options, settings: dict[str, Any], work_dir: Path
+) -> Callable[[Any, Any, Any], None]:
     """Return a `before_weights` hook that refuses what the model or the exporter does not have."""
     from mmdeploy_ext.deploy import deployment as deploy
 
-    asked = graph_options(settings)
-    check = deploy.option_check(asked, str(settings.get('onnx_file') or work_dir / 'model.onnx'))
+    check = deploy.option_check(options, str(settings.get('onnx_file') or work_dir / 'model.onnx'))
 
     def named_check(cfg: Any, family: Any, model: Any) -> None:
         try:
@@ -193,39 +167,3 @@ def graph_check(settings: dict[str, Any], work_dir: Path) -> Callable[[Any, Any,
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
 
     return named_check
-
-
-def sequence_options(cfg: Any, settings: dict[str, Any]) -> SequenceOptions:
-    """Return the export options that the config of a streaming model asks for; opset 0: the model says.
-
-    Raises:
-        ConfigError: a value that is none of the choices, or an opset that the exporter cannot write.
-        UsageError: options that do nothing together.
-    """
-    from mmdeploy_ext.exporting.exporter import check_opset
-    from mmdeploy_ext.families.sequence import SequenceOptions
-
-    allowed = dict(CHOICES, memory=MEMORY)
-    # --cfg-options reads 1.1 as a number
-    settings = {name: str(value) if type(value) is float else value for name, value in settings.items()}
-    for name, values in allowed.items():
-        if settings.get(name, values[0]) not in values:
-            raise ConfigError(
-                f'{cfg.filename}: backend_config.{name}={settings[name]!r}, expected {" or ".join(values)}'
-            )
-    chosen = {name: settings[name] for name in CHOICES if name in settings}
-    exporter = settings.get('exporter', 'torchscript')
-    opset = settings.get('opset_version')
-    if opset is not None:
-        if type(opset) is not int:
-            raise ConfigError(f'{cfg.filename}: backend_config.opset_version={opset!r}, expected a number')
-        try:
-            check_opset(opset, exporter)
-        except UsageError as error:
-            raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
-    simplify = bool(settings.get('simplify', False))
-    options = SequenceOptions(
-        **chosen, **_precision(settings), simplify=simplify, opset=opset or 0, exporter=exporter
-    )
-    check_combination(options, chosen, f'{cfg.filename}: backend_config.')
-    return options

@@ -255,7 +255,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     import cv2
     import torch
 
-    from mmdeploy_ext.apps.sequence_options import refuse_given
+    from mmdeploy_ext.apps.options import refuse_given
     from mmdeploy_ext.core import distributed
     from mmdeploy_ext.core.config import load_config
 

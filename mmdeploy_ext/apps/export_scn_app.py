@@ -7,13 +7,15 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.deploy.sparse import ScnOptions, SparseDeployment
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ranges import Ranges
@@ -45,57 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_graph_options(parser: argparse.ArgumentParser) -> None:
+    shared.add_declared(parser, choices.SPARSE)
     group = parser.add_argument_group('the file')
-    group.add_argument(
-        '--target',
-        choices=('libspconv', 'portable'),
-        default='libspconv',
-        help="libspconv: NVIDIA's dialect (default); portable: standard operators, for any engine",
-    )
-    group.add_argument(
-        '--form',
-        choices=('buckets', 'tables'),
-        help='of a portable file: buckets multiplies existing pairs only (default); tables takes plain '
-        'neighbour tables, two to five times slower, for engines that cannot split at run time (TensorRT)',
-    )
-    group.add_argument(
-        '--order',
-        choices=('xyz', 'zyx'),
-        help="of coordinates and weights (default: what OUTPUT_FILE's name says, else the reference's)",
-    )
-    group.add_argument(
-        '--fold', choices=('fp16', 'fp32'), default='fp32', help='how batch norm is folded (default: fp32)'
-    )
-    group.add_argument(
-        '--output-bound',
-        type=int,
-        default=0,
-        metavar='N',
-        help='most active sites that the engine makes room for (default: 200000, as the reference)',
-    )
     group.add_argument(
         '--weight-layout',
         choices=LAYOUTS,
         default='auto',
         help="of the checkpoint's kernels (default: auto, which refuses what cannot be told)",
-    )
-    group.add_argument(
-        '--precision',
-        choices=PRECISIONS,
-        help='precision attributes of all layers (default: none, which engines read as fp16)',
-    )
-    group.add_argument(
-        '--int8-fp16-input-output',
-        action='store_true',
-        help="with --precision int8: the reference's INT8 file: its first layers compute in fp16, the last "
-        "gives fp16; CenterPoint's conv_input is folded in fp16 and calibrated before",
-    )
-    group.add_argument(
-        '--layer-precision',
-        nargs='+',
-        default=[],
-        metavar='PATTERN=P[:Q]',
-        help='layers by node or module name (*, ?): compute in P, store in Q (default: P); the last counts',
     )
 
 
@@ -168,35 +126,29 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
     return tuple(found)
 
 
-def parse_options(args: argparse.Namespace) -> ScnOptions:
+def parse_options(args: argparse.Namespace) -> Options:
     """Turn arguments into export options; what they contradict is an error.
 
     Raises:
         UsageError: options that do not go together, or numbers out of range.
     """
-    from mmdeploy_ext.deploy.sparse import ScnOptions
+    from mmdeploy_ext.deploy.sparse import has_precision
     from mmdeploy_ext.sparse.contract import order_of_name
 
-    options = ScnOptions(
-        target=args.target,
-        order=args.order or order_of_name(args.output_file or ''),
-        precision=args.precision or '',
-        int8_fp16_io=args.int8_fp16_input_output,
-        layer_precision=parse_layer_precision(args.layer_precision),
-        fold=args.fold,
-        output_bound=args.output_bound,
-        form=args.form or 'buckets',
-    )
+    values = shared.given_values(args, choices.SPARSE)
+    values['layer_precision'] = parse_layer_precision(values.get('layer_precision', ()))
+    options = choices.Options(choices.SPARSE, **values)
+    options.check(given=[name for name, value in values.items() if value != ()])
+    if not options.order:
+        options = options.replace(order=order_of_name(args.output_file or ''))
     quantised = options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
-    if options.int8_fp16_io and options.precision != 'int8':
-        raise UsageError('--int8-fp16-input-output goes with --precision int8')
     for name in ('ranges', 'calibrate'):
-        if getattr(args, name) and not options.has_precision:
+        if getattr(args, name) and not has_precision(options):
             raise UsageError(f'--{name} {getattr(args, name)}: goes with --precision or --layer-precision')
     if args.ranges and args.calibrate:
         raise UsageError('--ranges and --calibrate: give one of them')
     _check_target(args, options)
-    for name, least in (('output_bound', 0), ('threads', 0), ('max_voxels', 1), ('batches', 0)):
+    for name, least in (('threads', 0), ('max_voxels', 1), ('batches', 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UsageError(f'--{name.replace("_", "-")} {value}: expected at least {least}')
@@ -205,15 +157,16 @@ def parse_options(args: argparse.Namespace) -> ScnOptions:
     return options
 
 
-def _check_target(args: argparse.Namespace, options: ScnOptions) -> None:
+def _check_target(args: argparse.Namespace, options: Options) -> None:
     """Refuse what only the other target has."""
-    if args.target == 'portable' and options.has_precision:
+    from mmdeploy_ext.deploy.sparse import has_precision
+
+    if options.target == 'portable' and has_precision(options):
         raise UsageError(
             '--target portable computes in float32; --precision and --layer-precision go with libspconv'
         )
-    if args.form and args.target != 'portable':
-        raise UsageError(f'--form {args.form}: goes with --target portable')
-    if args.target == 'portable' and (options.output_bound or args.node_list or args.max_voxels is not None):
+    limited = options.output_bound or args.node_list or args.max_voxels is not None
+    if options.target == 'portable' and limited:
         raise UsageError('--output-bound, --node-list and --max-voxels go with --target libspconv')
 
 
@@ -308,7 +261,7 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
             batches=args.batches,
             half=args.fp16_ranges,
             root=args.data_root,
-            int8_fp16_io=args.int8_fp16_input_output,
+            int8_fp16_io=bool(args.int8_fp16_io),
         )
         ranges = deployed.calibrate(deployment, args.calibrate, how)
         path = f'{args.output_file}.ranges.json'

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.apps import demo
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.core.errors import ConfigError, after_weights
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
 CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
 GRAPHS = Path('work_dirs/lidar_demo/graphs')
-ENGINES = {'torch': 'PyTorch', 'onnx': 'ONNX Runtime'}
-"""--engine -> what people call it."""
 RUNS = 3
 """The fastest of them is told; the first one warms up."""
 
@@ -44,9 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='FOLDER',
         help=f'what pytorch2onnx.py wrote (default: exported to {GRAPHS} from config and checkpoint)',
     )
-    parser.add_argument(
-        '--engine', choices=(*ENGINES, 'both'), default='both', help='who runs (default: %(default)s)'
-    )
+    demo.add_options(parser, 'both', 'both')
     cli.writes(
         parser.add_argument(
             '--out',
@@ -56,15 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
             help='default: %(default)s',
         )
     )
-    parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
-        metavar='S',
-        help='draw and count boxes of at least this score, 0..1 (default: %(default)s)',
-    )
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
-    parser.add_argument('--threads', type=int, default=0, metavar='N', help='threads of ONNX Runtime')
     cli.add_debug_option(parser)
     return parser
 
@@ -74,10 +62,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.core.files import check_writable
 
     cli.wait_passively()
-    if not 0 <= args.score_thr <= 1:
-        raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
-    if args.threads < 0:
-        raise UsageError(f'--threads {args.threads}: expected 0 or more')
+    demo.check_options(args)
     check_writable(args.out)
     with contextlib.ExitStack() as stack:
         found: dict[str, Detections3D] = {}
@@ -106,7 +91,7 @@ def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
     from mmdeploy_ext.deploy import deployment as deploy
 
     def check(cfg: Any, family: Any, model: object) -> None:
-        if getattr(family, 'memory', True):
+        if family.samples != 'sweeps':
             raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
 
     register()
@@ -122,10 +107,9 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
     if folder is None:
         from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.sequence_files import export_sequence
-        from mmdeploy_ext.families.sequence import SequenceOptions
 
         folder = str(GRAPHS)
-        options = deploy.resolve_opset(SequenceOptions(opset=0), deployment.model)
+        options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
         _, seconds = export_sequence(deployment, options, folder)
         print(f'{folder}: exported in {seconds:.1f} s')
     return stack.enter_context(CenterPointOnnx(folder, threads=args.threads))
@@ -155,7 +139,8 @@ def timed(engine: str, step: Callable[[np.ndarray], Detections3D], points: np.nd
         start = time.perf_counter()
         detections = step(points)
         seconds.append(time.perf_counter() - start)
-    print(f'{ENGINES[engine]}: {len(detections)} boxes, {min(seconds) * 1e3:.0f} ms from points to boxes')
+    fastest = min(seconds) * 1e3
+    print(f'{demo.ENGINES[engine]}: {len(detections)} boxes, {fastest:.0f} ms from points to boxes')
     return detections
 
 
@@ -186,7 +171,7 @@ def show(
         pair = SweepPair(title, points, found['torch'], found['onnx'])
         picture = points3d.draw_pair(pair, classes, args.score_thr)
     else:
-        layers = [Layer(ENGINES[name], boxes.above(args.score_thr)) for name, boxes in found.items()]
+        layers = [Layer(demo.ENGINES[name], boxes.above(args.score_thr)) for name, boxes in found.items()]
         picture = points3d.draw_layers(title, points, layers, classes)
     with atomic_path(args.out) as temporary:
         temporary.write_bytes(encode_png(picture))

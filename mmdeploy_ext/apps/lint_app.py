@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.apps.sequence_options import refuse_given
+from mmdeploy_ext.apps.options import refuse_given
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import after_weights
 
@@ -101,10 +101,12 @@ def lint(
 ) -> Iterator[Report]:
     """Yield a report per stage or graph."""
     from mmdeploy_ext.apps.lint_parts import parts_of
-    from mmdeploy_ext.families.base import ExportOptions
     from mmdeploy_ext.lint import check
 
-    options = ExportOptions(args.postprocess, 0, *shape, dynamic=args.dynamic_export)
+    options, (height, width) = deployment.family.choose(), shape
+    if deployment.family.samples == 'images':
+        asked = dict(form=args.postprocess, opset=0, height=height, width=width, dynamic=args.dynamic_export)
+        options = deployment.family.choose(**asked)
     for part in parts_of(deployment, options, args.input_img, args.upstream):
         with cli.stderr().status(f'{part.name}: one observed run, then {" and ".join(exporters)}'):
             report = check(

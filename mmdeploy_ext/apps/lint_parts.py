@@ -10,13 +10,12 @@ import torch
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions
-from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.proof.inputs.pictures import other_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
 
 LARGER = 64
@@ -61,7 +60,7 @@ class Part:
 
 
 def parts_of(
-    deployment: Deployment, options: ExportOptions, picture: str | None = None, upstream: bool = False
+    deployment: Deployment, options: Options, picture: str | None = None, upstream: bool = False
 ) -> Iterator[Part]:
     """Yield what is observed, in the order in which a frame goes through it.
 
@@ -79,21 +78,21 @@ def parts_of(
         options = deploy.resolve(options, deployment.model, deployment.rule)
         yield from (_upstream if upstream else _stages)(deployment, options, picture)
     elif not upstream:
-        yield from _graphs(deployment)
+        yield from _graphs(deployment, options)
     else:
         raise UsageError(
             f'{deployment.config}: family {family.name!r} has no simple_test of one image to observe'
         )
 
 
-def _upstream(deployment: Deployment, options: ExportOptions, picture: str | None) -> Iterator[Part]:
+def _upstream(deployment: Deployment, options: Options, picture: str | None) -> Iterator[Part]:
     """Yield the detector as published, on a picture and on another one."""
     name = next(iter(deployment.family.spec(deployment.model, options).input_names))
     inputs = [[feeds[name]] for feeds in _feeds(deployment, picture, options)]
     yield Part(f'{deployment.family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
 
 
-def _stages(deployment: Deployment, options: ExportOptions, picture: str | None) -> Iterator[Part]:
+def _stages(deployment: Deployment, options: Options, picture: str | None) -> Iterator[Part]:
     """Yield the stages of a model of single images, on a picture and on another one."""
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)
@@ -110,9 +109,7 @@ def _stages(deployment: Deployment, options: ExportOptions, picture: str | None)
             tensors.update(zip(stage.outputs, outputs, strict=True))
 
 
-def _feeds(
-    deployment: Deployment, picture: str | None, options: ExportOptions
-) -> list[dict[str, torch.Tensor]]:
+def _feeds(deployment: Deployment, picture: str | None, options: Options) -> list[dict[str, torch.Tensor]]:
     """Return the inputs of two runs: a picture, and another one, larger where sizes are dynamic."""
     ((_, image),) = proof.read_images([picture or proof.DEFAULT_IMAGE], 1)
     more = LARGER if options.dynamic else 0
@@ -127,10 +124,9 @@ def _feeds(
     return found
 
 
-def _graphs(deployment: Deployment) -> Iterator[Part]:
+def _graphs(deployment: Deployment, options: Options) -> Iterator[Part]:
     """Yield the graphs of a model of frames; their sizes are fixed."""
     family = deployment.family
-    options = SequenceOptions()
     family.check(deployment.cfg, options)
     for graph in family.graphs(deployment.model, options):
         if graph.module is not None:

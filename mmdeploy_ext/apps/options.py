@@ -8,13 +8,15 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.precision import PRECISIONS, check_precision
+from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.precision import PRECISIONS
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
+from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.engines.registry import ENGINES, file_engines
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
@@ -92,37 +94,50 @@ def given_words(args: argparse.Namespace) -> list[str]:
     return words
 
 
-def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --precision, --fp16-io and --keep-fp32 of an export."""
-    group = parser.add_argument_group('half precision')
-    group.add_argument(
-        '--precision',
-        choices=PRECISIONS,
-        default='fp32',
-        help='fp16: casts in the graph, post-processing stays float32; bf16 is a choice of OpenVINO, see '
-        '--inference-precision (default: fp32)',
-    )
-    group.add_argument(
-        '--fp16-io', action='store_true', help='with fp16: images and features are float16 outside too'
-    )
-    group.add_argument(
-        '--keep-fp32',
-        nargs='+',
-        default=[],
-        metavar='PATTERN',
-        help="with fp16: more nodes that stay float32, by name, operator, module or output ('*', '?')",
-    )
+def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen about the graphs of detectors; None where it was not given."""
+    add_declared(parser, choices.DETECTOR)
+    parser.add_argument('--skip-postprocess', action='store_true', help='the same as --postprocess raw')
 
 
-def precision_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of export options that `add_precision_arguments` gives.
+def add_declared(parser: argparse.ArgumentParser, declared: Iterable[choices.Option]) -> None:
+    """Add declared options, each to the group of arguments that it names."""
+    groups: dict[str, Any] = {'': parser}
+    for option in declared:
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        if option.typed:
+            option.add_to(groups[option.group])
+
+
+def given_values(args: argparse.Namespace, declared: Iterable[choices.Option]) -> dict[str, Any]:
+    """Return name -> value of the declared options that were given."""
+    values = {one.name: getattr(args, one.name, None) for one in declared}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def graph_values(args: argparse.Namespace) -> dict[str, Any]:
+    """Return name -> value of what `add_graph_arguments` was given.
 
     Raises:
-        UsageError: bf16, or options that do nothing without fp16.
+        UsageError: sizes that are none, or arguments that contradict each other.
     """
-    keep = tuple(args.keep_fp32)
-    check_precision(args.precision, args.fp16_io, keep)
-    return dict(precision=args.precision, fp16_io=args.fp16_io, keep_fp32=keep)
+    from mmdeploy_ext.exporting.exporter import check_opset
+
+    given = given_values(args, choices.DETECTOR)
+    if args.skip_postprocess:
+        if given.get('form', 'raw') != 'raw':
+            raise UsageError(
+                f'--skip-postprocess means --postprocess raw, got --postprocess {given["form"]} too'
+            )
+        given['form'] = 'raw'
+    if given.get('dynamic') and given.get('dynamic_batch'):
+        raise UsageError('--dynamic-batch fixes height and width, --dynamic-export does not: choose one')
+    if 'opset' in given:
+        check_opset(given['opset'], given.get('exporter', 'torchscript'))
+    if 'height' in given:
+        given['height'], given['width'] = parse_shape(given['height'])
+    return given
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -220,3 +235,58 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         '{}/detections.png',
     )
     parser.add_argument('--json', metavar='FILE', help='write the verdict as JSON')
+
+
+def add_frames_argument(parser: Any) -> None:
+    """Add --frames."""
+    parser.add_argument(
+        '--frames',
+        type=int,
+        metavar='N',
+        help="frames of a proof: of the config's data.test when it is there, else a synthetic drive "
+        '(default: 12)',
+    )
+
+
+def check_engine_kind(kind: str, inference_precision: str | None = None) -> None:
+    """Refuse an engine that models of frames do not run on, before anything is exported for it.
+
+    Args:
+        kind: registered name of the backend.
+        inference_precision: of OpenVINO, where it was given.
+
+    Raises:
+        EngineError: the message says which one can.
+        UsageError: bfloat16 or float16 of the engine, by which no sequence is judged.
+    """
+    if 'stream' not in BACKENDS[kind].runs:
+        able = [name for name, row in BACKENDS.items() if 'stream' in row.runs]
+        raise EngineError(f'{kind}: models of frames run on {" or ".join(able)}')
+    if inference_precision not in (None, 'fp32'):
+        raise UsageError(
+            f'--inference-precision {inference_precision}: goes with models of single images; models of '
+            f'frames have --precision fp16 of the export'
+        )
+
+
+def refuse_given(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str], why: str
+) -> None:
+    """Refuse options that were given and that this kind of model does not have.
+
+    Raises:
+        UsageError: names the first one.
+    """
+    for name in names:
+        value = getattr(args, name, None)
+        if value != parser.get_default(name):
+            raise UsageError(f'{_typed_name(parser, name, value)}: {why}')
+
+
+def _typed_name(parser: argparse.ArgumentParser, name: str, value: Any) -> str:
+    """Return what was typed to set an option: `--no-x` where that switched it off, all names of an alias."""
+    action = next(action for action in parser._actions if action.dest == name)
+    typed = action.option_strings
+    if isinstance(action, argparse.BooleanOptionalAction):
+        typed = [text for text in typed if text.startswith('--no-') is not value]
+    return '/'.join(typed)

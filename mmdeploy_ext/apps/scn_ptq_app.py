@@ -221,7 +221,7 @@ def _compare(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ran
     from mmdeploy_ext.quantize import assumptions, deployed
     from mmdeploy_ext.quantize.fidelity import fidelity
 
-    options = deploy.ScnOptions(
+    options = deployment.family.choose(
         order=deployment.settings.order,
         precision='int8',
         int8_fp16_io=args.int8_fp16_input_output,

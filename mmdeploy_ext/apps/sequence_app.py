@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
-from mmdeploy_ext.apps.sequence_options import check_engine_kind, refuse_given, sequence_options
+from mmdeploy_ext.apps.options import check_engine_kind, refuse_given
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, after_weights
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.runtime.frames import Frame
 
 DEFAULT_FRAMES = 12
@@ -24,48 +25,42 @@ PROOF_SCENES = 3
 IMAGE_OPTIONS = (
     'input_img',
     'test_img',
-    'shape',
-    'batch_size',
-    'dynamic_export',
-    'dynamic_batch',
-    'postprocess',
-    'skip_postprocess',
-    'score_form',
-    'layout',
-    'max_candidates',
-    'fuse',
-    'grid_sample',
     'mean',
     'std',
     'show',
 )
-"""Options of pytorch2onnx.py that models of frames do not have."""
+"""Arguments of pytorch2onnx.py about pictures."""
 
 
 def run_export(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, engine: dict[str, Any], memory: bool
+    args: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    engine: dict[str, Any],
+    family: Family,
+    values: dict[str, Any],
 ) -> int:
     """Export a model of frames, with a memory or without, and prove it when asked to."""
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.deploy.sequence_files import check_output, export_sequence
 
-    kind, size = ('streaming', 'size and cameras are') if memory else ('LiDAR', 'the grid is')
-    refuse_given(args, parser, IMAGE_OPTIONS, f"{kind} models do not have it; {size} the config's")
+    why = f'family {family.name!r} has no such option; {family.of_config}'
+    refuse_given(args, parser, IMAGE_OPTIONS, why)
+    options = family.choose(**{'opset': 0, **values})
+    options.check(given=values)
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
-    options = sequence_options(args)
     output = args.output_file
     if output is None:
         output = f'{Path(args.config).stem}{"_fork.onnx" if options.contract == "fork" else ""}'
 
     def check(cfg: Any, family: Any, model: Any) -> None:
-        family.check(cfg, deploy.resolve_opset(options, model))
+        nonlocal options
+        options = deploy.check_options(options, cfg, family, model)
         check_output(output, options, family.files)
 
     frames = number_of_frames(args)
     deployment = deploy.load(
         args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options), args.device, check
     )
-    options = deploy.resolve_opset(options, deployment.model)
     with after_weights():
         paths, seconds = export_sequence(deployment, options, output)
         print(

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.sequence_options import refuse_given
+from mmdeploy_ext.apps.options import refuse_given
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 

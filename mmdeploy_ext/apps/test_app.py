@@ -275,7 +275,7 @@ def finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> i
 
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proof.metrics_file import keep_metrics
+    from mmdeploy_ext.proof.levels.metrics import keep_metrics
 
     if args.out:
         with atomic_path(args.out) as temporary:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.apps import backend_config
-from mmdeploy_ext.apps.sequence_options import check_engine_kind, refuse_given
+from mmdeploy_ext.apps.options import check_engine_kind, refuse_given
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -97,12 +96,12 @@ class ImageModel(TestedModel):
         work_dir: Path,
     ) -> None:
         """See `TestedModel`."""
-        self.args, self.settings = args, backend_config.read_settings(cfg)
+        self.args, self.settings = args, backend_config.read_settings(cfg, family)
         backend_config.check_targets(self.settings, work_dir)
-        self._check = backend_config.graph_check(self.settings, work_dir)
-        self.asked = backend_config.graph_options(self.settings)
+        self.asked = backend_config.graph_options(cfg, self.settings, family)
+        self._check = backend_config.graph_check(self.asked, self.settings, work_dir)
         if self.settings['type'] == 'TorchBackend':
-            self.asked = dataclasses.replace(self.asked, precision='fp32', fp16_io=False, keep_fp32=())
+            self.asked = self.asked.replace(precision='fp32', fp16_io=False, keep_fp32=())
         self.dump_facts = dict(form=self.asked.form)
         self.target = str(
             self.settings.get('onnx_file') or work_dir / f'{work_dir.name}_{self.asked.form}.onnx'
@@ -181,11 +180,9 @@ class FrameModel(TestedModel):
         """See `TestedModel`."""
         why = f'these models are drawn by tools/demo/{DEMOS[family.memory]}'
         refuse_given(args, parser, ('show_dir', 'show_score_thr'), why)
-        keys = [name for name in backend_config.SEQUENCE_KEYS if family.memory or name != 'memory']
-        self.fuse = args.fuse_conv_bn
-        self.settings = backend_config.read_settings(cfg, keys, backend_config.SEQUENCE_DUMP_KEYS)
+        self.fuse, self.settings = args.fuse_conv_bn, backend_config.read_settings(cfg, family)
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
-        self.options = backend_config.sequence_options(cfg, self.settings)
+        self.options = backend_config.graph_options(cfg, self.settings, family)
         # where a folder of graphs goes is checked with its contract, below
         backend_config.check_targets({**self.settings, 'onnx_file': None}, work_dir)
         name = f'{work_dir.name}_{self.options.contract}'
@@ -198,7 +195,7 @@ class FrameModel(TestedModel):
         from mmdeploy_ext.deploy.sequence_files import check_output
 
         try:
-            family.check(cfg, deploy.resolve_opset(self.options, model))
+            deploy.check_options(self.options, cfg, family, model)
             if self.settings.get('onnx_file'):
                 check_output(self.target, self.options, family.files, 'onnx_file=')
         except UsageError as error:

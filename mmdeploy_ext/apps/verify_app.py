@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
-from mmdeploy_ext.apps.sequence_options import add_frames_argument, refuse_given
+from mmdeploy_ext.apps.options import add_frames_argument, refuse_given
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import after_weights
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.apps import demo
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
-ENGINES = {'torch': 'PyTorch', 'onnx': 'ONNX Runtime'}
-"""--engine -> what people call it."""
-
-OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
-"""Names that are meant for one file and would become a folder."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,11 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--onnx', metavar='PATH', help='folder or file that pytorch2onnx.py wrote; ONNX Runtime needs it'
     )
-    parser.add_argument(
-        '--engine',
-        choices=(*ENGINES, 'both'),
-        help='who runs (default: both where a checkpoint and --onnx are given, else the one that is)',
-    )
+    demo.add_options(parser, None, 'both where a checkpoint and --onnx are given, else the one that is')
     parser.add_argument(
         '--scene', type=int, default=0, metavar='N', help='number of the scene, from 0 (default: %(default)s)'
     )
@@ -61,27 +51,18 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
-        metavar='S',
-        help='draw boxes of at least this score, 0..1 (default: %(default)s)',
-    )
-    parser.add_argument(
         '--fps', type=float, default=4.0, metavar='F', help='of the video (default: %(default)s)'
     )
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
     parser.add_argument('--device', default='cpu', help='where PyTorch runs (default: %(default)s)')
     parser.add_argument(
         '--providers', nargs='+', metavar='EP', help='ONNX Runtime execution providers, in order'
     )
-    parser.add_argument('--threads', type=int, default=0, metavar='N', help='threads of ONNX Runtime')
     cli.add_debug_option(parser)
     return parser
 
 
 def chosen_engines(args: argparse.Namespace) -> list[str]:
-    """Return the keys of `ENGINES` to run, PyTorch first.
+    """Return the keys of `demo.ENGINES` to run, PyTorch first.
 
     Raises:
         UsageError: an engine without its model.
@@ -89,11 +70,11 @@ def chosen_engines(args: argparse.Namespace) -> list[str]:
     given = [name for name, model in (('torch', args.checkpoint), ('onnx', args.onnx)) if model]
     if not given:
         raise UsageError('got neither a checkpoint nor --onnx; expected at least one of them')
-    wanted = {'both': list(ENGINES), None: given}.get(args.engine, [args.engine])
+    wanted = {'both': list(demo.ENGINES), None: given}.get(args.engine, [args.engine])
     for name in wanted:
         if name not in given:
             needed = 'a checkpoint (second argument)' if name == 'torch' else '--onnx PATH'
-            raise UsageError(f'--engine {args.engine}: {ENGINES[name]} needs {needed}')
+            raise UsageError(f'--engine {args.engine}: {demo.ENGINES[name]} needs {needed}')
     return wanted
 
 
@@ -101,23 +82,16 @@ def check_options(args: argparse.Namespace) -> None:
     """Refuse numbers that cannot be, and an output that cannot be written, before anything is loaded."""
     from mmdeploy_ext.core.files import check_writable
 
-    if not 0 <= args.score_thr <= 1:
-        raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
-    for option, value, least in (('--scene', args.scene, 0), ('--threads', args.threads, 0)):
-        if value < least:
-            raise UsageError(f'{option} {value}: expected {least} or more')
+    demo.check_options(args)
+    if args.scene < 0:
+        raise UsageError(f'--scene {args.scene}: expected 0 or more')
     if args.frames is not None and args.frames < 1:
         raise UsageError(f'--frames {args.frames}: expected 1 or more')
     if not args.fps > 0:
         raise UsageError(f'--fps {args.fps}: expected more than 0')
-    if not is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in OTHER_FILES):
+    if not demo.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in demo.OTHER_FILES):
         raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
-    check_writable(args.out if is_video(args.out) else args.out / 'x.png')
-
-
-def is_video(out: Path) -> bool:
-    """Return whether an output is one video file."""
-    return out.suffix.lower() == '.mp4'
+    check_writable(args.out if demo.is_video(args.out) else args.out / 'x.png')
 
 
 @dataclasses.dataclass
@@ -127,7 +101,7 @@ class Cast:
     Attributes:
         cfg: the config.
         family: of the model.
-        steppers: key of `ENGINES` -> model with its memory.
+        steppers: key of `demo.ENGINES` -> model with its memory.
         classes: names by label.
     """
 
@@ -215,19 +189,14 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: Seq
 
 def draw_scene(cast: Cast, dataset: Any, indices: Sequence[int], args: argparse.Namespace) -> str:
     """Run the frames and write the pictures; return what to say about it."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from mmdeploy_ext.evaluate.loop import frames_of
 
     rule = cast.family.preprocess_rule(cast.cfg)
     seconds: dict[str, list[float]] = {name: [] for name in cast.steppers}
-    console = cli.stderr()
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     workers = min(cast.cfg.data.get('workers_per_gpu', 2), 2)
-    with bar, open_writer(args.out, args.fps) as write:
+    with demo.open_writer(args.out, args.fps) as write:
         frames = frames_of(cast.family, dataset, indices, workers)
-        for number, frame in enumerate(bar.track(frames, len(indices), description='frames')):
+        for number, frame in enumerate(cli.tracked(frames, len(indices), 'frames')):
             found = {}
             for name, stepper in cast.steppers.items():
                 start = time.perf_counter()
@@ -235,8 +204,8 @@ def draw_scene(cast: Cast, dataset: Any, indices: Sequence[int], args: argparse.
                 seconds[name].append(time.perf_counter() - start)
             title = f'scene {args.scene}, frame {number + 1} of {len(indices)}'
             write(picture(frame, rule, found, cast.classes, title, args.score_thr))
-    times = (f'{ENGINES[name]} {statistics.median(values) * 1e3:.0f} ms' for name, values in seconds.items())
-    return f'{", ".join(times)} per frame (median)'
+    medians = {demo.ENGINES[name]: statistics.median(values) * 1e3 for name, values in seconds.items()}
+    return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'
 
 
 def picture(
@@ -252,7 +221,7 @@ def picture(
     Args:
         frame: what the network saw.
         rule: how it was prepared.
-        found: key of `ENGINES` -> detections; of two, what differs is marked.
+        found: key of `demo.ENGINES` -> detections; of two, what differs is marked.
         classes: names by label.
         title: of the frame.
         score_thr: boxes below are left out.
@@ -265,64 +234,11 @@ def picture(
 
     images = pictures_bgr(frame.images, rule)
     if len(found) == 2:
-        pair = FramePair(title, images, frame.lidar2img, found['torch'], found['onnx'], ENGINES['onnx'])
+        pair = FramePair(title, images, frame.lidar2img, found['torch'], found['onnx'], demo.ENGINES['onnx'])
         return draw_pair(pair, classes, score_thr)
     ((name, detections),) = found.items()
-    layer = Layer(ENGINES[name], detections.above(score_thr))
+    layer = Layer(demo.ENGINES[name], detections.above(score_thr))
     return compare_picture(images, frame.lidar2img, [layer], classes, title)
-
-
-@contextlib.contextmanager
-def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield what takes one picture after the other; a video appears when it is complete.
-
-    Raises:
-        UsageError: this OpenCV cannot write mp4.
-    """
-    from mmdeploy_ext.core.files import atomic_path
-    from mmdeploy_ext.runtime.draw import encode_png
-
-    if is_video(out):
-        with _open_video(out, fps) as write:
-            yield write
-        return
-    count = 0
-
-    def write_png(image: np.ndarray) -> None:
-        nonlocal count
-        with atomic_path(out / f'{count:04d}.png') as temporary:
-            temporary.write_bytes(encode_png(image))
-        count += 1
-
-    yield write_png
-
-
-@contextlib.contextmanager
-def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    import cv2
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
-        # OpenCV chooses the container by the suffix, so the unfinished file needs a folder, not a suffix
-        unfinished = Path(folder) / 'video.mp4'
-        video: list[cv2.VideoWriter] = []
-
-        def write(image: np.ndarray) -> None:
-            if not video:
-                code = cv2.VideoWriter_fourcc(*'mp4v')
-                video.append(cv2.VideoWriter(str(unfinished), code, fps, image.shape[1::-1]))
-                if not video[0].isOpened():
-                    raise UsageError(
-                        f'--out {out}: this OpenCV cannot write mp4; name a folder for PNG files'
-                    )
-            video[0].write(image)
-
-        try:
-            yield write
-        finally:
-            for writer in video:
-                writer.release()
-        unfinished.replace(out)
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 import time
@@ -16,11 +15,11 @@ from mmdeploy_ext.benchmark.ort_profile import profile_graph
 from mmdeploy_ext.benchmark.plan import Plan, short_labels
 from mmdeploy_ext.benchmark.prepared import read_prepared
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
 from mmdeploy_ext.exporting import fold
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import list_images, read_image
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class ImagePlan(Plan):
         paths, deployment = {}, self.deployment
         for form in EXPORTED_FORMS:
             if form in deployment.family.forms:
-                options = dataclasses.replace(self.options, form=form, opset=0)
+                options = deployment.family.choose(**{**self.options, 'form': form, 'opset': 0})
                 options = deploy.resolve(options, deployment.model, deployment.rule)
                 paths[form] = str(Path(folder) / f'{form}.onnx')
                 _, seconds = deploy.export_to_file(deployment, options, [self.prepare()[0]], paths[form])
@@ -150,7 +149,7 @@ class ImagePlan(Plan):
         return result
 
 
-def read_files(args: argparse.Namespace) -> tuple[list[Metadata], ExportOptions]:
+def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
     """Read what the given files say, and the options that they and the command line agree on.
 
     Raises:
@@ -174,7 +173,7 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], ExportOptions]
                     f'{source} takes {wish}, {wishes[0][0]} says {wishes[0][1]}: one run measures one size'
                 )
     height, width = asked[0][1] if asked else (0, 0)
-    return found, ExportOptions(height=height, width=width, batch=batches[0][1] if batches else 1)
+    return found, Options(IMAGE, height=height, width=width, batch=batches[0][1] if batches else 1)
 
 
 def require_family(paths: Sequence[str], found: Sequence[Metadata], family: str) -> None:

@@ -118,10 +118,11 @@ def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarr
     return before, backend
 
 
-def _child(call: Callable[[], tuple[int, object]], answer: Connection) -> None:
+def _child(parent: Connection) -> None:
+    """Run what the parent sends, and answer with the figures or with what went wrong."""
     try:
-        before, kept = call()
-        answer.send(
+        before, kept = parent.recv()()
+        parent.send(
             dict(
                 peak_mb=round((_status_kb('VmHWM') - before) / 1024, 1),
                 resident_mb=round((_status_kb('VmRSS') - before) / 1024, 1),
@@ -129,7 +130,7 @@ def _child(call: Callable[[], tuple[int, object]], answer: Connection) -> None:
         )
         del kept
     except Exception:
-        answer.send(traceback.format_exc(limit=3))
+        parent.send(traceback.format_exc(limit=3))
 
 
 def measure(call: Callable[[], tuple[int, object]], what: str) -> dict[str, float]:
@@ -146,13 +147,15 @@ def measure(call: Callable[[], tuple[int, object]], what: str) -> dict[str, floa
         EngineError: the process failed or was killed.
     """
     context = multiprocessing.get_context('spawn')
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(call, sender), daemon=True)
+    # what is sent as an argument of a process blocks for ever where the process ends before it has read it
+    child, other_end = context.Pipe()
+    process = context.Process(target=_child, args=(other_end,), daemon=True)
     process.start()
-    sender.close()
+    other_end.close()
     try:
-        result = receiver.recv()
-    except EOFError:
+        child.send(call)
+        result = child.recv()
+    except (EOFError, OSError):
         result = 'the process ended without an answer'
     process.join()
     if isinstance(result, str):

@@ -186,8 +186,8 @@ def export_seconds(deployment: SparseDeployment) -> dict[str, float]:
     """Return the seconds that an export to each target takes, tracing included."""
     found = {}
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
-        for target in deploy.TARGETS:
-            options = deploy.resolve(deploy.ScnOptions(target=target), deployment.family)
+        for target in deployment.family.options[0].choices:
+            options = deploy.resolve(deployment.family.choose(target=target), deployment.family)
             _, seconds = deploy.export_file(deployment, options, str(Path(folder) / 'x.onnx'))
             found[target] = round(seconds, 3)
     return found

@@ -21,7 +21,6 @@ from mmdeploy_ext.benchmark.scenes import points_in, surfaces
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.sequence_files import export_sequence, read_files
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, ENGINES
-from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.points import read_points
@@ -81,12 +80,11 @@ class StreamPlan(Plan):
 
     def export(self, folder: str) -> dict[str, str]:
         """See `Plan.export`: every contract that the family has."""
-        files = {}
-        for contract in self.deployment.family.contracts:
+        family, files = self.deployment.family, {}
+        for contract in next(one.choices for one in family.options if one.name == 'contract'):
             files[contract] = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
-            options = deploy.resolve_opset(
-                SequenceOptions(contract=contract, opset=0), self.deployment.model
-            )
+            asked = family.choose(contract=contract, opset=0)
+            options = deploy.resolve_opset(asked, self.deployment.model)
             export_sequence(self.deployment, options, files[contract])
         return files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.schema import (
     Check,
     Mismatch,
@@ -139,37 +140,9 @@ SPEC = record(
     ('name', 'inputs', 'outputs', 'state'),
     _names,
 )
-CHOICES = dict(
-    opset=number(1, 1000, whole=True),
-    exporter=one_of('torchscript', 'dynamo'),
-    form=NAME,
-    batch=COUNT,
-    height=number(0, 16_384, whole=True),
-    width=number(0, 16_384, whole=True),
-    max_candidates=number(0, 10**9, whole=True),
-    precision=one_of('fp32', 'fp16'),
-    score_form=one_of('separate', 'product'),
-    layout=one_of('batched', 'fork'),
-    grid_sample=one_of('operator', 'gather'),
-    contract=one_of('deploy', 'fork'),
-    fork_version=one_of('1.0', '1.1'),
-    fork_img2lidar=one_of('token', 'depth'),
-    layers=one_of('all', 'last'),
-    keep_fp32=items(NAME),
-    cfg_options=mapping(anything),
-    **dict.fromkeys(('dynamic', 'simplify', 'fp16_io', 'fuse', 'dynamic_batch', 'int8_fp16_io'), FLAG),
-)
+CHOICES = dict(options.schemas((*options.DETECTOR, *options.STREAM)), cfg_options=mapping(anything))
 OPTIONS = record(CHOICES, ('opset', 'exporter'), closed=False)
-SPARSE = dict(
-    target=one_of('libspconv', 'portable'),
-    order=one_of('', 'xyz', 'zyx'),
-    precision=one_of('', 'fp16', 'int8'),
-    layer_precision=items(exactly(3, NAME)),
-    fold=one_of('fp16', 'fp32'),
-    output_bound=number(0, 10**9, whole=True),
-    form=one_of('buckets', 'tables'),
-)
-SPARSE_OPTIONS = record(CHOICES | SPARSE, closed=False)
+SPARSE_OPTIONS = record(CHOICES | options.schemas(options.SPARSE), closed=False)
 EDIT = record(
     dict(command=NAME, arguments=mapping(anything), versions=mapping(text())),
     ('command', 'arguments', 'versions'),

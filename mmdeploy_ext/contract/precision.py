@@ -7,58 +7,14 @@ outputs stay float32 unless they are asked to be float16. There is no bfloat16 f
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
-
-from mmdeploy_ext.core.errors import UsageError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import onnx
 
     from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 PRECISIONS = ('fp32', 'fp16', 'bf16')
-NO_BF16_FILE = (
-    'a file has no bfloat16 form: ONNX has bfloat16 convolutions from opset 22 on, the exporters write up to '
-    '20. Export fp32 and let OpenVINO compute it in bfloat16: --inference-precision bf16, or '
-    "inference_precision='bf16' in backend_config"
-)
-
-
-def check_precision(precision: Any, fp16_io: bool, keep_fp32: Sequence[str], where: str = '--') -> None:
-    """Refuse precisions that there are not, and options that do nothing without fp16.
-
-    Args:
-        precision: one of `PRECISIONS`.
-        fp16_io: features are float16 outside, too.
-        keep_fp32: patterns of nodes.
-        where: what stands before a name in the message; '--' spells it as on the command line.
-
-    Raises:
-        UsageError: the message says what goes with what.
-    """
-    if precision not in PRECISIONS:
-        raise UsageError(f'{spelt("precision", where)} {precision!r}: expected {" or ".join(PRECISIONS[:2])}')
-    if precision == 'bf16':
-        raise UsageError(f'{spelt("precision", where)} bf16: {NO_BF16_FILE}')
-    if any(not isinstance(pattern, str) or not pattern for pattern in keep_fp32):
-        raise UsageError(f'{spelt("keep_fp32", where)} {list(keep_fp32)!r}: expected patterns of names')
-    for name, given in (('fp16_io', fp16_io), ('keep_fp32', keep_fp32)):
-        if given and precision != 'fp16':
-            raise UsageError(f'{spelt(name, where)} goes with precision fp16, got {precision}')
-
-
-def spelt(name: str, where: str = '--') -> str:
-    """Return an option as the user wrote it: `--fp16-io`, or a key of a config behind `where`."""
-    return where + (name.replace('_', '-') if where == '--' else name)
-
-
-def keep_list(patterns: Any) -> tuple[str, ...]:
-    """Return one pattern or several as a tuple; `check_precision` refuses what is neither."""
-    if patterns is None:
-        return ()
-    return tuple(patterns) if isinstance(patterns, list | tuple) else (patterns,)
 
 
 def with_half_features(spec: GraphSpec) -> GraphSpec:

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.core.files import check_writable, watched_run
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.files import RunFiles
 
 
+Item = TypeVar('Item')
 CLOSED_PIPE = 141
 """Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
@@ -197,6 +198,24 @@ def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
     if word:
         console.print(f'[{colour}]{word}[/{colour}] ', end='')
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def tracked(items: Iterable[Item], total: int | None, what: str, shown: bool = True) -> Iterator[Item]:
+    """Yield the items, with a bar on stderr where that is a terminal: how many are done, and the time left.
+
+    Args:
+        items: one step each.
+        total: how many; None where that is not known.
+        what: stands before the bar.
+        shown: False shows none.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = stderr()
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        yield from bar.track(items, total=total, description=what)
 
 
 def writes(action: argparse.Action, *files: str) -> argparse.Action:

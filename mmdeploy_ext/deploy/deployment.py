@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.precision import check_precision, with_half_features
+from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.core.config import config_sha256, load_config
-from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
-from mmdeploy_ext.families.base import DETECTOR, ExportOptions, Family, ImageFamily, find_family
+from mmdeploy_ext.families.base import DETECTOR, Family, ImageFamily, find_family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 
 
@@ -91,8 +92,8 @@ def check_device(device: str) -> torch.device:
     return parsed
 
 
-def resolve_opset(options: Any, model: torch.nn.Module) -> Any:
-    """Return export options of any kind of family with opset 0 replaced by the model's default.
+def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
+    """Return export options with opset 0 replaced by the model's default.
 
     Raises:
         UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
@@ -100,7 +101,7 @@ def resolve_opset(options: Any, model: torch.nn.Module) -> Any:
     opset = options.opset or default_opset(model, options.exporter)
     check_opset(opset, options.exporter)
     check_operators(model, opset)
-    return dataclasses.replace(options, opset=opset)
+    return options.replace(opset=opset)
 
 
 def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
@@ -166,55 +167,40 @@ def load(
     )
 
 
-def option_check(
-    options: ExportOptions, output_file: str
-) -> Callable[[Any, ImageFamily, torch.nn.Module], None]:
+def option_check(options: Options, output_file: str) -> Callable[[Any, ImageFamily, torch.nn.Module], None]:
     """Return a `before_weights` hook that refuses options before the weights load.
 
     Raises:
         UsageError: from the hook; opset, form, shape, or an output file that cannot be written.
     """
 
-    def check(cfg: Any, family: ImageFamily, model: torch.nn.Module) -> None:
+    def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
         check_options(options, cfg, family, model)
         check_writable(output_file)
 
     return check
 
 
-def check_options(options: ExportOptions, cfg: Any, family: ImageFamily, model: torch.nn.Module) -> None:
-    """Refuse options that no export of a model has.
+def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
+    """Refuse options that no export of a model has; return them with the default opset and size filled in.
 
     Raises:
         UsageError: names the option as it is typed.
     """
+    options.check()
     resolved = resolve(options, model, family.preprocess_rule(cfg))
-    if resolved.batch < 1:
-        raise UsageError(f'--batch-size {options.batch}: expected a positive number')
-    if options.height < 0 or options.width < 0:
-        raise UsageError(f'--shape {options.height} {options.width}: expected positive sizes in pixels')
-    _check_own_options(family, options)
-    check_precision(options.precision, options.fp16_io, options.keep_fp32)
     family.check(cfg, resolved)
+    return resolved
 
 
-def _check_own_options(family: ImageFamily, options: ExportOptions) -> None:
-    """Refuse options that only other families have."""
-    for name, value in options.set_for_some().items():
-        if name not in family.own_options:
-            flag = name.replace('_', '-')
-            typed = f'--{"" if value else "no-"}{flag}' if isinstance(value, bool) else f'--{flag} {value}'
-            raise UsageError(f'{typed}: family {family.name!r} has no such option')
-
-
-def resolve(options: ExportOptions, model: torch.nn.Module, rule: PreprocessRule) -> ExportOptions:
+def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
     """Fill in what the user left open: opset 0 and shape 0 x 0 take their defaults."""
     options, changes = resolve_opset(options, model), {}
-    if options.height == 0 and options.width == 0:
+    if options.get('height') == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
         height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)
         changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
-    return dataclasses.replace(options, **changes)
+    return options.replace(**changes)
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
@@ -222,23 +208,20 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
 
-def rule_of(deployment: Deployment, options: ExportOptions) -> PreprocessRule:
+def rule_of(deployment: Deployment, options: Options) -> PreprocessRule:
     """Return how pictures become the input of a file with these options: a fixed one has one size."""
     size = None if options.dynamic else (options.height, options.width)
     return dataclasses.replace(deployment.rule, size=size or deployment.rule.size)
 
 
-def make_metadata(deployment: Deployment, options: ExportOptions) -> Metadata:
+def make_metadata(deployment: Deployment, options: Options) -> Metadata:
     """Return what the file will say about itself."""
     spec = deployment.family.spec(deployment.model, options)
     return Metadata(
         form=options.form,
         spec=with_half_features(spec) if options.fp16_io else spec,
         preprocess=rule_of(deployment, options),
-        options=dict(
-            options.of_family(deployment.family.own_options),
-            cfg_options=plain_options(deployment.cfg_options),
-        ),
+        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
         **model_facts(deployment),
     )
 
@@ -264,7 +247,7 @@ def plain_options(value: Any) -> Any:
 
 
 def export_model(
-    deployment: Deployment, options: ExportOptions, images: Sequence[PreparedImage]
+    deployment: Deployment, options: Options, images: Sequence[PreparedImage]
 ) -> tuple[onnx.ModelProto, Metadata]:
     """Export a model.
 
@@ -293,7 +276,7 @@ def export_model(
 
 
 def export_to_file(
-    deployment: Deployment, options: ExportOptions, images: Sequence[PreparedImage], output_file: str
+    deployment: Deployment, options: Options, images: Sequence[PreparedImage], output_file: str
 ) -> tuple[Metadata, float]:
     """Export and write a file, whole or not at all.
 

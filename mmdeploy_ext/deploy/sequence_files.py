@@ -21,13 +21,12 @@ from mmdeploy_ext.runtime.exported import check_same_export
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
+    from mmdeploy_ext.families.sequence import Graph, SequenceFamily
 
 
-def check_output(
-    output: str, options: SequenceOptions, graphs: Sequence[str], where: str = '--output-file '
-) -> None:
+def check_output(output: str, options: Options, graphs: Sequence[str], where: str = '--output-file ') -> None:
     """Refuse an output that the contract cannot be written to.
 
     Args:
@@ -54,7 +53,7 @@ def check_output(
     will_write(where.strip(' ='), paths)
 
 
-def graph_metadata(deployment: Deployment, options: SequenceOptions, graph: Graph) -> Metadata:
+def graph_metadata(deployment: Deployment, options: Options, graph: Graph) -> Metadata:
     """Return what one file will say about itself."""
     return Metadata(
         form=graph.name,
@@ -65,7 +64,7 @@ def graph_metadata(deployment: Deployment, options: SequenceOptions, graph: Grap
     )
 
 
-def export_sequence(deployment: Deployment, options: SequenceOptions, output: str) -> tuple[list[str], float]:
+def export_sequence(deployment: Deployment, options: Options, output: str) -> tuple[list[str], float]:
     """Export all graphs of a contract, whole or not at all.
 
     Args:
@@ -97,7 +96,7 @@ def export_sequence(deployment: Deployment, options: SequenceOptions, output: st
     return paths, time.perf_counter() - start
 
 
-def export_graph(graph: Graph, options: SequenceOptions, keep_fp32: Sequence[str] = ()) -> Any:
+def export_graph(graph: Graph, options: Options, keep_fp32: Sequence[str] = ()) -> Any:
     """Export one graph with the names, types and opset of its spec and in its precision.
 
     Args:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
     from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.sparse.ir import SparseGraph
@@ -30,50 +31,7 @@ if TYPE_CHECKING:
 
     BeforeWeights = Callable[[Any, SparseFamily, EncoderSettings], None]
 
-TARGETS = ('libspconv', 'portable')
 DEFAULT_NAME = 'lidar.backbone'
-
-
-@dataclasses.dataclass(frozen=True)
-class ScnOptions:
-    """How a sparse backbone is written.
-
-    Attributes:
-        target: 'libspconv' (NVIDIA's dialect) or 'portable' (standard operators).
-        order: coordinate order of the file, 'xyz' or 'zyx'; '' takes the family's default.
-        precision: 'fp16' or 'int8' attributes; '' writes none, which the engine reads as fp16.
-        int8_fp16_io: with int8: the first convolution computes in fp16 and the last one gives fp16.
-        layer_precision: (pattern of node or module names, precision, output precision); later ones win.
-        fold: 'fp32' or 'fp16': how batch normalisation is folded.
-        output_bound: most active sites of every convolution; 0 keeps the module's own.
-        form: of a portable file, see `sparse.portable`.
-    """
-
-    target: str = 'libspconv'
-    order: str = ''
-    precision: str = ''
-    int8_fp16_io: bool = False
-    layer_precision: tuple[tuple[str, str, str], ...] = ()
-    fold: str = 'fp32'
-    output_bound: int = 0
-    form: str = 'buckets'
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ScnOptions:
-        """Rebuild from `to_json`, also after a round through JSON text; other keys are left out."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in content.items() if key in known}
-        patterns = tuple(tuple(entry) for entry in values.get('layer_precision', ()))
-        return cls(**dict(values, layer_precision=patterns))
-
-    @property
-    def has_precision(self) -> bool:
-        """Whether the file gets precision attributes."""
-        return bool(self.precision or self.layer_precision)
 
 
 @dataclasses.dataclass
@@ -175,18 +133,23 @@ def load(
     )
 
 
-def resolve(options: ScnOptions, family: SparseFamily) -> ScnOptions:
+def resolve(options: Options, family: SparseFamily) -> Options:
     """Fill in what the user left open."""
-    return options if options.order else dataclasses.replace(options, order=family.orders[0])
+    return options if options.order else options.replace(order=family.orders[0])
 
 
-def default_file(options: ScnOptions) -> str:
+def has_precision(options: Options) -> bool:
+    """Return whether a file gets precision attributes."""
+    return bool(options.precision or options.layer_precision)
+
+
+def default_file(options: Options) -> str:
     """Return the name of a file when none was given; the order is part of it."""
     kind = '' if options.target == 'libspconv' else 'portable.'
     return f'{DEFAULT_NAME}.{kind}{options.order}.onnx'
 
 
-def check_target(options: ScnOptions, path: str) -> None:
+def check_target(options: Options, path: str) -> None:
     """Refuse a file name before the weights load.
 
     Raises:
@@ -203,7 +166,7 @@ def check_target(options: ScnOptions, path: str) -> None:
 
 def make_graph(
     traced: SparseGraph,
-    options: ScnOptions,
+    options: Options,
     family: SparseFamily,
     ranges: Ranges | None = None,
     checkpoint_sha256: str = '',
@@ -222,7 +185,7 @@ def make_graph(
         ExportError: something that cannot be folded.
     """
     graph = reorder(fold(traced, options.fold, fp16_modules(options, family)), options.order)
-    if options.has_precision:
+    if has_precision(options):
         from mmdeploy_ext.sparse.precision import apply_precision
 
         if ranges is not None:
@@ -233,12 +196,12 @@ def make_graph(
     return graph
 
 
-def fp16_modules(options: ScnOptions, family: SparseFamily) -> tuple[str, ...]:
+def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
     """Return the convolutions that the reference's INT8 file has folded in fp16, whatever `options.fold`."""
     return family.int8_reference().fp16_folded if options.int8_fp16_io else ()
 
 
-def overrides(graph: SparseGraph, options: ScnOptions, family: SparseFamily) -> dict[str, tuple[str, str]]:
+def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
     """Return pattern -> (precision, output precision), the user's own after those of the reference."""
     from mmdeploy_ext.sparse.precision import fp16_ends
 
@@ -262,7 +225,7 @@ def with_bound(graph: SparseGraph, output_bound: int) -> SparseGraph:
 
 
 def metadata_props(
-    deployment: SparseDeployment, options: ScnOptions, ranges: Ranges | None = None
+    deployment: SparseDeployment, options: Options, ranges: Ranges | None = None
 ) -> dict[str, str]:
     """Return what the file says about itself: one JSON value per key. No engine reads it."""
     from mmdeploy_ext.core.versions import versions
@@ -290,7 +253,7 @@ def _plain(value: Any) -> Any:
 def write_file(
     deployment: SparseDeployment,
     graph: SparseGraph,
-    options: ScnOptions,
+    options: Options,
     path: str,
     ranges: Ranges | None = None,
 ) -> None:
@@ -314,7 +277,7 @@ def write_file(
 
 
 def export_file(
-    deployment: SparseDeployment, options: ScnOptions, path: str, ranges: Ranges | None = None
+    deployment: SparseDeployment, options: Options, path: str, ranges: Ranges | None = None
 ) -> tuple[SparseGraph, float]:
     """Trace, fold and write.
 

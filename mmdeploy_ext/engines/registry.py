@@ -102,85 +102,43 @@ class EngineInfo:
         return ''
 
 
+_HERE = 'mmdeploy_ext.engines.'
 _ONNXRUNTIME = EngineInfo(
-    'onnxruntime',
-    'ONNX Runtime',
-    'OnnxRuntimeBackend',
-    'mmdeploy_ext.engines.onnxruntime',
-    ('onnxruntime',),
-    'pip install onnxruntime',
+    'onnxruntime', 'ONNX Runtime', 'OnnxRuntimeBackend', f'{_HERE}onnxruntime', ('onnxruntime',),
+    'pip install onnxruntime', suffix='onnx', quantised=True,
     keys=('providers', 'threads', 'graph_optimization', 'spinning', 'round_fp16'),
-    suffix='onnx',
-    # threads that wait for work keep their cores busy, and would slow who shares them
-    shared=dict(spinning='run'),
-    quantised=True,
-)
+    shared=dict(spinning='run'),  # threads that wait keep their cores busy, and would slow who shares them
+)  # fmt: skip
 _OPENVINO = EngineInfo(
-    'openvino',
-    'OpenVINO',
-    'OpenVinoBackend',
-    'mmdeploy_ext.engines.openvino',
-    ('openvino',),
-    'pip install openvino',
-    keys=('threads', 'device', 'inference_precision'),
-    suffix='openvino',
-    quantised=True,
-    doctor=(
-        'openvino',
-        'openvino',
-        'OpenVINO devices',
-        'import openvino; print(", ".join(openvino.Core().available_devices))',
-    ),
-)
+    'openvino', 'OpenVINO', 'OpenVinoBackend', f'{_HERE}openvino', ('openvino',), 'pip install openvino',
+    suffix='openvino', quantised=True, keys=('threads', 'device', 'inference_precision'),
+    doctor=('openvino', 'openvino', 'OpenVINO devices',
+            'import openvino; print(", ".join(openvino.Core().available_devices))'),
+)  # fmt: skip
 ROWS = (
     EngineInfo(
-        BASELINE,
-        'PyTorch',
-        'TorchBackend',
-        'mmdeploy_ext.engines.torch',
-        ('torch',),
-        'pip install torch',
-        keys=('dump',),
-        suffix='pth',
-        files=False,
+        BASELINE, 'PyTorch', 'TorchBackend', f'{_HERE}torch', ('torch',), 'pip install torch', suffix='pth',
+        keys=('dump',), files=False,
     ),
     _ONNXRUNTIME,
     _OPENVINO,
     dataclasses.replace(
-        _OPENVINO,
-        name='openvino-bf16',
-        title='OpenVINO bf16',
+        _OPENVINO, name='openvino-bf16', title='OpenVINO bf16', runs=('images', 'stream'),
         preset=dict(inference_precision='bf16'),
-        runs=('images', 'stream'),
     ),
     dataclasses.replace(
-        _ONNXRUNTIME,
-        name='onnxruntime-cuda',
-        title='ONNX Runtime CUDA',
+        _ONNXRUNTIME, name='onnxruntime-cuda', title='ONNX Runtime CUDA', runs=('images',), gpu=True,
         install='pip install onnxruntime-gpu',
         preset=dict(providers=('CUDAExecutionProvider', 'CPUExecutionProvider')),
-        runs=('images',),
-        gpu=True,
     ),
     EngineInfo(
-        'tensorrt',
-        'TensorRT',
-        'TensorRtBackend',
-        'mmdeploy_ext.engines.tensorrt.backend',
-        ('tensorrt', 'tensorrt_rtx'),
-        'pip install tensorrt, or make env-tensorrt',
+        'tensorrt', 'TensorRT', 'TensorRtBackend', f'{_HERE}tensorrt.backend', ('tensorrt', 'tensorrt_rtx'),
+        'pip install tensorrt, or make env-tensorrt', suffix='tensorrt', runs=('images',), gpu=True,
         keys=('device', 'shapes', 'constants'),
-        suffix='tensorrt',
-        runs=('images',),
-        gpu=True,
-        doctor=(
-            'tensorrt-rtx',
-            'tensorrt',
-            'TensorRT-RTX',
-            'import tensorrt_rtx; print(tensorrt_rtx.__version__)',
-        ),
+        doctor=('tensorrt-rtx', 'tensorrt', 'TensorRT-RTX',
+                'import tensorrt_rtx; print(tensorrt_rtx.__version__)'),
     ),
-)
+)  # fmt: skip
 ENGINES = {row.name: row for row in ROWS}
 """Name on the command line -> engine, the baseline first."""
 BACKENDS = {row.backend: row for row in ROWS if not row.preset}

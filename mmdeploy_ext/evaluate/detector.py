@@ -12,7 +12,7 @@ import torch
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.taps import collect_taps
-from mmdeploy_ext.evaluate.loop import scene_tokens
+from mmdeploy_ext.evaluate.loop import Network, scene_tokens
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, encode_jpeg, encode_png
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper
 
 
-class PublishedDetector:
+class PublishedDetector(Network):
     """mmdet's own detector, called as mmdet's test loop calls it; see `loop.Network`."""
-
-    one_by_one = False
 
     def __init__(self, model: nn.Module) -> None:
         """Keep a model in evaluation mode, on its device."""
@@ -46,21 +44,14 @@ class PublishedDetector:
         if device.type == 'cpu':
             self.model.device_ids = []
 
-    def start(self, dataset: Dataset) -> list[str]:
-        """See `loop.Network`: every image stands alone."""
-        return [str(index) for index in range(len(dataset))]
-
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
         """See `loop.Network`."""
         with torch.no_grad():
             return self.model(return_loss=False, rescale=True, **data)
 
 
-class BackendDetector:
+class BackendDetector(Network):
     """A detector of images whose network is a backend: PyTorch or an ONNX engine; see `loop.Network`."""
-
-    one_by_one = False
-    start = PublishedDetector.start
 
     def __init__(
         self,
@@ -149,7 +140,7 @@ class BackendDetector:
                 self.dump.write(index, own, meanings=meanings)
 
 
-class FrameDetector:
+class FrameDetector(Network):
     """A model of frames on any engine; see `loop.Network`."""
 
     one_by_one = True
@@ -177,10 +168,10 @@ class FrameDetector:
         self.model = model
         self.keep_memory = keep_memory
 
-    def start(self, dataset: Dataset) -> list[str]:
-        """See `loop.Network`; without a memory every sample is a scene of its own."""
+    def start(self, dataset: Dataset) -> list[str] | None:
+        """See `loop.Network`."""
         self.stepper.reset()
-        return sample_scenes(self.family, dataset)
+        return scene_tokens(dataset) if self.family.memory else None
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
         """See `loop.Network`."""
@@ -224,15 +215,6 @@ class Show:
         with atomic_path(path) as temporary:
             encode = encode_png if path.suffix.lower() == '.png' else encode_jpeg
             temporary.write_bytes(encode(draw(picture, found, self.classes, self.score_thr)))
-
-
-def sample_scenes(family: SequenceFamily, dataset: Dataset) -> list[str]:
-    """Return the scene token of every sample; without a memory every sample is a scene of its own.
-
-    Raises:
-        DataError: see `scene_tokens`.
-    """
-    return scene_tokens(dataset) if family.memory else [str(index) for index in range(len(dataset))]
 
 
 def _prepared(tensor: np.ndarray, meta: Mapping[str, Any]) -> PreparedImage:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-from mmdeploy_ext.core.cli import stderr
+from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors, loader_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     from torch.utils.data import Dataset
 
@@ -24,18 +23,23 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 
-class Network(Protocol):
-    """A model on an engine, as the loop runs it: `evaluate/detector.py` has those of images and frames.
+class Network(abc.ABC):
+    """A model on an engine, as the loop runs it; `detector.py` has those of images and of frames.
 
     Attributes:
         one_by_one: it takes batches of one sample, in the order of the data set.
     """
 
-    one_by_one: bool
+    one_by_one: ClassVar[bool] = False
 
-    def start(self, dataset: Dataset) -> list[str]:
-        """Forget what was run before, and return the scene of every sample: one process runs all of it."""
+    def start(self, dataset: Dataset) -> list[str] | None:
+        """Forget what was run before; return the scene of every sample, None where each stands alone.
 
+        All of a scene is run by one process, in the order of the data set.
+        """
+        return None
+
+    @abc.abstractmethod
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
         """Return a result per sample of a batch of the test loader, as the data set's evaluator takes it."""
 
@@ -87,7 +91,7 @@ class DatasetFrames:
         return frames_of(self.family, self.dataset, self.indices, workers=0)
 
 
-def shard_scenes(scene_tokens: Sequence[str], rank: int, world_size: int) -> list[int]:
+def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
     """Return the sample indices of one process, scene after scene, each scene in data-set order.
 
     Scenes stay whole, because a memory runs from frame to frame. They go, longest first, to the process that
@@ -98,7 +102,7 @@ def shard_scenes(scene_tokens: Sequence[str], rank: int, world_size: int) -> lis
         rank: of the process.
         world_size: number of processes; there may be more of them than scenes.
     """
-    scenes: dict[str, list[int]] = {}
+    scenes: dict[Hashable, list[int]] = {}
     for index, token in enumerate(scene_tokens):
         scenes.setdefault(token, []).append(index)
     shards: list[list[list[int]]] = [[] for _ in range(world_size)]
@@ -135,19 +139,14 @@ def run_dataset(
         DataError: a sample that cannot be read.
     """
     ranks = ranks or Ranks()
-    indices = shard_scenes(network.start(dataset), ranks.rank, ranks.size)
+    scenes = network.start(dataset) or range(len(dataset))
+    indices = shard_scenes(scenes, ranks.rank, ranks.size)
     loader = build_loader(dataset, indices, **loader_settings(cfg, network.one_by_one))
     results: dict[int, Any] = {}
-    console = stderr()
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    shown = console.is_terminal and ranks.rank == 0
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar, loader_errors():
-        task = bar.add_task('samples', total=len(indices))
-        for data in loader:
+    with loader_errors():
+        for data in tracked(loader, len(loader), 'batches', ranks.rank == 0):
             batch = indices[len(results) : len(results) + loader.batch_size]
-            found = network.run(data, batch)
-            results.update(zip(batch, map(_compact, found), strict=True))
-            bar.update(task, completed=len(results))
+            results.update(zip(batch, map(_compact, network.run(data, batch)), strict=True))
     return collect(results, len(dataset), ranks, tmpdir, gpu_collect)
 
 

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.contract.stages import Stage
-    from mmdeploy_ext.families.base import ExportOptions
 
 
 def export_stages(
-    stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec, options: ExportOptions
+    stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec, options: Options
 ) -> onnx.ModelProto:
     """Export each stage and merge them into one graph.
 
@@ -71,13 +71,14 @@ def export_stages(
 
 
 def _dynamic(
-    ends: Mapping[str, torch.Tensor], letters: dict[str, dict[int, str]], options: ExportOptions
+    ends: Mapping[str, torch.Tensor], letters: dict[str, dict[int, str]], options: Options
 ) -> dict[str, dict[int, str]]:
     """Return the dynamic axes of the inputs and outputs of a stage."""
-    if options.dynamic or options.dynamic_batch:
+    every = options.get('dynamic', False)
+    if every or options.get('dynamic_batch', False):
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
         for name, tensor in ends.items():
-            axes = (0, *range(2, tensor.dim())) if options.dynamic else (0,)
+            axes = (0, *range(2, tensor.dim())) if every else (0,)
             letters.setdefault(name, {axis: f'{name}_{axis}' for axis in axes})
     return {name: letters[name] for name in ends if letters.get(name)}
 

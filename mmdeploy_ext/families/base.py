@@ -9,9 +9,10 @@ import enum
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from mmdeploy_ext.contract import options as declared
+from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.nearest import refusal
 from mmdeploy_ext.runtime.consumers import runtime_of
 
@@ -27,78 +28,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections, Instances
     from mmdeploy_ext.weights.checkpoint import Checkpoint
-
-_COMMON = 12
-"""The first fields of `ExportOptions` mean something to every family, the rest to some."""
-HALF_FIELDS = ('precision', 'fp16_io', 'keep_fp32')
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportOptions:
-    """What the user chooses about a graph.
-
-    Attributes:
-        form: 'full', 'decode' or 'raw' (a family may have other forms).
-        opset: the opset in the file.
-        height: H of the traced input, pixels.
-        width: W of the traced input, pixels.
-        batch: B of the traced input.
-        dynamic: B, H and W stay dynamic.
-        exporter: 'torchscript' or 'dynamo'.
-        score_form: 'separate' keeps centerness an output of its own, 'product' multiplies it into the scores.
-        simplify: run onnxslim over the result.
-        precision: 'fp32' or 'fp16', see `precision.py`.
-        fp16_io: images and compared outputs are float16 outside too.
-        keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those that always do.
-        layout: 'batched', or 'fork' for the outputs of a fork whose engines exist (SOLO).
-        max_candidates: candidates that are looked at, with constant shapes; 0 has no limit (SOLO, ATSS).
-        fuse: branches of RepVGG blocks become one convolution (RT-DETR).
-        grid_sample: 'operator', or 'gather' for engines that get GridSample wrong (RT-DETR).
-        dynamic_batch: B stays dynamic, H and W are fixed (RT-DETR).
-    """
-
-    form: str = 'full'
-    opset: int = DEFAULT_OPSET
-    height: int = 0
-    width: int = 0
-    batch: int = 1
-    dynamic: bool = False
-    exporter: str = 'torchscript'
-    score_form: str = 'separate'
-    simplify: bool = False
-    precision: str = 'fp32'
-    fp16_io: bool = False
-    keep_fp32: tuple[str, ...] = ()
-    layout: str = 'batched'
-    max_candidates: int = 0
-    fuse: bool = True
-    grid_sample: str = 'operator'
-    dynamic_batch: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return dataclasses.asdict(self)
-
-    def of_family(self, own_options: Sequence[str]) -> dict[str, Any]:
-        """Return plain JSON types (what the metadata keeps): what every family has, and `own_options`.
-
-        A float32 file says nothing about float16, so that files of earlier versions stay what they are.
-        """
-        common = [field.name for field in dataclasses.fields(self)[:_COMMON]]
-        if self.precision == 'fp32':
-            common = [name for name in common if name not in HALF_FIELDS]
-        values = {name: getattr(self, name) for name in (*common, *own_options)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    def set_for_some(self) -> dict[str, Any]:
-        """Return the options of single families that are not at their default."""
-        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)[_COMMON:]}
-        return {field.name: value for field, value in values.items() if value != field.default}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ExportOptions:
-        """Rebuild from `to_json`."""
-        return cls(**{**content, 'keep_fp32': tuple(content.get('keep_fp32', ()))})
 
 
 class Claim(enum.IntEnum):
@@ -129,6 +58,8 @@ class Family(abc.ABC):
             empty for families of one file.
         ignored_prefixes: checkpoint keys that inference does not use.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
+        options: what can be chosen about its graphs, in the order in which the metadata keep it.
+        of_config: what configs of the family fix, for people who give an option that it does not have.
         exports: what it takes, and its page, for people whose detector is of no family.
         near: words in the names of detectors and heads that are of its kind.
     """
@@ -141,8 +72,53 @@ class Family(abc.ABC):
     files: ClassVar[tuple[str, ...]] = ()
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     keep_fp32: ClassVar[tuple[str, ...]] = ()
+    options: tuple[Option, ...] = ()
+    of_config: ClassVar[str] = ''
     exports: ClassVar[str] = ''
     near: ClassVar[tuple[str, ...]] = ()
+
+    def choose(self, /, **values: Any) -> Options:
+        """Return what is chosen about graphs: these values, and the defaults of the family's other options.
+
+        Raises:
+            UsageError: an option that only other families have.
+        """
+        for name in sorted(values.keys() - {option.name for option in self.options}):
+            raise UsageError(self.lacks(name, values))
+        return Options(self.options, **values)
+
+    def written(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
+        """Return the options that a file was exported with.
+
+        Args:
+            content: `options` of its metadata. Files of older versions have options of other families, too,
+                at their defaults.
+            path: the file, for the message.
+
+        Raises:
+            ModelFileError: options that no export of the family has.
+        """
+        own = {option.name for option in self.options}
+        values = {name: value for name, value in content.items() if name in own}
+        every = {option.name: option.default for other in FAMILIES.values() for option in other.options}
+        for name in content.keys() - own - {'cfg_options'}:
+            if name not in every or content[name] != every[name]:
+                said = self.lacks(name, content)
+                raise ModelFileError(f'{path}: its options are none of an export: {said}; export it again')
+        return self.choose(**values)
+
+    def lacks(self, name: str, values: Mapping[str, Any]) -> str:
+        """Return the message about an option that the family does not have, and which families have it."""
+        others = [other for other in FAMILIES.values() if other.product == self.product]
+        having = sorted(one.name for one in others if name in [option.name for option in one.options])
+        known = {option.name: option for option in declared.DETECTOR}
+        known |= {option.name: option for other in others for option in other.options}
+        if name not in known:
+            return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
+        said = f'{known[name].said_of(values)}: family {self.name!r} has no such option'
+        said += f'; {self.of_config}' if self.of_config else ''
+        verb = 'has' if len(having) == 1 else 'have'
+        return f'{said}; {" and ".join(having)} {verb} it' if having else said
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
@@ -180,12 +156,18 @@ class ImageFamily(Family):
 
     Attributes:
         forms: what its graphs may contain of the post-processing.
-        own_options: fields of `ExportOptions` that only some families have, and this one has.
+        own_options: what it has besides the options of every family of images.
     """
 
     samples = 'images'
     forms: ClassVar[tuple[str, ...]]
-    own_options: ClassVar[tuple[str, ...]] = ()
+    own_options: ClassVar[tuple[Option, ...]] = ()
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """See `Family`."""
+        form, *others = declared.IMAGE
+        return (dataclasses.replace(form, choices=self.forms), *others, *self.own_options)
 
     def build(self, cfg: Any) -> torch.nn.Module:
         """See `Family.build`: mmdet's detector, without the weights that training would start from."""
@@ -205,19 +187,19 @@ class ImageFamily(Family):
             ) from error
 
     @abc.abstractmethod
-    def check(self, cfg: Any, options: ExportOptions) -> None:
+    def check(self, cfg: Any, options: Options) -> None:
         """Refuse, by name, what cannot be exported; runs before the weights load."""
 
     @abc.abstractmethod
-    def spec(self, model: torch.nn.Module, options: ExportOptions) -> GraphSpec:
+    def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:
         """Return the contract of the graph."""
 
-    def takes(self, model: torch.nn.Module, options: ExportOptions, height: int, width: int) -> bool:
+    def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
         """Return whether a dynamic graph with these options takes images of this size, pixels."""
         return min(height, width) >= self.spec(model, options).inputs[0].smallest
 
     @abc.abstractmethod
-    def stages(self, model: torch.nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
+    def stages(self, model: torch.nn.Module, options: Options, fold: bool = True) -> list[Stage]:
         """Return the chain of modules whose composition is the graph.
 
         Args:
@@ -249,7 +231,7 @@ class ImageFamily(Family):
             model: of upstream.
             feeds: by name.
             form: of the graph.
-            score_form: see `ExportOptions`.
+            score_form: see `contract.options`.
             own: what the file was exported with of `own_options`.
         """
 

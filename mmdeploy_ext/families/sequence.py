@@ -6,7 +6,6 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.families.base import Family
 
 if TYPE_CHECKING:
@@ -16,54 +15,10 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
-
-
-@dataclasses.dataclass(frozen=True)
-class SequenceOptions:
-    """What the user chooses about the graphs of a streaming model.
-
-    Attributes:
-        contract: 'deploy' (three graphs, state in the last LiDAR frame) or 'fork' (one graph, global state).
-        fork_version: '1.0' (12 inputs, absolute time in float64) or '1.1' (11 inputs, ages in float32).
-        fork_img2lidar: 'token' for 1xTx4x4 or 'depth' for 1xTxDx4x4, as existing consumers feed it.
-        layers: 'all' decoder layers or the 'last' one.
-        precision: 'fp32' or 'fp16'.
-        fp16_io: inputs and outputs of features are float16 too; False keeps all of them float32.
-        keep_fp32: patterns of nodes that stay float32 in float16 files, besides those that always do.
-        opset: the opset in the files; 0 until the model is known, see `deploy.resolve_opset`.
-        exporter: 'torchscript' or 'dynamo'.
-        simplify: run onnxslim over the results.
-    """
-
-    contract: str = 'deploy'
-    fork_version: str = '1.0'
-    fork_img2lidar: str = 'token'
-    layers: str = 'all'
-    precision: str = 'fp32'
-    fp16_io: bool = False
-    opset: int = DEFAULT_OPSET
-    exporter: str = 'torchscript'
-    simplify: bool = False
-    keep_fp32: tuple[str, ...] = ()
-    dynamic: ClassVar[bool] = False
-    grid_sample: ClassVar[str] = 'operator'
-    dynamic_batch: ClassVar[bool] = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types (what the metadata keeps)."""
-        content = dataclasses.asdict(self)
-        kept = list(content.pop('keep_fp32'))
-        return {**content, 'keep_fp32': kept} if kept else content
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> SequenceOptions:
-        """Rebuild from `to_json`; keys that are not options are left out."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        known = {key: value for key, value in content.items() if key in names}
-        return cls(**{**known, 'keep_fp32': tuple(known.get('keep_fp32', ()))})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +46,12 @@ class SequenceFamily(Family):
 
     Attributes:
         compared: outputs that are compared with a dump; empty means all of the last graph.
-        contracts: what its export can promise: 'deploy', and 'fork' where users have code for another one.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
         dump_names: tensors that dump mode has; empty where that is not known before a frame has run.
         bars: what its deploy contract is held to in a benchmark, see `benchmark.streams.held_to`.
         bars_of: the model and machine that the bars were set for.
     """
 
-    contracts: ClassVar[tuple[str, ...]]
     compared: ClassVar[tuple[str, ...]] = ()
     dump_suffixes: ClassVar[dict[str, str]] = {}
     dump_names: ClassVar[tuple[str, ...]] = ()
@@ -106,11 +59,11 @@ class SequenceFamily(Family):
     bars_of: ClassVar[str] = ''
 
     @abc.abstractmethod
-    def check(self, cfg: Any, options: SequenceOptions) -> None:
+    def check(self, cfg: Any, options: Options) -> None:
         """Refuse, by name, what cannot be exported; runs before the weights load."""
 
     @abc.abstractmethod
-    def graphs(self, model: torch.nn.Module, options: SequenceOptions) -> list[Graph]:
+    def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
         """Return the graphs of a contract, in the order in which a frame goes through them."""
 
     @abc.abstractmethod

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.families.base import BACKBONE, Family
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class SparseFamily(Family):
 
     product = BACKBONE
     samples = 'sweeps'
+    options = SPARSE
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
 
     @abc.abstractmethod

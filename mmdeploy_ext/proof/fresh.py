@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import ExportOptions
-    from mmdeploy_ext.families.sequence import Graph, SequenceOptions
+    from mmdeploy_ext.families.sequence import Graph
 
 REPEATED = {QUANTISE: quantise_again}
 """Commands beyond those of graph.py that can be done again."""
@@ -66,7 +66,7 @@ class Reference:
 
 
 def of_images(
-    deployment: Deployment, options: ExportOptions, metadata: Metadata, image_bgr: np.ndarray
+    deployment: Deployment, options: Options, metadata: Metadata, image_bgr: np.ndarray
 ) -> Reference:
     """Return what the graph of a file of single pictures is compared with.
 
@@ -93,9 +93,7 @@ def of_images(
     )
 
 
-def of_graph(
-    deployment: Deployment, options: SequenceOptions, metadata: Metadata, graph: Graph | None
-) -> Reference:
+def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph: Graph | None) -> Reference:
     """Return what one file of a model of frames is compared with.
 
     Args:
@@ -119,10 +117,8 @@ def of_graph(
     return Reference(export, metadata.edits, lambda: rounding_of(deployment.model))
 
 
-def exported_with(
-    options: ExportOptions | SequenceOptions, metadata: Metadata
-) -> ExportOptions | SequenceOptions:
+def exported_with(options: Options, metadata: Metadata) -> Options:
     """Return the options of the export itself: float16 that a command wrote into the file came later."""
     if any(edit['command'] == 'fp16' for edit in metadata.edits):
-        return dataclasses.replace(options, precision='fp32', fp16_io=False, keep_fp32=())
+        return options.replace(precision='fp32', fp16_io=False, keep_fp32=())
     return options

@@ -16,7 +16,6 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.enough import whole_reasons
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
@@ -41,26 +40,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.deploy.deployment import Deployment
 
 MAX_PICTURES = 8
-
-
-def export_options(metadata: Metadata, path: str = 'the file') -> ExportOptions:
-    """Return the options that a file was exported with.
-
-    Args:
-        metadata: of the file.
-        path: the file, for the message.
-
-    Raises:
-        ModelFileError: the metadata has options that no export of an image model has.
-    """
-    try:
-        return ExportOptions.from_json(
-            {key: value for key, value in metadata.options.items() if key != 'cfg_options'}
-        )
-    except TypeError as error:
-        raise ModelFileError(
-            f'{path}: its mm2onnx metadata is damaged (options: {error}); export it again'
-        ) from error
 
 
 def open_file(path: str) -> tuple[onnx.ModelProto, Metadata]:
@@ -102,7 +81,7 @@ def prove(
     verdict.structure += asked_checks(metadata.options, asked or {})
     pictures: list[PicturePair] = []
     engine_options = half.proof_engine(metadata, engine, engine_options)
-    inputs = proof_inputs(deployment, export_options(metadata, path), images)
+    inputs = proof_inputs(deployment, deployment.family.written(metadata.options, path), images)
     console, first = stderr(), None
     with (
         build_backend(engine, path, **engine_options) as backend,
@@ -149,7 +128,7 @@ def check_file(
             f'{deployment.family.name!r}'
         )
     metadata.require(path, deployment.family.name, deployment.family.forms)
-    options = export_options(metadata, path)
+    options = deployment.family.written(metadata.options, path)
     if options.form != metadata.form:
         raise ModelFileError(
             f'{path}: says that its form is {metadata.form!r} and that it was exported as {options.form!r}; '

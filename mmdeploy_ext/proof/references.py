@@ -14,8 +14,8 @@ from mmdeploy_ext.proof.inputs.inputs import proof_inputs
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import ExportOptions
     from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.proof.inputs.inputs import ProofInput
 
@@ -95,7 +95,7 @@ def _by_default(image: PreparedImage, left_out: Sequence[str], whole: tuple[int,
 
 
 def references(
-    deployment: Deployment, options: ExportOptions, images: Sequence[tuple[str, np.ndarray]]
+    deployment: Deployment, options: Options, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[Reference]:
     """Return the references of all inputs of a proof; see `proof_inputs` for the arguments."""
     return [Reference(deployment, one) for one in proof_inputs(deployment, options, images)]

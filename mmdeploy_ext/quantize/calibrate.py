@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.quantize import PERCENTILE
 from mmdeploy_ext.quantize.calibrators import calibrator, title, weight_amax
@@ -113,18 +114,10 @@ def before_folding(
 
 def tracked(sweeps: Iterable[Sweep], batches: int | None, what: str, progress: bool) -> Iterator[Sweep]:
     """Yield the sweeps, at most `batches`, with a bar on stderr where that is a terminal."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    from mmdeploy_ext.core.cli import stderr
-
     total = len(sweeps) if hasattr(sweeps, '__len__') else batches
     if total is not None and batches is not None:
         total = min(total, batches)
-    console = stderr()
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    shown = progress and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-        yield from bar.track(itertools.islice(sweeps, batches), total=total, description=what)
+    yield from cli.tracked(itertools.islice(sweeps, batches), total, what, progress)
 
 
 def _weights(node: SparseConvolution, unfolded: Mapping[str, np.ndarray]) -> tuple[float, ...]:

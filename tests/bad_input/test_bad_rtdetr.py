@@ -70,7 +70,7 @@ def test_another_number_of_classes_is_refused(bench, good):
         ('--shape 200 256', ['--shape 200 256', 'multiples of 32']),
         ('--shape 32 64', ['42 tokens for num_queries=60', 'larger']),
         ('--opset-version 15', ['--opset-version 15', '16 to 20']),
-        ('--postprocess decode', ['--postprocess decode', 'full, raw']),
+        ('--postprocess decode', ['--postprocess decode: expected full or raw']),
         ('--dynamic-export --dynamic-batch', ['--dynamic-batch', '--dynamic-export', 'choose one']),
         ('--layout fork', ['--layout fork', "'rtdetr' has no such option"]),
         ('--cfg-options model.encoder.position_layout=columns', ["'columns'", 'original, row_major']),

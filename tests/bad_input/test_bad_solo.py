@@ -155,10 +155,10 @@ def test_grids_and_strides_come_in_pairs(bench, solo):
     [
         ('--shape 16 160', ['--shape 16 160', 'the largest grid of the model, 24']),
         ('--shape 100 160', ['--shape 100 160', 'multiples of 32']),
-        ('--postprocess decode', ['--postprocess decode', 'full, raw']),
+        ('--postprocess decode', ['--postprocess decode: expected full or raw']),
         ('--max-candidates -1', ['--max-candidates -1: expected a positive number']),
         ('--max-candidates 0', ['--max-candidates 0: expected a positive number; leave it out for all']),
-        ('--max-candidates 9 --postprocess raw', ['--max-candidates goes with --postprocess full']),
+        ('--max-candidates 9 --postprocess raw', ['--max-candidates 9 goes with --postprocess full']),
         ('--max-candidates 100000000', ['--max-candidates 100000000', 'candidates']),
         ('--layout fork', ['--layout fork goes with --postprocess raw']),
         ('--layout fork --postprocess raw --dynamic-export', ['--layout fork', '--dynamic-export']),

@@ -70,12 +70,13 @@ def refused(capfd, app, *argv, status=2):
 
 # ---- pytorch2onnx.py and verify.py
 
+NO_SUCH = "family 'streampetr' has no such option; size and cameras are the config's"
 OPTIONS = {
     '--contract tensorrt': ["argument --contract: invalid choice: 'tensorrt'", 'deploy', 'fork'],
-    '--fork-version 1.1': ['--fork-version goes with contract fork, got deploy'],
-    '--fork-img2lidar depth': ['--fork-img2lidar goes with contract fork, got deploy'],
+    '--fork-version 1.1': ['--fork-version 1.1 goes with --contract fork, got deploy'],
+    '--fork-img2lidar depth': ['--fork-img2lidar depth goes with --contract fork, got deploy'],
     '--contract fork --fork-version 2.0': ["argument --fork-version: invalid choice: '2.0'"],
-    '--fp16-io': ['--fp16-io goes with precision fp16, got fp32'],
+    '--fp16-io': ['--fp16-io goes with --precision fp16, got fp32'],
     '--precision int8': ["argument --precision: invalid choice: 'int8'"],
     '--layers 3': ["argument --layers: invalid choice: '3'"],
     '--opset-version 0': ['--opset-version 0: ', '11 to 20'],
@@ -88,11 +89,11 @@ OPTIONS = {
     '--output-file {out}/one.onnx': ['the deploy contract is several graphs, expected a folder'],
     '--output-file tmp.onnx': ['--output-file tmp.onnx: the deploy contract is several graphs'],
     '--output-file {out}/notes.txt': ['notes.txt: is a file, expected a folder'],
-    '--shape 256 704': ['--shape: streaming models do not have it'],
-    '--batch-size 2': ['--batch-size: streaming models do not have it'],
-    '--dynamic-export': ['--dynamic-export: streaming models do not have it'],
-    '--skip-postprocess': ['--skip-postprocess: streaming models do not have it'],
-    '--mean 1 2 3': ['--mean: streaming models do not have it'],
+    '--shape 256 704': [f'--shape 256 704: {NO_SUCH}'],
+    '--batch-size 2': [f'--batch-size 2: {NO_SUCH}'],
+    '--dynamic-export': [f'--dynamic-export: {NO_SUCH}'],
+    '--skip-postprocess': [f'--postprocess raw: {NO_SUCH}'],
+    '--mean 1 2 3': ["--mean: family 'streampetr' has no such option; size and cameras are the config's"],
     '--cfg-options num_cams=0': ['toy_stream.py: num_cams=0, expected a number of cameras'],
     '--cfg-options num_cams=six': ["toy_stream.py: num_cams='six', expected a number of cameras"],
     '--cfg-options model.aux_2d_only=False': ['toy_stream.py: model.aux_2d_only=False'],
@@ -300,7 +301,7 @@ BACKENDS = {
     'contract=trt': ["backend_config.contract='trt', expected deploy or fork"],
     'opset_version=0': ['--opset-version 0: '],
     'opset_version=new': ["opset_version='new', expected a number"],
-    'fork_version=1.1': ['fork_version goes with contract fork, got deploy'],
+    'fork_version=1.1': ["fork_version='1.1' goes with ", "contract='fork', got deploy"],
     'onnx_file=x.onnx': ['onnx_file=x.onnx: the deploy contract is several graphs, expected a folder'],
 }
 

@@ -8,7 +8,6 @@ import pytest
 from mmdeploy_ext.apps import quantize_app, test_app
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import read_image
 from projects.toydata.coco import ensure_toy_coco
 from projects.toydata.seeded import write_seeded
@@ -56,7 +55,7 @@ def test_full_size_is_faster_and_smaller_by_the_bars(name, data, tmp_path):
     register()
     write_seeded(str(REPO / config), tmp_path / 'seeded.pth')
     loaded = deploy.load(str(REPO / config), str(tmp_path / 'seeded.pth'))
-    options = ExportOptions(form='raw', height=height, width=width, opset=17)
+    options = loaded.family.choose(form='raw', height=height, width=width, opset=17)
     options = deploy.resolve(options, loaded.model, loaded.rule)
     traced = deploy.prepare_fixed(loaded.rule, read_image(PICTURE), height, width)
     model = tmp_path / 'model.onnx'

@@ -13,7 +13,7 @@ import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import list_images, read_image
 from mmdeploy_ext.proof.ladder import prove
 from projects.toydata import coco
@@ -64,7 +64,7 @@ def load(tmp_path_factory):
 
 
 def export(deployment, pictures, path, **changes):
-    options = ExportOptions(**{'height': 320, 'width': 416, 'opset': 0, **changes})
+    options = FAMILIES['solo'].choose(**{'height': 320, 'width': 416, 'opset': 0, **changes})
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = deploy.prepare_fixed(deployment.rule, pictures[0][1], options.height, options.width)
     deploy.export_to_file(deployment, options, [traced], str(path))

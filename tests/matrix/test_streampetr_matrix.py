@@ -14,8 +14,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.sequence_files import export_sequence
-from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proof.levels.sequence import (
     FULL_DRIVE,
@@ -46,9 +45,9 @@ def checkpoint(tmp_path_factory):
 def exported(checkpoint, tmp_path_factory):
     """Contract -> its files."""
     deployment, folder = deploy.load(CONFIG, checkpoint), tmp_path_factory.mktemp('files')
-    targets = dict(deploy='deploy', fork='fork.onnx')
+    choose, targets = FAMILIES['streampetr'].choose, dict(deploy='deploy', fork='fork.onnx')
     return {
-        contract: export_sequence(deployment, SequenceOptions(contract=contract), str(folder / name))[0]
+        contract: export_sequence(deployment, choose(contract=contract), str(folder / name))[0]
         for contract, name in targets.items()
     }
 

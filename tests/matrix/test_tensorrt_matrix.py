@@ -11,8 +11,7 @@ from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
-from mmdeploy_ext.families.base import ExportOptions, find_family
-from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.families.base import find_family
 from projects.toydata import coco
 from toy_engines import package
 
@@ -44,7 +43,7 @@ def untrained(config, folder):
 
 def export(config, folder, **options):
     deployment = untrained(config, folder)
-    options = deploy.resolve(ExportOptions(**options), deployment.model, deployment.rule)
+    options = deploy.resolve(deployment.family.choose(**options), deployment.model, deployment.rule)
     picture = coco.sample(9, 'picture', 7, (480, 640))[0]
     traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
     deploy.export_to_file(deployment, options, [traced], str(folder / 'm.onnx'))
@@ -86,7 +85,8 @@ def test_deformable_convolutions_are_refused_by_name(tmp_path):
 
 def test_the_three_graphs_of_streampetr_build(tmp_path):
     package()
-    paths = export_sequence(untrained(STREAM, tmp_path), SequenceOptions(), str(tmp_path / 'graphs'))[0]
+    deployment = untrained(STREAM, tmp_path)
+    paths = export_sequence(deployment, deployment.family.choose(), str(tmp_path / 'graphs'))[0]
     files = sorted((tmp_path / 'graphs').glob('*.onnx'))
     assert len(files) == 3, paths
     for path in files:

@@ -1,6 +1,5 @@
 """`export_scn.py`: files of both targets, their proof, planted faults, and refusals in one line."""
 
-import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -132,9 +131,9 @@ def test_without_verify_it_says_what_proves_it_and_that_works(models, tmp_path, 
 
 def test_two_exports_are_equal_and_leave_the_model_as_it_was(deployment, tmp_path):
     state = {key: value.clone() for key, value in deployment.model.state_dict().items()}
-    options = deploy.ScnOptions(order='xyz')
+    options = deployment.family.choose(order='xyz')
     deploy.export_file(deployment, options, str(tmp_path / 'a.onnx'))
-    deploy.export_file(deployment, dataclasses.replace(options, order='zyx'), str(tmp_path / 'z.onnx'))
+    deploy.export_file(deployment, options.replace(order='zyx'), str(tmp_path / 'z.onnx'))
     deploy.export_file(deployment, options, str(tmp_path / 'b.onnx'))
     assert (tmp_path / 'a.onnx').read_bytes() == (tmp_path / 'b.onnx').read_bytes()
     after = deployment.model.state_dict()
@@ -242,7 +241,7 @@ FAULTS = {
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_path, fault):
     path = str(tmp_path / 'x.onnx')
-    deploy.export_file(deployment, deploy.ScnOptions(order='xyz'), path)
+    deploy.export_file(deployment, deployment.family.choose(order='xyz'), path)
     model = onnx.load(path)
     FAULTS[fault](model)
     onnx.save_model(model, path)
@@ -253,7 +252,7 @@ def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_pa
 
 def test_the_first_wrong_layer_is_named(deployment, tmp_path):
     path = str(tmp_path / 'x.onnx')
-    deploy.export_file(deployment, deploy.ScnOptions(order='zyx'), path)
+    deploy.export_file(deployment, deployment.family.choose(order='zyx'), path)
     model = onnx.load(path)
     FAULTS['mirrored kernel'](model)
     onnx.save_model(model, path)
@@ -270,7 +269,7 @@ def test_the_first_wrong_layer_is_named(deployment, tmp_path):
 
 def test_the_first_wrong_layer_of_a_portable_file_is_named(deployment, tmp_path):
     path = str(tmp_path / 'x.onnx')
-    deploy.export_file(deployment, deploy.ScnOptions(order='zyx', target='portable'), path)
+    deploy.export_file(deployment, deployment.family.choose(order='zyx', target='portable'), path)
     model = onnx.load(path)
     stored = tensor(model, 'conv5.bias')
     stored.raw_data = np.roll(onnx.numpy_helper.to_array(stored), 1).tobytes()

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime import picture_files
@@ -28,11 +29,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
 FULL, REST = 'onnx_with_postprocess', 'onnx_no_topk_nms'
 FILES = {
-    'full': ExportOptions(form='full', dynamic=True),
-    'decode': ExportOptions(form='decode', dynamic=True),
-    'raw': ExportOptions(form='raw', dynamic=True),
-    'full_fixed': ExportOptions(form='full', height=192, width=256),
-    'raw_fixed_batch': ExportOptions(form='raw', height=160, width=224, batch=2),
+    'full': FAMILIES['atss'].choose(form='full', dynamic=True),
+    'decode': FAMILIES['atss'].choose(form='decode', dynamic=True),
+    'raw': FAMILIES['atss'].choose(form='raw', dynamic=True),
+    'full_fixed': FAMILIES['atss'].choose(form='full', height=192, width=256),
+    'raw_fixed_batch': FAMILIES['atss'].choose(form='raw', height=160, width=224, batch=2),
 }
 BLOCK = """
 import runpy, sys
@@ -100,7 +101,7 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-def reference(deployment, options: ExportOptions, image_bgr: np.ndarray) -> Detections:
+def reference(deployment, options: Options, image_bgr: np.ndarray) -> Detections:
     """Return mmdet's own detections in pixels of the image."""
     rule = deployment.rule
     prepared = (

@@ -11,7 +11,6 @@ import pytest
 
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
@@ -55,7 +54,7 @@ def found(request, deployment, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model = folder / 'solo.onnx'
     options = deploy.resolve(
-        ExportOptions(form=request.param, dynamic=True), deployment.model, deployment.rule
+        deployment.family.choose(form=request.param, dynamic=True), deployment.model, deployment.rule
     )
     traced = deploy.prepare_fixed(deployment.rule, read_image(images / 'one.png'), 128, 160)
     deploy.export_to_file(deployment, options, [traced], str(model))

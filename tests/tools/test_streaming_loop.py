@@ -198,7 +198,7 @@ def test_dumps_are_listed_shown_and_compared(pth_run, tmp_path, capfd):
     ('options', 'message'),
     [
         (['backend_config.contract=other'], "backend_config.contract='other', expected deploy or fork"),
-        (['backend_config.fork_version=1.1'], 'fork_version goes with contract fork, got deploy'),
+        (['backend_config.fork_version=1.1'], "fork_version='1.1' goes with "),
         (['backend_config.postprocess=raw'], "unknown keys ['postprocess']"),
         (['backend_config.opset_version=9'], 'opset'),
     ],

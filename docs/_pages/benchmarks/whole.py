@@ -54,8 +54,8 @@ class Settings:
 
 def engines_for(case: Case, settings: Settings, gpu: bool) -> list[str]:
     """Return the engines that take part in a case on the CPU or on the GPU; PyTorch is in both."""
-    known = [name for name in engines_of(case.kind) if name in settings.engines]
-    return [name for name in known if name == BASELINE or ENGINES[name].gpu == gpu]
+    known = {BASELINE, *(name for name, row in ENGINES.items() if row.gpu == gpu)} & set(settings.engines)
+    return [name for name in engines_of(case.kind) if name in known]
 
 
 def places(case: Case, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -77,9 +77,7 @@ def command(
     words += ['--onnx', *(str(shop.target(case, step)) for step in files)] if files else []
     words += ['--engines', ','.join(engines), '--threads', str(place['threads'])]
     words += ['--max-iter', str(settings.rounds), '--warmup', str(settings.warmup)]
-    if case.kind != 'sparse':
-        words += ['--max-seconds', f'{settings.seconds:g}']
-    words += ['--skip-refused'] if case.kind != 'sparse' else []
+    words += ['--max-seconds', f'{settings.seconds:g}', '--skip-refused']
     if case.kind == 'images':
         words += ['--shape', *map(str, case.shape)] if case.shape and not files else []
     if case.kind == 'sparse' and settings.sweeps:

@@ -109,10 +109,9 @@ class Export:
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """Export with dynamic axes; return the files."""
         from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.families.base import ExportOptions
 
         deployment, path = self.deployment, str(folder / f'{form}-{exporter}-{opset}.onnx')
-        options = ExportOptions(form=form, exporter=exporter, opset=opset, dynamic=True)
+        options = deployment.family.choose(form=form, exporter=exporter, opset=opset, dynamic=True)
         options = deploy.resolve(options, deployment.model, deployment.rule)
         deploy.option_check(options, path)(deployment.cfg, deployment.family, deployment.model)
         traced = deploy.prepare_fixed(deployment.rule, self.image[1], options.height, options.width)
@@ -129,10 +128,8 @@ class Export:
     def runner(self, paths: Sequence[str]) -> Iterator[Callable[[Any], object]]:
         """Yield a function that runs the file once."""
         from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.proof.ladder import export_options
-
         with DEFAULT.open(paths[0], ENGINE['threads']) as backend:
-            options = export_options(backend.metadata)
+            options = self.deployment.family.written(backend.metadata.options)
             image = deploy.prepare_fixed(self.deployment.rule, self.image[1], options.height, options.width)
             feeds = backend.known(self.deployment.family.feeds([image], True))
             yield lambda _: backend.infer(feeds)
@@ -144,9 +141,8 @@ class StreamExport(Export):
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """See `Export.write`; shapes are fixed."""
         from mmdeploy_ext.deploy.sequence_files import export_sequence
-        from mmdeploy_ext.families.sequence import SequenceOptions
 
-        options = SequenceOptions(contract=form, exporter=exporter, opset=opset)
+        options = self.deployment.family.choose(contract=form, exporter=exporter, opset=opset)
         self.deployment.family.check(self.deployment.cfg, options)
         name = f'{form}-{exporter}-{opset}' + ('.onnx' if form == 'fork' else '')
         return export_sequence(self.deployment, options, str(folder / name))[0]

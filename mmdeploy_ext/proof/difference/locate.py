@@ -18,7 +18,6 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.compare import engine_notes
@@ -95,9 +94,8 @@ def _of_images(
     deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
     from mmdeploy_ext.proof.inputs.inputs import proof_inputs
-    from mmdeploy_ext.proof.ladder import export_options
 
-    family, options = deployment.family, export_options(metadata)
+    family, options = deployment.family, deployment.family.written(metadata.options)
     cases = proof_inputs(deployment, options, images)
     chosen = [case for case in cases if not case.traced and not case.left_out][-1]
     given = family.feeds(chosen.images, True)
@@ -110,7 +108,7 @@ def _of_images(
 
 
 def _of_sequence(deployment: Deployment, metadata: Metadata) -> Subject:
-    options = SequenceOptions.from_json(metadata.options)
+    options = deployment.family.written(metadata.options)
     graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
     graph = graphs.get(metadata.form)
     if graph is None or graph.module is None:
@@ -339,7 +337,7 @@ def _upstream_notes(
     valued = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not valued:
         return []
-    own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
+    own = {one.name: metadata.options[one.name] for one in family.own_options if one.name in metadata.options}
     score_form = metadata.options.get('score_form', 'separate')
     expected = family.reference_tensors(deployment.model, subject.feeds, metadata.form, score_form, **own)
     notes = []

@@ -19,8 +19,8 @@ from mmdeploy_ext.proof.inputs.sizes import STRIDE, fits, other_sizes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import ExportOptions
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 
 Picture = tuple[str, np.ndarray]
@@ -51,9 +51,7 @@ class ProofInput:
     left_out: tuple[str, ...] = ()
 
 
-def proof_inputs(
-    deployment: Deployment, options: ExportOptions, images: Sequence[Picture]
-) -> list[ProofInput]:
+def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one first.
 
     Args:
@@ -77,7 +75,7 @@ def proof_inputs(
 class _Inputs:
     """Makes the inputs of one file."""
 
-    def __init__(self, deployment: Deployment, options: ExportOptions, images: list[Picture]) -> None:
+    def __init__(self, deployment: Deployment, options: Options, images: list[Picture]) -> None:
         self.deployment, self.options, self.images = deployment, options, images
         self.size = options.height, options.width
         self.sizes = other_sizes(deployment, options) if options.dynamic else None
@@ -101,7 +99,7 @@ class _Inputs:
         if batch > 1:
             pictures = [self.images[index % count] for index in range(batch)]
             cases.append(self.fixed(f'batch of {batch} images', pictures, self.size, rescale=True))
-        for other in BATCHES if self.options.dynamic_batch else ():
+        for other in BATCHES if self.options.get('dynamic_batch') else ():
             if other != batch:
                 pictures = [self.images[index % count] for index in range(1, other + 1)]
                 cases.append(self.fixed(f'batch of {other}', pictures, self.size, rescale=True))
@@ -220,9 +218,7 @@ def _fixed(
     return ProofInput(name, prepared, tuple(chosen), **flags)
 
 
-def _smaller(
-    rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int], place: int
-) -> PreparedImage:
+def _smaller(rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
     """Return an image whose content takes a part of the input, another one at each place of a batch."""
     inner = part_of(size, place)
     small = dataclasses.replace(rule, size=inner).apply(image_bgr)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import ExportOptions
 
 STRIDE = 32
 """Pixels. The pipelines of most configs pad to it; an odd multiple leaves a remainder modulo 64 and 128."""
@@ -49,7 +49,7 @@ class Sizes:
     larger: Size | None
 
 
-def other_sizes(deployment: Deployment, options: ExportOptions) -> Sizes:
+def other_sizes(deployment: Deployment, options: Options) -> Sizes:
     """Return the sizes for a file with these options; all are sizes that it takes, see `Family.takes`."""
     image = deployment.family.spec(deployment.model, options).inputs[0]
     takes = functools.partial(deployment.family.takes, deployment.model, options)
@@ -73,7 +73,7 @@ def other_sizes(deployment: Deployment, options: ExportOptions) -> Sizes:
     )
 
 
-def fits(deployment: Deployment, options: ExportOptions, size: Size) -> bool:
+def fits(deployment: Deployment, options: Options, size: Size) -> bool:
     """Return whether a dynamic file takes an input of a size."""
     image = deployment.family.spec(deployment.model, options).inputs[0]
     aligned = not any(side % image.multiple for side in size)

@@ -188,7 +188,7 @@ def _tensor_rows(
         return ()
     family, model = reference.deployment.family, reference.deployment.model
     score_form = metadata.options.get('score_form', 'separate')
-    own = {name: metadata.options[name] for name in family.own_options if name in metadata.options}
+    own = {one.name: metadata.options[one.name] for one in family.own_options if one.name in metadata.options}
     slack = half.RTOL if bars else DEFAULT_RTOL
     expected = reference.tensors(metadata.form, score_form, **own)
     ties_rtol = half.CHOICE_RTOL if bars else DEFAULT_RTOL

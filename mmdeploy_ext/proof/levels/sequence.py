@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from mmdeploy_ext.contract.precision import check_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.cli import stderr
 from mmdeploy_ext.core.errors import ModelFileError
@@ -196,20 +195,19 @@ def check_files(
     Raises:
         ModelFileError: a file is not there, not ours, or of another model family.
     """
-    from mmdeploy_ext.families.sequence import SequenceOptions
     from mmdeploy_ext.proof.levels.structure import check_structure
 
     files = [open_graph(deployment, path) for path in paths]
     metadata = [entry for _, entry in files]
     verdict = Verdict(subject=subject_of(deployment, paths, metadata, engine))
-    options = SequenceOptions.from_json(metadata[0].options)
+    options = deployment.family.written(metadata[0].options, paths[0])
     for path, entry in zip(paths, metadata, strict=True):
         if entry.options != metadata[0].options:
             raise ModelFileError(
                 f'{path}: is of another export than {paths[0]} (options differ); export again'
             )
     with fresh.options_of(paths[0]):
-        check_precision(options.precision, options.fp16_io, options.keep_fp32)
+        options.check()
     asked = fresh.exported_with(options, metadata[0])
     graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, asked)}
     for model, entry in files:

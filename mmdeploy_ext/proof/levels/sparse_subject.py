@@ -11,10 +11,11 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, read_entry
 from mmdeploy_ext.contract.metadata_schema import SPARSE_OPTIONS
+from mmdeploy_ext.contract.options import SPARSE, Options
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.deploy.sparse import ScnOptions, fp16_modules, make_graph, metadata_props, resolve
+from mmdeploy_ext.deploy.sparse import fp16_modules, has_precision, make_graph, metadata_props, resolve
 from mmdeploy_ext.graph.io import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
@@ -59,14 +60,15 @@ def stored_fact(model: onnx.ModelProto, path: str, name: str, default: str = '')
     return read_entry(props, name, path, default, check=SPARSE_OPTIONS if name == 'options' else None)
 
 
-def file_options(model: onnx.ModelProto, path: str) -> ScnOptions:
+def file_options(model: onnx.ModelProto, path: str) -> Options:
     """Return the options that a file was exported with.
 
     Raises:
         ModelFileError: see `stored_fact`.
     """
     check_entries({entry.key: entry.value for entry in model.metadata_props}, path)
-    return ScnOptions.from_json(stored_fact(model, path, 'options'))
+    written = stored_fact(model, path, 'options')
+    return Options(SPARSE, **{one.name: written[one.name] for one in SPARSE if one.name in written})
 
 
 def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
@@ -146,7 +148,7 @@ class Subject:
     deployment: SparseDeployment
     path: str
     model: onnx.ModelProto
-    options: ScnOptions
+    options: Options
     traced: SparseGraph
     expected: SparseGraph
     exact: SparseGraph
@@ -173,7 +175,7 @@ def subject_of(deployment: SparseDeployment, path: str, ranges: Ranges | None) -
         )
     traced = deployment.trace()
     given = ranges is not None
-    if not given and options.has_precision:
+    if not given and has_precision(options):
         ranges = recorded_ranges(model, path) or stored_ranges(path)
     expected = make_graph(traced, options, deployment.family, ranges)
     rounded = options.fold == 'fp16' or fp16_modules(options, deployment.family)
@@ -188,7 +190,7 @@ def check_file(subject: Subject, max_voxels: int | None, edited: bool) -> Verdic
     if subject.options.target == 'libspconv':
         checks, verdict.notes = sparse_structure.check_dialect(subject.path, subject.model, max_voxels)
         same = sparse_structure.dialect_differences(subject.path, subject.model, subject.expected)
-        if subject.options.has_precision:
+        if has_precision(subject.options):
             verdict.notes.append(
                 'layers are compared in float32: what int8 does to the values is measured by '
                 'tools/quantization/scn_ptq.py'
@@ -255,7 +257,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
     )
 
 
-def precision_of(model: onnx.ModelProto, options: ScnOptions) -> str:
+def precision_of(model: onnx.ModelProto, options: Options) -> str:
     """Return what a file is judged as: 'int8', 'fp16' as all other files of the dialect, or 'fp32'.
 
     The engine takes its weights in float16, and computes in INT8 where ranges say so.

@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.runtime.consumers import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
 
@@ -281,15 +282,7 @@ def _sparse_command(verdict: Verdict, file: str) -> str:
 
 def sparse_words(options: Mapping[str, Any]) -> list[str]:
     """Return the command-line words of a sparse export's options that are not the default."""
-    words = ['--target', options['target']] if options.get('target', 'libspconv') != 'libspconv' else []
-    words += ['--order', options['order']] if options.get('order') else []
-    words += ['--precision', options['precision']] if options.get('precision') else []
-    words += ['--fold', options['fold']] if options.get('fold', 'fp32') != 'fp32' else []
-    words += ['--int8-fp16-input-output'] if options.get('int8_fp16_io') else []
-    words += ['--output-bound', str(options['output_bound'])] if options.get('output_bound') else []
-    for pattern, precision, output in options.get('layer_precision', ()):
-        words += ['--layer-precision', f'{pattern}={precision}:{output}']
-    return words + _override_words(options)
+    return [word for one in choices.SPARSE for word in one.words(options)] + _override_words(options)
 
 
 def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) -> str:
@@ -300,31 +293,13 @@ def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) 
         file: to write.
         subject: of the verdict; `form` and `options` are read.
     """
-    options = subject.get('options', {})
+    options = dict(subject.get('options', {}))
+    declared = choices.STREAM if options.get('contract') else (*choices.IMAGE, *choices.IMAGE_OWN)
+    if 'contract' not in options:
+        options['form'] = subject.get('form', 'full')
     words = ['python', 'tools/deployment/pytorch2onnx.py', *model, '--verify', '--output-file', file]
-    if options.get('contract'):
-        return shlex.join(map(str, words + _sequence_words(options)))
-    words += ['--postprocess', subject.get('form', 'full')]
-    if options:
-        words += ['--shape', options['height'], options['width'], '--opset-version', options['opset']]
-        words += ['--exporter', options['exporter'], '--batch-size', options['batch']]
-    words += _half_words(options)
-    flags = {
-        '--dynamic-export': options.get('dynamic'),
-        '--dynamic-batch': options.get('dynamic_batch'),
-        '--simplify': options.get('simplify'),
-        '--no-fuse': not options.get('fuse', True),
-    }
-    words += [flag for flag, wanted in flags.items() if wanted]
-    if options.get('score_form') == 'product' and subject.get('form') == 'decode':
-        words += ['--score-form', 'product']
-    if options.get('layout', 'batched') != 'batched':
-        words += ['--layout', options['layout']]
-    if options.get('max_candidates') and subject.get('form') == 'full':
-        words += ['--max-candidates', options['max_candidates']]
-    if options.get('grid_sample', 'operator') != 'operator':
-        words += ['--grid-sample', options['grid_sample']]
-    return shlex.join(map(str, words + _override_words(options)))
+    words += [word for one in declared if one.name in options for word in one.words(options)]
+    return shlex.join(words + _override_words(options))
 
 
 def _override_words(options: Mapping[str, Any]) -> list[str]:
@@ -333,26 +308,8 @@ def _override_words(options: Mapping[str, Any]) -> list[str]:
     return ['--cfg-options', *overrides] if overrides else []
 
 
-def _half_words(options: Mapping[str, Any]) -> list[Any]:
-    """Return the options of a float16 export."""
-    if options.get('precision', 'fp32') == 'fp32':
-        return []
-    words = ['--precision', options['precision'], *(['--fp16-io'] if options.get('fp16_io') else [])]
-    return words + (['--keep-fp32', *options['keep_fp32']] if options.get('keep_fp32') else [])
-
-
 def _model_of(subject: Mapping[str, Any]) -> list[str]:
     return [subject.get('config', 'CONFIG'), subject.get('checkpoint', 'CHECKPOINT')]
-
-
-def _sequence_words(options: Mapping[str, Any]) -> list[Any]:
-    """Return the options of a streaming model's export that are not the default."""
-    words = ['--contract', options['contract'], '--opset-version', options['opset']]
-    words += ['--exporter', options['exporter'], '--layers', options['layers'], *_half_words(options)]
-    if options['contract'] == 'fork':
-        words += ['--fork-version', options['fork_version'], '--fork-img2lidar', options['fork_img2lidar']]
-    words += ['--simplify'] if options.get('simplify') else []
-    return words + _override_words(options)
 
 
 def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:

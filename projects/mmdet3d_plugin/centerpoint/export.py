@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 import torch
 
+from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.exporting.exporter import check_opset
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
-from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
+from mmdeploy_ext.families.sequence import Graph, SequenceFamily
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES, BoxRule
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.weights.checkpoint import listed
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.sparse.ir import SparseGraph
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
-CHOICES = dict(contract=('deploy',), layers=('all',))
+ONLY = 'export_scn.py writes the sparse backbone for other engines'
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 
 
@@ -47,8 +48,14 @@ class CenterPointFamily(SequenceFamily):
     name = 'centerpoint'
     exports = 'CenterPoint of points with CenterHead (projects/mmdet3d_plugin/centerpoint/README.md)'
     near = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
+    of_config = "the grid is the config's"
     task = 'points3d'
-    contracts = ('deploy',)
+    options = tuple(
+        dataclasses.replace(one, choices=one.choices[:1], hint=ONLY)
+        if one in (choices.CONTRACT, choices.LAYERS)
+        else one
+        for one in choices.STREAM
+    )
     files = ('backbone', 'head')
     samples = 'sweeps'
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
@@ -57,16 +64,8 @@ class CenterPointFamily(SequenceFamily):
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'CenterPoint' else Claim.NO
 
-    def check(self, cfg: Any, options: SequenceOptions) -> None:
+    def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""
-        for name, allowed in CHOICES.items():
-            value = getattr(options, name)
-            if value not in allowed:
-                raise UsageError(
-                    f'--{name} {value}: CenterPoint has {" or ".join(allowed)} only; export_scn.py writes '
-                    f'its sparse backbone for other engines'
-                )
-        check_opset(options.opset, options.exporter)
         if options.fp16_io:
             raise UsageError('--fp16-io: points and the map between both graphs of CenterPoint stay float32')
         check_model(cfg.filename, cfg.model)
@@ -101,7 +100,7 @@ class CenterPointFamily(SequenceFamily):
         check_model(cfg.filename, cfg.model)
         return find_family(cfg, BACKBONE).preprocess_rule(cfg)
 
-    def graphs(self, model: nn.Module, options: SequenceOptions) -> list[Graph]:
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`: the sparse backbone, and the dense head."""
         from mmdeploy_ext.sparse import portable
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.exporting.exporter import check_opset
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import Claim, register_family
-from mmdeploy_ext.families.sequence import Graph, SequenceFamily, SequenceOptions
+from mmdeploy_ext.families.sequence import Graph, SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from projects.mmdet3d_plugin.common.build import build_without_weights
 from projects.mmdet3d_plugin.streampetr import dumps, samples, spec, wrapper
@@ -25,18 +25,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
-CHOICES = dict(
-    contract=('deploy', 'fork'),
-    fork_version=('1.0', '1.1'),
-    fork_img2lidar=('token', 'depth'),
-    layers=('all', 'last'),
-)
 DEFAULT_CAMERAS = 6
 
 
@@ -46,10 +41,11 @@ class StreamPetrFamily(SequenceFamily):
     name = 'streampetr'
     exports = 'Petr3D with StreamPETRHead (projects/mmdet3d_plugin/streampetr/README.md)'
     near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
+    of_config = "size and cameras are the config's"
     task = 'bbox3d'
     samples = 'frames'
     memory = True
-    contracts = ('deploy', 'fork')
+    options = choices.STREAM
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     compared = ('all_cls_scores', 'all_bbox_preds')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
@@ -70,13 +66,8 @@ class StreamPetrFamily(SequenceFamily):
             return Claim.DETECTOR
         return Claim.HEAD if head in HEADS else Claim.NO
 
-    def check(self, cfg: Any, options: SequenceOptions) -> None:
+    def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""
-        for name, allowed in CHOICES.items():
-            value = getattr(options, name)
-            if value not in allowed:
-                raise UsageError(f'--{name.replace("_", "-")} {value}: expected {" or ".join(allowed)}')
-        check_opset(options.opset, options.exporter)
         _check_model(cfg.filename, cfg.model)
         stride, (height, width) = int(cfg.model.get('stride', 16)), self.preprocess_rule(cfg).input_size
         if height % stride or width % stride:
@@ -108,7 +99,7 @@ class StreamPetrFamily(SequenceFamily):
         except ConfigError as error:
             raise ConfigError(f'{cfg.filename}: {error}') from error
 
-    def graphs(self, model: nn.Module, options: SequenceOptions) -> list[Graph]:
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`: three of the deploy contract, one of the fork's."""
         size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
         camera = (size.cameras, size.height, size.width)

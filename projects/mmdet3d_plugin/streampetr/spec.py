@@ -15,7 +15,7 @@ from mmdeploy_ext.proof.half import ATOL, RTOL
 if TYPE_CHECKING:
     from torch import nn
 
-    from mmdeploy_ext.families.sequence import SequenceOptions
+    from mmdeploy_ext.contract.options import Options
 
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 """The five tensors of the memory, in the order of `memory.Memory`."""
@@ -137,13 +137,11 @@ STATE_MEANING = dict(
 STATE_UNIT = dict(embedding='', reference_point='m', timestamp='s', egopose='', velo='m/s')
 
 
-def _loose(groups: tuple[ColumnGroup, ...], options: SequenceOptions) -> tuple[ColumnGroup, ...]:
+def _loose(groups: tuple[ColumnGroup, ...], options: Options) -> tuple[ColumnGroup, ...]:
     """Widen tolerances where features are float16; a proof goes by cosines, see `proof/half.py`."""
     if options.precision == 'fp32':
         return groups
-    return tuple(
-        dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups
-    )
+    return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)
 
 
 def _state_shape(field: str, rows: int, size: Sizes) -> tuple[int, ...]:
@@ -151,7 +149,7 @@ def _state_shape(field: str, rows: int, size: Sizes) -> tuple[int, ...]:
     return (1, rows, *tail[field])
 
 
-def _feature_dtype(name: str, options: SequenceOptions) -> str:
+def _feature_dtype(name: str, options: Options) -> str:
     half = options.precision == 'fp16' and options.fp16_io and name in FEATURES
     return 'float16' if half else 'float32'
 
@@ -159,7 +157,7 @@ def _feature_dtype(name: str, options: SequenceOptions) -> str:
 class _Maker:
     """Makes tensor specs of one export."""
 
-    def __init__(self, options: SequenceOptions) -> None:
+    def __init__(self, options: Options) -> None:
         self.options = options
 
     def __call__(
@@ -187,7 +185,7 @@ class _Maker:
         )
 
 
-def extract_img_feat(size: Sizes, options: SequenceOptions) -> GraphSpec:
+def extract_img_feat(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of backbone and neck."""
     make = _Maker(options)
     image = make(
@@ -203,7 +201,7 @@ def extract_img_feat(size: Sizes, options: SequenceOptions) -> GraphSpec:
     return GraphSpec('streampetr/extract_img_feat', (image,), (features,))
 
 
-def position_embedding(size: Sizes, options: SequenceOptions) -> GraphSpec:
+def position_embedding(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of what depends on the calibration alone."""
     make = _Maker(options)
     matrices = (1, size.cameras, 4, 4)
@@ -240,7 +238,7 @@ def _embedding(make: _Maker, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
     )
 
 
-def pts_head_memory(size: Sizes, options: SequenceOptions) -> GraphSpec:
+def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of the head: a pure step, state in, state out."""
     make = _Maker(options)
     features = extract_img_feat(size, options).outputs
@@ -272,7 +270,7 @@ def pts_head_memory(size: Sizes, options: SequenceOptions) -> GraphSpec:
     return GraphSpec('streampetr/pts_head_memory', inputs, (*make.predictions(size), *state('post')), pairs)
 
 
-def fork(size: Sizes, options: SequenceOptions) -> GraphSpec:
+def fork(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of the deployment fork's one graph, version 1.0 or 1.1."""
     make, absolute = _Maker(options), options.fork_version == '1.0'
     per = (1, size.tokens, size.depth, 4, 4) if options.fork_img2lidar == 'depth' else (1, size.tokens, 4, 4)

@@ -16,6 +16,7 @@ import torch
 from mmdet.core.anchor import build_prior_generator
 from torch import nn
 
+from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
@@ -23,7 +24,7 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.ops.deform_conv import spell_out_leading_offsets
 from mmdeploy_ext.exporting.postprocess.bbox2d import NmsConfig, capped, nms_config
-from mmdeploy_ext.families.base import Claim, ExportOptions, ImageFamily, register_family
+from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
 from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.atss import model as runtime
@@ -40,6 +41,7 @@ from projects.mmdet_plugin.atss.wrapper import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.contract.options import Options
 
 FIXED_SIZE_BACKBONES = ('SwinTransformer',)
 """Backbones of mmdet that decide in Python, by the size of the input (measured: 1.25 x as large is wrong)."""
@@ -54,16 +56,14 @@ class AtssFamily(ImageFamily):
     near = ('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'RPN', 'YOLO', 'SSD', 'RCNN', 'RTMDet')
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
-    own_options = ('max_candidates',)
+    own_options = (choices.MAX_CANDIDATES,)
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
         return Claim.HEAD if (cfg.model.get('bbox_head') or {}).get('type') == 'ATSSHead' else Claim.NO
 
-    def check(self, cfg: Any, options: ExportOptions) -> None:
+    def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: sizes, coder, DCN and opset."""
-        if options.form not in self.forms:
-            raise UsageError(f'--postprocess {options.form}: expected one of {", ".join(self.forms)}')
         head = cfg.model.bbox_head
         coder = head.get('bbox_coder', {}).get('type', 'DeltaXYWHBBoxCoder')
         if coder != 'DeltaXYWHBBoxCoder' or head.get('bbox_coder', {}).get('add_ctr_clamp'):
@@ -88,7 +88,7 @@ class AtssFamily(ImageFamily):
         if options.max_candidates:
             _check_candidates(head, options, config)
 
-    def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
+    def spec(self, model: nn.Module, options: Options) -> GraphSpec:
         """See `ImageFamily.spec`."""
         batch, height, width = (
             ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
@@ -121,7 +121,7 @@ class AtssFamily(ImageFamily):
         )
 
     @staticmethod
-    def _full_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
+    def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
         rows = capped(cap, nms_config(model.bbox_head.test_cfg).max_per_img) if cap else 'n'
         outputs = (
@@ -147,7 +147,7 @@ class AtssFamily(ImageFamily):
         return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
 
     @staticmethod
-    def _decode_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
+    def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         head = model.bbox_head
         batch, anchors = (
             ('B', 'A')
@@ -181,7 +181,7 @@ class AtssFamily(ImageFamily):
         )
 
     @staticmethod
-    def _raw_outputs(model: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
+    def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         head = model.bbox_head
         shapes = _feature_shapes(head, options)
         per_cell = [len(base) for base in head.prior_generator.base_anchors]
@@ -206,7 +206,7 @@ class AtssFamily(ImageFamily):
                 )
         return tuple(outputs)
 
-    def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
+    def stages(self, model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
         """See `ImageFamily.stages`: the network, and what the form adds to it."""
         raw = raw_names(len(model.bbox_head.prior_generator.strides))
         network = spell_out_leading_offsets(fuse(model)) if fold else model
@@ -341,13 +341,9 @@ def _check_head(filename: str, head: Mapping[str, Any]) -> None:
         )
 
 
-def _check_candidates(head: Mapping[str, Any], options: ExportOptions, config: NmsConfig) -> None:
+def _check_candidates(head: Mapping[str, Any], options: Options, config: NmsConfig) -> None:
     """Refuse a number of candidates that the form or the size does not have."""
     given = f'--max-candidates {options.max_candidates}'
-    if options.max_candidates < 0:
-        raise UsageError(f'{given}: expected a positive number')
-    if options.form != 'full':
-        raise UsageError(f'--max-candidates goes with --postprocess full, got {options.form}')
     if options.dynamic:
         raise UsageError(f'{given}: its shapes are constant; export it without --dynamic-export')
     shapes = runtime.level_shapes(options.height, options.width, _strides(head))
@@ -365,7 +361,7 @@ def _strides(head_cfg: Mapping[str, Any]) -> list[int]:
     return [int(stride[0]) if isinstance(stride, list | tuple) else int(stride) for stride in strides]
 
 
-def _feature_shapes(head: nn.Module, options: ExportOptions) -> list[tuple[int, int]]:
+def _feature_shapes(head: nn.Module, options: Options) -> list[tuple[int, int]]:
     strides = [int(stride[0]) for stride in head.prior_generator.strides]
     return runtime.level_shapes(options.height, options.width, strides)
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.base import Claim, ExportOptions, ImageFamily, register_family
+from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 
 GRID_SAMPLE_OPSETS = (16, 20)
@@ -50,19 +52,15 @@ class RtDetrFamily(ImageFamily):
     near = ('DETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
     task = 'bbox2d'
     forms = ('full', 'raw')
-    own_options = ('fuse', 'grid_sample', 'dynamic_batch')
+    own_options = (choices.FUSE, choices.GRID_SAMPLE, choices.DYNAMIC_BATCH)
     keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'RTDETR' else Claim.NO
 
-    def check(self, cfg: Any, options: ExportOptions) -> None:
-        """See `ImageFamily.check`: forms, opset, sizes."""
-        if options.form not in self.forms:
-            raise UsageError(
-                f'--postprocess {options.form}: expected one of {", ".join(self.forms)} for this model'
-            )
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: opset, sizes."""
         low, high = GRID_SAMPLE_OPSETS
         if not low <= options.opset <= high:
             raise UsageError(
@@ -75,7 +73,7 @@ class RtDetrFamily(ImageFamily):
             )
         _check_queries(cfg, options)
 
-    def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
+    def spec(self, model: nn.Module, options: Options) -> GraphSpec:
         """See `ImageFamily.spec`."""
         batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
         height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
@@ -99,12 +97,12 @@ class RtDetrFamily(ImageFamily):
         )
         return GraphSpec('rtdetr/full', (images, sizes), _full_outputs(model, batch))
 
-    def takes(self, model: nn.Module, options: ExportOptions, height: int, width: int) -> bool:
+    def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
         """See `ImageFamily.takes`: as many tokens as queries, or more."""
         enough = runtime.count_tokens(height, width) >= int(model.decoder.num_queries)
         return enough and super().takes(model, options, height, width)
 
-    def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
+    def stages(self, model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
         """See `ImageFamily.stages`: the network, and for `full` the post-processing after it."""
         network = fuse(model) if fold else model
         if fold and not options.fuse:
@@ -278,7 +276,7 @@ def _sizes(images: Sequence[PreparedImage], rescale: bool) -> np.ndarray:
     return runtime.target_sizes([image.ori_shape for image in images])
 
 
-def _check_queries(cfg: Any, options: ExportOptions) -> None:
+def _check_queries(cfg: Any, options: Options) -> None:
     """Refuse sizes whose maps have fewer tokens than there are queries."""
     decoder = cfg.model.decoder
     tokens = runtime.count_tokens(options.height, options.width)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.families.base import ExportOptions
+    from mmdeploy_ext.contract.options import Options
 
 Axis = int | str
 LAYOUTS = ('batched', 'fork')
@@ -57,7 +57,7 @@ def feature_names(head: nn.Module) -> tuple[str, ...]:
     return ('cate_pred', *(f'mask_feat_{level}' for level in range(head.num_levels)))
 
 
-def full_names(options: ExportOptions) -> tuple[str, ...]:
+def full_names(options: Options) -> tuple[str, ...]:
     """Return the names of the `full` outputs."""
     return ('masks', 'scores', 'labels', *(['candidates'] if options.max_candidates else []))
 
@@ -85,24 +85,14 @@ def mask_stride(head: nn.Module) -> int:
     return int(getattr(head, 'mask_stride', 4))
 
 
-def check_options(options: ExportOptions, forms: Sequence[str]) -> None:
-    """Refuse forms, layouts and caps that there are not.
+def check_layout(options: Options) -> None:
+    """Refuse a batch axis of outputs that have none.
 
     Raises:
         UsageError: names the option.
     """
-    if options.form not in forms:
-        raise UsageError(f'--postprocess {options.form}: expected one of {", ".join(forms)} for this model')
-    if options.layout not in LAYOUTS:
-        raise UsageError(f'--layout {options.layout}: expected one of {", ".join(LAYOUTS)}')
-    if options.layout == 'fork' and options.form != 'raw':
-        raise UsageError(f'--layout fork goes with --postprocess raw, got {options.form}')
     if options.layout == 'fork' and options.dynamic:
         raise UsageError('--layout fork: its outputs have no batch axis; export it without --dynamic-export')
-    if options.max_candidates < 0:
-        raise UsageError(f'--max-candidates {options.max_candidates}: expected a positive number')
-    if options.max_candidates and options.form != 'full':
-        raise UsageError(f'--max-candidates goes with --postprocess full, got {options.form}')
 
 
 def check_levels(filename: str, head: Mapping[str, Any]) -> None:
@@ -119,7 +109,7 @@ def check_levels(filename: str, head: Mapping[str, Any]) -> None:
         )
 
 
-def check_head(filename: str, head: Mapping[str, Any], options: ExportOptions) -> None:
+def check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
     """Refuse heads and sizes whose graph would be wrong.
 
     Args:
@@ -153,7 +143,7 @@ def check_head(filename: str, head: Mapping[str, Any], options: ExportOptions) -
         )
 
 
-def graph_spec(head: nn.Module, options: ExportOptions) -> GraphSpec:
+def graph_spec(head: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph."""
     fixed = options.batch, options.height, options.width
     batch, height, width = ('B', 'H', 'W') if options.dynamic else fixed
@@ -193,7 +183,7 @@ def _full_inputs(batch: Axis) -> tuple[TensorSpec, ...]:
     )
 
 
-def _full_outputs(head: nn.Module, options: ExportOptions, batch: Axis) -> tuple[TensorSpec, ...]:
+def _full_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[TensorSpec, ...]:
     config, cap = mask_config(head.test_cfg), options.max_candidates
     rows: Axis = capped(cap, config.nms_pre, config.max_per_img) if cap else 'n'
     outputs = (
@@ -221,7 +211,7 @@ def _full_outputs(head: nn.Module, options: ExportOptions, batch: Axis) -> tuple
     return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
 
 
-def _quarter(head: nn.Module, options: ExportOptions) -> tuple[Axis, Axis]:
+def _quarter(head: nn.Module, options: Options) -> tuple[Axis, Axis]:
     """Return H4, W4: SOLOv2's from the input, the others' twice the second level's."""
     if options.dynamic:
         return 'H4', 'W4'
@@ -236,7 +226,7 @@ def _eighth(size: int) -> int:
     return size
 
 
-def _raw_outputs(head: nn.Module, options: ExportOptions, batch: Axis) -> tuple[TensorSpec, ...]:
+def _raw_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[TensorSpec, ...]:
     cells, lines = sum(grid**2 for grid in head.num_grids), sum(head.num_grids)
     quarter = _quarter(head, options)
     classes = head.cls_out_channels
@@ -260,7 +250,7 @@ def _raw_outputs(head: nn.Module, options: ExportOptions, batch: Axis) -> tuple[
     return tuple(outputs)
 
 
-def _fork_outputs(head: nn.Module, options: ExportOptions) -> tuple[TensorSpec, ...]:
+def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     cells, classes = sum(grid**2 for grid in head.num_grids), head.cls_out_channels
     quarter = _quarter(head, options)
     outputs = []

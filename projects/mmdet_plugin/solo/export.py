@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
-from mmdeploy_ext.families.base import Claim, ExportOptions, ImageFamily, register_family
+from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
 from projects.mmdet_plugin.solo import contract
@@ -39,6 +40,7 @@ from projects.mmdet_plugin.solo.wrapper import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
     from mmdeploy_ext.weights.checkpoint import Checkpoint
@@ -76,15 +78,15 @@ class SoloFamily(ImageFamily):
     )
     task = 'mask'
     forms = ('full', 'raw')
-    own_options = ('layout', 'max_candidates')
+    own_options = (choices.LAYOUT, choices.MAX_CANDIDATES)
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
         return Claim.HEAD if (cfg.model.get('mask_head') or {}).get('type') in LEVELS else Claim.NO
 
-    def check(self, cfg: Any, options: ExportOptions) -> None:
-        """See `ImageFamily.check`: forms, layout, sizes, thresholds."""
-        contract.check_options(options, self.forms)
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: layout, sizes, thresholds."""
+        contract.check_layout(options)
         contract.check_head(cfg.filename, cfg.model.mask_head, options)
         mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
 
@@ -98,11 +100,11 @@ class SoloFamily(ImageFamily):
         check_grids(model.mask_head, checkpoint)
         super().load_weights(model, checkpoint)
 
-    def spec(self, model: nn.Module, options: ExportOptions) -> GraphSpec:
+    def spec(self, model: nn.Module, options: Options) -> GraphSpec:
         """See `ImageFamily.spec`."""
         return contract.graph_spec(model.mask_head, options)
 
-    def stages(self, model: nn.Module, options: ExportOptions, fold: bool = True) -> list[Stage]:
+    def stages(self, model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
         """See `ImageFamily.stages`: the network, and for `full` the post-processing after it."""
         head = model.mask_head
         levels = LEVELS[type(head).__name__](fuse(model) if fold else model)

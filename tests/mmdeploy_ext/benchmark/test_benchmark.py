@@ -1,7 +1,9 @@
 """The benchmark: turns, figures, files, errors. Nothing here depends on how fast the machine is."""
 
+import functools
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +14,11 @@ import onnx
 import pytest
 
 from mmdeploy_ext.apps import benchmark_app
-from mmdeploy_ext.benchmark import measure, ort_profile, report
+from mmdeploy_ext.benchmark import measure, memory, ort_profile, report
 from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import doubts
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -174,7 +176,7 @@ def toy(tmp_path_factory):
 
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.families.base import ExportOptions, find_family
+    from mmdeploy_ext.families.base import find_family
     from projects.toydata.seeded import fill_seeded
 
     register()
@@ -189,7 +191,9 @@ def toy(tmp_path_factory):
     deployment = deploy.load(str(REPOSITORY / CONFIG), str(folder / 'toy.pth'))
     for form in ('full', 'raw'):
         options = deploy.resolve(
-            ExportOptions(form=form, opset=0, height=64, width=96), deployment.model, deployment.rule
+            deployment.family.choose(form=form, opset=0, height=64, width=96),
+            deployment.model,
+            deployment.rule,
         )
         traced = deploy.prepare_fixed(deployment.rule, picture, 64, 96)
         deploy.export_to_file(deployment, options, [traced], str(folder / f'{form}.onnx'))
@@ -385,3 +389,13 @@ def test_two_processes_share_the_rounds_and_the_first_one_reports(toy, tmp_path)
     found = json.loads((tmp_path / 'b.json').read_text())
     assert (found['processes'], found['rounds']) == (2, 4)
     assert result.stdout.count('vs PyTorch') == 1
+
+
+def dies(_):
+    os._exit(3)
+
+
+def test_a_process_that_dies_is_an_error_and_not_a_wait():
+    call = functools.partial(dies, np.zeros(1_000_000))
+    with pytest.raises(EngineError, match=r'of m\.onnx: the process ended without an answer \(exit status 3'):
+        memory.measure(call, 'm.onnx')

@@ -181,8 +181,8 @@ def test_a_given_file_is_measured_and_another_is_refused(model, tmp_path, capsys
 
     path, dialect = str(tmp_path / 'p.onnx'), str(tmp_path / 'l.onnx')
     deployment = deploy.load(*model)
-    deploy.export_file(deployment, deploy.ScnOptions(target='portable', order='zyx'), path)
-    deploy.export_file(deployment, deploy.ScnOptions(order='xyz'), dialect)
+    deploy.export_file(deployment, deployment.family.choose(target='portable', order='zyx'), path)
+    deploy.export_file(deployment, deployment.family.choose(order='xyz'), dialect)
     words = [*model, '--engines', ','.join(ONNX_ENGINES), '--voxels', 100, '--max-iter', 1, '--no-memory']
     assert benchmark(*words, '--onnx', path) == 0
     capsys.readouterr()

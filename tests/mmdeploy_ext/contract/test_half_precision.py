@@ -1,6 +1,5 @@
 """`--precision fp16`: what is float16, what stays float32, and that a proof never calls it proven."""
 
-import dataclasses
 import re
 
 import numpy as np
@@ -18,7 +17,7 @@ from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import in_precision
 from mmdeploy_ext.inputs.pictures import read_image
@@ -103,12 +102,13 @@ def test_float16_ends_are_written_by_option_and_fed_and_read_in_float32(deployme
 
 
 def test_pixels_and_detections_stay_float32_outside(deployment):
-    options = ExportOptions(form='decode', height=256, width=320)
+    options = deployment.family.choose(form='decode', height=256, width=320)
     spec = with_half_features(deployment.family.spec(deployment.model, options))
     assert {tensor.name: tensor.dtype for tensor in spec.outputs} == dict(
         boxes='float32', scores='float16', centerness='float16'
     )
-    spec = with_half_features(deployment.family.spec(deployment.model, ExportOptions(height=256, width=320)))
+    options = deployment.family.choose(height=256, width=320)
+    spec = with_half_features(deployment.family.spec(deployment.model, options))
     assert [tensor.dtype for tensor in spec.inputs] == ['float16', 'float32', 'float32']
     assert 'float16' not in [tensor.dtype for tensor in spec.outputs]
 
@@ -116,7 +116,7 @@ def test_pixels_and_detections_stay_float32_outside(deployment):
 def test_a_second_conversion_changes_nothing(files):
     for path in files.values():
         model, metadata = onnx.load(path), read_metadata(path)
-        options = ExportOptions.from_json({k: v for k, v in metadata.options.items() if k != 'cfg_options'})
+        options = FAMILIES['atss'].written(metadata.options)
         again = in_precision(model, metadata.spec, options)
         assert again.SerializeToString() == model.SerializeToString()
 
@@ -168,9 +168,9 @@ def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
     deployment = toy_solo.load_toy('solov2', tmp_path)
     height, width = toy_solo.TRACED
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), height, width)
-    options = ExportOptions(form='raw', height=height, width=width)
+    options = deployment.family.choose(form='raw', height=height, width=width)
     model, metadata = deploy.export_model(deployment, options, [picture])
-    half = in_precision(model, metadata.spec, dataclasses.replace(options, precision='fp16'))
+    half = in_precision(model, metadata.spec, options.replace(precision='fp16'))
     paths = {}
     for name, written in (('default', half), ('plain', to_fp16(model, metadata.spec))):
         paths[name] = str(tmp_path / f'{name}.onnx')
@@ -185,8 +185,8 @@ def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
     ('given', 'message'),
     [
         (['--precision', 'bf16'], 'no bfloat16 form.*inference-precision bf16'),
-        (['--fp16-io'], '--fp16-io goes with precision fp16, got fp32'),
-        (['--keep-fp32', 'x'], '--keep-fp32 goes with precision fp16'),
+        (['--fp16-io'], '--fp16-io goes with --precision fp16, got fp32'),
+        (['--keep-fp32', 'x'], '--keep-fp32 x goes with --precision fp16'),
         (['--inference-precision', 'bf16'], '--inference-precision goes with --engine openvino'),
     ],
 )
@@ -207,22 +207,21 @@ def test_a_pattern_that_fits_nothing_is_refused_with_similar_names(deployment, t
 def settings(**changes):
     cfg = load_config(CONFIG)
     cfg.backend_config = dict(type='OnnxRuntimeBackend', **changes)
-    return cfg, backend_config.read_settings(cfg)
+    return cfg, backend_config.read_settings(cfg, FAMILIES['atss'])
 
 
 def test_a_config_asks_for_float16_as_the_command_line_does():
-    _, found = settings(precision='fp16', keep_fp32=KEEP, fp16_io=True)
-    options = backend_config.graph_options(found)
+    cfg, found = settings(precision='fp16', keep_fp32=KEEP, fp16_io=True)
+    options = backend_config.graph_options(cfg, found, FAMILIES['atss'])
     assert (options.precision, options.fp16_io, options.keep_fp32) == ('fp16', True, (KEEP,))
     assert backend_config.precision(found) == 'fp16'
     assert backend_config.precision(dict(inference_precision='bf16')) == 'bf16'
 
 
-def test_a_config_that_asks_for_a_bf16_file_is_told_where_bf16_is(deployment, tmp_path):
+def test_a_config_that_asks_for_a_bf16_file_is_told_where_bf16_is(deployment):
     cfg, found = settings(precision='bf16')
-    check = backend_config.graph_check(found, tmp_path)
     with pytest.raises(ConfigError, match=r"no bfloat16 form.*inference_precision='bf16'"):
-        check(cfg, deployment.family, deployment.model)
+        backend_config.graph_options(cfg, found, deployment.family)
 
 
 def test_verify_exits_0_within_bars_and_its_json_says_which_claim(files, tmp_path, capsys):

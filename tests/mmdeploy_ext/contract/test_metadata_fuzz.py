@@ -15,8 +15,6 @@ import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions
-from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.consumers import runner_of
 
@@ -191,7 +189,7 @@ def image_props(name, **options):
     """Return the metadata that an export of a toy would have."""
     config, checkpoint = REPOSITORY / f'configs/demo/{name}.py', REPOSITORY / f'demo/checkpoints/{name}.pth'
     deployment = deploy.load(str(config), str(checkpoint))
-    resolved = deploy.resolve(ExportOptions(**options), deployment.model, deployment.rule)
+    resolved = deploy.resolve(deployment.family.choose(**options), deployment.model, deployment.rule)
     return deploy.make_metadata(deployment, resolved).to_props()
 
 
@@ -207,13 +205,13 @@ def test_no_metadata_of_a_family_are_a_traceback(name):
 
 
 def test_every_option_of_an_export_has_a_check():
-    from dataclasses import fields
+    from mmdeploy_ext.contract import options
+    from mmdeploy_ext.contract.metadata_schema import CHOICES
+    from mmdeploy_ext.families.base import BACKBONE, FAMILIES
 
-    from mmdeploy_ext.contract.metadata_schema import CHOICES, SPARSE
-    from mmdeploy_ext.deploy.sparse import ScnOptions
-
-    for kind, known in ((ExportOptions, CHOICES), (SequenceOptions, CHOICES), (ScnOptions, CHOICES | SPARSE)):
-        assert {field.name for field in fields(kind)} <= set(known), kind
+    for family in FAMILIES.values():
+        known = options.schemas(options.SPARSE) if family.product == BACKBONE else CHOICES
+        assert {option.name for option in family.options} <= set(known), family.name
 
 
 @pytest.mark.matrix

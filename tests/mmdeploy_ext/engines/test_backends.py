@@ -1,5 +1,9 @@
 """Every engine behind the same interface: same names, same errors, options that are honoured or refused."""
 
+import argparse
+import dataclasses
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +15,18 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from mmdeploy_ext.apps import options
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError
-from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.engines import BACKENDS, build_backend, title_of
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
+from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
+from mmdeploy_ext.engines.registry import ROWS
 from mmdeploy_ext.engines.torch import TorchBackend
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 
 
@@ -66,7 +73,7 @@ def stages():
 
 def write(path, contract, dynamic):
     example = dict(input=torch.zeros(1, 3, 8, 12), factor=torch.ones(1, 1))
-    model = export.export_stages(stages(), example, contract, ExportOptions(dynamic=dynamic))
+    model = export.export_stages(stages(), example, contract, Options(IMAGE, dynamic=dynamic))
     facts = dict(config='toy.py', config_sha256='c' * 64, checkpoint_sha256='d' * 64)
     facts.update(postprocess={}, options=dict(opset=17, exporter='torchscript'), versions={})
     export.save(model, path, Metadata('toy', 'full', contract, PreprocessRule(), (), **facts))
@@ -271,6 +278,26 @@ def test_importing_the_interface_imports_no_engine():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ''
     assert set(BACKENDS) == {*ENGINES, 'TensorRtBackend'}  # which runs on a GPU alone
+
+
+@pytest.mark.parametrize('row', ROWS, ids=[row.name for row in ROWS])
+def test_every_row_names_a_backend_that_takes_what_the_row_says(row):
+    cls = getattr(importlib.import_module(row.module), row.backend)
+    assert cls.engine == BACKENDS[row.backend].name
+    assert {*row.keys, *row.preset, *row.shared} - {'dump'} <= inspect.signature(cls).parameters.keys()
+    assert set(row.runs) <= {'images', 'stream', 'sparse'} and row.name in ENGINE_ROWS
+
+
+def test_an_engine_is_one_row(monkeypatch):
+    row = dataclasses.replace(BACKENDS['OpenVinoBackend'], name='other', backend='Other', suffix='other')
+    monkeypatch.setitem(ENGINE_ROWS, 'other', row)
+    monkeypatch.setitem(BACKENDS, 'Other', row)
+    parser = argparse.ArgumentParser()
+    options.add_engine_arguments(parser)
+    assert parser.parse_args(['--engine', 'other']).engine == 'other'
+    assert title_of('Other') == title_of('other') == 'OpenVINO' and row.metrics == 'metrics_other.json'
+    with pytest.raises(UsageError, match='--providers goes with --engine onnxruntime, got --engine other'):
+        options.engine_options(parser.parse_args(['--engine', 'other', '--providers', 'X']))
 
 
 def test_the_files_are_valid_and_named_by_the_spec(files):

@@ -6,7 +6,6 @@ import pytest
 
 from conditional_faults import SIZES
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.references import references
 from toy_atss import PICTURE, REPO
@@ -24,7 +23,7 @@ def known(tmp_path_factory):
         deployment = deploy.load(
             str(REPO / f'configs/demo/{name}_toy.py'), str(REPO / f'demo/checkpoints/{name}_toy.pth')
         )
-        options = ExportOptions(height=SIZES[name][0], width=SIZES[name][1], dynamic=dynamic)
+        options = deployment.family.choose(height=SIZES[name][0], width=SIZES[name][1], dynamic=dynamic)
         traced = deploy.prepare_fixed(deployment.rule, images[0][1], options.height, options.width)
         path = str(folder / f'{name}_{dynamic}.onnx')
         deploy.export_to_file(deployment, options, [traced], path)

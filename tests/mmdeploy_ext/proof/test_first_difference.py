@@ -10,7 +10,6 @@ from onnx import numpy_helper
 import toy_faults
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.sequence_files import graph_metadata
-from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.inputs.pictures import read_image
@@ -24,7 +23,7 @@ def _atss(folder):
     import toy_atss
 
     deployment = toy_atss.load_toy()
-    options = deploy.ExportOptions(form='decode', height=96, width=128)
+    options = FAMILIES['streampetr'].choose(form='decode', height=96, width=128)
     picture = read_image(toy_atss.PICTURE)
     traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
     model, metadata = deploy.export_model(deployment, options, [traced])
@@ -45,7 +44,7 @@ def _solov2(folder):
 def _streampetr(folder):
     import toy_streampetr_deploy as toy
 
-    deployment, options = toy.deployment(), SequenceOptions()
+    deployment, options = toy.deployment(), toy.deployment().family.choose()
     (graph,) = (
         graph
         for graph in deployment.family.graphs(deployment.model, options)

@@ -25,7 +25,7 @@ FAULTS = {
 def made():
     """Return the export of the trained toy, and its search."""
     deployment = deploy.load(CONFIG, str(toy_rtdetr.REPO / 'demo/checkpoints/rtdetr_toy.pth'))
-    options = deploy.ExportOptions(form='full', height=96, width=128)
+    options = deployment.family.choose(form='full', height=96, width=128)
     picture = read_image(toy_rtdetr.PICTURE)
     traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
     model, metadata = deploy.export_model(deployment, options, [traced])

@@ -101,12 +101,12 @@ FAULTS = {
 @pytest.mark.parametrize(('family', 'fault'), FAULTS)
 def test_a_fault_that_no_input_sets_off_is_refused_by_the_graph(known, tmp_path, family, fault):
     from mmdeploy_ext.proof import fresh
-    from mmdeploy_ext.proof.ladder import export_options
 
     path, inputs = known(family)
     deployment, (model, metadata) = inputs[0].deployment, open_file(path)
     FAULTS[family, fault](model.graph, family)
-    reference = fresh.of_images(deployment, export_options(metadata), metadata, read_image(PICTURE))
+    options = deployment.family.written(metadata.options)
+    reference = fresh.of_images(deployment, options, metadata, read_image(PICTURE))
     graph = judge(model, metadata, reference)
     assert not graph.passed and graph.differences, fault
     assert 'from a fresh export: ' in graph.text

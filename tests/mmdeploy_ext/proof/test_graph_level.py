@@ -13,7 +13,6 @@ from mmdeploy_ext.apps import export_app, graph_app, quantize_app, verify_app
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.ladder import check_file
 from mmdeploy_ext.proof.older import Rounding, brought_near, content
@@ -305,5 +304,5 @@ def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_pa
     other = dataclasses.replace(deployment)
     verdict, _ = check_file(other, path, read_image(PICTURE))
     assert verdict.graphs[0].equal
-    assert list(other.exports) == [ExportOptions('raw', 17, 256, 320, dynamic=True)]
+    assert list(other.exports) == [other.family.choose('raw', 17, 256, 320, dynamic=True)]
     assert Path(path).is_file()

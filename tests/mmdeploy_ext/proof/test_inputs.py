@@ -5,7 +5,6 @@ import pytest
 
 import toy_rtdetr
 import toy_solo
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
 from mmdeploy_ext.proof.inputs.pictures import bright, dark, filling
@@ -29,8 +28,8 @@ def picture():
     return read_image(PICTURE)
 
 
-def options(**changes):
-    return ExportOptions(**{'height': 256, 'width': 320, 'dynamic': True, **changes})
+def options(deployment, **changes):
+    return deployment.family.choose(**{'height': 256, 'width': 320, 'dynamic': True, **changes})
 
 
 FAMILIES = 'atss', 'solov2', 'decoupled', 'rtdetr'
@@ -39,7 +38,8 @@ FAMILIES = 'atss', 'solov2', 'decoupled', 'rtdetr'
 @pytest.mark.parametrize('size', [(256, 320), (608, 608), (800, 1344), (320, 256), (64, 96)])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_dynamic_file_is_given_every_kind_of_size_and_batch(deployments, picture, family, size):
-    inputs = proof_inputs(deployments[family], options(height=size[0], width=size[1]), [('a', picture)])
+    chosen = options(deployments[family], height=size[0], width=size[1])
+    inputs = proof_inputs(deployments[family], chosen, [('a', picture)])
     shapes = [(len(one.images), *one.images[0].tensor.shape[1:]) for one in inputs]
     assert inputs[0].traced and shapes[0] == (1, *size)
     assert {batch for batch, _, _ in shapes} == {1, 2, 3}
@@ -57,7 +57,7 @@ def test_a_dynamic_file_is_given_every_kind_of_size_and_batch(deployments, pictu
         lambda h, w: h % 64 == 0,
     ):
         assert any(wanted(h, w) for _, h, w in shapes[1:])
-    spec = deployments[family].family.spec(deployments[family].model, options())
+    spec = deployments[family].family.spec(deployments[family].model, options(deployments[family]))
     finer = [shape for shape in shapes[1:] if shape[1] % 32 and shape[2] % 32]
     assert bool(finer) == (spec.inputs[0].multiple == 1)
     assert len({one.name for one in inputs}) == len(inputs)
@@ -66,8 +66,9 @@ def test_a_dynamic_file_is_given_every_kind_of_size_and_batch(deployments, pictu
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('dynamic', [True, False])
 def test_every_optional_input_is_left_out_alone_and_with_the_others(deployments, picture, family, dynamic):
-    inputs = proof_inputs(deployments[family], options(dynamic=dynamic), [('a', picture)])
-    spec = deployments[family].family.spec(deployments[family].model, options(dynamic=dynamic))
+    chosen = options(deployments[family], dynamic=dynamic)
+    inputs = proof_inputs(deployments[family], chosen, [('a', picture)])
+    spec = deployments[family].family.spec(deployments[family].model, chosen)
     optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
     wanted = {(), optional, *((name,) for name in optional)} if optional else {()}
     assert {one.left_out for one in inputs} == wanted
@@ -80,7 +81,8 @@ def test_every_optional_input_is_left_out_alone_and_with_the_others(deployments,
 def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
     for family in ('atss', 'decoupled'):
         deployment = deployments[family]
-        for one in proof_inputs(deployment, options(height=200, width=300, dynamic=False), [('a', picture)]):
+        chosen = options(deployment, height=200, width=300, dynamic=False)
+        for one in proof_inputs(deployment, chosen, [('a', picture)]):
             (image, *_), (given, *_) = Reference(deployment, one).images, one.images
             whole = (200, 300) if family == 'atss' else (200, 304)
             assert image.img_shape == (whole if 'img_shape' in one.left_out else given.img_shape)
@@ -90,7 +92,7 @@ def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
 
 
 def test_a_batch_that_stays_dynamic_is_given_one_two_and_three_images(deployments, picture):
-    fixed = options(dynamic=False, dynamic_batch=True)
+    fixed = options(deployments['rtdetr'], dynamic=False, dynamic_batch=True)
     inputs = proof_inputs(deployments['rtdetr'], fixed, [('a', picture)])
     assert {len(one.images) for one in inputs} == {1, 2, 3}
 
@@ -102,7 +104,7 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
     portrait, wide = np.ascontiguousarray(picture.transpose(1, 0, 2)), picture[:100]
     given = [('landscape', picture), ('portrait', portrait), ('wide', wide)]
     deployment = deployments[family]
-    inputs = proof_inputs(deployment, options(), given)
+    inputs = proof_inputs(deployment, options(deployment), given)
     by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith("by the config's rule")}
     for title, image in given[1:]:
         expected = deployment.rule.apply(image)
@@ -110,13 +112,14 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
         assert by_rule[title].rescale
     height, width = by_rule['portrait'].images[0].tensor.shape[1:]
     assert height > width
-    own = len(proof_inputs(deployment, options(), given[:1]))
+    own = len(proof_inputs(deployment, options(deployment), given[:1]))
     assert len(inputs) >= own + 2
 
 
 def test_given_pictures_of_a_fixed_file_have_its_size(deployments, picture):
     portrait = np.ascontiguousarray(picture.transpose(1, 0, 2))
-    inputs = proof_inputs(deployments['atss'], options(dynamic=False), [('a', picture), ('b', portrait)])
+    fixed = options(deployments['atss'], dynamic=False)
+    inputs = proof_inputs(deployments['atss'], fixed, [('a', picture), ('b', portrait)])
     (other,) = (one for one in inputs if one.name == 'other image')
     assert other.sources[0][0] == 'b' and other.images[0].tensor.shape[1:] == (256, 320)
     assert other.images[0].img_shape == (256, 192)

@@ -8,7 +8,6 @@ from mmdet3d.models import build_model
 
 from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.sequence import SequenceOptions
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDER = REPOSITORY / 'projects/configs/StreamPETR'
@@ -107,7 +106,7 @@ def test_a_config_in_upstreams_shape_loads_unchanged(tmp_path, monkeypatch):
     assert cfg.data.val.pipeline[1].data_aug_conf.final_dim == (256, 704)
     assert type(build_model(cfg.model)).__name__ == 'Petr3D'
     family = find_family(cfg)
-    family.check(cfg, SequenceOptions())
+    family.check(cfg, family.choose())
     rule = family.preprocess_rule(cfg)
     assert (rule.input_size, rule.crop, rule.resized) == ((256, 704), (140, 0), (396, 704))
     assert rule.num_cameras == 6

@@ -13,9 +13,9 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.deployment import check_options
 from mmdeploy_ext.deploy.sequence_files import export_sequence
-from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof import enough
 from mmdeploy_ext.proof.enough import AGAIN
 from mmdeploy_ext.proof.levels.sweeps import prove_sweeps
@@ -187,7 +187,7 @@ def test_sweeps_with_hardly_a_box_are_no_proof(toy, monkeypatch):
 def test_the_model_is_unchanged_by_an_export_and_a_second_one_equals_the_first(toy, tmp_path):
     deployment, folder, *_ = toy
     before = {name: value.clone() for name, value in deployment.model.state_dict().items()}
-    export_sequence(deployment, SequenceOptions(), str(tmp_path / 'again'))
+    export_sequence(deployment, FAMILIES['centerpoint'].choose(), str(tmp_path / 'again'))
     after = deployment.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     for name in ('backbone', 'head'):
@@ -223,7 +223,7 @@ def test_a_config_that_is_not_exported_is_refused_by_name(tmp_path, words, expec
     cfg = load_config(toy_centerpoint.write_config(tmp_path, words=words))
     family = find_family(cfg)
     with pytest.raises(ConfigError, match=expected):
-        family.check(cfg, SequenceOptions())
+        family.check(cfg, FAMILIES['centerpoint'].choose())
         family.build(cfg)
 
 
@@ -232,7 +232,8 @@ def test_options_of_streams_are_refused(toy, changes):
     deployment = toy[0]
     (name,) = changes
     with pytest.raises(UsageError, match=f'--{name}'):
-        deployment.family.check(deployment.cfg, dataclasses.replace(SequenceOptions(), **changes))
+        options = deployment.family.choose(**changes)
+        check_options(options, deployment.cfg, deployment.family, deployment.model)
 
 
 def test_a_checkpoint_without_the_head_is_refused(toy, tmp_path):

@@ -14,7 +14,7 @@ import toy_streampetr_export as exported
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy.sequence_files import export_sequence
-from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.proof.levels.sequence import check_files
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
@@ -101,7 +101,8 @@ def test_openvino_keeps_the_memory_from_frame_to_frame(paths):
 
 @pytest.mark.parametrize('changed', ['ego_motion', 'delta_t_s', 'prev_exists', 'pre_memory_egopose', 'cone'])
 def test_each_input_of_the_head_matters(changed):
-    graph = deployed.deployment().family.graphs(deployed.deployment().model, SequenceOptions())[-1]
+    family, model = deployed.deployment().family, deployed.deployment().model
+    graph = family.graphs(model, family.choose())[-1]
     other = {**graph.example, changed: graph.example[changed] * 0}
     first, second = (graph.module(*feeds.values()) for feeds in (graph.example, other))
     assert not np.allclose(first[0].detach(), second[0].detach(), atol=1e-6)
@@ -170,7 +171,7 @@ def test_the_tables_of_the_readme_are_the_specs():
     text = README.read_text()
     size = spec.Sizes(6, 256, 704, 16, 64, 256, 6, 428, 10, 10, 512, 640)
     for make in (spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory, spec.fork):
-        assert '\n'.join(table_rows(make(size, SequenceOptions(contract='fork')))) in text
+        assert '\n'.join(table_rows(make(size, FAMILIES['streampetr'].choose(contract='fork')))) in text
 
 
 # ---- the full-size model with the goldens' seeded weights
@@ -181,7 +182,7 @@ def golden_deployment():
     seeded.require_golden()
     cfg = load_config(CONFIG)
     family = deployed.deployment().family
-    family.check(cfg, SequenceOptions())
+    family.check(cfg, FAMILIES['streampetr'].choose())
     model = family.build(cfg)
     model.load_state_dict(seeded.seeded_state_dict(), strict=True)
     return dataclasses.replace(
@@ -205,7 +206,8 @@ def golden_frame(index):
 
 
 def test_the_full_size_files_run_free_over_the_goldens(tmp_path):
-    paths, seconds = export_sequence(golden_deployment(), SequenceOptions(), str(tmp_path / 'r50'))
+    options = FAMILIES['streampetr'].choose()
+    paths, seconds = export_sequence(golden_deployment(), options, str(tmp_path / 'r50'))
     print(f'\nexported in {seconds:.1f} s')
     wanted = np.load(seeded.GOLDEN / 'outputs.npz')
     with StreamPetrOnnx(paths, max_gap_s=None) as runtime:

@@ -11,12 +11,11 @@ from mmcv.parallel import DataContainer
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
-from mmdeploy_ext.apps.sequence_options import check_combination
 from mmdeploy_ext.core.dump import load_dump, save_dump
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
 from mmdeploy_ext.core.taps import collect_taps
+from mmdeploy_ext.deploy.deployment import check_options
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.sequence import SequenceOptions
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from projects.configs.nuscenes_stream import image_augmentation
 from projects.configs.nuscenes_stream import test_pipeline as stream_pipeline
@@ -43,7 +42,7 @@ def test_it_claims_its_configs_and_builds_them_with_the_sizes_of_the_pipeline():
     assert FAMILY.claims(config(type='Petr3DONNX'))
     assert not FAMILY.claims(Config(dict(model=dict(type='ATSS', bbox_head=dict(type='ATSSHead')))))
     cfg = config()
-    FAMILY.check(cfg, SequenceOptions())
+    FAMILY.check(cfg, FAMILY.choose())
     model = FAMILY.build(cfg)
     assert model.input_sizes == (6, toy.HEIGHT, toy.WIDTH)
     assert FAMILY.num_classes(model) == toy.NUM_CLASSES
@@ -69,12 +68,12 @@ def test_the_number_of_cameras_is_the_configs():
 )
 def test_options_are_refused_by_name(options, message):
     with pytest.raises(UsageError, match=message):
-        FAMILY.check(config(), SequenceOptions(**options))
+        check_options(FAMILY.choose(**options), config(), FAMILY, torch.nn.Identity())
 
 
 def test_a_precision_that_there_is_not_is_refused():
-    with pytest.raises(UsageError, match="--precision 'int8': expected fp32 or fp16"):
-        check_combination(SequenceOptions(precision='int8'), ())
+    with pytest.raises(UsageError, match='--precision int8: expected fp32 or fp16'):
+        FAMILY.choose(precision='int8').check()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_a_precision_that_there_is_not_is_refused():
 )
 def test_configs_are_refused_by_name(cfg, message):
     with pytest.raises(ConfigError, match=message):
-        FAMILY.check(config(**cfg), SequenceOptions())
+        FAMILY.check(config(**cfg), FAMILY.choose())
 
 
 def test_an_image_size_that_is_no_multiple_of_the_stride_is_refused():
@@ -96,7 +95,7 @@ def test_an_image_size_that_is_no_multiple_of_the_stride_is_refused():
     pipeline = cfg.data.test.pipeline
     cfg.data.test.pipeline = [step for step in pipeline if step['type'] != 'PadMultiViewImage']
     with pytest.raises(ConfigError, match=r'toy.py: .*40x96, expected multiples of the stride 16'):
-        FAMILY.check(cfg, SequenceOptions())
+        FAMILY.check(cfg, FAMILY.choose())
 
 
 def test_a_sample_of_the_loader_is_a_frame_whatever_wraps_it():

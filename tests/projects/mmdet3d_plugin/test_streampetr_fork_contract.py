@@ -13,7 +13,7 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy.sequence_files import export_graph
-from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.families.base import FAMILIES
 from projects.mmdet3d_plugin.streampetr import spec
 
 VERSIONS = ('1.0', '1.1')
@@ -23,7 +23,7 @@ MEMORY = dict(embedding='embedding', egopose='egopose', ref_point='reference_poi
 
 
 def graph_of(**options):
-    chosen = SequenceOptions(contract='fork', **options)
+    chosen = FAMILIES['streampetr'].choose(contract='fork', **options)
     return deployed.deployment().family.graphs(deployed.deployment().model, chosen)[0], chosen
 
 
@@ -70,11 +70,12 @@ def feeds_of(graph, seed=0):
 def test_the_contract_is_the_forks(version):
     known = json.loads((seeded.require_golden() / 'contract.json').read_text())['versions'][f'V{version}']
     size = spec.Sizes(6, 256, 704, 16, 64, 256, 6, 428, 10, 10, 512, 640)
-    found = spec.fork(size, SequenceOptions(contract='fork', fork_version=version, fork_img2lidar='depth'))
+    deep = dict(contract='fork', fork_version=version, fork_img2lidar='depth')
+    found = spec.fork(size, FAMILIES['streampetr'].choose(**deep))
     for title in ('inputs', 'outputs'):
         wanted = [(entry['name'], entry['dtype'], tuple(entry['shape'])) for entry in known[title]]
         assert [(tensor.name, tensor.dtype, tensor.axes) for tensor in getattr(found, title)] == wanted
-    token = spec.fork(size, SequenceOptions(contract='fork', fork_version=version))
+    token = spec.fork(size, FAMILIES['streampetr'].choose(contract='fork', fork_version=version))
     assert token.tensor('img2lidar').axes == (1, 4224, 4, 4)
 
 
@@ -135,7 +136,7 @@ def test_the_full_size_file_gives_the_goldens_with_golden_memory(full_version):
     cfg = load_config('projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py')
     model = family.build(cfg)
     model.load_state_dict(seeded.seeded_state_dict(), strict=True)
-    options = SequenceOptions(contract='fork', fork_version=full_version)
+    options = FAMILIES['streampetr'].choose(contract='fork', fork_version=full_version)
     graph = family.graphs(model, options)[0]
     session = session_of(export_graph(graph, options))
     inputs, outputs, boundary = (

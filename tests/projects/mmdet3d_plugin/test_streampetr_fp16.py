@@ -11,7 +11,7 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy.sequence_files import export_graph
-from mmdeploy_ext.families.sequence import SequenceOptions
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.runtime.streampetr.state import FIELDS, relative_motion, to_local
 from projects.mmdet3d_plugin.streampetr.spec import FEATURES
@@ -21,7 +21,7 @@ COSINE = 0.999
 
 def files(model, **options):
     """Return graph name -> (spec, proto)."""
-    chosen = SequenceOptions(precision='fp16', **options)
+    chosen = FAMILIES['streampetr'].choose(precision='fp16', **options)
     graphs = deployed.deployment().family.graphs(model, chosen)
     return {graph.name: (graph.spec, export_graph(graph, chosen)) for graph in graphs}
 

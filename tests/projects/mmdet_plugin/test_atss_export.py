@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import CheckpointError, ConfigError, ShapeError, U
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET
-from mmdeploy_ext.families.base import ExportOptions, find_family
+from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from projects.mmdet_plugin.atss.wrapper import raw_names
@@ -73,7 +73,7 @@ def prepared(deployment, index, size=TRACED):
 
 
 def options_for(**changes):
-    return ExportOptions(**{'height': TRACED[0], 'width': TRACED[1], **changes})
+    return FAMILIES['atss'].choose(**{'height': TRACED[0], 'width': TRACED[1], **changes})
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.dump import save_dump
 from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.against_dump import DumpedImages, check_dump
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
@@ -267,15 +267,12 @@ def test_options_that_cannot_be_are_refused_before_the_export(toy, folder, optio
     assert not (folder / 'refused.onnx').exists()
 
 
-def test_other_families_have_no_fuse(folder):
+def test_other_families_have_no_fuse():
     import toy_atss
 
     atss = toy_atss.load_toy()
-    from mmdeploy_ext.deploy.deployment import option_check
-
-    options = ExportOptions(fuse=False, opset=17, height=64, width=64)
-    with pytest.raises(UsageError, match=r"^--no-fuse: family 'atss' has no such option"):
-        option_check(options, str(folder / 'x.onnx'))(atss.cfg, atss.family, atss.model)
+    with pytest.raises(UsageError, match=r"^--no-fuse: family 'atss' has no such option; rtdetr has it"):
+        atss.family.choose(fuse=False)
 
 
 def test_pipelines_that_pad_are_refused(toy):
@@ -318,7 +315,7 @@ def test_an_input_with_fewer_tokens_than_queries_is_refused_before_the_engine_ru
 def test_the_proof_of_a_small_dynamic_graph_takes_sizes_with_tokens_enough(toy):
     few = dataclasses.replace(toy, model=copy.deepcopy(toy.model))
     few.model.decoder.num_queries = 150
-    options = ExportOptions(height=128, width=64, dynamic=True)
+    options = FAMILIES['rtdetr'].choose(height=128, width=64, dynamic=True)
     cases = proof_inputs(few, options, [('toy', read_image(toy_rtdetr.PICTURE))])
     sizes = {case.images[0].tensor.shape[1:] for case in cases}
     assert len(sizes) >= 6 and (96, 64) not in sizes
@@ -379,7 +376,7 @@ def test_the_tables_of_the_page_are_the_spec(toy):
     model.decoder = copy.copy(model.decoder)
     model.decoder.num_queries, model.decoder.num_classes, model.max_per_img = 300, 80, 300
     for form in package.export.RtDetrFamily.forms:
-        spec = toy.family.spec(model, ExportOptions(form=form, dynamic=True))
+        spec = toy.family.spec(model, FAMILIES['rtdetr'].choose(form=form, dynamic=True))
         for side, tensors in (('in', spec.inputs), ('out', spec.outputs)):
             for tensor in tensors:
                 cells = (f'`{tensor.name}`', side, tensor.dtype, tensor.shape_text(), tensor.meaning)

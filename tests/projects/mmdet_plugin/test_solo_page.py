@@ -9,7 +9,6 @@ from mmdet.models import build_head
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.proof.views.table import export_command
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet_plugin.solo.export import SoloFamily
@@ -38,7 +37,8 @@ def test_the_contract_tables_are_the_spec(config, options):
     model = load_config(mmdet_config(config)).model
     with torch.device('meta'):
         head = build_head(dict(model.mask_head, test_cfg=model.test_cfg))
-    spec = SoloFamily().spec(SimpleNamespace(mask_head=head), ExportOptions(height=448, width=672, **options))
+    chosen = SoloFamily().choose(height=448, width=672, **options)
+    spec = SoloFamily().spec(SimpleNamespace(mask_head=head), chosen)
     rows = [
         f'| `{tensor.name}` | {side} | {tensor.dtype} | {tensor.shape_text()} | '
         f'{"" if tensor.default is None else f"{tensor.default:g}"} | {tensor.meaning} |'

@@ -10,6 +10,7 @@ from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 from mmdet.models.necks import DyHead
 from torch import nn
 
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
@@ -20,7 +21,6 @@ from mmdeploy_ext.exporting.ops.deform_conv import (
     spell_out_leading_offsets,
     standard_deform_conv,
 )
-from mmdeploy_ext.families.base import ExportOptions
 
 FUNCTIONS = (DeformConv2dFunction, ModulatedDeformConv2dFunction)
 SHAPES = {
@@ -54,7 +54,7 @@ def graph_of(module, opset, x, outputs=('y',)):
         tuple(TensorSpec(name, 'float32', ('B', x.shape[1], f'{name}_h', f'{name}_w')) for name in outputs),
     )
     stage = Stage('op', module, ('x',), outputs)
-    return export.export_stages([stage], {'x': x}, spec, ExportOptions(opset=opset, dynamic=True))
+    return export.export_stages([stage], {'x': x}, spec, Options(IMAGE, opset=opset, dynamic=True))
 
 
 def run(model, x):

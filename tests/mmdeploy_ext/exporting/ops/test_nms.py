@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from mmcv.ops import batched_nms
 from torch import nn
 
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import BELOW_ALL, BatchedNms, class_offsets
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.runtime.detections import nms as numpy_nms
 
 MANY = 2**31 - 1
@@ -69,7 +69,7 @@ def session_for(iou_threshold, max_output, opset=17):
     )
     example = {name: torch.from_numpy(value) for name, value in zip('bs', boxes(0, 1, 6), strict=True)}
     stage = Stage('nms', Nms(iou_threshold, max_output), ('b', 's'), ('kept',))
-    model = export.export_stages([stage], example, spec, ExportOptions(opset=opset, dynamic=True))
+    model = export.export_stages([stage], example, spec, Options(IMAGE, opset=opset, dynamic=True))
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
 
 

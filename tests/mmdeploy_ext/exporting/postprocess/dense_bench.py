@@ -12,7 +12,7 @@ from mmdet.models import build_head
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import ExportOptions
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.runtime.atss import model as runtime
 from projects.mmdet_plugin.atss.export import AtssFamily
 from projects.mmdet_plugin.atss.wrapper import FullForm, raw_names
@@ -131,7 +131,7 @@ def exported(head, opset, traced_size=(64, 96), seed=99, **options):
         [stage],
         full_inputs(raw, traced_size),
         contract,
-        ExportOptions(opset=opset, dynamic=True, **options),
+        FAMILIES['atss'].choose(opset=opset, dynamic=True, **options),
     )
     session = onnxruntime.SessionOptions()
     session.log_severity_level = 3

@@ -22,13 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.ops import nms
 
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.bbox2d import capped
-from mmdeploy_ext.families.base import ExportOptions
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.runtime.atss import model as runtime
 from projects.mmdet_plugin.atss.wrapper import FULL_NAMES, FullForm
@@ -67,7 +67,7 @@ def exported(head, cap=CAP, batch=1, opset=17):
     )
     stage = Stage('postprocess', FullForm(head, cap), tuple(example), FULL_NAMES, 'torchscript')
     return export.export_stages(
-        [stage], example, GraphSpec('capped', inputs, outputs), ExportOptions(opset=opset)
+        [stage], example, GraphSpec('capped', inputs, outputs), Options(IMAGE, opset=opset)
     )
 
 

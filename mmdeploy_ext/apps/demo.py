@@ -1,0 +1,111 @@
+"""What the tools that draw boxes in 3D share: both engines, their options, and where pictures go."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
+"""--engine -> what people call it."""
+OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
+"""Names that are meant for one file and would become a folder."""
+
+
+def add_options(parser: argparse.ArgumentParser, engine: str | None, said: str) -> None:
+    """Add --engine, --score-thr, --cfg-options and --threads.
+
+    Args:
+        parser: of the tool.
+        engine: that runs when none is named.
+        said: the same in words.
+    """
+    parser.add_argument(
+        '--engine', choices=(*ENGINES, 'both'), default=engine, help=f'who runs (default: {said})'
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        metavar='S',
+        help='draw boxes of at least this score, 0..1 (default: %(default)s)',
+    )
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
+    parser.add_argument('--threads', type=int, default=0, metavar='N', help='threads of ONNX Runtime')
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse numbers that cannot be."""
+    if not 0 <= args.score_thr <= 1:
+        raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
+    if args.threads < 0:
+        raise UsageError(f'--threads {args.threads}: expected 0 or more')
+
+
+def is_video(out: Path) -> bool:
+    """Return whether an output is one video file."""
+    return out.suffix.lower() == '.mp4'
+
+
+@contextlib.contextmanager
+def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield what takes one picture after the other; a video appears when it is complete.
+
+    Raises:
+        UsageError: this OpenCV cannot write mp4.
+    """
+    from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.runtime.draw import encode_png
+
+    if is_video(out):
+        with _open_video(out, fps) as write:
+            yield write
+        return
+    count = 0
+
+    def write_png(image: np.ndarray) -> None:
+        nonlocal count
+        with atomic_path(out / f'{count:04d}.png') as temporary:
+            temporary.write_bytes(encode_png(image))
+        count += 1
+
+    yield write_png
+
+
+@contextlib.contextmanager
+def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    import cv2
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
+        # OpenCV chooses the container by the suffix, so the unfinished file needs a folder, not a suffix
+        unfinished = Path(folder) / 'video.mp4'
+        video: list[cv2.VideoWriter] = []
+
+        def write(image: np.ndarray) -> None:
+            if not video:
+                code = cv2.VideoWriter_fourcc(*'mp4v')
+                video.append(cv2.VideoWriter(str(unfinished), code, fps, image.shape[1::-1]))
+                if not video[0].isOpened():
+                    raise UsageError(
+                        f'--out {out}: this OpenCV cannot write mp4; name a folder for PNG files'
+                    )
+            video[0].write(image)
+
+        try:
+            yield write
+        finally:
+            for writer in video:
+                writer.release()
+        unfinished.replace(out)
