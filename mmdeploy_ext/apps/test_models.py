@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.apps import backend_config
-from mmdeploy_ext.apps.options import check_engine_kind, refuse_given
+from mmdeploy_ext.apps.options import check_engine_kind
 from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -21,13 +22,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.families.base import Family, ImageFamily
-    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.against_dump import Dumped
-
-DEMOS = {True: 'streampetr_video.py', False: 'lidar_demo.py'}
-"""Whether the model has a memory -> what draws its boxes."""
 
 
 class TestedModel(abc.ABC):
@@ -35,33 +33,50 @@ class TestedModel(abc.ABC):
 
     Attributes:
         settings: as `backend_config.read_settings` returns it.
+        options: of the export; resolved once `check` has run.
         target: file or folder of the exported model.
-        dump_facts: kept in every manifest of a dump, besides what all models have.
         unit: key of `backend_config.dump` that says how much is written.
     """
 
-    settings: dict[str, Any]
-    target: str
-    dump_facts: Mapping[str, Any] = {}
     unit: ClassVar[str]
 
-    @abc.abstractmethod
-    def __init__(
-        self, cfg: Any, family: Any, args: argparse.Namespace, parser: argparse.ArgumentParser, work_dir: Path
-    ) -> None:
-        """Read the settings, and refuse what this kind of model does not have.
+    def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
+        """Read the settings; refuses what this kind of model does not have.
 
         Args:
             cfg: the config.
             family: that claims it.
             args: the command line.
-            parser: of it.
             work_dir: shared by the `_pth` and the `_onnx` run.
         """
+        self.args, self.settings = args, backend_config.read_settings(cfg, family)
+        self.options = backend_config.graph_options(cfg, self.settings, family)
+        backend_config.check_targets(self.settings, work_dir)
+        own = work_dir / f'{work_dir.name}_{self.own_name()}'
+        self.target = str(self.settings.get('onnx_file') or own)
+
+    def check(self, cfg: Any, family: Family, model: Any) -> None:
+        """Refuse, before the weights load, what cannot be exported; fill in what the config left open."""
+        from mmdeploy_ext.deploy import deployment as deploy
+
+        try:
+            self.options = deploy.check_options(self.options, cfg, family, model)
+            if self.settings['type'] != 'TorchBackend':
+                self.check_target(family)
+        except UsageError as error:
+            raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
+
+    def dump_facts(self) -> dict[str, Any]:
+        """Return what every manifest of a dump says besides what those of all models do."""
+        return {}
 
     @abc.abstractmethod
-    def check(self, cfg: Any, family: Any, model: Any) -> None:
-        """Refuse, before the weights load, what cannot be exported."""
+    def own_name(self) -> str:
+        """Return how the file or folder in the work directory ends."""
+
+    @abc.abstractmethod
+    def check_target(self, family: Family) -> None:
+        """Refuse a target that cannot be written."""
 
     @abc.abstractmethod
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> AbstractContextManager[Network]:
@@ -87,56 +102,45 @@ class ImageModel(TestedModel):
 
     unit = 'samples'
 
-    def __init__(
-        self,
-        cfg: Any,
-        family: ImageFamily,
-        args: argparse.Namespace,
-        parser: argparse.ArgumentParser,
-        work_dir: Path,
-    ) -> None:
+    def own_name(self) -> str:
         """See `TestedModel`."""
-        self.args, self.settings = args, backend_config.read_settings(cfg, family)
-        backend_config.check_targets(self.settings, work_dir)
-        self.asked = backend_config.graph_options(cfg, self.settings, family)
-        self._check = backend_config.graph_check(self.asked, self.settings, work_dir)
-        if self.settings['type'] == 'TorchBackend':
-            self.asked = self.asked.replace(precision='fp32', fp16_io=False, keep_fp32=())
-        self.dump_facts = dict(form=self.asked.form)
-        self.target = str(
-            self.settings.get('onnx_file') or work_dir / f'{work_dir.name}_{self.asked.form}.onnx'
-        )
+        return f'{self.options.form}.onnx'
 
-    def check(self, cfg: Any, family: ImageFamily, model: Any) -> None:
+    def dump_facts(self) -> dict[str, Any]:
         """See `TestedModel`."""
-        self._check(cfg, family, model)
+        return dict(form=self.options.form)
+
+    def check_target(self, family: Family) -> None:
+        """See `TestedModel`."""
+        check_writable(self.target)
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
-        """See `TestedModel`."""
+        """See `TestedModel`; precision is of the file."""
         from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.engines import build_backend
-        from mmdeploy_ext.evaluate.detector import BackendDetector
 
-        options = deploy.resolve(self.asked, deployment.model, deployment.rule)
+        options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
         metadata = deploy.make_metadata(deployment, options)
         stages = deployment.family.stages(deployment.model, options, fold=self.args.fuse_conv_bn)
         device = str(next(deployment.model.parameters()).device)
         with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
-            yield BackendDetector(backend, deployment.family, metadata, dump, self._show(metadata))
+            yield self._network(deployment, backend, metadata, dump)
 
-    def _show(self, metadata: Metadata) -> Any:
-        from mmdeploy_ext.evaluate.detector import Show
+    def _network(
+        self, deployment: Deployment, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None
+    ) -> Network:
+        from mmdeploy_ext.evaluate.detector import BackendDetector, Show
 
         folder = self.args.show_dir
-        return Show(Path(folder), metadata.classes, self.args.show_score_thr) if folder else None
+        show = Show(Path(folder), metadata.classes, self.args.show_score_thr) if folder else None
+        return BackendDetector(backend, deployment.family, metadata, dump, show)
 
     def wanted(self, deployment: Deployment) -> list[Metadata]:
         """See `TestedModel`."""
         from mmdeploy_ext.deploy import deployment as deploy
 
-        options = deploy.resolve(self.asked, deployment.model, deployment.rule)
-        return [deploy.make_metadata(deployment, options)]
+        return [deploy.make_metadata(deployment, self.options)]
 
     def export(self, deployment: Deployment) -> float:
         """See `TestedModel`."""
@@ -144,10 +148,9 @@ class ImageModel(TestedModel):
         from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.inputs.pictures import read_image
 
-        options = deploy.resolve(self.asked, deployment.model, deployment.rule)
         picture = read_image(DEFAULT_IMAGE)
-        traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
-        return deploy.export_to_file(deployment, options, [traced], self.target)[1]
+        traced = deploy.prepare_fixed(deployment.rule, picture, self.options.height, self.options.width)
+        return deploy.export_to_file(deployment, self.options, [traced], self.target)[1]
 
     @contextlib.contextmanager
     def on_engine(
@@ -155,13 +158,10 @@ class ImageModel(TestedModel):
     ) -> Iterator[tuple[Network, Dumped]]:
         """See `TestedModel`."""
         from mmdeploy_ext.engines import build_backend
-        from mmdeploy_ext.evaluate.detector import BackendDetector
         from mmdeploy_ext.proof.against_dump import DumpedImages
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
-            show = self._show(backend.metadata)
-            detector = BackendDetector(backend, deployment.family, backend.metadata, show=show)
-            yield detector, DumpedImages(backend, deployment)
+            yield self._network(deployment, backend, backend.metadata), DumpedImages(backend, deployment)
 
 
 class FrameModel(TestedModel):
@@ -169,46 +169,24 @@ class FrameModel(TestedModel):
 
     unit = 'frames'
 
-    def __init__(
-        self,
-        cfg: Any,
-        family: SequenceFamily,
-        args: argparse.Namespace,
-        parser: argparse.ArgumentParser,
-        work_dir: Path,
-    ) -> None:
+    def own_name(self) -> str:
         """See `TestedModel`."""
-        why = f'these models are drawn by tools/demo/{DEMOS[family.memory]}'
-        refuse_given(args, parser, ('show_dir', 'show_score_thr'), why)
-        self.fuse, self.settings = args.fuse_conv_bn, backend_config.read_settings(cfg, family)
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
-        self.options = backend_config.graph_options(cfg, self.settings, family)
-        # where a folder of graphs goes is checked with its contract, below
-        backend_config.check_targets({**self.settings, 'onnx_file': None}, work_dir)
-        name = f'{work_dir.name}_{self.options.contract}'
-        own = work_dir / (f'{name}.onnx' if self.options.contract == 'fork' else name)
-        self.target = str(self.settings.get('onnx_file') or own)
+        return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
-    def check(self, cfg: Any, family: SequenceFamily, model: Any) -> None:
+    def check_target(self, family: Family) -> None:
         """See `TestedModel`."""
-        from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.sequence_files import check_output
 
-        try:
-            deploy.check_options(self.options, cfg, family, model)
-            if self.settings.get('onnx_file'):
-                check_output(self.target, self.options, family.files, 'onnx_file=')
-        except UsageError as error:
-            raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
+        check_output(self.target, self.options, family.files, 'onnx_file=')
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
         """See `TestedModel`."""
         from mmdeploy_ext.exporting.fold import fuse
 
-        model = deployment.model
-        stepper = deployment.family.reference(fuse(model) if self.fuse else model)
-        yield self._network(deployment, stepper, dump)
+        model = fuse(deployment.model) if self.args.fuse_conv_bn else deployment.model
+        yield self._network(deployment, deployment.family.reference(model), dump)
 
     def _network(self, deployment: Deployment, stepper: Any, dump: DumpWriter | None = None) -> Network:
         from mmdeploy_ext.evaluate.detector import FrameDetector
@@ -218,21 +196,16 @@ class FrameModel(TestedModel):
 
     def wanted(self, deployment: Deployment) -> list[Metadata]:
         """See `TestedModel`."""
-        from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.sequence_files import graph_metadata
 
-        options = deploy.resolve_opset(self.options, deployment.model)
-        graphs = deployment.family.graphs(deployment.model, options)
-        return [graph_metadata(deployment, options, graph) for graph in graphs]
+        graphs = deployment.family.graphs(deployment.model, self.options)
+        return [graph_metadata(deployment, self.options, graph) for graph in graphs]
 
     def export(self, deployment: Deployment) -> float:
         """See `TestedModel`."""
-        from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.deploy.sequence_files import check_output, export_sequence
+        from mmdeploy_ext.deploy.sequence_files import export_sequence
 
-        options = deploy.resolve_opset(self.options, deployment.model)
-        check_output(self.target, self.options, deployment.family.files, 'onnx_file=')
-        return export_sequence(deployment, options, self.target)[1]
+        return export_sequence(deployment, self.options, self.target)[1]
 
     @contextlib.contextmanager
     def on_engine(
