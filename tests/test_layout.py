@@ -57,6 +57,45 @@ def named(node: ast.AST) -> list[str]:
 @functools.lru_cache
 def imports() -> dict[str, frozenset[str]]:
     """Return module -> modules that it imports: at its top, lazily, for types, or by a string."""
+    found = {}
+    for name, path in modules().items():
+        mentioned = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            first = next((target for target in named(node) if target in modules()), None)
+            mentioned |= {first} - {None, name}
+        found[name] = frozenset(mentioned)
+    return found
+
+
+def package_of(module: str) -> str:
+    return module.split('.')[1] if '.' in module else ''
+
+
+def test_every_package_has_its_place_in_the_order():
+    packages = {package_of(name) for name in modules()} - {''}
+    assert packages == set(ORDER)
+    loose = [name for name, path in modules().items() if name.count('.') == 1 and path.name != '__init__.py']
+    assert not loose
+
+
+def test_packages_import_only_from_those_before_them():
+    rank = {package: index for index, package in enumerate(ORDER)}
+    wrong = [
+        f'{name} imports {target}'
+        for name, targets in imports().items()
+        for target in sorted(targets)
+        if package_of(name) and package_of(target) and rank[package_of(target)] > rank[package_of(name)]
+    ]
+    assert not wrong, '\n'.join(wrong)
+
+
+def rings() -> list[list[str]]:
+    """Return groups of modules that import each other."""
+    graph = networkx.DiGraph((name, target) for name, targets in imports().items() for target in targets)
+    return [sorted(group) for group in networkx.strongly_connected_components(graph) if len(group) > 1]
+
+
+def test_no_modules_import_each_other():
     assert not rings()
 
 
