@@ -304,5 +304,6 @@ def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_pa
     other = dataclasses.replace(deployment)
     verdict = check_files(other, path, [('picture', read_image(PICTURE))])
     assert verdict.graphs[0].equal
-    assert list(other.exports) == [other.family.choose('raw', 17, 256, 320, dynamic=True)]
+    asked = dict(form='raw', opset=17, height=256, width=320, dynamic=True)
+    assert list(other.exports) == [other.family.choose(**asked)]
     assert Path(path).is_file()
