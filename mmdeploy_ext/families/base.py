@@ -16,6 +16,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.nearest import refusal
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.consumers import runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -306,11 +307,11 @@ class ImageFamily(Family):
     ) -> list[Detections] | list[Instances]:
         """Run upstream's own test path and return its detections per image."""
 
-    @abc.abstractmethod
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> list[Detections] | list[Instances]:
-        """Turn outputs of a graph of any form into detections, without torch."""
+        """Turn outputs of a graph of any form into detections as the family's runtime does, without torch."""
+        return runtime_of(self.name).detections(metadata, outputs, feeds)
 
 
 HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')

@@ -33,7 +33,7 @@ class AtssFamily(ImageFamily):
     forms = ('full', 'decode', 'raw')
     own_options = (choices.MAX_CANDIDATES,)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, detections = staticmethod(samples.feeds), staticmethod(runtime.detections)
+    feeds = staticmethod(samples.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)

@@ -34,7 +34,7 @@ class RtDetrFamily(ImageFamily):
     forms = ('full', 'raw')
     own_options = (choices.FUSE, choices.GRID_SAMPLE, choices.DYNAMIC_BATCH)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, detections = staticmethod(samples.feeds), staticmethod(runtime.detections)
+    feeds = staticmethod(samples.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     choose_as = staticmethod(reference.choose_as)

@@ -10,7 +10,6 @@ from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
-from mmdeploy_ext.runtime.solo import model as runtime
 from projects.mmdet_plugin.solo import graphs, reference, samples
 from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.networks import LEVELS
@@ -36,7 +35,7 @@ class SoloFamily(ImageFamily):
     forms = ('full', 'raw')
     own_options = (choices.LAYOUT, choices.MAX_CANDIDATES)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, detections = staticmethod(samples.feeds), staticmethod(runtime.detections)
+    feeds = staticmethod(samples.feeds)
     batches, whole = staticmethod(samples.batches), staticmethod(samples.whole)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
