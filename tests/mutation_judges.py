@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 import unittest.mock
@@ -13,19 +14,20 @@ from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.enough import whole_reasons
-from mmdeploy_ext.proof.levels import sequence, sparse_subject, sweeps
-from mmdeploy_ext.proof.levels.cases import run_cases
-from mmdeploy_ext.proof.levels.sequence_pair import run_modes
+from mmdeploy_ext.proof.levels.run_twice import attempt
 from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.references import references
 from mutation_toys import IMAGES, Frames, Pictures, Toy
+from proofs import check_files, run_cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import onnx
 
-    from mmdeploy_ext.proof.verdict import Case, Verdict
+    from mmdeploy_ext.proof.levels.base import Proof
+    from mmdeploy_ext.proof.results import Case
+    from mmdeploy_ext.proof.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
 
     Judge = Callable[[list[str]], list[str]]
@@ -57,13 +59,11 @@ class Judges:
         return refused(self._by_inputs, paths)
 
     def _graphs(self, paths: list[str]) -> list[str]:
-        if isinstance(self.toy, Pictures):
-            return level_1_reasons(ladder.check_file(self.toy.deployment, *paths, IMAGES[0][1])[0])
+        family, once = self.toy.deployment.family, contextlib.nullcontext()
         if isinstance(self.toy, Frames):
-            with unittest.mock.patch.object(self.toy.deployment.family, 'graphs', self.graphs_once):
-                return level_1_reasons(sequence.check_files(self.toy.deployment, paths, {})[0])
-        subject = sparse_subject.subject_of(self.toy.deployment, *paths, None)
-        return level_1_reasons(sparse_subject.check_file(subject, None, False))
+            once = unittest.mock.patch.object(family, 'graphs', self.graphs_once)
+        with once:
+            return level_1_reasons(check_files(self.toy.deployment, paths, self.toy.samples()))
 
     @functools.cached_property
     def graphs_once(self) -> Callable[..., list[Any]]:
@@ -77,8 +77,12 @@ class Judges:
         if not isinstance(self.toy, Frames):
             verdict = self.toy.prove(paths)
             return [*verdict.reasons, *whole(iter(verdict.cases))]
-        runner = functools.partial(self.toy.deployment.family.runner, paths, dict(threads=1))
-        return self._drive(runner) if self.toy.deployment.family.memory else whole(self._sweeps(runner()))
+        family, drive = self.toy.deployment.family, self.drive
+        proof = ladder.open_proof(self.toy.deployment, paths, (), dict(threads=1))
+        recorded = unittest.mock.patch.object(family, 'reference', lambda model: drive)
+        with contextlib.ExitStack() as stack, recorded:
+            proof.start(stack)
+            return self._drive(proof) if family.memory else whole(self._sweeps(proof))
 
     @functools.cached_property
     def known(self) -> list[Any]:
@@ -89,23 +93,16 @@ class Judges:
     @functools.cached_property
     def drive(self) -> Recorded:
         """What the reference gives for the frames."""
-        return Recorded(self.toy.deployment.family.reference(self.toy.deployment.model), self.toy.frames())
+        return Recorded(self.toy.deployment.family.reference(self.toy.deployment.model), self.toy.samples())
 
-    def _sweeps(self, runner: Stepper) -> Iterator[Case]:
-        spec, task = sequence.output_spec(self.metadata), self.toy.deployment.family.task
+    def _sweeps(self, proof: Proof) -> Iterator[Case]:
         for frame, expected in zip(self.drive.frames, self.drive.results, strict=True):
-            yield sweeps.judge(frame, expected, runner, spec, task)[0]
+            yield proof.judge(frame, expected, attempt(lambda frame=frame: proof.runner.step(frame)))[0]
 
-    def _drive(self, runner: Callable[[], Stepper]) -> list[str]:
-        rows = run_modes(
-            self.drive,
-            dict(teacher=runner(), free=runner()),
-            self.drive.frames,
-            sequence.output_spec(self.metadata),
-            facts=sequence.memory_facts(self.metadata),
-            bars=sequence.default_bars(self.metadata),
-        )
-        return [row.title for row in rows.values() if not row.passed]
+    def _drive(self, proof: Proof) -> list[str]:
+        for frame in self.drive.frames:
+            proof.modes.add(frame)
+        return [row.title for row in proof.modes.finish().values() if not row.passed]
 
 
 class Recorded:

@@ -18,9 +18,6 @@ from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
-from mmdeploy_ext.proof.levels import sparse_proof
-from mmdeploy_ext.proof.levels.sequence import prove_sequence
-from mmdeploy_ext.proof.levels.sweeps import prove_sweeps
 from mmdeploy_ext.runtime.frames import Sweep
 
 if TYPE_CHECKING:
@@ -43,10 +40,12 @@ class Toy:
     Attributes:
         graphs: names of its files, without '.onnx'.
         has_metadata: they have the metadata of `mmdeploy_ext.contract.metadata`.
+        engine: options of the engine that proves them.
     """
 
     graphs: ClassVar[tuple[str, ...]]
     has_metadata: ClassVar[bool] = True
+    engine: ClassVar[dict[str, Any]] = {}
 
     @functools.cached_property
     def deployment(self) -> Any:
@@ -57,9 +56,13 @@ class Toy:
         """Write the files and return their paths, in the order of `graphs`."""
         raise NotImplementedError
 
+    def samples(self) -> Iterable[Any]:
+        """Return what a proof is given."""
+        return ()
+
     def prove(self, paths: list[str]) -> Verdict:
         """Prove files as the tools do."""
-        raise NotImplementedError
+        return ladder.prove(self.deployment, paths, self.samples(), self.engine)[0]
 
     def reference(self) -> list[np.ndarray]:
         """Return what the unpatched PyTorch model gives for some inputs."""
@@ -99,9 +102,9 @@ class Pictures(Toy):
         """See `Toy`."""
         return [toy_rtdetr.export_toy(self.deployment, _made(folder) / 'full.onnx', height=256, width=320)]
 
-    def prove(self, paths: list[str]) -> Verdict:
+    def samples(self) -> Iterable[Any]:
         """See `Toy`."""
-        return ladder.prove(self.deployment, *paths, IMAGES)[0]
+        return IMAGES
 
     def reference(self) -> list[np.ndarray]:
         """See `Toy`: two pictures in pixels of the original, and the network's tensors."""
@@ -109,7 +112,7 @@ class Pictures(Toy):
         sizes = ((256, 320), (320, 288))
         images = [deploy.prepare_fixed(self.deployment.rule, IMAGES[0][1], *size) for size in sizes]
         found = [family.reference_detections(model, [image], True)[0] for image in images]
-        tensors = family.reference_tensors(model, family.feeds(images[:1], True), 'raw', 'separate')
+        tensors = family.reference_tensors(model, family.feeds(images[:1], True), 'raw')
         return [*tensors.values(), *(array for one in found for array in vars(one).values())]
 
 
@@ -120,14 +123,12 @@ class Frames(Toy):
     Attributes:
         graphs: its files.
         load: gives the model.
-        frames: that its proof runs.
-        proof: of model, files, frames and options of the engine.
+        samples: frames that its proof runs.
     """
 
     graphs: tuple[str, ...]
     load: Callable[[], Any]
-    frames: Callable[[], Iterable[Any]]
-    proof: Callable[..., tuple[Verdict, Any]]
+    samples: Callable[[], Iterable[Any]]
 
     @functools.cached_property
     def deployment(self) -> Any:
@@ -139,14 +140,10 @@ class Frames(Toy):
         export_sequence(self.deployment, self.deployment.family.choose(), str(folder))
         return [str(folder / f'{name}.onnx') for name in self.graphs]
 
-    def prove(self, paths: list[str]) -> Verdict:
-        """See `Toy`."""
-        return self.proof(self.deployment, paths, self.frames(), {})[0]
-
     def reference(self) -> list[np.ndarray]:
         """See `Toy`: of all frames, the memory too."""
         stepper = self.deployment.family.reference(self.deployment.model)
-        results = [stepper.step(frame) for frame in self.frames()]
+        results = [stepper.step(frame) for frame in self.samples()]
         found = [
             array for one in results for array in (*one.outputs.values(), *vars(one.detections).values())
         ]
@@ -168,6 +165,7 @@ class Sparse(Toy):
     order: str
     graphs = ('backbone',)
     has_metadata = False
+    engine: ClassVar[dict[str, Any]] = dict(threads=1)
 
     @functools.cached_property
     def deployment(self) -> Any:
@@ -185,10 +183,6 @@ class Sparse(Toy):
         options = self.deployment.family.choose(target=self.target, order=self.order)
         export_file(self.deployment, options, path)
         return [path]
-
-    def prove(self, paths: list[str]) -> Verdict:
-        """See `Toy`."""
-        return sparse_proof.prove(self.deployment, *paths, threads=1)[0]
 
     def reference(self) -> list[np.ndarray]:
         """See `Toy`: of the sets of voxels that a proof runs."""
@@ -218,8 +212,8 @@ TOYS: dict[str, Toy] = dict(
     solov2=Pictures('solov2_toy'),
     decoupled_solo=Pictures('decoupled_solo_toy'),
     rtdetr=Pictures('rtdetr_toy'),
-    streampetr=Frames(PETR_GRAPHS, petr.deployment, lambda: petr.drive(FRAMES), prove_sequence),
-    centerpoint=Frames(('backbone', 'head'), _centerpoint, _sweeps, prove_sweeps),
+    streampetr=Frames(PETR_GRAPHS, petr.deployment, lambda: petr.drive(FRAMES)),
+    centerpoint=Frames(('backbone', 'head'), _centerpoint, _sweeps),
     sparse_portable=Sparse('portable', 'bevfusion', 'xyz'),
     sparse_libspconv=Sparse('libspconv', 'second', 'xyz'),
 )

@@ -63,7 +63,7 @@ def test_raw_tensors_have_the_published_shapes_and_equal_mmdet(r50, raw_file):
     feeds = deployment.family.feeds([image], False)
     with build_backend('OnnxRuntimeBackend', raw_file) as backend:
         found = backend.infer({'input': feeds['input']})
-    wanted = deployment.family.reference_tensors(deployment.model, feeds, 'raw', 'separate')
+    wanted = deployment.family.reference_tensors(deployment.model, feeds, 'raw')
     sizes = (76, 38, 19, 10, 5)
     channels = dict(cls_score=80, bbox_pred=4, centerness=1)
     assert {name: array.shape for name, array in found.items()} == {

@@ -11,7 +11,7 @@ import pytest
 import rtdetr_golden as golden
 import toy_rtdetr
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.proof.ladder import check_file
+from proofs import check_files
 
 
 @pytest.fixture(scope='module')
@@ -35,5 +35,5 @@ def test_the_graph_at_another_size_is_the_original(r18):
 def test_the_graph_is_that_of_a_fresh_export(r18):
     deployment, path = r18
     other = dataclasses.replace(deployment)
-    verdict, _ = check_file(other, path, np.zeros((64, 64, 3), np.uint8))
+    verdict = check_files(other, path, [('picture', np.zeros((64, 64, 3), np.uint8))])
     assert [check for check in (*verdict.graphs, *verdict.structure) if not check.passed] == []

@@ -5,13 +5,28 @@ import dataclasses
 import numpy as np
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proof.levels.sequence_ties import MemoryFacts
+from mmdeploy_ext.families.memory import MemorySpec
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
 
 LEARNED, TOPK, KEPT, CHANNELS, CLASSES, LAYERS = 8, 4, 12, 6, 3, 2
 QUERIES, ROWS = LEARNED + TOPK, KEPT + TOPK
-FACTS = MemoryFacts(topk=TOPK, propagated=TOPK)
+PLACES = (('reference_point', 'all_bbox_preds', (0, 1, 2)), ('velo', 'all_bbox_preds', (8, 9)))
+MEMORY = MemorySpec(
+    tensors=dict(
+        embedding=ColumnGroup(rtol=0.0, atol=5e-4),
+        reference_point=ColumnGroup(unit='m', rtol=0.0, atol=2e-3),
+        timestamp=ColumnGroup(unit='s', rtol=0.0, atol=1e-5),
+        egopose=ColumnGroup(rtol=0.0, atol=2e-4),
+        velo=ColumnGroup(unit='m/s', rtol=0.0, atol=2e-4),
+    ),
+    needed=('all_cls_scores', 'all_bbox_preds'),
+    per_query=('all_cls_scores', 'all_bbox_preds'),
+    scores='all_cls_scores',
+    places=PLACES,
+    topk=TOPK,
+    propagated=TOPK,
+)
 RESET_AFTER_S = 2.0
 GROUPS = (
     ColumnGroup('x y z', (0, 1, 2), 'm', rtol=0.0, atol=5e-3),

@@ -42,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--test-img',
         nargs='+',
-        help='images or a folder that --verify adds (default: the mirrored --input-img)',
+        help='samples that --verify adds, as --images of verify.py: images or folders (default: the '
+        'mirrored --input-img), LiDAR sweeps or an info file (default: of the data set, else generated)',
     )
     shared.add_graph_arguments(parser)
     shared.add_normalisation_arguments(parser)
@@ -141,7 +142,7 @@ def export_and_prove(
         command = ['python', 'tools/deployment/verify.py', *words]
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}', file=sys.stdout)
         return 0
-    return proof.run_proof(deployment, args.output_file, images, args, engine)
+    return proof.run_proof(deployment, [args.output_file], (images, ''), args, engine)
 
 
 def _shape_title(options: Options) -> str:
@@ -159,20 +160,20 @@ def _show(
 
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.engines import build_backend
-    from mmdeploy_ext.proof.ladder import open_file
     from mmdeploy_ext.proof.levels.cases import run_case
+    from mmdeploy_ext.proof.levels.exported import open_file
     from mmdeploy_ext.proof.references import references
     from mmdeploy_ext.proof.tasks import task_module
     from mmdeploy_ext.runtime.draw import encode_png
 
-    model, metadata = open_file(path)
+    file = open_file(path)
     shown = onnx.GraphProto()
-    shown.CopyFrom(model.graph)
+    shown.CopyFrom(file.model.graph)
     shown.ClearField('initializer')  # their values would fill the screen
     print(onnx.printer.to_text(shown))
     options = dict(engine)
     with build_backend(options.pop('engine'), path, **options) as backend:
-        traced = references(deployment, deployment.family.written(metadata.options, path), [image])[0]
+        traced = references(deployment, deployment.family.written(file.options, path), [image])[0]
         _, pairs = run_case(traced, backend)
     task = task_module(deployment.family.task)
     for pair in pairs[:1]:

@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.apps import proof
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
-    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
@@ -93,8 +93,8 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='SWEEP',
-        help='real sweeps that the proof adds: points (.bin) or voxels (.npz: features and coordinates, '
-        'coors_bxyz or coors_bzyx)',
+        help='real sweeps that the proof adds: points (.bin, .npy), voxels (.npz: features and coordinates, '
+        'coors_bxyz or coors_bzyx), folders of them, or info files (.pkl)',
     )
     group.add_argument('--max-voxels', type=int, metavar='N', help='most voxels of a sweep, for the contract')
     group.add_argument(
@@ -173,8 +173,6 @@ def _check_target(args: argparse.Namespace, options: Options) -> None:
 def _check_proof(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mmdeploy_ext.apps.proof import check_report_targets
-
     if args.verify and args.verify_only:
         raise UsageError('--verify and --verify-only: give one of them')
     if args.verify_only and not args.output_file:
@@ -184,12 +182,12 @@ def _check_proof(args: argparse.Namespace) -> None:
     for name in ('report', 'json', 'input', 'node_list'):
         if getattr(args, name) and not (args.verify or args.verify_only):
             raise UsageError(f'--{name.replace("_", "-")}: goes with --verify or --verify-only')
-    for path in [*args.input, *filter(None, [args.ranges, args.node_list])]:
+    for path in filter(None, [args.ranges, args.node_list]):
         if not Path(path).is_file():
             raise UsageError(f'{path}: no such file')
     if args.calibrate and not Path(args.calibrate).exists():
         raise UsageError(f'--calibrate {args.calibrate}: no such file or folder')
-    check_report_targets(args)
+    proof.check_report_targets(args)
     if args.ranges:
         from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -202,6 +200,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     args.needs_ranges, args.known_ranges = False, None
     options = parse_options(args)
     _check_proof(args)
+    from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.stack import compat
 
     compat.apply()
@@ -209,14 +208,17 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.deploy import sparse as deploy
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
+    samples = proof.Samples(SparseFamily, args.input, option='--input')
+    engine = dict(threads=args.threads)
+    settings = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
     register()
     if args.verify_only:
-        return _verify_only(args, cfg_options)
-    chosen, sweeps = options, []
+        layout, settings = args.weight_layout, dict(settings, ranges=args.known_ranges)
+        return proof.verify_backbone(args, args.output_file, samples, cfg_options, engine, layout, **settings)
+    chosen = options
 
-    def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
+    def check(_cfg: Any, family: SparseFamily, _settings: EncoderSettings) -> None:
         nonlocal chosen
-        sweeps.extend(_read_sweeps(args, cfg, family, settings))
         chosen = deploy.resolve(options, family)
         args.output_file = args.output_file or deploy.default_file(chosen)
         will_write('--output-file', [args.output_file])
@@ -226,6 +228,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.weight_layout, check)
     print(deployment.report.summary())
+    found = samples.of(deployment)
     with after_weights():
         ranges = find_ranges(args, deployment)
         graph, seconds = deploy.export_file(deployment, chosen, args.output_file, ranges)
@@ -234,7 +237,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
         )
         if args.verify:
-            return _prove(args, deployment, ranges, sweeps)
+            files = [args.output_file]
+            return proof.run_proof(deployment, files, found, args, engine, ranges=ranges, **settings)
     words = ['python', 'tools/deployment/export_scn.py', args.config, args.checkpoint]
     words += ['--output-file', args.output_file, '--verify-only']
     words += ['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else []
@@ -276,77 +280,6 @@ def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Range
             'the file of an earlier calibration by --ranges'
         )
     return stored
-
-
-def _verify_only(args: argparse.Namespace, cfg_options: dict[str, Any]) -> int:
-    """Prove a file that was made earlier; its metadata says with which options."""
-    from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.deploy import sparse as deploy
-    from mmdeploy_ext.proof.levels.sparse_subject import file_options, stored_fact
-    from mmdeploy_ext.proof.provenance import missing_overrides
-    from mmdeploy_ext.sparse.contract import load_model
-
-    model = load_model(args.output_file)
-    file_options(model, args.output_file)
-    written = stored_fact(model, args.output_file, 'options').get('cfg_options', {})
-    written = missing_overrides(load_config(args.config, cfg_options), written)
-    sweeps: list[VoxelSet] = []
-
-    def check(cfg: Any, family: SparseFamily, settings: EncoderSettings) -> None:
-        sweeps.extend(_read_sweeps(args, cfg, family, settings))
-
-    options = {**written, **cfg_options}
-    deployment = deploy.load(args.config, args.checkpoint, options, args.weight_layout, check)
-    with after_weights():
-        return _prove(args, deployment, args.known_ranges, sweeps)
-
-
-def _read_sweeps(
-    args: argparse.Namespace, cfg: Any, family: SparseFamily, settings: EncoderSettings
-) -> list[VoxelSet]:
-    from mmdeploy_ext.proof.inputs.voxel_sets import sweep_set
-
-    return [sweep_set(path, family.preprocess_rule(cfg), cfg, settings) for path in args.input]
-
-
-def _prove(
-    args: argparse.Namespace,
-    deployment: SparseDeployment,
-    ranges: Ranges | None,
-    sweeps: Sequence[VoxelSet],
-) -> int:
-    """Prove a file, print the table, write JSON and report.
-
-    Returns:
-        0 proven, 1 not.
-    """
-    from pathlib import Path
-
-    from mmdeploy_ext.core.files import write_json
-    from mmdeploy_ext.proof.levels.sparse_proof import prove
-    from mmdeploy_ext.proof.views.table import print_verdict
-
-    verdict, pictures = prove(
-        deployment,
-        args.output_file,
-        sweeps,
-        ranges=ranges,
-        max_voxels=args.max_voxels,
-        node_list=args.node_list or '',
-        threads=args.threads,
-        edited=args.edited,
-    )
-    if args.json:
-        write_json(args.json, verdict.to_json())
-    page = ''
-    if args.report:
-        from mmdeploy_ext.proof.views.report import write_report
-
-        page = f'report: {write_report(verdict, pictures, (), Path(args.report))}'
-    print_verdict(verdict, cli.stdout())
-    if page:
-        print(page)
-    return 0 if verdict.passed else 1
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -153,8 +153,8 @@ def show(
         0, or 1 when they are not.
     """
     from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks import points3d
-    from mmdeploy_ext.proof.verdict import SweepPair
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
 
@@ -168,7 +168,7 @@ def show(
             f'boxes of at least {points3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
             f'distance {row.worst_distance:.2g} m, worst score difference {row.worst_score:.2g}: {verdict}'
         )
-        pair = SweepPair(title, points, found['torch'], found['onnx'])
+        pair = Pair(title, points, found['torch'], found['onnx'])
         picture = points3d.draw_pair(pair, classes, args.score_thr)
     else:
         layers = [Layer(demo.ENGINES[name], boxes.above(args.score_thr)) for name, boxes in found.items()]

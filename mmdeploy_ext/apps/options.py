@@ -243,8 +243,8 @@ def add_frames_argument(parser: Any) -> None:
         '--frames',
         type=int,
         metavar='N',
-        help="frames of a proof: of the config's data.test when it is there, else a synthetic drive "
-        '(default: 12)',
+        help="frames or sweeps of a proof: of the config's data.test when it is there, else a synthetic "
+        'drive or generated sweeps (default: 12)',
     )
 
 

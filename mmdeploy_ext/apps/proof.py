@@ -1,7 +1,8 @@
-"""What `pytorch2onnx.py --verify` and `verify.py` share: run the ladder, print, write, exit status."""
+"""Proofs of all tools: samples of the model's kind, the ladder, table, JSON file, report, exit status."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,14 @@ from mmdeploy_ext.core.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     import numpy as np
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.proof.verdict import PicturePair
+    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.proof.results import Pair
 
 DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
 MAX_IMAGES = 8
@@ -43,25 +46,52 @@ def check_report_targets(args: argparse.Namespace) -> None:
         check_writable(Path(args.report) / 'report.html')
 
 
+class Samples:
+    """What a proof runs on: pictures are read at once, frames and sweeps when there is a model."""
+
+    def __init__(
+        self, family: Family, given: Sequence[str], frames: int | None = None, option: str = '--images'
+    ) -> None:
+        """Refuse what cannot be, before the weights load.
+
+        Args:
+            family: whose samples they are.
+            given: files and folders; none takes those of the data set, generated ones, or the toy's picture.
+            frames: of --frames.
+            option: that gave the files, for messages.
+        """
+        from mmdeploy_ext.proof.inputs.samples import check_given
+
+        pictures = family.samples == 'images'
+        self.given, self.pictures = given, read_images(given or [DEFAULT_IMAGE]) if pictures else []
+        self.count = 0 if pictures else check_given(family, given, frames, option)
+
+    def of(self, deployment: Deployment | SparseDeployment) -> tuple[Collection[Any], str]:
+        """Return the samples, and where frames and sweeps are from."""
+        from mmdeploy_ext.proof.inputs.samples import proof_samples
+
+        return (self.pictures, '') if self.pictures else proof_samples(deployment, self.count, self.given)
+
+
 def run_proof(
-    deployment: Deployment,
-    path: str,
-    images: list[tuple[str, np.ndarray]],
+    deployment: Deployment | SparseDeployment,
+    paths: Sequence[str],
+    samples: tuple[Collection[Any], str],
     args: argparse.Namespace,
     engine: dict[str, Any],
     metrics: Iterable[Any] = (),
     **claims: Any,
 ) -> int:
-    """Prove `path`, write JSON and report, print the table.
+    """Prove files, write JSON and report, print the table.
 
     Args:
         deployment: the config and checkpoint.
-        path: the file.
-        images: (title, BGR picture); the first is the traced one.
+        paths: of the files.
+        samples: of the model's kind, and where they are from.
         args: of the command line.
         engine: options of `build_backend`.
         metrics: rows of level 5.
-        claims: `edited` and `asked` of `ladder.prove`.
+        claims: `edited` and `asked` of `ladder.prove`, and what the kind takes.
 
     Returns:
         0 proven (float16: within its bars), 1 not.
@@ -69,13 +99,70 @@ def run_proof(
     from mmdeploy_ext.proof.ladder import prove
     from mmdeploy_ext.proof.views.table import print_verdict
 
-    verdict, pictures = prove(deployment, path, images, **engine, **claims)
+    chosen, origin = samples
+    verdict, pictures = prove(deployment, paths, chosen, engine, **claims)
+    verdict.notes += [f'frames: {origin}'] * bool(origin)
     verdict.metrics.extend(metrics)
     written = write_proof(verdict, pictures, deployment, args)
     print_verdict(verdict, cli.stdout())
     for line in written:
         print(line)
     return 0 if verdict.passed else 1
+
+
+def family_of(cfg: Any, path: str) -> Family:
+    """Return the family of a file: that which it names, where it knows the config, else the closest one."""
+    from mmdeploy_ext.contract.metadata_entries import read_entry
+    from mmdeploy_ext.core.errors import ModelFileError
+    from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family
+    from mmdeploy_ext.graph.io.files import read
+
+    named = None
+    if Path(path).is_file() and cfg.get('model'):
+        with contextlib.suppress(ModelFileError):  # whoever reads the whole file says what is wrong with it
+            props = {entry.key: entry.value for entry in read(path).metadata_props}
+            named = FAMILIES.get(read_entry(props, 'family', path, '""'))
+    return named if named is not None and named.claims(cfg) else find_family(cfg, DETECTOR)
+
+
+def verify_backbone(
+    args: argparse.Namespace,
+    path: str,
+    samples: Samples,
+    cfg_options: dict[str, Any],
+    engine: dict[str, Any],
+    weight_layout: str = 'auto',
+    **settings: Any,
+) -> int:
+    """Prove a sparse backbone that was exported earlier; its metadata says with which options.
+
+    Args:
+        args: of the command line: config, checkpoint, edited, json and report.
+        path: of the file.
+        samples: real sweeps.
+        cfg_options: of the command line.
+        engine: `threads`.
+        weight_layout: of the checkpoint.
+        settings: of `SparseProof`.
+
+    Returns:
+        0 proven, 1 not.
+    """
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.core.errors import after_weights
+    from mmdeploy_ext.deploy import sparse as deploy
+    from mmdeploy_ext.proof.levels.sparse_subject import file_options, stored_fact
+    from mmdeploy_ext.proof.provenance import missing_overrides
+    from mmdeploy_ext.sparse.contract import load_model
+
+    model = load_model(path)
+    file_options(model, path)
+    written = stored_fact(model, path, 'options').get('cfg_options', {})
+    written = missing_overrides(load_config(args.config, cfg_options), written)
+    deployment = deploy.load(args.config, args.checkpoint, {**written, **cfg_options}, weight_layout)
+    found = samples.of(deployment)
+    with after_weights():
+        return run_proof(deployment, [path], found, args, engine, edited=args.edited, **settings)
 
 
 def write_proof(
@@ -88,14 +175,15 @@ def write_proof(
         return []
     from mmdeploy_ext.proof.views.report import write_report
 
-    lines = [f'report: {write_report(verdict, pictures, deployment.classes, Path(args.report))}']
-    if pictures:
+    classes = getattr(deployment, 'classes', ())
+    lines = [f'report: {write_report(verdict, pictures, classes, Path(args.report))}']
+    if pictures and deployment.family.task != 'bev':
         picture = write_picture(pictures, deployment, Path(args.report) / 'detections.png')
         lines.append(f'picture: {picture}')
     return lines
 
 
-def write_picture(pictures: Sequence[PicturePair], deployment: Deployment, path: Path) -> Path:
+def write_picture(pictures: Sequence[Pair], deployment: Deployment, path: Path) -> Path:
     """Draw both engines' detections of up to four images, one image per row.
 
     Args:

@@ -1,4 +1,4 @@
-"""`verify.py`: prove a file that was made earlier; its metadata says what it claims to be."""
+"""`verify.py`: prove files that were made earlier; their metadata says what they claim to be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
-from mmdeploy_ext.apps.options import add_frames_argument, refuse_given
+from mmdeploy_ext.apps.options import add_frames_argument, check_engine_kind, refuse_given
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import after_weights
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import ImageFamily
+    from mmdeploy_ext.deploy.sequence_files import ExportedFiles
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.proof.results import MetricRow
 
 
 IMAGE_ASKED = ('mean', 'std', 'postprocess', 'opset_version', 'max_candidates')
 """Options of single pictures alone."""
+DETECTOR_ASKED = ('eval', 'providers', 'inference_precision')
+"""Options that sparse backbones do not have."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,10 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--images',
+        '--input',
         nargs='+',
         metavar='PATH',
-        help='images or folders to compare on, dynamic files at the size that the rule of the config gives '
-        'each; views of the first are the other inputs (default: demo/toy.jpg)',
+        help='samples to compare on. Images or folders: dynamic files get them at the size that the rule of '
+        'the config gives each, views of the first are the other inputs (default: demo/toy.jpg). LiDAR: '
+        'sweeps (.bin, .npy; of sparse backbones voxels in .npz too), folders of them, or info files (.pkl). '
+        'Models with a memory: an info file (.pkl)',
     )
     parser.add_argument(
         '--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox'
@@ -82,13 +89,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.families.base import DETECTOR, find_family
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.proof.provenance import missing_overrides
+    from mmdeploy_ext.families.base import BACKBONE
 
     shared.check_normalisation(args)
     engine = shared.engine_options(args)
@@ -96,56 +98,76 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     register()
     given = shared.parse_cfg_options(args.cfg_options)
     cfg = load_config(args.config, given)
-    if find_family(cfg, DETECTOR).samples != 'images':
-        from mmdeploy_ext.apps.sequence_app import run_verify
+    family = proof.family_of(cfg, args.onnx_file)
+    refuse_others(args, family, engine)
+    if family.product == BACKBONE:
+        samples = proof.Samples(family, args.images or (), args.frames)
+        return proof.verify_backbone(args, args.onnx_file, samples, given, engine)
+    return _verify(args, cfg, given, family, engine)
 
-        refuse_given(args, build_parser(), IMAGE_ASKED, 'goes with models of single pictures only')
-        return run_verify(args, engine, cfg)
-    refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
-    metadata = read_metadata(args.onnx_file)
-    files.load(args.onnx_file)  # damaged ones are refused before the weights load
-    images = proof.read_images(args.images or [proof.DEFAULT_IMAGE])
-    cfg_options = {**missing_overrides(cfg, metadata.options.get('cfg_options', {})), **given}
 
-    def check(cfg: Any, family: ImageFamily, model: object) -> None:
-        metadata.require(args.onnx_file, family.name, family.forms)
+def refuse_others(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
+    """Refuse options that this kind of model does not have."""
+    from mmdeploy_ext.families.base import BACKBONE
+
+    if family.samples == 'images':
+        refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
+        return
+    refuse_given(args, build_parser(), IMAGE_ASKED, 'goes with models of single pictures only')
+    if family.product == BACKBONE:
+        refuse_given(args, build_parser(), DETECTOR_ASKED, 'sparse backbones do not have it')
+    check_engine_kind(engine['engine'], engine.get('inference_precision'))
+
+
+def _verify(
+    args: argparse.Namespace, cfg: Any, given: dict[str, Any], family: Family, engine: dict[str, Any]
+) -> int:
+    """Prove the files of a detector."""
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.sequence_files import read_files
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.graph.io.files import load
+    from mmdeploy_ext.proof.provenance import missing_overrides
+
+    files = read_files(args.onnx_file)
+    for path in files.paths:
+        load(path)  # damaged ones are refused before the weights load
+    samples = proof.Samples(family, args.images or [], args.frames)
+    cfg_options = {**missing_overrides(cfg, files.metadata.options.get('cfg_options', {})), **given}
+
+    def check(cfg: Any, family: Family, model: object) -> None:
+        files.metadata.require(args.onnx_file, family.name, getattr(family, 'forms', ()))
         if args.eval:
-            evaluation.build_dataset(cfg)
+            evaluation.check_tables(cfg, evaluation.build_dataset(cfg))
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
-    metrics = []
+    found = samples.of(deployment)
     with after_weights():
-        if args.eval:
-            metrics = _compare_metrics(deployment, args, engine)
-        return proof.run_proof(
-            deployment,
-            args.onnx_file,
-            images,
-            args,
-            engine,
-            metrics,
-            edited=args.edited,
-            asked=asked_of(args),
-        )
+        metrics = _metrics(deployment, files, args.eval, engine) if args.eval else []
+        claims = dict(edited=args.edited, asked=asked_of(args))
+        return proof.run_proof(deployment, files.paths, found, args, engine, metrics, **claims)
 
 
-def _compare_metrics(deployment: Deployment, args: argparse.Namespace, engine: dict[str, Any]) -> list[Any]:
+def _metrics(
+    deployment: Deployment, files: ExportedFiles, metrics: Sequence[str], engine: dict[str, Any]
+) -> list[MetricRow]:
     """Evaluate the config's test set by both engines."""
     from mmdeploy_ext.engines import build_backend
-    from mmdeploy_ext.evaluate.detector import BackendDetector, PublishedDetector
+    from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
     from mmdeploy_ext.proof.half import precision_of
     from mmdeploy_ext.proof.levels.metrics import compare_metrics
 
+    family, metadata = deployment.family, files.metadata
+    if family.samples != 'images':
+        networks = (family.reference(deployment.model), family.runner(files.paths, engine))
+        detectors = (FrameDetector(network, family) for network in networks)
+        return compare_metrics(deployment.cfg, *detectors, metrics, precision_of(metadata))
     named = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
-    with build_backend(path=args.onnx_file, **named) as backend:
-        return compare_metrics(
-            deployment.cfg,
-            PublishedDetector(deployment.model),
-            BackendDetector(backend, deployment.family, backend.metadata),
-            args.eval,
-            precision_of(backend.metadata, backend.computes_in),
-        )
+    with build_backend(path=files.paths[0], **named) as backend:
+        detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
+        precision = precision_of(metadata, backend.computes_in)
+        return compare_metrics(deployment.cfg, *detectors, metrics, precision)
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

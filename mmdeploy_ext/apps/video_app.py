@@ -227,14 +227,14 @@ def picture(
         score_thr: boxes below are left out.
     """
     from mmdeploy_ext.proof.levels.sequence import pictures_bgr
+    from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks.bbox3d import draw_pair
-    from mmdeploy_ext.proof.verdict import FramePair
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw3d import compare_picture
 
     images = pictures_bgr(frame.images, rule)
     if len(found) == 2:
-        pair = FramePair(title, images, frame.lidar2img, found['torch'], found['onnx'], demo.ENGINES['onnx'])
+        pair = Pair(title, images, found['torch'], found['onnx'], demo.ENGINES['onnx'], frame.lidar2img)
         return draw_pair(pair, classes, score_thr)
     ((name, detections),) = found.items()
     layer = Layer(demo.ENGINES[name], detections.above(score_thr))

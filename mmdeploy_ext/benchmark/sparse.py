@@ -25,7 +25,7 @@ from mmdeploy_ext.benchmark.scenes import surfaces
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import sparse as deploy
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
-from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, sweep_set
+from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, sweep_sets
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.contract import load_model
@@ -69,7 +69,8 @@ class SparsePlan(Plan):
 
         def check(cfg: Any, family: Any, settings: Any) -> None:
             rule = family.preprocess_rule(cfg)
-            self.sweeps += [sweep_set(path, rule, cfg, settings) for path in args.sweep]
+            for path in args.sweep:
+                self.sweeps += sweep_sets(path, rule, cfg, settings, 1)
 
         self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, before_weights=check)
         self.graph = fold(self.deployment.trace(), 'fp32')

@@ -59,6 +59,9 @@ class Family(abc.ABC):
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
         options: what can be chosen about its graphs, in the order in which the metadata keep it.
         of_config: what configs of the family fix, for people who give an option that it does not have.
+        export_tool: that writes its files.
+        used_by: form -> command that uses a proven file where its runtime names none (see `runner_of`), with
+            {file}, {config} and {checkpoint}; '' for other forms.
         exports: what it takes, and its page, for people whose detector is of no family.
         near: words in the names of detectors and heads that are of its kind.
     """
@@ -73,6 +76,8 @@ class Family(abc.ABC):
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     options: tuple[Option, ...] = ()
     of_config: ClassVar[str] = ''
+    export_tool: ClassVar[str] = 'tools/deployment/pytorch2onnx.py'
+    used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/graph.py show {file}'}
     exports: ClassVar[str] = ''
     near: ClassVar[tuple[str, ...]] = ()
 
@@ -222,7 +227,7 @@ class ImageFamily(Family):
 
     @abc.abstractmethod
     def reference_tensors(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **own: Any
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, **chosen: Any
     ) -> dict[str, np.ndarray]:
         """Run the unpatched upstream model and return what a graph of this form has to give.
 
@@ -230,8 +235,7 @@ class ImageFamily(Family):
             model: of upstream.
             feeds: by name.
             form: of the graph.
-            score_form: see `contract.options`.
-            own: what the file was exported with of `own_options`.
+            chosen: the other options that the file was exported with.
         """
 
     def choose_as(
@@ -254,7 +258,7 @@ class ImageFamily(Family):
         return dict(reference)
 
     def harmless(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **own: Any
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **chosen: Any
     ) -> dict[str, np.ndarray]:
         """Return output name -> array: the other value that a zero may have without deciding anything.
 
@@ -285,6 +289,10 @@ class ImageFamily(Family):
             yield
         finally:
             config.max_per_img = most
+
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        """Return why a proof does not compare the results of a file with these options; '' where it does."""
+        return ''
 
     @abc.abstractmethod
     def reference_detections(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.families.base import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import onnx
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
@@ -65,6 +66,23 @@ class SequenceFamily(Family):
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
         """Return the graphs of a contract, in the order in which a frame goes through them."""
+
+    def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
+        """Return what a proof has to know of the memory, where there is one.
+
+        Args:
+            facts: of `postprocess_facts`, as a file has them.
+        """
+        raise NotImplementedError(f'{self.name}: has no memory')
+
+    def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
+        """Return sweeps to prove a LiDAR model on where there is no data set.
+
+        Args:
+            rule: of `preprocess_rule`.
+            count: how many.
+        """
+        raise NotImplementedError(f'{self.name}: takes no sweeps')
 
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:

@@ -63,9 +63,15 @@ class SparseFamily(Family):
         orders: coordinate orders in which its file is written by the reference exporter, the default first.
     """
 
+    task = 'bev'
     product = BACKBONE
     samples = 'sweeps'
     options = SPARSE
+    export_tool = 'tools/deployment/export_scn.py'
+    used_by: ClassVar[Mapping[str, str]] = {
+        'portable': 'tools/analysis_tools/benchmark.py {config} {checkpoint} --onnx {file}',
+        '': 'tools/onnx/graph.py show {file}',
+    }
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
 
     @abc.abstractmethod

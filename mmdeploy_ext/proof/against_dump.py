@@ -13,8 +13,8 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proof import half
+from mmdeploy_ext.proof.results import Case
 from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.proof.verdict import Case
 from mmdeploy_ext.runtime.detections import results_from_padded
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.proof.verdict import Case
+    from mmdeploy_ext.proof.results import Case
 
 MATCHED_LEAST = 10
 """Results of the reference, in a whole proof, that have to be matched: one is there on both sides by luck.
@@ -46,22 +46,31 @@ def too_few(matched: Sequence[int], what: str, advice: str) -> list[str]:
     ]
 
 
-def whole_reasons(cases: Sequence[Case], precision: str = 'fp32') -> list[str]:
-    """Return why a proof with images fails beyond single rows: nothing compared, too little matched.
+def whole_reasons(
+    cases: Sequence[Case],
+    precision: str = 'fp32',
+    unit: str = 'input',
+    found_in: str = 'image',
+    advice: str = IMAGES,
+) -> list[str]:
+    """Return why a proof fails beyond single rows: nothing compared, too little matched.
 
     Args:
         cases: of all inputs.
         precision: 'fp32', or that whose bars the cases were judged by.
+        unit: what an input is called.
+        found_in: what results are found in.
+        advice: what to do.
     """
     detections = [row for case in cases for row in case.detections]
     if not detections and not any(case.tensors for case in cases):
         return ['nothing was compared']
     if detections and not sum(row.reference for row in detections):
-        return [f'nothing was found in any image, so nothing was matched: {IMAGES}']
+        return [f'nothing was found in any {found_in}, so nothing was matched: {advice}']
     if not detections or not all(case.passed for case in cases):  # failed cases say more of what is wrong
         return []
     first = [case for case in cases if not case.name.endswith(AGAIN)]
-    reasons = too_few([sum(row.matched for row in case.detections) for case in first], 'input', IMAGES)
+    reasons = too_few([sum(row.matched for row in case.detections) for case in first], unit, advice)
     low, alone = (sum(getattr(row, name) for row in detections) for name in ('low', 'low_alone'))
     if precision == 'fp32' and alone > max(LOW_ALONE_LEAST, LOW_ALONE * low):
         reasons.append(

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.compare.rows import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.proof.verdict import Case, DetectionRow, Verdict
+    from mmdeploy_ext.proof.results import Case, DetectionRow
+    from mmdeploy_ext.proof.verdict import Verdict
 
 COSINE = 0.999
 """Least cosine of every output with PyTorch's."""

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.proof.verdict import Check
+from mmdeploy_ext.proof.results import Check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,11 +73,6 @@ def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> t
         else:
             checks.append(Check(f'made from this {title}', not detail, detail))
     return checks, notes
-
-
-def hashes_of(metadata: Metadata) -> dict[str, str]:
-    """Return the hashes that `hash_checks` compares."""
-    return dict(checkpoint=metadata.checkpoint_sha256, config=metadata.config_sha256)
 
 
 def asked_checks(options: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Check]:

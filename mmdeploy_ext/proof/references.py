@@ -12,7 +12,7 @@ import numpy as np
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Hashable, Sequence
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
@@ -60,32 +60,17 @@ class Reference:
         family, model = self.deployment.family, self.deployment.model
         return family.reference_detections(model, self.images, self.input.rescale)
 
-    def tensors(self, form: str, score_form: str, **own: Any) -> dict[str, np.ndarray]:
-        """Return what a graph of a form has to give, see `Family.reference_tensors`."""
-        family, model = self.deployment.family, self.deployment.model
-        return self._once(
-            ('tensors', form, score_form, *own.items()),
-            lambda: family.reference_tensors(model, self.feeds, form, score_form, **own),
-        )
-
-    def harmless(self, **own: Any) -> dict[str, np.ndarray]:
-        """Return the other values that zeros may have, see `Family.harmless`."""
-        family, model = self.deployment.family, self.deployment.model
-        return self._once(('harmless', *own.items()), lambda: family.harmless(model, self.feeds, **own))
-
-    def candidate_bounds(self, slack: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the least and largest right number of candidates, see `Family.candidate_bounds`."""
-        family, model = self.deployment.family, self.deployment.model
-        return self._once(('bounds', slack), lambda: family.candidate_bounds(model, self.feeds, slack))
+    def ask(self, question: str, *given: Hashable, **own: Hashable) -> Any:
+        """Return what a method of the family says of these feeds, such as `reference_tensors`; asked once."""
+        key = question, given, tuple(own.items())
+        if key not in self._known:
+            answer = getattr(self.deployment.family, question)
+            self._known[key] = answer(self.deployment.model, self.feeds, *given, **own)
+        return self._known[key]
 
     def forget(self) -> None:
         """Free the tensors, which are large; they are computed again when they are asked for."""
         self._known.clear()
-
-    def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
 
 
 def _by_default(image: PreparedImage, left_out: Sequence[str], whole: tuple[int, int]) -> PreparedImage:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 ENDINGS = ('.bin', '.npy', '.npz')
+INFOS = ('.pkl', '.json')
 CLOSE_M = 1.0
 """Points of past sweeps nearer than this in x and y are of the car itself."""
 MICROSECOND = 1e-6
@@ -87,7 +88,7 @@ class Sweeps:
     """Voxels of every sweep of a folder or an infos file, read one at a time.
 
     Args:
-        source: folder of .bin (float32), .npy (P, load_dim) or .npz (voxels, see
+        source: one file, or a folder, of .bin (float32), .npy (P, load_dim) or .npz (voxels, see
             `runtime.voxel_files`), or infos as .pkl or .json.
         voxelise: points (P, D) float32 -> (features, coordinates).
         rule: of the files.
@@ -120,10 +121,18 @@ class Sweeps:
         for item in self.items:
             if isinstance(item, Path) and item.suffix == '.npz':
                 yield read_voxels(item, self.order)
-            elif isinstance(item, Path):
-                yield self.voxelise(np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)]))
             else:
-                yield self.voxelise(self._points(item))
+                yield self.voxelise(self.points(item))
+
+    def name(self, item: Path | Mapping[str, Any]) -> str:
+        """Return the name of the file of an item."""
+        return item.name if isinstance(item, Path) else Path(_path_of(item, self.source)).name
+
+    def points(self, item: Path | Mapping[str, Any]) -> np.ndarray:
+        """Return the points (P, D) float32 of an item, by the rule."""
+        if isinstance(item, Path):
+            return np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)])
+        return self._points(item)
 
     def _points(self, info: Mapping[str, Any]) -> np.ndarray:
         """Return the points of an info; what it lacks, or has of another kind, is an error that names it."""
@@ -179,12 +188,14 @@ class Sweeps:
 
 
 def sweep_items(source: str | Path) -> list[Any]:
-    """Return what a source has: paths of a folder, infos of a file.
+    """Return what a source has: a sweep, paths of a folder, infos of a file.
 
     Raises:
         DataError: missing, of another kind, or without a sweep.
     """
     source = Path(source)
+    if source.is_file() and source.suffix not in INFOS:
+        return [source]
     return _files(source) if source.is_dir() else read_infos(source)
 
 

@@ -131,11 +131,11 @@ def test_a_config_without_an_image_size_is_refused(key, tmp_path, checkpoint, ca
 
 
 def test_without_a_data_set_a_proof_takes_a_synthetic_drive(tmp_path, checkpoint, capfd):
-    from mmdeploy_ext.apps.sequence_app import proof_frames
     from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.proof.inputs.samples import proof_samples
 
     deployment = deploy.load(files.write_config(tmp_path, tail='del data["test"]'), checkpoint)
-    frames, title = proof_frames(deployment, 3)
+    frames, title = proof_samples(deployment, 3)
     assert len(frames) == 3 and title == 'synthetic drive'
     assert 'data.test is NoneType' in capfd.readouterr().out
 
@@ -198,7 +198,10 @@ def test_verify_refuses_what_it_cannot_prove(config, tmp_path, exported, checkpo
     assert 'no .onnx file' in refused(capfd, verify_app, config, checkpoint, tmp_path / 'empty')
     assert 'no such ONNX file' in refused(capfd, verify_app, config, checkpoint, tmp_path / 'none.onnx')
     line = refused(capfd, verify_app, config, checkpoint, exported, '--images', 'a.jpg')
-    assert '--images: streaming models are proven on frames' in line
+    assert '--images a.jpg: no such file or folder' in line
+    (tmp_path / 'a.jpg').write_bytes(b'')
+    line = refused(capfd, verify_app, config, checkpoint, exported, '--images', tmp_path / 'a.jpg')
+    assert 'take frames with poses and calibrations: an info file (.pkl)' in line
 
 
 # ---- test.py: the data set

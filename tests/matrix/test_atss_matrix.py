@@ -69,7 +69,7 @@ def export_and_prove(deployment, pictures, folder, engine='OnnxRuntimeBackend', 
     traced = deploy.prepare_fixed(deployment.rule, pictures[0][1], options.height, options.width)
     path = folder / 'm.onnx'
     deploy.export_to_file(deployment, options, [traced], str(path))
-    verdict, _ = prove(deployment, str(path), pictures[:2], engine=engine)
+    verdict, _ = prove(deployment, str(path), pictures[:2], dict(engine=engine))
     path.unlink()
     assert verdict.proven, verdict.reasons or verdict.to_json()
     matched = sum(row.matched for case in verdict.cases for row in case.detections)

@@ -72,10 +72,10 @@ def export(deployment, pictures, path, **changes):
 
 def export_and_prove(deployment, pictures, folder, engine='OnnxRuntimeBackend', **changes):
     export(deployment, pictures, folder / 'm.onnx', **changes)
-    verdict, _ = prove(deployment, str(folder / 'm.onnx'), pictures[:2], engine=engine)
+    verdict, _ = prove(deployment, str(folder / 'm.onnx'), pictures[:2], dict(engine=engine))
     if not verdict.proven and few_scores_differ(verdict):
         print(f'{verdict.to_json()["summary"]}: a tie above the threshold? The other two pictures decide')
-        verdict, _ = prove(deployment, str(folder / 'm.onnx'), pictures[2:], engine=engine)
+        verdict, _ = prove(deployment, str(folder / 'm.onnx'), pictures[2:], dict(engine=engine))
     (folder / 'm.onnx').unlink()
     assert verdict.proven, verdict.reasons or verdict.to_json()
     assert sum(row.matched for case in verdict.cases for row in case.detections) >= 50

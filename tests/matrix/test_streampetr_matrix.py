@@ -9,22 +9,18 @@ import projects.mmdet_plugin  # noqa: F401
 import real_nuscenes
 import streampetr_seeded as seeded
 import toy_streampetr_deploy as toy
-from mmdeploy_ext.apps.sequence_app import proof_frames
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.proof import ladder
+from mmdeploy_ext.proof.inputs.samples import proof_samples
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proof.levels.sequence import (
-    FULL_DRIVE,
-    SHORT_DRIVE,
-    memory_facts,
-    output_spec,
-    prove_sequence,
-)
-from mmdeploy_ext.proof.levels.sequence_shift import run_far
+from mmdeploy_ext.proof.levels.frames import output_spec
+from mmdeploy_ext.proof.levels.sequence import FULL_DRIVE, SHORT_DRIVE
 from mmdeploy_ext.proof.views.table import failure_reasons
+from proofs import run_far
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
@@ -56,9 +52,9 @@ def prove(checkpoint, paths, infos, bars):
     """Prove files on the frames of an info file, by the config's own data set and pipeline."""
     settings = {'data.test.ann_file': str(infos), 'data.test.data_root': f'{infos.parent}/'}
     deployment = deploy.load(CONFIG, checkpoint, settings)
-    frames, title = proof_frames(deployment, bars.frames)
+    frames, title = proof_samples(deployment, bars.frames)
     assert title == f'{bars.frames} of {bars.frames} frames of data.test'
-    verdict, _ = prove_sequence(deployment, paths, frames, {}, bars)
+    verdict, _ = ladder.prove(deployment, paths, frames, bars=bars)
     for row in verdict.sequence:
         print(row.title, row.matched, row.reference, row.worst_distance, row.worst_score, row.ties)
         print({tensor.tensor: tensor.max_abs for tensor in row.tensors})
@@ -87,7 +83,7 @@ def test_real_poses_and_calibrations_of_81_key_frames_are_proven(contract, check
 def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint, exported):
     deployment = deploy.load(CONFIG, checkpoint)
     drive = synthetic_drive(FULL_DRIVE.frames, deployment.rule)
-    verdict, _ = prove_sequence(deployment, exported[contract], drive, {}, FULL_DRIVE)
+    verdict, _ = ladder.prove(deployment, exported[contract], drive, bars=FULL_DRIVE)
     assert verdict.proven, failure_reasons(verdict)
     teacher, free = verdict.sequence
     assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999
@@ -97,7 +93,7 @@ def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint
 @pytest.mark.parametrize('contract', ['deploy', 'fork'])
 def test_a_hundred_frames_of_the_toy_are_proven(contract, tmp_path):
     paths = toy.export(tmp_path, contract=contract)
-    verdict, _ = prove_sequence(toy.deployment(), paths, toy.drive(100), {}, FULL_DRIVE)
+    verdict, _ = ladder.prove(toy.deployment(), paths, toy.drive(100), bars=FULL_DRIVE)
     assert verdict.proven, failure_reasons(verdict)
     assert verdict.sequence[1].resets == 2 and verdict.sequence[1].time_jumps == 1
 
@@ -109,7 +105,8 @@ def test_twenty_minutes_far_out_are_as_exact_as_the_first_frames(tmp_path):
     frames = toy.drive(2400, scenes=1, exact_poses=True, start_s=0.0)
     bars = dataclasses.replace(FULL_DRIVE, frames=2400, resets=0)
     steppers = [family.runner(paths, dict(threads=1)) for _ in range(2)]
-    row = run_far(*steppers, frames, output_spec(known), facts=memory_facts(known), bars=bars)
+    memory = family.memory_spec(known[-1].postprocess)
+    row = run_far(*steppers, frames, output_spec(known), memory=memory, bars=bars)
     assert row.passed and row.match_rate == 1, row.reasons
     for name, bar in (('all_cls_scores', 1e-4), ('all_bbox_preds [xyz]', 1e-3)):
         errors = row.series['errors'][name]

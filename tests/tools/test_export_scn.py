@@ -15,7 +15,7 @@ from mmdeploy_ext.apps.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import sparse as deploy
 from mmdeploy_ext.families.base import BACKBONE, find_family
-from mmdeploy_ext.proof.levels.sparse_proof import prove
+from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.levels.sparse_structure import compare_node_lists
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.checkpoint_ranges import from_amax

@@ -200,7 +200,7 @@ def test_an_input_that_the_export_froze_is_found(exporter, tmp_path, monkeypatch
         patch.setattr(family, 'stages', frozen_stages)
         path = toy_atss.export_toy(
             deployment, tmp_path / 'm.onnx', form='raw', dynamic=False, exporter=exporter, opset=18)
-    verdict, _ = prove(deployment, path, [('toy', image)], threads=1)
+    verdict, _ = prove(deployment, path, [('toy', image)], dict(threads=1))
     assert not verdict.proven
     assert {check.name: check.passed for check in verdict.structure}['every input reaches an output']
     assert all(case.passed for case in verdict.cases if case.traced)

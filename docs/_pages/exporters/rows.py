@@ -122,7 +122,11 @@ class Export:
         """Return the verdict of the ladder, which feeds inputs that the export never saw."""
         from mmdeploy_ext.proof.ladder import prove
 
-        return prove(self.deployment, paths[0], [self.image], **ENGINE)[0]
+        return prove(self.deployment, paths, self.samples(), ENGINE)[0]
+
+    def samples(self) -> list[Any]:
+        """Return what the proof is given."""
+        return [self.image]
 
     @contextlib.contextmanager
     def runner(self, paths: Sequence[str]) -> Iterator[Callable[[Any], object]]:
@@ -147,22 +151,16 @@ class StreamExport(Export):
         name = f'{form}-{exporter}-{opset}' + ('.onnx' if form == 'fork' else '')
         return export_sequence(self.deployment, options, str(folder / name))[0]
 
-    def frames(self) -> list[Any]:
+    def samples(self) -> list[Any]:
         """Return frames of two scenes of a synthetic drive."""
         from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 
         return list(synthetic_drive(FRAMES, self.deployment.rule))
 
-    def prove(self, paths: Sequence[str]) -> Any:
-        """See `Export.prove`."""
-        from mmdeploy_ext.proof.levels.sequence import prove_sequence
-
-        return prove_sequence(self.deployment, paths, self.frames(), ENGINE)[0]
-
     @contextlib.contextmanager
     def runner(self, paths: Sequence[str]) -> Iterator[Callable[[Any], object]]:
         """See `Export.runner`: one frame, the last one again and again."""
-        stepper, frame = self.deployment.family.runner(paths, ENGINE), self.frames()[0]
+        stepper, frame = self.deployment.family.runner(paths, ENGINE), self.samples()[0]
         yield lambda _: stepper.step(frame)
 
 

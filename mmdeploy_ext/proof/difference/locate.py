@@ -17,7 +17,7 @@ import torch
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.cli import one_line
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.compare import engine_notes
@@ -26,9 +26,9 @@ from mmdeploy_ext.graph.diff.region import regions
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import Reference, compare, walk
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.proof import fresh as fresh_export
 from mmdeploy_ext.proof.difference.pair import Pairing
 from mmdeploy_ext.proof.difference.record import record_stages
+from mmdeploy_ext.proof.difference.subject import Subject, subject_of
 from mmdeploy_ext.proof.levels.graph_level import judge
 
 if TYPE_CHECKING:
@@ -38,101 +38,9 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.graph.diff.walk import Walk
-    from mmdeploy_ext.proof.fresh import Reference as FreshReference
 
 MAX_HEALED = 24
 """Regions that are paired by their place before the search ends; the first one is what is asked for."""
-JITTER = 0.2
-"""How far inputs that no picture gives are from what the exporter saw, relative to their spread."""
-
-
-@dataclasses.dataclass
-class Subject:
-    """What a file was exported from.
-
-    Attributes:
-        stages: the modules, as they were exported.
-        feeds: input name -> array that the exporter did not see.
-        reference: a fresh export of the modules, with the file's own options and edits.
-        title: of the input, for people.
-    """
-
-    stages: Sequence[Stage]
-    feeds: dict[str, np.ndarray]
-    reference: FreshReference
-    title: str
-
-
-def subject_of(
-    deployment: Deployment,
-    metadata: Metadata,
-    images: Sequence[tuple[str, np.ndarray]] = (),
-    feeds: Mapping[str, np.ndarray] | None = None,
-) -> Subject:
-    """Return what a file was exported from, and inputs that the exporter did not see.
-
-    Args:
-        deployment: config and checkpoint.
-        metadata: of the file.
-        images: (title, BGR picture); for models of single pictures.
-        feeds: inputs to use instead.
-
-    Raises:
-        UsageError: the graph was not made by an exporter of torch, or is not of this contract.
-    """
-    if deployment.family.samples != 'images':
-        subject = _of_sequence(deployment, metadata)
-    else:
-        subject = _of_images(deployment, metadata, images)
-    if feeds is not None:
-        subject = dataclasses.replace(subject, feeds=dict(feeds), title='given inputs')
-    metadata.spec.check_feeds(subject.feeds)
-    return subject
-
-
-def _of_images(
-    deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
-) -> Subject:
-    from mmdeploy_ext.proof.inputs.inputs import proof_inputs
-
-    family, options = deployment.family, deployment.family.written(metadata.options)
-    cases = proof_inputs(deployment, options, images)
-    chosen = [case for case in cases if not case.traced and not case.left_out][-1]
-    given = family.feeds(chosen.images, True)
-    return Subject(
-        family.stages(deployment.model, options),
-        {name: given[name] for name in metadata.spec.input_names if name in given},
-        fresh_export.of_images(deployment, options, metadata, images[0][1]),
-        f'{chosen.name} ({chosen.sources[0][0]})',
-    )
-
-
-def _of_sequence(deployment: Deployment, metadata: Metadata) -> Subject:
-    options = deployment.family.written(metadata.options)
-    graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
-    graph = graphs.get(metadata.form)
-    if graph is None or graph.module is None:
-        raise UsageError(
-            f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; of this model '
-            f'that goes for {", ".join(name for name, one in graphs.items() if one.module) or "none"}'
-        )
-    stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
-    feeds = {
-        name: unseen(tensor.cpu().numpy(), index)
-        for index, (name, tensor) in enumerate(graph.example.items())
-    }
-    reference = fresh_export.of_graph(deployment, options, metadata, graph)
-    return Subject([stage], feeds, reference, 'seeded numbers like those of the trace')
-
-
-def unseen(example: np.ndarray, seed: int) -> np.ndarray:
-    """Return an input like one of the trace, with other values."""
-    rng = np.random.default_rng([7, seed])
-    spread = float(example.std()) or 1.0
-    values = example + JITTER * spread * rng.standard_normal(example.shape)
-    if example.min() >= 0:
-        values = np.abs(values)
-    return values.astype(example.dtype)
 
 
 def first_difference(
@@ -337,9 +245,8 @@ def _upstream_notes(
     valued = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not valued:
         return []
-    own = {one.name: metadata.options[one.name] for one in family.own_options if one.name in metadata.options}
-    score_form = metadata.options.get('score_form', 'separate')
-    expected = family.reference_tensors(deployment.model, subject.feeds, metadata.form, score_form, **own)
+    chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
+    expected = family.reference_tensors(deployment.model, subject.feeds, metadata.form, **chosen)
     notes = []
     for name in valued:
         if name not in expected or name not in search.outputs:

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError
+from mmdeploy_ext.inputs.points import voxelise
+from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
 from mmdeploy_ext.runtime.voxel_files import read_voxels
+from mmdeploy_ext.sparse.engine import checked_features
+from mmdeploy_ext.sparse.rulebook import Level
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.families.sparse import EncoderSettings
     from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.quantize.sweeps import PointRule
     from mmdeploy_ext.sparse.ir import Triple
 
 SEEDS, AROUND, SPREAD = 160, 8, 2
@@ -74,10 +78,6 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
 
 def point_rule(cfg: Any, rule: VoxelRule) -> PointRule:
     """Return how the config's test pipeline reads points from a file; the model's own width without one."""
-    from mmdeploy_ext.core.config import test_pipeline
-    from mmdeploy_ext.core.errors import ConfigError
-    from mmdeploy_ext.quantize.sweeps import PointRule
-
     try:
         steps = test_pipeline(cfg)
     except ConfigError:
@@ -85,49 +85,74 @@ def point_rule(cfg: Any, rule: VoxelRule) -> PointRule:
     return PointRule.from_pipeline(steps, rule.in_channels)
 
 
-def sweep_set(path: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings) -> VoxelSet:
-    """Return the voxels of one sweep, checked.
+def points_of(source: str, cfg: Any, rule: VoxelRule, most: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, points (P, D) float32) of sweeps.
 
     Args:
-        path: raw float32 points (.bin), or voxels (.npz, see `runtime.voxel_files`).
+        source: raw float32 points (.bin), an array (.npy), a folder of them, or infos of mmdet3d.
+        cfg: the config, for the columns of the files and the folder of the data set.
         rule: how points become voxels.
-        cfg: the config, for the columns of the file.
-        settings: grid and width of the encoder.
+        most: of a folder or of infos, evenly.
 
     Raises:
-        DataError: a file that is neither, has no points, or voxels that the encoder cannot take.
+        DataError: a file that is none of these, or voxels, which have no points.
     """
-    name = Path(path).name
-    if Path(path).suffix == '.npz':
-        features, coordinates = read_voxels(path, settings.order)
-        if rule.mode == 'hard' and len(features) > rule.max_voxels:
-            raise DataError(
-                f'{path}: {len(features)} voxels, the model takes at most {rule.max_voxels} (max_voxels); '
-                f'leave some out, or give the points'
-            )
-        _check_voxels(path, features, coordinates, settings)
-        return VoxelSet(name, features, coordinates)
-    from mmdeploy_ext.inputs.points import voxelise
-    from mmdeploy_ext.runtime.points import read_points
+    sweeps = _sweeps(source, cfg, rule, most)
+    for item in sweeps.items:
+        if getattr(item, 'suffix', '') == '.npz':
+            raise DataError(f'{item}: holds voxels, the model takes points; give a sweep (.bin, .npy)')
+        yield sweeps.name(item), sweeps.points(item)
 
-    columns = point_rule(cfg, rule)
-    points = read_points(path, columns.load_dim)[:, list(columns.use_dim)]
-    features, coordinates = voxelise(np.ascontiguousarray(points), rule)
-    if not len(features):
+
+def sweep_sets(
+    source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, most: int
+) -> Iterator[VoxelSet]:
+    """Yield the voxels of sweeps, checked; see `points_of`.
+
+    Args:
+        source: as of `points_of`, or voxels (.npz, see `runtime.voxel_files`).
+        rule: how points become voxels.
+        cfg: the config.
+        settings: grid and width of the encoder.
+        most: of a folder or of infos, evenly.
+
+    Raises:
+        DataError: a file that is none, has no points, or voxels that the encoder cannot take.
+    """
+    sweeps = _sweeps(source, cfg, rule, most)
+    for item in sweeps.items:
+        if getattr(item, 'suffix', '') == '.npz':
+            yield _read_set(item, rule, settings)
+            continue
+        points = sweeps.points(item)
+        features, coordinates = voxelise(points, rule)
+        if not len(features):
+            raise DataError(
+                f'{item if isinstance(item, Path) else source}: none of {len(points)} points is in the range '
+                f'{list(rule.point_cloud_range)} m; check its frame and unit'
+            )
+        yield VoxelSet(f'{sweeps.name(item)}: {len(points)} points', features, coordinates)
+
+
+def _sweeps(source: str, cfg: Any, rule: VoxelRule, most: int) -> Sweeps:
+    root = ((cfg.get('data') or {}).get('test') or {}).get('data_root')
+    return Sweeps(source, lambda points: voxelise(points, rule), point_rule(cfg, rule), root, most)
+
+
+def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSet:
+    features, coordinates = read_voxels(path, settings.order)
+    if rule.mode == 'hard' and len(features) > rule.max_voxels:
         raise DataError(
-            f'{path}: none of {len(points)} points is in the range {list(rule.point_cloud_range)} m; check '
-            f'its frame and unit'
+            f'{path}: {len(features)} voxels, the model takes at most {rule.max_voxels} (max_voxels); '
+            f'leave some out, or give the points'
         )
-    return VoxelSet(f'{name}: {len(points)} points', features, coordinates)
+    _check_voxels(path, features, coordinates, settings)
+    return VoxelSet(path.name, features, coordinates)
 
 
 def _check_voxels(
-    path: str, features: np.ndarray, coordinates: np.ndarray, settings: EncoderSettings
+    path: Path, features: np.ndarray, coordinates: np.ndarray, settings: EncoderSettings
 ) -> None:
-    from mmdeploy_ext.core.errors import PointsError
-    from mmdeploy_ext.sparse.engine import checked_features
-    from mmdeploy_ext.sparse.rulebook import Level
-
     try:
         level = Level(coordinates, settings.spatial_shape)
         _ = level.hash  # finds voxels that are there twice

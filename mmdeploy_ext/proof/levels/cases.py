@@ -1,33 +1,25 @@
-"""Levels 2 and 3 of the ladder: files judged by what the unpatched model gives.
-
-A `Reference` is computed once; any number of files of the same model can be judged by it:
-
-    known = references(deployment, options, images)
-    with build_backend('OnnxRuntimeBackend', path) as backend:
-        cases = list(run_cases(known, backend))
-    reasons = whole_reasons(cases)
-"""
+"""Levels 2 and 3 of pictures: files judged by what the unpatched model gives, which is computed once."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.compare.tensors import compare_tensors, same_bits, without_ties
+from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proof import full_form, half
-from mmdeploy_ext.proof.enough import AGAIN
+from mmdeploy_ext.proof.levels.run_twice import FAILURES, nothing_found, run_twice
+from mmdeploy_ext.proof.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.proof.verdict import Case, DetectionRow, PicturePair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -44,54 +36,24 @@ TIMED_S = 3.0
 """No more runs than those of the proof once they took this long: the figures are a hint."""
 
 
-def run_cases(known: Iterable[Reference], backend: Backend) -> Iterator[Case]:
-    """Yield the cases of levels 2 and 3 of one file: who wants the first that fails need not run the rest.
-
-    Args:
-        known: of `references`.
-        backend: with the file.
-    """
-    for reference in known:
-        yield from run_case(reference, backend)[0]
-
-
-def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[PicturePair]]:
-    """Give one input to an engine twice and compare tensors and results with the reference.
-
-    An engine that fails, and outputs that cannot be post-processed, are a failed case, not an exception.
-
-    Returns:
-        One case, or two where the second run did not give the same bits; pictures of the first.
-    """
+def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[Pair]]:
+    """Give one input to an engine twice and compare tensors and results with the reference."""
     names = backend.metadata.spec.input_names
     feeds = {name: reference.feeds[name] for name in names if name in reference.feeds}
     reference.engine_seconds = []
-    runs = [_outputs(reference, backend, feeds)]
-    case, pairs = judge_outputs(reference, backend, runs[0])
-    if isinstance(runs[0], Exception):
-        return [case], pairs
-    runs.append(_outputs(reference, backend, feeds))
-    if not isinstance(runs[1], Exception) and same_bits(*runs):
-        return [case], pairs
-    again, _ = judge_outputs(reference, backend, runs[1])
-    return [case, dataclasses.replace(again, name=again.name + AGAIN)], pairs
 
-
-def _outputs(
-    reference: Reference, backend: Backend, feeds: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray] | Exception:
-    start = time.perf_counter()
-    try:
+    def run() -> Mapping[str, np.ndarray]:
+        start = time.perf_counter()
         outputs = backend.infer(feeds)
-    except (ValueError, IndexError) as error:
-        return error
-    reference.engine_seconds.append(time.perf_counter() - start)
-    return outputs
+        reference.engine_seconds.append(time.perf_counter() - start)
+        return outputs
+
+    return run_twice(run, functools.partial(judge_outputs, reference, backend))
 
 
 def judge_outputs(
     reference: Reference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
-) -> tuple[Case, list[PicturePair]]:
+) -> tuple[Case, list[Pair]]:
     """Compare what an engine gave, or the error that it gave instead, with the reference."""
     deployment, proof_input, metadata = reference.deployment, reference.input, backend.metadata
     bars = half.bars_of(half.precision_of(metadata, backend.computes_in))
@@ -106,14 +68,14 @@ def judge_outputs(
             *_tensor_rows(reference, metadata, outputs, bars),
             *_form_rows(reference, metadata, outputs, bars),
         )
-        if metadata.options.get('score_form') == 'product':
+        if deployment.family.results_left_out(metadata.options):
             return dataclasses.replace(case, tensors=rows), []
         found = deployment.family.detections(metadata, outputs, reference.feeds)
         if len(found) != len(expected):
             raise ShapeError(f'got results of {len(found)} images, expected {len(expected)}')
-    except (ValueError, IndexError) as error:
+    except FAILURES as error:
         titles = [title for title, _ in proof_input.sources]
-        failed = tuple(_failed(title, wanted, error) for title, wanted in zip(titles, expected, strict=True))
+        failed = tuple(map(nothing_found, titles, expected, [error] * len(titles)))
         return dataclasses.replace(case, tensors=rows, detections=failed), []
     detections = match_images(reference, metadata, found, bars)
     if bars and not rows:
@@ -161,7 +123,7 @@ def _form_rows(
     rows = full_form.order_rows(outputs, family.num_classes(model))
     if full_form.CANDIDATES in outputs:
         slack = bars.score if bars else DEFAULT_RTOL
-        rows += full_form.count_rows(outputs, *reference.candidate_bounds(slack))
+        rows += full_form.count_rows(outputs, *reference.ask('candidate_bounds', slack))
     return rows
 
 
@@ -187,24 +149,17 @@ def _tensor_rows(
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
     family, model = reference.deployment.family, reference.deployment.model
-    score_form = metadata.options.get('score_form', 'separate')
-    own = {one.name: metadata.options[one.name] for one in family.own_options if one.name in metadata.options}
+    chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
     slack = half.RTOL if bars else DEFAULT_RTOL
-    expected = reference.tensors(metadata.form, score_form, **own)
+    expected = reference.ask('reference_tensors', metadata.form, **chosen)
     ties_rtol = half.CHOICE_RTOL if bars else DEFAULT_RTOL
     expected = family.choose_as(model, reference.feeds, outputs, expected, ties_rtol)
-    outputs = without_ties(expected, outputs, reference.harmless(**own), slack)
+    outputs = without_ties(expected, outputs, reference.ask('harmless', **chosen), slack)
     rows = compare_tensors(expected, outputs, metadata.spec)
     return tuple(half.judge(rows, bars.cosine) if bars else rows)
 
 
-def _failed(title: str, wanted: Detections, error: Exception) -> DetectionRow:
-    """Return the row of an image whose outputs gave no detections at all."""
-    reason = f'no detections: {one_line(error)[:200]}'
-    return DetectionRow(title, len(wanted), 0, len(wanted), 0, 0.0, 1.0, False, reason, broken=True)
-
-
-def _pictures(reference: Reference, found: Sequence[Any], engine: str) -> list[PicturePair]:
+def _pictures(reference: Reference, found: Sequence[Any], engine: str) -> list[Pair]:
     """Return both engines' results for the report, but those at the default of an optional input."""
     one = reference.input
     if one.left_out:
@@ -220,12 +175,12 @@ def _picture(
     candidate: Detections,
     rescaled: bool,
     engine: str,
-) -> PicturePair:
+) -> Pair:
     """Bring both engines' boxes to pixels of the original picture."""
     if not rescaled:
         reference, candidate = reference.scaled(image.scale_factor), candidate.scaled(image.scale_factor)
     title = f'{source[0]}, input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
-    return PicturePair(title, source[1], reference, candidate, engine)
+    return Pair(title, source[1], reference, candidate, engine)
 
 
 def timing(reference: Reference, backend: Backend) -> dict[str, float]:

@@ -14,8 +14,8 @@ from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph import same
 from mmdeploy_ext.graph.io import edits
-from mmdeploy_ext.proof.levels.graph_result import EDITED, GraphResult
 from mmdeploy_ext.proof.older import brought_near
+from mmdeploy_ext.proof.results import GraphResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proof.fresh import Reference
 
 
-def judge(
-    model: onnx.ModelProto, metadata: Metadata, reference: Reference, name: str = '', edited: bool = False
-) -> GraphResult:
+def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name: str = '') -> GraphResult:
     """Compare the graph of a file with a fresh export.
 
     Args:
@@ -35,10 +33,7 @@ def judge(
         metadata: of the file.
         reference: what it is compared with.
         name: of the graph, where a model has several.
-        edited: it was edited on purpose: inputs alone decide.
     """
-    if edited:
-        return GraphResult(name, same.size(model), False, by_inputs=EDITED)
     try:
         fresh = reference.fresh()
     except Mm2OnnxError as error:

@@ -15,7 +15,7 @@ from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
 from mmdeploy_ext.evaluate.loop import run_dataset
 from mmdeploy_ext.proof.half import bars_of
-from mmdeploy_ext.proof.verdict import MetricRow
+from mmdeploy_ext.proof.results import MetricRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,30 +9,18 @@ import numpy as np
 
 from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proof.levels.sequence_ties import RowPairing, score_error, selection
-from mmdeploy_ext.proof.verdict import SequenceRow
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.proof.levels.sequence_rows import Faults, WorstRows
+from mmdeploy_ext.proof.levels.sequence_ties import Followed, RowPairing
+from mmdeploy_ext.proof.results import SequenceRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.proof.levels.sequence_ties import MemoryFacts
-    from mmdeploy_ext.proof.verdict import DetectionRow
+    from mmdeploy_ext.families.memory import MemorySpec
+    from mmdeploy_ext.proof.results import DetectionRow
     from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
-STATE_TOLERANCES: dict[str, ColumnGroup] = {
-    'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
-    'reference_point': ColumnGroup(unit='m', rtol=0.0, atol=2e-3),
-    'timestamp': ColumnGroup(unit='s', rtol=0.0, atol=1e-5),
-    'egopose': ColumnGroup(rtol=0.0, atol=2e-4),
-    'velo': ColumnGroup(unit='m/s', rtol=0.0, atol=2e-4),
-}
-"""Absolute tolerances of a float32 memory. Source: "Suggested tolerances" of the reference data of StreamPETR
-(measured between correct implementations); times 1e-5 s instead of 1e-6 s, because ages are float32 here and
-a step of float32 at 10 s is 1e-6 s."""
-QUERY_OUTPUTS = ('all_cls_scores', 'all_bbox_preds', 'outs_dec')
-"""Outputs with the queries on the axis before the last."""
-NEEDED_OUTPUTS = ('all_cls_scores', 'all_bbox_preds')
 SAME_POSE = 1e-6
 """Metres, and seconds: a memory of this frame says so of itself."""
 TIME_JUMP = 2.0
@@ -54,7 +42,6 @@ class Bars:
         near_counts: pairs outside the bars count as matched too (half precision): the same class, and as near
             as the task takes for one object.
         cosine: judge tensors by their cosine, not by the tolerances (half precision); None does not.
-        state: tolerance of every memory tensor.
     """
 
     frames: int = 100
@@ -66,7 +53,6 @@ class Bars:
     tie: float = 2e-5
     near_counts: bool = False
     cosine: float | None = None
-    state: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=lambda: dict(STATE_TOLERANCES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,26 +74,6 @@ class Moment:
     got_state: StreamState | None
 
 
-class Faults:
-    """Counts what went wrong by kind and keeps the first of each: a broken engine fails at every frame."""
-
-    def __init__(self) -> None:
-        self.first: dict[str, str] = {}
-        self.count: dict[str, int] = {}
-
-    def add(self, kind: str, where: str) -> None:
-        """Note a fault at a frame."""
-        self.first.setdefault(kind, where)
-        self.count[kind] = self.count.get(kind, 0) + 1
-
-    def reasons(self) -> list[str]:
-        """Return one sentence per kind."""
-        return [
-            f'{kind}, first at {self.first[kind]}' + (f' ({count} frames)' if count > 1 else '')
-            for kind, count in self.count.items()
-        ]
-
-
 class PairRun:
     """Judges one candidate in one mode, one frame after the other."""
 
@@ -116,19 +82,18 @@ class PairRun:
         mode: str,
         spec: GraphSpec,
         bars: Bars,
-        facts: MemoryFacts | None,
+        memory: MemorySpec,
         match: Callable[..., DetectionRow],
     ) -> None:
         state = {source for source, _ in spec.state}
-        self.mode, self.bars, self.match = mode, bars, match
+        self.mode, self.bars, self.memory, self.match = mode, bars, memory, match
         self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
-        self.pairing = None if facts is None else RowPairing(facts)
+        self.pairing = RowPairing(memory) if memory.scores else None
         self.names: set[str] | None = None
         self.faults, self.stopped = Faults(), ''
-        self.worst: dict[str, TensorRow] = {}
-        self.failed: dict[str, list[str]] = {}
+        self.tensors = WorstRows(mode == 'free', bars.cosine)
         self.series: dict[str, Any] = dict(
-            name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], errors={}, ratios={}
+            name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], **self.tensors.series
         )
         self.totals = dict(reference=0, matched=0, missing=0, extra=0, outside=0)
         self.worst_distance: float | None = None
@@ -148,9 +113,9 @@ class PairRun:
         if self.pairing and (moment.expected.was_reset or self.mode == 'teacher'):
             self.pairing.forget()
         self._check_reset(moment, name)
-        queries, rows, ties = self._pair_rows(moment, name)
-        self.series['ties'].append(ties)
-        self._tensors(moment, queries, rows, name)
+        followed = self._follow(moment, name)
+        self.series['ties'].append(followed.ties)
+        self._tensors(moment, followed, name)
         self._detections(moment, name)
 
     def _clock(self, frame: Frame) -> None:
@@ -172,57 +137,33 @@ class PairRun:
                     f'the {side} says that its memory is of another frame (pose, time or scene)', name
                 )
 
-    def _pair_rows(self, moment: Moment, name: str) -> tuple[np.ndarray | None, np.ndarray | None, int]:
-        """Return partners of the queries and of the memory rows (None: all by index), and the ties."""
-        sides = moment.expected.outputs, moment.got.outputs
-        states = moment.expected_state, moment.got_state
-        comparable = all(name in outputs for outputs in sides for name in NEEDED_OUTPUTS)
-        if self.pairing is None or not comparable or None in states:
-            return None, None, 0
-        if sides[0]['all_cls_scores'].shape[1:] != sides[1]['all_cls_scores'].shape[1:]:
-            return None, None, 0
-        queries = self.pairing.queries(sides[0]['all_cls_scores'].shape[-2])
-        chosen = [
-            selection(outputs, state.tensors, self.pairing.facts.topk)
-            for outputs, state in zip(sides, states, strict=True)
-        ]
-        error = score_error(*chosen, queries)
-        if self.mode == 'teacher':
-            error = min(error, self.bars.score)
-        num_rows = states[0].tensors['reference_point'].shape[1]
-        affected = self.pairing.affected
-        differing = self.pairing.advance(*chosen, queries, num_rows)
-        allowed = self.bars.tie + 2 * error
-        beyond = [row for row in differing if not row.gap <= allowed]
-        if (
-            beyond and not affected
-        ):  # rows of an earlier tie give other queries, so that the choice may differ
-            worst = max(beyond, key=lambda row: row.gap)
-            detail = f'row {worst.row}: queries {worst.reference} and {worst.candidate}, scores '
-            detail += f'{worst.gap:.2g} apart, allowed {allowed:.2g}'
-            self.faults.add('the rows kept in memory differ by more than a tie', f'{name} ({detail})')
-        ties = len(differing) - len(beyond)
-        self.ties += ties
-        self.tied += bool(ties)
-        self.affected += self.pairing.affected
-        return queries, self.pairing.rows, ties
+    def _follow(self, moment: Moment, name: str) -> Followed:
+        """Pair the queries and the memory rows of both sides."""
+        if self.pairing is None:
+            return Followed()
+        most_error = self.bars.score if self.mode == 'teacher' else np.inf
+        results, states = (moment.expected, moment.got), (moment.expected_state, moment.got_state)
+        found = self.pairing.follow(results, states, self.bars.tie, most_error)
+        if found.fault:
+            self.faults.add('the rows kept in memory differ by more than a tie', f'{name} ({found.fault})')
+        self.ties += found.ties
+        self.tied += bool(found.ties)
+        self.affected += found.rows is not None and self.pairing.affected
+        return found
 
-    def _tensors(
-        self, moment: Moment, queries: np.ndarray | None, rows: np.ndarray | None, name: str
-    ) -> None:
+    def _tensors(self, moment: Moment, followed: Followed, name: str) -> None:
         expected, got = moment.expected.outputs, moment.got.outputs
         if self.names is None:
-            self.names = {*NEEDED_OUTPUTS, *(expected.keys() & got.keys())}
+            self.names = {*self.memory.needed, *(expected.keys() & got.keys())}
         specs = tuple(tensor for tensor in self.outputs if tensor.name in self.names)
-        names = [tensor.name for tensor in specs]
-        sides = (
-            {key: expected[key] for key in names if key in expected},
-            {key: got[key] for key in names if key in got},
-        )
-        found = compare_tensors(*_aligned(*_last_layer(*sides, specs), queries), GraphSpec('', (), specs))
-        found += self._memory(moment, rows)
+        sides = [{one.name: side[one.name] for one in specs if one.name in side} for side in (expected, got)]
+        for tensor in specs:  # a graph may give the last layer alone
+            if tensor.name in sides[0] and tensor.name in self.memory.needed and tensor.axes[:1] == (1,):
+                sides[0][tensor.name] = sides[0][tensor.name][-1:]
+        aligned = _aligned(*sides, self.memory.per_query, followed.queries)
+        found = compare_tensors(*aligned, GraphSpec('', (), specs)) + self._memory(moment, followed.rows)
         for row in found:
-            self._keep(row, name)
+            self.tensors.keep(row, name, len(self.series['name']))
 
     def _memory(self, moment: Moment, rows: np.ndarray | None) -> list[TensorRow]:
         states = moment.expected_state, moment.got_state
@@ -231,41 +172,13 @@ class PairRun:
         expected, got = ({f'memory {key}': array for key, array in state.tensors.items()} for state in states)
         specs = tuple(
             TensorSpec(f'memory {key}', 'float32', (), groups=(group,))
-            for key, group in self.bars.state.items()
+            for key, group in self.memory.tensors.items()
         )
         if rows is not None and all(np.shape(got.get(key))[:2] == (1, len(rows)) for key in expected):
             keep = rows >= 0
             expected = {key: array[:, keep] for key, array in expected.items()}
             got = {key: array[:, rows[keep]] for key, array in got.items()}
         return compare_tensors(expected, got, GraphSpec('the memory', (), specs))
-
-    def _keep(self, row: TensorRow, name: str) -> None:
-        """Judge one row and keep it if it is the worst of its tensor; the histograms add up."""
-        passed = self._judge(row)
-        ratio = _ratio(row)
-        count = len(self.series['name'])
-        for key, value in (('errors', row.max_abs), ('ratios', ratio)):
-            values = self.series[key].setdefault(row.tensor, [None] * (count - 1))
-            values += [None] * (count - 1 - len(values))
-            values.append(value)
-        if not passed:
-            self.failed.setdefault(row.tensor, []).append(name)
-        reason = '' if passed else row.reason or f'cosine {row.cosine:.6f} below {self.bars.cosine}'
-        row = dataclasses.replace(row, passed=passed, reason=reason, at=name)
-        known = self.worst.get(row.tensor)
-        if known is None:
-            self.worst[row.tensor] = row
-            return
-        worse = (not row.passed, _badness(row)) > (not known.passed, _badness(known))
-        histogram = _added(known.histogram, row.histogram)
-        self.worst[row.tensor] = dataclasses.replace(row if worse else known, histogram=histogram)
-
-    def _judge(self, row: TensorRow) -> bool:
-        if row.max_abs is None:
-            return False
-        if self.mode == 'free' or self.bars.cosine is None:
-            return row.passed or self.mode == 'free'
-        return row.cosine is not None and row.cosine >= self.bars.cosine
 
     def _detections(self, moment: Moment, name: str) -> None:
         bars = self.bars
@@ -307,7 +220,7 @@ class PairRun:
             ties=self.ties,
             tied_frames=self.tied,
             affected_frames=self.affected,
-            tensors=tuple(self.worst.values()),
+            tensors=tuple(self.tensors.worst.values()),
             series=self.series,
         )
         return dataclasses.replace(row, reasons=tuple(self._reasons(row)))
@@ -319,11 +232,7 @@ class PairRun:
             reasons.append(f'{row.frames} frames ran, a proof wants {bars.frames}')
         if row.resets < bars.resets:
             reasons.append(f'{row.resets} resets after the first frame, a proof wants {bars.resets}')
-        for tensor, names in self.failed.items():
-            reasons.append(
-                f'{tensor}: {len(names)} of {row.frames} frames fail, first {names[0]}; worst '
-                f'{self.worst[tensor].at}: {self.worst[tensor].reason}'
-            )
+        reasons += self.tensors.reasons(row.frames)
         if row.match_rate is None:
             reasons.append('no detection was matched: use a drive with objects that the model finds')
         elif row.match_rate < bars.match_rate:
@@ -343,44 +252,21 @@ def _of_another_frame(state: StreamState, frame: Frame) -> bool:
     )
 
 
-def _last_layer(
-    expected: dict[str, np.ndarray], got: dict[str, np.ndarray], specs: tuple[TensorSpec, ...]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Cut the reference's layers to the last one where the graph gives only that one."""
-    for tensor in specs:
-        array = expected.get(tensor.name)
-        if array is not None and tensor.name in NEEDED_OUTPUTS and tensor.axes[:1] == (1,):
-            expected[tensor.name] = array[-1:]
-    return expected, got
-
-
 def _aligned(
-    expected: dict[str, np.ndarray], got: dict[str, np.ndarray], queries: np.ndarray | None
+    expected: dict[str, np.ndarray],
+    got: dict[str, np.ndarray],
+    names: Sequence[str],
+    queries: np.ndarray | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Bring the candidate's queries to the reference's order; those without a partner are left out."""
     if queries is None or np.array_equal(queries, np.arange(len(queries))):
         return expected, got
     keep = queries >= 0
-    for name in QUERY_OUTPUTS:
+    for name in names:
         if name in expected and name in got:
             expected[name] = expected[name][..., keep, :]
             got[name] = got[name][..., queries[keep], :]
     return expected, got
-
-
-def _ratio(row: TensorRow) -> float | None:
-    return None if row.max_abs is None or not row.tolerance else row.max_abs / row.tolerance
-
-
-def _badness(row: TensorRow) -> float:
-    ratio = _ratio(row)
-    return np.inf if row.max_abs is None else row.max_abs if ratio is None else ratio
-
-
-def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    if not one or not other:
-        return one or other
-    return tuple(left + right for left, right in zip(one, other, strict=True))
 
 
 def _jumps(gaps_s: list[float | None]) -> int:

@@ -12,26 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.families.memory import MemorySpec
+    from mmdeploy_ext.runtime.frames import StepResult, StreamState
 
 SAME_ROW = 5e-3
 """Metres and m/s: a memory row this close to a query's prediction is that query's."""
 CLEARLY_NEARER = 1e-4
 """Metres: by so much another query has to fit a memory row better than the one that its score puts there; the
 float32 noise of a memory that was kept in global coordinates is below it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MemoryFacts:
-    """How a frame's queries come to the memory and back (`postprocess` of the metadata).
-
-    Attributes:
-        topk: K.
-        propagated: P.
-    """
-
-    topk: int
-    propagated: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,35 +54,36 @@ class RowDifference:
     gap: float
 
 
-def best_scores(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def best_scores(logits: np.ndarray) -> np.ndarray:
     """Return the score (Q,) float64 of the best class of every query, by the last layer's logits."""
-    best = np.asarray(outputs['all_cls_scores'], np.float64)[-1, 0].max(-1)
+    best = np.asarray(logits, np.float64)[-1, 0].max(-1)
     with np.errstate(invalid='ignore'):
         return np.exp(-np.logaddexp(0.0, -best))
 
 
 def selection(
-    outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray] | None, topk: int
+    outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray] | None, spec: MemorySpec
 ) -> Selection:
     """Tell which queries an engine put into its memory.
 
-    The scores say which ones they should be, the places and velocities in the memory which ones they are: a
-    row that fits another query clearly better is that query's. A row that fits none is taken for the one it
-    should be (its values are compared anyway).
+    The scores say which ones they should be, the places in the memory which ones they are: a row that fits
+    another query clearly better is that query's. A row that fits none is taken for the one it should be (its
+    values are compared anyway).
 
     Args:
-        outputs: `all_cls_scores` and `all_bbox_preds` of the frame.
+        outputs: of the frame.
         memory: after the frame; None or without places leaves the scores to decide.
-        topk: K.
+        spec: what the family says of its memory.
     """
-    scores = best_scores(outputs)
-    expected = np.argsort(-scores, kind='stable')[:topk]
-    rows = min(topk, len(expected))
-    if memory is None or memory['reference_point'].shape[1] < rows:
+    scores = best_scores(outputs[spec.scores])
+    expected = np.argsort(-scores, kind='stable')[: spec.topk]
+    rows = min(spec.topk, len(expected))
+    if memory is None or any(memory[name].shape[1] < rows for name, _, _ in spec.places):
         return Selection(scores, expected)
-    boxes = np.asarray(outputs['all_bbox_preds'], np.float64)[-1, 0]
-    kept = np.concatenate([memory['reference_point'][0, :rows], memory['velo'][0, :rows]], 1)
-    distance = np.abs(kept.astype(np.float64)[:, None] - boxes[None, :, [0, 1, 2, 8, 9]]).max(-1)
+    kept = np.concatenate([memory[name][0, :rows] for name, _, _ in spec.places], 1)
+    places = [outputs[name][-1, 0][:, list(columns)] for _, name, columns in spec.places]
+    places = np.concatenate(places, 1).astype(np.float64)
+    distance = np.abs(kept.astype(np.float64)[:, None] - places[None]).max(-1)
     distance[~np.isfinite(distance)] = np.inf
     nearest, index = distance.argmin(1), np.arange(rows)
     other = distance[index, nearest] <= SAME_ROW
@@ -111,8 +102,8 @@ class RowPairing:
             memories are equal.
     """
 
-    def __init__(self, facts: MemoryFacts) -> None:
-        self.facts = facts
+    def __init__(self, spec: MemorySpec) -> None:
+        self.spec = spec
         self.rows: np.ndarray | None = None
 
     def forget(self) -> None:
@@ -128,7 +119,7 @@ class RowPairing:
         """Return the candidate's query (Q,) int64 for each of the reference's in this frame; -1 for none."""
         partners = np.arange(count)
         if self.rows is not None:
-            propagated = min(self.facts.propagated, count, len(self.rows))
+            propagated = min(self.spec.propagated, count, len(self.rows))
             head = self.rows[:propagated]
             inside = (head >= 0) & (head < propagated)
             partners[count - propagated :] = np.where(inside, count - propagated + head, -1)
@@ -165,6 +156,57 @@ class RowPairing:
         old = np.where((old >= 0) & (old < kept), old + len(new), -1)
         self.rows = np.concatenate([np.array(new, np.int64), old])[:num_rows]
         return differences
+
+    def follow(
+        self,
+        results: Sequence[StepResult],
+        states: Sequence[StreamState | None],
+        tie: float,
+        most_error: float,
+    ) -> Followed:
+        """Follow the memory over a frame, and tell ties from errors.
+
+        Args:
+            results: of the reference and of the candidate.
+            states: their memories afterwards.
+            tie: scores this close, beyond twice the frame's own score error, are a tie.
+            most_error: the most that is taken for the frame's own score error.
+        """
+        sides = [result.outputs for result in results]
+        known = all(name in outputs for outputs in sides for name in self.spec.needed)
+        scores = [outputs[self.spec.scores] for outputs in sides] if known else []
+        if not known or None in states or scores[0].shape[1:] != scores[1].shape[1:]:
+            return Followed()
+        queries = self.queries(scores[0].shape[-2])
+        tensors = [state.tensors for state in states]
+        chosen = [selection(*side, self.spec) for side in zip(sides, tensors, strict=True)]
+        allowed = tie + 2 * min(score_error(*chosen, queries), most_error)
+        affected, num_rows = self.affected, tensors[0][self.spec.places[0][0]].shape[1]
+        differing = self.advance(*chosen, queries, num_rows)
+        beyond = [row for row in differing if not row.gap <= allowed]
+        fault = ''
+        if beyond and not affected:  # rows of an earlier tie give other queries: the choice may differ
+            worst = max(beyond, key=lambda row: row.gap)
+            fault = f'row {worst.row}: queries {worst.reference} and {worst.candidate}, scores '
+            fault += f'{worst.gap:.2g} apart, allowed {allowed:.2g}'
+        return Followed(queries, self.rows, len(differing) - len(beyond), fault)
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+    """What became of the memory over a frame.
+
+    Attributes:
+        queries: (Q,) the candidate's query for each of the reference's, -1 for none; None: all by index.
+        rows: (n,) likewise of the memory's rows.
+        ties: new rows that differ by a tie.
+        fault: why rows differ by more than a tie.
+    """
+
+    queries: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    ties: int = 0
+    fault: str = ''
 
 
 def score_error(reference: Selection, candidate: Selection, partners: np.ndarray) -> float:

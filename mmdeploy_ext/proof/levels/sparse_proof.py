@@ -2,255 +2,172 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.progress import Progress
 
 from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.compare.tensors import compare_tensors, failed_row
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.cli import one_line, stderr
-from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.compare.tensors import failed_row
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.files import read_json, sha256_file
+from mmdeploy_ext.deploy.sparse import has_precision
 from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
 from mmdeploy_ext.proof.levels import sparse_structure
-from mmdeploy_ext.proof.levels.sparse_subject import Subject, check_file, subject_of
-from mmdeploy_ext.proof.portable_layers import PortableLayers
-from mmdeploy_ext.proof.spconv_layers import LayerOutput, layer_sources, watched
-from mmdeploy_ext.proof.tasks.bev import BevPair
-from mmdeploy_ext.proof.verdict import Case, Verdict
-from mmdeploy_ext.sparse import engine
-from mmdeploy_ext.sparse.libspconv import read, to_node_list
-from mmdeploy_ext.sparse.plan import plan_of
-from mmdeploy_ext.sparse.rulebook import build
+from mmdeploy_ext.proof.levels.base import Proof
+from mmdeploy_ext.proof.levels.run_twice import attempt
+from mmdeploy_ext.proof.levels.sparse_files import (
+    DialectFile,
+    PortableFile,
+    Reference,
+    compare,
+    run_reference,
+)
+from mmdeploy_ext.proof.levels.sparse_subject import (
+    Subject,
+    compare_graph,
+    precision_of,
+    says_check,
+    subject_of,
+)
+from mmdeploy_ext.proof.provenance import settings_check
+from mmdeploy_ext.proof.results import Case, Check, Pair
+from mmdeploy_ext.sparse.libspconv import to_node_list
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import contextlib
+    from collections.abc import Sequence
 
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.proof.results import GraphResult
     from mmdeploy_ext.sparse.ranges import Ranges
 
-EXACT_RTOL = 1e-4
-"""Of the largest reference value: float32 against float32."""
-HALF_RTOL = 5e-3
-"""The same for the file's fp16 weights against the model's float32 ones."""
 DRAWN_VOXELS = 500
 """Smaller inputs give no picture worth looking at."""
 
 
-def prove(
-    deployment: SparseDeployment,
-    path: str,
-    sweeps: Sequence[VoxelSet] = (),
-    *,
-    ranges: Ranges | None = None,
-    max_voxels: int | None = None,
-    node_list: str = '',
-    threads: int = 0,
-    edited: bool = False,
-) -> tuple[Verdict, list[BevPair]]:
-    """Prove one file.
+class SparseProof(Proof):
+    """A proof of one file, of either target.
 
-    Args:
-        deployment: the config and checkpoint that it claims to be.
-        path: the file, of either target.
-        sweeps: real voxels besides the synthetic ones, coordinates in the model's own order.
-        ranges: that it was exported with, where it has any.
-        max_voxels: see `contract.check`.
-        node_list: stored node list of the reference exporter that it has to equal, a JSON file.
-        threads: of ONNX Runtime; 0: it decides.
-        edited: the file was edited on purpose: inputs alone decide about its graph.
-
-    Returns:
-        The verdict, and dense maps for the report.
-
-    Raises:
-        ModelFileError: a file that cannot be read, or of another family.
+    Its samples are real voxels besides the synthetic ones, coordinates in the model's own order. Of the
+    engine's options it takes `threads`.
     """
-    subject = subject_of(deployment, path, ranges)
-    verdict = check_file(subject, max_voxels, edited)
-    if node_list:
-        wanted = read_json(node_list)
-        found = to_node_list(subject.model)
-        verdict.structure += sparse_structure.compare_node_lists(found, wanted, Path(node_list).name)
-    settings = deployment.settings
-    sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *sweeps]
-    pictures = []
-    try:
-        candidate = _candidate(subject, threads)
-    except ValueError as error:
-        verdict.reasons.append(f'the file cannot be run: {one_line(error)[:300]}')
-        return verdict, pictures
-    console = stderr()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        for voxels in bar.track(sets, description='proving'):
-            case, pair, timing = candidate.run(voxels)
-            verdict.cases.append(case)
-            if pair is not None and len(voxels.features) >= DRAWN_VOXELS:
-                pictures.append(pair)
-                verdict.timing_ms = timing
-    return verdict, pictures[::-1]
 
+    by_rate = False
+    most_pictures = 16
 
-def _candidate(subject: Subject, threads: int) -> _Dialect | _Portable:
-    return _Dialect(subject) if subject.options.target == 'libspconv' else _Portable(subject, threads)
+    def __init__(
+        self,
+        *given: Any,
+        ranges: Ranges | None = None,
+        max_voxels: int | None = None,
+        node_list: str = '',
+    ) -> None:
+        """Read the file.
 
+        Args:
+            given: see `Proof`.
+            ranges: that it was exported with, where it has any.
+            max_voxels: see `contract.check`.
+            node_list: stored node list of the reference exporter that it has to equal, a JSON file.
+        """
+        self.ranges, self.max_voxels, self.node_list = ranges, max_voxels, node_list
+        super().__init__(*given)
 
-@dataclasses.dataclass
-class Reference:
-    """What spconv gave for one set of voxels: the dense map, every layer, milliseconds."""
+    @property
+    def subject(self) -> Subject:
+        """The file, and what it has to be."""
+        return self.files[0]
 
-    dense: np.ndarray
-    layers: dict[str, LayerOutput]
-    milliseconds: float
+    def read(self, path: str) -> Subject:
+        """See `Proof.read`."""
+        return subject_of(self.deployment, path, self.ranges)
 
+    def facts(self) -> dict[str, Any]:
+        """See `Proof.facts`."""
+        subject, options = self.subject, self.subject.asked_for
+        return dict(
+            file_sha256=sha256_file(subject.path),
+            form=options.target,
+            options=dict(options.to_json(), cfg_options=self.deployment.cfg_options),
+            order=options.order,
+            precision=precision_of(subject.model, options),
+            grid='x'.join(map(str, subject.expected.spatial_shape)),
+            output='x'.join(map(str, subject.expected.output_shape)),
+        )
 
-def run_reference(subject: Subject, voxels: VoxelSet) -> Reference:
-    """Run the unpatched model on spconv, one thread, and watch its convolutions."""
-    family, model = subject.deployment.family, subject.deployment.model
-    with watched(family.encoder(model), layer_sources(subject.traced)) as layers:
-        start = time.perf_counter()
-        dense = family.run_encoder(model, voxels.features, voxels.coordinates)
-        milliseconds = (time.perf_counter() - start) * 1e3
-    return Reference(dense, layers, milliseconds)
+    def graph(self, file: Subject) -> GraphResult:
+        """See `Proof.graph`."""
+        return compare_graph(file)
 
-
-class _Dialect:
-    """A libspconv file, interpreted in numpy: the engine itself needs a GPU."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.graph = read(subject.path)
-        self.plan, self.exact_plan = plan_of(self.graph), plan_of(subject.exact)
-
-    def run(self, voxels: VoxelSet) -> tuple[Case, BevPair | None, dict[str, float]]:
-        """Compare one set of voxels."""
-        reference = run_reference(self.subject, voxels)
-        try:
-            return self._compare(voxels, reference)
-        except (ValueError, IndexError) as error:
-            row = failed_row(
-                'dense map', f'the graph cannot be run: {one_line(error)[:200]}', reference.dense
+    def checks(self, file: Subject) -> list[Check]:
+        """See `Proof.checks`."""
+        if file.asked_for.target == 'libspconv':
+            checks, notes = sparse_structure.check_dialect(file.path, file.model, self.max_voxels)
+            self.verdict.notes += notes
+        else:
+            checks = sparse_structure.check_portable(file.model)
+        if has_precision(file.asked_for):
+            self.verdict.notes.append(
+                'layers are compared in float32: what int8 does to the values is measured by '
+                'tools/quantization/scn_ptq.py'
             )
-            return _case(voxels, [row]), None, {}
+        overrides = file.options.get('cfg_options') or {}
+        checks += [settings_check(self.deployment.cfg, overrides), says_check(file)]
+        checks += [file.ranges] * (file.ranges is not None)
+        if self.node_list:
+            wanted, name = read_json(self.node_list), Path(self.node_list).name
+            checks += sparse_structure.compare_node_lists(to_node_list(file.model), wanted, name)
+        return checks
 
-    def _compare(self, voxels: VoxelSet, reference: Reference) -> tuple[Case, BevPair, dict[str, float]]:
-        coordinates = voxels.in_order(self.subject.same_order)
-        found: dict[str, np.ndarray] = {}
-        rulebook = build(self.plan, coordinates)
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """See `Proof.start`; a file that cannot be run is a reason, and nothing is."""
+        self.candidate, self.milliseconds = None, {}
+        kind = DialectFile if self.subject.asked_for.target == 'libspconv' else PortableFile
+        found = attempt(lambda: kind(self.subject, int(self.engine.get('threads', 0))))
+        if isinstance(found, Exception):
+            self.verdict.reasons.append(f'the file cannot be run: {one_line(found)[:300]}')
+        else:
+            self.candidate = found
+
+    def inputs(self) -> list[VoxelSet]:
+        """See `Proof.inputs`."""
+        settings = self.deployment.settings
+        sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *self.samples]
+        return sets if self.candidate else []
+
+    def cases(self, one: VoxelSet) -> tuple[list[Case], list[Pair]]:
+        """See `Proof.cases`: every layer and the dense map."""
+        reference = run_reference(self.subject, one)
+        coordinates = one.in_order(self.subject.same_order)
         start = time.perf_counter()
-        dense = engine.run(self.graph, coordinates, voxels.features, found.__setitem__, rulebook=rulebook)
+        rows = dense = attempt(lambda: self.candidate.run(one.features, coordinates))
         milliseconds = (time.perf_counter() - start) * 1e3
-        rows = self._layer_rows(reference, found, rulebook) if len(coordinates) else []
-        exact = engine.run(self.subject.exact, coordinates, voxels.features)
-        rows += compare({'dense map': reference.dense}, {'dense map': dense}, HALF_RTOL)
-        name = 'dense map, weights before rounding'
-        rows += compare({name: reference.dense}, {name: exact}, EXACT_RTOL)
-        pair = BevPair(_title(voxels), reference.dense[0], dense[0], 'the file, interpreted')
-        timing = {'spconv, one thread': reference.milliseconds, 'numpy interpreter': milliseconds}
-        return _case(voxels, rows), pair, timing
+        if not isinstance(dense, Exception):
+            rows = attempt(lambda: self._rows(reference, dense, coordinates))
+        if isinstance(rows, Exception):
+            reason = f'the {self.candidate.what_failed}: {one_line(rows)[:200]}'
+            return [_case(one, [failed_row('dense map', reason, reference.dense)])], []
+        if len(one.features) < DRAWN_VOXELS:
+            return [_case(one, rows)], []
+        pair = Pair(_title(one), None, reference.dense[0], dense[0], self.candidate.title)
+        self.milliseconds = {'spconv, one thread': reference.milliseconds, self.candidate.timed: milliseconds}
+        return [_case(one, rows)], [pair]
 
-    def _layer_rows(
-        self, reference: Reference, found: Mapping[str, np.ndarray], rulebook: Any
-    ) -> list[TensorRow]:
-        rows = []
-        for node, wanted in zip(self.graph.convolutions(), self.subject.expected.convolutions(), strict=True):
-            name, expected = f'{node.name} {wanted.module}', reference.layers.get(wanted.module)
-            sites = _in_own_order(self.subject, rulebook.level(node.output).coordinates)
-            rows.extend(layer_rows(name, expected, sites, found[node.name], HALF_RTOL))
-        return rows
+    def _rows(self, reference: Reference, dense: np.ndarray, coordinates: np.ndarray) -> list[TensorRow]:
+        rows = self.candidate.layer_rows(reference, coordinates) if len(coordinates) else []
+        rows += compare({'dense map': reference.dense}, {'dense map': dense}, self.candidate.rtol)
+        return rows + self.candidate.more_rows(reference)
 
+    def timing(self) -> dict[str, float]:
+        """See `Proof.timing`: of the last input that is worth it."""
+        return self.milliseconds
 
-def _in_own_order(subject: Subject, sites: np.ndarray) -> np.ndarray:
-    """Return sites (M, 4) of the file in the module's order."""
-    return sites if subject.same_order else sites[:, [0, 3, 2, 1]]
-
-
-def layer_rows(
-    name: str, expected: LayerOutput | None, sites: np.ndarray, features: np.ndarray, rtol: float
-) -> list[TensorRow]:
-    """Compare one layer, site by site; the order of the rows is each engine's own.
-
-    Args:
-        name: of the layer.
-        expected: of spconv; None when its convolution did not run.
-        sites: (M, 4) of the candidate, in the module's order.
-        features: (M, C) of the candidate.
-        rtol: of the largest reference value.
-    """
-    if expected is None:
-        return [failed_row(name, 'missing in the reference: its convolution did not run')]
-    left, right = (np.lexsort(array.T[::-1]) for array in (expected.coordinates, sites))
-    if not np.array_equal(expected.coordinates[left], sites[right]):
-        only = len({*map(tuple, expected.coordinates.tolist())} ^ {*map(tuple, sites.tolist())})
-        reason = f'active sites: {len(sites)}, expected {len(left)}; {only} are on one side only'
-        return [failed_row(name, reason, expected.features)]
-    if len(features) != len(sites):
-        return [failed_row(name, f'{len(features)} rows, expected {len(sites)}', expected.features)]
-    return compare({name: expected.features[left]}, {name: features[right]}, rtol)
-
-
-class _Portable:
-    """A portable file on ONNX Runtime."""
-
-    title = 'ONNX Runtime'
-
-    def __init__(self, subject: Subject, threads: int) -> None:
-        from mmdeploy_ext.runtime.scn.model import ScnOnnx
-
-        self.subject = subject
-        self.engine = ScnOnnx(subject.path, threads=threads)
-        nodes = [node.name for node in subject.expected.convolutions()]
-        self.layers = PortableLayers(subject.model, nodes, self.engine.threads)
-
-    def run(self, voxels: VoxelSet) -> tuple[Case, BevPair | None, dict[str, float]]:
-        """Compare one set of voxels."""
-        reference = run_reference(self.subject, voxels)
-        coordinates = voxels.in_order(self.subject.same_order)
-        start = time.perf_counter()
-        try:
-            dense = self.engine.step(voxels=(voxels.features, coordinates))
-        except ValueError as error:
-            row = failed_row('dense map', f'the engine failed: {one_line(error)[:200]}', reference.dense)
-            return _case(voxels, [row]), None, {}
-        milliseconds = (time.perf_counter() - start) * 1e3
-        rows = self._layer_rows(reference, voxels.features, coordinates) if len(coordinates) else []
-        rows += compare({'dense map': reference.dense}, {'dense map': dense}, EXACT_RTOL)
-        pair = BevPair(_title(voxels), reference.dense[0], dense[0], self.title)
-        timing = {'spconv, one thread': reference.milliseconds, 'rulebook and ONNX Runtime': milliseconds}
-        return _case(voxels, rows), pair, timing
-
-    def _layer_rows(
-        self, reference: Reference, features: np.ndarray, coordinates: np.ndarray
-    ) -> list[TensorRow]:
-        found = self.layers.run(self.engine.feeds(features, coordinates))
-        plan, rows = self.engine.plan, []
-        levels = build(plan, coordinates).levels
-        for node in self.subject.expected.convolutions():
-            name, expected = f'{node.name} {node.module}', reference.layers.get(node.module)
-            if node.name not in found or node.output not in plan.level_of:
-                rows.append(failed_row(name, 'the file has no such layer'))
-                continue
-            sites = levels[plan.level_of[node.output]].coordinates
-            values = found[node.name]
-            values = values[:-1] if self.engine.form == 'buckets' else values
-            rows.extend(layer_rows(name, expected, _in_own_order(self.subject, sites), values, EXACT_RTOL))
-        return rows
-
-
-def compare(
-    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float
-) -> list[TensorRow]:
-    """Compare named tensors, each by its own largest value."""
-    groups = (ColumnGroup(rtol=rtol),)
-    outputs = tuple(
-        TensorSpec(name, 'float32', array.shape, groups=groups) for name, array in reference.items()
-    )
-    return compare_tensors(reference, candidate, GraphSpec('scn', (), outputs))
+    def conclude(self) -> None:
+        """See `Proof.conclude`; the last input is the first to look at."""
+        self.pictures.reverse()
+        super().conclude()
 
 
 def _case(voxels: VoxelSet, rows: Sequence[TensorRow]) -> Case:

@@ -10,7 +10,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph.same import Difference
 from mmdeploy_ext.proof.levels.structure import check_inference, check_valid
-from mmdeploy_ext.proof.verdict import Check
+from mmdeploy_ext.proof.results import Check
 from mmdeploy_ext.sparse import contract
 from mmdeploy_ext.sparse.ir import differences
 from mmdeploy_ext.sparse.libspconv import read, to_node_list, to_onnx

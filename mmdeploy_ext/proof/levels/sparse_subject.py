@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,16 +13,12 @@ from mmdeploy_ext.contract.metadata_schema import SPARSE_OPTIONS
 from mmdeploy_ext.contract.options import SPARSE, Options
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.deploy.sparse import fp16_modules, has_precision, make_graph, metadata_props, resolve
 from mmdeploy_ext.graph.io import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
 from mmdeploy_ext.proof.levels.graph_level import told_otherwise
-from mmdeploy_ext.proof.levels.graph_result import EDITED, GraphResult
-from mmdeploy_ext.proof.provenance import hash_checks, settings_check
-from mmdeploy_ext.proof.subject import data_hashes
-from mmdeploy_ext.proof.verdict import Check, Verdict
+from mmdeploy_ext.proof.results import Check, GraphResult
 from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
@@ -137,7 +132,7 @@ class Subject:
         deployment: config and checkpoint.
         path: of the file.
         model: its content.
-        options: that it was exported with.
+        asked_for: options that it was exported with, resolved.
         traced: the model's graph before folding.
         expected: the graph that the file should hold, weights in float32.
         exact: the same folded in float32, whatever the file's folding.
@@ -148,16 +143,28 @@ class Subject:
     deployment: SparseDeployment
     path: str
     model: onnx.ModelProto
-    options: Options
+    asked_for: Options
     traced: SparseGraph
     expected: SparseGraph
     exact: SparseGraph
     ranges: Check | None = None
+    name: ClassVar[str] = ''
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Proof.read`."""
+        return stored_fact(self.model, self.path, 'options')
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """See `Proof.read`."""
+        titles = 'checkpoint', 'config'
+        return {title: stored_fact(self.model, self.path, f'{title}_sha256') for title in titles}
 
     @property
     def same_order(self) -> bool:
         """Whether the file's coordinates are in the module's own order."""
-        return self.options.order == self.deployment.settings.order
+        return self.asked_for.order == self.deployment.settings.order
 
 
 def subject_of(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> Subject:
@@ -184,77 +191,28 @@ def subject_of(deployment: SparseDeployment, path: str, ranges: Ranges | None) -
     return Subject(deployment, path, model, options, traced, expected, exact, derived)
 
 
-def check_file(subject: Subject, max_voxels: int | None, edited: bool) -> Verdict:
-    """Return level 1 as the beginning of a verdict."""
-    verdict, deployment = Verdict(subject=_facts(subject)), subject.deployment
-    if subject.options.target == 'libspconv':
-        checks, verdict.notes = sparse_structure.check_dialect(subject.path, subject.model, max_voxels)
+def compare_graph(subject: Subject) -> GraphResult:
+    """Compare the graph of a file with what its model gives."""
+    if subject.asked_for.target == 'libspconv':
         same = sparse_structure.dialect_differences(subject.path, subject.model, subject.expected)
-        if has_precision(subject.options):
-            verdict.notes.append(
-                'layers are compared in float32: what int8 does to the values is measured by '
-                'tools/quantization/scn_ptq.py'
-            )
     else:
-        checks = sparse_structure.check_portable(subject.model)
         done = stored_fact(subject.model, subject.path, 'edits', '[]')
-        fresh = edits.repeat(to_onnx(subject.expected, form=subject.options.form), done)
+        fresh = edits.repeat(to_onnx(subject.expected, form=subject.asked_for.form), done)
         same = differences(subject.model, fresh) or told_otherwise(subject.model, fresh)
-    nodes = size(subject.model)
-    graph = (
-        GraphResult('', nodes, False, by_inputs=EDITED)
-        if edited
-        else GraphResult('', nodes, not same, tuple(same))
-    )
-    written = {
-        title: stored_fact(subject.model, subject.path, f'{title}_sha256')
-        for title in ('checkpoint', 'config')
-    }
-    hashes, notes = hash_checks(deployment, written, graph.equal)
-    overrides = stored_fact(subject.model, subject.path, 'options').get('cfg_options') or {}
-    checks += [*hashes, settings_check(deployment.cfg, overrides), _says_check(subject)]
-    verdict.graphs, verdict.structure = [graph], checks
-    verdict.structure += [subject.ranges] * (subject.ranges is not None)
-    verdict.notes += notes
-    return verdict
+    return GraphResult('', size(subject.model), not same, tuple(same))
 
 
-def _says_check(subject: Subject) -> Check:
+def says_check(subject: Subject) -> Check:
     """Check that a file says of itself what config and options say; runtimes take its word for voxels."""
-    facts = metadata_props(subject.deployment, subject.options)
+    facts = metadata_props(subject.deployment, subject.asked_for)
     wrong = [
         f'{name}: the file says {said}'
         for name in ('form', 'voxels')
         if (said := stored_fact(subject.model, subject.path, name)) != json.loads(facts[PREFIX + name])
     ]
-    if subject.options.int8_fp16_io and subject.options.precision != 'int8':
+    if subject.asked_for.int8_fp16_io and subject.asked_for.precision != 'int8':
         wrong.append('options: int8_fp16_io goes with precision int8')
     return Check('form and voxels as in the config', not wrong, '; '.join(wrong)[:300])
-
-
-def _facts(subject: Subject) -> dict[str, Any]:
-    deployment, options = subject.deployment, subject.options
-    from mmdeploy_ext.exporting.export import versions
-
-    return dict(
-        file=str(subject.path),
-        file_sha256=sha256_file(subject.path),
-        **data_hashes([subject.path]),
-        family=deployment.family.name,
-        task='bev',
-        form=options.target,
-        options=dict(options.to_json(), cfg_options=deployment.cfg_options),
-        order=options.order,
-        precision=precision_of(subject.model, options),
-        grid='x'.join(map(str, subject.expected.spatial_shape)),
-        output='x'.join(map(str, subject.expected.output_shape)),
-        config=deployment.config,
-        checkpoint=deployment.checkpoint,
-        config_sha256=deployment.config_sha256,
-        checkpoint_sha256=deployment.checkpoint_sha256,
-        proven_with=versions(),
-        python=platform.python_version(),
-    )
 
 
 def precision_of(model: onnx.ModelProto, options: Options) -> str:

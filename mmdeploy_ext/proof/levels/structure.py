@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.graph.random_nodes import random_nodes
-from mmdeploy_ext.proof.verdict import Check
+from mmdeploy_ext.proof.results import Check
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata

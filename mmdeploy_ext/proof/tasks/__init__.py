@@ -1,7 +1,7 @@
 """What depends on the task of a detector: how its results are matched and drawn; one module per task.
 
 A task module has `match_detections(image, reference, candidate, *, capacity) -> DetectionRow`,
-`fit_pair(pair) -> PicturePair` and `draw_pair(pair, classes) -> (h, w, 3) BGR`.
+`fit_pair(pair) -> Pair` and `draw_pair(pair, classes) -> (h, w, 3) BGR`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import cv2
@@ -14,8 +15,8 @@ from mmdeploy_ext.runtime.draw import FONT, draw_detections
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.proof.results import DetectionRow, Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
-    from mmdeploy_ext.proof.verdict import DetectionRow, PicturePair
     from mmdeploy_ext.runtime.detections import Detections
 
 IOU_BAR = 0.999
@@ -108,32 +109,32 @@ def _class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
     return iou
 
 
-def fit_pair(pair: PicturePair, width: int = 800) -> PicturePair:
+def fit_pair(pair: Pair, width: int = 800) -> Pair:
     """Bring a pair to a size at which its labels are legible, before it is drawn.
 
     Args:
         pair: the image and both lists.
         width: pixels; wider images shrink to it, small ones are enlarged by a whole factor.
     """
-    image = pair.image_bgr
+    image = legible(pair.shown, width)
+    before, after = (np.array(picture.shape[1::-1] * 2) for picture in (pair.shown, image))
+    ratios = before / after
+    sides = (side.scaled(ratios) for side in (pair.reference, pair.candidate))
+    return dataclasses.replace(pair, **dict(zip(('reference', 'candidate'), sides, strict=True)), shown=image)
+
+
+def legible(image: np.ndarray, width: int) -> np.ndarray:
+    """Return a picture that is wide enough for labels: a wider one shrinks, a small one grows by a factor."""
     ratio = width / image.shape[1]
     if ratio < 1:
-        image = cv2.resize(
-            image, (width, max(round(image.shape[0] * ratio), 1)), interpolation=cv2.INTER_AREA
-        )
-    elif ratio >= 2:
-        image = cv2.resize(image, None, fx=int(ratio), fy=int(ratio), interpolation=cv2.INTER_CUBIC)
-    before, after = (np.array(picture.shape[1::-1] * 2) for picture in (pair.image_bgr, image))
-    ratios = before / after
-    return dataclasses.replace(
-        pair,
-        image_bgr=image,
-        reference=pair.reference.scaled(ratios),
-        candidate=pair.candidate.scaled(ratios),
-    )
+        size = width, max(round(image.shape[0] * ratio), 1)
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if ratio < 2:
+        return image
+    return cv2.resize(image, None, fx=int(ratio), fy=int(ratio), interpolation=cv2.INTER_CUBIC)
 
 
-def draw_pair(pair: PicturePair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
     """Draw both engines' detections side by side under title strips.
 
     Boxes without an equal on the other side, by the bars of `match_detections`, get a white frame.
@@ -146,11 +147,13 @@ def draw_pair(pair: PicturePair, classes: Sequence[str], score_thr: float = 0.3)
     Returns:
         (h + strip, 2w + gap, 3) uint8 BGR.
     """
-    return side_by_side(pair, classes, score_thr, _alone(pair), draw_detections)
+    pair_boxes = functools.partial(pair_up, iou_bar=IOU_BAR, score_bar=SCORE_BAR)
+    lonely = matching.alone(pair, _broken, pair_boxes)
+    return side_by_side(pair, classes, score_thr, lonely, draw_detections)
 
 
 def side_by_side(
-    pair: PicturePair,
+    pair: Pair,
     classes: Sequence[str],
     score_thr: float,
     alone: tuple[np.ndarray, np.ndarray],
@@ -168,7 +171,7 @@ def side_by_side(
     Returns:
         (h + strip, 2w + gap, 3) uint8 BGR.
     """
-    width = pair.image_bgr.shape[1]
+    width = pair.shown.shape[1]
     sides = []
     for engine, found, lonely in zip(
         ('PyTorch', pair.engine), (pair.reference, pair.candidate), alone, strict=True
@@ -176,19 +179,9 @@ def side_by_side(
         shown = found.scores >= score_thr
         different = int((lonely & shown).sum())
         title = f'{engine} ({int(shown.sum())})' + (f': {different} differ' if different else '')
-        sides.append(_titled(title, draw(pair.image_bgr, found, classes, score_thr, lonely)))
+        sides.append(_titled(title, draw(pair.shown, found, classes, score_thr, lonely)))
     gap = np.full((sides[0].shape[0], max(4, width // 100), 3), 255, np.uint8)
     return np.hstack([sides[0], gap, sides[1]])
-
-
-def _alone(pair: PicturePair) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each side which boxes (n,) bool have no equal on the other."""
-    alone = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
-    if not _broken('', pair.reference) and not _broken('', pair.candidate):
-        matched = pair_up(pair.reference, pair.candidate, IOU_BAR, SCORE_BAR).matched
-        alone[0][list(matched.keys())] = False
-        alone[1][list(matched.values())] = False
-    return alone
 
 
 def _titled(title: str, picture: np.ndarray) -> np.ndarray:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.proof.results import DetectionRow
 from mmdeploy_ext.proof.tasks import matching
-from mmdeploy_ext.proof.verdict import DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
-    from mmdeploy_ext.proof.verdict import FramePair, SweepPair
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
@@ -128,12 +128,12 @@ def _broken(side: str, detections: Detections3D) -> str:
     return matching.broken(side, detections.boxes, detections.scores, detections.labels, COLUMNS)
 
 
-def fit_pair(pair: FramePair) -> FramePair:
+def fit_pair(pair: Pair) -> Pair:
     """Return the pair as it is: the mosaic scales its cameras itself."""
     return pair
 
 
-def draw_pair(pair: FramePair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
     """Draw both engines' boxes: camera mosaics side by side, and one bird's-eye view with both.
 
     Boxes without an equal on the other side, by the bars of `match_detections`, are drawn in white.
@@ -148,26 +148,15 @@ def draw_pair(pair: FramePair, classes: Sequence[str], score_thr: float = 0.3) -
     """
     from mmdeploy_ext.runtime.draw3d import compare_picture
 
-    return compare_picture(pair.images_bgr, pair.lidar2img, layers_of(pair, score_thr), classes, pair.title)
+    return compare_picture(pair.shown, pair.lidar2img, layers_of(pair, score_thr), classes, pair.title)
 
 
-def layers_of(pair: FramePair | SweepPair, score_thr: float) -> list[Layer]:
+def layers_of(pair: Pair, score_thr: float) -> list[Layer]:
     """Return both engines' boxes of at least `score_thr`, marked where they have no equal."""
     from mmdeploy_ext.runtime.bird_eye import Layer
 
+    sides = (pair.reference, pair.candidate), matching.alone(pair, _broken, pair_up)
     return [
         Layer(title, detections.above(score_thr), lonely[detections.scores >= score_thr])
-        for title, detections, lonely in zip(
-            ('PyTorch', pair.engine), (pair.reference, pair.candidate), _alone(pair), strict=True
-        )
+        for title, detections, lonely in zip(('PyTorch', pair.engine), *sides, strict=True)
     ]
-
-
-def _alone(pair: FramePair | SweepPair) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each side which boxes (n,) bool have no equal on the other."""
-    alone = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
-    if not _broken('', pair.reference) and not _broken('', pair.candidate):
-        matched = pair_up(pair.reference, pair.candidate).matched
-        alone[0][list(matched.keys())] = False
-        alone[1][list(matched.values())] = False
-    return alone

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.proof.results import Pair
 
 PANEL, BAND, GAP = 420, 46, 8
 """Pixels: side of a map, height of the text above it, room between maps."""
@@ -15,24 +18,7 @@ DECADES = 8
 """The difference is drawn by its logarithm, from 1e-8 of the scale up to the scale."""
 
 
-@dataclasses.dataclass(frozen=True)
-class BevPair:
-    """One input's dense maps.
-
-    Attributes:
-        title: of the input.
-        reference: (C, H, W) float32 of spconv.
-        candidate: of the exported file.
-        engine: what people call what ran it.
-    """
-
-    title: str
-    reference: np.ndarray
-    candidate: np.ndarray
-    engine: str
-
-
-def draw_bev(pair: BevPair) -> np.ndarray:
+def draw_bev(pair: Pair) -> np.ndarray:
     """Draw both maps (largest magnitude over the channels) and their difference.
 
     Returns:

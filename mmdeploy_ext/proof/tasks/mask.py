@@ -8,19 +8,18 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from mmdeploy_ext.proof.tasks import matching
-from mmdeploy_ext.proof.tasks.bbox2d import side_by_side
+from mmdeploy_ext.proof.tasks.bbox2d import legible, side_by_side
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.runtime.draw import draw_instances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.proof.results import DetectionRow, Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
-    from mmdeploy_ext.proof.verdict import DetectionRow, PicturePair
 
 SCORE_THR = 0.1
 IOU_BAR = 0.995
@@ -118,25 +117,17 @@ def _broken(side: str, instances: Instances) -> str:
     return f'{side}: {bad} instances have NaN or infinite scores' if bad else ''
 
 
-def fit_pair(pair: PicturePair, width: int = 800) -> PicturePair:
+def fit_pair(pair: Pair, width: int = 800) -> Pair:
     """Bring the picture to a size at which its labels are legible; masks follow when they are drawn.
 
     Args:
         pair: the image and both lists.
         width: pixels; wider images shrink to it, small ones are enlarged by a whole factor.
     """
-    image = pair.image_bgr
-    ratio = width / image.shape[1]
-    if ratio < 1:
-        size = width, max(round(image.shape[0] * ratio), 1)
-        return dataclasses.replace(pair, image_bgr=cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    if ratio >= 2:
-        factor = int(ratio)
-        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-    return dataclasses.replace(pair, image_bgr=image)
+    return dataclasses.replace(pair, shown=legible(pair.shown, width))
 
 
-def draw_pair(pair: PicturePair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
     """Draw both engines' instances side by side under title strips.
 
     Instances without an equal on the other side, by the bars of `match_detections`, get a white outline.
@@ -149,14 +140,4 @@ def draw_pair(pair: PicturePair, classes: Sequence[str], score_thr: float = 0.3)
     Returns:
         (h + strip, 2w + gap, 3) uint8 BGR.
     """
-    return side_by_side(pair, classes, score_thr, _alone(pair), draw_instances)
-
-
-def _alone(pair: PicturePair) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each side which instances (n,) bool have no equal on the other."""
-    alone = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
-    if not _broken('', pair.reference) and not _broken('', pair.candidate):
-        matched = pair_up(pair.reference, pair.candidate).matched
-        alone[0][list(matched.keys())] = False
-        alone[1][list(matched.values())] = False
-    return alone
+    return side_by_side(pair, classes, score_thr, matching.alone(pair, _broken, pair_up), draw_instances)

@@ -6,14 +6,16 @@ Glossary: R reference detections (rows), C candidate detections (columns).
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proof.verdict import DetectionRow
+from mmdeploy_ext.proof.results import DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from mmdeploy_ext.proof.results import Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +184,25 @@ def broken(side: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
         )
     bad = int((~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))).sum())
     return f'{side}: {bad} detections have NaN or infinite values' if bad else ''
+
+
+def alone(
+    pair: Pair, broken: Callable[[str, Any], str], pair_up: Callable[..., Pairing]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each side which results (n,) bool have no equal on the other.
+
+    Args:
+        pair: both sides' results.
+        broken: of the task: why a list cannot be compared.
+        pair_up: of the task.
+    """
+    sides = pair.reference, pair.candidate
+    lonely = np.ones(len(sides[0]), bool), np.ones(len(sides[1]), bool)
+    if not any(broken('', side) for side in sides):
+        matched = pair_up(*sides).matched
+        lonely[0][list(matched.keys())] = False
+        lonely[1][list(matched.values())] = False
+    return lonely
 
 
 def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.ndarray) -> dict[int, int]:

@@ -11,7 +11,7 @@ from mmdeploy_ext.proof.tasks.bbox3d import SCORE_THR, layers_of, match_detectio
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.proof.verdict import SweepPair
+    from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.runtime.bird_eye import Layer
 
 __all__ = ['SCORE_THR', 'draw_layers', 'draw_pair', 'fit_pair', 'match_detections']
@@ -20,12 +20,12 @@ MARGIN_M = 4.0
 LEAST_EXTENT_M = 12.0
 
 
-def fit_pair(pair: SweepPair) -> SweepPair:
+def fit_pair(pair: Pair) -> Pair:
     """Return the pair as it is: the view from above has its own scale."""
     return pair
 
 
-def draw_pair(pair: SweepPair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
     """Draw each engine's boxes over the points, side by side, seen from above.
 
     Boxes without an equal on the other side, by the bars of `match_detections`, are ringed in white.
@@ -38,7 +38,7 @@ def draw_pair(pair: SweepPair, classes: Sequence[str], score_thr: float = 0.3) -
     Returns:
         (h, w, 3) uint8 BGR.
     """
-    return draw_layers(pair.title, pair.points, layers_of(pair, score_thr), classes)
+    return draw_layers(pair.title, pair.shown, layers_of(pair, score_thr), classes)
 
 
 def draw_layers(

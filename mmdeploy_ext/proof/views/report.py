@@ -13,15 +13,17 @@ from mmdeploy_ext.compare.tensors import HISTOGRAM_DECADES
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
 from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.proof.tasks.bev import BevPair, draw_bev
+from mmdeploy_ext.proof.tasks.bev import draw_bev
+from mmdeploy_ext.proof.views.commands import next_command
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_strip
-from mmdeploy_ext.proof.views.table import cosine_text, failure_reasons, figure, next_command
+from mmdeploy_ext.proof.views.table import cosine_text, failure_reasons, figure
 from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.proof.verdict import FramePair, PicturePair, Verdict
+    from mmdeploy_ext.proof.results import Pair
+    from mmdeploy_ext.proof.verdict import Verdict
 
 TEMPLATE = 'report.html.j2'
 OPEN_ROWS = 40
@@ -43,7 +45,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 
 def write_report(
     verdict: Verdict,
-    pictures: Sequence[PicturePair | FramePair | BevPair],
+    pictures: Sequence[Pair],
     classes: Sequence[str],
     folder: Path,
 ) -> Path:
@@ -66,9 +68,7 @@ def write_report(
     return folder / 'report.html'
 
 
-def render(
-    verdict: Verdict, pictures: Sequence[PicturePair | FramePair | BevPair], classes: Sequence[str]
-) -> str:
+def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -> str:
     """Return the page."""
     content = verdict.to_json()
     task = verdict.subject.get('task', 'bbox2d')
@@ -129,9 +129,9 @@ def _number_of(content: Mapping[str, Any]) -> Callable[[str, str], Markup]:
     return number
 
 
-def picture_uri(pair: PicturePair | FramePair | BevPair, classes: Sequence[str], task: str = 'bbox2d') -> str:
+def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str:
     """Return a pair, drawn, as a `data:` address."""
-    if isinstance(pair, BevPair):
+    if task == 'bev':
         return 'data:image/png;base64,' + base64.b64encode(encode_png(draw_bev(pair))).decode()
     drawing = task_module(task)
     surest = max((float(side.scores.max(initial=0)) for side in (pair.reference, pair.candidate)), default=0)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.runtime.consumers import runner_of
-from mmdeploy_ext.runtime.detections import candidates_needed
+from mmdeploy_ext.proof.views.commands import next_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
     from mmdeploy_ext.compare.rows import TensorRow
-    from mmdeploy_ext.proof.verdict import Case, DetectionRow, MetricRow, SequenceRow, Verdict
+    from mmdeploy_ext.proof.results import Case, DetectionRow, MetricRow, SequenceRow
+    from mmdeploy_ext.proof.verdict import Verdict
 
 MAX_ROWS = 20
 """A case with more rows shows the worst per kind; the JSON file has them all."""
@@ -230,86 +228,6 @@ def failure_reasons(verdict: Verdict) -> list[str]:
 
 def _metric_difference(row: MetricRow) -> str:
     return f'difference {abs(row.candidate - row.reference):.5f} (bar {row.bar:g})'
-
-
-def next_command(verdict: Verdict) -> str:
-    """Return the command that makes sense after this verdict."""
-    subject = verdict.subject
-    file = subject.get('file', 'MODEL.onnx')
-    if subject.get('task') == 'bev':
-        return _sparse_command(verdict, file)
-    if verdict.passed and subject.get('task') == 'points3d':
-        config, checkpoint = _model_of(subject)
-        words = ['SWEEP.bin', '--config', config, '--checkpoint', checkpoint, '--onnx', file]
-        return f'python tools/demo/lidar_demo.py {shlex.join(words)}'
-    if verdict.passed and verdict.sequence:
-        words = [*_model_of(subject), '--onnx', file, '--out', 'work_dirs/video']
-        return f'python tools/demo/streampetr_video.py {shlex.join(words)}'
-    if verdict.passed:
-        tool = runner_of(subject['family'], subject['form'])
-        return f'python {tool} {shlex.quote(file)} IMAGE_OR_FOLDER'
-    model = _model_of(subject)
-    if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
-        return f'{export_command(model, file, subject)}   # export it again'
-    failed = [row for case in verdict.cases for row in case.detections if not row.passed]
-    needed = [candidates_needed(row.reason) for row in failed]
-    if needed and all(needed):
-        options = dict(subject.get('options', {}), max_candidates=max(needed))
-        command = export_command(model, file, {**subject, 'options': options})
-        return f'{command}   # only the number of candidates cut results off'
-    if subject.get('form') == 'full' and failed:
-        raw = f'{file.removesuffix(".onnx")}_raw.onnx'
-        command = export_command(model, raw, {**subject, 'form': 'raw'})
-        return f'{command}   # is it the network or the post-processing?'
-    words = [*model, file, *_override_words(subject.get('options', {})), '--report', 'work_dirs/report']
-    command = ['python', 'tools/deployment/verify.py', *words]
-    return f'{shlex.join(command)}   # figures and pictures of every comparison'
-
-
-def _sparse_command(verdict: Verdict, file: str) -> str:
-    """Return what follows the proof of a sparse backbone."""
-    model = _model_of(verdict.subject)
-    if verdict.passed and verdict.subject.get('form') == 'portable':
-        return f'python tools/analysis_tools/benchmark.py {shlex.join([*model, "--onnx", file])}'
-    if verdict.passed:
-        return f'python tools/onnx/graph.py show {shlex.quote(file)}'
-    if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
-        words = [*model, '--output-file', file, *sparse_words(verdict.subject.get('options', {})), '--verify']
-        return f'python tools/deployment/export_scn.py {shlex.join(words)}   # export it again'
-    words = [*model, '--output-file', file, '--verify-only', '--report', 'work_dirs/report']
-    return f'python tools/deployment/export_scn.py {shlex.join(words)}   # figures of every layer, pictures'
-
-
-def sparse_words(options: Mapping[str, Any]) -> list[str]:
-    """Return the command-line words of a sparse export's options that are not the default."""
-    return [word for one in choices.SPARSE for word in one.words(options)] + _override_words(options)
-
-
-def export_command(model: Sequence[str], file: str, subject: Mapping[str, Any]) -> str:
-    """Return the command that exports a file with the options of the one that was proven.
-
-    Args:
-        model: config and checkpoint.
-        file: to write.
-        subject: of the verdict; `form` and `options` are read.
-    """
-    options = dict(subject.get('options', {}))
-    declared = choices.STREAM if options.get('contract') else (*choices.IMAGE, *choices.IMAGE_OWN)
-    if 'contract' not in options:
-        options['form'] = subject.get('form', 'full')
-    words = ['python', 'tools/deployment/pytorch2onnx.py', *model, '--verify', '--output-file', file]
-    words += [word for one in declared if one.name in options for word in one.words(options)]
-    return shlex.join(words + _override_words(options))
-
-
-def _override_words(options: Mapping[str, Any]) -> list[str]:
-    """Return the overrides of the config that a file was exported with."""
-    overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
-    return ['--cfg-options', *overrides] if overrides else []
-
-
-def _model_of(subject: Mapping[str, Any]) -> list[str]:
-    return [subject.get('config', 'CONFIG'), subject.get('checkpoint', 'CHECKPOINT')]
 
 
 def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:

@@ -6,7 +6,7 @@ Glossary: C channels, H, W bird's-eye view, K classes of a task, D values per po
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx
@@ -27,7 +27,7 @@ from projects.mmdet3d_plugin.centerpoint.wrapper import DenseHead
 from projects.mmdet3d_plugin.common.build import build_without_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -50,6 +50,9 @@ class CenterPointFamily(SequenceFamily):
     near = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
     of_config = "the grid is the config's"
     task = 'points3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'
+    }
     options = tuple(
         dataclasses.replace(one, choices=one.choices[:1], hint=ONLY)
         if one in (choices.CONTRACT, choices.LAYERS)
@@ -119,6 +122,10 @@ class CenterPointFamily(SequenceFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `SequenceFamily.postprocess_facts`: a `BoxRule`."""
         return box_rule(model.pts_bbox_head).to_json()
+
+    def generated_sweeps(self, rule: VoxelRule, count: int) -> Iterator[Sweep]:
+        """See `SequenceFamily.generated_sweeps`."""
+        return samples.generated(rule, count)
 
     def frame(self, data: Mapping[str, Any]) -> Sweep:
         """See `SequenceFamily.frame`."""

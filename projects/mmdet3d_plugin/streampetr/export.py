@@ -5,7 +5,7 @@ Glossary: N cameras, H, W network input in pixels, T tokens, D depth bins, n mem
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.sequence import Graph, SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from projects.mmdet3d_plugin.common.build import build_without_weights
-from projects.mmdet3d_plugin.streampetr import dumps, samples, spec, wrapper
+from projects.mmdet3d_plugin.streampetr import dumps, proof, samples, spec, wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -43,6 +44,9 @@ class StreamPetrFamily(SequenceFamily):
     near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'tools/demo/streampetr_video.py {config} {checkpoint} --onnx {file} --out work_dirs/video'
+    }
     samples = 'frames'
     memory = True
     options = choices.STREAM
@@ -136,6 +140,10 @@ class StreamPetrFamily(SequenceFamily):
             topk_proposals=int(head.topk_proposals),
             num_propagated=int(head.num_propagated),
         )
+
+    def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
+        """See `SequenceFamily.memory_spec`."""
+        return proof.memory_spec(facts)
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
         """See `SequenceFamily.frame`."""

@@ -260,7 +260,12 @@ class AtssFamily(ImageFamily):
         return feeds
 
     def reference_tensors(
-        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str, **_: Any
+        self,
+        model: nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        score_form: str = 'separate',
+        **_: Any,
     ) -> dict[str, np.ndarray]:
         """See `ImageFamily.reference_tensors`: mmdet's own head, anchor generator and box coder."""
         with torch.no_grad():
@@ -274,6 +279,15 @@ class AtssFamily(ImageFamily):
                 if score_form == 'product':
                     named['scores'] = named['scores'] * named.pop('centerness')[..., None]
         return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        """See `ImageFamily.results_left_out`."""
+        if options.get('score_form') != 'product':
+            return ''
+        return (
+            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
+            'product is not the one that get_bboxes applies'
+        )
 
     def reference_detections(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
@@ -305,7 +319,7 @@ class AtssFamily(ImageFamily):
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `ImageFamily.candidate_bounds`: (anchor, class) pairs of the best of every level."""
         config = nms_config(model.bbox_head.test_cfg)
-        tensors = self.reference_tensors(model, feeds, 'raw', 'separate')
+        tensors = self.reference_tensors(model, feeds, 'raw')
         levels = [
             count_bounds(sigmoid(logits), config.score_thr, slack)
             for name, logits in tensors.items()

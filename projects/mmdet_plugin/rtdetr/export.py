@@ -159,7 +159,6 @@ class RtDetrFamily(ImageFamily):
         model: nn.Module,
         feeds: Mapping[str, np.ndarray],
         form: str,
-        score_form: str,
         tokens: torch.Tensor | None = None,
         **_: Any,
     ) -> dict[str, np.ndarray]:
@@ -192,7 +191,7 @@ class RtDetrFamily(ImageFamily):
         other_sets = differs & (np.sort(chosen) != np.sort(best)).any(1)
         if other_sets.any():
             tokens = _to_model(model, np.where(other_sets[:, None], chosen, best))
-            rerun = self.reference_tensors(model, feeds, 'raw', 'separate', tokens)
+            rerun = self.reference_tensors(model, feeds, 'raw', tokens)
         for image in np.flatnonzero(differs):
             rows = np.argsort(best[image])[np.argsort(np.argsort(chosen[image]))]
             for name, array in result.items():

@@ -177,7 +177,6 @@ class SoloFamily(ImageFamily):
         model: nn.Module,
         feeds: Mapping[str, np.ndarray],
         form: str,
-        score_form: str,
         layout: str = 'batched',
         **_: Any,
     ) -> dict[str, np.ndarray]:
@@ -226,7 +225,7 @@ class SoloFamily(ImageFamily):
         self, model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `ImageFamily.candidate_bounds`: (cell, class) pairs after points NMS."""
-        scores = self.reference_tensors(model, feeds, 'raw', 'separate')['cate_pred']
+        scores = self.reference_tensors(model, feeds, 'raw')['cate_pred']
         return count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack)
 
     def detections(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmdeploy_ext.proof.results import Pair
 from mmdeploy_ext.proof.tasks.bbox2d import draw_pair, fit_pair, match_detections
-from mmdeploy_ext.proof.verdict import PicturePair
 from mmdeploy_ext.runtime.detections import Detections
 
 
@@ -203,8 +203,8 @@ def test_rounding_passes_in_any_order_and_dropping_one_box_never_does(seed, coun
 
 def test_the_pair_picture_has_both_sides_under_titles_and_shows_the_difference():
     image = np.full((240, 320, 3), 127, np.uint8)
-    same = draw_pair(PicturePair('a', image, SCENE, SCENE), ['cat', 'dog', 'bird'])
-    other = draw_pair(PicturePair('a', image, SCENE, take([0])), ['cat', 'dog', 'bird'])
+    same = draw_pair(Pair('a', image, SCENE, SCENE), ['cat', 'dog', 'bird'])
+    other = draw_pair(Pair('a', image, SCENE, take([0])), ['cat', 'dog', 'bird'])
     assert same.shape == other.shape and same.shape[0] > 240 and same.shape[1] > 640
     strip = same.shape[0] - 240
     assert (same[strip:, :320] == same[strip:, -320:]).all()
@@ -215,8 +215,8 @@ def test_the_pair_picture_has_both_sides_under_titles_and_shows_the_difference()
 
 @pytest.mark.parametrize(('size', 'width'), [((240, 320), 640), ((600, 1000), 800), ((500, 700), 700)])
 def test_a_pair_is_fitted_with_its_boxes(size, width):
-    pair = PicturePair('a', np.zeros((*size, 3), np.uint8), SCENE, NONE)
+    pair = Pair('a', np.zeros((*size, 3), np.uint8), SCENE, NONE)
     fitted = fit_pair(pair)
-    assert fitted.image_bgr.shape[1] == width and fitted.candidate.scores.shape == (0,)
+    assert fitted.shown.shape[1] == width and fitted.candidate.scores.shape == (0,)
     ratio = width / size[1]
     np.testing.assert_allclose(fitted.reference.bboxes_xyxy, SCENE.bboxes_xyxy * ratio, rtol=1e-3)

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mmdeploy_ext.proof.results import Pair
 from mmdeploy_ext.proof.tasks import task_module
 from mmdeploy_ext.proof.tasks.bbox3d import draw_pair, match_detections
 from mmdeploy_ext.proof.tasks.matching import maximum_matching
-from mmdeploy_ext.proof.verdict import FramePair
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
@@ -140,7 +140,8 @@ def test_pictures_mark_what_differs():
     images = np.full((6, 90, 160, 3), 90, np.uint8)
     intrinsic = np.array([[80.0, 0, 80, 0], [0, 80, 45, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     lidar2cam = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-    pair = FramePair('frame 1', images, np.tile(intrinsic @ lidar2cam, (6, 1, 1)), reference, reference)
+    lidar2img = np.tile(intrinsic @ lidar2cam, (6, 1, 1))
+    pair = Pair('frame 1', images, reference, reference, lidar2img=lidar2img)
     same = draw_pair(pair, [f'class {i}' for i in range(10)])
     differs = draw_pair(
         dataclasses.replace(pair, candidate=changed(reference, 0, 0, 3.0)), [f'class {i}' for i in range(10)]

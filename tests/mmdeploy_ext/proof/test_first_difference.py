@@ -13,7 +13,8 @@ from mmdeploy_ext.deploy.sequence_files import graph_metadata
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.difference.locate import Search, subject_of
+from mmdeploy_ext.proof.difference.locate import Search
+from mmdeploy_ext.proof.difference.subject import subject_of
 from mmdeploy_ext.proof.fresh import Reference
 
 FAMILIES = tuple(toy_faults.NODES)

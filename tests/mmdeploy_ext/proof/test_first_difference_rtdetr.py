@@ -9,7 +9,8 @@ from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import print_comparison
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.difference.locate import Search, subject_of
+from mmdeploy_ext.proof.difference.locate import Search
+from mmdeploy_ext.proof.difference.subject import subject_of
 
 CONFIG = toy_rtdetr.CONFIG
 WEIGHT = 'network/decoder/layers.1/linear1/MatMul'

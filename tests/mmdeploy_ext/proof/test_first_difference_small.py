@@ -10,7 +10,8 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
-from mmdeploy_ext.proof.difference.locate import Search, Subject
+from mmdeploy_ext.proof.difference.locate import Search
+from mmdeploy_ext.proof.difference.subject import Subject
 from mmdeploy_ext.proof.fresh import Reference
 
 OUTPUTS = ('y', 'z')

@@ -17,8 +17,8 @@ from conditional_faults import (
 )
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import check_file, open_file
 from mmdeploy_ext.proof.levels.graph_level import judge
+from proofs import check_files
 from toy_atss import PICTURE
 
 
@@ -101,13 +101,15 @@ FAULTS = {
 @pytest.mark.parametrize(('family', 'fault'), FAULTS)
 def test_a_fault_that_no_input_sets_off_is_refused_by_the_graph(known, tmp_path, family, fault):
     from mmdeploy_ext.proof import fresh
+    from mmdeploy_ext.proof.levels.exported import open_file
 
     path, inputs = known(family)
-    deployment, (model, metadata) = inputs[0].deployment, open_file(path)
-    FAULTS[family, fault](model.graph, family)
+    deployment, file = inputs[0].deployment, open_file(path)
+    metadata = file.metadata
+    FAULTS[family, fault](file.model.graph, family)
     options = deployment.family.written(metadata.options)
     reference = fresh.of_images(deployment, options, metadata, read_image(PICTURE))
-    graph = judge(model, metadata, reference)
+    graph = judge(file.model, metadata, reference)
     assert not graph.passed and graph.differences, fault
     assert 'from a fresh export: ' in graph.text
 
@@ -117,6 +119,7 @@ def test_a_random_operator_is_refused_whatever_decides_about_the_graph(known, tm
     model = onnx.load(path)
     only_where(sometimes, a_little_off)(model.graph, 'atss')
     onnx.save(model, tmp_path / 'm.onnx')
-    verdict, _ = check_file(inputs[0].deployment, str(tmp_path / 'm.onnx'), read_image(PICTURE), edited=True)
+    pictures = [('picture', read_image(PICTURE))]
+    verdict = check_files(inputs[0].deployment, str(tmp_path / 'm.onnx'), pictures, edited=True)
     (failed,) = [check for check in verdict.structure if not check.passed]
     assert failed.name == 'no operator is random' and 'RandomUniform' in failed.detail

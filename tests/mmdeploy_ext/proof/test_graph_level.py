@@ -14,8 +14,8 @@ from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import check_file
 from mmdeploy_ext.proof.older import Rounding, brought_near, content
+from proofs import check_files
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 OTHER_CPU = REPO.parent / 'shared/data/other_cpu'
@@ -34,7 +34,7 @@ def path(deployment, tmp_path_factory):
 def judged(deployment, model, tmp_path, **options):
     target = str(tmp_path / 'judged.onnx')
     onnx.save(model, target)
-    verdict, _ = check_file(deployment, target, read_image(PICTURE), **options)
+    verdict = check_files(deployment, target, [('picture', read_image(PICTURE))], **options)
     return verdict.graphs[0]
 
 
@@ -295,14 +295,14 @@ def test_the_fresh_export_of_a_proof_is_made_once(deployment, path, monkeypatch)
         raise AssertionError('exported again')
 
     monkeypatch.setattr(deploy, 'export_model', refuse)
-    verdict, _ = check_file(deployment, path, read_image(PICTURE))
+    verdict = check_files(deployment, path, [('picture', read_image(PICTURE))])
     assert verdict.graphs[0].equal
 
 
 def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_path):
     path = export_toy(deployment, tmp_path / 'raw.onnx', form='raw')
     other = dataclasses.replace(deployment)
-    verdict, _ = check_file(other, path, read_image(PICTURE))
+    verdict = check_files(other, path, [('picture', read_image(PICTURE))])
     assert verdict.graphs[0].equal
     assert list(other.exports) == [other.family.choose('raw', 17, 256, 320, dynamic=True)]
     assert Path(path).is_file()

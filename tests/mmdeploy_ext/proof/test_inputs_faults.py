@@ -17,7 +17,8 @@ from conditional_faults import (
 )
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof.enough import AGAIN, whole_reasons
-from mmdeploy_ext.proof.levels.cases import run_case, run_cases
+from mmdeploy_ext.proof.levels.cases import run_case
+from proofs import run_cases
 
 
 def judge(path, inputs):

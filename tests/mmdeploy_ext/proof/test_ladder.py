@@ -14,8 +14,9 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.graph.same import signature
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import check_file, prove
+from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.provenance import override_notes
+from proofs import check_files
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 FORMS = ('full', 'decode', 'raw')
@@ -228,7 +229,7 @@ def test_a_file_of_another_checkpoint_is_not_proven(deployment, files):
 
     other = dataclasses.replace(deployment, checkpoint_sha256='0' * 64, model=copy.deepcopy(deployment.model))
     other.model.bbox_head.atss_cls.bias.data += 1e-6
-    verdict, _ = check_file(other, files['full'], read_image(PICTURE))
+    verdict = check_files(other, files['full'], [('picture', read_image(PICTURE))])
     assert not verdict.graphs[0].passed and 'atss_cls.bias' in verdict.graphs[0].text
     assert [check.name for check in verdict.structure if not check.passed] == ['made from this checkpoint']
 

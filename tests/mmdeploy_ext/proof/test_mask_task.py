@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.compare.tensors import without_ties
+from mmdeploy_ext.proof.results import Pair
 from mmdeploy_ext.proof.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
-from mmdeploy_ext.proof.verdict import PicturePair
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.draw import draw_instances
 
@@ -112,10 +112,10 @@ def test_the_other_side_of_a_tie_has_to_be_its_score(value):
 
 def test_the_picture_shows_both_sides_and_marks_what_differs():
     image = np.full((*SIZE, 3), 120, np.uint8)
-    pair = PicturePair('toy', image, discs(*ROWS), discs(*ROWS[:3], (20, 70, 9, 0.4, 2)), 'ONNX Runtime')
+    pair = Pair('toy', image, discs(*ROWS), discs(*ROWS[:3], (20, 70, 9, 0.4, 2)), 'ONNX Runtime')
     fitted = fit_pair(pair)
     picture = draw_pair(fitted, ('a', 'b', 'c'))
-    assert fitted.image_bgr.shape == (640, 800, 3) and picture.shape[1] > 2 * 800
+    assert fitted.shown.shape == (640, 800, 3) and picture.shape[1] > 2 * 800
     half = picture.shape[1] // 2
     assert not np.array_equal(picture[:, : half - 5], picture[:, -(half - 5) :])
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from mmdeploy_ext.proof.results import Pair
 from mmdeploy_ext.proof.tasks import points3d, task_module
-from mmdeploy_ext.proof.verdict import SweepPair
 from mmdeploy_ext.runtime.bird_eye import DARK, bird_eye
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
@@ -18,7 +18,7 @@ def boxes(*rows):
 
 def pair(reference, candidate, points=None):
     points = np.array([[3.0, 4.0, 0.0]], np.float32) if points is None else points
-    return SweepPair('sweep', points, reference, candidate)
+    return Pair('sweep', points, reference, candidate)
 
 
 def test_points_are_drawn_where_they_are_and_high_ones_are_bright():

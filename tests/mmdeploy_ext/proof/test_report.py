@@ -15,11 +15,12 @@ from rich.console import Console
 
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proof.levels.graph_result import GraphResult
+from mmdeploy_ext.proof.results import Case, Check, GraphResult, MetricRow, Pair
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from mmdeploy_ext.proof.verdict import Case, Check, MetricRow, PicturePair, Verdict
+from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
-from mmdeploy_ext.proof.views.table import failure_reasons, next_command, print_verdict
+from mmdeploy_ext.proof.views.commands import next_command
+from mmdeploy_ext.proof.views.table import failure_reasons, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'
@@ -51,9 +52,9 @@ def make_case(name: str, seed: int, traced: bool = False, faults: bool = False) 
 
 
 @pytest.fixture
-def pictures() -> list[PicturePair]:
+def pictures() -> list[Pair]:
     image = np.random.default_rng(0).integers(0, 255, (160, 200, 3), np.uint8)
-    return [PicturePair('a.jpg, 200x160', image, FOUND, FOUND), PicturePair(EVIL, image, FOUND, FOUND)]
+    return [Pair('a.jpg, 200x160', image, FOUND, FOUND), Pair(EVIL, image, FOUND, FOUND)]
 
 
 def proven() -> Verdict:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proof.levels.sequence import run_modes, run_pair
 from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from toy_stepper import FACTS, GROUPS, SPEC, TOPK, Altered, ToyStepper
+from proofs import run_modes, run_pair
+from toy_stepper import GROUPS, MEMORY, SPEC, TOPK, Altered, ToyStepper
 
 FRAMES = list(Drive(frames=100, size=(8, 24), cameras=2))
 SHORT = list(Drive(frames=12, size=(8, 24), cameras=2))
@@ -20,7 +20,7 @@ FEW = Bars(frames=12)
 def both(candidate, frames=SHORT, bars=FEW, reference=ToyStepper):
     """Run `candidate()` in both modes."""
     made = {mode: candidate() for mode in ('teacher', 'free')}
-    return run_modes(reference(), made, frames, SPEC, facts=FACTS, bars=bars)
+    return run_modes(reference(), made, frames, SPEC, memory=MEMORY, bars=bars)
 
 
 def altered(alter, **options):
@@ -55,7 +55,7 @@ def test_engines_that_round_differently_pass_over_a_hundred_frames():
 
 
 def test_the_same_engine_twice_differs_by_nothing():
-    row = run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, facts=FACTS, bars=FEW)
+    row = run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, memory=MEMORY, bars=FEW)
     assert row.passed and row.ties == 0 and all(tensor.max_abs == 0 for tensor in row.tensors)
 
 
@@ -272,7 +272,7 @@ def test_an_engine_that_fails_is_a_reason_and_the_other_mode_goes_on():
             return super().step(frame)
 
     candidates = dict(teacher=ToyStepper(), free=Failing())
-    rows = run_modes(ToyStepper(), candidates, SHORT, SPEC, facts=FACTS, bars=FEW)
+    rows = run_modes(ToyStepper(), candidates, SHORT, SPEC, memory=MEMORY, bars=FEW)
     assert rows['teacher'].passed and rows['free'].frames == 5
     assert 'scene 1 frame 1: the candidate failed: out of memory' in said(rows['free'])
 
@@ -359,7 +359,7 @@ def test_only_the_last_layer_is_compared_where_the_graph_gives_only_that():
 
     outputs = tuple(dataclasses.replace(tensor, axes=(1, *tensor.axes[1:])) for tensor in SPEC.outputs)
     spec = dataclasses.replace(SPEC, outputs=outputs)
-    row = run_pair(ToyStepper(), Altered(alter), SHORT, spec, facts=FACTS, bars=FEW)
+    row = run_pair(ToyStepper(), Altered(alter), SHORT, spec, memory=MEMORY, bars=FEW)
     assert row.passed, said(row)
 
 
@@ -372,7 +372,7 @@ def test_half_precision_is_judged_by_the_cosine():
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode 'both': expected one of teacher, free"):
-        run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, 'both')
+        run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, 'both', memory=MEMORY)
 
 
 def test_a_frame_that_gives_another_result_when_it_runs_again_is_found():

@@ -20,11 +20,15 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.evaluate.loop import frames_of
 from mmdeploy_ext.inputs.cameras import rule_from_pipeline
-from mmdeploy_ext.proof.levels.sequence import Bars, default_bars, memory_facts, output_spec, prove_sequence
-from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin, run_far
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.proof.levels.frames import output_spec
+from mmdeploy_ext.proof.levels.sequence import default_bars
+from mmdeploy_ext.proof.levels.sequence_run import Bars
+from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.views.table import failure_reasons, last_line, print_verdict
 from mmdeploy_ext.runtime.streampetr.state import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
+from proofs import run_far
 
 BARS = Bars(frames=18)
 
@@ -36,7 +40,7 @@ def paths(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def proven(paths):
-    return prove_sequence(toy.deployment(), paths, toy.drive(18), {}, BARS)
+    return prove(toy.deployment(), paths, toy.drive(18), bars=BARS)
 
 
 def said(verdict):
@@ -81,8 +85,8 @@ def test_a_few_frames_of_the_free_run_are_kept_as_the_network_saw_them(proven):
     frames = list(toy.drive(18))
     for pair in pairs:
         index = int(pair.title.split()[-4]) - 1
-        assert pair.images_bgr.shape == (6, 32, 96, 3) and pair.images_bgr.dtype == np.uint8
-        assert np.array_equal(toy.drive(18).normalised(pair.images_bgr), frames[index].images)
+        assert pair.shown.shape == (6, 32, 96, 3) and pair.shown.dtype == np.uint8
+        assert np.array_equal(toy.drive(18).normalised(pair.shown), frames[index].images)
         assert len(pair.reference) == len(pair.candidate) == 20
 
 
@@ -90,7 +94,7 @@ def test_another_model_is_refuted(paths):
     deployment = dataclasses.replace(toy.deployment(), model=copy.deepcopy(toy.deployment().model))
     weight = deployment.model.pts_bbox_head.cls_branches[0][6].weight
     weight.data.mul_(1.05)
-    verdict, _ = prove_sequence(deployment, paths, toy.drive(4), {})
+    verdict, _ = prove(deployment, paths, toy.drive(4))
     assert not verdict.proven
     assert 'graph: pts_head_memory: ' in said(verdict) and 'cls_branches' in said(verdict)
     assert 'teacher-forced: all_cls_scores: 4 of 4 frames fail, first scene 0 frame 0' in said(verdict)
@@ -182,7 +186,7 @@ def test_a_planted_fault_is_refuted_and_named(fault, words, paths, tmp_path):
     assert Path(spoiled[-1]).name == 'pts_head_memory.onnx'
     fault(model.graph)
     onnx.save(model, spoiled[-1])
-    verdict, _ = prove_sequence(toy.deployment(), spoiled, toy.drive(6), {})
+    verdict, _ = prove(toy.deployment(), spoiled, toy.drive(6))
     stream = io.StringIO()
     print_verdict(verdict, Console(file=stream, width=200))
     (last,) = [line for line in stream.getvalue().splitlines() if line.startswith('NOT PROVEN: ')]
@@ -202,7 +206,7 @@ def test_files_cannot_loosen_the_tolerances_that_they_are_judged_by(paths, tmp_p
     ]
     entry.value = json.dumps(spec)
     onnx.save(model, spoiled[-1])
-    verdict, _ = prove_sequence(toy.deployment(), spoiled, toy.drive(4), {})
+    verdict, _ = prove(toy.deployment(), spoiled, toy.drive(4))
     assert not verdict.proven
     (failed,) = [one for one in verdict.structure if not one.passed]
     assert failed.name == 'pts_head_memory: tolerances as the family states them'
@@ -212,7 +216,7 @@ def test_files_cannot_loosen_the_tolerances_that_they_are_judged_by(paths, tmp_p
 def test_nothing_found_by_either_is_not_proven_and_says_why(paths):
     deployment = copy.copy(toy.deployment())
     bars = Bars(frames=4, resets=0, score_thr=1.0)
-    verdict, _ = prove_sequence(deployment, paths, toy.drive(4), {}, bars)
+    verdict, _ = prove(deployment, paths, toy.drive(4), bars=bars)
     assert all(row.match_rate is None for row in verdict.sequence)
     assert last_line(verdict).startswith('NOT PROVEN: teacher-forced: no detection was matched: use a drive')
 
@@ -222,7 +226,7 @@ def test_files_of_another_family_are_refused(paths):
     deployment.family = copy.copy(deployment.family)
     deployment.family.name = 'other'
     with pytest.raises(ModelFileError, match="is a model of family 'streampetr'"):
-        prove_sequence(deployment, paths, [], {})
+        prove(deployment, paths, [])
 
 
 @pytest.mark.parametrize(('made', 'frames', 'resets'), [('scene_0103', 4, 0), ('mini_val', 6, 1)])
@@ -240,7 +244,7 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     written = export_sequence(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
     drive = list(frames_of(deployment.family, build_dataset(test), range(frames), workers=0))
     assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'
-    verdict, _ = prove_sequence(deployment, written, drive, {}, Bars(frames=frames, resets=resets))
+    verdict, _ = prove(deployment, written, drive, bars=Bars(frames=frames, resets=resets))
     assert verdict.proven, said(verdict)
     assert any(note.startswith('scenes up to 1.') for note in verdict.notes), verdict.notes
     worst = {tensor.tensor: tensor.max_abs for tensor in verdict.sequence[0].tensors}
@@ -272,12 +276,16 @@ def metadata(paths):
     return [read_metadata(path) for path in paths]
 
 
+def memory_of(family, known):
+    return family.memory_spec(known[-1].postprocess)
+
+
 def test_a_long_drive_far_from_the_origin_is_as_exact_as_the_first_frame(paths):
     """7e5 m out, time stamps above 1.6e9 s, twenty minutes in: equal up to the rounding of float64 poses."""
     family, known = toy.deployment().family, metadata(paths)
     steppers = [family.runner(paths, {}) for _ in range(2)]
     frames = toy.drive(18, exact_poses=True, start_s=0.0)
-    row = run_far(*steppers, frames, output_spec(known), facts=memory_facts(known), bars=BARS)
+    row = run_far(*steppers, frames, output_spec(known), memory=memory_of(family, known), bars=BARS)
     assert row.passed and row.ties == 0, row.reasons
     errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
     assert errors['all_cls_scores'] < 5e-5 and errors['all_bbox_preds [xyz]'] < 5e-4
@@ -289,13 +297,16 @@ def test_a_global_float32_memory_is_not(paths):
     family, known = toy.deployment().family, metadata(paths)
     steppers = [family.reference(copy.deepcopy(toy.deployment().model)) for _ in range(2)]
     frames = toy.drive(6, exact_poses=True, start_s=0.0)
-    row = run_far(*steppers, frames, output_spec(known), facts=memory_facts(known), bars=BARS)
+    row = run_far(*steppers, frames, output_spec(known), memory=memory_of(family, known), bars=BARS)
     errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
     assert not row.passed and errors['memory reference_point'] > 0.05
 
 
 def test_float16_files_have_bars_of_their_own(paths):
-    known = metadata(paths)
-    assert default_bars(known).cosine is None
-    half = [dataclasses.replace(entry, options=dict(entry.options, precision='fp16')) for entry in known]
-    assert default_bars(half).cosine == 0.999 and set(default_bars(half).state) == set(Bars().state)
+    family, known = toy.deployment().family, metadata(paths)
+    memory = memory_of(family, known)
+    assert default_bars('fp32').cosine is None and default_bars('fp16').cosine == 0.999
+    judged = memory.judged_by(output_spec(known))
+    assert set(judged.tensors) == set(memory.tensors)
+    outputs = {tensor.name: tensor for tensor in output_spec(known).outputs}
+    assert judged.tensors['velo'] == outputs['post_memory_velo'].column_groups[0]

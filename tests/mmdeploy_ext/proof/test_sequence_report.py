@@ -9,13 +9,14 @@ import pytest
 from test_report import EVIL, Page
 
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proof.levels.graph_result import GraphResult
-from mmdeploy_ext.proof.levels.sequence import Bars, run_modes
-from mmdeploy_ext.proof.verdict import Case, Check, FramePair, Verdict
+from mmdeploy_ext.proof.levels.sequence_run import Bars
+from mmdeploy_ext.proof.results import Case, Check, GraphResult, Pair
+from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
 from mmdeploy_ext.proof.views.table import failure_reasons
-from toy_stepper import FACTS, SPEC, Altered, ToyStepper
+from proofs import run_modes
+from toy_stepper import MEMORY, SPEC, Altered, ToyStepper
 
 FRAMES = list(Drive(frames=12, size=(8, 24), cameras=6))
 
@@ -32,7 +33,7 @@ def broken(stepper, frame, result):
 
 def verdict(candidate=lambda: ToyStepper(noise=1e-7)) -> Verdict:
     candidates = {mode: candidate() for mode in ('teacher', 'free')}
-    rows = run_modes(ToyStepper(), candidates, FRAMES, SPEC, facts=FACTS, bars=Bars(frames=12))
+    rows = run_modes(ToyStepper(), candidates, FRAMES, SPEC, memory=MEMORY, bars=Bars(frames=12))
     teacher = rows['teacher']
     case = Case('teacher-forced', '6x3x8x24', False, teacher.tensors)
     return Verdict(
@@ -45,13 +46,13 @@ def verdict(candidate=lambda: ToyStepper(noise=1e-7)) -> Verdict:
     )
 
 
-def pictures() -> list[FramePair]:
+def pictures() -> list[Pair]:
     stepper = ToyStepper()
     pairs = []
     for frame in FRAMES[:2]:
         found = stepper.step(frame).detections
         shown = np.full((6, 32, 96, 3), 90, np.uint8)
-        pairs.append(FramePair(frame.name, shown, frame.lidar2img, found, found))
+        pairs.append(Pair(frame.name, shown, found, found, lidar2img=frame.lidar2img))
     return pairs
 
 

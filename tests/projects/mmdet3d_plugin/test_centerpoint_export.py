@@ -1,5 +1,6 @@
 """CenterPoint through both files equals mmdet3d's own test path, on sweeps that were never traced."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -18,7 +19,7 @@ from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof import enough
 from mmdeploy_ext.proof.enough import AGAIN
-from mmdeploy_ext.proof.levels.sweeps import prove_sweeps
+from mmdeploy_ext.proof.ladder import open_proof, prove
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_atss import REPO
 
@@ -55,7 +56,7 @@ def test_the_reference_is_the_unpatched_detector(toy):
 
 def test_both_files_are_proven_on_unseen_sweeps(toy):
     deployment, folder, *_ = toy
-    verdict, pairs = prove_sweeps(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, pairs = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, [check for check in verdict.structure if not check.passed]
     assert len(verdict.cases) == len(pairs) == 3
     assert {'backbone: onnx.checker', 'head: onnx.checker'} <= {check.name for check in verdict.structure}
@@ -69,7 +70,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
     models = [onnx.load(path) for path in paths_of(folder)]
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
-    verdict, _ = prove_sweeps(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 15
 
@@ -88,7 +89,7 @@ def test_the_exporter_chooses_the_opset_of_a_deformable_head_and_refuses_a_lower
 def test_both_files_are_proven_in_openvino(toy):
     pytest.importorskip('openvino', reason='optional: pip install openvino')
     deployment, folder, *_ = toy
-    verdict, _ = prove_sweeps(deployment, paths_of(folder), sweeps(2), dict(engine='OpenVinoBackend'))
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(2), dict(engine='OpenVinoBackend'))
     assert verdict.proven and verdict.subject['engine'] == 'OpenVINO'
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 10
 
@@ -104,7 +105,7 @@ def test_a_changed_weight_is_not_proven(toy, tmp_path, part):
             values = onnx.numpy_helper.to_array(weight) * np.float32(1.01)
             weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         onnx.save(model, tmp_path / path.name)
-    verdict, _ = prove_sweeps(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert not verdict.proven
     assert [graph.name for graph in verdict.graphs if not graph.passed] == [part]
     assert any(not row.passed for case in verdict.cases for row in case.tensors)
@@ -122,14 +123,14 @@ def test_a_sweep_that_the_engine_refuses_is_a_failed_case(toy):
         def step(self, sweep):
             raise DataError('no')
 
-    from mmdeploy_ext.proof.levels.sweeps import judge
-
     sweep = sweeps(1)[0]
     expected = deployment.family.reference(deployment.model).step(sweep)
-    spec = read_metadata(paths_of(folder)[1]).spec
-    case, found = judge(sweep, expected, Refusing(), spec, 'points3d')
-    assert found is None
-    assert not case.passed
+    proof = open_proof(deployment, paths_of(folder), [sweep])
+    with contextlib.ExitStack() as stack:
+        proof.start(stack)
+        proof.runner = Refusing()
+        (case,), pictures = proof.cases(sweep)
+    assert not pictures and not case.passed
     assert case.detections[0].missing == len(expected.detections)
 
 
@@ -143,7 +144,7 @@ def test_an_engine_that_fails_on_every_sweep_is_not_proven(toy, monkeypatch):
             raise InferenceError('out of memory')
 
     monkeypatch.setattr(type(deployment.family), 'runner', lambda self, paths, engine: Failing())
-    verdict, pairs = prove_sweeps(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    verdict, pairs = prove(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert not verdict.proven and not pairs and not verdict.timing_ms
     assert [row.reason for case in verdict.cases for row in case.detections] == [
         'no detections: out of memory'
@@ -171,7 +172,7 @@ def test_a_sweep_whose_second_run_is_wrong_is_not_proven(toy, monkeypatch):
     kind = type(deployment.family)
     runner = kind.runner
     monkeypatch.setattr(kind, 'runner', lambda self, paths, engine: Drifting(runner(self, paths, engine)))
-    verdict, _ = prove_sweeps(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert [case.passed for case in verdict.cases] == [True, False] * 2
     assert [case.name.endswith(AGAIN) for case in verdict.cases] == [False, True] * 2
 
@@ -179,7 +180,7 @@ def test_a_sweep_whose_second_run_is_wrong_is_not_proven(toy, monkeypatch):
 def test_sweeps_with_hardly_a_box_are_no_proof(toy, monkeypatch):
     deployment, folder, *_ = toy
     monkeypatch.setattr(enough, 'MATCHED_LEAST', 10_000)
-    verdict, _ = prove_sweeps(deployment, paths_of(folder), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert all(case.passed for case in verdict.cases) and not verdict.proven
     assert 'in 1 of 1 sweeps; a proof wants 10000 or more' in verdict.reasons[0]
 

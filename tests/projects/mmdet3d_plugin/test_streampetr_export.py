@@ -15,11 +15,11 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy.sequence_files import export_sequence
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.proof.levels.sequence import check_files
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 from mmdeploy_ext.runtime.streampetr.state import to_local
 from projects.mmdet3d_plugin.streampetr import spec
+from proofs import check_files
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)
@@ -45,7 +45,7 @@ def stepper(paths, engine='OnnxRuntimeBackend'):
 def failed_checks(path):
     """Return what level 1 of the proof finds wrong with a file, whose model was loaded again."""
     other = dataclasses.replace(deployed.deployment())
-    verdict, _ = check_files(other, [path], {})
+    verdict = check_files(other, [path])
     return [check for check in (*verdict.graphs, *verdict.structure) if not check.passed]
 
 

@@ -98,7 +98,7 @@ def check_outputs(deployment, path, images, rescale):
         outputs = backend.infer({name: feeds[name] for name in backend.spec.input_names if name in feeds})
         metadata = backend.metadata
     if metadata.form != 'full':
-        reference = family.reference_tensors(deployment.model, feeds, metadata.form, 'separate')
+        reference = family.reference_tensors(deployment.model, feeds, metadata.form)
         assert list(reference) == list(outputs)
         for name, wanted in reference.items():
             assert outputs[name].shape == wanted.shape
@@ -172,7 +172,7 @@ def test_raw_outputs_are_named_by_kind_and_level_with_mmdets_shapes(files):
 def test_the_product_of_scores_and_centerness_is_what_mmdet_multiplies(deployment, files):
     path = files(form='decode', score_form='product', dynamic=True)
     feeds = deployment.family.feeds([prepared(deployment, 2, (96, 96))], False)
-    reference = deployment.family.reference_tensors(deployment.model, feeds, 'decode', 'separate')
+    reference = deployment.family.reference_tensors(deployment.model, feeds, 'decode')
     with build_backend('OnnxRuntimeBackend', path) as backend:
         found = backend.infer({'input': feeds['input']})
     assert list(found) == ['boxes', 'scores']
@@ -231,7 +231,7 @@ def test_the_torch_backend_runs_the_same_chain(deployment, form):
         wanted = family.reference_detections(deployment.model, images, True)
         assert [int((labels >= 0).sum()) for labels in outputs['labels']] == [len(image) for image in wanted]
         return
-    for name, wanted in family.reference_tensors(deployment.model, feeds, form, 'separate').items():
+    for name, wanted in family.reference_tensors(deployment.model, feeds, form).items():
         np.testing.assert_allclose(outputs[name], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 

@@ -43,7 +43,7 @@ def raw(toy, folder):
 
 
 def proof(deployment, path):
-    verdict, _ = prove(deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))], threads=1)
+    verdict, _ = prove(deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))], dict(threads=1))
     assert verdict.cases and all(case.detections for case in verdict.cases)
     return verdict
 
@@ -186,9 +186,9 @@ def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw):
 
 def chosen_outputs(deployment, feeds, change):
     family, model = deployment.family, deployment.model
-    reference = family.reference_tensors(model, feeds, 'raw', 'separate')
+    reference = family.reference_tensors(model, feeds, 'raw')
     tokens = change(reference['tokens'].copy())
-    outputs = family.reference_tensors(model, feeds, 'raw', 'separate', torch.from_numpy(tokens))
+    outputs = family.reference_tensors(model, feeds, 'raw', torch.from_numpy(tokens))
     return family.choose_as(model, feeds, outputs, reference), outputs
 
 
@@ -235,7 +235,7 @@ def test_a_dump_is_compared_with_ties_as_ties_and_nothing_else_as_harmless(toy, 
 
         def reference(tokens=None, deployment=deployment):
             tokens = None if tokens is None else torch.from_numpy(tokens)
-            return deployment.family.reference_tensors(deployment.model, feeds, 'raw', 'separate', tokens)
+            return deployment.family.reference_tensors(deployment.model, feeds, 'raw', tokens)
 
         with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
             chosen = backend.infer(feeds)['tokens']

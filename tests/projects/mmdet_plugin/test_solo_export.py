@@ -10,8 +10,9 @@ from mmdeploy_ext.compare.tensors import without_ties
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
-from mmdeploy_ext.proof.ladder import check_file, prove
+from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.tasks.mask import match_detections
+from proofs import check_files
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 
 OPSETS = {'solov2_light_dcn': 19}
@@ -48,7 +49,7 @@ def run(deployment, path, images):
 def check_tensors(deployment, metadata, feeds, outputs):
     """Compare with unpatched mmdet to 1e-4 of the scale, but for ties of the points NMS."""
     family, layout = deployment.family, metadata.options['layout']
-    reference = family.reference_tensors(deployment.model, feeds, 'raw', 'separate', layout=layout)
+    reference = family.reference_tensors(deployment.model, feeds, 'raw', layout=layout)
     assert list(reference) == list(outputs) == metadata.spec.output_names
     excused = without_ties(reference, outputs, family.harmless(deployment.model, feeds, layout=layout))
     for name, wanted in reference.items():
@@ -148,10 +149,10 @@ def test_a_fixed_file_of_the_dynamo_exporter_is_proven(models, files, name):
 def test_a_change_of_the_mask_convolutions_in_the_post_processing_is_found(models, files, tmp_path):
     deployment, path = models('solo'), files('solo', form='full', dynamic=True)
     model = onnx.load(path)
-    assert check_file(deployment, path, picture(0))[0].graphs[0].equal
+    assert check_files(deployment, path, [('picture', picture(0))]).graphs[0].equal
     weight = next(value for value in model.graph.initializer if value.name == 'postprocess/convs.0.weight')
     array = onnx.numpy_helper.to_array(weight)
     weight.CopyFrom(onnx.numpy_helper.from_array(np.nextafter(array, np.float32(9)), weight.name))
     onnx.save(model, tmp_path / 'm.onnx')
-    (graph,) = check_file(deployment, str(tmp_path / 'm.onnx'), picture(0))[0].graphs
+    (graph,) = check_files(deployment, str(tmp_path / 'm.onnx'), [('picture', picture(0))]).graphs
     assert not graph.passed and weight.name in graph.text

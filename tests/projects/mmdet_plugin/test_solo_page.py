@@ -9,7 +9,7 @@ from mmdet.models import build_head
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.proof.views.table import export_command
+from mmdeploy_ext.proof.views.commands import export_command
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet_plugin.solo.export import SoloFamily
 from projects.mmdet_plugin.solo.grids import check_grids
@@ -85,6 +85,6 @@ def test_layers_tell_the_grids_of_solo():
 
 def test_a_failed_capped_file_points_to_a_raw_form_that_the_tool_takes():
     options = dict(height=64, width=64, opset=17, exporter='torchscript', batch=1, max_candidates=5)
-    subject = dict(form='full', options=options)
-    assert '--max-candidates 5' in export_command(['C', 'K'], 'm.onnx', subject)
-    assert '--max-candidates' not in export_command(['C', 'K'], 'm.onnx', dict(subject, form='raw'))
+    subject = dict(family='solo', options=dict(options, form='full'))
+    assert '--max-candidates 5' in export_command(subject, 'm.onnx')
+    assert '--max-candidates' not in export_command(subject, 'm.onnx', form='raw')

@@ -1,0 +1,116 @@
+"""What proofs of files with `Metadata` share, which sparse backbones have not: fresh export, provenance."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.proof import half
+from mmdeploy_ext.proof.levels.base import Proof
+from mmdeploy_ext.proof.levels.graph_level import judge
+from mmdeploy_ext.proof.levels.structure import check_structure
+from mmdeploy_ext.proof.provenance import override_notes, provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.proof.fresh import Reference
+    from mmdeploy_ext.proof.results import Check, GraphResult
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedFile:
+    """See `Proof.read`; with all that it says about itself."""
+
+    path: str
+    model: onnx.ModelProto
+    metadata: Metadata
+    name: str = ''
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """See `Proof.read`."""
+        return self.metadata.options
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """See `Proof.read`."""
+        return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
+
+
+def open_file(path: str) -> ExportedFile:
+    """Read an ONNX file and what it says about itself.
+
+    Raises:
+        ModelFileError: missing, corrupt, weights cut short or not there, or not written by mm2onnx.
+    """
+    metadata = read_metadata(path)
+    return ExportedFile(path, files.load(path), metadata)
+
+
+class ExportedProof(Proof):
+    """A proof of files with `Metadata`.
+
+    Attributes:
+        kind: registered name of the engine.
+        metadata: of every file.
+    """
+
+    def __init__(self, *given: Any) -> None:
+        """See `Proof`; the engine shows what float16 does to the files."""
+        super().__init__(*given)
+        self.engine = half.proof_engine(self.metadata[-1], self.kind, self.engine)
+
+    @property
+    def kind(self) -> str:
+        """See the class."""
+        return str(self.engine.get('engine', 'OnnxRuntimeBackend'))
+
+    @property
+    def metadata(self) -> list[Metadata]:
+        """See the class."""
+        return [file.metadata for file in self.files]
+
+    def read(self, path: str) -> ExportedFile:
+        """See `Proof.read`."""
+        file, family = open_file(path), self.deployment.family.name
+        if file.metadata.family != family:
+            raise ModelFileError(
+                f'{path}: is a model of family {file.metadata.family!r}; {self.deployment.config} is '
+                f'{family!r}'
+            )
+        return file
+
+    def facts(self) -> dict[str, Any]:
+        """See `Proof.facts`."""
+        options, last = self.files[-1].options, self.metadata[-1]
+        names = 'opset', 'exporter'
+        return dict(options=options, **{name: options[name] for name in names}, exported_with=last.versions)
+
+    @abc.abstractmethod
+    def expected(self, file: ExportedFile) -> tuple[Reference, Any, GraphSpec | None]:
+        """Return what the graph of a file is compared with, how samples become its input, its contract."""
+
+    def graph(self, file: ExportedFile) -> GraphResult:
+        """See `Proof.graph`."""
+        return judge(file.model, file.metadata, self.expected(file)[0], file.name)
+
+    def checks(self, file: ExportedFile) -> list[Check]:
+        """See `Proof.checks`."""
+        promised = self.expected(file)[1:]
+        return [
+            *check_structure(file.model, file.metadata),
+            *provenance(self.deployment, file.metadata, *promised),
+        ]
+
+    def notes(self) -> list[str]:
+        """See `Proof.notes`."""
+        files = 'the files were' if self.deployment.family.files else 'the file was'
+        return override_notes(self.deployment, self.metadata[-1], files)

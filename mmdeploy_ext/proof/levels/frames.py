@@ -1,0 +1,150 @@
+"""Proofs of models of several graphs: what they share, and levels 2 and 3 of models without a memory."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.compare.tensors import compare_tensors
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.proof import fresh, half
+from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
+from mmdeploy_ext.proof.levels.run_twice import Clock, nothing_found, run_twice
+from mmdeploy_ext.proof.results import Case, Pair
+from mmdeploy_ext.proof.tasks import task_module
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.families.sequence import Graph
+    from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
+
+
+class FramesProof(ExportedProof):
+    """A proof of the files of one export.
+
+    Attributes:
+        asked_for: options of the export.
+    """
+
+    unit = 'frame'
+
+    def read(self, path: str) -> ExportedFile:
+        """See `Proof.read`."""
+        file = super().read(path)
+        return ExportedFile(path, file.model, file.metadata, file.metadata.form)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Proof.facts`."""
+        from mmdeploy_ext.engines import title_of
+
+        options = self.files[-1].options
+        return dict(
+            files={Path(path).name: sha256_file(path)[:16] for path in self.paths},
+            contract=options.get('contract', ''),
+            precision=precision_of_all(self.metadata),
+            engine=title_of(self.kind),
+            **super().facts(),
+        )
+
+    @functools.cached_property
+    def asked_for(self) -> Options:
+        """What all files say that they were exported with."""
+        first = self.files[0]
+        for file in self.files:
+            if file.options != first.options:
+                raise ModelFileError(
+                    f'{file.path}: is of another export than {first.path} (options differ); export again'
+                )
+        options = self.deployment.family.written(first.options, first.path)
+        with fresh.options_of(first.path):
+            options.check()
+        return options
+
+    @functools.cached_property
+    def graphs(self) -> dict[str, Graph]:
+        """The graphs of the model with these options, by name."""
+        asked = fresh.exported_with(self.asked_for, self.metadata[0])
+        return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, asked)}
+
+    def expected(self, file: ExportedFile) -> tuple[fresh.Reference, Any, GraphSpec | None]:
+        """See `ExportedProof.expected`."""
+        graph = self.graphs.get(file.name)
+        reference = fresh.of_graph(self.deployment, self.asked_for, file.metadata, graph)
+        return reference, self.deployment.rule, graph.spec if graph else None
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """See `Proof.start`."""
+        self.spec, self.clock = output_spec(self.metadata), Clock()
+        self.who = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
+        self.reference: Stepper = self.deployment.family.reference(self.deployment.model)
+        self.runner = self.open_runner(stack)
+
+    def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
+        """Return the files on the engine; its sessions, if it has any, are closed with the stack."""
+        runner = self.deployment.family.runner(self.paths, self.engine)
+        owner = getattr(runner, 'runtime', runner)
+        if hasattr(owner, 'close'):
+            stack.callback(owner.close)
+        return runner
+
+    def timing(self) -> dict[str, float]:
+        """See `Proof.timing`."""
+        return self.clock.medians(*self.who)
+
+
+class SweepProof(FramesProof):
+    """A proof on sweeps, none of which was traced: the exporter sees random numbers."""
+
+    unit = found_in = 'sweep'
+    advice = (
+        'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
+    )
+
+    def cases(self, one: Sweep) -> tuple[list[Case], list[Pair]]:
+        """See `Proof.cases`."""
+        expected = self.clock.run(self.who[0], lambda: self.reference.step(one))
+
+        def judge(found: StepResult | Exception) -> tuple[Case, list[Pair]]:
+            return self.judge(one, expected, found)
+
+        def run() -> StepResult:
+            return self.clock.run(self.who[1], lambda: self.runner.step(one))
+
+        return run_twice(run, judge, lambda found: found.outputs)
+
+    def judge(
+        self, sweep: Sweep, expected: StepResult, found: StepResult | Exception
+    ) -> tuple[Case, list[Pair]]:
+        """Compare tensors and detections of one sweep; an engine that fails is a failed case."""
+        shape, task = 'x'.join(map(str, sweep.points.shape)), self.deployment.family.task
+        if isinstance(found, Exception):
+            row = nothing_found(sweep.name, expected.detections, found)
+            return Case(sweep.name, shape, False, (), (row,)), []
+        rows, bars = compare_tensors(expected.outputs, found.outputs, self.spec), {}
+        if low := half.bars_of(self.verdict.precision):
+            rows, bars = half.judge(rows, low.cosine), low.of_task(task)
+        match = task_module(task).match_detections
+        detections = match('boxes', expected.detections, found.detections, **bars)
+        title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
+        pair = Pair(title, sweep.points, expected.detections, found.detections)
+        return Case(sweep.name, shape, False, tuple(rows), (detections,)), [pair]
+
+
+def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
+    """Return the outputs of all files of an export together, and which of them are state."""
+    specs = [entry.spec for entry in metadata]
+    outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
+    state = tuple(pair for spec in specs for pair in spec.state)
+    return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
+
+
+def precision_of_all(metadata: Sequence[Metadata]) -> str:
+    """Return what an export is judged as: one file in less than float32 decides for all."""
+    return next((found for entry in metadata if (found := half.precision_of(entry)) != 'fp32'), 'fp32')

@@ -1,0 +1,99 @@
+"""Levels 1 to 3 of a model of single pictures, on inputs that its export never saw."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.proof import fresh, half
+from mmdeploy_ext.proof.inputs.inputs import proof_inputs
+from mmdeploy_ext.proof.levels.cases import run_case, timing
+from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
+from mmdeploy_ext.proof.provenance import normalisation_notes
+from mmdeploy_ext.proof.references import Reference
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.proof.inputs.inputs import ProofInput
+    from mmdeploy_ext.proof.results import Case, Pair
+
+
+class ImageProof(ExportedProof):
+    """A proof of one file. Its samples are (title, BGR picture); the first is taken as the traced one."""
+
+    most_pictures = 8
+
+    def read(self, path: str) -> ExportedFile:
+        """See `Proof.read`."""
+        file, deployment = super().read(path), self.deployment
+        metadata, family = file.metadata, deployment.family
+        metadata.require(path, family.name, family.forms)
+        self.asked_for = family.written(metadata.options, path)
+        if self.asked_for.form != metadata.form:
+            raise ModelFileError(
+                f'{path}: says that its form is {metadata.form!r} and that it was exported as '
+                f'{self.asked_for.form!r}; export it again'
+            )
+        with fresh.options_of(path):
+            deploy.check_options(self.asked_for, deployment.cfg, family, deployment.model)
+        return file
+
+    def facts(self) -> dict[str, Any]:
+        """See `Proof.facts`."""
+        (file,) = self.files
+        return dict(
+            file_sha256=sha256_file(file.path),
+            form=file.metadata.form,
+            shape=_shape_title(file.options),
+            engine=self.kind,
+            **super().facts(),
+        )
+
+    def expected(self, file: ExportedFile) -> tuple[fresh.Reference, Any, GraphSpec]:
+        """See `ExportedProof.expected`."""
+        deployment, options = self.deployment, self.asked_for
+        reference = fresh.of_images(deployment, options, file.metadata, self.samples[0][1])
+        contract = deploy.make_metadata(deployment, options).spec
+        return reference, deploy.rule_of(deployment, options), contract
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """See `Proof.start`."""
+        (file,), self.first = self.files, None
+        options = {key: value for key, value in self.engine.items() if key != 'engine'}
+        self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
+        precision = half.precision_of(file.metadata, self.backend.computes_in)
+        self.verdict.subject['precision'] = precision
+
+    def inputs(self) -> Sequence[ProofInput]:
+        """See `Proof.inputs`: what is made of the pictures."""
+        return proof_inputs(self.deployment, self.asked_for, self.samples)
+
+    def cases(self, one: ProofInput) -> tuple[list[Case], list[Pair]]:
+        """See `Proof.cases`."""
+        reference = Reference(self.deployment, one)
+        self.first = self.first or reference
+        found = run_case(reference, self.backend)
+        reference.forget()
+        return found
+
+    def timing(self) -> dict[str, float]:
+        """See `Proof.timing`: of the first input, where all passed."""
+        passed = all(case.passed for case in self.verdict.cases)
+        return timing(self.first, self.backend) if passed else {}
+
+    def notes(self) -> list[str]:
+        """See `Proof.notes`."""
+        left_out = self.deployment.family.results_left_out(self.files[0].options)
+        return [*normalisation_notes(self.deployment), *super().notes(), *[left_out] * bool(left_out)]
+
+
+def _shape_title(options: Mapping[str, Any]) -> str:
+    if options['dynamic']:
+        return 'dynamic'
+    return 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed'

@@ -1,0 +1,130 @@
+"""Any tool that proves takes samples of the model's kind, and has generated ones where none are given."""
+
+import pickle
+import shlex
+import types
+
+import numpy as np
+import pytest
+
+import toy_centerpoint
+import toy_scn_family
+from mmdeploy_ext.apps import export_app, export_scn_app, verify_app
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.proof.inputs.samples import check_given, proof_samples
+from toy_atss import REPO
+
+MEMORY, SWEEPS = types.SimpleNamespace(memory=True), types.SimpleNamespace(memory=False)
+
+
+@pytest.fixture(scope='module')
+def toy():
+    return toy_centerpoint.exported()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Three sweeps, and infos of them."""
+    folder = tmp_path_factory.mktemp('sweeps')
+    names = [f'{seed}.bin' for seed in range(3)]
+    for seed, name in enumerate(names):
+        (folder / name).write_bytes(toy_centerpoint.sweep(seed).tobytes())
+    infos = [dict(lidar_path=str(folder / name), sweeps=[], timestamp=0) for name in names]
+    (folder.parent / 'infos.pkl').write_bytes(pickle.dumps(dict(infos=infos)))
+    return folder
+
+
+def test_a_model_without_a_memory_is_proven_on_one_frame_and_with_one_on_two():
+    assert check_given(SWEEPS, [], 1) == 1 and check_given(MEMORY, [], 2) == 2
+    assert check_given(SWEEPS, []) == check_given(MEMORY, []) == 12
+    with pytest.raises(UsageError, match='--frames 1: expected 2 or more; a memory needs a frame before'):
+        check_given(MEMORY, [], 1)
+    with pytest.raises(UsageError, match='--frames 0: expected 1 or more'):
+        check_given(SWEEPS, [], 0)
+
+
+def test_files_of_another_kind_are_refused_by_name(tmp_path):
+    sweep, picture = tmp_path / 'a.bin', tmp_path / 'a.jpg'
+    for path in (sweep, picture):
+        path.write_bytes(b'')
+    with pytest.raises(UsageError, match=r'--images .*none.bin: no such file or folder'):
+        check_given(SWEEPS, [str(tmp_path / 'none.bin')])
+    with pytest.raises(UsageError, match=r'--test-img .*a.jpg: is a picture, the model takes LiDAR sweeps'):
+        check_given(SWEEPS, [str(picture)], option='--test-img')
+    with pytest.raises(UsageError, match=r'a.bin: models with a memory take frames .* info file \(.pkl\)'):
+        check_given(MEMORY, [str(sweep)])
+    check_given(SWEEPS, [str(sweep), str(tmp_path)])
+
+
+def test_sweeps_are_read_from_files_folders_and_infos(toy, folder):
+    deployment = toy[0]
+    for given, names in (
+        ([folder / '1.bin'], ['1.bin']),
+        ([folder], ['0.bin', '1.bin', '2.bin']),
+        ([folder.parent / 'infos.pkl', folder / '0.bin'], ['0.bin', '1.bin', '2.bin', '0.bin']),
+    ):
+        found, _ = proof_samples(deployment, 3, list(map(str, given)))
+        assert [sweep.name for sweep in found] == names
+        for sweep in found:
+            seed = int(sweep.name[0])
+            np.testing.assert_array_equal(sweep.points, toy_centerpoint.sweep(seed))
+    assert [sweep.name for sweep in proof_samples(deployment, 1, [str(folder)])[0]] == ['0.bin']
+
+
+def test_voxels_are_refused_where_points_are_wanted(toy, tmp_path):
+    np.savez(
+        tmp_path / 'a.npz', features=np.zeros((1, 5), np.float32), coordinates=np.zeros((1, 4), np.int32)
+    )
+    with pytest.raises(DataError, match=r'a.npz: holds voxels, the model takes points'):
+        proof_samples(toy[0], 1, [str(tmp_path / 'a.npz')])
+
+
+def test_a_lidar_model_is_proven_on_the_sweeps_at_hand(toy, folder, tmp_path, capsys):
+    _, graphs, config, checkpoint = toy
+    words = [config, checkpoint, str(graphs), '--images', str(folder), '--json', str(tmp_path / 'v.json')]
+    assert verify_app.main(toy_centerpoint.register, words) == 0
+    content = read_json(tmp_path / 'v.json')
+    assert content['verdict'] == 'proven' and [case['name'] for case in content['cases']] == [
+        '0.bin',
+        '1.bin',
+        '2.bin',
+    ]
+    words = [config, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify']
+    assert export_app.main(toy_centerpoint.register, [*words, '--test-img', str(folder / '1.bin')]) == 0
+    assert 'PROVEN' in capsys.readouterr().out
+
+
+def test_the_command_that_an_unproven_export_suggests_works_without_a_data_set(tmp_path, capsys):
+    config = str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py')
+    checkpoint = str(REPO / 'demo/checkpoints/centerpoint_toy.pth')
+    missing = ['--cfg-options', f'data.test.ann_file={tmp_path}/none.pkl']
+    words = [config, checkpoint, '--output-file', str(tmp_path / 'graphs'), *missing]
+    assert export_app.main(toy_centerpoint.register, words) == 0
+    said = capsys.readouterr().out
+    assert 'NOT PROVEN: nothing was compared' in said
+    python, tool, *suggested = shlex.split(said.splitlines()[-1])
+    assert (python, tool) == ('python', 'tools/deployment/verify.py')
+    assert verify_app.main(toy_centerpoint.register, [*suggested, '--frames', '2']) == 0
+    said = capsys.readouterr().out
+    assert '2 generated sweeps are used, since there is no data set' in said
+    assert 'note: frames: generated sweeps' in said
+
+
+@pytest.mark.parametrize('target', ['libspconv', 'portable'])
+def test_a_sparse_backbone_is_proven_by_verify_too(target, tmp_path, capsys):
+    config, checkpoint = toy_scn_family.write_model(tmp_path)
+    points = np.random.default_rng(0).uniform(-8, 8, (2000, 5)).astype(np.float32) * [1, 1, 0.4, 1, 1]
+    (tmp_path / 'sweep.bin').write_bytes(points.astype(np.float32).tobytes())
+    path = str(tmp_path / 'lidar.backbone.xyz.onnx')
+    register = toy_scn_family.register
+    words = [config, checkpoint, '--target', target, '--output-file', path]
+    assert export_scn_app.main(register, words) == 0
+    capsys.readouterr()
+    assert verify_app.main(register, [config, checkpoint, path]) == 0
+    report = str(tmp_path / 'v.json')
+    words = [config, checkpoint, path, '--images', str(tmp_path / 'sweep.bin'), '--json', report]
+    assert verify_app.main(register, words) == 0
+    assert read_json(report)['cases'][-1]['name'] == 'sweep.bin: 2000 points'
+    assert verify_app.main(register, [config, checkpoint, path, '--eval', 'bbox']) == 2
+    assert '--eval: sparse backbones do not have it' in capsys.readouterr().err
