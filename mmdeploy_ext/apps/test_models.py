@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.families.base import Family, ImageFamily
     from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.proof.against_dump import Dumped
 
 DEMOS = {True: 'streampetr_video.py', False: 'lidar_demo.py'}
@@ -35,12 +37,14 @@ class TestedModel(abc.ABC):
 
     Attributes:
         settings: as `backend_config.read_settings` returns it.
+        options: of the export, not yet resolved.
         target: file or folder of the exported model.
         dump_facts: kept in every manifest of a dump, besides what all models have.
         unit: key of `backend_config.dump` that says how much is written.
     """
 
     settings: dict[str, Any]
+    options: Options
     target: str
     dump_facts: Mapping[str, Any] = {}
     unit: ClassVar[str]
@@ -67,13 +71,31 @@ class TestedModel(abc.ABC):
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> AbstractContextManager[Network]:
         """Return the model in PyTorch."""
 
-    @abc.abstractmethod
+    def resolved(self, deployment: Deployment) -> Options:
+        """Return the export options with the default opset and size filled in."""
+        from mmdeploy_ext.deploy import deployment as deploy
+
+        return deploy.resolve(self.options, deployment.model, deployment.rule)
+
     def wanted(self, deployment: Deployment) -> list[Metadata]:
         """Return what the files of an export would say about themselves."""
+        from mmdeploy_ext.deploy.files import make_metadata
 
-    @abc.abstractmethod
+        options = self.resolved(deployment)
+        graphs = deployment.family.graphs(deployment.model, options)
+        return [make_metadata(deployment, options, graph) for graph in graphs]
+
     def export(self, deployment: Deployment) -> float:
         """Write the files; returns the seconds that it took."""
+        from mmdeploy_ext.deploy.files import check_output, export_files
+
+        options = self.resolved(deployment)
+        check_output(self.target, options, deployment.family, 'onnx_file=')
+        return export_files(deployment, options, self.target, self.traced(deployment, options))[1]
+
+    def traced(self, deployment: Deployment, options: Options) -> list[PreparedImage]:
+        """Return the images that an export traces; none where graphs have examples of their own."""
+        return []
 
     @abc.abstractmethod
     def on_engine(
@@ -98,13 +120,13 @@ class ImageModel(TestedModel):
         """See `TestedModel`."""
         self.args, self.settings = args, backend_config.read_settings(cfg, family)
         backend_config.check_targets(self.settings, work_dir)
-        self.asked = backend_config.graph_options(cfg, self.settings, family)
-        self._check = backend_config.graph_check(self.asked, self.settings, work_dir)
+        self.options = backend_config.graph_options(cfg, self.settings, family)
+        self._check = backend_config.graph_check(self.options, self.settings, work_dir)
         if self.settings['type'] == 'TorchBackend':
-            self.asked = self.asked.replace(precision='fp32', fp16_io=False, keep_fp32=())
-        self.dump_facts = dict(form=self.asked.form)
+            self.options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
+        self.dump_facts = dict(form=self.options.form)
         self.target = str(
-            self.settings.get('onnx_file') or work_dir / f'{work_dir.name}_{self.asked.form}.onnx'
+            self.settings.get('onnx_file') or work_dir / f'{work_dir.name}_{self.options.form}.onnx'
         )
 
     def check(self, cfg: Any, family: ImageFamily, model: Any) -> None:
@@ -114,12 +136,12 @@ class ImageModel(TestedModel):
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
         """See `TestedModel`."""
-        from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.deploy.files import make_metadata
         from mmdeploy_ext.engines import build_backend
         from mmdeploy_ext.evaluate.detector import BackendDetector
 
-        options = deploy.resolve(self.asked, deployment.model, deployment.rule)
-        metadata = deploy.make_metadata(deployment, options)
+        options = self.resolved(deployment)
+        metadata = make_metadata(deployment, options)
         stages = deployment.family.stages(deployment.model, options, fold=self.args.fuse_conv_bn)
         device = str(next(deployment.model.parameters()).device)
         with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
@@ -131,23 +153,14 @@ class ImageModel(TestedModel):
         folder = self.args.show_dir
         return Show(Path(folder), metadata.classes, self.args.show_score_thr) if folder else None
 
-    def wanted(self, deployment: Deployment) -> list[Metadata]:
-        """See `TestedModel`."""
-        from mmdeploy_ext.deploy import deployment as deploy
-
-        options = deploy.resolve(self.asked, deployment.model, deployment.rule)
-        return [deploy.make_metadata(deployment, options)]
-
-    def export(self, deployment: Deployment) -> float:
-        """See `TestedModel`."""
+    def traced(self, deployment: Deployment, options: Options) -> list[PreparedImage]:
+        """See `TestedModel`: the demo's picture."""
         from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
         from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.inputs.pictures import read_image
 
-        options = deploy.resolve(self.asked, deployment.model, deployment.rule)
         picture = read_image(DEFAULT_IMAGE)
-        traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
-        return deploy.export_to_file(deployment, options, [traced], self.target)[1]
+        return [deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)]
 
     @contextlib.contextmanager
     def on_engine(
@@ -192,12 +205,12 @@ class FrameModel(TestedModel):
     def check(self, cfg: Any, family: SequenceFamily, model: Any) -> None:
         """See `TestedModel`."""
         from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.deploy.sequence_files import check_output
+        from mmdeploy_ext.deploy.files import check_output
 
         try:
             deploy.check_options(self.options, cfg, family, model)
             if self.settings.get('onnx_file'):
-                check_output(self.target, self.options, family.files, 'onnx_file=')
+                check_output(self.target, self.options, family, 'onnx_file=')
         except UsageError as error:
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
 
@@ -216,30 +229,12 @@ class FrameModel(TestedModel):
         keep = self.settings.get('memory') != 'reset'
         return FrameDetector(stepper, deployment.family, dump, deployment.model, keep)
 
-    def wanted(self, deployment: Deployment) -> list[Metadata]:
-        """See `TestedModel`."""
-        from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.deploy.sequence_files import graph_metadata
-
-        options = deploy.resolve_opset(self.options, deployment.model)
-        graphs = deployment.family.graphs(deployment.model, options)
-        return [graph_metadata(deployment, options, graph) for graph in graphs]
-
-    def export(self, deployment: Deployment) -> float:
-        """See `TestedModel`."""
-        from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.deploy.sequence_files import check_output, export_sequence
-
-        options = deploy.resolve_opset(self.options, deployment.model)
-        check_output(self.target, self.options, deployment.family.files, 'onnx_file=')
-        return export_sequence(deployment, options, self.target)[1]
-
     @contextlib.contextmanager
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, Dumped]]:
         """See `TestedModel`."""
-        from mmdeploy_ext.deploy.sequence_files import read_files
+        from mmdeploy_ext.deploy.files import read_files
         from mmdeploy_ext.proof.against_dump import DumpedFrames
 
         files = read_files(self.target)

@@ -109,13 +109,14 @@ class Export:
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """Export with dynamic axes; return the files."""
         from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.deploy.files import export_files
 
         deployment, path = self.deployment, str(folder / f'{form}-{exporter}-{opset}.onnx')
         options = deployment.family.choose(form=form, exporter=exporter, opset=opset, dynamic=True)
         options = deploy.resolve(options, deployment.model, deployment.rule)
         deploy.option_check(options, path)(deployment.cfg, deployment.family, deployment.model)
         traced = deploy.prepare_fixed(deployment.rule, self.image[1], options.height, options.width)
-        deploy.export_to_file(deployment, options, [traced], path)
+        export_files(deployment, options, path, [traced])
         return [path]
 
     def prove(self, paths: Sequence[str]) -> Any:
@@ -144,12 +145,12 @@ class StreamExport(Export):
 
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """See `Export.write`; shapes are fixed."""
-        from mmdeploy_ext.deploy.sequence_files import export_sequence
+        from mmdeploy_ext.deploy.files import export_files
 
         options = self.deployment.family.choose(contract=form, exporter=exporter, opset=opset)
         self.deployment.family.check(self.deployment.cfg, options)
         name = f'{form}-{exporter}-{opset}' + ('.onnx' if form == 'fork' else '')
-        return export_sequence(self.deployment, options, str(folder / name))[0]
+        return export_files(self.deployment, options, str(folder / name))[0]
 
     def samples(self) -> list[Any]:
         """Return frames of two scenes of a synthetic drive."""

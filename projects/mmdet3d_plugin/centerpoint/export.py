@@ -14,11 +14,12 @@ import torch
 
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
-from mmdeploy_ext.families.sequence import Graph, SequenceFamily
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES, BoxRule
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.weights.checkpoint import listed

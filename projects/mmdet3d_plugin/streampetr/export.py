@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import Claim, register_family
-from mmdeploy_ext.families.sequence import Graph, SequenceFamily
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from projects.mmdet3d_plugin.common.build import build_without_weights
 from projects.mmdet3d_plugin.streampetr import dumps, proof, samples, spec, wrapper
@@ -127,6 +128,14 @@ class StreamPetrFamily(SequenceFamily):
             )
             for name, module, contract in parts
         ]
+
+    def default_output(self, stem: str, options: Options) -> str:
+        """See `Family.default_output`."""
+        return f'{stem}_fork.onnx' if self.one_file(options) else stem
+
+    def one_file(self, options: Options) -> bool:
+        """See `Family.one_file`: the fork's contract is."""
+        return options.contract == 'fork'
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `SequenceFamily.postprocess_facts`: what `runtime/streampetr/boxes.py` and the memory need."""
