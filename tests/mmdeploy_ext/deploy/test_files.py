@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import projects.mmdet_plugin  # noqa: F401
 import toy_centerpoint
 from mmdeploy_ext.deploy.files import check_output, read_files
 from mmdeploy_ext.families.base import FAMILIES
@@ -23,7 +24,7 @@ def test_the_family_states_the_order_of_the_graphs_in_a_folder(folder, monkeypat
     assert found.metadata.form == names[0], 'the last graph gives the outputs'
 
 
-def test_a_folder_of_graphs_is_no_file_and_the_other_way_round(tmp_path):
+def test_a_folder_of_graphs_is_no_file_and_the_other_way_round(folder, tmp_path):
     check_output(str(tmp_path / 'any'), FAMILIES['atss'].choose(), FAMILIES['atss'])
     with pytest.raises(ValueError, match='deploy contract is several graphs, expected a folder'):
         check_output(str(tmp_path / 'm.onnx'), FAMILIES['centerpoint'].choose(), FAMILIES['centerpoint'])
