@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PETR = 'projects.mmdet3d_plugin.streampetr'
-STEP, MEMORY = f'{PETR}.wrapper:PtsHeadMemory.forward', f'{PETR}.memory'
+STEP, MEMORY = f'{PETR}.graphs:PtsHeadMemory.forward', f'{PETR}.memory'
 INPUTS = dict(ego_motion=9, delta_t_s=10, prev_exists=11)
 """Argument of `STEP` -> its place."""
 
@@ -92,7 +92,7 @@ planted(
     'all cameras have the focal length of the first',
     'streampetr',
     (
-        f'{PETR}.wrapper:PositionEmbedding.forward',
+        f'{PETR}.graphs:PositionEmbedding.forward',
         arguments(lambda self, img2lidar, focal: (self, img2lidar, focal[:, :1].expand_as(focal))),
     ),
 )
@@ -109,7 +109,7 @@ def _moved_centres(original: Callable) -> Callable:
 planted(
     'token centres a half pixel off',
     'streampetr',
-    (f'{PETR}.wrapper:PositionEmbedding.__init__', _moved_centres),
+    (f'{PETR}.graphs:PositionEmbedding.__init__', _moved_centres),
 )
 
 
@@ -121,10 +121,10 @@ def _timeless_queries(original: Callable) -> Callable:
     return init
 
 
-planted('learned queries without a time', 'streampetr', (f'{PETR}.wrapper:_Head.__init__', _timeless_queries))
+planted('learned queries without a time', 'streampetr', (f'{PETR}.graphs:_Head.__init__', _timeless_queries))
 
 POINT = 'projects.mmdet3d_plugin.centerpoint'
-RULE, HEAD = f'{POINT}.export:box_rule', f'{POINT}.wrapper:DenseHead.forward'
+RULE, HEAD = f'{POINT}.graphs:box_rule', f'{POINT}.graphs:DenseHead.forward'
 BOXES = 'mmdeploy_ext.runtime.centerpoint.boxes'
 planted('score threshold x 1.02', 'centerpoint', (RULE, settings(score_threshold=lambda value: value * 1.02)))
 planted('IoU threshold + 0.3', 'centerpoint', (RULE, settings(nms_thr=lambda value: value + 0.3)))

@@ -6,7 +6,7 @@ import torch
 
 from planting import arguments, planted, result, settings
 
-SOLO, MASK = 'projects.mmdet_plugin.solo.wrapper', 'mmdeploy_ext.exporting.postprocess.mask'
+SOLO, MASK = 'projects.mmdet_plugin.solo.networks', 'mmdeploy_ext.exporting.postprocess.mask'
 MASKS = 'projects.mmdet_plugin.solo.postprocess:mask_config'
 BOTH = 'solov2 decoupled_solo'
 planted('score threshold x 1.2', BOTH, (MASKS, settings(score_thr=lambda value: value * 1.2)))

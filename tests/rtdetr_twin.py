@@ -9,7 +9,7 @@ import torch
 
 from mmdeploy_ext.weights.convert import rtdetr_names as names
 from projects.mmdet_plugin.rtdetr.backbone import STAGE_BLOCKS
-from projects.mmdet_plugin.rtdetr.export import tied_selection
+from projects.mmdet_plugin.rtdetr.reference import tied_selection
 
 if TYPE_CHECKING:
     from mmdeploy_ext.deploy.deployment import Deployment

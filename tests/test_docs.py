@@ -180,7 +180,7 @@ def test_pictures_are_small():
 
 def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
     """Return the table rows of the ATSS contract with 80 classes, from the spec itself."""
-    from projects.mmdet_plugin.atss.export import AtssFamily
+    from projects.mmdet_plugin.atss.family import AtssFamily
 
     strides = [(stride, stride) for stride in (8, 16, 32, 64, 128)]
     head = SimpleNamespace(

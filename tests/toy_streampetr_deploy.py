@@ -18,7 +18,7 @@ from mmdeploy_ext.proof.inputs.synthetic_drive import Drive, synthetic_drive
 @functools.cache
 def deployment() -> Deployment:
     """Return the seeded toy as if it came from a config and a checkpoint."""
-    from projects.mmdet3d_plugin.streampetr.export import StreamPetrFamily
+    from projects.mmdet3d_plugin.streampetr.family import StreamPetrFamily
 
     model = exported.model()
     model.input_sizes = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH)

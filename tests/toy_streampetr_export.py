@@ -54,7 +54,7 @@ def write(
     folder, contract: str = 'deploy', seed: int = 0, checkpoint: str = 'd' * 64, **options
 ) -> list[str]:
     """Write the toy's files and return their paths."""
-    from projects.mmdet3d_plugin.streampetr import spec, wrapper
+    from projects.mmdet3d_plugin.streampetr import graphs, spec
 
     chosen = FAMILIES['streampetr'].choose(contract=contract, **options)
     detector = model(seed)
@@ -62,13 +62,13 @@ def write(
     shape, every = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH), chosen.layers == 'all'
     if contract == 'deploy':
         modules = dict(
-            extract_img_feat=wrapper.ExtractImgFeat(detector),
-            position_embedding=wrapper.PositionEmbedding(detector, *shape),
-            pts_head_memory=wrapper.PtsHeadMemory(detector, every),
+            extract_img_feat=graphs.ExtractImgFeat(detector),
+            position_embedding=graphs.PositionEmbedding(detector, *shape),
+            pts_head_memory=graphs.PtsHeadMemory(detector, every),
         )
         specs = {name: getattr(spec, name)(size, chosen) for name in modules}
     else:
-        cls = wrapper.Fork10 if chosen.fork_version == '1.0' else wrapper.Fork
+        cls = graphs.Fork10 if chosen.fork_version == '1.0' else graphs.Fork
         modules, specs = dict(fork=cls(detector, every, *shape)), dict(fork=spec.fork(size, chosen))
     return [_write(folder, name, module, specs[name], chosen, checkpoint) for name, module in modules.items()]
 

@@ -77,21 +77,13 @@ def _section(rule: Rule, words: PageWords) -> str:
 
 
 def _source(module: type) -> str:
-    """Return the code of a module without its docstring, with the functions of autograd that it calls."""
+    """Return the code of a module, with the functions of autograd that it calls."""
     code = inspect.getsource(module)
     others = [
         value for name, value in vars(sys.modules[module.__module__]).items()
         if isinstance(value, type) and name != module.__name__ and f'{name}.apply' in code
     ]  # fmt: skip
-    return '\n\n'.join(_without_docstring(inspect.getsource(part)) for part in (*others, module))
-
-
-def _without_docstring(code: str) -> str:
-    lines = code.splitlines(keepends=True)
-    start = next((index for index, line in enumerate(lines) if line.strip().startswith('"""')), None)
-    if start is not None:
-        del lines[start : start + (2 if lines[start + 1 : start + 2] == ['\n'] else 1)]
-    return ''.join(lines)
+    return '\n\n'.join(inspect.getsource(part) for part in (*others, module))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,6 @@ from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.engines import BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.families.base import Family
@@ -140,30 +139,11 @@ def precision(settings: dict[str, Any]) -> str:
 
 
 def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
-    """Refuse output paths that cannot be written.
+    """Refuse output paths that cannot be written; where the exported model goes is checked with its contract.
 
     Raises:
         UsageError: names the path.
     """
     check_writable(work_dir / 'metrics.json')
-    if settings.get('onnx_file'):
-        check_writable(settings['onnx_file'])
     if settings['dump'] and settings['dump']['dir']:
         check_writable(Path(settings['dump']['dir']) / 'manifest.json')
-
-
-def graph_check(
-    options: Options, settings: dict[str, Any], work_dir: Path
-) -> Callable[[Any, Any, Any], None]:
-    """Return a `before_weights` hook that refuses what the model or the exporter does not have."""
-    from mmdeploy_ext.deploy import deployment as deploy
-
-    check = deploy.option_check(options, str(settings.get('onnx_file') or work_dir / 'model.onnx'))
-
-    def named_check(cfg: Any, family: Any, model: Any) -> None:
-        try:
-            check(cfg, family, model)
-        except UsageError as error:
-            raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
-
-    return named_check

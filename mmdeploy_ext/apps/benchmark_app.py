@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.benchmark.plan import Plan
+    from mmdeploy_ext.families.base import Family
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -207,19 +208,18 @@ def _check_engines_used(args: argparse.Namespace, engines: Sequence[str]) -> Non
         raise UsageError(f'--profile: goes with --engines onnxruntime, {said}')
 
 
-def plan_of(cfg: Any, args: argparse.Namespace) -> type[Plan]:
-    """Return how the model of a config is measured: whole, or the sparse backbone of a LiDAR model alone.
+def plan_of(family: Family, args: argparse.Namespace) -> type[Plan]:
+    """Return how the models of a family are measured: whole, or the sparse backbone of a LiDAR model alone.
 
     Args:
-        cfg: of the model; its plugin has registered the families by now.
+        family: that knows the model most closely.
         args: `voxels`, `no_racing` and a portable file in `onnx` ask for the backbone of a detector.
     """
     from mmdeploy_ext.benchmark.images import ImagePlan
     from mmdeploy_ext.benchmark.sparse import SparsePlan
     from mmdeploy_ext.benchmark.streams import StreamPlan
-    from mmdeploy_ext.families.base import BACKBONE, find_family
+    from mmdeploy_ext.families.base import BACKBONE
 
-    family = find_family(cfg)
     if family.samples == 'images':
         return ImagePlan
     wanted = args.voxels or args.no_racing or any(map(is_portable, args.onnx))
@@ -258,11 +258,14 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.apps.options import refuse_given
     from mmdeploy_ext.core import distributed
     from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.families.base import find_family
 
     register()
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)
-    kind = plan_of(load_config(args.config, args.cfg_options), args)
-    refuse_given(args, build_parser(), kind.foreign, f'{kind.models} do not have it')
+    family = find_family(load_config(args.config, args.cfg_options))
+    kind = plan_of(family, args)
+    foreign = kind.foreign if family.samples == 'sweeps' else (*kind.foreign, 'sweep')
+    refuse_given(args, build_parser(), foreign, f'{kind.models} do not have it')
     with distributed.join(args.launcher, args.local_rank) as ranks:
         plan = kind(args, engines, register, ranks)
         torch.set_num_threads(plan.threads[0])

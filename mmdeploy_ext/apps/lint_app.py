@@ -1,4 +1,4 @@
-"""`lint.py`: run a model once under observation and say what an export will trip over."""
+"""`lint.py`: run a model once under observation and report what an export of it will get wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
         description='Run a model once under observation and say, with lines of code, what an export of it '
-        'will trip over and what to write instead. Exit status 1 when there is an error among it.'
+        'will get wrong and what to write instead. Exit status 1 when there is an error among it.'
     )
     shared.add_model_arguments(parser)
     parser.add_argument('--input-img', help='image that is run (default: demo/toy.jpg)')
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--dynamic-export',
         action='store_true',
-        help='sizes will differ: traps about sizes count (default: sizes stay those of the example)',
+        help='sizes will differ: pitfalls of sizes count (default: sizes stay those of the example)',
     )
     parser.add_argument(
         '--postprocess', choices=('full', 'decode', 'raw'), default='full', help='form (default: full)'

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.evaluate.loop import Network
+
+
+DEMOS = {True: 'streampetr_video.py', False: 'lidar_demo.py'}
+"""Whether a model of frames has a memory -> what draws its boxes."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -119,7 +122,10 @@ def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -
     )
     family = find_family(cfg, DETECTOR)
     kind = ImageModel if family.samples == 'images' else FrameModel
-    tested = kind(cfg, family, args, build_parser(), work_dir)
+    if family.samples != 'images':
+        why = f'these models are drawn by tools/demo/{DEMOS[family.memory]}'
+        shared.refuse_given(args, build_parser(), ('show_dir', 'show_score_thr'), why)
+    tested = kind(cfg, family, args, work_dir)
     dataset = evaluation.build_dataset(cfg)
     check_dataset(cfg, tested, family, dataset)
     if args.eval:
@@ -198,6 +204,7 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
         ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
     """
     from mmdeploy_ext.deploy.files import read_files
+    from mmdeploy_ext.proof.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
 
     target, reason = tested.target, 'missing'
@@ -222,29 +229,6 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
     return True
 
 
-def stale_reason(found: Metadata, wanted: Metadata) -> str:
-    """Return why a file has to be exported again; '' when it need not."""
-    from mmdeploy_ext.proof.provenance import differing_contract
-
-    differing = [
-        title
-        for title, old, new in (
-            ('config', found.config_sha256, wanted.config_sha256),
-            ('checkpoint', found.checkpoint_sha256, wanted.checkpoint_sha256),
-            ('export options', _decisive(found.options), _decisive(wanted.options)),
-            ('versions', found.versions, wanted.versions),
-            ('tolerances', differing_contract(found.spec, wanted.spec), ''),
-        )
-        if old != new
-    ]
-    return f'stale: another {" and ".join(differing)}' if differing else ''
-
-
-def _decisive(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the overrides: those that decide the graph are in the config's hash."""
-    return {key: value for key, value in options.items() if key != 'cfg_options'}
-
-
 def _dump(this: Run) -> DumpWriter | None:
     """Return what the config wants dumped; rank 0 says it."""
     from mmdeploy_ext.core.dump import DumpWriter
@@ -256,7 +240,7 @@ def _dump(this: Run) -> DumpWriter | None:
     if this.ranks.rank == 0:
         which = f'the first {chosen} {unit}' if isinstance(chosen, int) else f'{unit} {list(chosen)}'
         print(f'dumping the tensors of {which} to {folder}', flush=True)
-    facts = dict(model_facts(this), **this.tested.dump_facts)
+    facts = dict(model_facts(this), **this.tested.dump_facts())
     return DumpWriter(folder, facts, chosen, dump['tensors'])
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 IMAGE_ASKED = ('mean', 'std', 'postprocess', 'opset_version', 'max_candidates')
 """Options of single pictures alone."""
-DETECTOR_ASKED = ('eval', 'providers', 'inference_precision')
+DETECTOR_ASKED = ('eval', 'engine', 'providers', 'inference_precision', 'device')
 """Options that sparse backbones do not have."""
 
 

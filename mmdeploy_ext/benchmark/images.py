@@ -51,7 +51,7 @@ class ImagePlan(Plan):
 
     kind = 'images'
     models = 'models of single images'
-    foreign = ('voxels', 'sweep', 'no_racing')
+    foreign = ('voxels', 'no_racing')
 
     def load(self) -> None:
         """See `Plan.load`."""

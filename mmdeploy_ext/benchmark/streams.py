@@ -17,13 +17,12 @@ from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, bar_rows, short_labels
-from mmdeploy_ext.benchmark.scenes import points_in, surfaces
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files, read_files
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, ENGINES
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proof.inputs.voxel_sets import points_of
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.runtime.points import read_points
 
 if TYPE_CHECKING:
     import contextlib
@@ -36,8 +35,8 @@ DRIVE_FRAMES = 24
 """Frames of the synthetic drive; more rounds drive it again."""
 AFTER = 'boxes'
 """The part that comes after the graphs."""
-SWEEP_VOXELS = 20_000
-"""Of the generated sweep."""
+SWEEPS = 4
+"""Generated where none is given."""
 
 
 class StreamPlan(Plan):
@@ -61,16 +60,14 @@ class StreamPlan(Plan):
 
     def _samples(self) -> list[Frame | Sweep]:
         """Return one sample per round, in the order of `measure.interleave`: the warm-up is at the end."""
-        args, rule = self.args, self.deployment.rule
+        args, rule, cfg = self.args, self.deployment.rule, self.deployment.cfg
         if self.deployment.family.memory:
             drive = list(synthetic_drive(DRIVE_FRAMES, rule, scenes=1))
         elif args.sweep:
-            width = int(rule.in_channels)
-            drive = [Sweep(read_points(path, width), Path(path).name) for path in args.sweep]
+            given = (found for path in args.sweep for found in points_of(path, cfg, rule, 1))
+            drive = [Sweep(points, name) for name, points in given]
         else:
-            shape = rule.grid_size if rule.order == 'xyz' else rule.grid_size[::-1]
-            coordinates = surfaces(shape, rule.order, min(SWEEP_VOXELS, rule.max_voxels))
-            drive = [Sweep(points_in(coordinates, rule), f'synthetic {len(coordinates)}')]
+            drive = list(self.deployment.family.generated_sweeps(rule, SWEEPS))
         count = args.warmup + args.max_iter * args.repeat_num + args.spare_rounds
         samples = [
             dataclasses.replace(drive[index % len(drive)], scene_token=f'drive {index // len(drive)}')

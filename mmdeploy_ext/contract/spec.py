@@ -1,6 +1,6 @@
 """The contract of a graph: names, dtypes, axes, meaning, state pairs and tolerances.
 
-A model family states it once, in its `export.py`; export, dump, backends, verification, the report and the
+A model family states it once, in its `graphs.py`; export, dump, backends, verification, the report and the
 tables in the READMEs read this one object. Needs numpy only.
 """
 

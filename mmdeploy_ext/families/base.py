@@ -343,7 +343,7 @@ LACKING = {
 
 
 def register_family(family: Family) -> Family:
-    """Make a family known to the tools; called once by its `export.py`."""
+    """Make a family known to the tools; called once by its `family.py`."""
     if family.name in FAMILIES:
         raise ValueError(f'family {family.name!r} is registered already')
     FAMILIES[family.name] = family

@@ -17,7 +17,7 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnxruntime
 
@@ -77,7 +77,20 @@ class Runner:
             ShapeError: a feed is missing, unknown, or of another dtype or shape than the graph's.
             InferenceError: ONNX Runtime failed.
         """
-        return dict(self.stream(feeds))
+        check_feeds(self.index, feeds)
+        found = dict(feeds)
+        if self._session is not None:
+            needed = {name: feeds[name] for name in self._needed if name in feeds}
+            try:
+                computed = self._session.run(self._computed, needed)
+            except Exception as error:
+                raise InferenceError(f'ONNX Runtime failed to run the model: {error}') from error
+            found.update(zip(self._computed, computed, strict=True))
+        constants = self.index.constants
+        return {
+            name: found[name] if name in found else numpy_helper.to_array(constants[name])
+            for name in self.names
+        }
 
     def types(self) -> dict[str, onnx.TypeProto]:
         """Return name -> type as ONNX Runtime infers it, of computed tensors."""
@@ -87,37 +100,6 @@ class Runner:
             if dtype in kinds:
                 found[output.name] = helper.make_tensor_type_proto(kinds[dtype], output.shape)
         return found
-
-    def stream(self, feeds: Mapping[str, np.ndarray], chunk: int | None = None) -> Iterator[tuple[str, Any]]:
-        """Yield (name, array), computing `chunk` names per run, so that memory holds no more of them.
-
-        Args:
-            feeds: input name -> array.
-            chunk: names per run of the session; None: all in one.
-        """
-        check_feeds(self.index, feeds)
-        if chunk is not None and chunk < 1:
-            raise UsageError(f'chunk {chunk}: expected a positive number of tensors')
-        step = chunk or len(self.names)
-        for start in range(0, len(self.names), step):
-            part = self.names[start : start + step]
-            found = self._compute([name for name in part if self.index.producer(name) is not None], feeds)
-            for name in part:
-                yield name, found.pop(name) if name in found else self._given(name, feeds)
-
-    def _compute(self, names: list[str], feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        if not names:
-            return {}
-        needed = {name: feeds[name] for name in self._needed if name in feeds}
-        try:
-            return dict(zip(names, self._session.run(names, needed), strict=True))
-        except Exception as error:
-            raise InferenceError(f'ONNX Runtime failed to run the model: {error}') from error
-
-    def _given(self, name: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        if name in feeds:
-            return feeds[name]
-        return numpy_helper.to_array(self.index.constants[name])
 
 
 def run(

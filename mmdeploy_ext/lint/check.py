@@ -1,4 +1,4 @@
-"""Observe a module once and say what an export will trip over."""
+"""Observe a module once and report what an export of it will get wrong."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check(
     try_exports: bool = True,
     name: str = '',
 ) -> Report:
-    """Say what an export of a module will trip over, with the lines of code and what to write instead.
+    """Report what an export of a module will get wrong, with the lines of code and what to write instead.
 
     The module runs twice on copies: once observed, once on `other_inputs`; it stays as it was.
 
@@ -47,7 +47,7 @@ def check(
             where sizes may differ. With them, only sizes that really differ count as dynamic.
         input_names: names of the arguments; by default those of `forward`.
         dynamic: sizes may differ from the example's; False leaves out everything about sizes.
-        exporters: 'torchscript', 'dynamo' or both; a trap that both of them get right is a note.
+        exporters: 'torchscript', 'dynamo' or both; a pitfall that both of them handle is a note.
         opset: of the trial exports; by default 17 (torchscript) and 18 (dynamo).
         try_exports: export with each exporter; its errors are in the report with their lines.
         name: of the module, in the report.
@@ -107,7 +107,7 @@ def _check_arguments(name: str, given: Any) -> None:
 
 
 def _check_runs(module: torch.nn.Module, given: Sequence[Any]) -> None:
-    """Refuse inputs that the module does not run on when nobody watches, either."""
+    """Refuse inputs on which the module does not run without the observer, either."""
     try:
         _run(module, copies(list(given)))
     except Exception as error:

@@ -24,7 +24,7 @@ COLOURS = dict(error='bold red', warning='yellow', note='dim')
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One trap at one line.
+    """One pitfall at one line.
 
     Attributes:
         rule: its id.

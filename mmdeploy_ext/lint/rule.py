@@ -1,4 +1,4 @@
-"""A rule: the trap, the fix, two modules that show both, and what the exporters do with them."""
+"""A rule: the pitfall, the fix, two modules that show both, and what the exporters do with them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One known trap.
+    """One known pitfall.
 
     Attributes:
         id: its name in reports.
@@ -83,7 +83,7 @@ class Rule:
         passing_outcomes: the same of `passing`, where it is not `RIGHT`.
         otherwise: severity where the exporter does the right thing: 'note' or 'warning'.
         about_sizes: it matters only for axes that stay dynamic.
-        more_failing: other forms of the trap, for the tests.
+        more_failing: other forms of the pitfall, for the tests.
     """
 
     id: str

@@ -69,7 +69,7 @@ def caller(through_torch: bool = False) -> Site | None:
         through_torch: take the user's line also where a module of torch stands between it and the operator.
 
     Returns:
-        None when torch itself is the one who asked, and `through_torch` is off.
+        None when torch made the call for itself and `through_torch` is off.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (_is_machinery(frame) or _file(frame) in THIN):

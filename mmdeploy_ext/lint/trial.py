@@ -50,13 +50,7 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return dict(
-            exporter=self.exporter,
-            opset=self.opset,
-            refused=self.refused,
-            skipped=self.skipped,
-            text=self.text,
-        )
+        return {key: value for key, value in vars(self).items() if key != 'events'}
 
 
 def trial_opset(module: torch.nn.Module, exporter: str, opset: int | None) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-from mmdeploy_ext.core.cli import stderr
+from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proof.levels.frames import SweepProof
 from mmdeploy_ext.proof.levels.images import ImageProof
@@ -15,7 +13,7 @@ from mmdeploy_ext.proof.levels.sequence import DriveProof
 from mmdeploy_ext.proof.levels.sparse_proof import SparseProof
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.deploy.sparse import SparseDeployment
@@ -37,7 +35,7 @@ def kind_of(family: Family) -> str:
 def open_proof(
     deployment: Deployment | SparseDeployment,
     paths: str | Sequence[str],
-    samples: Iterable[Any] = (),
+    samples: Collection[Any] = (),
     engine: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Proof:
@@ -49,7 +47,7 @@ def open_proof(
 def prove(
     deployment: Deployment | SparseDeployment,
     paths: str | Sequence[str],
-    samples: Iterable[Any] = (),
+    samples: Collection[Any] = (),
     engine: Mapping[str, Any] | None = None,
     *,
     edited: bool = False,
@@ -78,15 +76,8 @@ def prove(
     proof.check(edited, asked)
     with contextlib.ExitStack() as stack:
         proof.start(stack)
-        for one in with_progress(proof.inputs()):
+        inputs = proof.inputs()
+        for one in tracked(inputs, len(inputs), 'proving'):
             proof.run(one)
         proof.conclude()
     return proof.verdict, proof.pictures
-
-
-def with_progress(inputs: Iterable[Any]) -> Iterator[Any]:
-    """Yield the inputs with a bar on a terminal."""
-    console, total = stderr(), len(inputs) if hasattr(inputs, '__len__') else None
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield from bar.track(inputs, total=total, description='proving')

@@ -207,3 +207,23 @@ def override_notes(deployment: Deployment, metadata: Metadata, files: str = 'the
         for overrides in (written, deployment.cfg_options)
     ]
     return [f'{files} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}']
+
+
+def stale_reason(found: Metadata, wanted: Metadata) -> str:
+    """Return why a file has to be exported again; '' when it need not.
+
+    Overrides of the config are left out: those that decide the graph are in the config's hash.
+    """
+    mine, theirs = ({**metadata.options, 'cfg_options': None} for metadata in (wanted, found))
+    differing = [
+        title
+        for title, differs in (
+            ('config', found.config_sha256 != wanted.config_sha256),
+            ('checkpoint', found.checkpoint_sha256 != wanted.checkpoint_sha256),
+            ('export options', mine != theirs),
+            ('versions', found.versions != wanted.versions),
+            ('tolerances', differing_contract(found.spec, wanted.spec)),
+        )
+        if differs
+    ]
+    return f'stale: another {" and ".join(differing)}' if differing else ''

@@ -45,7 +45,7 @@ _SHARDS = 'shards'
 
 @dataclass(frozen=True)
 class Options:
-    """What decides on the content of a set.
+    """The parameters of a set.
 
     `image_size` is (W, H) in px, `sweeps` counts LiDAR sweeps between two key frames, `drop_share` is the
     chance that a good camera drops out in the next key frame.

@@ -32,7 +32,7 @@ SEEN_FOR_FRAMES = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides on one scene. `number` counts the scenes of the set, `size` is (W, H) in px."""
+    """The parameters of one scene. `number` counts the scenes of the set, `size` is (W, H) in px."""
 
     name: str
     number: int

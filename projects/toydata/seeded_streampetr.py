@@ -1,4 +1,4 @@
-"""Seeded weights for StreamPETR, for people who have no trained checkpoint: neither blind nor chaotic.
+"""Seeded weights for full-size StreamPETR without a trained checkpoint: scores neither constant nor chaotic.
 
 The rule depends on names and shapes alone, so that the model is the same everywhere: all numbers come from
 numpy's PCG64, seeded by the CRC of a name, and are float64 until the end. Source: the rule of the project's

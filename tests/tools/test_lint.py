@@ -1,4 +1,4 @@
-"""`lint.py`: what it finds in models of this project and in one with a planted trap; exit statuses."""
+"""`lint.py`: what it finds in models of this project and in one with a planted pitfall; exit statuses."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def lint(*words):
 
 @pytest.fixture(scope='module')
 def planted(tmp_path_factory):
-    """Return a config whose backbone, in a file of the user's, has a trap."""
+    """Return a config whose backbone, in a file of the user's, has a pitfall."""
     folder = tmp_path_factory.mktemp('planted')
     (folder / 'brightness_resnet.py').write_text(BACKBONE)
     base = shutil.copytree(REPOSITORY / 'configs', folder / 'configs') / 'demo' / 'atss_toy.py'

@@ -115,6 +115,8 @@ def test_lint_refuses_image_options_for_models_of_frames(words, capsys):
         (LIDAR, '--shape 64', '--shape'),
         (LIDAR, '--voxels 9 --device cuda', '--device'),
         (ATSS, '--no-racing', '--no-racing'),
+        (ATSS, f'--sweep {__file__}', '--sweep'),
+        (STREAM, f'--sweep {__file__}', '--sweep'),
         (ATSS, '--engines onnxruntime --fuse-conv-bn', '--fuse-conv-bn'),
         (ATSS, '--engines torch --profile', '--profile'),
         (ATSS, '--spare-rounds 2 --launcher pytorch', '--spare-rounds and --launcher'),

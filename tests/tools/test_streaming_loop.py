@@ -221,6 +221,16 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
     assert compared['pts_bbox_NuScenes/NDS'] <= 5e-4 and compared['pts_bbox_NuScenes/mAP'] <= 5e-4
 
 
+def test_verify_takes_the_frames_of_an_info_file(onnx_run, data, tmp_path):
+    from mmdeploy_ext.apps import verify_app
+
+    folder, infos = str(onnx_run / 'stream_petr_toy_deploy'), data[0].partition('=')[2]
+    options = ['--images', infos, '--frames', '2', '--json', str(tmp_path / 'verdict.json')]
+    assert verify_app.main(register, [CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data[1:]]) == 0
+    notes = read_json(tmp_path / 'verdict.json')['notes']
+    assert f'frames: 2 of {SCENES * FRAMES} frames of toy_nuscenes2d_temporal_infos_val.pkl' in notes
+
+
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
     from mmdeploy_ext.proof.against_dump import far_spec

@@ -1,4 +1,4 @@
-"""Say what an export of a model will trip over; see --help."""
+"""Report what an export of a model will get wrong; see --help."""
 
 import sys
 from pathlib import Path

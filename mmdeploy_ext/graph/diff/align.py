@@ -8,7 +8,6 @@ What is left, the differences themselves, is found from its neighbours.
 from __future__ import annotations
 
 import collections
-import functools
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.graph.diff.nodes import Alignment
@@ -16,28 +15,141 @@ from mmdeploy_ext.graph.diff.structure import attributes, exact_text
 from mmdeploy_ext.graph.io.index import bodies
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.graph.diff.nodes import Program
+
+    Keys = dict[int, Hashable]
 
 
 def align(left: Program, right: Program) -> Alignment:
     """Align two graphs; their constants must come from one `Constants`."""
-    pairs = Alignment({}, dict(_interface(left.index.inputs, right.index.inputs)))
-    pairs.tensors.update(_interface(list(left.defaults), list(right.defaults)))
-    outputs = dict(_interface(left.index.outputs, right.index.outputs))
-    pairs.tensors.update(outputs)  # whatever writes them: what the file promises is compared with its like
-    forward, backward = _forward(left, right, pairs.tensors), _backward(left, right, outputs)
-    _pair_equal(pairs, left, right, *map(_both, forward, backward))  # a copy elsewhere is not taken for it
-    _pair_equal(pairs, left, right, *forward)
-    _pair_equal(pairs, left, right, *backward)
-    for name, other in outputs.items():
-        _pair_tensors(pairs, left, right, name, other)
-    _spread(pairs, left, right)
-    _by_name(pairs, left, right)
-    _spread(pairs, left, right)
-    _replaced(pairs, left, right)
-    return pairs
+    return _Aligner(left, right).run()
+
+
+class _Aligner:
+    """Two graphs and the nodes that were paired so far."""
+
+    def __init__(self, left: Program, right: Program) -> None:
+        self.left, self.right = left, right
+        self.tensors = dict(_interface(left.index.inputs, right.index.inputs))
+        self.tensors.update(_interface(list(left.defaults), list(right.defaults)))
+        self.nodes: dict[int, int] = {}
+        self.taken: set[int] = set()
+
+    def run(self) -> Alignment:
+        """Pair nodes, the surest first."""
+        left, right = self.left, self.right
+        outputs = dict(_interface(left.index.outputs, right.index.outputs))
+        self.tensors.update(outputs)  # whatever writes them: what the file promises is compared with its like
+        forward = _forward(left, self.tensors), _forward(right, _names(self.tensors))
+        backward = _backward(left, outputs), _backward(right, _names(outputs))
+        self.pair_equal(*map(_both, forward, backward))  # a copy elsewhere is not taken for it
+        self.pair_equal(*forward)
+        self.pair_equal(*backward)
+        for name, other in outputs.items():
+            self.try_pair(*self.producers(name, other))
+        self.spread()
+        self.by_name()
+        self.spread()
+        self.replaced()
+        return Alignment(self.nodes, self.tensors)
+
+    def pair(self, ours: int, theirs: int) -> None:
+        self.nodes[ours] = theirs
+        self.taken.add(theirs)
+        outputs = self.left.index.nodes[ours].output, self.right.index.nodes[theirs].output
+        for name, other in zip(*outputs, strict=False):
+            if name and other:
+                self.tensors.setdefault(name, other)
+
+    def try_pair(self, ours: int | None, theirs: int | None) -> bool:
+        """Pair two nodes of one operator that have no mate yet; return whether that was done."""
+        if ours is None or theirs is None or ours in self.nodes or theirs in self.taken:
+            return False
+        if self.left.index.nodes[ours].op_type != self.right.index.nodes[theirs].op_type:
+            return False
+        self.pair(ours, theirs)
+        return True
+
+    def pair_equal(self, ours: Keys, theirs: Keys) -> None:
+        """Pair nodes with the same key, in order."""
+        waiting = collections.defaultdict(collections.deque)
+        for position, key in theirs.items():
+            if position not in self.taken:
+                waiting[key].append(position)
+        for position, key in ours.items():
+            if position not in self.nodes and waiting[key]:
+                self.pair(position, waiting[key].popleft())
+
+    def spread(self) -> None:
+        """Pair the neighbours of pairs: what writes the same input, what alone reads the same output."""
+        waiting = collections.deque(self.nodes.items())
+        while waiting:
+            waiting.extend(pair for pair in self.neighbours(*waiting.popleft()) if self.try_pair(*pair))
+
+    def neighbours(self, ours: int, theirs: int) -> Iterator[tuple[int | None, int | None]]:
+        mine, other = self.left.index.nodes[ours], self.right.index.nodes[theirs]
+        for name, second in zip(mine.input, other.input, strict=False):
+            yield self.producers(name, second)
+        for name, second in zip(mine.output, other.output, strict=False):
+            if not name or not second:
+                continue
+            by_kind = _readers(self.left, name), _readers(self.right, second)
+            if len(by_kind[0]['Cast']) != len(by_kind[1]['Cast']):
+                by_kind = _readers(self.left, name, True), _readers(self.right, second, True)
+            for kind, readers in by_kind[0].items():
+                if len(readers) == len(by_kind[1][kind]):
+                    yield from zip(readers, by_kind[1][kind], strict=True)
+
+    def producers(self, name: str, other: str) -> tuple[int | None, int | None]:
+        """Return what makes two tensors, through a Cast that only one graph has (half precision)."""
+        programs = self.left, self.right
+        found = [
+            program.index.producer(tensor) for program, tensor in zip(programs, (name, other), strict=True)
+        ]
+        casts = [_is_cast(program, at) for program, at in zip(programs, found, strict=True)]
+        if casts[0] != casts[1]:
+            side = casts.index(True)
+            index = programs[side].index
+            found[side] = index.producer(index.nodes[found[side]].input[0])
+        return found[0], found[1]
+
+    def by_name(self) -> None:
+        """Pair what is left by the names of nodes."""
+        named = {self.right.index.nodes[position].name: position for position in self.right.steps}
+        named.pop('', None)
+        for position in self.left.steps:
+            self.try_pair(position, named.get(self.left.index.nodes[position].name))
+
+    def replaced(self) -> None:
+        """Pair what is another operator in the same place: it reads the same, and is read alike."""
+        waiting = collections.defaultdict(list)
+        for position in self.right.steps:
+            if position not in self.taken:
+                waiting[_computed_inputs(self.right, position)].append(position)
+        for position in [position for position in self.left.steps if position not in self.nodes]:
+            key = tuple(self.tensors.get(name) for name in _computed_inputs(self.left, position))
+            mates = waiting[key] if key else []
+            mate = next((other for other in mates if self.read_alike(position, other)), None)
+            if mate is not None:
+                self.pair(position, mate)
+                mates.remove(mate)
+
+    def read_alike(self, ours: int, theirs: int) -> bool:
+        """Return whether two first outputs are one graph output, or read at one place of a pair."""
+        left, right = self.left.index, self.right.index
+        pair = next(iter(left.writes(ours)), ''), next(iter(right.writes(theirs)), '')
+        if not all(pair):
+            return False
+        if self.tensors.get(pair[0]) == pair[1]:
+            return True
+        mates = ((reader, self.nodes.get(reader)) for reader in left.consumers(pair[0]))
+        return any(
+            pair in zip(left.nodes[reader].input, right.nodes[mate].input, strict=False)
+            for reader, mate in mates
+            if mate is not None
+        )
 
 
 def _interface(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -49,145 +161,65 @@ def _interface(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str,
         yield from zip(*rest, strict=True)
 
 
-def _both(forward: dict[int, Hashable], backward: dict[int, Hashable]) -> dict[int, Hashable]:
+def _names(pairs: Mapping[str, str]) -> dict[str, str]:
+    """Return the names on the right as they are called in keys of both sides."""
+    return {name: name for name in pairs.values()}
+
+
+def _both(forward: Keys, backward: Keys) -> Keys:
     return {position: (key, backward[position]) for position, key in forward.items()}
 
 
-def _pair_equal(
-    pairs: Alignment, left: Program, right: Program, ours: dict[int, Hashable], theirs: dict[int, Hashable]
-) -> None:
-    """Pair nodes with the same key, in order."""
-    taken, waiting = set(pairs.nodes.values()), collections.defaultdict(collections.deque)
-    for position, key in theirs.items():
-        if position not in taken:
-            waiting[key].append(position)
-    for position, key in ours.items():
-        if position not in pairs.nodes and waiting[key]:
-            _pair_nodes(pairs, left, right, position, waiting[key].popleft())
+def _forward(program: Program, shared: Mapping[str, str]) -> Keys:
+    """Return position -> key of what a node computes from the inputs; `shared` are those of both graphs."""
+    keys: Keys = {}
 
+    def of_tensor(name: str) -> Hashable:
+        position = program.index.producer(name)
+        if name in program.constants:
+            return ('constant', id(program.constants[name]))
+        if position is None:
+            return ('input', shared.get(name, (id(program), name)))
+        return (keys[position], list(program.index.nodes[position].output).index(name))
 
-def _pair_nodes(pairs: Alignment, left: Program, right: Program, ours: int, theirs: int) -> None:
-    pairs.nodes[ours] = theirs
-    for name, other in zip(left.index.nodes[ours].output, right.index.nodes[theirs].output, strict=False):
-        if name and other:
-            pairs.tensors.setdefault(name, other)
-
-
-def _pair_tensors(pairs: Alignment, left: Program, right: Program, name: str, other: str) -> None:
-    ours, theirs = _producers(left, right, name, other)
-    if _pairable(pairs, left, right, ours, theirs):
-        _pair_nodes(pairs, left, right, ours, theirs)
-
-
-def _pairable(pairs: Alignment, left: Program, right: Program, ours: int | None, theirs: int | None) -> bool:
-    if ours is None or theirs is None or ours in pairs.nodes or theirs in pairs.nodes.values():
-        return False
-    return left.index.nodes[ours].op_type == right.index.nodes[theirs].op_type
-
-
-def _keys(
-    program: Program, of_tensor: Callable[[str], Hashable], node_key: dict[int, Hashable]
-) -> dict[int, Hashable]:
     for position in program.steps:
         inputs = tuple(of_tensor(name) for name in program.index.reads(position))
-        node_key[position] = hash((*_plain(program, position), inputs))
-    return node_key
+        keys[position] = hash((*_plain(program, position), inputs))
+    return keys
 
 
-def _forward(left: Program, right: Program, inputs: dict[str, str]) -> tuple[dict[int, Hashable], ...]:
-    """Return per graph position -> key of what the node computes from the inputs."""
-    other = {name: name for name in inputs.values()}
-    result = []
-    for program, shared in ((left, inputs), (right, other)):
-        key: dict[int, Hashable] = {}
-        result.append(_keys(program, functools.partial(_tensor_key, program, shared, key), key))
-    return tuple(result)
-
-
-def _tensor_key(program: Program, shared: dict[str, str], key: dict[int, Hashable], name: str) -> Hashable:
-    position = program.index.producer(name)
-    if name in program.constants:
-        return ('constant', id(program.constants[name]))
-    if position is None:
-        return ('input', shared.get(name, (id(program), name)))
-    return (key[position], list(program.index.nodes[position].output).index(name))
-
-
-def _backward(left: Program, right: Program, outputs: dict[str, str]) -> tuple[dict[int, Hashable], ...]:
-    """Return per graph position -> key of what is computed from the node, its own constants included."""
-    other = {name: name for name in outputs.values()}
-    result = []
-    for program, shared in ((left, outputs), (right, other)):
-        key: dict[int, Hashable] = {}
-        for position in reversed(program.steps):
-            uses = []
-            for place, name in enumerate(program.index.nodes[position].output):
-                readers = [
-                    (key[reader], spot)
-                    for reader in program.index.consumers(name)
-                    for spot, read in enumerate(program.index.reads(reader))
-                    if read == name and reader in key
-                ]
-                uses.append((place, shared.get(name), tuple(sorted(readers))))
-            own = tuple(
-                (place, id(program.constants[name]))
-                for place, name in enumerate(program.index.reads(position))
-                if name in program.constants
-            )
-            key[position] = hash((*_plain(program, position), own, tuple(uses)))
-        result.append(key)
-    return tuple(result)
+def _backward(program: Program, shared: Mapping[str, str]) -> Keys:
+    """Return position -> key of what is computed from a node, its own constants included."""
+    keys: Keys = {}
+    for position in reversed(program.steps):
+        uses = []
+        for place, name in enumerate(program.index.nodes[position].output):
+            readers = [
+                (keys[reader], spot)
+                for reader in program.index.consumers(name)
+                for spot, read in enumerate(program.index.reads(reader))
+                if read == name and reader in keys
+            ]
+            uses.append((place, shared.get(name), tuple(sorted(readers))))
+        own = tuple(
+            (place, id(program.constants[name]))
+            for place, name in enumerate(program.index.reads(position))
+            if name in program.constants
+        )
+        keys[position] = hash((*_plain(program, position), own, tuple(uses)))
+    return keys
 
 
 def _plain(program: Program, position: int) -> tuple[Hashable, ...]:
     node = program.index.nodes[position]
     inner = tuple(tuple(entry.op_type for entry in body.node) for body in bodies(node))
-    values = attributes(node, program.index.model)
+    values = attributes(node, program.index.model).items()
     return (
         node.domain,
         node.op_type,
-        tuple(sorted((name, exact_text(value)) for name, value in values.items())),
+        tuple(sorted((name, exact_text(value)) for name, value in values)),
         inner,
     )
-
-
-def _spread(pairs: Alignment, left: Program, right: Program) -> None:
-    """Pair the neighbours of what is paired: what writes the same input, what alone reads the same output."""
-    waiting = collections.deque(pairs.nodes.items())
-    while waiting:
-        ours, theirs = waiting.popleft()
-        for first, second in _neighbours(left, right, ours, theirs):
-            if _pairable(pairs, left, right, first, second):
-                _pair_nodes(pairs, left, right, first, second)
-                waiting.append((first, second))
-
-
-def _neighbours(
-    left: Program, right: Program, ours: int, theirs: int
-) -> Iterator[tuple[int | None, int | None]]:
-    mine, other = left.index, right.index
-    for name, second in zip(mine.nodes[ours].input, other.nodes[theirs].input, strict=False):
-        yield _producers(left, right, name, second)
-    for name, second in zip(mine.nodes[ours].output, other.nodes[theirs].output, strict=False):
-        if not name or not second:
-            continue
-        by_kind = [_readers(left, name), _readers(right, second)]
-        if len(by_kind[0]['Cast']) != len(by_kind[1]['Cast']):
-            by_kind = [_readers(left, name, through_casts=True), _readers(right, second, through_casts=True)]
-        for kind, readers in by_kind[0].items():
-            if len(readers) == len(by_kind[1][kind]):
-                yield from zip(readers, by_kind[1][kind], strict=True)
-
-
-def _producers(left: Program, right: Program, name: str, other: str) -> tuple[int | None, int | None]:
-    """Return what makes two tensors; a Cast that only one graph has (half precision) is looked through."""
-    found = [program.index.producer(tensor) for program, tensor in ((left, name), (right, other))]
-    casts = [_is_cast(program, at) for program, at in zip((left, right), found, strict=True)]
-    if casts[0] != casts[1]:
-        side = casts.index(True)
-        program = (left, right)[side]
-        found[side] = program.index.producer(program.index.nodes[found[side]].input[0])
-    return found[0], found[1]
 
 
 def _readers(program: Program, name: str, through_casts: bool = False) -> dict[str, list[int]]:
@@ -206,49 +238,5 @@ def _is_cast(program: Program, position: int | None) -> bool:
     return position is not None and program.index.nodes[position].op_type == 'Cast'
 
 
-def _by_name(pairs: Alignment, left: Program, right: Program) -> None:
-    """Pair what is left by the names of nodes."""
-    named = {right.index.nodes[position].name: position for position in right.steps}
-    for position in left.steps:
-        name = left.index.nodes[position].name
-        if name and name in named and _pairable(pairs, left, right, position, named[name]):
-            _pair_nodes(pairs, left, right, position, named[name])
-
-
-def _replaced(pairs: Alignment, left: Program, right: Program) -> None:
-    """Pair what stands in the same place and is another operator: it reads the same, and is read alike."""
-    taken, waiting = set(pairs.nodes.values()), collections.defaultdict(list)
-    for position in right.steps:
-        if position not in taken:
-            waiting[_computed_inputs(right, position)].append(position)
-    for position in left.steps:
-        if position in pairs.nodes:
-            continue
-        key = tuple(pairs.tensors.get(name) for name in _computed_inputs(left, position))
-        for other in waiting[key] if key else ():
-            if _read_alike(pairs, left, right, position, other):
-                _pair_nodes(pairs, left, right, position, other)
-                waiting[key].remove(other)
-                break
-
-
 def _computed_inputs(program: Program, position: int) -> tuple[str, ...]:
     return tuple(name for name in program.index.reads(position) if name not in program.constants)
-
-
-def _read_alike(pairs: Alignment, left: Program, right: Program, ours: int, theirs: int) -> bool:
-    """Return whether the first outputs of two nodes are one graph output, or read at one place of a pair."""
-    mine, other = (
-        next(iter(program.index.writes(at)), '') for program, at in ((left, ours), (right, theirs))
-    )
-    if not mine or not other:
-        return False
-    if pairs.tensors.get(mine) == other:
-        return True
-    for reader in left.index.consumers(mine):
-        mate = pairs.nodes.get(reader)
-        if mate is not None and (mine, other) in zip(
-            left.index.nodes[reader].input, right.index.nodes[mate].input, strict=False
-        ):
-            return True
-    return False

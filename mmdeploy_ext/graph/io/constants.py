@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
@@ -44,3 +46,15 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
     if entry.type == AttributeProto.SPARSE_TENSOR:
         return dense_values(value)
     return np.asarray(value, VALUE_TYPES.get(entry.type, object))
+
+
+def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return what a Constant node holds as an initializer, None for another node and for text."""
+    value = constant_value(node)
+    if value is None or value.dtype == object:
+        return None
+    (entry,) = node.attribute
+    found = entry.t if entry.type == AttributeProto.TENSOR else numpy_helper.from_array(value)
+    tensor = copy.copy(found)
+    tensor.name = node.output[0]
+    return tensor

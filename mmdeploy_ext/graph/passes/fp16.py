@@ -24,7 +24,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.io.constants import constant_value
+from mmdeploy_ext.graph.io.constants import constant_tensor
 from mmdeploy_ext.graph.io.index import bodies, captured, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
@@ -162,12 +162,15 @@ def _around_sub_graphs(graph: _Graph) -> set[int]:
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    values = [constant_value(node) for node in graph.node]
-    single = [value is not None and value.dtype == np.float32 for value in values]
-    for node, value, is_single in zip(graph.node, values, single, strict=True):
-        if is_single:
-            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
-    refill(graph, node=[node for node, is_single in zip(graph.node, single, strict=True) if not is_single])
+    """Make initializers of the constants in float32."""
+    kept = []
+    for node in graph.node:
+        tensor = constant_tensor(node)
+        if tensor is None or tensor.data_type != SINGLE:
+            kept.append(node)
+        else:
+            graph.initializer.append(tensor)
+    refill(graph, node=kept)
 
 
 def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:

@@ -107,7 +107,9 @@ def _keep_parts(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
     for field in ('metadata_props', 'functions'):
         if not getattr(result, field):
             getattr(result, field).extend(getattr(model, field))
-    for field in ('producer_name', 'producer_version', 'doc_string', 'domain', 'model_version'):
+    if model.model_version:
+        result.model_version = model.model_version
+    for field in ('producer_name', 'producer_version', 'doc_string', 'domain'):
         if not getattr(result, field):
             setattr(result, field, getattr(model, field))
     if model.graph.doc_string:

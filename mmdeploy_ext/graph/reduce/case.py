@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph.io import files, types
-from mmdeploy_ext.graph.io.constants import constant_value
+from mmdeploy_ext.graph.io.constants import constant_tensor
 from mmdeploy_ext.graph.io.index import Index, refill
 from mmdeploy_ext.graph.io.tensors import load_tensors, save_tensors
 from mmdeploy_ext.graph.part import part
@@ -157,12 +157,11 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
     constants = {initializer.name for initializer in graph.initializer}
     index = Index(model)
     for position in index.ancestors(index.outputs):
-        node = index.nodes[position]
-        value = constant_value(node)
-        if value is None or value.dtype == object:
-            kept.append(node)
+        tensor = constant_tensor(index.nodes[position])
+        if tensor is None:
+            kept.append(index.nodes[position])
         else:
-            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+            graph.initializer.append(tensor)
     inputs = [value for value in graph.input if value.name not in constants]
     refill(graph, node=kept, input=inputs, value_info=())
     return result

@@ -1,5 +1,5 @@
 """Inputs, outputs and state."""
-# ruff: noqa: D102 - the examples are shown in the documentation, as short as users write them
+# ruff: noqa: D101, D102 - the examples are shown in the documentation, as short as users write them
 
 from __future__ import annotations
 
@@ -11,36 +11,26 @@ from mmdeploy_ext.lint.rules.data import falling, one, other, rows
 
 
 class UsesOneOfTwo(nn.Module):
-    """Takes a second input for nothing."""
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x * 2
 
 
 class UsesBoth(nn.Module):
-    """Uses both inputs."""
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x * 2 + y
 
 
 class ScaledByNumberOfInput(nn.Module):
-    """Uses its second input as a number."""
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x * float(y.sum())
 
 
 class ScaledByInput(nn.Module):
-    """Uses its second input as a tensor."""
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x * y.sum()
 
 
 class ReadsAttribute(nn.Module):
-    """Ignores its argument and reads the same tensor from an attribute that the caller has set."""
-
     features: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,8 +38,6 @@ class ReadsAttribute(nn.Module):
 
 
 class ReadsArgument(nn.Module):
-    """Reads its argument."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x * 2
 
@@ -60,8 +48,6 @@ def set_features(module: nn.Module, args: tuple[Tensor, ...]) -> None:
 
 
 class KeepsMemory(nn.Module):
-    """A moving average, kept in a buffer."""
-
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer('memory', torch.zeros(4, 3))
@@ -72,57 +58,41 @@ class KeepsMemory(nn.Module):
 
 
 class PassesMemory(nn.Module):
-    """A moving average, kept by the caller."""
-
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         return memory * 0.5 + x
 
 
 class GivesDict(nn.Module):
-    """Two outputs by name."""
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {'scores': x * 2, 'boxes': x + 1}
 
 
 class GivesTuple(nn.Module):
-    """Two outputs by position."""
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x * 2, x + 1
 
 
 class GivesLists(nn.Module):
-    """Outputs in lists."""
-
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         return x * 2, [x + 1, x - 1]
 
 
 class GivesFlat(nn.Module):
-    """Outputs in one tuple."""
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return x * 2, x + 1, x - 1
 
 
 class GivesNumber(nn.Module):
-    """A tensor and a number."""
-
     def forward(self, x: Tensor) -> tuple[Tensor, int]:
         return x * 2, 7
 
 
 class GivesText(nn.Module):
-    """A tensor and a name."""
-
     def forward(self, x: Tensor) -> tuple[Tensor, str]:
         return x * 2, 'boxes'
 
 
 class NormalisesByBatch(nn.Module):
-    """Batch normalisation."""
-
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
@@ -143,7 +113,7 @@ RULES = (
     Rule(
         id='unused-input',
         title='An input that no output depends on',
-        why='The TorchScript exporter drops it from the file: who feeds it gets an error.',
+        why='The TorchScript exporter drops it from the file: feeding it is then an error.',
         fix='Take it out of the signature. (This project puts dropped inputs back, as its spec says.)',
         failing=Example(UsesOneOfTwo, _two, _two_others),
         passing=Example(UsesBoth, _two, _two_others),

@@ -1,5 +1,5 @@
 """Precision."""
-# ruff: noqa: D102 - the examples are shown in the documentation, as short as users write them
+# ruff: noqa: D101, D102 - the examples are shown in the documentation, as short as users write them
 
 from __future__ import annotations
 
@@ -11,30 +11,22 @@ from mmdeploy_ext.lint.rules.data import one, other
 
 
 class AngleInDouble(nn.Module):
-    """An arc tangent in float64."""
-
     def forward(self, x: Tensor) -> Tensor:
         return torch.atan(x.double() * 1.1).float()
 
 
 class AngleInFloat(nn.Module):
-    """An arc tangent in float32."""
-
     def forward(self, x: Tensor) -> Tensor:
         return torch.atan(x * 1.1)
 
 
 class AgeOfFloats(nn.Module):
-    """Seconds between frames, from time stamps (float64 seconds since 1970) made float32 too early."""
-
     def forward(self, time: Tensor) -> Tensor:
         seconds = time.float()
         return seconds[1:] - seconds[:-1]
 
 
 class AgeOfDoubles(nn.Module):
-    """Seconds between frames, made float32 after the subtraction."""
-
     def forward(self, time: Tensor) -> Tensor:
         return (time[1:] - time[:-1]).float()
 

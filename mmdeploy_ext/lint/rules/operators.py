@@ -1,5 +1,5 @@
 """Operators."""
-# ruff: noqa: D102 - the examples are shown as short as users write them
+# ruff: noqa: D101, D102 - the examples are shown as short as users write them
 
 from __future__ import annotations
 
@@ -13,73 +13,53 @@ from mmdeploy_ext.lint.rules.data import falling, one, other, rows
 
 
 class InvertsMatrix(nn.Module):
-    """Applies the inverse of a matrix."""
-
     def forward(self, points: Tensor, matrix: Tensor) -> Tensor:
         return points @ torch.inverse(matrix)
 
 
 class AppliesInverse(nn.Module):
-    """Applies a matrix that the caller has inverted."""
-
     def forward(self, points: Tensor, inverse: Tensor) -> Tensor:
         return points @ inverse
 
 
 class DrawsNoise(nn.Module):
-    """Adds noise."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand_like(x)
 
 
 class TakesNoise(nn.Module):
-    """Adds noise that the caller has drawn."""
-
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         return x + noise
 
 
 class Bessel(nn.Module):
-    """A Bessel function."""
-
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(x)
 
 
 class BesselBySeries(nn.Module):
-    """A Bessel function, as a power series (good below 1.5)."""
-
     def forward(self, x: Tensor) -> Tensor:
         square = x * x / 4
         return 1 - square + square**2 / 4 - square**3 / 36 + square**4 / 576
 
 
 class UpperTriangle(nn.Module):
-    """What is above the diagonal; Trilu is of opset 14."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x.triu(1)
 
 
 class Relu(torch.autograd.Function):
-    """A ReLU."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.clamp(min=0)
 
 
 class CallsFunction(nn.Module):
-    """Calls a function of its own."""
-
     def forward(self, x: Tensor) -> Tensor:
         return Relu.apply(x) * 2
 
 
 class ReluWithNode(torch.autograd.Function):
-    """A ReLU, with the node that stands for it."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.clamp(min=0)
@@ -90,15 +70,11 @@ class ReluWithNode(torch.autograd.Function):
 
 
 class CallsFunctionWithNode(nn.Module):
-    """Calls a function of its own."""
-
     def forward(self, x: Tensor) -> Tensor:
         return ReluWithNode.apply(x) * 2
 
 
 class CallsTorch(nn.Module):
-    """Calls torch."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x.relu() * 2
 

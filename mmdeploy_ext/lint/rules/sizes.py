@@ -1,5 +1,5 @@
 """Sizes that become fixed numbers; they matter for axes that stay dynamic."""
-# ruff: noqa: D102 - the examples are shown in the documentation, as short as users write them
+# ruff: noqa: D101, D102 - the examples are shown in the documentation, as short as users write them
 
 from __future__ import annotations
 
@@ -11,29 +11,21 @@ from mmdeploy_ext.lint.rules.data import BATCH, more, one, rows
 
 
 class MeanByLen(nn.Module):
-    """The mean of the rows."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x.sum(0) / len(x)
 
 
 class MeanByShape(nn.Module):
-    """The mean of the rows."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x.sum(0) / x.shape[0]
 
 
 class HalfTheRows(nn.Module):
-    """The first half of the rows."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x[: int(x.shape[0] / 2)]
 
 
 class DoubledWhenMany(nn.Module):
-    """Doubles more than five rows."""
-
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] > 5:
             return x * 2
@@ -41,37 +33,27 @@ class DoubledWhenMany(nn.Module):
 
 
 class DoubledByWhere(nn.Module):
-    """Doubles more than five rows."""
-
     def forward(self, x: Tensor) -> Tensor:
         count = torch.ones_like(x[:, 0]).sum()
         return torch.where(count > 5, x * 2, x)
 
 
 class RowByRow(nn.Module):
-    """Multiplies each row by its number."""
-
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([row * (index + 1) for index, row in enumerate(x)])
 
 
 class AllRows(nn.Module):
-    """Multiplies each row by its number."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.arange(1, x.shape[0] + 1)[:, None]
 
 
 class RowByNumber(nn.Module):
-    """Multiplies each row by its number."""
-
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([x[index] * (index + 1) for index in range(x.shape[0])])
 
 
 class RowByCount(nn.Module):
-    """Multiplies each row by its number."""
-
     def forward(self, x: Tensor) -> Tensor:
         count, _ = x.shape
         done = []
@@ -81,8 +63,6 @@ class RowByCount(nn.Module):
 
 
 class GrownInPlace(nn.Module):
-    """Puts two rows of zeros in front."""
-
     def forward(self, x: Tensor) -> Tensor:
         count, columns = x.shape
         count += 2
@@ -90,8 +70,6 @@ class GrownInPlace(nn.Module):
 
 
 class Grown(nn.Module):
-    """Puts two rows of zeros in front."""
-
     def forward(self, x: Tensor) -> Tensor:
         count, columns = x.shape
         grown = count + 2
@@ -99,15 +77,11 @@ class Grown(nn.Module):
 
 
 class BestOfAtMostFive(nn.Module):
-    """The five best, or all."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x[:, 0].topk(min(5, x.shape[0]))[0]
 
 
 class BestOfAll(nn.Module):
-    """The five best, or all: all sorted, the first five."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x[:, 0].sort(descending=True)[0][:5]
 

@@ -1,5 +1,5 @@
 """Numbers taken out of tensors."""
-# ruff: noqa: D102 - the examples are shown in the documentation, as short as users write them
+# ruff: noqa: D101, D102 - the examples are shown in the documentation, as short as users write them
 
 from __future__ import annotations
 
@@ -12,36 +12,26 @@ from mmdeploy_ext.lint.rules.data import falling, one, other, rows
 
 
 class ScaledByItem(nn.Module):
-    """Scales by the largest value."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x * x.max().item()
 
 
 class ScaledByTensor(nn.Module):
-    """Scales by the largest value."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x * x.max()
 
 
 class ClippedByNumpy(nn.Module):
-    """Adds clipped values."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.from_numpy(np.clip(x.numpy(), 0, 1))
 
 
 class ClippedByTorch(nn.Module):
-    """Adds clipped values."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x + x.clamp(0, 1)
 
 
 class IfPositive(nn.Module):
-    """Negates what has a negative sum."""
-
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() > 0:
             return x * 2
@@ -49,15 +39,11 @@ class IfPositive(nn.Module):
 
 
 class WherePositive(nn.Module):
-    """Negates what has a negative sum."""
-
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(x.sum() > 0, x * 2, -x)
 
 
 class RepeatedByLoop(nn.Module):
-    """Grows n times."""
-
     def forward(self, x: Tensor, n: Tensor) -> Tensor:
         for _ in range(int(n)):
             x = x * 1.5
@@ -65,15 +51,11 @@ class RepeatedByLoop(nn.Module):
 
 
 class RepeatedByPower(nn.Module):
-    """Grows n times."""
-
     def forward(self, x: Tensor, n: Tensor) -> Tensor:
         return x * torch.pow(torch.tensor(1.5), n)
 
 
 class DoubledUntilLarge(nn.Module):
-    """Doubles until the largest value is 8."""
-
     def forward(self, x: Tensor) -> Tensor:
         while x.max() < 8:
             x = x * 2 + 1
@@ -81,8 +63,6 @@ class DoubledUntilLarge(nn.Module):
 
 
 class StackedMaxima(nn.Module):
-    """Divides by two maxima."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :2] / torch.tensor([x[:, 0].max(), x[:, 1].max()])
 

@@ -1,5 +1,5 @@
 """Writes into tensors."""
-# ruff: noqa: D102 - the examples are shown in the documentation, as short as users write them
+# ruff: noqa: D101, D102 - the examples are shown in the documentation, as short as users write them
 
 from __future__ import annotations
 
@@ -11,22 +11,16 @@ from mmdeploy_ext.lint.rules.data import BATCH, falling, more, one, other, rows
 
 
 class AddsData(nn.Module):
-    """Adds twice the values."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x + x.data * 2
 
 
 class AddsDetached(nn.Module):
-    """Adds twice the values."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x + x.detach() * 2
 
 
 class AddsParameterData(nn.Module):
-    """Adds a bias twice."""
-
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
@@ -36,8 +30,6 @@ class AddsParameterData(nn.Module):
 
 
 class AddsParameter(nn.Module):
-    """Adds a bias twice."""
-
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
@@ -47,8 +39,6 @@ class AddsParameter(nn.Module):
 
 
 class WritesNegativeRows(nn.Module):
-    """Sets rows, counted from the end."""
-
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         x = x.clone()
         x[index] = 0.0
@@ -56,8 +46,6 @@ class WritesNegativeRows(nn.Module):
 
 
 class WritesRows(nn.Module):
-    """Sets rows, counted from the end."""
-
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         from_start = torch.where(index < 0, index + x.shape[0], index)
         chosen = (torch.arange(x.shape[0])[:, None] == from_start).any(1)
@@ -65,8 +53,6 @@ class WritesRows(nn.Module):
 
 
 class WritesGrid(nn.Module):
-    """Sets the crossings of rows (2, 1) and columns (1, 2)."""
-
     def forward(self, x: Tensor, row: Tensor, column: Tensor) -> Tensor:
         x = x.clone()
         x[row, column] = 9.0
@@ -74,16 +60,12 @@ class WritesGrid(nn.Module):
 
 
 class WritesFlat(nn.Module):
-    """Sets the crossings of rows (2, 1) and columns (1, 2)."""
-
     def forward(self, x: Tensor, row: Tensor, column: Tensor) -> Tensor:
         flat = (row * x.shape[1] + column).flatten()
         return x.flatten().scatter(0, flat, torch.full_like(flat, 9, dtype=x.dtype)).reshape(x.shape)
 
 
 class WritesSlice(nn.Module):
-    """Doubles all but the first and the last row."""
-
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
         x[1:-1, :2] = x[1:-1, 1:] * 2
@@ -91,16 +73,12 @@ class WritesSlice(nn.Module):
 
 
 class ConcatenatesSlices(nn.Module):
-    """Doubles all but the first and the last row."""
-
     def forward(self, x: Tensor) -> Tensor:
         middle = torch.cat([x[1:-1, 1:] * 2, x[1:-1, 2:]], 1)
         return torch.cat([x[:1], middle, x[-1:]])
 
 
 class WritesColumnOfMask(nn.Module):
-    """Lifts the small values of the first column."""
-
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
         first = x[:, 0]
@@ -109,16 +87,12 @@ class WritesColumnOfMask(nn.Module):
 
 
 class WhereColumn(nn.Module):
-    """Lifts the small values of the first column."""
-
     def forward(self, x: Tensor) -> Tensor:
         first = x[:, :1]
         return torch.cat([torch.where(first < 0.4, 9.0, first), x[:, 1:]], 1)
 
 
 class AddsIntoView(nn.Module):
-    """Adds to the first column what the second one has."""
-
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
         first, second, _ = x.unbind(1)
@@ -127,8 +101,6 @@ class AddsIntoView(nn.Module):
 
 
 class WritesFlatView(nn.Module):
-    """Sets the first number."""
-
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
         x.view(-1)[0] = 5.0
@@ -136,8 +108,6 @@ class WritesFlatView(nn.Module):
 
 
 class SigmoidOfSlice(nn.Module):
-    """Sigmoid of two columns."""
-
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
         x[:, :2].sigmoid_()
@@ -145,16 +115,12 @@ class SigmoidOfSlice(nn.Module):
 
 
 class WritesInput(nn.Module):
-    """Adds one to its input."""
-
     def forward(self, x: Tensor) -> Tensor:
         x += 1
         return x * 2
 
 
 class NewTensor(nn.Module):
-    """Adds one to its input."""
-
     def forward(self, x: Tensor) -> Tensor:
         return (x + 1) * 2
 

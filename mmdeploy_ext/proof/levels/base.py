@@ -19,7 +19,7 @@ from mmdeploy_ext.proof.verdict import Verdict
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.deploy.sparse import SparseDeployment
@@ -50,7 +50,7 @@ class Proof(abc.ABC):
         self,
         deployment: Deployment | SparseDeployment,
         paths: Sequence[str],
-        samples: Iterable[Any],
+        samples: Collection[Any],
         engine: Mapping[str, Any],
     ) -> None:
         """Read the files; see `ladder.prove` for the arguments.
@@ -123,7 +123,7 @@ class Proof(abc.ABC):
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open both engines; what has to be closed goes on the stack."""
 
-    def inputs(self) -> Iterable[Any]:
+    def inputs(self) -> Collection[Any]:
         """Return what both engines are given: the samples, where nothing is made of them."""
         return self.samples
 

@@ -81,7 +81,7 @@ def _choose(path: Path, content: Mapping[str, Any], weights: str) -> Source:
 
 
 def _only(path: Path, tensors: Tensors, origin: str, weights: str) -> Source:
-    """Return the weights of a file that holds one set of them, which nobody can choose from."""
+    """Return the only weights of a file; asking for EMA or plain ones is an error there."""
     if weights != 'auto':
         raise CheckpointError(
             f'{path}: holds one set of weights ({origin}), not said to be EMA or plain ones: '

@@ -1,3 +1,3 @@
 """LiDAR backbones of sparse convolutions: BEVFusion, CenterPoint, SECOND."""
 
-from projects.mmdet3d_plugin.bevfusion import encoders, export, model  # noqa: F401
+from projects.mmdet3d_plugin.bevfusion import encoders, family, model  # noqa: F401

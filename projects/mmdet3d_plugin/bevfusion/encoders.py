@@ -1,4 +1,4 @@
-"""The sparse encoders that mmdet3d has not: BEVFusion's, in x, y, z order, and CenterPoint's as published.
+"""The sparse encoders that mmdet3d lacks: BEVFusion's, in x, y, z order, and CenterPoint's as published.
 
 Glossary: N voxels of the batch, I features per voxel, C output channels, X, Y, Z grid cells.
 """

@@ -1,4 +1,4 @@
-"""Grids that a config states more than once: range over voxel size, sparse_shape, and the dense output."""
+"""Checks of grids that a config states more than once: range over voxel size, sparse_shape, dense output."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def dense_shape(encoder: nn.Module, sparse_shape: Sequence[int], order: str) -> 
 def check_output(
     model: Any, shape: tuple[int, int, int, int], grid: tuple[int, int, int], keys: dict
 ) -> None:
-    """Raise unless what a config says elsewhere about the dense output is so.
+    """Raise unless the rest of a config agrees with the shape of the dense output.
 
     Args:
         model: its `model`.

@@ -1,4 +1,4 @@
-"""A detector's LiDAR half alone: points -> voxels -> mean of each voxel -> sparse encoder -> bird's-eye view.
+"""LiDAR branch of a detector: points -> voxels -> mean of each voxel -> sparse encoder -> bird's-eye view.
 
 Glossary: P points, D values per point (x, y, z, ...), N voxels, C channels, B samples.
 """

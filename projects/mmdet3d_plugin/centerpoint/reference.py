@@ -16,7 +16,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
-from projects.mmdet3d_plugin.centerpoint.wrapper import flat_outputs
+from projects.mmdet3d_plugin.centerpoint.graphs import box_rule, flat_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,21 +25,15 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """The detector's own test path; hooks read what lies between its parts and are gone after each sweep."""
+    """The detector's own test path; hooks read what is between its parts and are removed after each sweep."""
 
     state = None
 
-    def __init__(self, model: torch.nn.Module, output_names: tuple[str, ...], width: int) -> None:
-        """Keep a `CenterPoint` in evaluation mode.
-
-        Args:
-            model: with its weights.
-            output_names: of the head's outputs, flat.
-            width: D.
-        """
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Keep a `CenterPoint` in evaluation mode."""
         self.model = model
-        self.output_names = output_names
-        self.width = width
+        self.output_names = box_rule(model.pts_bbox_head).output_names
+        self.width = int(model.pts_middle_encoder.in_channels)
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:
@@ -67,7 +61,7 @@ class Reference:
         tensors = dict(zip(self.output_names, flat_outputs(found['head']), strict=True))
         tensors = dict(bev=found['bev'], **tensors)
         for name, value in tensors.items():
-            tap(name, value)  # for whoever collects around this step
+            tap(name, value)  # for `collect_taps` around this step
         outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
         return StepResult(outputs, detections(result['pts_bbox']))
 
@@ -89,7 +83,7 @@ def _watched(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def detections(result: dict[str, Any]) -> Detections3D:
-    """Return mmdet3d's result of one sample in descending score order; no velocity is a zero one."""
+    """Return mmdet3d's result of one sample in descending score order; without velocities they are zero."""
     boxes = result['boxes_3d'].tensor.numpy()
     scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
     if boxes.shape[1] < 9:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ['dumped', 'generated', 'result', 'sweep']
 PICTURE = 32, 32
-"""Width and height, pixels, of the rig's cameras, which nobody looks through."""
+"""Width and height, pixels, of the rig's cameras, whose pictures are not used."""
 
 
 def sweep(data: Mapping[str, Any]) -> Sweep:

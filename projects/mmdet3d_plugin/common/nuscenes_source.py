@@ -76,7 +76,7 @@ def load_tables(root: Path, version: str) -> NuScenes:
 
 @contextlib.contextmanager
 def whole_tables(folder: Path) -> Iterator[None]:
-    """Say of the tables in `folder` what the devkit's errors inside mean.
+    """Turn the devkit's errors inside the block into errors about the tables in `folder`.
 
     Raises:
         DataError: A table is damaged or points to a record that is not there, or a map mask is missing.

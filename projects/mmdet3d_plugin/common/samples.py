@@ -1,4 +1,4 @@
-"""Between the test loader and families of frames: values out of containers, detections into results."""
+"""Values out of the test loader's containers, and detections as results of a 3D data set."""
 
 from __future__ import annotations
 

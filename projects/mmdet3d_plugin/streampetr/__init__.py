@@ -5,7 +5,7 @@ from projects.mmdet3d_plugin.streampetr import (  # noqa: F401
     attention,
     coder,
     detector,
-    export,
+    family,
     focal_head,
     head,
     match_costs,

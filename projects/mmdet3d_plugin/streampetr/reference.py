@@ -77,7 +77,7 @@ class Reference:
             for name, value in (('lidar2img', frame.lidar2img), ('intrinsics', frame.intrinsics))
         )
         for name, value in taps.items():
-            tap(name, value)  # for whoever collects around this step
+            tap(name, value)  # for `collect_taps` around this step
         self._last = StreamState({}, frame.ego_pose, frame.timestamp_s, frame.scene_token)
         outputs = {name: taps[name].cpu().numpy() for name in ('all_cls_scores', 'all_bbox_preds')}
         outputs['outs_dec'] = taps['out_outs_dec'].cpu().numpy()

@@ -21,35 +21,18 @@ FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 """The five tensors of the memory, in the order of `memory.Memory`."""
 FORK_FIELDS = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
 """The same in the order and under the names of the fork."""
-GEOMETRY = frozenset(
-    {
-        'img2lidar',
-        'intrinsics',
-        'intrinsic',
-        'cone',
-        'ego_motion',
-        'ego_pose_inv',
-        'delta_t_s',
-        'timestamp',
-        *(f'pre_memory_{field}' for field in FIELDS[1:]),
-        *(f'in_mem_{field}' for field in FORK_FIELDS[1:]),
-    }
-)
+GEOMETRY = frozenset((
+    *('img2lidar', 'intrinsics', 'intrinsic', 'cone', 'ego_motion', 'ego_pose_inv', 'delta_t_s', 'timestamp'),
+    *(f'pre_memory_{field}' for field in FIELDS[1:]),
+    *(f'in_mem_{field}' for field in FORK_FIELDS[1:]),
+))  # fmt: skip
 """Inputs whose values stay float32 in a float16 graph: points, intrinsics, poses, times."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 """Outputs that are float32 from their last linear layer on, as the top-k sorts them."""
-FEATURES = frozenset(
-    {
-        'img',
-        'img_feats',
-        'pos_embed',
-        'pre_memory_embedding',
-        'post_memory_embedding',
-        'in_mem_embedding',
-        'mem_embedding',
-        'outs_dec',
-    }
-)
+FEATURES = frozenset((
+    *('img', 'img_feats', 'pos_embed', 'outs_dec'),
+    *('pre_memory_embedding', 'post_memory_embedding', 'in_mem_embedding', 'mem_embedding'),
+))  # fmt: skip
 """Inputs and outputs that `fp16_io` makes float16."""
 
 

@@ -1,3 +1,3 @@
 """ATSS: registers its family; mmdet's own detector and head are used as they are."""
 
-from projects.mmdet_plugin.atss import export  # noqa: F401
+from projects.mmdet_plugin.atss import family  # noqa: F401

@@ -1,3 +1,3 @@
 """SOLO, Decoupled SOLO, SOLOv2: registers their family; mmdet's detectors are used as they are."""
 
-from projects.mmdet_plugin.solo import export  # noqa: F401
+from projects.mmdet_plugin.solo import family  # noqa: F401

@@ -9,12 +9,16 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
 from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks
-from projects.mmdet_plugin.solo import contract
 
 if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
+
+
+def mask_stride(head: nn.Module) -> int:
+    """Return pixels of the input per pixel of the soft masks."""
+    return int(getattr(head, 'mask_stride', 4))
 
 
 class FullForm(nn.Module):
@@ -28,7 +32,7 @@ class FullForm(nn.Module):
             mask_config(head.test_cfg),
             self.num_grids,
             [int(stride) for stride in head.strides],
-            contract.mask_stride(head),
+            mask_stride(head),
             cap,
         )
 

@@ -12,7 +12,7 @@ import toy_streampetr_export as toy
 from mmdeploy_ext.apps import benchmark_app
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.streams import held_to
-from projects.mmdet3d_plugin.streampetr.export import StreamPetrFamily
+from projects.mmdet3d_plugin.streampetr.family import StreamPetrFamily
 
 CONFIG = """
 import toy_streampetr as toy
@@ -26,7 +26,7 @@ data = stream_data(
 
 
 def register():
-    import projects.mmdet3d_plugin.streampetr.export  # noqa: F401
+    import projects.mmdet3d_plugin.streampetr.family  # noqa: F401
 
 
 @pytest.fixture(scope='module')

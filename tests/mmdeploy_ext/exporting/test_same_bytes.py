@@ -17,7 +17,7 @@ import toy_constants
 from mmdeploy_ext.exporting.same_bytes import SameBytes, power
 from projects.mmdet_plugin.rtdetr.decoder import Anchors
 from projects.mmdet_plugin.rtdetr.encoder import PositionEmbedding
-from projects.mmdet_plugin.rtdetr.wrapper import with_fixed_size
+from projects.mmdet_plugin.rtdetr.graphs import with_fixed_size
 
 PINNED = {
     'atss': '144a9247d12569947d66b6a2f2e16cb0354acc5730b37900cec0a4cf09df6735',

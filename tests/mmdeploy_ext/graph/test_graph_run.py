@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.run import Runner, run
+from mmdeploy_ext.graph.run import run
 from toy_graphs import conv_net, model_of, random_graph, same, steps
 
 
@@ -26,7 +26,6 @@ def test_every_tensor_is_what_the_reference_evaluator_computes(chosen):
     )
     for name in names:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    same(dict(Runner(model, names).stream(feeds, chunk=3)), found)
 
 
 def with_all_outputs(model, names):

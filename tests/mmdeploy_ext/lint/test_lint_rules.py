@@ -31,7 +31,7 @@ def test_a_rule_is_silent_on_its_passing_example(rule):
 
 
 @pytest.mark.parametrize(('rule', 'index'), MORE)
-def test_a_rule_flags_other_forms_of_the_trap(rule, index):
+def test_a_rule_flags_other_forms_of_the_pitfall(rule, index):
     if rule not in NEED_EXPORT:
         assert rule in found(RULES[rule].more_failing[index]).rules
 

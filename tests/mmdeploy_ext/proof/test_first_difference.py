@@ -24,7 +24,7 @@ def _atss(folder):
     import toy_atss
 
     deployment = toy_atss.load_toy()
-    options = FAMILIES['streampetr'].choose(form='decode', height=96, width=128)
+    options = deployment.family.choose(form='decode', height=96, width=128)
     picture = read_image(toy_atss.PICTURE)
     traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
     model, metadata = export_graphs(deployment, options, [traced])[0]

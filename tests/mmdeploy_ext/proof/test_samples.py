@@ -126,5 +126,6 @@ def test_a_sparse_backbone_is_proven_by_verify_too(target, tmp_path, capsys):
     words = [config, checkpoint, path, '--images', str(tmp_path / 'sweep.bin'), '--json', report]
     assert verify_app.main(register, words) == 0
     assert read_json(report)['cases'][-1]['name'] == 'sweep.bin: 2000 points'
-    assert verify_app.main(register, [config, checkpoint, path, '--eval', 'bbox']) == 2
-    assert '--eval: sparse backbones do not have it' in capsys.readouterr().err
+    for option in (['--eval', 'bbox'], ['--device', 'cuda'], ['--providers', 'CPUExecutionProvider']):
+        assert verify_app.main(register, [config, checkpoint, path, *option]) == 2
+        assert f'{option[0]}: sparse backbones do not have it' in capsys.readouterr().err

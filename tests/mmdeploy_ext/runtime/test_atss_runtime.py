@@ -14,8 +14,8 @@ from mmdet.models import build_head
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.runtime.atss import model as runtime
 from mmdeploy_ext.runtime.detections import Detections, from_padded, sigmoid
-from projects.mmdet_plugin.atss.export import AtssFamily
-from projects.mmdet_plugin.atss.wrapper import Decode, raw_names
+from projects.mmdet_plugin.atss.family import AtssFamily
+from projects.mmdet_plugin.atss.graphs import Decode, raw_names
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]

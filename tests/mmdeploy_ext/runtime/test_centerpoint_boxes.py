@@ -13,7 +13,7 @@ from mmdet3d.models import build_head
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, rotated_iou, rotated_nms
 from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
-from projects.mmdet3d_plugin.centerpoint.export import box_rule
+from projects.mmdet3d_plugin.centerpoint.graphs import box_rule
 
 SIDE = 24
 TASKS = [dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]

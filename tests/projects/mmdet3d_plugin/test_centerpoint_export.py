@@ -249,11 +249,11 @@ def test_a_checkpoint_without_the_head_is_refused(toy, tmp_path):
 
 
 def test_the_page_states_the_contract_of_the_head():
-    from projects.mmdet3d_plugin.centerpoint import export
+    from projects.mmdet3d_plugin.centerpoint import graphs
 
     toy_centerpoint.register()
     cfg = load_config(str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py'))
-    contract = export.dense_spec(find_family(cfg).build(cfg), (1, 96, 56, 56))
+    contract = graphs.dense_spec(find_family(cfg).build(cfg), (1, 96, 56, 56))
     rows = [
         [cell.strip() for cell in line.strip('|').split('|')]
         for line in (REPO / 'projects/mmdet3d_plugin/centerpoint/README.md').read_text().splitlines()

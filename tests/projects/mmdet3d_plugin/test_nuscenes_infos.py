@@ -11,7 +11,7 @@ import pytest
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.errors import DataError, UsageError
-from projects.mmdet3d_plugin.common import nuscenes_infos, nuscenes_source
+from projects.mmdet3d_plugin.common import nuscenes_infos, nuscenes_samples, nuscenes_source
 from projects.toydata import nuscenes as toy
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -209,7 +209,7 @@ def test_2d_boxes_lie_in_the_picture_and_empty_lists_keep_their_axes(infos):
 )
 def test_clipping_leaves_out_what_is_behind_or_beside(corners, expected):
     intrinsic = np.array([[100.0, 0, 50], [0, 100, 30], [0, 0, 1]])
-    assert nuscenes_infos.clip_to_canvas(corners, intrinsic, (100, 60)) == expected
+    assert nuscenes_samples.clip_to_canvas(corners, intrinsic, (100, 60)) == expected
 
 
 def test_mmdet3d_reads_the_plain_infos(root, written, tmp_path):

@@ -19,7 +19,7 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from projects.configs.nuscenes_stream import image_augmentation
 from projects.configs.nuscenes_stream import test_pipeline as stream_pipeline
-from projects.mmdet3d_plugin.streampetr.export import StreamPetrFamily
+from projects.mmdet3d_plugin.streampetr.family import StreamPetrFamily
 
 FAMILY = StreamPetrFamily()
 

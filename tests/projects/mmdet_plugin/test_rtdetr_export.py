@@ -375,7 +375,7 @@ def test_the_tables_of_the_page_are_the_spec(toy):
     model = copy.copy(toy.model)
     model.decoder = copy.copy(model.decoder)
     model.decoder.num_queries, model.decoder.num_classes, model.max_per_img = 300, 80, 300
-    for form in package.export.RtDetrFamily.forms:
+    for form in package.family.RtDetrFamily.forms:
         spec = toy.family.spec(model, FAMILIES['rtdetr'].choose(form=form, dynamic=True))
         for side, tensors in (('in', spec.inputs), ('out', spec.outputs)):
             for tensor in tensors:

@@ -11,7 +11,7 @@ from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.proof.views.commands import export_command
 from mmdeploy_ext.weights.checkpoint import Checkpoint
-from projects.mmdet_plugin.solo.export import SoloFamily
+from projects.mmdet_plugin.solo.family import SoloFamily
 from projects.mmdet_plugin.solo.grids import check_grids
 
 PAGE = Path(__file__).resolve().parents[3] / 'projects/mmdet_plugin/solo/README.md'

@@ -14,8 +14,8 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.runtime.atss import model as runtime
-from projects.mmdet_plugin.atss.export import AtssFamily
-from projects.mmdet_plugin.atss.wrapper import FullForm, raw_names
+from projects.mmdet_plugin.atss.family import AtssFamily
+from projects.mmdet_plugin.atss.graphs import FullForm, raw_names
 
 STRIDES = (8, 16, 32)
 CLASSES = 5

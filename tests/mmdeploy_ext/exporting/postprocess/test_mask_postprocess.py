@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.proof.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.runtime.solo import model as runtime
-from projects.mmdet_plugin.solo import contract
+from projects.mmdet_plugin.solo import reference
 from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
 
 GRIDS, STRIDES, CLASSES, CHANNELS = [10, 8, 6, 4, 3], [8, 8, 16, 32, 32], 4, 12
@@ -73,12 +73,12 @@ def random_raw(kind, seed=0, batch=1, shift=0.0):
         x, y = ([level_maps(generator, grid, batch).add(2).sigmoid() for grid in GRIDS] for _ in range(2))
         mmdet, rest = (x, y, scores), [x, y]
     head = make_head(kind)
-    raw = contract.arrange(head, scores, rest, 'batched')
+    raw = reference.arrange(head, scores, rest, 'batched')
     return mmdet, {name: tensor.contiguous() for name, tensor in raw.items()}
 
 
 def contract_points_nms(logits):
-    from projects.mmdet_plugin.solo.wrapper import points_nms
+    from projects.mmdet_plugin.solo.networks import points_nms
 
     return points_nms(logits)
 
@@ -161,7 +161,7 @@ def test_cells_beyond_the_first_look_still_come_in():
     mmdet, raw = random_raw(SOLOV2Head, seed=5)
     for level in mmdet[0]:
         level[:, :, ::2] *= 0.05
-    raw = contract.arrange(
+    raw = reference.arrange(
         make_head(SOLOV2Head), [contract_points_nms(level) for level in mmdet[1]], [mmdet[0], mmdet[2]], ''
     )
     for nms_pre in (5, 17, 40):
@@ -263,7 +263,7 @@ def test_three_equal_masks_under_the_linear_kernel_are_dropped_as_mmdet_drops_th
     mmdet, raw = random_raw(SOLOV2Head, seed=8)
     for level in mmdet[0]:
         level[:] = level[:, :, :1, :1]
-    raw = contract.arrange(
+    raw = reference.arrange(
         make_head(SOLOV2Head), [contract_points_nms(level) for level in mmdet[1]], [mmdet[0], mmdet[2]], ''
     )
     changes = dict(kernel='linear', filter_thr=0.01)

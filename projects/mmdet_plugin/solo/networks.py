@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
-from projects.mmdet_plugin.solo.contract import flat_cells
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +52,11 @@ def points_nms(logits: torch.Tensor) -> torch.Tensor:
     scores = logits.sigmoid()
     local_max = F.max_pool2d(scores, 2, stride=1, padding=1)[:, :, :-1, :-1]
     return scores * (local_max == scores).to(scores.dtype)
+
+
+def flat_cells(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return (B, S, D) of levels (B, D, g, g): cells row by row, level after level."""
+    return torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
 
 
 def run_tower(layers: Sequence[nn.Module], features: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The modules that StreamPETR's graphs are exported from: the detector's own steps behind flat tensors.
+"""StreamPETR's graphs: the detector's own steps behind flat tensors; `spec.py` has their contracts.
 
 Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins,
 C channels, L decoder layers, Q queries, K classes, n memory rows between frames, M inside one.
@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
+from projects.mmdet3d_plugin.streampetr import spec
 from projects.mmdet3d_plugin.streampetr.memory import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.spec import GraphSpec
 
 
 def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:
@@ -164,3 +170,42 @@ class Fork10(Fork):
         state = (embedding, age, egopose, ref_point, velo)
         outputs = super().forward(img, img2lidar, intrinsic, ego_pose, ego_pose_inv, prev_exists, *state)
         return *outputs[:3], outputs[3].double(), *outputs[4:]
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return three graphs of the deploy contract, one of the fork's."""
+    size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
+    camera = (size.cameras, size.height, size.width)
+    every = options.layers == 'all'
+    if options.contract == 'fork':
+        kind = Fork10 if options.fork_version == '1.0' else Fork
+        parts = [('fork', kind(folded, every, *camera), spec.fork)]
+    else:
+        parts = [
+            ('extract_img_feat', ExtractImgFeat(folded), spec.extract_img_feat),
+            ('position_embedding', PositionEmbedding(folded, *camera), spec.position_embedding),
+            ('pts_head_memory', PtsHeadMemory(folded, every), spec.pts_head_memory),
+        ]
+    device = next(model.parameters()).device
+    return [
+        Graph(
+            name,
+            module.eval().to(device),
+            contract(size, options),
+            _example(contract(size, options), device),
+        )
+        for name, module, contract in parts
+    ]
+
+
+def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return inputs that are traced: seeded numbers of the right size; no branch depends on them."""
+    generator = torch.Generator().manual_seed(0)
+    example = {}
+    for tensor in contract.inputs:
+        values = torch.rand(tensor.axes, generator=generator)
+        if len(tensor.axes) > 2 and tensor.axes[-2:] == (4, 4):
+            values = torch.eye(4) + 0.01 * values
+        dtype = torch.float64 if tensor.dtype == 'float64' else torch.float32
+        example[tensor.name] = values.to(device, dtype)
+    return example

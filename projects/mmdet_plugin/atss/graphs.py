@@ -1,6 +1,7 @@
-"""The chain of modules that an ATSS graph is made of: mmdet's network, decoding, post-processing.
+"""The graphs of ATSS: their contracts, and the chain of modules that keeps them.
 
-Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{atss_head,base_dense_head}.py`.
+The network is mmdet's own detector. Source of the algorithm: mmdet 2.28.2
+`models/dense_heads/{atss_head,base_dense_head}.py`.
 
 Glossary: B batch, A anchors of a level or of all, C classes, H, W network input in pixels, n detections.
 """
@@ -8,14 +9,24 @@ Glossary: B batch, A anchors of a level or of all, C classes, H, W network input
 from __future__ import annotations
 
 import copy
+import operator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess, nms_config
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.ops.deform_conv import spell_out_leading_offsets
+from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess, capped, nms_config
 from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.runtime.atss import model as runtime
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.contract.options import Options
 
 KINDS = ('cls_score', 'bbox_pred', 'centerness')
 FULL_NAMES = ('dets', 'labels', 'candidates')
@@ -145,3 +156,140 @@ class FullForm(nn.Module):
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)
         found = self.postprocess(*self.decode(*raw), clip_hw, scale_factor)
         return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, found, strict=False))
+
+
+PIXELS = ColumnGroup(name='xyxy', unit='pixel')
+
+
+def _optional_inputs(batch: int | str) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(
+            'img_shape',
+            'float32',
+            (batch, 2),
+            'height and width before padding, which boxes are clipped to; 0 means the input size',
+            'pixel',
+            default=0.0,
+        ),
+        TensorSpec(
+            'scale_factor',
+            'float32',
+            (batch, 4),
+            'w h w h ratios, input / original; boxes are divided by it',
+            default=1.0,
+        ),
+    )
+
+
+def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+    rows = capped(cap, nms_config(model.bbox_head.test_cfg).max_per_img) if cap else 'n'
+    outputs = (
+        TensorSpec(
+            'dets',
+            'float32',
+            (batch, rows, 5),
+            'x1 y1 x2 y2 score in descending score order; pixels of '
+            'the network input, of the original image when scale_factor is fed; padded with zeros',
+            compare='detections',
+        ),
+        TensorSpec(
+            'labels',
+            'int64',
+            (batch, rows),
+            'class indices; -1 where dets is padding',
+            compare='detections',
+        ),
+    )
+    if not cap:
+        return outputs
+    meaning = f'(anchor, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
+
+
+def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head = model.bbox_head
+    batch, anchors = 'B', 'A'
+    if not options.dynamic:
+        per_cell = map(len, head.prior_generator.base_anchors)
+        cells = [height * width for height, width in _feature_shapes(head, options)]
+        batch, anchors = options.batch, sum(map(operator.mul, cells, per_cell))
+    boxes = TensorSpec(
+        'boxes',
+        'float32',
+        (batch, anchors, 4),
+        'x1 y1 x2 y2 per anchor, level by level, not clipped',
+        'pixel',
+        (PIXELS,),
+    )
+    shape = (batch, anchors, head.cls_out_channels)
+    if options.score_form == 'product':
+        return boxes, TensorSpec('scores', 'float32', shape, 'class score times centerness')
+    return (
+        boxes,
+        TensorSpec('scores', 'float32', shape, 'class scores, 0..1'),
+        TensorSpec('centerness', 'float32', (batch, anchors), 'centerness, 0..1'),
+    )
+
+
+def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head = model.bbox_head
+    shapes = _feature_shapes(head, options)
+    per_cell = [len(base) for base in head.prior_generator.base_anchors]
+    units = dict(
+        cls_score=('class logits', 'logit', head.cls_out_channels),
+        bbox_pred=('box deltas dx dy dw dh', '', 4),
+        centerness=('centerness logits', 'logit', 1),
+    )
+    batch = 'B' if options.dynamic else options.batch
+    outputs = []
+    for kind, (meaning, unit, channels) in units.items():
+        for level, (height, width) in enumerate(shapes):
+            size = (f'h{level}', f'w{level}') if options.dynamic else (height, width)
+            axes = (batch, channels * per_cell[level], *size)
+            outputs.append(TensorSpec(f'{kind}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
+    return tuple(outputs)
+
+
+def _feature_shapes(head: nn.Module, options: Options) -> list[tuple[int, int]]:
+    strides = [int(stride[0]) for stride in head.prior_generator.strides]
+    return runtime.level_shapes(options.height, options.width, strides)
+
+
+OUTPUTS = dict(full=_full_outputs, decode=_decode_outputs, raw=_raw_outputs)
+"""Form -> its outputs."""
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    batch, height, width = (
+        ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
+    )
+    image = TensorSpec(
+        'input', 'float32', (batch, 3, height, width), 'normalised images, padded bottom and right'
+    )
+    outputs = OUTPUTS[options.form](model, options)
+    inputs = (image, *_optional_inputs(batch)) if options.form == 'full' else (image,)
+    return GraphSpec(f'atss/{options.form}', inputs, outputs)
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it."""
+    raw = raw_names(len(model.bbox_head.prior_generator.strides))
+    network = spell_out_leading_offsets(fuse(model)) if fold else model
+    chain = [Stage('network', RawNetwork(network), ('input',), raw)]
+    if options.form == 'decode':
+        product = options.score_form == 'product'
+        outputs = ('boxes', 'scores') if product else ('boxes', 'scores', 'centerness')
+        chain.append(Stage('decode', DecodeForm(model.bbox_head, product), raw, outputs, 'torchscript'))
+    elif options.form == 'full':
+        chain.append(
+            Stage(
+                'postprocess',
+                FullForm(model.bbox_head, options.max_candidates),
+                ('input', 'img_shape', 'scale_factor', *raw),
+                FULL_NAMES if options.max_candidates else FULL_NAMES[:2],
+                'torchscript',
+            )
+        )
+    return chain

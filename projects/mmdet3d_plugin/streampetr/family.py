@@ -1,25 +1,23 @@
-"""StreamPETR's family: what is refused, the graphs of both contracts, references and the runner.
+"""StreamPETR's family: which configs it claims, what it refuses, and what the other modules give.
 
-Glossary: N cameras, H, W network input in pixels, T tokens, D depth bins, n memory rows between frames.
+Glossary: N cameras, H, W network input in pixels.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
-
 from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from projects.mmdet3d_plugin.common.build import build_without_weights
-from projects.mmdet3d_plugin.streampetr import dumps, proof, samples, spec, wrapper
+from projects.mmdet3d_plugin.streampetr import dumps, proof
+from projects.mmdet3d_plugin.streampetr.graphs import graphs
+from projects.mmdet3d_plugin.streampetr.reference import Reference
+from projects.mmdet3d_plugin.streampetr.samples import frame, result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,10 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.families.memory import MemorySpec
-    from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.frames import Frame, Stepper
+    from mmdeploy_ext.runtime.frames import Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
@@ -63,6 +58,9 @@ class StreamPetrFamily(SequenceFamily):
         ('bytes fed besides the images', 'fed_bytes', 64_000),
     )
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
+    reference, memory_spec = staticmethod(Reference), staticmethod(proof.memory_spec)
+    graphs, frame, result = staticmethod(graphs), staticmethod(frame), staticmethod(result)
+    dump_tensors, dumped_frame = staticmethod(dumps.tensors), staticmethod(dumps.frame)
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: by detector or by head."""
@@ -104,31 +102,6 @@ class StreamPetrFamily(SequenceFamily):
         except ConfigError as error:
             raise ConfigError(f'{cfg.filename}: {error}') from error
 
-    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
-        """See `SequenceFamily.graphs`: three of the deploy contract, one of the fork's."""
-        size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
-        camera = (size.cameras, size.height, size.width)
-        every = options.layers == 'all'
-        if options.contract == 'fork':
-            kind = wrapper.Fork10 if options.fork_version == '1.0' else wrapper.Fork
-            parts = [('fork', kind(folded, every, *camera), spec.fork)]
-        else:
-            parts = [
-                ('extract_img_feat', wrapper.ExtractImgFeat(folded), spec.extract_img_feat),
-                ('position_embedding', wrapper.PositionEmbedding(folded, *camera), spec.position_embedding),
-                ('pts_head_memory', wrapper.PtsHeadMemory(folded, every), spec.pts_head_memory),
-            ]
-        device = next(model.parameters()).device
-        return [
-            Graph(
-                name,
-                module.eval().to(device),
-                contract(size, options),
-                _example(contract(size, options), device),
-            )
-            for name, module, contract in parts
-        ]
-
     def default_output(self, stem: str, options: Options) -> str:
         """See `Family.default_output`."""
         return f'{stem}_fork.onnx' if self.one_file(options) else stem
@@ -150,24 +123,6 @@ class StreamPetrFamily(SequenceFamily):
             num_propagated=int(head.num_propagated),
         )
 
-    def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
-        """See `SequenceFamily.memory_spec`."""
-        return proof.memory_spec(facts)
-
-    def frame(self, data: Mapping[str, Any]) -> Frame:
-        """See `SequenceFamily.frame`."""
-        return samples.frame(data)
-
-    def result(self, detections: Detections3D) -> dict[str, Any]:
-        """See `SequenceFamily.result`."""
-        return samples.result(detections)
-
-    def reference(self, model: nn.Module) -> Stepper:
-        """See `SequenceFamily.reference`."""
-        from projects.mmdet3d_plugin.streampetr.reference import Reference
-
-        return Reference(model)
-
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
         from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
@@ -180,14 +135,6 @@ class StreamPetrFamily(SequenceFamily):
         return dict(
             backbone=[(model, 'extract_img_feat')], embedding=[(model.pts_bbox_head, 'embed_positions')]
         )
-
-    def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """See `SequenceFamily.dump_tensors`."""
-        return dumps.tensors(model, taps)
-
-    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-        """Return a dumped frame as it was fed."""
-        return dumps.frame(tensors, manifest)
 
 
 def _check_model(filename: str, model: Mapping[str, Any]) -> None:
@@ -213,19 +160,6 @@ def _check_model(filename: str, model: Mapping[str, Any]) -> None:
             f'{filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the branches '
             f"were trained on normalised outputs, another layer's output would reach them"
         )
-
-
-def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return inputs that are traced: seeded numbers of the right size; no branch depends on them."""
-    generator = torch.Generator().manual_seed(0)
-    example = {}
-    for tensor in contract.inputs:
-        values = torch.rand(tensor.axes, generator=generator)
-        if len(tensor.axes) > 2 and tensor.axes[-2:] == (4, 4):
-            values = torch.eye(4) + 0.01 * values
-        dtype = torch.float64 if tensor.dtype == 'float64' else torch.float32
-        example[tensor.name] = values.to(device, dtype)
-    return example
 
 
 register_family(StreamPetrFamily())

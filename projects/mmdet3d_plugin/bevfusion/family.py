@@ -1,4 +1,4 @@
-"""What LiDAR models give to the sparse export: BEVFusion, the published CenterPoint, mmdet3d's encoder."""
+"""The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _grid(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
 
 
 def _check_means(cfg: Any, parts: Mapping[str, str], channels: int) -> None:
-    """Raise unless a voxel's features are the mean of its points, all of them."""
+    """Raise unless a voxel's features are the mean of all its points."""
     means = cfg.model.get(parts['means']) if parts['means'] else None
     if means is None:
         return

@@ -1,27 +1,28 @@
-"""Names, shapes and meanings of the graphs of the SOLO family, and what cannot be exported.
+"""The graphs of the SOLO family: names, shapes and meanings of their tensors, and the chain of their modules.
 
-Glossary: see `export.py`.
+Source of the fork layout: zhangjinsong3/SOLOv2.tensorRT 790835b.
+
+Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all levels, E channels of a dynamic
+kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w original image.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import capped, mask_config
+from projects.mmdet_plugin.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
+from projects.mmdet_plugin.solo.postprocess import POSTPROCESS, mask_stride
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from torch import nn
 
     from mmdeploy_ext.contract.options import Options
 
 Axis = int | str
-LAYOUTS = ('batched', 'fork')
 SIZE_MULTIPLE = 32
 """SOLOv2's mask branch doubles its maps until they meet; others do not (mmdet raises there, too)."""
 RAW_NAMES = {
@@ -80,71 +81,9 @@ def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
     return tuple(f'{name}_{level}' for name in (*masks, 'cate_pred') for level in levels)
 
 
-def mask_stride(head: nn.Module) -> int:
-    """Return pixels of the input per pixel of the soft masks."""
-    return int(getattr(head, 'mask_stride', 4))
-
-
-def check_layout(options: Options) -> None:
-    """Refuse a batch axis of outputs that have none.
-
-    Raises:
-        UsageError: names the option.
-    """
-    if options.layout == 'fork' and options.dynamic:
-        raise UsageError('--layout fork: its outputs have no batch axis; export it without --dynamic-export')
-
-
-def check_levels(filename: str, head: Mapping[str, Any]) -> None:
-    """Refuse grids and strides of different numbers, which mmdet refuses without a word.
-
-    Raises:
-        ConfigError: names both.
-    """
-    grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
-    if len(grids) != len(strides):
-        raise ConfigError(
-            f'{filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; expected '
-            f'as many of each'
-        )
-
-
-def check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
-    """Refuse heads and sizes whose graph would be wrong.
-
-    Args:
-        filename: of the config, for the message.
-        head: `model.mask_head` of the config.
-        options: with the shape resolved.
-
-    Raises:
-        ConfigError: names the key.
-        UsageError: a shape.
-    """
-    if head.get('dynamic_conv_size', 1) != 1:
-        raise ConfigError(
-            f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 exports with 1'
-        )
-    if not (head.get('loss_cls') or {}).get('use_sigmoid', True):
-        raise ConfigError(f'{filename}: model.mask_head.loss_cls.use_sigmoid is False; expected True')
-    grids = head.num_grids
-    if min(options.height, options.width) < max(grids):
-        raise UsageError(
-            f'--shape {options.height} {options.width}: each side has to be at least the largest grid of the '
-            f'model, {max(grids)} pixels'
-        )
-    cells = sum(grid**2 for grid in grids) * int(head.get('num_classes', 80))
-    if options.max_candidates > cells:
-        raise UsageError(f'--max-candidates {options.max_candidates}: the model has only {cells} candidates')
-    if head['type'] == 'SOLOV2Head' and (options.height % SIZE_MULTIPLE or options.width % SIZE_MULTIPLE):
-        raise UsageError(
-            f'--shape {options.height} {options.width}: SOLOv2 takes sizes that are multiples of '
-            f'{SIZE_MULTIPLE}'
-        )
-
-
-def graph_spec(head: nn.Module, options: Options) -> GraphSpec:
+def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph."""
+    head = model.mask_head
     fixed = options.batch, options.height, options.width
     batch, height, width = ('B', 'H', 'W') if options.dynamic else fixed
     image = TensorSpec(
@@ -274,49 +213,21 @@ def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     return tuple(outputs)
 
 
-def flat_cells(levels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return (B, S, D) of levels (B, D, g, g): cells row by row, level after level."""
-    return torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
-
-
-def arrange(
-    head: nn.Module, scores: Sequence[torch.Tensor], rest: Sequence[Any], layout: str
-) -> dict[str, torch.Tensor]:
-    """Name the outputs of mmdet's head as a `raw` graph has them.
-
-    Args:
-        head: of mmdet.
-        scores: per level (B, C, g, g) after points NMS.
-        rest: mmdet's other outputs: lists of levels, and SOLOv2's mask features.
-        layout: 'batched' or 'fork'.
-    """
-    if layout == 'fork':
-        return _arrange_fork(head, scores, rest)
-    if kind(head) == 'SOLOV2Head':
-        flat = [flat_cells(rest[0]), rest[1]]
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and for `full` the post-processing after it."""
+    head = model.mask_head
+    levels = LEVELS[kind(head)](fuse(model) if fold else model)
+    if options.form == 'raw' and options.layout == 'fork':
+        names = fork_names(head, options.batch)
+        return [Stage('network', ForkNetwork(levels, fork_is_flat(head)), ('input',), names)]
+    if options.form == 'full' and isinstance(levels, SoloLevels):
+        parts = feature_names(head)
+        chain = [Stage('network', SoloFeatures(levels), ('input',), parts)]
     else:
-        flat = [torch.cat(list(levels), dim=1) for levels in rest]
-    return dict(zip(raw_names(head), [flat_cells(scores), *flat], strict=True))
-
-
-def _arrange_fork(
-    head: nn.Module, scores: Sequence[torch.Tensor], rest: Sequence[Any]
-) -> dict[str, torch.Tensor]:
-    last = [level.permute(0, 2, 3, 1) for level in scores]
-    if fork_is_flat(head):
-        tensors = [*flat_cells(scores).unbind(0), *flat_cells(rest[0]).unbind(0), rest[1]]
-    elif kind(head) == 'SOLOV2Head':
-        tensors = [*last, *rest[0], rest[1]]
-    else:
-        tensors = [*(level for levels in rest for level in levels), *last]
-    return dict(zip(fork_names(head, len(scores[0])), tensors, strict=True))
-
-
-def arrange_scores(head: nn.Module, levels: Sequence[torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
-    """Name per-level (B, C, g, g) tensors as the outputs that hold the scores."""
-    if layout == 'fork' and fork_is_flat(head):
-        names, tensors = fork_names(head, len(levels[0])), flat_cells(levels).unbind(0)
-        return dict(zip(names[: len(tensors)], tensors, strict=True))
-    if layout == 'fork':
-        return {f'cate_pred_{index}': level.permute(0, 2, 3, 1) for index, level in enumerate(levels)}
-    return dict(cate_pred=flat_cells(levels))
+        parts = raw_names(head)
+        chain = [Stage('network', BatchedNetwork(levels, parts), ('input',), parts)]
+    if options.form == 'full':
+        module = POSTPROCESS[kind(head)](levels.head, options.max_candidates)
+        inputs = ('img_shape', 'ori_shape', *parts)
+        chain.append(Stage('postprocess', module, inputs, full_names(options), 'torchscript'))
+    return chain

@@ -1,0 +1,153 @@
+"""CenterPoint's two graphs: the sparse backbone, and the dense remainder as a module of flat tensors.
+
+Glossary: C channels, H, W bird's-eye view, K classes of a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
+
+
+class DenseHead(nn.Module):
+    """SECOND, its FPN and the heads of all tasks, up to raw outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the parts of a `CenterPoint`."""
+        super().__init__()
+        self.pts_backbone = model.pts_backbone
+        self.pts_neck = model.pts_neck if model.with_pts_neck else None
+        self.pts_bbox_head = model.pts_bbox_head
+
+    def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return `reg`, `height`, `dim`, `rot`, `vel` (if there is one) and `heatmap` of every task in turn.
+
+        Args:
+            bev: (1, C, H, W) float32 of the sparse encoder.
+        """
+        features = self.pts_backbone(bev)
+        if self.pts_neck is not None:
+            features = self.pts_neck(features)
+        return flat_outputs(self.pts_bbox_head(features))
+
+
+def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
+    """Return what `CenterHead.forward` gives as one tuple, in the order of `BoxRule.output_names`."""
+    names = (*VALUES, 'heatmap')
+    return tuple(level[name] for (level,) in task_outputs for name in names if name in level)
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return the sparse backbone, and the dense head."""
+    from mmdeploy_ext.sparse import portable
+
+    sparse = backbone_graph(model)
+    backbone = portable.to_onnx(sparse, opset=options.opset)
+    contract = starts_single(model_spec(backbone, 'centerpoint/backbone'))
+    head, folded = dense_spec(model, sparse.output_shape), fuse(model)
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    bev = torch.rand(sparse.output_shape, generator=generator).to(device)
+    return [
+        Graph('backbone', None, contract, {}, backbone),
+        Graph('head', DenseHead(folded).eval().to(device), head, dict(bev=bev)),
+    ]
+
+
+def backbone_graph(model: nn.Module) -> SparseGraph:
+    """Return the sparse encoder with batch normalisation folded, coordinates (sample, z, y, x)."""
+    from mmdeploy_ext.exporting.sparse.trace import trace
+    from mmdeploy_ext.sparse.fold import fold
+
+    encoder = model.pts_middle_encoder
+    shape = tuple(int(size) for size in encoder.sparse_shape)
+    return fold(trace(encoder, order='zyx', spatial_shape=shape, in_channels=int(encoder.in_channels)))
+
+
+def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
+    """Return the contract that a finished graph has."""
+
+    def tensors(values: Any) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                value.name,
+                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name,
+                tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim),
+            )
+            for value in values
+        )
+
+    return GraphSpec(name, tensors(model.graph.input), tensors(model.graph.output))
+
+
+def starts_single(spec: GraphSpec) -> GraphSpec:
+    """Return a contract whose inputs are coordinates: float32 up to the first kernel in a float16 file."""
+    inputs = tuple(dataclasses.replace(tensor, single=True) for tensor in spec.inputs)
+    return dataclasses.replace(spec, inputs=inputs)
+
+
+def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
+    """Return the contract of `DenseHead`.
+
+    Args:
+        model: a `CenterPoint`.
+        bev_shape: (1, C, H, W) of the backbone's result.
+    """
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        found = DenseHead(model)(torch.zeros(bev_shape, device=device))
+    outputs = []
+    for name, tensor in zip(box_rule(model.pts_bbox_head).output_names, found, strict=True):
+        kind, task = name.rsplit('_', 1)
+        meaning = f'{kind} of task {task}'
+        outputs.append(TensorSpec(name, 'float32', tuple(tensor.shape), meaning, UNITS[kind]))
+    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
+    return GraphSpec('centerpoint/head', (bev,), tuple(outputs))
+
+
+def postprocess_facts(model: nn.Module) -> dict[str, Any]:
+    """Return what the metadata tells about decoding: a `BoxRule`."""
+    return box_rule(model.pts_bbox_head).to_json()
+
+
+def box_rule(head: nn.Module) -> BoxRule:
+    """Return how a `CenterHead` decodes."""
+    coder, test = head.bbox_coder, head.test_cfg
+    return BoxRule(
+        num_classes=tuple(int(count) for count in head.num_classes),
+        voxel_size=_floats(coder.voxel_size[:2]),
+        pc_origin=_floats(coder.pc_range[:2]),
+        out_size_factor=int(coder.out_size_factor),
+        max_num=int(coder.max_num),
+        score_threshold=coder.score_threshold,
+        post_center_range=_floats(coder.post_center_range),
+        norm_bbox=bool(head.norm_bbox),
+        with_velocity=bool(head.with_velocity),
+        nms_type=str(test['nms_type']),
+        nms_thr=float(test.get('nms_thr') or 0.0),
+        nms_score_threshold=float(test.get('score_threshold') or 0.0),
+        pre_max_size=test.get('pre_max_size'),
+        post_max_size=test.get('post_max_size'),
+        min_radius=_floats(test.get('min_radius') or ()),
+        post_center_limit_range=_floats(test.get('post_center_limit_range') or ()),
+    )
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

@@ -1,0 +1,23 @@
+"""Prepared pictures as inputs of ATSS graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+
+
+def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`."""
+    found = dict(
+        input=np.stack([image.tensor for image in images]),
+        img_shape=np.asarray([image.img_shape for image in images], np.float32),
+    )
+    if rescale:
+        found['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
+    return found

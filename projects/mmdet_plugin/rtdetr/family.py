@@ -1,0 +1,125 @@
+"""RT-DETR's family: which configs it claims, what it refuses, and what the package's other modules give."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
+from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.rtdetr import model as runtime
+from projects.mmdet_plugin.rtdetr import graphs, reference, samples
+from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.inputs.pictures import PreprocessRule
+
+GRID_SAMPLE_OPSETS = (16, 20)
+"""GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
+
+
+class RtDetrFamily(ImageFamily):
+    """The `RTDETR` detector of this plugin."""
+
+    name = 'rtdetr'
+    exports = 'RTDETR, queries without suppression (projects/mmdet_plugin/rtdetr/README.md)'
+    near = ('DETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
+    task = 'bbox2d'
+    forms = ('full', 'raw')
+    own_options = (choices.FUSE, choices.GRID_SAMPLE, choices.DYNAMIC_BATCH)
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds, detections = staticmethod(samples.feeds), staticmethod(runtime.detections)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+    choose_as = staticmethod(reference.choose_as)
+    keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        return Claim.DETECTOR if cfg.model.get('type') == 'RTDETR' else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: opset, sizes."""
+        low, high = GRID_SAMPLE_OPSETS
+        if not low <= options.opset <= high:
+            raise UsageError(
+                f'--opset-version {options.opset}: RT-DETR needs GridSample, which ONNX has since opset '
+                f'{low}; expected {low} to {high}'
+            )
+        if options.height % STRIDE or options.width % STRIDE:
+            raise UsageError(
+                f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
+            )
+        _check_queries(cfg, options)
+
+    def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
+        """See `ImageFamily.takes`: as many tokens as queries, or more."""
+        enough = runtime.count_tokens(height, width) >= int(model.decoder.num_queries)
+        return enough and super().takes(model, options, height, width)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`: what `runtime/rtdetr/model.py` reads."""
+        return dict(
+            max_per_img=model.max_per_img,
+            num_queries=int(model.decoder.num_queries),
+            num_classes=int(model.decoder.num_classes),
+            orig_target_sizes='width, height',
+            position_layout=model.encoder.position.layout,
+        )
+
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
+        """See `Family.preprocess_rule`.
+
+        Raises:
+            ConfigError: the pipeline keeps the ratio or pads, so that boxes would be relative to padding.
+        """
+        rule = rule_from_pipeline(test_pipeline(cfg))
+        if rule.keep_ratio or rule.pad_size or rule.size_divisor > 1:
+            raise ConfigError(
+                f'{cfg.filename}: the test pipeline keeps the ratio or pads; RT-DETR takes whole images: '
+                f'Resize(keep_ratio=False) and no Pad'
+            )
+        return rule
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.decoder.num_classes)
+
+    @contextlib.contextmanager
+    def longer_lists(self, model: nn.Module) -> Iterator[None]:
+        """See `ImageFamily.longer_lists`: as long as there are pairs of query and class."""
+        most, pairs = model.max_per_img, int(model.decoder.num_queries) * int(model.decoder.num_classes)
+        model.postprocess.max_per_img = min(2 * most, pairs)
+        try:
+            yield
+        finally:
+            model.postprocess.max_per_img = most
+
+
+def _check_queries(cfg: Any, options: Options) -> None:
+    """Refuse sizes whose maps have fewer tokens than there are queries."""
+    decoder = cfg.model.decoder
+    tokens = runtime.count_tokens(options.height, options.width)
+    queries = decoder.get('num_queries', 300)
+    if tokens < queries:
+        raise UsageError(
+            f'--shape {options.height} {options.width}: gives {tokens} tokens for num_queries={queries}; '
+            f'choose a larger size'
+        )
+    pairs = queries * decoder.num_classes
+    most = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
+    if most > pairs:
+        raise ConfigError(
+            f'{cfg.filename}: model.test_cfg.max_per_img={most}, more than {pairs} pairs of query and class'
+        )
+
+
+register_family(RtDetrFamily())

@@ -1,0 +1,142 @@
+"""The SOLO family: which configs it claims, what it refuses, and what the package's other modules give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.postprocess.mask import mask_config
+from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
+from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.solo import model as runtime
+from projects.mmdet_plugin.solo import graphs, reference, samples
+from projects.mmdet_plugin.solo.grids import check_grids
+from projects.mmdet_plugin.solo.networks import LEVELS
+from projects.mmdet_plugin.solo.postprocess import mask_stride
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.inputs.pictures import PreprocessRule
+    from mmdeploy_ext.weights.checkpoint import Checkpoint
+
+
+class SoloFamily(ImageFamily):
+    """mmdet's `SOLO`, `DecoupledSOLO` and `SOLOv2` detectors with any of the four heads."""
+
+    name = 'solo'
+    exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (projects/mmdet_plugin/solo/README.md)'
+    near = (
+        *('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'YOLACT', 'PointRend', 'Panoptic'),
+        *('MaskFormerHead', 'Mask2FormerHead', 'QueryInst'),
+    )
+    task = 'mask'
+    forms = ('full', 'raw')
+    own_options = (choices.LAYOUT, choices.MAX_CANDIDATES)
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds, detections = staticmethod(samples.feeds), staticmethod(runtime.detections)
+    batches, whole = staticmethod(samples.batches), staticmethod(samples.whole)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+    harmless = staticmethod(reference.harmless)
+    candidate_bounds = staticmethod(reference.candidate_bounds)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        return Claim.HEAD if (cfg.model.get('mask_head') or {}).get('type') in LEVELS else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: layout, sizes, thresholds."""
+        if options.layout == 'fork' and options.dynamic:
+            raise UsageError(
+                '--layout fork: its outputs have no batch axis; export it without --dynamic-export'
+            )
+        _check_head(cfg.filename, cfg.model.mask_head, options)
+        mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `Family.build`."""
+        _check_levels(cfg.filename, cfg.model.mask_head)
+        return super().build(cfg)
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        """See `Family.load_weights`; grids of another training are refused."""
+        check_grids(model.mask_head, checkpoint)
+        super().load_weights(model, checkpoint)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`: what `runtime/solo/model.py` reads."""
+        head = model.mask_head
+        return dict(
+            mask_config(head.test_cfg).to_json(),
+            head=type(head).__name__,
+            num_classes=int(head.cls_out_channels),
+            num_grids=[int(grid) for grid in head.num_grids],
+            strides=[int(stride) for stride in head.strides],
+            mask_stride=mask_stride(head),
+            cells='level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j',
+        )
+
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
+        """See `Family.preprocess_rule`."""
+        return rule_from_pipeline(test_pipeline(cfg))
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.mask_head.num_classes)
+
+
+def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
+    """Refuse grids and strides of different numbers, which mmdet refuses without a word.
+
+    Raises:
+        ConfigError: names both.
+    """
+    grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
+    if len(grids) != len(strides):
+        raise ConfigError(
+            f'{filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; expected '
+            f'as many of each'
+        )
+
+
+def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
+    """Refuse heads and sizes whose graph would be wrong.
+
+    Args:
+        filename: of the config, for the message.
+        head: `model.mask_head` of the config.
+        options: with the shape resolved.
+
+    Raises:
+        ConfigError: names the key.
+        UsageError: a shape.
+    """
+    if head.get('dynamic_conv_size', 1) != 1:
+        raise ConfigError(
+            f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 exports with 1'
+        )
+    if not (head.get('loss_cls') or {}).get('use_sigmoid', True):
+        raise ConfigError(f'{filename}: model.mask_head.loss_cls.use_sigmoid is False; expected True')
+    grids = head.num_grids
+    if min(options.height, options.width) < max(grids):
+        raise UsageError(
+            f'--shape {options.height} {options.width}: each side has to be at least the largest grid of the '
+            f'model, {max(grids)} pixels'
+        )
+    cells = sum(grid**2 for grid in grids) * int(head.get('num_classes', 80))
+    if options.max_candidates > cells:
+        raise UsageError(f'--max-candidates {options.max_candidates}: the model has only {cells} candidates')
+    multiple = graphs.SIZE_MULTIPLE
+    if head['type'] == 'SOLOV2Head' and any(side % multiple for side in (options.height, options.width)):
+        raise UsageError(
+            f'--shape {options.height} {options.width}: SOLOv2 takes sizes that are multiples of {multiple}'
+        )
+
+
+register_family(SoloFamily())
