@@ -11,6 +11,7 @@ from mmdeploy_ext.apps.quantize_report import WORST
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.engines.registry import QUANTISED
+from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense_target import Target
     from mmdeploy_ext.quantize.images import CalibrationSet
 
-METHODS = ('minmax', 'percentile', 'mse')
-PERCENTILE = 99.99
 BUDGET = 10
 
 
@@ -81,8 +80,8 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         '--method',
-        choices=METHODS,
-        default=METHODS[0],
+        choices=DENSE_METHODS,
+        default=DENSE_METHODS[0],
         help='range of activations: least and largest value, or clipped by a histogram (default: minmax); '
         'NNCF has its own',
     )
@@ -168,7 +167,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UsageError(f'--percentile {args.percentile:g} goes with --method percentile')
     if args.draw and not (args.sensitivity or args.max_error is not None):
         raise UsageError('--draw shows what --sensitivity or --max-error finds: give one of them too')
-    if args.engine == 'openvino' and (args.method != METHODS[0] or args.reduce_range):
+    if args.engine == 'openvino' and (args.method != DENSE_METHODS[0] or args.reduce_range):
         raise UsageError(
             '--engine openvino: NNCF finds its own ranges; leave --method and --reduce-range away'
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.quantize import METHODS, PERCENTILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.fidelity import Fidelity
     from mmdeploy_ext.sparse.ranges import Ranges
 
-METHODS = ('mse', 'percentile', 'max')
 DEFAULT_OUTPUT = 'ranges.json'
 WORST = 10
 
@@ -51,11 +51,11 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         metavar='FILE',
         help='ranges that exist already (default: those in the checkpoint, if any)',
     )
-    group.add_argument('--method', choices=METHODS, default='mse', help='of inputs (default: mse)')
+    group.add_argument('--method', choices=METHODS, default=METHODS[0], help='of inputs (default: mse)')
     group.add_argument(
         '--percentile',
         type=float,
-        default=99.99,
+        default=PERCENTILE,
         metavar='P',
         help='for --method percentile (default: 99.99)',
     )

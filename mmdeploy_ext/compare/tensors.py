@@ -106,8 +106,8 @@ def without_ties(
     Args:
         reference: name -> array.
         outputs: name -> array, of the engine on trial.
-        ties: name -> the other value that a zero may have there, or NaN; see `Family.harmless`. The side that
-            is not zero has to have this value.
+        ties: name -> the other value that a zero may have there, or NaN; see
+            `ImageFamily.interchangeable_zeros`. The side that is not zero has to have this value.
         rtol: how near it has to be, of the largest reference value.
     """
     result = dict(outputs)

@@ -228,7 +228,7 @@ def metadata_props(
     deployment: SparseDeployment, options: Options, ranges: Ranges | None = None
 ) -> dict[str, str]:
     """Return what the file says about itself: one JSON value per key. No engine reads it."""
-    from mmdeploy_ext.exporting.export import versions
+    from mmdeploy_ext.core.versions import versions
 
     values = dict(
         family=deployment.family.name,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.core.versions import versions  # noqa: F401  (deploy asks for it here)
 from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.ops import deform_conv, window_attention  # noqa: F401  (they register themselves)
 from mmdeploy_ext.exporting.ops.forms import ALL
@@ -102,16 +102,3 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
         raise ExportError(f'{path}: onnx.checker refuses the exported model: {error}') from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide about an exported file."""
-    import importlib.metadata
-
-    import mmdeploy_ext
-
-    found: dict[str, Any] = {'mm2onnx': mmdeploy_ext.__version__}
-    for package in ('torch', 'mmcv-full', 'mmdet', 'mmdet3d', 'onnx', 'onnxruntime', 'onnxslim'):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found

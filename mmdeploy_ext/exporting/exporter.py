@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import inspect
 import io
-import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
+from mmdeploy_ext.graph.passes.fold import quietly
 from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def run(
         ExportError: the exporter failed.
     """
     try:
-        with _quiet(), patched_libraries(), torch.no_grad():
+        # the proof finds what the exporters warn of
+        with quietly(), warnings.catch_warnings(), patched_libraries(), torch.no_grad():
+            warnings.simplefilter('ignore')
             if stage.exporter == 'dynamo':
                 model = _export_dynamo(stage, args, dynamic, opset, operators.translations(), multiples or {})
             else:
@@ -242,19 +244,18 @@ def _export_dynamo(
         for parameter in inspect.signature(stage.module.forward).parameters.values()
     ):
         shapes = (shapes,)  # torch.export knows *tensors as one argument
-    with contextlib.redirect_stdout(io.StringIO()):
-        program = torch.onnx.export(
-            stage.module,
-            args,
-            dynamo=True,
-            opset_version=opset,
-            external_data=False,
-            input_names=list(stage.inputs),
-            output_names=list(stage.outputs),
-            dynamic_shapes=shapes if dynamic else None,
-            custom_translation_table=translations,
-            verbose=False,
-        )
+    program = torch.onnx.export(
+        stage.module,
+        args,
+        dynamo=True,
+        opset_version=opset,
+        external_data=False,
+        input_names=list(stage.inputs),
+        output_names=list(stage.outputs),
+        dynamic_shapes=shapes if dynamic else None,
+        custom_translation_table=translations,
+        verbose=False,
+    )
     return program.model_proto
 
 
@@ -263,18 +264,3 @@ def _dimension(axis: int, letter: str, multiple: int) -> Any:
     if axis < 2 or multiple == 1:
         return torch.export.Dim.DYNAMIC
     return multiple * torch.export.Dim(letter, min=1)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' warnings off the screen; the ladder finds what they warn of."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ('torch.onnx', 'onnxscript'))}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)

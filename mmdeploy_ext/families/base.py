@@ -15,8 +15,11 @@ from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.nearest import refusal
+from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.consumers import runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.contract.stages import Stage
-    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
     from mmdeploy_ext.runtime.detections import Detections, Instances
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
@@ -205,6 +208,10 @@ class ImageFamily(Family):
                 f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
             ) from error
 
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
+        """See `Family.preprocess_rule`."""
+        return rule_from_pipeline(test_pipeline(cfg))
+
     @abc.abstractmethod
     def check(self, cfg: Any, options: Options) -> None:
         """Refuse, by name, what cannot be exported; runs before the weights load."""
@@ -282,7 +289,7 @@ class ImageFamily(Family):
         """
         return dict(reference)
 
-    def harmless(
+    def interchangeable_zeros(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **chosen: Any
     ) -> dict[str, np.ndarray]:
         """Return output name -> array: the other value that a zero may have without deciding anything.
@@ -304,7 +311,7 @@ class ImageFamily(Family):
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
 
     @contextlib.contextmanager
-    def longer_lists(self, model: torch.nn.Module) -> Iterator[None]:
+    def raised_result_limit(self, model: torch.nn.Module) -> Iterator[None]:
         """Let upstream's test path give twice as many results per image, to see what was cut off."""
         heads = (getattr(model, key, None) for key in HEAD_KEYS)  # mmdet's SOLO has a bbox_head of None
         config = next(head for head in heads if head is not None).test_cfg
@@ -325,11 +332,11 @@ class ImageFamily(Family):
     ) -> list[Detections] | list[Instances]:
         """Run upstream's own test path and return its detections per image."""
 
-    @abc.abstractmethod
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> list[Detections] | list[Instances]:
-        """Turn outputs of a graph of any form into detections, without torch."""
+        """Turn outputs of a graph of any form into detections as the family's runtime does, without torch."""
+        return runtime_of(self.name).detections(metadata, outputs, feeds)
 
 
 HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')

@@ -18,10 +18,10 @@ import onnx
 
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.nodes import Constants, Program
-from mmdeploy_ext.graph.diff.scope import module_of
 from mmdeploy_ext.graph.diff.structure import Change, attributes, changes, exact_text
 from mmdeploy_ext.graph.io.constants import constant_value, dense_values, tensor_values
 from mmdeploy_ext.graph.io.index import label
+from mmdeploy_ext.graph.io.modules import module_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -191,7 +191,7 @@ class Difference:
     """One place where a file is another graph than its reference.
 
     Attributes:
-        kind: see `diff_structure.Change`.
+        kind: see `diff.structure.Change`.
         where: node, tensor, or name of an input, output or opset.
         module: PyTorch module that the node was exported from, '' where that is not known.
         detail: what differs, with both values.
@@ -239,7 +239,7 @@ def _grouped(found: Sequence[Difference]) -> list[Difference]:
 
 def _difference(change: Change, left: Program, right: Program) -> Difference:
     program, position = (left, change.left) if change.left is not None else (right, change.right)
-    module = '' if position is None else module_of(program.index.nodes[position])
+    module = '' if position is None else module_path(program.index.nodes[position])
     return Difference(change.kind, change.where, module, change.detail)
 
 
@@ -250,7 +250,7 @@ def _unexplained(model: onnx.ModelProto, mine: Signature, other: Signature) -> l
         Difference(
             'node',
             label(nodes, place),
-            module_of(node),
+            module_path(node),
             f'{node.op_type} is not the same as in the reference',
         )
         for place, (node, digest) in enumerate(zip(nodes, mine.made, strict=True))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy import files
-from mmdeploy_ext.graph.io import edits
+from mmdeploy_ext.graph import edits
 from mmdeploy_ext.proof.older import Rounding, rounding_of
 from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
 

@@ -53,7 +53,7 @@ class Reference:
     @functools.cached_property
     def longer(self) -> list[Any]:
         """The results with a higher limit of their number, to tell ties at the cut."""
-        with self.deployment.family.longer_lists(self.deployment.model):
+        with self.deployment.family.raised_result_limit(self.deployment.model):
             return self._results()
 
     def _results(self) -> list[Any]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.quantize.calibrators import PERCENTILE, calibrator, title, weight_amax
+from mmdeploy_ext.quantize import PERCENTILE
+from mmdeploy_ext.quantize.calibrators import calibrator, title, weight_amax
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm

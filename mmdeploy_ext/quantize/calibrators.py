@@ -13,14 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.quantize import METHODS, PERCENTILE
 from mmdeploy_ext.quantize.fake import fake_quantise
 
-METHODS = ('mse', 'percentile', 'max')
 BINS = 2048
 FIRST_CANDIDATE = 128
 """Bin whose centre is the smallest range that the search for the least error tries."""
 MOST_BINS = 8 * BINS
-PERCENTILE = 99.99
 CHUNK = 1 << 21
 """Elements of candidates x bins that are evaluated at once: 16 MB."""
 

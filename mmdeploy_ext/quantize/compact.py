@@ -6,6 +6,7 @@ hundred letters. In a model of a megabyte that is a tenth of the file.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,7 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         model: an INT8 model; stays as it is.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     del graph.value_info[:]
     fixed = {value.name for value in (*graph.input, *graph.output)}

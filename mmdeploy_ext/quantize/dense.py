@@ -7,6 +7,7 @@ with int8 on both sides ONNX Runtime was measured at twice the time. Needs onnx 
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.passes.fold import quietly
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
 from mmdeploy_ext.quantize.calibrate import tracked
-from mmdeploy_ext.quantize.calibrators import PERCENTILE, calibrator
+from mmdeploy_ext.quantize.calibrators import calibrator
 from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 
@@ -30,10 +32,9 @@ if TYPE_CHECKING:
 OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool', 'Add', 'Resize')
 INFERRED = ('onnx.infer', 'onnxruntime.quant')
 """Entry by which the quantiser knows that a model has its types; without it, it infers them every time."""
-MINMAX = 'minmax'
+MINMAX = DENSE_METHODS[0]
 SHOWN = 10
 """Layers that a refusal names."""
-METHODS = (MINMAX, 'percentile', 'mse')
 
 
 class DenseQuantiser:
@@ -103,16 +104,15 @@ class DenseQuantiser:
         from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
         from onnxruntime.quantization.calibrate import CalibrationMethod
 
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self._typed if layers else self.graph.network)
+        model = copy.deepcopy(self._typed if layers else self.graph.network)
         if not layers:
-            return copy
+            return model
         nodes = self.graph.int8_nodes(layers)
         self._check_finite(nodes)
         ranges = TensorsData(CalibrationMethod.MinMax, dict(self.ranges))
         with quietly():
             quantiser = QDQQuantizer(
-                copy, True, self.reduce_range, QuantType.QInt8, QuantType.QUInt8, ranges, nodes, [],
+                model, True, self.reduce_range, QuantType.QInt8, QuantType.QUInt8, ranges, nodes, [],
                 list(OPERATORS), {},
             )  # fmt: skip
             quantiser.quantize_model()
@@ -135,15 +135,6 @@ class DenseQuantiser:
                         f'tensor {tensor!r} of node {node.name} is not finite on the calibration images; see '
                         f'its weights, or leave the layer in float'
                     )
-
-    def whole(self, layers: Sequence[str], facts: Mapping[str, Any]) -> onnx.ModelProto:
-        """Return the whole model with these layers in INT8.
-
-        Args:
-            layers: names of layers.
-            facts: what was done, kept as text beside the metadata of the float file.
-        """
-        return finished(self.graph, self.network(layers), facts)
 
 
 def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
@@ -189,8 +180,7 @@ def finished(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, An
 
 def _with_types(network: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy with the type of every tensor that a range may be asked of."""
-    model = onnx.ModelProto()
-    model.CopyFrom(network)
+    model = copy.deepcopy(network)
     known = {value.name for value in (*model.graph.input, *model.graph.output)}
     wanted = [
         name for node in model.graph.node if node.op_type in OPERATORS for name in (*node.input, *node.output)
@@ -218,9 +208,8 @@ def _minmax(
 
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder, quietly(), _explained(folder):
         source = Path(folder) / 'network.onnx'
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)  # saving moves the weights out of what is saved
-        onnx.save_model(copy, str(source), save_as_external_data=True)
+        model = copy.deepcopy(model)  # saving moves the weights out of what is saved
+        onnx.save_model(model, str(source), save_as_external_data=True)
         collector = create_calibrator(
             source, OPERATORS, str(Path(folder) / 'ranges.onnx'), CalibrationMethod.MinMax, True
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 import math
@@ -177,8 +178,7 @@ class DenseGraph:
         """
         inside = set(self._positions)
         rest = [node for at, node in enumerate(self.index.nodes) if at not in inside]
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = copy.deepcopy(self.model)
         for field in ('node', 'initializer', 'value_info'):
             model.graph.ClearField(field)
         model.graph.node.extend([*network.graph.node, *rest])
@@ -211,11 +211,10 @@ def _check(model: onnx.ModelProto, path: object) -> None:
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy whose constants are initializers and whose nodes have names of their own."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     constants = {tensor.name for tensor in graph.initializer}
-    fixed = {value.name for value in graph.output} | _captured(graph)
+    fixed = {value.name for value in graph.output} | {name for node in graph.node for name in captured(node)}
     nodes, same, taken = [], {}, set()
     for position, node in enumerate(graph.node):
         value = _value(node)
@@ -237,11 +236,6 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(kept)
     return result
-
-
-def _captured(graph: onnx.GraphProto) -> set[str]:
-    """Return the tensors that bodies of nodes (If, Loop) read from outside."""
-    return {name for node in graph.node for name in captured(node)}
 
 
 def _value(node: onnx.NodeProto) -> TensorProto | None:

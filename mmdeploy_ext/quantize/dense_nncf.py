@@ -6,6 +6,7 @@ ONNX Runtime runs it too, but fuses less of it than of a file of its own quantis
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import TYPE_CHECKING
 
@@ -59,18 +60,17 @@ class NncfQuantiser:
         Raises:
             InferenceError: NNCF failed.
         """
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self.graph.network)
+        model = copy.deepcopy(self.graph.network)
         if not layers:
-            return copy
+            return model
         nncf = self._nncf
-        needed = [value.name for value in copy.graph.input]
+        needed = [value.name for value in model.graph.input]
         images = _Tracked(self._batches, self._progress)
         data = nncf.Dataset(images, lambda batch: {name: batch[name] for name in needed})
         try:
             with quietly():
                 found = nncf.quantize(
-                    copy,
+                    model,
                     data,
                     preset=nncf.QuantizationPreset.MIXED,
                     target_device=nncf.TargetDevice.CPU,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.graph.io import edits
+from mmdeploy_ext.graph import edits
 from mmdeploy_ext.quantize.dense import DenseQuantiser, finished
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.quantize import PERCENTILE
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
-from mmdeploy_ext.quantize.calibrators import PERCENTILE
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
 from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.fold import fold
@@ -29,7 +29,7 @@ class Calibration:
     """How ranges are found.
 
     Attributes:
-        method: of inputs, one of `calibrators.METHODS`.
+        method: of inputs, one of `quantize.METHODS`.
         percentile: for the method of that name.
         add_method: of additions; '' takes `method`, None what the family's reference has.
         batches: sweeps, evenly over the source; 0 takes all.

@@ -1,7 +1,8 @@
 """The contract of the libspconv dialect: what NVIDIA's engine would do with a file, without the engine.
 
 `check` reads a file as the engine's parser does (`contract_reader`), then looks for what makes it run and be
-wrong: values that cannot be meant (`contract_rules`), nodes that do not fit together (`contract_flow`).
+wrong: values that cannot be meant (`contract_rules`), nodes that do not fit together (`contract_flow`),
+and another order of coordinates than it states (`contract_order`).
 
 What it cannot tell: whether the engine's closed kernels compute what their attributes say, how they round,
 and whether the numbers in the file are the right ones; for these the numeric proof compares with spconv.
@@ -20,8 +21,10 @@ import onnx
 
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.files import read as load_model
-from mmdeploy_ext.sparse.contract_flow import Walk, graph_rules, order_rules
-from mmdeploy_ext.sparse.contract_reader import ERROR, WARNING, Reader, Violation, attributes_twice
+from mmdeploy_ext.sparse.contract_fields import ERROR, WARNING, Violation
+from mmdeploy_ext.sparse.contract_flow import Walk, graph_rules
+from mmdeploy_ext.sparse.contract_order import order_rules
+from mmdeploy_ext.sparse.contract_reader import Reader, attributes_twice
 from mmdeploy_ext.sparse.contract_rules import node_rules
 
 if TYPE_CHECKING:

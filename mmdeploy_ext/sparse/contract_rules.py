@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.sparse.contract_reader import INT8, WARNING, Violation
+from mmdeploy_ext.sparse.contract_fields import INT8, WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmdeploy_ext.sparse.contract_reader import Layer
+    from mmdeploy_ext.sparse.contract_fields import Layer
 
 ACTIVATIONS = ('', 'None', 'ReLU')
 DOUBTFUL_ACTIVATIONS = ('Sigmoid', 'LeakyReLU')

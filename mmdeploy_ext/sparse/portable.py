@@ -33,6 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.buckets import Layout
+from mmdeploy_ext.sparse.node_writer import NodeWriter
 from mmdeploy_ext.sparse.plan import Table, plan_of
 from mmdeploy_ext.sparse.portable_feeds import BEV, FACTS, FORMS, VOXELS, feeds
 
@@ -80,30 +81,23 @@ def to_onnx(
         raise UsageError(f'opset={opset}: the portable form needs opset {LEAST_OPSET} or later')
     writer = _Writer(graph, form, taps)
     model = writer.model(opset)
-    facts = dict(
-        form=form,
-        order=graph.order,
-        in_channels=graph.in_channels,
-        output_shape=list(graph.output_shape),
-        plan=writer.plan.to_json(),
-    )
+    facts = dict(form=form, order=graph.order, in_channels=graph.in_channels)
+    facts |= dict(output_shape=list(graph.output_shape), plan=writer.plan.to_json())
     helper.set_model_props(model, {**(metadata or {}), FACTS: json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-class _Writer:
-    """Collects nodes, inputs and initializers of one model."""
+class _Writer(NodeWriter):
+    """Writes one model."""
 
     def __init__(self, graph: SparseGraph, form: str, taps: Sequence[str]) -> None:
+        super().__init__()
         self.graph, self.form, self.taps = graph, form, tuple(taps)
         self.plan = plan_of(graph)
         self.tables = {table.name: table for table in self.plan.tables}
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-        self.inputs = [helper.make_tensor_value_info(VOXELS, TensorProto.FLOAT, ['N', graph.in_channels])]
+        self.input(VOXELS, TensorProto.FLOAT, 'N', graph.in_channels)
         self.tensors = {'0': VOXELS}
-        self.shared: set[str] = set()
         self.channels = {'0': graph.in_channels}
 
     def model(self, opset: int) -> onnx.ModelProto:
@@ -118,12 +112,8 @@ class _Writer:
         outputs = [helper.make_tensor_value_info(BEV, TensorProto.FLOAT, list(self.graph.output_shape))]
         outputs += [self._tap(name) for name in self.taps]
         graph = helper.make_graph(self.nodes, 'scn', self.inputs, outputs, list(self.initializers.values()))
-        return helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid('', opset)],
-            ir_version=8 if opset < 19 else 9,
-            producer_name='mm2onnx',
-        )
+        versions = dict(opset_imports=[helper.make_opsetid('', opset)], ir_version=8 if opset < 19 else 9)
+        return helper.make_model(graph, producer_name='mm2onnx', **versions)
 
     def _tap(self, name: str) -> onnx.ValueInfoProto:
         if name not in self.plan.level_of or name == '0':
@@ -135,26 +125,6 @@ class _Writer:
         self.op('Identity', [self._sites(self.tensors[name])], name)
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [level, self.channels[name]])
 
-    def op(self, kind: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object) -> str:
-        """Add a node that is named after its first output; return that output."""
-        outputs = [output] if isinstance(output, str) else list(output)
-        self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes))
-        return outputs[0]
-
-    def constant(self, name: str, values: np.ndarray) -> str:
-        """Add an initializer; return its name."""
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
-        return name
-
-    def integers(self, *values: int) -> str:
-        """Return a constant of integers, shared by all who need the same."""
-        name = 'shape.' + '_'.join(str(value) for value in values)
-        return self.constant(name, np.array(values, np.int64))
-
-    def _input(self, name: str, kind: int, *axes: int | str) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, kind, list(axes)))
-        return name
-
     def table_inputs(self, table: Table) -> None:
         """Declare a table's inputs.
 
@@ -164,38 +134,32 @@ class _Writer:
         """
         name, level = table.name, f'M{table.level_out}'
         if self.form == 'tables':
-            self._input(f'{name}.table', TensorProto.INT32, level, math.prod(table.kernel_size))
+            self.input(f'{name}.table', TensorProto.INT32, level, math.prod(table.kernel_size))
             return
         layout = Layout.of(table.kernel_size)
         pieces = len(layout.groups) * layout.buckets
-        self._input(f'{name}.rows', TensorProto.INT32, f'{name}.L')
-        self._input(f'{name}.lengths', TensorProto.INT64, pieces)
-        self._input(f'{name}.offsets', TensorProto.INT32, f'{name}.S')
-        self._input(f'{name}.sizes', TensorProto.INT64, pieces, 1)
+        self.input(f'{name}.rows', TensorProto.INT32, f'{name}.L')
+        self.input(f'{name}.lengths', TensorProto.INT64, pieces)
+        self.input(f'{name}.offsets', TensorProto.INT32, f'{name}.S')
+        self.input(f'{name}.sizes', TensorProto.INT64, pieces, 1)
         for group in range(len(layout.groups)):
-            self._input(f'{name}.position{group}', TensorProto.INT32, f'{level}+1')
-        self._split(f'{name}.rows', f'{name}.lengths', pieces)
-
-    def _split(self, tensor: str, lengths: str, pieces: int) -> None:
-        """Cut a list into TENSOR.0, TENSOR.1, ..."""
-        self.op('Split', [tensor, lengths], [f'{tensor}.{piece}' for piece in range(pieces)], axis=0)
+            self.input(f'{name}.position{group}', TensorProto.INT32, f'{level}+1')
+        self.split(f'{name}.rows', f'{name}.lengths', pieces)
 
     def _row_shapes(self, table: Table, channels: int, pieces: int) -> str:
         """Return the prefix of shapes (-1, s*I), one per bucket, which layers of the same width share."""
         name = f'{table.name}.shape{channels}'
-        if name not in self.shared:
-            self.shared.add(name)
+        if self.first(name):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(0, channels)], f'{name}.wide')
             pairs = self.op('Add', [wide, self.integers(-1, 0)], f'{name}.pairs')
             flat = self.op('Reshape', [pairs, self.integers(-1)], name)
-            self._split(flat, self.integers(*[2] * pieces), pieces)
+            self.split(flat, self.integers(*[2] * pieces), pieces)
         return name
 
     def _with_zeros(self, source: str, channels: int) -> str:
         """Return a tensor with a row of zeros behind its last."""
         name = f'{source}.padded'
-        if name not in self.shared:
-            self.shared.add(name)
+        if self.first(name):
             zero = self.constant(f'zero.{channels}', np.zeros((1, channels), np.float32))
             self.op('Concat', [source, zero], name, axis=0)
         return name
@@ -205,8 +169,7 @@ class _Writer:
         if self.form == 'tables':
             return source
         name = f'{source}.sites'
-        if name not in self.shared:
-            self.shared.add(name)
+        if self.first(name):
             self.op('Slice', [source, self.integers(0), self.integers(-1), self.integers(0)], name)
         return name
 
@@ -235,8 +198,7 @@ class _Writer:
         table = self.tables[self.plan.table_of[node.name]]
         weight = np.asarray(node.weight, np.float32).transpose(1, 2, 3, 4, 0)
         weight = weight.reshape(-1, node.in_channels, node.out_channels)
-        bias = np.zeros(node.out_channels, np.float32) if node.bias is None else node.bias
-        self.constant(f'{node.name}.bias', np.asarray(bias, np.float32))
+        self.constant(f'{node.name}.bias', _bias(node))
         write = self._by_tables if self.form == 'tables' else self._by_buckets
         result = f'{node.name}.sum' if node.activation == 'ReLU' else output
         write(node, table, weight, source, result)
@@ -260,7 +222,8 @@ class _Writer:
                 flat = self.op('Reshape', [rows, f'{shapes}.{piece}'], f'{bucket}.flat')
                 factors = [flat, f'{kernels}.{piece}', *([f'{node.name}.bias'] if bias else [])]
                 parts.append(self.op('Gemm' if bias else 'MatMul', factors, f'{bucket}.product'))
-            parts += [self._bias_row(node), zero] if bias else [zero]
+            parts += [self.constant(f'{node.name}.bias_row', _bias(node)[None])] if bias else []
+            parts.append(zero)
             rows = self.op('Concat', parts, f'{name}.rows', axis=0)
             last = group == len(layout.groups) - 1
             ordered = output if last and not total else f'{name}.ordered'
@@ -273,16 +236,11 @@ class _Writer:
         chosen = self.op('Gather', [every, f'{table.name}.offsets'], f'{node.name}.weights')
         flat = self.op('Reshape', [chosen, self.integers(-1, node.out_channels)], f'{node.name}.kernels')
         lengths = f'{table.name}.kernel_rows{node.in_channels}'
-        if lengths not in self.shared:
-            self.shared.add(lengths)
+        if self.first(lengths):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(node.in_channels)], f'{lengths}.wide')
             self.op('Reshape', [wide, self.integers(-1)], lengths)
-        self._split(flat, lengths, pieces)
+        self.split(flat, lengths, pieces)
         return flat
-
-    def _bias_row(self, node: SparseConvolution) -> str:
-        bias = np.zeros(node.out_channels, np.float32) if node.bias is None else node.bias
-        return self.constant(f'{node.name}.bias_row', np.asarray(bias, np.float32)[None])
 
     def _by_tables(
         self, node: SparseConvolution, table: Table, weight: np.ndarray, source: str, output: str
@@ -306,8 +264,7 @@ class _Writer:
         if end - start == size:
             return f'{table.name}.table'
         name = f'{table.name}.columns.{start}_{end}'
-        if name not in self.shared:
-            self.shared.add(name)
+        if self.first(name):
             limits = [self.integers(start), self.integers(end), self.integers(1)]
             self.op('Slice', [f'{table.name}.table', *limits], name)
         return name
@@ -316,7 +273,7 @@ class _Writer:
         """Write (C, cells) by ScatterElements: in ONNX Runtime half the time of ScatterND and a Transpose."""
         scatter = next(scatter for scatter in self.plan.scatters if scatter.name == node.name)
         name, channels = node.name, node.output_shape[1]
-        cells = self._input(f'{name}.cells', TensorProto.INT64, f'M{scatter.level}')
+        cells = self.input(f'{name}.cells', TensorProto.INT64, f'M{scatter.level}')
         columns = self.op('Transpose', [self._sites(source)], f'{name}.columns', perm=[1, 0])
         shape = self.op('Shape', [columns], f'{name}.shape')
         index = self.op('Expand', [cells, shape], f'{name}.index')
@@ -335,3 +292,8 @@ class _Writer:
             self.op('Identity', [source], output)
         else:
             self.op('Transpose', [source], output, perm=list(node.dims))
+
+
+def _bias(node: SparseConvolution) -> np.ndarray:
+    """Return (O,) float32."""
+    return np.asarray(np.zeros(node.out_channels) if node.bias is None else node.bias, np.float32)

@@ -29,19 +29,9 @@ if TYPE_CHECKING:
 FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
 NORM_TOLERANCE = 1e-3
 """Relative difference of a kernel's norm that is still the same kernel: folding in fp16 moves it by 1e-4."""
-
-
-AMAX = schema.number(above=0)
-NODES = schema.mapping(
-    schema.record(
-        dict(
-            module=schema.text(),
-            input_amax=schema.maybe(AMAX),
-            weight_amax=schema.maybe(schema.items(AMAX)),
-            weight_norm=schema.maybe(schema.number()),
-        )
-    )
-)
+AMAX, NORM = schema.number(above=0), schema.number()
+NODE = dict(module=schema.text(), input_amax=schema.maybe(AMAX), weight_norm=schema.maybe(NORM))
+NODES = schema.mapping(schema.record(NODE | dict(weight_amax=schema.maybe(schema.items(AMAX)))))
 TEXTS = ('calibrator', 'source', 'graph_sha256', 'checkpoint_sha256')
 CONTENT = schema.record(
     dict(version=schema.one_of(VERSION), nodes=NODES, batches=schema.number(0, whole=True))
@@ -99,37 +89,28 @@ class Ranges:
         return self.path or f'ranges of {self.source}'
 
     def input_amax(self, name: str) -> float:
-        """Return the range of a node's input.
-
-        Raises:
-            UsageError: it is missing.
-        """
-        node = self.nodes.get(name)
-        if node is None or node.input_amax is None:
-            raise UsageError(_missing(self.where, [f'{name}.input_amax']))
-        return node.input_amax
+        """Return the range of a node's input; UsageError where it is missing."""
+        return self._known(name, 'input_amax')
 
     def weight_amax(self, name: str) -> np.ndarray:
-        """Return (O,) float32, the ranges of a convolution's output channels.
+        """Return (O,) float32, the ranges of a convolution's channels; UsageError where they are missing."""
+        return np.array(self._known(name, 'weight_amax'), np.float32)
 
-        Raises:
-            UsageError: they are missing.
-        """
-        node = self.nodes.get(name)
-        if node is None or node.weight_amax is None:
-            raise UsageError(_missing(self.where, [f'{name}.weight_amax']))
-        return np.array(node.weight_amax, np.float32)
+    def _known(self, name: str, what: str) -> Any:
+        value = getattr(self.nodes.get(name), what, None)
+        if value is None:
+            raise UsageError(_missing(self.where, [f'{name}.{what}']))
+        return value
 
     def complete(self, graph: SparseGraph) -> list[str]:
         """Return what the graph needs and the ranges lack, e.g. ['conv3.input_amax']; empty when complete."""
-        missing = []
-        for node in quantised(graph):
-            known = self.nodes.get(node.name)
-            if known is None or known.input_amax is None:
-                missing.append(f'{node.name}.input_amax')
-            if isinstance(node, SparseConvolution) and (known is None or known.weight_amax is None):
-                missing.append(f'{node.name}.weight_amax')
-        return missing
+        needed = [
+            (node.name, what)
+            for node in quantised(graph)
+            for what in ('input_amax', 'weight_amax')[: 1 + isinstance(node, SparseConvolution)]
+        ]
+        known = self.nodes.get
+        return [f'{name}.{what}' for name, what in needed if getattr(known(name), what, None) is None]
 
     def check(self, graph: SparseGraph, checkpoint_sha256: str = '') -> None:
         """Refuse ranges that are not this graph's, or not complete.
@@ -206,12 +187,8 @@ class Ranges:
         """Write the JSON, atomically: one line per value, so that it can be edited."""
         content = self.to_json()
         nodes = content.pop('nodes')
-        lines = [f' {json.dumps(key)}: {json.dumps(value)},' for key, value in content.items()]
-        blocks = []
-        for name, node in nodes.items():
-            fields = ',\n'.join(f'   {json.dumps(key)}: {json.dumps(value)}' for key, value in node.items())
-            blocks.append(f'  {json.dumps(name)}: {{\n{fields}\n  }}')
-        text = '\n'.join(['{', *lines, ' "nodes": {', ',\n'.join(blocks), ' }', '}'])
+        blocks = [f'  {json.dumps(name)}: {{\n{_lines(node, 3)}\n  }}' for name, node in nodes.items()]
+        text = '\n'.join(['{', f'{_lines(content, 1)},', ' "nodes": {', ',\n'.join(blocks), ' }', '}'])
         with atomic_path(path) as temporary:
             temporary.write_text(text + '\n', encoding='utf-8')
 
@@ -292,6 +269,11 @@ def _check(where: str, content: Any, check: schema.Check) -> None:
         check(content, '')
     except schema.Mismatch as error:
         raise UsageError(f'{where}: {error}') from error
+
+
+def _lines(content: Mapping[str, Any], indent: int) -> str:
+    entries = (f'{" " * indent}{json.dumps(key)}: {json.dumps(value)}' for key, value in content.items())
+    return ',\n'.join(entries)
 
 
 def _half(value: float) -> float:

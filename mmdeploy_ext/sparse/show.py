@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from mmdeploy_ext.sparse.contract_fields import Layer
     from mmdeploy_ext.sparse.contract_flow import Flow
-    from mmdeploy_ext.sparse.contract_reader import Layer
 
 TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
 

@@ -18,6 +18,6 @@ def test_the_dynamo_exporter_is_proven(name, form, opset, tmp_path):
     import projects.mmdet_plugin  # noqa: F401
 
     model = exporters.MODELS[name]
-    export = exporters.open_model(model, REPO, REPO / 'demo/toy.jpg')
+    export = exporters.Export(model, REPO, REPO / 'demo/toy.jpg')
     (row,) = exporters.measure(export, model.title, form, opset, ('dynamo',), tmp_path, rounds=1)
     assert row.exported and row.proven, row.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import statistics
 import time
 from pathlib import Path
@@ -15,7 +16,8 @@ from mmdeploy_ext.engines.registry import DEFAULT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 EXPORTERS = ('torchscript', 'dynamo')
 ENGINE = DEFAULT.runner_options(threads=1)
@@ -30,38 +32,25 @@ class Model:
     Attributes:
         title: of its rows.
         config: path.
-        checkpoint: path.
         forms: of the post-processing; of a streaming model its contracts.
     """
 
     title: str
     config: str
-    checkpoint: str
     forms: tuple[str, ...]
+
+    @property
+    def checkpoint(self) -> str:
+        """Path of its trained weights."""
+        return f'demo/checkpoints/{Path(self.config).stem}.pth'
 
 
 MODELS = {
-    'atss': Model(
-        'ATSS', 'configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth', ('raw', 'decode', 'full')
-    ),
-    'solov2': Model(
-        'SOLOv2', 'configs/demo/solov2_toy.py', 'demo/checkpoints/solov2_toy.pth', ('raw', 'full')
-    ),
-    'decoupled_solo': Model(
-        'Decoupled SOLO',
-        'configs/demo/decoupled_solo_toy.py',
-        'demo/checkpoints/decoupled_solo_toy.pth',
-        ('raw', 'full'),
-    ),
-    'rtdetr': Model(
-        'RT-DETR', 'configs/demo/rtdetr_toy.py', 'demo/checkpoints/rtdetr_toy.pth', ('raw', 'full')
-    ),
-    'streampetr': Model(
-        'StreamPETR',
-        'projects/configs/StreamPETR/stream_petr_toy.py',
-        'demo/checkpoints/stream_petr_toy.pth',
-        ('deploy', 'fork'),
-    ),
+    'atss': Model('ATSS', 'configs/demo/atss_toy.py', ('raw', 'decode', 'full')),
+    'solov2': Model('SOLOv2', 'configs/demo/solov2_toy.py', ('raw', 'full')),
+    'decoupled_solo': Model('Decoupled SOLO', 'configs/demo/decoupled_solo_toy.py', ('raw', 'full')),
+    'rtdetr': Model('RT-DETR', 'configs/demo/rtdetr_toy.py', ('raw', 'full')),
+    'streampetr': Model('StreamPETR', 'projects/configs/StreamPETR/stream_petr_toy.py', ('deploy', 'fork')),
 }
 
 
@@ -99,79 +88,67 @@ class Row:
 class Export:
     """One model with its weights, and how its files are exported, proven and run."""
 
-    def __init__(self, deployment: Deployment, picture: Path) -> None:
-        """Keep the model; `picture` is what single-image models are traced and run with."""
-        from mmdeploy_ext.inputs.pictures import read_image
+    def __init__(self, model: Model, root: Path, picture: Path) -> None:
+        """Load a model.
 
-        self.deployment = deployment
-        self.image = (picture.name, read_image(picture))
+        Args:
+            model: whose paths are below `root`.
+            root: of the repository.
+            picture: what models of single images are traced and run with.
+        """
+        from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.inputs.pictures import read_image
+        from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
+
+        self.deployment = deploy.load(str(root / model.config), str(root / model.checkpoint))
+        self.of_images = self.deployment.family.samples == 'images'
+        rule = self.deployment.rule
+        self.samples: list[Any] = (
+            [(picture.name, read_image(picture))] if self.of_images else list(synthetic_drive(FRAMES, rule))
+        )
 
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
-        """Export with dynamic axes; return the files."""
+        """Export, with dynamic axes where the family has them; return the files."""
         from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.files import export_files
 
-        deployment, path = self.deployment, str(folder / f'{form}-{exporter}-{opset}.onnx')
-        options = deployment.family.choose(form=form, exporter=exporter, opset=opset, dynamic=True)
-        options = deploy.resolve(options, deployment.model, deployment.rule)
+        deployment, name = self.deployment, f'{form}-{exporter}-{opset}'
+        choose = functools.partial(deployment.family.choose, exporter=exporter, opset=opset)
+        if not self.of_images:
+            options = choose(contract=form)
+            deployment.family.check(deployment.cfg, options)
+            path = str(folder / (f'{name}.onnx' if form == 'fork' else name))
+            return export_files(deployment, options, path)[0]
+        path = str(folder / f'{name}.onnx')
+        options = deploy.resolve(choose(form=form, dynamic=True), deployment.model, deployment.rule)
         deploy.option_check(options, path)(deployment.cfg, deployment.family, deployment.model)
-        traced = deploy.prepare_fixed(deployment.rule, self.image[1], options.height, options.width)
-        export_files(deployment, options, path, [traced])
+        export_files(deployment, options, path, [self._prepared(options)])
         return [path]
+
+    def _prepared(self, options: Options) -> PreparedImage:
+        """Return the picture in the size of an export."""
+        from mmdeploy_ext.deploy.deployment import prepare_fixed
+
+        return prepare_fixed(self.deployment.rule, self.samples[0][1], options.height, options.width)
 
     def prove(self, paths: Sequence[str]) -> Any:
         """Return the verdict of the ladder, which feeds inputs that the export never saw."""
         from mmdeploy_ext.proof.ladder import prove
 
-        return prove(self.deployment, paths, self.samples(), ENGINE)[0]
-
-    def samples(self) -> list[Any]:
-        """Return what the proof is given."""
-        return [self.image]
+        return prove(self.deployment, paths, self.samples, ENGINE)[0]
 
     @contextlib.contextmanager
     def runner(self, paths: Sequence[str]) -> Iterator[Callable[[Any], object]]:
-        """Yield a function that runs the file once."""
-        from mmdeploy_ext.deploy import deployment as deploy
+        """Yield a function that runs the files once, on the same sample again and again."""
+        family = self.deployment.family
+        if not self.of_images:
+            stepper, frame = family.runner(paths, ENGINE), self.samples[0]
+            yield lambda _: stepper.step(frame)
+            return
         with DEFAULT.open(paths[0], ENGINE['threads']) as backend:
-            options = self.deployment.family.written(backend.metadata.options)
-            image = deploy.prepare_fixed(self.deployment.rule, self.image[1], options.height, options.width)
-            feeds = backend.known(self.deployment.family.feeds([image], True))
+            image = self._prepared(family.written(backend.metadata.options))
+            feeds = backend.known(family.feeds([image], True))
             yield lambda _: backend.infer(feeds)
-
-
-class StreamExport(Export):
-    """A model of frames; its forms are contracts."""
-
-    def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
-        """See `Export.write`; shapes are fixed."""
-        from mmdeploy_ext.deploy.files import export_files
-
-        options = self.deployment.family.choose(contract=form, exporter=exporter, opset=opset)
-        self.deployment.family.check(self.deployment.cfg, options)
-        name = f'{form}-{exporter}-{opset}' + ('.onnx' if form == 'fork' else '')
-        return export_files(self.deployment, options, str(folder / name))[0]
-
-    def samples(self) -> list[Any]:
-        """Return frames of two scenes of a synthetic drive."""
-        from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
-
-        return list(synthetic_drive(FRAMES, self.deployment.rule))
-
-    @contextlib.contextmanager
-    def runner(self, paths: Sequence[str]) -> Iterator[Callable[[Any], object]]:
-        """See `Export.runner`: one frame, the last one again and again."""
-        stepper, frame = self.deployment.family.runner(paths, ENGINE), self.samples()[0]
-        yield lambda _: stepper.step(frame)
-
-
-def open_model(model: Model, root: Path, picture: Path) -> Export:
-    """Load a model; its paths are below `root`, `picture` is for single-image models."""
-    from mmdeploy_ext.deploy import deployment as deploy
-
-    deployment = deploy.load(str(root / model.config), str(root / model.checkpoint))
-    kind = Export if deployment.family.samples == 'images' else StreamExport
-    return kind(deployment, picture)
 
 
 def measure(

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docs._pages.exporters import rows as exporters
+from docs._pages.exporters.rows import EXPORTERS, MODELS
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import write_json
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from docs._pages.exporters.rows import Row
-
-MODELS = ('atss', 'solov2', 'decoupled_solo', 'rtdetr', 'streampetr')
-EXPORTERS = ('torchscript', 'dynamo')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +54,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     compat.apply()
     from docs._pages.exporters import page as exporters_page
-    from docs._pages.exporters import rows as exporters
     from mmdeploy_ext.exporting.exporter import check_opset
 
     if args.rounds < 1:
@@ -84,15 +82,14 @@ def measure(args: argparse.Namespace, forms: dict[str, tuple[str, ...]], folder:
     """Measure all models; a progress bar counts exports."""
     from rich.progress import Progress
 
-    from docs._pages.exporters import rows as exporters
     from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
 
     root, console, rows = DEFAULT_IMAGE.parents[1], cli.stderr(), []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task('measuring', total=sum(map(len, forms.values())) * len(args.opsets))
         for name, chosen in forms.items():
-            model = exporters.MODELS[name]
-            export = exporters.open_model(model, root, DEFAULT_IMAGE)
+            model = MODELS[name]
+            export = exporters.Export(model, root, DEFAULT_IMAGE)
             for form in chosen:
                 for opset in args.opsets:
                     rows += exporters.measure(

@@ -144,7 +144,7 @@ def _insert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_insert_outputs(args: argparse.Namespace) -> int:
     """Write a file that also gives inner tensors."""
-    from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.outputs import insert_outputs
 
     model = _load(args)
@@ -175,7 +175,7 @@ def _rename_arguments(parser: argparse.ArgumentParser) -> None:
 def run_rename(args: argparse.Namespace) -> int:
     """Write the graph with other names."""
     from mmdeploy_ext.core.errors import UsageError
-    from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.rename import rename
 
     if not (args.tensor or args.node or args.prefix or args.name_nodes):
@@ -209,12 +209,11 @@ def _shape_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_set_shape(args: argparse.Namespace) -> int:
     """Write the graph with other input shapes, after a trial that it runs at them."""
-    from mmdeploy_ext.graph import batch_trial, proof
-    from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph import batch_trial, edits, proof
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
-    after = shapes.apply(model, args.shapes)
+    after = shapes.set_by_text(model, args.shapes)
     edits.record(after, 'set-shape', dict(shapes=args.shapes))
     note = ''
     if not args.no_trial:

@@ -28,7 +28,7 @@ def _read(args: argparse.Namespace) -> onnx.ModelProto:
     from mmdeploy_ext.graph.passes import shapes
 
     model = files.read_shapes(args.file)
-    return shapes.apply(model, args.shape) if args.shape else model
+    return shapes.set_by_text(model, args.shape) if args.shape else model
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,18 +81,19 @@ def _tree_arguments(parser: argparse.ArgumentParser) -> None:
 def run_tree(args: argparse.Namespace) -> int:
     """Print the graph as a tree of modules."""
     from mmdeploy_ext.core.errors import UsageError
+    from mmdeploy_ext.graph.io import modules
     from mmdeploy_ext.graph.show import tree
 
     if args.depth is not None and args.depth < 0:
         raise UsageError(f'--depth {args.depth}: expected 0 or more')
     model = _read(args)
-    sources = tree.sources(model)
+    sources = modules.sources(model)
     root = tree.build(model)
     write_json(args, dict(file=args.file, sources=sources, tree=tree.as_json(root)))
     for line in tree.lines(root, args.depth):
         print(line)
     print()
-    known = ', '.join(f'{tree.SOURCES[name]} ({many} nodes)' for name, many in sources.items())
+    known = ', '.join(f'{modules.SOURCES[name]} ({many} nodes)' for name, many in sources.items())
     print(f'modules known by {known}')
     return 0
 

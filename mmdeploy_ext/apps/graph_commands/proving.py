@@ -164,7 +164,7 @@ def load(path: str) -> onnx.ModelProto:
     """Read a file of operators that ONNX Runtime knows.
 
     Raises:
-        ModelFileError: see `graph.files.load`; or a graph of the libspconv dialect.
+        ModelFileError: see `graph.io.files.load`; or a graph of the libspconv dialect.
     """
     from mmdeploy_ext.graph.io import checks, files
 

@@ -100,18 +100,17 @@ def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarr
 
 
 def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
-    from mmdeploy_ext.graph.reduce import checks as reduce_checks
-    from mmdeploy_ext.graph.reduce import process as reduce_process
+    from mmdeploy_ext.graph.reduce import checks, process
     from mmdeploy_ext.graph.reduce.case import prepare, record
 
     if text.kind == 'command':
-        return reduce_process.Command(text.rest, args.timeout)
+        return process.Command(text.rest, args.timeout)
     if text.kind == 'crash':
-        return reduce_process.Crash(args.timeout)
+        return process.Crash(args.timeout)
     if text.kind == 'differs':
         other = prepare(_comparable(text.rest, feeds), feeds)
-        return reduce_checks.Differs(args.tolerance, record(other, feeds), case.values)
-    return reduce_checks.NUMERIC[text.kind](args.tolerance)
+        return checks.Differs(args.tolerance, record(other, feeds), case.values)
+    return checks.NUMERIC[text.kind](args.tolerance)
 
 
 def _good(

@@ -39,7 +39,7 @@ def run_replace(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mmdeploy_ext.core.errors import UsageError
-    from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.named_rules import PASSES, named_rule, replace_all
     from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
 
@@ -83,7 +83,7 @@ def run_simplify(args: argparse.Namespace) -> int:
 
 
 def _shrink(args: argparse.Namespace, command: str, change: object, *packages: str) -> int:
-    from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph import edits
 
     proving.check_output(args)
     model = proving.load(args.file)
@@ -107,7 +107,7 @@ def _opset_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_opset(args: argparse.Namespace) -> int:
     """Convert to another opset."""
-    from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
     proving.check_output(args)
@@ -138,7 +138,7 @@ def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
-    from mmdeploy_ext.graph.io import edits
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.precision import recorded
     from mmdeploy_ext.graph.passes.select import matching_nodes
 

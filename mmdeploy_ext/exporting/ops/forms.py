@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.exporter import Operators
 from mmdeploy_ext.exporting.ops.bodies import function_body
 from mmdeploy_ext.exporting.ops.exporters import translations
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, current_form
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, current_form, operator_of
 from mmdeploy_ext.exporting.ops.python_nodes import python_body
 from mmdeploy_ext.graph.io import types
 
@@ -76,12 +75,7 @@ def operator_nodes(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, Ope
     """
     for node in graph.node:
         if node.domain == DOMAIN:
-            if node.op_type not in OPERATORS:
-                raise ExportError(
-                    f'node {node.name!r}: operator {DOMAIN}.{node.op_type} is not registered; import the '
-                    f'module that describes it (known: {", ".join(sorted(OPERATORS)) or "none"})'
-                )
-            yield node, OPERATORS[node.op_type]
+            yield node, operator_of(node.name, node.op_type)
         for attribute in node.attribute:
             for inner in ([attribute.g] if attribute.HasField('g') else []) + list(attribute.graphs):
                 yield from operator_nodes(inner)

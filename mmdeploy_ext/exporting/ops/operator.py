@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -137,3 +137,19 @@ def operators_as(form: str) -> Iterator[None]:
 def current_form() -> str:
     """Return the form of the innermost `operators_as`."""
     return _form.get()
+
+
+def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -> Operator:
+    """Return the operator of a name.
+
+    Args:
+        node: name of the node that it is asked for.
+        name: of the operator.
+        error: raised where it is not registered.
+    """
+    if name not in OPERATORS:
+        raise error(
+            f'node {node!r}: operator {DOMAIN}.{name} is not registered; import the module that describes it '
+            f'(known: {", ".join(sorted(OPERATORS)) or "none"})'
+        )
+    return OPERATORS[name]

@@ -14,7 +14,7 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.exporting.ops.exporters import attribute_letters, attribute_values
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, operator_of
 from mmdeploy_ext.graph.io.index import all_nodes
 
 if TYPE_CHECKING:
@@ -93,13 +93,7 @@ def _python_calls(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Oper
     for node in all_nodes(model):
         if node.domain != DOMAIN or node.op_type not in names:
             continue
-        name = names[node.op_type]
-        if name not in OPERATORS:
-            raise EngineError(
-                f'node {node.name!r}: operator {DOMAIN}.{name} is not registered; import the module that '
-                f'describes it (known: {", ".join(sorted(OPERATORS)) or "none"})'
-            )
-        yield node, OPERATORS[name]
+        yield node, operator_of(node.name, names[node.op_type], EngineError)
 
 
 def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from spconv.pytorch import SparseConvTensor
 from spconv.pytorch.conv import SparseConvolution as ConvolutionModule
 from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.core.errors import ExportError, ShapeError
+from mmdeploy_ext.exporting.sparse.trace_convolutions import (
+    convolution_fields,
+    convolution_input,
+    convolution_problem,
+    refuse_small_grid,
+)
 from mmdeploy_ext.exporting.sparse.trace_functions import say
 from mmdeploy_ext.exporting.sparse.trace_values import UnsupportedOperatorError, Value, Values
 from mmdeploy_ext.sparse.ir import ScatterDense, SparseConvolution, Transpose
@@ -27,8 +32,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.sparse.ir import Triple
-
-DEFAULT_BOUND = 200000
 
 
 class NoSiteLeftError(ExportError):
@@ -139,7 +142,7 @@ class Recorder(Values):
 
     def _enter_convolution(self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict) -> None:
         self._path.append(path)
-        source = _convolution_input(path, args, kwargs)
+        source = convolution_input(path, args, kwargs)
         if self._value(source.features) is None:
             raise ExportError(f'{path}: takes a sparse tensor that does not come from the voxels')
         if source.features.shape[1] != module.in_channels:
@@ -151,7 +154,7 @@ class Recorder(Values):
                 f'{path}: works on the grid {source.spatial_shape}, expected {self._shape}; '
                 f'module, config and order disagree'
             )
-        _refuse_small_grid(path, module, source)
+        refuse_small_grid(path, module, source)
         if module.record_voxel_count:  # it would change a buffer
             module.record_voxel_count = False
             self._uncounted.append(module)
@@ -161,9 +164,9 @@ class Recorder(Values):
         self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict, result: SparseConvTensor
     ) -> None:
         self._silence -= 1
-        source = _convolution_input(path, args, kwargs)
+        source = convolution_input(path, args, kwargs)
         value = self._value(source.features)
-        problem = value.problem or _convolution_problem(path, module)
+        problem = value.problem or convolution_problem(path, module)
         problem = problem or self._sites_problem(path, source, value)
         if problem:
             value = Value('', problem=problem)
@@ -173,7 +176,7 @@ class Recorder(Values):
                 f'trace with the coordinates of a sweep'
             )
         else:
-            fields = _convolution_fields(module) | dict(
+            fields = convolution_fields(module) | dict(
                 input_spatial_shape=tuple(source.spatial_shape),
                 output_spatial_shape=tuple(result.spatial_shape),
                 input_rows=len(source.features),
@@ -257,68 +260,3 @@ def _changed(func: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
     ):
         written += list(_tensors(args[:1]))
     return written
-
-
-def _convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
-    values = [*args, *kwargs.values()]
-    if len([value for value in values if value is not None]) != 1 or not isinstance(
-        values[0], SparseConvTensor
-    ):
-        raise ExportError(
-            f'{path}: is called with more than one sparse tensor; expected one SparseConvTensor'
-        )
-    return values[0]
-
-
-def _convolution_problem(path: str, module: ConvolutionModule) -> str:
-    """Return what the dialect cannot say about a convolution, or ''."""
-    kind = type(module).__name__
-    if module.ndim != 3:
-        return f'{path}: {kind} has {module.ndim} dimensions; the dialect knows 3'
-    if module.transposed:
-        return f'{path}: {kind} is a transposed convolution, which the engine does not read'
-    if module.groups != 1:
-        return f'{path}: {kind} has {module.groups} groups; the dialect knows 1'
-    if module.act_type.name not in ('None_', 'ReLU'):
-        return f'{path}: {kind} has the activation {module.act_type.name}; the dialect knows ReLU'
-    return ''
-
-
-def _refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTensor) -> None:
-    if module.subm or module.inverse or module.transposed:
-        return
-    axes = zip(source.spatial_shape, module.kernel_size, module.padding, module.dilation, strict=True)
-    for size, kernel, padding, dilation in axes:
-        if size + 2 * padding < dilation * (kernel - 1) + 1:
-            raise ExportError(
-                f'{path}: kernel {list(module.kernel_size)} does not fit on the grid {source.spatial_shape}; '
-                f'the grid is too small for this encoder'
-            )
-
-
-def _convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
-    triples = 'kernel_size stride padding dilation output_padding'
-    fields = {name: tuple(int(size) for size in getattr(module, name)) for name in triples.split()}
-    bias = None if module.bias is None else module.bias.detach().cpu().numpy().copy()
-    return fields | dict(
-        weight=module_weight(module),
-        bias=bias,
-        subm=bool(module.subm),
-        inverse=bool(module.inverse),
-        rulebook=module.indice_key,
-        activation='ReLU' if module.act_type.name == 'ReLU' else 'None',
-        output_bound=int(getattr(module, 'output_bound', DEFAULT_BOUND)),
-    )
-
-
-def module_weight(module: ConvolutionModule) -> np.ndarray:
-    """Return a convolution module's kernel as (O, k0, k1, k2, I) float32.
-
-    spconv 2 multiplies by a 1x1x1 kernel's memory as if it were (I, O), whatever its shape says (its issue
-    556): those are turned into what they compute.
-    """
-    weight = module.weight.detach().cpu().numpy()
-    if module.conv1x1:
-        inputs, outputs = module.in_channels, module.out_channels
-        weight = weight.reshape(inputs, outputs).T.reshape(outputs, 1, 1, 1, inputs)
-    return np.array(weight, np.float32, order='C')

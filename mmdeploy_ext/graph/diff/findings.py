@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.graph.diff.region import regions
-from mmdeploy_ext.graph.diff.scope import module_of
 from mmdeploy_ext.graph.diff.structure import ONLY_HERE
 from mmdeploy_ext.graph.diff.walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN
+from mmdeploy_ext.graph.io.modules import module_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -201,7 +201,7 @@ def entries_of(found: Walk, bars: Bars, module: Callable[[int], str] | None = No
     index, entries = found.program.index, []
     for depth, row in enumerate(found.rows.values()):
         node, reference = index.nodes[row.position], row.reference
-        path = module(row.position) if module else module_of(node)
+        path = module(row.position) if module else module_path(node)
         state = row.state(bars.born, bars.free)
         entries.append(
             Entry(
@@ -256,7 +256,7 @@ def _difference(
     exact = len(positions) == 1 or bool(causes) or len(told) == 1
     first, last = next(row for row in rows if row.position == guilty), rows[-1]
     reference = last.reference
-    path = module(guilty) if module else module_of(index.nodes[guilty])
+    path = module(guilty) if module else module_path(index.nodes[guilty])
     known = evidence[guilty] if exact else []  # that one of them is new says nothing about the others
     lines = list(dict.fromkeys([*known, *filter(None, (row.reason for row in rows))]))
     return Difference(

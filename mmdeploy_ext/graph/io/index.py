@@ -259,3 +259,12 @@ class Index:
         """Return the graph inputs that a set of nodes reads and that are not in `stops`, in graph order."""
         read = {name for position in positions for name in self.reads(position)} - set(stops)
         return [name for name in self.inputs if name in read]
+
+    def constant_nodes(self) -> set[int]:
+        """Return the nodes that depend on no graph input; random operators do not count as constant."""
+        random = [
+            at for at, node in enumerate(self.nodes) if node.op_type.startswith(('Random', 'Multinomial'))
+        ]
+        starts = [value.name for value in self.graph.input]
+        starts += [name for at in random for name in self.writes(at)]
+        return set(range(len(self.nodes))) - {*random, *self.descendants(starts)}

@@ -102,7 +102,7 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
     chosen = set(positions)
     if not chosen:
         raise UsageError('no nodes to extract')
-    constant = constant_nodes(index)
+    constant = index.constant_nodes()
     read = [name for at in sorted(chosen) for name in index.reads(at)]
     needed = [name for name in read if index.producer(name) in constant]
     chosen |= set(index.ancestors(needed))
@@ -126,14 +126,6 @@ def _leaves(index: Index, name: str, chosen: set[int]) -> bool:
     """Return whether a tensor is read outside of the chosen nodes, or nowhere."""
     readers = index.consumers(name)
     return not readers or any(at not in chosen for at in readers)
-
-
-def constant_nodes(index: Index) -> set[int]:
-    """Return the nodes that depend on no graph input; random operators do not count as constant."""
-    varying = set(index.descendants([value.name for value in index.graph.input]))
-    random = [at for at, node in enumerate(index.nodes) if node.op_type.startswith(('Random', 'Multinomial'))]
-    varying.update(random, index.descendants(name for at in random for name in index.writes(at)))
-    return set(range(len(index.nodes))) - varying
 
 
 def _rebuilt(

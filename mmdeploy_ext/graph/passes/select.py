@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index, near
-from mmdeploy_ext.graph.show.tree import module_of
+from mmdeploy_ext.graph.io.modules import module_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -170,7 +170,7 @@ def _is_name(size: int | str) -> bool:
     return isinstance(size, str) and size != UNKNOWN
 
 
-def apply(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
+def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
     """Return `set_shapes` of what people write; a name is an input's, or an axis's.
 
     Raises:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import near
-from mmdeploy_ext.graph.reduce import run as reduced_run
+from mmdeploy_ext.graph.reduce import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Check:
         meaning: what the fault is, for people.
         outcome: what the whole model showed; the candidates have to show the same.
         tolerance: largest difference that is no fault, as a part of the largest expected value.
-        rounding: see `reduce_case.Case`.
+        rounding: see `case.Case`.
     """
 
     kind = ''
@@ -76,7 +76,7 @@ def _compute(candidate: Candidate, optimized: bool) -> dict[str, np.ndarray] | N
     """Return the outputs, None where ONNX Runtime refuses the model."""
     with files.openable(candidate.model) as source:
         try:
-            found = reduced_run.compute(source, candidate.feeds, optimized)
+            found = run.compute(source, candidate.feeds, optimized)
         except Exception:
             return None
     return {name: found[name] for name in candidate.outputs}
@@ -102,13 +102,13 @@ class NotFinite(Check):
         if self._narrowed:
             tensors = candidate.model.graph.initializer
             given.update((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
-        if reduced_run.not_finite(given):
+        if run.not_finite(given):
             return ''
-        return reduced_run.not_finite(_compute(candidate, optimized=False) or {})
+        return run.not_finite(_compute(candidate, optimized=False) or {})
 
     def settle(self, whole: Candidate) -> bool:
         """Remember whether NaN or infinity is looked for."""
-        if reduced_run.not_finite(whole.feeds):
+        if run.not_finite(whole.feeds):
             raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')
         self.outcome = self._outcome(whole)
         return bool(self.outcome)
@@ -141,7 +141,7 @@ class Engines(Check):
         plain, fast = _compute(candidate, optimized=False), _compute(candidate, optimized=True)
         if plain is None or fast is None:
             return plain is not None and fast is None
-        return reduced_run.difference(fast, plain) > self.tolerance
+        return run.difference(fast, plain) > self.tolerance
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return what ONNX Runtime gives without optimisations."""
@@ -159,7 +159,7 @@ class Reference(Check):
         got, expected = _compute(candidate, optimized=True), self._evaluate(candidate)
         if got is None or expected is None:
             return False
-        return reduced_run.difference(got, expected) > self.tolerance
+        return run.difference(got, expected) > self.tolerance
 
     @staticmethod
     def _evaluate(candidate: Candidate) -> dict[str, np.ndarray] | None:
@@ -200,7 +200,7 @@ class Differs(Check):
         if not wanted:
             return False
         got = _compute(candidate, optimized=False)
-        return got is not None and reduced_run.difference(got, wanted) > self.tolerance
+        return got is not None and run.difference(got, wanted) > self.tolerance
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return the other model's values."""

@@ -104,7 +104,7 @@ def save_folder(
         source: name of the file that was reduced.
     """
     from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.reduce import run as reduced_run
+    from mmdeploy_ext.graph.reduce import run
 
     target, candidate = Path(target), reduction.candidate
     check_folder(target)
@@ -123,7 +123,7 @@ def save_folder(
         save_npz(folder / 'inputs.npz', candidate.feeds)
         save_npz(folder / 'expected.npz', expected)
         write_json(folder / 'case.json', dict(facts, outputs=list(candidate.outputs)))
-        shutil.copyfile(reduced_run.__file__, folder / 'run.py')
+        shutil.copyfile(run.__file__, folder / 'run.py')
         with atomic_path(folder / 'README.md') as part:
             part.write_text(text, encoding='utf-8')
     return target

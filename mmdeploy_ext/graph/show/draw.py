@@ -19,7 +19,6 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.passes.extract import constant_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -118,7 +117,7 @@ def _without_font_warnings() -> Iterator[None]:
 
 def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
     """Return the nodes at most `depth` steps up or down from a node, without those that make constants."""
-    constant, found, edge = constant_nodes(index), {start}, {start}
+    constant, found, edge = index.constant_nodes(), {start}, {start}
     for _ in range(depth):
         above = {index.producer(name) for at in edge for name in index.reads(at)} - {None}
         below = {at for here in edge for name in index.writes(here) for at in index.consumers(name)}
@@ -152,7 +151,7 @@ def draw(
         raise UsageError(f'--depth {depth}: expected 0 or more')
     index, marked = Index(model), None
     if node is None:
-        constant = constant_nodes(index)
+        constant = index.constant_nodes()
         positions = [at for at in range(len(index.nodes)) if at not in constant] or list(
             range(len(index.nodes))
         )
@@ -204,7 +203,7 @@ def _attributes(node: onnx.NodeProto) -> Iterable[tuple[str, str]]:
 def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[str, onnx.TypeProto]) -> None:
     """Join the nodes; what they read from elsewhere and what others read of them gets a box of its own."""
     sources = {name: f'node {at}' for at in positions for name in index.writes(at)}
-    inside, constant, labelled = set(positions), constant_nodes(index), set()
+    inside, constant, labelled = set(positions), index.constant_nodes(), set()
 
     def join(name: str, end: str) -> None:
         size = '' if name in labelled else types.sizes(kinds.get(name))

@@ -1,35 +1,18 @@
-"""Which module of the PyTorch model a node came from, and the graph as a tree of modules. Needs onnx only.
-
-Three sources, tried in this order:
-- metadata of the torch.export-based exporter: `pkg.torch.onnx.name_scopes`;
-- node names of the TorchScript exporter: '/backbone/layer1/layer1.0/conv1/Conv';
-- names of weights: a node that reads 'backbone.stem.conv.weight' belongs to 'backbone.stem.conv'. Older
-  exporters ('Conv_12') and other frameworks leave no more than that.
-"""
+"""A graph as a tree of the modules that its nodes were exported from. Needs onnx only."""
 
 from __future__ import annotations
 
-import ast
-import collections
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.graph import flops
-from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io import modules, types
 from mmdeploy_ext.graph.show.summary import parameter_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     import onnx
-
-SCOPES = 'pkg.torch.onnx.name_scopes'
-SOURCES = {
-    'metadata': 'exporter metadata',
-    'names': 'node names',
-    'weights': 'names of weights',
-    '': 'nothing in the file',
-}
 
 
 @dataclasses.dataclass
@@ -55,75 +38,13 @@ class Branch:
     children: dict[str, Branch] = dataclasses.field(default_factory=dict)
 
 
-def module_scopes(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    """Return (module name, source) per node of the main graph, e.g. ('backbone.layer1.0.conv1', 'names').
-
-    The names are those of `named_modules` of what was exported; the stages that this project merges come
-    first ('network.backbone...'). ('', '') where no source says anything.
-    """
-    return [module_of(node) for node in model.graph.node]
-
-
-def sources(model: onnx.ModelProto) -> dict[str, int]:
-    """Return source -> how many nodes have their module from it, most first; see `SOURCES`."""
-    return dict(collections.Counter(source for _, source in module_scopes(model)).most_common())
-
-
-def module_of(node: onnx.NodeProto) -> tuple[str, str]:
-    """Return (module name, source) of one node; see `module_scopes`."""
-    listed = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
-    if listed is not None:
-        return _from_metadata(listed), 'metadata'
-    if '/' in node.name:
-        return from_name(node.name), 'names'
-    for name in node.input:
-        if '.' in name and name.rpartition('.')[2] in (
-            'weight',
-            'bias',
-            'running_mean',
-            'gamma',
-            'in_proj_weight',
-        ):
-            return name.rpartition('.')[0], 'weights'
-    return '', ''
-
-
-def _from_metadata(listed: str) -> str:
-    """Return the module of a list of scopes, whose last entry is the operation itself."""
-    try:
-        scopes = ast.literal_eval(listed)
-    except (ValueError, SyntaxError):
-        return ''
-    if not isinstance(scopes, list) or len(scopes) < 2:
-        return ''
-    return str(scopes[-2])
-
-
-def from_name(name: str) -> str:
-    """Return the module that a TorchScript node name says.
-
-    '/layer1/layer1.0/conv1/Conv' -> 'layer1.0.conv1': members of a Sequential repeat its name.
-    """
-    return '.'.join(without_repetition(name.split('/')[:-1]))
-
-
-def without_repetition(parts: Iterable[str]) -> list[str]:
-    """Drop containers that the next part repeats: layer1/layer1.0 is layer1.0."""
-    words: list[str] = []
-    for part in filter(None, parts):
-        if words and part.startswith(f'{words[-1]}.'):
-            words.pop()
-        words.append(part)
-    return words
-
-
 def build(model: onnx.ModelProto) -> Branch:
     """Return the tree of modules of a model."""
     kinds = types.infer(model)
     cost = flops.count(model, kinds)
     sizes = parameter_sizes(model.graph)
     root, seen = Branch(''), set()
-    for position, (scope, _) in enumerate(module_scopes(model)):
+    for position, (scope, _) in enumerate(modules.module_scopes(model)):
         node = model.graph.node[position]
         new = {name for name in node.input if name in sizes} - seen
         seen |= new

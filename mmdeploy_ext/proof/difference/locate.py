@@ -224,7 +224,7 @@ def _module_finder(pairing: Pairing, program: Program) -> Callable[[int], str]:
 
     def module(position: int) -> str:
         if position not in known:
-            known[position] = pairing.module_of(program, position)
+            known[position] = pairing.module_path(program, position)
         return known[position]
 
     return module

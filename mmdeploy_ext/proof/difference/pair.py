@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.graph.diff.scope import module_of
 from mmdeploy_ext.graph.diff.walk import BORN_RTOL, Reference, compare, informative
+from mmdeploy_ext.graph.io.modules import module_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -113,10 +113,10 @@ class Pairing:
         record = self.records[index]
         return Reference(record.value, record.label, record.module, how, index)
 
-    def module_of(self, program: Program, position: int) -> str:
+    def module_path(self, program: Program, position: int) -> str:
         """Return the module of a node: of its scope, else the owner of a weight that it reads."""
         node = program.index.nodes[position]
-        scope = module_of(node, self.modules)
+        scope = module_path(node, self.modules)
         if scope:
             return scope
         for name in program.index.reads(position):
@@ -143,7 +143,7 @@ class Pairing:
             return None
         nearest = max(ROUNDING, min(errors.values()))  # a clamp at 1e-5 is not taken for what it clamps
         found = [index for index, error in errors.items() if error <= nearest]
-        module = self.module_of(program, position) if len(found) > 1 else ''
+        module = self.module_path(program, position) if len(found) > 1 else ''
         same = [index for index in found if self.records[index].module == module]
         return self.reference((same or found)[0], 'value')
 
@@ -193,7 +193,7 @@ class Pairing:
             value = walk.good.get(tensor)
             if row.reference is not None or operator is None or value is None:
                 continue
-            module, before = self.module_of(walk.program, row.position), walk.latest_input(row.position)
+            module, before = self.module_path(walk.program, row.position), walk.latest_input(row.position)
             near = [
                 index
                 for index, record in enumerate(self.records)
@@ -212,7 +212,7 @@ class Pairing:
         """Return the record that stands where a tensor does: its operator, after its inputs, most alike."""
         row = walk.rows[tensor]
         node = walk.program.index.nodes[row.position]
-        value, module = walk.good.get(tensor), self.module_of(walk.program, row.position)
+        value, module = walk.good.get(tensor), self.module_path(walk.program, row.position)
         best: tuple[bool, float, int] | None = None
         for index in range(walk.latest_input(row.position) + 1, len(self.records)):
             record = self.records[index]

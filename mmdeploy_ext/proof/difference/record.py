@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmdeploy_ext.core.taps import collect_taps
-from mmdeploy_ext.graph.diff.scope import plain_path
+from mmdeploy_ext.graph.io.modules import plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -84,7 +84,7 @@ class Proof(abc.ABC):
         """Return whether a file is valid, and says of itself what its contract, config and options say."""
 
     def _subject(self) -> dict[str, Any]:
-        from mmdeploy_ext.exporting.export import versions
+        from mmdeploy_ext.core.versions import versions
 
         deployment, paths = self.deployment, self.paths
         return dict(

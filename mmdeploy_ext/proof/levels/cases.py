@@ -154,7 +154,7 @@ def _tensor_rows(
     expected = reference.ask('reference_tensors', metadata.form, **chosen)
     ties_rtol = half.CHOICE_RTOL if bars else DEFAULT_RTOL
     expected = family.choose_as(model, reference.feeds, outputs, expected, ties_rtol)
-    outputs = without_ties(expected, outputs, reference.ask('harmless', **chosen), slack)
+    outputs = without_ties(expected, outputs, reference.ask('interchangeable_zeros', **chosen), slack)
     rows = compare_tensors(expected, outputs, metadata.spec)
     return tuple(half.judge(rows, bars.cosine) if bars else rows)
 

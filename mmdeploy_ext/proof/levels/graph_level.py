@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.graph import same
-from mmdeploy_ext.graph.io import edits
+from mmdeploy_ext.graph import edits, same
 from mmdeploy_ext.proof.older import brought_near
 from mmdeploy_ext.proof.results import GraphResult
 

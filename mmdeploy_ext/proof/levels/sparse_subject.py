@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.options import SPARSE, Options
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.deploy.sparse import fp16_modules, has_precision, make_graph, metadata_props, resolve
-from mmdeploy_ext.graph.io import edits
+from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
 from mmdeploy_ext.proof.levels.graph_level import told_otherwise

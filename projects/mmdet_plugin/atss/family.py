@@ -8,12 +8,9 @@ from mmdet.core.anchor import build_prior_generator
 from torch import nn
 
 from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.bbox2d import NmsConfig, capped, nms_config
 from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
-from mmdeploy_ext.inputs.pictures import PreprocessRule
-from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.atss import model as runtime
 from projects.mmdet_plugin.atss import graphs, reference, samples
 
@@ -36,7 +33,7 @@ class AtssFamily(ImageFamily):
     forms = ('full', 'decode', 'raw')
     own_options = (choices.MAX_CANDIDATES,)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, detections = staticmethod(samples.feeds), staticmethod(runtime.detections)
+    feeds = staticmethod(samples.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
@@ -83,10 +80,6 @@ class AtssFamily(ImageFamily):
             coder=dict(means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=graphs.WH_RATIO_CLIP),
             num_classes=int(head.cls_out_channels),
         )
-
-    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        """See `Family.preprocess_rule`."""
-        return rule_from_pipeline(test_pipeline(cfg))
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         """See `ImageFamily.results_left_out`."""

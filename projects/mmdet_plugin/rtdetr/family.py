@@ -6,10 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
-from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.rtdetr import model as runtime
 from projects.mmdet_plugin.rtdetr import graphs, reference, samples
 from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
@@ -36,7 +34,7 @@ class RtDetrFamily(ImageFamily):
     forms = ('full', 'raw')
     own_options = (choices.FUSE, choices.GRID_SAMPLE, choices.DYNAMIC_BATCH)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, detections = staticmethod(samples.feeds), staticmethod(runtime.detections)
+    feeds = staticmethod(samples.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     choose_as = staticmethod(reference.choose_as)
@@ -81,7 +79,7 @@ class RtDetrFamily(ImageFamily):
         Raises:
             ConfigError: the pipeline keeps the ratio or pads, so that boxes would be relative to padding.
         """
-        rule = rule_from_pipeline(test_pipeline(cfg))
+        rule = super().preprocess_rule(cfg)
         if rule.keep_ratio or rule.pad_size or rule.size_divisor > 1:
             raise ConfigError(
                 f'{cfg.filename}: the test pipeline keeps the ratio or pads; RT-DETR takes whole images: '
@@ -94,8 +92,8 @@ class RtDetrFamily(ImageFamily):
         return int(model.decoder.num_classes)
 
     @contextlib.contextmanager
-    def longer_lists(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.longer_lists`: as long as there are pairs of query and class."""
+    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
+        """See `ImageFamily.raised_result_limit`: as long as there are pairs of query and class."""
         most, pairs = model.max_per_img, int(model.decoder.num_queries) * int(model.decoder.num_classes)
         model.postprocess.max_per_img = min(2 * most, pairs)
         try:

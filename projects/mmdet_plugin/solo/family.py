@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
-from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.runtime.solo import model as runtime
 from projects.mmdet_plugin.solo import graphs, reference, samples
 from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.networks import LEVELS
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.inputs.pictures import PreprocessRule
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
@@ -39,11 +35,11 @@ class SoloFamily(ImageFamily):
     forms = ('full', 'raw')
     own_options = (choices.LAYOUT, choices.MAX_CANDIDATES)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, detections = staticmethod(samples.feeds), staticmethod(runtime.detections)
+    feeds = staticmethod(samples.feeds)
     batches, whole = staticmethod(samples.batches), staticmethod(samples.whole)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
-    harmless = staticmethod(reference.harmless)
+    interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
     candidate_bounds = staticmethod(reference.candidate_bounds)
 
     def claims(self, cfg: Any) -> Claim:
@@ -81,10 +77,6 @@ class SoloFamily(ImageFamily):
             mask_stride=mask_stride(head),
             cells='level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j',
         )
-
-    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        """See `Family.preprocess_rule`."""
-        return rule_from_pipeline(test_pipeline(cfg))
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""

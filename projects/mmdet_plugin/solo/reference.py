@@ -67,10 +67,10 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     ]
 
 
-def harmless(
+def interchangeable_zeros(
     model: nn.Module, feeds: Mapping[str, np.ndarray], layout: str = 'batched', **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return scores of points-NMS ties below the threshold; see `ImageFamily.harmless`.
+    """Return scores of points-NMS ties below the threshold; see `ImageFamily.interchangeable_zeros`.
 
     Both engines may give such a cell its score or zero; no result depends on it.
     """

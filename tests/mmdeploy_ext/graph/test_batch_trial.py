@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.apps.graph_app import main
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.graph.batch_trial import check_batch
-from mmdeploy_ext.graph.passes.shapes import apply
+from mmdeploy_ext.graph.passes.shapes import set_by_text
 from mmdeploy_ext.graph.run import run
 from toy_graphs import model_of
 
@@ -106,7 +106,7 @@ def test_images_that_are_mixed_or_dropped_are_refused_by_node(name):
     shape, steps, node = MIXING[name]
     before = chain(shape, steps)
     with pytest.raises(InferenceError, match='mixes the images') as caught:
-        check_batch(before, apply(before, [f'x={"x".join(map(str, [2 * shape[0], *shape[1:]]))}']))
+        check_batch(before, set_by_text(before, [f'x={"x".join(map(str, [2 * shape[0], *shape[1:]]))}']))
     assert f'{node} (' in str(caught.value)
 
 
@@ -156,9 +156,9 @@ SEPARATE = {
 def test_images_that_stay_apart_are_not_refused(name):
     shape, steps = SEPARATE[name]
     before = chain(shape, steps)
-    after = apply(before, [f'x={"x".join(map(str, [2 * shape[0], *shape[1:]]))}'])
+    after = set_by_text(before, [f'x={"x".join(map(str, [2 * shape[0], *shape[1:]]))}'])
     assert check_batch(before, after) == ''
-    assert check_batch(after, apply(after, [f'x=batch,{",".join(map(str, shape[1:]))}'])) == ''
+    assert check_batch(after, set_by_text(after, [f'x=batch,{",".join(map(str, shape[1:]))}'])) == ''
 
 
 def anchors(shape):
@@ -182,7 +182,7 @@ def anchors(shape):
 
 def test_outputs_that_no_pixel_reaches_are_not_refused():
     before = anchors([1, 10, 4])
-    assert check_batch(before, apply(before, ['x=4x10x4'])) == ''
+    assert check_batch(before, set_by_text(before, ['x=4x10x4'])) == ''
 
 
 def test_random_nodes_do_not_count_as_mixed_images():
@@ -192,7 +192,7 @@ def test_random_nodes_do_not_count_as_mixed_images():
         step('Reshape', [-1, 10, 4]),
     ]
     before = chain([1, 10, 4], steps)
-    assert check_batch(before, apply(before, ['x=4x10x4'])) == ''
+    assert check_batch(before, set_by_text(before, ['x=4x10x4'])) == ''
 
 
 def test_folded_images_before_topk_are_exit_status_one(tmp_path, capsys):
@@ -216,7 +216,7 @@ def at_320(shape):
 def test_both_batches_run_at_the_sizes_asked_for(words):
     before = at_320([1, 1, 'h', 'w'])
     with pytest.raises(InferenceError, match='Reshape_1 '):
-        check_batch(before, apply(before, [words]))
+        check_batch(before, set_by_text(before, [words]))
 
 
 def test_a_check_that_could_not_be_made_is_said(tmp_path, capsys):
@@ -231,7 +231,7 @@ def test_a_check_that_could_not_be_made_is_said(tmp_path, capsys):
 def test_first_axes_that_change_unalike_are_said():
     nodes = [helper.make_node('Relu', ['x'], ['y']), helper.make_node('Relu', ['cameras'], ['z'])]
     before = model_of(nodes, [('x', [1, 4]), ('cameras', [6, 4])], [('y', ['b', 4]), ('z', ['c', 4])])
-    note = check_batch(before, apply(before, ['x=2x4', 'cameras=12x4']))
+    note = check_batch(before, set_by_text(before, ['x=2x4', 'cameras=12x4']))
     assert 'x from 1 to 2, cameras from 6 to 12' in note
 
 
@@ -244,18 +244,18 @@ def test_a_fold_within_a_function_is_refused():
     before.functions.append(helper.make_function('toy', 'Fold', ['a', 'shape'], ['b'], body, imports))
     before.opset_import.append(helper.make_opsetid('toy', 1))
     with pytest.raises(InferenceError, match='makes 1x400x4 of what was 1x100x4'):
-        check_batch(before, apply(before, ['x=4x100x4']))
+        check_batch(before, set_by_text(before, ['x=4x100x4']))
 
 
 def test_a_list_of_numbers_that_gets_another_length_is_no_batch():
     steps = [step('Gather', [0], axis=0), step('Sub', 'x')]
     for shape in ([1], ['n']):
         before = chain(shape, steps)
-        assert check_batch(before, apply(before, ['x=2'])) == ''
+        assert check_batch(before, set_by_text(before, ['x=2'])) == ''
 
 
 def test_an_empty_output_behind_a_fold_is_said():
     steps = [step('Reshape', [1, -1]), step('Greater', np.float32(1e9).reshape(1)), step('NonZero')]
     before = chain([1, 8], steps)
     before.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
-    assert 'not checked whether t2 keeps' in check_batch(before, apply(before, ['x=2x8']))
+    assert 'not checked whether t2 keeps' in check_batch(before, set_by_text(before, ['x=2x8']))

@@ -16,9 +16,9 @@ from mmdeploy_ext.graph.diff import compare as diff
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.nodes import Constants, Program
 from mmdeploy_ext.graph.diff.report import headline
-from mmdeploy_ext.graph.diff.scope import module_of
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import compare
+from mmdeploy_ext.graph.io.modules import module_path
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -371,10 +371,10 @@ def test_a_scope_is_read_from_names_and_metadata():
         ('network/bbox_head/fc_1/Gemm_3', 'bbox_head.fc_1'),
         ('Relu_17', ''),
     ):
-        assert module_of(helper.make_node('Relu', ['x'], ['y'], name), known) == module
+        assert module_path(helper.make_node('Relu', ['x'], ['y'], name), known) == module
     node = helper.make_node('Relu', ['x'], ['y'], 'node_relu')
     node.metadata_props.add(key='pkg.torch.onnx.name_scopes', value="['', 'model', 'model.neck.act', 'relu']")
-    assert module_of(node, known) == 'neck.act'
+    assert module_path(node, known) == 'neck.act'
 
 
 @pytest.mark.skipif(not YOLOX.is_file(), reason='skipped: ../shared/data/weights not found')

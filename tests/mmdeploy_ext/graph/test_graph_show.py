@@ -11,6 +11,7 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import flops
+from mmdeploy_ext.graph.io import modules
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.show import draw, tree
 from mmdeploy_ext.graph.show import summary as show
@@ -86,12 +87,12 @@ def test_modules_come_from_the_metadata_of_the_other_exporter_or_from_weights():
     model = conv_net()
     for node in model.graph.node:
         node.name = f'node_{node.op_type}'
-    assert tree.sources(model) == {'weights': 3, '': 3}
-    assert tree.module_scopes(model)[2] == ('block', 'weights')
-    model.graph.node[1].metadata_props.add(key=tree.SCOPES, value="['', 'head', 'head.convs.0', 'relu']")
-    model.graph.node[4].metadata_props.add(key=tree.SCOPES, value='no list')
-    assert tree.module_scopes(model)[1] == ('head.convs.0', 'metadata')
-    assert tree.module_scopes(model)[4] == ('', 'metadata')
+    assert modules.sources(model) == {'weights': 3, '': 3}
+    assert modules.module_scopes(model)[2] == ('block', 'weights')
+    model.graph.node[1].metadata_props.add(key=modules.SCOPES, value="['', 'head', 'head.convs.0', 'relu']")
+    model.graph.node[4].metadata_props.add(key=modules.SCOPES, value='no list')
+    assert modules.module_scopes(model)[1] == ('head.convs.0', 'metadata')
+    assert modules.module_scopes(model)[4] == ('', 'metadata')
 
 
 def test_weights_that_are_constants_are_counted_as_in_paddle_files():

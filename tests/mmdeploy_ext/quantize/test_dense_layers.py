@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.apps.quantize_app import int8_layers
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.quantize.dense import DenseQuantiser, check_weights
+from mmdeploy_ext.quantize.dense import DenseQuantiser, check_weights, finished
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.dense_sensitivity import Probe, exclude, rank
 
@@ -117,7 +117,7 @@ def test_patterns_fit_layers_and_nodes_and_an_unmatched_one_names_similar_layers
 def test_the_whole_model_keeps_names_and_comes_near_float32(calibrated):
     model = residual_model()
     layers = [layer.name for layer in calibrated.graph.layers[:-1]]
-    made = calibrated.whole(layers, dict(method='minmax'))
+    made = finished(calibrated.graph, calibrated.network(layers), dict(method='minmax'))
     onnx.checker.check_model(made, full_check=True)
     assert [value.name for value in made.graph.output] == ['score0', 'score1']
     assert {entry.key: entry.value for entry in made.metadata_props} == {'int8.method': 'minmax'}
@@ -212,7 +212,7 @@ def test_constants_in_nodes_and_behind_identities_are_weights():
     graph.node.extend(nodes)
     made = quantiser(model)
     assert 'net/block/a' in [layer.name for layer in made.graph.layers]
-    whole = made.whole(['net/block/a'], {})
+    whole = finished(made.graph, made.network(['net/block/a']), {})
     feeds = batches(1)[0]
     expected, found = run.run(residual_model(), feeds), run.run(whole, feeds)
     np.testing.assert_allclose(found['score0'], expected['score0'], atol=0.03)
@@ -224,7 +224,7 @@ def test_nodes_without_names_get_their_own():
         node.name = ''
     made = quantiser(model)
     assert len({layer.name for layer in made.graph.layers}) == 5
-    onnx.checker.check_model(made.whole([made.graph.layers[0].name], {}))
+    onnx.checker.check_model(finished(made.graph, made.network([made.graph.layers[0].name]), {}))
 
 
 def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared():
@@ -256,7 +256,7 @@ def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared()
 
 def test_what_cannot_be_quantised_is_refused(calibrated):
     with pytest.raises(ModelFileError, match=r'x\.onnx: is quantised already'):
-        DenseGraph(calibrated.whole(['net/stem'], {}), 'x.onnx')
+        DenseGraph(finished(calibrated.graph, calibrated.network(['net/stem']), {}), 'x.onnx')
     with pytest.raises(ModelFileError, match='opset 11; scales per channel need opset 13'):
         DenseGraph(residual_model(opset=11))
     graph = helper.make_graph(

@@ -8,7 +8,7 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.passes.extract import constant_nodes, cut, extract
+from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import select
 from mmdeploy_ext.graph.proof import prove
 from scn_files import golden_model
@@ -26,7 +26,7 @@ def test_some_nodes_compute_what_they_compute_in_the_whole(chosen, picks):
     before = model.SerializeToString()
     index = Index(model)
     positions = [at for at in range(len(index.nodes)) if picks >> (at % 12) & 1]
-    if not set(positions) - constant_nodes(index):
+    if not set(positions) - index.constant_nodes():
         with pytest.raises(UsageError, match=r'no nodes|constants alone'):
             extract(model, positions)
         return

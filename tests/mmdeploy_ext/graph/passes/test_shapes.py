@@ -10,7 +10,7 @@ from onnx import helper
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.passes.shapes import apply, parse, set_shapes
+from mmdeploy_ext.graph.passes.shapes import parse, set_by_text, set_shapes
 from mmdeploy_ext.graph.proof import prove, try_sizes
 from mmdeploy_ext.graph.run import Runner
 from toy_graphs import conv_net, model_of
@@ -60,20 +60,20 @@ def test_shapes_that_are_fixed_reach_every_tensor(opset, batch, height, width):
 
 
 def test_some_axes_can_stay_open_and_keep_their_names():
-    fixed = apply(shape_arithmetic(17), ['batch=2'])
+    fixed = set_by_text(shape_arithmetic(17), ['batch=2'])
     assert types.text(fixed.graph.input[0].type) == 'float[2,3,h,w]'
     assert types.text(fixed.graph.output[0].type) == 'float[2,n,3]'
-    renamed = apply(shape_arithmetic(17), ['batch=images'])
+    renamed = set_by_text(shape_arithmetic(17), ['batch=images'])
     assert types.shape(renamed.graph.output[0].type)[0] == 'images'
 
 
 def test_an_axis_that_is_opened_is_tried_at_twice_its_size():
     model = conv_net()
-    opened = apply(model, ['images=batch,3,h,?'])
+    opened = set_by_text(model, ['images=batch,3,h,?'])
     assert types.text(opened.graph.input[0].type) == 'float[batch,3,h,?]'
     assert types.text(opened.graph.output[0].type) == 'float[batch,5]'
     assert try_sizes(model, opened) == 'images=2x3x16x16' and prove(model, opened).exact
-    again = apply(opened, ['images=1x3x8x8'])
+    again = set_by_text(opened, ['images=1x3x8x8'])
     assert again.graph.input == model.graph.input and again.graph.output == model.graph.output
     assert try_sizes(opened, again) == ''
 
@@ -93,7 +93,7 @@ def test_shapes_that_no_node_can_work_with_are_refused_by_its_name():
     node = helper.make_node('MatMul', ['x', 'w'], ['z'], name='product')
     model = model_of([node], [('x', ['n', 4])], [('z', ['n', 2])], [weight])
     with pytest.raises(ModelFileError, match=r'shapes do not fit together.*product'):
-        apply(model, ['x=3x5'])
+        set_by_text(model, ['x=3x5'])
 
 
 BAD = {
@@ -112,7 +112,7 @@ BAD = {
 def test_shapes_that_cannot_be_meant_are_refused(case):
     texts, words = BAD[case]
     with pytest.raises(UsageError, match=words):
-        apply(conv_net(('batch', 3, 8, 8)), texts)
+        set_by_text(conv_net(('batch', 3, 8, 8)), texts)
 
 
 def test_what_people_write_is_read():

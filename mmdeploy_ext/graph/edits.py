@@ -21,7 +21,7 @@ from mmdeploy_ext.graph.passes.opset import convert_opset
 from mmdeploy_ext.graph.passes.outputs import insert_outputs
 from mmdeploy_ext.graph.passes.rename import rename
 from mmdeploy_ext.graph.passes.select import matching_nodes
-from mmdeploy_ext.graph.passes.shapes import apply as set_shapes_by_text
+from mmdeploy_ext.graph.passes.shapes import set_by_text
 from mmdeploy_ext.graph.passes.simplify import simplify
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
     'convert-opset': lambda model, opset: convert_opset(model, opset)[0],
     'replace': lambda model, rules, named: replace_all(model, rules, named)[0],
     'rename': rename,
-    'set-shape': lambda model, shapes: set_shapes_by_text(model, shapes),
+    'set-shape': lambda model, shapes: set_by_text(model, shapes),
     'insert-outputs': lambda model, tensors: insert_outputs(model, tensors),
     'fp16': lambda model, io, keep_fp32: half(model, io, keep_fp32)[0],
 }

@@ -1,0 +1,142 @@
+"""Which module of the PyTorch model a node was exported from. Needs onnx only.
+
+Three sources, tried in this order:
+- metadata of the torch.export-based exporter: `pkg.torch.onnx.name_scopes`;
+- node names of the TorchScript exporter: '/backbone/layer1/layer1.0/conv1/Conv';
+- names of weights: a node that reads 'backbone.stem.conv.weight' belongs to 'backbone.stem.conv'. Older
+  exporters ('Conv_12') and other frameworks leave no more than that.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import functools
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    import onnx
+
+SCOPES = 'pkg.torch.onnx.name_scopes'
+SOURCES = {
+    'metadata': 'exporter metadata',
+    'names': 'node names',
+    'weights': 'names of weights',
+    '': 'nothing in the file',
+}
+WRAPPER = 'model'
+"""The attribute of the export wrappers that holds the detector; the paths of checkpoints begin below it."""
+
+
+def module_scopes(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Return (module name, source) per node of the main graph, e.g. ('backbone.layer1.0.conv1', 'names').
+
+    The names are those of `named_modules` of what was exported; the stages that this project merges come
+    first ('network.backbone...'). ('', '') where no source says anything.
+    """
+    return [module_of(node) for node in model.graph.node]
+
+
+def sources(model: onnx.ModelProto) -> dict[str, int]:
+    """Return source -> how many nodes have their module from it, most first; see `SOURCES`."""
+    return dict(collections.Counter(source for _, source in module_scopes(model)).most_common())
+
+
+def module_of(node: onnx.NodeProto) -> tuple[str, str]:
+    """Return (module name, source) of one node; see `module_scopes`."""
+    listed = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
+    if listed is not None:
+        return _from_metadata(listed), 'metadata'
+    if '/' in node.name:
+        return from_name(node.name), 'names'
+    for name in node.input:
+        if '.' in name and name.rpartition('.')[2] in (
+            'weight',
+            'bias',
+            'running_mean',
+            'gamma',
+            'in_proj_weight',
+        ):
+            return name.rpartition('.')[0], 'weights'
+    return '', ''
+
+
+def _from_metadata(listed: str) -> str:
+    """Return the module of a list of scopes, whose last entry is the operation itself."""
+    try:
+        scopes = ast.literal_eval(listed)
+    except (ValueError, SyntaxError):
+        return ''
+    if not isinstance(scopes, list) or len(scopes) < 2:
+        return ''
+    return str(scopes[-2])
+
+
+def from_name(name: str) -> str:
+    """Return the module that a TorchScript node name says.
+
+    '/layer1/layer1.0/conv1/Conv' -> 'layer1.0.conv1': members of a Sequential repeat its name.
+    """
+    return '.'.join(without_repetition(name.split('/')[:-1]))
+
+
+def without_repetition(parts: Iterable[str]) -> list[str]:
+    """Drop containers that the next part repeats: layer1/layer1.0 is layer1.0."""
+    words: list[str] = []
+    for part in filter(None, parts):
+        if words and part.startswith(f'{words[-1]}.'):
+            words.pop()
+        words.append(part)
+    return words
+
+
+def plain_path(path: str) -> str:
+    """Return the path of a module below the detector, as checkpoints have it; others as they are."""
+    parts = path.split('.')
+    return '.'.join(parts[parts.index(WRAPPER) + 1 :]) if WRAPPER in parts else path
+
+
+def module_path(node: onnx.NodeProto, known: Collection[str] | None = None) -> str:
+    """Return the path of a module, '' where the node does not tell.
+
+    - TorchScript writes it into the name, with a number for repeated calls:
+      `network/backbone/layer1/layer1.0/relu_1/Relu` is the second call of `backbone.layer1.0.relu`.
+    - dynamo writes it into the metadata of the node.
+
+    Args:
+        node: of the graph.
+        known: paths that there are; None takes what the name says as it is.
+    """
+    path, source = module_of(node)
+    if source == 'metadata':
+        return plain_path(path)
+    parts = without_repetition(node.name.split('/')[:-1])
+    if known is None:
+        return plain_path('.'.join(parts))
+    return _resolve(tuple(parts), known if isinstance(known, frozenset) else frozenset(known))
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolve(parts: tuple[str, ...], known: frozenset[str]) -> str:
+    """Return the known path that a scope means; it may lack modules whose methods were called, not they."""
+    readings = list(_readings(parts))
+    for path in readings:
+        if path in known:
+            return path
+        longer = [other for other in known if other.endswith(f'.{path}')]
+        if len(longer) == 1:
+            return longer[0]
+    return ''
+
+
+def _readings(parts: Sequence[str]) -> Iterator[str]:
+    """Yield the paths that a scope may mean, longest first; `_2` behind a name may count calls."""
+    for end in range(len(parts), 0, -1):
+        for start in range(end):
+            path = '.'.join(parts[start:end])
+            yield plain_path(path)
+            yield plain_path(re.sub(r'_\d+$', '', path))
+            yield plain_path('.'.join(re.sub(r'_\d+$', '', part) for part in parts[start:end]))

@@ -1,0 +1,53 @@
+"""The nodes, inputs and initializers of an ONNX graph in the making. Needs onnx and numpy only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class NodeWriter:
+    """Collects them, in order."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self._shared: set[str] = set()
+
+    def first(self, name: str) -> bool:
+        """Return whether a tensor that is written once for all who need it is asked for the first time."""
+        new = name not in self._shared
+        self._shared.add(name)
+        return new
+
+    def op(self, kind: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object) -> str:
+        """Add a node that is named after its first output; return that output."""
+        outputs = [output] if isinstance(output, str) else list(output)
+        self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes))
+        return outputs[0]
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        """Add an initializer; return its name."""
+        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        return name
+
+    def integers(self, *values: int) -> str:
+        """Return a constant of integers, shared by all who need the same."""
+        name = 'shape.' + '_'.join(str(value) for value in values)
+        return self.constant(name, np.array(values, np.int64))
+
+    def input(self, name: str, kind: int, *axes: int | str) -> str:
+        """Declare an input; return its name."""
+        self.inputs.append(helper.make_tensor_value_info(name, kind, list(axes)))
+        return name
+
+    def split(self, tensor: str, lengths: str, pieces: int) -> None:
+        """Cut a list into TENSOR.0, TENSOR.1, ..."""
+        self.op('Split', [tensor, lengths], [f'{tensor}.{piece}' for piece in range(pieces)], axis=0)
