@@ -104,6 +104,18 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pairs(args: argparse.Namespace) -> list[tuple[str, Path, Path]]:
+    """Return name, first and second folder of the samples to compare."""
+    first, second = samples_of(args.first), samples_of(args.second)
+    if len(first) == len(second) == 1:
+        return [(*first, *first.values(), *second.values())]
+    if first.keys() != second.keys():
+        raise DataError(
+            f'{args.first} and {args.second} hold other samples: {sorted(first.keys() ^ second.keys())}'
+        )
+    return [(name, first[name], second[name]) for name in first]
+
+
 def _compare(args: argparse.Namespace) -> int:
     from mmdeploy_ext.compare.tensors import compare_tensors
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
@@ -111,44 +123,27 @@ def _compare(args: argparse.Namespace) -> int:
     for name in ('rtol', 'atol'):
         if not 0 <= getattr(args, name) < float('inf'):
             raise UsageError(f'--{name} {getattr(args, name)}: expected 0 or more')
-    first, second = samples_of(args.first), samples_of(args.second)
-    if len(first) == len(second) == 1:
-        pairs = [(*first, *first.values(), *second.values())]
-    else:
-        if first.keys() != second.keys():
-            raise DataError(
-                f'{args.first} and {args.second} hold other samples: {sorted(first.keys() ^ second.keys())}'
-            )
-        pairs = [(name, first[name], second[name]) for name in first]
     group = ColumnGroup(rtol=args.rtol, atol=args.atol)
     times = ColumnGroup(unit='s', rtol=0.0, atol=args.atol or TIME_ATOL)
     rows = []
-    for name, one, two in pairs:
+    for name, one, two in _pairs(args):
         reference, candidate = load_dump(one)[0], load_dump(two)[0]
-        if args.tensors:
-            absent = set(args.tensors) - reference.keys()
-            if absent:
-                raise DataError(f'{one}: has no {sorted(absent)}; there are {sorted(reference)}')
-            reference, candidate = (
-                {key: array for key, array in side.items() if key in args.tensors}
-                for side in (reference, candidate)
-            )
+        absent = set(args.tensors or ()) - reference.keys()
+        if absent:
+            raise DataError(f'{one}: has no {sorted(absent)}; there are {sorted(reference)}')
+        reference, candidate = (
+            {key: array for key, array in side.items() if key in (args.tensors or side)}
+            for side in (reference, candidate)
+        )
         outputs = tuple(
-            TensorSpec(
-                key, str(array.dtype), array.shape, groups=(times if array.dtype == np.float64 else group,)
-            )
+            TensorSpec(key, str(array.dtype), array.shape, groups=(times if array.dtype == float else group,))
             for key, array in reference.items()
         )
         rows += [(name, row) for row in compare_tensors(reference, candidate, GraphSpec(name, (), outputs))]
     if args.json:
+        kept = ('tensor', 'max_abs', 'passed', 'reason')
         write_json(
-            args.json,
-            [
-                dict(
-                    sample=name, tensor=row.tensor, max_abs=row.max_abs, passed=row.passed, reason=row.reason
-                )
-                for name, row in rows
-            ],
+            args.json, [dict(sample=name, **{key: getattr(row, key) for key in kept}) for name, row in rows]
         )
     _print(rows)
     return 0 if rows and all(row.passed for _, row in rows) else 1

@@ -305,6 +305,6 @@ def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_pa
     other = dataclasses.replace(deployment)
     verdict = check_files(other, path, [('picture', read_image(PICTURE))])
     assert verdict.graphs[0].equal
-    options = other.family.choose(form='raw', opset=17, height=256, width=320, dynamic=True)
-    assert list(other.exports) == [('raw', options)]
+    asked = dict(form='raw', opset=17, height=256, width=320, dynamic=True)
+    assert list(other.exports) == [('raw', other.family.choose(**asked))]
     assert Path(path).is_file()

@@ -1,0 +1,75 @@
+"""Networks of the data-set loop: dumps of batches that a family splits, parts that do not make a data set."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.distributed import Ranks
+from mmdeploy_ext.core.dump import DumpWriter, load_dump
+from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.evaluate.detector import BackendDetector
+from mmdeploy_ext.evaluate.loop import collect
+from mmdeploy_ext.runtime.detections import Detections
+
+SPEC = GraphSpec(
+    'echo',
+    (TensorSpec('input', 'float32', ('B', 3, 'H', 'W')),),
+    (TensorSpec('first', 'float32', ('B',)),),
+)
+
+
+class Echo:
+    """A family that takes the middle image of a batch alone, and a backend that gives the first pixels."""
+
+    spec = SPEC
+
+    def batches(self, images):
+        return [[0, 2], [1]]
+
+    def feeds(self, images, rescale):
+        return dict(input=np.stack([image.tensor for image in images]))
+
+    def infer(self, feeds):
+        return dict(first=feeds['input'][:, 0, 0, 0])
+
+    def detections(self, metadata, outputs, feeds):
+        return [
+            Detections(np.full((1, 4), value, np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+            for value in outputs['first']
+        ]
+
+
+def batch(views=1):
+    images = torch.arange(3, dtype=torch.float32)[:, None, None, None].expand(3, 3, 2, 2) + 10
+    meta = dict(img_shape=(2, 2, 3), ori_shape=(2, 2, 3), scale_factor=1.0)
+    return dict(img=[images] * views, img_metas=[[meta] * 3] * views)
+
+
+def detector(tmp_path):
+    metadata = SimpleNamespace(spec=SPEC, classes=('thing',))
+    return BackendDetector(Echo(), Echo(), metadata, DumpWriter(tmp_path, {}, [4, 5]))
+
+
+def test_results_and_dumps_of_a_split_batch_are_those_of_their_samples(tmp_path):
+    found = detector(tmp_path).run(batch(), [3, 4, 5])
+    assert [result[0][0, 0] for result in found] == [10, 11, 12]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['000004', '000005']
+    assert [load_dump(tmp_path / f'00000{index}')[0]['first'] for index in (4, 5)] == [[11], [12]]
+
+
+def test_augmented_images_are_refused(tmp_path):
+    with pytest.raises(ShapeError, match='got 2 augmentations'):
+        detector(tmp_path).run(batch(views=2), [0, 1, 2])
+
+
+@pytest.mark.parametrize('results', [{0: 'a'}, {0: 'a', 2: 'c'}])
+def test_results_that_are_not_those_of_the_data_set_are_refused(results):
+    with pytest.raises(DataError, match='expected each of 2 once'):
+        collect(results, 2, Ranks())
+
+
+def test_results_come_in_the_order_of_the_data_set():
+    assert collect({1: 'b', 0: 'a'}, 2, Ranks()) == ['a', 'b']
