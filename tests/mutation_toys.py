@@ -14,7 +14,7 @@ import toy_rtdetr
 import toy_scn_family
 import toy_streampetr_deploy as petr
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
@@ -137,7 +137,7 @@ class Frames(Toy):
 
     def export(self, folder: Path) -> list[str]:
         """See `Toy`."""
-        export_sequence(self.deployment, self.deployment.family.choose(), str(folder))
+        export_files(self.deployment, self.deployment.family.choose(), str(folder))
         return [str(folder / f'{name}.onnx') for name in self.graphs]
 
     def reference(self) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ SESSIONS['others'] = [page for page in ENGLISH if page not in (*SESSIONS['first'
 """Pages whose commands run one after the other in one folder."""
 LIBRARIES = {
     'tools/create_data.py': {'create_infos'},
-    'tools/deployment/pytorch2onnx.py': {'export_to_file', 'export_sequence', 'exporters import rows'},
+    'tools/deployment/pytorch2onnx.py': {'export_files', 'exporters import rows'},
     'tools/dist_test.sh': {'tools/dist_test_'},
 }
 """Tool -> what of the library a test may call in its place."""

@@ -12,6 +12,7 @@ import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import list_images, read_image
@@ -43,7 +44,7 @@ def r50(tmp_path_factory):
     options = FAMILIES['atss'].choose(height=SIZE[0], width=SIZE[1], dynamic=True)
     traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
     start = time.perf_counter()
-    deploy.export_to_file(deployment, options, [traced], str(folder / 'r50.onnx'))
+    export_files(deployment, options, str(folder / 'r50.onnx'), [traced])
     return deployment, str(folder / 'r50.onnx'), time.perf_counter() - start
 
 
@@ -53,7 +54,7 @@ def raw_file(r50, tmp_path_factory):
     path = tmp_path_factory.mktemp('raw') / 'raw.onnx'
     options = FAMILIES['atss'].choose(form='raw', height=SIZE[0], width=SIZE[1])
     traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
-    deploy.export_to_file(deployment, options, [traced], str(path))
+    export_files(deployment, options, str(path), [traced])
     return str(path)
 
 

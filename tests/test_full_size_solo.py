@@ -7,6 +7,7 @@ import torch
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import PreparedImage
@@ -30,7 +31,7 @@ def light(tmp_path_factory):
     deployment = deploy.load(CONFIG, str(folder / 'light.pth'))
     options = FAMILIES['solo'].choose(height=320, width=352, dynamic=True)
     traced = prepared(320, 352, (320, 341), (240, 256))
-    deploy.export_to_file(deployment, options, [traced], str(folder / 'light.onnx'))
+    export_files(deployment, options, str(folder / 'light.onnx'), [traced])
     return deployment, str(folder / 'light.onnx')
 
 

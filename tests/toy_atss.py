@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.inputs.pictures import read_image
 
 REPO = Path(__file__).resolve().parents[1]
@@ -25,5 +26,5 @@ def export_toy(deployment: deploy.Deployment, path: Path, **options) -> str:
     given = {'dynamic': True, 'opset': 17, 'height': 256, 'width': 320, **options}
     options = deployment.family.choose(**given)
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
-    deploy.export_to_file(deployment, options, [picture], str(path))
+    export_files(deployment, options, str(path), [picture])
     return str(path)

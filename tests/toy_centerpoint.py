@@ -95,7 +95,7 @@ def exported(deformable=False):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.sequence_files import export_sequence
+    from mmdeploy_ext.deploy.files import export_files
     from mmdeploy_ext.families.base import find_family
 
     register()
@@ -107,5 +107,5 @@ def exported(deformable=False):
     torch.save(dict(state_dict=weights, meta=dict(CLASSES=('car', 'bus', 'truck'))), checkpoint)
     deployment = deploy.load(config, checkpoint)
     options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
-    export_sequence(deployment, options, str(folder / 'graphs'))
+    export_files(deployment, options, str(folder / 'graphs'))
     return deployment, folder / 'graphs', config, checkpoint

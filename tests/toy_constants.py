@@ -51,7 +51,7 @@ def digest(name: str) -> str:
 def _export(name: str, folder: Path) -> list[str]:
     import projects.mmdet3d_plugin
     import projects.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.deploy.sequence_files import export_sequence
+    from mmdeploy_ext.deploy.files import export_files
     from mmdeploy_ext.inputs.pictures import read_image
 
     toy = name.split()[0]
@@ -59,10 +59,10 @@ def _export(name: str, folder: Path) -> list[str]:
     deployment = deploy.load(config, str(REPO / f'demo/checkpoints/{toy}_toy.pth'))
     if name in STREAMS:
         target = folder / ('fork.onnx' if 'fork' in name else 'files')
-        return export_sequence(deployment, deployment.family.choose(**STREAMS[name]), str(target))[0]
+        return export_files(deployment, deployment.family.choose(**STREAMS[name]), str(target))[0]
     options = deployment.family.choose(opset=17, height=192, width=256, **IMAGES[name])
     picture = deploy.prepare_fixed(deployment.rule, read_image(REPO / 'demo/toy.jpg'), 192, 256)
-    deploy.export_to_file(deployment, options, [picture], str(folder / 'toy.onnx'))
+    export_files(deployment, options, str(folder / 'toy.onnx'), [picture])
     return [str(folder / 'toy.onnx')]
 
 

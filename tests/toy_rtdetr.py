@@ -10,6 +10,7 @@ from mmdeploy_ext.apps import test_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.inputs.pictures import read_image
 from projects.toydata.seeded_rtdetr import seeded_weights
@@ -42,7 +43,7 @@ def export_toy(deployment: deploy.Deployment, path: Path, **options) -> str:
     options = deployment.family.choose(**given)
     deploy.option_check(options, str(path))(deployment.cfg, deployment.family, deployment.model)
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
-    deploy.export_to_file(deployment, options, [picture], str(path))
+    export_files(deployment, options, str(path), [picture])
     return str(path)
 
 

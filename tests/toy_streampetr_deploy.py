@@ -10,7 +10,7 @@ from mmcv import Config
 import toy_streampetr as toy
 import toy_streampetr_export as exported
 from mmdeploy_ext.deploy.deployment import Deployment
-from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive, synthetic_drive
 
@@ -33,7 +33,7 @@ def export(folder: Path, **options) -> list[str]:
     """Export the toy and return the paths of its files."""
     chosen = FAMILIES['streampetr'].choose(**options)
     target = folder / ('fork.onnx' if chosen.contract == 'fork' else 'deploy')
-    return export_sequence(deployment(), chosen, str(target))[0]
+    return export_files(deployment(), chosen, str(target))[0]
 
 
 def drive(frames: int, **options) -> Drive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.base import Family
 
 
-DEFAULT_OUTPUT = 'tmp.onnx'
+IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
+"""Arguments about pictures."""
 ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 
 
@@ -34,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.writes(
         parser.add_argument(
             '--output-file',
-            help=f'where the graph is written (default: {DEFAULT_OUTPUT}); three graphs go to a folder '
+            help='where the graph is written (default: tmp.onnx); three graphs go to a folder '
             "(default: the config's name)",
         )
     )
@@ -72,6 +75,7 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.core.files import will_write
     from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.files import check_output
     from mmdeploy_ext.families.base import DETECTOR, find_family
 
     engine, values = shared.engine_options(args), shared.graph_values(args)
@@ -84,6 +88,7 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
         shared.refuse_given(
             args, build_parser(), ENGINE_OPTIONS, 'goes with --verify; the export itself runs no engine'
         )
+    shared.check_normalisation(args)
     register()
     family = find_family(load_config(args.config, cfg_options), DETECTOR)
     if only and family.name != only:
@@ -91,58 +96,72 @@ def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') 
             f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
             f'use tools/deployment/pytorch2onnx.py for it'
         )
-    if family.samples != 'images':
-        from mmdeploy_ext.apps.sequence_app import run_export
-
-        return run_export(args, build_parser(), engine, family, values)
-    args.output_file = args.output_file or DEFAULT_OUTPUT
-    will_write('--output-file', [args.output_file])
-    if args.show:
-        will_write('--show', [f'{args.output_file}.png'])
-    shared.check_normalisation(args)
+    images = family.samples == 'images'
+    if not images:
+        why = f'family {family.name!r} has no such option; {family.of_config}'
+        shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
+        shared.check_engine_kind(engine['engine'], engine.get('inference_precision'))
     options = family.choose(**{'opset': 0, **values})
     options.check(given=values)
-    shared.refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
-    images = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) + proof.read_images(
-        args.test_img or []
-    )
-    deployment = deploy.load(
-        args.config, args.checkpoint, cfg_options, args.device, deploy.option_check(options, args.output_file)
-    )
+    args.output_file = args.output_file or family.default_output(Path(args.config).stem, options)
+    if args.show:
+        will_write('--show', [f'{args.output_file}.png'])
+    traced = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) if images else []
+    samples = proof.Samples(family, args.test_img or [], args.frames, '--test-img')
+
+    def check(cfg: Any, family: Family, model: Any) -> None:
+        nonlocal options
+        options = deploy.check_options(options, cfg, family, model)
+        check_output(args.output_file, options, family)
+
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
+    found, origin = samples.of(deployment) if args.verify and not images else ([], '')
+    if images:
+        deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
+        found = traced + (proof.read_images(args.test_img) if args.test_img else [])
     with after_weights():
-        return export_and_prove(deployment, options, images, args, engine)
+        return export_and_prove(deployment, options, (found, origin), args, engine)
 
 
 def export_and_prove(
     deployment: Deployment,
     options: Options,
-    images: list[tuple[str, np.ndarray]],
+    samples: tuple[Any, str],
     args: argparse.Namespace,
     engine: dict[str, Any],
 ) -> int:
-    """Write the file, say what it is, and prove it when asked to.
+    """Write the files, say what they are, and prove them when asked to.
 
     Returns:
         The exit status.
     """
     from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.files import export_files
 
-    deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
-    options = deploy.resolve(options, deployment.model, deployment.rule)
-    traced = deploy.prepare_fixed(deployment.rule, images[0][1], options.height, options.width)
-    metadata, seconds = deploy.export_to_file(deployment, options, [traced], args.output_file)
+    traced = []
+    if deployment.family.samples == 'images':
+        picture = samples[0][0][1]
+        traced = [deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)]
+    paths, seconds = export_files(deployment, options, args.output_file, traced)
     print(
-        f'{args.output_file}: {metadata.spec.name}, opset {options.opset}, {options.precision}, '
-        f'{_shape_title(options)}, exported in {seconds:.1f} s'
+        f'{args.output_file}: {_title(deployment.family, options, len(paths))}, exported in {seconds:.1f} s'
     )
     if args.show:
-        _show(deployment, args.output_file, images[0], engine)
+        _show(deployment, args.output_file, samples[0][0], engine)
     if not args.verify:
         words = [args.config, args.checkpoint, args.output_file, *shared.given_words(args)]
         command = ['python', 'tools/deployment/verify.py', *words]
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}', file=sys.stdout)
         return 0
-    return proof.run_proof(deployment, [args.output_file], (images, ''), args, engine)
+    return proof.run_proof(deployment, paths, samples, args, engine)
+
+
+def _title(family: Family, options: Options, count: int) -> str:
+    """Return what was exported, in a few words."""
+    written = f'opset {options.opset}, {options.precision}'
+    if 'contract' in options:
+        return f'{options.contract} contract, {count} graph(s), {written}'
+    return f'{family.name}/{options.form}, {written}, {_shape_title(options)}'
 
 
 def _shape_title(options: Options) -> str:

@@ -106,11 +106,11 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
     folder = args.onnx
     if folder is None:
         from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.deploy.sequence_files import export_sequence
+        from mmdeploy_ext.deploy.files import export_files
 
         folder = str(GRAPHS)
         options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
-        _, seconds = export_sequence(deployment, options, folder)
+        _, seconds = export_files(deployment, options, folder)
         print(f'{folder}: exported in {seconds:.1f} s')
     return stack.enter_context(CenterPointOnnx(folder, threads=args.threads))
 

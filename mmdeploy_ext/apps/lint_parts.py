@@ -13,11 +13,12 @@ from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.proof.inputs.pictures import other_view
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.deploy.deployment import Deployment
 
+Feeds = dict[str, torch.Tensor]
 LARGER = 64
 """Pixels that the second picture has more of, so that sizes differ; a multiple of every family's stride."""
 
@@ -73,43 +74,43 @@ def parts_of(
     Raises:
         UsageError: a family that has none of it.
     """
-    family = deployment.family
-    if family.samples == 'images':
-        options = deploy.resolve(options, deployment.model, deployment.rule)
-        yield from (_upstream if upstream else _stages)(deployment, options, picture)
-    elif not upstream:
-        yield from _graphs(deployment, options)
-    else:
+    family, images = deployment.family, deployment.family.samples == 'images'
+    if upstream and not images:
         raise UsageError(
             f'{deployment.config}: family {family.name!r} has no simple_test of one image to observe'
         )
+    options = deploy.resolve(options, deployment.model, deployment.rule)
+    runs = _feeds(deployment, picture, options) if images else []
+    yield from _upstream(deployment, options, runs) if upstream else _stages(deployment, options, runs)
 
 
-def _upstream(deployment: Deployment, options: Options, picture: str | None) -> Iterator[Part]:
+def _upstream(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
     """Yield the detector as published, on a picture and on another one."""
     name = next(iter(deployment.family.spec(deployment.model, options).input_names))
-    inputs = [[feeds[name]] for feeds in _feeds(deployment, picture, options)]
+    inputs = [[feeds[name]] for feeds in runs]
     yield Part(f'{deployment.family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
 
 
-def _stages(deployment: Deployment, options: Options, picture: str | None) -> Iterator[Part]:
-    """Yield the stages of a model of single images, on a picture and on another one."""
+def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
+    """Yield the stages of all graphs, each run on `runs`, or on the example of its graph."""
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)
-    runs = _feeds(deployment, picture, options)
-    for stage in family.stages(model, options):
-        stage.module.eval().to(next(model.parameters()).device)
-        inputs = [[tensors[name] for name in stage.inputs] for tensors in runs]
-        exporters = (stage.exporter,) if stage.exporter else ()
-        yield Part(f'{family.name}: {stage.name}', stage.module, stage.inputs, *inputs, exporters)
-        for tensors, given in zip(runs, inputs, strict=True):
-            with torch.no_grad():
-                outputs = stage.module(*given)
-            outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-            tensors.update(zip(stage.outputs, outputs, strict=True))
+    for graph in family.graphs(model, options):
+        known = runs or [dict(graph.example)]
+        for stage in graph.stages:
+            stage.module.eval().to(next(model.parameters()).device)
+            inputs = [[tensors[name] for name in stage.inputs] for tensors in known]
+            exporters = (stage.exporter,) if stage.exporter else ()
+            name = f'{family.name}: {stage.name or graph.name}'
+            yield Part(name, stage.module, stage.inputs, *inputs, exporters=exporters)
+            for tensors, given in zip(known, inputs, strict=True):
+                with torch.no_grad():
+                    outputs = stage.module(*given)
+                outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+                tensors.update(zip(stage.outputs, outputs, strict=True))
 
 
-def _feeds(deployment: Deployment, picture: str | None, options: Options) -> list[dict[str, torch.Tensor]]:
+def _feeds(deployment: Deployment, picture: str | None, options: Options) -> list[Feeds]:
     """Return the inputs of two runs: a picture, and another one, larger where sizes are dynamic."""
     ((_, image),) = proof.read_images([picture or proof.DEFAULT_IMAGE], 1)
     more = LARGER if options.dynamic else 0
@@ -122,14 +123,3 @@ def _feeds(deployment: Deployment, picture: str | None, options: Options) -> lis
         feeds = deployment.family.feeds([prepared], True)
         found.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
     return found
-
-
-def _graphs(deployment: Deployment, options: Options) -> Iterator[Part]:
-    """Yield the graphs of a model of frames; their sizes are fixed."""
-    family = deployment.family
-    family.check(deployment.cfg, options)
-    for graph in family.graphs(deployment.model, options):
-        if graph.module is not None:
-            names = tuple(graph.spec.input_names)
-            inputs = [graph.example[name] for name in names]
-            yield Part(f'{family.name}: {graph.name}', graph.module, names, inputs)

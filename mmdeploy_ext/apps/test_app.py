@@ -203,7 +203,7 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
     Raises:
         ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
     """
-    from mmdeploy_ext.deploy.sequence_files import read_files
+    from mmdeploy_ext.deploy.files import read_files
     from mmdeploy_ext.proof.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.apps import backend_config
 from mmdeploy_ext.apps.options import check_engine_kind
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.core.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.proof.against_dump import Dumped
 
 
@@ -58,11 +58,12 @@ class TestedModel(abc.ABC):
     def check(self, cfg: Any, family: Family, model: Any) -> None:
         """Refuse, before the weights load, what cannot be exported; fill in what the config left open."""
         from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.deploy.files import check_output
 
         try:
             self.options = deploy.check_options(self.options, cfg, family, model)
             if self.settings['type'] != 'TorchBackend':
-                self.check_target(family)
+                check_output(self.target, self.options, family, 'onnx_file=')
         except UsageError as error:
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
 
@@ -75,20 +76,25 @@ class TestedModel(abc.ABC):
         """Return how the file or folder in the work directory ends."""
 
     @abc.abstractmethod
-    def check_target(self, family: Family) -> None:
-        """Refuse a target that cannot be written."""
-
-    @abc.abstractmethod
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> AbstractContextManager[Network]:
         """Return the model in PyTorch."""
 
-    @abc.abstractmethod
     def wanted(self, deployment: Deployment) -> list[Metadata]:
         """Return what the files of an export would say about themselves."""
+        from mmdeploy_ext.deploy.files import make_metadata
 
-    @abc.abstractmethod
+        graphs = deployment.family.graphs(deployment.model, self.options)
+        return [make_metadata(deployment, self.options, graph) for graph in graphs]
+
     def export(self, deployment: Deployment) -> float:
         """Write the files; returns the seconds that it took."""
+        from mmdeploy_ext.deploy.files import export_files
+
+        return export_files(deployment, self.options, self.target, self.traced(deployment))[1]
+
+    def traced(self, deployment: Deployment) -> list[PreparedImage]:
+        """Return the images that an export traces; none where graphs have examples of their own."""
+        return []
 
     @abc.abstractmethod
     def on_engine(
@@ -110,18 +116,14 @@ class ImageModel(TestedModel):
         """See `TestedModel`."""
         return dict(form=self.options.form)
 
-    def check_target(self, family: Family) -> None:
-        """See `TestedModel`."""
-        check_writable(self.target)
-
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
         """See `TestedModel`; precision is of the file."""
-        from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.deploy.files import make_metadata
         from mmdeploy_ext.engines import build_backend
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
-        metadata = deploy.make_metadata(deployment, options)
+        metadata = make_metadata(deployment, options)
         stages = deployment.family.stages(deployment.model, options, fold=self.args.fuse_conv_bn)
         device = str(next(deployment.model.parameters()).device)
         with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
@@ -136,21 +138,15 @@ class ImageModel(TestedModel):
         show = Show(Path(folder), metadata.classes, self.args.show_score_thr) if folder else None
         return BackendDetector(backend, deployment.family, metadata, dump, show)
 
-    def wanted(self, deployment: Deployment) -> list[Metadata]:
-        """See `TestedModel`."""
-        from mmdeploy_ext.deploy import deployment as deploy
-
-        return [deploy.make_metadata(deployment, self.options)]
-
-    def export(self, deployment: Deployment) -> float:
-        """See `TestedModel`."""
+    def traced(self, deployment: Deployment) -> list[PreparedImage]:
+        """See `TestedModel`: the demo's picture."""
         from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
         from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.inputs.pictures import read_image
 
         picture = read_image(DEFAULT_IMAGE)
-        traced = deploy.prepare_fixed(deployment.rule, picture, self.options.height, self.options.width)
-        return deploy.export_to_file(deployment, self.options, [traced], self.target)[1]
+        size = self.options.height, self.options.width
+        return [deploy.prepare_fixed(deployment.rule, picture, *size)]
 
     @contextlib.contextmanager
     def on_engine(
@@ -174,12 +170,6 @@ class FrameModel(TestedModel):
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
         return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
-    def check_target(self, family: Family) -> None:
-        """See `TestedModel`."""
-        from mmdeploy_ext.deploy.sequence_files import check_output
-
-        check_output(self.target, self.options, family.files, 'onnx_file=')
-
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
         """See `TestedModel`."""
@@ -194,25 +184,12 @@ class FrameModel(TestedModel):
         keep = self.settings.get('memory') != 'reset'
         return FrameDetector(stepper, deployment.family, dump, deployment.model, keep)
 
-    def wanted(self, deployment: Deployment) -> list[Metadata]:
-        """See `TestedModel`."""
-        from mmdeploy_ext.deploy.sequence_files import graph_metadata
-
-        graphs = deployment.family.graphs(deployment.model, self.options)
-        return [graph_metadata(deployment, self.options, graph) for graph in graphs]
-
-    def export(self, deployment: Deployment) -> float:
-        """See `TestedModel`."""
-        from mmdeploy_ext.deploy.sequence_files import export_sequence
-
-        return export_sequence(deployment, self.options, self.target)[1]
-
     @contextlib.contextmanager
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, Dumped]]:
         """See `TestedModel`."""
-        from mmdeploy_ext.deploy.sequence_files import read_files
+        from mmdeploy_ext.deploy.files import read_files
         from mmdeploy_ext.proof.against_dump import DumpedFrames
 
         files = read_files(self.target)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.deploy.sequence_files import ExportedFiles
+    from mmdeploy_ext.deploy.files import ExportedFiles
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.results import MetricRow
 
@@ -124,7 +124,7 @@ def _verify(
 ) -> int:
     """Prove the files of a detector."""
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.sequence_files import read_files
+    from mmdeploy_ext.deploy.files import read_files
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.graph.io.files import load
     from mmdeploy_ext.proof.provenance import missing_overrides

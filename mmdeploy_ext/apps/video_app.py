@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
@@ -177,7 +176,7 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: Seq
         deployment = deploy.load(args.config, args.checkpoint, overrides, args.device)
         steppers['torch'], classes = family.reference(deployment.model), deployment.classes
     if 'onnx' in engines:
-        from mmdeploy_ext.deploy.sequence_files import read_files
+        from mmdeploy_ext.deploy.files import read_files
 
         files = read_files(args.onnx)
         engine: dict[str, Any] = dict(engine='OnnxRuntimeBackend', threads=args.threads)

@@ -18,6 +18,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
 from mmdeploy_ext.exporting import fold
 from mmdeploy_ext.inputs.pictures import list_images, read_image
@@ -86,7 +87,7 @@ class ImagePlan(Plan):
                 options = deployment.family.choose(**{**self.options, 'form': form, 'opset': 0})
                 options = deploy.resolve(options, deployment.model, deployment.rule)
                 paths[form] = str(Path(folder) / f'{form}.onnx')
-                _, seconds = deploy.export_to_file(deployment, options, [self.prepare()[0]], paths[form])
+                _, seconds = export_files(deployment, options, paths[form], [self.prepare()[0]])
                 print(f'{form}: exported in {seconds:.1f} s', file=sys.stderr)
         return paths
 

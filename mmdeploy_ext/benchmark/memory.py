@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.engines.registry import ENGINES
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,9 +77,6 @@ class Source:
 
     def prepare(self, *modules: str) -> None:
         """Import what does not count: the stack, the projects, and these modules."""
-        from mmdeploy_ext.stack import compat
-
-        compat.apply()
         import torch
 
         torch.set_num_threads(self.threads)
@@ -121,6 +119,7 @@ def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarr
 def _child(parent: Connection) -> None:
     """Run what the parent sends, and answer with the figures or with what went wrong."""
     try:
+        compat.apply()  # imports nothing; what is received may import what has to be patched
         before, kept = parent.recv()()
         parent.send(
             dict(

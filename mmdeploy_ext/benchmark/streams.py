@@ -18,7 +18,7 @@ from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, bar_rows, short_labels
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.sequence_files import export_sequence, read_files
+from mmdeploy_ext.deploy.files import export_files, read_files
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, ENGINES
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proof.inputs.voxel_sets import points_of
@@ -82,7 +82,7 @@ class StreamPlan(Plan):
             files[contract] = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
             asked = family.choose(contract=contract, opset=0)
             options = deploy.resolve_opset(asked, self.deployment.model)
-            export_sequence(self.deployment, options, files[contract])
+            export_files(self.deployment, options, files[contract])
         return files
 
     def groups(self) -> list[Sequence[Any]]:

@@ -1,15 +1,18 @@
-"""The chain of modules that a graph is made of, and the opset that it is written in."""
+"""What a graph is before it is exported: a chain of modules, its contract, and the opset it is written in."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import onnx
     import torch
+
+    from mmdeploy_ext.contract.spec import GraphSpec
 
 DEFAULT_OPSET = 17
 """LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
@@ -34,3 +37,34 @@ class Stage:
     outputs: tuple[str, ...]
     exporter: str = ''
     passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """One graph of a model, before it is exported.
+
+    Attributes:
+        name: the metadata's `form`; file stem in a folder of graphs, e.g. 'pts_head_memory'.
+        module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs;
+            None where there is a `model`, or several stages.
+        spec: its contract.
+        example: input name -> tensor that is traced; empty where samples are.
+        model: the finished graph of a part that no exporter of torch can trace, or None.
+        make: returns the chain of modules that the graph is made of, where it is more than one.
+    """
+
+    name: str
+    module: torch.nn.Module | None
+    spec: GraphSpec
+    example: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    model: onnx.ModelProto | None = None
+    make: Callable[[], Sequence[Stage]] | None = None
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the chain of modules; none of a finished graph."""
+        if self.make is not None:
+            return tuple(self.make())
+        if self.module is None:
+            return ()
+        return (Stage('', self.module, tuple(self.spec.input_names), tuple(self.spec.output_names)),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,11 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
-from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, ImageFamily, find_family
-from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
@@ -48,7 +44,7 @@ class Deployment:
         checkpoint_sha256: their hash.
         classes: class names by label.
         rule: how an image becomes the input.
-        exports: the last exports of this model: options, or name of a graph and options -> graph.
+        exports: the last exports of this model: name of a graph and options -> graph.
     """
 
     cfg: Any
@@ -208,86 +204,11 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
 
-def rule_of(deployment: Deployment, options: Options) -> PreprocessRule:
-    """Return how pictures become the input of a file with these options: a fixed one has one size."""
-    size = None if options.dynamic else (options.height, options.width)
-    return dataclasses.replace(deployment.rule, size=size or deployment.rule.size)
-
-
-def make_metadata(deployment: Deployment, options: Options) -> Metadata:
-    """Return what the file will say about itself."""
-    spec = deployment.family.spec(deployment.model, options)
-    return Metadata(
-        form=options.form,
-        spec=with_half_features(spec) if options.fp16_io else spec,
-        preprocess=rule_of(deployment, options),
-        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
-        **model_facts(deployment),
-    )
-
-
-def model_facts(deployment: Deployment) -> dict[str, Any]:
-    """Return the fields of `Metadata` that do not depend on the export options."""
-    return dict(
-        family=deployment.family.name,
-        classes=deployment.classes,
-        postprocess=deployment.family.postprocess_facts(deployment.model),
-        config=Path(deployment.config).name,
-        config_sha256=deployment.config_sha256,
-        checkpoint_sha256=deployment.checkpoint_sha256,
-        versions=export.versions(),
-    )
-
-
-def plain_options(value: Any) -> Any:
-    """Return overrides as plain JSON types."""
-    if isinstance(value, dict):
-        return {str(key): plain_options(item) for key, item in value.items()}
-    return [plain_options(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def export_model(
-    deployment: Deployment, options: Options, images: Sequence[PreparedImage]
-) -> tuple[onnx.ModelProto, Metadata]:
-    """Export a model.
-
-    Args:
-        deployment: the trained model.
-        options: with opset and shape resolved.
-        images: one prepared image or more, of the traced shape; repeated to the batch size.
-
-    Returns:
-        The graph and its metadata.
-    """
-    family, metadata = deployment.family, make_metadata(deployment, options)
-    batch = [images[index % len(images)] for index in range(options.batch)]
-    device = next(deployment.model.parameters()).device
-    example = {
-        name: torch.from_numpy(array).to(device)
-        for name, array in family.feeds(batch, True).items()
-        if name in metadata.spec.input_names
-    }
-    stages = family.stages(deployment.model, options)
-    for stage in stages:
-        stage.module.eval().to(device)
-    model = export.export_stages(stages, example, metadata.spec, options)
-    check_patterns([model], options.keep_fp32)
-    return in_precision(model, metadata.spec, options, family.keep_fp32), metadata
-
-
-def export_to_file(
-    deployment: Deployment, options: Options, images: Sequence[PreparedImage], output_file: str
-) -> tuple[Metadata, float]:
-    """Export and write a file, whole or not at all.
-
-    Returns:
-        Its metadata and the seconds that the export took.
-    """
-    start = time.perf_counter()
-    model, metadata = export_model(deployment, options, images)
-    export.save(model, output_file, metadata)
-    deployment.keep(options, model)
-    return metadata, time.perf_counter() - start
+def rule_of(deployment: Deployment, options: Options) -> Any:
+    """Return how samples become the input of a file with these options: a fixed one has one size."""
+    if options.get('dynamic', True):
+        return deployment.rule
+    return dataclasses.replace(deployment.rule, size=(options.height, options.width))
 
 
 def with_normalisation(

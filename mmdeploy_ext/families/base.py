@@ -6,12 +6,15 @@ import abc
 import contextlib
 import dataclasses
 import enum
+import functools
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract import options as declared
 from mmdeploy_ext.contract.options import Option, Options
+from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.nearest import refusal
@@ -149,6 +152,18 @@ class Family(abc.ABC):
     def preprocess_rule(self, cfg: Any) -> Any:
         """Return how the config's test pipeline prepares samples: a rule that the metadata keeps."""
 
+    def default_output(self, stem: str, options: Options) -> str:
+        """Return where an export goes that was given no name; `stem` is of the config's file name."""
+        return stem if self.files else 'tmp.onnx'
+
+    def one_file(self, options: Options) -> bool:
+        """Return whether an export is one file; otherwise it is a folder of graphs."""
+        return not self.files
+
+    def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
+        """Return input name -> what is traced, for graphs that have no example of their own."""
+        return {}
+
     def num_classes(self, model: torch.nn.Module) -> int:
         """Return how many classes the model tells apart; a backbone tells none."""
         return 0
@@ -204,6 +219,16 @@ class ImageFamily(Family):
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:
         """Return the contract of the graph."""
+
+    def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
+        """Return the one graph, whose stages are made when they are asked for."""
+        spec = self.spec(model, options)
+        spec = with_half_features(spec) if options.fp16_io else spec
+        return [Graph(options.form, None, spec, make=functools.partial(self.stages, model, options))]
+
+    def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
+        """See `Family`: as many images as the batch, of those given in turn."""
+        return self.feeds([images[index % len(images)] for index in range(options.batch)], True)
 
     def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
         """Return whether a dynamic graph with these options takes images of this size, pixels."""

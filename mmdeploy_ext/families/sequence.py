@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.families.base import Family
@@ -12,34 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
-    import onnx
     import torch
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
-
-
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    """One graph of a model of frames, before it is exported.
-
-    Attributes:
-        name: file stem, e.g. 'pts_head_memory'; the metadata's `form`.
-        module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs;
-            None where there is a `model`.
-        spec: its contract.
-        example: input name -> tensor that is traced.
-        model: the finished graph of a part that no exporter of torch can trace, or None.
-    """
-
-    name: str
-    module: torch.nn.Module | None
-    spec: GraphSpec
-    example: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-    model: onnx.ModelProto | None = None
 
 
 class SequenceFamily(Family):

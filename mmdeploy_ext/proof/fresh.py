@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy import files
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.proof.older import Rounding, rounding_of
 from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.sequence import Graph
 
 REPEATED = {QUANTISE: quantise_again}
 """Commands beyond those of graph.py that can be done again."""
@@ -80,10 +81,11 @@ def of_images(
     stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
 
     def export() -> onnx.ModelProto:
-        if chosen not in deployment.exports:
+        key = (chosen.form, chosen)
+        if key not in deployment.exports:
             traced = deploy.prepare_fixed(deployment.rule, image_bgr, chosen.height, chosen.width)
-            deployment.keep(chosen, deploy.export_model(deployment, chosen, [traced])[0])
-        return deployment.exports[chosen]
+            deployment.keep(key, files.export_graphs(deployment, chosen, [traced])[0][0])
+        return deployment.exports[key]
 
     return Reference(
         export,
@@ -102,8 +104,6 @@ def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph
         metadata: of the file.
         graph: that it holds; None where the family has no such graph.
     """
-    from mmdeploy_ext.deploy.sequence_files import export_graph
-
     chosen = exported_with(options, metadata)
 
     def export() -> onnx.ModelProto:
@@ -111,7 +111,7 @@ def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph
             raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
         key = (graph.name, chosen)
         if key not in deployment.exports:
-            deployment.keep(key, export_graph(graph, chosen, deployment.family.keep_fp32))
+            deployment.keep(key, files.export_graph(graph, chosen, deployment.family.keep_fp32))
         return deployment.exports[key]
 
     return Reference(export, metadata.edits, lambda: rounding_of(deployment.model))

@@ -11,6 +11,7 @@ import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import list_images, read_image
 from mmdeploy_ext.proof.ladder import prove
@@ -68,7 +69,7 @@ def export_and_prove(deployment, pictures, folder, engine='OnnxRuntimeBackend', 
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = deploy.prepare_fixed(deployment.rule, pictures[0][1], options.height, options.width)
     path = folder / 'm.onnx'
-    deploy.export_to_file(deployment, options, [traced], str(path))
+    export_files(deployment, options, str(path), [traced])
     verdict, _ = prove(deployment, str(path), pictures[:2], dict(engine=engine))
     path.unlink()
     assert verdict.proven, verdict.reasons or verdict.to_json()

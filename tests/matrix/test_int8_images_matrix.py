@@ -8,6 +8,7 @@ import pytest
 from mmdeploy_ext.apps import quantize_app, test_app
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.inputs.pictures import read_image
 from projects.toydata.coco import ensure_toy_coco
 from projects.toydata.seeded import write_seeded
@@ -59,7 +60,7 @@ def test_full_size_is_faster_and_smaller_by_the_bars(name, data, tmp_path):
     options = deploy.resolve(options, loaded.model, loaded.rule)
     traced = deploy.prepare_fixed(loaded.rule, read_image(PICTURE), height, width)
     model = tmp_path / 'model.onnx'
-    deploy.export_to_file(loaded, options, [traced], str(model))
+    export_files(loaded, options, str(model), [traced])
     del loaded
     _, report = quantise(model, data, '--images', '8', '--probe-images', '2', '--rounds', '20')
     print(json.dumps({key: report[key] for key in ('size_ratio', 'time', 'outputs')}, indent=1))

@@ -12,6 +12,7 @@ import torch
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import list_images, read_image
@@ -67,7 +68,7 @@ def export(deployment, pictures, path, **changes):
     options = FAMILIES['solo'].choose(**{'height': 320, 'width': 416, 'opset': 0, **changes})
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = deploy.prepare_fixed(deployment.rule, pictures[0][1], options.height, options.width)
-    deploy.export_to_file(deployment, options, [traced], str(path))
+    export_files(deployment, options, str(path), [traced])
 
 
 def export_and_prove(deployment, pictures, folder, engine='OnnxRuntimeBackend', **changes):

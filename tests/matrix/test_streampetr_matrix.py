@@ -12,7 +12,7 @@ import toy_streampetr_deploy as toy
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.inputs.samples import proof_samples
@@ -43,7 +43,7 @@ def exported(checkpoint, tmp_path_factory):
     deployment, folder = deploy.load(CONFIG, checkpoint), tmp_path_factory.mktemp('files')
     choose, targets = FAMILIES['streampetr'].choose, dict(deploy='deploy', fork='fork.onnx')
     return {
-        contract: export_sequence(deployment, choose(contract=contract), str(folder / name))[0]
+        contract: export_files(deployment, choose(contract=contract), str(folder / name))[0]
         for contract, name in targets.items()
     }
 

@@ -9,7 +9,7 @@ import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.families.base import find_family
 from projects.toydata import coco
@@ -46,7 +46,7 @@ def export(config, folder, **options):
     options = deploy.resolve(deployment.family.choose(**options), deployment.model, deployment.rule)
     picture = coco.sample(9, 'picture', 7, (480, 640))[0]
     traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
-    deploy.export_to_file(deployment, options, [traced], str(folder / 'm.onnx'))
+    export_files(deployment, options, str(folder / 'm.onnx'), [traced])
     gc.collect()
     return folder / 'm.onnx'
 
@@ -86,7 +86,7 @@ def test_deformable_convolutions_are_refused_by_name(tmp_path):
 def test_the_three_graphs_of_streampetr_build(tmp_path):
     package()
     deployment = untrained(STREAM, tmp_path)
-    paths = export_sequence(deployment, deployment.family.choose(), str(tmp_path / 'graphs'))[0]
+    paths = export_files(deployment, deployment.family.choose(), str(tmp_path / 'graphs'))[0]
     files = sorted((tmp_path / 'graphs').glob('*.onnx'))
     assert len(files) == 3, paths
     for path in files:

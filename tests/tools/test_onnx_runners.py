@@ -17,6 +17,7 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
@@ -80,7 +81,7 @@ def models(deployment, images, tmp_path_factory) -> dict[str, Path]:
     for name, options in FILES.items():
         options = deploy.resolve(options, deployment.model, deployment.rule)
         prepared = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
-        deploy.export_to_file(deployment, options, [prepared], str(folder / f'{name}.onnx'))
+        export_files(deployment, options, str(folder / f'{name}.onnx'), [prepared])
     return {name: folder / f'{name}.onnx' for name in FILES}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
@@ -57,7 +58,7 @@ def found(request, deployment, images, tmp_path_factory):
         deployment.family.choose(form=request.param, dynamic=True), deployment.model, deployment.rule
     )
     traced = deploy.prepare_fixed(deployment.rule, read_image(images / 'one.png'), 128, 160)
-    deploy.export_to_file(deployment, options, [traced], str(model))
+    export_files(deployment, options, str(model), [traced])
     command = [sys.executable, '-c', BLOCK, str(SCRIPT), str(model), str(images)]
     command += ['--out', str(folder / 'out'), '--json', str(folder / 'found.json')]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ from test_streampetr_video import write_dataset
 import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
-from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.evaluate.loop import frames_of
 from mmdeploy_ext.inputs.cameras import rule_from_pipeline
 from mmdeploy_ext.proof.tasks.bbox3d import match_detections
@@ -32,7 +32,7 @@ def drive(request, tmp_path):
     image = image_augmentation((32, 96), (0.6, 0.7), source=SOURCES[request.param])
     test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
     deployment = dataclasses.replace(toy.deployment(), rule=rule_from_pipeline(test['pipeline']))
-    files = export_sequence(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
+    files = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
     return test, path, files
 
 

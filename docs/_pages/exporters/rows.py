@@ -110,7 +110,7 @@ class Export:
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """Export, with dynamic axes where the family has them; return the files."""
         from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.deploy.sequence_files import export_sequence
+        from mmdeploy_ext.deploy.files import export_files
 
         deployment, name = self.deployment, f'{form}-{exporter}-{opset}'
         choose = functools.partial(deployment.family.choose, exporter=exporter, opset=opset)
@@ -118,11 +118,11 @@ class Export:
             options = choose(contract=form)
             deployment.family.check(deployment.cfg, options)
             path = str(folder / (f'{name}.onnx' if form == 'fork' else name))
-            return export_sequence(deployment, options, path)[0]
+            return export_files(deployment, options, path)[0]
         path = str(folder / f'{name}.onnx')
         options = deploy.resolve(choose(form=form, dynamic=True), deployment.model, deployment.rule)
         deploy.option_check(options, path)(deployment.cfg, deployment.family, deployment.model)
-        deploy.export_to_file(deployment, options, [self._prepared(options)], path)
+        export_files(deployment, options, path, [self._prepared(options)])
         return [path]
 
     def _prepared(self, options: Options) -> PreparedImage:

@@ -257,22 +257,16 @@ def _rewrite(graph: _Graph, islands: set[int], half_io: set[str]) -> None:
         floats = graph.floats([*node.input, *node.output])
         is_half = any(graph.types[name] == HALF for name in floats)
         wanted = SINGLE if index in islands else HALF
-        if node.op_type not in TYPED_OPS and floats and not is_half:
-            single = SINGLE_OPERANDS.get(node.op_type, frozenset())
-            operands = [
-                writer.operand(natives.get(name, name), SINGLE if place in single else wanted)
-                for place, name in enumerate(node.input)
-            ]
-            for name in graph.floats(node.output):
-                writer.types[natives.get(name, name)] = wanted
-        else:
-            operands = [
-                writer.operand(natives.get(name, name), graph.types.get(name, 0)) for name in node.input
-            ]
+        fixed = node.op_type in TYPED_OPS or not floats or is_half
+        single = SINGLE_OPERANDS.get(node.op_type, frozenset())
         written = onnx.NodeProto()
         written.CopyFrom(node)
-        written.input[:] = operands
+        for place, name in enumerate(node.input):
+            kind = graph.types.get(name, 0) if fixed else SINGLE if place in single else wanted
+            written.input[place] = writer.operand(natives.get(name, name), kind)
         written.output[:] = [natives.get(name, name) for name in node.output]
+        if not fixed:
+            writer.types.update((natives.get(name, name), wanted) for name in graph.floats(node.output))
         writer.nodes.append(written)
     _finish(graph, writer, natives, half_io)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.sequence import Graph
+    from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
 

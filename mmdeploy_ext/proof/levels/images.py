@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import make_metadata
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
@@ -59,7 +60,7 @@ class ImageProof(ExportedProof):
         """See `ExportedProof.expected`."""
         deployment, options = self.deployment, self.asked_for
         reference = fresh.of_images(deployment, options, file.metadata, self.samples[0][1])
-        contract = deploy.make_metadata(deployment, options).spec
+        contract = make_metadata(deployment, options).spec
         return reference, deploy.rule_of(deployment, options), contract
 
     def start(self, stack: contextlib.ExitStack) -> None:

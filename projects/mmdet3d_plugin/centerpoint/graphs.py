@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.sequence import Graph
 from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
 
 if TYPE_CHECKING:

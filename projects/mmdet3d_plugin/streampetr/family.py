@@ -102,6 +102,14 @@ class StreamPetrFamily(SequenceFamily):
         except ConfigError as error:
             raise ConfigError(f'{cfg.filename}: {error}') from error
 
+    def default_output(self, stem: str, options: Options) -> str:
+        """See `Family.default_output`."""
+        return f'{stem}_fork.onnx' if self.one_file(options) else stem
+
+    def one_file(self, options: Options) -> bool:
+        """See `Family.one_file`: the fork's contract is."""
+        return options.contract == 'fork'
+
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `SequenceFamily.postprocess_facts`: what `runtime/streampetr/boxes.py` and the memory need."""
         head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder

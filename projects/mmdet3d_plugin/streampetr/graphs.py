@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
-from mmdeploy_ext.families.sequence import Graph
 from projects.mmdet3d_plugin.streampetr import spec
 from projects.mmdet3d_plugin.streampetr.memory import Memory
 

@@ -19,6 +19,7 @@ from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import doubts
 from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -196,7 +197,7 @@ def toy(tmp_path_factory):
             deployment.rule,
         )
         traced = deploy.prepare_fixed(deployment.rule, picture, 64, 96)
-        deploy.export_to_file(deployment, options, [traced], str(folder / f'{form}.onnx'))
+        export_files(deployment, options, str(folder / f'{form}.onnx'), [traced])
     return folder
 
 

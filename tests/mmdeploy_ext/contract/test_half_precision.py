@@ -15,6 +15,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_graphs
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
@@ -169,7 +170,7 @@ def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
     height, width = toy_solo.TRACED
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), height, width)
     options = deployment.family.choose(form='raw', height=height, width=width)
-    model, metadata = deploy.export_model(deployment, options, [picture])
+    model, metadata = export_graphs(deployment, options, [picture])[0]
     half = in_precision(model, metadata.spec, options.replace(precision='fp16'))
     paths = {}
     for name, written in (('default', half), ('plain', to_fp16(model, metadata.spec))):

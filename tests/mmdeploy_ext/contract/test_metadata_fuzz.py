@@ -15,6 +15,7 @@ import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import make_metadata
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.consumers import runner_of
 
@@ -190,7 +191,7 @@ def image_props(name, **options):
     config, checkpoint = REPOSITORY / f'configs/demo/{name}.py', REPOSITORY / f'demo/checkpoints/{name}.pth'
     deployment = deploy.load(str(config), str(checkpoint))
     resolved = deploy.resolve(deployment.family.choose(**options), deployment.model, deployment.rule)
-    return deploy.make_metadata(deployment, resolved).to_props()
+    return make_metadata(deployment, resolved).to_props()
 
 
 @pytest.mark.parametrize('name', ['solov2_toy', 'rtdetr_toy'])

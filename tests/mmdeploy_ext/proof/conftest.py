@@ -6,6 +6,7 @@ import pytest
 
 from conditional_faults import SIZES
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.references import references
 from toy_atss import PICTURE, REPO
@@ -26,7 +27,7 @@ def known(tmp_path_factory):
         options = deployment.family.choose(height=SIZES[name][0], width=SIZES[name][1], dynamic=dynamic)
         traced = deploy.prepare_fixed(deployment.rule, images[0][1], options.height, options.width)
         path = str(folder / f'{name}_{dynamic}.onnx')
-        deploy.export_to_file(deployment, options, [traced], path)
+        export_files(deployment, options, path, [traced])
         return path, references(deployment, options, images)
 
     return make

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 import toy_faults
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.sequence_files import graph_metadata
+from mmdeploy_ext.deploy.files import export_graphs, make_metadata
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.inputs.pictures import read_image
@@ -24,10 +24,10 @@ def _atss(folder):
     import toy_atss
 
     deployment = toy_atss.load_toy()
-    options = FAMILIES['streampetr'].choose(form='decode', height=96, width=128)
+    options = deployment.family.choose(form='decode', height=96, width=128)
     picture = read_image(toy_atss.PICTURE)
     traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
-    model, metadata = deploy.export_model(deployment, options, [traced])
+    model, metadata = export_graphs(deployment, options, [traced])[0]
     subject = subject_of(deployment, metadata, [('toy.jpg', picture)])
     return model, subject, traced.tensor[None]
 
@@ -37,7 +37,7 @@ def _solov2(folder):
 
     deployment = toy_solo.load_toy('solov2', folder)
     traced = toy_solo.prepared(deployment, 0)
-    model, metadata = deploy.export_model(deployment, toy_solo.options_for(form='raw'), [traced])
+    model, metadata = export_graphs(deployment, toy_solo.options_for(form='raw'), [traced])[0]
     subject = subject_of(deployment, metadata, [('picture 0', toy_solo.picture(0))])
     return model, subject, traced.tensor[None]
 
@@ -51,7 +51,7 @@ def _streampetr(folder):
         for graph in deployment.family.graphs(deployment.model, options)
         if graph.name == 'pts_head_memory'
     )
-    subject = subject_of(deployment, graph_metadata(deployment, options, graph))
+    subject = subject_of(deployment, make_metadata(deployment, options, graph))
     return subject.reference.export(), subject, graph.example['ego_motion'].numpy()
 
 

@@ -6,6 +6,7 @@ import toy_faults
 import toy_rtdetr
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_graphs
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import print_comparison
 from mmdeploy_ext.inputs.pictures import read_image
@@ -29,7 +30,7 @@ def made():
     options = deployment.family.choose(form='full', height=96, width=128)
     picture = read_image(toy_rtdetr.PICTURE)
     traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
-    model, metadata = deploy.export_model(deployment, options, [traced])
+    model, metadata = export_graphs(deployment, options, [traced])[0]
     return model, Search(subject_of(deployment, metadata, [('toy.jpg', picture)]), findings.Bars())
 
 

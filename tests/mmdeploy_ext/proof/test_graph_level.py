@@ -13,6 +13,7 @@ from mmdeploy_ext.apps import export_app, graph_app, quantize_app, verify_app
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy import files as deployed_files
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.older import Rounding, brought_near, content
 from proofs import check_files
@@ -294,7 +295,7 @@ def test_the_fresh_export_of_a_proof_is_made_once(deployment, path, monkeypatch)
     def refuse(*_, **__):
         raise AssertionError('exported again')
 
-    monkeypatch.setattr(deploy, 'export_model', refuse)
+    monkeypatch.setattr(deployed_files, 'export_graphs', refuse)
     verdict = check_files(deployment, path, [('picture', read_image(PICTURE))])
     assert verdict.graphs[0].equal
 
@@ -305,5 +306,5 @@ def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_pa
     verdict = check_files(other, path, [('picture', read_image(PICTURE))])
     assert verdict.graphs[0].equal
     asked = dict(form='raw', opset=17, height=256, width=320, dynamic=True)
-    assert list(other.exports) == [other.family.choose(**asked)]
+    assert list(other.exports) == [('raw', other.family.choose(**asked))]
     assert Path(path).is_file()

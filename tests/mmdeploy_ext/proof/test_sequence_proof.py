@@ -17,7 +17,7 @@ import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.evaluate.loop import frames_of
 from mmdeploy_ext.inputs.cameras import rule_from_pipeline
 from mmdeploy_ext.proof.ladder import prove
@@ -241,7 +241,7 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
     assert test['ann_file'] == str(infos)
     deployment = dataclasses.replace(toy.deployment(), rule=rule_from_pipeline(test['pipeline']))
-    written = export_sequence(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
+    written = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
     drive = list(frames_of(deployment.family, build_dataset(test), range(frames), workers=0))
     assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'
     verdict, _ = prove(deployment, written, drive, bars=Bars(frames=frames, resets=resets))

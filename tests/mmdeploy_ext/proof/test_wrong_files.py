@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 import toy_atss
 import toy_rtdetr
 import toy_solo
-from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.views.table import failure_reasons
@@ -33,7 +33,7 @@ def honest(tmp_path_factory):
     def solo(**options):
         deployment, path = toy_solo.load_toy('solov2', folder), str(folder / f'solo{len(options)}.onnx')
         asked = toy_solo.options_for(form='full', dynamic=True, **options)
-        deploy.export_to_file(deployment, asked, [toy_solo.prepared(deployment, 0)], path)
+        export_files(deployment, asked, path, [toy_solo.prepared(deployment, 0)])
         return deployment, path
 
     makers = dict(atss=atss, rtdetr=rtdetr, solo=solo, solo_capped=lambda: solo(max_candidates=600))

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
 from mmdeploy_ext.core.files import read_json, sha256_file
-from mmdeploy_ext.deploy.sequence_files import read_files
+from mmdeploy_ext.deploy.files import read_files
 from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.quantize.cameras import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised

@@ -15,7 +15,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.deployment import check_options
-from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof import enough
 from mmdeploy_ext.proof.enough import AGAIN
@@ -188,7 +188,7 @@ def test_sweeps_with_hardly_a_box_are_no_proof(toy, monkeypatch):
 def test_the_model_is_unchanged_by_an_export_and_a_second_one_equals_the_first(toy, tmp_path):
     deployment, folder, *_ = toy
     before = {name: value.clone() for name, value in deployment.model.state_dict().items()}
-    export_sequence(deployment, FAMILIES['centerpoint'].choose(), str(tmp_path / 'again'))
+    export_files(deployment, FAMILIES['centerpoint'].choose(), str(tmp_path / 'again'))
     after = deployment.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     for name in ('backbone', 'head'):

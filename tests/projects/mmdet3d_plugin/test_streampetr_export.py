@@ -13,7 +13,7 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy.sequence_files import export_sequence
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
@@ -207,7 +207,7 @@ def golden_frame(index):
 
 def test_the_full_size_files_run_free_over_the_goldens(tmp_path):
     options = FAMILIES['streampetr'].choose()
-    paths, seconds = export_sequence(golden_deployment(), options, str(tmp_path / 'r50'))
+    paths, seconds = export_files(golden_deployment(), options, str(tmp_path / 'r50'))
     print(f'\nexported in {seconds:.1f} s')
     wanted = np.load(seeded.GOLDEN / 'outputs.npz')
     with StreamPetrOnnx(paths, max_gap_s=None) as runtime:

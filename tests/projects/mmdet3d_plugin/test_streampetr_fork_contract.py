@@ -12,7 +12,7 @@ import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy.sequence_files import export_graph
+from mmdeploy_ext.deploy.files import export_graph
 from mmdeploy_ext.families.base import FAMILIES
 from projects.mmdet3d_plugin.streampetr import spec
 

@@ -10,7 +10,7 @@ import streampetr_seeded as seeded
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy.sequence_files import export_graph
+from mmdeploy_ext.deploy.files import export_graph
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.runtime.streampetr.state import FIELDS, relative_motion, to_local

@@ -14,6 +14,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, ShapeError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files, export_graphs
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET
 from mmdeploy_ext.families.base import FAMILIES, find_family
@@ -84,7 +85,7 @@ def files(deployment, tmp_path_factory):
     def export(**changes):
         options = options_for(**changes)
         path = folder / ('_'.join(f'{key}-{value}' for key, value in changes.items()) + '.onnx')
-        deploy.export_to_file(deployment, options, [prepared(deployment, 0)], str(path))
+        export_files(deployment, options, str(path), [prepared(deployment, 0)])
         return str(path)
 
     return export
@@ -240,7 +241,7 @@ def test_exporting_twice_gives_identical_bytes(deployment, tmp_path):
     for index in range(2):
         path = tmp_path / f'{index}.onnx'
         options = options_for(form='full', dynamic=True)
-        deploy.export_to_file(deployment, options, [prepared(deployment, 0)], str(path))
+        export_files(deployment, options, str(path), [prepared(deployment, 0)])
         written.append(path.read_bytes())
     assert written[0] == written[1]
 
@@ -263,7 +264,7 @@ def test_exporting_leaves_the_model_untouched_and_trainable(deployment):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     work = copy.copy(deployment)
     work.model = model
-    deploy.export_model(work, options_for(form='decode'), [prepared(deployment, 0)])
+    export_graphs(work, options_for(form='decode'), [prepared(deployment, 0)])[0]
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [type(module) for module in model.modules()] == [type(module) for module in never.modules()]
@@ -289,7 +290,7 @@ def prove_file(deployment, path, **changes):
     options = options_for(opset=0, **{'height': 96, 'width': 128, **changes})
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = prepared(deployment, 0, (options.height, options.width))
-    deploy.export_to_file(deployment, options, [traced], str(path))
+    export_files(deployment, options, str(path), [traced])
     verdict, _ = prove(deployment, str(path), [('a', picture(0)), ('b', picture(1))])
     assert verdict.proven, verdict.to_json()
     return options, onnx.load(str(path))

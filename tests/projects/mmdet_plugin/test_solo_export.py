@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from mmdeploy_ext.compare.tensors import without_ties
-from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.proof.ladder import prove
@@ -32,7 +32,7 @@ def files(models, tmp_path_factory):
     def export(name, **changes):
         changes.setdefault('opset', OPSETS.get(name, 17))
         path = folder / ('_'.join([name, *(f'{key}-{value}' for key, value in changes.items())]) + '.onnx')
-        deploy.export_to_file(models(name), options_for(**changes), [prepared(models(name), 0)], str(path))
+        export_files(models(name), options_for(**changes), str(path), [prepared(models(name), 0)])
         return str(path)
 
     return export

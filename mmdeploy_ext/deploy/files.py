@@ -1,0 +1,212 @@
+"""The files of an export, written and read: one .onnx file, or a folder of graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.files import check_writable, will_write
+from mmdeploy_ext.deploy.deployment import rule_of
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
+from mmdeploy_ext.runtime.exported import check_same_export
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.stages import Graph
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+
+
+def check_output(output: str, options: Options, family: Family, where: str = '--output-file ') -> None:
+    """Refuse an output that the files of an export cannot be written to.
+
+    Args:
+        output: file or folder.
+        options: of the export.
+        family: that says whether it is one file, and the names of the graphs of a folder.
+        where: the option or key that gave it, for the message.
+
+    Raises:
+        UsageError: a file name for a folder of graphs, or the other way round, or not writable.
+    """
+    is_file, one = output.endswith('.onnx'), family.one_file(options)
+    if is_file != one and family.files:
+        what = f'the {options.contract} contract is'
+        wanted = 'one file, expected a name in .onnx' if one else 'several graphs, expected a folder'
+        raise UsageError(f'{where}{output}: {what} {wanted}')
+    if not one and Path(output).is_file():
+        raise UsageError(f'{where}{output}: is a file, expected a folder')
+    paths = [Path(output)] if one else [Path(output) / f'{name}.onnx' for name in family.files]
+    for path in paths:
+        check_writable(path)
+    will_write(where.strip(' ='), paths)
+
+
+def make_metadata(deployment: Deployment, options: Options, graph: Graph | None = None) -> Metadata:
+    """Return what one file will say about itself; by default the last one, which gives the outputs."""
+    family = deployment.family
+    graph = graph or family.graphs(deployment.model, options)[-1]
+    return Metadata(
+        family=family.name,
+        form=graph.name,
+        spec=graph.spec,
+        preprocess=rule_of(deployment, options),
+        classes=deployment.classes,
+        postprocess=family.postprocess_facts(deployment.model),
+        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
+        config=Path(deployment.config).name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        versions=export.versions(),
+    )
+
+
+def plain_options(value: Any) -> Any:
+    """Return overrides as plain JSON types."""
+    if isinstance(value, dict):
+        return {str(key): plain_options(item) for key, item in value.items()}
+    return [plain_options(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def export_graph(
+    graph: Graph,
+    options: Options,
+    keep_fp32: Sequence[str] = (),
+    example: Mapping[str, torch.Tensor] | None = None,
+) -> onnx.ModelProto:
+    """Export one graph with the names, types and opset of its spec and in its precision.
+
+    Args:
+        graph: to export; a finished one is taken as it is.
+        options: what the user chose.
+        keep_fp32: patterns of nodes that stay float32 in the family's float16 files.
+        example: input name -> tensor that is traced instead of the graph's own.
+    """
+    model = graph.model
+    if model is None:
+        model = export.export_stages(graph.stages, example or graph.example, graph.spec, options)
+    return in_precision(model, graph.spec, options, keep_fp32)
+
+
+def export_graphs(
+    deployment: Deployment, options: Options, images: Sequence[PreparedImage] = ()
+) -> list[tuple[onnx.ModelProto, Metadata]]:
+    """Export all graphs of a model, in the order in which a sample goes through them.
+
+    Args:
+        deployment: the trained model.
+        options: with opset and shape resolved.
+        images: of models of images: one prepared image or more, of the traced shape, repeated to the batch.
+
+    Raises:
+        ExportError: a graph cannot be exported.
+        UsageError: a pattern of `keep_fp32` that fits no node.
+    """
+    family, found = deployment.family, []
+    device = next(deployment.model.parameters()).device
+    given = {name: torch.from_numpy(array) for name, array in family.example(images, options).items()}
+    for graph in family.graphs(deployment.model, options):
+        known = {name: tensor for name, tensor in given.items() if name in graph.spec.input_names}
+        example = {name: tensor.to(device) for name, tensor in (graph.example or known).items()}
+        for stage in graph.stages:
+            stage.module.eval().to(device)
+        model = export_graph(graph, options, family.keep_fp32, example)
+        found.append((model, make_metadata(deployment, options, graph)))
+    check_patterns([model for model, _ in found], options.keep_fp32)
+    return found
+
+
+def export_files(
+    deployment: Deployment, options: Options, output: str, images: Sequence[PreparedImage] = ()
+) -> tuple[list[str], float]:
+    """Export a model and write its file, or its folder of graphs, whole or not at all.
+
+    Args:
+        deployment: the trained model.
+        options: with opset and shape resolved.
+        output: a file, or a folder.
+        images: see `export_graphs`.
+
+    Returns:
+        The paths in the order in which a sample goes through them, and the seconds it took.
+
+    Raises:
+        ExportError: see `export_graphs`; nothing was written.
+    """
+    start = time.perf_counter()
+    found = export_graphs(deployment, options, images)
+    if deployment.family.one_file(options):
+        ((model, metadata),) = found
+        export.save(model, output, metadata)
+        paths = [output]
+    else:
+        paths = _write_folder(found, Path(output))
+    for model, metadata in found:
+        deployment.keep((metadata.form, options), model)
+    return paths, time.perf_counter() - start
+
+
+def _write_folder(found: Sequence[tuple[onnx.ModelProto, Metadata]], folder: Path) -> list[str]:
+    """Write all files beside the folder first; they move in together, replacing an older export."""
+    names, whole = [metadata.form for _, metadata in found], folder.resolve()  # '.' has no name
+    staging = whole.with_name(f'{whole.name}.partial-{os.getpid()}')
+    try:
+        for model, metadata in found:
+            export.save(model, staging / f'{metadata.form}.onnx', metadata)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / f'{name}.onnx').unlink(missing_ok=True)
+        for name in names:
+            os.replace(staging / f'{name}.onnx', folder / f'{name}.onnx')
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [str(folder / f'{name}.onnx') for name in names]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedFiles:
+    """Files of one export.
+
+    Attributes:
+        paths: in the order in which a sample goes through them, which the family states.
+        metadata: of the last one, which gives the outputs.
+    """
+
+    paths: list[str]
+    metadata: Metadata
+
+
+def read_files(path: str) -> ExportedFiles:
+    """Read what an exported folder or file says about itself.
+
+    Raises:
+        ModelFileError: not there, not ours, or files of different exports in one folder.
+    """
+    target = Path(path)
+    files = sorted(target.glob('*.onnx')) if target.is_dir() else [target]
+    if not files:
+        raise ModelFileError(
+            f'{path}: no .onnx file in this folder; export with tools/deployment/pytorch2onnx.py'
+        )
+    known = {str(file): read_metadata(str(file)) for file in files}
+    check_same_export(known)
+    family = FAMILIES.get(next(iter(known.values())).family)
+    names = family.files if family is not None else ()
+    places = {name: place for place, name in enumerate(names)}
+    order = sorted(known, key=lambda file: (places.get(known[file].form, len(names)), file))
+    return ExportedFiles(order, known[order[-1]])
