@@ -23,6 +23,7 @@ from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime import picture_files
 from mmdeploy_ext.runtime.detections import Detections
+from projects import mmdet_plugin  # noqa: F401  (registers the families)
 from projects.toydata import coco
 from projects.toydata.seeded import fill_seeded
 
@@ -67,8 +68,6 @@ def tool(name):
 
 @pytest.fixture(scope='module')
 def deployment(tmp_path_factory):
-    import projects.mmdet_plugin  # noqa: F401
-
     cfg = load_config(CONFIG)
     checkpoint = tmp_path_factory.mktemp('weights') / 'toy.pth'
     torch.save(dict(state_dict=fill_seeded(find_family(cfg).build(cfg)).state_dict()), checkpoint)

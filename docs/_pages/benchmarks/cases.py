@@ -55,6 +55,10 @@ FRAMES = Step(
     '--image-size 1600 900',
     shared=True,
 )
+TOY_FRAMES = dataclasses.replace(
+    FRAMES, name='toy_nuscenes_small', command=FRAMES.command.partition(' --image-size')[0]
+)
+"""In the size that the toys were trained on."""
 DEPLOY = Step('deploy', 'deploy', EXPORT, 'deploy contract')
 DEPLOY_INT8 = Step(
     'deploy_int8',
@@ -120,7 +124,7 @@ def _image(name: str, title: str, config: str, shape: tuple[int, int]) -> Case:
 
 def _toy(case: Case, config: str, name: str) -> Case:
     """Return a case with the small trained model of its family, in the smallest size that tells anything."""
-    steps = tuple(step for step in case.steps if step is not CHECKPOINT)
+    steps = tuple(TOY_FRAMES if step is FRAMES else step for step in case.steps if step is not CHECKPOINT)
     title = f'{case.title.split(",")[0].split(" R")[0]}, toy'
     shape = case.shape and (128, 160)
     checkpoint = f'demo/checkpoints/{name}.pth'

@@ -48,7 +48,11 @@ def test_tensors_and_manifest_come_back(tmp_path):
     assert manifest['tensors']['labels']['sha256'] == digest
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     hnp.arrays(
         st.sampled_from(['float32', '>f4', 'float64', 'int64', '>i4', 'uint8', 'bool', 'float16']),
