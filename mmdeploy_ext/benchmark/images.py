@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.base import ImageFamily
+    from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.inputs.pictures import PreparedImage
 
 EXPORTED_FORMS = ('full', 'raw')

@@ -14,7 +14,8 @@ from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
-from mmdeploy_ext.families.base import DETECTOR, Family, ImageFamily, find_family
+from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:

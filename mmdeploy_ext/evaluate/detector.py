@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.base import ImageFamily
+    from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Stepper
 

@@ -10,7 +10,8 @@ from torch import nn
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.bbox2d import NmsConfig, capped, nms_config
-from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.runtime.atss import model as runtime
 from projects.mmdet_plugin.atss import graphs, reference, samples
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.runtime.rtdetr import model as runtime
 from projects.mmdet_plugin.rtdetr import graphs, reference, samples
 from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE

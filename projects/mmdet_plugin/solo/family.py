@@ -9,7 +9,8 @@ from torch import nn
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
-from mmdeploy_ext.families.base import Claim, ImageFamily, register_family
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.images import ImageFamily
 from projects.mmdet_plugin.solo import graphs, reference, samples
 from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.networks import LEVELS

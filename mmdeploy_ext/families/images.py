@@ -1,0 +1,201 @@
+"""What a family of single-image models gives to the shared machinery."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.contract import options as declared
+from mmdeploy_ext.contract.option import Option, Options
+from mmdeploy_ext.contract.precision import with_half_features
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.consumers import runtime_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    import torch
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.contract.stages import Stage
+    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
+    from mmdeploy_ext.runtime.detections import Detections, Instances
+
+HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
+
+
+class ImageFamily(Family):
+    """Export, references and post-processing of one family of single-image models.
+
+    Attributes:
+        forms: what its graphs may contain of the post-processing.
+        own_options: what it has besides the options of every family of images.
+    """
+
+    samples = 'images'
+    forms: ClassVar[tuple[str, ...]]
+    own_options: ClassVar[tuple[Option, ...]] = ()
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """See `Family`."""
+        form, *others = declared.IMAGE
+        return (dataclasses.replace(form, choices=self.forms), *others, *self.own_options)
+
+    def build(self, cfg: Any) -> torch.nn.Module:
+        """See `Family.build`: mmdet's detector, without the weights that training would start from."""
+        from mmdet.models import build_detector
+
+        model_cfg = cfg.model.copy()
+        model_cfg.pretrained = None
+        if model_cfg.get('backbone', {}).get('init_cfg'):
+            model_cfg.backbone.init_cfg = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+                return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+        except Exception as error:
+            raise ConfigError(
+                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
+            ) from error
+
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
+        """See `Family.preprocess_rule`."""
+        return rule_from_pipeline(test_pipeline(cfg))
+
+    @abc.abstractmethod
+    def check(self, cfg: Any, options: Options) -> None:
+        """Refuse, by name, what cannot be exported; runs before the weights load."""
+
+    @abc.abstractmethod
+    def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:
+        """Return the contract of the graph."""
+
+    def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
+        """Return the one graph, whose stages are made when they are asked for."""
+        spec = self.spec(model, options)
+        spec = with_half_features(spec) if options.fp16_io else spec
+        return [Graph(options.form, None, spec, make=functools.partial(self.stages, model, options))]
+
+    def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
+        """See `Family`: as many images as the batch, of those given in turn."""
+        return self.feeds([images[index % len(images)] for index in range(options.batch)], True)
+
+    def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
+        """Return whether a dynamic graph with these options takes images of this size, pixels."""
+        return min(height, width) >= self.spec(model, options).inputs[0].smallest
+
+    @abc.abstractmethod
+    def stages(self, model: torch.nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+        """Return the chain of modules whose composition is the graph.
+
+        Args:
+            model: the upstream model with its weights.
+            options: what the user chose.
+            fold: work on a copy with batch normalisation folded into the convolutions (export);
+                False runs the model itself (the `_pth` configs).
+        """
+
+    @abc.abstractmethod
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        """Batch prepared images of one size into graph inputs."""
+
+    def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
+        """Return which images (indices) one run may take together: all, unless a family has reasons."""
+        return [list(range(len(images)))]
+
+    def whole(self, image: PreparedImage) -> tuple[int, int]:
+        """Return height and width, pixels, that a graph takes for sizes that are not fed: the input's."""
+        return tuple(image.tensor.shape[1:])
+
+    @abc.abstractmethod
+    def reference_tensors(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, **chosen: Any
+    ) -> dict[str, np.ndarray]:
+        """Run the unpatched upstream model and return what a graph of this form has to give.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            form: of the graph.
+            chosen: the other options that the file was exported with.
+        """
+
+    def choose_as(
+        self,
+        model: torch.nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        reference: Mapping[str, np.ndarray],
+        ties_rtol: float = DEFAULT_RTOL,
+    ) -> dict[str, np.ndarray]:
+        """Return the reference, of another run or of a dump, with what the engine chose among ties.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            outputs: of the engine on trial.
+            reference: output name -> array.
+            ties_rtol: values this close, of the largest one, are a tie.
+        """
+        return dict(reference)
+
+    def interchangeable_zeros(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **chosen: Any
+    ) -> dict[str, np.ndarray]:
+        """Return output name -> array: the other value that a zero may have without deciding anything.
+
+        Ties: either side may have zero there and the other one this value; NaN where there is no tie.
+        """
+        return {}
+
+    def candidate_bounds(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], slack: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and largest right value (B,) of the output `candidates`.
+
+        Args:
+            model: of upstream.
+            feeds: by name.
+            slack: scores this close to the threshold may be on either side.
+        """
+        raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
+
+    @contextlib.contextmanager
+    def raised_result_limit(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let upstream's test path give twice as many results per image, to see what was cut off."""
+        heads = (getattr(model, key, None) for key in HEAD_KEYS)  # mmdet's SOLO has a bbox_head of None
+        config = next(head for head in heads if head is not None).test_cfg
+        most = config.max_per_img
+        config.max_per_img = 2 * most if most > 0 else most
+        try:
+            yield
+        finally:
+            config.max_per_img = most
+
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        """Return why a proof does not compare the results of a file with these options; '' where it does."""
+        return ''
+
+    @abc.abstractmethod
+    def reference_detections(
+        self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> list[Detections] | list[Instances]:
+        """Run upstream's own test path and return its detections per image."""
+
+    def detections(
+        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+    ) -> list[Detections] | list[Instances]:
+        """Turn outputs of a graph of any form into detections as the family's runtime does, without torch."""
+        return runtime_of(self.name).detections(metadata, outputs, feeds)
