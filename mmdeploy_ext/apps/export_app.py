@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.families.base import Family
 

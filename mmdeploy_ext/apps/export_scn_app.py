@@ -15,7 +15,7 @@ from mmdeploy_ext.core.errors import UsageError, after_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
     from mmdeploy_ext.sparse.ranges import Ranges
@@ -137,7 +137,7 @@ def parse_options(args: argparse.Namespace) -> Options:
 
     values = shared.given_values(args, choices.SPARSE)
     values['layer_precision'] = parse_layer_precision(values.get('layer_precision', ()))
-    options = choices.Options(choices.SPARSE, **values)
+    options = Options(choices.SPARSE, **values)
     options.check(given=[name for name, value in values.items() if value != ()])
     if not options.order:
         options = options.replace(order=order_of_name(args.output_file or ''))

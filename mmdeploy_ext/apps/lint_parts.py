@@ -15,7 +15,7 @@ from mmdeploy_ext.proof.inputs.pictures import other_view
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
 
 Feeds = dict[str, torch.Tensor]

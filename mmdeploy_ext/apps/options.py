@@ -18,6 +18,8 @@ from mmdeploy_ext.engines.registry import ENGINES, file_engines
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from mmdeploy_ext.contract.option import Option
+
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
 )
@@ -100,7 +102,7 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--skip-postprocess', action='store_true', help='the same as --postprocess raw')
 
 
-def add_declared(parser: argparse.ArgumentParser, declared: Iterable[choices.Option]) -> None:
+def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) -> None:
     """Add declared options, each to the group of arguments that it names."""
     groups: dict[str, Any] = {'': parser}
     for option in declared:
@@ -110,7 +112,7 @@ def add_declared(parser: argparse.ArgumentParser, declared: Iterable[choices.Opt
             option.add_to(groups[option.group])
 
 
-def given_values(args: argparse.Namespace, declared: Iterable[choices.Option]) -> dict[str, Any]:
+def given_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[str, Any]:
     """Return name -> value of the declared options that were given."""
     values = {one.name: getattr(args, one.name, None) for one in declared}
     return {name: value for name, value in values.items() if value is not None}

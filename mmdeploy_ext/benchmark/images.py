@@ -15,7 +15,8 @@ from mmdeploy_ext.benchmark.ort_profile import profile_graph
 from mmdeploy_ext.benchmark.plan import Plan, short_labels
 from mmdeploy_ext.benchmark.prepared import read_prepared
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
-from mmdeploy_ext.contract.options import IMAGE, Options
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files

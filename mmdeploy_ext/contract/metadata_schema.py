@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract import options
+from mmdeploy_ext.contract.option import schemas
 from mmdeploy_ext.contract.schema import (
     Check,
     Mismatch,
@@ -140,9 +141,9 @@ SPEC = record(
     ('name', 'inputs', 'outputs', 'state'),
     _names,
 )
-CHOICES = dict(options.schemas((*options.DETECTOR, *options.STREAM)), cfg_options=mapping(anything))
+CHOICES = dict(schemas((*options.DETECTOR, *options.STREAM)), cfg_options=mapping(anything))
 OPTIONS = record(CHOICES, ('opset', 'exporter'), closed=False)
-SPARSE_OPTIONS = record(CHOICES | options.schemas(options.SPARSE), closed=False)
+SPARSE_OPTIONS = record(CHOICES | schemas(options.SPARSE), closed=False)
 EDIT = record(
     dict(command=NAME, arguments=mapping(anything), versions=mapping(text())),
     ('command', 'arguments', 'versions'),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 
 

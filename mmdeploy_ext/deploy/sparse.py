@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
     from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.sparse.ir import SparseGraph

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.contract.stages import Stage
 

@@ -11,7 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract import options as declared
-from mmdeploy_ext.contract.options import Option, Options
+from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.contract.stages import Graph

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.runtime.detections3d import Detections3D

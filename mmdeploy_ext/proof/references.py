@@ -14,7 +14,7 @@ from mmdeploy_ext.proof.inputs.inputs import proof_inputs
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.proof.inputs.inputs import ProofInput

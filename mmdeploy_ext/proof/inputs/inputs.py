@@ -19,7 +19,7 @@ from mmdeploy_ext.proof.inputs.sizes import STRIDE, fits, other_sizes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, read_entry
 from mmdeploy_ext.contract.metadata_schema import SPARSE_OPTIONS
-from mmdeploy_ext.contract.options import SPARSE, Options
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.deploy.sparse import fp16_modules, has_precision, make_graph, metadata_props, resolve

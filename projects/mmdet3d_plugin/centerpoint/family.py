@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.weights.checkpoint import Checkpoint

@@ -19,7 +19,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')

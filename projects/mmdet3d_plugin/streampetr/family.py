@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.runtime.frames import Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')

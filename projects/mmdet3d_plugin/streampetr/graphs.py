@@ -21,7 +21,7 @@ from projects.mmdet3d_plugin.streampetr.memory import Memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import GraphSpec
 
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.proof.half import ATOL, RTOL
 if TYPE_CHECKING:
     from torch import nn
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
 
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 """The five tensors of the memory, in the order of `memory.Memory`."""

@@ -17,7 +17,7 @@ from projects.mmdet_plugin.atss import graphs, reference, samples
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
 
 FIXED_SIZE_BACKBONES = ('SwinTransformer',)
 """Backbones of mmdet that decide in Python, by the size of the input (measured: 1.25 x as large is wrong)."""

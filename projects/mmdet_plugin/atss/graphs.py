@@ -26,7 +26,7 @@ from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.runtime.atss import model as runtime
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
 
 KINDS = ('cls_score', 'bbox_pred', 'centerness')
 FULL_NAMES = ('dets', 'labels', 'candidates')

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.inputs.pictures import PreprocessRule
 
 GRID_SAMPLE_OPSETS = (16, 20)

@@ -22,7 +22,7 @@ from projects.mmdet_plugin.rtdetr.detector import STRIDE
 from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')

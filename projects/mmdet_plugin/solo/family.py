@@ -18,7 +18,7 @@ from projects.mmdet_plugin.solo.postprocess import mask_stride
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 

@@ -20,7 +20,7 @@ from projects.mmdet_plugin.solo.postprocess import POSTPROCESS, mask_stride
 if TYPE_CHECKING:
     from torch import nn
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.option import Options
 
 Axis = int | str
 SIZE_MULTIPLE = 32

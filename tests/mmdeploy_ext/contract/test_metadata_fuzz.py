@@ -208,10 +208,11 @@ def test_no_metadata_of_a_family_are_a_traceback(name):
 def test_every_option_of_an_export_has_a_check():
     from mmdeploy_ext.contract import options
     from mmdeploy_ext.contract.metadata_schema import CHOICES
+    from mmdeploy_ext.contract.option import schemas
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES
 
     for family in FAMILIES.values():
-        known = options.schemas(options.SPARSE) if family.product == BACKBONE else CHOICES
+        known = schemas(options.SPARSE) if family.product == BACKBONE else CHOICES
         assert {option.name for option in family.options} <= set(known), family.name
 
 

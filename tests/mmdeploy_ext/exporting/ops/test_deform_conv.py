@@ -10,7 +10,8 @@ from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 from mmdet.models.necks import DyHead
 from torch import nn
 
-from mmdeploy_ext.contract.options import IMAGE, Options
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
