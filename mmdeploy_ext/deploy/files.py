@@ -14,6 +14,7 @@ import torch
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
+from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.deploy.deployment import rule_of
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
@@ -72,7 +73,7 @@ def make_metadata(deployment: Deployment, options: Options, graph: Graph | None 
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,
         checkpoint_sha256=deployment.checkpoint_sha256,
-        versions=export.versions(),
+        versions=versions(),
     )
 
 

@@ -11,7 +11,6 @@ import torch
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.core.versions import versions  # noqa: F401  (deploy asks for it here)
 from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.ops import deform_conv, window_attention  # noqa: F401  (they register themselves)
 from mmdeploy_ext.exporting.ops.forms import ALL
