@@ -15,6 +15,7 @@ import toy_scn_family
 import toy_streampetr_deploy as petr
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
@@ -170,10 +171,9 @@ class Sparse(Toy):
     @functools.cached_property
     def deployment(self) -> Any:
         """See `Toy`."""
-        from mmdeploy_ext.deploy.sparse import load
-
         self.folder = tempfile.TemporaryDirectory()
-        return load(*toy_scn_family.write_model(Path(self.folder.name), self.net))
+        model = toy_scn_family.write_model(Path(self.folder.name), self.net)
+        return deploy.load(*model, product=BACKBONE)
 
     def export(self, folder: Path) -> list[str]:
         """See `Toy`."""

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
-    from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
@@ -206,6 +206,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     compat.apply()
     from mmdeploy_ext.core.files import will_write
     from mmdeploy_ext.deploy import sparse as deploy
+    from mmdeploy_ext.deploy.deployment import load
+    from mmdeploy_ext.families.base import BACKBONE
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     samples = proof.Samples(SparseFamily, args.input, option='--input')
@@ -217,7 +219,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         return proof.verify_backbone(args, args.output_file, samples, cfg_options, engine, layout, **settings)
     chosen = options
 
-    def check(_cfg: Any, family: SparseFamily, _settings: EncoderSettings) -> None:
+    def check(_cfg: Any, family: SparseFamily, _model: Any) -> None:
         nonlocal chosen
         chosen = deploy.resolve(options, family)
         args.output_file = args.output_file or deploy.default_file(chosen)
@@ -226,7 +228,14 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             will_write('--calibrate', [f'{args.output_file}.ranges.json'])
         deploy.check_target(chosen, args.output_file)
 
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.weight_layout, check)
+    deployment = load(
+        args.config,
+        args.checkpoint,
+        cfg_options,
+        before_weights=check,
+        product=BACKBONE,
+        weight_layout=args.weight_layout,
+    )
     print(deployment.report.summary())
     found = samples.of(deployment)
     with after_weights():
@@ -247,7 +256,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     return 0
 
 
-def find_ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges | None:
+def find_ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges | None:
     """Return the ranges to write: of a file, measured, or of the checkpoint; None where none are needed.
 
     Raises:

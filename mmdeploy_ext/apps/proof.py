@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.results import Pair
 
@@ -66,7 +65,7 @@ class Samples:
         self.given, self.pictures = given, read_images(given or [DEFAULT_IMAGE]) if pictures else []
         self.count = 0 if pictures else check_given(family, given, frames, option)
 
-    def of(self, deployment: Deployment | SparseDeployment) -> tuple[Collection[Any], str]:
+    def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:
         """Return the samples, and where frames and sweeps are from."""
         from mmdeploy_ext.proof.inputs.samples import proof_samples
 
@@ -74,7 +73,7 @@ class Samples:
 
 
 def run_proof(
-    deployment: Deployment | SparseDeployment,
+    deployment: Deployment,
     paths: Sequence[str],
     samples: tuple[Collection[Any], str],
     args: argparse.Namespace,
@@ -150,7 +149,8 @@ def verify_backbone(
     """
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.core.errors import after_weights
-    from mmdeploy_ext.deploy import sparse as deploy
+    from mmdeploy_ext.deploy.deployment import load
+    from mmdeploy_ext.families.base import BACKBONE
     from mmdeploy_ext.proof.levels.sparse_subject import file_options, stored_fact
     from mmdeploy_ext.proof.provenance import missing_overrides
     from mmdeploy_ext.sparse.contract import load_model
@@ -159,7 +159,8 @@ def verify_backbone(
     file_options(model, path)
     written = stored_fact(model, path, 'options').get('cfg_options', {})
     written = missing_overrides(load_config(args.config, cfg_options), written)
-    deployment = deploy.load(args.config, args.checkpoint, {**written, **cfg_options}, weight_layout)
+    overrides = {**written, **cfg_options}
+    deployment = load(args.config, args.checkpoint, overrides, product=BACKBONE, weight_layout=weight_layout)
     found = samples.of(deployment)
     with after_weights():
         return run_proof(deployment, [path], found, args, engine, edited=args.edited, **settings)

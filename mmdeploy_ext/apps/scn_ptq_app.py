@@ -13,7 +13,7 @@ from mmdeploy_ext.quantize import METHODS, PERCENTILE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.quantize.assumptions import Finding
     from mmdeploy_ext.quantize.fidelity import Fidelity
     from mmdeploy_ext.sparse.ranges import Ranges
@@ -166,10 +166,12 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     compat.apply()
     register()
-    from mmdeploy_ext.deploy import sparse as deploy
+    from mmdeploy_ext.deploy.deployment import load
+    from mmdeploy_ext.families.base import BACKBONE
 
-    deployment = deploy.load(
-        args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options), args.weight_layout
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    deployment = load(
+        args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=args.weight_layout
     )
     cli.stderr().print(deployment.report.summary(), markup=False, highlight=False, soft_wrap=True)
     with after_weights():
@@ -187,7 +189,7 @@ def _known_ranges(args: argparse.Namespace) -> Ranges | None:
     return Ranges.load(args.ranges)
 
 
-def _ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges:
+def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
     from mmdeploy_ext.quantize import deployed
 
     if args.calibrate:
@@ -216,7 +218,7 @@ def _ranges(args: argparse.Namespace, deployment: SparseDeployment) -> Ranges:
     return ranges
 
 
-def _compare(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ranges) -> None:
+def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -> None:
     from mmdeploy_ext.deploy import sparse as deploy
     from mmdeploy_ext.quantize import assumptions, deployed
     from mmdeploy_ext.quantize.fidelity import fidelity
@@ -228,7 +230,7 @@ def _compare(args: argparse.Namespace, deployment: SparseDeployment, ranges: Ran
         layer_precision=tuple((pattern, 'fp16', 'fp16') for pattern in args.fp16_layers),
     )
     graph = deploy.make_graph(
-        deployment.trace(), options, deployment.family, ranges, deployment.checkpoint_sha256
+        deploy.trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256
     )
     source = args.fidelity or args.calibrate
     sweeps = deployed.sweeps_of(deployment, source, graph.order, args.fidelity_batches, args.data_root)

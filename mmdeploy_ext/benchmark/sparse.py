@@ -24,7 +24,9 @@ from mmdeploy_ext.benchmark.plan import Plan, busy, cores
 from mmdeploy_ext.benchmark.scenes import surfaces
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import sparse as deploy
+from mmdeploy_ext.deploy.deployment import load
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
+from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, sweep_sets
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 from mmdeploy_ext.sparse import portable
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.benchmark.plan import Runs
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.deploy.deployment import Deployment
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
 THREADS = (1, 2)
@@ -67,13 +69,15 @@ class SparsePlan(Plan):
         self.files = dict(portable=args.onnx[0]) if args.onnx else {}
         self.sweeps: list[VoxelSet] = []
 
-        def check(cfg: Any, family: Any, settings: Any) -> None:
-            rule = family.preprocess_rule(cfg)
+        def check(cfg: Any, family: Any, model: Any) -> None:
+            rule, settings = family.preprocess_rule(cfg), family.settings(cfg, model)
             for path in args.sweep:
                 self.sweeps += sweep_sets(path, rule, cfg, settings, 1)
 
-        self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, before_weights=check)
-        self.graph = fold(self.deployment.trace(), 'fp32')
+        self.deployment = load(
+            args.config, args.checkpoint, args.cfg_options, before_weights=check, product=BACKBONE
+        )
+        self.graph = fold(deploy.trace(self.deployment), 'fp32')
         self.scenes = synthetic_sets(self.deployment, args.voxels or DEFAULT_SIZES)
 
     @property
@@ -172,7 +176,7 @@ class SparsePlan(Plan):
         )  # fmt: skip
 
 
-def synthetic_sets(deployment: SparseDeployment, sizes: Sequence[int]) -> list[VoxelSet]:
+def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSet]:
     """Return scenes of so many voxels, with random features."""
     settings, found = deployment.settings, []
     for size in sorted(set(sizes)):
@@ -183,7 +187,7 @@ def synthetic_sets(deployment: SparseDeployment, sizes: Sequence[int]) -> list[V
     return found
 
 
-def export_seconds(deployment: SparseDeployment) -> dict[str, float]:
+def export_seconds(deployment: Deployment) -> dict[str, float]:
     """Return the seconds that an export to each target takes, tracing included."""
     found = {}
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
@@ -241,7 +245,7 @@ STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
 def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
     """Run the model in a process of its own; see `memory.measure`."""
     source.prepare()
-    loaded = deploy.load(source.config, source.checkpoint, source.cfg_options)
+    loaded = load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
     family, model = loaded.family, loaded.model
     family.run_encoder(model, voxels.features[:1], voxels.coordinates[:1])
     before = memory.start_with(model)

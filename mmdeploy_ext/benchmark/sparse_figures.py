@@ -19,7 +19,7 @@ from mmdeploy_ext.sparse.rulebook import build
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ir import SparseGraph
@@ -164,7 +164,7 @@ def voxelise_ms(rule: VoxelRule, voxels: VoxelSet) -> dict[str, float]:
     return found
 
 
-def racing_rows(deployment: SparseDeployment, voxels: VoxelSet, cores: int) -> dict[str, Any]:
+def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[str, Any]:
     """Run spconv with all threads, which is wrong, and say how wrong.
 
     Returns:

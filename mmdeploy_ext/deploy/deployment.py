@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.core.config import config_sha256, load_config
-from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import CheckpointError, EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +42,10 @@ class Deployment:
         model: the upstream model with its weights, in evaluation mode.
         checkpoint: the path of the weights.
         checkpoint_sha256: their hash.
-        classes: class names by label.
-        rule: how an image becomes the input.
+        classes: class names by label; none of a backbone.
+        rule: how a sample becomes the input.
+        settings: see `Family.settings`.
+        report: what was found in the checkpoint, see `Family.load`.
         exports: the last exports of this model: name of a graph and options -> graph.
     """
 
@@ -57,6 +58,8 @@ class Deployment:
     checkpoint_sha256: str
     classes: tuple[str, ...]
     rule: Any
+    settings: Any = None
+    report: Any = None
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -68,8 +71,8 @@ class Deployment:
 
     @property
     def config_sha256(self) -> str:
-        """Hash of the model and test pipeline of the config."""
-        return config_sha256(self.cfg)
+        """See `Family.config_sha256`."""
+        return self.family.config_sha256(self.cfg)
 
 
 def check_device(device: str) -> torch.device:
@@ -101,14 +104,14 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
     return options.replace(opset=opset)
 
 
-def class_names(cfg: Any, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
-    """Return class names: of the checkpoint, the config, the data set's class, or else numbers."""
+def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Return class names: of the checkpoint's `meta`, the config, the data set's class, or else numbers."""
     from mmdet.datasets import DATASETS
 
     dataset = (cfg.get('data') or {}).get('test') or {}
     kind = DATASETS.get(str(dataset.get('type')))
     for names in (
-        checkpoint.meta.get('CLASSES'),
+        meta.get('CLASSES'),
         dataset.get('classes'),
         cfg.get('classes'),
         cfg.get('class_names'),
@@ -125,6 +128,8 @@ def load(
     cfg_options: Mapping[str, Any] | None = None,
     device: str = 'cpu',
     before_weights: Callable[[Any, Family, torch.nn.Module], None] | None = None,
+    product: str = DETECTOR,
+    weight_layout: str = 'auto',
 ) -> Deployment:
     """Read config and checkpoint.
 
@@ -134,22 +139,24 @@ def load(
         cfg_options: overrides of the config.
         device: where the model goes.
         before_weights: called with cfg, family and model before the weights are read, to refuse options.
+        product: what is exported of the model, see `Family.product`.
+        weight_layout: see `Family.load`.
 
     Raises:
         UsageError: one of its subclasses says what is wrong with which file.
     """
     target = check_device(device)
     cfg = load_config(config, cfg_options)
-    family = find_family(cfg, DETECTOR)
+    family = find_family(cfg, product)
     rule = family.preprocess_rule(cfg)
     if not Path(checkpoint).is_file():
-        load_checkpoint(checkpoint)
+        raise CheckpointError(f'{checkpoint}: no such checkpoint file')
     model = family.build(cfg)
+    settings = family.settings(cfg, model)
     if before_weights is not None:
         before_weights(cfg, family, model)
-    weights = load_checkpoint(checkpoint)
-    family.load_weights(model, weights)
-    classes = class_names(cfg, weights, family.num_classes(model))
+    report = family.load(model, checkpoint, weight_layout)
+    classes = class_names(cfg, getattr(report, 'meta', {}), family.num_classes(model))
     model.CLASSES = classes
     return Deployment(
         cfg=cfg,
@@ -161,6 +168,8 @@ def load(
         checkpoint_sha256=sha256_file(checkpoint),
         classes=classes,
         rule=rule,
+        settings=settings,
+        report=report,
     )
 
 

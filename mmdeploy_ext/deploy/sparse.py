@@ -6,131 +6,49 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.core.config import config_sha256, load_config
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.core.files import atomic_path, check_writable, sha256_file
-from mmdeploy_ext.families.base import BACKBONE, find_family
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.files import atomic_path, check_writable
+from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.deploy.files import plain_options
 from mmdeploy_ext.sparse.contract import order_of_name
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.order import reorder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import torch
-
     from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
-    from mmdeploy_ext.inputs.points import VoxelRule
+    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.sparse.ir import SparseGraph
     from mmdeploy_ext.sparse.ranges import Ranges
-    from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
-
-    BeforeWeights = Callable[[Any, SparseFamily, EncoderSettings], None]
 
 DEFAULT_NAME = 'lidar.backbone'
 
 
-@dataclasses.dataclass
-class SparseDeployment:
-    """A model with a sparse backbone and its weights.
-
-    Attributes:
-        cfg: the mmcv config, overrides applied.
-        config: its path.
-        cfg_options: the overrides.
-        family: the family that claims it.
-        model: with its weights, in evaluation mode.
-        settings: how the encoder reads its voxels.
-        rule: how points become voxels.
-        checkpoint: the path of the weights.
-        checkpoint_sha256: their hash.
-        report: what the loader found in them.
-    """
-
-    cfg: Any
-    config: str
-    cfg_options: dict[str, Any]
-    family: SparseFamily
-    model: torch.nn.Module
-    settings: EncoderSettings
-    rule: VoxelRule
-    checkpoint: str
-    checkpoint_sha256: str
-    report: LoadReport
-
-    @property
-    def config_sha256(self) -> str:
-        """Hash of the model of the config: a sparse backbone depends on nothing else of it."""
-        return config_sha256(dict(model=self.cfg.model, test_pipeline=[dict(type='points')]))
-
-    def trace(self) -> SparseGraph:
-        """Return the encoder's graph in its own order, BatchNorm and Relu as nodes.
-
-        Raises:
-            ConfigError: the encoder gives another shape than the config says.
-        """
-        from mmdeploy_ext.exporting.sparse.trace import trace
-
-        settings = self.settings
-        graph = trace(
-            self.family.encoder(self.model),
-            order=settings.order,
-            spatial_shape=settings.spatial_shape,
-            in_channels=settings.in_channels,
-        )
-        wanted = settings.output_shape
-        if wanted is not None and tuple(wanted) != graph.output_shape:
-            raise ConfigError(
-                f'{self.config}: the encoder gives {list(graph.output_shape)}, what follows it takes '
-                f'{list(wanted)}; correct sparse_shape, voxel_size or the channels of the next layer'
-            )
-        return graph
-
-
-def load(
-    config: str,
-    checkpoint: str,
-    cfg_options: Mapping[str, Any] | None = None,
-    weight_layout: str = 'auto',
-    before_weights: BeforeWeights | None = None,
-) -> SparseDeployment:
-    """Read config and checkpoint.
-
-    Args:
-        config: path of the config.
-        checkpoint: path of the weights.
-        cfg_options: overrides of the config.
-        weight_layout: of the convolutions in the checkpoint, see `sparse.checkpoint.load_backbone`.
-        before_weights: called with cfg, family and settings before the weights are read, to refuse options.
+def trace(deployment: Deployment) -> SparseGraph:
+    """Return the encoder's graph in its own order, BatchNorm and Relu as nodes.
 
     Raises:
-        UsageError: one of its subclasses says what is wrong with which file.
+        ConfigError: the encoder gives another shape than the config says.
     """
-    cfg = load_config(config, cfg_options)
-    family = find_family(cfg, BACKBONE)
-    if not Path(checkpoint).is_file():
-        raise CheckpointError(f'{checkpoint}: no such checkpoint file')
-    model = family.build(cfg)
-    settings = family.settings(cfg, model)
-    if before_weights is not None:
-        before_weights(cfg, family, settings)
-    report = family.load(model, checkpoint, weight_layout)
-    return SparseDeployment(
-        cfg,
-        config,
-        dict(cfg_options or {}),
-        family,
-        model.eval(),
-        settings,
-        family.preprocess_rule(cfg),
-        checkpoint,
-        sha256_file(checkpoint),
-        report,
+    from mmdeploy_ext.exporting.sparse import trace as tracing
+
+    settings = deployment.settings
+    graph = tracing.trace(
+        deployment.family.encoder(deployment.model),
+        order=settings.order,
+        spatial_shape=settings.spatial_shape,
+        in_channels=settings.in_channels,
     )
+    wanted = settings.output_shape
+    if wanted is not None and tuple(wanted) != graph.output_shape:
+        raise ConfigError(
+            f'{deployment.config}: the encoder gives {list(graph.output_shape)}, what follows it takes '
+            f'{list(wanted)}; correct sparse_shape, voxel_size or the channels of the next layer'
+        )
+    return graph
 
 
 def resolve(options: Options, family: SparseFamily) -> Options:
@@ -174,7 +92,7 @@ def make_graph(
     """Return the graph as the file has it.
 
     Args:
-        traced: of `SparseDeployment.trace`.
+        traced: of `trace`.
         options: resolved.
         family: for the layers that its reference exporter keeps in fp16.
         ranges: of the quantisers; int8 needs them.
@@ -224,16 +142,12 @@ def with_bound(graph: SparseGraph, output_bound: int) -> SparseGraph:
     return dataclasses.replace(graph, nodes=nodes)
 
 
-def metadata_props(
-    deployment: SparseDeployment, options: Options, ranges: Ranges | None = None
-) -> dict[str, str]:
+def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
     """Return what the file says about itself: one JSON value per key. No engine reads it."""
-    from mmdeploy_ext.core.versions import versions
-
     values = dict(
         family=deployment.family.name,
         form=options.target,
-        options=dict(options.to_json(), cfg_options=_plain(deployment.cfg_options)),
+        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
         voxels=deployment.rule.to_json(),
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,
@@ -244,14 +158,8 @@ def metadata_props(
     return {PREFIX + name: json.dumps(value) for name, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def write_file(
-    deployment: SparseDeployment,
+    deployment: Deployment,
     graph: SparseGraph,
     options: Options,
     path: str,
@@ -277,7 +185,7 @@ def write_file(
 
 
 def export_file(
-    deployment: SparseDeployment, options: Options, path: str, ranges: Ranges | None = None
+    deployment: Deployment, options: Options, path: str, ranges: Ranges | None = None
 ) -> tuple[SparseGraph, float]:
     """Trace, fold and write.
 
@@ -285,6 +193,6 @@ def export_file(
         The graph that was written and the seconds it took.
     """
     start = time.perf_counter()
-    graph = make_graph(deployment.trace(), options, deployment.family, ranges, deployment.checkpoint_sha256)
+    graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)
     write_file(deployment, graph, options, path, ranges)
     return graph, time.perf_counter() - start

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract import options as declared
 from mmdeploy_ext.contract.option import Option, Options
+from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.nearest import refusal
 
@@ -124,6 +125,34 @@ class Family(abc.ABC):
     def build(self, cfg: Any) -> torch.nn.Module:
         """Build the upstream model, without weights, in evaluation mode."""
 
+    def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
+        """Return what is known of a part of the model before its weights; None where nothing is asked for.
+
+        Raises:
+            ConfigError: the config disagrees with itself.
+        """
+        return None
+
+    def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
+        """Read a checkpoint and put it into the model.
+
+        Args:
+            model: of `build`.
+            path: of the checkpoint.
+            weight_layout: of the kernels of sparse convolutions, for families that have some.
+
+        Returns:
+            What was found in it, with `meta` where it has some.
+
+        Raises:
+            CheckpointError: no such file, damaged, or not of this model.
+        """
+        from mmdeploy_ext.weights.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(path)
+        self.load_weights(model, checkpoint)
+        return checkpoint
+
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into the model; every key has to be accounted for.
 
@@ -133,6 +162,10 @@ class Family(abc.ABC):
         from mmdeploy_ext.weights.checkpoint import load_strict
 
         load_strict(model, checkpoint, self.ignored_prefixes)
+
+    def config_sha256(self, cfg: Any) -> str:
+        """Return a hash of what decides the graph: the model and the test pipeline of the config."""
+        return config_sha256(cfg)
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.options import SPARSE
+from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.families.base import BACKBONE, Family
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class SparseFamily(Family):
     @abc.abstractmethod
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
         """Load the encoder's weights (and the rest of the model, where the file has it)."""
+
+    def config_sha256(self, cfg: Any) -> str:
+        """See `Family.config_sha256`: a backbone depends on nothing but the model."""
+        return config_sha256(dict(model=cfg.model, test_pipeline=[dict(type='points')]))
 
     @abc.abstractmethod
     def run_encoder(

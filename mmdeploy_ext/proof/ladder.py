@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.levels.base import Proof
     from mmdeploy_ext.proof.verdict import Verdict
@@ -33,7 +32,7 @@ def kind_of(family: Family) -> str:
 
 
 def open_proof(
-    deployment: Deployment | SparseDeployment,
+    deployment: Deployment,
     paths: str | Sequence[str],
     samples: Collection[Any] = (),
     engine: Mapping[str, Any] | None = None,
@@ -45,7 +44,7 @@ def open_proof(
 
 
 def prove(
-    deployment: Deployment | SparseDeployment,
+    deployment: Deployment,
     paths: str | Sequence[str],
     samples: Collection[Any] = (),
     engine: Mapping[str, Any] | None = None,

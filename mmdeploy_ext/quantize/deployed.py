@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.deploy.sparse import trace
 from mmdeploy_ext.quantize import PERCENTILE
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.families.sparse import SparseFamily
 
 SWAPPED = [0, 3, 2, 1]
@@ -62,7 +63,7 @@ class Calibration:
 
 
 def sweeps_of(
-    deployment: SparseDeployment, source: str | Path, order: str, limit: int = 0, root: str = ''
+    deployment: Deployment, source: str | Path, order: str, limit: int = 0, root: str = ''
 ) -> Sweeps:
     """Return the voxels of a folder's or infos file's sweeps, as the config loads and voxelises them.
 
@@ -87,7 +88,7 @@ def sweeps_of(
 
 
 def calibrate(
-    deployment: SparseDeployment, source: str | Path, how: Calibration, progress: bool = True
+    deployment: Deployment, source: str | Path, how: Calibration, progress: bool = True
 ) -> Ranges:
     """Measure ranges on a folder or infos file.
 
@@ -95,7 +96,7 @@ def calibrate(
         DataError: see `Sweeps` and `calibrate_sweeps`.
         UsageError: see `calibrate_sweeps` and `before_folding`.
     """
-    how, traced = how.resolved(deployment.family), deployment.trace()
+    how, traced = how.resolved(deployment.family), trace(deployment)
     graph = fold(traced, 'fp32')
     ranges = calibrate_sweeps(
         graph,
@@ -111,7 +112,7 @@ def calibrate(
     return ranges.half() if how.half else ranges
 
 
-def from_checkpoint(deployment: SparseDeployment, half: bool | None = None) -> Ranges | None:
+def from_checkpoint(deployment: Deployment, half: bool | None = None) -> Ranges | None:
     """Return the ranges that the checkpoint itself holds (NVIDIA's PTQ files), None where it holds none.
 
     Args:
@@ -123,7 +124,7 @@ def from_checkpoint(deployment: SparseDeployment, half: bool | None = None) -> R
     """
     if not deployment.report.ranges:
         return None
-    graph = fold(deployment.trace(), 'fp32')
+    graph = fold(trace(deployment), 'fp32')
     ranges = from_amax(graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256)
     ranges.check(graph)
     return ranges.half() if Calibration(half=half).resolved(deployment.family).half else ranges

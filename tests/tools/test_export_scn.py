@@ -14,6 +14,7 @@ import toy_seeded as seeded
 from mmdeploy_ext.apps.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import sparse as deploy
+from mmdeploy_ext.deploy.deployment import load
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.levels.sparse_structure import compare_node_lists
@@ -42,7 +43,7 @@ def export(*words) -> int:
 
 @pytest.fixture(scope='module')
 def deployment(models):
-    return deploy.load(*models['bevfusion'])
+    return load(*models['bevfusion'], product=BACKBONE)
 
 
 @pytest.fixture(scope='module')
@@ -503,7 +504,8 @@ def full_models(tmp_path_factory):
         seeded.fill_module(encoder, prefix)
         state = {prefix + key: value for key, value in encoder.state_dict().items()}
         torch.save(dict(state_dict=state), folder / f'{net}.pth')
-        ranges = seeded_ranges(deploy.load(str(config), str(folder / f'{net}.pth')).trace(), net)
+        deployment = load(str(config), str(folder / f'{net}.pth'), product=BACKBONE)
+        ranges = seeded_ranges(deploy.trace(deployment), net)
         ranges.save(folder / f'{net}.json')
         found[net] = config, folder / f'{net}.pth', folder / f'{net}.json'
     return found

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.families.base import Family
 
 DEFAULT_FRAMES = 12
@@ -65,7 +64,7 @@ def check_given(
 
 
 def proof_samples(
-    deployment: Deployment | SparseDeployment, count: int, given: Sequence[str] = ()
+    deployment: Deployment, count: int, given: Sequence[str] = ()
 ) -> tuple[Collection[Any], str]:
     """Return frames or sweeps to prove on, and where they are from.
 

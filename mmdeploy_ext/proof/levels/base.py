@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
     from mmdeploy_ext.proof.results import Case, Check
 
 
@@ -48,7 +47,7 @@ class Proof(abc.ABC):
 
     def __init__(
         self,
-        deployment: Deployment | SparseDeployment,
+        deployment: Deployment,
         paths: Sequence[str],
         samples: Collection[Any],
         engine: Mapping[str, Any],

@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.deploy.sparse import fp16_modules, has_precision, make_graph, metadata_props, resolve
+from mmdeploy_ext.deploy.sparse import fp16_modules, has_precision, make_graph, metadata_props, resolve, trace
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
@@ -30,7 +30,7 @@ from mmdeploy_ext.sparse.portable import to_onnx
 if TYPE_CHECKING:
     import onnx
 
-    from mmdeploy_ext.deploy.sparse import SparseDeployment
+    from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.sparse.ir import SparseGraph
     from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -83,7 +83,7 @@ def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
         raise ModelFileError(str(error)) from error
 
 
-def weight_ranges_check(deployment: SparseDeployment, traced: SparseGraph, ranges: Ranges) -> Check:
+def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ranges) -> Check:
     """Compute the ranges of all weights again: of the folded kernels or those before, or of the checkpoint.
 
     Args:
@@ -141,7 +141,7 @@ class Subject:
             given beside the file.
     """
 
-    deployment: SparseDeployment
+    deployment: Deployment
     path: str
     model: onnx.ModelProto
     asked_for: Options
@@ -168,7 +168,7 @@ class Subject:
         return self.asked_for.order == self.deployment.settings.order
 
 
-def subject_of(deployment: SparseDeployment, path: str, ranges: Ranges | None) -> Subject:
+def subject_of(deployment: Deployment, path: str, ranges: Ranges | None) -> Subject:
     """Read a file and make what it has to be.
 
     Raises:
@@ -181,7 +181,7 @@ def subject_of(deployment: SparseDeployment, path: str, ranges: Ranges | None) -
         raise ModelFileError(
             f'{path}: is a model of family {said!r}; {deployment.config} is {deployment.family.name!r}'
         )
-    traced = deployment.trace()
+    traced = trace(deployment)
     given = ranges is not None
     if not given and has_precision(options):
         ranges = recorded_ranges(model, path) or stored_ranges(path)

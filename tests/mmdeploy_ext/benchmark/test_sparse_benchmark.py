@@ -178,9 +178,11 @@ def test_what_cannot_be_meant_is_refused(model, case, capsys):
 
 def test_a_given_file_is_measured_and_another_is_refused(model, tmp_path, capsys):
     from mmdeploy_ext.deploy import sparse as deploy
+    from mmdeploy_ext.deploy.deployment import load
+    from mmdeploy_ext.families.base import BACKBONE
 
     path, dialect = str(tmp_path / 'p.onnx'), str(tmp_path / 'l.onnx')
-    deployment = deploy.load(*model)
+    deployment = load(*model, product=BACKBONE)
     deploy.export_file(deployment, deployment.family.choose(target='portable', order='zyx'), path)
     deploy.export_file(deployment, deployment.family.choose(order='xyz'), dialect)
     words = [*model, '--engines', ','.join(ONNX_ENGINES), '--voxels', 100, '--max-iter', 1, '--no-memory']
