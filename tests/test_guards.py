@@ -239,3 +239,8 @@ def test_ruff_finds_nothing():
     command = [sys.executable, '-m', 'ruff', 'check', '--force-exclude', '--no-cache', *tracked('.py')]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_no_two_files_of_tests_have_one_name():
+    names = [Path(name).name for name in tracked('.py') if name.startswith('tests/')]
+    assert not {name for name in names if names.count(name) > 1 and name.startswith('test_')}

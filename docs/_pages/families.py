@@ -26,13 +26,13 @@ def table() -> str:
     compat.apply()
     import projects.mmdet3d_plugin
     import projects.mmdet_plugin  # noqa: F401 - both register their families
-    from mmdeploy_ext.families.base import FAMILIES
+    from mmdeploy_ext.families.base import BACKBONE, FAMILIES
 
     rows = ['| family | samples | results | rooms | runtime |', '| --- | --- | --- | --- | --- |']
     for name, family in sorted(FAMILIES.items()):
         package = Path(inspect.getfile(type(family))).resolve().parent
         rooms = ', '.join(link(package / room) for room in ROOMS if (package / room).is_file())
-        runtime = ROOT / 'mmdeploy_ext/runtime' / name
+        runtime = ROOT / 'mmdeploy_ext/runtime' / ('scn' if family.product == BACKBONE else name)
         consumer = link(runtime) if runtime.is_dir() else ''
         rows.append(f'| {name} | {family.samples} | {family.task or family.product} | {rooms} | {consumer} |')
     return '\n'.join(rows)
