@@ -15,7 +15,8 @@ ROOMS = ('family.py', 'graphs.py', 'reference.py', 'samples.py', 'README.md')
 
 def link(path: Path) -> str:
     """Return a link from the page to a file or folder of the repository."""
-    return f'[{path.name}]({os.path.relpath(path, PAGE.parent)})'
+    name = f'{path.parent.name}/{path.name}' if path.name == 'model.py' else path.name
+    return f'[{name}]({os.path.relpath(path, PAGE.parent)})'
 
 
 def table() -> str:
@@ -33,7 +34,7 @@ def table() -> str:
         package = Path(inspect.getfile(type(family))).resolve().parent
         rooms = ', '.join(link(package / room) for room in ROOMS if (package / room).is_file())
         runtime = ROOT / 'mmdeploy_ext/runtime' / ('scn' if family.product == BACKBONE else name)
-        consumer = link(runtime) if runtime.is_dir() else ''
+        consumer = link(runtime / 'model.py') if runtime.is_dir() else ''
         rows.append(f'| {name} | {family.samples} | {family.task or family.product} | {rooms} | {consumer} |')
     return '\n'.join(rows)
 

@@ -43,7 +43,7 @@ def weights_outside(source: Path, target: Path) -> None:
 UNREADABLE = 'is not a readable ONNX file'
 CASES = {
     'missing': (lambda source, path: None, ['no such ONNX file'], ['no such ONNX file']),
-    'a folder': (lambda source, path: path.mkdir(), [UNREADABLE], ['no such ONNX file']),
+    'a folder': (lambda source, path: path.mkdir(), ['no .onnx file in this folder'], ['no such ONNX file']),
     'zero bytes': (lambda source, path: path.touch(), ['has no mm2onnx metadata'], []),
     'truncated': (lambda source, path: path.write_bytes(source.read_bytes()[:9000]), [UNREADABLE], []),
     'a text': (lambda source, path: path.write_text('no model'), [UNREADABLE], []),
