@@ -11,11 +11,12 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import CheckpointError, EngineError
+from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -150,7 +151,7 @@ def load(
     family = find_family(cfg, product)
     rule = family.preprocess_rule(cfg)
     if not Path(checkpoint).is_file():
-        raise CheckpointError(f'{checkpoint}: no such checkpoint file')
+        load_checkpoint(checkpoint)  # says what it is
     model = family.build(cfg)
     settings = family.settings(cfg, model)
     if before_weights is not None:
