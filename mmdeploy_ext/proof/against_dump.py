@@ -113,7 +113,8 @@ class DumpedImages:
         bars = half.bars_of(half.precision_of(backend.metadata, backend.computes_in))
         outputs = backend.infer(feeds)
         dumped = {key: tensors[key] for key in outputs}
-        pairs = zip(results_from_padded(dumped), results_from_padded(outputs), strict=True)
+        both = (dumped, outputs) if backend.metadata.form == 'full' else ()
+        pairs = zip(*map(results_from_padded, both), strict=True)
         capacity = backend.metadata.postprocess.get('max_per_img')
         match, judged = task_module(family.task).match_detections, bars.of_task(family.task) if bars else {}
         detections = tuple(match(name, wanted, found, capacity=capacity, **judged) for wanted, found in pairs)

@@ -135,18 +135,16 @@ def _unpadded(kind: type, *columns: np.ndarray) -> list[Any]:
 
 
 def results_from_padded(outputs: Mapping[str, np.ndarray]) -> list[Detections] | list[Instances]:
-    """Return the results per image of a `full` graph; none for outputs of another form.
+    """Return the results per image of a `full` graph.
 
     Args:
         outputs: `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes`
             (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
     """
-    if 'dets' in outputs:
-        return from_padded(outputs['dets'], outputs['labels'])
     for name, kind in (('boxes', Detections), ('masks', Instances)):
         if {'labels', name, 'scores'} <= outputs.keys():
             return _unpadded(kind, outputs[name], outputs['scores'], outputs['labels'])
-    return []
+    return from_padded(outputs['dets'], outputs['labels'])
 
 
 def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
