@@ -84,6 +84,16 @@ class Ranks:
             with contextlib.suppress(RankError):
                 self._exchange((None, (one_line(message), getattr(error, 'exit_code', 1))))
 
+    def leave(self) -> None:
+        """Close the connections: threads of gloo abort a process that ends while its peers are going."""
+        if self._group is not None:
+            import torch.distributed as dist
+
+            with contextlib.suppress(RuntimeError, ValueError):
+                dist.destroy_process_group(self._group)
+                if dist.get_backend() == 'gloo':
+                    dist.destroy_process_group()
+
     def _exchange(self, message: Any) -> list[Any]:
         import torch.distributed as dist
 
@@ -128,6 +138,8 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
     except Exception as error:
         ranks.fail(error)
         raise
+    finally:
+        ranks.leave()
 
 
 def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks:

@@ -22,8 +22,10 @@ def work(scenario: str, ranks: distributed.Ranks) -> None:
         raise ExportError('no such operator')
     if scenario == 'rank 0 has a bug' and ranks.rank == 0:
         raise KeyError('nothing')
-    if scenario == 'rank 0 is killed' and ranks.rank == 0:
-        os._exit(7)
+    if scenario == 'rank 0 is killed':
+        ranks.gather()  # both are there
+        if ranks.rank == 0:
+            os._exit(7)
     if scenario == 'rank 1 fails at the end' and ranks.rank == 0:
         return
     if scenario == 'rank 1 fails at the end':
