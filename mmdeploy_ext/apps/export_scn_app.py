@@ -228,14 +228,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             will_write('--calibrate', [f'{args.output_file}.ranges.json'])
         deploy.check_target(chosen, args.output_file)
 
-    deployment = load(
-        args.config,
-        args.checkpoint,
-        cfg_options,
-        before_weights=check,
-        product=BACKBONE,
-        weight_layout=args.weight_layout,
-    )
+    kind = dict(product=BACKBONE, weight_layout=args.weight_layout)
+    deployment = load(args.config, args.checkpoint, cfg_options, before_weights=check, **kind)
     print(deployment.report.summary())
     found = samples.of(deployment)
     with after_weights():
