@@ -42,7 +42,7 @@ class Family(abc.ABC):
 
     Attributes:
         name: of the family, as the metadata keeps it.
-        task: module of `verify/tasks` that matches, draws and evaluates its results.
+        task: module of `proof/tasks` that matches, draws and evaluates its results.
         product: what its files hold: 'detector', or 'backbone' of one.
         samples: what it is run on: 'images', 'frames' of a drive, or 'sweeps' of a LiDAR.
         memory: whether a sample depends on the ones before it.

@@ -1,4 +1,4 @@
-"""The compiled loop behind `preprocess_points.voxelise`. Needs numba."""
+"""The compiled loop behind `points.voxelise`. Needs numba."""
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstring gives them
 
 from __future__ import annotations

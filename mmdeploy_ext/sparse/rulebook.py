@@ -78,7 +78,7 @@ class Level:
             first = int(np.flatnonzero(keys == keys[row])[0])
             raise PointsError(
                 f'coordinates: rows {first} and {row} are the same voxel {self.coordinates[row].tolist()}; '
-                f'expected every voxel once: merge the points of a voxel, as preprocess_points.voxelise does'
+                f'expected every voxel once: merge the points of a voxel, as voxelise() of inputs.points does'
             )
         return slots, rows, shift
 
