@@ -9,16 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
+from mmdeploy_ext.core.errors import ImageError, ModelFileError
 from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.inputs.pictures import list_images, read_image
-from mmdeploy_ext.quantize.dataset_files import find_file
 from mmdeploy_ext.quantize.images import CalibrationSet, calibration_images, evenly, image_files
-from mmdeploy_ext.quantize.sweeps import read_infos
+from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_infos
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
 
     import numpy as np
 
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 IMAGES = 'img'
 """The only input of a graph that this can feed."""
-INFOS = ('.pkl', '.json')
 SAMPLES = 'samples'
 Frame = tuple[Path, ...]
 """One picture per camera, in the order of the network input."""
@@ -71,7 +67,7 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
     if source.suffix in INFOS and source.is_file():
         frames = []
         for info in read_infos(source):
-            names = _names(info, rule, source)
+            names = [info['cams'][name]['data_path'] for name in camera_names(info, rule, source)]
             frames.append(tuple(find_file(name, source, root, 'picture') for name in names))
         return frames
     if not source.is_dir():
@@ -81,19 +77,6 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
         )
     pictures = [list_images([folder]) for folder in _folders(source, rule)]
     return list(zip(*pictures, strict=False))  # the cameras of a drive may have taken one picture more
-
-
-def _names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[str]:
-    cameras = info.get('cams')
-    cameras = cameras if isinstance(cameras, dict) else {}
-    wanted = rule.cameras or tuple(cameras)[: rule.num_cameras]
-    found = [cameras[name].get('data_path') for name in wanted if isinstance(cameras.get(name), dict)]
-    if len(found) != rule.num_cameras or not all(isinstance(name, str) for name in found):
-        raise DataError(
-            f'{source}: an info has the cameras {sorted(map(str, cameras))}; expected data_path of '
-            f'{", ".join(rule.cameras) or f"{rule.num_cameras} cameras"}'
-        )
-    return found
 
 
 def _folders(source: Path, rule: MultiViewRule) -> list[Path]:

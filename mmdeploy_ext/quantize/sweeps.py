@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import pickle
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
-from mmdeploy_ext.quantize.dataset_files import find_file
 from mmdeploy_ext.quantize.images import evenly
+from mmdeploy_ext.runtime.infos import INFOS, find_file, read_infos
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 
@@ -22,28 +20,12 @@ if TYPE_CHECKING:
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 ENDINGS = ('.bin', '.npy', '.npz')
-INFOS = ('.pkl', '.json')
 CLOSE_M = 1.0
 """Points of past sweeps nearer than this in x and y are of the car itself."""
 MICROSECOND = 1e-6
 KEY_FRAMES = Path('samples/LIDAR_TOP')
 TIME = 4
 """Column of the time lag, s, that merging writes."""
-PLAIN = {
-    ('collections', 'OrderedDict'),
-    *(
-        (f'numpy.{core}.{module}', name)
-        for core in ('core', '_core')
-        for module, name in (
-            ('multiarray', '_reconstruct'),
-            ('multiarray', 'scalar'),
-            ('numeric', '_frombuffer'),
-        )
-    ),
-    ('numpy', 'ndarray'),
-    ('numpy', 'dtype'),
-}
-"""What an infos file may name: numbers and arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,60 +179,6 @@ def sweep_items(source: str | Path) -> list[Any]:
     if source.is_file() and source.suffix not in INFOS:
         return [source]
     return _files(source) if source.is_dir() else read_infos(source)
-
-
-def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
-    """Read an infos file of mmdet3d: {'infos': [...]} or {'data_list': [...]} or a list, pickled or JSON.
-
-    Nothing that a pickle names is run, numbers and arrays aside.
-
-    Raises:
-        DataError: missing, damaged, of another kind, empty, or a pickle with code in it.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f'{path}: no such file or folder; expected a folder of sweeps or infos (.pkl, .json)')
-    try:
-        with open(path, 'rb') as stream:
-            content = json.load(stream) if path.suffix == '.json' else _PlainUnpickler(stream).load()
-    except DataError as error:
-        raise DataError(f'{path}: {error}') from error
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise DataError(
-            f'{path}: cannot be read ({error}); expected infos of mmdet3d, .pkl or .json'
-        ) from error
-    infos = content
-    if isinstance(content, dict):
-        infos = content.get('infos', content.get('data_list'))
-    if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
-        raise DataError(f"{path}: has no list of infos; expected what mmdet3d's create_data.py writes")
-    if not infos:
-        raise DataError(f'{path}: is empty; expected at least one sweep')
-    return infos
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts, containers and arrays."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(stream, encoding='latin1')
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what may be named."""
-        if (module, name) == ('_codecs', 'encode'):
-            return _latin1
-        if (module, name) not in PLAIN:
-            raise DataError(
-                f'names {module}.{name}, which is not read: it could run code; expected plain infos'
-            )
-        return super().find_class(module, name)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Return the bytes of an array: how pickle's protocol 2, which mmcv writes, keeps them."""
-    if encoding != 'latin1':
-        raise DataError(f'has bytes in {encoding!r}, expected latin1')
-    return text.encode('latin1')
 
 
 def _files(folder: Path) -> list[Path]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps, read_infos
+from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
+from mmdeploy_ext.runtime.infos import read_infos
 
 RULE = PointRule(5, (0, 1, 2, 3, 4))
 
@@ -176,7 +177,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
         (b'', 'cannot be read'),
         (b'\x80\x04nonsense', 'cannot be read'),
         (pickle.dumps(3), 'has no list of infos'),
-        (pickle.dumps(dict(infos=[])), 'is empty; expected at least one sweep'),
+        (pickle.dumps(dict(infos=[])), 'is empty; expected at least one info'),
         (pickle.dumps(dict(infos=[3])), 'has no list of infos'),
     ],
 )

@@ -1,0 +1,71 @@
+"""Frames of info files: poses and calibrations as nuScenes means them, in order; what lacks is told."""
+
+import pickle
+
+import numpy as np
+import pytest
+from pyquaternion import Quaternion
+
+import toy_stream_files as stream
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.inputs.cameras import CAMERAS
+from mmdeploy_ext.runtime.infos import read_frames
+from toy_streampetr_export import RULE
+
+
+def write(folder, change):
+    stream.write_set(folder, change)
+    return folder / 'set/toy_val.pkl'
+
+
+def test_poses_and_calibrations_are_those_of_the_info(tmp_path):
+    turns = Quaternion(axis=[1, 2, 3], degrees=50), Quaternion(axis=[0, 1, 1], degrees=200) * 1.5  # not unit
+
+    def turn(infos):
+        for info in infos:
+            info.update(lidar2ego_rotation=turns[0].elements.tolist(), ego2global_rotation=list(turns[1]))
+
+    path = write(tmp_path, turn)
+    info, frame = stream.infos()[1], read_frames(path, RULE)[1]
+    point = np.array([3.0, -2.0, 1.0])
+    expected = turns[1].unit.rotate(turns[0].rotate(point) + info['lidar2ego_translation'])
+    moved = frame.ego_pose @ [*point, 1]
+    np.testing.assert_allclose(moved[:3], expected + info['ego2global_translation'], atol=1e-9)
+    for index, name in enumerate(CAMERAS):
+        camera = info['cams'][name]
+        seen = camera['sensor2lidar_rotation'].T @ (point - camera['sensor2lidar_translation'])
+        np.testing.assert_allclose((frame.lidar2cam[index] @ [*point, 1])[:3], seen, atol=1e-12)
+        pixels = (frame.lidar2img[index] @ [*point, 1])[:3]
+        np.testing.assert_allclose(pixels, camera['cam_intrinsic'] @ seen, atol=1e-9)
+        assert frame.pictures[index].name == f'{name}.png'
+
+
+def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
+    frames = read_frames(write(tmp_path, lambda infos: infos.reverse()), RULE)
+    assert [frame.name for frame in frames] == ['b0', 'b1', 'a0', 'a1', 'a2', 'a3']
+    assert {frame.scene_token for frame in frames} == {'a', 'b'}
+
+
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+        (
+            lambda info: info.pop('ego2global_rotation'),
+            "info 0 does not fit .*KeyError: 'ego2global_rotation'",
+        ),
+        (lambda info: info['cams'].pop('CAM_BACK'), 'expected data_path of CAM_FRONT'),
+        (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), "KeyError: 'cam_intrinsic'"),
+        (lambda info: info.update(lidar2ego_rotation=[1, 2]), 'info 0 does not fit'),
+        (lambda info: info['cams']['CAM_BACK'].update(data_path='x.png'), 'picture x.png is not there'),
+    ],
+)
+def test_what_a_frame_lacks_is_told_with_the_file(tmp_path, change, expected):
+    with pytest.raises(DataError, match=rf'toy_val\.pkl: .*{expected}'):
+        read_frames(write(tmp_path, lambda infos: change(infos[0])), RULE)
+
+
+def test_a_plain_pickle_of_infos_without_scenes_is_one_drive(tmp_path):
+    path = write(tmp_path, lambda infos: [info.pop('scene_token') for info in infos])
+    infos = pickle.loads(path.read_bytes())['infos']
+    path.write_bytes(pickle.dumps(infos))
+    assert [frame.scene_token for frame in read_frames(path, RULE)] == [None] * len(infos)
