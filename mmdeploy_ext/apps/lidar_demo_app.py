@@ -157,6 +157,7 @@ def show(
     from mmdeploy_ext.proof.tasks import points3d
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
+    from mmdeploy_ext.runtime.draw3d import sweep_picture
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     equal = True
@@ -172,7 +173,7 @@ def show(
         picture = points3d.draw_pair(pair, classes, args.score_thr)
     else:
         layers = [Layer(demo.ENGINES[name], boxes.above(args.score_thr)) for name, boxes in found.items()]
-        picture = points3d.draw_layers(title, points, layers, classes)
+        picture = sweep_picture(title, points, layers, classes)
     with atomic_path(args.out) as temporary:
         temporary.write_bytes(encode_png(picture))
     print(f'picture: {args.out}')

@@ -30,6 +30,8 @@ LAYOUT = ((2, 0, 1), (4, 3, 5))
 """Rows of the mosaic, for nuScenes' six cameras: front left, front, front right; the same behind."""
 CAMERA_TITLES = ('front', 'front right', 'front left', 'back', 'back left', 'back right')
 GAP = 4
+SWEEP_SIDE, MARGIN_M, LEAST_EXTENT_M = 560, 4.0, 12.0
+"""Pixels of the view of a sweep from above; metres round the farthest box, and least metres to its edge."""
 
 
 def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
@@ -229,7 +231,31 @@ def compare_picture(
     return canvas
 
 
-def _titled(text: str, picture: np.ndarray) -> np.ndarray:
+def sweep_picture(
+    title: str, points: np.ndarray, layers: Sequence[Layer], classes: Sequence[str]
+) -> np.ndarray:
+    """Draw the points once per list of boxes, side by side, on one scale.
+
+    Args:
+        title: of the sweep.
+        points: (P, 3 or more), LiDAR frame.
+        layers: lists of boxes.
+        classes: names by label.
+
+    Returns:
+        (h, w, 3) uint8 BGR.
+    """
+    far = [float(np.abs(layer.detections.boxes[:, :2]).max(initial=0.0)) for layer in layers]
+    extent = max(LEAST_EXTENT_M, *far) + MARGIN_M
+    gap = np.full((SWEEP_SIDE, GAP, 3), DARK, np.uint8)
+    views: list[np.ndarray] = []
+    for layer in layers:
+        views += [gap] * bool(views) + [bird_eye([layer], classes, SWEEP_SIDE, extent, points=points)]
+    row = np.hstack(views)
+    return _titled(title, row, 0.55)
+
+
+def _titled(text: str, picture: np.ndarray, size: float = 0.6) -> np.ndarray:
     strip = np.full((28, picture.shape[1], 3), DARK, np.uint8)
-    write(strip, text, (8, 20), 0.6)
+    write(strip, text, (8, 20), size)
     return np.vstack([strip, picture])

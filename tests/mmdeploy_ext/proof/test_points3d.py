@@ -6,6 +6,7 @@ from mmdeploy_ext.proof.results import Pair
 from mmdeploy_ext.proof.tasks import points3d, task_module
 from mmdeploy_ext.runtime.bird_eye import DARK, bird_eye
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.draw3d import SWEEP_SIDE
 
 CLASSES = ('car', 'bus')
 
@@ -39,14 +40,14 @@ def test_of_two_points_in_a_pixel_the_higher_one_is_seen():
 
 def test_equal_sides_give_equal_halves():
     drawn = points3d.draw_pair(pair(boxes((6, 3)), boxes((6, 3))), CLASSES)
-    left, right = drawn[80:, : points3d.SIDE], drawn[80:, -points3d.SIDE :]
+    left, right = drawn[80:, :SWEEP_SIDE], drawn[80:, -SWEEP_SIDE:]
     np.testing.assert_array_equal(left, right)
 
 
 def test_a_box_of_one_side_alone_is_ringed_and_both_sides_keep_one_scale():
     same, more = boxes((6, 3)), boxes((6, 3), (40, 2))
     drawn = points3d.draw_pair(pair(same, more), CLASSES)
-    left, right = drawn[80:, : points3d.SIDE], drawn[80:, -points3d.SIDE :]
+    left, right = drawn[80:, :SWEEP_SIDE], drawn[80:, -SWEEP_SIDE:]
     white = (right == 255).all(-1) & ~(left == 255).all(-1)
     assert white.sum() > 20
     # the box that both have is at the same pixels
