@@ -65,6 +65,7 @@ REASONS = {
         'it has a place for a file of the user',
         r'.*(\b[A-Z]{4,}\b(?![=_])|SWEEP|\$ORIGINAL|from_paddle| a\.onnx b\.onnx)',
     ),
+    'shell': ('it is of a shell in which people type', r'eval '),
     'bf16': ('it needs a CPU with bfloat16', r'.*(--inference-precision bf16|openvino-bf16)'),
     'machines': ('it needs several machines or Slurm', r'NNODES=|GPUS=\d+ tools/slurm_test'),
     'real data': ('it needs a real data set', r'.*data/(coco|nuscenes)/'),
@@ -79,7 +80,8 @@ REASONS = {
     'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)'),
     'long': (
         'it builds, quantises, exports with torch.export or asks every package: more than ten seconds',
-        r'python (-m mmdeploy_ext\.stack\.doctor|tools/deployment/(onnx2tensorrt|quantize|int8_table)\.py'
+        r'mm2onnx doctor'
+        r'|python (-m mmdeploy_ext\.stack\.doctor|tools/deployment/(onnx2tensorrt|quantize|int8_table)\.py'
         r'|.*--exporter dynamo)',
     ),
 }
@@ -201,6 +203,28 @@ ENTRIES = (
         EXPORT + TOY + r'.*--exporter dynamo',
         why='long',
         test='tests/matrix/test_exporters_matrix.py::test_the_dynamo_exporter_is_proven',
+    ),
+    # ---- the command
+    Entry(
+        r'mm2onnx run work_dirs/centerpoint SWEEP',
+        why='placeholder',
+        test=TOOLS + 'test_command.py::test_sweeps_are_drawn_from_above',
+    ),
+    Entry(
+        r'mm2onnx run work_dirs/streampetr INFOS',
+        why='placeholder',
+        test=TOOLS + 'test_streaming_page.py::test_the_program_on_the_page_gives_what_the_data_set_gives',
+    ),
+    Entry(
+        r'mm2onnx doctor',
+        why='long',
+        test=TOOLS + 'test_command.py::test_the_doctor_asks_for_no_more_than_is_needed_to_run_files',
+    ),
+    Entry(r'mm2onnx (run|info|graph show|compare) demo/atss_toy.onnx', run=True),
+    Entry(
+        r'eval "\$\(register-python-argcomplete mm2onnx',
+        why='shell',
+        test=TOOLS + 'test_command.py::test_a_shell_completes_commands_options_and_values',
     ),
     # ---- graphs
     Entry(r'python tools/onnx/graph.py \S+ demo/atss_toy.onnx', run=True),

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from mmdeploy_ext.apps.command import TOOLS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 ATSS = 'projects/mmdet_plugin/atss/README.md'
 PLACES = (
@@ -47,6 +49,7 @@ PARSERS = {
     'tools/demo/lidar_demo.py': 'mmdeploy_ext.apps.lidar_demo_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
     'mmdeploy_ext.apps.dump_app compare': 'mmdeploy_ext.apps.dump_app',
+    **{f'mm2onnx {name}': tool.module for name, tool in TOOLS.items()},
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
 MADE = ('work_dirs/', 'data/', '$', '-')
@@ -70,6 +73,9 @@ def commands(page: str) -> list[list[str]]:
 
 
 def tool_of(words: list[str]) -> str | None:
+    """Return the script of a command, or 'mm2onnx' with its sub-command."""
+    if words[:1] == ['mm2onnx']:
+        return ' '.join(words[:2])
     return next((word for word in words if word.startswith('tools/')), None)
 
 
@@ -122,7 +128,7 @@ def test_options_in_commands_exist(page):
         tool = tool_of(words)
         if tool in PARSERS:
             known = options_of(PARSERS[tool])
-            used = {word.split('=')[0] for word in words[words.index(tool):] if word.startswith('--')}
+            used = {word.split('=')[0] for word in words if word.startswith('--')}
             assert used <= known, f'{" ".join(words)}: {sorted(used - known)}'
 
 
@@ -161,7 +167,7 @@ def test_both_languages_state_the_same_figures(page):
 
 
 def test_what_a_newcomer_reads_first_and_the_pitfalls_are_in_chinese_and_say_so_on_both_pages():
-    names = ('start', 'your-checkpoint', 'proof', 'export-pitfalls')
+    names = ('start', 'your-checkpoint', 'your-own-program', 'proof', 'export-pitfalls')
     assert {'README.md', *(f'docs/{name}.md' for name in names)} <= set(CHINESE.values())
     for chinese, english in CHINESE.items():
         other = dict(zip(('English', '简体中文'), (english, chinese), strict=True))

@@ -19,12 +19,15 @@ from documented import ENTRIES, REASONS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENGLISH = [page for page in test_docs.PAGES if page not in test_docs.CHINESE]
+COMMAND = 'mmdeploy_ext/__main__.py'
+"""What `mm2onnx` starts."""
 MADE = ('work_dirs', 'data', '.venv', '.git', 'build')
 """What a workspace has of its own, or does not have."""
-PROGRAMS = {'docs/your-checkpoint.md', 'docs/proof.md'}
+PROGRAMS = {'docs/your-own-program.md', 'docs/proof.md'}
 """Pages whose Python blocks are run, too, where they stand."""
 SESSIONS = {
-    'first': ['README.md', 'docs/start.md', 'docs/your-checkpoint.md', 'docs/proof.md'],
+    'first': [
+        'README.md', 'docs/start.md', 'docs/your-checkpoint.md', 'docs/your-own-program.md', 'docs/proof.md'],
     'graphs': ['docs/debugging.md', 'docs/debugging-reduce.md', 'docs/debugging-diff.md'],
 }
 SESSIONS['others'] = [page for page in ENGLISH if page not in (*SESSIONS['first'], *SESSIONS['graphs'])]
@@ -87,7 +90,7 @@ def names_of(command):
         return {module, module.rsplit('.', 1)[-1]}
     tool = test_docs.tool_of(words)
     if tool is None:
-        return {'doctor'} if 'doctor' in command else {'sphinx'}
+        return {next((word for word in ('doctor', 'argcomplete') if word in command), 'sphinx')}
     names = {tool, Path(tool).name}
     if 'work_dirs/benchmark/' in command:
         names.add('benchmark_all')
@@ -173,7 +176,7 @@ class Session:
         for name, value in self.variables.items():
             words = words.replace(f'${name}', value)
         if words not in self.done:
-            parts = shlex.split(words, comments=True)
+            parts = shlex.split(words.replace('mm2onnx ', f'python {COMMAND} ', 1), comments=True)
             assert parts[0] == 'python' and '$' not in words, words
             status, self.done[words] = run_python(parts[1:], self.folder)
             assert status == entry.status, f'{words}: exit status {status}\n{self.done[words][-3000:]}'

@@ -70,6 +70,13 @@ class Metadata:
             return 'int8'
         return str(self.options.get('precision') or 'fp32')
 
+    @property
+    def samples(self) -> str:
+        """What goes in: 'images', 'frames' of several cameras, or 'sweeps' of a LiDAR."""
+        if isinstance(self.preprocess, PreprocessRule):
+            return 'images'
+        return 'frames' if isinstance(self.preprocess, preprocess_multiview.MultiViewRule) else 'sweeps'
+
     def to_props(self) -> dict[str, str]:
         """Return the `metadata_props` entries: one JSON value per field."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -1,7 +1,8 @@
 """What finishes the graphs of a family outside of them: its package of `runtime`, and the tool for people.
 
 `runtime/<family>/model.py` of a family of images has `detections(metadata, outputs, feeds)`, which returns
-results per image, and `RUNNERS`: form of a file -> the tool that draws its results.
+results per image, and `RUNNERS`: form of a file -> the tool that draws its results. That of a family of
+frames or sweeps has `OPENS`: the class that runs the files of an export.
 """
 
 from __future__ import annotations

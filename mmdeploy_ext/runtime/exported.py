@@ -59,6 +59,18 @@ def export_files(paths: str | Path | Sequence[str | Path], names: Sequence[str])
     return [path]
 
 
+def model_files(path: str | Path) -> list[Path]:
+    """Return the ONNX files of a folder, or the file itself.
+
+    Raises:
+        ModelFileError: nothing there.
+    """
+    files = sorted(Path(path).glob('*.onnx')) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise ModelFileError(f'{path}: no .onnx file in this folder')
+    return files
+
+
 def check_same_export(known: Mapping[object, Metadata]) -> None:
     """Refuse files of several exports.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 OTHER_SUFFIXES = (
@@ -18,8 +18,19 @@ OTHER_SUFFIXES = (
 """Names of files, not of folders, that are not written here."""
 
 
-def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
+def plan_pictures(
+    inputs: Sequence[str],
+    out: Path,
+    list_files: Callable[[Sequence[Path]], list[Path]] | None = None,
+    kind: str = 'picture',
+) -> dict[Path, Path]:
     """Return image -> picture to write; no two pictures and no picture and image share a name.
+
+    Args:
+        inputs: files and folders.
+        out: folder, or file for one image.
+        list_files: returns the files of one input; None: images.
+        kind: what one of them is called.
 
     Raises:
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
@@ -34,18 +45,18 @@ def plan_pictures(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
     relative = {
         file: file.relative_to(path) if path.is_dir() else Path(file.name)
         for path in map(Path, inputs)
-        for file in list_images([path])
+        for file in (list_files or list_images)([path])
     }
     if out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir():
         if len(relative) > 1:
-            raise UsageError(f'--out {out}: is one file, for {len(relative)} images; give a folder')
+            raise UsageError(f'--out {out}: is one file, for {len(relative)} {kind}s; give a folder')
         targets = dict.fromkeys(relative, out)
     else:
         targets = {}
         for file, name in relative.items():
             suffix = file.suffix.lower() if file.suffix.lower() in PICTURE_SUFFIXES else '.png'
             targets[file] = _free(out / name.parent, name.stem, suffix, set(targets.values()))
-    check_outputs({'--out': targets.values()}, {'a picture': targets})
+    check_outputs({'--out': targets.values()}, {f'a {kind}': targets})
     return targets
 
 

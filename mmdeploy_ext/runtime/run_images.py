@@ -18,7 +18,7 @@ from mmdeploy_ext.runtime.consumers import runner_of
 from mmdeploy_ext.runtime.picture_files import plan_pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
@@ -42,11 +42,15 @@ def main(argv: Sequence[str] | None = None, tool: str = '', description: str = '
     return cli.run(lambda args: run_files(args, tool), make_parser(description), argv)
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return the options of the runners."""
+def make_parser(
+    description: str,
+    model: str = 'ONNX file written by tools/deployment/pytorch2onnx.py',
+    images: str = 'image files or folders',
+) -> argparse.ArgumentParser:
+    """Return the options of the runners, with the help of the tool and of its first two arguments."""
     parser = cli.ArgumentParser(description=description)
-    parser.add_argument('model', help='ONNX file written by tools/deployment/pytorch2onnx.py')
-    parser.add_argument('images', nargs='+', help='image files or folders')
+    parser.add_argument('model', help=model)
+    parser.add_argument('images', nargs='+', help=images)
     cli.writes(
         parser.add_argument(
             '--out',
@@ -86,13 +90,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 def run_files(args: argparse.Namespace, tool: str) -> int:
     """Do what the options say: everything is looked at before the model is opened."""
-    if not 0 <= args.score_thr <= 1:
-        raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
-    if args.threads is not None and args.threads < 1:
-        raise UsageError(f'--threads {args.threads}: expected 1 or more; without it ONNX Runtime chooses')
+    check_options(args)
     try:
         importlib.import_module('onnxruntime')
-        from mmdeploy_ext.core.files import check_writable, will_write, write_json
         from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
     except ImportError as error:
         raise EngineError(
@@ -100,30 +100,44 @@ def run_files(args: argparse.Namespace, tool: str) -> int:
             f'opencv-python-headless onnxruntime'
         ) from error
     targets = plan_pictures(args.images, args.out)
-    will_write('--out', targets.values())
-    for target in (*targets.values(), *([args.json] if args.json else [])):
-        check_writable(target)
+    check_targets(args, targets.values())
     with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
         check_file(args.model, backend.metadata, tool)
         start = time.perf_counter()
-        entries = run_all(backend, targets, args.score_thr)
-    if args.json:
-        metadata = backend.metadata
-        write_json(
-            args.json,
-            dict(
-                model=args.model,
-                family=metadata.family,
-                form=metadata.form,
-                classes=list(metadata.classes),
-                images=entries,
-            ),
-        )
-    if len(entries) > 1:
-        seconds = time.perf_counter() - start
-        drawn = sum(entry['drawn'] for entry in entries)
-        print(f'{len(entries)} images, {drawn} detections, {seconds:.1f} s')
+        entries = run_all(targets, lambda *files: run_file(backend, *files, args.score_thr))
+        finish(args, backend.metadata, entries, time.perf_counter() - start)
     return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse numbers that cannot be."""
+    if not 0 <= args.score_thr <= 1:
+        raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
+    if args.threads is not None and args.threads < 1:
+        raise UsageError(f'--threads {args.threads}: expected 1 or more; without it ONNX Runtime chooses')
+
+
+def check_targets(args: argparse.Namespace, targets: Collection[Path]) -> None:
+    """Refuse pictures and a JSON file that cannot be written, or are read."""
+    from mmdeploy_ext.core.files import check_writable, will_write
+
+    will_write('--out', targets)
+    for target in (*targets, *([args.json] if args.json else [])):
+        check_writable(target)
+
+
+def finish(
+    args: argparse.Namespace, metadata: Metadata, entries: list[dict[str, Any]], seconds: float
+) -> None:
+    """Write what was found to --json, and of several samples how many."""
+    from mmdeploy_ext.core.files import write_json
+
+    if args.json:
+        facts = dict(model=args.model, family=metadata.family, form=metadata.form)
+        write_json(args.json, {**facts, 'classes': list(metadata.classes), metadata.samples: entries})
+    if len(entries) > 1:
+        drawn = sum(entry['drawn'] for entry in entries)
+        print(f'{len(entries)} {metadata.samples}, {drawn} detections, {seconds:.1f} s')
 
 
 def check_file(path: str, metadata: Metadata, tool: str) -> None:
@@ -133,10 +147,10 @@ def check_file(path: str, metadata: Metadata, tool: str) -> None:
         ModelFileError: another tool takes it, or none does.
     """
     right = runner_of(metadata.family, metadata.form)
-    if right != tool:
+    if not right or right != tool:
         raise ModelFileError(
             f'{path}: is a model of family {metadata.family!r}, its post-processing form is '
-            f'{metadata.form!r}: not for {tool}; '
+            f'{metadata.form!r}: not for {tool or "mm2onnx run"}; '
             f'{f"use {right} for it" if right else "no tool for pictures takes it"}'
         )
     check_picture_graph(path, metadata)
@@ -198,9 +212,14 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
 
 
 def run_all(
-    backend: OnnxRuntimeBackend, targets: Mapping[Path, Path], score_thr: float
+    targets: Mapping[Path, Path], run_one: Callable[[Path, Path], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Run the images, one printed line each, above a bar on stderr where that is a terminal."""
+    """Run the samples, one printed line each, above a bar on stderr where that is a terminal.
+
+    Args:
+        targets: sample -> picture to write.
+        run_one: does one, and returns its entry for the JSON file.
+    """
     total, entries = len(targets), []
     visible = total > 1 and sys.stderr.isatty()
     for done, (source, target) in enumerate(targets.items()):
@@ -209,14 +228,16 @@ def run_all(
             bar = '#' * filled + '.' * (BAR_WIDTH - filled)
             print(f'[{bar}] {done}/{total} ', end='', file=sys.stderr, flush=True)
         try:
-            entry = run_file(backend, source, target, score_thr)
+            entry = run_one(source, target)
         finally:
             if visible:
                 print('\r\x1b[K', end='', file=sys.stderr, flush=True)
-        print(
-            f'{source}: {entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}, '
-            f'{entry["milliseconds"]:.0f} ms -> {target}',
-            flush=True,
-        )
+        print(said_of(source, entry), flush=True)
         entries.append(entry)
     return entries
+
+
+def said_of(source: object, entry: Mapping[str, Any]) -> str:
+    """Return the line that is printed of one sample."""
+    found = f'{entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}'
+    return f'{source}: {found}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}'

@@ -202,27 +202,41 @@ def print_report(findings: Sequence[Finding]) -> None:
     print(f'{len(problems)} problem(s)' if problems else 'healthy')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns 0 when healthy, 1 when there is a problem."""
-    parser = cli.ArgumentParser(
-        prog='python -m mmdeploy_ext.stack.doctor', description=__doc__.split('\n')[0]
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        '--runtime',
+        action='store_true',
+        help='only what running an exported model needs (default where no part of PyTorch and OpenMMLab is '
+        'installed)',
     )
-    parser.add_argument('--runtime', action='store_true', help='only what running an exported model needs')
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the findings to FILE')
     cli.add_debug_option(parser)
-    return cli.run(_run, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns 0 when healthy, 1 when there is a problem."""
+    return cli.run(_run, build_parser(), argv)
 
 
 def _run(args: argparse.Namespace) -> int:
-    findings = examine(args.runtime, progress=lambda name: print(f'checking {name} ...', file=sys.stderr))
+    exports = any(installed_version(name) for name in (*EXPORT, *FROZEN))
+    findings = examine(
+        args.runtime or not exports, progress=lambda name: print(f'checking {name} ...', file=sys.stderr)
+    )
     healthy = all(finding.verdict != 'problem' for finding in findings)
     if args.json:
         args.json.write_text(
             json.dumps(dict(healthy=healthy, findings=[asdict(f) for f in findings]), indent=2)
         )
     print_report(findings)
+    if not exports:
+        print('PyTorch and OpenMMLab are not installed: exported files run, nothing can be exported')
     return 0 if healthy else 1
 
 
 if __name__ == '__main__':
+    sys.argv[0] = 'python -m mmdeploy_ext.stack.doctor'
     sys.exit(main())

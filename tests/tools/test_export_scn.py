@@ -11,6 +11,7 @@ import torch
 
 import toy_scn_family
 import toy_seeded as seeded
+from mmdeploy_ext.apps import info_app
 from mmdeploy_ext.apps.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import sparse as deploy
@@ -90,6 +91,10 @@ def test_a_file_is_proven_on_voxels_that_no_exporter_saw(
     assert len(names - {'dense'}) == {'bevfusion': 21, 'second': 9}[net]
     exact = [row for case in verdict['cases'] for row in case['tensors'] if row['tolerance']][-1]
     assert exact['max_rel'] < 1e-5
+    capsys.readouterr()
+    assert info_app.main([str(path), '--report', str(found)]) == 0
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert f'{said} ({len(verdict["cases"])} inputs' in shown and f'order {order}' in shown
 
 
 def test_a_portable_file_can_have_plain_tables(models, tmp_path, capsys):

@@ -27,10 +27,21 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help='CONFIG CHECKPOINT m.onnx: a file against PyTorch; or a.onnx b.onnx: b against a, without torch',
     )
     parser.add_argument(
-        '--input', metavar='PATH', help='inputs by name: .npz, a folder of .npy, or a dump of a _pth run'
+        '--images', nargs='+', metavar='PATH', help='pictures for PyTorch (default: demo/toy.jpg)'
     )
     parser.add_argument(
-        '--images', nargs='+', metavar='PATH', help='pictures for PyTorch (default: demo/toy.jpg)'
+        '--no-fresh',
+        action='store_true',
+        help='do not export again to tell which tensor is which: pair by names, values and places alone',
+    )
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override the config')
+    add_pair_arguments(parser)
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that two files have, too."""
+    parser.add_argument(
+        '--input', metavar='PATH', help='inputs by name: .npz, a folder of .npy, or a dump of a _pth run'
     )
     parser.add_argument('--seed', type=int, help='of random inputs for two files (default: 0)')
     parser.add_argument(
@@ -39,12 +50,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help='an error is born where one node differs by more than this share of the largest value '
         '(default: 1e-5; 3e-3 for float16)',
     )
-    parser.add_argument(
-        '--no-fresh',
-        action='store_true',
-        help='do not export again to tell which tensor is which: pair by names, values and places alone',
-    )
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override the config')
     parser.add_argument(
         '--all', action='store_true', help='print every tensor, not only those near the difference'
     )

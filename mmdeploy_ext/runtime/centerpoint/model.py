@@ -141,3 +141,6 @@ class CenterPointOnnx(Opened):
         """Close the sessions."""
         self.backbone.close()
         self.head.deactivate()
+
+
+OPENS = CenterPointOnnx

@@ -261,3 +261,6 @@ def open_files(
             f'expected {", ".join(GRAPHS)} of one deploy export, or one fork file'
         )
     return backends
+
+
+OPENS = StreamPetrOnnx

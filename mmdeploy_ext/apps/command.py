@@ -1,0 +1,160 @@
+"""`mm2onnx`: the tools as sub-commands, with the code and options of the scripts in `tools/`."""
+# PYTHON_ARGCOMPLETE_OK
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import __version__
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+STACK = ('torch', 'mmcv', 'mmdet')
+"""Modules of PyTorch and OpenMMLab."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """One sub-command.
+
+    Attributes:
+        module: its `main(argv)` runs it, its `build_parser()` gives its options.
+        help: one line, without a full stop.
+        script: of a checkout; its `register` imports the model families. '' where none are needed.
+        exports: whether it does nothing without PyTorch and OpenMMLab.
+    """
+
+    module: str
+    help: str
+    script: str = ''
+    exports: bool = False
+
+    def load(self) -> Any:
+        """Return the module."""
+        return importlib.import_module(self.module)
+
+    def absent(self) -> list[str]:
+        """Return the modules that it needs and that are not here."""
+        return [name for name in STACK if self.exports and importlib.util.find_spec(name) is None]
+
+    def register(self) -> None:
+        """Import the model families of the checkout that this is part of, or of the working directory.
+
+        Raises:
+            ConfigError: neither is one.
+        """
+        folders = (Path(__file__).resolve().parents[2], Path.cwd())
+        scripts = [folder / self.script for folder in folders if (folder / self.script).is_file()]
+        if not scripts:
+            raise ConfigError(
+                f'{folders[1]}: has no {self.script}; the model families and configs are in the repository, '
+                f'not in the installed package: run it in a checkout, or install that by pip install -e'
+            )
+        runpy.run_path(str(scripts[0]))['register']()
+
+
+TOOLS = {
+    'run': Tool('mmdeploy_ext.apps.run_app', 'Run an exported file and draw what it finds'),
+    'info': Tool('mmdeploy_ext.apps.info_app', 'Show what an exported file says of itself'),
+    'graph': Tool(
+        'mmdeploy_ext.apps.graph_app',
+        'Look at any ONNX file: show, draw, compare, cut, rewrite, reduce',
+        'tools/onnx/graph.py',
+    ),
+    'compare': Tool('mmdeploy_ext.apps.compare_app', 'Find the first tensor in which two files differ'),
+    'doctor': Tool('mmdeploy_ext.stack.doctor', 'Check what is installed; each problem with its fix'),
+    'export': Tool(
+        'mmdeploy_ext.apps.export_app',
+        'Export a detector, and prove the file with --verify',
+        'tools/deployment/pytorch2onnx.py',
+        exports=True,
+    ),
+    'verify': Tool(
+        'mmdeploy_ext.apps.verify_app',
+        'Prove a file that was exported earlier',
+        'tools/deployment/verify.py',
+        exports=True,
+    ),
+    'lint': Tool(
+        'mmdeploy_ext.apps.lint_app',
+        'Find what an export of a model will get wrong',
+        'tools/onnx/lint.py',
+        exports=True,
+    ),
+}
+"""Name of a sub-command -> what it is."""
+
+
+def build_parser(chosen: str = '') -> argparse.ArgumentParser:
+    """Return the parser; of the sub-commands only the chosen one has its options."""
+    parser = cli.ArgumentParser(
+        prog='mm2onnx',
+        description='Run, inspect and compare exported detectors; with PyTorch and OpenMMLab also export and '
+        'prove them.',
+        epilog='mm2onnx COMMAND --help has the options of each.',
+    )
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    for name, tool in TOOLS.items():
+        absent = ', '.join(tool.absent())
+        commands.add_parser(name, help=tool.help + (f' (not here: it needs {absent})' if absent else ''))
+    if chosen in TOOLS:
+        commands.choices[chosen] = TOOLS[chosen].load().build_parser()
+    return parser
+
+
+def complete() -> None:
+    """Answer the shell, which asks for the words that fit, and end; without argcomplete go on."""
+    with contextlib.suppress(ImportError):
+        import argcomplete
+
+        words = os.environ.get('COMP_LINE', '').split()
+        argcomplete.autocomplete(build_parser(words[1] if len(words) > 1 else ''))
+
+
+@contextlib.contextmanager
+def called(name: str) -> Iterator[None]:
+    """Let argparse take a name for the program's, as it takes that of a script."""
+    before, sys.argv[0] = sys.argv[0], name
+    try:
+        yield
+    finally:
+        sys.argv[0] = before
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command.
+
+    Returns:
+        Its exit status; 2 where it needs what is not here.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if '_ARGCOMPLETE' in os.environ:
+        complete()
+    tool = TOOLS.get(words[0]) if words else None
+    if tool is None:
+        return cli.run(lambda _: 0, build_parser(), words)
+    absent = tool.absent()
+    if absent and not {'-h', '--help'} & set(words):
+        print(
+            f'error: mm2onnx {words[0]} needs PyTorch and OpenMMLab (not installed for {sys.executable}: '
+            f'{", ".join(absent)}); make env in a checkout of the repository, or the pip commands of its '
+            f'docs/your-checkpoint.md, install them',
+            file=sys.stderr,
+        )
+        return 2
+    with called(f'mm2onnx {words[0]}'):
+        more = dict(register=tool.register) if tool.script else {}
+        return tool.load().main(argv=words[1:], **more)

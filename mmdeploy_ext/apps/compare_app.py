@@ -1,0 +1,31 @@
+"""`mm2onnx compare`: `graph.py diff` of two files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.apps.graph_commands import comparison
+from mmdeploy_ext.core import cli
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser: the options of `diff` that two files have."""
+    parser = cli.ArgumentParser(
+        description='Find the first tensor in which the second file leaves the first: exit status 0 equal, '
+        '1 different, 2 usage.'
+    )
+    parser.add_argument('models', nargs=2, metavar='MODEL', help='ONNX file; the first is the reference')
+    comparison.add_pair_arguments(parser)
+    parser.set_defaults(**dict.fromkeys(comparison.CHECKPOINT_OPTIONS))
+    parser.add_argument('--json', metavar='FILE', help='also write what was found as JSON')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 equal, 1 different, 2 usage."""
+    return cli.run(comparison.run_diff, build_parser(), argv)

@@ -1,0 +1,215 @@
+"""`mm2onnx info`: what an exported file says of itself, and what a proof says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import DataError, ModelFileError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
+
+MOST_CLASSES, MOST_TENSORS = 20, 12
+SHARED = ('family', 'classes', 'preprocess', 'voxels', 'postprocess', 'options', 'config', 'config_sha256')
+SHARED += ('checkpoint_sha256', 'versions')
+"""What all files of one export say alike."""
+EXPORTED = ('opset', 'exporter', 'order', 'fold')
+"""Options of the export that are shown."""
+PREFIX_SHOWN = 12
+"""Digits of a hash that are shown; --json has all."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Show what an exported file, or a folder of graphs, says of itself: what goes in and '
+        'comes out, classes, preprocessing, what it was made from; and with --report whether it is proven.'
+    )
+    parser.add_argument('model', help='ONNX file, or folder of graphs, that mm2onnx exported')
+    parser.add_argument(
+        '--report',
+        metavar='PATH',
+        help='verdict of the proof: the folder of `verify.py --report`, or the file of its --json',
+    )
+    parser.add_argument('--json', metavar='FILE', help='write everything as JSON')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, print and write."""
+    from mmdeploy_ext.core.files import write_json
+    from mmdeploy_ext.runtime.exported import model_files
+
+    files = [describe(path) for path in model_files(args.model)]
+    for file in files[1:]:
+        if other := [key for key in SHARED if file.get(key) != files[0].get(key)]:
+            raise ModelFileError(
+                f'{file["file"]}: its {other[0]} is not that of {files[0]["file"]}; name one of the files'
+            )
+    proof = read_proof(args.report, files) if args.report else None
+    if args.json:
+        write_json(args.json, dict(model=args.model, files=files, proof=proof))
+    console = cli.stdout()
+    console.print(overview(args.model, files, proof))
+    for file in files:
+        if 'spec' in file:
+            console.print(tensors(file), highlight=False)
+    return 0
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what one file says, as plain JSON types: its metadata beside path, bytes and hash.
+
+    Raises:
+        ModelFileError: missing, damaged, or without metadata of mm2onnx.
+    """
+    from mmdeploy_ext.contract.metadata import Metadata, read_props
+    from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries
+    from mmdeploy_ext.contract.metadata_schema import FIELDS
+    from mmdeploy_ext.core.files import sha256_file
+
+    props = read_props(path)
+    names = [name for name in FIELDS if PREFIX + name in props]
+    if 'family' not in names:
+        raise ModelFileError(
+            f'{path}: has no mm2onnx metadata, so it does not say what it is; mm2onnx graph show {path} '
+            f'shows any ONNX file'
+        )
+    check_entries(props, path)
+    values = {name: json.loads(props[PREFIX + name]) for name in names}
+    if 'voxels' not in names:  # a sparse backbone says less
+        values['precision'] = Metadata.from_props(props, path).precision
+    return dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path), **values)
+
+
+def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a verdict says of these files.
+
+    Raises:
+        DataError: no verdict, or one about other files.
+    """
+    from mmdeploy_ext.core.files import read_json, sha256_file
+
+    path = Path(report) / 'verdict.json' if Path(report).is_dir() else Path(report)
+    content = read_json(path)
+    try:
+        subject, verdict, summary = content['subject'], content['verdict'], content['summary']
+        proven = subject.get('files') or {subject['file']: subject['file_sha256']}
+        known = {digest[:16] for digest in proven.values()}
+        data = subject.get('data_sha256', {}).items()
+        engine, versions = subject.get('engine', ''), subject['proven_with']
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f'{path}: is no verdict of verify.py ({type(error).__name__}: {error})') from error
+    folder = Path(files[0]['file']).parent
+    others = [file['file'] for file in files if file['sha256'][:16] not in known]
+    others += [str(folder / name) for name, digest in data if _other(folder / name, digest, sha256_file)]
+    if others:
+        raise DataError(f'{path}: is about other files than {", ".join(others)}: their sha256 differ')
+    return dict(verdict=verdict, summary=summary, engine=engine, versions=versions, report=str(path))
+
+
+def _other(path: Path, digest: str, sha256_file: Any) -> bool:
+    return not path.is_file() or sha256_file(path) != digest
+
+
+def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str, Any] | None) -> Table:
+    """Return the table of what is true of all files together."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    last = files[-1]
+    options, rule = last.get('options', {}), last.get('preprocess') or last.get('voxels') or {}
+    precisions = dict.fromkeys(file.get('precision') or options.get('precision') for file in files)
+    rows = dict(
+        model=f'{last["family"]}: {", ".join(file["form"] for file in files)}',
+        file='\n'.join(
+            f'{file["file"]}, {file["bytes"] / 1e6:.2f} MB, sha256 {file["sha256"][:PREFIX_SHOWN]}'
+            for file in files
+        ),
+        computes=', '.join(
+            filter(None, [*precisions, *(f'{key} {options[key]}' for key in EXPORTED if key in options)])
+        ),
+        classes=class_text(last.get('classes', ())),
+        preprocessing=plain_text(rule),
+        postprocessing=plain_text(last.get('postprocess', {})),
+        made_from=f'{last["config"]} (sha256 {last["config_sha256"][:PREFIX_SHOWN]}), checkpoint '
+        f'{last["checkpoint_sha256"][:PREFIX_SHOWN]}',
+        made_with=' '.join(f'{name} {version}' for name, version in last['versions'].items()),
+        edited='; '.join(edit['command'] for file in files for edit in file.get('edits', ())),
+        proof=proof_text(proof),
+        run=f'mm2onnx run {model} ...' if 'spec' in last else '',
+    )
+    for name, text in rows.items():
+        if text:
+            table.add_row(name.replace('_', ' '), Text(text))
+    return table
+
+
+def tensors(file: Mapping[str, Any]) -> Table:
+    """Return the table of the inputs and outputs of one file."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+
+    spec = GraphSpec.from_json(file['spec'])
+    fed = {target: source for source, target in spec.state}
+    table = Table('', 'name', 'type', 'shape', 'default', 'meaning', title=Path(file['file']).name)
+    for side, found in (('in', spec.inputs), ('out', spec.outputs)):
+        for tensor in found[:MOST_TENSORS]:
+            default = '' if tensor.default is None else f'{tensor.default:g}'
+            unit = f' [{tensor.unit}]' if tensor.unit else ''
+            memory = f'; {fed[tensor.name]} of the frame before' if tensor.name in fed else ''
+            meaning = f'{tensor.meaning}{unit}{memory}'
+            table.add_row(side, tensor.name, tensor.dtype, tensor.shape_text(), default, Text(meaning))
+        if (hidden := len(found) - MOST_TENSORS) > 0:
+            table.add_row(side, f'{hidden} more', '', '', '', '--json has all')
+    return table
+
+
+def class_text(classes: Sequence[str]) -> str:
+    """Return how many classes there are, and the first ones."""
+    more = ', ...' if len(classes) > MOST_CLASSES else ''
+    return f'{len(classes)}: {", ".join(classes[:MOST_CLASSES])}{more}' if classes else ''
+
+
+def plain_text(facts: Mapping[str, Any]) -> str:
+    """Return facts as words: 'size_divisor 32'; None and lists of lists, which --json has, are left out."""
+    return ', '.join(f'{key} {_words(value)}' for key, value in facts.items() if _is_short(value))
+
+
+def _is_short(value: Any) -> bool:
+    several = value if isinstance(value, list) else [value]
+    return value is not None and bool(several) and not any(isinstance(item, list | dict) for item in several)
+
+
+def _words(value: Any) -> str:
+    several = value if isinstance(value, list) else [value]
+    return ' '.join(f'{item:.7g}' if isinstance(item, float) else str(item) for item in several)
+
+
+def proof_text(proof: Mapping[str, Any] | None) -> str:
+    """Return what a verdict says, in a line."""
+    if proof is None:
+        return 'a file does not say it of itself: give the verdict of mm2onnx verify by --report'
+    summary, versions = proof['summary'], proof['versions']
+    figures = [f'{summary.get("inputs") or summary.get("sequence_frames")} inputs']
+    if summary.get('reference'):
+        figures.append(f'{summary["matched"]} of {summary["reference"]} results matched')
+    if summary.get('worst_rel') is not None:
+        figures.append(f'worst relative error {summary["worst_rel"]:.1e}')
+    by = ', '.join(f'{name} {versions[name]}' for name in ('torch', 'onnxruntime') if name in versions)
+    return f'{proof["verdict"]} ({", ".join(figures)}; {by}): {proof["report"]}, of these very files'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 done, 2 usage, a file that does not say what it is, or a verdict about another one."""
+    return cli.run(run, build_parser(), argv)

@@ -1,0 +1,210 @@
+"""`mm2onnx run`: an exported model on pictures, LiDAR sweeps or frames of several cameras, as it says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
+from mmdeploy_ext.runtime import run_images
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.exported import Opened
+
+TAKES = dict(
+    images='pictures, or folders of them',
+    sweeps='LiDAR sweeps (raw float32 points in .bin), or folders of them',
+    frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
+)
+"""Kind of samples -> what it is in words."""
+ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
+"""Kind of samples -> how its files end; all others are pictures."""
+FPS = 4.0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser: that of the scripts in `tools/onnx`, for all models."""
+    parser = run_images.make_parser(
+        'Run an exported model in ONNX Runtime and draw what it finds. The file says what it takes.',
+        'ONNX file, or folder of graphs, that mm2onnx exported',
+        f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, to be drawn to a folder or an .mp4',
+    )
+    parser.add_argument(
+        '--data-root',
+        metavar='DIR',
+        help='of frames: folder of the data set, where the infos say another one',
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the options say."""
+    from mmdeploy_ext.contract.metadata import Metadata, read_props
+    from mmdeploy_ext.contract.metadata_entries import PREFIX
+    from mmdeploy_ext.runtime.consumers import runner_of
+    from mmdeploy_ext.runtime.exported import model_files
+
+    run_images.check_options(args)
+    files = model_files(args.model)
+    props = read_props(files[-1])
+    if f'{PREFIX}voxels' in props:
+        raise ModelFileError(
+            f'{files[-1]}: is a sparse backbone, whose map from above has no boxes to draw; use it in a '
+            f'program (mmdeploy_ext.runtime.scn.model.ScnOnnx, docs/lidar.md)'
+        )
+    metadata = Metadata.from_props(props, files[-1])
+    check_inputs(args, metadata.samples)
+    if metadata.samples == 'images':
+        if len(files) > 1:
+            raise ModelFileError(f'{args.model}: has {len(files)} models of pictures; name one of the files')
+        args.model = str(files[0])
+        return run_images.run_files(args, runner_of(metadata.family, metadata.form))
+    return (run_sweeps if metadata.samples == 'sweeps' else run_frames)(args, metadata)
+
+
+def check_inputs(args: argparse.Namespace, samples: str) -> None:
+    """Refuse files of another kind than the model takes.
+
+    Raises:
+        UsageError: names the file and what the model takes.
+    """
+    for path in map(Path, args.images):
+        suffix = path.suffix.lower()
+        kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
+        if kind != samples and not (path.is_dir() and samples != 'frames'):
+            raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
+    if args.data_root is not None and samples != 'frames':
+        raise UsageError(
+            f'--data-root {args.data_root}: goes with frames; {args.model} takes {TAKES[samples]}'
+        )
+
+
+def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
+    """Open the files of a model of sweeps or frames.
+
+    Raises:
+        ModelFileError: nothing here makes boxes of its outputs.
+    """
+    from mmdeploy_ext.runtime.consumers import runtime_of
+
+    cls = getattr(runtime_of(metadata.family), 'OPENS', None)
+    if cls is None:
+        raise ModelFileError(
+            f'{args.model}: family {metadata.family!r} gives no boxes that could be drawn; '
+            f'mm2onnx info shows its outputs'
+        )
+    return cls(args.model, providers=args.providers, threads=args.threads or 0)
+
+
+def list_sweeps(paths: Iterable[Path]) -> list[Path]:
+    """Return sweeps, folders replaced by those in them, sorted.
+
+    Raises:
+        DataError: a folder without any.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f'{path}: no sweep (.bin) in this folder')
+        found += inside
+    return found
+
+
+def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
+    """Draw the boxes of each sweep from above."""
+    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.draw3d import sweep_picture
+    from mmdeploy_ext.runtime.picture_files import plan_pictures
+    from mmdeploy_ext.runtime.points import read_points
+
+    targets = plan_pictures(args.images, args.out, list_sweeps, 'sweep')
+    run_images.check_targets(args, targets.values())
+    with opened(args, metadata) as model:
+
+        def run_one(source: Path, target: Path) -> dict[str, Any]:
+            points = read_points(source, model.width)
+            start = time.perf_counter()
+            found = model.detect(points)
+            entry = entry_of(dict(sweep=str(source)), target, start, found, args, model.classes)
+            title = f'{len(points)} points, {source.name}'  # a long name is cut at its end
+            layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            write(target, sweep_picture(title, points, [layer], model.classes))
+            return entry
+
+        start = time.perf_counter()
+        entries = run_images.run_all(targets, run_one)
+        run_images.finish(args, metadata, entries, time.perf_counter() - start)
+    return 0
+
+
+def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
+    """Draw the boxes of each frame into the cameras and from above; the memory goes from frame to frame."""
+    from mmdeploy_ext.apps import demo
+    from mmdeploy_ext.inputs.pictures import read_image
+    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.draw3d import compare_picture
+    from mmdeploy_ext.runtime.infos import read_frames
+
+    video = demo.is_video(args.out)
+    if not video and args.out.suffix.lower() in demo.OTHER_FILES and not args.out.is_dir():
+        raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
+    frames = [
+        frame for path in args.images for frame in read_frames(path, metadata.preprocess, args.data_root)
+    ]
+    targets = [args.out if video else args.out / f'{number:04d}.png' for number in range(len(frames))]
+    run_images.check_targets(args, dict.fromkeys(targets))
+    entries, begun = [], time.perf_counter()
+    with opened(args, metadata) as model, demo.open_writer(args.out, FPS) as draw:
+        for frame, target in zip(frames, targets, strict=True):
+            images = [read_image(path) for path in frame.pictures]
+            calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
+            start = time.perf_counter()
+            found = model.detect(images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token)
+            facts = dict(frame=frame.name, scene=frame.scene_token)
+            entries.append(entry_of(facts, target, start, found, args, model.classes))
+            layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            draw(compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name))
+            print(run_images.said_of(frame.name, entries[-1]), flush=True)
+    run_images.finish(args, metadata, entries, time.perf_counter() - begun)
+    return 0
+
+
+def entry_of(
+    facts: dict[str, Any],
+    target: Path,
+    start: float,
+    found: Any,
+    args: argparse.Namespace,
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    """Return what --json says of a sample whose detection began at `start` (seconds) and has just ended."""
+    return dict(
+        **facts,
+        picture=str(target),
+        milliseconds=round((time.perf_counter() - start) * 1000, 2),
+        drawn=len(found.above(args.score_thr)),
+        detections=found.to_json(classes),
+    )
+
+
+def write(target: Path, picture: np.ndarray) -> None:
+    """Write a picture, whole or not at all."""
+    from mmdeploy_ext.core.files import atomic_path
+    from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
+
+    with atomic_path(target) as temporary:
+        temporary.write_bytes((encode_png if target.suffix.lower() == '.png' else encode_jpeg)(picture))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 done, 1 an engine failed, 2 usage."""
+    return cli.run(run, build_parser(), argv)

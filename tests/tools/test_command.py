@@ -1,0 +1,284 @@
+"""`mm2onnx`: where nothing but the wheel is installed, from another folder; and what it refuses."""
+
+import contextlib
+import email
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import cv2
+import pytest
+from packaging.requirements import Requirement
+
+import toy_centerpoint
+from mmdeploy_ext import __version__
+from mmdeploy_ext.apps import command
+from mmdeploy_ext.core.files import sha256_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL, PICTURE = (str(REPOSITORY / f'demo/{name}') for name in ('atss_toy.onnx', 'toy.jpg'))
+SOURCES = ('mmdeploy_ext', 'pyproject.toml', 'README.md')
+ALONE = ('run', 'info', 'graph', 'compare', 'doctor')
+NEEDS_MORE = ('export', 'verify', 'lint')
+
+
+# ---- an environment that holds only the wheel and what it asks for
+
+
+def build_wheel(folder):
+    """Build the wheel from a copy, in which no older build is; return its path."""
+    for name in SOURCES:
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        ignored = dict(ignore=shutil.ignore_patterns('__pycache__')) if copy is shutil.copytree else {}
+        copy(REPOSITORY / name, folder / 'source' / name, **ignored)
+    pip('wheel', '--no-deps', '--no-build-isolation', '-w', folder, folder / 'source')
+    return next(folder.glob('*.whl'))
+
+
+def pip(*words):
+    words = [sys.executable, '-m', 'pip', '-q', *map(str, words)]
+    subprocess.run(words, check=True, capture_output=True, text=True, cwd='/')
+
+
+def required(name):
+    """Return the names of the distributions that one asks for, where this Python would install them."""
+    wanted = map(Requirement, importlib.metadata.requires(name) or ())
+    return {entry.name for entry in wanted if entry.marker is None or entry.marker.evaluate(dict(extra=''))}
+
+
+def link_distribution(name, site):
+    """Put a distribution of this environment into another one; symbolic links would lead OpenCV back here."""
+    for path in importlib.metadata.distribution(name).files:
+        if path.parts[0] != '..' and '__pycache__' not in path.parts and not (site / path).exists():
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.locate(), site / path)
+            except OSError:  # another file system
+                shutil.copy2(path.locate(), site / path)
+
+
+@pytest.fixture(scope='session')
+def installed(tmp_path_factory):
+    """Return a function that runs `mm2onnx` of a fresh environment in a folder of its own."""
+    folder = tmp_path_factory.mktemp('wheel')
+    (folder / 'source').mkdir()
+    wheel = build_wheel(folder)
+    venv.create(folder / 'env', symlinks=True)
+    site = next((folder / 'env').glob('lib/python*/site-packages'))
+    pip('--python', folder / 'env/bin/python', 'install', '--no-deps', '--no-index', '--no-compile', wheel)
+    text = next(site.glob('mm2onnx-*.dist-info/METADATA')).read_text(encoding='utf-8')
+    wanted = map(Requirement, email.message_from_string(text).get_all('Requires-Dist'))
+    left, linked = {entry.name for entry in wanted if 'extra' not in str(entry.marker)}, set()
+    while left:
+        name = left.pop()
+        linked.add(name)
+        try:
+            link_distribution(name, site)
+        except importlib.metadata.PackageNotFoundError:  # only what runs without it may be absent here
+            assert name == 'argcomplete'
+            with contextlib.suppress(subprocess.CalledProcessError):
+                pip('--python', folder / 'env/bin/python', 'install', '--no-deps', name)
+            continue
+        left |= required(name) - linked
+    (folder / 'elsewhere').mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
+    kept.update(PATH=f'{folder / "env/bin"}:{kept["PATH"]}', OMP_NUM_THREADS='1')
+
+    def run(*words, **variables):
+        return subprocess.run(
+            ['mm2onnx', *map(str, words)],
+            cwd=folder / 'elsewhere',
+            env={**kept, **variables},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    run.folder, run.env, run.site = folder / 'elsewhere', kept, site
+    return run
+
+
+def done(result):
+    assert (result.returncode, result.stderr) == (0, ''), result.stderr
+    return result.stdout
+
+
+def test_pictures_are_drawn_and_every_detection_is_written(installed):
+    said = done(installed('run', MODEL, PICTURE, '--out', 'drawn', '--json', 'found.json'))
+    assert said.startswith(f'{PICTURE}: 7 detections, ')
+    assert cv2.imread(str(installed.folder / 'drawn/toy_det.jpg')) is not None
+    found = json.loads((installed.folder / 'found.json').read_text())
+    assert found['family'] == 'atss' and found['images'][0]['drawn'] == 7
+
+
+def test_sweeps_are_drawn_from_above(installed, tmp_path):
+    graphs = toy_centerpoint.exported()[1]
+    for seed in (1, 2):
+        toy_centerpoint.sweep(seed, 500).tofile(tmp_path / f'{seed}.pcd.bin')
+    # compiled, each environment of its own would take half a minute more
+    words = ('run', graphs, tmp_path, '--out', 'sweeps', '--json', 'sweeps.json', '--score-thr', '0.1')
+    said = done(installed(*words, NUMBA_DISABLE_JIT='1', PYTHONWARNINGS='ignore'))
+    assert '2 sweeps, ' in said
+    first = json.loads((installed.folder / 'sweeps.json').read_text())['sweeps'][0]
+    assert first['drawn'] > 5 and first['detections'][0]['name'] in ('car', 'bus', 'truck')
+    assert cv2.imread(str(installed.folder / 'sweeps/1.pcd_det.png')).std() > 5
+
+
+def test_a_file_says_what_it_is(installed):
+    said = done(installed('info', MODEL, '--json', 'info.json'))
+    for words in ('atss: full', 'triangle', 'img_scale', 'atss_toy.py', 'dets', 'mm2onnx run'):
+        assert words in said
+    (file,) = json.loads((installed.folder / 'info.json').read_text())['files']
+    assert file['precision'] == 'fp32' and file['spec']['inputs'][0]['name'] == 'input'
+
+
+def test_any_onnx_file_is_shown_and_compared(installed):
+    assert 'Conv' in done(installed('graph', 'show', MODEL))
+    assert 'equal' in done(installed('compare', MODEL, MODEL))
+
+
+def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
+    result = installed('doctor', '--json', 'doctor.json')
+    assert result.returncode == 0, result.stdout
+    assert 'PyTorch and OpenMMLab are not installed' in result.stdout and 'mmdet' not in result.stdout
+    assert json.loads((installed.folder / 'doctor.json').read_text())['healthy']
+
+
+@pytest.mark.parametrize('name', NEEDS_MORE)
+def test_without_pytorch_an_export_says_in_one_line_what_it_needs(installed, name):
+    result = installed(name, 'config.py', 'weights.pth')
+    assert (result.returncode, result.stdout) == (2, '')
+    assert result.stderr.startswith(f'error: mm2onnx {name} needs PyTorch and OpenMMLab (not installed for ')
+    assert result.stderr.count('\n') == 1 and 'torch, mmcv, mmdet); make env' in result.stderr
+    assert f'usage: mm2onnx {name} ' in done(installed(name, '--help'))
+
+
+def test_help_lists_every_command_and_what_is_not_here(installed):
+    said = ' '.join(done(installed('--help')).split())
+    for name, tool in command.TOOLS.items():
+        absent = ' (not here: it needs torch, mmcv, mmdet)' * (name in NEEDS_MORE)
+        assert f' {name} {tool.help}{absent} ' in said
+    assert set(command.TOOLS) == {*ALONE, *NEEDS_MORE}
+    assert done(installed('--version')) == f'mm2onnx {__version__}\n'
+
+
+@pytest.mark.parametrize(
+    ('typed', 'offered'),
+    [
+        ('mm2onnx ', {*ALONE, *NEEDS_MORE}),
+        ('mm2onnx graph di', {'diff'}),
+        ('mm2onnx run --score', {'--score-thr'}),
+        ('mm2onnx export --exporter t', {'torchscript'}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(installed, typed, offered):
+    if not list(installed.site.glob('argcomplete')):
+        pytest.skip('skipped: argcomplete is neither here nor to be downloaded')
+    script = (
+        'eval "$(register-python-argcomplete mm2onnx)"; COMP_LINE=$0 COMP_POINT=${#0} COMP_TYPE=9; '
+        '_python_argcomplete mm2onnx; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    found = subprocess.run(['bash', '-c', script, typed], env=installed.env, capture_output=True, text=True)
+    assert offered <= {word.strip() for word in found.stdout.splitlines()}, found.stderr
+
+
+# ---- in this environment
+
+
+def run(capsys, *words):
+    """Run a command; return its exit status and what it said."""
+    try:
+        status = command.main(list(map(str, words)))
+    except SystemExit as end:
+        status = end.code
+    return status, capsys.readouterr()
+
+
+@pytest.mark.parametrize('words', [*((name,) for name in command.TOOLS), ('graph', 'diff')], ids=' '.join)
+def test_usage_names_the_command_that_was_typed(capsys, words):
+    before = list(sys.argv)
+    status, said = run(capsys, *words, '--help')
+    assert status == 0 and said.out.startswith(f'usage: mm2onnx {" ".join(words)} ')
+    assert sys.argv == before
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected'),
+    [
+        ((), 'the following arguments are required: COMMAND (see mm2onnx --help)'),
+        (('rum',), "invalid choice: 'rum'"),
+        (('run', MODEL), 'the following arguments are required: images (see mm2onnx run --help)'),
+        (('run', MODEL, 'a.bin'), 'atss_toy.onnx takes pictures, or folders of them'),
+        (('run', MODEL, 'a.pkl'), 'a.pkl: '),
+        (('run', MODEL, PICTURE, '--data-root', 'x'), '--data-root x: goes with frames'),
+        (('run', MODEL, PICTURE, '--score-thr', '2'), '--score-thr 2.0'),
+        (('run', '/nowhere.onnx', PICTURE), '/nowhere.onnx: no such ONNX file'),
+        (('run', PICTURE, PICTURE), 'is not a readable ONNX file'),
+        (('info', PICTURE), 'is not a readable ONNX file'),
+        (('info', MODEL, '--report', MODEL), 'is not valid JSON'),
+        (('compare', MODEL), 'the following arguments are required'),
+        (('export', 'no.py', 'no.pth'), 'no.py'),
+    ],
+    ids=lambda value: ' '.join(Path(word).name for word in value) if isinstance(value, tuple) else '',
+)
+def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected):
+    status, said = run(capsys, *words)
+    assert status == 2 and said.out == ''
+    assert said.err.startswith('error: ') and said.err.count('\n') == 1 and expected in said.err
+
+
+def test_sweeps_refuse_pictures_and_a_lone_graph(capsys, tmp_path):
+    graphs = toy_centerpoint.exported()[1]
+    for words, expected in (
+        ((graphs, PICTURE), 'toy.jpg: '),
+        ((graphs, tmp_path), 'no sweep (.bin) in this folder'),
+        ((graphs / 'head.onnx', tmp_path / 'a.bin'), 'backbone.onnx; expected both'),
+    ):
+        status, said = run(capsys, 'run', *words, '--out', tmp_path / 'out')
+        assert status == 2 and expected in said.err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_folder_of_graphs_is_told_as_one_model(capsys):
+    status, said = run(capsys, 'info', toy_centerpoint.exported()[1])
+    assert status == 0 and 'centerpoint: backbone, head' in said.out and 'heatmap' in said.out
+
+
+def test_a_verdict_is_told_of_the_very_bytes_that_it_is_about(capsys, tmp_path):
+    facts = dict(file='elsewhere/m.onnx', file_sha256=sha256_file(MODEL), proven_with=dict(torch='2'))
+    summary = dict(inputs=3, matched=20, reference=20, worst_rel=2e-6)
+    content = dict(verdict='proven', subject=facts, summary=summary)
+    (tmp_path / 'verdict.json').write_text(json.dumps(content))
+    status, said = run(capsys, 'info', MODEL, '--report', tmp_path)
+    shown = ' '.join(said.out.split())
+    assert status == 0
+    assert 'proven (3 inputs, 20 of 20 results matched, worst relative error 2.0e-06; torch 2)' in shown
+    other = {**content, 'subject': {**facts, 'file_sha256': '0' * 64}}
+    for written, expected in ((other, 'is about other files than'), ([], 'is no verdict of verify.py')):
+        (tmp_path / 'verdict.json').write_text(json.dumps(written))
+        status, said = run(capsys, 'info', MODEL, '--report', tmp_path)
+        assert status == 2 and expected in said.err
+
+
+def test_model_families_are_those_of_the_checkout_or_of_the_working_directory(monkeypatch, tmp_path):
+    tool = command.Tool('x', 'x', 'tools/some.py')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(command.ConfigError, match=r'has no tools/some.py; .* run it in a checkout'):
+        tool.register()
+    (tmp_path / 'tools').mkdir()
+    (tmp_path / 'tools/some.py').write_text('import sys\ndef register(): sys.path.append("families")\n')
+    monkeypatch.setattr(sys, 'path', [])
+    tool.register()
+    assert sys.path == ['families']
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    script = '"$@" | true; echo ${PIPESTATUS[0]}'
+    words = ['bash', '-c', script, 'bash', sys.executable, '-m', 'mmdeploy_ext', 'graph', '--help']
+    result = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.stderr == '' and result.stdout.strip() in ('0', '141')
