@@ -150,8 +150,8 @@ def export_and_prove(
         _show(deployment, args.output_file, samples[0][0], engine)
     if not args.verify:
         words = [args.config, args.checkpoint, args.output_file, *shared.given_words(args)]
-        command = ['python', 'tools/deployment/verify.py', *words]
-        print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join(command)}', file=sys.stdout)
+        command = cli.as_typed(shlex.join(['python', 'tools/deployment/verify.py', *words]))
+        print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command}', file=sys.stdout)
         return 0
     return proof.run_proof(deployment, paths, samples, args, engine)
 

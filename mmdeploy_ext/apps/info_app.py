@@ -127,6 +127,7 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
     table = Table.grid(padding=(0, 2))
     last = files[-1]
     options, rule = last.get('options', {}), last.get('preprocess') or last.get('voxels') or {}
+    sample = 'SWEEP.bin' if 'voxel_size' in rule else 'INFOS.pkl' if 'kind' in rule else 'PICTURE_OR_FOLDER'
     precisions = dict.fromkeys(file.get('precision') or options.get('precision') for file in files)
     rows = dict(
         model=f'{last["family"]}: {", ".join(file["form"] for file in files)}',
@@ -145,7 +146,7 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
         made_with=' '.join(f'{name} {version}' for name, version in last['versions'].items()),
         edited='; '.join(edit['command'] for file in files for edit in file.get('edits', ())),
         proof=proof_text(proof),
-        run=f'mm2onnx run {model} ...' if 'spec' in last else '',
+        run=f'mm2onnx run {model} {sample}' if 'spec' in last else '',
     )
     for name, text in rows.items():
         if text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -26,6 +27,14 @@ CLOSED_PIPE = 141
 """Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
 """Arguments that no folder is taken for."""
+SUB_COMMANDS = {
+    'tools/deployment/pytorch2onnx': 'export',
+    'tools/deployment/verify': 'verify',
+    'tools/onnx/graph': 'graph',
+    'tools/onnx/lint': 'lint',
+    r'tools/onnx/onnx_\w+': 'run',
+}
+"""Script of a message -> the sub-command of `mm2onnx` that is the same."""
 OWN_PACKAGES = ('mmdeploy_ext', 'projects')
 
 
@@ -105,8 +114,15 @@ def _run(
         message = one_line(error) or type(error).__name__
         if isinstance(error, BrokenPipeError):  # of stdout and stderr none comes here
             message += ': a process that this one was writing to has ended; --debug shows where'
-    print(f'error: {message}', file=sys.stderr)
+    print(f'error: {as_typed(message)}', file=sys.stderr)
     return status, True
+
+
+def as_typed(text: str) -> str:
+    """Return a message in which scripts are the sub-commands of `mm2onnx`, where that is what was started."""
+    for script, name in SUB_COMMANDS.items() if sys.argv[0].startswith('mm2onnx ') else ():
+        text = re.sub(rf'(?<![\w/.-])(python )?{script}\.py', f'mm2onnx {name}', text)
+    return text
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 import toy_centerpoint
 from mmdeploy_ext import __version__
 from mmdeploy_ext.apps import command
+from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import sha256_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -230,6 +231,22 @@ def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected)
     status, said = run(capsys, *words)
     assert status == 2 and said.out == ''
     assert said.err.startswith('error: ') and said.err.count('\n') == 1 and expected in said.err
+
+
+@pytest.mark.parametrize(
+    ('said', 'expected'),
+    [
+        ('python tools/deployment/verify.py a b', 'mm2onnx verify a b'),
+        ('export it with tools/deployment/pytorch2onnx.py', 'export it with mm2onnx export'),
+        ('next: python tools/onnx/onnx_solo.py x', 'next: mm2onnx run x'),
+        ('../tools/onnx/graph.py: is no model', '../tools/onnx/graph.py: is no model'),
+        ('tools/deployment/quantize.py', 'tools/deployment/quantize.py'),
+    ],
+)
+def test_messages_name_the_command_where_it_is_what_was_typed(said, expected):
+    with command.called('mm2onnx run'):
+        assert cli.as_typed(said) == expected
+    assert cli.as_typed(said) == said
 
 
 def test_sweeps_refuse_pictures_and_a_lone_graph(capsys, tmp_path):
