@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, where this package is part of one."""
 STACK = ('torch', 'mmcv', 'mmdet')
 """Modules of PyTorch and OpenMMLab."""
 
@@ -50,19 +52,22 @@ class Tool:
         return [name for name in STACK if self.exports and importlib.util.find_spec(name) is None]
 
     def register(self) -> None:
-        """Import the model families of the checkout that this is part of, or of the working directory.
+        """Import the model families of the checkout that this is part of.
 
         Raises:
-            ConfigError: neither is one.
+            ConfigError: it is part of none.
         """
-        folders = (Path(__file__).resolve().parents[2], Path.cwd())
-        scripts = [folder / self.script for folder in folders if (folder / self.script).is_file()]
-        if not scripts:
+        if not (ROOT / self.script).is_file():
             raise ConfigError(
-                f'{folders[1]}: has no {self.script}; the model families and configs are in the repository, '
+                f'{Path.cwd()}: has no {self.script}; the model families and configs are in the repository, '
                 f'not in the installed package: run it in a checkout, or install that by pip install -e'
             )
-        runpy.run_path(str(scripts[0]))['register']()
+        runpy.run_path(str(ROOT / self.script))['register']()
+
+    def is_elsewhere(self) -> bool:
+        """Return whether it is in a checkout, the working directory, and this package is part of none."""
+        there = all(Path(name).is_file() for name in (self.script, 'mmdeploy_ext/__main__.py'))
+        return bool(self.script) and there and not (ROOT / self.script).is_file()
 
 
 TOOLS = {
@@ -155,6 +160,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if tool.is_elsewhere():  # its code with its families, not that of another version
+        paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get('PYTHONPATH')]))
+        environment = {**os.environ, 'PYTHONPATH': paths}
+        os.execve(sys.executable, [sys.executable, '-m', 'mmdeploy_ext', *words], environment)
     with called(f'mm2onnx {words[0]}'):
         more = dict(register=tool.register) if tool.script else {}
         return tool.load().main(argv=words[1:], **more)

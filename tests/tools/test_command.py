@@ -1,20 +1,15 @@
 """`mm2onnx`: where nothing but the wheel is installed, from another folder; and what it refuses."""
 
-import contextlib
-import email
-import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import cv2
 import pytest
-from packaging.requirements import Requirement
 
+import installed_wheel
 import toy_centerpoint
 from mmdeploy_ext import __version__
 from mmdeploy_ext.apps import command
@@ -23,85 +18,14 @@ from mmdeploy_ext.core.files import sha256_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL, PICTURE = (str(REPOSITORY / f'demo/{name}') for name in ('atss_toy.onnx', 'toy.jpg'))
-SOURCES = ('mmdeploy_ext', 'pyproject.toml', 'README.md')
 ALONE = ('run', 'info', 'graph', 'compare', 'doctor')
 NEEDS_MORE = ('export', 'verify', 'lint')
 
 
-# ---- an environment that holds only the wheel and what it asks for
-
-
-def build_wheel(folder):
-    """Build the wheel from a copy, in which no older build is; return its path."""
-    for name in SOURCES:
-        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-        ignored = dict(ignore=shutil.ignore_patterns('__pycache__')) if copy is shutil.copytree else {}
-        copy(REPOSITORY / name, folder / 'source' / name, **ignored)
-    pip('wheel', '--no-deps', '--no-build-isolation', '-w', folder, folder / 'source')
-    return next(folder.glob('*.whl'))
-
-
-def pip(*words):
-    words = [sys.executable, '-m', 'pip', '-q', *map(str, words)]
-    subprocess.run(words, check=True, capture_output=True, text=True, cwd='/')
-
-
-def required(name):
-    """Return the names of the distributions that one asks for, where this Python would install them."""
-    wanted = map(Requirement, importlib.metadata.requires(name) or ())
-    return {entry.name for entry in wanted if entry.marker is None or entry.marker.evaluate(dict(extra=''))}
-
-
-def link_distribution(name, site):
-    """Put a distribution of this environment into another one; symbolic links would lead OpenCV back here."""
-    for path in importlib.metadata.distribution(name).files:
-        if path.parts[0] != '..' and '__pycache__' not in path.parts and not (site / path).exists():
-            (site / path).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path.locate(), site / path)
-            except OSError:  # another file system
-                shutil.copy2(path.locate(), site / path)
-
-
 @pytest.fixture(scope='session')
 def installed(tmp_path_factory):
-    """Return a function that runs `mm2onnx` of a fresh environment in a folder of its own."""
-    folder = tmp_path_factory.mktemp('wheel')
-    (folder / 'source').mkdir()
-    wheel = build_wheel(folder)
-    venv.create(folder / 'env', symlinks=True)
-    site = next((folder / 'env').glob('lib/python*/site-packages'))
-    pip('--python', folder / 'env/bin/python', 'install', '--no-deps', '--no-index', '--no-compile', wheel)
-    text = next(site.glob('mm2onnx-*.dist-info/METADATA')).read_text(encoding='utf-8')
-    wanted = map(Requirement, email.message_from_string(text).get_all('Requires-Dist'))
-    left, linked = {entry.name for entry in wanted if 'extra' not in str(entry.marker)}, set()
-    while left:
-        name = left.pop()
-        linked.add(name)
-        try:
-            link_distribution(name, site)
-        except importlib.metadata.PackageNotFoundError:  # only what runs without it may be absent here
-            assert name == 'argcomplete'
-            with contextlib.suppress(subprocess.CalledProcessError):
-                pip('--python', folder / 'env/bin/python', 'install', '--no-deps', name)
-            continue
-        left |= required(name) - linked
-    (folder / 'elsewhere').mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
-    kept.update(PATH=f'{folder / "env/bin"}:{kept["PATH"]}', OMP_NUM_THREADS='1')
-
-    def run(*words, **variables):
-        return subprocess.run(
-            ['mm2onnx', *map(str, words)],
-            cwd=folder / 'elsewhere',
-            env={**kept, **variables},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-
-    run.folder, run.env, run.site = folder / 'elsewhere', kept, site
-    return run
+    """`mm2onnx` of a fresh environment, to be run in a folder of its own."""
+    return installed_wheel.Command(tmp_path_factory.mktemp('wheel'))
 
 
 def done(result):
@@ -282,9 +206,9 @@ def test_a_verdict_is_told_of_the_very_bytes_that_it_is_about(capsys, tmp_path):
         assert status == 2 and expected in said.err
 
 
-def test_model_families_are_those_of_the_checkout_or_of_the_working_directory(monkeypatch, tmp_path):
+def test_model_families_are_those_of_the_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, 'ROOT', tmp_path)
     tool = command.Tool('x', 'x', 'tools/some.py')
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(command.ConfigError, match=r'has no tools/some.py; .* run it in a checkout'):
         tool.register()
     (tmp_path / 'tools').mkdir()
@@ -292,6 +216,20 @@ def test_model_families_are_those_of_the_checkout_or_of_the_working_directory(mo
     monkeypatch.setattr(sys, 'path', [])
     tool.register()
     assert sys.path == ['families']
+
+
+def test_an_installed_package_in_a_checkout_hands_over_to_its_code(tmp_path):
+    """The families are those of the checkout, and so is all else: no two versions in one process."""
+    package = tmp_path / 'site' / 'mmdeploy_ext'
+    shutil.copytree(REPOSITORY / 'mmdeploy_ext', package, ignore=shutil.ignore_patterns('__pycache__'))
+    (package / 'apps/export_app.py').write_text('raise SystemExit("the installed one")')
+    code = (
+        f'import sys; sys.path.insert(0, {str(tmp_path / "site")!r}); from mmdeploy_ext.apps import command; '
+    )
+    words = [sys.executable, '-P', '-c', code + 'sys.exit(command.main(["export", "--help"]))']
+    for folder, expected in ((REPOSITORY, 'usage: mm2onnx export '), (tmp_path, 'the installed one')):
+        result = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        assert (result.stdout + result.stderr).startswith(expected)
 
 
 def test_a_reader_that_leaves_is_no_traceback():
