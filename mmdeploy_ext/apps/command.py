@@ -59,8 +59,8 @@ class Tool:
         """
         if not (ROOT / self.script).is_file():
             raise ConfigError(
-                f'{Path.cwd()}: has no {self.script}; the model families and configs are in the repository, '
-                f'not in the installed package: run it in a checkout, or install that by pip install -e'
+                f'{Path.cwd()}: is no checkout of the repository, which has the model families and configs; '
+                f'run it in one, or install one by pip install -e'
             )
         runpy.run_path(str(ROOT / self.script))['register']()
 
