@@ -209,7 +209,7 @@ def test_a_verdict_is_told_of_the_very_bytes_that_it_is_about(capsys, tmp_path):
 def test_model_families_are_those_of_the_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr(command, 'ROOT', tmp_path)
     tool = command.Tool('x', 'x', 'tools/some.py')
-    with pytest.raises(command.ConfigError, match='is no checkout of the repository, .*; run it in one'):
+    with pytest.raises(command.ConfigError, match=r'is no checkout of the repository, .*; run it in one'):
         tool.register()
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools/some.py').write_text('import sys\ndef register(): sys.path.append("families")\n')
