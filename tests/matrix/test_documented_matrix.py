@@ -70,6 +70,7 @@ BEFORE = {
 def typed(command):
     """Return a command as it is typed here, or None."""
     entry = entry_of(command)
+    command = re.sub('^mm2onnx ', 'python -m mmdeploy_ext ', command)  # it is not installed here
     if entry.run:
         return entry.smaller(command) if entry.runs(matrix=True) else None
     if any(word in command and not importlib.util.find_spec(package) for word, package in NEEDS.items()):
