@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import sys
 import tempfile
@@ -13,6 +14,39 @@ from types import ModuleType
 from typing import Any
 
 from mmdeploy_ext.stack.import_hook import Execute, has_gpu, patch, patched
+
+RARELY_USED = {
+    'torchvision.ops.roi_align': ('torch._dynamo', 'torch._dynamo.utils'),
+    'mmdet.models.dense_heads.paa_head': ('sklearn', 'sklearn.mixture'),
+    'nuscenes.nuscenes': ('sklearn', 'sklearn.metrics'),
+}
+"""Module -> a package and the module of it that it imports."""
+
+
+class _Later(ModuleType):
+    """Stands for a module whose functions and classes are called rarely, if ever: the call imports it."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+
+
+@patch(*RARELY_USED, versions='torchvision 0.28.0, mmdet 2.28.2, nuscenes-devkit 1.2.0')
+def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool:
+    """Half of the start of a tool, 4 of 8.5 s, went into torch._dynamo and sklearn, for a function each."""
+    package, name = RARELY_USED[module.__name__]
+    if package in sys.modules or importlib.util.find_spec(package) is None:
+        execute()
+        return False
+    stubs = _Later(package), _Later(name)
+    setattr(stubs[0], name.rpartition('.')[2], stubs[1])
+    sys.modules.update(zip((package, name), stubs, strict=True))
+    try:
+        execute()
+    finally:
+        del sys.modules[package], sys.modules[name]
+    return True
 
 
 @patch('mmdet.apis.test', 'mmcv.engine.test', versions='mmcv-full 1.7.2, mmdet 2.28.2')

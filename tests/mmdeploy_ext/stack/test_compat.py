@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 import types
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,10 +30,28 @@ def python(code, *, launcher=(), check=True, timeout=120):
     return done.stdout
 
 
-def python_each(*codes):
-    """Runs one interpreter per code, side by side; returns their outputs, whatever their exit status."""
-    with ThreadPoolExecutor(len(codes)) as pool:
-        return list(pool.map(lambda code: python(code, check=None), codes))
+# Codes of tests below: each is run in an interpreter with the patches, and in one with the bare libraries.
+CODES = {}
+IN_TURN = '''
+import sys, traceback, warnings
+for name, code in {}.items():
+    print('==== ' + name, flush=True)
+    with warnings.catch_warnings():
+        try:
+            exec(code, {{}})
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+    sys.stdout.flush()
+    sys.stderr.flush()
+'''
+
+
+@pytest.fixture(scope='module')
+def outputs():
+    """Return name of a code -> (its output with the bare libraries, its output with the patches)."""
+    texts = [python(start + IN_TURN.format(CODES)) for start in (BARE, APPLY)]
+    parts = [dict(part.split('\n', 1) for part in text.split('==== ')[1:]) for text in texts]
+    return {name: tuple(part[name] for part in parts) for name in CODES}
 
 
 # ---- the machinery
@@ -48,7 +65,7 @@ def test_apply_imports_no_library_and_is_idempotent():
 
 def test_every_patch_states_reason_and_versions():
     patches = compat.apply()
-    assert len(patches) == len({patch.name for patch in patches}) == 19
+    assert len(patches) == len({patch.name for patch in patches}) == 20
     for patch in patches:
         assert len(patch.reason) > 40 and any(char.isdigit() for char in patch.versions) and patch.modules
 
@@ -107,9 +124,9 @@ def has_torchvision_operators():
 
 
 @pytest.mark.skipif('has_torchvision_operators()', reason='this torchvision has its operators')
-def test_torchvision_without_operators_imports():
-    bare, patched = python_each('import torchvision', APPLY + 'import torchvision.transforms as t; print(t)')
-    assert 'operator torchvision::nms does not exist' in bare and '<module' in patched
+def test_torchvision_without_operators_imports(outputs):
+    assert 'operator torchvision::nms does not exist' in python('import torchvision', check=None)
+    assert 'imported' in outputs['import'][1]
 
 
 def test_torchvision_with_operators_is_left_alone(monkeypatch):
@@ -119,22 +136,51 @@ def test_torchvision_with_operators_is_left_alone(monkeypatch):
     assert ran == [1]
 
 
-def test_importing_mmcv_and_mmdet_warns_nothing_of_its_own():
-    code = 'import warnings; warnings.simplefilter("always")\n{}import mmcv, mmcv.cnn.bricks.transformer\n'
-    code += 'print("imported")'
-    bare, patched = python_each(code.format(BARE), code.format(APPLY))
+CODES['import'] = (
+    'import numpy, warnings; print(hasattr(numpy, "int")); warnings.simplefilter("always")\n'
+    'import mmcv, mmcv.cnn.bricks.transformer, torchvision.transforms; print("imported")')
+
+
+def test_importing_mmcv_and_mmdet_warns_nothing_of_its_own(outputs):
+    bare, patched = outputs['import']
     assert 'MMCV will release v2.0.0' in bare and 'imported' in patched
     assert 'MMCV will release' not in patched and 'has been moved' not in patched
 
 
+CODES['aliases'] = (
+    'import numpy as np, mmdet; print(np.zeros(1, np.int).dtype, np.bool, np.long)')
+
+
+def test_numpy_aliases_come_back_for_mmdet_only(outputs):
+    bare, patched = outputs['aliases']
+    assert outputs['import'][1].splitlines()[0] == 'False'
+    assert patched.splitlines()[0] == "int64 <class 'bool'> <class 'int'>"
+    assert "module 'numpy' has no attribute 'int'" in bare
+
+
+CODES['start'] = (
+    'import sys, mmdet.models; from mmdet.models.dense_heads import paa_head\n'
+    'print({"torch._dynamo", "sklearn"} & set(sys.modules))\n'
+    'print(sys.modules["torchvision.ops.roi_align"].is_compile_supported("meta"))\n'
+    'print(type(paa_head.skm.GaussianMixture(2)).__module__)')
+
+
+def test_libraries_that_few_models_call_are_imported_when_they_are_called(outputs):
+    bare, patched = outputs['start']
+    found = bare.splitlines()[-2:]
+    assert found[0] in ('True', 'False') and found[1] == 'sklearn.mixture._gaussian_mixture'
+    assert 'torch._dynamo' in bare and patched.splitlines()[-3:] == ['set()', *found]
+
+
 RANK_0 = ('import os\n'
           'os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")\n')
-LAUNCH = (RANK_0 + '{}from mmcv.runner import init_dist\ninit_dist("pytorch")\n'
-          'import torch; print(torch.distributed.get_backend(), torch.cuda.device_count())')
+CODES['launch'] = (
+    RANK_0 + 'from mmcv.runner import init_dist\ninit_dist("pytorch")\n'
+    'import torch; print(torch.distributed.get_backend(), torch.cuda.device_count())')
 
 
-def test_init_dist_works_without_a_gpu():
-    bare, out = python_each(LAUNCH.format(BARE), LAUNCH.format(APPLY))
+def test_init_dist_works_without_a_gpu(outputs):
+    bare, out = outputs['launch']
     assert 'ZeroDivisionError' in bare and 'gloo instead of nccl' in out and out.split()[-2:] == ['gloo', '0']
 
 
@@ -187,31 +233,36 @@ def test_two_gloo_processes_test_and_train_with_mmdets_own_loops(tmp_path):
     assert 'is deprecated' not in out
 
 
+CODES['ddp'] = (
+    RANK_0 + 'import torch\ntorch.distributed.init_process_group("gloo")\n'
+    'from mmcv.parallel import MMDistributedDataParallel\n'
+    'MMDistributedDataParallel(torch.nn.Linear(1, 1))(torch.ones(1, 1))')
+
+
 @NO_GPU
-def test_without_the_patches_the_same_parts_fail():
+def test_without_the_patches_the_same_parts_fail(outputs):
     from mmdet.apis.test import collect_results_cpu
     from mmdet.utils import build_ddp
     with pytest.raises(AssertionError, match='Only available for cuda'):
         build_ddp.__wrapped__(torch.nn.Linear(1, 1), 'cpu')
     with pytest.raises((AssertionError, RuntimeError), match=r'CUDA|NVIDIA'):
         collect_results_cpu.__wrapped__([1], 1)
-    out = python(BARE + RANK_0 + 'import torch\n'
-                 'torch.distributed.init_process_group("gloo")\n'
-                 'from mmcv.parallel import MMDistributedDataParallel\n'
-                 'MMDistributedDataParallel(torch.nn.Linear(1, 1))(torch.ones(1, 1))', check=False)
-    assert '_use_replicated_tensor_module' in out
+    assert '_use_replicated_tensor_module' in outputs['ddp'][0]
 
 
-def test_checkpoints_with_numpy_values_load_as_data():
-    code = ('import numpy as np, torch\n{}from mmcv.runner import load_checkpoint, save_checkpoint\n'
-            'meta = dict(best=np.float64(.5), loss=np.float32(.25), epochs=np.int64(3),\n'
-            '            ap=np.arange(3.), names=np.array(["a"]))\n'
-            'import tempfile; path = tempfile.mkdtemp() + "/a.pth"\n'
-            'model = torch.nn.Linear(1, 1); save_checkpoint(model, path, meta=meta)\n'
-            'got = load_checkpoint(model, path, map_location="cpu")["meta"]\n'
-            'assert got["best"] == .5 and got["ap"].tolist() == [0, 1, 2] and got["names"][0] == "a"\n'
-            'print("ok")')
-    bare, patched = python_each(code.format(BARE), code.format(APPLY))
+CODES['checkpoint'] = (
+    'import numpy as np, torch\nfrom mmcv.runner import load_checkpoint, save_checkpoint\n'
+    'meta = dict(best=np.float64(.5), loss=np.float32(.25), epochs=np.int64(3),\n'
+    '            ap=np.arange(3.), names=np.array(["a"]))\n'
+    'import tempfile; path = tempfile.mkdtemp() + "/a.pth"\n'
+    'model = torch.nn.Linear(1, 1); save_checkpoint(model, path, meta=meta)\n'
+    'got = load_checkpoint(model, path, map_location="cpu")["meta"]\n'
+    'assert got["best"] == .5 and got["ap"].tolist() == [0, 1, 2] and got["names"][0] == "a"\n'
+    'print("ok")')
+
+
+def test_checkpoints_with_numpy_values_load_as_data(outputs):
+    bare, patched = outputs['checkpoint']
     assert 'Weights only load failed' in bare and patched.split()[-1] == 'ok'
 
 
@@ -234,24 +285,18 @@ def test_numpy_names_of_both_major_versions_are_allowed():
                      for core in ('core', '_core') for name in ('scalar', '_reconstruct')}
 
 
-def test_numpy_aliases_come_back_for_mmdet_only():
-    code = ('import numpy as np\n{}print(hasattr(np, "int"))\n'
-            'import mmdet; print(np.zeros(1, np.int).dtype, np.bool, np.long)')
-    bare, patched = python_each(code.format(BARE), code.format(APPLY))
-    assert patched.split('\n')[:2] == ['False', "int64 <class 'bool'> <class 'int'>"]
-    assert "module 'numpy' has no attribute 'int'" in bare
+CODES['mmdet3d'] = (
+    'import sys, mmcv, mmdet3d.apis, mmdet3d.models, mmdet3d.datasets as datasets\n'
+    'print(mmcv.__version__, any("lyft_dataset_sdk" in name for name in sys.modules))\n'
+    'datasets.LyftDataset.__init__.__globals__["Lyft"]()')
+CODES['lyft'] = 'import mmcv; mmcv.__version__ = "1.7.0"; import mmdet3d.core'
 
 
-def test_mmdet3d_imports_beside_mmcv_1_7_2_and_without_lyft():
+def test_mmdet3d_imports_beside_mmcv_1_7_2_and_without_lyft(outputs):
     pytest.importorskip('spconv')
-    check, lyft, out = python_each(
-        BARE + 'import mmdet3d',
-        BARE + 'import mmcv; mmcv.__version__ = "1.7.0"; import mmdet3d.core',
-        APPLY + 'import sys, mmcv, mmdet3d.apis, mmdet3d.models, mmdet3d.datasets as datasets\n'
-        'print(mmcv.__version__, any("lyft_dataset_sdk" in name for name in sys.modules))\n'
-        'datasets.LyftDataset.__init__.__globals__["Lyft"]()')
+    check, out = outputs['mmdet3d']
     assert 'MMCV==1.7.2 is used but incompatible' in check
-    assert "No module named 'lyft_dataset_sdk'" in lyft
+    assert "No module named 'lyft_dataset_sdk'" in outputs['lyft'][0]
     assert out.splitlines()[-1] == ('ImportError: lyft_dataset_sdk.lyftdataset is not installed: '
                                     'pip install --no-deps lyft_dataset_sdk')
     assert '1.7.2 False' in out
@@ -335,7 +380,7 @@ def test_mmdets_atss_runs_forward_and_get_bboxes():
 
 # ---- mmdet's SOLO heads
 
-EMPTY_SOLO = '''
+CODES['solo'] = '''
 import torch
 from mmdet.models.dense_heads import solo_head, solov2_head
 for module in (solo_head, solov2_head):
@@ -344,7 +389,7 @@ for module in (solo_head, solov2_head):
 '''
 
 
-def test_solo_heads_survive_an_image_without_results():
-    bare, patched = python_each(BARE + EMPTY_SOLO, APPLY + EMPTY_SOLO)
+def test_solo_heads_survive_an_image_without_results(outputs):
+    bare, patched = outputs['solo']
     assert 'RuntimeError' in bare and 'Non-empty' in bare
     assert patched.splitlines()[-2:] == ['(1, 0, 8, 6) (1, 2, 8, 8) relu'] * 2
