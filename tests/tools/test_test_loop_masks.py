@@ -1,18 +1,18 @@
-"""The test loop of instance segmentation: mask AP through the scripts by PyTorch and by the exported file."""
+"""The test loop of instance segmentation: mask AP by PyTorch and by the exported file."""
 
-import os
+import contextlib
+import io
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from mmdeploy_ext.apps import test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 
 REPO = Path(__file__).resolve().parents[2]
-CHECKPOINT = 'demo/checkpoints/solov2_toy.pth'
+CHECKPOINT = str(REPO / 'demo/checkpoints/solov2_toy.pth')
 SAMPLES = 8
 
 
@@ -29,26 +29,26 @@ def data(tmp_path_factory):
     ]
 
 
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
 @pytest.fixture(scope='module')
 def runs(data, tmp_path_factory):
-    """Return the folder and the texts of both scripts, each run in a process of its own as users do."""
-    folder = tmp_path_factory.mktemp('run')
-    environment = dict(os.environ, PYTHON=sys.executable, OMP_WAIT_POLICY='PASSIVE')
-    texts = {}
+    """Return the folder and what the tool printed with either engine."""
+    folder, texts = tmp_path_factory.mktemp('run'), {}
     for name in ('pth', 'onnx'):
-        command = [f'tools/dist_test_{name}.sh', f'configs/demo/solov2_toy_{name}.py', CHECKPOINT, '1']
-        options = ['--eval=segm', '--work-dir', str(folder), '--out', str(folder / f'{name}.pkl')]
-        done = subprocess.run(
-            [*command, *options, '--cfg-options', *data],
-            cwd=REPO,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        texts[name] = done.stdout
+        words = [
+            str(REPO / f'configs/demo/solov2_toy_{name}.py'),
+            CHECKPOINT,
+            '--eval=segm',
+            '--work-dir',
+            str(folder),
+        ]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            words += ['--out', str(folder / f'{name}.pkl'), '--cfg-options', *data]
+            assert test_app.main(register, words) == 0
+        texts[name] = printed.getvalue()
     return folder, texts
 
 

@@ -1,24 +1,11 @@
 """tools/train.py: one short run of mmdet's loop, and options that are refused."""
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
 from projects.toydata.coco import ensure_toy_coco
+from train_tool import REPOSITORY, load_tool, train
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/atss_toy.py'
-
-
-def load_tool(script: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(script).stem, REPOSITORY / 'tools' / script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope='module')
@@ -28,12 +15,9 @@ def trained(tmp_path_factory):
     data = [f'data.{part}.{key}={folder}/toy_coco/{value}' for part in ('train', 'val')
             for key, value in (('ann_file', f'annotations/instances_{part}2017.json'),
                                ('img_prefix', f'{part}2017/'))]
-    command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(folder / 'run'), '--seed', '1',
-               '--cfg-options', 'runner.max_epochs=1', 'evaluation.interval=1',
-               'checkpoint_config.interval=1',
-               'data.workers_per_gpu=0', 'data.persistent_workers=False', *data]
-    result = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, check=False, timeout=200)
-    assert result.returncode == 0, result.stderr[-2000:]
+    words = ['runner.max_epochs=1', 'evaluation.interval=1', 'checkpoint_config.interval=1',
+             'data.workers_per_gpu=0', 'data.persistent_workers=False', *data]
+    assert train(CONFIG, '--work-dir', folder / 'run', '--seed', '1', '--cfg-options', *words) == 0
     return folder / 'run'
 
 

@@ -1,17 +1,14 @@
 """tools/train.py on a stream: sequences side by side, checkpoints, resuming, the devkit's metrics."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 import toy_streampetr as toy
 from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
 from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+from train_tool import REPOSITORY, train
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = """
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 _base_ = ['{repository}/projects/configs/_base_/stream_runtime.py']
@@ -39,11 +36,10 @@ def config(tmp_path_factory):
     return path
 
 
-def run(*words):
-    command = [sys.executable, 'tools/train.py', *words, '--seed', '0']
-    result = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, check=False, timeout=200)
-    assert result.returncode == 0, result.stderr[-2000:]
-    return result.stderr
+def run(folder, *words):
+    """Train in a folder; return its log."""
+    assert train(*words, '--work-dir', folder, '--seed', '0') == 0
+    return next(folder.glob('*.log')).read_text()
 
 
 def iterations(folder):
@@ -52,10 +48,10 @@ def iterations(folder):
 
 
 def test_a_stream_is_trained_evaluated_and_resumed(config, tmp_path):
-    log = run(str(config), '--work-dir', str(tmp_path / 'run'))
+    log = run(tmp_path / 'run', config)
     assert iterations(tmp_path / 'run') == [1, 2]
     assert 'geometry warm-up' in log and 'pts_bbox_NuScenes/mAP' in log
-    again = run(str(config), '--work-dir', str(tmp_path / 'more'), '--no-validate',
-                '--resume-from', str(tmp_path / 'run/iter_2.pth'), '--cfg-options', 'runner.max_iters=3')
+    resume = ['--resume-from', tmp_path / 'run/iter_2.pth', '--cfg-options', 'runner.max_iters=3']
+    again = run(tmp_path / 'more', config, '--no-validate', *resume)
     assert iterations(tmp_path / 'more')[-1] == 3 and (tmp_path / 'more/iter_3.pth').is_file()
     assert 'geometry warm-up' not in again
