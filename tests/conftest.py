@@ -1,7 +1,10 @@
 """What all tests share. Fixtures of one family live in that family's folder."""
 
+import os
 import sys
 from pathlib import Path
+
+import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 if str(REPO) not in sys.path:
@@ -10,5 +13,16 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext.core import cli  # noqa: E402
 from mmdeploy_ext.stack import compat  # noqa: E402
 
+pytest_plugins = ['cpu_seconds', 'resume']
+WORKER_BYTES = 4 << 30
 cli.wait_passively()
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: as many workers as cores
 compat.apply()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker per core, no more than memory holds."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))

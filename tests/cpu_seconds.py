@@ -1,0 +1,51 @@
+"""A pytest plugin: with `--durations`, the CPU seconds of tests, their fixtures and children, by folder."""
+
+import collections
+import os
+
+import pytest
+
+COLLECTION = 'collecting'
+
+
+class Meter:
+    """Seconds that reports carry from the processes that run tests to the one that prints."""
+
+    def __init__(self) -> None:
+        self.spent, self.collection = 0.0, 0.0
+        self.by_test = collections.Counter()
+
+    def take(self) -> float:
+        """Return the CPU seconds of this process and its ended children since the last call."""
+        before, self.spent = self.spent, sum(os.times()[:4])
+        return self.spent - before
+
+    def pytest_collection_finish(self) -> None:
+        self.collection = self.take()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> object:
+        report = yield
+        report.user_properties.append((COLLECTION, self.collection))
+        report.user_properties.append(('cpu', self.take()))
+        self.collection = 0.0
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        seconds = dict(report.user_properties)
+        self.by_test[COLLECTION] += seconds.get(COLLECTION, 0)
+        self.by_test[report.nodeid] += seconds.get('cpu', 0)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        folders = collections.Counter()
+        for name, seconds in self.by_test.items():
+            folders['/'.join(name.partition('::')[0].split('/')[:3])] += seconds
+        terminalreporter.section(f'CPU seconds: {folders.total():.0f}')
+        for counts in (folders, self.by_test):
+            for name, seconds in counts.most_common(20):
+                terminalreporter.write_line(f'{seconds:7.1f} {name}')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption('durations') is not None:
+        config.pluginmanager.register(Meter())
