@@ -11,7 +11,6 @@ from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.engines import BACKENDS
 
 if TYPE_CHECKING:
-
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.families.base import Family
 

@@ -162,18 +162,8 @@ def _check(args: argparse.Namespace) -> list[str]:
     """Refuse what can be refused before anything is loaded; returns the engines."""
     from mmdeploy_ext.core.files import check_writable
 
-    for name, least in (
-        ('max_iter', 1),
-        ('repeat_num', 1),
-        ('warmup', 0),
-        ('spare_rounds', 0),
-        ('log_interval', 1),
-        ('samples_per_gpu', 0),
-        ('threads', 0),
-        ('max_seconds', 0),
-    ):
-        if getattr(args, name) < least:
-            raise UsageError(f'--{name.replace("_", "-")} {getattr(args, name)}: expected at least {least}')
+    cli.check_least(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
+    cli.check_least(args, samples_per_gpu=0, threads=0, max_seconds=0)
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
     check_names(engines, said=f'--engines {args.engines}')
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
 
@@ -49,8 +50,7 @@ def check_options(args: argparse.Namespace) -> None:
     """Refuse numbers that cannot be."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
-    if args.threads < 0:
-        raise UsageError(f'--threads {args.threads}: expected 0 or more')
+    cli.check_least(args, threads=0)
 
 
 def is_video(out: Path) -> bool:

@@ -1,20 +1,21 @@
-"""`pytorch2onnx.py`: export a detector, and prove it with `--verify`."""
+"""`pytorch2onnx.py`: export a detector, and prove it with `--verify`; `export_scn.py` is a subclass."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.families.base import DETECTOR, find_family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy as np
 
@@ -66,94 +67,130 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, register: Callable[[], None], only: str = '') -> int:
-    """Export, and prove when asked to; `only` names the one family that the tool is for."""
-    cli.wait_passively()
-    from mmdeploy_ext.stack import compat
+class Export:
+    """One export from the command line, and its proof.
 
-    compat.apply()
-    from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.core.files import will_write
-    from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.files import check_output
-    from mmdeploy_ext.families.base import DETECTOR, find_family
-
-    engine, values = shared.engine_options(args), shared.graph_values(args)
-    cfg_options = shared.parse_cfg_options(args.cfg_options)
-    proof.check_report_targets(args)
-    for name in ('report', 'json', 'frames'):
-        if getattr(args, name) is not None and not args.verify:
-            raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
-    if not args.verify and not args.show:
-        shared.refuse_given(
-            args, build_parser(), ENGINE_OPTIONS, 'goes with --verify; the export itself runs no engine'
-        )
-    shared.check_normalisation(args)
-    register()
-    family = find_family(load_config(args.config, cfg_options), DETECTOR)
-    if only and family.name != only:
-        raise UsageError(
-            f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
-            f'use tools/deployment/pytorch2onnx.py for it'
-        )
-    images = family.samples == 'images'
-    if not images:
-        why = f'family {family.name!r} has no such option; {family.of_config}'
-        shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
-        shared.check_engine_kind(engine['engine'], engine.get('inference_precision'))
-    options = family.choose(**{'opset': 0, **values})
-    options.check(given=values)
-    args.output_file = args.output_file or family.default_output(Path(args.config).stem, options)
-    if args.show:
-        will_write('--show', [f'{args.output_file}.png'])
-    traced = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) if images else []
-    samples = proof.Samples(family, args.test_img or [], args.frames, '--test-img')
-
-    def check(cfg: Any, family: Family, model: Any) -> None:
-        nonlocal options
-        options = deploy.check_options(options, cfg, family, model)
-        check_output(args.output_file, options, family)
-
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
-    found, origin = samples.of(deployment) if args.verify and not images else ([], '')
-    if images:
-        deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
-        found = traced + (proof.read_images(args.test_img) if args.test_img else [])
-    with after_weights():
-        return export_and_prove(deployment, options, (found, origin), args, engine)
-
-
-def export_and_prove(
-    deployment: Deployment,
-    options: Options,
-    samples: tuple[Any, str],
-    args: argparse.Namespace,
-    engine: dict[str, Any],
-) -> int:
-    """Write the files, say what they are, and prove them when asked to.
-
-    Returns:
-        The exit status.
+    Attributes:
+        product: see `Family.product`.
+        given_by: option that names samples of the proof.
+        weight_layout: see `Family.load`.
+        claims: about the files, see `ladder.prove`.
+        args: of the command line.
+        engine: options of `build_backend`.
+        cfg: the config.
+        family: that claims it.
+        options: of the export.
     """
-    from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.files import export_files
 
-    traced = []
-    if deployment.family.samples == 'images':
-        picture = samples[0][0][1]
-        traced = [deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)]
-    paths, seconds = export_files(deployment, options, args.output_file, traced)
-    print(
-        f'{args.output_file}: {_title(deployment.family, options, len(paths))}, exported in {seconds:.1f} s'
-    )
-    if args.show:
-        _show(deployment, args.output_file, samples[0][0], engine)
-    if not args.verify:
-        words = [args.config, args.checkpoint, args.output_file, *shared.given_words(args)]
-        command = cli.as_typed(shlex.join(['python', 'tools/deployment/verify.py', *words]))
-        print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command}', file=sys.stdout)
+    product: ClassVar[str] = DETECTOR
+    given_by: ClassVar[str] = '--test-img'
+    weight_layout = 'auto'
+    engine: dict[str, Any]
+    cfg: Any
+    family: Family
+    options: Options
+
+    def __init__(self, args: argparse.Namespace, only: str = '') -> None:
+        """Keep the arguments; `only` names the one family that the tool is for."""
+        self.args, self.only = args, only
+        self.claims: dict[str, Any] = {}
+
+    def values(self) -> dict[str, Any]:
+        """Return the options of the export that were given, and look at all that needs no config."""
+        args = self.args
+        self.engine, values = shared.engine_options(args), shared.graph_values(args)
+        for name in ('report', 'json', 'frames'):
+            if getattr(args, name) is not None and not args.verify:
+                raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
+        if not args.verify and not args.show:
+            why = 'goes with --verify; the export itself runs no engine'
+            shared.refuse_given(args, build_parser(), ENGINE_OPTIONS, why)
+        shared.check_normalisation(args)
+        return {'opset': 0, **values}
+
+    def run(self, register: Callable[[], None]) -> int:
+        """Export, and prove when asked to; returns the exit status."""
+        cli.wait_passively()
+        from mmdeploy_ext.stack import compat
+
+        compat.apply()
+        args, values = self.args, self.values()
+        self.cfg_options = shared.parse_cfg_options(args.cfg_options)
+        proof.check_report_targets(args)
+        register()
+        self.cfg = load_config(args.config, self.cfg_options)
+        self.family = find_family(self.cfg, self.product)
+        self.check_family()
+        self.options = self.family.choose(**values)
+        self.options.check(given=values)
+        return self.export(proof.Samples(self.family, args.test_img or [], args.frames, self.given_by))
+
+    def check_family(self) -> None:
+        """Refuse a family that the tool is not for, and arguments that the family does not have."""
+        args, family = self.args, self.family
+        if self.only and family.name != self.only:
+            raise UsageError(
+                f'{args.config}: is a config of family {family.name!r}, expected {self.only!r}; '
+                f'use tools/deployment/pytorch2onnx.py for it'
+            )
+        if family.samples != 'images':
+            why = f'family {family.name!r} has no such option; {family.of_config}'
+            shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
+            shared.check_engine_kind(self.engine['engine'], self.engine.get('inference_precision'))
+
+    def export(self, samples: proof.Samples) -> int:
+        """Write the files, and prove them when asked to, or say what proves them."""
+        from mmdeploy_ext.deploy import deployment as deploy
+
+        args, family = self.args, self.family
+        args.output_file = args.output_file or family.default_output(Path(args.config).stem, self.options)
+        images = family.samples == 'images'
+        traced = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) if images else []
+        kind = self.product, self.weight_layout
+        deployment = deploy.load(
+            args.config, args.checkpoint, self.cfg_options, args.device, self.check, *kind
+        )
+        found, origin = samples.of(deployment) if args.verify else ([], '')
+        found = [*traced, *(found if args.test_img else ())] if images else found
+        with after_weights():
+            paths = self.write(deployment, found)
+            if args.verify:
+                return proof.run_proof(deployment, paths, (found, origin), args, self.engine, **self.claims)
+        words = ['python', *self.proof_command(), *shared.given_words(args)]
+        command = cli.as_typed(shlex.join(words))
+        print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command}')
         return 0
-    return proof.run_proof(deployment, paths, samples, args, engine)
+
+    def check(self, cfg: Any, family: Family, model: Any) -> None:
+        """Refuse, before the weights load, what cannot be exported or written."""
+        from mmdeploy_ext.core.files import will_write
+        from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.deploy.files import check_output
+
+        if self.args.show:
+            will_write('--show', [f'{self.args.output_file}.png'])
+        self.options = deploy.check_options(self.options, cfg, family, model)
+        check_output(self.args.output_file, self.options, family)
+
+    def write(self, deployment: Deployment, samples: Collection[Any]) -> list[str]:
+        """Write the files, say what they are, and return their paths."""
+        from mmdeploy_ext.deploy import deployment as deploy
+        from mmdeploy_ext.deploy.files import export_files
+
+        args, options, family, images = self.args, self.options, self.family, []
+        deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
+        if family.samples == 'images':
+            picture = samples[0][1]
+            images = [deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)]
+        paths, seconds = export_files(deployment, options, args.output_file, images)
+        print(f'{args.output_file}: {_title(family, options, len(paths))}, exported in {seconds:.1f} s')
+        if args.show:
+            _show(deployment, args.output_file, samples[0], self.engine)
+        return paths
+
+    def proof_command(self) -> list[str]:
+        """Return the words that prove the files, without `given_words`."""
+        return ['tools/deployment/verify.py', self.args.config, self.args.checkpoint, self.args.output_file]
 
 
 def _title(family: Family, options: Options, count: int) -> str:
@@ -213,4 +250,4 @@ def main(register: Callable[[], None], argv: Sequence[str] | None = None, only: 
     Returns:
         0 exported (and proven when asked), 1 checked and failed, 2 usage.
     """
-    return cli.run(lambda args: run(args, register, only), build_parser(), argv)
+    return cli.run(lambda args: Export(args, only).run(register), build_parser(), argv)

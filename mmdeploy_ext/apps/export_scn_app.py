@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.apps import proof
+from mmdeploy_ext.apps import ranges
+from mmdeploy_ext.apps.export_app import Export
 from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.base import BACKBONE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import argparse
+    from collections.abc import Callable, Collection, Sequence
 
+    from mmdeploy_ext.apps import proof
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.sparse import SparseFamily
+    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
-LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
-METHODS = ('mse', 'percentile', 'max')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,50 +31,21 @@ def build_parser() -> argparse.ArgumentParser:
         description="Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect "
         'or to ONNX of standard operators. No GPU is needed, neither to export nor to prove.'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file, in any published form')
+    ranges.add_backbone_arguments(parser)
     cli.writes(
         parser.add_argument(
             '--output-file', metavar='F', help='file to write (default: lidar.backbone.ORDER.onnx)'
         )
     )
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
-    _add_graph_options(parser)
-    _add_range_options(parser)
+    shared.add_declared(parser, choices.SPARSE)
+    ranges.add_arguments(
+        parser.add_argument_group('ranges of int8', 'measured ones are kept in OUTPUT_FILE.ranges.json')
+    )
     _add_proof_options(parser)
     cli.add_debug_option(parser)
+    parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)
+    parser.set_defaults(engine='onnxruntime', providers=None, inference_precision=None)
     return parser
-
-
-def _add_graph_options(parser: argparse.ArgumentParser) -> None:
-    shared.add_declared(parser, choices.SPARSE)
-    group = parser.add_argument_group('the file')
-    group.add_argument(
-        '--weight-layout',
-        choices=LAYOUTS,
-        default='auto',
-        help="of the checkpoint's kernels (default: auto, which refuses what cannot be told)",
-    )
-
-
-def _add_range_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('ranges of int8')
-    group.add_argument('--ranges', metavar='FILE', help='JSON of an earlier calibration, edited or not')
-    group.add_argument(
-        '--calibrate',
-        metavar='DIR|INFOS',
-        help='measure them on a folder of sweeps or infos of mmdet3d; kept in OUTPUT_FILE.ranges.json',
-    )
-    group.add_argument('--method', choices=METHODS, default='mse', help='of inputs (default: mse)')
-    group.add_argument(
-        '--batches', type=int, default=100, metavar='N', help='sweeps, evenly; 0 takes all (default: 100)'
-    )
-    group.add_argument(
-        '--fp16-ranges',
-        action=argparse.BooleanOptionalAction,
-        help='round ranges to fp16 (default: as the reference, which does for BEVFusion)',
-    )
-    group.add_argument('--data-root', default='', metavar='DIR', help='where the sweeps of infos are')
 
 
 def _add_proof_options(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +61,7 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--input',
+        dest='test_img',
         nargs='+',
         default=[],
         metavar='SWEEP',
@@ -126,173 +98,116 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
     return tuple(found)
 
 
-def parse_options(args: argparse.Namespace) -> Options:
-    """Turn arguments into export options; what they contradict is an error.
+class BackboneExport(Export):
+    """An export of a sparse backbone."""
 
-    Raises:
-        UsageError: options that do not go together, or numbers out of range.
-    """
-    from mmdeploy_ext.deploy.sparse import has_precision
-    from mmdeploy_ext.sparse.contract import order_of_name
+    product = BACKBONE
+    given_by = '--input'
 
-    values = shared.given_values(args, choices.SPARSE)
-    values['layer_precision'] = parse_layer_precision(values.get('layer_precision', ()))
-    options = Options(choices.SPARSE, **values)
-    options.check(given=[name for name, value in values.items() if value != ()])
-    if not options.order:
-        options = options.replace(order=order_of_name(args.output_file or ''))
-    quantised = options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
-    for name in ('ranges', 'calibrate'):
-        if getattr(args, name) and not has_precision(options):
-            raise UsageError(f'--{name} {getattr(args, name)}: goes with --precision or --layer-precision')
-    if args.ranges and args.calibrate:
-        raise UsageError('--ranges and --calibrate: give one of them')
-    _check_target(args, options)
-    for name, least in (('threads', 0), ('max_voxels', 1), ('batches', 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UsageError(f'--{name.replace("_", "-")} {value}: expected at least {least}')
-    if quantised and args.verify_only is False and not (args.ranges or args.calibrate):
-        args.needs_ranges = True
-    return options
+    def values(self) -> dict[str, Any]:
+        """See `Export`."""
+        from mmdeploy_ext.sparse.contract import order_of_name
 
+        args = self.args
+        self.engine, self.weight_layout = shared.engine_options(args), args.weight_layout
+        self.claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
+        values = shared.given_values(args, choices.SPARSE)
+        if 'layer_precision' in values:
+            values['layer_precision'] = parse_layer_precision(values['layer_precision'])
+        cli.check_least(args, max_voxels=1)
+        _check_proof(args)
+        for name in ('ranges', 'calibrate'):
+            path = getattr(args, name)
+            if path and not (args.precision or args.layer_precision):
+                raise UsageError(f'--{name} {path}: goes with --precision or --layer-precision')
+        ranges.check(args)
+        return {'order': order_of_name(args.output_file or ''), **values}
 
-def _check_target(args: argparse.Namespace, options: Options) -> None:
-    """Refuse what only the other target has."""
-    from mmdeploy_ext.deploy.sparse import has_precision
+    def export(self, samples: proof.Samples) -> int:
+        """See `Export`; with `--verify-only` prove the file that is there."""
+        if not self.args.verify_only:
+            return super().export(samples)
+        from mmdeploy_ext.apps.verify_app import prove_files
 
-    if options.target == 'portable' and has_precision(options):
-        raise UsageError(
-            '--target portable computes in float32; --precision and --layer-precision go with libspconv'
+        self.args.onnx_file = self.args.output_file
+        self.claims['ranges'] = self.args.known
+        of = self.args, self.cfg, self.family, samples, self.engine, self.weight_layout
+        return prove_files(*of, **self.claims)
+
+    def check(self, cfg: Any, family: Family, model: Any) -> None:
+        """See `Export`; the name of the file has to say the right order, if any."""
+        from mmdeploy_ext.core.files import will_write
+        from mmdeploy_ext.sparse.contract import order_of_name
+
+        path = self.args.output_file
+        if (named := order_of_name(path)) not in ('', self.options.order):
+            raise UsageError(
+                f'--output-file {path}: the name says {named}, the order is {self.options.order}; correct '
+                f'the name or give --order {named}'
+            )
+        super().check(cfg, family, model)
+        if self.args.calibrate:
+            will_write('--calibrate', [f'{path}.ranges.json'])
+
+    def write(self, deployment: Deployment, samples: Collection[Any]) -> list[str]:
+        """See `Export`."""
+        from mmdeploy_ext.deploy import sparse as deploy
+
+        print(deployment.report.summary())
+        path, options = self.args.output_file, self.options
+        found = self.claims['ranges'] = self.ranges(deployment)
+        graph, seconds = deploy.export_file(deployment, options, path, found)
+        print(
+            f'{path}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
+            f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
         )
-    limited = options.output_bound or args.node_list or args.max_voxels is not None
-    if options.target == 'portable' and limited:
-        raise UsageError('--output-bound, --node-list and --max-voxels go with --target libspconv')
+        return [path]
+
+    def ranges(self, deployment: Deployment) -> Ranges | None:
+        """Return the ranges to write: of a file, measured, or of the checkpoint; None where none are needed.
+
+        Raises:
+            UsageError: int8 is asked for, and there are none.
+        """
+        from mmdeploy_ext.deploy.sparse import has_int8, has_precision
+
+        args = self.args
+        if not has_precision(self.options):
+            return None
+        target = f'{args.output_file}.ranges.json'
+        found = ranges.find(args, deployment, target, int8_fp16_io=self.options.int8_fp16_io)
+        if found is None and has_int8(self.options):
+            raise UsageError(
+                'int8 needs a range for every layer, and the checkpoint has none: give sweeps by '
+                '--calibrate, or the file of an earlier calibration by --ranges'
+            )
+        return found
+
+    def proof_command(self) -> list[str]:
+        """See `Export`."""
+        args, tool = self.args, 'tools/deployment/export_scn.py'
+        words = [tool, args.config, args.checkpoint, '--output-file', args.output_file, '--verify-only']
+        return words + (['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else [])
 
 
 def _check_proof(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
+    """Refuse arguments of a proof that do not go together."""
     if args.verify and args.verify_only:
         raise UsageError('--verify and --verify-only: give one of them')
     if args.verify_only and not args.output_file:
         raise UsageError('--verify-only: give the file by --output-file')
     if args.edited and not args.verify_only:
         raise UsageError('--edited: goes with --verify-only')
-    for name in ('report', 'json', 'input', 'node_list'):
-        if getattr(args, name) and not (args.verify or args.verify_only):
+    given = dict(report=args.report, json=args.json, input=args.test_img, node_list=args.node_list)
+    for name, value in given.items():
+        if value and not (args.verify or args.verify_only):
             raise UsageError(f'--{name.replace("_", "-")}: goes with --verify or --verify-only')
-    for path in filter(None, [args.ranges, args.node_list]):
-        if not Path(path).is_file():
-            raise UsageError(f'{path}: no such file')
-    if args.calibrate and not Path(args.calibrate).exists():
-        raise UsageError(f'--calibrate {args.calibrate}: no such file or folder')
-    proof.check_report_targets(args)
-    if args.ranges:
-        from mmdeploy_ext.sparse.ranges import Ranges
-
-        args.known_ranges = Ranges.load(args.ranges)
-
-
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
-    """Export, and prove when asked to."""
-    cli.wait_passively()
-    args.needs_ranges, args.known_ranges = False, None
-    options = parse_options(args)
-    _check_proof(args)
-    from mmdeploy_ext.families.sparse import SparseFamily
-    from mmdeploy_ext.stack import compat
-
-    compat.apply()
-    from mmdeploy_ext.core.files import will_write
-    from mmdeploy_ext.deploy import sparse as deploy
-    from mmdeploy_ext.deploy.deployment import load
-    from mmdeploy_ext.families.base import BACKBONE
-
-    cfg_options = shared.parse_cfg_options(args.cfg_options)
-    samples = proof.Samples(SparseFamily, args.input, option='--input')
-    engine = dict(threads=args.threads)
-    settings = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
-    register()
-    if args.verify_only:
-        layout, settings = args.weight_layout, dict(settings, ranges=args.known_ranges)
-        return proof.verify_backbone(args, args.output_file, samples, cfg_options, engine, layout, **settings)
-    chosen = options
-
-    def check(_cfg: Any, family: SparseFamily, _model: Any) -> None:
-        nonlocal chosen
-        chosen = deploy.resolve(options, family)
-        args.output_file = args.output_file or deploy.default_file(chosen)
-        will_write('--output-file', [args.output_file])
-        if args.calibrate:
-            will_write('--calibrate', [f'{args.output_file}.ranges.json'])
-        deploy.check_target(chosen, args.output_file)
-
-    kind = dict(product=BACKBONE, weight_layout=args.weight_layout)
-    deployment = load(args.config, args.checkpoint, cfg_options, before_weights=check, **kind)
-    print(deployment.report.summary())
-    found = samples.of(deployment)
-    with after_weights():
-        ranges = find_ranges(args, deployment)
-        graph, seconds = deploy.export_file(deployment, chosen, args.output_file, ranges)
-        print(
-            f'{args.output_file}: {chosen.target}, {chosen.order}, {len(graph.convolutions())} convolutions, '
-            f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
-        )
-        if args.verify:
-            files = [args.output_file]
-            return proof.run_proof(deployment, files, found, args, engine, ranges=ranges, **settings)
-    words = ['python', 'tools/deployment/export_scn.py', args.config, args.checkpoint]
-    words += ['--output-file', args.output_file, '--verify-only']
-    words += ['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else []
-    overrides = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
-    print(f'NOT PROVEN: nothing was compared. Prove it with\n  {shlex.join([*words, *overrides])}')
-    return 0
-
-
-def find_ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges | None:
-    """Return the ranges to write: of a file, measured, or of the checkpoint; None where none are needed.
-
-    Raises:
-        UsageError: int8 is asked for, and there are none.
-    """
-    if not (args.precision or args.layer_precision):
-        return None
-    if args.known_ranges is not None:
-        return args.known_ranges.half() if args.fp16_ranges else args.known_ranges
-    from mmdeploy_ext.quantize import deployed
-
-    if args.calibrate:
-        how = deployed.Calibration(
-            args.method,
-            batches=args.batches,
-            half=args.fp16_ranges,
-            root=args.data_root,
-            int8_fp16_io=bool(args.int8_fp16_io),
-        )
-        ranges = deployed.calibrate(deployment, args.calibrate, how)
-        path = f'{args.output_file}.ranges.json'
-        ranges.save(path)
-        sweeps = f'{ranges.batches} sweep{"s" * (ranges.batches > 1)}'
-        print(f'{path}: ranges of {len(ranges.nodes)} layers, {sweeps}, {ranges.calibrator}')
-        return ranges
-    stored = deployed.from_checkpoint(deployment, args.fp16_ranges)
-    if stored is None and args.needs_ranges:
-        raise UsageError(
-            'int8 needs a range for every layer, and the checkpoint has none: give sweeps by --calibrate, or '
-            'the file of an earlier calibration by --ranges'
-        )
-    return stored
+    if args.target == 'portable' and (args.node_list or args.max_voxels is not None):
+        raise UsageError('--node-list and --max-voxels go with --target libspconv')
+    if args.node_list and not Path(args.node_list).is_file():
+        raise UsageError(f'{args.node_list}: no such file')
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
-    """Run the tool.
-
-    Args:
-        register: imports the projects whose families can be exported.
-        argv: command line; None reads sys.argv.
-
-    Returns:
-        0 exported (and proven when asked), 1 checked and failed, 2 usage.
-    """
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: BackboneExport(args).run(register), build_parser(), argv)

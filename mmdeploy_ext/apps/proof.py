@@ -124,48 +124,6 @@ def family_of(cfg: Any, path: str) -> Family:
     return named if named is not None and named.claims(cfg) else find_family(cfg, DETECTOR)
 
 
-def verify_backbone(
-    args: argparse.Namespace,
-    path: str,
-    samples: Samples,
-    cfg_options: dict[str, Any],
-    engine: dict[str, Any],
-    weight_layout: str = 'auto',
-    **settings: Any,
-) -> int:
-    """Prove a sparse backbone that was exported earlier; its metadata says with which options.
-
-    Args:
-        args: of the command line: config, checkpoint, edited, json and report.
-        path: of the file.
-        samples: real sweeps.
-        cfg_options: of the command line.
-        engine: `threads`.
-        weight_layout: of the checkpoint.
-        settings: of `SparseProof`.
-
-    Returns:
-        0 proven, 1 not.
-    """
-    from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.core.errors import after_weights
-    from mmdeploy_ext.deploy.deployment import load
-    from mmdeploy_ext.families.base import BACKBONE
-    from mmdeploy_ext.proof.levels.sparse_subject import file_options, stored_fact
-    from mmdeploy_ext.proof.provenance import missing_overrides
-    from mmdeploy_ext.sparse.contract import load_model
-
-    model = load_model(path)
-    file_options(model, path)
-    written = stored_fact(model, path, 'options').get('cfg_options', {})
-    written = missing_overrides(load_config(args.config, cfg_options), written)
-    overrides = {**written, **cfg_options}
-    deployment = load(args.config, args.checkpoint, overrides, product=BACKBONE, weight_layout=weight_layout)
-    found = samples.of(deployment)
-    with after_weights():
-        return run_proof(deployment, [path], found, args, engine, edited=args.edited, **settings)
-
-
 def write_proof(
     verdict: Any, pictures: Sequence[Any], deployment: Deployment, args: argparse.Namespace
 ) -> list[str]:

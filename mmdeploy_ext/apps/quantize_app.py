@@ -155,10 +155,7 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    for option, least in (('images', 0), ('budget', 0), ('rounds', 0), ('threads', 0), ('probe_images', 1)):
-        value = getattr(args, option)
-        if value < least:
-            raise UsageError(f'--{option.replace("_", "-")} {value}: expected {least} or more')
+    cli.check_least(args, images=0, budget=0, rounds=0, threads=0, probe_images=1)
     if args.max_error is not None and not 0 < args.max_error < math.inf:
         raise UsageError(f'--max-error {args.max_error}: expected a positive number, e.g. 0.05')
     if args.rounds and importlib.util.find_spec('torch') is None:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext.apps import ranges
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
@@ -28,15 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         description='Calibrate INT8 ranges of a LiDAR backbone on a CPU, or see what int8 and fp16 do to it, '
         'layer by layer.'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
-    parser.add_argument(
-        '--weight-layout',
-        default='auto',
-        choices=('auto', 'spconv1', 'spconv2', 'spconv2-rskc'),
-        help='of the kernels in the checkpoint, where it cannot be told (default: auto)',
-    )
+    ranges.add_backbone_arguments(parser)
     _add_calibration(parser.add_argument_group('calibration'))
     _add_fidelity(parser.add_argument_group('fidelity'))
     cli.add_debug_option(parser)
@@ -44,14 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_calibration(group: argparse._ArgumentGroup) -> None:
-    source = 'folder of sweeps (.bin, .npy, .npz) or infos of mmdet3d (.pkl, .json)'
-    group.add_argument('--calibrate', metavar='DIR|INFOS', help=source)
-    group.add_argument(
-        '--ranges',
-        metavar='FILE',
-        help='ranges that exist already (default: those in the checkpoint, if any)',
-    )
-    group.add_argument('--method', choices=METHODS, default=METHODS[0], help='of inputs (default: mse)')
+    ranges.add_arguments(group)
     group.add_argument(
         '--percentile',
         type=float,
@@ -65,21 +51,12 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         help='of residual additions (default: as the reference, max for CenterPoint, else as --method)',
     )
     group.add_argument(
-        '--batches', type=int, default=100, metavar='N', help='sweeps, evenly; 0 takes all (default: 100)'
-    )
-    group.add_argument(
         '--unfolded',
         nargs='+',
         metavar='MODULE',
         help='weight ranges of the kernel before batch normalisation is folded (default: as the reference, '
         'conv_input.0 of CenterPoint, with --int8-fp16-input-output)',
     )
-    group.add_argument(
-        '--fp16-ranges',
-        action=argparse.BooleanOptionalAction,
-        help='round ranges to fp16 (default: as the reference, which does for BEVFusion)',
-    )
-    group.add_argument('--data-root', default='', metavar='DIR', help='where the sweeps of infos are')
     cli.writes(
         group.add_argument(
             '--output', metavar='FILE', help=f'where ranges are written (default: {DEFAULT_OUTPUT})'
@@ -134,19 +111,16 @@ def check(args: argparse.Namespace) -> None:
 
     _check_together(args)
     calibrator(args.method, args.percentile)
-    for option, value in (('--batches', args.batches), ('--fidelity-batches', args.fidelity_batches)):
-        if value < 0:
-            raise UsageError(f'{option} {value}: expected 0 or more sweeps')
-    for source in filter(None, (args.calibrate, args.fidelity)):
-        sweep_items(source)
+    cli.check_least(args, fidelity_batches=0)
+    ranges.check(args)
+    if args.fidelity:
+        sweep_items(args.fidelity)
     output = args.output or (DEFAULT_OUTPUT if args.calibrate else None)
     for path in filter(None, (output, args.draw, args.json)):
         check_writable(path)
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    if args.calibrate and args.ranges:
-        raise UsageError('--calibrate makes ranges and --ranges reads them: give one of the two')
     if args.output and args.ranges:
         raise UsageError('--output writes what --calibrate finds; --ranges are written already')
     if args.fidelity is None and not args.calibrate and not args.output:
@@ -160,7 +134,6 @@ def _check_together(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Calibrate, or read ranges; then compare where that is asked for."""
     check(args)
-    known = _known_ranges(args)
     cli.wait_passively()
     from mmdeploy_ext.stack import compat
 
@@ -175,47 +148,27 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     )
     cli.stderr().print(deployment.report.summary(), markup=False, highlight=False, soft_wrap=True)
     with after_weights():
-        ranges = known or _ranges(args, deployment)
+        found = _ranges(args, deployment)
         if args.fidelity is not None:
-            _compare(args, deployment, ranges)
+            _compare(args, deployment, found)
     return 0
 
 
-def _known_ranges(args: argparse.Namespace) -> Ranges | None:
-    if not args.ranges:
-        return None
-    from mmdeploy_ext.sparse.ranges import Ranges
-
-    return Ranges.load(args.ranges)
-
-
 def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
-    from mmdeploy_ext.quantize import deployed
-
-    if args.calibrate:
-        how = deployed.Calibration(
-            args.method,
-            args.percentile,
-            args.add_method,
-            args.batches,
-            None if args.unfolded is None else tuple(args.unfolded),
-            args.fp16_ranges,
-            args.data_root,
-            args.int8_fp16_input_output,
-        )
-        ranges = deployed.calibrate(deployment, args.calibrate, how)
-    else:
-        ranges = deployed.from_checkpoint(deployment, args.fp16_ranges)
-        if ranges is None:
-            raise UsageError(f'{args.checkpoint}: has no ranges; give --calibrate DIR|INFOS or --ranges FILE')
-    if args.calibrate or args.output:
-        target = args.output or DEFAULT_OUTPUT
-        ranges.save(target)
-        text = f'{target}: ranges of {len(ranges.nodes)} nodes by {ranges.calibrator}'
-        if ranges.batches:
-            text += f', {ranges.batches} sweep{"s" * (ranges.batches > 1)} of {ranges.source}'
-        cli.stdout().print(text, markup=False, highlight=False, soft_wrap=True)
-    return ranges
+    found = ranges.find(
+        args,
+        deployment,
+        args.output or DEFAULT_OUTPUT,
+        percentile=args.percentile,
+        add_method=args.add_method,
+        unfolded=None if args.unfolded is None else tuple(args.unfolded),
+        int8_fp16_io=args.int8_fp16_input_output,
+    )
+    if found is None:
+        raise UsageError(f'{args.checkpoint}: has no ranges; give --calibrate DIR|INFOS or --ranges FILE')
+    if args.output and not args.calibrate:
+        ranges.save(found, args.output)
+    return found
 
 
 def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.apps.options import add_frames_argument, check_engine_kind, refuse_given
+from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, OPSET
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import after_weights
 
@@ -14,13 +16,18 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.deploy.files import ExportedFiles
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.results import MetricRow
 
 
-IMAGE_ASKED = ('mean', 'std', 'postprocess', 'opset_version', 'max_candidates')
+ASKED = tuple(
+    dataclasses.replace(one, help=f'{one.help.split(" (default")[0]} (default: what the file says)', group='')
+    for one in (FORM, OPSET, MAX_CANDIDATES)
+)
+"""Options of the export that a proof may be told again."""
+IMAGE_ASKED = ('mean', 'std', *(one.name for one in ASKED))
 """Options of single pictures alone."""
 DETECTOR_ASKED = ('eval', 'engine', 'providers', 'inference_precision', 'device')
 """Options that sparse backbones do not have."""
@@ -54,33 +61,17 @@ def build_parser() -> argparse.ArgumentParser:
         action='store_true',
         help='the file was edited on purpose: inputs alone decide, its graph is not compared',
     )
-    _add_asked(parser)
+    group = parser.add_argument_group(
+        'what the export was asked for',
+        'as at the export, 0 for all candidates; a file that says something else is not proven',
+    )
+    shared.add_normalisation_arguments(group)
+    shared.add_declared(group, ASKED)
     add_frames_argument(parser)
     shared.add_engine_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
     return parser
-
-
-def _add_asked(parser: argparse.ArgumentParser) -> None:
-    """Add what the export was asked for; the config says what is not given here."""
-    group = parser.add_argument_group(
-        'what the export was asked for', 'as at the export; a file that says something else is not proven'
-    )
-    shared.add_normalisation_arguments(group)
-    group.add_argument(
-        '--postprocess', metavar='FORM', help='full, decode or raw (default: what the file says)'
-    )
-    group.add_argument('--opset-version', type=int, metavar='N', help='opset (default: what the file says)')
-    group.add_argument(
-        '--max-candidates', type=int, metavar='K', help='candidates, 0 for all (default: what the file says)'
-    )
-
-
-def asked_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of the export that were given on the command line."""
-    given = dict(form=args.postprocess, opset=args.opset_version, max_candidates=args.max_candidates)
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
@@ -90,20 +81,17 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     compat.apply()
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import BACKBONE
 
     shared.check_normalisation(args)
     engine = shared.engine_options(args)
     proof.check_report_targets(args)
     register()
-    given = shared.parse_cfg_options(args.cfg_options)
-    cfg = load_config(args.config, given)
+    cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
     family = proof.family_of(cfg, args.onnx_file)
     refuse_others(args, family, engine)
-    if family.product == BACKBONE:
-        samples = proof.Samples(family, args.images or (), args.frames)
-        return proof.verify_backbone(args, args.onnx_file, samples, given, engine)
-    return _verify(args, cfg, given, family, engine)
+    samples = proof.Samples(family, args.images or (), args.frames)
+    asked = shared.given_values(args, ASKED)
+    return prove_files(args, cfg, family, samples, engine, asked=asked)
 
 
 def refuse_others(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
@@ -119,38 +107,78 @@ def refuse_others(args: argparse.Namespace, family: Family, engine: dict[str, An
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
 
-def _verify(
-    args: argparse.Namespace, cfg: Any, given: dict[str, Any], family: Family, engine: dict[str, Any]
+def prove_files(
+    args: argparse.Namespace,
+    cfg: Any,
+    family: Family,
+    samples: proof.Samples,
+    engine: dict[str, Any],
+    weight_layout: str = 'auto',
+    **claims: Any,
 ) -> int:
-    """Prove the files of a detector."""
+    """Prove files that were exported earlier; their metadata say with which options.
+
+    Args:
+        args: of the command line.
+        cfg: the config, with the overrides of the command line.
+        family: of the files.
+        samples: to run them on.
+        engine: options of `build_backend`.
+        weight_layout: see `Family.load`.
+        claims: see `ladder.prove`.
+
+    Returns:
+        0 proven, 1 not.
+    """
     from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.files import read_files
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.graph.io.files import load
     from mmdeploy_ext.proof.provenance import missing_overrides
 
-    files = read_files(args.onnx_file)
-    for path in files.paths:
-        load(path)  # damaged ones are refused before the weights load
-    samples = proof.Samples(family, args.images or [], args.frames)
-    cfg_options = {**missing_overrides(cfg, files.metadata.options.get('cfg_options', {})), **given}
+    paths, written, metadata = _read(family, args.onnx_file)
+    given = shared.parse_cfg_options(args.cfg_options)
+    cfg_options = {**missing_overrides(cfg, written.get('cfg_options', {})), **given}
 
     def check(cfg: Any, family: Family, model: object) -> None:
-        files.metadata.require(args.onnx_file, family.name, getattr(family, 'forms', ()))
+        if metadata is not None:
+            metadata.require(args.onnx_file, family.name, getattr(family, 'forms', ()))
         if args.eval:
             evaluation.check_tables(cfg, evaluation.build_dataset(cfg))
 
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
+    kind = family.product, weight_layout
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check, *kind)
     deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
     found = samples.of(deployment)
     with after_weights():
-        metrics = _metrics(deployment, files, args.eval, engine) if args.eval else []
-        claims = dict(edited=args.edited, asked=asked_of(args))
-        return proof.run_proof(deployment, files.paths, found, args, engine, metrics, **claims)
+        metrics = _metrics(deployment, paths, metadata, args.eval, engine) if args.eval else []
+        claims['edited'] = args.edited
+        return proof.run_proof(deployment, paths, found, args, engine, metrics, **claims)
+
+
+def _read(family: Family, path: str) -> tuple[list[str], dict[str, Any], Metadata | None]:
+    """Return files, the options that they say and their metadata, which those of backbones have not whole.
+
+    Raises:
+        ModelFileError: damaged ones, before the weights load.
+    """
+    from mmdeploy_ext.deploy.files import read_files
+    from mmdeploy_ext.families.base import BACKBONE
+    from mmdeploy_ext.graph.io.files import load, read
+    from mmdeploy_ext.proof.levels.sparse_subject import file_options
+
+    if family.product == BACKBONE:
+        return [path], file_options(read(path), path), None
+    files = read_files(path)
+    for file in files.paths:
+        load(file)
+    return files.paths, files.metadata.options, files.metadata
 
 
 def _metrics(
-    deployment: Deployment, files: ExportedFiles, metrics: Sequence[str], engine: dict[str, Any]
+    deployment: Deployment,
+    paths: Sequence[str],
+    metadata: Metadata,
+    metrics: Sequence[str],
+    engine: dict[str, Any],
 ) -> list[MetricRow]:
     """Evaluate the config's test set by both engines."""
     from mmdeploy_ext.engines import build_backend
@@ -158,13 +186,13 @@ def _metrics(
     from mmdeploy_ext.proof.half import precision_of
     from mmdeploy_ext.proof.levels.metrics import compare_metrics
 
-    family, metadata = deployment.family, files.metadata
+    family = deployment.family
     if family.samples != 'images':
-        networks = (family.reference(deployment.model), family.runner(files.paths, engine))
+        networks = (family.reference(deployment.model), family.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
         return compare_metrics(deployment.cfg, *detectors, metrics, precision_of(metadata))
     named = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
-    with build_backend(path=files.paths[0], **named) as backend:
+    with build_backend(path=paths[0], **named) as backend:
         detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
         precision = precision_of(metadata, backend.computes_in)
         return compare_metrics(deployment.cfg, *detectors, metrics, precision)

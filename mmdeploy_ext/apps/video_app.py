@@ -82,10 +82,7 @@ def check_options(args: argparse.Namespace) -> None:
     from mmdeploy_ext.core.files import check_writable
 
     demo.check_options(args)
-    if args.scene < 0:
-        raise UsageError(f'--scene {args.scene}: expected 0 or more')
-    if args.frames is not None and args.frames < 1:
-        raise UsageError(f'--frames {args.frames}: expected 1 or more')
+    cli.check_least(args, scene=0, frames=1)
     if not args.fps > 0:
         raise UsageError(f'--fps {args.fps}: expected more than 0')
     if not demo.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in demo.OTHER_FILES):

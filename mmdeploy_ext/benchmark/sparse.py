@@ -192,7 +192,7 @@ def export_seconds(deployment: Deployment) -> dict[str, float]:
     found = {}
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
         for target in deployment.family.options[0].choices:
-            options = deploy.resolve(deployment.family.choose(target=target), deployment.family)
+            options = deployment.family.choose(target=target)
             _, seconds = deploy.export_file(deployment, options, str(Path(folder) / 'x.onnx'))
             found[target] = round(seconds, 3)
     return found

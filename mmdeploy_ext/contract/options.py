@@ -17,7 +17,7 @@ NO_BF16_FILE = (
 FORM = Option(
     'form',
     'full',
-    'full: detections (default); decode: boxes, scores, centerness; raw: head outputs',
+    'full: detections; decode: boxes, scores, centerness; raw: head outputs (default: full)',
     ('full', 'decode', 'raw'),
     flag='--postprocess',
     key='postprocess',
@@ -211,7 +211,7 @@ SPARSE = (
     Option(
         'target',
         'libspconv',
-        "libspconv: NVIDIA's dialect (default); portable: standard operators, for any engine",
+        "libspconv: NVIDIA's dialect (default); portable: standard operators, in float32, for any engine",
         ('libspconv', 'portable'),
     ),
     Option(
@@ -225,6 +225,7 @@ SPARSE = (
         '',
         'precision attributes of all layers (default: none, which engines read as fp16)',
         ('', 'fp16', 'int8'),
+        only_with=('target', 'libspconv'),
     ),
     Option(
         'int8_fp16_io',
@@ -241,6 +242,7 @@ SPARSE = (
         'layers by node or module name (*, ?): compute in P, store in Q (default: P); the last counts',
         schema=items(exactly(3, NAME)),
         metavar='PATTERN=P[:Q]',
+        only_with=('target', 'libspconv'),
     ),
     Option('fold', 'fp32', 'how batch norm is folded (default: fp32)', ('fp16', 'fp32')),
     Option(
@@ -250,6 +252,7 @@ SPARSE = (
         schema=number(0, 10**9, whole=True),
         metavar='N',
         least=0,
+        only_with=('target', 'libspconv'),
     ),
     Option(
         'form',

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
-from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import check_writable, watched_run
 
 if TYPE_CHECKING:
@@ -60,6 +60,18 @@ def wait_passively() -> None:
     does not call this.
     """
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+
+def check_least(args: argparse.Namespace, **least: int) -> None:
+    """Refuse numbers that are smaller than what makes sense, by the names of their arguments.
+
+    Raises:
+        UsageError: names the option.
+    """
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and value < smallest:
+            raise UsageError(f'--{name.replace("_", "-")} {value:g}: expected {smallest} or more')
 
 
 def one_line(message: object) -> str:
@@ -141,13 +153,20 @@ class _Output:
 
     A broken pipe's error does not say whose it was: that of a worker is an error, stdout's own is none.
     What is written after it goes nowhere, so that no console, no child process and no exit meets it again.
+    Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep it: it is then
+    the stream of their time.
 
     Attributes:
+        own: the stream, None after the run.
         unread: whether a write found that nobody reads.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self.unread = stream, False
+    def __init__(self, name: str) -> None:
+        self._name, self.own, self.unread = name, getattr(sys, name), False
+
+    @property
+    def _stream(self) -> TextIO:
+        return self.own or getattr(sys, self._name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -182,14 +201,15 @@ class _Output:
 def _outputs() -> Iterator[tuple[_Output, _Output]]:
     """Let stdout and stderr notice that nobody reads them."""
     before = sys.stdout, sys.stderr
-    made = _Output(sys.stdout), _Output(sys.stderr)
-    sys.stdout, sys.stderr = made
+    made = sys.stdout, sys.stderr = _Output('stdout'), _Output('stderr')
     try:
         yield made
     finally:
         for output in made:
             output.flush()
         sys.stdout, sys.stderr = before
+        for output in made:
+            output.own = None
 
 
 def stdout() -> Console:

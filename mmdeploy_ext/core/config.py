@@ -56,6 +56,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         ConfigError: missing file, syntax error, failing import, or an override that does not fit.
     """
     from mmcv import Config, import_modules_from_strings
+
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     try:
@@ -106,6 +107,7 @@ def _installed_bases() -> Iterator[None]:
     It changes how mmcv 1.7.2 reads one file, for the time of the body.
     """
     from mmcv import Config
+
     original = vars(Config)['_file2dict']
 
     def file2dict(filename: str, *args: Any) -> Any:
@@ -181,6 +183,8 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
             return dataset[0]['pipeline']
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
-        raise ConfigError(f'{cfg.filename}: has neither data.test.pipeline nor test_pipeline; '
-                          f'the image normalisation is taken from there')
+        raise ConfigError(
+            f'{cfg.filename}: has neither data.test.pipeline nor test_pipeline; '
+            f'the image normalisation is taken from there'
+        )
     return pipeline

@@ -74,7 +74,6 @@ class RankError(Mm2OnnxError):
         self.exit_code = exit_code
 
 
-
 @contextlib.contextmanager
 def after_weights() -> Iterator[None]:
     """Give every error inside exit status 1: it was found after the weights had loaded, if here."""

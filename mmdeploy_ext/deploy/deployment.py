@@ -94,11 +94,13 @@ def check_device(device: str) -> torch.device:
 
 
 def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
-    """Return export options with opset 0 replaced by the model's default.
+    """Return export options with opset 0 replaced by the model's default; sparse graphs have their own.
 
     Raises:
         UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
     """
+    if 'opset' not in options:
+        return options
     opset = options.opset or default_opset(model, options.exporter)
     check_opset(opset, options.exporter)
     check_operators(model, opset)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.core.files import atomic_path, check_writable
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.deploy.files import plain_options
-from mmdeploy_ext.sparse.contract import order_of_name
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.order import reorder
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.sparse.ir import SparseGraph
     from mmdeploy_ext.sparse.ranges import Ranges
-
-DEFAULT_NAME = 'lidar.backbone'
 
 
 def trace(deployment: Deployment) -> SparseGraph:
@@ -51,35 +48,14 @@ def trace(deployment: Deployment) -> SparseGraph:
     return graph
 
 
-def resolve(options: Options, family: SparseFamily) -> Options:
-    """Fill in what the user left open."""
-    return options if options.order else options.replace(order=family.orders[0])
-
-
 def has_precision(options: Options) -> bool:
     """Return whether a file gets precision attributes."""
     return bool(options.precision or options.layer_precision)
 
 
-def default_file(options: Options) -> str:
-    """Return the name of a file when none was given; the order is part of it."""
-    kind = '' if options.target == 'libspconv' else 'portable.'
-    return f'{DEFAULT_NAME}.{kind}{options.order}.onnx'
-
-
-def check_target(options: Options, path: str) -> None:
-    """Refuse a file name before the weights load.
-
-    Raises:
-        UsageError: it cannot be written, or says another coordinate order.
-    """
-    named = order_of_name(path)
-    if named and named != options.order:
-        raise UsageError(
-            f'--output-file {path}: the name says {named}, the order is {options.order}; correct the name or '
-            f'give --order {named}'
-        )
-    check_writable(path)
+def has_int8(options: Options) -> bool:
+    """Return whether a layer of a file computes or stores in INT8."""
+    return options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
 
 
 def make_graph(

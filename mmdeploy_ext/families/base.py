@@ -121,6 +121,10 @@ class Family(abc.ABC):
     def claims(self, cfg: Any) -> Claim:
         """Return how closely the family knows the model of a config."""
 
+    def check(self, cfg: Any, options: Options) -> None:
+        """Refuse, by name, what cannot be exported; runs before the weights load."""
+        options.check()
+
     @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:
         """Build the upstream model, without weights, in evaluation mode."""

@@ -75,10 +75,6 @@ class ImageFamily(Family):
         return rule_from_pipeline(test_pipeline(cfg))
 
     @abc.abstractmethod
-    def check(self, cfg: Any, options: Options) -> None:
-        """Refuse, by name, what cannot be exported; runs before the weights load."""
-
-    @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:
         """Return the contract of the graph."""
 

@@ -38,10 +38,6 @@ class SequenceFamily(Family):
     bars_of: ClassVar[str] = ''
 
     @abc.abstractmethod
-    def check(self, cfg: Any, options: Options) -> None:
-        """Refuse, by name, what cannot be exported; runs before the weights load."""
-
-    @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
         """Return the graphs of a contract, in the order in which a frame goes through them."""
 

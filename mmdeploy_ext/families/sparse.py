@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.sparse.ir import Triple
     from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
@@ -74,6 +75,15 @@ class SparseFamily(Family):
         '': 'tools/onnx/graph.py show {file}',
     }
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
+
+    def choose(self, /, **values: Any) -> Options:
+        """See `Family.choose`: without an order that of the reference exporter."""
+        return super().choose(**{**values, 'order': values.get('order') or self.orders[0]})
+
+    def default_output(self, stem: str, options: Options) -> str:
+        """See `Family`: the order is part of the name."""
+        kind = '' if options.target == 'libspconv' else f'{options.target}.'
+        return f'lidar.backbone.{kind}{options.order}.onnx'
 
     @abc.abstractmethod
     def settings(self, cfg: Any, model: torch.nn.Module) -> EncoderSettings:

@@ -321,7 +321,7 @@ BAD_OPTIONS = {
     'int8 ends of nothing': (['--int8-fp16-input-output'], 'goes with --precision int8'),
     'no precision': (['--layer-precision', 'conv3'], 'expected PATTERN'),
     'unknown precision': (['--layer-precision', 'conv3=fp8'], 'expected PATTERN'),
-    'portable int8': (['--target', 'portable', '--precision', 'int8'], 'float32'),
+    'portable int8': (['--target', 'portable', '--precision', 'int8'], 'goes with --target libspconv'),
     'form of the dialect': (['--form', 'tables'], 'goes with --target portable'),
     'portable bound': (['--target', 'portable', '--output-bound', '5'], 'libspconv'),
     'negative bound': (['--output-bound', '-1'], 'at least 0'),

@@ -124,10 +124,7 @@ def _fill(args: argparse.Namespace) -> None:
     if not args.page.endswith('.md'):
         raise UsageError(f'--page {args.page}: expected a .md file')
     args.json = args.json or str(Path(args.page).with_suffix('.json'))
-    for name, least in (('rounds', 1), ('warmup', 0), ('case_seconds', 1), ('minutes', 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UsageError(f'--{name.replace("_", "-")} {value:g}: expected at least {least}')
+    cli.check_least(args, rounds=1, warmup=0, case_seconds=1, minutes=0)
     if args.threads and (min(args.threads) < 1 or len(set(args.threads)) < len(args.threads)):
         raise UsageError(
             f'--threads {" ".join(map(str, args.threads))}: expected positive numbers, each once'

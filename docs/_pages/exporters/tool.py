@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from docs._pages.exporters import rows as exporters
 from docs._pages.exporters.rows import EXPORTERS, MODELS
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.errors import after_weights
 from mmdeploy_ext.core.files import write_json
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from docs._pages.exporters import page as exporters_page
     from mmdeploy_ext.exporting.exporter import check_opset
 
-    if args.rounds < 1:
-        raise UsageError(f'--rounds {args.rounds}: expected 1 or more')
+    cli.check_least(args, rounds=1)
     for exporter in args.exporters:
         for opset in args.opsets:
             check_opset(opset, exporter, f'--opsets {opset}')

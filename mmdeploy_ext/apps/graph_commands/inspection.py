@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -80,12 +81,10 @@ def _tree_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_tree(args: argparse.Namespace) -> int:
     """Print the graph as a tree of modules."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.io import modules
     from mmdeploy_ext.graph.show import tree
 
-    if args.depth is not None and args.depth < 0:
-        raise UsageError(f'--depth {args.depth}: expected 0 or more')
+    cli.check_least(args, depth=0)
     model = _read(args)
     sources = modules.sources(model)
     root = tree.build(model)

@@ -81,8 +81,7 @@ def _checked(args: argparse.Namespace) -> CheckText:
     proving.check_tolerance(args.tolerance)
     if args.timeout <= 0:
         raise UsageError(f'--timeout {args.timeout:g}: expected a positive number of seconds')
-    if args.max_checks < 1:
-        raise UsageError(f'--max-checks {args.max_checks}: expected a positive number')
+    cli.check_least(args, max_checks=1)
     check_folder(args.output)
     return parse_check(args.check)
 

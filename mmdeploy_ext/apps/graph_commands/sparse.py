@@ -29,11 +29,9 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Check a file against the engine's contract and print what was found."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.sparse import contract
 
-    if args.max_voxels is not None and args.max_voxels < 1:
-        raise UsageError(f'--max-voxels {args.max_voxels}: expected a positive number')
+    cli.check_least(args, max_voxels=1)
     model = contract.load_model(args.file)
     found = contract.check(model, max_voxels=args.max_voxels, name=args.file)
     wrong = found if args.strict else contract.errors(found)

@@ -10,11 +10,17 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, read_entry
 from mmdeploy_ext.contract.metadata_schema import SPARSE_OPTIONS
-from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.deploy.sparse import fp16_modules, has_precision, make_graph, metadata_props, resolve, trace
+from mmdeploy_ext.deploy.sparse import (
+    fp16_modules,
+    has_int8,
+    has_precision,
+    make_graph,
+    metadata_props,
+    trace,
+)
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
@@ -30,6 +36,7 @@ from mmdeploy_ext.sparse.portable import to_onnx
 if TYPE_CHECKING:
     import onnx
 
+    from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.sparse.ir import SparseGraph
     from mmdeploy_ext.sparse.ranges import Ranges
@@ -56,15 +63,14 @@ def stored_fact(model: onnx.ModelProto, path: str, name: str, default: str = '')
     return read_entry(props, name, path, default, check=SPARSE_OPTIONS if name == 'options' else None)
 
 
-def file_options(model: onnx.ModelProto, path: str) -> Options:
-    """Return the options that a file was exported with.
+def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
+    """Return the options that a file was exported with, and `cfg_options`, after a look at all its entries.
 
     Raises:
         ModelFileError: see `stored_fact`.
     """
     check_entries({entry.key: entry.value for entry in model.metadata_props}, path)
-    written = stored_fact(model, path, 'options')
-    return Options(SPARSE, **{one.name: written[one.name] for one in SPARSE if one.name in written})
+    return stored_fact(model, path, 'options')
 
 
 def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
@@ -175,7 +181,9 @@ def subject_of(deployment: Deployment, path: str, ranges: Ranges | None) -> Subj
         ModelFileError: damaged, or of another family.
     """
     model = load_model(path)
-    options = resolve(file_options(model, path), deployment.family)
+    written = file_options(model, path)
+    known = {one.name: written[one.name] for one in SPARSE if one.name in written}
+    options = deployment.family.choose(**known)
     said = stored_fact(model, path, 'family')
     if said != deployment.family.name:
         raise ModelFileError(
@@ -222,8 +230,5 @@ def precision_of(model: onnx.ModelProto, options: Options) -> str:
     The engine takes its weights in float16, and computes in INT8 where ranges say so.
     """
     if options.target == 'libspconv':
-        quantised = options.precision == 'int8' or any(
-            'int8' in entry[1:] for entry in options.layer_precision
-        )
-        return 'int8' if quantised else 'fp16'
+        return 'int8' if has_int8(options) else 'fp16'
     return written_precision(model)
