@@ -6,7 +6,6 @@ import abc
 import contextlib
 import dataclasses
 import functools
-import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract import options as declared
@@ -15,8 +14,7 @@ from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.base import Family, build_without_weights, head_of
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.consumers import runtime_of
 
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.stages import Stage
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
     from mmdeploy_ext.runtime.detections import Detections, Instances
-
-HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
 
 
 class ImageFamily(Family):
@@ -54,21 +50,10 @@ class ImageFamily(Family):
         return (dataclasses.replace(form, choices=self.forms), *others, *self.own_options)
 
     def build(self, cfg: Any) -> torch.nn.Module:
-        """See `Family.build`: mmdet's detector, without the weights that training would start from."""
+        """See `Family.build`: mmdet's detector."""
         from mmdet.models import build_detector
 
-        model_cfg = cfg.model.copy()
-        model_cfg.pretrained = None
-        if model_cfg.get('backbone', {}).get('init_cfg'):
-            model_cfg.backbone.init_cfg = None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-                return build_detector(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
-        except Exception as error:
-            raise ConfigError(
-                f'{cfg.filename}: the model cannot be built: {type(error).__name__}: {error}'
-            ) from error
+        return build_without_weights(cfg, build_detector, 'backbone')
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         """See `Family.preprocess_rule`."""
@@ -171,8 +156,7 @@ class ImageFamily(Family):
     @contextlib.contextmanager
     def raised_result_limit(self, model: torch.nn.Module) -> Iterator[None]:
         """Let upstream's test path give twice as many results per image, to see what was cut off."""
-        heads = (getattr(model, key, None) for key in HEAD_KEYS)  # mmdet's SOLO has a bbox_head of None
-        config = next(head for head in heads if head is not None).test_cfg
+        config = head_of(model).test_cfg
         most = config.max_per_img
         config.max_per_img = 2 * most if most > 0 else most
         try:

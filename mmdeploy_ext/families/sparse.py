@@ -105,6 +105,10 @@ class SparseFamily(Family):
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
         """Load the encoder's weights (and the rest of the model, where the file has it)."""
 
+    def num_classes(self, model: torch.nn.Module) -> int:
+        """See `Family.num_classes`: a backbone tells none apart."""
+        return 0
+
     def config_sha256(self, cfg: Any) -> str:
         """See `Family.config_sha256`: a backbone depends on nothing but the model."""
         return config_sha256(dict(model=cfg.model, test_pipeline=[dict(type='points')]))

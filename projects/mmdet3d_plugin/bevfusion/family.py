@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mmdeploy_ext.core.errors import ConfigError, root_cause
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
 from mmdeploy_ext.families.sparse import EncoderSettings, Int8Reference, SparseFamily
 from mmdeploy_ext.stack import compat
 from mmdeploy_ext.weights.sparse_checkpoint import load_model
@@ -58,17 +57,9 @@ class LidarFamily(SparseFamily):
 
     def build(self, cfg: Any) -> torch.nn.Module:
         """See SparseFamily."""
-        from mmdet3d.models.builder import build_detector
+        from mmdet3d.models import build_model
 
-        model = copy.deepcopy(cfg.model)
-        model.pop('pretrained', None)
-        try:
-            return build_detector(model, cfg.get('train_cfg'), cfg.get('test_cfg')).eval()
-        except Exception as error:
-            cause = root_cause(error)
-            raise ConfigError(
-                f'{cfg.filename}: `model` cannot be built: {type(cause).__name__}: {cause}'
-            ) from error
+        return build_without_weights(cfg, build_model)
 
     def encoder(self, model: torch.nn.Module) -> torch.nn.Module:
         """See SparseFamily."""

@@ -11,14 +11,13 @@ import torch
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
+from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, find_family, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
 from mmdeploy_ext.weights.checkpoint import listed
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
-from projects.mmdet3d_plugin.common.build import build_without_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,8 +69,10 @@ class CenterPointFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
+        from mmdet3d.models import build_model
+
         check_model(cfg.filename, cfg.model)
-        model = build_without_weights(cfg)
+        model = build_without_weights(cfg, build_model, 'img_backbone')
         find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
         return model
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
-from projects.mmdet3d_plugin.common.build import build_without_weights
 from projects.mmdet3d_plugin.streampetr import dumps, proof
 from projects.mmdet3d_plugin.streampetr.graphs import graphs
 from projects.mmdet3d_plugin.streampetr.reference import Reference
@@ -81,15 +80,13 @@ class StreamPetrFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`. The model keeps N, H and W of the config as `input_sizes`."""
+        from mmdet3d.models import build_model
+
         _check_model(cfg.filename, cfg.model)
-        model = build_without_weights(cfg)
+        model = build_without_weights(cfg, build_model, 'img_backbone')
         rule = self.preprocess_rule(cfg)
         model.input_sizes = (rule.num_cameras, *rule.input_size)
         return model
-
-    def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
-        return int(model.pts_bbox_head.num_classes)
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         """See `Family.preprocess_rule`; the config's `num_cams` says N where it is not 6."""

@@ -91,10 +91,6 @@ class AtssFamily(ImageFamily):
             'product is not the one that get_bboxes applies'
         )
 
-    def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
-        return int(model.bbox_head.num_classes)
-
 
 def _check_head(filename: str, head: Mapping[str, Any]) -> None:
     """Refuse heads whose scores or anchors the graph would get wrong."""

@@ -79,10 +79,6 @@ class SoloFamily(ImageFamily):
             cells='level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j',
         )
 
-    def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
-        return int(model.mask_head.num_classes)
-
 
 def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
     """Refuse grids and strides of different numbers, which mmdet refuses without a word.

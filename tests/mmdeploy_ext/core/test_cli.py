@@ -292,6 +292,16 @@ def test_the_streams_are_the_same_ones_after_a_tool_has_run():
     assert (sys.stdout, sys.stderr) == before
 
 
+def test_what_kept_the_stdout_of_a_run_writes_to_the_next_one_where_that_is_closed(monkeypatch):
+    kept, first, second = [], io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, 'stdout', first)
+    cli.run(lambda args: kept.append(sys.stdout) or 0, cli.ArgumentParser(), [])
+    first.close()
+    monkeypatch.setattr(sys, 'stdout', second)
+    print('later', file=kept[0], flush=True)  # as mmcv's ProgressBar, whose default was made at its import
+    assert second.getvalue() == 'later\n'
+
+
 def test_a_shell_wrapper_without_its_arguments_says_so():
     command = ['bash', REPOSITORY / 'tools/dist_test_pth.sh', 'x.py']
     done = subprocess.run(command, capture_output=True, text=True)

@@ -129,7 +129,7 @@ def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
 
 def test_a_model_that_cannot_be_built_says_why():
     cfg = load(BEVFUSION, model__encoder__block_type='bottleneck')
-    with pytest.raises(ConfigError, match='`model` cannot be built: AssertionError'):
+    with pytest.raises(ConfigError, match='the model cannot be built: AssertionError'):
         find_family(cfg, BACKBONE).build(cfg)
 
 
