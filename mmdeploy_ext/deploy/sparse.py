@@ -92,7 +92,7 @@ def make_graph(
 
 def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
     """Return the convolutions that the reference's INT8 file has folded in fp16, whatever `options.fold`."""
-    return family.int8_reference().fp16_folded if options.int8_fp16_io else ()
+    return family.int8.fp16_folded if options.int8_fp16_io else ()
 
 
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
@@ -101,7 +101,7 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 
     found = {}
     if options.int8_fp16_io:
-        found.update(family.precision_overrides() or fp16_ends(graph))
+        found.update(family.int8.precisions or fp16_ends(graph))
     for pattern, precision, output_precision in options.layer_precision:
         found.pop(pattern, None)  # the last one given counts, and stands last
         found[pattern] = (precision, output_precision)

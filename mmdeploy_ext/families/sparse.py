@@ -43,15 +43,17 @@ class EncoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Int8Reference:
-    """How the reference makes the INT8 file of a family, besides `SparseFamily.precision_overrides`.
+    """How the reference makes the INT8 file of a family; nothing of its own without a reference.
 
     Attributes:
+        precisions: module path -> (precision, output precision) where it is not int8.
         half_ranges: it rounds ranges to fp16.
         fp16_folded: modules of convolutions into which it folds batch normalisation in fp16, unlike the rest.
         unfolded_ranges: modules whose weight ranges are of the kernel before folding.
         add_method: how it calibrates residual additions; '': as convolutions.
     """
 
+    precisions: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     half_ranges: bool = False
     fp16_folded: tuple[str, ...] = ()
     unfolded_ranges: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class SparseFamily(Family):
 
     Attributes:
         orders: coordinate orders in which its file is written by the reference exporter, the default first.
+        int8: what the INT8 file of the reference has of its own.
     """
 
     task = 'bev'
@@ -75,6 +78,7 @@ class SparseFamily(Family):
         '': 'tools/onnx/graph.py show {file}',
     }
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
+    int8: ClassVar[Int8Reference] = Int8Reference()
 
     def choose(self, /, **values: Any) -> Options:
         """See `Family.choose`: without an order that of the reference exporter."""
@@ -127,11 +131,3 @@ class SparseFamily(Family):
         Returns:
             (1, C, H, W) float32.
         """
-
-    @abc.abstractmethod
-    def precision_overrides(self) -> Mapping[str, tuple[str, str]]:
-        """Return module path -> (precision, output_precision) where the reference's INT8 file is not int8."""
-
-    def int8_reference(self) -> Int8Reference:
-        """Return what else the reference's INT8 file has of its own; nothing without a reference."""
-        return Int8Reference()

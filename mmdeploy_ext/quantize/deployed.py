@@ -52,7 +52,7 @@ class Calibration:
 
     def resolved(self, family: SparseFamily) -> Calibration:
         """Fill in what is None."""
-        reference = family.int8_reference()
+        reference = family.int8
         unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
         return dataclasses.replace(
             self,

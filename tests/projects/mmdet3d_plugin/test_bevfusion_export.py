@@ -40,7 +40,7 @@ def test_a_config_has_one_family_and_its_output_is_as_published(name):
     settings = family.settings(cfg, model)
     assert settings.output_shape == output and settings.order == family.orders[0] and not model.training
     paths = dict(family.encoder(model).named_modules())
-    assert set(family.precision_overrides()) <= set(paths) and family.precision_overrides()
+    assert set(family.int8.precisions) <= set(paths) and family.int8.precisions
 
 
 @pytest.mark.parametrize('name', NAMES)
