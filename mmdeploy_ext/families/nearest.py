@@ -47,7 +47,7 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     """
     model = cfg.get('model')
     parts = part_types(model)
-    shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=_depth)]
+    shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
     heads = f'with {", ".join(shown)}' if shown else 'without a head'
     names = [str(model.get('type') or ''), *parts.values()]
     best = max(families, key=lambda family: _likeness(family, names), default=None)
@@ -57,10 +57,6 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
         f'{cfg.filename}: model.type={model.get("type")!r} {heads} {what}; {near}use such a config, or write '
         f'a family for this one (docs/architecture.md); {ADVICE}; known: {known}'
     )
-
-
-def _depth(key: str) -> tuple[int, str]:
-    return key.count('.'), key
 
 
 def _likeness(family: Described, names: Sequence[str]) -> tuple[float, float]:

@@ -90,7 +90,9 @@ class _Facts:
         slim = types.skeleton(model)
         fold_shapes(slim, self.kinds)
         self.constants = {
-            tensor.name: tensor for tensor in slim.graph.initializer if tensor.raw_data or _is_small(tensor)
+            one.name: one
+            for one in slim.graph.initializer
+            if one.raw_data or one.int64_data or one.int32_data or one.float_data
         }
         for node in slim.graph.node:
             for entry in node.attribute:
@@ -104,10 +106,6 @@ class _Facts:
     def number(self, name: str) -> int | None:
         tensor = self.constants.get(name)
         return int(numpy_helper.to_array(tensor).ravel()[0]) if tensor is not None else None
-
-
-def _is_small(tensor: TensorProto) -> bool:
-    return bool(tensor.int64_data or tensor.int32_data or tensor.float_data)
 
 
 def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:

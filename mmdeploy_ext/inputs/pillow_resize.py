@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 PRECISION_BITS = 32 - 8 - 2
 
 
-def _bilinear(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - np.abs(x), 0)
-
-
 def _bicubic(x: np.ndarray) -> np.ndarray:
     """Return Keys' cubic kernel with a = -0.5."""
     x, a = np.abs(x), -0.5
@@ -32,7 +28,7 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
 
 
 FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
-    'bilinear': (_bilinear, 1.0),
+    'bilinear': (lambda x: np.maximum(1 - np.abs(x), 0), 1.0),
     'bicubic': (_bicubic, 2.0),
 }
 """Name -> kernel, and how far it reaches in output pixels."""

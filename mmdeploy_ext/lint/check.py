@@ -13,7 +13,7 @@ from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint.nested import copies, copy_of, leaves, tensors_in
 from mmdeploy_ext.lint.observe import Observer, as_exporting, functions_carry_marks
-from mmdeploy_ext.lint.record import Event, Recorder
+from mmdeploy_ext.lint.record import Recorder
 from mmdeploy_ext.lint.report import Report, make_report
 from mmdeploy_ext.lint.rule import EXPORTERS, check_exporters
 from mmdeploy_ext.lint.state import held_tensors, watch_attributes
@@ -79,7 +79,7 @@ def check(
             trial = try_export(module, example_inputs, exporter, opset, bool(kills))
             trials.append(trial)
             recorder.events.extend(trial.events)
-    events = [event for event in recorder.events if not _about_fixed_sizes(event, fixed)]
+    events = [one for one in recorder.events if one.origins is None or not one.origins <= fixed]
     if fixed != frozenset(recorder.sizes):  # then inputs that give their sizes alone are used
         events = [event for event in events if not event.detail.endswith('for its sizes alone')]
     return make_report(name or type(module).__name__, events, exporters, trials, names)
@@ -144,10 +144,6 @@ def _fixed_sizes(
     if other_inputs is None:
         return frozenset()
     return recorder.fixed_sizes(_observe(module, other_inputs)[0])
-
-
-def _about_fixed_sizes(event: Event, fixed: frozenset[Any]) -> bool:
-    return event.origins is not None and event.origins <= fixed
 
 
 # ---- inputs

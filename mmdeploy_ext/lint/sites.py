@@ -186,8 +186,8 @@ def _use_of(assign: ast.Assign, function: ast.AST | None) -> str:
     ]
     if any(_uses(part, names) for part in ranges):
         return 'counted'
-    guards = [part for step in steps for part in _guard_parts(step)]
-    total, guarded = _uses(ast.Module(steps[0].body if function else [], []), names), _uses_in(guards, names)
+    guarded = sum(_uses(part, names) for step in steps for part in _guard_parts(step))
+    total = _uses(ast.Module(steps[0].body if function else [], []), names)
     return 'guard' if 0 < total == guarded else ''
 
 
@@ -197,10 +197,6 @@ def _uses(node: ast.AST, names: set[str]) -> int:
     return sum(
         isinstance(part, ast.Name) and part.id in names and isinstance(part.ctx, ast.Load) for part in parts
     )
-
-
-def _uses_in(nodes: list[ast.AST], names: set[str]) -> int:
-    return sum(_uses(node, names) for node in nodes)
 
 
 def _guard_parts(step: ast.AST) -> list[ast.AST]:

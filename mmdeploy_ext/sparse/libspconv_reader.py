@@ -152,7 +152,7 @@ class _Reader:
 
     def _sparseconvolution(self, node: onnx.NodeProto) -> dict[str, Any]:
         fields: dict[str, Any] = {name: self._triple(node, name) for name in TRIPLES.split()}
-        fields |= {name: self._flag(node, name) for name in ('subm', 'inverse', 'transposed')}
+        fields |= {name: bool(self._get(node, name, 'INT')) for name in ('subm', 'inverse', 'transposed')}
         fields |= self._precision(node)
         fields.update(self._kernel(node, fields['kernel_size']))
         fields['input_rows'] = self._get(node, 'input_shape', 'INTS', length=2)[0]
@@ -224,9 +224,6 @@ class _Reader:
             if value not in PRECISIONS:
                 raise self.error(node.name, f'has {name}={value!r}, expected fp16 or int8')
         return fields
-
-    def _flag(self, node: onnx.NodeProto, name: str) -> bool:
-        return bool(self._get(node, name, 'INT'))
 
     def _triple(self, node: onnx.NodeProto, name: str) -> tuple[int, ...]:
         return self._get(node, name, 'INTS', length=3)

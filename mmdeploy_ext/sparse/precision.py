@@ -76,7 +76,7 @@ def _chosen(
     chosen = {node.name: default for node in nodes}
     for pattern, value in overrides.items():
         pair = _pair(f'precision of {pattern!r}', value)
-        fitting = [node.name for node in nodes if _fits(node, pattern)]
+        fitting = [node.name for node in nodes if fnmatch.filter((node.name, node.module), pattern)]
         if not fitting:
             shown = ', '.join(f'{node.name} ({node.module})' for node in nodes[:3])
             raise UsageError(
@@ -94,10 +94,6 @@ def _pair(what: str, value: Override) -> tuple[str, str]:
             f'{what} is {value!r}; expected {" or ".join(PRECISIONS)}, or (precision, output precision)'
         )
     return pair
-
-
-def _fits(node: Node, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(node.name, pattern) or fnmatch.fnmatchcase(node.module, pattern)
 
 
 def _with_precision(node: Node, pair: tuple[str, str], known: NodeRange | None) -> Node:

@@ -46,16 +46,13 @@ def panels(results: Mapping[str, Any], device: str) -> dict[str, list[dict[str, 
             for run in entry['runs']
             if not run.get('reason') and (run['device'] == 'cpu') == (device == 'cpu')
         ]
-        bars = [_bar(row) for row in runs[-1]['rows'] if _is_shown(row)] if runs else []
+        rows = runs[-1]['rows'] if runs else ()
+        bars = [_bar(row) for row in rows if row['ratio'] is not None and row['label']]
         if bars:
             threads = runs[-1]['threads']
             where = f'{threads} thread{"s" * (threads > 1)}' if device == 'cpu' else runs[-1]['device']
             found[f'{entry["title"]} ({where})'] = bars
     return found
-
-
-def _is_shown(row: Mapping[str, Any]) -> bool:
-    return row['ratio'] is not None and bool(row['label'])
 
 
 def _bar(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -149,8 +149,8 @@ class NodeRunner:
         arrays = [values[name] for name in names]
         if node.op_type == 'Identity':
             return arrays
-        definition = (_definition(node), _opsets(program.index.model))
-        key = (definition, tuple(map(id, arrays)))
+        opsets = tuple((entry.domain, entry.version) for entry in program.index.model.opset_import)
+        key = (_definition(node), opsets, tuple(map(id, arrays)))
         if key not in self._results:
             self._kept.append(arrays)  # an identity stays one as long as its array lives
             try:
@@ -203,7 +203,3 @@ def _definition(node: onnx.NodeProto) -> bytes:
         plain.input[:] = [str(seen.index(name)) if name else '' for name in node.input]
         plain.output[:] = [str(place) if name else '' for place, name in enumerate(node.output)]
     return plain.SerializeToString(deterministic=True)
-
-
-def _opsets(model: onnx.ModelProto) -> tuple[tuple[str, int], ...]:
-    return tuple((entry.domain, entry.version) for entry in model.opset_import)

@@ -136,7 +136,8 @@ def _split(text: str, separators: tuple[str, ...]) -> list[str]:
 def _parse_side(text: str) -> Side:
     numbers: dict[str, float] = {}
     statements = [_name_numbers(part, numbers) for part in _split(text, (';', '\n')) if part]
-    body = '\n'.join(VARIABLE.sub(_typed_variable, statement) for statement in statements)
+    # attribute variables get a type, which the parser wants and nobody uses
+    body = '\n'.join(VARIABLE.sub(r'\1 : int = @', statement) for statement in statements)
     try:
         function = onnx.parser.parse_function(
             f'<opset_import: ["" : 1], domain: "p"> f () => () {{\n{body}\n}}'
@@ -154,11 +155,6 @@ def _parse_side(text: str) -> Side:
     if twice:
         raise UsageError(f'rule: {text!r} gives {twice} twice; give each result a name of its own')
     return Side(nodes, numbers, text)
-
-
-def _typed_variable(match: re.Match[str]) -> str:
-    """Give an attribute variable the type that the parser wants; it is not used."""
-    return f'{match.group(1)} : int = @'
 
 
 def _name_numbers(statement: str, numbers: dict[str, float]) -> str:

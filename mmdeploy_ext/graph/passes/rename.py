@@ -39,7 +39,8 @@ def rename(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     index = Index(result)
-    new_nodes = {index.find_node(old): new for old, new in _open(nodes, _node_names(index), prefix).items()}
+    known = {node.name for node in index.nodes} | {f'#{at}' for at, _ in enumerate(index.nodes)}
+    new_nodes = {index.find_node(old): new for old, new in _open(nodes, known, prefix).items()}
     new_tensors = _open(tensors, set(index.tensors), prefix)
     for name in new_tensors:
         index.check_tensor(name)
@@ -66,10 +67,6 @@ def _open(wanted: Mapping[str, str] | None, present: set[str], prefix: str) -> d
             raise UsageError(f'new name of {old!r}: is empty')
     done = {old for old, new in wanted.items() if old not in present and {new, prefix + new} & present}
     return {old: new for old, new in wanted.items() if old not in done}
-
-
-def _node_names(index: Index) -> set[str]:
-    return {node.name for node in index.nodes} | {f'#{at}' for at, _ in enumerate(index.nodes)}
 
 
 def _check_new(renamed: Mapping[str, str], present: set[str], what: str) -> None:

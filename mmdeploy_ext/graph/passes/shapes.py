@@ -157,17 +157,13 @@ def _merged(
     if stated is None or len(stated) != len(inferred):
         return [size if isinstance(size, int) else UNKNOWN for size in inferred]
     return [
-        new if isinstance(new, int) or _is_name(new) else _kept(old, axes)
+        _kept(old, axes) if new == UNKNOWN else new
         for old, new in zip(stated, inferred, strict=True)
     ]
 
 
 def _kept(size: int | str, axes: Mapping[str, int | str]) -> int | str:
     return UNKNOWN if isinstance(size, int) else axes.get(size, size)
-
-
-def _is_name(size: int | str) -> bool:
-    return isinstance(size, str) and size != UNKNOWN
 
 
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:

@@ -209,14 +209,11 @@ def _learnt(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[st
             value = row.reference.value
             if mate in clean.good:
                 value = clean.good[mate]
-            found[name] = dataclasses.replace(row.reference, value=value, how=_learnt_how(row.reference.how))
+            how = {'value': 'values'}.get(row.reference.how, row.reference.how)
+            found[name] = dataclasses.replace(row.reference, value=value, how=how)
         elif mate not in wrong and isinstance(clean.good.get(mate), np.ndarray):
             found[name] = Reference(clean.good[mate], '', '', 'export')
     return found
-
-
-def _learnt_how(how: str) -> str:
-    return 'values' if how == 'value' else how
 
 
 def _module_finder(pairing: Pairing, program: Program) -> Callable[[int], str]:

@@ -142,10 +142,6 @@ class Recorder(TorchDispatchMode):
         return self._keep(tensor, 'view')
 
 
-def _addmm(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **_: Any) -> list[torch.Tensor]:
-    return [left @ right]
-
-
 def _group_norm(
     x: torch.Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float
 ) -> list[torch.Tensor]:
@@ -159,7 +155,7 @@ def _layer_norm(x: torch.Tensor, shape: Any, weight: Any, bias: Any, eps: float)
 
 
 PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
-    'addmm': _addmm,
+    'addmm': lambda bias, left, right, **_: [left @ right],
     'native_group_norm': _group_norm,
     'native_layer_norm': _layer_norm,
 }

@@ -72,7 +72,7 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
     sets = [VoxelSet('traced input', np.zeros((1, channels), np.float32), np.zeros((1, 4), np.int32), True)]
     for key, axes in places.items():
         features = rng.standard_normal((len(axes), channels)).astype(np.float32)
-        sets.append(VoxelSet(names[key], features, _with_sample(axes)))
+        sets.append(VoxelSet(names[key], features, np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)))
     return sets
 
 
@@ -184,7 +184,3 @@ def _full_block(shape: np.ndarray) -> np.ndarray:
     lower = np.maximum(shape - 6, 0)
     axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)
-
-
-def _with_sample(axes: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros((len(axes), 1), np.int32), axes.astype(np.int32)], axis=1)

@@ -132,7 +132,7 @@ def _differing(left: Any, right: Any, where: str) -> Iterator[str]:
                 yield f'{where}.{key}: {"missing" if key not in left else "not expected"}'
             else:
                 yield from _differing(left[key], right[key], f'{where}.{key}')
-    elif _are_lists(left, right):
+    elif isinstance(left, list) and isinstance(right, list):
         if len(left) != len(right):
             yield f'{where}: {len(left)} entries, expected {len(right)}'
         for index, (one, other) in enumerate(zip(left, right, strict=False)):
@@ -140,10 +140,6 @@ def _differing(left: Any, right: Any, where: str) -> Iterator[str]:
             yield from _differing(one, other, f'{where}[{name}]')
     elif left != right and not _both_nan(left, right):
         yield f'{where}: {left!r}, expected {right!r}'
-
-
-def _are_lists(left: Any, right: Any) -> bool:
-    return isinstance(left, list) and isinstance(right, list)
 
 
 def _both_nan(left: Any, right: Any) -> bool:

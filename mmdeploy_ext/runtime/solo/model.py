@@ -202,15 +202,12 @@ def batched(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict
         }
         return dict(stacked, seg_pred=outputs['seg_pred'])
     else:
-        kernels = [_channels_last(outputs[f'kernel_pred_{level}']) for level in levels]
-        result = dict(kernel_pred=np.concatenate(kernels, axis=1), seg_pred=outputs['seg_pred'])
+        kernels = [outputs[f'kernel_pred_{level}'] for level in levels]
+        rows = [level.reshape(*level.shape[:2], -1).transpose(0, 2, 1) for level in kernels]
+        result = dict(kernel_pred=np.concatenate(rows, axis=1), seg_pred=outputs['seg_pred'])
     scores = [outputs[f'cate_pred_{level}'] for level in levels]
     flat = [level.reshape(len(level), -1, level.shape[-1]) for level in scores]
     return dict(result, cate_pred=np.concatenate(flat, axis=1))
-
-
-def _channels_last(level: np.ndarray) -> np.ndarray:
-    return level.reshape(*level.shape[:2], -1).transpose(0, 2, 1)
 
 
 def detections(

@@ -37,11 +37,6 @@ def without_gradients(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def frames_first(samples: list) -> list[tuple]:
-    """Return a list [B][T] as [T][B]."""
-    return list(zip(*samples, strict=True))
-
-
 class Petr3DTraining:
     """What training adds to the detector; `Petr3D` inherits it beside mmdet3d's detector class.
 
@@ -101,7 +96,8 @@ class Petr3DTraining:
             `frame_{i}_{name}` of every frame i with losses; names as in `losses.head_losses` and
             `FocalHead.loss`.
         """
-        annotations = {key: frames_first(data.pop(key)) for key in PER_FRAME if data.get(key) is not None}
+        given = [key for key in PER_FRAME if data.get(key) is not None]
+        annotations = {key: list(zip(*data.pop(key), strict=True)) for key in given}  # [B][T] to [T][B]
         tensors = {key: value for key, value in data.items() if isinstance(value, torch.Tensor)}
         tensors['img_feats'] = self.extract_frames(tensors.pop('img'))
         return self.obtain_history_memory(annotations, tensors)

@@ -53,16 +53,6 @@ def raw_names(head: nn.Module) -> tuple[str, ...]:
     return RAW_NAMES[kind(head)]
 
 
-def feature_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of what `SOLOHead`'s network hands to its post-processing."""
-    return ('cate_pred', *(f'mask_feat_{level}' for level in range(head.num_levels)))
-
-
-def full_names(options: Options) -> tuple[str, ...]:
-    """Return the names of the `full` outputs."""
-    return ('masks', 'scores', 'labels', *(['candidates'] if options.max_candidates else []))
-
-
 def fork_is_flat(head: nn.Module) -> bool:
     """Return whether the fork flattens this head: its `SOLOv2Head`, not its `SOLOv2LightHead`."""
     return kind(head) == 'SOLOV2Head' and bool(head.dcn_apply_to_all_conv)
@@ -221,7 +211,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         names = fork_names(head, options.batch)
         return [Stage('network', ForkNetwork(levels, fork_is_flat(head)), ('input',), names)]
     if options.form == 'full' and isinstance(levels, SoloLevels):
-        parts = feature_names(head)
+        parts = ('cate_pred', *(f'mask_feat_{level}' for level in range(head.num_levels)))
         chain = [Stage('network', SoloFeatures(levels), ('input',), parts)]
     else:
         parts = raw_names(head)
@@ -229,5 +219,6 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     if options.form == 'full':
         module = POSTPROCESS[kind(head)](levels.head, options.max_candidates)
         inputs = ('img_shape', 'ori_shape', *parts)
-        chain.append(Stage('postprocess', module, inputs, full_names(options), 'torchscript'))
+        names = ('masks', 'scores', 'labels', *(['candidates'] if options.max_candidates else []))
+        chain.append(Stage('postprocess', module, inputs, names, 'torchscript'))
     return chain
