@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.inputs.pictures import normalise
 from mmdeploy_ext.inputs.pillow_resize import resize_pillow
 
@@ -39,7 +40,7 @@ class Calibration(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiViewRule:
+class MultiViewRule(Plain):
     """How the images of one moment become the network input.
 
     Attributes:
@@ -72,14 +73,12 @@ class MultiViewRule:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; `kind` tells this rule from that of single images."""
-        return dict(kind=KIND, **dataclasses.asdict(self))
+        return dict(kind=KIND, **super().to_json())
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MultiViewRule:
         """Rebuild a rule from `to_json`."""
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-        values.pop('kind', None)
-        return cls(**values)
+        return super().from_json({key: value for key, value in content.items() if key != 'kind'})
 
     @property
     def input_size(self) -> tuple[int, int]:

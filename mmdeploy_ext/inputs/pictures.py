@@ -9,17 +9,18 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.core.files import will_read
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.inputs.pillow_resize import resize_pillow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
@@ -42,7 +43,7 @@ class PreparedImage:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreprocessRule:
+class PreprocessRule(Plain):
     """How an image becomes the network input.
 
     Attributes:
@@ -68,16 +69,6 @@ class PreprocessRule:
     pad_val: tuple[float, ...] = (0.0, 0.0, 0.0)
     pad_size: tuple[int, int] | None = None
     resize: str = 'cv2'
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> PreprocessRule:
-        """Rebuild a rule from `to_json`."""
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-        return cls(**values)
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) after the resize of an image of `height` x `width`."""

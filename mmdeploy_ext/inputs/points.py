@@ -10,21 +10,22 @@ Glossary: P points of D values, N voxels, C features per voxel.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, PointsError
+from mmdeploy_ext.core.plain import Plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
 MODES = ('hard', 'dynamic')
 ORDERS = ('xyz', 'zyx')
 
 
 @dataclasses.dataclass(frozen=True)
-class VoxelRule:
+class VoxelRule(Plain):
     """How points become voxels.
 
     Attributes:
@@ -70,16 +71,6 @@ class VoxelRule:
         """Cells per axis in x, y, z order."""
         low, high = np.array(self.point_cloud_range, np.float32).reshape(2, 3)
         return tuple(int(cells) for cells in np.rint((high - low) / np.array(self.voxel_size, np.float32)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the rule as plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> VoxelRule:
-        """Rebuild from `to_json`."""
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-        return cls(**values)
 
 
 def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ExportError, InferenceError
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.difference import Difference
@@ -72,7 +73,7 @@ class LayerHarm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exclusion:
+class Exclusion(Plain):
     """Layers that stay float because they harm.
 
     Attributes:
@@ -84,10 +85,6 @@ class Exclusion:
     kept: tuple[str, ...]
     errors: tuple[float, ...]
     reached: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return dataclasses.asdict(self)
 
 
 class Probe:

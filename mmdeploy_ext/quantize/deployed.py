@@ -87,9 +87,7 @@ def sweeps_of(
     return Sweeps(source, voxels, rule, root or None, limit, order)
 
 
-def calibrate(
-    deployment: Deployment, source: str | Path, how: Calibration, progress: bool = True
-) -> Ranges:
+def calibrate(deployment: Deployment, source: str | Path, how: Calibration, progress: bool = True) -> Ranges:
     """Measure ranges on a folder or infos file.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.sparse import ir
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Table(Plain):
     """One neighbour table; convolutions with the same sites and geometry share it.
 
     Attributes:
@@ -39,7 +40,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scatter:
+class Scatter(Plain):
     """One dense tensor made of sites.
 
     Attributes:
@@ -54,7 +55,7 @@ class Scatter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Plain):
     """What `rulebook.build` has to find for a graph.
 
     Attributes:
@@ -71,28 +72,14 @@ class Plan:
     level_of: dict[str, int]
     table_of: dict[str, str]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data, for a file's metadata."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
         """Rebuild from `to_json`; also after a round through JSON text."""
-        tables = [Table(**{key: _plain(value) for key, value in item.items()}) for item in content['tables']]
-        scatters = [
-            Scatter(**{key: _plain(value) for key, value in item.items()}) for item in content['scatters']
-        ]
-        return cls(
-            spatial_shape=tuple(content['spatial_shape']),
-            tables=tuple(tables),
-            scatters=tuple(scatters),
-            level_of=dict(content['level_of']),
-            table_of=dict(content['table_of']),
+        parts = dict(
+            tables=tuple(map(Table.from_json, content['tables'])),
+            scatters=tuple(map(Scatter.from_json, content['scatters'])),
         )
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        return super().from_json({**content, **parts})
 
 
 def plan_of(graph: SparseGraph) -> Plan:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
 from mmdeploy_ext.exporting.ops.nms import BatchedNms, class_offsets
 
@@ -24,7 +25,7 @@ NO_CANDIDATE = -1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class NmsConfig:
+class NmsConfig(Plain):
     """What `test_cfg` decides about dense post-processing.
 
     Attributes:
@@ -40,10 +41,6 @@ class NmsConfig:
     iou_threshold: float
     max_per_img: int
     class_agnostic: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types (what the metadata keeps)."""
-        return dataclasses.asdict(self)
 
 
 def nms_config(test_cfg: Mapping[str, Any]) -> NmsConfig:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.exporting.postprocess.bbox2d import capped, limit, number
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 
@@ -37,7 +38,7 @@ LIMITS = ('nms_pre', 'max_per_img')
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskConfig:
+class MaskConfig(Plain):
     """What `test_cfg` decides about instance masks.
 
     Attributes:
@@ -57,10 +58,6 @@ class MaskConfig:
     max_per_img: int
     kernel: str
     sigma: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types (what the metadata keeps)."""
-        return dataclasses.asdict(self)
 
 
 def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:

@@ -156,10 +156,7 @@ def _merged(
         return None if stated is None else [_kept(size, axes) for size in stated]
     if stated is None or len(stated) != len(inferred):
         return [size if isinstance(size, int) else UNKNOWN for size in inferred]
-    return [
-        _kept(old, axes) if new == UNKNOWN else new
-        for old, new in zip(stated, inferred, strict=True)
-    ]
+    return [_kept(old, axes) if new == UNKNOWN else new for old, new in zip(stated, inferred, strict=True)]
 
 
 def _kept(size: int | str, axes: Mapping[str, int | str]) -> int | str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.streampetr.boxes import sigmoid
@@ -24,7 +25,7 @@ VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
 
 
 @dataclasses.dataclass(frozen=True)
-class BoxRule:
+class BoxRule(Plain):
     """What turns the head's outputs into boxes.
 
     Attributes:
@@ -71,13 +72,6 @@ class BoxRule:
             f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types (what the metadata keeps)."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
-
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> BoxRule:
         """Rebuild from `to_json`.
@@ -92,12 +86,7 @@ class BoxRule:
                 f'{path}: its post-processing has no {", ".join(missing)}; export it again with '
                 f'tools/deployment/pytorch2onnx.py'
             )
-        return cls(
-            **{
-                name: tuple(content[name]) if isinstance(content[name], list) else content[name]
-                for name in names
-            }
-        )
+        return super().from_json({name: content[name] for name in names})
 
 
 def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:

@@ -1,0 +1,23 @@
+"""Dataclasses of numbers, texts and tuples of them: to plain JSON types and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+
+class Plain:
+    """What such a dataclass inherits."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types, as the metadata of files keep them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Return what `to_json` was of, also after a round through JSON text."""
+        return cls(**{key: tuple(one) if isinstance(one, list) else one for key, one in content.items()})
