@@ -1,4 +1,4 @@
-"""`pytorch2onnx.py`: export a detector, and prove it with `--verify`; `export_scn.py` is a subclass."""
+"""`pytorch2onnx.py`: export a detector, and prove it with `--verify`. `export_scn.py` derives from it."""
 
 from __future__ import annotations
 

@@ -155,10 +155,10 @@ def prove_files(
 
 
 def _read(family: Family, path: str) -> tuple[list[str], dict[str, Any], Metadata | None]:
-    """Return files, the options that they say and their metadata, which those of backbones have not whole.
+    """Return the files, their options, and their metadata: None for backbones, which keep less of it.
 
     Raises:
-        ModelFileError: damaged ones, before the weights load.
+        ModelFileError: damaged; better now than after the weights have loaded.
     """
     from mmdeploy_ext.deploy.files import read_files
     from mmdeploy_ext.families.base import BACKBONE

@@ -153,8 +153,8 @@ class _Output:
 
     A broken pipe's error does not say whose it was: that of a worker is an error, stdout's own is none.
     What is written after it goes nowhere, so that no console, no child process and no exit meets it again.
-    Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep it: it is then
-    the stream of their time.
+    Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep it; after the
+    run they write to the sys.stdout or sys.stderr of that moment.
 
     Attributes:
         own: the stream, None after the run.

@@ -11,6 +11,7 @@ from onnx import helper
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import Runner
 
@@ -27,7 +28,10 @@ def spec_of(model: onnx.ModelProto, rtol: float = DEFAULT_RTOL) -> GraphSpec:
     index = Index(model)
     groups = (ColumnGroup(rtol=rtol),)
     sides = [
-        tuple(TensorSpec(value.name, _dtype(value), _axes(value), groups=groups) for value in values)
+        tuple(
+            TensorSpec(value.name, _dtype(value), tuple(types.shape(value.type) or ()), groups=groups)
+            for value in values
+        )
         for values in (
             (value for value in model.graph.input if value.name in index.inputs),
             model.graph.output,
@@ -39,11 +43,6 @@ def spec_of(model: onnx.ModelProto, rtol: float = DEFAULT_RTOL) -> GraphSpec:
 def _dtype(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type.elem_type
     return np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name if kind else 'float32'
-
-
-def _axes(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    sizes = value.type.tensor_type.shape.dim
-    return tuple(size.dim_value if size.HasField('dim_value') else size.dim_param or '?' for size in sizes)
 
 
 def compare_models(

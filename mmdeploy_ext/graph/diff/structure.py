@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, operator
 from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of
 
@@ -192,10 +193,7 @@ def _domains(model: onnx.ModelProto) -> set[str]:
 def _values(values: Sequence[onnx.ValueInfoProto], optional: set[str]) -> dict[str, str]:
     texts = {}
     for value in values:
-        axes = [
-            str(dim.dim_value if dim.HasField('dim_value') else dim.dim_param or '?')
-            for dim in value.type.tensor_type.shape.dim
-        ]
+        default = ' with a default' if value.name in optional else ''
         name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-        texts[value.name] = f'{name} {"x".join(axes)}' + (' with a default' if value.name in optional else '')
+        texts[value.name] = f'{name} {types.sizes(value.type)}{default}'
     return texts
