@@ -3,30 +3,103 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docs._pages.export_pitfalls_en import COMMAND, ENGLISH
-from docs._pages.export_pitfalls_zh import CHINESE
+import yaml
+
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.lint.rule import EXPORTERS, RIGHT
+from mmdeploy_ext.lint.rule import EXPORTERS, OUTCOMES, RIGHT
 from mmdeploy_ext.lint.rules import RULES, THEMES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from docs._pages.export_pitfalls_en import PageWords
     from mmdeploy_ext.lint.rule import Rule
 
+@dataclasses.dataclass(frozen=True)
+class RuleWords:
+    """A rule in another language.
+
+    Attributes:
+        title: what is done, in a few words.
+        why: what goes wrong.
+        fix: what to write instead.
+    """
+
+    title: str
+    why: str
+    fix: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PageWords:
+    """The words of one language, by default of English.
+
+    Attributes:
+        page: the file, below `docs/`.
+        legend: heading of the table of outcomes.
+        legend_columns: its columns.
+        overview: heading of the table of rules.
+        overview_columns: its first two columns.
+        outcomes: outcome -> how it is called here and what it means.
+        about_sizes: added to a rule that matters for dynamic axes only.
+        fix: in front of what to write instead.
+        instead: in front of the second module.
+        same_module: in front of the second outcome where the module is the same one in evaluation mode.
+        right: the second module is right with both exporters.
+        brackets: how an addition is put in brackets; `{}` stands for it.
+        colon: between two parts.
+        semicolon: between two outcomes.
+        comma: between two outcomes in brackets.
+        stop: at the end of a title.
+        themes: heading in English -> here; empty where the page is English.
+        rules: id -> texts; empty where the page is English.
+    """
+
+    page: str = 'export-pitfalls.md'
+    legend: str = 'What the outcomes mean'
+    legend_columns: tuple[str, str] = ('outcome', 'meaning')
+    overview: str = 'Overview'
+    overview_columns: tuple[str, str] = ('rule', 'what')
+    outcomes: Mapping[str, tuple[str, str]] = dataclasses.field(
+        default_factory=lambda: {outcome: (outcome, meaning) for outcome, meaning in OUTCOMES.items()}
+    )
+    about_sizes: str = ' It matters for axes that stay dynamic.'
+    fix: str = '**Fix.** '
+    instead: str = 'Instead'
+    same_module: str = 'The same module in evaluation mode'
+    right: str = 'right with both exporters'
+    brackets: str = ' ({})'
+    colon: str = ': '
+    semicolon: str = '; '
+    comma: str = ', '
+    stop: str = '.'
+    themes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rules: Mapping[str, RuleWords] = dataclasses.field(default_factory=dict)
+
+
+def translated(file: Path) -> PageWords:
+    """Read the words of another language."""
+    words = yaml.safe_load(file.read_text(encoding='utf-8'))
+    return PageWords(**words | {'rules': {name: RuleWords(**rule) for name, rule in words['rules'].items()}})
+
+
+COMMAND = 'python -m docs._pages.export_pitfalls'
 DOCS = Path(__file__).resolve().parents[1]
-LANGUAGES = (ENGLISH, CHINESE)
+CHINESE = translated(DOCS / '_pages/export_pitfalls_zh.yaml')
+LANGUAGES = (PageWords(), CHINESE)
+MARK = '<!-- rules -->\n'
+"""What is above it in a page is written by hand."""
 
 
-def page(words: PageWords = ENGLISH) -> str:
+def page(words: PageWords) -> str:
     """Return the page in one language."""
-    parts = [words.introduction, _legend(words), _overview(words)]
+    by_hand = (DOCS / words.page).read_text(encoding='utf-8').partition(MARK)[0]
+    parts = [by_hand + MARK + _legend(words), _overview(words)]
     for heading, rules in THEMES.items():
         parts.append(f'## {words.themes.get(heading, heading)}\n')
         parts += [_section(rule, words) for rule in rules]

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from docs._pages.export_pitfalls import DOCS, LANGUAGES, main, page
-from docs._pages.export_pitfalls_zh import CHINESE
+from docs._pages.export_pitfalls import CHINESE, DOCS, LANGUAGES, main, page
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import RULES, check
 from mmdeploy_ext.lint.report import print_report, summary
