@@ -77,7 +77,8 @@ class Export:
         claims: about the files, see `ladder.prove`.
         args: of the command line.
         engine: options of `build_backend`.
-        cfg: the config.
+        cfg_options: overrides of the config.
+        cfg: the config, with them.
         family: that claims it.
         options: of the export.
     """
@@ -86,6 +87,7 @@ class Export:
     given_by: ClassVar[str] = '--test-img'
     weight_layout = 'auto'
     engine: dict[str, Any]
+    cfg_options: dict[str, Any]
     cfg: Any
     family: Family
     options: Options
