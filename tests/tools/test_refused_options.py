@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmdeploy_ext.apps import benchmark_app, export_app, test_app
+from mmdeploy_ext.apps import benchmark_app, export_app, test_app, verify_app
 from mmdeploy_ext.apps.lint_app import main as lint
 from mmdeploy_ext.apps.options import refuse_given
 from mmdeploy_ext.core.errors import UsageError
@@ -139,3 +139,9 @@ def test_a_switch_and_an_alias_are_named_as_they_are_typed():
     args = parser.parse_args(['c.py', 'c.pth', '--fuse'])
     with pytest.raises(UsageError, match=r'^--fuse: why$'):
         refuse_given(args, parser, ['fuse'], 'why')
+
+
+def test_a_proof_refuses_a_form_that_no_export_has(capsys):
+    with pytest.raises(SystemExit) as refused:
+        verify_app.main(lambda: None, ['c.py', 'c.pth', 'm.onnx', '--postprocess', 'half'])
+    assert refused.value.code == 2 and "invalid choice: 'half'" in capsys.readouterr().err

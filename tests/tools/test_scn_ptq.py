@@ -1,5 +1,6 @@
 """scn_ptq.py: calibration, reuse of edited ranges, fidelity, and what is refused with one line."""
 
+import argparse
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import toy_scn_family
+from mmdeploy_ext.apps import ranges as shared
 from mmdeploy_ext.apps.scn_ptq_app import main
 from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -75,6 +77,12 @@ def test_edited_ranges_are_used_and_the_damage_is_found(model, sweeps, ranges, t
     out = capsys.readouterr().out
     assert next(line for line in out.splitlines() if 'conv' in line).split()[0] == 'conv5'
     assert 'Keep in fp16, cosine after each: conv5' in out
+
+
+def test_given_ranges_are_rounded_too(ranges):
+    args = argparse.Namespace(calibrate=None, ranges=str(ranges), batches=0, fp16_ranges=True)
+    shared.check(args)
+    assert shared.find(args, None, '') == Ranges.load(ranges).half() != Ranges.load(ranges)
 
 
 def test_layers_can_stay_fp16(model, sweeps, ranges, tmp_path):
