@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import check_writable, watched_run
+from mmdeploy_ext.core.outputs import outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,7 +90,7 @@ def run(
         The exit status: what `body` returns, or the error's own exit code. `CLOSED_PIPE` where nobody
         reads stdout; the body ends all the same, so that its files are written.
     """
-    with _outputs() as (out, _):
+    with outputs() as (out, _):
         try:
             status, failed = _run(body, parser, argv)
         except SystemExit as leaving:  # --help, or a wrong option
@@ -146,70 +146,6 @@ def _not_installed(error: ModuleNotFoundError) -> str:
         f'{name} is not installed for {sys.executable}; activate the environment that `make env` makes '
         f'(source .venv/bin/activate), or install it there'
     )
-
-
-class _Output:
-    """A stream that is written to without an error when nobody reads it any more.
-
-    A broken pipe's error does not say whose it was: that of a worker is an error, stdout's own is none.
-    What is written after it goes nowhere, so that no console, no child process and no exit meets it again.
-    Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep it; after the
-    run they write to the sys.stdout or sys.stderr of that moment.
-
-    Attributes:
-        own: the stream, None after the run.
-        unread: whether a write found that nobody reads.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name, self.own, self.unread = name, getattr(sys, name), False
-
-    @property
-    def _stream(self) -> TextIO:
-        return self.own or getattr(sys, self._name)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Write; returns how many characters."""
-        with self._noticing():
-            self._stream.write(text)
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        """Write several texts."""
-        self.write(''.join(lines))
-
-    def flush(self) -> None:
-        """Write what is kept back."""
-        with self._noticing():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _noticing(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:
-            self.unread = True
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
-
-
-@contextlib.contextmanager
-def _outputs() -> Iterator[tuple[_Output, _Output]]:
-    """Let stdout and stderr notice that nobody reads them."""
-    before = sys.stdout, sys.stderr
-    made = sys.stdout, sys.stderr = _Output('stdout'), _Output('stderr')
-    try:
-        yield made
-    finally:
-        for output in made:
-            output.flush()
-        sys.stdout, sys.stderr = before
-        for output in made:
-            output.own = None
 
 
 def stdout() -> Console:
