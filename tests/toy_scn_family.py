@@ -63,9 +63,6 @@ class ToyScnFamily(SparseFamily):
         with torch.no_grad(), compat.single_thread():
             return model(torch.from_numpy(features), torch.from_numpy(coordinates), 1).numpy()
 
-    def precision_overrides(self):
-        return {}
-
 
 def register():
     if 'toy_scn' not in FAMILIES:
