@@ -73,7 +73,7 @@ echo "[env]     compiling (2 to 5 minutes on 2 cores; log: $$log)"
 header="$(1)/src/torch.h"; export CFLAGS="-O2 -g0 -include $$header"
 [ -f "$$header.gch" ] || {
     echo '#include <torch/extension.h>' >"$$header"
-    c++ -x c++-header $$($(VENV)/bin/python -c "$$HEADER_OPTIONS") $$CFLAGS "$$header" -o "$$header.part" >"$$log" 2>&1
+    $${CXX:-c++} -x c++-header $$($(VENV)/bin/python -c "$$HEADER_OPTIONS") $$CFLAGS "$$header" -o "$$header.part" >"$$log" 2>&1
     mv "$$header.part" "$$header.gch"
 }
 (cd "$$src" && PATH="$(abspath $(VENV))/bin:$$PATH" MMCV_WITH_OPS=1 MAX_JOBS=$${MAX_JOBS:-$$(nproc)} FORCE_CUDA=$(MMCV_CUDA) \

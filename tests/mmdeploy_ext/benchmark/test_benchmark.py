@@ -381,7 +381,7 @@ def test_the_chart_takes_one_bar_and_no_ratio(tmp_path):
 
 def test_two_processes_share_the_rounds_and_the_first_one_reports(toy, tmp_path):
     result = tool(
-        '-m', 'torch.distributed.launch', '--use_env', '--nproc_per_node=2', '--master_port=29617',
+        '-m', 'torch.distributed.launch', '--use_env', '--nproc_per_node=2', '--standalone',
         'tools/analysis_tools/benchmark.py', CONFIG, str(toy / 'toy.pth'), '--launcher', 'pytorch',
         '--max-iter', '4', '--warmup', '0', '--no-memory', '--images', str(toy / 'images'), *SHAPE, '--json',
         str(tmp_path / 'b.json'),

@@ -1,50 +1,28 @@
 """Processes of a run leave together, whichever of them fails: real ones, started by hand without torchrun."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mmdeploy_ext.core import distributed
 from mmdeploy_ext.core.errors import UsageError
+from rank_processes import run_ranks
 
 WORKER = Path(__file__).with_name('ranks_worker.py')
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
+@pytest.fixture
+def start(tmp_path):
+    """Return a function from a scenario to (exit status, stdout, last line of stderr) of each process."""
+
+    def run(scenario, ranks=2):
+        ended = run_ranks(tmp_path, [[WORKER, scenario]] * ranks, size=2)
+        return [(code, out, (error.strip().splitlines() or [''])[-1]) for code, out, error in ended]
+
+    return run
 
 
-def start(scenario, ranks=(0, 1), size=2):
-    """Run processes as two terminals would; returns (exit status, stdout, last line of stderr) of each."""
-    place = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), WORLD_SIZE=str(size), OMP_NUM_THREADS='1')
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), scenario],
-            env=dict(os.environ, **place, RANK=str(rank), CUDA_VISIBLE_DEVICES=''),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ranks
-    ]
-    try:
-        ended = [process.communicate(timeout=120) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [
-        (process.returncode, out, (error.strip().splitlines() or [''])[-1])
-        for process, (out, error) in zip(started, ended, strict=True)
-    ]
-
-
-def test_values_come_to_all_and_to_the_first():
+def test_values_come_to_all_and_to_the_first(start):
     (first, out, _), (second, other, _) = start('all is well')
     assert (first, second) == (0, 0)
     assert out.strip() == "['from 0', 'from 1'] [0, 1]"
@@ -59,27 +37,29 @@ def test_values_come_to_all_and_to_the_first():
         ('rank 1 fails at the end', 1, 1, 'the last sample'),
     ],
 )
-def test_all_leave_with_the_status_and_the_message_of_the_one_that_failed(scenario, failing, status, message):
+def test_all_leave_with_the_status_and_the_message_of_the_one_that_failed(
+    start, scenario, failing, status, message
+):
     ended = start(scenario)
     assert [code for code, _, _ in ended] == [status, status]
     assert ended[failing][2] == f'error: {message}'
     assert ended[1 - failing][2] == f'error: process {failing} of 2 failed: {message}'
 
 
-def test_an_error_that_nobody_foresaw_is_told_too():
+def test_an_error_that_nobody_foresaw_is_told_too(start):
     (first, _, own), (second, _, told) = start('rank 0 has a bug')
     assert first == 1 and own.endswith("KeyError: 'nothing'")
     assert (second, told) == (1, "error: process 0 of 2 failed: KeyError: 'nothing'")
 
 
-def test_a_process_that_is_killed_is_noticed():
+def test_a_process_that_is_killed_is_noticed(start):
     (first, _, _), (second, _, told) = start('rank 0 is killed')
     assert (first, second) == (7, 1)
     assert told.startswith('error: another of the 2 processes ended without a word')
 
 
-def test_processes_that_do_not_come_are_not_waited_for_without_end():
-    ((status, _, told),) = start('nobody comes', ranks=(0,))
+def test_processes_that_do_not_come_are_not_waited_for_without_end(start):
+    ((status, _, told),) = start('nobody comes', ranks=1)
     assert status == 1
     assert told.startswith('error: --launcher pytorch: the processes did not find each other at 127.0.0.1:')
 
