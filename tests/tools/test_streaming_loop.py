@@ -1,11 +1,8 @@
 """The test loop with a memory: whole scenes, both engines, real processes, on a small generated set."""
 
 import json
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ import pytest
 from mmdeploy_ext.apps import dump_app, test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
+from rank_processes import run_ranks
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
@@ -165,14 +163,11 @@ def test_the_fork_contract_gives_the_same_metrics(work_dir, data):
 def test_two_processes_give_the_metrics_of_one(onnx_run, data, tmp_path):
     """Scenes stay whole: a memory that runs on from another rank's frame would change them."""
     work_dir = shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')
-    environment = dict(os.environ, PYTHON=sys.executable, OMP_WAIT_POLICY='PASSIVE')
-    command = [str(REPO / 'tools/dist_test_onnx.sh'), ONNX, CHECKPOINT, '2', '--eval=bbox']
-    command += ['--out', str(work_dir / 'two.pkl'), '--tmpdir', str(tmp_path / 'parts')]
-    command += ['--work-dir', str(work_dir), '--cfg-options', *data]
-    done = subprocess.run(
-        command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ['tools/test.py', ONNX, CHECKPOINT, '--launcher', 'pytorch', '--eval=bbox']
+    command += ['--out', work_dir / 'two.pkl', '--tmpdir', tmp_path / 'parts']
+    command += ['--work-dir', work_dir, '--cfg-options', *data]
+    ended = run_ranks(tmp_path, [command, command], timeout=250)
+    assert [code for code, _, _ in ended] == [0, 0], ended
     assert metrics(work_dir, 'onnx') == metrics(onnx_run, 'onnx')
     assert not (tmp_path / 'parts').exists()
     one, two = (pickle.loads((work_dir / name).read_bytes()) for name in ('onnx.pkl', 'two.pkl'))

@@ -4,8 +4,6 @@ import functools
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -21,6 +19,7 @@ from mmdeploy_ext.benchmark.plan import doubts
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+from rank_processes import run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG = 'configs/demo/atss_toy.py'
@@ -38,12 +37,6 @@ def contender(name, seconds=1.0, engine='onnxruntime', form='full', log=None, ne
         return Run(seconds, network, 3)
 
     return Contender(name, engine, form, run)
-
-
-def tool(*arguments, cwd=REPOSITORY):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, text=True, capture_output=True, check=False, timeout=200
-    )
 
 
 # ---------------------------------------------------------------- turns and figures
@@ -380,16 +373,16 @@ def test_the_chart_takes_one_bar_and_no_ratio(tmp_path):
 
 
 def test_two_processes_share_the_rounds_and_the_first_one_reports(toy, tmp_path):
-    result = tool(
-        '-m', 'torch.distributed.launch', '--use_env', '--nproc_per_node=2', '--standalone',
-        'tools/analysis_tools/benchmark.py', CONFIG, str(toy / 'toy.pth'), '--launcher', 'pytorch',
-        '--max-iter', '4', '--warmup', '0', '--no-memory', '--images', str(toy / 'images'), *SHAPE, '--json',
-        str(tmp_path / 'b.json'),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
+    words = [
+        'tools/analysis_tools/benchmark.py', CONFIG, toy / 'toy.pth', '--launcher', 'pytorch',
+        '--max-iter', 4, '--warmup', 0, '--no-memory', '--images', toy / 'images', *SHAPE,
+        '--json', tmp_path / 'b.json',
+    ]  # fmt: skip
+    ended = run_ranks(tmp_path, [words, words])
+    assert [code for code, _, _ in ended] == [0, 0], ended
     found = json.loads((tmp_path / 'b.json').read_text())
     assert (found['processes'], found['rounds']) == (2, 4)
-    assert result.stdout.count('vs PyTorch') == 1
+    assert [out.count('vs PyTorch') for _, out, _ in ended] == [1, 0]
 
 
 def dies(_):

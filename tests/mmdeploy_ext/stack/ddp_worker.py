@@ -1,6 +1,6 @@
 """One of two gloo processes of test_compat: mmdet's own distributed test loop, then its own training loop.
 
-usage: torchrun --nproc_per_node=2 ddp_worker.py OUT_DIR
+usage: RANK=... ddp_worker.py OUT_DIR
 """
 
 import os
@@ -66,6 +66,7 @@ class Model(torch.nn.Module):
 
 def main(out_dir: Path):
     os.chdir(out_dir)
+    os.environ['LOCAL_RANK'] = os.environ['RANK']  # as torchrun does on one machine
     init_dist('pytorch')
     rank, world_size = get_dist_info()
     loader = build_dataloader(Images(), samples_per_gpu=1, workers_per_gpu=0, dist=True, shuffle=False)

@@ -11,6 +11,7 @@ import pytest
 
 from mmdeploy_ext.stack import compat, patches_mmcv, patches_spconv
 from mmdeploy_ext.stack.import_hook import PATCHES, Patches, patched
+from rank_processes import run_ranks
 
 torch = pytest.importorskip('torch')
 mmcv = pytest.importorskip('mmcv')
@@ -21,9 +22,9 @@ BARE = 'import sys; sys.modules["torchvision._meta_registrations"] = type(sys)("
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason='this patch is for machines without a GPU')
 
 
-def python(code, *, launcher=(), check=True, timeout=120):
+def python(code, *, check=True, timeout=120):
     """Runs code in a fresh interpreter of the repository; returns its output, both streams."""
-    done = subprocess.run([sys.executable, *launcher, *(('-c', code) if code else ())], cwd=REPO, text=True,
+    done = subprocess.run([sys.executable, '-c', code], cwd=REPO, text=True,
                           env=os.environ | dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1'),
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False)
     assert check is None or (done.returncode == 0) == check, done.stdout[-3000:]
@@ -223,8 +224,9 @@ WORKER = Path(__file__).parent / 'ddp_worker.py'
 @NO_GPU
 def test_two_gloo_processes_test_and_train_with_mmdets_own_loops(tmp_path):
     """init_dist, build_ddp, MMDistributedDataParallel, collect_results_cpu and the runner, together."""
-    out = python('', launcher=('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-                               str(WORKER), str(tmp_path)))
+    ended = run_ranks(tmp_path, [[WORKER, tmp_path]] * 2)
+    out = ''.join(out + error for _, out, error in ended)
+    assert [code for code, _, _ in ended] == [0, 0], out
     results = pickle.loads((tmp_path / 'results.pkl').read_bytes())
     weights = pickle.loads((tmp_path / 'weights.pkl').read_bytes())
     assert results == [0.0, 16.0, 32.0, 48.0, 64.0], out
