@@ -90,14 +90,14 @@ mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env env-tensorrt tensorrt-table tensorrt-table-full test test-matrix demo demo-stream demo-lidar benchmark doctor site lint clean distclean
+.PHONY: help env env-tensorrt tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar benchmark doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 7 to 15 minutes on 2 cores)'
 	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
 	echo 'make demo-stream  a small trained StreamPETR on a generated nuScenes: the same, and a film'
 	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
-	echo 'make test         the test suite          make test-matrix  the long matrices'
+	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
 	echo 'make tensorrt-table-full   the same of full-size models with seeded weights'
 	echo 'make benchmark    every family on every engine that is here, against PyTorch: docs/benchmarks.md'
@@ -218,6 +218,12 @@ tensorrt-table-full: $(ENV)
 PARALLEL := -n auto --dist loadfile
 test: $(ENV)
 	$(RUN) -m pytest tests $(PARALLEL) --durations=20 -ra $(PYTEST_ARGS)
+
+# What needs neither a trained model nor long set-ups, for who is at work on something.
+FAST := {layout,guards,near_copies,docs,families_page}.py
+FAST_FOLDERS := {contract,deploy,engines,evaluate,families,graph,inputs,lint,weights}
+test-fast: $(ENV)
+	$(RUN) -m pytest tests/test_$(FAST) tests/mmdeploy_ext/$(FAST_FOLDERS) $(PARALLEL) --durations=5 $(PYTEST_ARGS)
 
 test-matrix: $(ENV)
 	$(RUN) -m pytest tests -m matrix --resume $(PARALLEL) --durations=20 -ra $(PYTEST_ARGS)

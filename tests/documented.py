@@ -52,7 +52,7 @@ class Entry:
 REASONS = {
     'installs': ('it installs packages', r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env'),
     'ruff': ('tests/test_guards.py runs ruff', r'make lint$'),
-    'suite': ('it is this suite, or a part of it', r'make test$|python -m pytest '),
+    'suite': ('it is this suite, or a part of it', r'make test(-fast|-matrix)?$|python -m pytest '),
     'steps': ('its steps are commands of their own, each tested', r'make (demo(-\w+)?)$'),
     'site': ('tests/test_site.py runs its command', r'make site$'),
     'doctor': ('it runs python -m mmdeploy_ext.stack.doctor', r'make doctor$'),
@@ -138,7 +138,7 @@ ENTRIES = (
     *FIRST,
     # ---- the environment
     Entry(r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env', why='installs'),
-    Entry(r'make test$', why='suite'),
+    Entry(r'make test(-fast|-matrix)?$', why='suite'),
     Entry(r'make lint$', why='ruff'),
     Entry(r'python -m pytest ', why='suite'),
     Entry(r'make demo(-stream|-lidar)?$', why='steps'),
