@@ -57,3 +57,7 @@ class Passed:
         if report.when == 'call' and report.passed and not hasattr(self.config, 'workerinput'):
             with self.file(report.nodeid).open('a') as stream:
                 stream.write(f'{report.nodeid}\n')
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:  # all of them passed before
+            session.exitstatus = pytest.ExitCode.OK
