@@ -171,7 +171,7 @@ ENTRIES = (
         r'python tools/deployment/verify.py .*work_dirs/(changed|faster).onnx --report', run=True, status=1
     ),
     Entry(
-        r'python tools/deployment/verify.py .*work_dirs/(changed.onnx --edited|few.onnx)$',
+        r'python tools/deployment/verify.py .*work_dirs/(faster.onnx --edited|few.onnx)$',
         run=True,
         matrix=True,
         status=1,

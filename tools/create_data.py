@@ -33,12 +33,13 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser; names are those of mmdet3d's create_data.py."""
     parser = cli.ArgumentParser(prog='create_data.py', description=__doc__.split(';')[0])
     parser.add_argument('dataset', choices=['nuscenes'])
-    parser.add_argument(
+    root = parser.add_argument(
         '--root-path',
         default='data/nuscenes',
         metavar='DIR',
         help='folder with the tables and samples/ (default: %(default)s)',
     )
+    cli.writes(root, '')  # the info files of an earlier run are made again
     cli.writes(
         parser.add_argument(
             '--out-dir', metavar='DIR', help='folder of the info files (default: that of the data)'

@@ -329,10 +329,21 @@ def test_options_out_of_range_are_refused(root, tmp_path):
         nuscenes_infos.create_infos(tmp_path / 'absent', tmp_path, 'toy')
 
 
-def test_the_command_line_ends_with_one_line_and_status_2(tmp_path, capsys, monkeypatch):
+def create_data():
     spec = importlib.util.spec_from_file_location('create_data', REPOSITORY / 'tools/create_data.py')
     command = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(command)
+    return command
+
+
+def test_the_command_makes_its_files_again_in_the_folder_that_it_reads(root, tmp_path):
+    shutil.copytree(root, tmp_path / 'set')
+    words = ['nuscenes', '--root-path', str(tmp_path / 'set'), '--extra-tag', 'again']
+    assert [create_data().main(words) for _ in range(2)] == [0, 0]
+
+
+def test_the_command_line_ends_with_one_line_and_status_2(tmp_path, capsys):
+    command = create_data()
     assert command.main(['nuscenes', '--root-path', str(tmp_path / 'absent')]) == 2
     assert capsys.readouterr().err.startswith('error: ') and not list(tmp_path.iterdir())
     with pytest.raises(SystemExit, match='2'):
