@@ -29,7 +29,7 @@ SEARCHES = {
     '陷阱': 'ONNX 导出的陷阱',
     '退出码': '部署你自己的权重',
     '失败的结论': '证明',
-    '归一化填充': '部署你自己的权重',
+    '归一化填充': '在你自己的程序里使用文件',
 }
 """Query -> title of a page among the results. The last one is two words that stand apart on the page."""
 

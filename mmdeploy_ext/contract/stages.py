@@ -27,7 +27,7 @@ class Stage:
         module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
         inputs: names of its inputs: graph inputs or outputs of an earlier stage.
         outputs: names of its outputs.
-        exporter: 'torchscript' pins it; '' follows the option (post-processing has no other exporter).
+        exporter: that the stage needs; '' follows the option.
         passes: model -> (model, whether it changed), over the merged graph.
     """
 

@@ -59,6 +59,8 @@ def export_stages(
         stage = dataclasses.replace(stage, exporter=stage.exporter or options.exporter)
         dynamic = _dynamic(ends, letters, options)
         parts.append(exporter.run(stage, args, dynamic, options.opset, ALL, multiples))
+        if stage.exporter == 'dynamo':
+            _close(letters, parts[-1])
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
     for graph_pass in (item for stage in stages for item in stage.passes):
         model, _ = graph_pass(model)
@@ -80,6 +82,14 @@ def _dynamic(
             axes = (0, *range(2, tensor.dim())) if every else (0,)
             letters.setdefault(name, {axis: f'{name}_{axis}' for axis in axes})
     return {name: letters[name] for name in ends if letters.get(name)}
+
+
+def _close(letters: dict[str, dict[int, str]], part: onnx.ModelProto) -> None:
+    """Take the axes of a stage's outputs that turned out to have one size from those that stay open."""
+    for value in part.graph.output:
+        sizes = value.type.tensor_type.shape.dim
+        open_axes = letters.get(value.name, {}).items()
+        letters[value.name] = {axis: letter for axis, letter in open_axes if sizes[axis].dim_param}
 
 
 export_module = functools.partial(exporter.export_module, operators=ALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import inspect
@@ -14,6 +15,7 @@ import torch
 
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.exporting.functional import decomposed_where_needed
 from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
 from mmdeploy_ext.graph.passes.fold import quietly
 from mmdeploy_ext.stack import compat
@@ -35,12 +37,14 @@ class LibraryOperator:
         patch: what is open during every export.
         opset: the first that has the operator.
         inside: whether a module uses it.
+        translations: what the dynamo exporter needs beside the patch, as `Operators.translations`.
     """
 
     title: tuple[str, str]
     patch: Callable[[], AbstractContextManager[None]]
     opset: int
     inside: Callable[[torch.nn.Module], bool]
+    translations: Mapping[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
 
 LIBRARY_OPERATORS: list[LibraryOperator] = []
@@ -139,7 +143,9 @@ def run(
         with quietly(), warnings.catch_warnings(), patched_libraries(), torch.no_grad():
             warnings.simplefilter('ignore')
             if stage.exporter == 'dynamo':
-                model = _export_dynamo(stage, args, dynamic, opset, operators.translations(), multiples or {})
+                ours = [operators.translations(), *(known.translations for known in LIBRARY_OPERATORS)]
+                translations = dict(collections.ChainMap(*ours))
+                model = _export_dynamo(stage, args, dynamic, opset, translations, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
             return operators.finish(model, stage.exporter, opset)
@@ -239,23 +245,23 @@ def _export_dynamo(
         }
         for name in stage.inputs
     )
-    if any(
-        parameter.kind is parameter.VAR_POSITIONAL
-        for parameter in inspect.signature(stage.module.forward).parameters.values()
-    ):
-        shapes = (shapes,)  # torch.export knows *tensors as one argument
-    program = torch.onnx.export(
-        stage.module,
-        args,
-        dynamo=True,
-        opset_version=opset,
-        external_data=False,
-        input_names=list(stage.inputs),
-        output_names=list(stage.outputs),
-        dynamic_shapes=shapes if dynamic else None,
-        custom_translation_table=translations,
-        verbose=False,
-    )
+    parameters = inspect.signature(stage.module.forward).parameters.values()
+    named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+    if named < len(parameters):
+        shapes = (*shapes[:named], shapes[named:])  # torch.export knows *tensors as one argument
+    with decomposed_where_needed(translations):
+        program = torch.onnx.export(
+            stage.module,
+            args,
+            dynamo=True,
+            opset_version=opset,
+            external_data=False,
+            input_names=list(stage.inputs),
+            output_names=list(stage.outputs),
+            dynamic_shapes=shapes if dynamic else None,
+            custom_translation_table=translations,
+            verbose=False,
+        )
     return program.model_proto
 
 

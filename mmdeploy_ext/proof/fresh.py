@@ -7,9 +7,11 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.metadata import FEW_DECOMPOSED_RULES
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy import files
+from mmdeploy_ext.exporting.functional import all_decomposed
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.proof.older import Rounding, rounding_of
 from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
@@ -81,14 +83,11 @@ def of_images(
     stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
 
     def export() -> onnx.ModelProto:
-        key = (chosen.form, chosen)
-        if key not in deployment.exports:
-            traced = deploy.prepare_fixed(deployment.rule, image_bgr, chosen.height, chosen.width)
-            deployment.keep(key, files.export_graphs(deployment, chosen, [traced])[0][0])
-        return deployment.exports[key]
+        traced = deploy.prepare_fixed(deployment.rule, image_bgr, chosen.height, chosen.width)
+        return files.export_graphs(deployment, chosen, [traced])[0][0]
 
     return Reference(
-        export,
+        lambda: _kept(deployment, (metadata.form, chosen), metadata, export),
         metadata.edits,
         lambda: rounding_of(deployment.model),
         lambda: stages()[0].outputs if len(stages()) > 1 else (),
@@ -109,12 +108,25 @@ def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph
     def export() -> onnx.ModelProto:
         if graph is None:
             raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
-        key = (graph.name, chosen)
-        if key not in deployment.exports:
-            deployment.keep(key, files.export_graph(graph, chosen, deployment.family.keep_fp32))
-        return deployment.exports[key]
+        return files.export_graph(graph, chosen, deployment.family.keep_fp32)
 
-    return Reference(export, metadata.edits, lambda: rounding_of(deployment.model))
+    return Reference(
+        lambda: _kept(deployment, (metadata.form, chosen), metadata, export),
+        metadata.edits,
+        lambda: rounding_of(deployment.model),
+    )
+
+
+def _kept(
+    deployment: Deployment, key: tuple[Any, ...], metadata: Metadata, export: Callable[[], onnx.ModelProto]
+) -> onnx.ModelProto:
+    """Return an export by the graph rules of a file; made once."""
+    older = metadata.rules < FEW_DECOMPOSED_RULES
+    key = (*key, 'older') if older else key
+    if key not in deployment.exports:
+        with all_decomposed(older):
+            deployment.keep(key, export())
+    return deployment.exports[key]
 
 
 def exported_with(options: Options, metadata: Metadata) -> Options:

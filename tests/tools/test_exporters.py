@@ -5,19 +5,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from mmcv.ops import ModulatedDeformConv2dPack
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from torch import nn
 
 import toy_atss
 from docs._pages.exporters import page as exporters_page
 from docs._pages.exporters import tool as exporters_tool
 from docs._pages.exporters.rows import MODELS, Row
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.exporting import exporter, functional
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.ops.nms import BatchedNms
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.ladder import prove
 
@@ -207,23 +207,61 @@ def test_an_input_that_the_export_froze_is_found(exporter, tmp_path, monkeypatch
     assert unseen and not any(case.passed for case in unseen)
 
 
-# ---- what stops torch.export, each the smallest that shows it (docs/exporters.md)
+# ---- what stopped torch.export
 
 
-class Suppress(nn.Module):
-    def forward(self, boxes, scores):
-        return BatchedNms.apply(boxes, scores, 0.5, 10)
+@pytest.fixture
+def no_torchscript(monkeypatch):
+    """The TorchScript exporter and its tracer raise."""
+
+    def gone(*args, **kwargs):
+        raise AssertionError('TorchScript was asked')
+
+    monkeypatch.setattr(exporter, '_export_torchscript', gone)
+    monkeypatch.setattr(torch.jit, 'trace', gone)
 
 
-@pytest.mark.xfail(strict=True, raises=ExportError, reason='torch.export runs the Python body of an '
-                   'autograd.Function, which loops over images and candidates; its symbolic is not asked')
-def test_the_dynamo_exporter_takes_an_autograd_function_with_a_symbolic():
-    boxes = torch.tensor([[[0, 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6]]])
-    export_module(Suppress(), (boxes, torch.rand(1, 1, 3)), exporter='dynamo', opset=18)
+@pytest.mark.parametrize('kind', [DeformConv2dPack, ModulatedDeformConv2dPack])
+@pytest.mark.parametrize(
+    'settings', [dict(padding=1), dict(padding=2, dilation=2, stride=2, deform_groups=2, bias=False)], ids=str
+)
+def test_the_dynamo_exporter_takes_mmcvs_deformable_convolutions(kind, settings, no_torchscript):
+    torch.manual_seed(0)
+    conv = kind(4, 4, 3, **settings).eval()
+    for parameter in conv.conv_offset.parameters():
+        nn.init.normal_(parameter)
+    dynamic = dict(x={0: 'B', 2: 'H', 3: 'W'})
+    model = export_module(
+        conv, (torch.rand(2, 4, 8, 10),), exporter='dynamo', opset=19, input_names=['x'], dynamic=dynamic
+    )
+    x = torch.rand(3, 4, 12, 9)
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, dict(x=x.numpy()))[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, conv(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, raises=ExportError,
-                   reason='mmcv calls its compiled operator by pybind, which torch.export cannot see into')
-def test_the_dynamo_exporter_takes_mmcvs_deformable_convolution():
-    conv = ModulatedDeformConv2dPack(4, 4, 3, padding=1).eval()
-    export_module(conv, (torch.rand(1, 4, 6, 6),), exporter='dynamo', opset=19)
+class InPlace(nn.Module):
+    """Writes into results of operators, into a view, and reads what it wrote."""
+
+    def __init__(self, of_a_view):
+        super().__init__()
+        self.of_a_view = of_a_view
+
+    def forward(self, x):
+        y = x * 2
+        (y[:, 1:] if self.of_a_view else y).add_(1)
+        z = torch.relu_(y - 1.5)
+        return y + (1 - z).to(torch.float64), z > 0
+
+
+@pytest.mark.parametrize('of_a_view', [False, True])
+def test_what_is_written_in_place_is_in_the_file_whether_decomposed_or_not(of_a_view, monkeypatch):
+    decomposed = []
+    monkeypatch.setattr(functional, 'make_functional', lambda *args, real=functional.make_functional: (
+        decomposed.append(not real(*args)) or not decomposed[-1]))
+    x, module = torch.rand(3, 4), InPlace(of_a_view).eval()
+    model = export_module(module, (torch.rand(3, 4),), exporter='dynamo', opset=18, input_names=['x'])
+    assert decomposed == [of_a_view]
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, dict(x=x.numpy()))
+    for got, wanted in zip(found, module(x.clone()), strict=True):
+        np.testing.assert_array_equal(got, wanted.numpy())

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from onnx import TensorProto
 
-UINT8, INT8 = 2, 3
-"""Of onnx.TensorProto. One side with a sign, as VNNI multiplies: twice as fast as both without."""
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
 
 
-class CountShared(torch.autograd.Function):
-    """hard @ hard^T of boolean rows, exact."""
+def _eager(hard: torch.Tensor) -> torch.Tensor:
+    values = hard.to(torch.float32)
+    return (values @ values.transpose(1, 2)).to(torch.int32)
 
-    @staticmethod
-    def forward(ctx: Any, hard: torch.Tensor) -> torch.Tensor:
-        """Return (B, m, m) int32 counts for rows (B, m, p) bool, p below 2^24."""
-        values = hard.to(torch.float32)
-        return (values @ values.transpose(1, 2)).to(torch.int32)
 
-    @staticmethod
-    def symbolic(g: Any, hard: Any) -> Any:
-        """Emit MatMulInteger (opset 10) on bytes."""
-        values = g.op('Cast', hard, to_i=UINT8)
-        other = g.op('Transpose', g.op('Cast', hard, to_i=INT8), perm_i=[0, 2, 1])
-        sizes = [*hard.type().sizes()[:2], hard.type().sizes()[1]] if hard.type().sizes() else None
-        return g.op('MatMulInteger', values, other).setType(
-            hard.type().with_dtype(torch.int32).with_sizes(sizes or [None] * 3)
-        )
+COUNT_SHARED = register(
+    Operator(
+        'CountShared',
+        _eager,
+        inputs=dict(hard='B m p'),
+        outputs=('shared',),
+        example=lambda: (torch.tensor([[[True, False, True], [False, False, True]]]),),
+        shapes=lambda hard: hard.new_empty((hard.shape[0], hard.shape[1], hard.shape[1]), dtype=torch.int32),
+        body=f"""
+        CountShared (hard) => (shared) {{
+            values = Cast <to = {TensorProto.UINT8}> (hard)
+            bytes = Cast <to = {TensorProto.INT8}> (hard)
+            turned = Transpose <perm = [0, 2, 1]> (bytes)
+            shared = MatMulInteger (values, turned)
+        }}""",
+    )
+)
+"""One side with a sign, as VNNI multiplies: twice as fast as both without."""
+
+
+def count_shared(hard: torch.Tensor) -> torch.Tensor:
+    """Return (B, m, m) int32 counts for rows (B, m, p) bool, p below 2^24; exact."""
+    return COUNT_SHARED(hard)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import torch
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MIN_OPSET = 19
 MODULE = 'mmcv.ops'
@@ -63,8 +65,7 @@ def spell_out_leading_offsets(model: torch.nn.Module) -> torch.nn.Module:
 
 def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:
     """Emit DeformConv; `settings` are stride, padding, dilation, groups, deform_groups of mmcv."""
-    pairs = ([value] * 2 if isinstance(value, int) else list(value) for value in settings[:3])
-    stride, pads, dilation = pairs
+    stride, pads, dilation = map(_pair, settings[:3])
     return g.op(
         'DeformConv',
         *inputs,
@@ -91,6 +92,86 @@ def _modulated_symbolic(
     return _node(g, (x, weight, offset, bias, mask), weight, *settings)
 
 
+@torch.library.custom_op('mm2onnx::deform_conv', mutates_args=())
+def deform_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    offset: torch.Tensor,
+    bias: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    deform_groups: int,
+) -> torch.Tensor:
+    """Convolve x (B, C, h, w) at `offset` (B, 2 * taps * deform_groups, H, W); what torch.export traces."""
+    from torchvision.ops import deform_conv2d
+
+    return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+
+
+@deform_conv.register_fake
+def _shapes(x: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor, *_: Any) -> torch.Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0], *offset.shape[2:]))
+
+
+def _translate(
+    x: Any,
+    weight: Any,
+    offset: Any,
+    bias: Any = None,
+    mask: Any = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Any:
+    from onnxscript import opset19
+
+    if mask is not None and bias is None:  # comes before the mask
+        bias = opset19.Constant(value_floats=[0.0] * weight.shape[0])
+    return opset19.DeformConv(
+        x,
+        weight,
+        offset,
+        bias,
+        mask,
+        kernel_shape=list(weight.shape[2:]),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+        offset_group=deform_groups,
+    )
+
+
+def _traced(forward: Any, names: Sequence[str], ctx: Any, *args: Any) -> torch.Tensor:
+    """Run mmcv's forward; for torch.export, which cannot see into a compiled operator, `deform_conv`."""
+    if not torch.compiler.is_compiling():
+        return forward(ctx, *args)
+    given = dict(zip(names[1:], args, strict=False))
+    bias = given.get('bias')
+    return torch.ops.mm2onnx.deform_conv(
+        given['input'],
+        given['weight'],
+        given['offset'],
+        bias if isinstance(bias, torch.Tensor) else None,
+        given.get('mask'),
+        *(_pair(given.get(name, default)) for name, default in PAIRS.items()),
+        given.get('groups', 1),
+        given.get('deform_groups', 1),
+    )
+
+
+PAIRS = dict(stride=1, padding=0, dilation=1)
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    return [value] * 2 if isinstance(value, int) else list(value)
+
+
 @contextlib.contextmanager
 def standard_deform_conv() -> Iterator[None]:
     """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv, not as `mmcv::`."""
@@ -101,18 +182,25 @@ def standard_deform_conv() -> Iterator[None]:
     from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 
     symbolics = {DeformConv2dFunction: _deform_symbolic, ModulatedDeformConv2dFunction: _modulated_symbolic}
-    saved = {function: function.__dict__['symbolic'] for function in symbolics}
+    saved = {function: [function.__dict__[name] for name in PATCHED] for function in symbolics}
     try:
         for function, symbolic in symbolics.items():
+            names = list(inspect.signature(function.forward).parameters)
+            function.forward = staticmethod(functools.partial(_traced, function.forward, names))
             function.symbolic = staticmethod(symbolic)
         yield
     finally:
-        for function, symbolic in saved.items():
-            function.symbolic = symbolic
+        for function, methods in saved.items():
+            function.forward, function.symbolic = methods
 
 
+PATCHED = ('forward', 'symbolic')
 LIBRARY_OPERATORS.append(
     LibraryOperator(
-        ('deformable convolutions', 'DeformConv'), standard_deform_conv, MIN_OPSET, has_deform_conv
+        ('deformable convolutions', 'DeformConv'),
+        standard_deform_conv,
+        MIN_OPSET,
+        has_deform_conv,
+        {torch.ops.mm2onnx.deform_conv.default: _translate},
     )
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
 
 NMS_SCORE_THRESHOLD = -0.5
 """Rows that are no candidate carry the score -1; a true score lies in 0..1."""
@@ -12,42 +13,63 @@ BELOW_ALL = -1e30
 """Below every coordinate; stays finite when it is multiplied by a label."""
 
 
-class BatchedNms(torch.autograd.Function):
-    """Greedy NMS per image; boxes that may not suppress each other must not overlap (see `class_offsets`)."""
+def _eager(
+    bboxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: torch.Tensor, max_output: torch.Tensor
+) -> torch.Tensor:
+    from mmcv.ops import nms
 
-    @staticmethod
-    def forward(ctx: Any, bboxes_xyxy: torch.Tensor, scores: torch.Tensor,
-                iou_threshold: float, max_output: int) -> torch.Tensor:
-        """Run mmcv's NMS on each image.
+    selected = []
+    for image, (image_boxes, image_scores) in enumerate(zip(bboxes_xyxy, scores[:, 0], strict=True)):
+        candidates = torch.nonzero(image_scores > NMS_SCORE_THRESHOLD).squeeze(1)
+        if candidates.numel() == 0:
+            continue
+        _, keep = nms(image_boxes[candidates], image_scores[candidates], float(iou_threshold))
+        keep = candidates[keep[: int(max_output)]]
+        selected.append(torch.stack([torch.full_like(keep, image), torch.zeros_like(keep), keep], dim=1))
+    return torch.cat(selected) if selected else bboxes_xyxy.new_zeros((0, 3), dtype=torch.int64)
 
-        Args:
-            ctx: unused; nothing is differentiated.
-            bboxes_xyxy: (B, N, 4) float32.
-            scores: (B, 1, N) float32; `NMS_SCORE_THRESHOLD` or less marks a row that is no candidate.
-            iou_threshold: suppress above this.
-            max_output: keep at most this many per image.
 
-        Returns:
-            (n, 3) int64 rows of image, 0, box index.
-        """
-        from mmcv.ops import nms
-        selected = []
-        for image, (image_boxes, image_scores) in enumerate(zip(bboxes_xyxy, scores[:, 0], strict=True)):
-            candidates = torch.nonzero(image_scores > NMS_SCORE_THRESHOLD).squeeze(1)
-            if candidates.numel() == 0:
-                continue
-            _, keep = nms(image_boxes[candidates], image_scores[candidates], iou_threshold)
-            keep = candidates[keep[:max_output]]
-            selected.append(torch.stack([torch.full_like(keep, image), torch.zeros_like(keep), keep], dim=1))
-        return torch.cat(selected) if selected else bboxes_xyxy.new_zeros((0, 3), dtype=torch.int64)
+BATCHED_NMS = register(
+    Operator(
+        'BatchedNms',
+        _eager,
+        inputs=dict(bboxes_xyxy='B N 4', scores='B 1 N', iou_threshold='1', max_output='1'),
+        outputs=('selected',),
+        example=lambda: (
+            torch.tensor([[[0.0, 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6]]]),
+            torch.tensor([[[0.9, 0.8, 0.7]]]),
+            torch.tensor([0.5]),
+            torch.tensor([100]),
+        ),
+        shapes=lambda bboxes_xyxy, *_: bboxes_xyxy.new_empty(
+            (torch.library.get_ctx().new_dynamic_size(), 3), dtype=torch.int64
+        ),
+        body=f"""
+        BatchedNms (bboxes_xyxy, scores, iou_threshold, max_output) => (selected) {{
+            least = Constant <value = float[1] {{{NMS_SCORE_THRESHOLD}}}> ()
+            selected = NonMaxSuppression (bboxes_xyxy, scores, max_output, iou_threshold, least)
+        }}""",
+    )
+)
+"""IoU does not care which axis is called x, so `xyxy` needs no reordering. The settings are tensors, because
+opset 11 makes no constant of an attribute."""
 
-    @staticmethod
-    def symbolic(g: Any, bboxes_xyxy: Any, scores: Any, iou_threshold: float, max_output: int) -> Any:
-        """Emit NonMaxSuppression. IoU does not care which axis is called x, so `xyxy` needs no reordering."""
-        return g.op('NonMaxSuppression', bboxes_xyxy, scores,
-                    g.op('Constant', value_t=torch.tensor([max_output], dtype=torch.int64)),
-                    g.op('Constant', value_t=torch.tensor([iou_threshold], dtype=torch.float32)),
-                    g.op('Constant', value_t=torch.tensor([NMS_SCORE_THRESHOLD], dtype=torch.float32)))
+
+def batched_nms(
+    bboxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: float, max_output: int
+) -> torch.Tensor:
+    """Run greedy NMS on each image; boxes that may not suppress each other must not overlap.
+
+    Args:
+        bboxes_xyxy: (B, N, 4) float32, see `class_offsets`.
+        scores: (B, 1, N) float32; `NMS_SCORE_THRESHOLD` or less marks a row that is no candidate.
+        iou_threshold: suppress above this.
+        max_output: keep at most this many per image.
+
+    Returns:
+        (n, 3) int64 rows of image, 0, box index.
+    """
+    return BATCHED_NMS(bboxes_xyxy, scores, torch.tensor([iou_threshold]), torch.tensor([max_output]))
 
 
 def class_offsets(bboxes_xyxy: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
 
-class KeepAbove(torch.autograd.Function):
-    """x where x > threshold, else 0."""
 
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, threshold: float) -> torch.Tensor:
-        """Return (...) of the shape and dtype of `values`; a value equal to the threshold becomes 0."""
-        return torch.nn.functional.threshold(values, threshold, 0.0)
+def _eager(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    return torch.nn.functional.threshold(values, threshold, 0.0)
 
-    @staticmethod
-    def symbolic(g: Any, values: Any, threshold: float) -> Any:
-        """Emit ThresholdedRelu (opset 10)."""
-        return g.op('ThresholdedRelu', values, alpha_f=threshold).setType(values.type())
+
+KEEP_ABOVE = register(
+    Operator(
+        'KeepAbove',
+        _eager,
+        inputs=dict(values='N'),
+        outputs=('kept',),
+        example=lambda: (torch.tensor([0.1, 0.5, 0.9]),),
+        shapes=lambda values, threshold: torch.empty_like(values),
+        body="""
+        KeepAbove <threshold> (values) => (kept) {
+            kept = ThresholdedRelu <alpha: float = @threshold> (values)
+        }""",
+    )
+)
+
+
+def keep_above(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Return x where x > threshold, else 0; any shape, float32."""
+    return KEEP_ABOVE(values, threshold)

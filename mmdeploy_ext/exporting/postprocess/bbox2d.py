@@ -16,7 +16,8 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
-from mmdeploy_ext.exporting.ops.nms import BatchedNms, class_offsets
+from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets
+from mmdeploy_ext.exporting.postprocess.sizes import limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,15 +94,6 @@ def number(key: str, value: Any, kind: type) -> Any:
         wanted = 'a whole number' if kind is int else 'a number'
         raise ConfigError(f'test_cfg.{key}={value!r}: expected {wanted}')
     return kind(value)
-
-
-def limit(wanted: int, available: torch.Tensor | int) -> torch.Tensor | int:
-    """Return min(wanted, available) in a form that stays dynamic when it is traced; -1 means all."""
-    if wanted < 0:
-        return available
-    if isinstance(available, torch.Tensor):
-        return torch.minimum(torch.tensor(wanted), available)
-    return min(wanted, available)
 
 
 def _gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -194,7 +186,7 @@ class DenseBoxPostprocess(nn.Module):
         """Return (B, N) bool: the rows that NMS keeps."""
         separated = bboxes if self.config.class_agnostic else class_offsets(bboxes, labels, candidates)
         most = self.config.max_per_img if self.config.max_per_img > 0 else 2**31 - 1
-        selected = BatchedNms.apply(separated, scores[:, None], self.config.iou_threshold, most)
+        selected = batched_nms(separated, scores[:, None], self.config.iou_threshold, most)
         flat_rows = selected[:, 0] * scores.shape[1] + selected[:, 2]
         flat_kept = (
             torch.zeros_like(scores)

@@ -21,8 +21,9 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.plain import Plain
-from mmdeploy_ext.exporting.postprocess.bbox2d import capped, limit, number
+from mmdeploy_ext.exporting.postprocess.bbox2d import capped, number
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
+from mmdeploy_ext.exporting.postprocess.sizes import limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmdeploy_ext.exporting.ops.bands import column_band, row_band
+from mmdeploy_ext.exporting.postprocess.sizes import hw
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -78,42 +81,33 @@ def resize_and_threshold(
     Returns:
         (B, n, h, w) bool.
     """
-    size = torch.stack([torch.as_tensor(axis) for axis in soft.shape[2:]]).to(ori_shape)
+    size = hw(soft).to(ori_shape)
     padded = size * ratio
     whole = padded.to(img_shape)[None]
-    crop = torch.where(img_shape > 0, torch.minimum(img_shape, whole), whole)
+    # sums, since TensorRT takes a Where of no two axes before a Slice
+    crop = torch.minimum(img_shape.clamp(min=0) + (img_shape <= 0).to(whole) * whole, whole)
     target = torch.where(ori_shape > 0, ori_shape, padded)
     rows = composed(size[0], crop[:, :1, None], target[0], ratio)
     columns = composed(size[1], crop[:, 1:, None], target[1], ratio)
-    bands = []
-    for start, stop, low, high in _bands(COLUMN_PIECES, crop[:, 1], target[1], ratio):
-        weights = columns[:, None, start:stop, low:high]
-        bands.append(soft[..., low:high] @ weights.transpose(2, 3))
-    wide = torch.cat(bands, dim=3)
-    bands = []
-    for start, stop, low, high in _bands(PIECES, crop[:, 0], target[0], ratio):
-        bands.append(rows[:, None, start:stop, low:high] @ wide[:, :, low:high] > mask_thr)
-    return torch.cat(bands, dim=2)
+    ends = _bands(COLUMN_PIECES, crop[:, 1], target[1], ratio)
+    wide = torch.cat([column_band(columns[:, None], soft, *band) for band in ends], dim=3)
+    ends = _bands(PIECES, crop[:, 0], target[0], ratio)
+    return torch.cat([row_band(rows[:, None], wide, *band) > mask_thr for band in ends], dim=2)
 
 
 def _bands(
     pieces: int, crop: torch.Tensor, target: torch.Tensor, ratio: int
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield (start, stop) of nearly equal parts of an axis of the results and the soft masks' (low, high)."""
-    for piece in range(pieces):
-        start, stop = (target * edge // pieces for edge in (piece, piece + 1))
-        yield start, stop, *_support(start, stop, crop, target, ratio)
+    """Yield start, stop, low, high (1,) int64 of nearly equal parts of an axis of the results.
 
-
-def _support(
-    start: torch.Tensor, stop: torch.Tensor, crop: torch.Tensor, target: torch.Tensor, ratio: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the lines () int64 of the soft masks, first and one after last, that a band of results needs.
-
-    One line more on each side than the two interpolations reach covers the rounding of their positions.
+    `low` and `high` are the first and one after the last line of the soft masks that a part needs. One line
+    more on each side than the two interpolations reach covers the rounding of their positions.
     """
-    scale = crop / target.to(crop.dtype)
+    edges = target * torch.arange(pieces + 1, device=target.device) // pieces
+    start, stop = edges[:-1], edges[1:]
+    scale = crop[:, None] / target.to(crop.dtype)
     first, last = ((edge.to(crop.dtype) + 0.5) * scale - 0.5 for edge in (start, stop - 1))
-    low = torch.floor((torch.floor(first.min()) + 0.5) / ratio - 0.5) - 1
-    high = torch.floor((torch.floor(last.max()) + 1.5) / ratio - 0.5) + 3
-    return low.clamp(min=0).to(torch.int64), high.clamp(min=1).to(torch.int64)
+    low = torch.floor((torch.floor(first.amin(0)) + 0.5) / ratio - 0.5) - 1
+    high = torch.floor((torch.floor(last.amax(0)) + 1.5) / ratio - 0.5) + 3
+    low, high = low.clamp(min=0).to(torch.int64), high.clamp(min=1).to(torch.int64)
+    yield from zip(*(ends.split(1) for ends in (start, stop, low, high)), strict=True)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.exporting.ops.count_shared import CountShared
-from mmdeploy_ext.exporting.ops.threshold import KeepAbove
+from mmdeploy_ext.exporting.ops.count_shared import count_shared
+from mmdeploy_ext.exporting.ops.threshold import keep_above
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
+from mmdeploy_ext.exporting.postprocess.sizes import length
 from mmdeploy_ext.runtime.solo.model import lines
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class SoftMasks(abc.ABC):
         """Return number and sum (B, m) of the values above the threshold."""
         areas = totals = 0
         for soft in self.pieces(cells):
-            kept = KeepAbove.apply(soft, mask_thr)
+            kept = keep_above(soft, mask_thr)
             totals = totals + kept.sum(dim=2)
             areas = areas + kept.ceil().sum(dim=2)
         return areas, totals
@@ -64,7 +65,7 @@ class SoftMasks(abc.ABC):
             mask_thr: see `sums`.
             integer: count with MatMulInteger, which CPUs have instructions for; some engines lack it.
         """
-        count = CountShared.apply if integer else _count_by_floats
+        count = count_shared if integer else _count_by_floats
         overlaps = 0
         for soft in self.pieces(cells):
             overlaps = overlaps + count(soft > mask_thr)
@@ -157,7 +158,8 @@ class LevelMasks(SoftMasks):
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
         """See `SoftMasks.maps`."""
         levels, places = self._levels(cells)
-        flat = torch.cat([_band(soft, rows, 0, self.size[0]).flatten(2) for soft, rows in levels], dim=1)
+        whole = [soft if rows is None else rows @ soft for soft, rows in levels]
+        flat = torch.cat([soft.flatten(2) for soft in whole], dim=1)
         flat = pick_rows(flat, places)
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
@@ -184,8 +186,7 @@ class LevelMasks(SoftMasks):
         if level < SAME_SIZE:
             return soft, None
         rows, columns = (
-            resizing(torch.as_tensor(old), torch.as_tensor(new))
-            for old, new in zip(features.shape[2:], self.size, strict=True)
+            resizing(length(old), length(new)) for old, new in zip(features.shape[2:], self.size, strict=True)
         )
         return soft @ columns.transpose(0, 1), rows
 

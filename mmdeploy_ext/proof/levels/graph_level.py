@@ -9,7 +9,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, SAME_BYTES_RULES, Metadata
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph import edits, same
@@ -39,7 +39,7 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
         return GraphResult(name, same.size(model), False, error=one_line(error)[:500])
     mine, other = same.signature(model), same.signature(fresh)
     note = ''
-    if not mine.equals(other) and metadata.rules < GRAPH_RULES:
+    if not mine.equals(other) and metadata.rules < SAME_BYTES_RULES:
         model, near = brought_near(model, fresh, reference.rounding())
         mine, note = same.signature(model), near.text and f'graph rules {metadata.rules}: {near.text}'
     if told := told_otherwise(model, fresh):

@@ -22,6 +22,7 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.ops.deform_conv import spell_out_leading_offsets
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess, capped, nms_config
+from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.runtime.atss import model as runtime
 
@@ -152,7 +153,7 @@ class FullForm(nn.Module):
         Returns:
             dets (B, n, 5), labels (B, n), and with a cap candidates (B,).
         """
-        input_hw = torch.stack([torch.as_tensor(size) for size in image.shape[2:]]).to(img_shape)[None]
+        input_hw = hw(image).to(img_shape)[None]
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)
         found = self.postprocess(*self.decode(*raw), clip_hw, scale_factor)
         return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, found, strict=False))
@@ -281,7 +282,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     if options.form == 'decode':
         product = options.score_form == 'product'
         outputs = ('boxes', 'scores') if product else ('boxes', 'scores', 'centerness')
-        chain.append(Stage('decode', DecodeForm(model.bbox_head, product), raw, outputs, 'torchscript'))
+        chain.append(Stage('decode', DecodeForm(model.bbox_head, product), raw, outputs))
     elif options.form == 'full':
         chain.append(
             Stage(
@@ -289,7 +290,6 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
                 FullForm(model.bbox_head, options.max_candidates),
                 ('input', 'img_shape', 'scale_factor', *raw),
                 FULL_NAMES if options.max_candidates else FULL_NAMES[:2],
-                'torchscript',
             )
         )
     return chain

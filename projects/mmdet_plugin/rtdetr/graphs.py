@@ -157,5 +157,5 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         return [Stage('network', Network(network, True), ('images',), RAW_NAMES, passes=passes)]
     return [
         Stage('network', Network(network, False), ('images',), HEADS, passes=passes),
-        Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES, 'torchscript'),
+        Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES),
     ]

@@ -220,5 +220,5 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         module = POSTPROCESS[kind(head)](levels.head, options.max_candidates)
         inputs = ('img_shape', 'ori_shape', *parts)
         names = ('masks', 'scores', 'labels', *(['candidates'] if options.max_candidates else []))
-        chain.append(Stage('postprocess', module, inputs, names, 'torchscript'))
+        chain.append(Stage('postprocess', module, inputs, names))
     return chain

@@ -21,8 +21,8 @@ from projects.mmdet_plugin.rtdetr.graphs import with_fixed_size
 
 PINNED = {
     'atss': '144a9247d12569947d66b6a2f2e16cb0354acc5730b37900cec0a4cf09df6735',
-    'solov2': '7ff13332bf681b341d79054241f08a5966f09a3798ddfbb6302eacba0393234f',
-    'decoupled_solo': '4b66a625d2849754879c5295127972255c67bd97bf73ef4f57de7609e8b82804',
+    'solov2': '776eaa743e82fad77270f076363f8cea6812d48fb632d057f6f25dee6cacc5c5',
+    'decoupled_solo': '187724b23c3c133770947d3f4c76acad586720478343cf1d37ac678060164cdf',
     'rtdetr': 'c6bdb5b407df4550e7b5bd7a204b890740c12ac8fc46c6066a53b303535df2f3',
     'rtdetr fixed': '35263cc10cb6e345920c76ee9babb2b597f0f1c692e1208f3b0d149b53e65dbe',
     'rtdetr simplified': '87d6216e610b441e3a7651ea3f7d3660f9db384d97bdc3d3a1333f31821f1d23',

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmcv.ops import batched_nms
+from mmcv import ops
 from torch import nn
 
 from mmdeploy_ext.contract.option import Options
@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.nms import BELOW_ALL, BatchedNms, class_offsets
+from mmdeploy_ext.exporting.ops.nms import BELOW_ALL, batched_nms, class_offsets
 from mmdeploy_ext.runtime.detections import nms as numpy_nms
 
 MANY = 2**31 - 1
@@ -28,7 +28,7 @@ class Nms(nn.Module):
         self.settings = iou_threshold, max_output
 
     def forward(self, bboxes, scores):
-        return BatchedNms.apply(bboxes, scores, *self.settings)
+        return batched_nms(bboxes, scores, *self.settings)
 
 
 def iou(a, b):
@@ -133,7 +133,7 @@ def test_class_offsets_are_those_of_mmcv_bit_for_bit(shift):
     shifted = class_offsets(boxes_t, labels[None], torch.ones(1, 30, dtype=torch.bool))
     offsets = labels.to(boxes_t) * (boxes_t.max() + torch.tensor(1.0))  # mmcv 1.7.2, batched_nms
     torch.testing.assert_close(shifted[0], boxes_t[0] + offsets[:, None], rtol=0, atol=0)
-    wanted = batched_nms(boxes_t[0], scores_t[0, 0], labels, dict(type='nms', iou_threshold=0.4))[1]
+    wanted = ops.batched_nms(boxes_t[0], scores_t[0, 0], labels, dict(type='nms', iou_threshold=0.4))[1]
     kept = Nms(0.4, MANY)(shifted, scores_t)[:, 2]
     assert sorted(kept.tolist()) == sorted(wanted.tolist())
 

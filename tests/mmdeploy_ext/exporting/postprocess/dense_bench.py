@@ -126,7 +126,7 @@ def exported(head, opset, traced_size=(64, 96), seed=99, **options):
     raw = random_outputs(seed, 1, traced_size, anchors=anchors)
     contract = spec(raw)
     names = tuple(contract.input_names)
-    stage = Stage('postprocess', FullForm(head), names, ('dets', 'labels'), 'torchscript')
+    stage = Stage('postprocess', FullForm(head), names, ('dets', 'labels'))
     model = export.export_stages(
         [stage],
         full_inputs(raw, traced_size),

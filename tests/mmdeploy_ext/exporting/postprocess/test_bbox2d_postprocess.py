@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from mmdet.core.utils import filter_scores_and_topk
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.postprocess.bbox2d import nms_config
 from projects.mmdet_plugin.atss.graphs import raw_names
 
@@ -105,13 +106,23 @@ def blank(raw, image, keep=()):
         raw[level][image, label, y, x] = 3.0
 
 
-@pytest.fixture(scope='module', params=['eager', *OPSETS])
+def gone(*args, **kwargs):
+    raise AssertionError('TorchScript was asked')
+
+
+@pytest.fixture(scope='module', params=['eager', *OPSETS, 'dynamo'])
 def engine(request):
-    """Return (head, raw, size) -> padded outputs: eager, or one exported file per opset."""
+    """Return (head, raw, size) -> padded outputs: eager, a file per opset, or one without TorchScript."""
     head = make_head()
     if request.param == 'eager':
         return head, lambda raw: eager(head, raw, SIZE)
-    session = exported(head, request.param)
+    if request.param == 'dynamo':
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exporter, '_export_torchscript', gone)
+            patch.setattr(torch.jit, 'trace', gone)
+            session = exported(head, 18, exporter='dynamo')
+    else:
+        session = exported(head, request.param)
     return head, lambda raw: run(session, raw, SIZE)
 
 

@@ -1,7 +1,6 @@
 """Post-processing of masks, eager, exported and in numpy, equal to mmdet's `get_results` on random heads."""
 
 import copy
-import io
 import types
 
 import numpy as np
@@ -13,6 +12,7 @@ from mmdet.models.dense_heads import DecoupledSOLOHead, SOLOHead, SOLOV2Head
 
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.proof.tasks.mask import match_detections
@@ -186,30 +186,22 @@ def test_no_result_is_an_empty_result(kind, changes):
         assert found[0].masks.shape == (0, 50, 40) and len(found[0]) == 0
 
 
-@pytest.fixture(scope='module')
-def session():
+@pytest.fixture(scope='module', params=['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
+def session(request):
     """A SOLOv2 post-processing, traced on one input, as an ONNX Runtime session."""
     _, raw = random_raw(SOLOV2Head, seed=0)
-    return export(full_form(SOLOV2Head, nms_pre=60), raw)
+    return export(full_form(SOLOV2Head, nms_pre=60), raw, exporter=request.param)
 
 
-def export(module, raw, outputs=('masks', 'scores', 'labels')):
-    stream = io.BytesIO()
+def export(module, raw, outputs=('masks', 'scores', 'labels'), exporter='torchscript'):
     example = (torch.tensor([[96.0, 120.0]]), torch.tensor([80, 90]), *raw.values())
     names = ['img_shape', 'ori_shape', *raw]
     dynamic = {name: {0: 'B'} for name in names if name != 'ori_shape'}
     dynamic['seg_pred'] = {0: 'B', 2: 'h', 3: 'w'}
-    torch.onnx.export(
-        module,
-        example,
-        stream,
-        dynamo=False,
-        opset_version=17,
-        input_names=names,
-        output_names=list(outputs),
-        dynamic_axes=dynamic,
+    model = export_module(
+        module.eval(), example, exporter=exporter, input_names=names, output_names=outputs, dynamic=dynamic
     )
-    return onnxruntime.InferenceSession(stream.getvalue(), providers=['CPUExecutionProvider'])
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
 
 
 def by_session(session, raw, img_shapes, ori_shape):

@@ -1,0 +1,26 @@
+"""Sizes in the forms that both exporters keep dynamic: TorchScript traces tensors, torch.export symbols."""
+
+from __future__ import annotations
+
+import torch
+
+
+def length(size: torch.Tensor | int) -> torch.Tensor:
+    """Return an entry of a tensor's shape as () int64."""
+    if isinstance(size, torch.Tensor):
+        return torch.as_tensor(size)  # a Cast of no effect, which files of graph rules 2 have
+    return torch.scalar_tensor(size, dtype=torch.int64)  # `as_tensor` would freeze a symbol
+
+
+def hw(maps: torch.Tensor) -> torch.Tensor:
+    """Return the height and width (2,) int64 of (B, C, H, W)."""
+    return torch.stack([length(size) for size in maps.shape[2:]])
+
+
+def limit(wanted: int, available: torch.Tensor | int) -> torch.Tensor | int:
+    """Return min(wanted, available); -1 means all."""
+    if wanted < 0:
+        return available
+    if isinstance(available, torch.Tensor):
+        return torch.minimum(torch.tensor(wanted), available)
+    return torch.sym_min(wanted, available)
