@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.deploy.deployment import rule_of
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
-from mmdeploy_ext.runtime.exported import check_same_export
+from mmdeploy_ext.runtime.exported import check_same_export, model_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -198,13 +198,7 @@ def read_files(path: str) -> ExportedFiles:
     Raises:
         ModelFileError: not there, not ours, or files of different exports in one folder.
     """
-    target = Path(path)
-    files = sorted(target.glob('*.onnx')) if target.is_dir() else [target]
-    if not files:
-        raise ModelFileError(
-            f'{path}: no .onnx file in this folder; export with tools/deployment/pytorch2onnx.py'
-        )
-    known = {str(file): read_metadata(str(file)) for file in files}
+    known = {str(file): read_metadata(str(file)) for file in model_files(path)}
     check_same_export(known)
     family = FAMILIES.get(next(iter(known.values())).family)
     names = family.files if family is not None else ()

@@ -31,9 +31,9 @@ LEFT_OUT = frozenset({aten._assert_tensor_metadata.default, aten._assert_scalar.
 
 
 @contextlib.contextmanager
-def all_decomposed(every: bool = True) -> Iterator[None]:
-    """Inside the block every program is decomposed, as graph rules 1 and 2 have it."""
-    token = _all.set(every or _all.get())
+def all_decomposed(by_old_rules: bool = True) -> Iterator[None]:
+    """Inside the block every program is decomposed, as graph rules 1 and 2 have it, unless told otherwise."""
+    token = _all.set(by_old_rules)
     try:
         yield
     finally:
@@ -47,6 +47,9 @@ def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
     Args:
         translated: operators that the exporter knows beside those of PyTorch.
     """
+    if _all.get():
+        yield
+        return
     from onnxscript.function_libs.torch_lib.registration import default_registry
 
     def known(target: Any) -> bool:
@@ -55,9 +58,6 @@ def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
         name = f'{target._schema.name}.{target._overloadname}'.removesuffix('.default')
         return name in default_registry or target in translated or target in LEFT_OUT
 
-    if _all.get():
-        yield
-        return
     decompose = ExportedProgram.run_decompositions
 
     def run(program: ExportedProgram, *args: Any, **kwargs: Any) -> ExportedProgram:

@@ -67,7 +67,9 @@ def model_files(path: str | Path) -> list[Path]:
     """
     files = sorted(Path(path).glob('*.onnx')) if Path(path).is_dir() else [Path(path)]
     if not files:
-        raise ModelFileError(f'{path}: no .onnx file in this folder')
+        raise ModelFileError(
+            f'{path}: no .onnx file in this folder; export with tools/deployment/pytorch2onnx.py'
+        )
     return files
 
 

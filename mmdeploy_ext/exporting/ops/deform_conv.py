@@ -105,7 +105,23 @@ def deform_conv(
     groups: int,
     deform_groups: int,
 ) -> torch.Tensor:
-    """Convolve x (B, C, h, w) at `offset` (B, 2 * taps * deform_groups, H, W); what torch.export traces."""
+    """Convolve at offsets: what torch.export traces in place of mmcv's operators, versions 1 and 2.
+
+    Args:
+        x: (B, C, h, w) float32.
+        weight: (D, C / groups, kh, kw).
+        offset: (B, deform_groups * kh * kw * 2, H, W) pixels, y before x.
+        bias: (D,).
+        mask: (B, deform_groups * kh * kw, H, W), of version 2.
+        stride: y, x.
+        padding: y, x.
+        dilation: y, x.
+        groups: of channels; those of torchvision's operator follow from the shapes.
+        deform_groups: of channels that share offsets.
+
+    Returns:
+        (B, D, H, W).
+    """
     from torchvision.ops import deform_conv2d
 
     return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
