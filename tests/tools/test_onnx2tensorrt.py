@@ -49,7 +49,7 @@ def test_the_toy_atss_is_built_for_a_chosen_architecture(tmp_path, capsys):
 def test_the_file_is_refused_by_node_before_a_package_is_asked_for(capsys, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     line = refuses(capsys, DEMO, '--sm', '86')
-    assert 'NonMaxSuppression (NonMaxSuppression): has no runner in TensorRT-RTX' in line
+    assert '(NonMaxSuppression): has no runner in TensorRT-RTX' in line
     assert 'export full with --max-candidates K and a fixed --shape' in line
 
 
