@@ -2,8 +2,8 @@
 
 The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norm
 gets the statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits
-spread around -4.6, box deltas around 0 and centerness around 0.5. Scores are spread, boxes differ between
-anchors, and a few per cent of the anchors pass mmdet's threshold of 0.05.
+spread around -4.6, box deltas around 0 and centerness around 0.5 (`seeded_dense.py` has it for each head of
+mmdet). Scores are spread, boxes differ between anchors, and a few per cent of the anchors pass the threshold.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
+from projects.toydata.scene import make_scene
+from projects.toydata.seeded_dense import build_student, calibration_of, check_known, scale_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.families.base import Family
-
-HEAD_TARGETS = {'atss_cls': (-4.6, 1.3), 'atss_reg': (0.0, 0.4), 'atss_centerness': (0.5, 1.0)}
-"""Last layers of the head: mean and standard deviation of their outputs."""
 
 OFFSET_SCALE = 0.1
 """Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
@@ -38,9 +38,12 @@ NAMED_RULES = dict(rtdetr='seeded_rtdetr', streampetr='seeded_streampetr', solo=
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
 """Families of sparse backbones -> prefix of their published keys; the rule draws by full names."""
 
-RESIDUAL_SCALE = 0.25
-"""With 1.0 the network amplifies rounding: PyTorch's own float32 is up to 4e-5 of scale off float64 on R50 at
-608x608, and two engines' errors add up to the bar of 1e-4; with 0.25 it is 5e-6."""
+GREY = 114.0
+"""The mean of a photograph, in 8 bits."""
+CONTRAST = 57
+"""Its standard deviation."""
+SHAPES = 12
+"""That are tried in a scene."""
 
 
 def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tensor:
@@ -51,6 +54,12 @@ def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tens
         coarse = rng.normal(size=(3, height // cell + 1, width // cell + 1)).astype(np.float32)
         picture += coarse.repeat(cell, 1).repeat(cell, 2)[:, :height, :width]
     return torch.from_numpy(picture / picture.std())[None]
+
+
+def seeded_scene(seed: int, height: int, width: int) -> torch.Tensor:
+    """Return a picture of the generated data set, normalised: (1, 3, height, width) float32."""
+    picture, _ = make_scene(np.random.default_rng(seed), height, width, SHAPES)
+    return (torch.from_numpy(picture).float().permute(2, 0, 1)[None] - GREY) / CONTRAST
 
 
 def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
@@ -69,67 +78,115 @@ def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
             module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.05)
 
 
-def _damp_residuals(model: nn.Module) -> None:
-    """Scale the last normalisation of every residual block by `RESIDUAL_SCALE`."""
+def _fill_rest(model: nn.Module, generator: torch.Generator) -> None:
+    """Fill what has other names or shapes: projections of attention, embeddings of positions, L2 norms.
+
+    mmdet leaves the weight of an L2 norm as the memory was, for a checkpoint or `init_weights` to fill.
+    """
+    from mmdet.models.necks.ssd_neck import L2Norm
+
+    for module in model.modules():
+        if isinstance(module, L2Norm):
+            module.weight.fill_(float(module.scale))
+    for name, parameter in model.named_parameters():
+        if name.endswith('in_proj_weight'):
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn * (1.0 / parameter.shape[1]) ** 0.5)
+        elif name.endswith('pos_embed'):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def _residual_ends(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the last normalisation of every residual block of convolutions."""
+    from mmdet.models.backbones.darknet import ResBlock
+    from mmdet.models.backbones.efficientnet import EdgeResidual
     from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
+    from mmdet.models.utils import InvertedResidual
+    from mmdet.models.utils.csp_layer import DarknetBottleneck
 
     for block in model.modules():
         if isinstance(block, BasicBlock | Bottleneck):
-            last = block.norm3 if isinstance(block, Bottleneck) else block.norm2
-            last.weight.fill_(RESIDUAL_SCALE)
+            yield block.norm3 if isinstance(block, Bottleneck) else block.norm2
+        elif isinstance(block, ResBlock | DarknetBottleneck):
+            yield getattr(block.conv2, 'pointwise_conv', block.conv2).norm
+        elif isinstance(block, InvertedResidual | EdgeResidual) and block.with_res_shortcut:
+            yield block.linear_conv.norm
 
 
-def _calibrate_norms(model: nn.Module, pictures: torch.Tensor) -> None:
-    """Set running statistics, layer by layer, to those of the pictures."""
+def _shift_norms(model: nn.Module, shift: float) -> None:
+    """Give the normalised values of necks a mean, of their own deviation."""
+    for norm in model.neck.modules() if shift and model.with_neck else ():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.bias.fill_(shift)
+
+
+def _calibrate_norms(model: nn.Module, pictures: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Set running statistics, layer by layer, to those of the pictures, of all calls together.
+
+    Returns:
+        Features of each level, as the head takes them.
+    """
+    calls: dict[nn.Module, int] = {}
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        module.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
-        module.running_var.copy_(inputs[0].var(dim=(0, 2, 3)) + 1e-3)
+        calls[module] = count = calls.get(module, 0) + 1
+        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
+        module.running_mean.lerp_(inputs[0].mean(dim=axes), 1 / count)
+        module.running_var.lerp_(inputs[0].var(dim=axes) + 1e-3, 1 / count)
 
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     handles = [module.register_forward_pre_hook(hook) for module in norms]
-    model.extract_feat(pictures)
+    features = model.extract_feat(pictures)
+    model.bbox_head(features)
     for handle in handles:
         handle.remove()
+    return features
 
 
-def _scale_head(model: nn.Module, pictures: torch.Tensor) -> None:
-    """Bring the outputs of the head's last layers to their targets."""
-    for name, (mean, deviation) in HEAD_TARGETS.items():
-        layer = getattr(model.bbox_head, name)
-        outputs: list[torch.Tensor] = []
-        handle = layer.register_forward_hook(
-            lambda module, inputs, output, kept=outputs: kept.append(output.flatten())
-        )
-        model.bbox_head(model.extract_feat(pictures))
-        handle.remove()
-        values = torch.cat(outputs)
-        layer.weight.mul_(deviation / values.std())
-        layer.bias.fill_(mean)
-
-
-def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0) -> nn.Module:
+def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset: float = 0.0) -> nn.Module:
     """Fill a detector of mmdet by the rule of this module, in place.
 
     Args:
         model: the detector.
         seed: of weights and pictures.
         deviation: standard deviation of a normalised photograph; about 57 where the config's `std` is 1.
+        offset: its mean; 0 where the config subtracts one.
     """
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.cat([seeded_picture(seed), seeded_picture(seed + 1)]) * deviation
+    calibration = calibration_of(model)
+    drawn = [seeded_picture(seed + index, *calibration.size) for index in range(calibration.pictures)]
+    drawn += [seeded_scene(seed + index, *calibration.size) for index in range(calibration.scenes)]
     model.eval()
     with torch.no_grad():
         _fill_weights(model, generator)
-        _damp_residuals(model)
-        _calibrate_norms(model, pictures)
-        _scale_head(model, pictures)
+        _fill_rest(model, generator)
+        for norm in _residual_ends(model):
+            norm.weight.fill_(calibration.residual)
+        _shift_norms(model, calibration.shift)
+        features = _calibrate_norms(model, torch.cat(drawn) * deviation + offset)
+        scale_outputs(model.bbox_head, features)
     return model
 
 
 def normalised_deviation(std: tuple[float, ...]) -> float:
     """Return the standard deviation of a photograph that was divided by `std`; 1.0 with ImageNet's."""
-    return round(57 / float(np.mean(std)), 1)
+    return round(CONTRAST / float(np.mean(std)), 1)
+
+
+def normalisation(cfg: Any) -> tuple[float, float]:
+    """Return standard deviation and mean of a photograph as the test pipeline of a config normalises it."""
+    step = _step(test_pipeline(cfg), 'Normalize') or {}
+    std, mean = step.get('std', (1.0,)), step.get('mean', (0.0,))
+    return normalised_deviation(std), 0.0 if any(mean) else GREY / float(np.mean(std))
+
+
+def _step(pipeline: Sequence[Any], kind: str) -> Any:
+    """Return the first step of a kind, also within others."""
+    for step in pipeline:
+        found = step if step.get('type') == kind else _step(step.get('transforms', ()), kind)
+        if found:
+            return found
+    return None
 
 
 def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
@@ -153,14 +210,18 @@ def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     return rest | {f'{prefix}{key}': torch.from_numpy(array) for key, array in filled.items()}
 
 
-def dense_weights(cfg: Any, family: Family, seed: int) -> dict[str, torch.Tensor]:
-    """Return weights of a detector by its family's rule."""
-    model = family.build(cfg)
-    if family.name in NAMED_RULES:
+def dense_weights(cfg: Any, family: Family | None, seed: int) -> dict[str, torch.Tensor]:
+    """Return weights of a detector by its family's rule; those of no family have the rule of their head.
+
+    Raises:
+        ConfigError: the rule does not know the head.
+    """
+    model = build_student(cfg) if family is None else family.build(cfg)
+    if family is not None and family.name in NAMED_RULES:
         rule = importlib.import_module(f'projects.toydata.{NAMED_RULES[family.name]}')
         return rule.seeded_weights({key: list(value.shape) for key, value in model.state_dict().items()})
-    deviation = normalised_deviation(family.preprocess_rule(cfg).std)
-    return fill_seeded(model, seed, deviation).state_dict()
+    check_known(model, cfg.filename)
+    return fill_seeded(model, seed, *normalisation(cfg)).state_dict()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,13 +250,15 @@ def write_seeded(config: str, out: Path, seed: int = 0) -> None:
     """Write a checkpoint with seeded weights for a config."""
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.base import FAMILIES, find_family
     from mmdeploy_ext.weights.convert.output import save_checkpoint
 
     cfg = load_config(config)
     weights = sparse_weights(cfg, seed)
     if weights is None:
-        weights = dense_weights(cfg, find_family(cfg), seed)
+        claimed = any(family.claims(cfg) for family in FAMILIES.values())
+        family = find_family(cfg) if claimed or 'bbox_head' not in cfg.get('model', ()) else None
+        weights = dense_weights(cfg, family, seed)
     save_checkpoint(out, weights, dict(seed=seed))
 
 

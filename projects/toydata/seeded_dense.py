@@ -1,0 +1,248 @@
+"""The seeded rule of one-stage detectors: what the last layers of any head of mmdet are brought to.
+
+No table of configs: a head is known by the names that mmdet gives its last layers, and by how it reads them.
+Class logits spread so that a few per cent of the scores pass the threshold, boxes differ between
+priors by amounts that stay inside the picture, quality maps spread around their middle.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import build_without_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+class Target(NamedTuple):
+    """Mean and standard deviation of the outputs of a layer."""
+
+    mean: float
+    deviation: float
+
+
+class Calibration(NamedTuple):
+    """What the statistics of a network are taken from.
+
+    Attributes:
+        pictures: how many of noise. Two alone make those of deep layers of a YOLOX off by half on others.
+        scenes: how many of the generated data set; without them a YOLOX finds nothing in `demo/toy.jpg`.
+        shift: of the normalised values of the neck. Around 0 every ReLU of NAS-FPN's 7 stages bends: float32
+            is 9.2e-5 of scale off float64.
+        residual: scale of the last normalisation of every residual block. With 1.0 the network amplifies
+            rounding: PyTorch's own float32 is up to 4e-5 of scale off float64 on R50 at 608x608, and two
+            engines' errors add up to the bar of 1e-4; with 0.25 it is 5e-6 there and 2e-5 on R101.
+        size: height and width, pixels.
+    """
+
+    pictures: int = 2
+    scenes: int = 2
+    residual: float = 0.1
+    shift: float = 1.0
+    size: tuple[int, int] = (320, 416)
+
+
+ATSS_CALIBRATION = Calibration(scenes=0, residual=0.25, shift=0.0)
+SIZES = {'FPG': (384, 512)}
+"""Necks whose levels fit each other only where both sides are multiples of the largest stride."""
+
+ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))
+"""ATSSHead keeps the first rule, whose channels are not centred: published figures rest on its weights."""
+
+BOX_LAYERS = (
+    r'(atss|conv|gfl|retina|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|retina_bbox_(cls|reg)|conv_shape|'
+    r'reppoints_pts_(init|refine)_out|multi_level_conv_reg\.\d+|reg_convs\.\d+\.\d+|(wh|offset)_head\.2|'
+    r'reg_offset_module\.2'
+)
+QUALITY_LAYERS = (
+    r'(atss|conv)_centerness|atss_iou|object_pred|conv_loc|multi_level_conv_obj\.\d+|cls_prob_module\.2'
+)
+CLASS_LAYERS = (
+    r'(atss|conv|gfl|retina|tood|vfnet)_cls|cls_score|reppoints_cls_out|multi_level_conv_cls\.\d+|'
+    r'cls_convs\.\d+\.\d+|heatmap_head\.2'
+)
+MIXED_LAYERS = r'convs_pred\.\d+'
+"""YOLOv3: boxes, objectness and classes of each prior are channels of one layer."""
+
+CLASS_TARGET = Target(-4.6, 1.3)
+QUALITY_TARGET = Target(0.5, 1.0)
+OBJECTNESS_TARGET = Target(-4.0, 1.3)
+DELTA_TARGET = Target(0.0, 0.4)
+BACKGROUND_BIAS = 6.0
+"""Of the last column of a softmax, beside class logits around 0: exp(6) weighs as much as 170 of them."""
+
+LEAST_SPREAD = 0.3
+"""Of a channel, of the mean of all: what is less is rounding more than picture."""
+
+BOXES_OF_HEADS = {
+    'FSAFHead': {'retina_reg': Target(0.5, 0.25)},
+    'VFNetHead': {'vfnet_reg': Target(-1.0, 0.4), 'vfnet_reg_refine': Target(0.0, 0.2)},
+    'GFLHead': {'gfl_reg': Target(0.0, 2.0)},
+    'SABLRetinaHead': {'retina_bbox_cls': Target(0.0, 2.0)},
+    'RepPointsHead': {'.*': Target(0.0, 0.8)},
+    'YOLOXHead': {'.*': Target(0.8, 0.5)},
+    'CenterNetHead': {'wh_head.*': Target(8.0, 2.5), 'offset_head.*': Target(0.5, 0.2)},
+    'AutoAssignHead': {'conv_reg': Target(2.0, 0.7)},
+}
+"""Class of a head (or one that it is derived from) -> layers whose outputs are no deltas of anchors."""
+
+
+def calibration_of(model: nn.Module) -> Calibration:
+    """Return what the statistics of a detector are taken from."""
+    if _first_rule(model.bbox_head):
+        return ATSS_CALIBRATION
+    sizes = [SIZES[kind] for kind in (type(part).__name__ for part in model.modules()) if kind in SIZES]
+    return Calibration(size=sizes[0]) if sizes else Calibration()
+
+
+def _first_rule(head: nn.Module) -> bool:
+    return type(head).__name__ == 'ATSSHead'
+
+
+def scale_outputs(head: nn.Module, features: Sequence[torch.Tensor]) -> None:
+    """Bring the outputs of the last layers to their targets, in place.
+
+    Boxes come first: deformable layers of other branches take their offsets from them.
+
+    Args:
+        head: of mmdet, in evaluation mode.
+        features: of each level, (B, C, H, W).
+    """
+    if _first_rule(head):
+        for name, target in ATSS_TARGETS.items():
+            layer = getattr(head, name)
+            layer.weight.mul_(target.deviation / torch.cat(_outputs(head, features, layer), 1).std())
+            layer.bias.fill_(target.mean)
+        return
+    layers = list(_last_layers(head))
+    for role in ('box', 'quality', 'class', 'mixed'):
+        for name in (name for found, name in layers if found == role):
+            layer = head.get_submodule(name)
+            outputs = torch.cat(_outputs(head, features, layer), 1)
+            _bring(layer, outputs, *_targets(head, name, role, len(outputs)))
+
+
+def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
+    patterns = dict(box=BOX_LAYERS, quality=QUALITY_LAYERS, mixed=MIXED_LAYERS)
+    patterns['class'] = CLASS_LAYERS
+    for name, module in head.named_modules():
+        if isinstance(module, nn.Conv2d):
+            yield from ((role, name) for role, names in patterns.items() if re.fullmatch(names, name))
+
+
+def _outputs(head: nn.Module, features: Sequence[torch.Tensor], layer: nn.Module) -> list[torch.Tensor]:
+    """Return what a layer gives, of each call, (channels, all positions)."""
+    kept: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(
+        lambda module, inputs, output: kept.append(output.transpose(0, 1).flatten(1))
+    )
+    head(features)
+    handle.remove()
+    return kept
+
+
+def _bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Give every channel its mean and spread; one that hardly differs is not blown up to it."""
+    centre = outputs.mean(1)
+    spread = (outputs - centre[:, None]).square().mean(1).sqrt()
+    gain = deviation / spread.clamp(min=LEAST_SPREAD * float(spread.mean()))
+    bias = torch.zeros_like(centre) if layer.bias is None else layer.bias
+    layer.weight.mul_(gain.view(-1, *[1] * (layer.weight.dim() - 1)))
+    layer.bias.copy_(mean - gain * (centre - bias))
+
+
+def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each channel of a layer."""
+    if role == 'mixed':
+        one = [DELTA_TARGET] * 4 + [OBJECTNESS_TARGET] + [CLASS_TARGET] * (head.num_attrib - 5)
+        return torch.tensor(one * (channels // len(one))).unbind(1)
+    target = {'box': _box_target, 'quality': _quality_target, 'class': _class_target}[role](head, name)
+    mean, deviation = torch.tensor([target] * channels).unbind(1)
+    if role == 'class' and _softmax(head):
+        mean = mean.clone()
+        mean.view(-1, head.num_classes + 1)[:, -1] = BACKGROUND_BIAS
+    return mean, deviation
+
+
+def _softmax(head: nn.Module) -> bool:
+    return getattr(head, 'cls_out_channels', None) == head.num_classes + 1
+
+
+def _kinds(head: nn.Module) -> list[str]:
+    return [kind.__name__ for kind in type(head).__mro__]
+
+
+def _class_target(head: nn.Module, name: str) -> Target:
+    if _softmax(head):
+        return Target(0.0, CLASS_TARGET.deviation)
+    if {'PAAHead', 'TOODHead'} & set(_kinds(head)):
+        return Target(-6.5, CLASS_TARGET.deviation)  # its scores are roots of a product with the quality
+    return CLASS_TARGET
+
+
+def _quality_target(head: nn.Module, name: str) -> Target:
+    return OBJECTNESS_TARGET if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
+
+
+def _box_target(head: nn.Module, name: str) -> Target:
+    if name.startswith('reg_offset_module'):
+        return DELTA_TARGET  # where TOOD samples its boxes, in cells
+    for kind in _kinds(head):
+        for pattern, target in BOXES_OF_HEADS.get(kind, {}).items():
+            if re.fullmatch(pattern, name):
+                return target
+    if 'TOODHead' in _kinds(head):
+        return Target(0.7, 0.4) if head.anchor_type == 'anchor_free' else DELTA_TARGET
+    if 'FCOSHead' in _kinds(head):
+        return Target(2.0, 0.7) if head.norm_on_bbox else Target(3.4, 0.5)
+    return DELTA_TARGET
+
+
+def without_teacher(model_cfg: Any) -> Any:
+    """Return the config of a distilled detector as its student alone; others as they are.
+
+    Of a teacher nothing is read: its config is a path of the working directory, its checkpoint a URL.
+    """
+    if not any(key.startswith('teacher') for key in model_cfg):
+        return model_cfg
+    others = {key: value for key, value in model_cfg.items() if 'teacher' not in key}
+    return type(model_cfg)(others | dict(type='SingleStageDetector'))
+
+
+def build_student(cfg: Any) -> nn.Module:
+    """Return the detector of a config, without weights and without a teacher.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    from mmdet.models import build_detector
+
+    own = copy.copy(cfg)
+    own.model = without_teacher(cfg.model)
+    return build_without_weights(own, build_detector, 'backbone')
+
+
+def known(head: nn.Module) -> bool:
+    """Return whether the rule knows the layers that give a head's class scores."""
+    return any(role in ('class', 'mixed') for role, _ in _last_layers(head))
+
+
+def check_known(model: nn.Module, filename: str) -> None:
+    """Refuse a head whose last layers the rule does not know.
+
+    Raises:
+        ConfigError: names the head, and the layers that were looked for.
+    """
+    head = getattr(model, 'bbox_head', None)
+    if head is None or not known(head):
+        raise ConfigError(
+            f'{filename}: the seeded rule knows no layer of {type(head).__name__} that gives class scores; '
+            f'expected a convolution named as in mmdet 2.28: {CLASS_LAYERS}|{MIXED_LAYERS}'
+        )

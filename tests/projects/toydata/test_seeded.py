@@ -1,0 +1,153 @@
+"""Seeded weights of one-stage detectors: things are found, calmly, and only the seed decides."""
+
+import functools
+
+import pytest
+import torch
+from mmcv import Config
+
+from mmdeploy_ext.core.errors import ConfigError
+from projects.toydata.seeded import fill_seeded, normalisation, write_seeded
+from projects.toydata.seeded_dense import build_student, check_known, without_teacher
+from seeded_results import find, rounding
+
+PIPELINE = [
+    dict(type='MultiScaleFlipAug', transforms=[dict(type='Normalize', mean=[1.0] * 3, std=[57.0] * 3)])
+]
+UNNORMALISED = [dict(type='MultiScaleFlipAug', transforms=[dict(type='Pad', size_divisor=32)])]
+TEST_CFG = dict(
+    nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100
+)
+ANCHORS = dict(
+    type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[0.5, 1.0, 2.0],
+    strides=[8, 16, 32, 64, 128],
+)  # fmt: skip
+SINGLE = dict(ANCHORS, octave_base_scale=8, ratios=[1.0])
+CODER = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2])
+FOCAL = dict(type='FocalLoss', use_sigmoid=True)
+QUALITY = dict(type='QualityFocalLoss', use_sigmoid=True)
+
+
+def with_fpn(kind, detector='SingleStageDetector', **head):
+    """Return the model of a head behind a narrow ResNet-18 and an FPN."""
+    backbone = dict(type='ResNet', depth=18, base_channels=8, num_stages=4, out_indices=(0, 1, 2, 3))
+    neck = dict(
+        type='FPN', in_channels=[8, 16, 32, 64], out_channels=32, start_level=1, num_outs=5,
+        add_extra_convs='on_output',
+    )  # fmt: skip
+    head = dict(type=kind, num_classes=12, in_channels=32, feat_channels=32, stacked_convs=2) | head
+    return dict(type=detector, backbone=backbone, neck=neck, bbox_head=head, test_cfg=TEST_CFG)
+
+
+def yolox():
+    return dict(
+        type='YOLOX', input_size=(320, 320),
+        backbone=dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=0.125),
+        neck=dict(type='YOLOXPAFPN', in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1),
+        bbox_head=dict(type='YOLOXHead', num_classes=12, in_channels=32, feat_channels=32),
+        test_cfg=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.65)),
+    )  # fmt: skip
+
+
+def centernet():
+    return dict(
+        type='CenterNet',
+        backbone=dict(type='ResNet', depth=18, base_channels=8, norm_eval=False),
+        neck=dict(type='CTResNetNeck', in_channel=64, num_deconv_filters=(32, 32, 16),
+                  num_deconv_kernels=(4, 4, 4), use_dcn=False),
+        bbox_head=dict(type='CenterNetHead', num_classes=12, in_channel=16, feat_channel=16),
+        test_cfg=dict(topk=100, local_maximum_kernel=3, max_per_img=100),
+    )  # fmt: skip
+
+
+def ssdlite():
+    return dict(
+        type='SingleStageDetector',
+        backbone=dict(type='MobileNetV2', widen_factor=0.25, out_indices=(4, 7)),
+        neck=dict(type='SSDNeck', in_channels=(24, 1280), out_channels=(24, 1280, 32), level_strides=(2,),
+                  level_paddings=(1,), l2_norm_scale=20.0),
+        bbox_head=dict(
+            type='SSDHead', in_channels=(24, 1280, 32), num_classes=12,
+            anchor_generator=dict(type='SSDAnchorGenerator', scale_major=False, input_size=320,
+                                  strides=[16, 32, 64], ratios=[[2], [2, 3], [2]], min_sizes=[48, 100, 150],
+                                  max_sizes=[100, 150, 202]),
+        ),
+        test_cfg=dict(TEST_CFG, score_thr=0.02),
+    )  # fmt: skip
+
+
+MODELS = {
+    'anchors and deltas': with_fpn('RetinaHead', anchor_generator=ANCHORS, loss_cls=FOCAL),
+    'softmax': with_fpn('RetinaHead', anchor_generator=ANCHORS, loss_cls=dict(type='CrossEntropyLoss')),
+    'points and distances': with_fpn('FCOSHead', norm_on_bbox=True, centerness_on_reg=True),
+    'exponents of distances': with_fpn('FCOSHead'),
+    'distributions': with_fpn('GFLHead', anchor_generator=SINGLE, loss_cls=QUALITY, reg_max=16),
+    'roots of products': with_fpn('PAAHead', anchor_generator=SINGLE, bbox_coder=CODER, loss_cls=FOCAL),
+    'deformable points': with_fpn(
+        'RepPointsHead', 'RepPointsDetector', point_feat_channels=32, loss_cls=FOCAL
+    ),
+    'objectness, pixels as they are': yolox(),
+    'peaks': centernet(),
+    'softmax per level, L2 norm': ssdlite(),
+}
+
+
+@functools.cache
+def config(name):
+    pipeline = UNNORMALISED if MODELS[name]['type'] == 'YOLOX' else PIPELINE
+    return Config(dict(model=MODELS[name], data=dict(test=dict(pipeline=pipeline))))
+
+
+def filled(name, stray=0):
+    """Return a detector with seeded weights; `stray` seeds what the rule must not depend on."""
+    torch.manual_seed(stray)
+    cfg = config(name)
+    return fill_seeded(build_student(cfg), 0, *normalisation(cfg))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_kind_of_head_finds_things_of_many_classes_and_scores(name):
+    model = filled(name)
+    for found in find(model, config(name)):
+        assert len(found.rows) >= 20
+        assert found.classes >= 3
+        assert len(set(found.scores)) >= len(found.rows) * 0.9
+        assert found.scores.min() < 0.95
+        assert found.rows[:, :4].std(0).min() > 5
+    assert rounding(model, config(name)) < 2e-5
+
+
+@pytest.mark.parametrize('name', ['softmax per level, L2 norm', 'deformable points'])
+def test_the_weights_depend_on_the_seed_alone(name):
+    first, second = (filled(name, stray).state_dict() for stray in (1, 2))
+    assert first.keys() == second.keys()
+    assert not [key for key in first if not torch.equal(first[key], second[key])]
+
+
+def test_of_a_distilled_detector_only_the_student_is_built():
+    student = with_fpn('GFLHead', anchor_generator=SINGLE, loss_cls=QUALITY, reg_max=16)
+    taught = dict(
+        student, type='KnowledgeDistillationSingleStageDetector', teacher_config='configs/nowhere.py',
+        teacher_ckpt='https://example.org/none.pth', eval_teacher=True,
+    )  # fmt: skip
+    assert without_teacher(Config(dict(model=taught)).model) == student
+    assert build_student(Config(dict(model=taught))).bbox_head.num_classes == 12
+
+
+def test_a_head_without_known_layers_is_refused_by_name():
+    model = torch.nn.Module()
+    model.bbox_head = torch.nn.Conv2d(3, 3, 1)
+    with pytest.raises(ConfigError, match=r'own\.py: the seeded rule knows no layer of Conv2d'):
+        check_known(model, 'own.py')
+
+
+def test_a_config_that_no_family_claims_gets_weights(tmp_path):
+    import projects.mmdet_plugin  # noqa: F401
+
+    path = tmp_path / 'own.py'
+    config('points and distances').dump(str(path))
+    write_seeded(str(path), tmp_path / 'own.pth')
+    state = torch.load(tmp_path / 'own.pth', weights_only=True)['state_dict']
+    assert torch.equal(
+        state['bbox_head.conv_cls.bias'], filled('points and distances').bbox_head.conv_cls.bias
+    )
