@@ -80,7 +80,7 @@ mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env env-tensorrt tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar benchmark doctor site lint clean distclean
+.PHONY: help env env-tensorrt tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 4 to 8 minutes on 2 cores)'
@@ -91,6 +91,7 @@ help:
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
 	echo 'make tensorrt-table-full   the same of full-size models with seeded weights'
 	echo 'make benchmark    every family on every engine that is here, against PyTorch: docs/benchmarks.md'
+	echo 'make zoo          every config of the installed mmdet, exported with seeded weights and proven: docs/zoo.md'
 	echo 'make doctor       versions, engines, and what is wrong with a fix'
 	echo 'make site         the documentation as a site with search, build/site/index.html'
 	echo 'make lint         ruff                    make clean        caches and work_dirs   make distclean  .venv too'
@@ -252,6 +253,11 @@ demo-lidar: $(ENV)
 BENCHMARK_ARGS ?=
 benchmark: $(ENV)
 	$(RUN) tools/analysis_tools/benchmark_all.py $(BENCHMARK_ARGS)
+
+# Hours of CPU time the first time; a run that was stopped goes on. See `zoo.py --help`.
+ZOO_ARGS ?=
+zoo: $(ENV)
+	$(RUN) tools/analysis_tools/zoo.py $(ZOO_ARGS)
 
 doctor: $(ENV)
 	$(RUN) -m mmdeploy_ext.stack.doctor

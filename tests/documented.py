@@ -77,6 +77,7 @@ REASONS = {
         'it goes over a whole generated data set',
         r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|centerpoint_toy|\$LOOP)',
     ),
+    'zoo': ('it goes through many configs for hours, or takes what that found', r'.*zoo'),
     'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)'),
     'long': (
         'it builds, quantises, exports with torch.export or asks every package: more than ten seconds',
@@ -355,6 +356,17 @@ ENTRIES = (
         r'python tools/deployment/int8_table.py',
         why='long',
         test=TOOLS + 'test_int8_table.py::test_the_table_has_the_loss_and_the_size_of_each_metric',
+    ),
+    Entry(r'make zoo$', why='zoo'),
+    Entry(
+        r'python tools/analysis_tools/zoo.py ',
+        why='zoo',
+        test=TOOLS + 'test_zoo.py::test_a_zoo_says_of_each_config_what_became_of_it',
+    ),
+    Entry(
+        r'python -m docs._pages.zoo.page work_dirs',
+        why='zoo',
+        test=TOOLS + 'test_zoo.py::test_a_page_has_a_row_for_each_config_in_both_languages',
     ),
     Entry(
         r'python tools/analysis_tools/exporters.py',

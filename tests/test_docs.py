@@ -36,6 +36,7 @@ PARSERS = {
     'tools/onnx/graph.py': 'mmdeploy_ext.apps.graph_app',
     'tools/onnx/lint.py': 'mmdeploy_ext.apps.lint_app',
     'tools/analysis_tools/exporters.py': 'docs._pages.exporters.tool',
+    'tools/analysis_tools/zoo.py': 'mmdeploy_ext.apps.zoo_app',
     'tools/analysis_tools/benchmark.py': 'mmdeploy_ext.apps.benchmark_app',
     'tools/analysis_tools/benchmark_all.py': 'docs._pages.benchmarks.tool',
     'tools/test.py': 'mmdeploy_ext.apps.test_app',

@@ -28,6 +28,7 @@ ORDER = (
     'proof',
     'benchmark',
     'lint',
+    'zoo',
     'apps',
     '__main__',
 )

@@ -210,8 +210,8 @@ def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     return rest | {f'{prefix}{key}': torch.from_numpy(array) for key, array in filled.items()}
 
 
-def dense_weights(cfg: Any, family: Family | None, seed: int) -> dict[str, torch.Tensor]:
-    """Return weights of a detector by its family's rule; those of no family have the rule of their head.
+def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
+    """Return a detector with weights by its family's rule; those of no family have the rule of their head.
 
     Raises:
         ConfigError: the rule does not know the head.
@@ -219,9 +219,11 @@ def dense_weights(cfg: Any, family: Family | None, seed: int) -> dict[str, torch
     model = build_student(cfg) if family is None else family.build(cfg)
     if family is not None and family.name in NAMED_RULES:
         rule = importlib.import_module(f'projects.toydata.{NAMED_RULES[family.name]}')
-        return rule.seeded_weights({key: list(value.shape) for key, value in model.state_dict().items()})
+        shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+        model.load_state_dict(rule.seeded_weights(shapes))
+        return model
     check_known(model, cfg.filename)
-    return fill_seeded(model, seed, *normalisation(cfg)).state_dict()
+    return fill_seeded(model, seed, *normalisation(cfg))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -258,7 +260,7 @@ def write_seeded(config: str, out: Path, seed: int = 0) -> None:
     if weights is None:
         claimed = any(family.claims(cfg) for family in FAMILIES.values())
         family = find_family(cfg) if claimed or 'bbox_head' not in cfg.get('model', ()) else None
-        weights = dense_weights(cfg, family, seed)
+        weights = seeded_model(cfg, family, seed).state_dict()
     save_checkpoint(out, weights, dict(seed=seed))
 
 

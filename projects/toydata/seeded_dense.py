@@ -75,6 +75,8 @@ CLASS_TARGET = Target(-4.6, 1.3)
 QUALITY_TARGET = Target(0.5, 1.0)
 OBJECTNESS_TARGET = Target(-4.0, 1.3)
 DELTA_TARGET = Target(0.0, 0.4)
+SMALL_TARGET = Target(0.0, 0.2)
+"""Of deltas whose coder has no standard deviations, and whose boxes place samples."""
 BACKGROUND_BIAS = 6.0
 """Of the last column of a softmax, beside class logits around 0: exp(6) weighs as much as 170 of them."""
 
@@ -86,7 +88,6 @@ BOXES_OF_HEADS = {
     'VFNetHead': {'vfnet_reg': Target(-1.0, 0.4), 'vfnet_reg_refine': Target(0.0, 0.2)},
     'GFLHead': {'gfl_reg': Target(0.0, 2.0)},
     'SABLRetinaHead': {'retina_bbox_cls': Target(0.0, 2.0)},
-    'RepPointsHead': {'.*': Target(0.0, 0.8)},
     'YOLOXHead': {'.*': Target(0.8, 0.5)},
     'CenterNetHead': {'wh_head.*': Target(8.0, 2.5), 'offset_head.*': Target(0.5, 0.2)},
     'AutoAssignHead': {'conv_reg': Target(2.0, 0.7)},
@@ -198,6 +199,8 @@ def _box_target(head: nn.Module, name: str) -> Target:
         for pattern, target in BOXES_OF_HEADS.get(kind, {}).items():
             if re.fullmatch(pattern, name):
                 return target
+    if 'RepPointsHead' in _kinds(head):
+        return SMALL_TARGET if head.use_grid_points else Target(0.0, 0.8)
     if 'TOODHead' in _kinds(head):
         return Target(0.7, 0.4) if head.anchor_type == 'anchor_free' else DELTA_TARGET
     if 'FCOSHead' in _kinds(head):

@@ -1,0 +1,131 @@
+"""Write docs/zoo.md and its Chinese twin: `python -m docs._pages.zoo.page work_dirs/zoo/zoo.json`.
+
+Without a file they are written again from docs/zoo.json, which is what the last file said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+from mmdeploy_ext.core.pages import template
+from mmdeploy_ext.zoo import summary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.zoo.record import Outcome, Record
+
+ROOT = Path(__file__).resolve().parents[3]
+DATA = ROOT / 'docs/zoo.json'
+PAGES = {'page.md.j2': ROOT / 'docs/zoo.md', 'page_zh.md.j2': ROOT / 'docs/zh-CN/zoo.md'}
+"""Template -> page."""
+LONGEST = 240
+"""Characters of a reason."""
+
+
+def page(name: str, content: Mapping[str, Any]) -> str:
+    """Return a page as it is for a zoo.
+
+    Args:
+        name: of its template.
+        content: of the JSON file.
+    """
+    records = summary.records(content)
+    texts = template(__file__, name, keep_trailing_newline=True)
+    return texts.render(
+        versions=content['versions'],
+        whole=summary.count(records),
+        parts={part: counts(summary.by_part(records, part)) for part in ('head', 'backbone', 'neck')},
+        heads={head: rows(group) for head, group in _by_head(records).items()},
+        reasons=reasons(records),
+    )
+
+
+def counts(groups: Mapping[str, summary.Count]) -> list[str]:
+    """Return a row of cells for each name of a part."""
+    return [
+        f'| {name} | {one.configs} | {one.referenced} | {one.fixed} | {one.dynamic} | {one.own_kernels} |'
+        for name, one in groups.items()
+    ]
+
+
+def _by_head(records: Sequence[Record]) -> dict[str, list[Record]]:
+    heads = sorted({record.parts['head'] for record in records})
+    return {head: [one for one in records if one.parts['head'] == head] for head in heads}
+
+
+def rows(records: Sequence[Record]) -> list[str]:
+    """Return a row of cells for each config."""
+    return [f'| {" | ".join(_cells(record))} |' for record in records]
+
+
+def _cells(record: Record) -> list[str]:
+    done = [one for one in (record.fixed, record.dynamic) if one is not None and one.inputs]
+    seconds = sum(one.seconds for one in (record.fixed, record.dynamic) if one is not None)
+    ious = [one.worst_iou for one in done if one.worst_iou is not None]
+    scores = [one.worst_score for one in done if one.worst_score is not None]
+    return [
+        f'`{record.config.removesuffix(".py")}`',
+        _verdict(record.fixed) + (' *' if record.own_kernels else ''),
+        _verdict(record.dynamic),
+        f'{sum(one.matched for one in done)} / {sum(one.reference for one in done)}' if done else '',
+        str(min(one.fewest for one in done)) if done else '',
+        f'{min(ious):.6f}' if ious else '',
+        f'{max(scores):.1e}' if scores else '',
+        f'{seconds:.0f}',
+    ]
+
+
+def _verdict(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return '-'
+    return 'proven' if outcome.proven else outcome.reason
+
+
+def reasons(records: Sequence[Record]) -> list[str]:
+    """Return a row for each config and form that is not proven, and each that was changed for its proof."""
+    found = []
+    for record in records:
+        name = f'`{record.config.removesuffix(".py")}`'
+        for form in ('fixed', 'dynamic'):
+            outcome = getattr(record, form)
+            if outcome is not None and not outcome.proven:
+                found.append(f'| {name} | {form} | {outcome.reason} | {_short(outcome.why)} |')
+        found += [f'| {name} | - | - | {note} |' for note in record.notes]
+    return found
+
+
+def _short(why: str) -> str:
+    """Return a reason for a cell: the end of a trace, the beginning of a message."""
+    lines = [line for line in why.splitlines() if line.strip()]
+    text = cli.one_line(lines[-1] if len(lines) > 1 else why)
+    text = text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
+    return re.sub(r'([|<>_*`])', r'\\\1', text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write both pages; 0 done, 2 usage."""
+    parser = cli.ArgumentParser(prog='python -m docs._pages.zoo.page', description=__doc__.splitlines()[0])
+    parser.add_argument('file', nargs='?', help='zoo.json of tools/analysis_tools/zoo.py')
+    cli.add_debug_option(parser)
+    return cli.run(_body, parser, argv)
+
+
+def _body(args: argparse.Namespace) -> int:
+    if args.file:
+        write_json(DATA, read_json(args.file))
+    content = read_json(DATA)
+    for name, path in PAGES.items():
+        with atomic_path(path) as temporary:
+            temporary.write_text(page(name, content), encoding='utf-8')
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

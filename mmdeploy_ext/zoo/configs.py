@@ -1,0 +1,151 @@
+"""The configs of a zoo: those of the installed mmdet, or of the user's own folders, and what they hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One config of a zoo.
+
+    Attributes:
+        name: in the zoo: the path below mmdet's configs or the working folder.
+        path: of the file.
+        parts: see `parts`.
+    """
+
+    name: str
+    path: str
+    parts: dict[str, str]
+
+    @property
+    def slug(self) -> str:
+        """The name of its files."""
+        return self.name.strip('/').removesuffix('.py').replace('/', '__')
+
+
+def installed() -> Path:
+    """Return the folder of configs of the installed mmdet.
+
+    Raises:
+        UsageError: mmdet is not installed, or without its configs.
+    """
+    found = importlib.util.find_spec('mmdet')
+    folder = Path(found.submodule_search_locations[0]) / '.mim' / 'configs' if found else None
+    if folder is None or not folder.is_dir():
+        raise UsageError('mmdet with its configs is not installed; name configs, folders or globs')
+    return folder
+
+
+def paths(given: Sequence[str]) -> list[Path]:
+    """Return the files of a zoo.
+
+    Args:
+        given: files, folders and globs, also below the folder of the installed mmdet; none takes all of it.
+
+    Raises:
+        UsageError: one that fits no file.
+    """
+    if not given:
+        return _files(installed())
+    found: list[Path] = []
+    for text in given:
+        fits = [Path(path) for path in glob.glob(text)]
+        if not fits and not Path(text).is_absolute():
+            fits = sorted(installed().glob(text))
+        files = [file for path in sorted(fits) for file in (_files(path) if path.is_dir() else [path])]
+        if not files:
+            raise UsageError(f'{text}: fits no config, neither here nor below {installed()}')
+        found += files
+    return list(dict.fromkeys(path.absolute() for path in found))
+
+
+def _name(path: Path) -> str:
+    """Return the path below the configs of mmdet, or below the working folder, or as it is."""
+    for folder in (installed(), Path.cwd()):
+        if path.is_relative_to(folder):
+            return path.relative_to(folder).as_posix()
+    return path.as_posix()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the leaves below a folder: no bases, and nothing that Python made."""
+    return [
+        path
+        for path in sorted(folder.rglob('*.py'))
+        if not any(part.startswith(('_', '.')) for part in path.relative_to(folder).parts)
+    ]
+
+
+def found(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config | None]:
+    """Yield the configs, and None for each file that is none of the zoo.
+
+    These have no model, none of the heads that are asked for, or a `backend_config`: the model is another's.
+    """
+    from mmdeploy_ext.core.config import load_config
+
+    for path in files:
+        try:
+            cfg = load_config(str(path))
+        except ConfigError:
+            kept = dict(detector='', backbone='', neck='', head='')
+        else:
+            own = cfg.get('model') and 'backend_config' not in cfg
+            kept = parts(cfg) if own else None
+        if kept is None or (heads and not set(heads) & set(kept['head'].split('+'))):
+            yield None
+        else:
+            yield Config(_name(path), str(path), kept)
+
+
+def parts(cfg: Any) -> dict[str, str]:
+    """Return detector, backbone, neck, head -> class names; several are joined by '+'."""
+    model = cfg.model
+    heads = [_kinds(model.get(key)) for key in HEADS]
+    return dict(
+        detector=str(model.get('type', '')),
+        backbone=_kinds(model.get('backbone')),
+        neck=_kinds(model.get('neck')),
+        head='+'.join(filter(None, heads)),
+    )
+
+
+def _kinds(part: Any) -> str:
+    if isinstance(part, list | tuple):
+        return '+'.join(_kinds(one) for one in part)
+    return str(part.get('type', '')) if isinstance(part, dict) else ''
+
+
+def without_augmentation(cfg: Any) -> tuple[str, ...]:
+    """Take test-time augmentation out of a config, in place; returns what was changed, for the record."""
+    changed = []
+    for step in _augmentations((cfg.get('data') or {}).get('test') or {}):
+        scales = step.get('img_scale')
+        if step.get('flip'):
+            step['flip'] = False
+            changed.append('flip')
+        if isinstance(scales, list) and len(scales) > 1:
+            step['img_scale'] = scales[0]
+            changed.append('scales')
+    if not changed:
+        return ()
+    return (f'test-time augmentation left out: {", ".join(dict.fromkeys(changed))}',)
+
+
+def _augmentations(dataset: Any) -> Iterator[Any]:
+    if isinstance(dataset, dict):
+        steps = dataset.get('pipeline') or ()
+        yield from (step for step in steps if step.get('type') == 'MultiScaleFlipAug')
+        yield from _augmentations(dataset.get('dataset'))

@@ -1,0 +1,145 @@
+"""Configs in processes of their own, which may crash, hang or grow without end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.zoo.record import CRASH, LONGEST, MEMORY, TIME, Outcome, Record, portable, read_record
+from mmdeploy_ext.zoo.subject import Settings, examine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mmdeploy_ext.zoo.configs import Config
+
+POLL_S = 0.2
+LOG_LINES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of one process.
+
+    Attributes:
+        seconds: wall time.
+        gigabytes: of memory that is its own.
+    """
+
+    seconds: float = 1800.0
+    gigabytes: float = 6.0
+
+
+@dataclasses.dataclass
+class _Running:
+    config: Config
+    process: multiprocessing.process.BaseProcess
+    started: float
+
+
+def run_all(
+    configs: Sequence[Config], settings: Settings, out: Path, jobs: int, limits: Limits
+) -> Iterator[Record]:
+    """Yield the record of each config as it ends; all of them are written below `out`.
+
+    Args:
+        configs: to look at.
+        settings: of the run.
+        out: folder: `records/` has a JSON file for each config, `logs/` what its process printed.
+        jobs: processes at a time.
+        limits: of each.
+    """
+    for name in ('records', 'logs'):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    waiting, running = list(configs), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(waiting.pop(0), settings, out))
+            time.sleep(POLL_S)
+            for one in list(running):
+                stopped = '' if not one.process.is_alive() else _over(one, limits)
+                if stopped or not one.process.is_alive():
+                    running.remove(one)
+                    _end(one)
+                    yield _record(one, out, stopped)
+    finally:
+        for one in running:
+            _end(one)
+
+
+def _start(config: Config, settings: Settings, out: Path) -> _Running:
+    context = multiprocessing.get_context('fork')  # the libraries take seconds to import
+    process = context.Process(target=_child, args=(config, settings, out))
+    process.start()
+    return _Running(config, process, time.monotonic())
+
+
+def _child(config: Config, settings: Settings, out: Path) -> None:
+    import torch
+
+    os.setsid()
+    torch.set_num_threads(1)
+    log = os.open(out / 'logs' / f'{config.slug}.txt', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    path, unfinished = _files(config, out)
+    unfinished.unlink(missing_ok=True)
+    examine(config, settings, read_record(path), lambda record: record.write(unfinished)).write(path)
+    unfinished.unlink(missing_ok=True)
+    sys.stdout.flush()
+
+
+def _files(config: Config, out: Path) -> tuple[Path, Path]:
+    """Return where the record of a config is, and what is known of it while its process runs."""
+    path = out / 'records' / f'{config.slug}.json'
+    return path, path.with_suffix('.unfinished')
+
+
+def _over(one: _Running, limits: Limits) -> str:
+    """Return which limit a process is over; '' for none."""
+    if time.monotonic() - one.started > limits.seconds:
+        return TIME
+    return MEMORY if _own_bytes(one.process.pid) > limits.gigabytes * 2**30 else ''
+
+
+def _own_bytes(pid: int | None) -> int:
+    """Return the resident memory of a process that no file holds; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f'/proc/{pid}/status').read_text().splitlines():
+            if line.startswith('RssAnon:'):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _end(one: _Running) -> None:
+    """End a process with all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(one.process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        one.process.kill()
+    one.process.join()
+
+
+def _record(one: _Running, out: Path, stopped: str) -> Record:
+    """Return what a process that has ended found, or why it did not."""
+    path, unfinished = _files(one.config, out)
+    status, none = one.process.exitcode, Record(one.config.name, one.config.parts)
+    if not stopped and status == 0:
+        return read_record(path) or none
+    record = read_record(unfinished) or none
+    log = out / 'logs' / f'{one.config.slug}.txt'
+    lines = log.read_text(errors='replace').splitlines()[-LOG_LINES:] if log.is_file() else []
+    how = f'signal {-status}' if status is not None and status < 0 else f'exit status {status}'
+    outcome = Outcome(reason=stopped or CRASH, why=portable('\n'.join([how, *lines]))[-LONGEST:])
+    place = 'fixed' if record.fixed is None else 'dynamic'
+    record = dataclasses.replace(record, **{place: outcome})
+    record.write(path)
+    return record

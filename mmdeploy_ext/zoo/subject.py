@@ -1,0 +1,180 @@
+"""One config: built with seeded weights, exported with one size and with any, and both files proven."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.families.base import DETECTOR, find_family
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.zoo.configs import without_augmentation
+from mmdeploy_ext.zoo.record import NOT_PROVEN, Outcome, Record, failure
+from mmdeploy_ext.zoo.rules import graph_digest, proof_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    import torch
+
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.proof.verdict import Verdict
+    from mmdeploy_ext.zoo.configs import Config
+
+WEIGHTS = 'seeded weights'
+"""What stands for the path of a checkpoint."""
+OWN_KERNELS = ('MaskedConv2d',)
+"""Modules of mmcv without a CPU kernel: where they run, this project's patch does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all configs of a run share.
+
+    Attributes:
+        size: of the traced input, (H, W) pixels; the next larger one that the network takes.
+        picture: title and BGR picture that the proof begins with.
+        seeded: (cfg, family) -> the detector with seeded weights.
+        engine: options of `build_backend`.
+    """
+
+    size: tuple[int, int]
+    picture: tuple[str, np.ndarray]
+    seeded: Callable[[Any, Family], torch.nn.Module]
+    engine: Mapping[str, Any]
+
+
+def examine(
+    config: Config, settings: Settings, before: Record | None, keep: Callable[[Record], None]
+) -> Record:
+    """Return what is known of a config.
+
+    Args:
+        config: to look at.
+        settings: of the run.
+        before: what an earlier run found; proofs of equal graphs by equal rules are taken over.
+        keep: called with what is known so far, after each export: what follows may kill the process.
+    """
+    record = Record(config.name, config.parts)
+    try:
+        cfg = load_config(config.path)
+        record = dataclasses.replace(record, notes=without_augmentation(cfg))
+        deployment = _deployment(config, cfg, settings)
+    except Exception as error:
+        return dataclasses.replace(record, fixed=failure(error))
+    kinds = {type(module).__name__ for module in deployment.model.modules()}
+    own = tuple(sorted(kinds & set(OWN_KERNELS)))
+    record = dataclasses.replace(record, family=deployment.family.name, own_kernels=own)
+    for name in ('fixed', 'dynamic'):
+        known = getattr(before, name, None)
+        record = dataclasses.replace(
+            record, **{name: _outcome(deployment, settings, name == 'dynamic', known)}
+        )
+        keep(record)
+        deployment.exports.clear()
+    return record
+
+
+def _deployment(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
+    family = find_family(cfg, DETECTOR)
+    rule = family.preprocess_rule(cfg)
+    family.check(cfg, _options(family, settings.size, False, 0))
+    model = settings.seeded(cfg, family)
+    model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
+    return deploy.Deployment(
+        cfg=cfg,
+        config=config.path,
+        cfg_options={},
+        family=family,
+        model=model.eval(),
+        checkpoint=WEIGHTS,
+        checkpoint_sha256=_weights_sha256(model),
+        classes=model.CLASSES,
+        rule=rule,
+        settings=family.settings(cfg, model),
+    )
+
+
+def _weights_sha256(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _options(family: Family, size: tuple[int, int], dynamic: bool, opset: int) -> Options:
+    return family.choose(opset=opset, height=size[0], width=size[1], dynamic=dynamic)
+
+
+def _chosen(deployment: deploy.Deployment, settings: Settings, dynamic: bool) -> Options:
+    """Return the options of an export: sides are the next multiples that the network takes."""
+    family, model = deployment.family, deployment.model
+    options = deploy.resolve_opset(_options(family, settings.size, dynamic, 0), model)
+    multiple = family.spec(model, options).inputs[0].multiple
+    height, width = (-(-side // multiple) * multiple for side in settings.size)
+    return deploy.check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
+
+
+def _outcome(
+    deployment: deploy.Deployment, settings: Settings, dynamic: bool, known: Outcome | None
+) -> Outcome:
+    """Return what became of one export; its proof is `known` where graph and rules are as they were."""
+    start = time.process_time()
+    try:
+        options = _chosen(deployment, settings, dynamic)
+        picture, rules = settings.picture, proof_rules(deployment.family)
+        traced = deploy.prepare_fixed(deployment.rule, picture[1], options.height, options.width)
+        with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+            path = str(Path(folder, 'model.onnx'))
+            export_files(deployment, options, path, [traced])
+            digest = graph_digest(next(reversed(deployment.exports.values())))
+            if known is not None and (known.digest, known.rules) == (digest, rules):
+                return known
+            verdict, _ = prove(deployment, path, [picture], settings.engine)
+    except Exception as error:
+        return dataclasses.replace(failure(error), seconds=time.process_time() - start)
+    figures = _figures(verdict)
+    seconds = time.process_time() - start
+    return Outcome(
+        digest=digest, rules=rules, shape=(options.height, options.width), seconds=seconds, **figures
+    )
+
+
+def _figures(verdict: Verdict) -> dict[str, Any]:
+    summary = verdict.summary()
+    rows = [row for case in verdict.cases for row in case.detections]
+    reason = {} if verdict.proven else dict(reason=NOT_PROVEN, why='; '.join(_failures(verdict))[:2000])
+    return dict(
+        proven=verdict.proven,
+        inputs=summary['inputs'],
+        reference=summary['reference'],
+        matched=summary['matched'],
+        fewest=min((row.reference for row in rows), default=0),
+        worst_rel=summary['worst_rel'],
+        worst_iou=summary['worst_iou'],
+        worst_score=summary['worst_score'],
+        **reason,
+    )
+
+
+def _failures(verdict: Verdict) -> list[str]:
+    """Return what failed, the graph first."""
+    found = [graph.text for graph in verdict.graphs if not graph.passed]
+    found += [f'{check.name}: {check.detail}' for check in verdict.structure if not check.passed]
+    for case in verdict.cases:
+        if not case.passed:
+            tensors = [
+                f'{row.tensor} {row.max_rel:.1e}' for row in case.tensors if not row.passed and row.max_rel
+            ]
+            images = sum(not row.passed for row in case.detections)
+            found.append(f'{case.name} {case.shape}: {", ".join(tensors)} {images} images differ')
+    return found + list(verdict.reasons)

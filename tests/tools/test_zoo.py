@@ -1,0 +1,195 @@
+"""The zoo: every config gets its row, whatever its process does, and what was proven is not proven again."""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from docs._pages.zoo import page
+from mmdeploy_ext.apps import zoo_app
+from mmdeploy_ext.core.errors import ConfigError, ExportError
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.zoo import configs, record, rules, subject, summary
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"
+TOY = f"_base_ = ['{REPOSITORY}/configs/demo/atss_toy.py']\n"
+AUGMENTED = """
+flips = dict(type='MultiScaleFlipAug', img_scale=[(96, 64), (128, 96)], flip=True, transforms=[
+    dict(type='Resize', keep_ratio=True), dict(type='Normalize', mean=[1.0] * 3, std=[57.0] * 3),
+    dict(type='Pad', size_divisor=32), dict(type='Collect', keys=['img'])])
+data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), flips]))
+"""
+
+
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+def seeded(cfg, family):
+    """Return a model with seeded weights; configs whose name says so end badly."""
+    from projects.toydata.seeded import seeded_model
+
+    name = Path(cfg.filename).stem
+    if name == 'killed':
+        os.write(1, b'the last words\n')
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == 'hangs':
+        time.sleep(600)
+    if name == 'grows':
+        grown = bytearray(3 * 2**30)
+        time.sleep(600 + len(grown) * 0)
+    if name == 'raises':
+        raise RuntimeError('MaskedConv2d is not implemented on CPU')
+    return seeded_model(cfg, family)
+
+
+def run(folder, *arguments):
+    given = [
+        str(folder / 'configs'),
+        '--out',
+        str(folder / 'out'),
+        '--height',
+        '128',
+        '--width',
+        '160',
+        '--jobs',
+        '2',
+    ]
+    status = zoo_app.main(register, seeded, [*given, *arguments])
+    found = summary.records(read_json(folder / 'out' / 'zoo.json'))
+    return status, {Path(one.config).stem: one for one in found}
+
+
+@pytest.fixture(scope='module')
+def zoo(tmp_path_factory):
+    """Return a folder whose zoo was run once, its exit status and its records."""
+    folder = tmp_path_factory.mktemp('zoo')
+    (folder / 'configs' / '_base_').mkdir(parents=True)
+    content = dict.fromkeys(('toy', 'killed', 'hangs', 'grows', 'raises'), TOY)
+    content.update(
+        nobodys=NOBODYS,
+        broken='model = dict(\n',
+        data='runs = 3\n',
+        toy_onnx=TOY + 'backend_config = dict()\n',
+        augmented=TOY + AUGMENTED,
+    )
+    for name, text in content.items():
+        (folder / 'configs' / f'{name}.py').write_text(text)
+    (folder / 'configs' / '_base_' / 'base.py').write_text(NOBODYS)
+    return folder, *run(folder, '--timeout', '40', '--memory', '3')
+
+
+def test_a_zoo_says_of_each_config_what_became_of_it(zoo):
+    _, status, found = zoo
+    reasons = {name: one.fixed.reason for name, one in found.items() if not one.proven}
+    assert reasons == dict(
+        killed=record.CRASH, hangs=record.TIME, grows=record.MEMORY, raises=record.NO_KERNEL,
+        nobodys=record.NO_FAMILY, broken=record.NOT_BUILT,
+    )  # fmt: skip
+    assert set(reasons.values()) <= set(record.REASONS)
+    assert status == 0
+    for name in ('toy', 'augmented'):
+        for outcome in (found[name].fixed, found[name].dynamic):
+            assert outcome.proven
+            assert outcome.reference == outcome.matched > 100
+            assert outcome.fewest >= 20
+            assert outcome.worst_iou > 0.999
+    assert found['toy'].parts == dict(detector='ATSS', backbone='ResNet', neck='FPN', head='ATSSHead')
+    assert found['augmented'].notes == ('test-time augmentation left out: flip, scales',)
+
+
+def test_a_process_that_died_leaves_its_last_words(zoo):
+    _, _, found = zoo
+    assert found['killed'].fixed.why.splitlines() == ['signal 9', 'the last words']
+
+
+def no_proof(*given, **named):
+    raise AssertionError('proven again')
+
+
+def test_what_was_proven_is_taken_over_until_the_rules_change(zoo, monkeypatch):
+    folder, _, found = zoo
+    for name in ('killed', 'hangs', 'grows'):
+        (folder / 'configs' / f'{name}.py').unlink(missing_ok=True)
+    monkeypatch.setattr(subject, 'prove', no_proof)
+    assert run(folder)[1]['toy'] == found['toy']
+    monkeypatch.setattr(subject, 'proof_rules', lambda family: 'others')
+    status, again = run(folder)
+    assert status == 1
+    assert 'proven again' in again['toy'].fixed.why
+
+
+def test_other_weights_are_another_graph(zoo):
+    import onnx
+
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> '
+        '{ y = Add(x, w) }'
+    )
+    other = onnx.ModelProto.FromString(graph.SerializeToString().replace(*changed(1.0, 1.5)))
+    same = onnx.ModelProto.FromString(graph.SerializeToString())
+    same.graph.node[0].name = 'renamed'
+    assert rules.graph_digest(graph) == rules.graph_digest(same) != rules.graph_digest(other)
+
+
+def changed(before, after):
+    import struct
+
+    return struct.pack('<f', before), struct.pack('<f', after)
+
+
+def test_rules_change_with_code_and_not_with_words(tmp_path):
+    found = []
+    for index, text in enumerate(('x = 1\n', '"""Words."""\nx = 1  # more\n', 'x = 2\n')):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        (folder / 'code.py').write_text(text)
+        found.append(rules._code(folder))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (ConfigError('a.py: the model cannot be built: KeyError'), record.NOT_BUILT),
+        (ConfigError('--dynamic-export: SwinTransformer'), record.REFUSED),
+        (ExportError('no symbolic'), record.NOT_EXPORTED),
+        (RuntimeError('shapes differ'), record.TORCH_FAILS),
+        (MemoryError(), record.MEMORY),
+    ],
+)
+def test_an_error_has_a_reason_of_the_list(error, reason):
+    assert record.failure(error).reason == reason
+
+
+def test_no_folder_of_the_machine_is_kept():
+    text = f'{sys.prefix}/lib/python3/site-packages/mmdet/.mim/configs/a/b.py: and {Path.cwd()}/c.py'
+    assert record.portable(text) == 'a/b.py: and c.py'
+
+
+def test_the_installed_configs_are_those_of_mmdet_without_bases():
+    names = [path.relative_to(configs.installed()).as_posix() for path in configs.paths([])]
+    assert 'atss/atss_r50_fpn_1x_coco.py' in names
+    assert not [name for name in names if '_base_' in name]
+    assert [path.name for path in configs.paths(['atss/*r50*'])] == ['atss_r50_fpn_1x_coco.py']
+
+
+def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
+    _, _, found = zoo
+    own = dataclasses.replace(found['toy'], config='own.py', own_kernels=('MaskedConv2d',))
+    content = summary.content([*found.values(), own])
+    for name in page.PAGES:
+        text = page.page(name, content)
+        assert [config for config in found if text.count(f'{config}` |') == 0] == []
+        assert '| ATSSHead | 7 | 5 | 2 | 2 | 1 |' in text
+
+
+def test_the_pages_are_those_of_the_measured_zoo():
+    content = read_json(page.DATA)
+    for name, path in page.PAGES.items():
+        assert page.page(name, content) == path.read_text(encoding='utf-8'), 'python -m docs._pages.zoo.page'
