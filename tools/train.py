@@ -115,12 +115,13 @@ def train(args: argparse.Namespace) -> int:
     folder = Path(cfg.work_dir)
     check_writable(folder / Path(args.config).name)
     folder.mkdir(parents=True, exist_ok=True)
-    cfg.dump(str(folder / Path(args.config).name))
+    text, copy = cfg.pretty_text, folder / Path(args.config).name  # seconds of a long config: once
+    copy.write_text(text, encoding='utf-8') if copy.suffix == '.py' else cfg.dump(str(copy))
     timestamp = time.strftime('%Y%m%d_%H%M%S')
     logger = get_root_logger(log_file=str(folder / f'{timestamp}.log'), log_level=cfg.log_level)
     environment = '\n'.join(f'{key}: {value}' for key, value in collect_env().items())
-    logger.info('environment:\n%s\nconfig:\n%s\nseed: %s', environment, cfg.pretty_text, cfg.seed)
-    meta = {'env_info': environment, 'config': cfg.pretty_text, 'seed': cfg.seed,
+    logger.info('environment:\n%s\nconfig:\n%s\nseed: %s', environment, text, cfg.seed)
+    meta = {'env_info': environment, 'config': text, 'seed': cfg.seed,
             'exp_name': Path(args.config).name}  # before the build, which writes into the config
 
     model = build_model(cfg)

@@ -13,6 +13,7 @@ import pytest
 from mmdeploy_ext.apps import test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
+from rank_processes import run_ranks
 from toy_atss import CHECKPOINT, CONFIG, REPO
 
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
@@ -228,14 +229,15 @@ def test_a_stale_file_is_exported_again_and_a_fresh_one_is_not(work_dir, data, c
 
 
 def test_two_processes_give_the_metrics_of_one_with_both_engines(work_dir, data, tmp_path):
-    alone = {'pth': metrics(work_dir, 'pth')}
-    for name, script, config in (('pth', 'dist_test_pth.sh', PTH), ('onnx', 'dist_test_onnx.sh', ONNX)):
-        result = run_script(
-            script, config, 2, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data
-        )
-        assert result.returncode == 0, result.stderr[-2000:]
+    alone = metrics(work_dir, 'pth')
+    words = ['--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
+    by_hand = ['tools/test.py', PTH, CHECKPOINT, '--launcher', 'pytorch', *words]
+    assert [code for code, *_ in run_ranks(tmp_path, [by_hand, by_hand])] == [0, 0]
+    result = run_script('dist_test_onnx.sh', ONNX, 2, *words)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for name in ('pth', 'onnx'):
         assert read_json(work_dir / f'metrics_{name}.json')['processes'] == 2
-        assert metrics(work_dir, name) == alone['pth']
+        assert metrics(work_dir, name) == alone
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_message_and_no_hang(data, tmp_path):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proof.references import Reference
     from mmdeploy_ext.runtime.detections import Detections
 
-TIMED_RUNS = 5
+TIMED_RUNS = 3
 TIMED_S = 3.0
 """No more runs than those of the proof once they took this long: the figures are a hint."""
 

@@ -51,7 +51,7 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
     if metadata.rules < GRAPH_RULES and _has_network(mine, other, reference.network()):
         why = f'post-processing of rules {metadata.rules}'
         return GraphResult(name, mine.size, False, by_inputs=why, note=note)
-    found = tuple(same.differences(model, fresh))
+    found = tuple(same.differences(model, fresh, (mine, other)))
     other_versions = '; '.join(edits.other_versions(metadata.edits))
     return GraphResult(name, mine.size, False, found, note='; '.join(filter(None, (note, other_versions))))
 

@@ -28,6 +28,8 @@ SCORE_BAR = 1e-3
 """Largest score difference of a matched pair."""
 FLIPPED_PIXELS = 2
 """Masks that differ in so few pixels have IoU 1: a value at the threshold may round to either side."""
+PIXELS = 1 << 14
+"""Of masks that are multiplied at once: their copies in float32 stay in the caches."""
 PAIR_IOU = 0.5
 """Masks outside the bars are shown as a (failing) pair from this IoU on; below they are missing and extra."""
 
@@ -95,15 +97,29 @@ def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
     iou = np.full((len(reference), len(candidate)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
         rows, columns = np.flatnonzero(reference.labels == label), np.flatnonzero(candidate.labels == label)
-        one = reference.masks[rows].reshape(len(rows), -1).astype(np.float32)
-        two = candidate.masks[columns].reshape(len(columns), -1).astype(np.float32)
-        overlap = (one @ two.T).astype(np.float64)
-        total = one.sum(1, dtype=np.float64)[:, None] + two.sum(1, dtype=np.float64)[None]
-        union = total - overlap
+        one, two = reference.masks[rows], candidate.masks[columns]
+        overlap = _overlaps(one.reshape(len(rows), -1), two.reshape(len(columns), -1))
+        union = _areas(one)[:, None] + _areas(two)[None] - overlap
         part = np.divide(overlap, union, out=np.ones_like(overlap), where=union > 0)
         part[(union - overlap <= FLIPPED_PIXELS) & (overlap > 0)] = 1.0
         iou[np.ix_(rows, columns)] = part
     return iou
+
+
+def _areas(masks: np.ndarray) -> np.ndarray:
+    return np.array([np.count_nonzero(mask) for mask in masks], np.float64)
+
+
+def _overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Return how many pixels (R, C) float64 of masks (R, P) and (C, P) are common, in slices of `P`.
+
+    A whole copy in float32 would be written to memory first, four times as large as the masks.
+    """
+    overlap = np.zeros((len(one), len(two)))
+    for start in range(0, one.shape[1], PIXELS):
+        parts = (masks[:, start : start + PIXELS].astype(np.float32) for masks in (one, two))
+        overlap += np.matmul(next(parts), next(parts).T)
+    return overlap
 
 
 def _broken(side: str, instances: Instances) -> str:

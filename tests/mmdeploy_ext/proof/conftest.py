@@ -9,7 +9,14 @@ from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.references import references
+from remembered import loaded_once
 from toy_atss import PICTURE, REPO
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _loaded_once():
+    with loaded_once():
+        yield
 
 
 @pytest.fixture(scope='session')

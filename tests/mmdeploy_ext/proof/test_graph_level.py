@@ -276,7 +276,7 @@ def test_the_verdict_of_an_edited_file_counts_its_inputs(tmp_path, capsys, path)
     assert content['verdict'].endswith('inputs (edited graph)')
 
 
-@pytest.mark.parametrize('name', ['atss', 'solov2', 'rtdetr'])
+@pytest.mark.parametrize('name', ['atss', pytest.param('solov2', marks=pytest.mark.matrix), 'rtdetr'])
 def test_files_of_another_make_of_cpu_are_proven(name, tmp_path, capsys):
     file = OTHER_CPU / f'{name}_toy_full.onnx'
     if not file.is_file():

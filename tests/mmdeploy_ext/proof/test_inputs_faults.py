@@ -33,7 +33,7 @@ def first_failed(path, inputs):
         return next((case.name for case in run_cases(inputs, backend) if not case.passed), '')
 
 
-SOME = 'a batch of 3 or more', 'W over 640', 'portraits', 'H % 64'
+SOME, MORE = ('a batch of 3 or more', 'portraits'), ('W over 640', 'H % 64')
 """Of masks fewer: to compare wrong ones takes its time."""
 DARK = dict(atss=-1.0, solov2=-1.0, rtdetr=0.2)
 """Means of the normalised input below which a picture counts as dark."""
@@ -66,6 +66,7 @@ def test_the_right_files_pass_with_far_more_than_the_least_matched(known, family
         *(('atss', condition) for condition in (*WHERE, *FINE)),
         *(('rtdetr', condition) for condition in WHERE),
         *(('solov2', condition) for condition in SOME),
+        *(pytest.param('solov2', condition, marks=pytest.mark.matrix) for condition in MORE),
     ],
 )
 def test_a_file_that_is_wrong_for_some_shapes_only_is_found(known, tmp_path, family, condition):

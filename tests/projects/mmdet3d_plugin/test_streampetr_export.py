@@ -205,6 +205,7 @@ def golden_frame(index):
     )
 
 
+@pytest.mark.matrix
 def test_the_full_size_files_run_free_over_the_goldens(tmp_path):
     options = FAMILIES['streampetr'].choose()
     paths, seconds = export_files(golden_deployment(), options, str(tmp_path / 'r50'))

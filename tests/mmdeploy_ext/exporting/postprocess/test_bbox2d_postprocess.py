@@ -79,10 +79,14 @@ def test_eager_and_numpy_equal_get_bboxes(case, request_name):
         assert_same(by_numpy(head, raw, SIZE, form, **optional), wanted)
 
 
-EXPORTED = [(case, 17) for case in CASES] + [
-    (case, opset)
-    for case in ('default', 'class agnostic', 'score_thr 0', 'two anchors per cell')
-    for opset in (11, 20)
+EXPORTED = [
+    *((case, 17) for case in CASES),
+    *(('default', opset) for opset in (11, 20)),
+    *(
+        pytest.param(case, opset, marks=pytest.mark.matrix)
+        for case in ('class agnostic', 'score_thr 0', 'two anchors per cell')
+        for opset in (11, 20)
+    ),
 ]
 
 

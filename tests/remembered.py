@@ -1,0 +1,104 @@
+"""Loaded toys whose reference is computed once per input: tests judge many files of one model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.deploy import deployment as deploy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ASKED = 'reference_detections', 'reference_tensors', 'candidate_bounds', 'interchangeable_zeros'
+"""Methods of a family that run the unpatched model and read nothing of the file on trial."""
+KEPT_EXPORTS = 32
+
+
+def digest(value: Any) -> Any:
+    """Return what tells arguments of `ASKED` apart."""
+    if isinstance(value, np.ndarray):
+        raw = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).digest()
+        return value.shape, value.dtype.str, raw
+    if isinstance(value, dict):
+        return tuple((key, digest(one)) for key, one in sorted(value.items()))
+    if isinstance(value, tuple | list):
+        return tuple(map(digest, value))
+    return digest(vars(value)) if hasattr(value, '__dataclass_fields__') else value
+
+
+class Remembering:
+    """A family that answers `ASKED` once per model, configuration and input; the rest is the family's."""
+
+    def __init__(self, family: Any) -> None:
+        self._family, self._known, self._raised = family, {}, False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        method = getattr(self._family, name)
+        if name not in ASKED:
+            return method
+
+        def ask(model: Any, *given: Any, **options: Any) -> Any:
+            key = name, id(model), self._raised, digest(given), digest(options)
+            if key not in self._known:
+                self._known[key] = model, method(model, *given, **options)  # the model keeps its id
+            return self._known[key][1]
+
+        return ask
+
+    @contextlib.contextmanager
+    def raised_result_limit(self, model: Any) -> Iterator[None]:
+        """See `ImageFamily.raised_result_limit`."""
+        with self._family.raised_result_limit(model):
+            self._raised = True
+            try:
+                yield
+            finally:
+                self._raised = False
+
+
+LOADED: dict[Any, deploy.Deployment] = {}
+
+
+def _file(path: str) -> tuple[str, int, int]:
+    found = Path(path).stat()
+    return path, found.st_mtime_ns, found.st_size
+
+
+@contextlib.contextmanager
+def loaded_once() -> Iterator[None]:
+    """Inside the block a config and a checkpoint are loaded once; each caller gets a `Deployment` of its own.
+
+    The model is the same object: for tests that change no model. What decides about a file is done each
+    time: options are checked, the file is read, its graph compared and run.
+    """
+    load, kept = deploy.load, deploy.KEPT_EXPORTS
+
+    def once(config, checkpoint, cfg_options=None, device='cpu', before_weights=None, *kind, **named):
+        def read():
+            return load(config, checkpoint, cfg_options, device, before_weights, *kind, **named)
+
+        if not Path(config).is_file() or not Path(checkpoint).is_file():
+            return read()
+        key = _file(config), _file(checkpoint), repr((cfg_options, device, kind, named))
+        if key not in LOADED:
+            LOADED[key] = read()
+            if LOADED[key].family.samples == 'images':
+                LOADED[key].family = Remembering(LOADED[key].family)
+        elif before_weights is not None:
+            known = LOADED[key]
+            before_weights(known.cfg, known.family, known.model)
+        return copy.copy(LOADED[key])
+
+    deploy.load, deploy.KEPT_EXPORTS = once, KEPT_EXPORTS
+    try:
+        yield
+    finally:
+        deploy.load, deploy.KEPT_EXPORTS = load, kept
