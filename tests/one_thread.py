@@ -7,6 +7,7 @@ a fifth of the CPU seconds of the proofs. PyTorch has OMP_NUM_THREADS.
 import functools
 
 import onnxruntime
+import pytest
 
 
 def one_thread(start):
@@ -24,3 +25,10 @@ def one_thread(start):
 def pytest_configure() -> None:
     session = onnxruntime.InferenceSession
     session.__init__ = one_thread(session.__init__)
+
+
+@pytest.fixture
+def threads_by_default(monkeypatch):
+    """Leave the number of threads to ONNX Runtime, as for a user: for tests of that."""
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(session, '__init__', session.__init__.__wrapped__)

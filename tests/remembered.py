@@ -33,15 +33,19 @@ def digest(value: Any) -> Any:
 
 
 class Remembering:
-    """A family that answers `ASKED` once per model, configuration and input; the rest is the family's."""
+    """A family that answers `ASKED` once per model and input; the rest is the family's.
+
+    Attributes:
+        plain: the family itself.
+    """
 
     def __init__(self, family: Any) -> None:
-        self._family, self._known, self._raised = family, {}, False
+        self.plain, self._known, self._raised = family, {}, False
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
             raise AttributeError(name)
-        method = getattr(self._family, name)
+        method = getattr(self.plain, name)
         if name not in ASKED:
             return method
 
@@ -56,7 +60,7 @@ class Remembering:
     @contextlib.contextmanager
     def raised_result_limit(self, model: Any) -> Iterator[None]:
         """See `ImageFamily.raised_result_limit`."""
-        with self._family.raised_result_limit(model):
+        with self.plain.raised_result_limit(model):
             self._raised = True
             try:
                 yield

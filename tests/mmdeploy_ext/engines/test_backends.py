@@ -177,6 +177,7 @@ def test_outputs_may_be_kept_when_the_backend_runs_again(files):
 
 @pytest.mark.parametrize('level', ['none', 'basic', 'extended', 'all'])
 @pytest.mark.parametrize('threads', [0, 1])
+@pytest.mark.usefixtures('threads_by_default')
 def test_onnxruntime_options_are_honoured(files, level, threads):
     options = dict(graph_optimization=level, threads=threads)
     with OnnxRuntimeBackend(files['dynamic'], **options) as backend:
