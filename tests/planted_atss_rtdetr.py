@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BOX = 'mmdeploy_ext.exporting.postprocess.bbox2d'
-DENSE, FULL = f'{BOX}:DenseBoxPostprocess', 'projects.mmdet_plugin.atss.graphs:FullForm.forward'
-DECODE = 'projects.mmdet_plugin.atss.graphs'
-NMS = 'projects.mmdet_plugin.atss.graphs:nms_config'
+DENSE, FULL = f'{BOX}:DenseBoxPostprocess', 'projects.mmdet_plugin.dense.graphs:FullForm.forward'
+DECODE = 'projects.mmdet_plugin.dense.graphs'
+NMS = 'projects.mmdet_plugin.dense.graphs:nms_config'
 planted('score threshold x 1.2', 'atss', (NMS, settings(score_thr=lambda value: value * 1.2)))
 planted('nms_pre 50', 'atss', (NMS, settings(nms_pre=lambda value: 50)))
 planted('max_per_img 99', 'atss', (NMS, settings(max_per_img=lambda value: value - 1)))

@@ -12,7 +12,7 @@ import pytest
 from mmdeploy_ext.apps.command import TOOLS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ATSS = 'projects/mmdet_plugin/atss/README.md'
+ATSS = 'projects/mmdet_plugin/dense/README.md'
 PLACES = (
     'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/*.md', 'docs/zh-CN/*.md', 'projects/*/*/README.md',
     'demo/checkpoints/README.md')
@@ -187,7 +187,7 @@ def test_pictures_are_small():
 
 def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
     """Return the table rows of the ATSS contract with 80 classes, from the spec itself."""
-    from projects.mmdet_plugin.atss.family import AtssFamily
+    from projects.mmdet_plugin.dense.family import DenseFamily
 
     strides = [(stride, stride) for stride in (8, 16, 32, 64, 128)]
     head = SimpleNamespace(
@@ -195,10 +195,10 @@ def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
         prior_generator=SimpleNamespace(strides=strides, base_anchors=[[0]] * 5),
         test_cfg=dict(max_per_img=100, nms=dict(type='nms', iou_threshold=0.6)),
     )
-    options = AtssFamily().choose(
+    options = DenseFamily().choose(
         form=form, height=608, width=608, dynamic=dynamic, max_candidates=max_candidates
     )
-    spec = AtssFamily().spec(SimpleNamespace(bbox_head=head), options)
+    spec = DenseFamily().spec(SimpleNamespace(bbox_head=head), options)
     return [
         f'| `{tensor.name}` | {side} | {tensor.dtype} | {tensor.shape_text()} | '
         f'{"" if tensor.default is None else f"{tensor.default:g}"} | {tensor.meaning} |'

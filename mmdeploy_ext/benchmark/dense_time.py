@@ -76,4 +76,3 @@ def time_ratio(
         other_load=mean_load([runs]),
         quiet_share=QUIET_SHARE,
     )
-

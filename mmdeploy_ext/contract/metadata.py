@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX, Facts, damaged, read_entry
-from mmdeploy_ext.contract.metadata_facts import checked_facts
+from mmdeploy_ext.contract.metadata_facts import checked_facts, current
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.inputs import cameras as preprocess_multiview
@@ -37,7 +37,7 @@ class Metadata:
     """What an exported file says about itself.
 
     Attributes:
-        family: model family, e.g. 'atss'.
+        family: model family, e.g. 'dense'.
         form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a streaming model,
             which graph of its contract it is.
         spec: names, shapes and tolerances of its tensors.
@@ -111,12 +111,14 @@ class Metadata:
             rule = _rule_from_json(values['preprocess'])
         except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together
             raise damaged(path, 'preprocess', error) from error
+        family, facts = current(values['family'], values['postprocess'])
         values.update(
+            family=family,
             edits=tuple(values['edits']),
             spec=GraphSpec.from_json(values['spec']),
             classes=tuple(values['classes']),
             preprocess=rule,
-            postprocess=checked_facts(values['postprocess'], values['family'], path),
+            postprocess=checked_facts(facts, family, path),
             options=Facts(values['options'], f'{path}: {PREFIX}options'),
         )
         return cls(**values)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract import dense_head
+from mmdeploy_ext.contract.dense_head import STRIDES
 from mmdeploy_ext.contract.metadata_entries import Facts, check_entry
 from mmdeploy_ext.contract.metadata_schema import COUNT, FLAG, FRACTION, LIMIT, POSITIVE
 from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, record, text
@@ -15,12 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 RANGE = exactly(6, number())
-CODER = record(
-    dict(means=exactly(4, number()), stds=exactly(4, POSITIVE), wh_ratio_clip=POSITIVE),
-    ('means', 'stds', 'wh_ratio_clip'),
-)
-STRIDES = items(number(1, 4096, whole=True), 1, 64)
-ANCHORS = items(items(exactly(4, number()), 1, 1024), 1, 64)
 
 
 def _circles(facts: Mapping[str, Any], where: str) -> None:
@@ -43,7 +39,7 @@ def _equal_lengths(*keys: str) -> Any:
 
 
 POSTPROCESS = dict(
-    atss=record(
+    dense=record(
         dict(
             score_thr=number(),
             nms_pre=LIMIT,
@@ -52,8 +48,9 @@ POSTPROCESS = dict(
             class_agnostic=FLAG,
             clip_border=FLAG,
             strides=STRIDES,
-            base_anchors=ANCHORS,
-            coder=CODER,
+            base_anchors=dense_head.PRIORS,
+            coder=dense_head.CODER,
+            head=dense_head.HEAD,
             num_classes=COUNT,
         ),
         also=_equal_lengths('strides', 'base_anchors'),
@@ -123,6 +120,16 @@ POSTPROCESS = dict(
         closed=False,
     ),
 )
+
+
+FORMER = dict(atss=('dense', dense_head.facts_of_atss))
+"""Families of files of earlier versions -> what they are called now, and what makes their facts today's."""
+
+
+def current(family: str, facts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the family of a file by its name of today, and the facts as it would write them."""
+    name, upgrade = FORMER.get(family, (family, dict))
+    return name, upgrade(facts)
 
 
 def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:

@@ -93,7 +93,7 @@ class GraphSpec:
     """Inputs and outputs of a graph in order, and which output feeds which input of the next step.
 
     Attributes:
-        name: the graph, e.g. 'atss/full'.
+        name: the graph, e.g. 'dense/full'.
         inputs: inputs in the order of the wrapper's arguments.
         outputs: outputs in order.
         state: (output name, input name) pairs of a stateful model.

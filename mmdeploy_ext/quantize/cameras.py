@@ -16,7 +16,6 @@ from mmdeploy_ext.quantize.images import CalibrationSet, calibration_images, eve
 from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_infos
 
 if TYPE_CHECKING:
-
     import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata

@@ -10,15 +10,20 @@ MODALITY = dict(use_lidar=True, use_camera=False, use_radar=False, use_map=False
 LOAD_POINTS = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)
 
 
-def train_pipeline(pc_range: list[float], rotation: float, scale: tuple[float, float],
-                   fold_heading: bool = False) -> list[dict[str, Any]]:
+def train_pipeline(
+    pc_range: list[float], rotation: float, scale: tuple[float, float], fold_heading: bool = False
+) -> list[dict[str, Any]]:
     """Return the steps of training; `rotation` in radians to either side, `scale` from and to."""
     fold = [dict(type='FoldHeading')] if fold_heading else []
     return [
         LOAD_POINTS,
         dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
-        dict(type='GlobalRotScaleTrans', rot_range=[-rotation, rotation], scale_ratio_range=list(scale),
-             translation_std=[0, 0, 0]),
+        dict(
+            type='GlobalRotScaleTrans',
+            rot_range=[-rotation, rotation],
+            scale_ratio_range=list(scale),
+            translation_std=[0, 0, 0],
+        ),
         dict(type='RandomFlip3D', sync_2d=False, flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5),
         dict(type='PointsRangeFilter', point_cloud_range=pc_range),
         dict(type='ObjectRangeFilter', point_cloud_range=pc_range),
@@ -34,17 +39,29 @@ def test_pipeline() -> list[dict[str, Any]]:
     """Return the steps of tests; the voxel layer drops the points out of range."""
     return [
         LOAD_POINTS,
-        dict(type='MultiScaleFlipAug3D', img_scale=(1333, 800), pts_scale_ratio=1, flip=False, transforms=[
-            dict(type='DefaultFormatBundle3D', class_names=CLASS_NAMES, with_label=False),
-            dict(type='Collect3D', keys=['points']),
-        ]),
+        dict(
+            type='MultiScaleFlipAug3D',
+            img_scale=(1333, 800),
+            pts_scale_ratio=1,
+            flip=False,
+            transforms=[
+                dict(type='DefaultFormatBundle3D', class_names=CLASS_NAMES, with_label=False),
+                dict(type='Collect3D', keys=['points']),
+            ],
+        ),
     ]
 
 
-def lidar_data(pc_range: list[float], root: str = 'data/nuscenes/', infos: str = 'nuscenes_infos',
-               rotation: float = 0.3925, scale: tuple[float, float] = (0.95, 1.05),
-               fold_heading: bool = False, samples_per_gpu: int = 4,
-               workers_per_gpu: int = 4) -> dict[str, Any]:
+def lidar_data(
+    pc_range: list[float],
+    root: str = 'data/nuscenes/',
+    infos: str = 'nuscenes_infos',
+    rotation: float = 0.3925,
+    scale: tuple[float, float] = (0.95, 1.05),
+    fold_heading: bool = False,
+    samples_per_gpu: int = 4,
+    workers_per_gpu: int = 4,
+) -> dict[str, Any]:
     """Return the whole `data` section.
 
     Args:
@@ -57,10 +74,17 @@ def lidar_data(pc_range: list[float], root: str = 'data/nuscenes/', infos: str =
         samples_per_gpu: batch size per process.
         workers_per_gpu: loader processes.
     """
-    shared = dict(type='NuScenesDataset', data_root=root, classes=CLASS_NAMES, modality=MODALITY,
-                  box_type_3d='LiDAR')
+    shared = dict(
+        type='NuScenesDataset', data_root=root, classes=CLASS_NAMES, modality=MODALITY, box_type_3d='LiDAR'
+    )
     test = dict(shared, ann_file=f'{root}{infos}_val.pkl', pipeline=test_pipeline(), test_mode=True)
-    train = dict(shared, ann_file=f'{root}{infos}_train.pkl', use_valid_flag=True, test_mode=False,
-                 pipeline=train_pipeline(pc_range, rotation, scale, fold_heading))
-    return dict(samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu,
-                train=train, val=test, test=test)
+    train = dict(
+        shared,
+        ann_file=f'{root}{infos}_train.pkl',
+        use_valid_flag=True,
+        test_mode=False,
+        pipeline=train_pipeline(pc_range, rotation, scale, fold_heading),
+    )
+    return dict(
+        samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu, train=train, val=test, test=test
+    )

@@ -46,8 +46,9 @@ SHARD = 50
 _SPLITS = {'train2017': 0, 'val2017': 1, 'picture': 2}
 
 
-def sample(seed: int, split: str, index: int, size: tuple[int, int] | None = None,
-           proposals: int | None = None) -> tuple[np.ndarray, list]:
+def sample(
+    seed: int, split: str, index: int, size: tuple[int, int] | None = None, proposals: int | None = None
+) -> tuple[np.ndarray, list]:
     """Make one picture of the world.
 
     Args:
@@ -77,9 +78,13 @@ def write_picture(path: Path, image: np.ndarray) -> None:
 
 def _annotation(mask: np.ndarray, label: int) -> dict[str, Any]:
     rle = mask_codec.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {'category_id': label + 1, 'iscrowd': 0, 'area': int(mask_codec.area(rle)),
-            'bbox': [float(v) for v in mask_codec.toBbox(rle)],
-            'segmentation': {'size': [int(v) for v in rle['size']], 'counts': rle['counts'].decode('ascii')}}
+    return {
+        'category_id': label + 1,
+        'iscrowd': 0,
+        'area': int(mask_codec.area(rle)),
+        'bbox': [float(v) for v in mask_codec.toBbox(rle)],
+        'segmentation': {'size': [int(v) for v in rle['size']], 'counts': rle['counts'].decode('ascii')},
+    }
 
 
 def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: int) -> dict[str, Any]:
@@ -87,8 +92,10 @@ def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: i
     name = f'{index + 1:012d}.jpg'
     write_picture(folder / name, image)
     height, width = image.shape[:2]
-    return {'image': {'id': index + 1, 'file_name': name, 'height': height, 'width': width},
-            'annotations': [_annotation(instance.mask, instance.label) for instance in instances]}
+    return {
+        'image': {'id': index + 1, 'file_name': name, 'height': height, 'width': width},
+        'annotations': [_annotation(instance.mask, instance.label) for instance in instances],
+    }
 
 
 def _shard(folder: Path, start: int) -> Path:
@@ -112,16 +119,23 @@ def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterat
 
 
 def _merge_shards(folder: Path, count: int) -> None:
-    records = [record for start in range(0, count, SHARD)
-               for record in read_json(_shard(folder, start))]
-    annotations = [{'id': 0, 'image_id': record['image']['id'], **annotation}
-                   for record in records for annotation in record['annotations']]
+    records = [record for start in range(0, count, SHARD) for record in read_json(_shard(folder, start))]
+    annotations = [
+        {'id': 0, 'image_id': record['image']['id'], **annotation}
+        for record in records
+        for annotation in record['annotations']
+    ]
     for number, annotation in enumerate(annotations):
         annotation['id'] = number + 1
-    content = {'info': {'description': f'generated shapes, world {WORLD}', 'version': str(WORLD)},
-               'licenses': [], 'images': [record['image'] for record in records], 'annotations': annotations,
-               'categories': [{'id': i + 1, 'name': name, 'supercategory': 'shape'}
-                              for i, name in enumerate(CLASSES)]}
+    content = {
+        'info': {'description': f'generated shapes, world {WORLD}', 'version': str(WORLD)},
+        'licenses': [],
+        'images': [record['image'] for record in records],
+        'annotations': annotations,
+        'categories': [
+            {'id': i + 1, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(CLASSES)
+        ],
+    }
     write_json(folder.with_name('annotations') / f'instances_{folder.name}.json', content)
 
 
@@ -135,10 +149,16 @@ def _check(seed: int, counts: dict[str, int], size: tuple[int, int] | None) -> N
         raise UsageError(f'--size: got {size[0]} {size[1]}, expected at least 64 pixels each')
 
 
-def ensure_toy_coco(root: str | os.PathLike[str] = 'data/toy_coco', *, seed: int = 0,
-                    train_images: int = TRAIN_IMAGES, val_images: int = VAL_IMAGES,
-                    size: tuple[int, int] | None = None, force: bool = False,
-                    quiet: bool = False) -> bool:
+def ensure_toy_coco(
+    root: str | os.PathLike[str] = 'data/toy_coco',
+    *,
+    seed: int = 0,
+    train_images: int = TRAIN_IMAGES,
+    val_images: int = VAL_IMAGES,
+    size: tuple[int, int] | None = None,
+    force: bool = False,
+    quiet: bool = False,
+) -> bool:
     """Make the set, unless it is there already.
 
     Args:
@@ -187,8 +207,14 @@ def _body(args: argparse.Namespace) -> int:
             write_picture(temporary, sample(args.seed, 'picture', 0, size, args.shapes)[0])
         print(f'{args.picture}: written')
         return 0
-    made = ensure_toy_coco(args.out, seed=args.seed, train_images=args.train_images,
-                           val_images=args.val_images, size=size, force=args.force)
+    made = ensure_toy_coco(
+        args.out,
+        seed=args.seed,
+        train_images=args.train_images,
+        val_images=args.val_images,
+        size=size,
+        force=args.force,
+    )
     if made:
         print(f'{args.out}: {args.train_images} training and {args.val_images} validation pictures made')
     else:

@@ -75,8 +75,8 @@ def layout(rng: np.random.Generator, height: int, width: int, proposals: int) ->
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray, colours: np.ndarray) -> None:
     x, y, width, height = cv2.boundingRect(alpha)
-    crop = canvas[y:y + height, x:x + width]
-    weight = alpha[y:y + height, x:x + width, None].astype(np.float32) / 255
+    crop = canvas[y : y + height, x : x + width]
+    weight = alpha[y : y + height, x : x + width, None].astype(np.float32) / 255
     crop += weight * (texture(rng, height, width, colours) - crop)
 
 
@@ -101,8 +101,9 @@ def render(rng: np.random.Generator, height: int, width: int, instances: list[In
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
 
 
-def make_scene(rng: np.random.Generator, height: int, width: int,
-               proposals: int) -> tuple[np.ndarray, list[Instance]]:
+def make_scene(
+    rng: np.random.Generator, height: int, width: int, proposals: int
+) -> tuple[np.ndarray, list[Instance]]:
     """Lay out and paint one picture.
 
     Args:

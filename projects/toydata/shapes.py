@@ -59,8 +59,14 @@ def outline_area(loops: list[np.ndarray]) -> float:
     return areas[0] - sum(areas[1:])
 
 
-def place(loops: list[np.ndarray], centre: tuple[float, float], side: float, aspect: float,
-          angle: float, max_radius: float) -> list[np.ndarray]:
+def place(
+    loops: list[np.ndarray],
+    centre: tuple[float, float],
+    side: float,
+    aspect: float,
+    angle: float,
+    max_radius: float,
+) -> list[np.ndarray]:
     """Stretch, scale, turn and move an outline.
 
     Args:

@@ -41,8 +41,10 @@ def check_replaceable(root: Path) -> None:
         DataError: `root` holds files, but no manifest.
     """
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
-        raise DataError(f'{root}: exists, but is no generated set ({MANIFEST} is missing); '
-                        f'choose another folder, or remove it yourself')
+        raise DataError(
+            f'{root}: exists, but is no generated set ({MANIFEST} is missing); '
+            f'choose another folder, or remove it yourself'
+        )
 
 
 def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
@@ -67,12 +69,16 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
     keys = sorted(key for key in {*found, *parameters} if found.get(key) != parameters.get(key))
     if keys:
         got, expected = ({key: side.get(key) for key in keys} for side in (found, parameters))
-        raise DataError(f'{root}: was made with {got}, expected {expected}; choose another folder, '
-                        f'or replace it with --force')
+        raise DataError(
+            f'{root}: was made with {got}, expected {expected}; choose another folder, '
+            f'or replace it with --force'
+        )
     missing = [name for name in manifest['sha256'] if not (root / name).is_file()]
     if missing:
-        raise DataError(f'{root}: {len(missing)} files of the set are missing, first {missing[0]}; '
-                        f'make it again with --force')
+        raise DataError(
+            f'{root}: {len(missing)} files of the set are missing, first {missing[0]}; '
+            f'make it again with --force'
+        )
     return True
 
 

@@ -50,7 +50,12 @@ def _blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 PATTERNS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
-    _noise, _stripes, _checker, _gradient, _blobs)
+    _noise,
+    _stripes,
+    _checker,
+    _gradient,
+    _blobs,
+)
 
 
 def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarray) -> np.ndarray:
@@ -72,8 +77,12 @@ def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarr
     return cv2.merge(planes)  # plane by plane: three times as fast as broadcasting over a last axis of 3
 
 
-def colour_pair(rng: np.random.Generator, contrast: tuple[float, float],
-                unlike: np.ndarray | None = None, distance: float = 0.0) -> np.ndarray:
+def colour_pair(
+    rng: np.random.Generator,
+    contrast: tuple[float, float],
+    unlike: np.ndarray | None = None,
+    distance: float = 0.0,
+) -> np.ndarray:
     """Draw two colours of one fill.
 
     Args:

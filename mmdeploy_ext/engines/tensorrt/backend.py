@@ -128,4 +128,3 @@ def _words(given: Sequence[str]) -> tuple[str, ...]:
 
 def _shown(value: object) -> str:
     return ','.join(f'{number:g}' for number in np.ravel(value))
-

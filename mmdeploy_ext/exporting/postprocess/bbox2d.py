@@ -6,94 +6,23 @@ network input.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, capped
 from mmdeploy_ext.exporting.postprocess.sizes import limit
+from mmdeploy_ext.runtime.dense.select import VOTE_SPREAD, VOTES_ABOVE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.contract.dense_head import Head
 
 NO_CANDIDATE = -1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class NmsConfig(Plain):
-    """What `test_cfg` decides about dense post-processing.
-
-    Attributes:
-        score_thr: class scores (before the score factor) must exceed this.
-        nms_pre: (anchor, class) pairs kept per level, by class score; -1 keeps all.
-        iou_threshold: of the class-aware NMS.
-        max_per_img: detections kept per image; -1 keeps all.
-        class_agnostic: suppress across classes.
-    """
-
-    score_thr: float
-    nms_pre: int
-    iou_threshold: float
-    max_per_img: int
-    class_agnostic: bool = False
-
-
-def nms_config(test_cfg: Mapping[str, Any]) -> NmsConfig:
-    """Read an mmdet `test_cfg`.
-
-    `deploy_nms_pre` replaces `nms_pre` when it is set: -1 = no top-k, K = K.
-
-    Raises:
-        ConfigError: an NMS type or option that the graph does not reproduce.
-    """
-    nms = dict(test_cfg.get('nms') or {})
-    kind = nms.pop('type', 'nms')
-    if kind != 'nms':
-        raise ConfigError(
-            f"test_cfg.nms.type={kind!r} has no ONNX form that gives the same detections; expected 'nms' "
-            f'(--cfg-options model.test_cfg.nms.type=nms)'
-        )
-    iou_threshold = nms.pop('iou_threshold', None)
-    class_agnostic = bool(nms.pop('class_agnostic', False))
-    nms.pop('split_thr', None)
-    if iou_threshold is None or nms:
-        raise ConfigError(
-            f'test_cfg.nms: got {dict(test_cfg.get("nms") or {})}; expected iou_threshold, and only '
-            f'class_agnostic and split_thr beside it'
-        )
-    nms_pre = test_cfg.get('deploy_nms_pre')
-    if nms_pre is None:
-        nms_pre = test_cfg.get('nms_pre', -1)
-    max_per_img = test_cfg.get('max_per_img', -1)
-    for key, value in (('nms_pre', nms_pre), ('max_per_img', max_per_img)):
-        if number(key, value, int) == 0 or value < -1:
-            raise ConfigError(f'test_cfg.{key}={value}: expected a positive number, or -1 for no limit')
-    return NmsConfig(
-        score_thr=number('score_thr', test_cfg.get('score_thr', 0.0), float),
-        nms_pre=int(nms_pre),
-        iou_threshold=number('nms.iou_threshold', iou_threshold, float),
-        max_per_img=int(max_per_img),
-        class_agnostic=class_agnostic,
-    )
-
-
-def number(key: str, value: Any, kind: type) -> Any:
-    """Return a value of `test_cfg` as `kind`, int or float.
-
-    Raises:
-        ConfigError: it is not a number of that kind; names the key.
-    """
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    if not known or not math.isfinite(value) or kind(value) != value:
-        wanted = 'a whole number' if kind is int else 'a number'
-        raise ConfigError(f'test_cfg.{key}={value!r}: expected {wanted}')
-    return kind(value)
 
 
 def _gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -104,22 +33,25 @@ def _gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 class DenseBoxPostprocess(nn.Module):
     """Score threshold, top-k per level, clipping, rescaling, class-aware NMS, order by descending score.
 
-    The steps and their order are those of mmdet's `get_bboxes`: the threshold looks at class scores before
-    the score factor, top-k runs over (anchor, class) pairs of one level, boxes are clipped to `img_shape`
-    and divided by `scale_factor` before NMS.
+    The steps and their order are those of mmdet's `get_bboxes`, in the variant that the head describes: where
+    nothing else is said the threshold looks at class scores before the score factor, top-k runs over
+    (prior, class) pairs of one level, boxes are clipped to `img_shape` and divided by `scale_factor` before
+    NMS.
     """
 
-    def __init__(self, config: NmsConfig, clip_border: bool = True, cap: int = 0) -> None:
+    def __init__(self, config: NmsConfig, head: Head, clip_border: bool = True, cap: int = 0) -> None:
         """Keep the thresholds; they become constants of the graph.
 
         Args:
             config: of the head.
+            head: what it is.
             clip_border: clip boxes to the image.
             cap: candidates that enter the suppression, the best by score; 0 lets all in. With a cap every
                 shape is constant, and the suppression is written in standard operators.
         """
         super().__init__()
         self.config = config
+        self.head = head
         self.clip_border = clip_border
         self.cap = cap
 
@@ -127,7 +59,7 @@ class DenseBoxPostprocess(nn.Module):
         self,
         mlvl_bboxes: Sequence[torch.Tensor],
         mlvl_scores: Sequence[torch.Tensor],
-        mlvl_factors: Sequence[torch.Tensor],
+        mlvl_factors: Sequence[torch.Tensor | None],
         clip_hw: torch.Tensor,
         scale_factor: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
@@ -135,8 +67,8 @@ class DenseBoxPostprocess(nn.Module):
 
         Args:
             mlvl_bboxes: per level (B, A, 4) xyxy, not clipped.
-            mlvl_scores: per level (B, A, C) class scores after the sigmoid.
-            mlvl_factors: per level (B, A) score factors (centerness) after the sigmoid.
+            mlvl_scores: per level (B, A, C) class scores in 0..1; less is never a candidate.
+            mlvl_factors: per level (B, A) score factors in 0..1, or None.
             clip_hw: (B or 1, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B or 1, 4) float32 `w h w h`; boxes are divided by it.
 
@@ -145,39 +77,99 @@ class DenseBoxPostprocess(nn.Module):
             the batch (with a cap: constant); rows that an image does not have are zero with label -1. With
             a cap also candidates (B,) int64, their number before it.
         """
-        levels = [
-            self._level_candidates(*level)
-            for level in zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)
-        ]
-        bboxes, class_scores, factors, labels = (
-            torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)
-        )
-        candidates = class_scores > self.config.score_thr
+        choose = CHOICES[self.head.choose]
+        levels = [choose(self, *level) for level in zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)]
+        bboxes, class_scores, factors, labels = (_joined(parts) for parts in zip(*levels, strict=True))
+        scores = self._ranks(class_scores, factors)
+        candidates = self._candidates(class_scores, scores, factors)
         bboxes = self._clip(bboxes, clip_hw) / scale_factor[:, None]
-        scores = torch.where(candidates, class_scores * factors, torch.full_like(factors, NO_CANDIDATE))
+        voters = bboxes, scores
+        if self.head.choose == 'priors':
+            bboxes, scores, labels, candidates = _spread(bboxes, scores, candidates)
+        like = scores if factors is None or self.head.choose == 'priors' else factors
+        scores = torch.where(candidates, scores, torch.full_like(like, NO_CANDIDATE))
         if self.cap:
-            return self._capped(bboxes, scores, labels, candidates)
+            dets, labels, count = self._capped(bboxes, scores, labels, candidates)
+            return self._voted(dets, labels, *voters), labels, count
         kept = self._suppress(bboxes, scores, labels, candidates)
-        return self._collect(bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels)
+        dets, labels = self._collect(
+            bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels
+        )
+        return self._voted(dets, labels, *voters), labels
 
-    def _level_candidates(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """Pick the best (anchor, class) pairs of one level: boxes, class scores, factors, labels."""
+    def _ranks(self, scores: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+        """Return what candidates are ordered by."""
+        if factors is None:
+            return scores
+        product = scores * (factors[..., None] if scores.dim() > factors.dim() else factors)
+        return product.sqrt() if self.head.root else product
+
+    def _candidates(
+        self, scores: torch.Tensor, ranks: torch.Tensor, factors: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return which rows pass the threshold, and where there is one, that of the factor."""
+        judged = ranks if self.head.judged == 'product' else scores
+        threshold = self.config.score_thr
+        passes = judged >= threshold if self.head.inclusive else judged > threshold
+        if self.head.conf_thr > 0:
+            passes = passes & (factors >= self.head.conf_thr)
+        return passes
+
+    def _best_pairs(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Pick the best (prior, class) pairs of one level: boxes, class scores, factors, labels."""
         num_classes = scores.shape[2]
         flat = scores.flatten(1)
-        if self.config.nms_pre > 0:
+        if self.config.nms_pre > 0 and self.head.choose == 'pairs':
             values, pairs = flat.topk(limit(self.config.nms_pre, flat.shape[1]), dim=1)
         else:
             values, pairs = flat, torch.arange(flat.shape[1], device=flat.device).expand(flat.shape[0], -1)
         anchors = torch.div(pairs, num_classes, rounding_mode='floor')
         labels = pairs - anchors * num_classes
-        return _gather_rows(bboxes, anchors), values, factors.gather(1, anchors), labels
+        kept = None if factors is None else factors.gather(1, anchors)
+        return _gather_rows(bboxes, anchors), values, kept, labels
+
+    def _best_classes(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Pick each prior's best class."""
+        best, labels = scores.max(dim=2)
+        return bboxes, best, factors, labels
+
+    def _best_priors(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Pick the priors with the best scores of any class, with all their classes."""
+        if self.config.nms_pre > 0:
+            best = self._ranks(scores, factors).amax(dim=2)
+            _, rows = best.topk(limit(self.config.nms_pre, best.shape[1]), dim=1)
+            bboxes, scores = _gather_rows(bboxes, rows), _gather_rows(scores, rows)
+            factors = None if factors is None else factors.gather(1, rows)
+        return bboxes, scores, factors, None
+
+    def _voted(
+        self, dets: torch.Tensor, labels: torch.Tensor, bboxes: torch.Tensor, ranks: torch.Tensor
+    ) -> torch.Tensor:
+        """Replace each box by the mean of the candidates of its class that overlap it, weighted."""
+        if not self.head.votes:
+            return dets
+        overlap = _ious(dets[..., :4], bboxes)
+        rows = labels.clamp(min=0)[:, None].expand(-1, ranks.shape[1], -1)
+        ranks = ranks.gather(2, rows).transpose(1, 2)
+        weights = torch.exp(-((1 - overlap) ** 2) / VOTE_SPREAD) * ranks
+        votes = (overlap > VOTES_ABOVE) & (ranks > self.config.score_thr) & (labels >= 0)[..., None]
+        weights = torch.where(votes, weights, torch.zeros_like(weights))
+        total = weights.sum(dim=2, keepdim=True)
+        voted = weights @ bboxes / torch.where(total > 0, total, torch.ones_like(total))
+        return torch.cat([voted, dets[..., 4:]], dim=2)
 
     def _clip(self, bboxes: torch.Tensor, clip_hw: torch.Tensor) -> torch.Tensor:
         if not self.clip_border:
             return bboxes
         upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1).repeat(1, 2)[:, None]
+        if self.head.clip_inset:
+            upper = upper - self.head.clip_inset
         return torch.minimum(bboxes.clamp(min=0), upper)
 
     def _suppress(
@@ -220,9 +212,35 @@ class DenseBoxPostprocess(nn.Module):
         return _padded(best, _gather_rows(bboxes, rows), labels.gather(1, rows))
 
 
-def capped(*limits: int) -> int:
-    """Return the smallest of several limits; those of 0 or below limit nothing."""
-    return min(value for value in limits if value > 0)
+def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Return the rows of all levels; None where there are none."""
+    return None if parts[0] is None else torch.cat(parts, dim=1)
+
+
+def _spread(bboxes: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return a row per (prior, class) pair: boxes (B, A*C, 4), scores, labels and candidates (B, A*C)."""
+    classes = scores.shape[2]
+    labels = torch.arange(classes, device=scores.device).expand(scores.shape[0], scores.shape[1], -1)
+    bboxes = bboxes[:, :, None].expand(-1, -1, classes, -1).flatten(1, 2)
+    return bboxes, scores.flatten(1), labels.flatten(1), candidates.flatten(1)
+
+
+def _ious(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return the IoU (B, n, m) of boxes (B, n, 4) and (B, m, 4); unions of at least 1e-6, as mmdet."""
+    one, other = one[:, :, None], other[:, None]
+    sides = torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])
+    overlap = sides.clamp(min=0)[..., 0] * sides.clamp(min=0)[..., 1]
+    first, second = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (one, other))
+    return overlap / (first + second - overlap).clamp(min=1e-6)
+
+
+CHOICES = dict(
+    pairs=DenseBoxPostprocess._best_pairs,
+    all=DenseBoxPostprocess._best_pairs,
+    best=DenseBoxPostprocess._best_classes,
+    priors=DenseBoxPostprocess._best_priors,
+)
+"""`Head.choose` -> what picks the candidates of one level."""
 
 
 def _padded(

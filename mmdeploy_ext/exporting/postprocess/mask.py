@@ -21,8 +21,8 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.plain import Plain
-from mmdeploy_ext.exporting.postprocess.bbox2d import capped, number
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
+from mmdeploy_ext.exporting.postprocess.nms_config import capped, number
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 
 if TYPE_CHECKING:

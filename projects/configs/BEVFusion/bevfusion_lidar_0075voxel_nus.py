@@ -6,9 +6,18 @@ model = dict(
     encoder_path='encoders.lidar.backbone',
     output_shape=(1, 256, 180, 180),
     voxel_layer=dict(
-        max_num_points=10, voxel_size=[0.075, 0.075, 0.2], max_voxels=(120000, 160000),
-        point_cloud_range=[-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]),
+        max_num_points=10,
+        voxel_size=[0.075, 0.075, 0.2],
+        max_voxels=(120000, 160000),
+        point_cloud_range=[-54.0, -54.0, -5.0, 54.0, 54.0, 3.0],
+    ),
     encoder=dict(
-        type='BEVFusionSparseEncoder', in_channels=5, sparse_shape=[1440, 1440, 41], output_channels=128,
+        type='BEVFusionSparseEncoder',
+        in_channels=5,
+        sparse_shape=[1440, 1440, 41],
+        output_channels=128,
         encoder_channels=((16, 16, 32), (32, 32, 64), (64, 64, 128), (128, 128)),
-        encoder_paddings=((0, 0, 1), (0, 0, 1), (0, 0, (1, 1, 0)), (0, 0)), block_type='basicblock'))
+        encoder_paddings=((0, 0, 1), (0, 0, 1), (0, 0, (1, 1, 0)), (0, 0)),
+        block_type='basicblock',
+    ),
+)

@@ -2,8 +2,13 @@ from projects.configs.nuscenes_lidar import lidar_data
 
 _base_ = ['../_base_/models/centerpoint_toy.py', '../_base_/stream_runtime.py']
 data = lidar_data(
-    [-22.4, -22.4, -2.4, 22.4, 22.4, 2.4], root='data/toy_nuscenes/', infos='toy_nuscenes_infos',
-    fold_heading=True, samples_per_gpu=4, workers_per_gpu=1)
+    [-22.4, -22.4, -2.4, 22.4, 22.4, 2.4],
+    root='data/toy_nuscenes/',
+    infos='toy_nuscenes_infos',
+    fold_heading=True,
+    samples_per_gpu=4,
+    workers_per_gpu=1,
+)
 optimizer = dict(lr=2e-3)
 lr_config = dict(warmup_iters=200)
 runner = dict(type='EpochBasedRunner', max_epochs=4)

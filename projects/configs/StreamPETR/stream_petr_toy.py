@@ -4,8 +4,15 @@ _base_ = ['../_base_/models/stream_petr_toy.py', '../_base_/stream_runtime.py']
 # No augmentation: the drives are as many as a small model can learn in an hour on two cores.
 data = stream_data(
     image_augmentation((96, 256), (256 / 352, 256 / 352), source=(198, 352), rand_flip=False),
-    [-32.0, -32.0, -5.0, 32.0, 32.0, 3.0], rotation=0.0, scale=(1.0, 1.0), root='data/toy_nuscenes/',
-    infos='toy_nuscenes2d_temporal_infos', samples_per_gpu=4, workers_per_gpu=1, filter_empty_gt=False)
+    [-32.0, -32.0, -5.0, 32.0, 32.0, 3.0],
+    rotation=0.0,
+    scale=(1.0, 1.0),
+    root='data/toy_nuscenes/',
+    infos='toy_nuscenes2d_temporal_infos',
+    samples_per_gpu=4,
+    workers_per_gpu=1,
+    filter_empty_gt=False,
+)
 optimizer = dict(lr=4e-4)
 lr_config = dict(warmup_iters=100)
 runner = dict(type='IterBasedRunner', max_iters=8000)

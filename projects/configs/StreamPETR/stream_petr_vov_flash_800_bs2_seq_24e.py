@@ -10,10 +10,21 @@ model = dict(
         norm_eval=True,
         frozen_stages=-1,
         input_ch=3,
-        out_features=('stage4', 'stage5')),
+        out_features=('stage4', 'stage5'),
+    ),
     img_neck=dict(in_channels=[768, 1024]),
-    pts_bbox_head=dict(transformer=dict(decoder=dict(transformerlayers=dict(attn_cfgs=[
-        dict(type='MultiheadAttention', **attention),
-        dict(type='PETRMultiheadFlashAttention', **attention)])))))
+    pts_bbox_head=dict(
+        transformer=dict(
+            decoder=dict(
+                transformerlayers=dict(
+                    attn_cfgs=[
+                        dict(type='MultiheadAttention', **attention),
+                        dict(type='PETRMultiheadFlashAttention', **attention),
+                    ]
+                )
+            )
+        )
+    ),
+)
 data = stream_data(image_augmentation((320, 800), (0.47, 0.625)), [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0])
 load_from = 'ckpts/fcos3d_vovnet_imgbackbone-remapped.pth'

@@ -6,6 +6,7 @@ custom_imports = dict(imports=['projects.mmdet3d_plugin'], allow_failed_imports=
 optimizer = dict(type='AdamW', lr=4e-4, weight_decay=0.01)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(
-    policy='CosineAnnealing', warmup='linear', warmup_iters=500, warmup_ratio=1.0 / 3, min_lr_ratio=1e-3)
+    policy='CosineAnnealing', warmup='linear', warmup_iters=500, warmup_ratio=1.0 / 3, min_lr_ratio=1e-3
+)
 log_config = dict(interval=50, hooks=[dict(type='TextLoggerHook')])
 find_unused_parameters = False

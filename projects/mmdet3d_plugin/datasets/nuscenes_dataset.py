@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 LIST_KEYS = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths')
 CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')
-INFO_KEYS_2D = {'bboxes': 'bboxes2d', 'labels': 'labels2d', 'centers2d': 'centers2d', 'depths': 'depths',
-                'bboxes_ignore': 'bboxes_ignore'}
+INFO_KEYS_2D = {
+    'bboxes': 'bboxes2d',
+    'labels': 'labels2d',
+    'centers2d': 'centers2d',
+    'depths': 'depths',
+    'bboxes_ignore': 'bboxes_ignore',
+}
 
 
 @DATASETS.register_module()
@@ -46,9 +51,16 @@ class CustomNuScenesDataset(NuScenesDataset):
     the scene token changes (there: where a frame has no sweeps, which is the same on nuScenes).
     """
 
-    def __init__(self, collect_keys: Sequence[str], seq_mode: bool = False, seq_split_num: int | str = 1,
-                 num_frame_losses: int = 1, queue_length: int = 8, random_length: int = 0,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        collect_keys: Sequence[str],
+        seq_mode: bool = False,
+        seq_split_num: int | str = 1,
+        num_frame_losses: int = 1,
+        queue_length: int = 8,
+        random_length: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.collect_keys = list(collect_keys)
         self.seq_mode = seq_mode
@@ -75,10 +87,18 @@ class CustomNuScenesDataset(NuScenesDataset):
         info = self.data_infos[index]
         where = f'{self.ann_file}: sample {info["token"]}'
         ego_pose = lidar_to_global(info, where)
-        data = dict(sample_idx=info['token'], pts_filename=info['lidar_path'], sweeps=info['sweeps'],
-                    ego_pose=ego_pose, ego_pose_inv=rigid_inverse(ego_pose), prev_idx=info['prev'],
-                    next_idx=info['next'], scene_token=info['scene_token'], frame_idx=info['frame_idx'],
-                    timestamp=info['timestamp'] / 1e6)
+        data = dict(
+            sample_idx=info['token'],
+            pts_filename=info['lidar_path'],
+            sweeps=info['sweeps'],
+            ego_pose=ego_pose,
+            ego_pose_inv=rigid_inverse(ego_pose),
+            prev_idx=info['prev'],
+            next_idx=info['next'],
+            scene_token=info['scene_token'],
+            frame_idx=info['frame_idx'],
+            timestamp=info['timestamp'] / 1e6,
+        )
         if self.modality['use_camera']:
             data.update(camera_inputs(info.get('cams') or {}, where))
         if not self.test_mode:
@@ -102,7 +122,7 @@ class CustomNuScenesDataset(NuScenesDataset):
                 scene = data['scene_token']
             self.pre_pipeline(data)
             queue.append(self.pipeline(data))
-        if self.filter_empty_gt and any(_is_empty(frame) for frame in queue[-self.num_frame_losses:]):
+        if self.filter_empty_gt and any(_is_empty(frame) for frame in queue[-self.num_frame_losses :]):
             return None
         return self._stack(queue)
 
@@ -116,8 +136,11 @@ class CustomNuScenesDataset(NuScenesDataset):
         result = queue[-1]
         for key in self.collect_keys:
             values = [frame[key].data for frame in queue]
-            result[key] = (DataContainer(values, cpu_only=True) if key == 'img_metas' else
-                           DataContainer(torch.stack(values), stack=True, pad_dims=None))
+            result[key] = (
+                DataContainer(values, cpu_only=True)
+                if key == 'img_metas'
+                else DataContainer(torch.stack(values), stack=True, pad_dims=None)
+            )
         for key in LIST_KEYS:
             if key in result:
                 values = [frame[key].data for frame in queue]
@@ -155,8 +178,12 @@ def scene_lengths(scene_tokens: Sequence[str]) -> list[int]:
 def lidar_to_global(info: dict[str, Any], where: str) -> np.ndarray:
     """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32, of an info's `ego2global_*` and `lidar2ego_*`."""
     ego_to_global, lidar_to_ego = (
-        rigid_matrix(Quaternion(_finite(info, f'{name}_rotation', where)).rotation_matrix,
-                     _finite(info, f'{name}_translation', where)) for name in ('ego2global', 'lidar2ego'))
+        rigid_matrix(
+            Quaternion(_finite(info, f'{name}_rotation', where)).rotation_matrix,
+            _finite(info, f'{name}_translation', where),
+        )
+        for name in ('ego2global', 'lidar2ego')
+    )
     return ego_to_global @ lidar_to_ego
 
 
@@ -167,8 +194,12 @@ def camera_inputs(cameras: dict[str, dict[str, Any]], where: str) -> dict[str, l
     inputs: dict[str, list[Any]] = {key: [] for key in CAMERA_KEYS}
     for name, camera in cameras.items():
         here = f'{where}, {name}'
-        extrinsic = rigid_inverse(rigid_matrix(_finite(camera, 'sensor2lidar_rotation', here),
-                                               _finite(camera, 'sensor2lidar_translation', here)))
+        extrinsic = rigid_inverse(
+            rigid_matrix(
+                _finite(camera, 'sensor2lidar_rotation', here),
+                _finite(camera, 'sensor2lidar_translation', here),
+            )
+        )
         intrinsic = np.eye(4)
         intrinsic[:3, :3] = _finite(camera, 'cam_intrinsic', here)
         if abs(np.linalg.det(intrinsic)) < 1e-9:

@@ -43,19 +43,22 @@ class GeometryWarmupHook(Hook):
         model = runner.model.module if is_module_wrapper(runner.model) else runner.model
         head = model.pts_bbox_head
         batch = runner.data_batch
-        lidar2img, intrinsics = (batch[key].data[0].flatten(0, 1).to(head.coords_d)
-                                 for key in ('lidar2img', 'intrinsics'))
+        lidar2img, intrinsics = (
+            batch[key].data[0].flatten(0, 1).to(head.coords_d) for key in ('lidar2img', 'intrinsics')
+        )
         pad_shape = batch['img_metas'].data[0][0][0]['pad_shape'][0]
         losses = warm_up(head, lidar2img, intrinsics, pad_shape, self.iters, self.lr, self.num_points)
-        runner.logger.info('geometry warm-up, %d steps: cross entropy %.3f -> %.3f', self.iters, losses[0],
-                           losses[-1])
+        runner.logger.info(
+            'geometry warm-up, %d steps: cross entropy %.3f -> %.3f', self.iters, losses[0], losses[-1]
+        )
         if dist.is_available() and dist.is_initialized():
             for parameter in head.parameters():
                 dist.broadcast(parameter.data, 0)
 
 
-def footprint(points: Tensor, lidar2img: Tensor, centers: Tensor, size: Sequence[int],
-              sigma: float) -> Tensor:
+def footprint(
+    points: Tensor, lidar2img: Tensor, centers: Tensor, size: Sequence[int], sigma: float
+) -> Tensor:
     """Return how much each token shows of each point.
 
     Args:
@@ -107,8 +110,15 @@ def draw_points(head: nn.Module, count: int) -> Tensor:
     return points.clamp(low, high)
 
 
-def warm_up(head: nn.Module, lidar2img: Tensor, intrinsics: Tensor, pad_shape: Sequence[int], iters: int,
-            lr: float = 1e-3, num_points: int = 256) -> list[float]:
+def warm_up(
+    head: nn.Module,
+    lidar2img: Tensor,
+    intrinsics: Tensor,
+    pad_shape: Sequence[int],
+    iters: int,
+    lr: float = 1e-3,
+    num_points: int = 256,
+) -> list[float]:
     """Teach the cross attention of every layer to look at the projections of the queries' points.
 
     Args:

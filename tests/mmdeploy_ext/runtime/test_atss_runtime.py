@@ -12,10 +12,10 @@ from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
 from mmdet.models import build_head
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.atss import model as runtime
+from mmdeploy_ext.runtime.dense import model as runtime
 from mmdeploy_ext.runtime.detections import Detections, from_padded, sigmoid
-from projects.mmdet_plugin.atss.family import AtssFamily
-from projects.mmdet_plugin.atss.graphs import Decode, raw_names
+from projects.mmdet_plugin.dense.family import DenseFamily
+from projects.mmdet_plugin.dense.graphs import Decode, raw_names
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]
@@ -44,7 +44,7 @@ def make_head(kind='mmdet'):
 
 
 def facts_of(head):
-    return AtssFamily().postprocess_facts(torch.nn.ModuleDict({'bbox_head': head}))
+    return DenseFamily().postprocess_facts(torch.nn.ModuleDict({'bbox_head': head}))
 
 
 def raw_outputs(head, seed, batch, size):

@@ -20,7 +20,7 @@ from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from projects.mmdet_plugin.atss.graphs import raw_names
+from projects.mmdet_plugin.dense.graphs import raw_names
 from projects.toydata import coco
 from projects.toydata.seeded import fill_seeded
 

@@ -18,7 +18,8 @@ model = dict(
         norm_eval=True,
         with_cp=True,
         style='pytorch',
-        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')),
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+    ),
     img_neck=dict(type='CPFPN', in_channels=[1024, 2048], out_channels=256, num_outs=2),
     img_roi_head=dict(
         type='FocalHead',
@@ -35,7 +36,10 @@ model = dict(
                 cls_cost=dict(type='FocalLossCost', weight=2.0),
                 reg_cost=dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
                 iou_cost=dict(type='IoUCost', iou_mode='giou', weight=2.0),
-                centers2d_cost=dict(type='BBox3DL1Cost', weight=10.0)))),
+                centers2d_cost=dict(type='BBox3DL1Cost', weight=10.0),
+            )
+        ),
+    ),
     pts_bbox_head=dict(
         type='StreamPETRHead',
         num_classes=10,
@@ -69,17 +73,22 @@ model = dict(
                     feedforward_channels=2048,
                     ffn_dropout=0.1,
                     with_cp=True,
-                    operation_order=('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm')))),
+                    operation_order=('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm'),
+                ),
+            ),
+        ),
         bbox_coder=dict(
             type='NMSFreeCoder',
             post_center_range=position_range,
             pc_range=point_cloud_range,
             max_num=300,
             voxel_size=voxel_size,
-            num_classes=10),
+            num_classes=10,
+        ),
         loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
         loss_bbox=dict(type='L1Loss', loss_weight=0.25),
-        loss_iou=dict(type='GIoULoss', loss_weight=0.0)),
+        loss_iou=dict(type='GIoULoss', loss_weight=0.0),
+    ),
     train_cfg=dict(
         pts=dict(
             grid_size=[512, 512, 1],
@@ -91,4 +100,8 @@ model = dict(
                 cls_cost=dict(type='FocalLossCost', weight=2.0),
                 reg_cost=dict(type='BBox3DL1Cost', weight=0.25),
                 iou_cost=dict(type='IoUCost', weight=0.0),
-                pc_range=point_cloud_range))))
+                pc_range=point_cloud_range,
+            ),
+        )
+    ),
+)

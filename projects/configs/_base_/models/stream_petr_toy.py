@@ -15,7 +15,8 @@ model = dict(
         # consecutive batches are neighbouring frames of the same four scenes: a long average
         norm_cfg=dict(type='BN', momentum=0.01, requires_grad=True),
         norm_eval=False,
-        style='pytorch'),
+        style='pytorch',
+    ),
     img_neck=dict(in_channels=[64, 128], out_channels=96),
     img_roi_head=dict(in_channels=96),
     pts_bbox_head=dict(
@@ -38,6 +39,11 @@ model = dict(
                     ],
                     feedforward_channels=384,
                     ffn_dropout=0.0,
-                    with_cp=False))),
-        bbox_coder=dict(post_center_range=position_range, pc_range=point_cloud_range, max_num=100)),
-    train_cfg=dict(pts=dict(point_cloud_range=point_cloud_range, assigner=dict(pc_range=point_cloud_range))))
+                    with_cp=False,
+                ),
+            )
+        ),
+        bbox_coder=dict(post_center_range=position_range, pc_range=point_cloud_range, max_num=100),
+    ),
+    train_cfg=dict(pts=dict(point_cloud_range=point_cloud_range, assigner=dict(pc_range=point_cloud_range))),
+)

@@ -4,5 +4,10 @@ from .augmentation import GlobalRotScaleTransImage, ResizeCropFlipRotImage
 from .formatting import PETRFormatBundle3D
 from .multi_view_image import NormalizeMultiviewImage, PadMultiViewImage
 
-__all__ = ['GlobalRotScaleTransImage', 'NormalizeMultiviewImage', 'PETRFormatBundle3D', 'PadMultiViewImage',
-           'ResizeCropFlipRotImage']
+__all__ = [
+    'GlobalRotScaleTransImage',
+    'NormalizeMultiviewImage',
+    'PETRFormatBundle3D',
+    'PadMultiViewImage',
+    'ResizeCropFlipRotImage',
+]

@@ -79,11 +79,18 @@ class ResizeCropFlipRotImage:
     counts as covered like any other (there it always stays).
     """
 
-    def __init__(self, data_aug_conf: dict[str, Any], with_2d: bool = True, filter_invisible: bool = True,
-                 training: bool = True) -> None:
+    def __init__(
+        self,
+        data_aug_conf: dict[str, Any],
+        with_2d: bool = True,
+        filter_invisible: bool = True,
+        training: bool = True,
+    ) -> None:
         if tuple(data_aug_conf.get('rot_lim', (0.0, 0.0))) != (0.0, 0.0):
-            raise ValueError(f'ResizeCropFlipRotImage: got rot_lim={data_aug_conf["rot_lim"]}, expected '
-                             f'(0.0, 0.0): rotated images are not supported')
+            raise ValueError(
+                f'ResizeCropFlipRotImage: got rot_lim={data_aug_conf["rot_lim"]}, expected '
+                f'(0.0, 0.0): rotated images are not supported'
+            )
         self.data_aug_conf = data_aug_conf
         self.with_2d, self.filter_invisible, self.training = with_2d, filter_invisible, training
 
@@ -99,11 +106,15 @@ class ResizeCropFlipRotImage:
         results['img'] = [transform.image(img) for img in results['img']]
         for intrinsic in results['intrinsics']:
             intrinsic[:3, :3] = transform.matrix() @ intrinsic[:3, :3]
-        results['lidar2img'] = [intrinsic @ extrinsic for intrinsic, extrinsic
-                                in zip(results['intrinsics'], results['extrinsics'], strict=True)]
+        results['lidar2img'] = [
+            intrinsic @ extrinsic
+            for intrinsic, extrinsic in zip(results['intrinsics'], results['extrinsics'], strict=True)
+        ]
         if self.training and self.with_2d:
-            per_camera = [self._objects(transform, objects) for objects
-                          in zip(*(results[key] for key in KEYS_2D), strict=True)]
+            per_camera = [
+                self._objects(transform, objects)
+                for objects in zip(*(results[key] for key in KEYS_2D), strict=True)
+            ]
             for key, values in zip(KEYS_2D, zip(*per_camera, strict=True), strict=True):
                 results[key] = list(values)
         return results
@@ -112,9 +123,11 @@ class ResizeCropFlipRotImage:
         expected = self.data_aug_conf['H'], self.data_aug_conf['W']
         for index, image in enumerate(images):
             if image.shape[:2] != expected:
-                raise DataError(f'image of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x '
-                                f'width), data_aug_conf has H={expected[0]}, W={expected[1]}; intrinsics and '
-                                f'images have to be for that size')
+                raise DataError(
+                    f'image of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x '
+                    f'width), data_aug_conf has H={expected[0]}, W={expected[1]}; intrinsics and '
+                    f'images have to be for that size'
+                )
 
     def random_transform(self) -> ImageTransform:
         """Draw one from numpy's global generator."""
@@ -188,10 +201,14 @@ class GlobalRotScaleTransImage:
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py. Differs in: composed in float64.
     """
 
-    def __init__(self, rot_range: Sequence[float] = (-0.3925, 0.3925),
-                 scale_ratio_range: Sequence[float] = (0.95, 1.05),
-                 translation_std: Sequence[float] = (0, 0, 0), reverse_angle: bool = False,
-                 training: bool = True) -> None:
+    def __init__(
+        self,
+        rot_range: Sequence[float] = (-0.3925, 0.3925),
+        scale_ratio_range: Sequence[float] = (0.95, 1.05),
+        translation_std: Sequence[float] = (0, 0, 0),
+        reverse_angle: bool = False,
+        training: bool = True,
+    ) -> None:
         self.rot_range, self.scale_ratio_range = rot_range, scale_ratio_range
         self.translation_std, self.reverse_angle = translation_std, reverse_angle
 

@@ -23,8 +23,13 @@ class PETRFormatBundle3D(DefaultFormatBundle3D):
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/formating.py.
     """
 
-    def __init__(self, class_names: Sequence[str], collect_keys: Sequence[str], with_gt: bool = True,
-                 with_label: bool = True) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        collect_keys: Sequence[str],
+        with_gt: bool = True,
+        with_label: bool = True,
+    ) -> None:
         super().__init__(class_names, with_gt=with_gt, with_label=with_label)
         self.collect_keys = collect_keys
 

@@ -40,19 +40,25 @@ class PadMultiViewImage:
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
     """
 
-    def __init__(self, size: tuple[int, int] | None = None, size_divisor: int | None = None,
-                 pad_val: float = 0) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None = None, size_divisor: int | None = None, pad_val: float = 0
+    ) -> None:
         if (size is None) == (size_divisor is None):
-            raise ValueError(f'PadMultiViewImage: got size={size} and size_divisor={size_divisor}, expected '
-                             f'one of them')
+            raise ValueError(
+                f'PadMultiViewImage: got size={size} and size_divisor={size_divisor}, expected one of them'
+            )
         self.size, self.size_divisor, self.pad_val = size, size_divisor, pad_val
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Pad results['img'], a list of (H, W, 3)."""
         padded = [self._pad(img) for img in results['img']]
-        results.update(img=padded, img_shape=[img.shape for img in results['img']],
-                       pad_shape=[img.shape for img in padded], pad_fix_size=self.size,
-                       pad_size_divisor=self.size_divisor)
+        results.update(
+            img=padded,
+            img_shape=[img.shape for img in results['img']],
+            pad_shape=[img.shape for img in padded],
+            pad_fix_size=self.size,
+            pad_size_divisor=self.size_divisor,
+        )
         return results
 
     def _pad(self, img: np.ndarray) -> np.ndarray:

@@ -5,5 +5,10 @@ from .registry import SAMPLER
 from .scene_sampler import SceneSampler
 from .sequence_sampler import InfiniteGroupEachSampleInBatchSampler
 
-__all__ = ['SAMPLER', 'DistributedGroupSampler', 'DistributedSampler',
-           'InfiniteGroupEachSampleInBatchSampler', 'SceneSampler']
+__all__ = [
+    'SAMPLER',
+    'DistributedGroupSampler',
+    'DistributedSampler',
+    'InfiniteGroupEachSampleInBatchSampler',
+    'SceneSampler',
+]

@@ -26,11 +26,13 @@ class DistributedSampler(Sampler):
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/distributed_sampler.py.
     """
 
-    def __init__(self, dataset: Any, num_replicas: int = 1, rank: int = 0, shuffle: bool = False,
-                 seed: int | None = 0) -> None:
+    def __init__(
+        self, dataset: Any, num_replicas: int = 1, rank: int = 0, shuffle: bool = False, seed: int | None = 0
+    ) -> None:
         if shuffle:
-            raise ValueError('DistributedSampler: got shuffle=True, expected False: frames are '
-                             'streamed in order')
+            raise ValueError(
+                'DistributedSampler: got shuffle=True, expected False: frames are streamed in order'
+            )
         self.frames, self.rank = len(dataset), rank
         self.share = math.ceil(self.frames / num_replicas)
 

@@ -28,8 +28,9 @@ class SceneSampler(Sampler):
         shuffle, seed: of the builder's interface; scenes are never shuffled.
     """
 
-    def __init__(self, dataset: Any, num_replicas: int = 1, rank: int = 0, shuffle: bool = False,
-                 seed: int | None = 0) -> None:
+    def __init__(
+        self, dataset: Any, num_replicas: int = 1, rank: int = 0, shuffle: bool = False, seed: int | None = 0
+    ) -> None:
         if shuffle:
             raise ValueError('SceneSampler: got shuffle=True, expected False: scenes are streamed in order')
         tokens = [info['scene_token'] for info in dataset.data_infos]

@@ -32,15 +32,23 @@ class InfiniteGroupEachSampleInBatchSampler(Sampler):
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/group_sampler.py.
     """
 
-    def __init__(self, dataset: Any, samples_per_gpu: int = 1, num_replicas: int = 1, rank: int = 0,
-                 seed: int | None = 0) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        samples_per_gpu: int = 1,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int | None = 0,
+    ) -> None:
         flags = np.asarray(dataset.flag)
         self.groups = [np.flatnonzero(flags == group).tolist() for group in np.unique(flags)]
         self.positions = samples_per_gpu * num_replicas
         if len(self.groups) < self.positions:
-            raise ValueError(f'got {len(self.groups)} sequences, expected at least {self.positions} '
-                             f'({samples_per_gpu} samples x {num_replicas} processes): take a smaller '
-                             f'samples_per_gpu or a larger seq_split_num')
+            raise ValueError(
+                f'got {len(self.groups)} sequences, expected at least {self.positions} '
+                f'({samples_per_gpu} samples x {num_replicas} processes): take a smaller '
+                f'samples_per_gpu or a larger seq_split_num'
+            )
         self.local = range(rank * samples_per_gpu, (rank + 1) * samples_per_gpu)
         self.seed, self.frames = seed or 0, len(flags)
 

@@ -13,9 +13,9 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.runtime.atss import model as runtime
-from projects.mmdet_plugin.atss.family import AtssFamily
-from projects.mmdet_plugin.atss.graphs import FullForm, raw_names
+from mmdeploy_ext.runtime.dense import model as runtime
+from projects.mmdet_plugin.dense.family import DenseFamily
+from projects.mmdet_plugin.dense.graphs import FullForm, raw_names
 
 STRIDES = (8, 16, 32)
 CLASSES = 5
@@ -146,8 +146,8 @@ def run(session, raw, size, **optional):
 
 
 def by_numpy(head, raw, size, form='raw', img_shape=None, scale_factor=None):
-    """Return what `runtime/atss/model.py` makes of the outputs of a `raw` or `decode` graph."""
-    facts = AtssFamily().postprocess_facts(torch.nn.ModuleDict({'bbox_head': head}).eval())
+    """Return what `runtime/dense/model.py` makes of the outputs of a `raw` or `decode` graph."""
+    facts = DenseFamily().postprocess_facts(torch.nn.ModuleDict({'bbox_head': head}).eval())
     batch = raw[0].shape[0]
     outputs = dict(zip(raw_names(len(STRIDES)), (tensor.numpy() for tensor in raw), strict=True))
     if form == 'decode':

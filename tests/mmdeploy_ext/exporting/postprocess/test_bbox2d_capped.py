@@ -29,10 +29,10 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
-from mmdeploy_ext.exporting.postprocess.bbox2d import capped
+from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
-from mmdeploy_ext.runtime.atss import model as runtime
-from projects.mmdet_plugin.atss.graphs import FULL_NAMES, FullForm
+from mmdeploy_ext.runtime.dense import model as runtime
+from projects.mmdet_plugin.dense.graphs import FULL_NAMES, FullForm
 
 SIZE = (64, 96)
 CAP = 130

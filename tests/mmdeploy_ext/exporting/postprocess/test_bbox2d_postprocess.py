@@ -24,8 +24,8 @@ from mmdet.core.utils import filter_scores_and_topk
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import exporter
-from mmdeploy_ext.exporting.postprocess.bbox2d import nms_config
-from projects.mmdet_plugin.atss.graphs import raw_names
+from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
+from projects.mmdet_plugin.dense.graphs import raw_names
 
 OPSETS = (11, 17, 20)
 SIZE = (96, 128)

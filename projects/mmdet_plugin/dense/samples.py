@@ -1,4 +1,4 @@
-"""Prepared pictures as inputs of ATSS graphs."""
+"""Prepared pictures as inputs of dense graphs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,89 @@
+"""What a `test_cfg` decides about suppression, and the numbers of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.plain import Plain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class NmsConfig(Plain):
+    """What `test_cfg` decides about dense post-processing.
+
+    Attributes:
+        score_thr: class scores (before the score factor) must exceed this.
+        nms_pre: (anchor, class) pairs kept per level, by class score; -1 keeps all.
+        iou_threshold: of the class-aware NMS.
+        max_per_img: detections kept per image; -1 keeps all.
+        class_agnostic: suppress across classes.
+    """
+
+    score_thr: float
+    nms_pre: int
+    iou_threshold: float
+    max_per_img: int
+    class_agnostic: bool = False
+
+
+def nms_config(test_cfg: Mapping[str, Any]) -> NmsConfig:
+    """Read an mmdet `test_cfg`.
+
+    `deploy_nms_pre` replaces `nms_pre` when it is set: -1 = no top-k, K = K.
+
+    Raises:
+        ConfigError: an NMS type or option that the graph does not reproduce.
+    """
+    nms = dict(test_cfg.get('nms') or {})
+    kind = nms.pop('type', 'nms')
+    if kind != 'nms':
+        raise ConfigError(
+            f"test_cfg.nms.type={kind!r} has no ONNX form that gives the same detections; expected 'nms' "
+            f'(--cfg-options model.test_cfg.nms.type=nms)'
+        )
+    iou_threshold = nms.pop('iou_threshold', None)
+    class_agnostic = bool(nms.pop('class_agnostic', False))
+    nms.pop('split_thr', None)
+    if iou_threshold is None or nms:
+        raise ConfigError(
+            f'test_cfg.nms: got {dict(test_cfg.get("nms") or {})}; expected iou_threshold, and only '
+            f'class_agnostic and split_thr beside it'
+        )
+    nms_pre = test_cfg.get('deploy_nms_pre')
+    if nms_pre is None:
+        nms_pre = test_cfg.get('nms_pre', -1)
+    max_per_img = test_cfg.get('max_per_img', -1)
+    for key, value in (('nms_pre', nms_pre), ('max_per_img', max_per_img)):
+        if number(key, value, int) == 0 or value < -1:
+            raise ConfigError(f'test_cfg.{key}={value}: expected a positive number, or -1 for no limit')
+    return NmsConfig(
+        score_thr=number('score_thr', test_cfg.get('score_thr', 0.0), float),
+        nms_pre=int(nms_pre),
+        iou_threshold=number('nms.iou_threshold', iou_threshold, float),
+        max_per_img=int(max_per_img),
+        class_agnostic=class_agnostic,
+    )
+
+
+def number(key: str, value: Any, kind: type) -> Any:
+    """Return a value of `test_cfg` as `kind`, int or float.
+
+    Raises:
+        ConfigError: it is not a number of that kind; names the key.
+    """
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not math.isfinite(value) or kind(value) != value:
+        wanted = 'a whole number' if kind is int else 'a number'
+        raise ConfigError(f'test_cfg.{key}={value!r}: expected {wanted}')
+    return kind(value)
+
+
+def capped(*limits: int) -> int:
+    """Return the smallest of several limits; those of 0 or below limit nothing."""
+    return min(value for value in limits if value > 0)

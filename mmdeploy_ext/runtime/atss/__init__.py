@@ -1,1 +1,0 @@
-"""ATSS without torch: from outputs of a graph to detections."""

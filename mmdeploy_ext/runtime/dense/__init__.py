@@ -1,0 +1,1 @@
+"""Dense heads without torch: from outputs of a graph to detections."""

@@ -1,0 +1,215 @@
+"""From a head's outputs to boxes, written once for numpy and PyTorch: `xp` is either of the two modules.
+
+A coder takes the priors of one level (A, 4) xyxy or (A, 2) points, the rows of one output per name
+(B, A, columns) and its settings, and returns boxes (B, A, 4) xyxy in pixels, not clipped. Sources: mmdet
+2.28.2 `core/bbox/coder`, `core/bbox/transforms.py` and the `_bbox_decode` of the heads that are named.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+Rows = 'Mapping[str, Any]'
+
+
+def constant(values: Any, like: Any) -> Any:
+    """Return numbers as an array or tensor of the type of `like`."""
+    return like.new_tensor(values) if hasattr(like, 'new_tensor') else np.asarray(values, like.dtype)
+
+
+def softmax(values: Any) -> Any:
+    """Return the softmax over the last axis."""
+    if hasattr(values, 'softmax'):
+        return values.softmax(-1)
+    raised = np.exp(values - values.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def centres(priors: Any) -> Any:
+    """Return the centres (A, 2) of anchors; points are their own."""
+    return priors if priors.shape[-1] == 2 else (priors[:, 2:] + priors[:, :2]) * 0.5
+
+
+def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios."""
+    deltas = rows['bbox_pred']
+    centre = (priors[:, :2] + priors[:, 2:]) * 0.5
+    size = priors[:, 2:] - priors[:, :2]
+    deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
+    bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
+    move, growth = size * deltas[..., :2], deltas[..., 2:]
+    if clamp := coder.get('ctr_clamp'):
+        move, growth = xp.clip(move, -clamp, clamp), xp.clip(growth, None, bound)
+    else:
+        growth = xp.clip(growth, -bound, bound)
+    centre = centre + move
+    half = size * xp.exp(growth) * 0.5
+    return xp.concatenate([centre - half, centre + half], -1)
+
+
+def guided(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`GuidedAnchorHead`: deltas of anchors whose sizes the network gives."""
+    shape = rows['shape_pred']
+    grown = dict(bbox_pred=xp.concatenate([xp.zeros_like(shape), shape], -1))
+    anchors = delta(xp, priors, grown, coder['anchor_coder'], level)[0]  # one image: see `visible`
+    return delta(xp, anchors, rows, coder, level)
+
+
+def tblr(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`TBLRBBoxCoder`: top, bottom, left, right in sizes of the anchor over the normalizer."""
+    size = priors[:, 2:] - priors[:, :2]
+    normalizer = coder['normalizer']
+    sides = rows['bbox_pred'] * (constant(normalizer, size) if np.ndim(normalizer) else normalizer)
+    vertical, horizontal = size[:, 1:] * sides[..., :2], size[:, :1] * sides[..., 2:]
+    x, y = (centres(priors)[:, axis : axis + 1] for axis in (0, 1))
+    near = [x - horizontal[..., :1], y - vertical[..., :1]]
+    return xp.concatenate([*near, x + horizontal[..., 1:], y + vertical[..., 1:]], -1)
+
+
+def sides_of(xp: ModuleType, points: Any, sides: Any) -> Any:
+    """Return boxes of the distances left, top, right, bottom (B, A, 4) of points (A, 2)."""
+    return xp.concatenate([points - sides[..., :2], points + sides[..., 2:]], -1)
+
+
+def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`DistancePointBBoxCoder`: left, top, right, bottom in pixels."""
+    return sides_of(xp, centres(priors), rows['bbox_pred'])
+
+
+def base_length(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`FoveaHead`: logarithms of the distances over a length per level."""
+    return sides_of(xp, priors, xp.exp(rows['bbox_pred']) * coder['lengths'][level])
+
+
+def integral(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`GFLHead`: the mean of a distribution per side, in strides."""
+    bins = rows['bbox_pred'].reshape(*rows['bbox_pred'].shape[:2], 4, coder['bins'])
+    mean = (softmax(bins) * constant([float(bin) for bin in range(coder['bins'])], bins)).sum(-1)
+    return sides_of(xp, centres(priors), mean * coder['strides'][level])
+
+
+def scaled(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`TOODHead`: the network gives boxes in strides; `RepPointsHead`: round a point, too."""
+    boxes = rows['bbox_pred'] * coder['strides'][level]
+    return boxes + xp.concatenate([priors, priors], -1) if coder['around_points'] else boxes
+
+
+def yolo(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`YOLOBBoxCoder`: logits of the place in the cell, logarithms of size ratios."""
+    pred = rows['pred_map']
+    place = sigmoid(xp, pred[..., :2])
+    centre = (priors[:, :2] + priors[:, 2:]) * 0.5 + (place - 0.5) * coder['strides'][level]
+    half = (priors[:, 2:] - priors[:, :2]) * 0.5 * xp.exp(pred[..., 2:4])
+    return xp.concatenate([centre - half, centre + half], -1)
+
+
+def yolox(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`YOLOXHead`: moves in strides, logarithms of sizes in strides."""
+    stride = coder['strides'][level]
+    centre = rows['bbox_pred'][..., :2] * stride + priors
+    half = xp.exp(rows['bbox_pred'][..., 2:]) * stride / 2
+    return xp.concatenate([centre - half, centre + half], -1)
+
+
+def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the best bucket per side (B, A, 4), and the confidence of the four (B, A)."""
+    buckets = coder['buckets']
+    scores = softmax(rows['bbox_cls'].reshape(*rows['bbox_cls'].shape[:2], 4, buckets))
+    best = scores.argmax(-1)
+    index = constant(range(buckets), best)
+    chosen = index == best[..., None]
+    second = xp.where(chosen, constant(-1.0, scores), scores)
+    runner_up = second.argmax(-1)
+    beside = abs(best - runner_up) == 1
+    top = xp.where(chosen, scores, constant(0.0, scores)).sum(-1)
+    next_best = xp.where(index == runner_up[..., None], second, constant(0.0, scores)).sum(-1)
+    confidence = top + xp.where(beside, next_best, constant(0.0, scores))
+    return best, confidence.sum(-1) / 4
+
+
+def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`BucketingBBoxCoder`: per side the bucket where it lies, and an offset inside."""
+    best, _ = bucket_choice(xp, rows, coder)
+    index = constant(range(coder['buckets']), best)
+    offsets = rows['bbox_reg'].reshape(*rows['bbox_reg'].shape[:2], 4, coder['buckets'])
+    offset = xp.where(index == best[..., None], offsets, constant(0.0, offsets)).sum(-1)
+    centre, size = (priors[:, :2] + priors[:, 2:]) * 0.5, priors[:, 2:] - priors[:, :2]
+    size = size * coder['scale_factor']
+    low, high = centre - size * 0.5, centre + size * 0.5
+    width, height = (size[:, axis : axis + 1] / coder['num_buckets'] for axis in (0, 1))
+
+    def side(start: Any, step: Any, number: int, sign: int) -> Any:
+        place = constant(0.5, offset) + constant(1.0, offset) * best[..., number : number + 1]
+        return start + place * step * sign - offset[..., number : number + 1] * step
+
+    return xp.concatenate(
+        [
+            side(low[:, :1], width, 0, 1),
+            side(low[:, 1:], height, 2, 1),
+            side(high[:, :1], width, 1, -1),
+            side(high[:, 1:], height, 3, -1),
+        ],
+        -1,
+    )
+
+
+CODERS: dict[str, Callable[..., Any]] = {
+    one.__name__: one
+    for one in (delta, guided, tblr, distance, base_length, integral, scaled, yolo, yolox, bucket)
+}
+"""Name in a file's metadata -> coder."""
+
+
+def sigmoid(xp: ModuleType, logits: Any) -> Any:
+    """Return the sigmoid in the type of the logits."""
+    if hasattr(logits, 'sigmoid'):
+        return logits.sigmoid()
+    with np.errstate(over='ignore'):
+        return (1 / (1 + np.exp(-logits))).astype(logits.dtype)
+
+
+def decode_level(
+    xp: ModuleType, facts: Mapping[str, Any], rows: Mapping[str, Any], priors: Any, level: int
+) -> tuple[Any, Any, Any]:
+    """Return boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None of one level.
+
+    Args:
+        xp: numpy or torch.
+        facts: the `postprocess` entry of the metadata.
+        rows: output name -> (B, A, columns).
+        priors: (A, 4) xyxy or (A, 2) points, pixels.
+        level: index of it.
+    """
+    head, coder = facts['head'], facts['coder']
+    boxes = CODERS[coder['type']](xp, priors, rows, coder, level)
+    logits = rows[head['scores']]
+    if head['first_class']:
+        logits = logits[..., head['first_class'] :]
+    scores = SCORES[head['activation']](xp, logits)
+    if head['visible']:
+        visible = sigmoid(xp, rows[head['visible']]) >= head['visible_thr']
+        scores = xp.where(visible, scores, constant(-1.0, scores))
+    return boxes, scores, _factor(xp, head, rows, coder)
+
+
+def _factor(xp: ModuleType, head: Mapping[str, Any], rows: Rows, coder: Mapping[str, Any]) -> Any:
+    if not head['factor']:
+        return None
+    if coder['type'] == 'bucket':
+        return bucket_choice(xp, rows, coder)[1]
+    name, column = head['factor_from']
+    return sigmoid(xp, rows[name][..., column])
+
+
+SCORES: dict[str, Callable[..., Any]] = dict(
+    sigmoid=sigmoid,
+    softmax=lambda xp, logits: softmax(logits)[..., :-1],
+    none=lambda xp, scores: scores,
+)
+"""What makes class scores of the outputs; softmax has the background in the last column."""

@@ -1,0 +1,188 @@
+"""Dense heads without PyTorch: numpy post-processing of the `decode` and `raw` forms, equal to `full`.
+
+Glossary: B batch, L levels, A priors of a level or of all, C classes, H, W network input in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.runtime.dense.coders import decode_level
+from mmdeploy_ext.runtime.dense.select import Level, postprocess_image
+from mmdeploy_ext.runtime.detections import candidates_lost, results_from_padded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Detections
+
+RUNNERS = {
+    'full': 'tools/onnx/onnx_with_postprocess.py',
+    'decode': 'tools/onnx/onnx_no_topk_nms.py',
+    'raw': 'tools/onnx/onnx_no_topk_nms.py',
+}
+
+
+def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (h, w) of each level's feature map for an input of `height` x `width` pixels."""
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
+
+
+def priors_of(
+    shapes: Sequence[tuple[int, int]], strides: Sequence[int], bases: Sequence[Sequence[Sequence[float]]]
+) -> list[np.ndarray]:
+    """Return the priors of each level, row by row: (h * w * priors per cell, columns) float32, pixels.
+
+    Args:
+        shapes: (h, w) of each level.
+        strides: of each level, pixels.
+        bases: the priors of the first cell of each level: anchors xyxy, or points x, y.
+    """
+    levels = []
+    for (height, width), stride, base in zip(shapes, strides, bases, strict=True):
+        x, y = np.meshgrid(
+            np.arange(width, dtype=np.float32) * stride, np.arange(height, dtype=np.float32) * stride
+        )
+        columns = len(base[0])
+        shifts = np.stack([x, y] * (columns // 2), axis=-1).reshape(-1, 1, columns)
+        levels.append((shifts + np.asarray(base, np.float32)[None]).reshape(-1, columns))
+    return levels
+
+
+def decode_raw(
+    outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Turn the outputs of a `raw` graph into those of a `decode` graph.
+
+    Args:
+        outputs: of the head, `<kind>_<level>` (B, a*columns, h, w), as `head.outputs` of the facts says.
+        height: H of the network input.
+        width: W of the network input.
+        facts: the `postprocess` entry of the file's metadata.
+
+    Returns:
+        `boxes` (B, A, 4), `scores` (B, A, C), the score factor (B, A) where the head has one, and
+        `level_sizes` (L,).
+
+    Raises:
+        ShapeError: a feature map is not of the size that H and W give, or has other channels.
+    """
+    shapes = _checked_shapes(outputs, height, width, facts)
+    priors = priors_of(shapes, facts['strides'], facts['base_anchors'])
+    levels = []
+    for level, base in enumerate(priors):
+        rows = {}
+        for name, columns in facts['head']['outputs']:
+            tensor = outputs[f'{name}_{level}']
+            rows[name] = tensor.transpose(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
+        levels.append(decode_level(np, facts, rows, base, level))
+    boxes, scores, factors = zip(*levels, strict=True)
+    found = dict(boxes=np.concatenate(boxes, 1), scores=np.concatenate(scores, 1))
+    if facts['head']['factor']:
+        found[facts['head']['factor']] = np.concatenate(factors, 1)
+    found['level_sizes'] = np.asarray([one.shape[1] for one in boxes])
+    return found
+
+
+def _checked_shapes(
+    outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
+) -> list[tuple[int, int]]:
+    first = facts['head']['outputs'][0][0]
+    shapes = [tuple(outputs[f'{first}_{level}'].shape[2:]) for level in range(len(facts['strides']))]
+    expected = level_shapes(height, width, facts['strides'])
+    if shapes != expected and facts['head']['maps_by_stride']:
+        raise ShapeError(
+            f'{first}_*: feature maps are {shapes}, expected {expected} for an input of '
+            f'{height}x{width} (strides)'
+        )
+    for level, base in enumerate(facts['base_anchors']):
+        for name, columns in facts['head']['outputs']:
+            given, wanted = outputs[f'{name}_{level}'].shape[1], len(base) * columns
+            if given != wanted:
+                raise ShapeError(
+                    f'{name}_{level}: has {given} channels, expected {wanted}: {columns} (num_classes, or '
+                    f'of a box) for {len(base)} priors per cell (base_anchors)'
+                )
+    return shapes
+
+
+def detections(
+    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+) -> list[Detections]:
+    """Turn the outputs of a graph of any form into detections.
+
+    A `decode` file of `--score-form product` has no class scores of their own: the threshold looks at the
+    product, which keeps fewer boxes than `full` does.
+
+    Args:
+        metadata: of the file.
+        outputs: its outputs by name.
+        feeds: what was fed: `input`, and `img_shape` and `scale_factor` where boxes have to know them.
+
+    Returns:
+        One `Detections` per image.
+    """
+    if metadata.form == 'full':
+        found = results_from_padded(outputs)
+        _check_cap(metadata, outputs, found)
+        return found
+    batch, _, height, width = feeds['input'].shape
+    facts = metadata.postprocess
+    if metadata.form == 'raw':
+        outputs = decode_raw(outputs, height, width, facts)
+    sizes = _level_sizes(outputs, height, width, facts)
+    factor = outputs.get(facts['head']['factor'])
+    clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
+    scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    return [
+        postprocess_image(
+            Level(
+                outputs['boxes'][image], outputs['scores'][image], None if factor is None else factor[image]
+            ),
+            sizes,
+            clip_hw[image],
+            scale_factor[image],
+            facts,
+        )
+        for image in range(batch)
+    ]
+
+
+def _level_sizes(
+    outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
+) -> list[int]:
+    """Return how many rows of boxes each level has."""
+    if 'level_sizes' in outputs:
+        return [int(size) for size in outputs['level_sizes']]
+    shapes = level_shapes(height, width, facts['strides'])
+    sizes = [h * w * len(base) for (h, w), base in zip(shapes, facts['base_anchors'], strict=True)]
+    if sum(sizes) != outputs['boxes'].shape[1]:
+        raise ShapeError(
+            f'boxes: got {outputs["boxes"].shape[1]} rows, expected {sum(sizes)} for an input of '
+            f'{height}x{width} (strides, base_anchors)'
+        )
+    return sizes
+
+
+def _check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequence[Detections]) -> None:
+    """Refuse detections of a file with `--max-candidates` that may lack some.
+
+    Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
+
+    Raises:
+        ModelFileError: candidates were cut off before the list was full.
+    """
+    cap, most = metadata.options.get('max_candidates', 0), metadata.postprocess['max_per_img']
+    if not cap:
+        return
+    lacking = [
+        int(count)
+        for count, image in zip(outputs['candidates'], found, strict=True)
+        if count > cap and (most < 0 or len(image) < most)
+    ]
+    if lacking:
+        raise candidates_lost(max(lacking), cap)

@@ -1,0 +1,3 @@
+"""Dense one-stage heads: registers their family; mmdet's own detectors and heads are used as they are."""
+
+from projects.mmdet_plugin.dense import family  # noqa: F401

@@ -1,0 +1,169 @@
+"""The family of dense heads: which configs it claims, what it refuses, and what the other modules give."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from mmdet.models.builder import DETECTORS, HEADS, build_head
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.detectors.single_stage import SingleStageDetector
+
+from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.runtime.dense import model as runtime
+from projects.mmdet_plugin.dense import graphs, parts, reference, samples
+from projects.mmdet_plugin.dense.kinds import KINDS, facts_of, generator_of, kind_of
+from projects.mmdet_plugin.dense.thresholds import thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from mmdeploy_ext.contract.option import Options
+
+TEACHERS = ('KnowledgeDistillationSingleStageDetector', 'LAD')
+"""Detectors that train with a second model, which inference does not use: the student is exported."""
+
+
+class DenseFamily(ImageFamily):
+    """mmdet's one-stage detectors whose heads follow `BaseDenseHead`."""
+
+    name = 'dense'
+    exports = 'one-stage detectors with a dense bbox_head (projects/mmdet_plugin/dense/README.md)'
+    near = (
+        *('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'RPN', 'YOLO', 'SSD', 'RCNN', 'RTMDet'),
+    )
+    task = 'bbox2d'
+    forms = ('full', 'decode', 'raw')
+    own_options = (choices.MAX_CANDIDATES,)
+    ignored_prefixes = ('teacher_model.',)
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds = staticmethod(samples.feeds)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+    candidate_bounds = staticmethod(reference.candidate_bounds)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`: any dense head; those of no kind are refused by `check`, with the reason."""
+        head = HEADS.get((cfg.model.get('bbox_head') or {}).get('type') or '')
+        detector = DETECTORS.get(cfg.model.get('type') or '')
+        if not all((head, detector)) or not issubclass(detector, SingleStageDetector):
+            return Claim.NO
+        if any(one.__name__ in KINDS for one in head.__mro__):
+            return Claim.HEAD
+        return Claim.PART if issubclass(head, BaseDenseHead) else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: kind, sizes, thresholds, parts."""
+        head = self.head(cfg)
+        try:
+            kind_of(head)
+            thresholds(head)
+            facts = facts_of(head)
+        except ConfigError as error:
+            raise ConfigError(f'{cfg.filename}: {error}') from error
+        _check_strides(cfg.filename, head)
+        parts.check(cfg.model, options)
+        largest = max(facts['strides'])
+        if min(options.height, options.width) < largest:
+            raise UsageError(
+                f'--shape {options.height} {options.width}: each side has to be at least the largest '
+                f'stride of the model, {largest} pixels'
+            )
+        if facts['head']['visible'] and (options.batch > 1 or options.dynamic):
+            raise UsageError(
+                f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
+                f'it with --batch-size 1 and without --dynamic-export'
+            )
+        if options.max_candidates:
+            _check_candidates(head, facts, options)
+
+    def head(self, cfg: Any) -> nn.Module:
+        """Return the head of a config, without the rest of the detector.
+
+        Raises:
+            ConfigError: it cannot be built.
+        """
+        content = cfg.model.bbox_head.copy()
+        content.pop('init_cfg', None)
+        content.update(train_cfg=None, test_cfg=cfg.model.get('test_cfg') or cfg.get('test_cfg'))
+        try:
+            return build_head(content).eval()
+        except Exception as error:
+            why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
+            raise ConfigError(f'{cfg.filename}: model.bbox_head cannot be built: {why}') from error
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `Family.build`: of a detector that is taught, the student."""
+        if cfg.model.type in TEACHERS:
+            cfg = copy.deepcopy(cfg)
+            model = {key: value for key, value in cfg.model.items() if 'teacher' not in key}
+            cfg.model = dict(model, type='SingleStageDetector')
+        return super().build(cfg)
+
+    def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
+        """See `ImageFamily.takes`."""
+        return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`: what `runtime/dense/model.py` reads."""
+        return dict(thresholds(model.bbox_head).to_json(), **facts_of(model.bbox_head))
+
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        """See `ImageFamily.results_left_out`."""
+        if options.get('score_form') != 'product':
+            return ''
+        return (
+            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
+            'product is not the one that get_bboxes applies'
+        )
+
+
+def _check_strides(filename: str, head: nn.Module) -> None:
+    """Refuse strides that differ in x and y."""
+    strides = generator_of(head).strides
+    if any(len(set(stride)) > 1 for stride in strides):
+        raise ConfigError(
+            f'{filename}: model.bbox_head.anchor_generator.strides={strides}; dense heads export with '
+            f'strides that are equal in x and y'
+        )
+
+
+def _check_candidates(head: nn.Module, facts: Mapping[str, Any], options: Options) -> None:
+    """Refuse a number of candidates that the form or the size does not have."""
+    given = f'--max-candidates {options.max_candidates}'
+    if options.dynamic:
+        raise UsageError(f'{given}: its shapes are constant; export it without --dynamic-export')
+    there = candidates_there(head, facts, options)
+    if facts['head']['maps_by_stride'] and options.max_candidates > there:
+        raise UsageError(
+            f'{given}: the model has only {there} candidates at {options.height} x {options.width}'
+        )
+
+
+def candidates_there(head: nn.Module, facts: Mapping[str, Any], options: Options) -> int:
+    """Return how many candidates a head can have at the size of an export."""
+    classes, most = facts['num_classes'], thresholds(head).nms_pre
+    priors = [
+        height * width * len(base)
+        for (height, width), base in zip(
+            runtime.level_shapes(options.height, options.width, facts['strides']),
+            facts['base_anchors'],
+            strict=True,
+        )
+    ]
+    count = dict(
+        pairs=lambda size: capped(size * classes, most),
+        priors=lambda size: capped(size, most) * classes,
+        best=lambda size: size,
+        all=lambda size: size * classes,
+    )[facts['head']['choose']]
+    return sum(map(count, priors))
+
+
+register_family(DenseFamily())

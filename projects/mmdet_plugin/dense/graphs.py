@@ -1,0 +1,389 @@
+"""The graphs of dense heads: their contracts, and the chain of modules that keeps them.
+
+The network is mmdet's own detector; what its head is, `kinds.py` says. Source of the algorithm: mmdet 2.28.2
+`models/dense_heads/base_dense_head.py`, and the heads' own files.
+
+Glossary: B batch, A priors of a level or of all, C classes, H, W network input in pixels, n detections.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.ops.deform_conv import spell_out_leading_offsets
+from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
+from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.exporting.postprocess.sizes import hw, length
+from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.runtime.dense.coders import decode_level
+from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
+from projects.mmdet_plugin.dense.thresholds import thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.contract.option import Options
+
+FULL_NAMES = ('dets', 'labels', 'candidates')
+"""Outputs of the `full` form; the last with a cap alone."""
+DECODED = dict(
+    centerness='centerness, 0..1',
+    objectness='objectness, 0..1',
+    iou_pred='predicted IoU, 0..1',
+    confidence='confidence of the sides, 0..1',
+)
+"""Score factors -> what they are."""
+
+
+def described(model: nn.Module) -> Head:
+    """Return what the head of a detector is."""
+    return kind_of(model.bbox_head).head(model.bbox_head)
+
+
+def num_levels(model: nn.Module) -> int:
+    """Return how many feature maps the head looks at."""
+    return len(generator_of(model.bbox_head).strides)
+
+
+def raw_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the raw outputs: by kind, then by level."""
+    return tuple(f'{kind}_{level}' for kind in described(model).names for level in range(num_levels(model)))
+
+
+def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    """Return the head's outputs of a batch of images, kind by kind.
+
+    Raises:
+        ConfigError: they are others than its kind has.
+    """
+    outputs = kind_of(model.bbox_head).flat(model.bbox_head(model.extract_feat(image)))
+    if len(outputs) != len(raw_names(model)):
+        raise ConfigError(
+            f'{type(model.bbox_head).__name__}: gives {len(outputs)} tensors, expected '
+            f'{", ".join(described(model).names)} of each of {num_levels(model)} levels'
+        )
+    return outputs
+
+
+class RawNetwork(nn.Module):
+    """Backbone, neck and head of the upstream detector behind flat tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the detector; its parameters keep their names below `model.`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network.
+
+        Args:
+            image: (B, 3, H, W) float32, normalised.
+
+        Returns:
+            The head's outputs, (B, a*columns, h, w) per kind and level, kind by kind.
+        """
+        flat = flat_outputs(self.model, image)
+        return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), flat, strict=True))
+
+
+class Decode(nn.Module):
+    """Priors, box decoding and scores for all levels."""
+
+    def __init__(self, head: nn.Module) -> None:
+        """Keep what makes the priors, and the settings; none of the head's layers is used."""
+        super().__init__()
+        self.priors = copy.copy(generator_of(head))
+        if hasattr(self.priors, 'base_anchors'):
+            with SameBytes():  # roots of the ratios
+                self.priors.base_anchors = self.priors.gen_base_anchors()
+        self.facts = facts_of(head)
+        self.outputs = kind_of(head).head(head).outputs
+
+    def forward(
+        self, *raw: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
+        """Decode the raw outputs.
+
+        Returns:
+            Per level boxes (B, A, 4) xyxy in pixels, not clipped; class scores (B, A, C); score factors
+            (B, A), or None.
+        """
+        count = len(raw) // len(self.outputs)
+        levels = [self._level(level, raw[level::count]) for level in range(count)]
+        return tuple(list(parts) for parts in zip(*levels, strict=True))
+
+    def _level(self, level: int, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+        boxes = maps[-1] if len(maps) == 1 else maps[1]
+        priors = self.priors.single_level_grid_priors(
+            boxes.shape[-2:], level, dtype=boxes.dtype, device=boxes.device
+        )
+        rows = {
+            name: _rows(tensor, columns) for (name, columns), tensor in zip(self.outputs, maps, strict=True)
+        }
+        return decode_level(torch, self.facts, rows, priors, level)
+
+
+def _rows(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
+    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
+
+
+class DecodeForm(nn.Module):
+    """What the `decode` form adds to the network: raw outputs to boxes, scores, score factors."""
+
+    def __init__(self, model: nn.Module, product: bool) -> None:
+        """Choose whether the score factor is an output of its own or a factor of the scores."""
+        super().__init__()
+        self.decode = Decode(model.bbox_head)
+        self.head = described(model)
+        self.product = product
+
+    def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and sizes (L,); see `decode_names`."""
+        boxes, scores, factors = self.decode(*raw)
+        sizes = [one.shape[1] for one in boxes]
+        boxes, scores = (torch.cat(levels, dim=1) for levels in (boxes, scores))
+        factor = torch.cat(factors, dim=1) if self.head.factor else None
+        if self.product and factor is not None:
+            found = [tap('boxes', boxes), tap('scores', scores * factor[..., None])]
+        else:
+            found = [tap('boxes', boxes), tap('scores', scores)]
+            found += [] if factor is None else [tap(self.head.factor, factor)]
+        if not self.head.maps_by_stride:
+            found.append(torch.stack([length(size) for size in sizes]))
+        return tuple(found)
+
+
+def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
+    """Return the outputs of the `decode` form."""
+    head = described(model)
+    factor = [head.factor] if head.factor and options.score_form == 'separate' else []
+    return ('boxes', 'scores', *factor, *([] if head.maps_by_stride else ['level_sizes']))
+
+
+class FullForm(nn.Module):
+    """What the `full` form adds to the network: raw outputs to detections."""
+
+    def __init__(self, model: nn.Module, cap: int = 0) -> None:
+        """Read the thresholds from the head's test_cfg; `cap` as in `DenseBoxPostprocess`."""
+        super().__init__()
+        head = model.bbox_head
+        self.decode = Decode(head)
+        clips = self.decode.facts['clip_border']
+        self.postprocess = DenseBoxPostprocess(thresholds(head), described(model), clips, cap)
+
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Post-process.
+
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
+            scale_factor: (B, 4) float32.
+            raw: the raw outputs.
+
+        Returns:
+            dets (B, n, 5), labels (B, n), and with a cap candidates (B,).
+        """
+        input_hw = hw(image).to(img_shape)[None]
+        clip_hw = torch.where(img_shape > 0, img_shape, input_hw)
+        found = self.postprocess(*self.decode(*raw), clip_hw, scale_factor)
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, found, strict=False))
+
+
+PIXELS = ColumnGroup(name='xyxy', unit='pixel')
+
+
+def _optional_inputs(batch: int | str) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(
+            'img_shape',
+            'float32',
+            (batch, 2),
+            'height and width before padding, which boxes are clipped to; 0 means the input size',
+            'pixel',
+            default=0.0,
+        ),
+        TensorSpec(
+            'scale_factor',
+            'float32',
+            (batch, 4),
+            'w h w h ratios, input / original; boxes are divided by it',
+            default=1.0,
+        ),
+    )
+
+
+def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+    rows = capped(cap, thresholds(model.bbox_head).max_per_img) if cap else 'n'
+    outputs = (
+        TensorSpec(
+            'dets',
+            'float32',
+            (batch, rows, 5),
+            'x1 y1 x2 y2 score in descending score order; pixels of '
+            'the network input, of the original image when scale_factor is fed; padded with zeros',
+            compare='detections',
+        ),
+        TensorSpec(
+            'labels',
+            'int64',
+            (batch, rows),
+            'class indices; -1 where dets is padding',
+            compare='detections',
+        ),
+    )
+    if not cap:
+        return outputs
+    meaning = f'(prior, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
+
+
+def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head = described(model)
+    batch, priors = 'B', 'A'
+    if not options.dynamic:
+        per_cell = generator_of(model.bbox_head).num_base_priors
+        cells = [height * width for height, width in feature_shapes(model, options)]
+        batch, priors = options.batch, sum(map(operator.mul, cells, per_cell))
+    meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
+    shape = (batch, priors, int(model.bbox_head.num_classes))
+    specs = dict(
+        boxes=TensorSpec(
+            'boxes',
+            'float32',
+            (batch, priors, 4),
+            'x1 y1 x2 y2 per prior, level by level, not clipped',
+            'pixel',
+            (PIXELS,),
+        ),
+        scores=TensorSpec('scores', 'float32', shape, meaning),
+        level_sizes=TensorSpec('level_sizes', 'int64', (num_levels(model),), 'rows of boxes per level'),
+    )
+    if head.factor:
+        specs[head.factor] = TensorSpec(head.factor, 'float32', (batch, priors), DECODED[head.factor])
+    return tuple(specs[name] for name in decode_names(model, options))
+
+
+RAW = dict(
+    cls_score=('class logits', 'logit'),
+    centerness=('centerness logits', 'logit'),
+    objectness=('objectness logits', 'logit'),
+    iou_pred=('logits of the predicted IoU', 'logit'),
+    shape_pred=('logarithms of the size of guided anchors', ''),
+    loc_pred=('logits of where anchors are', 'logit'),
+    bbox_cls=('bucket logits of the sides', 'logit'),
+    bbox_reg=('offsets in the buckets of the sides', ''),
+    pred_map=('per anchor x y logits, w h logarithms, objectness and class logits', ''),
+)
+"""Kind of raw output -> meaning and unit."""
+BOXES = dict(
+    delta='box deltas dx dy dw dh',
+    guided='box deltas dx dy dw dh',
+    tblr='box sides top bottom left right',
+    distance='distances left top right bottom, pixels',
+    base_length='logarithms of the distances left top right bottom',
+    integral='logits of the distributions of left top right bottom',
+    scaled='x1 y1 x2 y2, strides',
+    yolox='centre and logarithms of the size, strides',
+)
+"""Coder -> meaning of `bbox_pred`."""
+
+
+def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head, generator = described(model), generator_of(model.bbox_head)
+    coder = kind_of(model.bbox_head).coder(model.bbox_head)['type']
+    meanings = dict(RAW, bbox_pred=(BOXES.get(coder, ''), ''))
+    if head.activation == 'none':
+        meanings['cls_score'] = ('class scores, 0..1', '')
+    batch = 'B' if options.dynamic else options.batch
+    shapes = feature_shapes(model, options)
+    outputs = []
+    for kind, columns in head.outputs:
+        meaning, unit = meanings[kind]
+        for level, per_cell in enumerate(generator.num_base_priors):
+            size = (f'h{level}', f'w{level}') if options.dynamic else shapes[level]
+            axes = (batch, columns * per_cell, *size)
+            outputs.append(TensorSpec(f'{kind}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
+    return tuple(outputs)
+
+
+_SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], Any]] = weakref.WeakKeyDictionary()
+"""Model -> input (H, W) -> (h, w) of each level."""
+
+
+def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
+    """Return (h, w) of each level at the size of an export, as the model itself gives them.
+
+    Raises:
+        UsageError: the model does not take images of that size.
+    """
+    if options.dynamic:
+        return [(0, 0)] * num_levels(model)
+    known = _SHAPES.setdefault(model, {})
+    size = options.height, options.width
+    if size not in known:
+        image = next(model.parameters()).new_zeros((1, 3, *size))
+        try:
+            with torch.no_grad():
+                outputs = flat_outputs(model, image)
+        except RuntimeError as error:
+            raise UsageError(f'--shape {size[0]} {size[1]}: the model does not take it: {error}') from error
+        known[size] = [tuple(one.shape[2:]) for one in outputs[: num_levels(model)]]
+    return known[size]
+
+
+OUTPUTS = dict(full=_full_outputs, decode=_decode_outputs, raw=_raw_outputs)
+"""Form -> its outputs."""
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    batch, height, width = (
+        ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
+    )
+    image = TensorSpec(
+        'input',
+        'float32',
+        (batch, 3, height, width),
+        'normalised images, padded bottom and right',
+        multiple=parts.multiple(model),
+    )
+    outputs = OUTPUTS[options.form](model, options)
+    inputs = (image, *_optional_inputs(batch)) if options.form == 'full' else (image,)
+    return GraphSpec(f'dense/{options.form}', inputs, outputs)
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it."""
+    raw = raw_names(model)
+    network = spell_out_leading_offsets(fuse(model)) if fold else model
+    chain = [Stage('network', RawNetwork(network), ('input',), raw)]
+    if options.form == 'decode':
+        form = DecodeForm(model, options.score_form == 'product')
+        chain.append(Stage('decode', form, raw, decode_names(model, options)))
+    elif options.form == 'full':
+        chain.append(
+            Stage(
+                'postprocess',
+                FullForm(model, options.max_candidates),
+                ('input', 'img_shape', 'scale_factor', *raw),
+                FULL_NAMES if options.max_candidates else FULL_NAMES[:2],
+            )
+        )
+    return chain

@@ -1,0 +1,56 @@
+"""Backbones and necks whose graphs are right at the traced size alone, or at multiples of a size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mmdeploy_ext.contract.option import Options
+
+FIXED_SIZE = dict(
+    SwinTransformer='computes its window masks from the traced size',
+    PyramidVisionTransformer='resizes its position embedding to the traced size',
+    PyramidVisionTransformerV2='reshapes its tokens by the traced size',
+    EfficientNet='pads its convolutions by the traced size',
+)
+"""Parts of mmdet that decide in Python, by the size of the input -> what they do. A dynamic graph of them
+would be wrong at other sizes (measured: a Swin-T traced at 256x384 is 0.4 off at 320x416)."""
+MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32)
+"""Parts that add or concatenate maps which fit only where the sides of the input are multiples of this."""
+
+
+def types_of(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the type names of backbone and necks."""
+    for key in ('backbone', 'neck'):
+        part = model.get(key) or ()
+        for one in part if isinstance(part, list | tuple) else [part]:
+            yield str(one.get('type'))
+
+
+def multiple(model: Any) -> int:
+    """Return what the sides of the input have to be multiples of, for a built detector."""
+    names = {type(module).__name__ for module in model.modules()}
+    return max((MULTIPLES[name] for name in names & MULTIPLES.keys()), default=1)
+
+
+def check(model: Mapping[str, Any], options: Options) -> None:
+    """Refuse a size that a part does not take, or a dynamic one; `model` is of the config.
+
+    Raises:
+        UsageError: names the part.
+    """
+    for name in types_of(model):
+        if options.dynamic and name in FIXED_SIZE:
+            raise UsageError(
+                f'--dynamic-export: {name} {FIXED_SIZE[name]}, so that the graph would be wrong at others; '
+                f'export a fixed --shape'
+            )
+        step = MULTIPLES.get(name, 1)
+        if options.height % step or options.width % step:
+            raise UsageError(
+                f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of {step}'
+            )

@@ -1,0 +1,146 @@
+"""Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.runtime.detections import Detections, count_bounds
+from projects.mmdet_plugin.dense.graphs import described, flat_outputs, raw_names
+from projects.mmdet_plugin.dense.kinds import generator_of, kind_of
+from projects.mmdet_plugin.dense.thresholds import thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+
+
+def tensors(
+    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
+) -> dict[str, np.ndarray]:
+    """Return the tensors of `raw` or `decode` by mmdet's own head, priors and box coder."""
+    with torch.no_grad():
+        image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
+        named = dict(zip(raw_names(model), flat_outputs(model, image), strict=True))
+        if form != 'raw':
+            named = _decode_by_mmdet(model, named)
+            factor = described(model).factor
+            if score_form == 'product' and factor:
+                named['scores'] = named['scores'] * named.pop(factor)[..., None]
+    return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+
+
+def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
+    """Return the results of mmdet's `get_bboxes`."""
+    metas = [
+        dict(
+            img_shape=(*image.img_shape, 3),
+            scale_factor=image.scale_factor,
+            ori_shape=(*image.ori_shape, 3),
+            pad_shape=(*image.tensor.shape[1:], 3),
+        )
+        for image in images
+    ]
+    head = model.bbox_head
+    with torch.no_grad():
+        batch = torch.from_numpy(np.stack([image.tensor for image in images]))
+        batch = batch.to(next(model.parameters()).device)
+        outputs = head(model.extract_feat(batch))
+        results = head.get_bboxes(*outputs, img_metas=metas, cfg=_deployed_test_cfg(head), rescale=rescale)
+    return [
+        Detections(dets[:, :4].cpu().numpy(), dets[:, 4].cpu().numpy(), labels.cpu().numpy())
+        if len(labels)
+        else Detections(*(np.zeros(shape, np.float32) for shape in ((0, 4), (0,))), np.zeros(0, np.int64))
+        for dets, labels in results
+    ]
+
+
+def candidate_bounds(
+    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many (prior, class) pairs of the best of every level pass; see `ImageFamily`."""
+    config, head = thresholds(model.bbox_head), described(model)
+    decoded = tensors(model, feeds, 'decode')
+    scores, factor = decoded['scores'], decoded.get(head.factor)
+    ranks = scores if factor is None else scores * factor[..., None]
+    ranks = np.sqrt(np.maximum(ranks, 0)) if head.root else ranks
+    judged = ranks if head.judged == 'product' else scores
+    if head.conf_thr > 0:
+        judged = np.where(factor[..., None] >= head.conf_thr, judged, -1)
+    most = config.nms_pre if config.nms_pre > 0 else np.iinfo(np.int64).max
+    least, largest = 0, 0
+    for level, chosen in zip(
+        *(np.split(one, _ends(model, feeds), 1) for one in (judged, ranks)), strict=True
+    ):
+        level = CHOICES[head.choose](level, chosen, most)
+        bounds = count_bounds(level, config.score_thr, slack)
+        if head.choose == 'pairs':
+            bounds = tuple(np.minimum(one, most) for one in bounds)
+        least, largest = least + bounds[0], largest + bounds[1]
+    return least, largest
+
+
+def _best_priors(judged: np.ndarray, ranks: np.ndarray, most: int) -> np.ndarray:
+    rows = np.argsort(-ranks.max(2), 1, kind='stable')[:, :most]
+    return np.take_along_axis(judged, rows[..., None], 1)
+
+
+CHOICES = dict(
+    pairs=lambda judged, ranks, most: judged,
+    all=lambda judged, ranks, most: judged,
+    best=lambda judged, ranks, most: judged.max(2),
+    priors=_best_priors,
+)
+"""`Head.choose` -> the scores of a level that are counted."""
+
+
+def _ends(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> list[int]:
+    """Return where levels end in the rows of all, but the last."""
+    raw = tensors(model, feeds, 'raw')
+    first = described(model).names[0]
+    per_cell = generator_of(model.bbox_head).num_base_priors
+    sizes = [count * int(np.prod(raw[f'{first}_{level}'].shape[2:])) for level, count in enumerate(per_cell)]
+    return np.cumsum(sizes)[:-1].tolist()
+
+
+def _deployed_test_cfg(head: nn.Module) -> Any:
+    """Return mmdet's test_cfg with what `deploy_nms_pre` asks for; -1 is more than there are candidates."""
+    wanted = head.test_cfg.get('deploy_nms_pre')
+    if wanted is None:
+        return head.test_cfg
+    cfg = head.test_cfg.copy()
+    cfg['nms_pre'] = wanted if wanted > 0 else sys.maxsize
+    return cfg
+
+
+def _decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Decode with mmdet's own functions, level by level and image by image."""
+    head, kind, described_head = model.bbox_head, kind_of(model.bbox_head), described(model)
+    generator = generator_of(head)
+    found: dict[str, list[torch.Tensor]] = dict(boxes=[], scores=[], factor=[])
+    for level in range(len(generator.strides)):
+        maps = {name: raw[f'{name}_{level}'] for name, _ in described_head.outputs}
+        first = next(iter(maps.values()))
+        priors = generator.single_level_grid_priors(first.shape[-2:], level, device=first.device)
+        rows = {
+            name: maps[name].permute(0, 2, 3, 1).reshape(len(first), -1, columns)
+            for name, columns in described_head.outputs
+        }
+        images = [{name: one[image] for name, one in rows.items()} for image in range(len(first))]
+        found['boxes'].append(torch.stack([kind.boxes(head, level, image, priors) for image in images]))
+        scores, factors = zip(*(kind.scores(head, image, priors) for image in images), strict=True)
+        found['scores'].append(torch.stack(scores))
+        if described_head.factor:
+            found['factor'].append(torch.stack(factors))
+    named = dict(boxes=torch.cat(found['boxes'], 1), scores=torch.cat(found['scores'], 1))
+    if described_head.factor:
+        named[described_head.factor] = torch.cat(found['factor'], 1)
+    if not described_head.maps_by_stride:
+        named['level_sizes'] = torch.tensor([one.shape[1] for one in found['boxes']])
+    return named
