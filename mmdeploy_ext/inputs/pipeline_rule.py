@@ -23,7 +23,6 @@ NEUTRAL = (
 NEEDED = {
     'LoadImageFromFile': dict(to_float32=False, color_type='color'),
     'Resize': dict(interpolation='bilinear', ratio_range=None),
-    'Pad': dict(pad_to_square=False),
     'MultiScaleFlipAug': dict(flip=False, scale_factor=None),
 }
 """Options that have to keep these values, mmdet's defaults."""
@@ -116,12 +115,30 @@ def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values['size_divisor'] = int(step.get('size_divisor') or 1)
     if step.get('size') is not None:
         values['pad_size'] = tuple(map(int, step['size']))
+    if step.get('pad_to_square'):
+        values['pad_size'] = _square(values)
     pad_val = step.get('pad_val', 0)
     if isinstance(pad_val, dict):
         pad_val = pad_val.get('img', 0)
     if isinstance(pad_val, int | float):
         pad_val = (pad_val, 0, 0)  # cv2.copyMakeBorder (mmcv calls it) puts a number into the first channel
     values['pad_val'] = tuple(map(float, pad_val))
+
+
+def _square(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the size of an image that is resized into a square, ratio kept, and padded to one.
+
+    Raises:
+        ConfigError: the square would be another one for each image.
+    """
+    scale = values.get('img_scale')
+    if scale is None or scale[0] != scale[1] or not values.get('keep_ratio'):
+        raise ConfigError(
+            f'test pipeline step Pad: pad_to_square=True after a Resize to img_scale={scale}, '
+            f'keep_ratio={values.get("keep_ratio")} gives each image a square of its own; expected a square '
+            f'img_scale with keep_ratio=True'
+        )
+    return scale
 
 
 READERS = {'Resize': _read_resize, 'Normalize': _read_normalize, 'Pad': _read_pad}

@@ -208,7 +208,7 @@ class FullForm(nn.Module):
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 
 
-def _optional_inputs(batch: int | str) -> tuple[TensorSpec, ...]:
+def _optional_inputs(batch: int | str, clips: bool) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec(
             'img_shape',
@@ -217,6 +217,7 @@ def _optional_inputs(batch: int | str) -> tuple[TensorSpec, ...]:
             'height and width before padding, which boxes are clipped to; 0 means the input size',
             'pixel',
             default=0.0,
+            unused=not clips,
         ),
         TensorSpec(
             'scale_factor',
@@ -365,7 +366,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         multiple=parts.multiple(model),
     )
     outputs = OUTPUTS[options.form](model, options)
-    inputs = (image, *_optional_inputs(batch)) if options.form == 'full' else (image,)
+    clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
+    inputs = (image, *_optional_inputs(batch, clips)) if options.form == 'full' else (image,)
     return GraphSpec(f'dense/{options.form}', inputs, outputs)
 
 
