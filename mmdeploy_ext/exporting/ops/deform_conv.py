@@ -63,6 +63,24 @@ def spell_out_leading_offsets(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def fix_sampled_sides(model: torch.nn.Module) -> torch.nn.Module:
+    """Give TOOD's heads kernels of fixed shape, in place: traced, theirs have that of a tensor."""
+    from mmdet.models.dense_heads import TOODHead
+
+    for head in model.modules():
+        if isinstance(head, TOODHead):
+            head.deform_sampling = _sample_sides
+    return model
+
+
+def _sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Read each side of boxes (B, 4, h, w) at its own offset (B, 8, h, w), y before x, in cells."""
+    from mmcv.ops import deform_conv2d
+
+    sides = 4
+    return deform_conv2d(boxes, offset, boxes.new_ones((sides, 1, 1, 1)), 1, 0, 1, sides, sides)
+
+
 def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:
     """Emit DeformConv; `settings` are stride, padding, dilation, groups, deform_groups of mmcv."""
     stride, pads, dilation = map(_pair, settings[:3])

@@ -90,12 +90,12 @@ class DenseBoxPostprocess(nn.Module):
         scores = torch.where(candidates, scores, torch.full_like(like, NO_CANDIDATE))
         if self.cap:
             dets, labels, count = self._capped(bboxes, scores, labels, candidates)
-            return self._voted(dets, labels, *voters), labels, count
+            return *self._voted(dets, labels, *voters), count
         kept = self._suppress(bboxes, scores, labels, candidates)
         dets, labels = self._collect(
             bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels
         )
-        return self._voted(dets, labels, *voters), labels
+        return self._voted(dets, labels, *voters)
 
     def _ranks(self, scores: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         """Return what candidates are ordered by."""
@@ -150,10 +150,14 @@ class DenseBoxPostprocess(nn.Module):
 
     def _voted(
         self, dets: torch.Tensor, labels: torch.Tensor, bboxes: torch.Tensor, ranks: torch.Tensor
-    ) -> torch.Tensor:
-        """Replace each box by the mean of the candidates of its class that overlap it, weighted."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replace each box by the weighted mean of the candidates of its class that overlap it.
+
+        A box without an area overlaps none, not even itself: mmdet divides zero by zero there, these rows
+        become padding.
+        """
         if not self.head.votes:
-            return dets
+            return dets, labels
         overlap = _ious(dets[..., :4], bboxes)
         rows = labels.clamp(min=0)[:, None].expand(-1, ranks.shape[1], -1)
         ranks = ranks.gather(2, rows).transpose(1, 2)
@@ -161,8 +165,10 @@ class DenseBoxPostprocess(nn.Module):
         votes = (overlap > VOTES_ABOVE) & (ranks > self.config.score_thr) & (labels >= 0)[..., None]
         weights = torch.where(votes, weights, torch.zeros_like(weights))
         total = weights.sum(dim=2, keepdim=True)
-        voted = weights @ bboxes / torch.where(total > 0, total, torch.ones_like(total))
-        return torch.cat([voted, dets[..., 4:]], dim=2)
+        present = total > 0
+        voted = torch.cat([weights @ bboxes / total, dets[..., 4:]], dim=2)
+        voted = torch.where(present, voted, torch.zeros_like(voted))
+        return voted, torch.where(present[..., 0], labels, torch.full_like(labels, -1))
 
     def _clip(self, bboxes: torch.Tensor, clip_hw: torch.Tensor) -> torch.Tensor:
         if not self.clip_border:

@@ -113,14 +113,16 @@ def _candidates(level: Level, facts: Mapping[str, Any]) -> tuple[np.ndarray, ...
 
 
 def _voted(found: Detections, levels: Sequence[Level], facts: Mapping[str, Any]) -> Detections:
-    """Replace each box by the mean of the candidates of its class that overlap it."""
+    """Replace each box by the mean of the candidates of its class that overlap it; one without an area, which
+    overlaps none, is left out."""
     boxes = np.concatenate([level.boxes for level in levels])
     ranks = np.concatenate([level.ranks(facts) for level in levels])[:, found.labels].T
     overlap = ious(found.bboxes_xyxy, boxes)
     weights = np.exp(-((1 - overlap) ** 2) / np.float32(VOTE_SPREAD)) * ranks
     weights = np.where((overlap > VOTES_ABOVE) & (ranks > facts['score_thr']), weights, 0)
-    voted = weights @ boxes / weights.sum(1, keepdims=True)
-    return dataclasses.replace(found, bboxes_xyxy=voted.astype(np.float32))
+    total = weights.sum(1)
+    found, weights, total = found[total > 0], weights[total > 0], total[total > 0]
+    return dataclasses.replace(found, bboxes_xyxy=(weights @ boxes / total[:, None]).astype(np.float32))
 
 
 def ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:

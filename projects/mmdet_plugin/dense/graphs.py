@@ -22,7 +22,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.ops.deform_conv import spell_out_leading_offsets
+from mmdeploy_ext.exporting.ops.deform_conv import fix_sampled_sides, spell_out_leading_offsets
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.exporting.postprocess.sizes import hw, length
@@ -374,7 +374,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and what the form adds to it."""
     raw = raw_names(model)
-    network = spell_out_leading_offsets(fuse(model)) if fold else model
+    network = fix_sampled_sides(spell_out_leading_offsets(fuse(model))) if fold else model
     chain = [Stage('network', RawNetwork(network), ('input',), raw)]
     if options.form == 'decode':
         form = DecodeForm(model, options.score_form == 'product')

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from mmdeploy_ext.contract.dense_head import Head
     from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
@@ -53,12 +54,17 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         batch = batch.to(next(model.parameters()).device)
         outputs = head(model.extract_feat(batch))
         results = head.get_bboxes(*outputs, img_metas=metas, cfg=_deployed_test_cfg(head), rescale=rescale)
-    return [
-        Detections(dets[:, :4].cpu().numpy(), dets[:, 4].cpu().numpy(), labels.cpu().numpy())
-        if len(labels)
-        else Detections(*(np.zeros(shape, np.float32) for shape in ((0, 4), (0,))), np.zeros(0, np.int64))
-        for dets, labels in results
-    ]
+    return [_result(*(tensor.cpu().numpy() for tensor in result), described(model)) for result in results]
+
+
+def _result(dets: np.ndarray, labels: np.ndarray, head: Head) -> Detections:
+    """Return one image's results; an empty one has other shapes in YOLOX.
+
+    Where boxes vote, upstream divides zero by zero for a box without an area: such rows are no results.
+    """
+    dets = dets[:, :5].reshape(len(labels), -1) if len(labels) else np.zeros((0, 5), np.float32)
+    kept = ~np.isnan(dets).any(1) if head.votes else np.ones(len(dets), bool)
+    return Detections(dets[kept, :4], dets[kept, 4], labels[kept])
 
 
 def candidate_bounds(
