@@ -41,7 +41,7 @@ def r50(tmp_path_factory):
     model = fill_seeded(find_family(cfg).build(cfg))
     torch.save(dict(state_dict=model.state_dict()), folder / 'r50.pth')
     deployment = deploy.load(CONFIG, str(folder / 'r50.pth'))
-    options = FAMILIES['atss'].choose(height=SIZE[0], width=SIZE[1], dynamic=True)
+    options = FAMILIES['dense'].choose(height=SIZE[0], width=SIZE[1], dynamic=True)
     traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
     start = time.perf_counter()
     export_files(deployment, options, str(folder / 'r50.onnx'), [traced])
@@ -52,7 +52,7 @@ def r50(tmp_path_factory):
 def raw_file(r50, tmp_path_factory):
     deployment, _, _ = r50
     path = tmp_path_factory.mktemp('raw') / 'raw.onnx'
-    options = FAMILIES['atss'].choose(form='raw', height=SIZE[0], width=SIZE[1])
+    options = FAMILIES['dense'].choose(form='raw', height=SIZE[0], width=SIZE[1])
     traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
     export_files(deployment, options, str(path), [traced])
     return str(path)

@@ -6,7 +6,18 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata_schema import COUNT, FLAG, POSITIVE
-from mmdeploy_ext.contract.schema import anything, exactly, items, number, one_of, record, text
+from mmdeploy_ext.contract.schema import (
+    Check,
+    Mismatch,
+    anything,
+    either,
+    exactly,
+    items,
+    number,
+    one_of,
+    record,
+    text,
+)
 from mmdeploy_ext.core.plain import Plain
 
 if TYPE_CHECKING:
@@ -70,39 +81,69 @@ def factor_head(num_classes: int, factor: str) -> Head:
     return Head(outputs, factor=factor, factor_from=(factor, 0))
 
 
+BOX = exactly(4, number())
 PRIORS = items(items(items(number(), 2, 4), 1, 1024), 1, 64)
-DELTA = record(
-    dict(means=exactly(4, number()), stds=exactly(4, POSITIVE), wh_ratio_clip=POSITIVE),
-    ('means', 'stds', 'wh_ratio_clip'),
+DELTA = dict(means=BOX, stds=exactly(4, POSITIVE), wh_ratio_clip=POSITIVE)
+CODERS: dict[str, dict[str, Check]] = dict(
+    delta=DELTA,
+    guided=dict(DELTA, anchor_coder=record(dict(DELTA, ctr_clamp=number(0), type=one_of('delta')), [*DELTA])),
+    tblr=dict(normalizer=either(POSITIVE, exactly(4, POSITIVE))),
+    distance={},
+    base_length=dict(lengths=items(POSITIVE, 1, 64)),
+    integral=dict(bins=COUNT, strides=STRIDES),
+    scaled=dict(strides=STRIDES, around_points=FLAG),
+    yolo=dict(strides=STRIDES),
+    yolox=dict(strides=STRIDES),
+    bucket=dict(buckets=COUNT, num_buckets=COUNT, scale_factor=POSITIVE),
 )
-CODER = record(
-    dict(
-        type=text(r'\w+', 'the name of a coder'),
-        means=exactly(4, number()),
-        stds=exactly(4, POSITIVE),
-        wh_ratio_clip=POSITIVE,
-        ctr_clamp=number(0),
-        bins=COUNT,
-        strides=STRIDES,
-        lengths=items(POSITIVE, 1, 64),
-        around_points=FLAG,
-        buckets=COUNT,
-        num_buckets=COUNT,
-        scale_factor=POSITIVE,
-        anchor_coder=DELTA,
-    ),
-    ('type',),
-    closed=False,
-)
+"""Coder of `runtime/dense/coders.py` -> what it reads of its settings."""
+OPTIONAL = dict(delta=dict(ctr_clamp=number(0)), guided=dict(ctr_clamp=number(0)))
+"""Coder -> settings that may be missing."""
+OF_ANCHORS = ('delta', 'guided', 'tblr', 'yolo', 'bucket')
+OF_POINTS = ('base_length', 'yolox')
+"""Coders that take one kind of prior alone."""
+
+
+def coder(value: Any, where: str) -> None:
+    """Refuse the settings of a coder that is not known, or that lack what it reads; a check of `schema`."""
+    record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, where)
+    needed, more = CODERS[value['type']], OPTIONAL.get(value['type'], {})
+    record(dict(needed, **more, type=anything), tuple(needed))(value, where)
+
+
+def reads(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Return the outputs that a coder reads, and how many columns it needs of each at least."""
+    sides = 4 * settings.get('buckets', 1)
+    return dict(
+        guided=dict(bbox_pred=4, shape_pred=2),
+        integral=dict(bbox_pred=4 * settings.get('bins', 1)),
+        yolo=dict(pred_map=4),
+        bucket=dict(bbox_cls=sides, bbox_reg=sides),
+    ).get(settings['type'], dict(bbox_pred=4))
+
+
 NAME = text(r'\w*', 'the name of an output')
+
+
+def pair(second: Check) -> Check:
+    """Return a check of a name of an output and a number of it."""
+
+    def check(value: Any, where: str) -> None:
+        exactly(2, anything)(value, where)
+        NAME(value[0], f'{where}[0]')
+        second(value[1], f'{where}[1]')
+
+    return check
+
+
 HEAD = record(
     dict(
-        outputs=items(exactly(2, anything), 1, 8),
+        outputs=items(pair(COUNT), 1, 8),
         scores=NAME,
         first_class=number(0, 64, whole=True),
         activation=one_of('sigmoid', 'softmax', 'none'),
         factor=NAME,
-        factor_from=items(anything, 0, 2),
+        factor_from=either(exactly(0, anything), pair(number(0, 100_000, whole=True))),
         root=FLAG,
         choose=one_of('pairs', 'priors', 'best', 'all'),
         judged=one_of('class', 'product'),
@@ -118,8 +159,70 @@ HEAD = record(
 )
 
 
+def together(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse a head, a coder, classes and priors that do not go together; a check of `schema`.
+
+    Entries that are missing are left to what reads them.
+    """
+    head, settings = facts.get('head'), facts.get('coder')
+    if head:
+        _names_of_outputs(head, facts.get('num_classes'))
+    if settings:
+        _levels(facts, settings)
+    if head and settings:
+        columns = dict(head['outputs'])
+        for name, least in reads(settings).items():
+            if columns.get(name, 0) < least:
+                raise Mismatch(f'head.outputs has no {name!r} of {least} columns, which coder.type reads')
+        if head['factor'] and not head['factor_from'] and settings['type'] != 'bucket':
+            raise Mismatch('head.factor_from is empty, expected an output and its column for head.factor')
+
+
+def _names_of_outputs(head: Mapping[str, Any], num_classes: int | None) -> None:
+    """Refuse names that no output has, columns that it has not, and other scores than there are classes."""
+    columns = dict(head['outputs'])
+    if len(columns) < len(head['outputs']):
+        raise Mismatch('head.outputs has a name twice')
+    for key in ('scores', 'visible'):
+        if head[key] not in columns and (head[key] or key == 'scores'):
+            raise Mismatch(f'head.{key} is {head[key]!r}, expected one of {", ".join(columns)}')
+    if head['visible'] and columns[head['visible']] != 1:
+        raise Mismatch(f'head.visible is {head["visible"]!r}, expected an output of one column')
+    if head['conf_thr'] > 0 and not head['factor']:
+        raise Mismatch(
+            f'head.conf_thr is {head["conf_thr"]}, expected head.factor, which it is compared with'
+        )
+    if head['factor_from'] and head['factor_from'][1] >= columns.get(head['factor_from'][0], 0):
+        raise Mismatch(f'head.factor_from is {head["factor_from"]}, which head.outputs does not have')
+    given = columns[head['scores']] - head['first_class'] - (head['activation'] == 'softmax')
+    if num_classes not in (None, given):
+        raise Mismatch(f'head.outputs has scores of {given} classes, num_classes is {num_classes}')
+
+
+def _levels(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are not one per level, and priors of a form that the coder does not take."""
+    for key in ('strides', 'lengths'):
+        if key in settings and len(settings[key]) != len(facts.get('strides', settings[key])):
+            raise Mismatch(f'coder.{key} has {len(settings[key])} entries, expected one per level (strides)')
+    forms = {len(prior) for level in facts.get('base_anchors', ()) for prior in level}
+    of_points = settings['type'] in OF_POINTS or settings.get('around_points')
+    known = {4} if settings['type'] in OF_ANCHORS else {2} if of_points else {2, 4}
+    if len(forms) > 1 or forms - known:
+        raise Mismatch(
+            f'base_anchors has entries of {", ".join(map(str, sorted(forms)))} numbers, expected '
+            f'{" or ".join(map(str, sorted(known)))} for coder.type {settings["type"]!r}'
+        )
+
+
 def facts_of_atss(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of a file that knew no head but ATSS's, in full."""
-    head = factor_head(int(facts.get('num_classes', 1)), 'centerness').to_json()
-    head['outputs'] = [list(one) for one in head['outputs']]
-    return dict(facts, coder=dict(facts.get('coder', {}), type='delta'), head=head)
+    """Return the facts of a file that knew no head but ATSS's, in full.
+
+    What is of another type than such files have is left as it is, for the checks to name.
+    """
+    found, classes, settings = dict(facts), facts.get('num_classes'), facts.get('coder')
+    if isinstance(settings, dict):
+        found['coder'] = dict(settings, type='delta')
+    if type(classes) is int:
+        head = factor_head(classes, 'centerness').to_json()
+        found['head'] = dict(head, outputs=[list(one) for one in head['outputs']])
+    return found

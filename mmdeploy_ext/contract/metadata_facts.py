@@ -38,6 +38,12 @@ def _equal_lengths(*keys: str) -> Any:
     return check
 
 
+def _dense(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse levels of unequal number, and a head that does not go with its coder and priors."""
+    _equal_lengths('strides', 'base_anchors')(facts, where)
+    dense_head.together(facts, where)
+
+
 POSTPROCESS = dict(
     dense=record(
         dict(
@@ -49,11 +55,11 @@ POSTPROCESS = dict(
             clip_border=FLAG,
             strides=STRIDES,
             base_anchors=dense_head.PRIORS,
-            coder=dense_head.CODER,
+            coder=dense_head.coder,
             head=dense_head.HEAD,
             num_classes=COUNT,
         ),
-        also=_equal_lengths('strides', 'base_anchors'),
+        also=_dense,
         closed=False,
     ),
     solo=record(
@@ -140,4 +146,13 @@ def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
     """
     if family in POSTPROCESS:
         check_entry(facts, 'postprocess', path, POSTPROCESS[family])
-    return Facts(facts, f'{path}: mm2onnx.postprocess')
+    return _facts(facts, f'{path}: mm2onnx.postprocess')
+
+
+def _facts(values: dict[str, Any], where: str) -> Facts:
+    """Return a dict and those in it, all of which say where a key is missing."""
+    found = {
+        key: _facts(value, f'{where}.{key}') if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
+    return Facts(found, where)

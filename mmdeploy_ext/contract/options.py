@@ -127,8 +127,8 @@ LAYOUT = Option(
 MAX_CANDIDATES = Option(
     'max_candidates',
     0,
-    'SOLO and ATSS, full form: the K best candidates at most, 1 or more, with constant shapes; for TensorRT '
-    '(default, without the option: all)',
+    'SOLO and dense heads, full form: the K best candidates at most, 1 or more, with constant shapes; for '
+    'TensorRT (default, without the option: all)',
     schema=number(0, 10**9, whole=True),
     key='max_candidates',
     metavar='K',

@@ -86,6 +86,20 @@ def maybe(check: Check) -> Check:
     return lambda value, where: None if value is None else check(value, where)
 
 
+def either(first: Check, second: Check) -> Check:
+    """Return a check of a value that passes one of two; of a list the second says what is wrong."""
+
+    def check(value: Any, where: str) -> None:
+        try:
+            first(value, where)
+        except Mismatch:
+            if not isinstance(value, list | tuple):
+                raise
+            second(value, where)
+
+    return check
+
+
 def items(check: Check, least: int = 0, most: int = LONGEST) -> Check:
     """Return a check of a list of so many values that all pass another."""
     count = f'{least}' if least == most else f'{least} to {most}'

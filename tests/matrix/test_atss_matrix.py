@@ -65,7 +65,7 @@ def load(tmp_path_factory):
 
 
 def export_and_prove(deployment, pictures, folder, engine='OnnxRuntimeBackend', **changes):
-    options = FAMILIES['atss'].choose(**{'height': 320, 'width': 416, 'opset': 0, **changes})
+    options = FAMILIES['dense'].choose(**{'height': 320, 'width': 416, 'opset': 0, **changes})
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = deploy.prepare_fixed(deployment.rule, pictures[0][1], options.height, options.width)
     path = folder / 'm.onnx'

@@ -31,11 +31,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
 FULL, REST = 'onnx_with_postprocess', 'onnx_no_topk_nms'
 FILES = {
-    'full': FAMILIES['atss'].choose(form='full', dynamic=True),
-    'decode': FAMILIES['atss'].choose(form='decode', dynamic=True),
-    'raw': FAMILIES['atss'].choose(form='raw', dynamic=True),
-    'full_fixed': FAMILIES['atss'].choose(form='full', height=192, width=256),
-    'raw_fixed_batch': FAMILIES['atss'].choose(form='raw', height=160, width=224, batch=2),
+    'full': FAMILIES['dense'].choose(form='full', dynamic=True),
+    'decode': FAMILIES['dense'].choose(form='decode', dynamic=True),
+    'raw': FAMILIES['dense'].choose(form='raw', dynamic=True),
+    'full_fixed': FAMILIES['dense'].choose(form='full', height=192, width=256),
+    'raw_fixed_batch': FAMILIES['dense'].choose(form='raw', height=160, width=224, batch=2),
 }
 BLOCK = """
 import runpy, sys

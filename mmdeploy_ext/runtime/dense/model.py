@@ -91,21 +91,26 @@ def decode_raw(
 def _checked_shapes(
     outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
 ) -> list[tuple[int, int]]:
-    first = facts['head']['outputs'][0][0]
-    shapes = [tuple(outputs[f'{first}_{level}'].shape[2:]) for level in range(len(facts['strides']))]
+    levels, head = range(len(facts['strides'])), facts['head']
+    needed = [f'{name}_{level}' for name, _ in head['outputs'] for level in levels]
+    if absent := [name for name in needed if name not in outputs]:
+        raise ShapeError(f'{absent[0]}: is no output of the graph, which has {", ".join(outputs)}')
+    first = head['outputs'][0][0]
+    shapes = [tuple(outputs[f'{first}_{level}'].shape[2:]) for level in levels]
     expected = level_shapes(height, width, facts['strides'])
-    if shapes != expected and facts['head']['maps_by_stride']:
+    if shapes != expected and head['maps_by_stride']:
         raise ShapeError(
             f'{first}_*: feature maps are {shapes}, expected {expected} for an input of '
             f'{height}x{width} (strides)'
         )
     for level, base in enumerate(facts['base_anchors']):
-        for name, columns in facts['head']['outputs']:
+        for name, columns in head['outputs']:
             given, wanted = outputs[f'{name}_{level}'].shape[1], len(base) * columns
             if given != wanted:
+                what = 'classes (num_classes)' if name == head['scores'] else 'columns (head.outputs)'
                 raise ShapeError(
-                    f'{name}_{level}: has {given} channels, expected {wanted}: {columns} (num_classes, or '
-                    f'of a box) for {len(base)} priors per cell (base_anchors)'
+                    f'{name}_{level}: has {given} channels, expected {wanted}: {columns} {what} for '
+                    f'{len(base)} priors per cell (base_anchors)'
                 )
     return shapes
 
@@ -156,15 +161,18 @@ def _level_sizes(
     outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
 ) -> list[int]:
     """Return how many rows of boxes each level has."""
-    if 'level_sizes' in outputs:
-        return [int(size) for size in outputs['level_sizes']]
-    shapes = level_shapes(height, width, facts['strides'])
-    sizes = [h * w * len(base) for (h, w), base in zip(shapes, facts['base_anchors'], strict=True)]
-    if sum(sizes) != outputs['boxes'].shape[1]:
-        raise ShapeError(
-            f'boxes: got {outputs["boxes"].shape[1]} rows, expected {sum(sizes)} for an input of '
-            f'{height}x{width} (strides, base_anchors)'
-        )
+    rows = outputs['boxes'].shape[1]
+    if facts['head']['maps_by_stride']:
+        shapes = level_shapes(height, width, facts['strides'])
+        sizes = [h * w * len(base) for (h, w), base in zip(shapes, facts['base_anchors'], strict=True)]
+        expected = f'{sum(sizes)} for an input of {height}x{width} (strides, base_anchors)'
+    elif 'level_sizes' in outputs:
+        sizes = [int(size) for size in outputs['level_sizes']]
+        expected = f'{sum(sizes)} by level_sizes'
+    else:
+        raise ShapeError('level_sizes: is no output of the graph, which head.maps_by_stride says it has')
+    if sum(sizes) != rows:
+        raise ShapeError(f'boxes: got {rows} rows, expected {expected}')
     return sizes
 
 

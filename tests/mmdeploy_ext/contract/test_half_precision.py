@@ -117,7 +117,7 @@ def test_pixels_and_detections_stay_float32_outside(deployment):
 def test_a_second_conversion_changes_nothing(files):
     for path in files.values():
         model, metadata = onnx.load(path), read_metadata(path)
-        options = FAMILIES['atss'].written(metadata.options)
+        options = FAMILIES['dense'].written(metadata.options)
         again = in_precision(model, metadata.spec, options)
         assert again.SerializeToString() == model.SerializeToString()
 
@@ -208,12 +208,12 @@ def test_a_pattern_that_fits_nothing_is_refused_with_similar_names(deployment, t
 def settings(**changes):
     cfg = load_config(CONFIG)
     cfg.backend_config = dict(type='OnnxRuntimeBackend', **changes)
-    return cfg, backend_config.read_settings(cfg, FAMILIES['atss'])
+    return cfg, backend_config.read_settings(cfg, FAMILIES['dense'])
 
 
 def test_a_config_asks_for_float16_as_the_command_line_does():
     cfg, found = settings(precision='fp16', keep_fp32=KEEP, fp16_io=True)
-    options = backend_config.graph_options(cfg, found, FAMILIES['atss'])
+    options = backend_config.graph_options(cfg, found, FAMILIES['dense'])
     assert (options.precision, options.fp16_io, options.keep_fp32) == ('fp16', True, (KEEP,))
     assert backend_config.precision(found) == 'fp16'
     assert backend_config.precision(dict(inference_precision='bf16')) == 'bf16'

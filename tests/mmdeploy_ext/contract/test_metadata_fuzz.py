@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 import metadata_fuzz as fuzz
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.metadata_facts import current
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import make_metadata
@@ -67,9 +68,13 @@ def raw_model():
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
 
 
-def raw_props(model):
-    """Return the metadata of the demo file, for the raw form."""
+def raw_props(model, family='dense'):
+    """Return the metadata of the demo file, for the raw form; files of earlier versions say 'atss'."""
     props = fuzz.props_of(onnx.load(DEMO))
+    name, facts = current(json.loads(props['mm2onnx.family']), json.loads(props['mm2onnx.postprocess']))
+    if family == name:
+        props |= {'mm2onnx.family': json.dumps(name), 'mm2onnx.postprocess': json.dumps(facts)}
+    assert json.loads(props['mm2onnx.family']) == family
     spec = json.loads(props['mm2onnx.spec'])
     image = spec['inputs'][0]
     outputs = [
@@ -80,7 +85,7 @@ def raw_props(model):
         )
         for value in model.graph.output
     ]
-    changed = {'spec': dict(spec, name='atss/raw', inputs=[image], outputs=outputs), 'form': 'raw'}
+    changed = {'spec': dict(spec, name=f'{family}/raw', inputs=[image], outputs=outputs), 'form': 'raw'}
     changed |= {'rules': 2, 'edits': [dict(command='fold', arguments={}, versions={})]}
     return props | {f'mm2onnx.{key}': json.dumps(value) for key, value in changed.items()}
 
@@ -92,9 +97,10 @@ def run(path, picture, folder, capsys, tool='tools/onnx/onnx_no_topk_nms.py'):
     return status, capsys.readouterr().err
 
 
-def test_no_metadata_of_a_runner_are_a_traceback(picture, tmp_path, capsys):
+@pytest.mark.parametrize('family', ['atss', 'dense'])
+def test_no_metadata_of_a_runner_are_a_traceback(family, picture, tmp_path, capsys):
     model = raw_model()
-    props = raw_props(model)
+    props = raw_props(model, family)
     assert run(fuzz.write(model, props, tmp_path / 'm.onnx'), picture, tmp_path, capsys) == (0, '')
     refused = 0
     for key, what, changed in fuzz.variants(props, 390, SEED):
@@ -127,6 +133,27 @@ def test_no_metadata_of_a_runner_are_a_traceback(picture, tmp_path, capsys):
         ('preprocess', ('more',), 1, 'mm2onnx.preprocess: more is not known'),
         ('postprocess', ('iou_threshold',), 2, 'mm2onnx.postprocess: iou_threshold is 2, expected'),
         ('postprocess', ('strides',), [8], 'mm2onnx.postprocess: strides has 1 entries, base_anchors has 5'),
+        ('postprocess', ('num_classes',), 7, 'mm2onnx.postprocess: head.outputs has scores of 6 classes'),
+        ('postprocess', ('head', 'scores'), 'score', "mm2onnx.postprocess: head.scores is 'score', expected"),
+        ('postprocess', ('head', 'visible'), 'bbox_pred', "head.visible is 'bbox_pred', expected an output"),
+        (
+            'postprocess',
+            ('head', 'factor_from'),
+            ['centerness', 1],
+            'mm2onnx.postprocess: head.factor_from is',
+        ),
+        ('postprocess', ('head', 'factor_from'), [], 'mm2onnx.postprocess: head.factor_from is empty'),
+        ('postprocess', ('head', 'outputs', 2, 0), 'bbox_pred', 'head.outputs has a name twice'),
+        ('postprocess', ('head', 'outputs', 1, 1), 3, "head.outputs has no 'bbox_pred' of 4 columns"),
+        ('postprocess', ('head',), {}, "mm2onnx.postprocess: head has no 'outputs'"),
+        ('postprocess', ('coder', 'type'), 'deltas', "mm2onnx.postprocess: coder.type is 'deltas', expected"),
+        ('postprocess', ('coder', 'type'), 'integral', "mm2onnx.postprocess: coder has no 'bins'"),
+        (
+            'postprocess',
+            ('base_anchors', 1, 0),
+            [0, 0, 1],
+            'base_anchors has entries of 3, 4 numbers, expected 4',
+        ),
         ('spec', ('inputs', 0, 'name'), 'picture', 'mm2onnx.spec: inputs are picture, the graph has input'),
         (
             'spec',
@@ -171,14 +198,14 @@ def test_an_error_names_the_file_the_key_the_value_and_what_is_right(
     changed = json.loads(props[key])
     changed = {**changed, path[0]: value} if len(path) == 1 else fuzz.replaced(changed, path, value)
     fuzz.write(model, {**props, key: json.dumps(changed)}, tmp_path / 'm.onnx')
-    tool = runner_of('atss', value if entry == 'form' else 'raw')
+    tool = runner_of('dense', value if entry == 'form' else 'raw')
     status, found = run(tmp_path / 'm.onnx', picture, tmp_path, capsys, tool)
     assert status != 0 and found.startswith('error: ') and 'm.onnx: ' in found and said in found, found
 
 
 def test_classes_that_the_graph_does_not_have_are_refused(picture, tmp_path, capsys):
     model = raw_model()
-    props = raw_props(model)
+    props = raw_props(model, 'atss')
     facts = json.loads(props['mm2onnx.postprocess']) | dict(num_classes=7)
     changed = {'mm2onnx.postprocess': json.dumps(facts), 'mm2onnx.classes': json.dumps(['x'] * 7)}
     fuzz.write(model, props | changed, tmp_path / 'm.onnx')
@@ -218,7 +245,7 @@ def test_every_option_of_an_export_has_a_check():
 
 @pytest.mark.matrix
 @pytest.mark.parametrize('form', ['full', 'raw'])
-@pytest.mark.parametrize(('name', 'family'), [('atss', 'atss'), ('solov2', 'solo'), ('rtdetr', 'rtdetr')])
+@pytest.mark.parametrize(('name', 'family'), [('atss', 'dense'), ('solov2', 'solo'), ('rtdetr', 'rtdetr')])
 def test_no_metadata_of_a_real_file_are_a_traceback(name, family, form, picture, tmp_path, capsys):
     from mmdeploy_ext.apps import export_app
 

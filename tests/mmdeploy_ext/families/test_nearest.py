@@ -63,7 +63,7 @@ def test_a_backbone_alone_is_no_detector_and_the_message_says_what_exports_it():
 
 
 def test_two_families_with_equal_claims_are_an_error(monkeypatch):
-    class Twin(type(FAMILIES['atss'])):
+    class Twin(type(FAMILIES['dense'])):
         name = 'twin'
 
     monkeypatch.setitem(FAMILIES, 'twin', Twin())

@@ -74,7 +74,7 @@ def prepared(deployment, index, size=TRACED):
 
 
 def options_for(**changes):
-    return FAMILIES['atss'].choose(**{'height': TRACED[0], 'width': TRACED[1], **changes})
+    return FAMILIES['dense'].choose(**{'height': TRACED[0], 'width': TRACED[1], **changes})
 
 
 @pytest.fixture(scope='module')

@@ -51,6 +51,14 @@ def make_head(clip_border=True, center_offset=0.0, scales_per_octave=1, **test_c
     return build_head(dict(config, test_cfg=ConfigDict({**TEST_CFG, **test_cfg}))).eval()
 
 
+def detector(head):
+    """Return a detector of which there is the head alone: all that the post-processing looks at."""
+    return torch.nn.ModuleDict({'bbox_head': head}).eval()
+
+
+RAW_NAMES = raw_names(detector(make_head()))
+
+
 def random_outputs(seed, batch=1, size=(96, 128), mean=-2.5, spread=1.5, deltas=1.5, anchors=1):
     """Return the raw outputs of a head, kind by kind."""
     generator = torch.Generator().manual_seed(seed)
@@ -100,12 +108,12 @@ def full_inputs(raw, size, img_shape=None, scale_factor=None):
         img_shape=torch.as_tensor(np.asarray(img_shape), dtype=torch.float32),
         scale_factor=torch.as_tensor(np.asarray(scale_factor), dtype=torch.float32),
     )
-    return {**named, **dict(zip(raw_names(len(STRIDES)), raw, strict=True))}
+    return {**named, **dict(zip(RAW_NAMES, raw, strict=True))}
 
 
 def eager(head, raw, size, cap=0, **optional):
     with torch.no_grad():
-        found = FullForm(head, cap)(*full_inputs(raw, size, **optional).values())
+        found = FullForm(detector(head), cap)(*full_inputs(raw, size, **optional).values())
     return [tensor.numpy() for tensor in found]
 
 
@@ -114,7 +122,7 @@ def spec(raw):
     tensors = [TensorSpec('input', 'float32', ('B', 3, 'H', 'W'))]
     tensors += [TensorSpec('img_shape', 'float32', ('B', 2), default=0.0)]
     tensors += [TensorSpec('scale_factor', 'float32', ('B', 4), default=1.0)]
-    for name, tensor in zip(raw_names(len(STRIDES)), raw, strict=True):
+    for name, tensor in zip(RAW_NAMES, raw, strict=True):
         tensors.append(TensorSpec(name, 'float32', ('B', tensor.shape[1], f'{name}_h', f'{name}_w')))
     outputs = (TensorSpec('dets', 'float32', ('B', 'n', 5)), TensorSpec('labels', 'int64', ('B', 'n')))
     return GraphSpec('postprocess', tuple(tensors), outputs)
@@ -126,12 +134,12 @@ def exported(head, opset, traced_size=(64, 96), seed=99, **options):
     raw = random_outputs(seed, 1, traced_size, anchors=anchors)
     contract = spec(raw)
     names = tuple(contract.input_names)
-    stage = Stage('postprocess', FullForm(head), names, ('dets', 'labels'))
+    stage = Stage('postprocess', FullForm(detector(head)), names, ('dets', 'labels'))
     model = export.export_stages(
         [stage],
         full_inputs(raw, traced_size),
         contract,
-        FAMILIES['atss'].choose(opset=opset, dynamic=True, **options),
+        FAMILIES['dense'].choose(opset=opset, dynamic=True, **options),
     )
     session = onnxruntime.SessionOptions()
     session.log_severity_level = 3
@@ -147,9 +155,9 @@ def run(session, raw, size, **optional):
 
 def by_numpy(head, raw, size, form='raw', img_shape=None, scale_factor=None):
     """Return what `runtime/dense/model.py` makes of the outputs of a `raw` or `decode` graph."""
-    facts = DenseFamily().postprocess_facts(torch.nn.ModuleDict({'bbox_head': head}).eval())
+    facts = DenseFamily().postprocess_facts(detector(head))
     batch = raw[0].shape[0]
-    outputs = dict(zip(raw_names(len(STRIDES)), (tensor.numpy() for tensor in raw), strict=True))
+    outputs = dict(zip(RAW_NAMES, (tensor.numpy() for tensor in raw), strict=True))
     if form == 'decode':
         outputs = runtime.decode_raw(outputs, *size, facts)
     feeds = dict(input=np.zeros((batch, 3, *size), np.float32))

@@ -14,6 +14,7 @@ from dense_bench import (
     TEST_CFG,
     assert_same,
     by_mmdet,
+    detector,
     full_inputs,
     make_head,
     random_outputs,
@@ -66,7 +67,7 @@ def exported(head, cap=CAP, batch=1, opset=17):
         TensorSpec('labels', 'int64', (batch, rows)),
         TensorSpec('candidates', 'int64', (batch,)),
     )
-    stage = Stage('postprocess', FullForm(head, cap), tuple(example), FULL_NAMES, 'torchscript')
+    stage = Stage('postprocess', FullForm(detector(head), cap), tuple(example), FULL_NAMES, 'torchscript')
     return export.export_stages(
         [stage], example, GraphSpec('capped', inputs, outputs), Options(IMAGE, opset=opset)
     )

@@ -5,6 +5,7 @@ import pytest
 import torch
 from dense_bench import (
     CLASSES,
+    RAW_NAMES,
     STRIDES,
     TEST_CFG,
     assert_same,
@@ -25,7 +26,6 @@ from mmdet.core.utils import filter_scores_and_topk
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
-from projects.mmdet_plugin.dense.graphs import raw_names
 
 OPSETS = (11, 17, 20)
 SIZE = (96, 128)
@@ -263,7 +263,7 @@ def test_optional_inputs_default_to_the_whole_input_and_no_rescaling():
     required = {value.name for value in session.get_inputs()}
     optional = {value.name for value in session.get_overridable_initializers()}
     assert optional == {'img_shape', 'scale_factor'}
-    assert required == {'input', *raw_names(len(STRIDES))}
+    assert required == {'input', *RAW_NAMES}
     bare = {name: full_inputs(raw, SIZE)[name].numpy() for name in required}
     whole = run(session, raw, SIZE, img_shape=[SIZE] * 2, scale_factor=np.ones((2, 4)))
     for wanted, got in zip(whole, session.run(['dets', 'labels'], bare), strict=True):

@@ -1,4 +1,4 @@
-"""The numpy pieces of ATSS equal mmdet's anchors and box coder, and refuse maps that do not fit."""
+"""The numpy pieces of dense heads equal mmdet's anchors and box coder, and refuse maps that do not fit."""
 
 import copy
 import types
@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
 from mmdet.models import build_head
 
+from mmdeploy_ext.contract import dense_head
+from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.runtime.dense import coders
 from mmdeploy_ext.runtime.dense import model as runtime
 from mmdeploy_ext.runtime.detections import Detections, from_padded, sigmoid
 from projects.mmdet_plugin.dense.family import DenseFamily
@@ -43,8 +46,12 @@ def make_head(kind='mmdet'):
     return build_head(copy.deepcopy(config)).eval()
 
 
+def detector(head):
+    return torch.nn.ModuleDict({'bbox_head': head})
+
+
 def facts_of(head):
-    return DenseFamily().postprocess_facts(torch.nn.ModuleDict({'bbox_head': head}))
+    return DenseFamily().postprocess_facts(detector(head))
 
 
 def raw_outputs(head, seed, batch, size):
@@ -55,7 +62,7 @@ def raw_outputs(head, seed, batch, size):
         for columns in (3, 4, 1)
         for shape in runtime.level_shapes(*size, STRIDES)
     ]
-    return dict(zip(raw_names(len(STRIDES)), tensors, strict=True))
+    return dict(zip(raw_names(detector(head)), tensors, strict=True))
 
 
 @pytest.mark.parametrize('kind', GENERATORS)
@@ -64,7 +71,7 @@ def test_anchors_are_mmdets_bit_for_bit(kind, size):
     generator = build_prior_generator(dict(type='AnchorGenerator', strides=STRIDES, **GENERATORS[kind]))
     shapes = runtime.level_shapes(*size, STRIDES)
     wanted = generator.grid_priors(shapes, device='cpu')
-    found = runtime.anchors_xyxy(shapes, STRIDES, [base.tolist() for base in generator.base_anchors])
+    found = runtime.priors_of(shapes, STRIDES, [base.tolist() for base in generator.base_anchors])
     for reference, anchors in zip(wanted, found, strict=True):
         assert anchors.dtype == np.float32
         np.testing.assert_array_equal(anchors, reference.numpy())
@@ -91,7 +98,8 @@ def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale):
     coder = DeltaXYWHBBoxCoder(target_means=MEANS, target_stds=STDS)
     priors = torch.from_numpy(anchors)
     wanted = np.stack([coder.decode(priors, torch.from_numpy(image)).numpy() for image in deltas])
-    found = runtime.decode_deltas(anchors, deltas, dict(means=MEANS, stds=STDS, wh_ratio_clip=16 / 1000))
+    settings_of = dict(means=MEANS, stds=STDS, wh_ratio_clip=16 / 1000)
+    found = coders.delta(np, anchors, dict(bbox_pred=deltas), settings_of, 0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1))
 
@@ -162,3 +170,53 @@ def test_sigmoid_is_quiet_and_equals_torch_at_the_extremes():
     found = sigmoid(logits)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, torch.from_numpy(logits).sigmoid().numpy(), rtol=1e-6, atol=1e-37)
+
+
+def test_every_coder_has_a_check_of_its_settings_and_the_reverse():
+    assert set(coders.CODERS) == set(dense_head.CODERS)
+
+
+class Noting(dict):
+    """Rows that note which of them are read."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.read = set()
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+SETTINGS = dict(
+    delta=dict(means=MEANS, stds=STDS, wh_ratio_clip=0.016, ctr_clamp=32),
+    guided=dict(
+        **dict(means=MEANS, stds=STDS, wh_ratio_clip=0.016),
+        anchor_coder=dict(type='delta', means=MEANS, stds=STDS, wh_ratio_clip=1e-6),
+    ),
+    tblr=dict(normalizer=[4.0, 4.0, 2.0, 2.0]),
+    distance={},
+    base_length=dict(lengths=[16, 32, 64]),
+    integral=dict(bins=5, strides=STRIDES),
+    scaled=dict(strides=STRIDES, around_points=True),
+    yolo=dict(strides=STRIDES),
+    yolox=dict(strides=STRIDES),
+    bucket=dict(buckets=7, num_buckets=14, scale_factor=3.0),
+)
+
+
+@pytest.mark.parametrize('kind', coders.CODERS)
+def test_the_check_of_a_coder_knows_what_it_reads(kind):
+    settings = Noting(dict(SETTINGS[kind], type=kind))
+    dense_head.coder(settings, 'coder')
+    columns = dense_head.reads(settings)
+    settings.read.clear()
+    points = kind in dense_head.OF_POINTS or kind == 'scaled'
+    priors = np.float32([[0, 0, 8, 8], [4, 4, 20, 12]])[:, : 2 if points else 4]
+    rows = Noting({name: np.zeros((1, 2, count), np.float32) for name, count in columns.items()})
+    boxes = coders.CODERS[kind](np, priors, rows, settings, 1)
+    assert boxes.shape == (1, 2, 4) and rows.read == set(columns)
+    assert settings.read <= set(dense_head.CODERS[kind])
+    for name in dense_head.CODERS[kind]:
+        with pytest.raises(Mismatch, match=f"coder has no '{name}'"):
+            dense_head.coder({key: value for key, value in settings.items() if key != name}, 'coder')
