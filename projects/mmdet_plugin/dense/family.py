@@ -16,7 +16,7 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import graphs, parts, reference, samples
-from projects.mmdet_plugin.dense.kinds import KINDS, facts_of, generator_of, kind_of
+from projects.mmdet_plugin.dense.kinds import KINDS, QUERIES, facts_of, generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class DenseFamily(ImageFamily):
         head = HEADS.get((cfg.model.get('bbox_head') or {}).get('type') or '')
         detector = DETECTORS.get(cfg.model.get('type') or '')
         if not all((head, detector)) or not issubclass(detector, SingleStageDetector):
+            return Claim.NO
+        if issubclass(head, QUERIES):
             return Claim.NO
         if any(one.__name__ in KINDS for one in head.__mro__):
             return Claim.HEAD

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+QUERIES = heads.DETRHead
+"""Heads of queries: dense ones by inheritance alone; they have no priors."""
 METHODS = ('get_bboxes', '_get_bboxes_single', '_bbox_post_process', '_bboxes_nms', '_bbox_decode')
 """Methods of upstream that the graphs repeat."""
 UNCLIPPED = 1e6
@@ -106,11 +108,12 @@ def base_priors(head: nn.Module) -> list[list[list[float]]]:
 def facts_of(head: nn.Module) -> dict[str, Any]:
     """Return what is known of a head, besides thresholds: see `runtime/dense`."""
     kind = kind_of(head)
+    coder = kind.coder(head)  # refuses those that are not known, which may have no borders
     return dict(
         clip_border=bool(kind.clips(head)),
         strides=[int(stride[0]) for stride in generator_of(head).strides],
         base_anchors=base_priors(head),
-        coder=kind.coder(head),
+        coder=coder,
         num_classes=int(head.num_classes),
         head=_plain(kind.head(head).to_json()),
     )

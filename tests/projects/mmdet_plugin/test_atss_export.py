@@ -20,7 +20,6 @@ from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from projects.mmdet_plugin.dense.graphs import raw_names
 from projects.toydata import coco
 from projects.toydata.seeded import fill_seeded
 
@@ -156,7 +155,7 @@ def test_spec_names_are_graph_names_are_metadata(deployment, files, form, kind):
         wanted = [(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
         assert graph_tensors(values) == wanted
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    assert (metadata.family, metadata.form) == ('atss', form)
+    assert (metadata.family, metadata.form) == ('dense', form)
     assert metadata.classes == deployment.classes
     assert metadata.checkpoint_sha256 == deployment.checkpoint_sha256
     assert metadata.config_sha256 == deployment.config_sha256
@@ -164,7 +163,8 @@ def test_spec_names_are_graph_names_are_metadata(deployment, files, form, kind):
 
 def test_raw_outputs_are_named_by_kind_and_level_with_mmdets_shapes(files):
     spec = read_metadata(files(form='raw', dynamic=False)).spec
-    assert spec.output_names == list(raw_names(5))
+    kinds = ('cls_score', 'bbox_pred', 'centerness')
+    assert spec.output_names == [f'{kind}_{level}' for kind in kinds for level in range(5)]
     assert spec.output_names[:2] == ['cls_score_0', 'cls_score_1']
     assert spec.tensor('cls_score_0').axes == (1, 7, 16, 20)
     assert spec.tensor('centerness_4').axes == (1, 1, 1, 2)
@@ -287,7 +287,7 @@ def garbage(tmp_path):
 
 
 def prove_file(deployment, path, **changes):
-    options = options_for(opset=0, **{'height': 96, 'width': 128, **changes})
+    options = options_for(opset=0, **{'height': 128, 'width': 160, **changes})
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = prepared(deployment, 0, (options.height, options.width))
     export_files(deployment, options, str(path), [traced])
@@ -334,6 +334,12 @@ def test_swin_is_proven_at_a_fixed_size_and_refused_as_dynamic(tmp_path, garbage
         check(cfg_options=WITH_SWIN, checkpoint=garbage, dynamic=True)
 
 
+def test_class_scores_by_softmax_are_proven(tmp_path):
+    deployment = load(tmp_path, {**SMALL, 'model.bbox_head.loss_cls': SOFTMAX})
+    assert deployment.model.bbox_head.cls_out_channels == 8
+    prove_file(deployment, tmp_path / 'm.onnx', form='decode', dynamic=True)
+
+
 def test_other_test_cfg_and_classes_are_proven(tmp_path):
     options = {
         **SMALL,
@@ -362,17 +368,16 @@ SOFTMAX = dict(_delete_=True, type='CrossEntropyLoss', use_sigmoid=False)
     ('cfg_options', 'changes', 'message'),
     [
         ({}, dict(form='mask'), '--postprocess mask: expected one of full, decode, raw'),
-        ({}, dict(height=4), '--shape 4 160: each side .* smallest stride of the model, 8'),
+        ({}, dict(height=127), '--shape 127 160: each side .* largest stride of the model, 128'),
         ({}, dict(opset=10), '--opset-version 10: .* 11 to 20'),
         ({}, dict(opset=21), '--opset-version 21: .* 11 to 20'),
         ({}, dict(opset=17, exporter='dynamo'), '--opset-version 17: the dynamo exporter writes opsets 18'),
         ({CODER: 'LegacyDeltaXYWHBBoxCoder'}, {}, 'bbox_coder is LegacyDelta'),
         ({'model.test_cfg.nms.type': 'soft_nms'}, {}, "nms.type='soft_nms'"),
-        ({'model.bbox_head.loss_cls': SOFTMAX}, {}, 'use_sigmoid is False'),
         (
             {'model.bbox_head.anchor_generator.strides': [(8, 4), 16, 32, 64, 128]},
             {},
-            r'strides=\[\(8, 4\), 16.*equal in x and y',
+            r'strides=\[\(8, 4\), \(16, 16\).*equal in x and y',
         ),
     ],
 )
@@ -385,10 +390,11 @@ def test_what_cannot_be_exported_is_refused_by_name_before_the_weights_load(
 
 
 def test_other_heads_belong_to_no_family():
-    cfg = ConfigDict(model=dict(type='RetinaNet', bbox_head=dict(type='RetinaHead')), filename='retina.py')
+    model = dict(type='RetinaNet', bbox_head=dict(type='DETRHead'))
+    cfg = ConfigDict(model=model, filename='retina.py')
     said = (
-        r"retina\.py: .*'RetinaNet' with bbox_head='RetinaHead' belongs to no family.*"
-        r'nearest is atss: .*ATSSHead.*known: .*atss'
+        r"retina\.py: .*'RetinaNet' with bbox_head='DETRHead' belongs to no family.*"
+        r'nearest is dense: .*bbox_head.*known: .*dense'
     )
     with pytest.raises(ConfigError, match=said):
         find_family(cfg)
