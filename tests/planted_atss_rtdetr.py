@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from planting import arguments, constant, planted, result, settings, when_traced
+from planting import arguments, planted, result, settings, when_traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 BOX = 'mmdeploy_ext.exporting.postprocess.bbox2d'
 DENSE, FULL = f'{BOX}:DenseBoxPostprocess', 'projects.mmdet_plugin.dense.graphs:FullForm.forward'
 DECODE = 'projects.mmdet_plugin.dense.graphs'
-NMS = 'projects.mmdet_plugin.dense.graphs:nms_config'
+NMS = f'{DECODE}:thresholds'
+LEVEL = f'{DECODE}:Decode._level'
 planted('score threshold x 1.2', 'atss', (NMS, settings(score_thr=lambda value: value * 1.2)))
 planted('nms_pre 50', 'atss', (NMS, settings(nms_pre=lambda value: 50)))
 planted('max_per_img 99', 'atss', (NMS, settings(max_per_img=lambda value: value - 1)))
@@ -104,8 +105,8 @@ planted(
     'anchors of the fourth level a quarter stride off',
     'atss',
     (
-        f'{DECODE}:Decode._boxes',
-        result(lambda boxes, self, level, *_: boxes + (16 if level == 3 else 0)),
+        LEVEL,
+        result(lambda found, self, level, *_: (found[0] + (16 if level == 3 else 0), *found[1:])),
     ),
 )
 planted(
@@ -122,7 +123,13 @@ planted(
         ),
     ),
 )
-planted('box sizes bounded by e^0.7', 'atss', (f'{DECODE}:WH_RATIO_CLIP', constant(0.5)))
+
+
+def _small_growth(facts: dict[str, Any], *_: Any) -> dict[str, Any]:
+    return dict(facts, coder=dict(facts['coder'], wh_ratio_clip=0.5))
+
+
+planted('box sizes bounded by e^0.7', 'atss', (f'{DECODE}:facts_of', result(_small_growth)))
 planted(
     'centerness rounded to float16',
     'atss',

@@ -90,11 +90,6 @@ def result(change: Callable) -> Make:
     return lambda original: lambda *args, **kwargs: change(original(*args, **kwargs), *args)
 
 
-def constant(value: Any) -> Make:
-    """Return what replaces a constant."""
-    return lambda original: value
-
-
 def settings(**changes: Callable) -> Make:
     """Return what reads settings wrongly: field -> change of its value."""
 

@@ -5,7 +5,6 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -187,18 +186,14 @@ def test_pictures_are_small():
 
 def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
     """Return the table rows of the ATSS contract with 80 classes, from the spec itself."""
+    from mmdeploy_ext.core.config import load_config
     from projects.mmdet_plugin.dense.family import DenseFamily
 
-    strides = [(stride, stride) for stride in (8, 16, 32, 64, 128)]
-    head = SimpleNamespace(
-        cls_out_channels=80,
-        prior_generator=SimpleNamespace(strides=strides, base_anchors=[[0]] * 5),
-        test_cfg=dict(max_per_img=100, nms=dict(type='nms', iou_threshold=0.6)),
-    )
+    cfg = load_config(str(REPOSITORY / 'configs/demo/atss_toy.py'), {'model.bbox_head.num_classes': 80})
     options = DenseFamily().choose(
         form=form, height=608, width=608, dynamic=dynamic, max_candidates=max_candidates
     )
-    spec = DenseFamily().spec(SimpleNamespace(bbox_head=head), options)
+    spec = DenseFamily().spec(DenseFamily().build(cfg), options)
     return [
         f'| `{tensor.name}` | {side} | {tensor.dtype} | {tensor.shape_text()} | '
         f'{"" if tensor.default is None else f"{tensor.default:g}"} | {tensor.meaning} |'

@@ -92,7 +92,7 @@ def test_full_finds_mmdets_detections_at_other_sizes_and_batches(r50, size, batc
 def test_the_file_says_what_it_is(r50):
     deployment, path, _ = r50
     metadata = read_metadata(path)
-    assert (metadata.family, metadata.form, len(metadata.classes)) == ('atss', 'full', 80)
+    assert (metadata.family, metadata.form, len(metadata.classes)) == ('dense', 'full', 80)
     assert metadata.classes[0] == 'person'
     assert metadata.preprocess == deployment.rule
     assert json.loads(json.dumps(metadata.postprocess))['nms_pre'] == 1000

@@ -115,7 +115,7 @@ def test_a_training_checkpoint_with_numpy_values_in_meta_exports(bench):
     weights = content['state_dict'].values()
     content['optimizer'] = torch.optim.SGD([torch.nn.Parameter(next(iter(weights)))], lr=0.1).state_dict()
     torch.save(content, path)
-    done = bench.call('export', checkpoint=path, more='--shape 64')
+    done = bench.call('export', checkpoint=path, more='--shape 128')
     assert (done.status, done.err) == (0, '')
     assert (bench.out / 'm.onnx').stat().st_size > 1_000_000
 

@@ -24,14 +24,19 @@ CASES = {
     'unknown backbone': (
         LEAF + "model = dict(backbone=dict(type='NoSuchNet'))\n", [UNBUILDABLE, 'NoSuchNet']),
     'unknown argument': (LEAF + 'model = dict(backbone=dict(dept=18))\n', [UNBUILDABLE, 'dept']),
-    'not ATSS': (
-        LEAF + "model = dict(bbox_head=dict(type='RetinaHead'))\n",
-        ["bad.py: model.type='ATSS' with bbox_head='RetinaHead' belongs to no family", 'known: atss']),
+    'a head of queries': (
+        LEAF + "model = dict(bbox_head=dict(type='DETRHead'))\n",
+        ["bad.py: model.type='ATSS' with bbox_head='DETRHead' belongs to no family", 'nearest is dense']),
+    'a head with a get_bboxes of its own': (
+        LEAF + "model = dict(bbox_head=dict(_delete_=True, type='CenterNetHead', in_channel=64, "
+        "feat_channel=8, num_classes=6))\n",
+        ['bad.py: CenterNetHead: no kind of dense head that is exported']),
     'no model': ("img_norm_cfg = dict(mean=[0], std=[1])\n", ['bad.py: has no `model`']),
     'a model that is no dict': ("model = 'ATSS'\n", ["bad.py: model='ATSS'", 'expected a dict']),
     'another box coder': (
-        LEAF + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='TBLRBBoxCoder')))\n",
-        ['bad.py: model.bbox_head.bbox_coder is TBLRBBoxCoder', 'DeltaXYWHBBoxCoder']),
+        LEAF + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, "
+        "type='LegacyDeltaXYWHBBoxCoder')))\n",
+        ['bad.py: model.bbox_head.bbox_coder is LegacyDeltaXYWHBBoxCoder', 'DeltaXYWHBBoxCoder']),
     'no test pipeline': (
         LEAF + 'data = dict(_delete_=True)\ntest_pipeline = []\n',
         ['bad.py: has neither data.test.pipeline nor test_pipeline']),

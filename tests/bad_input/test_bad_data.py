@@ -57,7 +57,7 @@ BACKENDS = {
     'backend_config.exporter=onnx2': ["backend_config.exporter='onnx2', expected torchscript or dynamo"],
     'backend_config.opset_version=9': ['backend_config: --opset-version 9: ', '11 to 20'],
     'backend_config.shape=0': ['backend_config.shape 0: expected positive'],
-    'backend_config.shape=4': ['backend_config: --shape 4 4: ', 'smallest stride of the model, 8'],
+    'backend_config.shape=4': ['backend_config: --shape 4 4: ', 'largest stride of the model, 128'],
     'backend_config.shape=1,2,3': ['backend_config.shape 1 2 3: expected one or two numbers'],
     'backend_config.threads=-1': ['threads=-1: expected 0'],
     'backend_config.providers=NoSuchProvider': ['provider NoSuchProvider', 'CPUExecutionProvider'],

@@ -49,7 +49,7 @@ CASES = {
     'a text': (lambda source, path: path.write_text('no model'), [UNREADABLE], []),
     'without metadata': (changed, ['has no mm2onnx metadata', 'export it with'], ['has no mm2onnx metadata']),
     'damaged metadata': (
-        lambda source, path: changed(source, path, spec='{"name": "atss'),
+        lambda source, path: changed(source, path, spec='{"name": "dense'),
         ['its mm2onnx metadata is damaged', 'export it again'], ['its mm2onnx metadata is damaged']),
     'metadata without an opset': (
         lambda source, path: changed(source, path, options='{"exporter": "torchscript"}'),
@@ -57,8 +57,8 @@ CASES = {
     'weights cut short': (cut_weights, ['the weights of', 'bytes, and its shape'], []),
     'weights not there': (weights_outside, ['lost.data', 'which is not there'], []),
     'of another family': (
-        lambda source, path: changed(source, path, family='"solo"'),
-        ["is a model of family 'solo', expected 'atss'"], ["is a model of family 'solo'"]),
+        lambda source, path: changed(source, path, family='"solo"', postprocess='{}'),
+        ["is a model of family 'solo', expected 'dense'"], ["is a model of family 'solo'"]),
     'of another form': (
         lambda source, path: changed(source, path, form='"half"'),
         ["its post-processing form is 'half', expected full or decode or raw"],

@@ -17,7 +17,7 @@ TOY_IMAGE = REPOSITORY / 'demo/toy.jpg'
 OPTIONS = {
     '--shape 0': ['--shape 0: expected positive'],
     '--shape 128 -32': ['--shape 128 -32: expected positive'],
-    '--shape 4 64': ['--shape 4 64: ', 'at least the smallest stride of the model, 8 pixels'],
+    '--shape 127 640': ['--shape 127 640: ', 'at least the largest stride of the model, 128 pixels'],
     '--shape 1 2 3': ['--shape 1 2 3: expected one or two numbers'],
     '--shape big': ["argument --shape: invalid int value: 'big'"],
     '--opset-version 10': ['--opset-version 10: ', 'opsets 11 to 20'],
@@ -124,6 +124,6 @@ def test_an_image_without_permission_is_refused(public_folder, without_privilege
 def test_a_grayscale_image_exports(bench):
     path = bench.folder / 'gray.png'
     cv2.imwrite(str(path), cv2.imread(str(TOY_IMAGE), cv2.IMREAD_GRAYSCALE))
-    done = bench.call('export', image=path, more='--shape 64 --skip-postprocess')
+    done = bench.call('export', image=path, more='--shape 128 --skip-postprocess')
     assert (done.status, done.err) == (0, '')
     onnx.checker.check_model(onnx.load(bench.out / 'm.onnx'))

@@ -79,13 +79,13 @@ def test_a_full_disk_leaves_no_half_report(bench):
 
 def test_a_killed_export_leaves_no_half_file_and_the_next_one_clears_up(bench):
     command = [sys.executable, '-c', KILLED_WHILE_WRITING, REPOSITORY / 'tools/deployment/pytorch2onnx.py']
-    done = subprocess.run([*command, *bench.arguments('export', dict(more='--shape 64'))], cwd=bench.folder,
+    done = subprocess.run([*command, *bench.arguments('export', dict(more='--shape 128'))], cwd=bench.folder,
                           capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (bench.out / 'm.onnx').read_bytes() == b'an earlier export'
     leftovers = [path.name for path in bench.out.iterdir() if path.name.endswith('.part')]
     assert len(leftovers) == 1 and leftovers[0].startswith('.m.onnx.')
-    again = bench.call('export', more='--shape 64')
+    again = bench.call('export', more='--shape 128')
     assert (again.status, again.err) == (0, '')
     assert sorted(path.name for path in bench.out.iterdir()) == ['m.onnx', 'notes.txt']
     onnx.checker.check_model(onnx.load(bench.out / 'm.onnx'))

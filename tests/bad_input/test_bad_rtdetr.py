@@ -99,7 +99,7 @@ def test_wrong_options_are_refused_before_the_weights_load(more, words, bench):
     ],
 )
 def test_options_that_other_families_do_not_have_are_named_as_they_were_typed(more, typed, bench):
-    bench.refuses('export', f"error: {typed}: family 'atss' has no such option", more=more)
+    bench.refuses('export', f"error: {typed}: family 'dense' has no such option", more=more)
 
 
 def test_runners_take_their_own_family(bench, good, capfd):
@@ -107,8 +107,8 @@ def test_runners_take_their_own_family(bench, good, capfd):
     done = bench.call('export', output=path, more=BATCH, **good)
     assert done.status == 0 and 'dynamic batch, fixed size' in done.out, done.err
     bench.refuses('run', 'rtdetr.onnx', "'rtdetr'", 'onnx_rtdetr.py', onnx=path)
-    bench.refuses('verify', 'rtdetr.onnx', "'rtdetr'", "'atss'", onnx=path)
+    bench.refuses('verify', 'rtdetr.onnx', "'rtdetr'", "'dense'", onnx=path)
     picture = str(toy_rtdetr.PICTURE)
     assert run_images.main([str(bench.onnx_file), picture], 'tools/onnx/onnx_rtdetr.py') == 2
-    assert "'atss'" in capfd.readouterr().err
+    assert "'dense'" in capfd.readouterr().err
     assert run_images.main([str(path), picture, '--out', 'x.png'], 'tools/onnx/onnx_rtdetr.py') == 0

@@ -83,13 +83,13 @@ def test_the_tool_for_solo_does_not_take_a_config_of_atss(bench, monkeypatch, ca
         runpy.run_path(str(REPOSITORY / 'tools/deployment/solo2onnx.py'), run_name='__main__')
     error = capfd.readouterr().err
     assert stopped.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1
-    assert "is a config of family 'atss', expected 'solo'" in error and 'pytorch2onnx.py' in error
+    assert "is a config of family 'dense', expected 'solo'" in error and 'pytorch2onnx.py' in error
     assert (bench.out / 'm.onnx').read_bytes() == b'an earlier export'
 
 
 def test_a_solo_file_is_not_an_atss_model_and_the_reverse(bench, solo, solo_onnx):
-    bench.refuses('verify', 'solo.onnx', "'solo'", "'atss'", onnx=solo_onnx)
-    bench.refuses('verify', 'toy.onnx', "'atss'", "'solo'", **solo)
+    bench.refuses('verify', 'solo.onnx', "'solo'", "'dense'", onnx=solo_onnx)
+    bench.refuses('verify', 'toy.onnx', "'dense'", "'solo'", **solo)
 
 
 def test_each_runner_takes_its_own_family(bench, solo_onnx):
@@ -99,7 +99,7 @@ def test_each_runner_takes_its_own_family(bench, solo_onnx):
     words = [str(bench.onnx_file), str(REPOSITORY / 'demo/toy.jpg')]
     status = run_images.main(words, 'tools/onnx/onnx_solo.py')
     error = bench.capfd.readouterr().err
-    assert status == 2 and error.startswith('error: ') and 'atss' in error
+    assert status == 2 and error.startswith('error: ') and 'dense' in error
 
 
 # ---- checkpoints of the original repository

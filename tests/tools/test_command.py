@@ -38,7 +38,7 @@ def test_pictures_are_drawn_and_every_detection_is_written(installed):
     assert said.startswith(f'{PICTURE}: 7 detections, ')
     assert cv2.imread(str(installed.folder / 'drawn/toy_det.jpg')) is not None
     found = json.loads((installed.folder / 'found.json').read_text())
-    assert found['family'] == 'atss' and found['images'][0]['drawn'] == 7
+    assert found['family'] == 'dense' and found['images'][0]['drawn'] == 7
 
 
 def test_sweeps_are_drawn_from_above(installed, tmp_path):
@@ -56,7 +56,7 @@ def test_sweeps_are_drawn_from_above(installed, tmp_path):
 
 def test_a_file_says_what_it_is(installed):
     said = done(installed('info', MODEL, '--json', 'info.json'))
-    for words in ('atss: full', 'triangle', 'img_scale', 'atss_toy.py', 'dets', 'mm2onnx run'):
+    for words in ('dense: full', 'triangle', 'img_scale', 'atss_toy.py', 'dets', 'mm2onnx run'):
         assert words in said
     (file,) = json.loads((installed.folder / 'info.json').read_text())['files']
     assert file['precision'] == 'fp32' and file['spec']['inputs'][0]['name'] == 'input'

@@ -26,7 +26,7 @@ def exported(tmp_path_factory) -> str:
     import toy_atss
 
     path = tmp_path_factory.mktemp('diff') / 'raw.onnx'
-    return toy_atss.export_toy(toy_atss.load_toy(), path, form='raw', dynamic=False, height=64, width=96)
+    return toy_atss.export_toy(toy_atss.load_toy(), path, form='raw', dynamic=False, height=128, width=160)
 
 
 @pytest.fixture(scope='module')

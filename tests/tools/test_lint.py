@@ -55,7 +55,7 @@ def test_atss_of_this_project_has_no_error_with_dynamic_sizes(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count('torchscript, opset 17: exports') == 2 and 'error' not in out
     found = json.loads(target.read_text())
-    assert [report['name'] for report in found['reports']] == ['atss: network', 'atss: postprocess']
+    assert [report['name'] for report in found['reports']] == ['dense: network', 'dense: postprocess']
     assert not found['failed']
 
 

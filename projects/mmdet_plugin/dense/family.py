@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from mmdet.models.builder import DETECTORS, HEADS, build_head
@@ -52,10 +53,10 @@ class DenseFamily(ImageFamily):
         """See `Family.claims`: any dense head; those of no kind are refused by `check`, with the reason."""
         head = HEADS.get((cfg.model.get('bbox_head') or {}).get('type') or '')
         detector = DETECTORS.get(cfg.model.get('type') or '')
-        if not all((head, detector)) or not issubclass(detector, SingleStageDetector):
+        if head is None or issubclass(head, QUERIES):
             return Claim.NO
-        if issubclass(head, QUERIES):
-            return Claim.NO
+        if detector is not None and not issubclass(detector, SingleStageDetector):
+            return Claim.NO  # one that is not registered is named when the model is built
         if any(one.__name__ in KINDS for one in head.__mro__):
             return Claim.HEAD
         return Claim.PART if issubclass(head, BaseDenseHead) else Claim.NO
@@ -95,7 +96,9 @@ class DenseFamily(ImageFamily):
         content.pop('init_cfg', None)
         content.update(train_cfg=None, test_cfg=cfg.model.get('test_cfg') or cfg.get('test_cfg'))
         try:
-            return build_head(content).eval()
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+                return build_head(content).eval()
         except Exception as error:
             why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
             raise ConfigError(f'{cfg.filename}: model.bbox_head cannot be built: {why}') from error

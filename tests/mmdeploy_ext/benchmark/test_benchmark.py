@@ -23,7 +23,7 @@ from rank_processes import run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG = 'configs/demo/atss_toy.py'
-SHAPE = ['--shape', '64', '96']
+SHAPE = ['--shape', '128', '160']
 
 
 def register():
@@ -185,11 +185,11 @@ def toy(tmp_path_factory):
     deployment = deploy.load(str(REPOSITORY / CONFIG), str(folder / 'toy.pth'))
     for form in ('full', 'raw'):
         options = deploy.resolve(
-            deployment.family.choose(form=form, opset=0, height=64, width=96),
+            deployment.family.choose(form=form, opset=0, height=128, width=160),
             deployment.model,
             deployment.rule,
         )
-        traced = deploy.prepare_fixed(deployment.rule, picture, 64, 96)
+        traced = deploy.prepare_fixed(deployment.rule, picture, 128, 160)
         export_files(deployment, options, str(folder / f'{form}.onnx'), [traced])
     return folder
 

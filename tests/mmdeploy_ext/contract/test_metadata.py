@@ -11,16 +11,17 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from mmdeploy_ext.contract.dense_head import factor_head
 from mmdeploy_ext.contract.metadata import LATER, PREFIX, Metadata, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 
 METADATA = Metadata(
-    family='atss',
+    family='dense',
     form='raw',
     spec=GraphSpec(
-        'atss/raw',
+        'dense/raw',
         (TensorSpec('x', 'float32', ('B', 4)),),
         (TensorSpec('y', 'float32', ('B', 4), groups=(ColumnGroup('first', (0, 1)),)),),
         (('y', 'x'),),
@@ -96,11 +97,11 @@ def test_missing_and_corrupt_files_are_named(tmp_path, content, message):
 
 
 def test_another_family_or_form_is_refused_by_name():
-    METADATA.require('f.onnx', 'atss', ('raw', 'decode'))
-    with pytest.raises(ModelFileError, match=r"f\.onnx: is a model of family 'atss', expected 'solo'"):
+    METADATA.require('f.onnx', 'dense', ('raw', 'decode'))
+    with pytest.raises(ModelFileError, match=r"f\.onnx: is a model of family 'dense', expected 'solo'"):
         METADATA.require('f.onnx', 'solo')
     with pytest.raises(ModelFileError, match=r"form is 'raw', expected decode or full"):
-        METADATA.require('f.onnx', 'atss', ('decode', 'full'))
+        METADATA.require('f.onnx', 'dense', ('decode', 'full'))
 
 
 def test_facts_without_a_key_name_the_file_and_are_plain_data_otherwise(model, tmp_path):
@@ -110,3 +111,19 @@ def test_facts_without_a_key_name_the_file_and_are_plain_data_otherwise(model, t
         options['magic']
     assert copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == options
     assert dataclasses.asdict(read_metadata(path))['options'] == options
+
+
+def test_a_file_that_says_atss_is_read_as_one_of_the_dense_family(model, tmp_path):
+    coder = dict(means=[0.0] * 4, stds=[0.1, 0.1, 0.2, 0.2], wh_ratio_clip=0.016)
+    facts = dict(METADATA.postprocess, num_classes=3, coder=coder, strides=[8])
+    former = dataclasses.replace(METADATA, family='atss', postprocess=facts)
+    read = read_metadata(write(model, tmp_path / 'm.onnx', former.to_props()))
+    head = factor_head(3, 'centerness').to_json() | dict(
+        outputs=[['cls_score', 3], ['bbox_pred', 4], ['centerness', 1]]
+    )
+    assert read.family == 'dense'
+    assert json.loads(json.dumps(read.postprocess)) == json.loads(
+        json.dumps(dict(facts, coder=dict(coder, type='delta'), head=head))
+    )
+    with pytest.raises(ModelFileError, match=r"m\.onnx: mm2onnx\.postprocess\.coder has no 'bins'; export"):
+        read.postprocess['coder']['bins']

@@ -252,7 +252,7 @@ def test_no_metadata_of_a_real_file_are_a_traceback(name, family, form, picture,
     config, weights = (
         REPOSITORY / part for part in (f'configs/demo/{name}_toy.py', f'demo/checkpoints/{name}_toy.pth')
     )
-    words = [str(config), str(weights), '--postprocess', form, '--shape', '64', '96']
+    words = [str(config), str(weights), '--postprocess', form, '--shape', '128', '160']
     assert export_app.main(lambda: None, [*words, '--output-file', str(tmp_path / 'right.onnx')]) == 0
     model = onnx.load(tmp_path / 'right.onnx')
     shutil.copy(picture, tmp_path / 'small.png')

@@ -248,7 +248,7 @@ def test_a_proof_whose_table_nobody_reads_writes_its_verdict_and_report(tmp_path
     import toy_atss
 
     path = toy_atss.export_toy(
-        toy_atss.load_toy(), tmp_path / 'raw.onnx', form='raw', dynamic=False, height=64, width=96)
+        toy_atss.load_toy(), tmp_path / 'raw.onnx', form='raw', dynamic=False, height=128, width=160)
     words = ['configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth', str(path)]
     files = ['--json', str(tmp_path / 'v.json'), '--report', str(tmp_path / 'r')]
     done = unread(tool('verify_app'), *words, *files)

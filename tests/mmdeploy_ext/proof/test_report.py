@@ -63,7 +63,7 @@ def proven() -> Verdict:
         subject=dict(
             file='toy.onnx',
             file_sha256='ab' * 32,
-            family='atss',
+            family='dense',
             form='raw',
             config='c.py',
             checkpoint='c.pth',

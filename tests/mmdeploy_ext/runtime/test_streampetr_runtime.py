@@ -395,7 +395,7 @@ def test_a_file_of_another_family_is_refused(fork, tmp_path):
         if entry.key == 'mm2onnx.family':
             entry.value = '"atss"'
     onnx.save(model, tmp_path / 'other.onnx')
-    with pytest.raises(ModelFileError, match="is a model of family 'atss', expected 'streampetr'"):
+    with pytest.raises(ModelFileError, match="is a model of family 'dense', expected 'streampetr'"):
         StreamPetrOnnx(tmp_path / 'other.onnx')
 
 

@@ -334,10 +334,21 @@ def test_swin_is_proven_at_a_fixed_size_and_refused_as_dynamic(tmp_path, garbage
         check(cfg_options=WITH_SWIN, checkpoint=garbage, dynamic=True)
 
 
-def test_class_scores_by_softmax_are_proven(tmp_path):
-    deployment = load(tmp_path, {**SMALL, 'model.bbox_head.loss_cls': SOFTMAX})
-    assert deployment.model.bbox_head.cls_out_channels == 8
-    prove_file(deployment, tmp_path / 'm.onnx', form='decode', dynamic=True)
+SOFTMAX = dict(_delete_=True, type='CrossEntropyLoss', use_sigmoid=False)
+VARIANTS = {
+    'class scores by softmax': {'model.bbox_head.loss_cls': SOFTMAX},
+    'moves of centres bounded by pixels': {
+        'model.bbox_head.bbox_coder.add_ctr_clamp': True,
+        'model.bbox_head.bbox_coder.ctr_clamp': 2,
+    },
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_other_scores_and_coders_are_proven(tmp_path, variant, form):
+    deployment = load(tmp_path, {**SMALL, **VARIANTS[variant]})
+    prove_file(deployment, tmp_path / 'm.onnx', form=form, dynamic=True)
 
 
 def test_other_test_cfg_and_classes_are_proven(tmp_path):
@@ -361,7 +372,6 @@ def test_deformable_backbones_refuse_opset_17_before_the_weights_load(kind, garb
 
 
 CODER = 'model.bbox_head.bbox_coder.type'
-SOFTMAX = dict(_delete_=True, type='CrossEntropyLoss', use_sigmoid=False)
 
 
 @pytest.mark.parametrize(

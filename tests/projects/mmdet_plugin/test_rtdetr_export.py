@@ -271,7 +271,7 @@ def test_other_families_have_no_fuse():
     import toy_atss
 
     atss = toy_atss.load_toy()
-    with pytest.raises(UsageError, match=r"^--no-fuse: family 'atss' has no such option; rtdetr has it"):
+    with pytest.raises(UsageError, match=r"^--no-fuse: family 'dense' has no such option; rtdetr has it"):
         atss.family.choose(fuse=False)
 
 
