@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata_schema import COUNT, FLAG, POSITIVE
@@ -221,8 +222,7 @@ def facts_of_atss(facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     found, classes, settings = dict(facts), facts.get('num_classes'), facts.get('coder')
     if isinstance(settings, dict):
-        found['coder'] = dict(settings, type='delta')
+        found['coder'] = {'type': 'delta', **settings}
     if type(classes) is int:
-        head = factor_head(classes, 'centerness').to_json()
-        found['head'] = dict(head, outputs=[list(one) for one in head['outputs']])
+        found['head'] = json.loads(json.dumps(factor_head(classes, 'centerness').to_json()))
     return found

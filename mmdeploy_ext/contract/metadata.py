@@ -112,10 +112,13 @@ class Metadata:
         except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together
             raise damaged(path, 'preprocess', error) from error
         family, facts = current(values['family'], values['postprocess'])
+        spec = GraphSpec.from_json(values['spec'])
+        if family != values['family']:
+            spec = dataclasses.replace(spec, name=f'{family}/{values["form"]}')
         values.update(
             family=family,
             edits=tuple(values['edits']),
-            spec=GraphSpec.from_json(values['spec']),
+            spec=spec,
             classes=tuple(values['classes']),
             preprocess=rule,
             postprocess=checked_facts(facts, family, path),

@@ -217,7 +217,7 @@ def bad(models, images, tmp_path_factory) -> argparse.Namespace:
     (folder / 'corrupt.onnx').write_bytes(models['full'].read_bytes()[:5000])
     (folder / 'empty.onnx').write_bytes(b'')
     with_props(models['full'], folder / 'stranger.onnx')
-    with_props(models['full'], folder / 'solo.onnx', family='solo')
+    with_props(models['full'], folder / 'solo.onnx', family='solo', postprocess={})
     (folder / 'text.jpg').write_text('no image')
     (folder / 'empty.jpg').write_bytes(b'')
     (folder / 'hollow').mkdir()

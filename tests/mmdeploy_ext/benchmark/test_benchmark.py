@@ -180,7 +180,7 @@ def toy(tmp_path_factory):
     rng = np.random.default_rng(0)
     (folder / 'images').mkdir()
     for index in range(2):
-        picture = cv2.resize(rng.integers(0, 255, (8, 12, 3), np.uint8), (96, 64))
+        picture = cv2.resize(rng.integers(0, 255, (8, 12, 3), np.uint8), (160, 128))
         cv2.imwrite(str(folder / 'images' / f'{index}.png'), picture)
     deployment = deploy.load(str(REPOSITORY / CONFIG), str(folder / 'toy.pth'))
     for form in ('full', 'raw'):
@@ -260,9 +260,9 @@ def test_files_of_the_same_form_go_by_their_names(toy, tmp_path):
     assert all(row['ratio_to_torch'] is None for row in rows)
 
 
-def prepared_input(path, shape=(3, 64, 96), **replaced):
+def prepared_input(path, shape=(3, 128, 160), **replaced):
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    np.savez(path, **{'input': values, 'img_shape': (64, 90), 'ori_shape': (128, 180), **replaced})
+    np.savez(path, **{'input': values, 'img_shape': (128, 150), 'ori_shape': (256, 300), **replaced})
     return ['--prepared', str(path)]
 
 
@@ -286,10 +286,13 @@ def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, tmp_path
 @pytest.mark.parametrize(
     ('replaced', 'words'),
     [
-        (dict(shape=(3, 64, 128)), ['input.npz says (64, 128)', 'one run measures one size']),
-        (dict(input=np.zeros((3, 64, 96))), ['input is float64 (3, 64, 96)', 'expected float32 (3, H, W)']),
-        (dict(input=np.full((3, 64, 96), np.nan, np.float32)), ['not finite']),
-        (dict(img_shape=(64, 97)), ['img_shape [64, 97] is larger than the input of [64, 96]']),
+        (dict(shape=(3, 128, 192)), ['input.npz says (128, 192)', 'one run measures one size']),
+        (
+            dict(input=np.zeros((3, 128, 160))),
+            ['input is float64 (3, 128, 160)', 'expected float32 (3, H, W)'],
+        ),
+        (dict(input=np.full((3, 128, 160), np.nan, np.float32)), ['not finite']),
+        (dict(img_shape=(128, 161)), ['img_shape [128, 161] is larger than the input of [128, 160]']),
         (dict(ori_shape=(0, 5)), ['ori_shape is [0, 5]']),
         (None, ['input.npz: is no .npz of arrays']),
     ],
@@ -313,7 +316,7 @@ def test_a_network_input_that_does_not_fit_is_refused(replaced, words, toy, tmp_
         (['--max-iter', '0'], '--max-iter 0: expected 1 or more'),
         (['--threads', '-1'], '--threads -1: expected 0 or more'),
         (['--shape', '1', '2', '3'], '--shape 1 2 3: expected one or two'),
-        (['--shape', '128', '96'], 'one run measures one size'),
+        (['--shape', '128', '192'], 'one run measures one size'),
         (['--samples-per-gpu', '4'], 'one run measures one size'),
         (['--chart', 'b.jpg'], '--chart b.jpg: expected a .png'),
         (['--onnx', 'missing.onnx'], 'missing.onnx: no such ONNX file'),
