@@ -211,7 +211,7 @@ def test_one_run_gives_table_json_chart_memory_and_profile(toy, tmp_path, capsys
     result = json.loads((tmp_path / 'b.json').read_text())
     names = ['torch', 'torch fused', 'onnxruntime full', 'onnxruntime raw']
     assert [row['name'] for row in result['contenders']] == names
-    assert (result['rounds'], result['threads'], result['input_shape']) == (4, 1, '1x3x64x96')
+    assert (result['rounds'], result['threads'], result['input_shape']) == (4, 1, '1x3x128x160')
     for row in result['contenders']:
         assert row['runs'] == len(row['samples_ms']) == 4
         assert row['total_ms']['min'] > 0 and row['ratio_to_torch']['median'] > 0
@@ -235,7 +235,7 @@ def test_without_files_the_forms_are_exported_to_a_folder_that_goes(toy, tmp_pat
     status = run(toy, *SHAPE, '--no-memory', '--samples-per-gpu', '2', '--json', str(target), files=())
     assert status == 0, capsys.readouterr().err
     result = json.loads(target.read_text())
-    assert result['input_shape'] == '2x3x64x96'
+    assert result['input_shape'] == '2x3x128x160'
     assert [row['form'] for row in result['contenders']] == ['', 'full', 'raw']
     assert all(row['memory'] is None for row in result['contenders'])
     assert not list(tmp_path.glob('mm2onnx_benchmark_*'))
@@ -277,7 +277,7 @@ def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, tmp_path
     arguments = prepared_input(tmp_path / 'input.npz')
     assert measured_on(toy, *arguments, '--json', str(tmp_path / 'b.json')) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / 'b.json').read_text())
-    assert (result['input_shape'], result['images']) == ('1x3x64x96', 0)
+    assert (result['input_shape'], result['images']) == ('1x3x128x160', 0)
     found = {row['detections_per_image'] for row in result['contenders']}
     assert len(found) == 1 and found.pop() > 0
     assert all(row['memory']['peak_mb'] > 0 for row in result['contenders'])
