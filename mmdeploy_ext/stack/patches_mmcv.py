@@ -196,3 +196,29 @@ def dynamic_scatter_without_gpu(module: ModuleType, execute: Execute) -> bool:
 
     module.dynamic_scatter = dynamic_scatter
     return True
+
+
+@patch('mmcv.ops.masked_conv', versions='mmcv-full 1.7.2')
+def masked_conv_without_gpu(module: ModuleType, execute: Execute) -> bool:
+    """MaskedConv2d convolves at the cells of a mask, and has only a CUDA kernel; the CPU convolves everywhere."""
+    execute()
+    original = module.masked_conv2d
+
+    def masked_conv2d(
+        features: Any, mask: Any, weight: Any, bias: Any, padding: Any = 0, stride: Any = 1
+    ) -> Any:
+        import torch
+
+        if features.is_cuda:
+            return original(features, mask, weight, bias, padding, stride)
+        if features.shape[0] != 1 or mask.dim() != 3:
+            raise ValueError(
+                f'masked_conv2d: got features {tuple(features.shape)} and a mask {tuple(mask.shape)}; expected those '
+                f'of one image, (1, C, h, w) and (1, h, w)'
+            )
+        everywhere = torch.nn.functional.conv2d(features, weight, bias, stride, padding)
+        inside = mask if mask.dtype == torch.bool else mask > 0
+        return torch.where(inside[None], everywhere, torch.zeros_like(everywhere))
+
+    module.masked_conv2d = masked_conv2d
+    return True

@@ -113,8 +113,10 @@ def _candidates(level: Level, facts: Mapping[str, Any]) -> tuple[np.ndarray, ...
 
 
 def _voted(found: Detections, levels: Sequence[Level], facts: Mapping[str, Any]) -> Detections:
-    """Replace each box by the mean of the candidates of its class that overlap it; one without an area, which
-    overlaps none, is left out."""
+    """Replace each box by the mean of the candidates of its class that overlap it.
+
+    One without an area overlaps none, and is left out.
+    """
     boxes = np.concatenate([level.boxes for level in levels])
     ranks = np.concatenate([level.ranks(facts) for level in levels])[:, found.labels].T
     overlap = ious(found.bboxes_xyxy, boxes)

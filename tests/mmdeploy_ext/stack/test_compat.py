@@ -364,6 +364,32 @@ def test_single_thread_reaches_every_openmp_runtime_and_gives_the_threads_back()
 
 # ---- all together
 
+def test_masked_conv_is_that_of_its_definition():
+    """At each cell of the mask the sum over the kernel, and zero elsewhere, in plain loops."""
+    import numpy as np
+    import torch
+    from mmcv.ops import MaskedConv2d
+
+    torch.manual_seed(0)
+    conv = MaskedConv2d(3, 4, 3, padding=1).eval()
+    features, mask = torch.randn(1, 3, 5, 6), torch.rand(1, 5, 6) > 0.5
+    expected = np.zeros((1, 4, 5, 6))
+    padded = np.pad(features[0].double().numpy(), ((0, 0), (1, 1), (1, 1)))
+    weight, bias = conv.weight.detach().double().numpy(), conv.bias.detach().double().numpy()
+    for y, x in zip(*np.nonzero(mask[0].numpy()), strict=True):
+        for channel in range(4):
+            window = padded[:, y : y + 3, x : x + 3]
+            expected[0, channel, y, x] = (window * weight[channel]).sum() + bias[channel]
+    with torch.no_grad():
+        found = [conv(features, given).numpy() for given in (mask, mask.float())]
+        np.testing.assert_array_equal(conv(features).numpy(), super(MaskedConv2d, conv).forward(features))
+        with pytest.raises(ValueError, match='expected those of one image'):
+            conv(features.expand(2, -1, -1, -1), mask)
+    for result in found:
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+        assert not result[:, :, ~mask[0].numpy()].any()
+
+
 def test_mmdets_atss_runs_forward_and_get_bboxes():
     import mmdet
     from mmcv.utils import Config
