@@ -200,7 +200,7 @@ def dynamic_scatter_without_gpu(module: ModuleType, execute: Execute) -> bool:
 
 @patch('mmcv.ops.masked_conv', versions='mmcv-full 1.7.2')
 def masked_conv_without_gpu(module: ModuleType, execute: Execute) -> bool:
-    """MaskedConv2d convolves at the cells of a mask, and has only a CUDA kernel; the CPU convolves everywhere."""
+    """MaskedConv2d, which convolves where a mask is, has only a CUDA kernel; the CPU convolves everywhere."""
     execute()
     original = module.masked_conv2d
 
@@ -213,8 +213,8 @@ def masked_conv_without_gpu(module: ModuleType, execute: Execute) -> bool:
             return original(features, mask, weight, bias, padding, stride)
         if features.shape[0] != 1 or mask.dim() != 3:
             raise ValueError(
-                f'masked_conv2d: got features {tuple(features.shape)} and a mask {tuple(mask.shape)}; expected those '
-                f'of one image, (1, C, h, w) and (1, h, w)'
+                f'masked_conv2d: got features {tuple(features.shape)} and a mask {tuple(mask.shape)}; expected '
+                f'those of one image, (1, C, h, w) and (1, h, w)'
             )
         everywhere = torch.nn.functional.conv2d(features, weight, bias, stride, padding)
         inside = mask if mask.dtype == torch.bool else mask > 0
