@@ -213,7 +213,7 @@ def masked_conv_without_gpu(module: ModuleType, execute: Execute) -> bool:
             return original(features, mask, weight, bias, padding, stride)
         if features.shape[0] != 1 or mask.dim() != 3:
             raise ValueError(
-                f'masked_conv2d: got features {tuple(features.shape)} and a mask {tuple(mask.shape)}; expected '
+                f'masked_conv2d: got features {tuple(features.shape)} and mask {tuple(mask.shape)}; expected '
                 f'those of one image, (1, C, h, w) and (1, h, w)'
             )
         everywhere = torch.nn.functional.conv2d(features, weight, bias, stride, padding)

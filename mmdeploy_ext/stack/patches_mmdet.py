@@ -163,3 +163,17 @@ def instances_all_filtered(module: ModuleType, execute: Execute) -> bool:
     module.F = ModuleType('functional')
     module.F.__dict__.update(vars(functional), interpolate=interpolate)
     return True
+
+
+@patch('mmdet.models.dense_heads.tood_head', versions='mmdet 2.28.2')
+def geometric_mean_without_gradient(module: ModuleType, execute: Execute) -> bool:
+    """TOOD's scores are an autograd.Function, which no exporter sees into: the formula, without gradients."""
+    execute()
+    trained = module.sigmoid_geometric_mean
+
+    def sigmoid_geometric_mean(x: Any, y: Any) -> Any:
+        trains = x.requires_grad or y.requires_grad
+        return trained(x, y) if trains else (x.sigmoid() * y.sigmoid()).sqrt()
+
+    module.sigmoid_geometric_mean = sigmoid_geometric_mean
+    return True

@@ -140,6 +140,8 @@ def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _outputs(head: nn.Module, features: Sequence[torch.Tensor], layer: nn.Module) -> list[torch.Tensor]:
     """Return what a layer gives, of each call, (channels, all positions)."""
+    if any(type(module).__name__ == 'MaskedConv2d' for module in head.modules()):
+        features = [one[:1] for one in features]  # masks of guided anchors are of one image
     kept: list[torch.Tensor] = []
     handle = layer.register_forward_hook(
         lambda module, inputs, output: kept.append(output.transpose(0, 1).flatten(1))
@@ -189,6 +191,8 @@ def _class_target(head: nn.Module, name: str) -> Target:
 
 
 def _quality_target(head: nn.Module, name: str) -> Target:
+    if name == 'conv_loc':
+        return CLASS_TARGET  # guided anchors are where it is over 0.01: at half of the cells
     return OBJECTNESS_TARGET if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
 
 
