@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,12 +30,21 @@ IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
 ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; names and meaning are those of mmdet 2.28's pytorch2onnx.py."""
+def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
+    """Return the parser; names and meaning are those of mmdet 2.28's pytorch2onnx.py.
+
+    Args:
+        only_check: of a command line with --check, which needs no checkpoint.
+    """
     parser = cli.ArgumentParser(
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
     )
-    shared.add_model_arguments(parser)
+    shared.add_model_arguments(parser, needs_checkpoint=not only_check)
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='say what would be exported, how, and what would be refused; needs no CHECKPOINT, writes nothing',
+    )
     cli.writes(
         parser.add_argument(
             '--output-file',
@@ -125,6 +135,10 @@ class Export:
         self.check_family()
         self.options = self.family.choose(**values)
         self.options.check(given=values)
+        if getattr(args, 'check', False):
+            from mmdeploy_ext.apps.check_app import tell
+
+            return tell(self.cfg, self.family, self.options)
         return self.export(proof.Samples(self.family, args.test_img or [], args.frames, self.given_by))
 
     def check_family(self) -> None:
@@ -252,4 +266,5 @@ def main(register: Callable[[], None], argv: Sequence[str] | None = None, only: 
     Returns:
         0 exported (and proven when asked), 1 checked and failed, 2 usage.
     """
-    return cli.run(lambda args: Export(args, only).run(register), build_parser(), argv)
+    only_check = '--check' in (sys.argv[1:] if argv is None else argv)
+    return cli.run(lambda args: Export(args, only).run(register), build_parser(only_check), argv)

@@ -56,10 +56,12 @@ def _value(text: str) -> Any:
     return ast.literal_eval(text) if text.startswith('{') else DictAction._parse_iterable(text)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, device: str = 'cpu') -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser, device: str = 'cpu', needs_checkpoint: bool = True
+) -> None:
     """Add CONFIG, CHECKPOINT, --cfg-options and --device with its default."""
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', nargs=None if needs_checkpoint else '?', help='checkpoint file')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
     parser.add_argument(
         '--device', default=device, help=f"where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: {device})"

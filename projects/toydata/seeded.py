@@ -21,7 +21,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from projects.toydata.scene import make_scene
-from projects.toydata.seeded_dense import build_student, calibration_of, check_known, scale_outputs
+from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -137,7 +137,7 @@ def _calibrate_norms(model: nn.Module, pictures: torch.Tensor) -> Sequence[torch
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     handles = [module.register_forward_pre_hook(hook) for module in norms]
     features = model.extract_feat(pictures)
-    model.bbox_head(features)
+    model.bbox_head(for_head(model.bbox_head, features))
     for handle in handles:
         handle.remove()
     return features

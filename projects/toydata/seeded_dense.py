@@ -140,15 +140,19 @@ def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _outputs(head: nn.Module, features: Sequence[torch.Tensor], layer: nn.Module) -> list[torch.Tensor]:
     """Return what a layer gives, of each call, (channels, all positions)."""
-    if any(type(module).__name__ == 'MaskedConv2d' for module in head.modules()):
-        features = [one[:1] for one in features]  # masks of guided anchors are of one image
     kept: list[torch.Tensor] = []
     handle = layer.register_forward_hook(
         lambda module, inputs, output: kept.append(output.transpose(0, 1).flatten(1))
     )
-    head(features)
+    head(for_head(head, features))
     handle.remove()
     return kept
+
+
+def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Return the features that a head takes at once: those of guided anchors take one image."""
+    masked = any(type(module).__name__ == 'MaskedConv2d' for module in head.modules())
+    return [one[:1] for one in features] if masked else features
 
 
 def _bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> None:

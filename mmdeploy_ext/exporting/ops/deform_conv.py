@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 MIN_OPSET = 19
 MODULE = 'mmcv.ops'
 """Who has not imported it has none of its convolutions, and may be without mmcv."""
+CALLERS = ('TOODHead',)
+"""Modules of mmdet that call `mmcv.ops.deform_conv2d`, which is no module."""
 
 
 def has_deform_conv(module: torch.nn.Module) -> bool:
-    """Return whether the module contains one of mmcv's deformable convolutions."""
+    """Return whether the module contains one of mmcv's deformable convolutions, or calls it as a function."""
     if MODULE not in sys.modules:
         return False
     from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 
-    return any(isinstance(child, DeformConv2d | ModulatedDeformConv2d) for child in module.modules())
+    return any(
+        isinstance(child, DeformConv2d | ModulatedDeformConv2d) or type(child).__name__ in CALLERS
+        for child in module.modules()
+    )
 
 
 class LeadingOffsets(torch.nn.Module):

@@ -80,9 +80,9 @@ class DenseBoxPostprocess(nn.Module):
         choose = CHOICES[self.head.choose]
         levels = [choose(self, *level) for level in zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)]
         bboxes, class_scores, factors, labels = (_joined(parts) for parts in zip(*levels, strict=True))
-        scores = self._ranks(class_scores, factors)
-        candidates = self._candidates(class_scores, scores, factors)
+        candidates = self._candidates(class_scores, factors)
         bboxes = self._clip(bboxes, clip_hw) / scale_factor[:, None]
+        scores = self._ranks(class_scores, factors)
         voters = bboxes, scores
         if self.head.choose == 'priors':
             bboxes, scores, labels, candidates = _spread(bboxes, scores, candidates)
@@ -104,11 +104,9 @@ class DenseBoxPostprocess(nn.Module):
         product = scores * (factors[..., None] if scores.dim() > factors.dim() else factors)
         return product.sqrt() if self.head.root else product
 
-    def _candidates(
-        self, scores: torch.Tensor, ranks: torch.Tensor, factors: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _candidates(self, scores: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         """Return which rows pass the threshold, and where there is one, that of the factor."""
-        judged = ranks if self.head.judged == 'product' else scores
+        judged = self._ranks(scores, factors) if self.head.judged == 'product' else scores
         threshold = self.config.score_thr
         passes = judged >= threshold if self.head.inclusive else judged > threshold
         if self.head.conf_thr > 0:

@@ -38,17 +38,14 @@ def centres(priors: Any) -> Any:
 
 def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
     """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios."""
-    deltas = rows['bbox_pred']
     centre = (priors[:, :2] + priors[:, 2:]) * 0.5
     size = priors[:, 2:] - priors[:, :2]
+    deltas = rows['bbox_pred']
     deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
     bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
-    move, growth = size * deltas[..., :2], deltas[..., 2:]
-    if clamp := coder.get('ctr_clamp'):
-        move, growth = xp.clip(move, -clamp, clamp), xp.clip(growth, None, bound)
-    else:
-        growth = xp.clip(growth, -bound, bound)
-    centre = centre + move
+    move, clamp = size * deltas[..., :2], coder.get('ctr_clamp')
+    centre = centre + (xp.clip(move, -clamp, clamp) if clamp else move)
+    growth = xp.clip(deltas[..., 2:], None if clamp else -bound, bound)
     half = size * xp.exp(growth) * 0.5
     return xp.concatenate([centre - half, centre + half], -1)
 
@@ -174,10 +171,8 @@ def sigmoid(xp: ModuleType, logits: Any) -> Any:
         return (1 / (1 + np.exp(-logits))).astype(logits.dtype)
 
 
-def decode_level(
-    xp: ModuleType, facts: Mapping[str, Any], rows: Mapping[str, Any], priors: Any, level: int
-) -> tuple[Any, Any, Any]:
-    """Return boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None of one level.
+def boxes_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows, priors: Any, level: int) -> Any:
+    """Return the boxes (B, A, 4) of one level, xyxy in pixels, not clipped.
 
     Args:
         xp: numpy or torch.
@@ -186,8 +181,12 @@ def decode_level(
         priors: (A, 4) xyxy or (A, 2) points, pixels.
         level: index of it.
     """
-    head, coder = facts['head'], facts['coder']
-    boxes = CODERS[coder['type']](xp, priors, rows, coder, level)
+    return CODERS[facts['coder']['type']](xp, priors, rows, facts['coder'], level)
+
+
+def scores_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
+    """Return the class scores (B, A, C) of one level in 0..1; -1 where the head has no priors."""
+    head = facts['head']
     logits = rows[head['scores']]
     if head['first_class']:
         logits = logits[..., head['first_class'] :]
@@ -195,14 +194,16 @@ def decode_level(
     if head['visible']:
         visible = sigmoid(xp, rows[head['visible']]) >= head['visible_thr']
         scores = xp.where(visible, scores, constant(-1.0, scores))
-    return boxes, scores, _factor(xp, head, rows, coder)
+    return scores
 
 
-def _factor(xp: ModuleType, head: Mapping[str, Any], rows: Rows, coder: Mapping[str, Any]) -> Any:
+def factors_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
+    """Return the score factors (B, A) of one level in 0..1, or None."""
+    head = facts['head']
     if not head['factor']:
         return None
-    if coder['type'] == 'bucket':
-        return bucket_choice(xp, rows, coder)[1]
+    if facts['coder']['type'] == 'bucket':
+        return bucket_choice(xp, rows, facts['coder'])[1]
     name, column = head['factor_from']
     return sigmoid(xp, rows[name][..., column])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.dense.coders import decode_level
+from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, scores_of
 from mmdeploy_ext.runtime.dense.select import Level, postprocess_image
 from mmdeploy_ext.runtime.detections import candidates_lost, results_from_padded
 
@@ -79,7 +79,8 @@ def decode_raw(
         for name, columns in facts['head']['outputs']:
             tensor = outputs[f'{name}_{level}']
             rows[name] = tensor.transpose(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
-        levels.append(decode_level(np, facts, rows, base, level))
+        boxes = boxes_of(np, facts, rows, base, level)
+        levels.append((boxes, scores_of(np, facts, rows), factors_of(np, facts, rows)))
     boxes, scores, factors = zip(*levels, strict=True)
     found = dict(boxes=np.concatenate(boxes, 1), scores=np.concatenate(scores, 1))
     if facts['head']['factor']:

@@ -27,7 +27,7 @@ from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.exporting.postprocess.sizes import hw, length
 from mmdeploy_ext.exporting.same_bytes import SameBytes
-from mmdeploy_ext.runtime.dense.coders import decode_level
+from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, scores_of
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
@@ -122,18 +122,36 @@ class Decode(nn.Module):
             (B, A), or None.
         """
         count = len(raw) // len(self.outputs)
-        levels = [self._level(level, raw[level::count]) for level in range(count)]
-        return tuple(list(parts) for parts in zip(*levels, strict=True))
+        levels = [Rows(self.outputs, raw[level::count]) for level in range(count)]
+        boxes = [self._boxes(level, rows) for level, rows in enumerate(levels)]
+        scores = [scores_of(torch, self.facts, rows) for rows in levels]
+        return boxes, scores, [factors_of(torch, self.facts, rows) for rows in levels]
 
-    def _level(self, level: int, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
-        boxes = maps[-1] if len(maps) == 1 else maps[1]
+    def _boxes(self, level: int, rows: Rows) -> torch.Tensor:
+        like = rows.boxes
         priors = self.priors.single_level_grid_priors(
-            boxes.shape[-2:], level, dtype=boxes.dtype, device=boxes.device
+            like.shape[-2:], level, dtype=like.dtype, device=like.device
         )
-        rows = {
-            name: _rows(tensor, columns) for (name, columns), tensor in zip(self.outputs, maps, strict=True)
-        }
-        return decode_level(torch, self.facts, rows, priors, level)
+        return boxes_of(torch, self.facts, rows, priors, level)
+
+
+class Rows(dict):
+    """The outputs of one level by name, each turned into rows (B, A, columns) when it is asked for.
+
+    Attributes:
+        boxes: the map (B, a*columns, h, w) that boxes are made of.
+    """
+
+    def __init__(self, outputs: Sequence[tuple[str, int]], maps: Sequence[torch.Tensor]) -> None:
+        """Keep the maps; `outputs` are their names and columns per prior."""
+        super().__init__()
+        self.maps = {name: (tensor, columns) for (name, columns), tensor in zip(outputs, maps, strict=True)}
+        self.boxes = maps[1] if len(maps) > 1 else maps[0]
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        """Make the rows of one output."""
+        self[name] = _rows(*self.maps[name])
+        return self[name]
 
 
 def _rows(tensor: torch.Tensor, columns: int) -> torch.Tensor:

@@ -1,0 +1,93 @@
+"""`pytorch2onnx.py CONFIG --check`: what would be exported, how, and what would be refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import Mm2OnnxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.families.base import Family
+
+DYNAMIC = {False: 'fixed', True: 'dynamic'}
+
+
+def tell(cfg: Any, family: Family, options: Options) -> int:
+    """Print what the exports of a config are, form by form; needs no weights.
+
+    Args:
+        cfg: the config.
+        family: that claims it.
+        options: of the export that is asked for.
+
+    Returns:
+        0: the export that is asked for can be made.
+
+    Raises:
+        UsageError: it cannot; the same message as from the export.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmdeploy_ext.deploy import deployment as deploy
+
+    model = family.build(cfg)
+    options = deploy.check_options(options, cfg, family, model)
+    console = Console(width=150)
+    console.print(f'{cfg.filename}: family {family.name}', highlight=False)
+    for title, value in {**_parts(cfg), 'preprocessing': _rule(family.preprocess_rule(cfg))}.items():
+        console.print(f'  {title:14} {value}', highlight=False)
+    table = Table(title='exports')
+    for title in ('form', 'size', 'opset', 'inputs', 'outputs, or why it is refused'):
+        table.add_column(title)
+    for variant in _variants(options):
+        table.add_row(*_row(cfg, family, model, variant))
+    console.print(table)
+    return 0
+
+
+def _parts(cfg: Any) -> dict[str, str]:
+    """Return the parts of a detector by their keys: type names."""
+    found = dict(detector=str(cfg.model.type))
+    for key, part in cfg.model.items():
+        named = [one for one in (part if isinstance(part, list | tuple) else [part]) if isinstance(one, dict)]
+        if names := [str(one['type']) for one in named if 'type' in one]:
+            found[key] = ' + '.join(names)
+    return found
+
+
+def _rule(rule: Any) -> str:
+    """Return the preprocessing in one line."""
+    return ', '.join(f'{key} {value}' for key, value in rule.to_json().items())
+
+
+def _variants(options: Options) -> Iterator[Options]:
+    """Yield the options that are asked for, in every form, fixed and dynamic, where a family has these."""
+    forms = next((option.choices for option in options.declared if option.name == 'form'), ())
+    for form in forms or (None,):
+        for dynamic in DYNAMIC if 'dynamic' in options else (None,):
+            changes = dict(form=form, dynamic=dynamic)
+            yield options.replace(**{key: value for key, value in changes.items() if value is not None})
+
+
+def _row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, ...]:
+    """Return a row of the table."""
+    from mmdeploy_ext.deploy import deployment as deploy
+
+    size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''
+    title = options.get('form', ''), f'{DYNAMIC.get(options.get("dynamic"), "")} {size}'.strip()
+    try:
+        options = deploy.check_options(options, cfg, family, model)
+        graphs = family.graphs(model, options)
+    except Mm2OnnxError as error:
+        return *title, '', '', str(error)
+    described = [
+        '\n'.join(
+            f'{one.name} {"x".join(map(str, one.axes))}' for graph in graphs for one in tensors(graph.spec)
+        )
+        for tensors in (lambda spec: spec.inputs, lambda spec: spec.outputs)
+    ]
+    return *title, str(options.get('opset', '')), *described
