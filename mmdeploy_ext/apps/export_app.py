@@ -43,7 +43,7 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
     parser.add_argument(
         '--check',
         action='store_true',
-        help='say what would be exported, how, and what would be refused; needs no CHECKPOINT, writes nothing',
+        help='say what would be exported, how, and what would be refused; takes no CHECKPOINT',
     )
     cli.writes(
         parser.add_argument(

@@ -125,8 +125,8 @@ class DenseBoxPostprocess(nn.Module):
             values, pairs = flat, torch.arange(flat.shape[1], device=flat.device).expand(flat.shape[0], -1)
         anchors = torch.div(pairs, num_classes, rounding_mode='floor')
         labels = pairs - anchors * num_classes
-        kept = None if factors is None else factors.gather(1, anchors)
-        return _gather_rows(bboxes, anchors), values, kept, labels
+        kept = _gather_rows(bboxes, anchors)
+        return kept, values, None if factors is None else factors.gather(1, anchors), labels
 
     def _best_classes(
         self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
