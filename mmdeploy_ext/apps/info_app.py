@@ -85,7 +85,8 @@ def describe(path: Path) -> dict[str, Any]:
     check_entries(props, path)
     values = {name: json.loads(props[PREFIX + name]) for name in names}
     if 'voxels' not in names:  # a sparse backbone says less
-        values['precision'] = Metadata.from_props(props, path).precision
+        read = Metadata.from_props(props, path)
+        values.update(precision=read.precision, family=read.family)  # by its name of today
     return dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path), **values)
 
 

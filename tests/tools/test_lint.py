@@ -64,7 +64,7 @@ def test_a_planted_trap_is_named_by_file_and_line(planted, tmp_path, capsys, mon
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.chdir(folder)
     target = tmp_path / 'found.json'
-    assert lint(config, CHECKPOINT, '--shape', 64, '--no-export', '--json', target) == 1
+    assert lint(config, CHECKPOINT, '--shape', 128, '--no-export', '--json', target) == 1
     out = capsys.readouterr().out
     assert 'error value-to-python brightness_resnet.py:10' in out
     assert 'brightest = x.abs().max().item()' in out and 'fix: Keep it a tensor' in out

@@ -112,7 +112,9 @@ class DenseFamily(ImageFamily):
         return super().build(cfg)
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        """See `ImageFamily.takes`."""
+        """See `ImageFamily.takes`: smaller than a stride, too, but where maps shrink by more than strides."""
+        if graphs.described(model).maps_by_stride:
+            return super().takes(model, options, height, width)
         return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
