@@ -50,6 +50,7 @@ class Head(Plain):
         visible: output with logits (B, 1, h, w) of where there are priors at all; '' everywhere. Such heads
             (guided anchors) take one image at a time.
         visible_thr: that they have to reach, after the sigmoid.
+        inverted: boxes may end before they begin. Upstream never suppresses these, nor others by them.
         maps_by_stride: feature maps have ceil(H / stride) rows, and columns likewise.
     """
 
@@ -68,6 +69,7 @@ class Head(Plain):
     clip_inset: float = 0.0
     visible: str = ''
     visible_thr: float = 0.0
+    inverted: bool = False
     maps_by_stride: bool = True
 
     @property
@@ -154,6 +156,7 @@ HEAD = record(
         clip_inset=number(0),
         visible=NAME,
         visible_thr=number(),
+        inverted=FLAG,
         maps_by_stride=FLAG,
     ),
     tuple(field.name for field in dataclasses.fields(Head)),

@@ -181,6 +181,9 @@ class DenseBoxPostprocess(nn.Module):
     ) -> torch.Tensor:
         """Return (B, N) bool: the rows that NMS keeps."""
         separated = bboxes if self.config.class_agnostic else class_offsets(bboxes, labels, candidates)
+        if self.head.inverted:  # the operator would put their corners in order
+            low, high = separated[..., :2], separated[..., 2:]
+            separated = torch.cat([low, torch.maximum(low, high)], dim=2)
         most = self.config.max_per_img if self.config.max_per_img > 0 else 2**31 - 1
         selected = batched_nms(separated, scores[:, None], self.config.iou_threshold, most)
         flat_rows = selected[:, 0] * scores.shape[1] + selected[:, 2]

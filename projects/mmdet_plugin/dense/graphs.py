@@ -28,7 +28,7 @@ from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.exporting.postprocess.sizes import hw, length
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, scores_of
-from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.dense import kinds, parts
 from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
 
@@ -50,7 +50,7 @@ DECODED = dict(
 
 def described(model: nn.Module) -> Head:
     """Return what the head of a detector is."""
-    return kind_of(model.bbox_head).head(model.bbox_head)
+    return kinds.described(model.bbox_head)
 
 
 def num_levels(model: nn.Module) -> int:
@@ -110,7 +110,7 @@ class Decode(nn.Module):
             with SameBytes():  # roots of the ratios
                 self.priors.base_anchors = self.priors.gen_base_anchors()
         self.facts = facts_of(head)
-        self.outputs = kind_of(head).head(head).outputs
+        self.outputs = kinds.described(head).outputs
 
     def forward(
         self, *raw: torch.Tensor

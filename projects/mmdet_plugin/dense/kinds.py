@@ -105,6 +105,16 @@ def base_priors(head: nn.Module) -> list[list[list[float]]]:
     return [base.tolist() for base in generator.base_anchors]
 
 
+INVERTED = ('tblr', 'distance', 'scaled', 'bucket')
+"""Coders whose boxes may end before they begin; those of the others have sizes that are no less than zero."""
+
+
+def described(head: nn.Module) -> Head:
+    """Return what a head outputs, and how that becomes candidates."""
+    kind = kind_of(head)
+    return dataclasses.replace(kind.head(head), inverted=kind.coder(head)['type'] in INVERTED)
+
+
 def facts_of(head: nn.Module) -> dict[str, Any]:
     """Return what is known of a head, besides thresholds: see `runtime/dense`."""
     kind = kind_of(head)
@@ -115,7 +125,7 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
         base_anchors=base_priors(head),
         coder=coder,
         num_classes=int(head.num_classes),
-        head=_plain(kind.head(head).to_json()),
+        head=_plain(described(head).to_json()),
     )
 
 

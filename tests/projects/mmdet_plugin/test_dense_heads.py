@@ -1,0 +1,232 @@
+"""Every kind of dense head against mmdet's own `get_bboxes` and coders, on random outputs."""
+
+import types
+
+import dense_heads
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from dense_heads import HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.runtime.dense import model as runtime
+from projects.mmdet_plugin.dense import kinds, reference
+from projects.mmdet_plugin.dense.graphs import DecodeForm, FullForm, decode_names, raw_names
+
+SIZE = (128, 192)
+CLIPS = (121.0, 180.0)
+
+
+def same(found, wanted, scale):
+    """Assert that two lists of (dets, labels) hold the same detections, in any order."""
+    assert len(found) == len(wanted)
+    for (dets, labels), (wanted_dets, wanted_labels) in zip(found, wanted, strict=True):
+        assert len(dets) == len(wanted_dets) > 0
+        free = list(range(len(dets)))
+        for row, label in zip(wanted_dets, wanted_labels, strict=True):
+            near = [
+                index
+                for index in free
+                if labels[index] == label
+                and abs(dets[index, 4] - row[4]) <= 1e-5
+                and np.abs(dets[index, :4] - row[:4]).max() <= 1e-4 * scale
+            ]
+            assert near, f'no detection like {row} of class {label}'
+            free.remove(near[0])
+
+
+def images(head, seed=0, size=SIZE):
+    """Return raw outputs of a batch, and what each image is clipped to and divided by."""
+    batch = 1 if type(head).__name__ in ONE_IMAGE else 2
+    clips = [CLIPS, tuple(map(float, size))][:batch]
+    scales = [np.array([1.5, 1.25, 1.5, 1.25], np.float32), np.ones(4, np.float32)][:batch]
+    return random_outputs(head, seed, batch, size), clips, scales
+
+
+def inputs(raw, clips, scales, size=SIZE):
+    return [torch.zeros(len(clips), 3, *size), torch.tensor(clips), torch.tensor(np.stack(scales)), *raw]
+
+
+def unpadded(dets, labels):
+    return [(rows[kinds >= 0], kinds[kinds >= 0]) for rows, kinds in zip(dets, labels, strict=True)]
+
+
+def eager(form, *given):
+    with torch.no_grad():
+        dets, labels = form(*inputs(*given))[:2]
+    return unpadded(dets.numpy(), labels.numpy())
+
+
+@pytest.fixture(scope='module', params=HEADS)
+def head(request):
+    return make_head(request.param)
+
+
+def test_detections_are_those_of_get_bboxes(head):
+    raw, clips, scales = images(head)
+    wanted = by_mmdet(head, raw, clips, scales)
+    same(eager(FullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
+    metadata = types.SimpleNamespace(
+        form='raw', postprocess=dense_heads.FAMILY.postprocess_facts(detector(head)), options={}
+    )
+    feeds = dict(
+        input=np.zeros((len(clips), 3, *SIZE), np.float32),
+        img_shape=np.asarray(clips, np.float32),
+        scale_factor=np.stack(scales),
+    )
+    named = dict(zip(raw_names(detector(head)), (tensor.numpy() for tensor in raw), strict=True))
+    found = runtime.detections(metadata, named, feeds)
+    same([(np.c_[one.bboxes_xyxy, one.scores], one.labels) for one in found], wanted, max(SIZE))
+
+
+def test_decoded_tensors_are_those_of_mmdets_own_functions(head):
+    raw, _, _ = images(head)
+    model = detector(head)
+    named = dict(zip(raw_names(model), raw, strict=True))
+    wanted = {name: value.numpy() for name, value in reference._decode_by_mmdet(model, named).items()}
+    with torch.no_grad():
+        found = dict(
+            zip(
+                decode_names(model, types.SimpleNamespace(score_form='separate')),
+                (value.numpy() for value in DecodeForm(model, False)(*raw)),
+                strict=True,
+            )
+        )
+    facts = dense_heads.FAMILY.postprocess_facts(model)
+    by_numpy = runtime.decode_raw({name: one.numpy() for name, one in named.items()}, *SIZE, facts)
+    assert found.keys() == wanted.keys() <= by_numpy.keys()
+    for name, value in wanted.items():
+        for ours in (found[name], by_numpy[name]):
+            np.testing.assert_allclose(ours, value, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    'name', ['SSDHead', 'PAAHead', 'SABLRetinaHead', 'YOLOV3Head', 'YOLOXHead', 'GFLHead']
+)
+def test_the_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(name):
+    head = make_head(name)
+    raw, clips, scales = images(head, 3, (128, 160))
+    traced = inputs(raw[:], clips, scales, (128, 160))
+    names = ('input', 'img_shape', 'scale_factor', *raw_names(detector(head)))
+    axes = [('B', 3, 'H', 'W'), ('B', 2), ('B', 4)]
+    axes += [('B', tensor.shape[1], f'{one}h', f'{one}w') for one, tensor in zip(names[3:], raw, strict=True)]
+    clipped = bool(kinds.kind_of(head).clips(head))
+    contract = GraphSpec(
+        'postprocess',
+        tuple(
+            TensorSpec(one, 'float32', shape, unused=one == 'img_shape' and not clipped)
+            for one, shape in zip(names, axes, strict=True)
+        ),
+        (TensorSpec('dets', 'float32', ('B', 'n', 5)), TensorSpec('labels', 'int64', ('B', 'n'))),
+    )
+    stage = Stage('postprocess', FullForm(detector(head)), names, ('dets', 'labels'))
+    options = dense_heads.FAMILY.choose(opset=17, dynamic=True)
+    model = export.export_stages([stage], dict(zip(names, traced, strict=True)), contract, options)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    raw, clips, scales = images(head, 4)
+    raw = [torch.cat([tensor, tensor[:1]]) for tensor in raw]
+    clips, scales = [*clips, clips[0]], [*scales, scales[0]]
+    given = dict(zip(names, (one.numpy() for one in inputs(raw, clips, scales)), strict=True))
+    found = unpadded(*session.run(['dets', 'labels'], given))
+    same(found, by_mmdet(head, raw, clips, scales), max(SIZE))
+
+
+def give(part, key, change):
+    """Return what plants a fault: it changes one setting of `FullForm`."""
+
+    def plant(form):
+        facts = form.decode.facts
+        target = facts if part == 'facts' else facts[part]
+        target[key] = change(target[key])
+        if part == 'head':
+            form.postprocess.head = type(form.postprocess.head)(
+                **{**vars(form.postprocess.head), key: target[key]}
+            )
+
+    return plant
+
+
+def setting(key, change):
+    def plant(form):
+        config = form.postprocess.config
+        form.postprocess.config = type(config)(**{**vars(config), key: change(getattr(config, key))})
+
+    return plant
+
+
+def prior_size(form):
+    form.decode.priors.base_anchors[0][0] *= 1.1
+
+
+def level_stride(form):
+    form.decode.priors.strides = [(side * 2, side * 2) for side, _ in form.decode.priors.strides]
+
+
+FAULTS = {
+    'a standard deviation of the coder': (
+        'RetinaHead',
+        give('coder', 'stds', lambda old: [1.0, 1.0, 1.1, 1.0]),
+    ),
+    'a bound of the move': ('YOLOFHead', give('coder', 'ctr_clamp', lambda old: old / 16)),
+    'the background column': ('SSDHead', give('head', 'activation', lambda old: 'sigmoid')),
+    'the size of a prior': ('RetinaHead', prior_size),
+    'the stride of a level': ('FCOSHead', level_stride),
+    'the stride of distributions': (
+        'GFLHead',
+        give('coder', 'strides', lambda old: [9, *old[1:]]),
+    ),
+    'the range of the integral': (
+        'GFLHead',
+        give('coder', 'strides', lambda old: [one * 16 / 17 for one in old]),
+    ),
+    'objectness left out': ('YOLOXHead', give('head', 'factor', lambda old: '')),
+    'the score factor left out': ('FCOSHead', give('head', 'factor', lambda old: '')),
+    'the root left out': ('PAAHead', give('head', 'root', lambda old: False)),
+    'votes left out': ('PAAHead', give('head', 'votes', lambda old: False)),
+    'objectness under the threshold': ('YOLOV3Head', give('head', 'conf_thr', lambda old: 0.2)),
+    'the order of classes': ('YOLOV3Head', give('head', 'first_class', lambda old: old - 1)),
+    'the last pixel': ('FoveaHead', give('head', 'clip_inset', lambda old: 0.0)),
+    'clipping left out': ('RepPointsHead', lambda form: setattr(form.postprocess, 'clip_border', False)),
+    'the normalizer of sides': ('FSAFHead', give('coder', 'normalizer', lambda old: old * 1.05)),
+    'a length of a level': ('FoveaHead', give('coder', 'lengths', lambda old: [old[0] * 1.05, *old[1:]])),
+    'where anchors are': ('GARetinaHead', give('head', 'visible_thr', lambda old: 0.3)),
+    'buckets': ('SABLRetinaHead', give('coder', 'scale_factor', lambda old: old * 1.05)),
+    'the threshold': ('RetinaHead', setting('score_thr', lambda old: old + 0.01), dict(nms_pre=100_000)),
+    'the IoU': ('RetinaHead', setting('iou_threshold', lambda old: old + 0.01)),
+    'candidates per level': ('FCOSHead', setting('nms_pre', lambda old: old - 1)),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_planted_fault_gives_other_detections(fault):
+    name, plant, *settings = FAULTS[fault]
+    head = make_head(name, max_per_img=10_000, **(settings[0] if settings else {}))
+    differs = []
+    for seed in range(6):
+        raw, clips, scales = images(head, seed)
+        form = FullForm(detector(head))
+        plant(form)
+        try:
+            same(eager(form, raw, clips, scales), by_mmdet(head, raw, clips, scales), max(SIZE))
+        except (AssertionError, RuntimeError, TypeError):
+            differs.append(seed)
+    assert differs, 'no output of six told the fault'
+
+
+@pytest.mark.parametrize('name', kinds.METHODS[:2])
+def test_a_head_with_a_method_of_its_own_is_refused_by_that_name(name):
+    head = make_head('FCOSHead')
+    own = type('MyHead', (type(head),), {name: lambda self, *args, **kwargs: None})
+    head.__class__ = own
+    with pytest.raises(ConfigError, match=f'MyHead has a {name}\\(\\) of its own'):
+        kinds.kind_of(head)
+
+
+def test_a_head_that_keeps_them_is_of_the_same_kind():
+    head = make_head('FCOSHead')
+    head.__class__ = type('MyHead', (type(head),), {})
+    assert kinds.kind_of(head) is kinds.KINDS['FCOSHead']
