@@ -267,11 +267,18 @@ ENTRIES = (
         test=TOOLS + 'test_quantize.py::test_the_test_loop_evaluates_the_int8_file_as_it_is',
     ),
     Entry(
+        r'tools/dist_test_\w+.sh configs/demo/(yolox|retinanet)_toy',
+        why='data set',
+        test=TOOLS + 'test_dense_loop.py::test_both_engines_have_the_ap_that_the_page_states',
+    ),
+    Entry(
         r'tools/dist_test_\w+.sh configs/demo/atss_toy',
         why='data set',
         test=TOOLS + 'test_test_loop.py::test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run',
     ),
     # ---- families
+    Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
+    Entry(EXPORT + r'configs/demo/(yolox|retinanet)_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/(solov2|decoupled_solo)_toy.py', run=True, matrix=True),
     Entry(r'python tools/onnx/onnx_solo.py work_dirs/solov2_full.onnx', run=True, matrix=True),
     Entry(

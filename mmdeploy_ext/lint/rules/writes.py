@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.lint.rule import CRASHES, RIGHT, WRONG, WRONG_AT_ONCE, Example, Rule
+from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG, WRONG_AT_ONCE, Example, Rule
 from mmdeploy_ext.lint.rules.data import BATCH, falling, more, one, other, rows
 
 
@@ -133,22 +133,22 @@ RULES = (
     Rule(
         id='tensor-data',
         title='`tensor.data`',
-        why='The TorchScript tracer does not see it: the values of the example become a constant. With the '
-        'dynamo exporter of torch 2.13 the Python process dies of a segmentation fault.',
+        why='The TorchScript tracer does not see it: the values of the example become a constant. The '
+        'dynamo exporter of torch 2.13 refuses it, or the Python process dies of a segmentation fault.',
         fix='`.detach()`; for a write into `.data`, a new tensor.',
         failing=Example(AddsData, one, other),
         passing=Example(AddsDetached, one, other),
-        outcomes=dict(torchscript=WRONG, dynamo=CRASHES),
+        outcomes=dict(torchscript=WRONG, dynamo=REFUSED),
     ),
     Rule(
         id='parameter-data',
         title='`.data` of a parameter or buffer',
         why='A constant for the TorchScript exporter, as it should be. The dynamo exporter of torch 2.13 '
-        'dies of it, or refuses.',
+        'refuses, or dies of it.',
         fix='The parameter itself, or `.detach()`.',
         failing=Example(AddsParameterData, one, other),
         passing=Example(AddsParameter, one, other),
-        outcomes=dict(torchscript=RIGHT, dynamo=CRASHES),
+        outcomes=dict(torchscript=RIGHT, dynamo=REFUSED),
     ),
     Rule(
         id='index-put-negative',

@@ -1,0 +1,81 @@
+"""The trained toys of dense heads: as good as their page says, by both engines, and proven."""
+
+import re
+
+import pytest
+import torch
+from rich.console import Console
+
+from mmdeploy_ext.apps import export_app, test_app
+from mmdeploy_ext.core.files import read_json
+from toy_atss import REPO
+
+TOYS = ['yolox_toy', pytest.param('retinanet_toy', marks=pytest.mark.matrix)]
+CHECKPOINTS = REPO / 'demo/checkpoints'
+
+
+def register():
+    import projects.mmdet_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    from projects.toydata.coco import ensure_toy_coco
+
+    root = tmp_path_factory.mktemp('data') / 'toy'
+    ensure_toy_coco(root, train_images=1, quiet=True)
+    return [
+        f'data.test.ann_file={root}/annotations/instances_val2017.json',
+        f'data.test.img_prefix={root}/val2017/',
+        'data.workers_per_gpu=0',
+    ]
+
+
+@pytest.mark.parametrize('toy', TOYS)
+def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, capsys):
+    path = CHECKPOINTS / f'{toy}.pth'
+    assert path.stat().st_size <= 5e6
+    assert set(torch.load(path, map_location='cpu', weights_only=True)) == {'meta', 'state_dict'}
+    options = ['--eval', 'bbox', '--work-dir', str(tmp_path), '--cfg-options', *data]
+    found = {}
+    for engine in ('pth', 'onnx'):
+        config = str(REPO / f'configs/demo/{toy}_{engine}.py')
+        assert test_app.main(register, [config, str(path), *options]) == 0
+        found[engine] = read_json(tmp_path / f'metrics_{engine}.json')['metrics']['bbox_mAP']
+    assert abs(found['pth'] - found['onnx']) <= 5e-4
+    stated = re.search(rf'`{toy}\.pth` \|.*?\| \*\*(0\.\d+)\*\* \|', (CHECKPOINTS / 'README.md').read_text())
+    assert found['pth'] == pytest.approx(float(stated[1]), abs=2e-3) and found['pth'] >= 0.35
+    assert 'equal' in capsys.readouterr().out
+
+
+def test_a_file_of_another_pad_value_is_not_proven(tmp_path, capsys):
+    config, checkpoint = (
+        str(REPO / name) for name in ('configs/demo/yolox_toy.py', CHECKPOINTS / 'yolox_toy.pth')
+    )
+    model = str(tmp_path / 'yolox.onnx')
+    pad = 'data.test.pipeline.1.transforms.2.pad_val.img=0.0,0.0,0.0'
+    argv = [config, checkpoint, '--output-file', model, '--shape', '128', '128', '--cfg-options', pad]
+    assert export_app.main(register, argv) == 0
+    from mmdeploy_ext.apps import verify_app
+
+    assert verify_app.main(register, [config, checkpoint, model]) == 1
+    assert 'preprocessing' in capsys.readouterr().out
+
+
+def test_check_needs_no_checkpoint_and_says_what_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr('rich.console.Console', lambda **_: Console(width=150, force_terminal=False))
+    config = str(REPO / 'configs/demo/yolox_toy.py')
+    assert export_app.main(register, [config, '--check']) == 0
+    said = capsys.readouterr().out
+    for words in (
+        'family dense',
+        'CSPDarknet',
+        'YOLOXPAFPN',
+        'YOLOXHead',
+        'dets 1xnx5',
+        'objectness BxA',
+        '114.0',
+    ):
+        assert words in said
+    assert export_app.main(register, [config, '--check', '--shape', '330', '320']) == 2
+    assert '--shape 330 320: YOLOXPAFPN takes sizes that are multiples of 32' in capsys.readouterr().err
