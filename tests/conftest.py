@@ -13,7 +13,7 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext.core import cli  # noqa: E402
 from mmdeploy_ext.stack import compat  # noqa: E402
 
-pytest_plugins = ['cpu_seconds', 'one_thread', 'resume']
+pytest_plugins = ['cpu_seconds', 'exported_once', 'one_thread', 'resume']
 WORKER_BYTES = 4 << 30
 cli.wait_passively()
 if 'PYTEST_XDIST_WORKER' in os.environ:

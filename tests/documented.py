@@ -105,7 +105,7 @@ OF_PAGES = {
         Entry(
             r'python tools/analysis_tools/benchmark.py .*openvino-bf16',
             why='bf16',
-            test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+            test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_and_profile',
         ),
         Entry(
             r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/half.onnx$', run=True, matrix=True
@@ -383,7 +383,7 @@ ENTRIES = (
     Entry(
         r'python tools/analysis_tools/benchmark.py configs/(solov2|rtdetr)',
         why='quiet',
-        test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+        test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_and_profile',
     ),
     Entry(
         r'python tools/analysis_tools/benchmark.py \$CONFIG work_dirs/bevfusion',
@@ -399,7 +399,7 @@ ENTRIES = (
     Entry(
         r'python tools/analysis_tools/benchmark.py ',
         why='quiet',
-        test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_memory_and_profile',
+        test=SELF + 'benchmark/test_benchmark.py::test_one_run_gives_table_json_chart_and_profile',
     ),
     # ---- data and training
     Entry(

@@ -70,16 +70,34 @@ def write(
     else:
         cls = graphs.Fork10 if chosen.fork_version == '1.0' else graphs.Fork
         modules, specs = dict(fork=cls(detector, every, *shape)), dict(fork=spec.fork(size, chosen))
-    return [_write(folder, name, module, specs[name], chosen, checkpoint) for name, module in modules.items()]
+    return [
+        _write(folder, name, module, specs[name], chosen, checkpoint, seed)
+        for name, module in modules.items()
+    ]
 
 
-def _write(folder, name, module, contract, options, checkpoint) -> str:
+EXPORTED: dict[tuple[str, int, str], bytes] = {}
+"""Graph, seed and options -> file: each is exported once."""
+
+
+def _export(name, module, contract, options, seed) -> onnx.ModelProto:
+    key = name, seed, repr(options)
+    if key not in EXPORTED:
+        EXPORTED[key] = _trace(module, contract, options).SerializeToString()
+    return onnx.load_from_string(EXPORTED[key])
+
+
+def _trace(module, contract, options) -> onnx.ModelProto:
     example = {
         tensor.name: torch.full(tensor.axes, 0.5, dtype=getattr(torch, tensor.dtype))
         for tensor in contract.inputs
     }
     stage = Stage('', module.eval(), tuple(contract.input_names), tuple(contract.output_names))
-    proto = export_stages([stage], example, contract, options)
+    return export_stages([stage], example, contract, options)
+
+
+def _write(folder, name, module, contract, options, checkpoint, seed) -> str:
+    proto = _export(name, module, contract, options, seed)
     metadata = Metadata(
         family='streampetr',
         form=name,

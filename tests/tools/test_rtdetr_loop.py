@@ -19,7 +19,7 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope='module', params=['full', 'raw'])
+@pytest.fixture(scope='module', params=[pytest.param('full', marks=pytest.mark.matrix), 'raw'])
 def run(request, data, tmp_path_factory):
     """Return form, folder and metrics of a run by PyTorch and one by ONNX Runtime."""
     folder = tmp_path_factory.mktemp(request.param)

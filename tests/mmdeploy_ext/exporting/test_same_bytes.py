@@ -41,7 +41,17 @@ OLD_CPU = dict(
 """Kernels of a CPU without AVX, as far as each library can be told."""
 
 
-@pytest.mark.parametrize('name', [*toy_constants.IMAGES, *toy_constants.STREAMS])
+VARIANTS = 'decoupled_solo', 'rtdetr fixed', 'rtdetr simplified', 'stream_petr fork'
+"""Constants come from the modules of another toy here."""
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[pytest.mark.matrix] if name in VARIANTS else [])
+        for name in (*toy_constants.IMAGES, *toy_constants.STREAMS)
+    ],
+)
 def test_the_constants_of_a_toy_are_pinned(name):
     assert toy_constants.digest(name) == PINNED[name]
 

@@ -47,7 +47,13 @@ def plant(model, name):
     return broken
 
 
-@pytest.mark.parametrize('name', FAULTS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[] if name in (WEIGHT, 'network/decoder/TopK') else [pytest.mark.matrix])
+        for name in FAULTS
+    ],
+)
 def test_a_planted_fault_is_found_at_its_node_without_a_fresh_export(made, name):
     model, search = made
     found = search.compare(plant(model, name), fresh=False)

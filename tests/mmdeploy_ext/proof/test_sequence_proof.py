@@ -229,7 +229,10 @@ def test_files_of_another_family_are_refused(paths):
         prove(deployment, paths, [])
 
 
-@pytest.mark.parametrize(('made', 'frames', 'resets'), [('scene_0103', 4, 0), ('mini_val', 6, 1)])
+@pytest.mark.parametrize(
+    ('made', 'frames', 'resets'),
+    [pytest.param('scene_0103', 4, 0, marks=pytest.mark.matrix), ('mini_val', 6, 1)],
+)
 def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     """Pictures (of the second: poses and calibrations alone) through the data set's own pipeline."""
     from mmdet3d.datasets import build_dataset

@@ -1,6 +1,6 @@
 """Original SOLO checkpoints, converted by the tool, give what the original repository gave.
 
-One SOLOv2 and one decoupled model here; the other nets are in tests/matrix/test_solo_golden_matrix.py.
+One SOLOv2 model here, a decoupled one in the matrix, with those of tests/matrix/test_solo_golden_matrix.py.
 """
 
 import pytest
@@ -8,7 +8,9 @@ import pytest
 import solo_golden as golden
 
 
-@pytest.fixture(scope='module', params=['solov2_light_r34', 'decoupled_solo_r50'])
+@pytest.fixture(
+    scope='module', params=['solov2_light_r34', pytest.param('decoupled_solo_r50', marks=pytest.mark.matrix)]
+)
 def run(request, tmp_path_factory):
     golden.require_golden()
     model = golden.converted_model(request.param, tmp_path_factory.mktemp(request.param))

@@ -1,0 +1,24 @@
+"""A pytest plugin: tests about files share one export of equal graphs, see `export_cache`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+FOLDERS = 'tests/tools', 'tests/bad_input', 'tests/mmdeploy_ext/benchmark', 'tests/mmdeploy_ext/contract'
+"""Their tests are about files,"""
+ABOUT_EXPORTS = ('tests/tools/test_exporters.py',)
+"""but for these, which are about the export itself."""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _exported_once(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    file = request.node.nodeid
+    if file.startswith(FOLDERS) and file not in ABOUT_EXPORTS:
+        from export_cache import exported_once, shared_folder  # imports torch
+
+        with exported_once(shared_folder(tmp_path_factory)):
+            yield
+    else:
+        yield
