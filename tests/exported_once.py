@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-FOLDERS = 'tests/tools', 'tests/bad_input', 'tests/mmdeploy_ext/benchmark', 'tests/mmdeploy_ext/contract'
+FOLDERS = 'tests/tools', 'tests/mmdeploy_ext/benchmark', 'tests/mmdeploy_ext/contract'
 """Their tests are about files,"""
 ABOUT_EXPORTS = ('tests/tools/test_exporters.py',)
 """but for these, which are about the export itself."""
