@@ -176,5 +176,5 @@ def _failures(verdict: Verdict) -> list[str]:
                 f'{row.tensor} {row.max_rel:.1e}' for row in case.tensors if not row.passed and row.max_rel
             ]
             images = sum(not row.passed for row in case.detections)
-            found.append(f'{case.name} {case.shape}: {", ".join(tensors)} {images} images differ')
+            found.append(f'{case.name} {case.input_shape}: {", ".join(tensors)} {images} images differ')
     return found + list(verdict.reasons)

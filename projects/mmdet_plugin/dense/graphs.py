@@ -381,6 +381,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         'float32',
         (batch, 3, height, width),
         'normalised images, padded bottom and right',
+        smallest=parts.smallest(model, max(facts_of(model.bbox_head)['strides'])),
         multiple=parts.multiple(model),
     )
     outputs = OUTPUTS[options.form](model, options)

@@ -37,6 +37,17 @@ def multiple(model: Any) -> int:
     return max((MULTIPLES[name] for name in names & MULTIPLES.keys()), default=1)
 
 
+def smallest(model: Any, stride: int) -> int:
+    """Return the smallest side of an input, pixels, for a built detector whose largest stride is `stride`.
+
+    mmcv's first deformable convolution refuses maps that are smaller than its kernel.
+    """
+    from mmcv.ops import DeformConv2d
+
+    kernels = [max(one.kernel_size) for one in model.bbox_head.modules() if isinstance(one, DeformConv2d)]
+    return (max(kernels) - 1) * stride + 1 if kernels else 1
+
+
 def check(model: Mapping[str, Any], options: Options) -> None:
     """Refuse a size that a part does not take, or a dynamic one; `model` is of the config.
 
