@@ -23,7 +23,7 @@ NEEDED = ('sphinx', 'myst_parser', 'furo')
 LOADED = dict(script='src', img='src', link='href', iframe='src', source='src')
 """Tag -> attribute by which a page loads something."""
 SEARCHES = {
-    'deformable convolutions': 'ATSS',
+    'deformable convolutions': 'Dense heads',
     'born here': 'Find the first difference',
     'libspconv': 'LiDAR backbones of sparse convolutions',
     '陷阱': 'ONNX 导出的陷阱',
