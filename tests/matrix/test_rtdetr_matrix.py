@@ -49,6 +49,8 @@ def exported(request, deployment, tmp_path_factory):
 
 @pytest.mark.parametrize('engine', ['OnnxRuntimeBackend', 'OpenVinoBackend'])
 def test_the_graph_is_proven(deployment, exported, engine):
+    if engine == 'OpenVinoBackend':
+        pytest.importorskip('openvino', reason='openvino is an optional extra: pip install openvino')
     verdict, _ = prove(deployment, exported, [('toy', read_image(toy_rtdetr.PICTURE))], dict(engine=engine))
     rows = [row for case in verdict.cases for row in case.tensors]
     worst = max((row.max_rel or 0.0 for row in rows), default=0.0)
