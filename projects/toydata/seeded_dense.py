@@ -216,17 +216,6 @@ def _box_target(head: nn.Module, name: str) -> Target:
     return DELTA_TARGET
 
 
-def without_teacher(model_cfg: Any) -> Any:
-    """Return the config of a distilled detector as its student alone; others as they are.
-
-    Of a teacher nothing is read: its config is a path of the working directory, its checkpoint a URL.
-    """
-    if not any(key.startswith('teacher') for key in model_cfg):
-        return model_cfg
-    others = {key: value for key, value in model_cfg.items() if 'teacher' not in key}
-    return type(model_cfg)(others | dict(type='SingleStageDetector'))
-
-
 def build_student(cfg: Any) -> nn.Module:
     """Return the detector of a config, without weights and without a teacher.
 
@@ -235,7 +224,9 @@ def build_student(cfg: Any) -> nn.Module:
     """
     from mmdet.models import build_detector
 
-    own = copy.copy(cfg)
+    from projects.mmdet_plugin.dense.student import without_teacher
+
+    own = copy.deepcopy(cfg)  # a shallow copy shares its content
     own.model = without_teacher(cfg.model)
     return build_without_weights(own, build_detector, 'backbone')
 

@@ -18,6 +18,7 @@ from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import graphs, parts, reference, samples
 from projects.mmdet_plugin.dense.kinds import KINDS, QUERIES, facts_of, generator_of, kind_of
+from projects.mmdet_plugin.dense.student import without_teacher
 from projects.mmdet_plugin.dense.thresholds import thresholds
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.contract.option import Options
-
-TEACHERS = ('KnowledgeDistillationSingleStageDetector', 'LAD')
-"""Detectors that train with a second model, which inference does not use: the student is exported."""
 
 
 class DenseFamily(ImageFamily):
@@ -105,10 +103,9 @@ class DenseFamily(ImageFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a detector that is taught, the student."""
-        if cfg.model.type in TEACHERS:
-            cfg = copy.deepcopy(cfg)
-            model = {key: value for key, value in cfg.model.items() if 'teacher' not in key}
-            cfg.model = dict(model, type='SingleStageDetector')
+        if (student := without_teacher(cfg.model)) is not cfg.model:
+            cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
+            cfg.model = student
         return super().build(cfg)
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:

@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import kinds, reference
+from projects.mmdet_plugin.dense.family import candidates_there
 from projects.mmdet_plugin.dense.graphs import DecodeForm, FullForm, decode_names, raw_names
 
 SIZE = (128, 192)
@@ -81,6 +82,17 @@ def test_detections_are_those_of_get_bboxes(head):
     named = dict(zip(raw_names(detector(head)), (tensor.numpy() for tensor in raw), strict=True))
     found = runtime.detections(metadata, named, feeds)
     same([(np.c_[one.bboxes_xyxy, one.scores], one.labels) for one in found], wanted, max(SIZE))
+
+
+def test_a_limit_that_no_image_reaches_changes_nothing(head):
+    raw, clips, scales = images(head)
+    size = types.SimpleNamespace(height=SIZE[0], width=SIZE[1])
+    cap = min(2000, candidates_there(head, kinds.facts_of(head), size))
+    same(
+        eager(FullForm(detector(head), cap), raw, clips, scales),
+        by_mmdet(head, raw, clips, scales),
+        max(SIZE),
+    )
 
 
 def test_decoded_tensors_are_those_of_mmdets_own_functions(head):
