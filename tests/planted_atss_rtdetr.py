@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BOX = 'mmdeploy_ext.exporting.postprocess.bbox2d'
-DENSE, FULL = f'{BOX}:DenseBoxPostprocess', 'projects.mmdet_plugin.dense.graphs:FullForm.forward'
-DECODE = 'projects.mmdet_plugin.dense.graphs'
+DENSE, FULL = f'{BOX}:DenseBoxPostprocess', 'projects.mmdet_plugin.dense.forms:FullForm.forward'
+DECODE = 'projects.mmdet_plugin.dense.forms'
 NMS = f'{DECODE}:thresholds'
-LEVEL = f'{DECODE}:Decode._level'
+LEVEL = f'{DECODE}:Decode._boxes'
 planted('score threshold x 1.2', 'atss', (NMS, settings(score_thr=lambda value: value * 1.2)))
 planted('nms_pre 50', 'atss', (NMS, settings(nms_pre=lambda value: 50)))
 planted('max_per_img 99', 'atss', (NMS, settings(max_per_img=lambda value: value - 1)))
@@ -106,7 +106,7 @@ planted(
     'atss',
     (
         LEVEL,
-        result(lambda found, self, level, *_: (found[0] + (16 if level == 3 else 0), *found[1:])),
+        result(lambda boxes, self, level, *_: boxes + (16 if level == 3 else 0)),
     ),
 )
 planted(

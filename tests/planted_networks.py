@@ -27,7 +27,7 @@ FAULTS += [Planted('folding: epsilon x 10', family, folding(_large_epsilon)) for
 FAULTS += [Planted('folding: the last mean is forgotten', family, folding(_no_mean)) for family in FOLDED[:4]]
 
 NETWORKS = dict(
-    atss='projects.mmdet_plugin.dense.graphs:RawNetwork.forward',
+    atss='projects.mmdet_plugin.dense.forms:RawNetwork.forward',
     solov2='projects.mmdet_plugin.solo.networks:BatchedNetwork.forward',
     decoupled_solo='projects.mmdet_plugin.solo.networks:BatchedNetwork.forward',
     rtdetr='projects.mmdet_plugin.rtdetr.graphs:Network.forward',

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
-from projects.mmdet_plugin.dense.graphs import described, flat_outputs, raw_names
+from projects.mmdet_plugin.dense.forms import described, flat_outputs, raw_names
 from projects.mmdet_plugin.dense.kinds import generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
 

@@ -18,7 +18,7 @@ from mmdeploy_ext.runtime.dense import coders
 from mmdeploy_ext.runtime.dense import model as runtime
 from mmdeploy_ext.runtime.detections import Detections, from_padded, sigmoid
 from projects.mmdet_plugin.dense.family import DenseFamily
-from projects.mmdet_plugin.dense.graphs import Decode, raw_names
+from projects.mmdet_plugin.dense.forms import Decode, raw_names
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]

@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import kinds, reference
 from projects.mmdet_plugin.dense.family import candidates_there
-from projects.mmdet_plugin.dense.graphs import DecodeForm, FullForm, decode_names, raw_names
+from projects.mmdet_plugin.dense.forms import DecodeForm, FullForm, decode_names, raw_names
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)

@@ -15,7 +15,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense.family import DenseFamily
-from projects.mmdet_plugin.dense.graphs import FullForm, raw_names
+from projects.mmdet_plugin.dense.forms import FullForm, raw_names
 
 STRIDES = (8, 16, 32)
 CLASSES = 5

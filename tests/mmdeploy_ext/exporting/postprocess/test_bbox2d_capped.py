@@ -33,7 +33,7 @@ from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.runtime.dense import model as runtime
-from projects.mmdet_plugin.dense.graphs import FULL_NAMES, FullForm
+from projects.mmdet_plugin.dense.forms import FULL_NAMES, FullForm
 
 SIZE = (64, 96)
 CAP = 130

@@ -1,0 +1,209 @@
+"""The modules of dense heads: what a form of the graph adds to the network, behind flat tensors.
+
+The network is mmdet's own detector; what its head is, `kinds.py` says. Source of the algorithm: mmdet 2.28.2
+`models/dense_heads/base_dense_head.py`, and the heads' own files.
+
+Glossary: B batch, A priors of a level or of all, C classes, H, W network input in pixels, n detections.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
+from mmdeploy_ext.exporting.postprocess.sizes import hw, length
+from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, scores_of
+from projects.mmdet_plugin.dense import kinds
+from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
+from projects.mmdet_plugin.dense.thresholds import thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.contract.dense_head import Head
+    from mmdeploy_ext.contract.option import Options
+
+FULL_NAMES = ('dets', 'labels', 'candidates')
+"""Outputs of the `full` form; the last with a cap alone."""
+
+
+def described(model: nn.Module) -> Head:
+    """Return what the head of a detector is."""
+    return kinds.described(model.bbox_head)
+
+
+def num_levels(model: nn.Module) -> int:
+    """Return how many feature maps the head looks at."""
+    return len(generator_of(model.bbox_head).strides)
+
+
+def raw_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the raw outputs: by kind, then by level."""
+    return tuple(f'{kind}_{level}' for kind in described(model).names for level in range(num_levels(model)))
+
+
+def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    """Return the head's outputs of a batch of images, kind by kind.
+
+    Raises:
+        ConfigError: they are others than its kind has.
+    """
+    outputs = kind_of(model.bbox_head).flat(model.bbox_head(model.extract_feat(image)))
+    if len(outputs) != len(raw_names(model)):
+        raise ConfigError(
+            f'{type(model.bbox_head).__name__}: gives {len(outputs)} tensors, expected '
+            f'{", ".join(described(model).names)} of each of {num_levels(model)} levels'
+        )
+    return outputs
+
+
+class RawNetwork(nn.Module):
+    """Backbone, neck and head of the upstream detector behind flat tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the detector; its parameters keep their names below `model.`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network.
+
+        Args:
+            image: (B, 3, H, W) float32, normalised.
+
+        Returns:
+            The head's outputs, (B, a*columns, h, w) per kind and level, kind by kind.
+        """
+        flat = flat_outputs(self.model, image)
+        return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), flat, strict=True))
+
+
+class Decode(nn.Module):
+    """Priors, box decoding and scores for all levels."""
+
+    def __init__(self, head: nn.Module) -> None:
+        """Keep what makes the priors, and the settings; none of the head's layers is used."""
+        super().__init__()
+        self.priors = copy.copy(generator_of(head))
+        if hasattr(self.priors, 'base_anchors'):
+            with SameBytes():  # roots of the ratios
+                self.priors.base_anchors = self.priors.gen_base_anchors()
+        self.facts = facts_of(head)
+        self.outputs = kinds.described(head).outputs
+
+    def forward(
+        self, *raw: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
+        """Decode the raw outputs.
+
+        Returns:
+            Per level boxes (B, A, 4) xyxy in pixels, not clipped; class scores (B, A, C); score factors
+            (B, A), or None.
+        """
+        count = len(raw) // len(self.outputs)
+        levels = [Rows(self.outputs, raw[level::count]) for level in range(count)]
+        boxes = [self._boxes(level, rows) for level, rows in enumerate(levels)]
+        scores = [scores_of(torch, self.facts, rows) for rows in levels]
+        return boxes, scores, [factors_of(torch, self.facts, rows) for rows in levels]
+
+    def _boxes(self, level: int, rows: Rows) -> torch.Tensor:
+        like = rows.boxes
+        priors = self.priors.single_level_grid_priors(
+            like.shape[-2:], level, dtype=like.dtype, device=like.device
+        )
+        return boxes_of(torch, self.facts, rows, priors, level)
+
+
+class Rows(dict):
+    """The outputs of one level by name, each turned into rows (B, A, columns) when it is asked for.
+
+    Attributes:
+        boxes: the map (B, a*columns, h, w) that boxes are made of.
+    """
+
+    def __init__(self, outputs: Sequence[tuple[str, int]], maps: Sequence[torch.Tensor]) -> None:
+        """Keep the maps; `outputs` are their names and columns per prior."""
+        super().__init__()
+        self.maps = {name: (tensor, columns) for (name, columns), tensor in zip(outputs, maps, strict=True)}
+        self.boxes = maps[1] if len(maps) > 1 else maps[0]
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        """Make the rows of one output."""
+        self[name] = _rows(*self.maps[name])
+        return self[name]
+
+
+def _rows(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
+    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
+
+
+class DecodeForm(nn.Module):
+    """What the `decode` form adds to the network: raw outputs to boxes, scores, score factors."""
+
+    def __init__(self, model: nn.Module, product: bool) -> None:
+        """Choose whether the score factor is an output of its own or a factor of the scores."""
+        super().__init__()
+        self.decode = Decode(model.bbox_head)
+        self.head = described(model)
+        self.product = product
+
+    def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and sizes (L,); see `decode_names`."""
+        boxes, scores, factors = self.decode(*raw)
+        sizes = [one.shape[1] for one in boxes]
+        boxes, scores = (torch.cat(levels, dim=1) for levels in (boxes, scores))
+        factor = torch.cat(factors, dim=1) if self.head.factor else None
+        if self.product and factor is not None:
+            found = [tap('boxes', boxes), tap('scores', scores * factor[..., None])]
+        else:
+            found = [tap('boxes', boxes), tap('scores', scores)]
+            found += [] if factor is None else [tap(self.head.factor, factor)]
+        if not self.head.maps_by_stride:
+            found.append(torch.stack([length(size) for size in sizes]))
+        return tuple(found)
+
+
+def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
+    """Return the outputs of the `decode` form."""
+    head = described(model)
+    factor = [head.factor] if head.factor and options.score_form == 'separate' else []
+    return ('boxes', 'scores', *factor, *([] if head.maps_by_stride else ['level_sizes']))
+
+
+class FullForm(nn.Module):
+    """What the `full` form adds to the network: raw outputs to detections."""
+
+    def __init__(self, model: nn.Module, cap: int = 0) -> None:
+        """Read the thresholds from the head's test_cfg; `cap` as in `DenseBoxPostprocess`."""
+        super().__init__()
+        head = model.bbox_head
+        self.decode = Decode(head)
+        clips = self.decode.facts['clip_border']
+        self.postprocess = DenseBoxPostprocess(thresholds(head), described(model), clips, cap)
+
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Post-process.
+
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
+            scale_factor: (B, 4) float32.
+            raw: the raw outputs.
+
+        Returns:
+            dets (B, n, 5), labels (B, n), and with a cap candidates (B,).
+        """
+        input_hw = hw(image).to(img_shape)[None]
+        clip_hw = torch.where(img_shape > 0, img_shape, input_hw)
+        found = self.postprocess(*self.decode(*raw), clip_hw, scale_factor)
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, found, strict=False))
