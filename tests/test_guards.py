@@ -181,6 +181,48 @@ def test_help_needs_no_torch(name):
     assert done.stdout.startswith('usage: ') and len(done.stdout.splitlines()) > 5
 
 
+# ---- families
+
+NAMED = re.compile(
+    r'(?<![a-z])(?:atss|solo|solov2|rt-?detr|stream_?petr|petr_?3d|centerpoint|bevfusion|tood|dy ?head|fcos|'
+    r'retina|repvgg|swin)(?![a-z0-9])', re.IGNORECASE)
+OF_FAMILIES = (
+    'runtime/', 'contract/families/',  # a room for each
+    'weights/', 'stack/patches', 'exporting/postprocess/',  # names of other repositories, of upstream modules
+    'apps/lidar_demo_app', 'apps/ranges', 'apps/scn_ptq_app')  # tools of one family
+
+
+def words(tree: ast.Module) -> list[str]:
+    """Return names and texts of code, without what documents it: texts that stand alone."""
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        texts = [getattr(node, key, None) for key in ('id', 'attr', 'name', 'module', 'arg')]
+        if isinstance(node, ast.Constant) and id(node) not in alone:
+            texts.append(node.value)
+        found += [text for text in texts if isinstance(text, str)]
+    return found
+
+
+def families_in(tree: ast.Module) -> list[str]:
+    split = [re.sub('(?<=[A-Za-z0-9])(?=[A-Z][a-z])|_', ' ', word) + ' ' + word for word in words(tree)]
+    return [word for word in split if NAMED.search(word)]
+
+
+def test_shared_code_names_no_family():
+    shared = [name for name in tracked('.py') if name.startswith('mmdeploy_ext/')]
+    shared = [name for name in shared if not name.removeprefix('mmdeploy_ext/').startswith(OF_FAMILIES)]
+    found = {name: families_in(syntax(name)) for name in shared}
+    assert len(shared) > 200 and not {name: those for name, those in found.items() if those}
+
+
+@pytest.mark.parametrize('code', [
+    "CALLERS = ('TOODHead',)", 'from mmdet.models import DyHeadBlock', "help = 'SOLO, raw form: cells'",
+    'POSTPROCESS = dict(rtdetr=1)', 'def facts_of_atss(): pass', 'import mmdet.solov2_head'])
+def test_every_way_to_name_a_family_is_seen(code):
+    assert families_in(ast.parse(code)) and not families_in(ast.parse("def f():\n    \'\'\'SOLO\'\'\'"))
+
+
 # ---- one place for everything
 
 def exporter_calls(name: str) -> list[ast.Call]:

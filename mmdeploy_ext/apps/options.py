@@ -8,7 +8,7 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.families import DETECTOR
 from mmdeploy_ext.contract.precision import PRECISIONS
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
@@ -100,7 +100,7 @@ def given_words(args: argparse.Namespace) -> list[str]:
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen about the graphs of detectors; None where it was not given."""
-    add_declared(parser, choices.DETECTOR)
+    add_declared(parser, DETECTOR)
     parser.add_argument('--skip-postprocess', action='store_true', help='the same as --postprocess raw')
 
 
@@ -128,7 +128,7 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     """
     from mmdeploy_ext.exporting.exporter import check_opset
 
-    given = given_values(args, choices.DETECTOR)
+    given = given_values(args, DETECTOR)
     if args.skip_postprocess:
         if given.get('form', 'raw') != 'raw':
             raise UsageError(

@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar='NAME[=VALUES]',
         help='inputs that become constants, of their default or of VALUES (1,2,...), where sizes inside '
-        'follow from them (SOLO full: img_shape ori_shape)',
+        'follow from them (masks, form full: img_shape ori_shape)',
     )
     parser.add_argument('--tf32', action='store_true', help='let float32 products round to 10 bits')
     cli.writes(

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.evaluate.loop import Network
 
 
-DEMOS = {True: 'streampetr_video.py', False: 'lidar_demo.py'}
-"""Whether a model of frames has a memory -> what draws its boxes."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's test.py."""
     parser = cli.ArgumentParser(
@@ -123,7 +119,7 @@ def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -
     family = find_family(cfg, DETECTOR)
     kind = ImageModel if family.samples == 'images' else FrameModel
     if family.samples != 'images':
-        why = f'these models are drawn by tools/demo/{DEMOS[family.memory]}'
+        why = f'these models are drawn by {family.used_by[""].split()[0]}'
         shared.refuse_given(args, build_parser(), ('show_dir', 'show_score_thr'), why)
     tested = kind(cfg, family, args, work_dir)
     dataset = evaluation.build_dataset(cfg)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata_schema import COUNT, FLAG, POSITIVE
 from mmdeploy_ext.contract.schema import (
     Check,
     Mismatch,
@@ -19,12 +17,11 @@ from mmdeploy_ext.contract.schema import (
     record,
     text,
 )
+from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, STRIDES
 from mmdeploy_ext.core.plain import Plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-STRIDES = items(number(1, 4096, whole=True), 1, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,16 +213,3 @@ def _levels(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             f'base_anchors has entries of {", ".join(map(str, sorted(forms)))} numbers, expected '
             f'{" or ".join(map(str, sorted(known)))} for coder.type {settings["type"]!r}'
         )
-
-
-def facts_of_atss(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of a file that knew no head but ATSS's, in full.
-
-    What is of another type than such files have is left as it is, for the checks to name.
-    """
-    found, classes, settings = dict(facts), facts.get('num_classes'), facts.get('coder')
-    if isinstance(settings, dict):
-        found['coder'] = {'type': 'delta', **settings}
-    if type(classes) is int:
-        found['head'] = json.loads(json.dumps(factor_head(classes, 'centerness').to_json()))
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract import options
+from mmdeploy_ext.contract import families, options
 from mmdeploy_ext.contract.option import schemas
 from mmdeploy_ext.contract.schema import (
     Check,
@@ -19,17 +19,11 @@ from mmdeploy_ext.contract.schema import (
     record,
     text,
 )
+from mmdeploy_ext.contract.values import COUNT, DIGEST, FLAG, LIMIT, NAME, PIXELS, POSITIVE, TRIPLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FLAG, NAME = one_of(True, False), text(r'(?s).+', 'a text that is not empty')
-COUNT, SIZE = number(1, 100_000, whole=True), number(1, 16_384, whole=True)
-LIMIT = number(-1, 10**9, whole=True)
-"""Of a number of results: -1 and 0 have none."""
-POSITIVE, FRACTION = number(above=0), number(0, 1)
-TRIPLE = exactly(3, COUNT)
-DIGEST = text('[0-9a-f]{64}', '64 hexadecimal digits')
 DTYPES = ('bool', 'int8', 'uint8', 'int16', 'int32', 'int64', 'float16', 'float32', 'float64')
 COLOURS = dict(mean=exactly(3, number()), std=exactly(3, POSITIVE), to_rgb=FLAG)
 COLOURS['size_divisor'] = number(1, 4096, whole=True)
@@ -37,11 +31,11 @@ COLOURS['size_divisor'] = number(1, 4096, whole=True)
 IMAGE = record(
     dict(
         COLOURS,
-        img_scale=maybe(exactly(2, SIZE)),
+        img_scale=maybe(exactly(2, PIXELS)),
         keep_ratio=FLAG,
-        size=maybe(exactly(2, SIZE)),
+        size=maybe(exactly(2, PIXELS)),
         pad_val=exactly(3, number()),
-        pad_size=maybe(exactly(2, SIZE)),
+        pad_size=maybe(exactly(2, PIXELS)),
         resize=one_of('cv2', 'pillow'),
     ),
 )
@@ -62,12 +56,12 @@ def _rig(rule: Mapping[str, Any], where: str) -> None:
 MULTIVIEW_FIELDS = dict(
     COLOURS,
     kind=one_of('multiview'),
-    source=exactly(2, SIZE),
+    source=exactly(2, PIXELS),
     scale=number(above=0, most=64),
-    resized=exactly(2, SIZE),
+    resized=exactly(2, PIXELS),
     crop=exactly(2, number(-16_384, 16_384, whole=True)),
-    size=exactly(2, SIZE),
-    pad_size=maybe(exactly(2, SIZE)),
+    size=exactly(2, PIXELS),
+    pad_size=maybe(exactly(2, PIXELS)),
     num_cameras=number(1, 64, whole=True),
     cameras=items(NAME, 0, 64),
 )
@@ -117,8 +111,8 @@ TENSOR = record(
         unused=FLAG,
         compare=one_of('values', 'detections'),
         single=FLAG,
-        smallest=SIZE,
-        multiple=SIZE,
+        smallest=PIXELS,
+        multiple=PIXELS,
         positive=FLAG,
     ),
     ('name', 'dtype', 'axes', 'groups'),
@@ -141,7 +135,7 @@ SPEC = record(
     ('name', 'inputs', 'outputs', 'state'),
     _names,
 )
-CHOICES = dict(schemas((*options.DETECTOR, *options.STREAM)), cfg_options=mapping(anything))
+CHOICES = dict(schemas((*families.DETECTOR, *options.DRIVE)), cfg_options=mapping(anything))
 OPTIONS = record(CHOICES, ('opset', 'exporter'), closed=False)
 SPARSE_OPTIONS = record(CHOICES | schemas(options.SPARSE), closed=False)
 EDIT = record(

@@ -10,15 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.schema import Check, Mismatch, number, one_of, text
+from mmdeploy_ext.contract.schema import Check, Mismatch, one_of
+from mmdeploy_ext.contract.values import NAME
 from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-NAME = text(r'(?s).+', 'a text that is not empty')
-FLAG = one_of(True, False)
-SIZE = number(0, 16_384, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,16 @@
-"""What can be chosen about a graph, each choice declared once; needs neither torch nor mmcv."""
+"""What can be chosen about graphs of several families, each choice declared once.
+
+What only one family has is in its module of `contract/families`. Needs neither torch nor mmcv.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
-from mmdeploy_ext.contract.option import FLAG, NAME, SIZE, Option
+from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.schema import exactly, items, number
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET
+from mmdeploy_ext.contract.values import FLAG, NAME, SIZE
 
 NO_BF16_FILE = (
     'a file has no bfloat16 form: ONNX has bfloat16 convolutions from opset 22 on, the exporters write up to '
@@ -115,97 +119,23 @@ IMAGE = (
     *(dataclasses.replace(option, kept='half') for option in HALF),
 )
 """What every family of single images has."""
-LAYOUT = Option(
-    'layout',
-    'batched',
-    'SOLO, raw form: cells of all levels with a batch axis (default), or exactly the outputs of the fork '
-    'zhangjinsong3/SOLOv2.tensorRT',
-    ('batched', 'fork'),
-    only_with=('form', 'raw'),
-    group='options of some families',
-)
+OF_SOME = 'options of some families'
+"""Title above what only some families of single images have; their names are put before each help."""
 MAX_CANDIDATES = Option(
     'max_candidates',
     0,
-    'SOLO and dense heads, full form: the K best candidates at most, 1 or more, with constant shapes; for '
-    'TensorRT (default, without the option: all)',
+    'full form: the K best candidates at most, 1 or more, with constant shapes; for TensorRT (default, '
+    'without the option: all)',
     schema=number(0, 10**9, whole=True),
     key='max_candidates',
     metavar='K',
     least=1,
     hint='leave it out for all',
     only_with=('form', 'full'),
-    group='options of some families',
+    group=OF_SOME,
 )
-FUSE = Option(
-    'fuse',
-    True,
-    'RT-DETR: branches of RepVGG blocks become one convolution (default: they do)',
-    schema=FLAG,
-    group='options of some families',
-)
-GRID_SAMPLE = Option(
-    'grid_sample',
-    'operator',
-    'RT-DETR: gather replaces GridSample for engines that get it wrong (TensorRT 10.14 to 11.1)',
-    ('operator', 'gather'),
-    key='grid_sample',
-    group='options of some families',
-)
-DYNAMIC_BATCH = Option(
-    'dynamic_batch',
-    False,
-    'RT-DETR: the batch stays dynamic, the size is fixed',
-    schema=FLAG,
-    group='options of some families',
-)
-IMAGE_OWN = (LAYOUT, MAX_CANDIDATES, FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
-"""What some families of single images have."""
-
-CONTRACT = Option(
-    'contract',
-    'deploy',
-    'deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the StreamPETR '
-    'deployment fork',
-    ('deploy', 'fork'),
-    key='contract',
-    told=True,
-    group='models of frames (StreamPETR)',
-)
-FORK_VERSION = Option(
-    'fork_version',
-    '1.0',
-    "the fork's branch: 1.0 has 12 inputs with absolute time (default), 1.1 has 11 with ages",
-    ('1.0', '1.1'),
-    key='fork_version',
-    only_with=('contract', 'fork'),
-    told=True,
-    group='models of frames (StreamPETR)',
-)
-FORK_IMG2LIDAR = Option(
-    'fork_img2lidar',
-    'token',
-    'matrices per token (default), or per token and depth bin',
-    ('token', 'depth'),
-    key='fork_img2lidar',
-    only_with=('contract', 'fork'),
-    told=True,
-    group='models of frames (StreamPETR)',
-)
-LAYERS = Option(
-    'layers',
-    'all',
-    'decoder layers in the outputs (default: all)',
-    ('all', 'last'),
-    key='layers',
-    told=True,
-    group='models of frames (StreamPETR)',
-)
-STREAM_OWN = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS)
-DETECTOR = (*IMAGE, *IMAGE_OWN, *STREAM_OWN)
-"""What `pytorch2onnx.py` takes."""
-STREAM = (*STREAM_OWN, PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
-"""What families of frames and sweeps have."""
+DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
+"""What every family of frames or sweeps has."""
 
 SPARSE = (
     Option(
@@ -231,7 +161,7 @@ SPARSE = (
         'int8_fp16_io',
         False,
         "with --precision int8: the reference's INT8 file: its first layers compute in fp16, the last gives "
-        "fp16; CenterPoint's conv_input is folded in fp16 and calibrated before",
+        'fp16; what the reference folds in fp16 is folded so, and calibrated before',
         schema=FLAG,
         flag='--int8-fp16-input-output',
         only_with=('precision', 'int8'),

@@ -7,7 +7,7 @@ import enum
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from mmdeploy_ext.contract import options as declared
+from mmdeploy_ext.contract import families as declared
 from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError

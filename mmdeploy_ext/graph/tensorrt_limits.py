@@ -62,7 +62,7 @@ StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
 UNSUPPORTED = dict.fromkeys(_NOT_KNOWN.split(), NO_OPERATOR)
 """What the parser of tensorrt-rtx 1.7.1 says that it does not know, of all operators of onnx 1.23.2."""
 UNSUPPORTED['MatMulInteger'] = (
-    'TensorRT has no integer products; of SOLO full: give the file a constant number of candidates '
+    'TensorRT has no integer products; of masks, form full: give the file a constant number of candidates '
     '(--max-candidates K), or export --postprocess raw'
 )
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MIN_OPSET = 19
 MODULE = 'mmcv.ops'
 """Who has not imported it has none of its convolutions, and may be without mmcv."""
-CALLERS = ('TOODHead',)
-"""Modules of mmdet that call `mmcv.ops.deform_conv2d`, which is no module."""
+CALLERS: list[type[torch.nn.Module]] = []
+"""Modules that call `mmcv.ops.deform_conv2d`, which is no module; who knows of some adds them."""
 
 
 def has_deform_conv(module: torch.nn.Module) -> bool:
@@ -29,16 +29,15 @@ def has_deform_conv(module: torch.nn.Module) -> bool:
     from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 
     return any(
-        isinstance(child, DeformConv2d | ModulatedDeformConv2d) or type(child).__name__ in CALLERS
-        for child in module.modules()
+        isinstance(child, (DeformConv2d, ModulatedDeformConv2d, *CALLERS)) for child in module.modules()
     )
 
 
 class LeadingOffsets(torch.nn.Module):
     """A modulated deformable convolution whose offsets and mask were made for a larger map.
 
-    mmdet's DyHead convolves level i + 1 with the offsets of level i. mmcv does not look at their size: it
-    reads them as one flat buffer per image, from its beginning. This says so in operators.
+    mmcv does not look at their size: it reads them as one flat buffer per image, from its beginning. This
+    says so in operators.
     """
 
     def __init__(self, conv: torch.nn.Module) -> None:
@@ -56,34 +55,6 @@ def _leading(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     channels, (height, width) = values.shape[1], x.shape[2:]
     flat = values.flatten(1)[:, : channels * height * width]
     return flat.reshape(x.shape[0], channels, height, width)
-
-
-def spell_out_leading_offsets(model: torch.nn.Module) -> torch.nn.Module:
-    """Put `LeadingOffsets` around the convolutions of DyHead that rely on mmcv's reading, in place."""
-    from mmdet.models.necks.dyhead import DyHeadBlock
-
-    for block in model.modules():
-        if isinstance(block, DyHeadBlock):
-            block.spatial_conv_high = LeadingOffsets(block.spatial_conv_high)
-    return model
-
-
-def fix_sampled_sides(model: torch.nn.Module) -> torch.nn.Module:
-    """Give TOOD's heads kernels of fixed shape, in place: traced, theirs have that of a tensor."""
-    from mmdet.models.dense_heads import TOODHead
-
-    for head in model.modules():
-        if isinstance(head, TOODHead):
-            head.deform_sampling = _sample_sides
-    return model
-
-
-def _sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Read each side of boxes (B, 4, h, w) at its own offset (B, 8, h, w), y before x, in cells."""
-    from mmcv.ops import deform_conv2d
-
-    sides = 4
-    return deform_conv2d(boxes, offset, boxes.new_ones((sides, 1, 1, 1)), 1, 0, 1, sides, sides)
 
 
 def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.options import DETECTOR
+from mmdeploy_ext.contract.families import DETECTOR
 from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.runtime.consumers import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed

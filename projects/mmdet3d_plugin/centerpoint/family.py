@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.families.streampetr import CONTRACT, LAYERS, OPTIONS
+from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, find_family, register_family
@@ -44,10 +45,8 @@ class CenterPointFamily(SequenceFamily):
         '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'
     }
     options = tuple(
-        dataclasses.replace(one, choices=one.choices[:1], hint=ONLY)
-        if one in (choices.CONTRACT, choices.LAYERS)
-        else one
-        for one in choices.STREAM
+        dataclasses.replace(one, choices=one.choices[:1], hint=ONLY) if one in (CONTRACT, LAYERS) else one
+        for one in (*OPTIONS, *DRIVE)
     )
     files = ('backbone', 'head')
     samples = 'sweeps'

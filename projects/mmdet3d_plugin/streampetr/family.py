@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.families.streampetr import OPTIONS
+from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
@@ -44,7 +45,7 @@ class StreamPetrFamily(SequenceFamily):
     }
     samples = 'frames'
     memory = True
-    options = choices.STREAM
+    options = (*OPTIONS, *DRIVE)
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     compared = ('all_cls_scores', 'all_bbox_preds')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')

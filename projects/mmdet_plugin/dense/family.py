@@ -10,7 +10,7 @@ from mmdet.models.builder import DETECTORS, HEADS, build_head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 
-from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.families.dense import OPTIONS
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.families.base import Claim, register_family
@@ -39,7 +39,7 @@ class DenseFamily(ImageFamily):
     )
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
-    own_options = (choices.MAX_CANDIDATES,)
+    own_options = OPTIONS
     ignored_prefixes = ('teacher_model.',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)

@@ -15,7 +15,6 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.ops.deform_conv import fix_sampled_sides, spell_out_leading_offsets
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.forms import (
@@ -214,7 +213,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and what the form adds to it."""
     raw = raw_names(model)
-    network = fix_sampled_sides(spell_out_leading_offsets(fuse(model))) if fold else model
+    network = fuse(model) if fold else model
     chain = [Stage('network', RawNetwork(network), ('input',), raw)]
     if options.form == 'decode':
         form = DecodeForm(model, options.score_form == 'product')

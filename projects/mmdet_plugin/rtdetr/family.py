@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.families.rtdetr import OPTIONS
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
@@ -33,7 +33,7 @@ class RtDetrFamily(ImageFamily):
     near = ('DETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
     task = 'bbox2d'
     forms = ('full', 'raw')
-    own_options = (choices.FUSE, choices.GRID_SAMPLE, choices.DYNAMIC_BATCH)
+    own_options = OPTIONS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
     reference_tensors = staticmethod(reference.tensors)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.contract.families.solo import OPTIONS
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim, register_family
@@ -34,7 +34,7 @@ class SoloFamily(ImageFamily):
     )
     task = 'mask'
     forms = ('full', 'raw')
-    own_options = (choices.LAYOUT, choices.MAX_CANDIDATES)
+    own_options = OPTIONS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
     batches, whole = staticmethod(samples.batches), staticmethod(samples.whole)

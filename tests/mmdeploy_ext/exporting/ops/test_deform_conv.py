@@ -7,6 +7,7 @@ import torch
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2d, ModulatedDeformConv2dPack
 from mmcv.ops.deform_conv import DeformConv2dFunction
 from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
+from mmdet.models.dense_heads import TOODHead
 from mmdet.models.necks import DyHead
 from torch import nn
 
@@ -16,12 +17,14 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.ops import deform_conv
 from mmdeploy_ext.exporting.ops.deform_conv import (
     LeadingOffsets,
     has_deform_conv,
-    spell_out_leading_offsets,
     standard_deform_conv,
 )
+from projects.mmdet_plugin.dense import deform_conv as of_dense
 
 FUNCTIONS = (DeformConv2dFunction, ModulatedDeformConv2dFunction)
 SHAPES = {
@@ -143,11 +146,7 @@ class Pyramid(nn.Module):
 def test_dyhead_of_mmdet_exports_and_equals_itself_on_other_sizes():
     torch.manual_seed(0)
     module = Pyramid().eval()
-    spelled = spell_out_leading_offsets(Pyramid().eval())
-    spelled.load_state_dict(
-        {name.replace('conv_high.', 'conv_high.conv.'): value for name, value in module.state_dict().items()}
-    )
-    model = graph_of(spelled, 19, image(0, 1, 16, 16, 24), ('p3', 'p4', 'p5'))
+    model = graph_of(fuse(module), 19, image(0, 1, 16, 16, 24), ('p3', 'p4', 'p5'))
     assert_equal_on_unseen(module, model, [image(1, 1, 16, 32, 24), image(2, 2, 16, 13, 21)])
 
 
@@ -180,3 +179,13 @@ def test_only_mmcvs_deformable_convolutions_are_found():
     assert has_deform_conv(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(DeformConv2dPack(8, 8, 3))))
     assert has_deform_conv(ModulatedDeformConv2dPack(8, 8, 3))
     assert not has_deform_conv(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+
+
+def test_a_head_that_calls_the_function_is_found_because_its_family_says_so(monkeypatch):
+    settings = dict(
+        type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8]
+    )
+    head = TOODHead(3, 8, stacked_convs=2, feat_channels=32, anchor_generator=settings)
+    assert has_deform_conv(head) and fuse(head).deform_sampling is of_dense._sample_sides
+    monkeypatch.setattr(deform_conv, 'CALLERS', [])
+    assert not has_deform_conv(head)

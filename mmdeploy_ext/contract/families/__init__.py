@@ -1,0 +1,56 @@
+"""What metadata and command lines know of single families: a module each, found by the name of the family.
+
+A module may have
+
+- `OPTIONS`: what can be chosen about its graphs, besides what is in `contract/options.py`,
+- `POSTPROCESS`: a check of what its files tell their consumer (`postprocess` of the metadata). A key that a
+  graph does not need may be missing; what reads it says so,
+- `FORMER`: name of the family in files of earlier versions -> what makes their facts today's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.options import IMAGE, OF_SOME
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from mmdeploy_ext.contract.option import Option
+
+MODULES: dict[str, ModuleType] = {
+    found.name: importlib.import_module(f'{__name__}.{found.name}')
+    for found in pkgutil.iter_modules(__path__)
+}
+"""Name of a family -> its module."""
+
+
+def _have(attribute: str) -> dict[str, Any]:
+    """Return name of a family -> attribute of its module, of those that have it."""
+    return {name: vars(module)[attribute] for name, module in MODULES.items() if attribute in vars(module)}
+
+
+def _own_options() -> tuple[Option, ...]:
+    """Return each option once; the families that have it stand before the help of those of `OF_SOME`."""
+    having: dict[Option, list[str]] = {}
+    for family, options in _have('OPTIONS').items():
+        for option in options:
+            having.setdefault(option, []).append(family)
+    return tuple(
+        dataclasses.replace(option, help=f'{", ".join(names)}: {option.help}')
+        if option.group == OF_SOME
+        else option
+        for option, names in having.items()
+    )
+
+
+DETECTOR = (*IMAGE, *_own_options())
+"""What `pytorch2onnx.py` takes."""
+POSTPROCESS = _have('POSTPROCESS')
+"""Family -> check of what its files tell their consumer."""
+FORMER = {former: (name, upgrade) for name, of in _have('FORMER').items() for former, upgrade in of.items()}
+"""Families of files of earlier versions -> what they are called now, and what makes their facts today's."""

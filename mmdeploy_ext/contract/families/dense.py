@@ -1,0 +1,57 @@
+"""Dense heads: their options, and what their files tell `runtime/dense`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract import dense_head
+from mmdeploy_ext.contract.options import MAX_CANDIDATES
+from mmdeploy_ext.contract.schema import number, record
+from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT, STRIDES, equal_lengths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OPTIONS = (MAX_CANDIDATES,)
+
+
+def _dense(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse levels of unequal number, and a head that does not go with its coder and priors."""
+    equal_lengths('strides', 'base_anchors')(facts, where)
+    dense_head.together(facts, where)
+
+
+POSTPROCESS = record(
+    dict(
+        score_thr=number(),
+        nms_pre=LIMIT,
+        iou_threshold=FRACTION,
+        max_per_img=LIMIT,
+        class_agnostic=FLAG,
+        clip_border=FLAG,
+        strides=STRIDES,
+        base_anchors=dense_head.PRIORS,
+        coder=dense_head.coder,
+        head=dense_head.HEAD,
+        num_classes=COUNT,
+    ),
+    also=_dense,
+    closed=False,
+)
+
+
+def _facts_of_atss(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a file that knew no head but ATSS's, in full.
+
+    What is of another type than such files have is left as it is, for the checks to name.
+    """
+    found, classes, settings = dict(facts), facts.get('num_classes'), facts.get('coder')
+    if isinstance(settings, dict):
+        found['coder'] = {'type': 'delta', **settings}
+    if type(classes) is int:
+        found['head'] = json.loads(json.dumps(dense_head.factor_head(classes, 'centerness').to_json()))
+    return found
+
+
+FORMER = dict(atss=_facts_of_atss)

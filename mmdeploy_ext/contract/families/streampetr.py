@@ -1,0 +1,61 @@
+"""StreamPETR: its options, and what its files tell `runtime/streampetr`."""
+
+from __future__ import annotations
+
+from mmdeploy_ext.contract.option import Option
+from mmdeploy_ext.contract.schema import maybe, number, record
+from mmdeploy_ext.contract.values import COUNT, RANGE
+
+GROUP = 'models of frames (StreamPETR)'
+CONTRACT = Option(
+    'contract',
+    'deploy',
+    'deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the StreamPETR '
+    'deployment fork',
+    ('deploy', 'fork'),
+    key='contract',
+    told=True,
+    group=GROUP,
+)
+FORK_VERSION = Option(
+    'fork_version',
+    '1.0',
+    "the fork's branch: 1.0 has 12 inputs with absolute time (default), 1.1 has 11 with ages",
+    ('1.0', '1.1'),
+    key='fork_version',
+    only_with=('contract', 'fork'),
+    told=True,
+    group=GROUP,
+)
+FORK_IMG2LIDAR = Option(
+    'fork_img2lidar',
+    'token',
+    'matrices per token (default), or per token and depth bin',
+    ('token', 'depth'),
+    key='fork_img2lidar',
+    only_with=('contract', 'fork'),
+    told=True,
+    group=GROUP,
+)
+LAYERS = Option(
+    'layers',
+    'all',
+    'decoder layers in the outputs (default: all)',
+    ('all', 'last'),
+    key='layers',
+    told=True,
+    group=GROUP,
+)
+OPTIONS = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS)
+POSTPROCESS = record(
+    dict(
+        max_num=COUNT,
+        post_center_range=RANGE,
+        score_threshold=maybe(number()),
+        num_classes=COUNT,
+        memory_len=COUNT,
+        topk_proposals=COUNT,
+        num_propagated=number(0, 100_000, whole=True),
+    ),
+    closed=False,
+)
