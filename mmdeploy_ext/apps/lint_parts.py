@@ -36,6 +36,7 @@ class Upstream(torch.nn.Module):
         batch, _, height, width = (int(size) for size in img.detach().numpy().shape)
         shape = (height, width, 3)
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
+        meta.update(batch_input_shape=shape[:2], border=(0, height, 0, width))
         return self.detector.simple_test(img, [meta] * batch)
 
 

@@ -49,6 +49,10 @@ class Head(Plain):
         visible_thr: that they have to reach, after the sigmoid.
         inverted: boxes may end before they begin. Upstream never suppresses these, nor others by them.
         maps_by_stride: feature maps have ceil(H / stride) rows, and columns likewise.
+        peaks: scores are zero where the square of this side around the cell has a higher one of the class; 0
+            keeps all.
+        suppresses: boxes that overlap a better one of their class are left out.
+        bordered: boxes lose the padding above and left of the image (input `border`).
     """
 
     outputs: tuple[tuple[str, int], ...]
@@ -68,6 +72,9 @@ class Head(Plain):
     visible_thr: float = 0.0
     inverted: bool = False
     maps_by_stride: bool = True
+    peaks: int = 0
+    suppresses: bool = True
+    bordered: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,13 +101,14 @@ CODERS: dict[str, dict[str, Check]] = dict(
     scaled=dict(strides=STRIDES, around_points=FLAG),
     yolo=dict(strides=STRIDES),
     yolox=dict(strides=STRIDES),
+    centre=dict(strides=STRIDES),
     bucket=dict(buckets=COUNT, num_buckets=COUNT, scale_factor=POSITIVE),
 )
 """Coder of `runtime/dense/coders.py` -> what it reads of its settings."""
 OPTIONAL = dict(delta=dict(ctr_clamp=number(0)), guided=dict(ctr_clamp=number(0)))
 """Coder -> settings that may be missing."""
 OF_ANCHORS = ('delta', 'guided', 'tblr', 'yolo', 'bucket')
-OF_POINTS = ('base_length', 'yolox')
+OF_POINTS = ('base_length', 'yolox', 'centre')
 """Coders that take one kind of prior alone."""
 
 
@@ -118,6 +126,7 @@ def reads(settings: Mapping[str, Any]) -> dict[str, int]:
         guided=dict(bbox_pred=4, shape_pred=2),
         integral=dict(bbox_pred=4 * settings.get('bins', 1)),
         yolo=dict(pred_map=4),
+        centre=dict(wh=2, offset=2),
         bucket=dict(bbox_cls=sides, bbox_reg=sides),
     ).get(settings['type'], dict(bbox_pred=4))
 
@@ -136,6 +145,8 @@ def pair(second: Check) -> Check:
     return check
 
 
+LATER = dict(peaks=0, suppresses=True, bordered=False)
+"""Entries of a head that files of earlier versions lack -> what they stand for."""
 HEAD = record(
     dict(
         outputs=items(pair(COUNT), 1, 8),
@@ -155,8 +166,11 @@ HEAD = record(
         visible_thr=number(),
         inverted=FLAG,
         maps_by_stride=FLAG,
+        peaks=number(0, 99, whole=True),
+        suppresses=FLAG,
+        bordered=FLAG,
     ),
-    tuple(field.name for field in dataclasses.fields(Head)),
+    tuple(field.name for field in dataclasses.fields(Head) if field.name not in LATER),
 )
 
 

@@ -37,6 +37,9 @@ IMAGE = record(
         pad_val=exactly(3, number()),
         pad_size=maybe(exactly(2, PIXELS)),
         resize=one_of('cv2', 'pillow'),
+        pad_or=number(0, 4096, whole=True),
+        pad_more=number(0, 4096, whole=True),
+        centred=FLAG,
     ),
 )
 

@@ -209,7 +209,8 @@ class Show:
 
         (picture,) = tensor2imgs(image[None], **meta['img_norm_cfg'])
         height, width = meta['img_shape'][:2]
-        picture = imresize(picture[:height, :width], meta['ori_shape'][1::-1])
+        top, left = _border(meta)
+        picture = imresize(picture[top : top + height, left : left + width], meta['ori_shape'][1::-1])
         draw = draw_instances if isinstance(found, Instances) else draw_detections
         path = self.folder / meta['ori_filename']
         with atomic_path(path) as temporary:
@@ -226,7 +227,14 @@ def _prepared(tensor: np.ndarray, meta: Mapping[str, Any]) -> PreparedImage:
         img_shape=tuple(meta['img_shape'][:2]),
         scale_factor=scale,
         ori_shape=tuple(meta['ori_shape'][:2]),
+        border=_border(meta),
     )
+
+
+def _border(meta: Mapping[str, Any]) -> tuple[int, int]:
+    """Return rows above and columns left of the content; mmdet has top, bottom, left, right."""
+    top, _, left, _ = meta.get('border', (0, 0, 0, 0))
+    return int(top), int(left)
 
 
 def to_mmdet_result(found: Detections | Instances, num_classes: int) -> Any:

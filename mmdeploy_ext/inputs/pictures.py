@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -34,12 +34,14 @@ class PreparedImage:
         img_shape: (h, w) of the content before padding, pixels.
         scale_factor: (4,) float32 `w h w h` ratios, network input / original.
         ori_shape: (h, w) of the original image, pixels.
+        border: rows of padding above the content and columns left of it.
     """
 
     tensor: np.ndarray
     img_shape: tuple[int, int]
     scale_factor: np.ndarray
     ori_shape: tuple[int, int]
+    border: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,10 @@ class PreprocessRule(Plain):
         to_rgb: swap OpenCV's BGR to RGB before normalising.
         img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) without `keep_ratio`.
         keep_ratio: keep the aspect ratio.
-        size_divisor: pad to a multiple of this, bottom and right.
+        size_divisor: pad to a multiple of this, bottom and right, or all around where `centred`.
+        pad_or: pad to (size | pad_or) + pad_more instead, bitwise; 0 does not.
+        pad_more: see `pad_or`.
+        centred: the middle of the content is the middle of the input, both rounded down.
         pad_size: (H, W) to pad to, whatever the size after the resize; larger images keep theirs.
         size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
         pad_val: value of the padding per channel, applied after normalisation as mmdet does.
@@ -69,6 +74,14 @@ class PreprocessRule(Plain):
     pad_val: tuple[float, ...] = (0.0, 0.0, 0.0)
     pad_size: tuple[int, int] | None = None
     resize: str = 'cv2'
+    pad_or: int = 0
+    pad_more: int = 0
+    centred: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Plain`; padding of a kind that few files have is left out of the others."""
+        later = ('pad_or', 'pad_more', 'centred')
+        return {key: one for key, one in super().to_json().items() if one or key not in later}
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) after the resize of an image of `height` x `width`."""
@@ -90,6 +103,8 @@ class PreprocessRule(Plain):
             return self.size
         if self.pad_size is not None:
             return max(self.pad_size[0], height), max(self.pad_size[1], width)
+        if self.pad_or:
+            return (height | self.pad_or) + self.pad_more, (width | self.pad_or) + self.pad_more
         divisor = self.size_divisor
         return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
@@ -108,13 +123,19 @@ class PreprocessRule(Plain):
             image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
         padded_h, padded_w = self.padded_shape(resized_h, resized_w)
         padded = np.broadcast_to(np.float32(self.pad_val), (padded_h, padded_w, 3)).copy()
-        padded[:resized_h, :resized_w] = normalise(image_bgr, self.mean, self.std, self.to_rgb)
+        content = normalise(image_bgr, self.mean, self.std, self.to_rgb)
+        top, left = 0, 0
+        if self.centred:  # an input of odd size that the content fills lacks its last row or column, in mmdet
+            top, left = padded_h // 2 - resized_h // 2, padded_w // 2 - resized_w // 2
+            content = content[: padded_h // 2 + resized_h // 2, : padded_w // 2 + resized_w // 2]
+        padded[top : top + content.shape[0], left : left + content.shape[1]] = content
         ratio_w, ratio_h = resized_w / width, resized_h / height
         return PreparedImage(
             tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)),
             img_shape=(resized_h, resized_w),
             scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
             ori_shape=(height, width),
+            border=(top, left),
         )
 
 

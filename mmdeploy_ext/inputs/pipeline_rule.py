@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.inputs.pictures import RESIZERS, PreprocessRule
+from mmdeploy_ext.inputs.pictures import RESIZERS, PreprocessRule, normalise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ORDERED = ('Resize', 'Normalize', 'Pad')
-"""Steps that change the image, in the only order that the rule has."""
+ORDERED = ('Resize', 'RandomCenterCropPad', 'Normalize', 'Pad')
+"""Steps that change the image, in the only order that the rule has; it pads once."""
 NEUTRAL = (
     'LoadImageFromFile',
     'LoadImageFromWebcam',
@@ -21,11 +23,12 @@ NEUTRAL = (
     'Collect',
 )
 NEEDED = {
-    'LoadImageFromFile': dict(to_float32=False, color_type='color'),
+    'LoadImageFromFile': dict(color_type='color'),
     'Resize': dict(interpolation='bilinear', ratio_range=None),
-    'MultiScaleFlipAug': dict(flip=False, scale_factor=None),
+    'MultiScaleFlipAug': dict(flip=False),
+    'RandomCenterCropPad': dict(test_mode=True),
 }
-"""Options that have to keep these values, mmdet's defaults."""
+"""Options that have to keep these values."""
 
 
 def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
@@ -55,7 +58,23 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
             f'test pipeline: got the steps {", ".join(order)}; expected each of {", ".join(ORDERED)} at most '
             f'once and in this order'
         )
+    if {'RandomCenterCropPad', 'Pad'} <= set(order):
+        raise ConfigError('test pipeline: RandomCenterCropPad and Pad both pad the image; expected one')
+    _check_rounding(pipeline, values)
+    if (pixel := values.pop('pad_pixel', None)) is not None:
+        colours = {key: values.get(key, getattr(PreprocessRule, key)) for key in ('mean', 'std', 'to_rgb')}
+        values['pad_val'] = tuple(map(float, normalise(pixel, **colours)[0, 0]))
     return PreprocessRule(**values)
+
+
+def _check_rounding(pipeline: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:
+    """Refuse an image that is resized in float32: the rule resizes 8 bits, as most pipelines do."""
+    step = next((step for step in pipeline if step.get('type') == 'LoadImageFromFile'), {})
+    if step.get('to_float32') and values.get('img_scale') is not None:
+        raise ConfigError(
+            'test pipeline step LoadImageFromFile: to_float32=True with a Resize to img_scale cannot be '
+            'described by the exported file; expected to_float32=False, or the original size'
+        )
 
 
 def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> list[Mapping[str, Any]]:
@@ -65,6 +84,11 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -
             _check_options(step)
             if step.get('img_scale') is not None:
                 values['img_scale'] = _single_scale(step['img_scale'])
+            elif step.get('scale_factor', 1.0) not in (1.0, [1.0], (1.0,)):
+                raise ConfigError(
+                    f'test pipeline step MultiScaleFlipAug: scale_factor={step["scale_factor"]} cannot be '
+                    f'described by the exported file; expected 1.0, or an img_scale'
+                )
             steps.extend(step.get('transforms', ()))
         else:
             steps.append(step)
@@ -125,6 +149,17 @@ def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values['pad_val'] = tuple(map(float, pad_val))
 
 
+def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    mode, number = step.get('test_pad_mode', ('logical_or', 127))
+    values['centred'] = True
+    if mode == 'logical_or':
+        values.update(pad_or=int(number), pad_more=int(step.get('test_pad_add_pix', 0)))
+    else:
+        values['size_divisor'] = int(number)
+    mean = step['mean'][::-1] if step.get('to_rgb') else step['mean']
+    values['pad_pixel'] = np.asarray(mean, np.float32).reshape(1, 1, 3)
+
+
 def _square(values: Mapping[str, Any]) -> tuple[int, int]:
     """Return the size of an image that is resized into a square, ratio kept, and padded to one.
 
@@ -141,4 +176,9 @@ def _square(values: Mapping[str, Any]) -> tuple[int, int]:
     return scale
 
 
-READERS = {'Resize': _read_resize, 'Normalize': _read_normalize, 'Pad': _read_pad}
+READERS = {
+    'Resize': _read_resize,
+    'RandomCenterCropPad': _read_centre_pad,
+    'Normalize': _read_normalize,
+    'Pad': _read_pad,
+}

@@ -75,7 +75,7 @@ class Reference:
 
 def _by_default(image: PreparedImage, left_out: Sequence[str], whole: tuple[int, int]) -> PreparedImage:
     """Return an image with what the contract says of optional inputs that are not fed."""
-    known = dict(img_shape=whole, ori_shape=whole, scale_factor=np.ones(4, np.float32))
+    known = dict(img_shape=whole, ori_shape=whole, scale_factor=np.ones(4, np.float32), border=(0, 0))
     return dataclasses.replace(image, **{name: known[name] for name in left_out})
 
 

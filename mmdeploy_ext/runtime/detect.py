@@ -53,6 +53,7 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
         image.name: prepared.tensor,
         'img_shape': np.asarray(prepared.img_shape, np.float32),
         'scale_factor': prepared.scale_factor,
+        'border': np.asarray(prepared.border, np.float32),
         'orig_target_sizes': np.asarray(prepared.ori_shape[::-1], np.int64),
     }
     feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}

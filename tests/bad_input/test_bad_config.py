@@ -28,9 +28,9 @@ CASES = {
         LEAF + "model = dict(bbox_head=dict(type='DETRHead'))\n",
         ["bad.py: model.type='ATSS' with bbox_head='DETRHead' belongs to no family", 'nearest is dense']),
     'a head with a get_bboxes of its own': (
-        LEAF + "model = dict(bbox_head=dict(_delete_=True, type='CenterNetHead', in_channel=64, "
-        "feat_channel=8, num_classes=6))\n",
-        ['bad.py: CenterNetHead: no kind of dense head that is exported']),
+        LEAF + "model = dict(bbox_head=dict(_delete_=True, type='CornerHead', in_channels=64, "
+        "num_classes=6))\n",
+        ['bad.py: CornerHead: no kind of dense head that is exported']),
     'no model': ("img_norm_cfg = dict(mean=[0], std=[1])\n", ['bad.py: has no `model`']),
     'a model that is no dict': ("model = 'ATSS'\n", ["bad.py: model='ATSS'", 'expected a dict']),
     'another box coder': (

@@ -54,4 +54,12 @@ def _facts_of_atss(facts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-FORMER = dict(atss=_facts_of_atss)
+def _facts_in_full(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a file with what files of earlier versions lack."""
+    found = dict(facts)
+    if isinstance(head := facts.get('head'), dict):
+        found['head'] = dense_head.LATER | head
+    return found
+
+
+FORMER = dict(atss=_facts_of_atss, dense=_facts_in_full)

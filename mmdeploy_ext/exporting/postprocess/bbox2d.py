@@ -62,6 +62,7 @@ class DenseBoxPostprocess(nn.Module):
         mlvl_factors: Sequence[torch.Tensor | None],
         clip_hw: torch.Tensor,
         scale_factor: torch.Tensor,
+        border: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Turn decoded levels into detections.
 
@@ -71,6 +72,7 @@ class DenseBoxPostprocess(nn.Module):
             mlvl_factors: per level (B, A) score factors in 0..1, or None.
             clip_hw: (B or 1, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B or 1, 4) float32 `w h w h`; boxes are divided by it.
+            border: (B or 1, 2) float32 padding above and left of the image, which boxes lose first.
 
         Returns:
             dets (B, n, 5) float32 x1 y1 x2 y2 score, labels (B, n) int64; n is the largest count of
@@ -81,7 +83,10 @@ class DenseBoxPostprocess(nn.Module):
         levels = [choose(self, *level) for level in zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)]
         bboxes, class_scores, factors, labels = (_joined(parts) for parts in zip(*levels, strict=True))
         candidates = self._candidates(class_scores, factors)
-        bboxes = self._clip(bboxes, clip_hw) / scale_factor[:, None]
+        bboxes = self._clip(bboxes, clip_hw)
+        if border is not None:
+            bboxes = bboxes - torch.cat([border[:, 1:], border[:, :1]], dim=1).repeat(1, 2)[:, None]
+        bboxes = bboxes / scale_factor[:, None]
         scores = self._ranks(class_scores, factors)
         voters = bboxes, scores
         if self.head.choose == 'priors':
@@ -180,6 +185,8 @@ class DenseBoxPostprocess(nn.Module):
         self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
     ) -> torch.Tensor:
         """Return (B, N) bool: the rows that NMS keeps."""
+        if not self.head.suppresses:
+            return candidates
         separated = bboxes if self.config.class_agnostic else class_offsets(bboxes, labels, candidates)
         if self.head.inverted:  # the operator would put their corners in order
             low, high = separated[..., :2], separated[..., 2:]
@@ -203,8 +210,9 @@ class DenseBoxPostprocess(nn.Module):
         """
         separated = bboxes if self.config.class_agnostic else class_offsets(bboxes, labels, candidates)
         best, rows = scores.topk(self.cap, dim=1)
-        kept = nms_of_sorted(_gather_rows(separated, rows), self.config.iou_threshold)
-        best = torch.where(kept, best, torch.full_like(best, NO_CANDIDATE))
+        if self.head.suppresses:
+            kept = nms_of_sorted(_gather_rows(separated, rows), self.config.iou_threshold)
+            best = torch.where(kept, best, torch.full_like(best, NO_CANDIDATE))
         best, order = best.topk(capped(self.cap, self.config.max_per_img), dim=1)
         rows = rows.gather(1, order)
         return *_padded(best, _gather_rows(bboxes, rows), labels.gather(1, rows)), candidates.sum(dim=1)

@@ -84,6 +84,17 @@ def number(key: str, value: Any, kind: type) -> Any:
     return kind(value)
 
 
+def positive(key: str, value: Any) -> int:
+    """Return an entry of `test_cfg` that has to be a whole number of at least 1.
+
+    Raises:
+        ConfigError: it is missing, or another one; names the key.
+    """
+    if number(key, value, int) < 1:
+        raise ConfigError(f'test_cfg.{key}={value}: expected a positive number')
+    return int(value)
+
+
 def capped(*limits: int) -> int:
     """Return the smallest of several limits; those of 0 or below limit nothing."""
     return min(value for value in limits if value > 0)

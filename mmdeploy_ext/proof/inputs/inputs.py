@@ -236,6 +236,7 @@ def _unaligned(
         deployment.rule,
         size=None,
         pad_size=None,
+        pad_or=0,
         keep_ratio=False,
         size_divisor=STRIDE if padded else 1,
         img_scale=(max(size[1], STRIDE), max(size[0], STRIDE)),

@@ -114,6 +114,25 @@ def yolox(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], lev
     return xp.concatenate([centre - half, centre + half], -1)
 
 
+def centre(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
+    """`CenterNetHead`: the place in the cell and the size, in strides."""
+    stride = coder['strides'][level]
+    middle, half = priors / stride + rows['offset'], rows['wh'] / 2
+    return xp.concatenate([middle - half, middle + half], -1) * stride
+
+
+def peaks_of(xp: ModuleType, maps: Any, side: int) -> Any:
+    """Return maps (B, C, h, w) with zeros where a cell of the `side` x `side` around has a higher value."""
+    edge = side // 2
+    if hasattr(maps, 'new_tensor'):
+        highest = xp.nn.functional.max_pool2d(maps, side, stride=1, padding=edge)
+    else:
+        padded = np.pad(maps, [(0, 0), (0, 0), (edge, edge), (edge, edge)], constant_values=-np.inf)
+        rows = np.lib.stride_tricks.sliding_window_view(padded, side, 2).max(-1)
+        highest = np.lib.stride_tricks.sliding_window_view(rows, side, 3).max(-1)
+    return xp.where(highest == maps, maps, constant(0.0, maps))
+
+
 def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the best bucket per side (B, A, 4), and the confidence of the four (B, A)."""
     buckets = coder['buckets']
@@ -158,7 +177,7 @@ def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
 
 CODERS: dict[str, Callable[..., Any]] = {
     one.__name__: one
-    for one in (delta, guided, tblr, distance, base_length, integral, scaled, yolo, yolox, bucket)
+    for one in (delta, guided, tblr, distance, base_length, integral, scaled, yolo, yolox, centre, bucket)
 }
 """Name in a file's metadata -> coder."""
 

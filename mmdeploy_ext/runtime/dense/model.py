@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, scores_of
+from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, peaks_of, scores_of
 from mmdeploy_ext.runtime.dense.select import Level, postprocess_image
 from mmdeploy_ext.runtime.detections import candidates_lost, results_from_padded
 
@@ -78,6 +78,8 @@ def decode_raw(
         rows = {}
         for name, columns in facts['head']['outputs']:
             tensor = outputs[f'{name}_{level}']
+            if name == facts['head']['scores'] and facts['head']['peaks']:
+                tensor = peaks_of(np, tensor, facts['head']['peaks'])
             rows[name] = tensor.transpose(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
         boxes = boxes_of(np, facts, rows, base, level)
         levels.append((boxes, scores_of(np, facts, rows), factors_of(np, facts, rows)))
@@ -127,7 +129,8 @@ def detections(
     Args:
         metadata: of the file.
         outputs: its outputs by name.
-        feeds: what was fed: `input`, and `img_shape` and `scale_factor` where boxes have to know them.
+        feeds: what was fed: `input`, and `img_shape`, `scale_factor` and `border` where boxes have to know
+            them.
 
     Returns:
         One `Detections` per image.
@@ -144,6 +147,7 @@ def detections(
     factor = outputs.get(facts['head']['factor'])
     clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
     scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    border = feeds.get('border', np.zeros((batch, 2), np.float32))
     return [
         postprocess_image(
             Level(
@@ -153,6 +157,7 @@ def detections(
             clip_hw[image],
             scale_factor[image],
             facts,
+            border[image],
         )
         for image in range(batch)
     ]

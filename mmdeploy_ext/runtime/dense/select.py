@@ -51,6 +51,7 @@ def postprocess_image(
     clip_hw: Sequence[float],
     scale_factor: np.ndarray,
     facts: Mapping[str, Any],
+    border: Sequence[float] = (0.0, 0.0),
 ) -> Detections:
     """Post-process one image exactly as the `full` graph and mmdet's `get_bboxes` do.
 
@@ -60,11 +61,15 @@ def postprocess_image(
         clip_hw: height and width that boxes are clipped to.
         scale_factor: (4,) `w h w h` that boxes are divided by.
         facts: the `postprocess` entry of the file's metadata.
+        border: padding above and left of the image, which the boxes of some heads lose.
 
     Returns:
         At most `max_per_img` detections in descending score order.
     """
-    boxes = _clipped(priors.boxes, clip_hw, facts) / np.asarray(scale_factor, np.float32)
+    boxes = _clipped(priors.boxes, clip_hw, facts)
+    if facts['head']['bordered']:
+        boxes = boxes - np.asarray([border[1], border[0]] * 2, np.float32)
+    boxes = boxes / np.asarray(scale_factor, np.float32)
     priors = dataclasses.replace(priors, boxes=boxes)
     starts = np.concatenate([[0], np.cumsum(level_sizes)])
     levels = [priors[start:end] for start, end in itertools.pairwise(starts)]
@@ -72,14 +77,21 @@ def postprocess_image(
         levels = [_best_priors(level, facts) for level in levels]
     chosen = [_candidates(level, facts) for level in levels]
     boxes, scores, labels = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
-    separated = boxes
-    if len(boxes) and not facts['class_agnostic']:
-        separated = boxes + (labels.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None]
-    keep = nms(separated, scores, facts['iou_threshold'])
+    keep = _kept(boxes, scores, labels, facts)
     if facts['max_per_img'] > 0:
         keep = keep[: facts['max_per_img']]
     found = Detections(boxes[keep], scores[keep], labels[keep].astype(np.int64))
     return _voted(found, levels, facts) if facts['head']['votes'] else found
+
+
+def _kept(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    """Return what the suppression keeps (indices), by descending score."""
+    if not facts['head']['suppresses']:
+        return np.argsort(-scores, kind='stable')
+    separated = boxes
+    if len(boxes) and not facts['class_agnostic']:
+        separated = boxes + (labels.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None]
+    return nms(separated, scores, facts['iou_threshold'])
 
 
 def _clipped(boxes: np.ndarray, clip_hw: Sequence[float], facts: Mapping[str, Any]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from projects.mmdet_plugin.dense.student import without_teacher
 from projects.mmdet_plugin.dense.thresholds import thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -46,6 +47,7 @@ class DenseFamily(ImageFamily):
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
+    interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: any dense head; those of no kind are refused by `check`, with the reason."""
@@ -63,7 +65,6 @@ class DenseFamily(ImageFamily):
         """See `ImageFamily.check`: kind, sizes, thresholds, parts."""
         head = self.head(cfg)
         try:
-            kind_of(head)
             thresholds(head)
             facts = facts_of(head)
         except ConfigError as error:
@@ -113,6 +114,19 @@ class DenseFamily(ImageFamily):
         if graphs.described(model).maps_by_stride:
             return super().takes(model, options, height, width)
         return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
+
+    @contextlib.contextmanager
+    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
+        """See `ImageFamily.raised_result_limit`."""
+        config, key = model.bbox_head.test_cfg, kind_of(model.bbox_head).limit
+        most = config.get(key, -1)
+        if most > 0:
+            config[key] = 2 * most
+        try:
+            yield
+        finally:
+            if most > 0:
+                config[key] = most
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`: what `runtime/dense/model.py` reads."""

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.sizes import hw, length
 from mmdeploy_ext.exporting.same_bytes import SameBytes
-from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, scores_of
+from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, peaks_of, scores_of
 from projects.mmdet_plugin.dense import kinds
 from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
@@ -108,10 +108,20 @@ class Decode(nn.Module):
             (B, A), or None.
         """
         count = len(raw) // len(self.outputs)
-        levels = [Rows(self.outputs, raw[level::count]) for level in range(count)]
+        levels = [Rows(self.outputs, self._maps(raw[level::count])) for level in range(count)]
         boxes = [self._boxes(level, rows) for level, rows in enumerate(levels)]
         scores = [scores_of(torch, self.facts, rows) for rows in levels]
         return boxes, scores, [factors_of(torch, self.facts, rows) for rows in levels]
+
+    def _maps(self, maps: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the outputs of one level, scores of peaks alone where the head is one of peaks."""
+        head = self.facts['head']
+        if not head['peaks']:
+            return maps
+        return [
+            peaks_of(torch, one, head['peaks']) if name == head['scores'] else one
+            for (name, _), one in zip(self.outputs, maps, strict=True)
+        ]
 
     def _boxes(self, level: int, rows: Rows) -> torch.Tensor:
         like = rows.boxes
@@ -190,7 +200,7 @@ class FullForm(nn.Module):
         self.postprocess = DenseBoxPostprocess(thresholds(head), described(model), clips, cap)
 
     def forward(
-        self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
+        self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *others: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Post-process.
 
@@ -198,12 +208,14 @@ class FullForm(nn.Module):
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
             scale_factor: (B, 4) float32.
-            raw: the raw outputs.
+            others: the raw outputs; before them, where boxes lose it, border (B, 2) float32, the padding
+                above and left of the image.
 
         Returns:
             dets (B, n, 5), labels (B, n), and with a cap candidates (B,).
         """
         input_hw = hw(image).to(img_shape)[None]
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)
-        found = self.postprocess(*self.decode(*raw), clip_hw, scale_factor)
+        border, raw = (others[0], others[1:]) if self.postprocess.head.bordered else (None, others)
+        found = self.postprocess(*self.decode(*raw), clip_hw, scale_factor, border)
         return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, found, strict=False))

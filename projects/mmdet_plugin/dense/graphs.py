@@ -6,6 +6,7 @@ The modules are in `forms.py`; what a head is, `kinds.py` says. Glossary: see `f
 from __future__ import annotations
 
 import operator
+import types
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from projects.mmdet_plugin.dense import parts
@@ -46,8 +47,8 @@ DECODED = dict(
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 
 
-def _optional_inputs(batch: int | str, clips: bool) -> tuple[TensorSpec, ...]:
-    return (
+def _optional_inputs(batch: int | str, clips: bool, bordered: bool) -> tuple[TensorSpec, ...]:
+    inputs = (
         TensorSpec(
             'img_shape',
             'float32',
@@ -65,6 +66,9 @@ def _optional_inputs(batch: int | str, clips: bool) -> tuple[TensorSpec, ...]:
             default=1.0,
         ),
     )
+    meaning = 'rows of padding above the image and columns left of it, which boxes lose'
+    border = TensorSpec('border', 'float32', (batch, 2), meaning, 'pixel', default=0.0)
+    return (*inputs, border) if bordered else inputs
 
 
 def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
@@ -128,6 +132,9 @@ RAW = dict(
     loc_pred=('logits of where anchors are', 'logit'),
     bbox_cls=('bucket logits of the sides', 'logit'),
     bbox_reg=('offsets in the buckets of the sides', ''),
+    heatmap=('class scores of centres, 0..1', ''),
+    wh=('width and height, strides', ''),
+    offset=('place of the centre in its cell, strides', ''),
     pred_map=('per anchor x y logits, w h logarithms, objectness and class logits', ''),
 )
 """Kind of raw output -> meaning and unit."""
@@ -187,26 +194,45 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
     return known[size]
 
 
+def _check_stride(model: nn.Module) -> None:
+    """Refuse maps of another stride than a head without priors of its own is decoded by.
+
+    Raises:
+        ConfigError: the neck gives them; names both strides.
+    """
+    head = model.bbox_head
+    if isinstance(kind_of(head).generator, str):
+        return
+    side, (stride,) = 2 * max(parts.multiple(model), 32), facts_of(head)['strides']
+    small = types.SimpleNamespace(dynamic=False, height=side, width=side)
+    if (shape := feature_shapes(model, small)[0]) != (side // stride, side // stride):
+        raise ConfigError(
+            f'{type(head).__name__}: its maps have a stride of {side / shape[0]:g} pixels; expected {stride}'
+        )
+
+
 OUTPUTS = dict(full=_full_outputs, decode=_decode_outputs, raw=_raw_outputs)
 """Form -> its outputs."""
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
+    _check_stride(model)
     batch, height, width = (
         ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
     )
+    bordered = described(model).bordered
     image = TensorSpec(
         'input',
         'float32',
         (batch, 3, height, width),
-        'normalised images, padded bottom and right',
+        f'normalised images, padded {"all around" if bordered else "bottom and right"}',
         smallest=parts.smallest(model, max(facts_of(model.bbox_head)['strides'])),
         multiple=parts.multiple(model),
     )
     outputs = OUTPUTS[options.form](model, options)
     clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
-    inputs = (image, *_optional_inputs(batch, clips)) if options.form == 'full' else (image,)
+    inputs = (image, *_optional_inputs(batch, clips, bordered)) if options.form == 'full' else (image,)
     return GraphSpec(f'dense/{options.form}', inputs, outputs)
 
 
@@ -219,11 +245,12 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         form = DecodeForm(model, options.score_form == 'product')
         chain.append(Stage('decode', form, raw, decode_names(model, options)))
     elif options.form == 'full':
+        border = ('border',) if described(model).bordered else ()
         chain.append(
             Stage(
                 'postprocess',
                 FullForm(model, options.max_candidates),
-                ('input', 'img_shape', 'scale_factor', *raw),
+                ('input', 'img_shape', 'scale_factor', *border, *raw),
                 FULL_NAMES if options.max_candidates else FULL_NAMES[:2],
             )
         )

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 QUERIES = heads.DETRHead
 """Heads of queries: dense ones by inheritance alone; they have no priors."""
-METHODS = ('get_bboxes', '_get_bboxes_single', '_bbox_post_process', '_bboxes_nms', '_bbox_decode')
+METHODS = (
+    'get_bboxes',
+    '_get_bboxes_single',
+    '_bbox_post_process',
+    '_bboxes_nms',
+    '_bbox_decode',
+    'decode_heatmap',
+)
 """Methods of upstream that the graphs repeat."""
 KINDS: dict[str, Kind] = PLAIN | OWN
 """Class of mmdet -> its kind; a subclass that keeps `METHODS` is of the same kind."""
@@ -52,7 +59,8 @@ def kind_of(head: nn.Module) -> Kind:
 
 def generator_of(head: nn.Module) -> Any:
     """Return what makes the priors of a head."""
-    return getattr(head, kind_of(head).generator)
+    generator = kind_of(head).generator
+    return generator(head) if callable(generator) else getattr(head, generator)
 
 
 def base_priors(head: nn.Module) -> list[list[list[float]]]:

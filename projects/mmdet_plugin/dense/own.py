@@ -10,9 +10,13 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
+from mmdet.core.anchor.point_generator import MlvlPointGenerator
 from mmdet.models import dense_heads as heads
+from mmdet.models.utils.gaussian_target import get_local_maximum
 
 from mmdeploy_ext.contract.dense_head import Head, factor_head
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.nms_config import positive
 from projects.mmdet_plugin.dense.plain import (
     Kind,
     Rows,
@@ -27,12 +31,14 @@ from projects.mmdet_plugin.dense.plain import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
 GUIDED = 'square_anchor_generator'
 """Attribute with the priors of heads of guided anchors, and of SABL's."""
+CENTRE_STRIDE = 4
+"""Of CenterNet's maps behind its own neck, pixels."""
 UNCLIPPED = 1e6
 """Far from every border, for functions of upstream that always clip; in float64 nothing is lost."""
 
@@ -166,6 +172,34 @@ def _guided_scores(head: nn.Module, rows: Rows, priors: torch.Tensor) -> tuple[t
     ), None
 
 
+def _centre_head(head: nn.Module) -> Head:
+    side = positive('local_maximum_kernel', head.test_cfg.get('local_maximum_kernel'))
+    if side % 2 == 0:
+        raise ConfigError(f'test_cfg.local_maximum_kernel={side}: expected an odd number')
+    return Head(
+        (('heatmap', int(head.num_classes)), ('wh', 2), ('offset', 2)),
+        scores='heatmap',
+        activation='none',
+        peaks=side,
+        suppresses=False,
+        bordered=True,
+    )
+
+
+def _centre_maps(head: nn.Module, maps: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(maps, heatmap=get_local_maximum(maps['heatmap'], head.test_cfg.local_maximum_kernel))
+
+
+def _centre_boxes(head: nn.Module, level: int, rows: Rows, points: torch.Tensor) -> torch.Tensor:
+    """Return the boxes of all cells by `decode_heatmap`, of scores that fall from the first to the last."""
+    count, height = len(points), int(points[-1, 1]) // CENTRE_STRIDE + 1
+    falling = torch.arange(count, 0, -1, dtype=torch.float32)[None]
+    maps = [falling, rows['wh'].T, rows['offset'].T]
+    maps = [one.reshape(1, len(one), height, -1).to(points) for one in maps]
+    size = [CENTRE_STRIDE * side for side in maps[0].shape[2:]]
+    return head.decode_heatmap(*maps, size, k=count, kernel=1)[0][0, :, :4]
+
+
 def _no(head: nn.Module) -> bool:
     return False
 
@@ -219,6 +253,17 @@ OWN: dict[str, Kind] = dict(
         lambda head: dict(type='yolo', strides=list(head.featmap_strides)),
         *(_yolo_boxes, _no, _yolo_scores),
         fixed=dict(nms_pre=-1),
+    ),
+    CenterNetHead=Kind(
+        heads.CenterNetHead,
+        _centre_head,
+        lambda head: dict(type='centre', strides=[CENTRE_STRIDE]),
+        *(_centre_boxes, _no),
+        scores=lambda head, rows, priors: (rows['heatmap'], None),
+        generator=lambda head: MlvlPointGenerator([CENTRE_STRIDE], offset=0.0),
+        limit='topk',
+        needed=('topk', 'local_maximum_kernel'),
+        maps=_centre_maps,
     ),
     YOLOXHead=Kind(
         heads.YOLOXHead,

@@ -19,7 +19,7 @@ FIXED_SIZE = dict(
 )
 """Parts of mmdet that decide in Python, by the size of the input -> what they do. A dynamic graph of them
 would be wrong at other sizes (measured: a Swin-T traced at 256x384 is 0.4 off at 320x416)."""
-MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32)
+MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32, CTResNetNeck=32)
 """Parts that add or concatenate maps which fit only where the sides of the input are multiples of this."""
 
 

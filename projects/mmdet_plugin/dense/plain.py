@@ -49,9 +49,13 @@ class Kind:
         clips: returns whether boxes are clipped to the image.
         scores: (head, rows of one image, priors) -> class scores (A, C) and score factors (A,) or None, by
             PyTorch and functions of upstream.
-        generator: attribute with the priors.
+        generator: attribute with what makes the priors, or what returns it.
         flat: outputs of `forward` -> tensors, kind by kind.
         fixed: entries of `test_cfg` that its `get_bboxes` does not look at -> what it does instead.
+        limit: entry of `test_cfg` that limits the detections of an image.
+        needed: entries of `test_cfg` that it reads without a default.
+        maps: (head, outputs of one level by name) -> the same as its decoding reads them, by functions of
+            upstream.
     """
 
     upstream: type
@@ -60,9 +64,12 @@ class Kind:
     boxes: Callable[..., torch.Tensor]
     clips: Callable[[nn.Module], bool]
     scores: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = class_scores
-    generator: str = 'prior_generator'
+    generator: str | Callable[[nn.Module], Any] = 'prior_generator'
     flat: Callable[[Any], list[torch.Tensor]] = _flat
     fixed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    limit: str = 'max_per_img'
+    needed: Sequence[str] = ('score_thr', 'nms', 'max_per_img')
+    maps: Callable[..., Mapping[str, torch.Tensor]] = lambda head, maps: maps
 
 
 def delta(coder: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.dense_head import Head
     from mmdeploy_ext.inputs.pictures import PreparedImage
+
+
+TIE = 1e-5
+"""Scores of neighbouring cells this close, of the largest one, are a tie: engines round them differently."""
 
 
 def tensors(
@@ -45,6 +50,8 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
             scale_factor=image.scale_factor,
             ori_shape=(*image.ori_shape, 3),
             pad_shape=(*image.tensor.shape[1:], 3),
+            batch_input_shape=image.tensor.shape[1:],
+            border=_four_sides(image),
         )
         for image in images
     ]
@@ -53,17 +60,26 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         batch = torch.from_numpy(np.stack([image.tensor for image in images]))
         batch = batch.to(next(model.parameters()).device)
         outputs = head(model.extract_feat(batch))
-        results = head.get_bboxes(*outputs, img_metas=metas, cfg=_deployed_test_cfg(head), rescale=rescale)
+        results = head.get_bboxes(*outputs, img_metas=metas, rescale=rescale, **_deployed_test_cfg(head))
     return [_result(*(tensor.cpu().numpy() for tensor in result), described(model)) for result in results]
+
+
+def _four_sides(image: PreparedImage) -> np.ndarray:
+    """Return where the content of an image begins and ends, as mmdet has it: top, bottom, left, right."""
+    (top, left), (height, width) = image.border, image.img_shape
+    return np.asarray([top, top + height, left, left + width], np.float32)
 
 
 def _result(dets: np.ndarray, labels: np.ndarray, head: Head) -> Detections:
     """Return one image's results; an empty one has other shapes in YOLOX.
 
-    Where boxes vote, upstream divides zero by zero for a box without an area: such rows are no results.
+    Where boxes vote, upstream divides zero by zero for a box without an area: such rows are no results. Nor
+    are those of score 0, by which upstream fills up a list of peaks.
     """
     dets = dets[:, :5].reshape(len(labels), -1) if len(labels) else np.zeros((0, 5), np.float32)
     kept = ~np.isnan(dets).any(1) if head.votes else np.ones(len(dets), bool)
+    if head.peaks:
+        kept = dets[:, 4] > 0
     return Detections(dets[kept, :4], dets[kept, 4], labels[kept])
 
 
@@ -92,6 +108,33 @@ def candidate_bounds(
     return least, largest
 
 
+def interchangeable_zeros(
+    model: nn.Module, feeds: Mapping[str, np.ndarray], **_: Any
+) -> dict[str, np.ndarray]:
+    """Return the scores of ties between neighbouring cells that are no results; see `ImageFamily`.
+
+    Of two cells that differ by rounding either engine may see the other one as the peak.
+    """
+    head = described(model)
+    if not head.peaks:
+        return {}
+    maps = torch.from_numpy(tensors(model, feeds, 'raw')[f'{head.scores}_0'])
+    kept, edge = tensors(model, feeds, 'decode')['scores'], head.peaks // 2
+    most = min(thresholds(model.bbox_head).nms_pre, kept[0].size)
+    least = torch.from_numpy(kept).flatten(1).topk(most).values[:, -1].view(-1, 1, 1, 1)
+    padded = torch.nn.functional.pad(maps, [edge] * 4, value=-1.0)
+    windows = [
+        padded[..., row : row + maps.shape[2], column : column + maps.shape[3]]
+        for row in range(head.peaks)
+        for column in range(head.peaks)
+        if (row, column) != (edge, edge)
+    ]
+    beside = functools.reduce(torch.maximum, windows)
+    tied = ((beside - maps).abs() <= TIE * maps.max()) & (maps < least)
+    other = torch.where(tied, maps, torch.full_like(maps, torch.nan))
+    return dict(scores=other.flatten(2).transpose(1, 2).numpy())
+
+
 def _best_priors(judged: np.ndarray, ranks: np.ndarray, most: int) -> np.ndarray:
     rows = np.argsort(-ranks.max(2), 1, kind='stable')[:, :most]
     return np.take_along_axis(judged, rows[..., None], 1)
@@ -115,14 +158,17 @@ def _ends(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> list[int]:
     return np.cumsum(sizes)[:-1].tolist()
 
 
-def _deployed_test_cfg(head: nn.Module) -> Any:
-    """Return mmdet's test_cfg with what `deploy_nms_pre` asks for; -1 is more than there are candidates."""
+def _deployed_test_cfg(head: nn.Module) -> dict[str, Any]:
+    """Return `cfg` of `get_bboxes` with what `deploy_nms_pre` asks for, where it does.
+
+    -1 is more than there are candidates.
+    """
     wanted = head.test_cfg.get('deploy_nms_pre')
     if wanted is None:
-        return head.test_cfg
+        return {}
     cfg = head.test_cfg.copy()
     cfg['nms_pre'] = wanted if wanted > 0 else sys.maxsize
-    return cfg
+    return dict(cfg=cfg)
 
 
 def _decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -131,7 +177,7 @@ def _decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[
     generator = generator_of(head)
     found: dict[str, list[torch.Tensor]] = dict(boxes=[], scores=[], factor=[])
     for level in range(len(generator.strides)):
-        maps = {name: raw[f'{name}_{level}'] for name, _ in described_head.outputs}
+        maps = kind.maps(head, {name: raw[f'{name}_{level}'] for name, _ in described_head.outputs})
         first = next(iter(maps.values()))
         priors = generator.single_level_grid_priors(first.shape[-2:], level, device=first.device)
         rows = {

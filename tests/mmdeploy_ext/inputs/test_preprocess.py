@@ -44,7 +44,8 @@ def by_mmdet(steps, path):
     if not any(step['type'] == 'Normalize' for step in steps[1].get('transforms', ())):
         steps[1]['transforms'][-1]['meta_keys'] = ('img_shape', 'ori_shape', 'scale_factor')
     data = Compose(steps)(dict(img_info=dict(filename=str(path)), img_prefix=None))
-    return data['img'][0].float().numpy(), data['img_metas'][0].data
+    image = data['img'][0]
+    return getattr(image, 'data', image).float().numpy(), data['img_metas'][0].data
 
 
 def assert_equals_mmdet(steps, path):
@@ -97,6 +98,49 @@ def test_equals_mmdets_pipeline_bit_for_bit(image_file, size, norm, backend):
 @pytest.mark.parametrize('size', [(120, 90), (333, 500), (64, 64)])
 def test_equals_mmdet_for_other_rules(image_file, steps, size):
     assert_equals_mmdet(steps, image_file(*size))
+
+
+def centred(norm=IMAGENET, **pad):
+    """Return a pipeline that keeps the size and pads all around."""
+    steps = [dict(type='Resize', keep_ratio=True)]
+    pad = dict(
+        dict(mean=[104, 117, 124], std=[1, 1, 1], to_rgb=True, test_pad_mode=['logical_or', 31]), **pad
+    )
+    pad = dict(dict(ratios=None, border=None, test_mode=True), **pad)
+    steps.append(dict(type='RandomCenterCropPad', **pad))
+    steps += [
+        dict(type='RandomFlip'),
+        dict(type='Normalize', **norm),
+        dict(type='ImageToTensor', keys=['img']),
+    ]
+    keys = ('img_shape', 'ori_shape', 'scale_factor', 'border')
+    return [
+        dict(type='LoadImageFromFile', to_float32=True),
+        dict(
+            type='MultiScaleFlipAug',
+            scale_factor=1.0,
+            flip=False,
+            transforms=[*steps, dict(type='Collect', keys=['img'], meta_keys=keys)],
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    'steps',
+    [
+        test_pipeline(load_config(mmdet_config('centernet/centernet_resnet18_140e_coco.py'))),
+        centred(test_pad_add_pix=1),
+        centred(CAFFE, to_rgb=False),
+        centred(CAFFE),
+        centred(ODD, test_pad_mode=('size_divisor', 33)),
+    ],
+    ids=['CenterNet', 'another value', 'BGR', 'RGB value, BGR input', 'a multiple'],
+)
+@pytest.mark.parametrize('size', [(120, 90), (31, 63), (64, 33), (1, 1)])
+def test_padding_all_around_equals_mmdets(image_file, steps, size):
+    prepared = assert_equals_mmdet(steps, image_file(*size))
+    top, _, left, _ = by_mmdet(steps, image_file(*size))[1]['border']
+    assert prepared.border == (top, left)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +215,9 @@ def reordered(*kinds):
         (with_step('MultiScaleFlipAug', flip=True), 'flip=True'),
         (with_step('MultiScaleFlipAug', img_scale=[(333, 200), (666, 400)]), '2 scales'),
         (with_step('MultiScaleFlipAug', scale_factor=[1.5], img_scale=None), r'scale_factor=\[1.5\]'),
+        ([*centred()[:1], dict(centred()[1], flip=True)], 'flip=True'),
+        (centred(test_mode=False), 'test_mode=False'),
+        ([*centred(), dict(type='Pad', size_divisor=32)], 'both pad the image'),
         (reordered('Resize', 'Pad', 'Normalize'), 'Resize, Pad, Normalize'),
         (reordered('Normalize', 'Resize'), 'Normalize, Resize'),
     ],
@@ -208,6 +255,8 @@ def test_rule_survives_json():
     rule = rule_from_pipeline(
         pipeline((400, 200), CAFFE, dict(size=(256, 400), pad_val=dict(img=7)), backend='pillow')
     )
+    assert PreprocessRule.from_json(rule.to_json()) == rule
+    rule = rule_from_pipeline(centred(test_pad_add_pix=1))
     assert PreprocessRule.from_json(rule.to_json()) == rule
 
 

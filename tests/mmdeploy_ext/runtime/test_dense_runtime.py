@@ -201,6 +201,7 @@ SETTINGS = dict(
     scaled=dict(strides=STRIDES, around_points=True),
     yolo=dict(strides=STRIDES),
     yolox=dict(strides=STRIDES),
+    centre=dict(strides=STRIDES),
     bucket=dict(buckets=7, num_buckets=14, scale_factor=3.0),
 )
 

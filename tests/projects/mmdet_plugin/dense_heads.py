@@ -31,9 +31,12 @@ HEADS = {
     'SABLRetinaHead': 'sabl/sabl_retinanet_r50_fpn_1x_coco.py',
     'YOLOV3Head': 'yolo/yolov3_d53_320_273e_coco.py',
     'YOLOXHead': 'yolox/yolox_s_8x8_300e_coco.py',
+    'CenterNetHead': 'centernet/centernet_resnet18_140e_coco.py',
 }
 """A config of each kind of head, and of each coder and generator of priors."""
 ONE_IMAGE = ('GARetinaHead',)
+BORDERS = [[3.0, 6.0], [0.0, 5.0], [1.0, 0.0]]
+"""Rows above and columns left of the images of a batch, for heads whose boxes lose them."""
 SIDES = torch.tensor([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -41,7 +44,7 @@ def make_head(name, **test_cfg):
     """Return the head of a config, with five classes; each level keeps 40 candidates."""
     cfg = load_config(str(CONFIGS / HEADS[name]))
     cfg.model.bbox_head.num_classes = CLASSES
-    cfg.model.test_cfg.update({'nms_pre': 40, **test_cfg})
+    cfg.model.test_cfg.update({'nms_pre': 40, 'topk': 40, **test_cfg})
     return FAMILY.head(cfg)
 
 
@@ -73,6 +76,10 @@ def _spread(facts, name, values):
         if head['activation'] == 'softmax':
             values[:, :, -1] += 3.0
         return values.sigmoid() if head['activation'] == 'none' else values
+    if name == 'heatmap':
+        return (values * 1.5 - 2.5).sigmoid()
+    if name in ('wh', 'offset'):
+        return values.abs() * (6.0 if name == 'wh' else 0.3)
     if name == 'pred_map':
         values[:, :, 4:] = values[:, :, 4:] * 1.5 - 2.0
         return values * 0.5 if coder != 'yolo' else torch.cat([values[:, :, :4] * 0.5, values[:, :, 4:]], 2)
@@ -96,14 +103,21 @@ def nested(head, raw):
     return kinds
 
 
-def by_mmdet(head, raw, img_shape, scale_factor=None):
+def by_mmdet(head, raw, img_shape, scale_factor=None, size=(128, 192)):
     """Return mmdet's detections: one (n, 5) array and one (n,) array of labels per image.
 
     Boxes that no candidate votes for, which mmdet gives as NaN, are left out.
     """
     metas = [
-        dict(img_shape=(*map(float, shape), 3), scale_factor=np.ones(4) if scale_factor is None else scale)
-        for shape, scale in zip(img_shape, scale_factor or [None] * len(img_shape), strict=True)
+        dict(
+            img_shape=(*map(float, shape), 3),
+            scale_factor=np.ones(4) if scale_factor is None else scale,
+            batch_input_shape=size,
+            border=[top, 0, left, 0],
+        )
+        for shape, scale, (top, left) in zip(
+            img_shape, scale_factor or [None] * len(img_shape), BORDERS[: len(img_shape)], strict=True
+        )
     ]
     copies = [tensor.clone() for tensor in raw]  # YOLOv3 takes the sigmoid in place
     with torch.no_grad():

@@ -7,10 +7,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from dense_heads import HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
+from dense_heads import BORDERS, CONFIGS, HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
 
+from mmdeploy_ext.contract import dense_head
+from mmdeploy_ext.contract.metadata_facts import checked_facts, current
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.runtime.dense import model as runtime
@@ -48,8 +51,11 @@ def images(head, seed=0, size=SIZE):
     return random_outputs(head, seed, batch, size), clips, scales
 
 
-def inputs(raw, clips, scales, size=SIZE):
-    return [torch.zeros(len(clips), 3, *size), torch.tensor(clips), torch.tensor(np.stack(scales)), *raw]
+def inputs(form, raw, clips, scales, size=SIZE):
+    given = [torch.zeros(len(clips), 3, *size), torch.tensor(clips), torch.tensor(np.stack(scales))]
+    if form.postprocess.head.bordered:
+        given.append(torch.tensor(BORDERS[: len(clips)]))
+    return [*given, *raw]
 
 
 def unpadded(dets, labels):
@@ -58,7 +64,7 @@ def unpadded(dets, labels):
 
 def eager(form, *given):
     with torch.no_grad():
-        dets, labels = form(*inputs(*given))[:2]
+        dets, labels = form(*inputs(form, *given))[:2]
     return unpadded(dets.numpy(), labels.numpy())
 
 
@@ -78,6 +84,7 @@ def test_detections_are_those_of_get_bboxes(head):
         input=np.zeros((len(clips), 3, *SIZE), np.float32),
         img_shape=np.asarray(clips, np.float32),
         scale_factor=np.stack(scales),
+        border=np.asarray(BORDERS[: len(clips)], np.float32),
     )
     named = dict(zip(raw_names(detector(head)), (tensor.numpy() for tensor in raw), strict=True))
     found = runtime.detections(metadata, named, feeds)
@@ -117,15 +124,18 @@ def test_decoded_tensors_are_those_of_mmdets_own_functions(head):
 
 
 @pytest.mark.parametrize(
-    'name', ['SSDHead', 'PAAHead', 'SABLRetinaHead', 'YOLOV3Head', 'YOLOXHead', 'GFLHead']
+    'name', ['SSDHead', 'PAAHead', 'SABLRetinaHead', 'YOLOV3Head', 'YOLOXHead', 'GFLHead', 'CenterNetHead']
 )
 def test_the_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(name):
     head = make_head(name)
     raw, clips, scales = images(head, 3, (128, 160))
-    traced = inputs(raw[:], clips, scales, (128, 160))
-    names = ('input', 'img_shape', 'scale_factor', *raw_names(detector(head)))
-    axes = [('B', 3, 'H', 'W'), ('B', 2), ('B', 4)]
-    axes += [('B', tensor.shape[1], f'{one}h', f'{one}w') for one, tensor in zip(names[3:], raw, strict=True)]
+    form = FullForm(detector(head))
+    traced = inputs(form, raw[:], clips, scales, (128, 160))
+    first = ('input', 'img_shape', 'scale_factor', *(['border'] if form.postprocess.head.bordered else []))
+    names = (*first, *raw_names(detector(head)))
+    axes = [('B', 3, 'H', 'W'), ('B', 2), ('B', 4), ('B', 2)][: len(first)]
+    maps = zip(names[len(first) :], raw, strict=True)
+    axes += [('B', tensor.shape[1], f'{one}h', f'{one}w') for one, tensor in maps]
     clipped = bool(kinds.kind_of(head).clips(head))
     contract = GraphSpec(
         'postprocess',
@@ -135,14 +145,14 @@ def test_the_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(name
         ),
         (TensorSpec('dets', 'float32', ('B', 'n', 5)), TensorSpec('labels', 'int64', ('B', 'n'))),
     )
-    stage = Stage('postprocess', FullForm(detector(head)), names, ('dets', 'labels'))
+    stage = Stage('postprocess', form, names, ('dets', 'labels'))
     options = dense_heads.FAMILY.choose(opset=17, dynamic=True)
     model = export.export_stages([stage], dict(zip(names, traced, strict=True)), contract, options)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     raw, clips, scales = images(head, 4)
     raw = [torch.cat([tensor, tensor[:1]]) for tensor in raw]
     clips, scales = [*clips, clips[0]], [*scales, scales[0]]
-    given = dict(zip(names, (one.numpy() for one in inputs(raw, clips, scales)), strict=True))
+    given = dict(zip(names, (one.numpy() for one in inputs(form, raw, clips, scales)), strict=True))
     found = unpadded(*session.run(['dets', 'labels'], given))
     same(found, by_mmdet(head, raw, clips, scales), max(SIZE))
 
@@ -172,6 +182,11 @@ def setting(key, change):
 
 def prior_size(form):
     form.decode.priors.base_anchors[0][0] *= 1.1
+
+
+def without_border(form):
+    whole = form.postprocess.forward
+    form.postprocess.forward = lambda *given: whole(*given[:-1], None)
 
 
 def level_stride(form):
@@ -207,6 +222,11 @@ FAULTS = {
     'a length of a level': ('FoveaHead', give('coder', 'lengths', lambda old: [old[0] * 1.05, *old[1:]])),
     'where anchors are': ('GARetinaHead', give('head', 'visible_thr', lambda old: 0.3)),
     'buckets': ('SABLRetinaHead', give('coder', 'scale_factor', lambda old: old * 1.05)),
+    'cells beside a peak': ('CenterNetHead', give('head', 'peaks', lambda old: 1)),
+    'the border left out': ('CenterNetHead', without_border),
+    'the stride of cells': ('CenterNetHead', give('coder', 'strides', lambda old: [4.1])),
+    'the best cells': ('CenterNetHead', setting('nms_pre', lambda old: old - 1)),
+    'a limit of results': ('CenterNetHead', setting('max_per_img', lambda old: old - 1), {}),
     'the threshold': ('RetinaHead', setting('score_thr', lambda old: old + 0.01), dict(nms_pre=100_000)),
     'the IoU': ('RetinaHead', setting('iou_threshold', lambda old: old + 0.01)),
     'candidates per level': ('FCOSHead', setting('nms_pre', lambda old: old - 1)),
@@ -242,3 +262,20 @@ def test_a_head_that_keeps_them_is_of_the_same_kind():
     head = make_head('FCOSHead')
     head.__class__ = type('MyHead', (type(head),), {})
     assert kinds.kind_of(head) is kinds.KINDS['FCOSHead']
+
+
+def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():
+    cfg = load_config(str(CONFIGS / HEADS['CenterNetHead']))
+    cfg.model.neck.update(num_deconv_filters=(128, 64), num_deconv_kernels=(4, 4))
+    cfg.model.bbox_head.in_channel = 64
+    model = dense_heads.FAMILY.build(cfg).eval()
+    with pytest.raises(ConfigError, match='CenterNetHead: its maps have a stride of 8 pixels; expected 4'):
+        dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(dynamic=True))
+
+
+def test_files_without_later_entries_of_a_head_are_read_as_they_were():
+    facts = dense_heads.FAMILY.postprocess_facts(detector(make_head('RetinaHead')))
+    old = dict(facts, head={key: one for key, one in facts['head'].items() if key not in dense_head.LATER})
+    family, now = current('dense', old)
+    assert (family, now) == ('dense', facts) and 'peaks' not in old['head']
+    assert checked_facts(now, family, 'a file') == facts

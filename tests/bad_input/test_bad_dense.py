@@ -1,0 +1,168 @@
+"""Configs of one-stage detectors that do not export: each is refused in one line that names the part."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.core.config import mmdet_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RETINA, YOLOX = (f"_base_ = ['{REPOSITORY}/configs/demo/{name}_toy.py']\n" for name in ('retinanet', 'yolox'))
+CENTERNET = f"_base_ = ['{mmdet_config('centernet/centernet_resnet18_140e_coco.py')}']\n"
+OWN = "custom_imports = dict(imports=['heads_of_a_user'], allow_failed_imports=False)\n"
+HEADS_OF_A_USER = """
+from mmdet.models.builder import HEADS
+from mmdet.models.dense_heads import CenterNetHead, RetinaHead, YOLOXHead
+
+@HEADS.register_module(force=True)
+class RetinaOfAUser(RetinaHead):
+    def get_bboxes(self, *args, **kwargs):
+        return super().get_bboxes(*args, **kwargs)
+
+@HEADS.register_module(force=True)
+class YoloxOfAUser(YOLOXHead):
+    def _bboxes_nms(self, *args, **kwargs):
+        return super()._bboxes_nms(*args, **kwargs)
+
+@HEADS.register_module(force=True)
+class CentersOfAUser(CenterNetHead):
+    def decode_heatmap(self, *args, **kwargs):
+        return super().decode_heatmap(*args, **kwargs)
+"""
+
+
+def head(text):
+    return f'model = dict(bbox_head=dict({text}))\n'
+
+
+def test_cfg(**values):
+    return f'model = dict(test_cfg=dict(_delete_=True, **{values}))\n'
+
+
+test_cfg.__test__ = False
+NMS = dict(type='nms', iou_threshold=0.5)
+CASES = {
+    'a get_bboxes of its own': (
+        RETINA + OWN + head("type='RetinaOfAUser'"),
+        ['RetinaOfAUser has a get_bboxes() of its own', 'expected that of AnchorHead'],
+    ),
+    'an inner method of its own': (
+        YOLOX + OWN + head("type='YoloxOfAUser'"),
+        ['YoloxOfAUser has a _bboxes_nms() of its own', 'expected that of YOLOXHead'],
+    ),
+    'peaks of its own': (
+        CENTERNET + OWN + head("type='CentersOfAUser'"),
+        ['CentersOfAUser has a decode_heatmap() of its own', 'expected that of CenterNetHead'],
+    ),
+    'a head of no kind': (
+        RETINA + head("_delete_=True, type='CornerHead', in_channels=64, num_classes=6"),
+        ['bad.py: CornerHead: no kind of dense head that is exported'],
+    ),
+    'masks': (
+        f"_base_ = ['{mmdet_config('yolact/yolact_r50_1x8_coco.py')}']\n",
+        ['bad.py: YOLACTHead has a get_bboxes() of its own'],
+    ),
+    'another suppression': (
+        RETINA + "model = dict(test_cfg=dict(nms=dict(type='soft_nms')))\n",
+        ["test_cfg.nms.type='soft_nms'", "expected 'nms'"],
+    ),
+    'a part for one size': (
+        f"_base_ = ['{mmdet_config('swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py')}']\n",
+        ['--dynamic-export: SwinTransformer computes its window masks', 'export a fixed --shape'],
+        '--dynamic-export',
+    ),
+    'a part for multiples': (
+        YOLOX,
+        ['--shape 100 96: YOLOXPAFPN takes sizes that are multiples of 32'],
+        '--shape 100 96',
+    ),
+    'smaller than a stride': (
+        RETINA,
+        ['--shape 64 64: each side has to be at least the largest stride of the model, 128 pixels'],
+        '--shape 64',
+    ),
+    'no test_cfg': (RETINA + 'model = dict(test_cfg=None)\n', ['has no score_thr, nms, max_per_img']),
+    'no nms': (
+        RETINA + test_cfg(score_thr=0.05, max_per_img=100, nms_pre=1000),
+        ['bad.py: model.test_cfg has no nms, which RetinaHead reads; expected score_thr, nms, max_per_img'],
+    ),
+    'no score_thr': (
+        RETINA + test_cfg(nms=NMS, max_per_img=100),
+        ['bad.py: model.test_cfg has no score_thr, which RetinaHead reads'],
+    ),
+    'no max_per_img': (
+        RETINA + test_cfg(nms=NMS, score_thr=0.05),
+        ['bad.py: model.test_cfg has no max_per_img, which RetinaHead reads'],
+    ),
+    'no score_thr, where there is no limit': (
+        YOLOX + test_cfg(nms=NMS),
+        ['bad.py: model.test_cfg has no score_thr, which YOLOXHead reads; expected score_thr, nms'],
+    ),
+    'no topk': (
+        CENTERNET + test_cfg(local_maximum_kernel=3),
+        ['bad.py: model.test_cfg has no topk, which CenterNetHead reads'],
+    ),
+    'peaks in an even square': (
+        CENTERNET + test_cfg(local_maximum_kernel=4, topk=100),
+        ['bad.py: test_cfg.local_maximum_kernel=4: expected an odd number'],
+    ),
+    'flipped pictures': (
+        CENTERNET + "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), dict("
+        "type='MultiScaleFlipAug', scale_factor=1.0, flip=True, transforms=[])]))\n",
+        ['test pipeline step MultiScaleFlipAug: flip=True'],
+    ),
+}
+
+
+@pytest.fixture
+def never_loads(monkeypatch):
+    """Fail where a checkpoint is read."""
+    from mmdeploy_ext.weights import checkpoint
+
+    def fail(path):
+        raise AssertionError(f'{path} was read')
+
+    monkeypatch.setattr(checkpoint, 'read_content', fail)
+
+
+def refuse(bench, monkeypatch, content, words, more='', **options):
+    monkeypatch.syspath_prepend(str(bench.folder))
+    (bench.folder / 'heads_of_a_user.py').write_text(HEADS_OF_A_USER)
+    monkeypatch.delitem(sys.modules, 'heads_of_a_user', raising=False)
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    path = bench.folder / 'bad.py'
+    path.write_text(content)
+    bench.refuses('export', *words, config=path, more=more, **options)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_what_is_not_exported_is_named_before_the_weights_load(case, bench, monkeypatch, never_loads):
+    refuse(bench, monkeypatch, *CASES[case])
+
+
+UNLIKE = {
+    'classes': (
+        RETINA + head('num_classes=7'),
+        'retinanet',
+        'retina_cls',
+        '(36,) in the file, (42,) in the model',
+    ),
+    'classes of levels': (
+        YOLOX + head('num_classes=7'),
+        'yolox',
+        'multi_level_conv_cls',
+        '(6,) in the file, (7,) in',
+    ),
+    'anchors': (
+        RETINA + head('anchor_generator=dict(ratios=[1.0])'),
+        *('retinanet', 'retina_reg', '(24,) in the file, (8,) in the model'),
+    ),
+}
+
+
+@pytest.mark.parametrize('case', UNLIKE)
+def test_a_checkpoint_of_another_head_is_refused_by_the_layer(case, bench, monkeypatch):
+    content, toy, *words = UNLIKE[case]
+    checkpoint = REPOSITORY / f'demo/checkpoints/{toy}_toy.pth'
+    refuse(bench, monkeypatch, content, [f'{toy}_toy.pth: does not fit', *words], checkpoint=checkpoint)
