@@ -9,7 +9,9 @@ mmdet). Scores are spread, boxes differ between anchors, and a few per cent of t
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +24,10 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
+from projects.toydata.seeded_regions import run_heads, scale_heads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from mmdeploy_ext.families.base import Family
 
@@ -120,8 +123,10 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
             norm.bias.fill_(shift)
 
 
-def _calibrate_norms(model: nn.Module, pictures: torch.Tensor) -> Sequence[torch.Tensor]:
+def _calibrate_norms(model: nn.Module, pictures: torch.Tensor, run: Heads) -> Sequence[torch.Tensor]:
     """Set running statistics, layer by layer, to those of the pictures, of all calls together.
+
+    `run` calls the heads.
 
     Returns:
         Features of each level, as the head takes them.
@@ -137,10 +142,22 @@ def _calibrate_norms(model: nn.Module, pictures: torch.Tensor) -> Sequence[torch
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     handles = [module.register_forward_pre_hook(hook) for module in norms]
     features = model.extract_feat(pictures)
-    model.bbox_head(for_head(model.bbox_head, features))
+    run(features)
     for handle in handles:
         handle.remove()
     return features
+
+
+Heads = Callable[[Sequence[torch.Tensor]], None]
+"""What is done with the heads of a detector, given the features of each level."""
+
+
+def _heads(model: nn.Module, pictures: torch.Tensor) -> tuple[Heads, Heads]:
+    """Return what runs the heads of a detector, and what scales their last layers."""
+    head = getattr(model, 'bbox_head', None)
+    if head is None:
+        return tuple(functools.partial(one, model, pictures) for one in (run_heads, scale_heads))
+    return (lambda maps: head(for_head(head, maps))), functools.partial(scale_outputs, head)
 
 
 def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset: float = 0.0) -> nn.Module:
@@ -163,8 +180,9 @@ def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset:
         for norm in _residual_ends(model):
             norm.weight.fill_(calibration.residual)
         _shift_norms(model, calibration.shift)
-        features = _calibrate_norms(model, torch.cat(drawn) * deviation + offset)
-        scale_outputs(model.bbox_head, features)
+        pictures = torch.cat(drawn) * deviation + offset
+        run, scale = _heads(model, pictures)
+        scale(_calibrate_norms(model, pictures, run))
     return model
 
 

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import build_without_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Target(NamedTuple):
@@ -57,7 +57,7 @@ ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_
 """ATSSHead keeps the first rule, whose channels are not centred: published figures rest on its weights."""
 
 BOX_LAYERS = (
-    r'(atss|conv|gfl|retina|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|retina_bbox_(cls|reg)|conv_shape|'
+    r'(atss|conv|gfl|retina|rpn|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|retina_bbox_(cls|reg)|conv_shape|'
     r'reppoints_pts_(init|refine)_out|multi_level_conv_reg\.\d+|reg_convs\.\d+\.\d+|(wh|offset)_head\.2|'
     r'reg_offset_module\.2'
 )
@@ -65,7 +65,7 @@ QUALITY_LAYERS = (
     r'(atss|conv)_centerness|atss_iou|object_pred|conv_loc|multi_level_conv_obj\.\d+|cls_prob_module\.2'
 )
 CLASS_LAYERS = (
-    r'(atss|conv|gfl|retina|tood|vfnet)_cls|cls_score|reppoints_cls_out|multi_level_conv_cls\.\d+|'
+    r'(atss|conv|gfl|retina|rpn|tood|vfnet)_cls|cls_score|reppoints_cls_out|multi_level_conv_cls\.\d+|'
     r'cls_convs\.\d+\.\d+|heatmap_head\.2'
 )
 MIXED_LAYERS = r'convs_pred\.\d+'
@@ -97,13 +97,13 @@ BOXES_OF_HEADS = {
 
 def calibration_of(model: nn.Module) -> Calibration:
     """Return what the statistics of a detector are taken from."""
-    if _first_rule(model.bbox_head):
+    if _first_rule(getattr(model, 'bbox_head', None)):
         return ATSS_CALIBRATION
     sizes = [SIZES[kind] for kind in (type(part).__name__ for part in model.modules()) if kind in SIZES]
     return Calibration(size=sizes[0]) if sizes else Calibration()
 
 
-def _first_rule(head: nn.Module) -> bool:
+def _first_rule(head: nn.Module | None) -> bool:
     return type(head).__name__ == 'ATSSHead'
 
 
@@ -119,7 +119,8 @@ def scale_outputs(head: nn.Module, features: Sequence[torch.Tensor]) -> None:
     if _first_rule(head):
         for name, target in ATSS_TARGETS.items():
             layer = getattr(head, name)
-            layer.weight.mul_(target.deviation / torch.cat(_outputs(head, features, layer), 1).std())
+            found = torch.cat(_outputs(head, features, layer), 1)
+            layer.weight.mul_(target.deviation / found.std())
             layer.bias.fill_(target.mean)
         return
     layers = list(_last_layers(head))
@@ -127,7 +128,7 @@ def scale_outputs(head: nn.Module, features: Sequence[torch.Tensor]) -> None:
         for name in (name for found, name in layers if found == role):
             layer = head.get_submodule(name)
             outputs = torch.cat(_outputs(head, features, layer), 1)
-            _bring(layer, outputs, *_targets(head, name, role, len(outputs)))
+            bring(layer, outputs, *_targets(head, name, role, len(outputs)))
 
 
 def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
@@ -139,12 +140,16 @@ def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _outputs(head: nn.Module, features: Sequence[torch.Tensor], layer: nn.Module) -> list[torch.Tensor]:
-    """Return what a layer gives, of each call, (channels, all positions)."""
+    return outputs_of(layer, lambda: head(for_head(head, features)))
+
+
+def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> list[torch.Tensor]:
+    """Return what a layer gives during a run, of each call, (channels, all positions)."""
     kept: list[torch.Tensor] = []
     handle = layer.register_forward_hook(
         lambda module, inputs, output: kept.append(output.transpose(0, 1).flatten(1))
     )
-    head(for_head(head, features))
+    run()
     handle.remove()
     return kept
 
@@ -155,7 +160,7 @@ def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torc
     return [one[:1] for one in features] if masked else features
 
 
-def _bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+def bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> None:
     """Give every channel its mean and spread; one that hardly differs is not blown up to it."""
     centre = outputs.mean(1)
     spread = (outputs - centre[:, None]).square().mean(1).sqrt()
@@ -189,6 +194,8 @@ def _kinds(head: nn.Module) -> list[str]:
 def _class_target(head: nn.Module, name: str) -> Target:
     if _softmax(head):
         return Target(0.0, CLASS_TARGET.deviation)
+    if 'RPNHead' in _kinds(head):
+        return Target(-1.0, 1.5)
     if {'PAAHead', 'TOODHead'} & set(_kinds(head)):
         return Target(-6.5, CLASS_TARGET.deviation)  # its scores are roots of a product with the quality
     return CLASS_TARGET
@@ -242,7 +249,7 @@ def check_known(model: nn.Module, filename: str) -> None:
     Raises:
         ConfigError: names the head, and the layers that were looked for.
     """
-    head = getattr(model, 'bbox_head', None)
+    head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if head is None or not known(head):
         raise ConfigError(
             f'{filename}: the seeded rule knows no layer of {type(head).__name__} that gives class scores; '

@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
-from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets
-from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, capped
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 from mmdeploy_ext.exporting.postprocess.sizes import limit
+from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
 from mmdeploy_ext.runtime.dense.select import VOTE_SPREAD, VOTES_ABOVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.contract.dense_head import Head
-
-NO_CANDIDATE = -1.0
-
-
-def _gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Pick rows (B, N) out of values (B, A, D)."""
-    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
 class DenseBoxPostprocess(nn.Module):
@@ -93,14 +85,13 @@ class DenseBoxPostprocess(nn.Module):
             bboxes, scores, labels, candidates = _spread(bboxes, scores, candidates)
         like = scores if factors is None or self.head.choose == 'priors' else factors
         scores = torch.where(candidates, scores, torch.full_like(like, NO_CANDIDATE))
-        if self.cap:
-            dets, labels, count = self._capped(bboxes, scores, labels, candidates)
-            return *self._voted(dets, labels, *voters), count
-        kept = self._suppress(bboxes, scores, labels, candidates)
-        dets, labels = self._collect(
-            bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels
+        config, head = self.config, self.head
+        suppress = Suppression(
+            *(config.iou_threshold, config.max_per_img, config.class_agnostic),
+            *(head.suppresses, head.inverted, self.cap),
         )
-        return self._voted(dets, labels, *voters)
+        dets, labels, *count = suppress(bboxes, scores, labels, candidates)
+        return *self._voted(dets, labels, *voters), *count
 
     def _ranks(self, scores: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         """Return what candidates are ordered by."""
@@ -130,7 +121,7 @@ class DenseBoxPostprocess(nn.Module):
             values, pairs = flat, torch.arange(flat.shape[1], device=flat.device).expand(flat.shape[0], -1)
         anchors = torch.div(pairs, num_classes, rounding_mode='floor')
         labels = pairs - anchors * num_classes
-        kept = _gather_rows(bboxes, anchors)
+        kept = gather_rows(bboxes, anchors)
         return kept, values, None if factors is None else factors.gather(1, anchors), labels
 
     def _best_classes(
@@ -147,7 +138,7 @@ class DenseBoxPostprocess(nn.Module):
         if self.config.nms_pre > 0:
             best = self._ranks(scores, factors).amax(dim=2)
             _, rows = best.topk(limit(self.config.nms_pre, best.shape[1]), dim=1)
-            bboxes, scores = _gather_rows(bboxes, rows), _gather_rows(scores, rows)
+            bboxes, scores = gather_rows(bboxes, rows), gather_rows(scores, rows)
             factors = None if factors is None else factors.gather(1, rows)
         return bboxes, scores, factors, None
 
@@ -176,55 +167,7 @@ class DenseBoxPostprocess(nn.Module):
     def _clip(self, bboxes: torch.Tensor, clip_hw: torch.Tensor) -> torch.Tensor:
         if not self.clip_border:
             return bboxes
-        upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1).repeat(1, 2)[:, None]
-        if self.head.clip_inset:
-            upper = upper - self.head.clip_inset
-        return torch.minimum(bboxes.clamp(min=0), upper)
-
-    def _suppress(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
-    ) -> torch.Tensor:
-        """Return (B, N) bool: the rows that NMS keeps."""
-        if not self.head.suppresses:
-            return candidates
-        separated = bboxes if self.config.class_agnostic else class_offsets(bboxes, labels, candidates)
-        if self.head.inverted:  # the operator would put their corners in order
-            low, high = separated[..., :2], separated[..., 2:]
-            separated = torch.cat([low, torch.maximum(low, high)], dim=2)
-        most = self.config.max_per_img if self.config.max_per_img > 0 else 2**31 - 1
-        selected = batched_nms(separated, scores[:, None], self.config.iou_threshold, most)
-        flat_rows = selected[:, 0] * scores.shape[1] + selected[:, 2]
-        flat_kept = (
-            torch.zeros_like(scores)
-            .flatten()
-            .scatter(0, flat_rows, torch.ones_like(flat_rows, dtype=scores.dtype))
-        )
-        return flat_kept.reshape(scores.shape) > 0
-
-    def _capped(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return detections and the number of candidates, of the best `cap` rows, with constant shapes.
-
-        Greedy suppression goes from the best score down, so rows behind the cut change nothing above it.
-        """
-        separated = bboxes if self.config.class_agnostic else class_offsets(bboxes, labels, candidates)
-        best, rows = scores.topk(self.cap, dim=1)
-        if self.head.suppresses:
-            kept = nms_of_sorted(_gather_rows(separated, rows), self.config.iou_threshold)
-            best = torch.where(kept, best, torch.full_like(best, NO_CANDIDATE))
-        best, order = best.topk(capped(self.cap, self.config.max_per_img), dim=1)
-        rows = rows.gather(1, order)
-        return *_padded(best, _gather_rows(bboxes, rows), labels.gather(1, rows)), candidates.sum(dim=1)
-
-    def _collect(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sort by descending score, cut to the largest count of the batch, blank the padding."""
-        best, rows = scores.topk(limit(self.config.max_per_img, scores.shape[1]), dim=1)
-        count = (best > NO_CANDIDATE).sum(dim=1).max()
-        best, rows = best[:, :count], rows[:, :count]
-        return _padded(best, _gather_rows(bboxes, rows), labels.gather(1, rows))
+        return clip_to(bboxes, clip_hw, self.head.clip_inset)
 
 
 def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
@@ -256,13 +199,3 @@ CHOICES = dict(
     priors=DenseBoxPostprocess._best_priors,
 )
 """`Head.choose` -> what picks the candidates of one level."""
-
-
-def _padded(
-    scores: torch.Tensor, bboxes: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return dets (B, n, 5) and labels (B, n); rows without a candidate are zero with label -1."""
-    present = scores > NO_CANDIDATE
-    dets = torch.cat([bboxes, scores[..., None]], dim=2)
-    dets = torch.where(present[..., None], dets, torch.zeros_like(dets))
-    return dets, torch.where(present, labels, torch.full_like(labels, -1))

@@ -37,9 +37,9 @@ def centres(priors: Any) -> Any:
 
 
 def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios."""
-    centre = (priors[:, :2] + priors[:, 2:]) * 0.5
-    size = priors[:, 2:] - priors[:, :2]
+    """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios. Priors of any axes."""
+    centre = (priors[..., :2] + priors[..., 2:]) * 0.5
+    size = priors[..., 2:] - priors[..., :2]
     deltas = rows['bbox_pred']
     deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
     bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))

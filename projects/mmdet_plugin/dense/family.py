@@ -35,9 +35,7 @@ class DenseFamily(ImageFamily):
 
     name = 'dense'
     exports = 'one-stage detectors with a dense bbox_head (projects/mmdet_plugin/dense/README.md)'
-    near = (
-        *('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'RPN', 'YOLO', 'SSD', 'RCNN', 'RTMDet'),
-    )
+    near = (*('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'YOLO', 'SSD', 'RTMDet'),)
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
     own_options = OPTIONS

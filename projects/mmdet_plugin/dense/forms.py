@@ -9,7 +9,7 @@ Glossary: B batch, A priors of a level or of all, C classes, H, W network input 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -85,16 +85,22 @@ class RawNetwork(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), flat, strict=True))
 
 
+def same_priors(generator: Any) -> Any:
+    """Return a generator of priors whose numbers are those of every machine."""
+    priors = copy.copy(generator)
+    if hasattr(priors, 'base_anchors'):
+        with SameBytes():  # roots of the ratios
+            priors.base_anchors = priors.gen_base_anchors()
+    return priors
+
+
 class Decode(nn.Module):
     """Priors, box decoding and scores for all levels."""
 
     def __init__(self, head: nn.Module) -> None:
         """Keep what makes the priors, and the settings; none of the head's layers is used."""
         super().__init__()
-        self.priors = copy.copy(generator_of(head))
-        if hasattr(self.priors, 'base_anchors'):
-            with SameBytes():  # roots of the ratios
-                self.priors.base_anchors = self.priors.gen_base_anchors()
+        self.priors = same_priors(generator_of(head))
         self.facts = facts_of(head)
         self.outputs = kinds.described(head).outputs
 
@@ -146,11 +152,11 @@ class Rows(dict):
 
     def __missing__(self, name: str) -> torch.Tensor:
         """Make the rows of one output."""
-        self[name] = _rows(*self.maps[name])
+        self[name] = rows_of(*self.maps[name])
         return self[name]
 
 
-def _rows(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
     return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
 

@@ -47,7 +47,8 @@ DECODED = dict(
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 
 
-def _optional_inputs(batch: int | str, clips: bool, bordered: bool) -> tuple[TensorSpec, ...]:
+def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
+    """Return `img_shape` and `scale_factor`; without clipping the first has no use."""
     inputs = (
         TensorSpec(
             'img_shape',
@@ -71,10 +72,9 @@ def _optional_inputs(batch: int | str, clips: bool, bordered: bool) -> tuple[Ten
     return (*inputs, border) if bordered else inputs
 
 
-def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
-    rows = capped(cap, thresholds(model.bbox_head).max_per_img) if cap else 'n'
-    outputs = (
+def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
+    """Return `dets` and `labels` of a `full` graph."""
+    return (
         TensorSpec(
             'dets',
             'float32',
@@ -91,6 +91,11 @@ def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
             compare='detections',
         ),
     )
+
+
+def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+    outputs = box_outputs(batch, capped(cap, thresholds(model.bbox_head).max_per_img) if cap else 'n')
     if not cap:
         return outputs
     meaning = f'(prior, class) pairs over the score threshold; more than {cap}: the rest was cut off'
@@ -232,7 +237,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     )
     outputs = OUTPUTS[options.form](model, options)
     clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
-    inputs = (image, *_optional_inputs(batch, clips, bordered)) if options.form == 'full' else (image,)
+    inputs = (image, *optional_inputs(batch, clips, bordered)) if options.form == 'full' else (image,)
     return GraphSpec(f'dense/{options.form}', inputs, outputs)
 
 

@@ -86,13 +86,13 @@ CODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
 """Coders that any head may have -> their settings."""
 
 
-def chosen_coder(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder that the config chose."""
+def chosen_coder(head: nn.Module, where: str = 'model.bbox_head') -> dict[str, Any]:
+    """Return the settings of the coder that the config chose; `where` is said in the message."""
     for kind, settings in CODERS.items():
         if type(head.bbox_coder) is kind:
             return settings(head.bbox_coder)
     known = ', '.join(kind.__name__ for kind in CODERS)
-    raise ConfigError(f'model.bbox_head.bbox_coder is {type(head.bbox_coder).__name__}; expected {known}')
+    raise ConfigError(f'{where}.bbox_coder is {type(head.bbox_coder).__name__}; expected {known}')
 
 
 def strides(head: nn.Module) -> list[int]:

@@ -10,19 +10,9 @@ from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find
 from mmdeploy_ext.families.nearest import part_types
 
 CASES = {
-    'faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py': (
-        'FasterRCNN',
-        ['rpn_head', 'roi_head', 'roi_head.bbox_head'],
-        'dense',
-    ),
-    'cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco.py': ('CascadeRCNN', ['roi_head.bbox_head'], 'dense'),
-    'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py': ('MaskRCNN', ['roi_head.mask_head'], 'solo'),
-    'rpn/rpn_r50_fpn_1x_coco.py': ('RPN', ['rpn_head'], 'dense'),
     'detr/detr_r50_8x2_150e_coco.py': ('DETR', ['bbox_head', 'bbox_head.transformer'], 'rtdetr'),
     'deformable_detr/deformable_detr_r50_16x2_50e_coco.py': ('DeformableDETR', ['bbox_head'], 'rtdetr'),
-    'panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py': ('PanopticFPN', ['semantic_head'], 'solo'),
     'mask2former/mask2former_r50_lsj_8x2_50e_coco.py': ('Mask2Former', ['panoptic_head'], 'solo'),
-    'grid_rcnn/grid_rcnn_r50_fpn_gn-head_2x_coco.py': ('GridRCNN', ['roi_head.grid_head'], 'dense'),
 }
 
 

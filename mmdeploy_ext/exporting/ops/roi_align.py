@@ -1,0 +1,129 @@
+"""Regions pooled from maps of a pyramid, each on its own level: mmcv's RoIAlign as ONNX's RoiAlign.
+
+mmcv's exporter writes an operator of its own, pools every region on every level, and masks. Here a level
+pools what is its own and puts it into place, so that no region is pooled twice. Measured: `half_pixel` equals
+mmcv's `aligned=True` on the CPU to the bit, with sampling ratios of 0 and 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from mmcv.ops import RoIAlign, roi_align
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
+
+FIRST_OPSET = 16
+"""Before it RoiAlign knows no shift by half a pixel."""
+
+
+def _eager(
+    pooled: torch.Tensor,
+    maps: torch.Tensor,
+    boxes: torch.Tensor,
+    images: torch.Tensor,
+    levels: torch.Tensor,
+    level: int,
+    scale: float,
+    height: int,
+    width: int,
+    sampling_ratio: int,
+    mode: str,
+) -> torch.Tensor:
+    rows = torch.nonzero(levels == level).squeeze(1)  # mmcv's kernel takes no strides of its input
+    regions = torch.cat([images[rows, None].to(boxes.dtype), boxes[rows]], dim=1)
+    found = roi_align(
+        maps.contiguous(), regions, (height, width), scale, sampling_ratio, 'avg', mode == 'half_pixel'
+    )
+    return pooled.index_copy(0, rows, found)
+
+
+def _example() -> tuple[torch.Tensor, ...]:
+    boxes = torch.tensor([[0.0, 0.0, 30.0, 20.0], [4.0, 4.0, 60.0, 60.0]])
+    images, levels = torch.tensor([0, 0]), torch.tensor([0, 1])
+    return torch.zeros(2, 3, 7, 7), torch.rand(1, 3, 16, 16), boxes, images, levels
+
+
+LEVEL_REGIONS = register(
+    Operator(
+        'LevelRegions',
+        _eager,
+        inputs=dict(pooled='R C h w', maps='B C H W', boxes='R 4', images='R', levels='R'),
+        outputs=('filled',),
+        example=_example,
+        shapes=lambda pooled, *_: torch.empty_like(pooled),
+        body="""
+        LevelRegions <level, scale, height, width, sampling_ratio, mode>
+            (pooled, maps, boxes, images, levels) => (filled) {
+            own = Constant <value_int: int = @level> ()
+            here = Equal (levels, own)
+            found = NonZero (here)
+            first = Constant <value = int64[1] {0}> ()
+            last = Constant <value = int64[1] {-1}> ()
+            rows = Squeeze (found, first)
+            own_boxes = Gather <axis = 0> (boxes, rows)
+            own_images = Gather <axis = 0> (images, rows)
+            values = RoiAlign <mode = "avg", coordinate_transformation_mode: string = @mode,
+                output_height: int = @height, output_width: int = @width,
+                sampling_ratio: int = @sampling_ratio, spatial_scale: float = @scale>
+                (maps, own_boxes, own_images)
+            places = Unsqueeze (rows, last)
+            filled = ScatterND (pooled, places, values)
+        }""",
+    )
+)
+
+
+def pool_level(
+    pooled: torch.Tensor,
+    maps: torch.Tensor,
+    boxes: torch.Tensor,
+    images: torch.Tensor,
+    levels: torch.Tensor,
+    level: int,
+    layer: RoIAlign,
+) -> torch.Tensor:
+    """Return `pooled` with the regions of one level filled in.
+
+    Args:
+        pooled: (R, C, h, w) float32.
+        maps: (B, C, H, W) features of the level.
+        boxes: (R, 4) xyxy, pixels of the network input.
+        images: (R,) int64 index into the batch.
+        levels: (R,) int64.
+        level: whose regions are pooled.
+        layer: of mmcv, with the settings.
+    """
+    mode = 'half_pixel' if layer.aligned else 'output_half_pixel'
+    height, width = layer.output_size
+    settings = level, float(layer.spatial_scale), height, width, int(layer.sampling_ratio), mode
+    return LEVEL_REGIONS(pooled, maps, boxes, images, levels, *settings)
+
+
+def check_layer(layer: torch.nn.Module) -> None:
+    """Refuse a layer that ONNX's RoiAlign does not compute.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if not isinstance(layer, RoIAlign):
+        raise ConfigError(f'roi_layer.type={type(layer).__name__}; regions export with RoIAlign')
+    if layer.pool_mode != 'avg' or layer.use_torchvision:
+        raise ConfigError(
+            f'roi_layer has pool_mode={layer.pool_mode!r} and use_torchvision={layer.use_torchvision}; '
+            f"regions export with pool_mode='avg' and mmcv's own kernel"
+        )
+
+
+LIBRARY_OPERATORS.append(
+    LibraryOperator(
+        title=('RoIAlign', 'RoiAlign with half_pixel'),
+        patch=contextlib.nullcontext,
+        opset=FIRST_OPSET,
+        inside=lambda module: any(isinstance(one, RoIAlign) for one in module.modules()),
+    )
+)

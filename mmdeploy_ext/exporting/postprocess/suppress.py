@@ -1,0 +1,131 @@
+"""From scored boxes to results: suppression, the best of them, padding; one for every head that has boxes.
+
+Glossary: B batch, N boxes, n kept rows, K boxes that enter the suppression where their number is limited.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
+from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets
+from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.exporting.postprocess.sizes import limit
+
+NO_CANDIDATE = -1.0
+
+
+def gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Pick rows (B, N) out of values (B, A, D)."""
+    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def clip_to(bboxes: torch.Tensor, clip_hw: torch.Tensor, inset: float = 0.0) -> torch.Tensor:
+    """Clip boxes (B, N, 4) xyxy to heights and widths (B or 1, 2), less `inset` pixels at the far borders."""
+    upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1).repeat(1, 2)[:, None]
+    if inset:
+        upper = upper - inset
+    return torch.minimum(bboxes.clamp(min=0), upper)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suppression:
+    """Greedy suppression within labels, then the best `max_per_img` in descending score order.
+
+    Attributes:
+        iou_threshold: suppress above this.
+        max_per_img: rows kept per image; -1 keeps all.
+        class_agnostic: suppress across labels.
+        suppresses: boxes suppress others at all.
+        inverted: boxes may end before they begin. Upstream never suppresses these, nor others by them.
+        cap: boxes that enter, the best by score; 0 lets all in. With a cap every shape is constant, and the
+            suppression is written in standard operators.
+        trimmed: rows behind the largest count of the batch are cut off; else there are as many as may be.
+    """
+
+    iou_threshold: float
+    max_per_img: int
+    class_agnostic: bool = False
+    suppresses: bool = True
+    inverted: bool = False
+    cap: int = 0
+    trimmed: bool = True
+
+    def __call__(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Suppress.
+
+        Args:
+            bboxes: (B, N, 4) xyxy.
+            scores: (B, N); `NO_CANDIDATE` where a row is none.
+            labels: (B, N) int64, 0 or more.
+            candidates: (B, N) bool.
+
+        Returns:
+            dets (B, n, 5) x1 y1 x2 y2 score, labels (B, n); n is the largest count of the batch, with a cap
+            constant; rows that an image does not have are zero with label -1. With a cap also candidates
+            (B,) int64, their number before it.
+        """
+        if self.cap:
+            return self._capped(bboxes, scores, labels, candidates)
+        kept = self._kept(bboxes, scores, labels, candidates)
+        return self._collect(bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels)
+
+    def _kept(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (B, N) bool: the rows that NMS keeps."""
+        if not self.suppresses:
+            return candidates
+        separated = bboxes if self.class_agnostic else class_offsets(bboxes, labels, candidates)
+        if self.inverted:  # the operator would put their corners in order
+            low, high = separated[..., :2], separated[..., 2:]
+            separated = torch.cat([low, torch.maximum(low, high)], dim=2)
+        most = self.max_per_img if self.max_per_img > 0 else 2**31 - 1
+        selected = batched_nms(separated, scores[:, None], self.iou_threshold, most)
+        flat_rows = selected[:, 0] * scores.shape[1] + selected[:, 2]
+        flat_kept = (
+            torch.zeros_like(scores)
+            .flatten()
+            .scatter(0, flat_rows, torch.ones_like(flat_rows, dtype=scores.dtype))
+        )
+        return flat_kept.reshape(scores.shape) > 0
+
+    def _capped(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return detections and the number of candidates, of the best `cap` rows, with constant shapes.
+
+        Greedy suppression goes from the best score down, so rows behind the cut change nothing above it.
+        """
+        separated = bboxes if self.class_agnostic else class_offsets(bboxes, labels, candidates)
+        best, rows = scores.topk(self.cap, dim=1)
+        if self.suppresses:
+            kept = nms_of_sorted(gather_rows(separated, rows), self.iou_threshold)
+            best = torch.where(kept, best, torch.full_like(best, NO_CANDIDATE))
+        best, order = best.topk(capped(self.cap, self.max_per_img), dim=1)
+        rows = rows.gather(1, order)
+        return *_padded(best, gather_rows(bboxes, rows), labels.gather(1, rows)), candidates.sum(dim=1)
+
+    def _collect(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sort by descending score, cut to the largest count of the batch (`trimmed`), blank the padding."""
+        best, rows = scores.topk(limit(self.max_per_img, scores.shape[1]), dim=1)
+        if self.trimmed:
+            count = (best > NO_CANDIDATE).sum(dim=1).max()
+            best, rows = best[:, :count], rows[:, :count]
+        return _padded(best, gather_rows(bboxes, rows), labels.gather(1, rows))
+
+
+def _padded(
+    scores: torch.Tensor, bboxes: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return dets (B, n, 5) and labels (B, n); rows without a candidate are zero with label -1."""
+    present = scores > NO_CANDIDATE
+    dets = torch.cat([bboxes, scores[..., None]], dim=2)
+    dets = torch.where(present[..., None], dets, torch.zeros_like(dets))
+    return dets, torch.where(present, labels, torch.full_like(labels, -1))

@@ -1,0 +1,123 @@
+"""From the outputs of box heads to detections: cascades, decoding, suppression within classes.
+
+Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,test_mixins}.py`,
+`bbox_heads/bbox_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see `regions.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmdet.models.roi_heads import bbox_heads
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
+from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
+from mmdeploy_ext.runtime.dense.coders import CODERS, softmax
+from projects.mmdet_plugin.dense.plain import chosen_coder
+from projects.mmdet_plugin.two_stage.regions import Branch, part_of, stages_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+METHODS = ('get_bboxes', 'regress_by_class')
+"""Methods of upstream that the graph repeats."""
+
+
+def check_head(head: nn.Module) -> None:
+    """Refuse a box head that the graph does not repeat.
+
+    Raises:
+        ConfigError: names the class, or the method.
+    """
+    if not isinstance(head, bbox_heads.BBoxHead) or not (head.with_cls and head.with_reg):
+        raise ConfigError(f'{type(head).__name__}: no box head that is exported; expected one of BBoxHead')
+    for name in METHODS:
+        if getattr(type(head), name) is not getattr(bbox_heads.BBoxHead, name):
+            raise ConfigError(
+                f'{type(head).__name__} has a {name}() of its own, which the graphs do not repeat; expected '
+                f'that of BBoxHead'
+            )
+    chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
+
+
+def last_head(roi_head: nn.Module) -> nn.Module:
+    """Return the box head whose boxes are the results."""
+    return part_of(roi_head, 'bbox_head', stages_of(roi_head) - 1)
+
+
+def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Return class scores (..., C) in 0..1; the background, the last column, is left out."""
+    scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
+    return scores[..., :-1]
+
+
+class Boxes(nn.Module):
+    """All stages of the box heads, and the post-processing of the last one."""
+
+    def __init__(self, roi_head: nn.Module) -> None:
+        """Read the thresholds from the head's test_cfg."""
+        super().__init__()
+        self.stages = nn.ModuleList(Branch(roi_head, 'bbox', stage) for stage in range(stages_of(roi_head)))
+        self.config = nms_config(roi_head.test_cfg)
+
+    def forward(
+        self,
+        maps: Sequence[torch.Tensor],
+        proposals: torch.Tensor,
+        present: torch.Tensor,
+        clip_hw: torch.Tensor,
+        scale_factor: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Turn proposals into detections.
+
+        Args:
+            maps: features of all levels.
+            proposals: (B, K, 4) xyxy, pixels of the network input.
+            present: (B, K) bool; other rows are padding.
+            clip_hw: (B, 2) float32 height and width that boxes are clipped to.
+            scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
+
+        Returns:
+            dets (B, n, 5) and labels (B, n), see `Suppression`.
+        """
+        regions, logits = proposals, []
+        for index, stage in enumerate(self.stages):
+            scores, deltas = (one.reshape(*regions.shape[:2], -1) for one in stage(maps, regions))
+            logits.append(scores)
+            boxes = decoded(stage.head, regions, deltas, clip_hw)
+            if index + 1 < len(self.stages):
+                regions = _of_best_class(stage.head, boxes, scores)
+        scores = activated(self.stages[-1].head, sum(logits) / float(len(logits)))
+        boxes = boxes / scale_factor[:, None, None]
+        candidates = (scores > self.config.score_thr) & present[..., None]
+        scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
+        labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
+        boxes = boxes.expand(-1, -1, scores.shape[2], -1)
+        config = self.config
+        suppress = Suppression(config.iou_threshold, config.max_per_img, config.class_agnostic)
+        return suppress(*(one.flatten(1, 2) for one in (boxes, scores, labels, candidates)))
+
+
+def decoded(
+    head: nn.Module, regions: torch.Tensor, deltas: torch.Tensor, clip_hw: torch.Tensor
+) -> torch.Tensor:
+    """Return boxes (B, K, G, 4) xyxy of regions (B, K, 4) and deltas (B, K, G*4), clipped to the image."""
+    settings: Mapping[str, Any] = chosen_coder(head)
+    rows = deltas.reshape(*deltas.shape[:2], -1, 4)
+    boxes = CODERS[settings['type']](torch, regions[:, :, None], dict(bbox_pred=rows), settings, 0)
+    if not head.bbox_coder.clip_border:
+        return boxes
+    return clip_to(boxes.flatten(1, 2), clip_hw).reshape(rows.shape)
+
+
+def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the box (B, K, 4) of each region's best class; `scores` are its logits."""
+    if boxes.shape[2] == 1:
+        return boxes[:, :, 0]
+    if head.custom_activation:
+        scores = head.loss_cls.get_activation(scores)
+    best = scores[..., :-1].argmax(dim=2)
+    return boxes.gather(2, best[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]

@@ -1,0 +1,110 @@
+"""The family of two-stage detectors: what it claims and refuses, and what the other modules give."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from mmdet.models.builder import DETECTORS, build_head
+from mmdet.models.detectors.two_stage import TwoStageDetector
+
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.images import ImageFamily
+from projects.mmdet_plugin.dense import parts, samples
+from projects.mmdet_plugin.two_stage import boxes, graphs, proposals, reference
+from projects.mmdet_plugin.two_stage.kinds import check_detector, check_roi_head
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from mmdeploy_ext.contract.option import Options
+
+
+class TwoStageFamily(ImageFamily):
+    """mmdet's detectors that propose regions and look at each of them."""
+
+    name = 'two_stage'
+    exports = (
+        'two-stage detectors with an rpn_head and a roi_head (projects/mmdet_plugin/two_stage/README.md)'
+    )
+    near = ('RCNN', 'RPN', 'RoIHead')
+    task = 'bbox2d'
+    forms = ('full',)
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds = staticmethod(samples.feeds)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`: those of parts that are not exported are refused by `check`, by the part."""
+        detector = DETECTORS.get(cfg.model.get('type') or '')
+        two_stage = detector is not None and issubclass(detector, TwoStageDetector)
+        return Claim.HEAD if two_stage and cfg.model.get('roi_head') else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: parts, thresholds, sizes."""
+        try:
+            check_detector(cfg.model)
+            rpn_head, roi_head = self.heads(cfg)
+            proposals.check_head(rpn_head)
+            check_roi_head(roi_head)
+            nms_config(roi_head.test_cfg)
+        except ConfigError as error:
+            raise ConfigError(f'{cfg.filename}: {error}') from error
+        parts.check(cfg.model, options)
+        largest = max(int(stride[0]) for stride in rpn_head.prior_generator.strides)
+        if min(options.height, options.width) < largest:
+            raise UsageError(
+                f'--shape {options.height} {options.width}: each side has to be at least the largest '
+                f'stride of the model, {largest} pixels'
+            )
+
+    def heads(self, cfg: Any) -> tuple[nn.Module, nn.Module]:
+        """Return the heads of proposals and of regions, without the rest of the detector.
+
+        Raises:
+            ConfigError: one cannot be built.
+        """
+        test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
+        found = []
+        for key, part in (('rpn_head', 'rpn'), ('roi_head', 'rcnn')):
+            content = dict(cfg.model[key], train_cfg=None, test_cfg=test_cfg.get(part))
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+                    found.append(build_head(content).eval())
+            except Exception as error:
+                why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
+                raise ConfigError(f'model.{key} cannot be built: {why}') from error
+        return tuple(found)
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(boxes.last_head(model.roi_head).num_classes)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        return dict(
+            nms_config(model.roi_head.test_cfg).to_json(),
+            num_classes=self.num_classes(model),
+            proposals=proposals.thresholds(model.rpn_head).to_json(),
+        )
+
+    @contextlib.contextmanager
+    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
+        """See `ImageFamily.raised_result_limit`."""
+        config = model.roi_head.test_cfg
+        most = config.max_per_img
+        config.max_per_img = 2 * most if most > 0 else most
+        try:
+            yield
+        finally:
+            config.max_per_img = most
+
+
+register_family(TwoStageFamily())

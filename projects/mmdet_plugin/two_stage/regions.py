@@ -1,0 +1,113 @@
+"""Features of regions, and the heads that look at them: mmdet's own layers, pooled by ONNX's RoiAlign.
+
+Glossary: B batch, K regions of an image, R = B * K, C classes, L levels, G boxes per region (C, or 1 where
+the regression does not know classes).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from mmdet.models.roi_heads import roi_extractors as extractors
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXTRACTORS = (extractors.SingleRoIExtractor,)
+
+
+def check_extractor(extractor: nn.Module) -> None:
+    """Refuse what the graph does not compute as mmdet does.
+
+    Raises:
+        ConfigError: names the class or the setting.
+    """
+    if type(extractor) not in EXTRACTORS:
+        known = ', '.join(one.__name__ for one in EXTRACTORS)
+        raise ConfigError(f'{type(extractor).__name__}: no extractor of regions that is exported ({known})')
+    for layer in extractor.roi_layers:
+        check_layer(layer)
+
+
+class Pool(nn.Module):
+    """An extractor of regions: every region from the level of its size, or from all levels."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        """Keep the extractor and the sizes at which its levels begin."""
+        super().__init__()
+        self.extractor = extractor
+        self.begins = [_least(level) for level in range(1, extractor.num_inputs)]
+
+    def forward(
+        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor
+    ) -> torch.Tensor:
+        """Return features (R, channels, h, w).
+
+        Args:
+            maps: of all levels (B, channels, H, W); those behind the extractor's inputs are not looked at.
+            boxes: (R, 4) xyxy, pixels of the network input.
+            images: (R,) int64 index into the batch.
+        """
+        layers = self.extractor.roi_layers
+        shape = (boxes.shape[0], self.extractor.out_channels, *layers[0].output_size)
+        pooled, levels = maps[0].new_zeros(shape), self.levels(boxes)
+        for level, (layer, one) in enumerate(zip(layers, maps, strict=False)):
+            pooled = pool_level(pooled, one, boxes, images, levels, level, layer)
+        return pooled
+
+    def levels(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Return the level (R,) int64 of each region, as `SingleRoIExtractor.map_roi_levels` does.
+
+        Its logarithm is a comparison here, which every engine rounds alike.
+        """
+        sides = boxes[:, 2:] - boxes[:, :2]
+        ratio = (sides[:, 0] * sides[:, 1]).sqrt() / self.extractor.finest_scale + 1e-6
+        level = torch.zeros_like(ratio, dtype=torch.int64)
+        for least in self.begins:
+            level = level + (ratio >= least).to(torch.int64)
+        return level
+
+
+def _least(level: int) -> float:
+    """Return the smallest float32 whose base-2 logarithm, rounded to float32, is at least `level`."""
+    value = np.float32(2**level)
+    for _ in itertools.count():
+        below = np.nextafter(value, np.float32(0))
+        if np.float32(np.log2(np.float64(below))) < level:
+            return float(value)
+        value = below
+
+
+def part_of(roi_head: nn.Module, name: str, stage: int) -> nn.Module:
+    """Return a part of a stage; heads without stages have one of each."""
+    part = getattr(roi_head, name)
+    return part[stage] if isinstance(part, nn.ModuleList) else part
+
+
+def stages_of(roi_head: nn.Module) -> int:
+    """Return how many stages a head of regions has."""
+    return int(getattr(roi_head, 'num_stages', 1))
+
+
+class Branch(nn.Module):
+    """Regions of a batch through an extractor, shared layers and a head."""
+
+    def __init__(self, roi_head: nn.Module, kind: str, stage: int) -> None:
+        """Keep the parts of one stage; `kind` is 'bbox' or 'mask'."""
+        super().__init__()
+        self.pool = Pool(part_of(roi_head, f'{kind}_roi_extractor', stage))
+        self.shared = roi_head.shared_head if roi_head.with_shared_head else nn.Identity()
+        self.head = part_of(roi_head, f'{kind}_head', stage)
+
+    def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input."""
+        images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
+        found = self.head(self.shared(self.pool(maps, boxes.flatten(0, 1), images.flatten())))
+        return found if isinstance(found, tuple) else (found,)

@@ -1,0 +1,68 @@
+"""Regions of one level: the ONNX form against mmcv's kernel, and against sampling written out."""
+
+import mmcv.ops
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
+
+BOXES = [[0, 0, 31, 17], [3.3, 5.1, 60, 44], [10, 10, 10, 10], [-8, -8, 90, 80], [5, 5, 6, 7]]
+
+
+class Levels(torch.nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, first, second, boxes, images, levels):
+        pooled = first.new_zeros(boxes.shape[0], first.shape[1], *self.layers[0].output_size)
+        for level, maps in enumerate((first, second)):
+            pooled = pool_level(pooled, maps, boxes, images, levels, level, self.layers[level])
+        return pooled
+
+
+def inputs(levels, batch=2):
+    draw = torch.Generator().manual_seed(1)
+    maps = [torch.randn(batch, 3, *size, generator=draw) for size in ((16, 20), (8, 10))]
+    boxes = torch.tensor(BOXES)[: len(levels)]
+    return *maps, boxes, torch.arange(len(levels)) % batch, torch.tensor(levels, dtype=torch.int64)
+
+
+@pytest.mark.parametrize('ratio', [0, 2])
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
+def test_regions_are_pooled_on_their_own_level_alone_and_stay_in_order(ratio, aligned, exporter):
+    layers = [mmcv.ops.RoIAlign((3, 5), scale, ratio, 'avg', aligned) for scale in (0.25, 0.125)]
+    module = Levels(layers)
+    axes = {'boxes': {0: 'R'}, 'images': {0: 'R'}, 'levels': {0: 'R'}}
+    model = export_module(
+        module,
+        inputs([0, 1, 1, 0, 1]),
+        exporter=exporter,
+        input_names=('first', 'second', 'boxes', 'images', 'levels'),
+        output_names=('pooled',),
+        dynamic=axes,
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    for levels in ([1, 0, 0, 1, 1], [0, 0, 0], [1], []):
+        given = inputs(levels)
+        named = dict(zip(('first', 'second', 'boxes', 'images', 'levels'), given, strict=True))
+        (found,) = session.run(None, {name: value.numpy() for name, value in named.items()})
+        assert torch.equal(torch.from_numpy(found), module(*given))
+        for row, level in enumerate(levels):
+            region = torch.cat([given[3][row : row + 1, None].float(), given[2][row : row + 1]], 1)
+            wanted = layers[level](given[level], region)
+            np.testing.assert_array_equal(found[row], wanted[0].numpy())
+
+
+def test_a_layer_that_the_operator_does_not_compute_is_refused():
+    for layer, said in (
+        (mmcv.ops.RoIAlign(7, 0.25, 0, 'max'), "pool_mode='max'"),
+        (mmcv.ops.RoIPool(7, 0.25), 'roi_layer.type=RoIPool'),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_layer(layer)

@@ -1,0 +1,158 @@
+"""Two-stage detectors against mmdet's own `simple_test`: eager, exported, and what is refused."""
+
+import copy
+import types
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.exporter import check_operators
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proof.tasks import task_module
+from projects.mmdet_plugin.two_stage.regions import Pool
+from toy_two_stage import KINDS, SIZE, family_of, images, options_of, run_stages, seeded, toy
+
+FULL = types.SimpleNamespace(form='full')
+
+
+def same(kind, model, outputs, prepared, least=1):
+    """Assert that results are those of `simple_test`, and that every image has some."""
+    family = family_of(kind)
+    found = family.detections(FULL, outputs, family.feeds(prepared, True))
+    wanted = family.reference_detections(model, prepared, True)
+    assert len(found) == len(wanted) == len(prepared)
+    for one, other in zip(wanted, found, strict=True):
+        row = task_module(family.task).match_detections('image', one, other)
+        assert row.passed and row.reference >= least, row
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_eager_results_of_every_image_are_those_of_simple_test(kind):
+    model, prepared = seeded(kind), images(3)
+    stages = family_of(kind).stages(model, options_of(kind))
+    same(kind, model, run_stages(stages, family_of(kind).feeds(prepared, True)), prepared, 15)
+
+
+def exported(kind, exporter='torchscript', model=None, **chosen):
+    """Return a session of a dynamic file that was traced with one image."""
+    family, model = family_of(kind), model or seeded(kind)
+    options = options_of(kind, dynamic=True, exporter=exporter, **chosen)
+    options = options.replace(opset=18) if exporter == 'dynamo' else options
+    example = {name: torch.from_numpy(array) for name, array in family.feeds(images(1), True).items()}
+    spec = family.spec(model, options)
+    graph = export.export_stages(family.stages(model, options), example, spec, options)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    names = [one.name for one in session.get_outputs()]
+
+    def run(prepared):
+        feeds = family.feeds(prepared, True)
+        taken = (*session.get_inputs(), *session.get_overridable_initializers())
+        known = {one.name: feeds[one.name] for one in taken}
+        return dict(zip(names, session.run(names, known), strict=True))
+
+    return graph, run
+
+
+@pytest.mark.parametrize(
+    ('kind', 'exporter'),
+    [(kind, 'torchscript') for kind in KINDS]
+    + [pytest.param(kind, 'dynamo', marks=pytest.mark.matrix) for kind in KINDS],
+)
+def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
+    graph, run = exported(kind, exporter)
+    for prepared in (images(3, seed=9), images(2, (256, 160), 3)):
+        same(kind, seeded(kind), run(prepared), prepared)
+    pools = [node for node in graph.graph.node if node.op_type == 'RoiAlign']
+    settings = [{one.name: one for one in node.attribute} for node in pools]
+    stages = 3 if 'cascade' in kind else 1
+    assert len(pools) == 4 * (stages + stages * ('mask' in kind))
+    assert {one['coordinate_transformation_mode'].s for one in settings} == {b'half_pixel'}
+    assert {one['sampling_ratio'].i for one in settings} == {0}
+
+
+def test_without_proposals_or_detections_results_are_empty():
+    for changed in ('rcnn', 'rpn'):
+        model = copy.deepcopy(seeded())
+        model.roi_head.test_cfg.score_thr = 2.0 if changed == 'rcnn' else 0.05
+        model.rpn_head.test_cfg.min_bbox_size = 1000 if changed == 'rpn' else 0
+        _, run = exported('faster', model=model)
+        outputs, prepared = run(images(2)), images(2)
+        family = family_of('faster')
+        assert [len(one) for one in family.reference_detections(model, prepared, True)] == [0, 0]
+        assert outputs['labels'].max(initial=-1) == -1
+        found = family.detections(FULL, outputs, family.feeds(prepared, True))
+        assert [len(one) for one in found] == [0, 0]
+
+
+def test_levels_are_those_of_mmdet_also_at_their_borders():
+    extractor = seeded().roi_head.bbox_roi_extractor
+    finest, draw = extractor.finest_scale, np.random.default_rng(0)
+    sides = np.concatenate([finest * 2.0 ** np.arange(-2, 6), draw.uniform(1, 600, 5000)]).astype(np.float32)
+    sides = np.concatenate([np.nextafter(sides, 0), sides, np.nextafter(sides, 1e9)])
+    boxes = torch.from_numpy(np.stack([sides * 0, sides * 0, sides, sides], 1))
+    rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
+    wanted = extractor.map_roi_levels(rois, 4)
+    assert torch.equal(Pool(extractor).levels(boxes), wanted) and set(wanted.tolist()) == {0, 1, 2, 3}
+
+
+def change(path, value):
+    """Return what sets a key of a config."""
+
+    def apply(model):
+        *keys, last = path.split('.')
+        for key in keys:
+            model = model[key]
+        model[last] = value
+
+    return apply
+
+
+REFUSED = {
+    'model.rpn_head is missing': change('rpn_head', None),
+    "nms.type='soft_nms'": change('test_cfg.rcnn.nms.type', 'soft_nms'),
+    'roi_layer.type=DeformRoIPool': change(
+        'roi_head.bbox_roi_extractor.roi_layer', dict(type='DeformRoIPool', output_size=7)
+    ),
+    "pool_mode='max'": change('roi_head.bbox_roi_extractor.roi_layer.pool_mode', 'max'),
+    'bbox_coder is LegacyDelta': change('rpn_head.bbox_coder.type', 'LegacyDeltaXYWHBBoxCoder'),
+    'rpn.min_bbox_size': change('test_cfg.rpn.min_bbox_size', 'small'),
+    'model.roi_head cannot be built': change('roi_head.bbox_head.num_clases', 3),
+}
+
+
+@pytest.mark.parametrize('said', REFUSED)
+def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
+    cfg = toy()
+    REFUSED[said](cfg.model)
+    with pytest.raises(ConfigError, match=said) as refused:
+        find_family(cfg).check(cfg, options_of('faster'))
+    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ('config', 'said'),
+    {
+        'grid_rcnn/grid_rcnn_r50_fpn_gn-head_2x_coco.py': 'GridRoIHead has a simple_test',
+        'panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py': 'PanopticFPN has a simple_test',
+        'sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco.py': 'SparseRCNN has a simple_test',
+        'htc/htc_r50_fpn_1x_coco.py': 'HybridTaskCascadeRoIHead has a simple_test',
+        'ms_rcnn/ms_rcnn_r50_fpn_1x_coco.py': 'MaskScoringRoIHead has a simple_test_mask',
+    }.items(),
+)
+def test_relatives_with_other_methods_are_refused_by_the_method(config, said):
+    cfg = load_config(mmdet_config(config))
+    with pytest.raises(ConfigError, match=said):
+        find_family(cfg).check(cfg, options_of('faster', (800, 1344)))
+
+
+def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():
+    with pytest.raises(UsageError, match='at least the largest stride'):
+        family_of('faster').check(toy(), options_of('faster', (32, 256)))
+    with pytest.raises(UsageError, match='RoIAlign, which ONNX has since opset 16'):
+        check_operators(seeded(), 15)
+    assert SIZE[0] % 64 == 0

@@ -1,0 +1,85 @@
+"""Two-stage toys: the model of configs/demo/mask_rcnn_toy.py with other heads, and seeded weights."""
+
+import copy
+import functools
+
+import numpy as np
+import torch
+
+import projects.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.inputs.pictures import PreparedImage
+from projects.toydata.seeded import seeded_model, seeded_scene
+from toy_atss import REPO
+
+CONFIG = f'{REPO}/configs/demo/mask_rcnn_toy.py'
+KINDS = ('faster', 'cascade')
+SIZE = (192, 256)
+
+
+def toy(kind='faster', **test_cfg):
+    """Return the config of a toy; `test_cfg` replaces entries of `test_cfg.rcnn`."""
+    cfg = load_config(CONFIG)
+    model = cfg.model
+    del model.backbone['init_cfg']
+    model.test_cfg.rcnn.update(test_cfg)
+    roi_head = model.roi_head
+    if 'mask' not in kind:
+        model.type = 'FasterRCNN'
+        del roi_head['mask_head'], roi_head['mask_roi_extractor']
+    if 'cascade' in kind:
+        model.type = 'CascadeRCNN'
+        roi_head.update(type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
+        roi_head.bbox_head = [_stage(roi_head.bbox_head, index) for index in range(3)]
+        model.train_cfg.rcnn = [copy.deepcopy(model.train_cfg.rcnn) for _ in range(3)]
+    return cfg
+
+
+def _stage(head, index):
+    """Return the head of a stage; the second one regresses by class."""
+    head = copy.deepcopy(head)
+    head.bbox_coder.target_stds = [value / (index + 1) for value in head.bbox_coder.target_stds]
+    head.reg_class_agnostic = index != 1
+    return head
+
+
+@functools.cache
+def seeded(kind='faster'):
+    """Return a toy with seeded weights; tests that change it work on a copy."""
+    cfg = toy(kind)
+    return seeded_model(cfg, find_family(cfg)).eval()
+
+
+def family_of(kind):
+    return find_family(toy(kind))
+
+
+def images(count=2, size=SIZE, seed=5):
+    """Return prepared pictures whose contents and scales differ."""
+    found = []
+    for index in range(count):
+        content = (size[0] - 16 * (index % 2), size[1] - 24 * ((index + 1) % 2))
+        tensor = seeded_scene(seed + index, *size)[0].contiguous()  # mmcv's RoIAlign reads strides wrong
+        tensor[:, content[0] :] = 0
+        tensor[:, :, content[1] :] = 0
+        scale = np.array([1.5, 1.25, 1.5, 1.25], np.float32) if index % 2 else np.ones(4, np.float32)
+        original = tuple(round(side / ratio) for side, ratio in zip(content, scale[1::-1], strict=True))
+        found.append(PreparedImage(tensor.numpy(), content, scale, original))
+    return found
+
+
+def options_of(kind, size=SIZE, **chosen):
+    values = dict(height=size[0], width=size[1], opset=17) | chosen
+    return FAMILIES[family_of(kind).name].choose(**values)
+
+
+def run_stages(stages, feeds):
+    """Return what a chain of modules gives, by name."""
+    named = {name: torch.from_numpy(np.asarray(array)) for name, array in feeds.items()}
+    with torch.no_grad():
+        for stage in stages:
+            named.update(
+                zip(stage.outputs, stage.module(*(named[name] for name in stage.inputs)), strict=True)
+            )
+    return {name: tensor.numpy() for name, tensor in named.items()}
