@@ -14,7 +14,7 @@ from projects.toydata.seeded import seeded_model, seeded_scene
 from toy_atss import REPO
 
 CONFIG = f'{REPO}/configs/demo/mask_rcnn_toy.py'
-KINDS = ('faster', 'cascade')
+KINDS = ('faster', 'cascade', 'mask', 'cascade_mask')
 SIZE = (192, 256)
 
 
@@ -30,9 +30,9 @@ def toy(kind='faster', **test_cfg):
         del roi_head['mask_head'], roi_head['mask_roi_extractor']
     if 'cascade' in kind:
         model.type = 'CascadeRCNN'
+        model.train_cfg.rcnn = [copy.deepcopy(model.train_cfg.rcnn) for _ in range(3)]
         roi_head.update(type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
         roi_head.bbox_head = [_stage(roi_head.bbox_head, index) for index in range(3)]
-        model.train_cfg.rcnn = [copy.deepcopy(model.train_cfg.rcnn) for _ in range(3)]
     return cfg
 
 

@@ -244,10 +244,9 @@ def to_mmdet_result(found: Detections | Instances, num_classes: int) -> Any:
         Per class (n, 5) float32 x1 y1 x2 y2 score; for instances a pair: these, with boxes of zeros as mmdet
         has them where a model gives none, and per class a list of masks (h, w) bool.
     """
-    boxless = isinstance(found, Instances)
-    boxes = np.zeros((len(found), 4), np.float32) if boxless else found.bboxes_xyxy
+    boxes = getattr(found, 'bboxes_xyxy', np.zeros((len(found), 4), np.float32))
     rows = np.concatenate([boxes, found.scores[:, None]], axis=1).astype(np.float32)
     per_class = [rows[found.labels == label] for label in range(num_classes)]
-    if not boxless:
+    if not isinstance(found, Instances):
         return per_class
     return per_class, [list(found.masks[found.labels == label]) for label in range(num_classes)]

@@ -15,7 +15,6 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.results import Case
 from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.runtime.detections import results_from_padded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,7 +113,8 @@ class DumpedImages:
         outputs = backend.infer(feeds)
         dumped = {key: tensors[key] for key in outputs}
         both = (dumped, outputs) if backend.metadata.form == 'full' else ()
-        pairs = zip(*map(results_from_padded, both), strict=True)
+        results = [family.detections(backend.metadata, side, {**tensors, **feeds}) for side in both]
+        pairs = zip(*results, strict=True)
         capacity = backend.metadata.postprocess.get('max_per_img')
         match, judged = task_module(family.task).match_detections, bars.of_task(family.task) if bars else {}
         detections = tuple(match(name, wanted, found, capacity=capacity, **judged) for wanted, found in pairs)

@@ -36,6 +36,10 @@ CHOICE_RTOL = 1e-2
 """Of the largest score: top-k choices whose scores are this close may be in another order."""
 
 
+IN_IMAGES = ('bbox2d', 'mask', 'boxed_mask')
+"""Tasks whose results are matched by IoU."""
+
+
 @dataclasses.dataclass(frozen=True)
 class HalfBars:
     """What results have to keep.
@@ -58,12 +62,12 @@ class HalfBars:
 
     def of_task(self, task: str) -> dict[str, float]:
         """Return the arguments of the task's `match_detections`."""
-        place = dict(iou_bar=self.iou) if task in ('bbox2d', 'mask') else dict(distance_bar=self.distance_m)
+        place = dict(iou_bar=self.iou) if task in IN_IMAGES else dict(distance_bar=self.distance_m)
         return dict(place, score_bar=self.score)
 
     def text(self, task: str) -> str:
         """Return the bars in one sentence."""
-        place = f'IoU {self.iou}' if task in ('bbox2d', 'mask') else f'{self.distance_m} m'
+        place = f'IoU {self.iou}' if task in IN_IMAGES else f'{self.distance_m} m'
         return (
             f'cosine of every output at least {self.cosine}, {100 * self.match_rate:g} % of the results '
             f'matched within {place} and score {self.score}'

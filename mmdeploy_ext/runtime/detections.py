@@ -78,7 +78,7 @@ class Detections(Scored):
 
 @dataclasses.dataclass(frozen=True)
 class Instances(Scored):
-    """Instance masks of one image, see `Scored`; there are no boxes.
+    """Instance masks of one image, see `Scored`; there are no boxes but in `BoxedInstances`.
 
     Attributes:
         masks: (n, h, w) bool, pixels of the original image.
@@ -88,7 +88,7 @@ class Instances(Scored):
     scores: np.ndarray
     labels: np.ndarray
 
-    def scaled(self, scale_factor: np.ndarray) -> Instances:
+    def scaled(self, scale_factor: np.ndarray) -> Self:
         """Return the instances as they are: masks are of the original size already."""
         return self
 
@@ -100,6 +100,22 @@ class Instances(Scored):
             bbox_xyxy=bounding_box(mask),
             segmentation=dict(size=list(mask.shape), counts=run_lengths(mask)),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxedInstances(Instances):
+    """Instances of a detector that finds boxes first, see `Instances`.
+
+    Attributes:
+        bboxes_xyxy: (n, 4) float32, pixels of the image that the masks have.
+    """
+
+    bboxes_xyxy: np.ndarray
+
+    def place(self, index: int) -> dict[str, Any]:
+        """See `Scored.place`: as for instances, with the box that was found."""
+        box = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
+        return dict(super().place(index), bbox_xyxy=box)
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:

@@ -8,7 +8,5 @@ from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT
 LIMITS = dict(
     score_thr=number(), nms_pre=LIMIT, iou_threshold=FRACTION, max_per_img=LIMIT, class_agnostic=FLAG
 )
-POSTPROCESS = record(
-    dict(LIMITS, num_classes=COUNT, proposals=record(LIMITS, closed=False)),
-    closed=False,
-)
+FACTS = dict(LIMITS, num_classes=COUNT, proposals=record(LIMITS, closed=False))
+POSTPROCESS = record(FACTS, closed=False)

@@ -86,7 +86,7 @@ def match_detections(
 
 def pair_up(reference: Detections, candidate: Detections, iou_bar: float, score_bar: float) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is the IoU."""
-    iou = _class_iou(reference, candidate)
+    iou = class_iou(reference, candidate)
     score_gap = matching.score_gaps(reference.scores, candidate.scores)
     allowed = (iou >= iou_bar) & (score_gap <= score_bar)
     return matching.pair_lists(allowed, iou, score_gap, reference.scores, PAIR_IOU)
@@ -96,7 +96,7 @@ def _broken(side: str, detections: Detections) -> str:
     return matching.broken(side, detections.bboxes_xyxy, detections.scores, detections.labels, 4)
 
 
-def _class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
+def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
     """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes."""
     one = reference.bboxes_xyxy.astype(np.float64)[:, None]
     two = candidate.bboxes_xyxy.astype(np.float64)[None]

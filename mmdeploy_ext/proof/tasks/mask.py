@@ -44,6 +44,7 @@ def match_detections(
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
     beyond: Callable[[], Instances] | None = None,
+    pair_by: Callable[..., Pairing] | None = None,
 ) -> DetectionRow:
     """Match two lists of instances one to one, within a class, whatever their order.
 
@@ -59,10 +60,12 @@ def match_detections(
         capacity: instances that both engines keep at most per image (`max_per_img`).
         beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
             the cut is excused only where the candidate's result is in it, too.
+        pair_by: `pair_up` of another task, which looks at more than masks.
 
     Returns:
         The row.
     """
+    pair_by = pair_by or pair_up
     problem = _broken('reference', reference) or _broken('candidate', candidate)
     if not problem and reference.masks.shape[1:] != candidate.masks.shape[1:]:
         problem = f'masks: got {candidate.masks.shape[1:]} pixels, expected {reference.masks.shape[1:]}'
@@ -71,11 +74,11 @@ def match_detections(
         image,
         problem,
         scores,
-        lambda: pair_up(reference, candidate, iou_bar, score_bar),
+        lambda: pair_by(reference, candidate, iou_bar, score_bar),
         score_thr,
         score_bar,
         capacity,
-        beyond and (lambda: pair_up(beyond(), candidate, iou_bar, score_bar).matched.values()),
+        beyond and (lambda: pair_by(beyond(), candidate, iou_bar, score_bar).matched.values()),
     )
 
 
@@ -156,4 +159,11 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
     Returns:
         (h + strip, 2w + gap, 3) uint8 BGR.
     """
-    return side_by_side(pair, classes, score_thr, matching.alone(pair, _broken, pair_up), draw_instances)
+    return draw_matched(pair, classes, score_thr, pair_up)
+
+
+def draw_matched(
+    pair: Pair, classes: Sequence[str], score_thr: float, pair_by: Callable[..., Pairing]
+) -> np.ndarray:
+    """Draw a pair whose results are matched by `pair_by`; see `draw_pair`."""
+    return side_by_side(pair, classes, score_thr, matching.alone(pair, _broken, pair_by), draw_instances)

@@ -13,8 +13,9 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
-from projects.mmdet_plugin.dense import parts, samples
-from projects.mmdet_plugin.two_stage import boxes, graphs, proposals, reference
+from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.dense.samples import feeds
+from projects.mmdet_plugin.two_stage import boxes, graphs, masks, proposals, reference, samples
 from projects.mmdet_plugin.two_stage.kinds import check_detector, check_roi_head
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ class TwoStageFamily(ImageFamily):
     )
     near = ('RCNN', 'RPN', 'RoIHead')
     task = 'bbox2d'
+    with_masks = False
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(samples.feeds)
+    feeds = staticmethod(feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
 
@@ -44,7 +46,8 @@ class TwoStageFamily(ImageFamily):
         """See `Family.claims`: those of parts that are not exported are refused by `check`, by the part."""
         detector = DETECTORS.get(cfg.model.get('type') or '')
         two_stage = detector is not None and issubclass(detector, TwoStageDetector)
-        return Claim.HEAD if two_stage and cfg.model.get('roi_head') else Claim.NO
+        masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
+        return Claim.HEAD if two_stage and masks_too == self.with_masks else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, thresholds, sizes."""
@@ -107,4 +110,20 @@ class TwoStageFamily(ImageFamily):
             config.max_per_img = most
 
 
+class TwoStageMasksFamily(TwoStageFamily):
+    """Those that give a mask of every box."""
+
+    name = 'two_stage_masks'
+    exports = 'detectors with a mask_head in their roi_head (projects/mmdet_plugin/two_stage/README.md)'
+    near = ('MaskRCNN', 'MaskHead')
+    task = 'boxed_mask'
+    with_masks = True
+    feeds = staticmethod(samples.feeds_with_sizes)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        return dict(super().postprocess_facts(model), mask_thr=masks.threshold(model.roi_head.test_cfg))
+
+
 register_family(TwoStageFamily())
+register_family(TwoStageMasksFamily())

@@ -18,6 +18,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.graphs import box_outputs, optional_inputs
 from projects.mmdet_plugin.two_stage.boxes import Boxes
+from projects.mmdet_plugin.two_stage.masks import Masks, side_of
 from projects.mmdet_plugin.two_stage.proposals import Proposals
 from projects.mmdet_plugin.two_stage.regions import part_of, stages_of
 
@@ -74,6 +75,7 @@ class FullForm(nn.Module):
         super().__init__()
         self.proposals = Proposals(model.rpn_head)
         self.boxes = Boxes(model.roi_head)
+        self.masks = Masks(model.roi_head) if model.roi_head.with_mask else None
         self.features = len(feature_names(model))
 
     def forward(
@@ -88,16 +90,21 @@ class FullForm(nn.Module):
             maps: what `Network` gives.
 
         Returns:
-            dets (B, n, 5), labels (B, n).
+            dets (B, n, 5), labels (B, n), and with mask heads masks (B, n, m, m).
         """
         clip_hw = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
         features, heads = maps[: self.features], maps[self.features :]
         proposals, levels = self.proposals(heads, clip_hw)
         dets, labels = self.boxes(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor)
-        return tap('dets', dets), tap('labels', labels)
+        found = [tap('dets', dets), tap('labels', labels)]
+        if self.masks is not None:
+            found.append(tap('masks', self.masks(features, dets, labels, scale_factor)))
+        return tuple(found)
 
 
-FULL_NAMES = ('dets', 'labels')
+def full_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the outputs of the `full` form."""
+    return ('dets', 'labels', 'masks') if model.roi_head.with_mask else ('dets', 'labels')
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
@@ -112,9 +119,12 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         'normalised images, padded bottom and right',
         multiple=parts.multiple(model),
     )
-    return GraphSpec(
-        f'two_stage/{options.form}', (image, *optional_inputs(batch, True)), box_outputs(batch, 'n')
-    )
+    outputs = box_outputs(batch, 'n')
+    if 'masks' in full_names(model):
+        side = side_of(model.roi_head)
+        meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
+        outputs += (TensorSpec('masks', 'float32', (batch, 'n', side, side), meaning, compare='detections'),)
+    return GraphSpec(f'two_stage/{options.form}', (image, *optional_inputs(batch, True)), outputs)
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
@@ -123,5 +133,10 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     network = Network(own)
     return [
         Stage('network', network, ('input',), network.names),
-        Stage('regions', FullForm(own), ('input', 'img_shape', 'scale_factor', *network.names), FULL_NAMES),
+        Stage(
+            'regions',
+            FullForm(own),
+            ('input', 'img_shape', 'scale_factor', *network.names),
+            full_names(model),
+        ),
     ]

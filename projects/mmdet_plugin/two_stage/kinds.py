@@ -9,7 +9,7 @@ from mmdet.models.builder import DETECTORS
 from mmdet.models.detectors import two_stage
 
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.two_stage import boxes
+from projects.mmdet_plugin.two_stage import boxes, masks
 from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, stages_of
 
 if TYPE_CHECKING:
@@ -62,8 +62,11 @@ def check_roi_head(roi_head: nn.Module) -> None:
             f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
         )
     same_methods(type(roi_head), known[0], ROI_METHODS)
-    if roi_head.with_mask:
-        raise ConfigError('model.roi_head.mask_head: masks of regions are not exported')
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))
         boxes.check_head(part_of(roi_head, 'bbox_head', stage))
+        if roi_head.with_mask:
+            check_extractor(part_of(roi_head, 'mask_roi_extractor', stage))
+            masks.check_head(part_of(roi_head, 'mask_head', stage))
+    if roi_head.with_mask:
+        masks.threshold(roi_head.test_cfg)

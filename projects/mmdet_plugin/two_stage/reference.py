@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.detections import BoxedInstances, Detections
+from projects.mmdet_plugin.two_stage.samples import pasted_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
             scale_factor=image.scale_factor,
             ori_shape=(*image.ori_shape, 3),
             pad_shape=(*image.tensor.shape[1:], 3),
+            flip=False,
         )
         for image in images
     ]
@@ -37,12 +39,32 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         batch = torch.from_numpy(np.stack([image.tensor for image in images])).contiguous()  # see `roi_align`
         batch = batch.to(next(model.parameters()).device)
         results = model.simple_test(batch, metas, rescale=rescale)
-    return [boxes_of_classes(result) for result in results]
+    if not (model.with_roi_head and model.roi_head.with_mask):
+        return [boxes_of_classes(one) for one in results]
+    return [
+        instances_of_classes(*one, pasted_size(image, rescale))
+        for one, image in zip(results, images, strict=True)
+    ]
 
 
 def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
     """Return the boxes of an image of all classes, (n, 5) each, in descending score order."""
+    rows, labels, order = _in_order(result)
+    return Detections(rows[order, :4], rows[order, 4], labels[order])
+
+
+def instances_of_classes(
+    boxes: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
+) -> BoxedInstances:
+    """Return the instances of an image of all classes, masks of `size`, in descending score order."""
+    rows, labels, order = _in_order(boxes)
+    every = [mask for one in masks for mask in one]
+    whole = np.stack([every[row] for row in order]) if every else np.zeros((0, *size), bool)
+    return BoxedInstances(whole, rows[order, 4], labels[order], rows[order, :4])
+
+
+def _in_order(result: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes with scores (n, 5) and labels (n,) of all classes, and their order by score."""
     rows = np.concatenate([np.asarray(one, np.float32).reshape(-1, 5) for one in result])
-    labels = np.repeat(np.arange(len(result)), [len(one) for one in result])
-    order = np.argsort(-rows[:, 4], kind='stable')
-    return Detections(rows[order, :4], rows[order, 4], labels[order].astype(np.int64))
+    labels = np.repeat(np.arange(len(result), dtype=np.int64), [len(one) for one in result])
+    return rows, labels, np.argsort(-rows[:, 4], kind='stable')

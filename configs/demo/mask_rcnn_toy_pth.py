@@ -1,0 +1,1 @@
+_base_ = ['./mask_rcnn_toy.py', '../_base_/backends/torch.py']

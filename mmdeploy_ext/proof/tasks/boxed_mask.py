@@ -1,0 +1,47 @@
+"""Level 3 of a proof for boxes with masks: a pair has to agree in both; draw both engines side by side."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.proof.tasks import bbox2d, mask, matching
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.proof.results import Pair
+    from mmdeploy_ext.proof.tasks.matching import Pairing
+    from mmdeploy_ext.runtime.detections import BoxedInstances
+
+fit_pair = mask.fit_pair
+
+
+def pair_up(
+    reference: BoxedInstances,
+    candidate: BoxedInstances,
+    iou_bar: float = mask.IOU_BAR,
+    score_bar: float = bbox2d.SCORE_BAR,
+) -> Pairing:
+    """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
+
+    Boxes have the bar of boxes where masks have theirs; a lower one holds for both.
+    """
+    boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)
+    box_bar = bbox2d.IOU_BAR if iou_bar >= mask.IOU_BAR else iou_bar
+    score_gap = matching.score_gaps(reference.scores, candidate.scores)
+    allowed = (boxes >= box_bar) & (masks >= iou_bar) & (score_gap <= score_bar)
+    return matching.pair_lists(allowed, np.minimum(boxes, masks), score_gap, reference.scores, mask.PAIR_IOU)
+
+
+match_detections = functools.partial(
+    mask.match_detections, score_thr=0.05, score_bar=bbox2d.SCORE_BAR, pair_by=pair_up
+)
+"""See `mask.match_detections`; thresholds and bars of scores are those of boxes."""
+
+
+def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+    """Draw both engines' instances side by side; see `mask.draw_pair`."""
+    return mask.draw_matched(pair, classes, score_thr, pair_up)

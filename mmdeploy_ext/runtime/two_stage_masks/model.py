@@ -1,0 +1,93 @@
+"""Two-stage detectors with masks without PyTorch: masks in the frame of boxes are pasted into images.
+
+Source of the algorithm: mmdet 2.28.2 `mask_heads/fcn_mask_head.py` (`get_seg_masks`, `_do_paste_mask`), and
+`grid_sample` of PyTorch (bilinear, zeros outside, `align_corners=False`), all in float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.runtime.detections import BoxedInstances
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.metadata import Metadata
+
+RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py'}
+
+
+def detections(
+    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+) -> list[BoxedInstances]:
+    """Return the instances per image of the outputs of a `full` graph.
+
+    Args:
+        metadata: of the file.
+        outputs: `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box.
+        feeds: what was fed, and `ori_shape` (2,) or (B, 2): height and width of the images to paste into.
+    """
+    batch = len(outputs['labels'])
+    sizes = np.broadcast_to(np.asarray(feeds['ori_shape']).reshape(-1, 2), (batch, 2))
+    scales = np.asarray(feeds.get('scale_factor', np.ones((batch, 4))), np.float32)
+    threshold, found = metadata.postprocess['mask_thr'], []
+    for dets, labels, masks, size, scale in zip(
+        *(outputs[name] for name in ('dets', 'labels', 'masks')), sizes, scales, strict=True
+    ):
+        kept = labels >= 0
+        boxes = dets[kept, :4] * scale / scale  # as mmdet does, which rounds
+        pasted = paste(masks[kept], boxes, *map(int, size), threshold)
+        found.append(BoxedInstances(pasted, dets[kept, 4], labels[kept], dets[kept, :4]))
+    return found
+
+
+def paste(
+    masks: np.ndarray, bboxes_xyxy: np.ndarray, height: int, width: int, threshold: float
+) -> np.ndarray:
+    """Return masks (n, height, width) bool of an image.
+
+    Args:
+        masks: (n, m, m) float32 in 0..1, in the frame of the box.
+        bboxes_xyxy: (n, 4) float32, pixels of the image.
+        height: of the image.
+        width: of the image.
+        threshold: pixels that reach it belong to the instance.
+    """
+    whole = np.zeros((len(masks), height, width), bool)
+    for image, mask, (x1, y1, x2, y2) in zip(whole, masks, bboxes_xyxy.astype(np.float32), strict=True):
+        rows, columns = _span(y1, y2, height), _span(x1, x2, width)
+        top, down = _taps(rows, y1, y2, mask.shape[0])
+        left, right = _taps(columns, x1, x2, mask.shape[1])
+        padded = np.pad(mask, 1)
+        values = np.zeros((len(rows), len(columns)), np.float32)
+        for line, above in (top, down):
+            for cell, before in (left, right):
+                values += padded[line[:, None], cell[None]] * (before[None] * above[:, None])
+        image[rows[:, None], columns[None]] = values >= threshold
+    return whole
+
+
+def _span(low: np.float32, high: np.float32, size: int) -> np.ndarray:
+    """Return the pixels along an axis that a box may touch."""
+    return np.arange(max(int(np.floor(low)) - 1, 0), min(int(np.ceil(high)) + 1, size))
+
+
+def _taps(
+    pixels: np.ndarray, low: np.float32, high: np.float32, size: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return the two neighbours in a mask, padded by one, of pixels along an axis, and their weights."""
+    half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        place = (pixels.astype(np.float32) + half - low) / (high - low) * two - one
+    place = np.where(np.isinf(place), np.float32(0), place)
+    place = ((place + one) * np.float32(size) - one) / two
+    first = np.floor(place)
+    weight = place - first
+    index = np.clip(np.nan_to_num(first), -2, size + 1).astype(np.int64)
+    return tuple(
+        (np.clip(index + step + 1, 0, size + 1), np.nan_to_num(part))
+        for step, part in ((0, one - weight), (1, weight))
+    )

@@ -1,0 +1,92 @@
+"""Masks of boxes, in the frame of the box: equal to mmdet 2.28.2's `simple_test_mask` before pasting.
+
+Source: `roi_heads/{test_mixins,cascade_roi_head}.py`, `mask_heads/fcn_mask_head.py`. Glossary: see
+`regions.py`; n detections, m side of a mask.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmdet.models.roi_heads import mask_heads
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.nms_config import number
+from projects.mmdet_plugin.two_stage.regions import Branch, part_of, stages_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def check_head(head: nn.Module) -> None:
+    """Refuse a mask head that the graph does not repeat.
+
+    Raises:
+        ConfigError: names the class, or the method.
+    """
+    upstream = mask_heads.FCNMaskHead
+    if not isinstance(head, upstream):
+        raise ConfigError(
+            f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'
+        )
+    if type(head).get_seg_masks is not upstream.get_seg_masks:
+        raise ConfigError(
+            f'{type(head).__name__} has a get_seg_masks() of its own, which the graphs do not repeat; '
+            f'expected that of FCNMaskHead'
+        )
+
+
+def threshold(test_cfg: Mapping[str, Any]) -> float:
+    """Return `mask_thr_binary`, which masks have to reach.
+
+    Raises:
+        ConfigError: it is missing, no number, or below 0, where mmdet gives soft masks for viewing.
+    """
+    value = number('rcnn.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
+    if value < 0:
+        raise ConfigError(f'test_cfg.rcnn.mask_thr_binary={value}: expected 0 or more')
+    return value
+
+
+def side_of(roi_head: nn.Module) -> int | str:
+    """Return the height and width of the masks in the frame of the box."""
+    head = part_of(roi_head, 'mask_head', 0)
+    pooled = part_of(roi_head, 'mask_roi_extractor', 0).roi_layers[0].output_size[0]
+    shared = 2 if roi_head.with_shared_head else 1
+    return pooled // shared * (int(head.scale_factor) if head.upsample is not None else 1)
+
+
+class Masks(nn.Module):
+    """All stages of the mask heads: probabilities of each detection's own class."""
+
+    def __init__(self, roi_head: nn.Module) -> None:
+        """Keep the heads."""
+        super().__init__()
+        self.stages = nn.ModuleList(Branch(roi_head, 'mask', stage) for stage in range(stages_of(roi_head)))
+
+    def forward(
+        self,
+        maps: Sequence[torch.Tensor],
+        dets: torch.Tensor,
+        labels: torch.Tensor,
+        scale_factor: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return masks (B, n, m, m) in 0..1; zero where a row is padding.
+
+        Args:
+            maps: features of all levels.
+            dets: (B, n, 5) boxes that were divided by `scale_factor`.
+            labels: (B, n) int64, -1 where a row is padding.
+            scale_factor: (B, 4) float32 `w h w h`.
+        """
+        boxes = dets[..., :4] * scale_factor[:, None]
+        found = [stage(maps, boxes)[0].sigmoid() for stage in self.stages]
+        masks = sum(found) / float(len(found)) if len(found) > 1 else found[0]
+        rows = labels.flatten()[:, None, None, None]
+        if not self.stages[-1].head.class_agnostic:
+            own = rows.clamp(min=0).expand(-1, -1, *masks.shape[2:])
+            masks = masks.gather(1, own)
+        masks = torch.where(rows >= 0, masks, torch.zeros_like(masks))
+        return masks.reshape(*labels.shape, *masks.shape[2:])
