@@ -42,6 +42,7 @@ STAGE_TORCH := $(STAMPS)/1-torch-$(call hash,requirements-build.txt requirements
 STAGE_LIBS := $(STAMPS)/2-libraries-$(call hash,requirements.txt requirements-test.txt requirements-docs.txt requirements-lock.txt)
 STAGE_MMCV := $(STAMPS)/3-mmcv-$(call hash,requirements-build.txt requirements-torch.txt,$(MMCV_VERSION) $(MMCV_CUDA) $(TORCH_INDEX))
 STAGE_MMLAB := $(STAMPS)/4-openmmlab-$(call hash,requirements-openmmlab.txt)
+STAGE_COMMAND := $(STAMPS)/5-command-$(call hash,pyproject.toml)
 
 # $(1): arguments. Shows what is downloaded; pip's own words come out only when it fails.
 define pip
@@ -96,33 +97,33 @@ help:
 	echo 'make site         the documentation as a site with search, build/site/index.html'
 	echo 'make lint         ruff                    make clean        caches and work_dirs   make distclean  .venv too'
 
-env: $(STAGE_VENV) $(STAGE_TORCH) $(STAGE_LIBS) $(STAGE_MMCV) $(STAGE_MMLAB)
+env: $(STAGE_VENV) $(STAGE_TORCH) $(STAGE_LIBS) $(STAGE_MMCV) $(STAGE_MMLAB) $(STAGE_COMMAND)
 	@:
 
 $(STAGE_VENV):
 	@command -v $(BASE_PYTHON) >/dev/null || { echo "error: $(BASE_PYTHON) not found;" \
 	    "on Debian: apt install python3 python3-venv python3-dev build-essential" >&2; exit 1; }
-	echo "[env] 0/4 $(VENV)/ from $$($(BASE_PYTHON) --version)"
+	echo "[env] 0/5 $(VENV)/ from $$($(BASE_PYTHON) --version)"
 	start=$$SECONDS
 	$(BASE_PYTHON) -m venv --clear $(VENV)
 	mkdir -p $(STAMPS)
 	$(finish)
 
 $(STAGE_TORCH): | $(STAGE_VENV)
-	@$(call begin,1/4 build tools and torch $(TORCH_VERSION) (to download: 0.2 GB for CPU$(comma) 3 GB for CUDA))
+	@$(call begin,1/5 build tools and torch $(TORCH_VERSION) (to download: 0.2 GB for CPU$(comma) 3 GB for CUDA))
 	$(call pip,-r requirements-build.txt)
 	$(call pip,-r requirements-torch.txt -c requirements-build.txt -c requirements-lock.txt $(INDEX))
 	$(finish)
 
 $(STAGE_LIBS): | $(STAGE_TORCH)
-	@$(call begin,2/4 libraries of requirements.txt and requirements-test.txt)
+	@$(call begin,2/5 libraries of requirements.txt and requirements-test.txt)
 	$(call pip,-r requirements.txt -r requirements-test.txt -c requirements-build.txt)
 	$(finish)
 
 # The wheel is kept per Python and torch build. Sources and objects stay beside it until the wheel is whole, so an
 # interrupted compilation goes on where it was; the lock lets a second clone wait for the first one's wheel.
 $(STAGE_MMCV): | $(STAGE_LIBS)
-	@$(call begin,3/4 mmcv-full $(MMCV_VERSION) with compiled operators)
+	@$(call begin,3/5 mmcv-full $(MMCV_VERSION) with compiled operators)
 	torch=$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))')
 	python=$$($(VENV)/bin/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 	dir=$(WHEEL_CACHE)/$$python-torch$$torch$(if $(filter 1,$(MMCV_CUDA)),-cuda)
@@ -139,8 +140,14 @@ $(STAGE_MMCV): | $(STAGE_LIBS)
 	$(finish)
 
 $(STAGE_MMLAB): | $(STAGE_MMCV)
-	@$(call begin,4/4 mmdet$(comma) mmsegmentation and mmdet3d (without their outdated pins))
+	@$(call begin,4/5 mmdet$(comma) mmsegmentation and mmdet3d (without their outdated pins))
 	$(call pip,--no-deps --no-build-isolation -r requirements-openmmlab.txt)
+	$(finish)
+
+# The package in place: what is edited is what runs.
+$(STAGE_COMMAND): | $(STAGE_MMLAB)
+	@$(call begin,5/5 the command mm2onnx$(comma) of this checkout)
+	$(call pip,--no-deps --no-build-isolation -e .)
 	$(finish)
 
 # Constraints keep every pinned package as it is.

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -36,12 +37,14 @@ class Tool:
         help: one line, without a full stop.
         script: of a checkout; its `register` imports the model families. '' where none are needed.
         exports: whether it does nothing without PyTorch and OpenMMLab.
+        named: pattern of the scripts that messages name and that it stands for; by default `script`.
     """
 
     module: str
     help: str
     script: str = ''
     exports: bool = False
+    named: str = ''
 
     def load(self) -> Any:
         """Return the module."""
@@ -71,7 +74,11 @@ class Tool:
 
 
 TOOLS = {
-    'run': Tool('mmdeploy_ext.apps.run_app', 'Run an exported file and draw what it finds'),
+    'run': Tool(
+        'mmdeploy_ext.apps.run_app',
+        'Run an exported file and draw what it finds',
+        named=r'tools/onnx/onnx_\w+\.py',
+    ),
     'info': Tool('mmdeploy_ext.apps.info_app', 'Show what an exported file says of itself'),
     'graph': Tool(
         'mmdeploy_ext.apps.graph_app',
@@ -131,12 +138,16 @@ def complete() -> None:
 
 @contextlib.contextmanager
 def called(name: str) -> Iterator[None]:
-    """Let argparse take a name for the program's, as it takes that of a script."""
+    """Let argparse take a name for the program's, as that of a script, and messages name its commands."""
+    scripts = {one: tool.named or re.escape(tool.script) for one, tool in TOOLS.items()}
+    commands = {script: f'mm2onnx {one}' for one, script in scripts.items() if script}
     before, sys.argv[0] = sys.argv[0], name
+    cli.SUB_COMMANDS.update(commands)
     try:
         yield
     finally:
         sys.argv[0] = before
+        cli.SUB_COMMANDS.clear()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

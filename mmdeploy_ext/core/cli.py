@@ -27,14 +27,8 @@ CLOSED_PIPE = 141
 """Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
 """Arguments that no folder is taken for."""
-SUB_COMMANDS = {
-    'tools/deployment/pytorch2onnx': 'export',
-    'tools/deployment/verify': 'verify',
-    'tools/onnx/graph': 'graph',
-    'tools/onnx/lint': 'lint',
-    r'tools/onnx/onnx_\w+': 'run',
-}
-"""Script of a message -> the sub-command of `mm2onnx` that is the same."""
+SUB_COMMANDS: dict[str, str] = {}
+"""Pattern of a script in messages -> what is typed in its place, where that is what was started."""
 OWN_PACKAGES = ('mmdeploy_ext', 'projects')
 
 
@@ -131,9 +125,9 @@ def _run(
 
 
 def as_typed(text: str) -> str:
-    """Return a message in which scripts are the sub-commands of `mm2onnx`, where that is what was started."""
-    for script, name in SUB_COMMANDS.items() if sys.argv[0].startswith('mm2onnx ') else ():
-        text = re.sub(rf'(?<![\w/.-])(python )?{script}\.py', f'mm2onnx {name}', text)
+    """Return a message in which scripts are what was started: see `SUB_COMMANDS`."""
+    for script, command in SUB_COMMANDS.items():
+        text = re.sub(rf'(?<![\w/.-])(python )?{script}', command, text)
     return text
 
 

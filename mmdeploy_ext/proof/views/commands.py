@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.families import DETECTOR
+from mmdeploy_ext.core.cli import as_typed
 from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.runtime.consumers import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def next_command(verdict: Verdict) -> str:
-    """Return the command that makes sense after this verdict."""
+    """Return the command that makes sense after this verdict; `mm2onnx` where that was started."""
+    return as_typed(_next_script(verdict))
+
+
+def _next_script(verdict: Verdict) -> str:
     subject = verdict.subject
     known = _model_of(subject) | dict(file=subject.get('file', 'MODEL.onnx'))
     if verdict.passed:

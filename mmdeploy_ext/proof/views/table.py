@@ -9,7 +9,6 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mmdeploy_ext.core import cli
 from mmdeploy_ext.proof.views.commands import next_command
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(f'note: {escape(note)}', soft_wrap=True)
     colour = 'bold green' if verdict.passed else 'bold red'
     console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
-    console.print(f'next: {escape(cli.as_typed(next_command(verdict)))}', soft_wrap=True)
+    console.print(f'next: {escape(next_command(verdict))}', soft_wrap=True)
 
 
 def verdict_table(verdict: Verdict) -> Table:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mmdeploy_ext.apps import command
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proof.results import Case, Check, GraphResult, MetricRow, Pair
@@ -247,6 +248,13 @@ def test_the_next_command_can_be_typed_where_the_name_of_the_file_has_a_space(ow
     verdict.subject.update(own, file='my models/toy.onnx')
     words = shlex.split(next_command(verdict))
     assert words[2:] == ['my models/toy.onnx', 'IMAGE_OR_FOLDER']
+
+
+def test_both_views_name_mm2onnx_where_that_was_started():
+    with command.called('mm2onnx verify'):
+        lines, page = printed(proven()), report.render(proven(), [], ('car',))
+    assert lines[-1].startswith('next: mm2onnx run toy.onnx') and 'next: mm2onnx run toy.onnx' in page
+    assert 'tools/' not in lines[-1] and printed(proven())[-1].startswith('next: python tools/')
 
 
 def test_a_failed_verdict_names_every_reason_and_keeps_odd_text():
