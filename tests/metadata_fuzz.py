@@ -44,13 +44,13 @@ def without(value, path):
     return changed
 
 
-def variants(props, count, seed):
+def variants(props, count, seed, only=()):
     """Yield `count` (entry, what was done, metadata) of the metadata of a right file.
 
-    Every entry is drawn as often as every other, and within it every place.
+    Every entry, or each of `only`, is drawn as often as every other, and within it every place.
     """
     rng = random.Random(seed)
-    keys = sorted(key for key in props if key.startswith('mm2onnx.'))
+    keys = sorted(key for key in props if key.startswith('mm2onnx.') and (not only or key[8:] in only))
     for number in range(count):
         key = keys[number % len(keys)]
         value = json.loads(props[key])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.proof.levels import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +70,7 @@ class Remembering:
 
 
 LOADED: dict[Any, deploy.Deployment] = {}
+INPUTS: dict[Any, tuple[Any, ...]] = {}
 
 
 def _file(path: str) -> tuple[str, int, int]:
@@ -83,7 +85,7 @@ def loaded_once() -> Iterator[None]:
     The model is the same object: for tests that change no model. What decides about a file is done each
     time: options are checked, the file is read, its graph compared and run.
     """
-    load, kept = deploy.load, deploy.KEPT_EXPORTS
+    load, kept, make = deploy.load, deploy.KEPT_EXPORTS, images.proof_inputs
 
     def once(config, checkpoint, cfg_options=None, device='cpu', before_weights=None, *kind, **named):
         def read():
@@ -101,8 +103,14 @@ def loaded_once() -> Iterator[None]:
             before_weights(known.cfg, known.family, known.model)
         return copy.copy(LOADED[key])
 
-    deploy.load, deploy.KEPT_EXPORTS = once, KEPT_EXPORTS
+    def inputs_once(deployment, options, samples):
+        key = id(deployment.model), digest(deployment.rule), repr([*options.items()]), digest(samples)
+        if key not in INPUTS:
+            INPUTS[key] = deployment.model, make(deployment, options, samples)  # the model keeps its id
+        return list(INPUTS[key][1])
+
+    deploy.load, deploy.KEPT_EXPORTS, images.proof_inputs = once, KEPT_EXPORTS, inputs_once
     try:
         yield
     finally:
-        deploy.load, deploy.KEPT_EXPORTS = load, kept
+        deploy.load, deploy.KEPT_EXPORTS, images.proof_inputs = load, kept, make

@@ -97,19 +97,26 @@ def run(path, picture, folder, capsys, tool='tools/onnx/onnx_no_topk_nms.py'):
     return status, capsys.readouterr().err
 
 
-@pytest.mark.parametrize('family', ['atss', 'dense'])
-def test_no_metadata_of_a_runner_are_a_traceback(family, picture, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ('family', 'count', 'only'),
+    [
+        pytest.param('dense', 390, (), id='dense'),
+        # what files of earlier versions say in another way
+        pytest.param('atss', 90, ('family', 'form', 'postprocess'), id='atss'),
+    ],
+)
+def test_no_metadata_of_a_runner_are_a_traceback(family, count, only, picture, tmp_path, capsys):
     model = raw_model()
     props = raw_props(model, family)
     assert run(fuzz.write(model, props, tmp_path / 'm.onnx'), picture, tmp_path, capsys) == (0, '')
     refused = 0
-    for key, what, changed in fuzz.variants(props, 390, SEED):
+    for key, what, changed in fuzz.variants(props, count, SEED, only):
         path = fuzz.write(model, changed, tmp_path / 'm.onnx')
         status, said = run(path, picture, tmp_path, capsys)  # any other error than ours comes through
         assert (status == 0) == (said == ''), (key, what, said)
         assert status == 0 or said_right(said, key), (key, what, said)
         refused += status != 0
-    assert refused > 300
+    assert refused > 0.75 * count
 
 
 @pytest.mark.parametrize(

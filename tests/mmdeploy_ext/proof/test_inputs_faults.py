@@ -1,5 +1,8 @@
 """Files that are wrong only for some inputs: the inputs of a proof set each of them off, without level 1."""
 
+import contextlib
+import functools
+
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +18,7 @@ from conditional_faults import (
     only_where,
     with_logits,
 )
+from graph_behind import Behind, Right
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof.enough import AGAIN, whole_reasons
 from mmdeploy_ext.proof.levels.cases import run_case
@@ -27,16 +31,31 @@ def judge(path, inputs):
         return list(run_cases(inputs, backend))
 
 
-def judge_once(path, inputs):
+def judge_once(engine, inputs):
     """Return the same of one run of each input: for files that are wrong whenever they run."""
-    with build_backend('OnnxRuntimeBackend', path, threads=1, graph_optimization='basic') as backend:
-        return list(run_once(inputs, backend))
+    return list(run_once(inputs, engine))
 
 
-def first_failed(path, inputs):
+def first_failed(engine, inputs):
     """Return the name of the first case that fails, '' where all pass."""
-    with build_backend('OnnxRuntimeBackend', path, threads=1, graph_optimization='basic') as backend:
-        return next((case.name for case in run_once(inputs, backend) if not case.passed), '')
+    return next((case.name for case in run_once(inputs, engine) if not case.passed), '')
+
+
+@pytest.fixture(scope='module')
+def faulty(known):
+    """Return (family, fault, whether it takes any size) -> what runs a file with the fault."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def right(path):
+            engine = build_backend('OnnxRuntimeBackend', path, threads=1, graph_optimization='basic')
+            return Right(stack.enter_context(engine))
+
+        def engine(family, change, dynamic=True):
+            path = known(family, dynamic)[0]
+            return Behind(right(path), path, family, change)
+
+        yield engine
 
 
 MATRIX = pytest.mark.matrix
@@ -63,7 +82,7 @@ def planted(path, folder, change, family):
 
 
 @pytest.mark.parametrize(('family', 'dynamic'), FILES)
-def test_the_right_files_pass_with_far_more_than_the_least_matched(known, family, dynamic):
+def test_the_right_files_pass_with_far_more_than_the_least_matched(runs_twice, known, family, dynamic):
     path, inputs = known(family, dynamic)
     cases = judge(path, inputs)
     assert all(case.passed for case in cases) and not whole_reasons(cases)
@@ -81,25 +100,40 @@ def test_the_right_files_pass_with_far_more_than_the_least_matched(known, family
         *(pytest.param('solov2', condition, marks=MATRIX) for condition in ('W over 640', 'H % 64')),
     ],
 )
-def test_a_file_that_is_wrong_for_some_shapes_only_is_found(known, tmp_path, family, condition):
+def test_a_file_that_is_wrong_for_some_shapes_only_is_found(known, faulty, family, condition):
     change = only_where({**WHERE, **FINE}[condition], a_little_off)
+    assert first_failed(faulty(family, change), known(family)[1]) not in ('', 'traced input')
+
+
+@pytest.mark.parametrize('family', SIZES)
+def test_a_fault_behind_the_right_file_gives_what_a_file_with_the_fault_gives(
+    known, faulty, tmp_path, family
+):
     path, inputs = known(family)
-    assert first_failed(planted(path, tmp_path, change, family), inputs) not in ('', 'traced input')
+    change = only_where(WHERE['a batch of 3 or more'], a_little_off)
+    sizes = [len(one.input.images) for one in inputs]
+    wrong_file = planted(path, tmp_path, change, family)
+    with build_backend('OnnxRuntimeBackend', wrong_file, threads=1, graph_optimization='basic') as backend:
+        for index in (sizes.index(1), sizes.index(3)):
+            names = backend.metadata.spec.input_names
+            feeds = {name: inputs[index].feeds[name] for name in names if name in inputs[index].feeds}
+            wrong, right = backend.infer(feeds), faulty(family, change).infer(feeds)
+            assert wrong.keys() == right.keys()
+            for name, value in wrong.items():
+                np.testing.assert_array_equal(right[name], value)
 
 
 @pytest.mark.parametrize(('family', 'dynamic'), FILES)
-def test_nan_on_dark_pictures_is_found(known, tmp_path, family, dynamic):
+def test_nan_on_dark_pictures_is_found(known, faulty, family, dynamic):
     change = only_where(lambda p, x: p.Less(mean_of(p, x), np.float32(DARK[family])), not_a_number)
-    path, inputs = known(family, dynamic)
-    cases = judge_once(planted(path, tmp_path, change, family), inputs)
+    cases = judge_once(faulty(family, change, dynamic), known(family, dynamic)[1])
     assert [case.name.split(',')[0] for case in cases if not case.passed] == ['dark']
 
 
 @pytest.mark.parametrize(('family', 'dynamic'), FILES)
-def test_wrong_results_on_bright_pictures_are_found(known, tmp_path, family, dynamic):
+def test_wrong_results_on_bright_pictures_are_found(known, faulty, family, dynamic):
     change = only_where(lambda p, x: p.Greater(mean_of(p, x), np.float32(BRIGHT[family])), a_little_off)
-    path, inputs = known(family, dynamic)
-    cases = judge_once(planted(path, tmp_path, change, family), inputs)
+    cases = judge_once(faulty(family, change, dynamic), known(family, dynamic)[1])
     assert [case.name.split(',')[0] for case in cases if not case.passed] == ['bright']
 
 
@@ -117,15 +151,15 @@ def test_wrong_results_on_bright_pictures_are_found(known, tmp_path, family, dyn
     ],
 )
 def test_a_file_that_is_wrong_when_an_optional_input_is_not_fed_is_found(
-    known, tmp_path, family, name, default, dynamic
+    known, faulty, family, name, default, dynamic
 ):
     def condition(planter, image):
         different = planter.Not(planter.Equal(name, default))
         count = planter.ReduceSum(planter.Cast(different, to=1), keepdims=0)
         return planter.Equal(count, np.float32(0))
 
-    path, inputs = known(family, dynamic)
-    cases = judge_once(planted(path, tmp_path, only_where(condition, a_little_off), family), inputs)
+    change = only_where(condition, a_little_off)
+    cases = judge_once(faulty(family, change, dynamic), known(family, dynamic)[1])
     failed = [case.name for case in cases if not case.passed]
     assert any(f'without {name}' in case or f'and {name}' in case for case in failed), failed
 
@@ -143,7 +177,8 @@ def test_a_file_that_is_wrong_when_an_optional_input_is_not_fed_is_found(
 )
 def test_a_file_that_is_wrong_in_one_place_only_is_found(known, tmp_path, family, change):
     path, inputs = known(family)
-    assert first_failed(planted(path, tmp_path, change, family), inputs)
+    with build_backend('OnnxRuntimeBackend', planted(path, tmp_path, change, family)) as backend:
+        assert first_failed(backend, inputs)
 
 
 class Alternating:
@@ -160,7 +195,7 @@ class Alternating:
         return outputs
 
 
-def test_every_input_runs_twice_and_a_second_run_that_is_wrong_is_a_failed_case_of_its_own(known):
+def test_every_input_runs_twice_and_a_second_run_that_is_wrong_is_a_failed_case_of_its_own(runs_twice, known):
     path, inputs = known('atss')
     with build_backend('OnnxRuntimeBackend', path) as backend:
         first, second = run_case(inputs[0], Alternating(backend))[0]

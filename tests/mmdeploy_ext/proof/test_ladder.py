@@ -97,7 +97,7 @@ def first_for_all(name):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(deployment, files, images, form):
+def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(runs_twice, deployment, files, images, form):
     verdict, pictures = prove(deployment, files[form], images)
     assert verdict.proven, verdict.to_json()
     assert sum(row.reference for case in verdict.cases for row in case.detections) >= 50
@@ -177,11 +177,15 @@ def test_a_change_of_any_parameter_is_another_graph(files):
     ('options', 'shape'),
     [
         (['--mean', '100', '110', '120', '--std', '50', '51', '52'], '1x3x128x160'),
-        (['--batch-size', '2'], '2x3x128x160'),
+        pytest.param(['--batch-size', '2'], '2x3x128x160', marks=pytest.mark.matrix),
         (['--postprocess', 'decode', '--score-form', 'product'], '1x3x128x160'),
         (['--simplify', '--show'], '1x3x128x160'),
         (['--cfg-options', 'model.test_cfg.deploy_nms_pre=20'], '1x3x128x160'),
-        (['--cfg-options', 'model.test_cfg.deploy_nms_pre=-1', '--skip-postprocess'], '1x3x128x160'),
+        pytest.param(
+            ['--cfg-options', 'model.test_cfg.deploy_nms_pre=-1', '--skip-postprocess'],
+            '1x3x128x160',
+            marks=pytest.mark.matrix,
+        ),
     ],
 )
 def test_options_of_the_command_line_reach_a_file_that_is_proven_later(tmp_path, capsys, options, shape):
