@@ -16,6 +16,7 @@ from mmdeploy_ext.stack import compat  # noqa: E402
 
 pytest_plugins = ['cpu_seconds', 'exported_once', 'one_run', 'one_thread', 'resume']
 WORKER_BYTES = 4 << 30
+gc.disable()  # until all tests are collected: nothing that the imports make goes
 cli.wait_passively()
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: as many workers as cores
@@ -26,6 +27,7 @@ def pytest_collection_finish() -> None:
     """Keep what the imports made out of every later search for garbage: a twentieth of the CPU seconds."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
