@@ -56,6 +56,14 @@ def digest(*what: Any) -> str:
     return hashlib.blake2b(stream.getvalue(), digest_size=16).hexdigest()
 
 
+def _key(graph: Any, options: Any, keep_fp32: Any, example: Any) -> str:
+    """Return the hash of an export, of each part by itself: what equal parts share is pickled only once."""
+    traced = example or graph.example
+    parts = [graph.name, graph.spec, graph.model, *graph.stages, *traced.values()]
+    asked = [*traced, *options.items(), keep_fp32, functional._all.get()]
+    return digest([*map(digest, parts), repr(asked)])
+
+
 def shared_folder(factory: pytest.TempPathFactory) -> Path:
     """Return a temporary folder that all processes of this run of the tests have."""
     base = factory.getbasetemp()
@@ -70,7 +78,7 @@ def exported_once(folder: Path) -> Iterator[None]:
     export = files.export_graph
 
     def once(graph, options, keep_fp32=(), example=None):
-        path = folder / f'{digest(graph, options, keep_fp32, example, functional._all.get())}.onnx'
+        path = folder / f'{_key(graph, options, keep_fp32, example)}.onnx'
         if not path.is_file():
             model = export(graph, options, keep_fp32, example)
             with atomic_path(path) as temporary:
