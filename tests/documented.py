@@ -186,7 +186,11 @@ ENTRIES = (
         matrix=True,
         status=1,
     ),
-    Entry(r'python tools/onnx/graph.py diff \$CONFIG \$CKPT work_dirs/full.onnx', run=True, matrix=True),
+    Entry(
+        r'python tools/onnx/graph.py diff (\$CONFIG \$CKPT work_dirs/full|configs/demo/yolox_toy.py .*).onnx',
+        run=True,
+        matrix=True,
+    ),
     Entry(
         r'python tools/onnx/graph.py diff ',
         why='placeholder',

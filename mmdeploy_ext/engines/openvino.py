@@ -101,7 +101,8 @@ class OpenVinoBackend(Backend):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`."""
-        unused = {tensor.name for tensor in self.spec.inputs if tensor.unused} - feeds.keys()
+        compiled = {name for port in self.compiled.inputs for name in port.get_names()}
+        unused = {tensor.name for tensor in self.spec.inputs if tensor.unused} - compiled
         complete = self.spec.with_defaults(feeds)
         try:
             results = self.compiled({name: complete[name] for name in complete.keys() - unused})

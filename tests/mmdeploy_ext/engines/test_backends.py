@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.engines import BACKENDS, build_backend, title_of
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
+from mmdeploy_ext.engines.openvino import OpenVinoBackend
 from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
 from mmdeploy_ext.engines.registry import ROWS
 from mmdeploy_ext.engines.torch import TorchBackend
@@ -308,3 +310,23 @@ def test_the_files_are_valid_and_named_by_the_spec(files):
         onnx.checker.check_model(model, full_check=True)
         assert [value.name for value in model.graph.input] == contract.input_names
         assert [value.name for value in model.graph.output] == contract.output_names
+
+
+class Compiled:
+    """What OpenVINO makes of a graph with an input that nothing reads: the input is gone."""
+
+    inputs = (types.SimpleNamespace(get_names=lambda: {'input'}),)
+
+    def __call__(self, feeds):
+        assert set(feeds) == {'input'}, feeds
+        return dict(total=feeds['input'].sum(1))
+
+
+def test_openvino_is_not_fed_an_input_that_it_dropped():
+    backend = OpenVinoBackend('toy.onnx')
+    unused = TensorSpec('size', 'float32', ('B', 2), default=0.0, unused=True)
+    (image, _), (total, _) = spec().inputs, spec().outputs
+    backend.spec, backend.compiled = GraphSpec('toy', (image, unused), (total,)), Compiled()
+    image = np.ones((1, 3, 2, 2), np.float32)
+    for feeds in (dict(input=image), dict(input=image, size=np.ones((1, 2), np.float32))):
+        assert backend.run(feeds)['total'].tolist() == [[[3.0, 3.0], [3.0, 3.0]]]

@@ -346,6 +346,9 @@ VARIANTS = {
         'model.bbox_head.bbox_coder.add_ctr_clamp': True,
         'model.bbox_head.bbox_coder.ctr_clamp': 2,
     },
+    'sides of boxes, which may be turned': {
+        'model.bbox_head.bbox_coder': dict(_delete_=True, type='TBLRBBoxCoder', normalizer=1.0),
+    },
 }
 
 

@@ -1,0 +1,101 @@
+"""Faults of a file, and of the code that writes it, are not proven: of each kind of decoding."""
+
+import functools
+
+import onnx
+import pytest
+from dense_faulty import NAMES, OF_CODE, OF_FILES, PICTURE, export, load, options_of
+
+from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.proof import fresh
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.proof.levels.exported import open_file
+from mmdeploy_ext.proof.levels.graph_level import judge
+from mmdeploy_ext.proof.references import references
+from planting import replaced
+from proofs import run_once
+
+PICTURES = [('toy.jpg', PICTURE)]
+CHEAP = {
+    ('retinanet', "a coder's deviation"),
+    ('yolox', 'objectness left out'),
+    ('ssd', 'the background first'),
+    ('centernet', 'the border left out'),
+}
+"""Of the faults of code one of each kind is in the suite; the others take the same code of ours."""
+
+
+class Known:
+    """A model, its honest file, and what a proof asks of it, each made once."""
+
+    def __init__(self, name, folder):
+        self.deployment = load(name, folder)
+        self.path = export(self.deployment, folder / f'{name}.onnx')
+
+    @functools.cached_property
+    def fresh(self):
+        metadata = open_file(self.path).metadata
+        options = self.deployment.family.written(metadata.options)
+        return fresh.of_images(self.deployment, options, metadata, PICTURE)
+
+    def graph(self, path):
+        file = open_file(path)
+        return judge(file.model, file.metadata, self.fresh)
+
+    def told_by_the_first(self, path):
+        """Return whether one of a few inputs shows a difference; the first that does ends it."""
+        first = references(self.deployment, options_of(self.deployment), PICTURES)[:3]
+        with OnnxRuntimeBackend(path) as backend:
+            return not all(case.passed for case in run_once(first, backend))
+
+    def told_by_all(self, path):
+        verdict, *_ = prove(self.deployment, path, PICTURES)
+        assert all(graph.passed for graph in verdict.graphs)
+        return not verdict.proven
+
+
+@pytest.fixture(scope='module')
+def known(tmp_path_factory):
+    return functools.cache(lambda name: Known(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_honest_file_is_that_of_a_fresh_export(known, name):
+    assert known(name).graph(known(name).path).passed
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', NAMES)
+def test_an_honest_file_is_proven(known, name):
+    assert not known(name).told_by_all(known(name).path)
+
+
+@pytest.mark.parametrize(('name', 'fault'), OF_FILES)
+def test_a_fault_of_a_file_is_refused_by_the_graph(known, tmp_path, name, fault):
+    graph = known(name).graph(planted_file(known(name), tmp_path, name, fault))
+    assert not graph.passed and graph.differences
+
+
+def planted_file(one, folder, name, fault):
+    model = onnx.load(one.path)
+    OF_FILES[name, fault](model.graph)
+    onnx.save(model, folder / 'm.onnx')
+    return str(folder / 'm.onnx')
+
+
+@pytest.mark.parametrize(
+    ('name', 'fault'),
+    [
+        pytest.param(*one, marks=[] if one in CHEAP else [pytest.mark.matrix, pytest.mark.timeout(1800)])
+        for one in OF_CODE
+    ],
+)
+def test_a_fault_of_our_code_is_refused_by_the_numbers(known, tmp_path, name, fault):
+    one = known(name)
+    right = dict(one.deployment.exports)  # a proof takes an export of its own process for a fresh one
+    with replaced(*OF_CODE[name, fault]):
+        path = export(one.deployment, tmp_path / 'm.onnx')
+        assert one.told_by_the_first(path) if (name, fault) in CHEAP else one.told_by_all(path)
+    one.deployment.exports.clear()
+    one.deployment.exports.update(right)
+    assert not one.graph(path).passed
