@@ -14,7 +14,7 @@ from projects.toydata.seeded import seeded_model, seeded_scene
 from toy_atss import REPO
 
 CONFIG = f'{REPO}/configs/demo/mask_rcnn_toy.py'
-KINDS = ('faster', 'cascade', 'mask', 'cascade_mask')
+KINDS = ('faster', 'cascade', 'mask', 'cascade_mask', 'rpn', 'fast', 'double', 'generic', 'sabl')
 SIZE = (192, 256)
 
 
@@ -28,12 +28,52 @@ def toy(kind='faster', **test_cfg):
     if 'mask' not in kind:
         model.type = 'FasterRCNN'
         del roi_head['mask_head'], roi_head['mask_roi_extractor']
+    if kind in ALTERED:
+        ALTERED[kind](model)
     if 'cascade' in kind:
         model.type = 'CascadeRCNN'
         model.train_cfg.rcnn = [copy.deepcopy(model.train_cfg.rcnn) for _ in range(3)]
         roi_head.update(type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
         roi_head.bbox_head = [_stage(roi_head.bbox_head, index) for index in range(3)]
     return cfg
+
+
+def _proposals_alone(model):
+    model.type = 'RPN'
+    del model['roi_head'], model.test_cfg['rcnn'], model.train_cfg['rcnn']
+
+
+def _double(model):
+    head = model.roi_head.bbox_head
+    model.roi_head.update(type='DoubleHeadRoIHead', reg_roi_scale_factor=1.3)
+    own = dict(num_convs=1, num_fcs=1, conv_out_channels=32, fc_out_channels=64)
+    head.update(type='DoubleConvFCBBoxHead', **own)
+
+
+def _generic(model):
+    extractor = model.roi_head.bbox_roi_extractor
+    del extractor['finest_scale']
+    conv = dict(type='ConvModule', in_channels=64, out_channels=64, kernel_size=3, padding=1, inplace=False)
+    extractor.update(type='GenericRoIExtractor', aggregation='sum', pre_cfg=conv, post_cfg=conv)
+
+
+def _sabl(model):
+    coder = dict(type='BucketingBBoxCoder', num_buckets=14, scale_factor=1.7)
+    sizes = dict(roi_feat_size=7, reg_feat_up_ratio=2, reg_pre_kernel=3, reg_post_kernel=3)
+    channels = dict(cls_in_channels=64, reg_in_channels=64, cls_out_channels=64, reg_offset_out_channels=64)
+    model.roi_head.bbox_head = dict(
+        type='SABLHead', num_classes=6, reg_cls_out_channels=64, num_cls_fcs=1, num_reg_fcs=0,
+        reg_pre_num=1, reg_post_num=1, bbox_coder=coder, **sizes, **channels,
+    )  # fmt: skip
+
+
+def _given(model):
+    model.type = 'FastRCNN'
+    del model['rpn_head'], model.test_cfg['rpn'], model.train_cfg['rpn'], model.train_cfg['rpn_proposal']
+
+
+ALTERED = dict(fast=_given, rpn=_proposals_alone, double=_double, generic=_generic, sabl=_sabl)
+"""Kinds that differ from a Faster R-CNN in a part of it."""
 
 
 def _stage(head, index):

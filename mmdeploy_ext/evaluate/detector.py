@@ -94,7 +94,11 @@ class BackendDetector(Network):
                 f'got {len(views)} augmentations; an exported model takes one view per image (flip=False, '
                 f'one img_scale)'
             )
-        images = [_prepared(tensor.cpu().numpy(), meta) for tensor, meta in zip(views[0], metas, strict=True)]
+        proposals = data.get('proposals', [[None] * len(metas)])[0]
+        images = [
+            _prepared(tensor.cpu().numpy(), *own)
+            for tensor, *own in zip(views[0], metas, proposals, strict=True)
+        ]
         found: dict[int, Detections | Instances] = {}
         for group in self.family.batches(images):
             chosen = [images[position] for position in group]
@@ -218,7 +222,9 @@ class Show:
             temporary.write_bytes(encode(draw(picture, found, self.classes, self.score_thr)))
 
 
-def _prepared(tensor: np.ndarray, meta: Mapping[str, Any]) -> PreparedImage:
+def _prepared(
+    tensor: np.ndarray, meta: Mapping[str, Any], proposals: torch.Tensor | None = None
+) -> PreparedImage:
     """Return what mmdet's pipeline made, in our terms."""
     scale = np.asarray(meta.get('scale_factor', 1.0), np.float32)
     scale = np.broadcast_to(scale, (4,)).copy()
@@ -228,6 +234,7 @@ def _prepared(tensor: np.ndarray, meta: Mapping[str, Any]) -> PreparedImage:
         scale_factor=scale,
         ori_shape=tuple(meta['ori_shape'][:2]),
         border=_border(meta),
+        proposals=None if proposals is None else proposals.cpu().numpy(),
     )
 
 

@@ -35,6 +35,7 @@ class PreparedImage:
         scale_factor: (4,) float32 `w h w h` ratios, network input / original.
         ori_shape: (h, w) of the original image, pixels.
         border: rows of padding above the content and columns left of it.
+        proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that are given some.
     """
 
     tensor: np.ndarray
@@ -42,6 +43,7 @@ class PreparedImage:
     scale_factor: np.ndarray
     ori_shape: tuple[int, int]
     border: tuple[int, int] = (0, 0)
+    proposals: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,9 @@ NEUTRAL = (
     'RandomFlip',
     'DefaultFormatBundle',
     'ImageToTensor',
+    'LoadProposals',
+    'ToTensor',
+    'ToDataContainer',
     'Collect',
 )
 NEEDED = {

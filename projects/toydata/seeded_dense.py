@@ -250,6 +250,8 @@ def check_known(model: nn.Module, filename: str) -> None:
         ConfigError: names the head, and the layers that were looked for.
     """
     head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
+    if head is None and getattr(model, 'roi_head', None) is not None:
+        return  # its layers have one name each
     if head is None or not known(head):
         raise ConfigError(
             f'{filename}: the seeded rule knows no layer of {type(head).__name__} that gives class scores; '

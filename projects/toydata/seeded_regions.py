@@ -22,7 +22,14 @@ REGIONS = 96
 """Of each calibration picture."""
 SIDES = (12.0, 320.0)
 """Shortest and longest side of a region, pixels."""
-CLASSES, DELTAS, MASKS = Target(0.0, 1.3), Target(0.0, 0.8), Target(0.0, 1.5)
+TARGETS = dict(
+    fc_cls=Target(0.0, 1.3),
+    fc_reg=Target(0.0, 0.8),
+    fc_reg_cls=Target(0.0, 2.0),
+    fc_reg_offset=Target(0.0, 0.3),
+    conv_logits=Target(0.0, 1.5),
+)
+"""Last layers of heads of regions -> their outputs: classes, deltas, buckets of sides, masks."""
 BACKGROUND = 1.5
 """How much more than all classes together the background weighs, as a logarithm."""
 
@@ -52,8 +59,9 @@ def forwards(roi_head: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any
 
 def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Run all heads of a two-stage detector on features."""
-    model.rpn_head(features)
-    if not model.with_roi_head:
+    if getattr(model, 'rpn_head', None) is not None:
+        model.rpn_head(features)
+    if getattr(model, 'roi_head', None) is None:
         return
     regions = regions_of(pictures)
     for _, run in forwards(model.roi_head):
@@ -62,12 +70,13 @@ def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch
 
 def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Bring the outputs of all last layers to their targets, in place."""
-    scale_outputs(model.rpn_head, features)
-    if not model.with_roi_head:
+    if getattr(model, 'rpn_head', None) is not None:
+        scale_outputs(model.rpn_head, features)
+    if getattr(model, 'roi_head', None) is None:
         return
     regions, stages = regions_of(pictures), getattr(model.roi_head, 'num_stages', 1)
     for head, run in forwards(model.roi_head):
-        for name, target in dict(fc_cls=CLASSES, fc_reg=DELTAS, conv_logits=MASKS).items():
+        for name, target in TARGETS.items():
             layer = getattr(head, name, None)
             if layer is None:
                 continue

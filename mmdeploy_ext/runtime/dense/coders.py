@@ -155,10 +155,10 @@ def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
     index = constant(range(coder['buckets']), best)
     offsets = rows['bbox_reg'].reshape(*rows['bbox_reg'].shape[:2], 4, coder['buckets'])
     offset = xp.where(index == best[..., None], offsets, constant(0.0, offsets)).sum(-1)
-    centre, size = (priors[:, :2] + priors[:, 2:]) * 0.5, priors[:, 2:] - priors[:, :2]
+    centre, size = (priors[..., :2] + priors[..., 2:]) * 0.5, priors[..., 2:] - priors[..., :2]
     size = size * coder['scale_factor']
     low, high = centre - size * 0.5, centre + size * 0.5
-    width, height = (size[:, axis : axis + 1] / coder['num_buckets'] for axis in (0, 1))
+    width, height = (size[..., axis : axis + 1] / coder['num_buckets'] for axis in (0, 1))
 
     def side(start: Any, step: Any, number: int, sign: int) -> Any:
         place = constant(0.5, offset) + constant(1.0, offset) * best[..., number : number + 1]
@@ -166,10 +166,10 @@ def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
 
     return xp.concatenate(
         [
-            side(low[:, :1], width, 0, 1),
-            side(low[:, 1:], height, 2, 1),
-            side(high[:, :1], width, 1, -1),
-            side(high[:, 1:], height, 3, -1),
+            side(low[..., :1], width, 0, 1),
+            side(low[..., 1:], height, 2, 1),
+            side(high[..., :1], width, 1, -1),
+            side(high[..., 1:], height, 3, -1),
         ],
         -1,
     )

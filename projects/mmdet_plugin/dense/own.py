@@ -114,7 +114,8 @@ def _sabl_head(head: nn.Module) -> Head:
     return Head(outputs, factor='confidence', clip_inset=1.0, **scored(head, GUIDED))
 
 
-def _sabl_coder(head: nn.Module) -> dict[str, Any]:
+def bucket_settings(head: nn.Module) -> dict[str, Any]:
+    """Return the settings of the coder of a side-aware head, of priors or of regions."""
     coder = head.bbox_coder
     buckets = dict(buckets=head.side_num, num_buckets=coder.num_buckets, scale_factor=coder.scale_factor)
     return dict(type='bucket', **buckets)
@@ -240,7 +241,7 @@ OWN: dict[str, Kind] = dict(
         generator=GUIDED,
     ),
     SABLRetinaHead=Kind(
-        *(heads.SABLRetinaHead, _sabl_head, _sabl_coder),
+        *(heads.SABLRetinaHead, _sabl_head, bucket_settings),
         lambda head, level, rows, priors: _sabl_decoded(head, rows, priors)[0],
         clips,
         _sabl_scores,

@@ -15,15 +15,19 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
-from mmdeploy_ext.runtime.dense.coders import CODERS, softmax
+from mmdeploy_ext.runtime.dense.coders import CODERS, bucket_choice, softmax
+from projects.mmdet_plugin.dense.own import bucket_settings
 from projects.mmdet_plugin.dense.plain import chosen_coder
-from projects.mmdet_plugin.two_stage.regions import Branch, part_of, stages_of
+from projects.mmdet_plugin.two_stage.regions import Branch, part_of, same_methods, stages_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 METHODS = ('get_bboxes', 'regress_by_class')
 """Methods of upstream that the graph repeats."""
+HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
+BUCKETS = 'bucket'
+"""The coder whose boxes are clipped one pixel inside, and that gives scores a factor."""
 
 
 def check_head(head: nn.Module) -> None:
@@ -32,15 +36,18 @@ def check_head(head: nn.Module) -> None:
     Raises:
         ConfigError: names the class, or the method.
     """
-    if not isinstance(head, bbox_heads.BBoxHead) or not (head.with_cls and head.with_reg):
-        raise ConfigError(f'{type(head).__name__}: no box head that is exported; expected one of BBoxHead')
-    for name in METHODS:
-        if getattr(type(head), name) is not getattr(bbox_heads.BBoxHead, name):
-            raise ConfigError(
-                f'{type(head).__name__} has a {name}() of its own, which the graphs do not repeat; expected '
-                f'that of BBoxHead'
-            )
-    chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
+    upstream = next((one for one in HEADS if isinstance(head, one)), None)
+    if upstream is None or not (head.with_cls and head.with_reg):
+        raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes and boxes')
+    same_methods(type(head), upstream, METHODS)
+    coder_of(head)
+
+
+def coder_of(head: nn.Module) -> dict[str, Any]:
+    """Return the settings of the coder of a box head, as `runtime/dense/coders.py` reads them."""
+    if isinstance(head, bbox_heads.SABLHead):
+        return bucket_settings(head)
+    return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
 
 
 def last_head(roi_head: nn.Module) -> nn.Module:
@@ -85,14 +92,15 @@ class Boxes(nn.Module):
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):
-            scores, deltas = (one.reshape(*regions.shape[:2], -1) for one in stage(maps, regions))
+            scores, *deltas = (one.reshape(*regions.shape[:2], -1) for one in stage(maps, regions))
             logits.append(scores)
-            boxes = decoded(stage.head, regions, deltas, clip_hw)
+            boxes, factors = decoded(stage.head, regions, deltas, clip_hw)
             if index + 1 < len(self.stages):
                 regions = _of_best_class(stage.head, boxes, scores)
         scores = activated(self.stages[-1].head, sum(logits) / float(len(logits)))
         boxes = boxes / scale_factor[:, None, None]
         candidates = (scores > self.config.score_thr) & present[..., None]
+        scores = scores if factors is None else scores * factors[..., None]
         scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
         boxes = boxes.expand(-1, -1, scores.shape[2], -1)
@@ -102,15 +110,27 @@ class Boxes(nn.Module):
 
 
 def decoded(
-    head: nn.Module, regions: torch.Tensor, deltas: torch.Tensor, clip_hw: torch.Tensor
-) -> torch.Tensor:
-    """Return boxes (B, K, G, 4) xyxy of regions (B, K, 4) and deltas (B, K, G*4), clipped to the image."""
-    settings: Mapping[str, Any] = chosen_coder(head)
-    rows = deltas.reshape(*deltas.shape[:2], -1, 4)
-    boxes = CODERS[settings['type']](torch, regions[:, :, None], dict(bbox_pred=rows), settings, 0)
-    if not head.bbox_coder.clip_border:
-        return boxes
-    return clip_to(boxes.flatten(1, 2), clip_hw).reshape(rows.shape)
+    head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return boxes (B, K, G, 4) xyxy, clipped to the image, and score factors (B, K) or None.
+
+    Args:
+        head: of mmdet.
+        regions: (B, K, 4) xyxy.
+        outputs: of the head besides the class logits, (B, K, columns).
+        clip_hw: (B, 2).
+    """
+    settings, factors, inset = coder_of(head), None, 0.0
+    if settings['type'] == BUCKETS:
+        rows = dict(zip(('bbox_cls', 'bbox_reg'), outputs, strict=True))
+        boxes = CODERS[BUCKETS](torch, regions, rows, settings, 0)[:, :, None]
+        factors, inset = bucket_choice(torch, rows, settings)[1], 1.0
+    else:
+        rows = dict(bbox_pred=outputs[0].reshape(*outputs[0].shape[:2], -1, 4))
+        boxes = CODERS[settings['type']](torch, regions[:, :, None], rows, settings, 0)
+    if head.bbox_coder.clip_border:
+        boxes = clip_to(boxes.flatten(1, 2), clip_hw, inset).reshape(boxes.shape)
+    return boxes, factors
 
 
 def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from mmdet.models.builder import DETECTORS, build_head
-from mmdet.models.detectors.two_stage import TwoStageDetector
 
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
@@ -16,7 +15,7 @@ from mmdeploy_ext.families.images import ImageFamily
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.samples import feeds
 from projects.mmdet_plugin.two_stage import boxes, graphs, masks, proposals, reference, samples
-from projects.mmdet_plugin.two_stage.kinds import check_detector, check_roi_head
+from projects.mmdet_plugin.two_stage.kinds import KNOWN, check_detector, check_roi_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +34,7 @@ class TwoStageFamily(ImageFamily):
     )
     near = ('RCNN', 'RPN', 'RoIHead')
     task = 'bbox2d'
-    with_masks = False
+    proposes, with_masks = True, False
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(feeds)
@@ -45,63 +44,66 @@ class TwoStageFamily(ImageFamily):
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of parts that are not exported are refused by `check`, by the part."""
         detector = DETECTORS.get(cfg.model.get('type') or '')
-        two_stage = detector is not None and issubclass(detector, TwoStageDetector)
+        two_stage = detector is not None and issubclass(detector, KNOWN)
         masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
-        return Claim.HEAD if two_stage and masks_too == self.with_masks else Claim.NO
+        known = (bool(cfg.model.get('rpn_head')), masks_too) == (self.proposes, self.with_masks)
+        return Claim.HEAD if two_stage and known else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, thresholds, sizes."""
         try:
             check_detector(cfg.model)
-            rpn_head, roi_head = self.heads(cfg)
-            proposals.check_head(rpn_head)
-            check_roi_head(roi_head)
-            nms_config(roi_head.test_cfg)
+            heads = self.heads(cfg)
+            if 'rpn_head' in heads:
+                proposals.check_head(heads['rpn_head'])
+            if 'roi_head' in heads:
+                check_roi_head(heads['roi_head'])
+                nms_config(heads['roi_head'].test_cfg)
         except ConfigError as error:
             raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
-        largest = max(int(stride[0]) for stride in rpn_head.prior_generator.strides)
-        if min(options.height, options.width) < largest:
-            raise UsageError(
-                f'--shape {options.height} {options.width}: each side has to be at least the largest '
-                f'stride of the model, {largest} pixels'
-            )
+        if 'rpn_head' in heads:
+            _check_size(heads['rpn_head'], options)
 
-    def heads(self, cfg: Any) -> tuple[nn.Module, nn.Module]:
-        """Return the heads of proposals and of regions, without the rest of the detector.
+    def heads(self, cfg: Any) -> dict[str, nn.Module]:
+        """Return key -> head of those that the config has, of proposals and of regions, without the rest.
 
         Raises:
             ConfigError: one cannot be built.
         """
         test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
-        found = []
+        found = {}
         for key, part in (('rpn_head', 'rpn'), ('roi_head', 'rcnn')):
+            if not cfg.model.get(key):
+                continue
             content = dict(cfg.model[key], train_cfg=None, test_cfg=test_cfg.get(part))
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-                    found.append(build_head(content).eval())
+                    found[key] = build_head(content).eval()
             except Exception as error:
                 why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
                 raise ConfigError(f'model.{key} cannot be built: {why}') from error
-        return tuple(found)
+        return found
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
-        return int(boxes.last_head(model.roi_head).num_classes)
+        roi_head = graphs.roi_head_of(model)
+        return int((model.rpn_head if roi_head is None else boxes.last_head(roi_head)).num_classes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
-        return dict(
-            nms_config(model.roi_head.test_cfg).to_json(),
-            num_classes=self.num_classes(model),
-            proposals=proposals.thresholds(model.rpn_head).to_json(),
-        )
+        found = dict(num_classes=self.num_classes(model))
+        roi_head = graphs.roi_head_of(model)
+        if self.proposes:
+            found['proposals'] = proposals.thresholds(model.rpn_head).to_json()
+        last = proposals.thresholds(model.rpn_head) if roi_head is None else nms_config(roi_head.test_cfg)
+        return last.to_json() | found
 
     @contextlib.contextmanager
     def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
         """See `ImageFamily.raised_result_limit`."""
-        config = model.roi_head.test_cfg
+        config = (graphs.roi_head_of(model) or model.rpn_head).test_cfg
         most = config.max_per_img
         config.max_per_img = 2 * most if most > 0 else most
         try:
@@ -125,5 +127,26 @@ class TwoStageMasksFamily(TwoStageFamily):
         return dict(super().postprocess_facts(model), mask_thr=masks.threshold(model.roi_head.test_cfg))
 
 
+class GivenProposalsFamily(TwoStageFamily):
+    """Those that look at regions which they are given."""
+
+    name = 'two_stage_regions'
+    exports = 'detectors with a roi_head alone (projects/mmdet_plugin/two_stage/README.md)'
+    near = ('FastRCNN',)
+    proposes = False
+    feeds = staticmethod(samples.feeds_with_proposals)
+
+
+def _check_size(rpn_head: nn.Module, options: Options) -> None:
+    """Refuse sizes below the largest stride."""
+    largest = max(int(stride[0]) for stride in rpn_head.prior_generator.strides)
+    if min(options.height, options.width) < largest:
+        raise UsageError(
+            f'--shape {options.height} {options.width}: each side has to be at least the largest '
+            f'stride of the model, {largest} pixels'
+        )
+
+
 register_family(TwoStageFamily())
+register_family(GivenProposalsFamily())
 register_family(TwoStageMasksFamily())

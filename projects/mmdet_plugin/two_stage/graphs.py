@@ -23,14 +23,16 @@ from projects.mmdet_plugin.two_stage.proposals import Proposals
 from projects.mmdet_plugin.two_stage.regions import part_of, stages_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mmdeploy_ext.contract.option import Options
 
 
 def feature_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the feature maps that regions are pooled from."""
-    if not model.with_roi_head:
+    roi_head = roi_head_of(model)
+    if roi_head is None:
         return ()
-    roi_head = model.roi_head
     kinds = ('bbox', 'mask') if roi_head.with_mask else ('bbox',)
     pools = [
         part_of(roi_head, f'{kind}_roi_extractor', one)
@@ -40,8 +42,20 @@ def feature_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f'features_{level}' for level in range(max(pool.num_inputs for pool in pools)))
 
 
+def roi_head_of(model: nn.Module) -> nn.Module | None:
+    """Return the head of regions; None of a detector that gives its proposals."""
+    return getattr(model, 'roi_head', None)
+
+
+def proposes(model: nn.Module) -> bool:
+    """Return whether a detector finds its proposals; otherwise they are an input."""
+    return getattr(model, 'rpn_head', None) is not None
+
+
 def proposal_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of the head of proposals: by kind, then by level."""
+    """Return the names of the outputs of the head of proposals: by kind, then by level; none without one."""
+    if not proposes(model):
+        return ()
     levels = range(len(model.rpn_head.prior_generator.strides))
     return tuple(f'rpn_{kind}_{level}' for kind in ('cls', 'reg') for level in levels)
 
@@ -62,7 +76,7 @@ class Network(nn.Module):
             image: (B, 3, H, W) float32, normalised.
         """
         maps = self.model.extract_feat(image)
-        heads = self.model.rpn_head(maps)
+        heads = self.model.rpn_head(maps) if proposes(self.model) else ()
         found = [*maps[: len(feature_names(self.model))], *(one for kind in heads for one in kind)]
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, found, strict=True))
 
@@ -73,9 +87,10 @@ class FullForm(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         """Keep the heads of regions, and the settings of all post-processing."""
         super().__init__()
-        self.proposals = Proposals(model.rpn_head)
-        self.boxes = Boxes(model.roi_head)
-        self.masks = Masks(model.roi_head) if model.roi_head.with_mask else None
+        roi_head = roi_head_of(model)
+        self.proposals = Proposals(model.rpn_head, roi_head is None) if proposes(model) else None
+        self.boxes = None if roi_head is None else Boxes(roi_head)
+        self.masks = Masks(roi_head) if 'masks' in full_names(model) else None
         self.features = len(feature_names(model))
 
     def forward(
@@ -87,24 +102,42 @@ class FullForm(nn.Module):
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
             scale_factor: (B, 4) float32.
-            maps: what `Network` gives.
+            maps: what `Network` gives, and before it proposals (B, K, 4) where the model finds none.
 
         Returns:
             dets (B, n, 5), labels (B, n), and with mask heads masks (B, n, m, m).
         """
         clip_hw = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+        if self.proposals is None:
+            given, *features = maps
+            present = (given[..., 2:] > given[..., :2]).all(dim=2)
+            return self._results(features, given, present, clip_hw, scale_factor)
         features, heads = maps[: self.features], maps[self.features :]
         proposals, levels = self.proposals(heads, clip_hw)
-        dets, labels = self.boxes(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor)
+        if self.boxes is None:
+            boxes, scores = proposals[..., :4] / scale_factor[:, None], proposals[..., 4:]
+            return tap('dets', torch.cat([boxes, scores], dim=2)), tap('labels', levels.clamp(max=0))
+        return self._results(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor)
+
+    def _results(
+        self,
+        features: Sequence[torch.Tensor],
+        proposals: torch.Tensor,
+        present: torch.Tensor,
+        *sizes: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Look at regions; `sizes` are what boxes are clipped to and divided by."""
+        dets, labels = self.boxes(features, proposals, present, *sizes)
         found = [tap('dets', dets), tap('labels', labels)]
         if self.masks is not None:
-            found.append(tap('masks', self.masks(features, dets, labels, scale_factor)))
+            found.append(tap('masks', self.masks(features, dets, labels, sizes[1])))
         return tuple(found)
 
 
 def full_names(model: nn.Module) -> tuple[str, ...]:
     """Return the outputs of the `full` form."""
-    return ('dets', 'labels', 'masks') if model.roi_head.with_mask else ('dets', 'labels')
+    roi_head = roi_head_of(model)
+    return ('dets', 'labels', 'masks') if roi_head is not None and roi_head.with_mask else ('dets', 'labels')
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
@@ -124,19 +157,23 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         side = side_of(model.roi_head)
         meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
         outputs += (TensorSpec('masks', 'float32', (batch, 'n', side, side), meaning, compare='detections'),)
-    return GraphSpec(f'two_stage/{options.form}', (image, *optional_inputs(batch, True)), outputs)
+    inputs = (image, *optional_inputs(batch, True))
+    if not proposes(model):
+        meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
+        inputs += (TensorSpec('proposals', 'float32', (batch, 'K', 4), meaning, 'pixel'),)
+    return GraphSpec(f'two_stage/{options.form}', inputs, outputs)
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and what the form adds to it."""
     own = fuse(model) if fold else model
-    network = Network(own)
+    network, given = Network(own), () if proposes(model) else ('proposals',)
     return [
         Stage('network', network, ('input',), network.names),
         Stage(
             'regions',
             FullForm(own),
-            ('input', 'img_shape', 'scale_factor', *network.names),
+            ('input', 'img_shape', 'scale_factor', *given, *network.names),
             full_names(model),
         ),
     ]

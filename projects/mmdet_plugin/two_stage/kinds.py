@@ -6,35 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet.models import roi_heads
 from mmdet.models.builder import DETECTORS
-from mmdet.models.detectors import two_stage
+from mmdet.models.detectors import fast_rcnn, rpn, trident_faster_rcnn, two_stage
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.two_stage import boxes, masks
-from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, stages_of
+from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, same_methods, stages_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
+KNOWN = (trident_faster_rcnn.TridentFasterRCNN, two_stage.TwoStageDetector, rpn.RPN)
+"""Detectors; one that is derived from another keeps `DETECTOR_METHODS`."""
 DETECTOR_METHODS = ('simple_test', 'extract_feat')
 ROI_METHODS = ('simple_test', 'simple_test_bboxes', '_bbox_forward', 'simple_test_mask', '_mask_forward')
-ROI_HEADS = (roi_heads.CascadeRoIHead, roi_heads.DoubleHeadRoIHead, roi_heads.StandardRoIHead)
+ROI_HEADS = (
+    roi_heads.CascadeRoIHead,
+    roi_heads.DoubleHeadRoIHead,
+    roi_heads.TridentRoIHead,
+    roi_heads.PISARoIHead,
+    roi_heads.StandardRoIHead,
+)
 """Heads of regions; one that is derived from another keeps `ROI_METHODS`."""
-
-
-def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
-    """Refuse a class with methods of its own where the graphs repeat those of `upstream`.
-
-    Raises:
-        ConfigError: names the method.
-    """
-    for name in methods:
-        if getattr(own, name, None) is not getattr(upstream, name, None):
-            raise ConfigError(
-                f'{own.__name__} has a {name}() of its own, which the graphs do not repeat; expected that of '
-                f'{upstream.__name__}'
-            )
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
@@ -44,10 +38,14 @@ def check_detector(model: Mapping[str, Any]) -> None:
         ConfigError: names the class and the method, or the part.
     """
     own = DETECTORS.get(model['type'])
-    same_methods(own, two_stage.TwoStageDetector, DETECTOR_METHODS)
-    for key in ('rpn_head', 'roi_head'):
+    upstream = next(one for one in KNOWN if issubclass(own, one))
+    same_methods(own, upstream, DETECTOR_METHODS)
+    given = issubclass(own, fast_rcnn.FastRCNN)
+    for key in ([] if given else ['rpn_head']) + ([] if upstream is rpn.RPN else ['roi_head']):
         if not model.get(key):
-            raise ConfigError(f'model.{key} is missing; two-stage detectors export with one')
+            raise ConfigError(f'model.{key} is missing; {own.__name__} exports with one')
+    if upstream is trident_faster_rcnn.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
+        raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with one branch, 0 to 2')
 
 
 def check_roi_head(roi_head: nn.Module) -> None:

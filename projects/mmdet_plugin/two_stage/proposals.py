@@ -66,9 +66,15 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
 class Proposals(nn.Module):
     """Per level the `nms_pre` best anchors, decoded and clipped, those that are large enough; suppression."""
 
-    def __init__(self, head: nn.Module) -> None:
-        """Keep what makes the anchors, and the settings; none of the head's layers is used."""
+    def __init__(self, head: nn.Module, trimmed: bool = False) -> None:
+        """Keep what makes the anchors, and the settings; none of the head's layers is used.
+
+        Args:
+            head: of mmdet.
+            trimmed: rows that no image of the batch has are cut off.
+        """
         super().__init__()
+        self.trimmed = trimmed
         self.config, self.smallest = thresholds(head), smallest_side(head)
         self.priors, self.facts = same_priors(head.prior_generator), facts_of(head)
 
@@ -98,7 +104,9 @@ class Proposals(nn.Module):
             candidates = (boxes[..., 2:] - boxes[..., :2] > self.smallest).all(dim=2)
         scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
         config = self.config
-        suppress = Suppression(config.iou_threshold, config.max_per_img, config.class_agnostic, trimmed=False)
+        suppress = Suppression(
+            config.iou_threshold, config.max_per_img, config.class_agnostic, trimmed=self.trimmed
+        )
         return suppress(boxes, scores, ids, candidates)
 
     def _level(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.runtime.detections import BoxedInstances, Detections
-from projects.mmdet_plugin.two_stage.samples import pasted_size
+from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,8 +38,14 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     with torch.no_grad():
         batch = torch.from_numpy(np.stack([image.tensor for image in images])).contiguous()  # see `roi_align`
         batch = batch.to(next(model.parameters()).device)
-        results = model.simple_test(batch, metas, rescale=rescale)
-    if not (model.with_roi_head and model.roi_head.with_mask):
+        given = {}
+        if getattr(model, 'rpn_head', None) is None:
+            given['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
+        results = model.simple_test(batch, metas, rescale=rescale, **given)
+    roi_head = getattr(model, 'roi_head', None)
+    if roi_head is None:
+        return [boxes_of_classes([one]) for one in results]
+    if not roi_head.with_mask:
         return [boxes_of_classes(one) for one in results]
     return [
         instances_of_classes(*one, pasted_size(image, rescale))

@@ -7,7 +7,7 @@ the regression does not know classes).
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,9 +18,23 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-EXTRACTORS = (extractors.SingleRoIExtractor,)
+EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
+
+
+def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
+    """Refuse a class with methods of its own where the graphs repeat those of `upstream`.
+
+    Raises:
+        ConfigError: names the method.
+    """
+    for name in methods:
+        if getattr(own, name, None) is not getattr(upstream, name, None):
+            raise ConfigError(
+                f'{own.__name__} has a {name}() of its own, which the graphs do not repeat; expected that of '
+                f'{upstream.__name__}'
+            )
 
 
 def check_extractor(extractor: nn.Module) -> None:
@@ -46,7 +60,11 @@ class Pool(nn.Module):
         self.begins = [_least(level) for level in range(1, extractor.num_inputs)]
 
     def forward(
-        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor
+        self,
+        maps: Sequence[torch.Tensor],
+        boxes: torch.Tensor,
+        images: torch.Tensor,
+        grown: float | None = None,
     ) -> torch.Tensor:
         """Return features (R, channels, h, w).
 
@@ -54,13 +72,32 @@ class Pool(nn.Module):
             maps: of all levels (B, channels, H, W); those behind the extractor's inputs are not looked at.
             boxes: (R, 4) xyxy, pixels of the network input.
             images: (R,) int64 index into the batch.
+            grown: what the sides of boxes are multiplied by before pooling; levels are those of the boxes.
         """
         layers = self.extractor.roi_layers
-        shape = (boxes.shape[0], self.extractor.out_channels, *layers[0].output_size)
-        pooled, levels = maps[0].new_zeros(shape), self.levels(boxes)
-        for level, (layer, one) in enumerate(zip(layers, maps, strict=False)):
+        pairs = list(zip(layers, maps[: len(layers)], strict=True))
+        shape = (boxes.shape[0], maps[0].shape[1], *layers[0].output_size)
+        pooled = maps[0].new_zeros(shape)
+        if isinstance(self.extractor, extractors.GenericRoIExtractor):
+            every = torch.zeros_like(images)
+            return self._joined(
+                [pool_level(pooled, one, boxes, images, every, 0, layer) for layer, one in pairs]
+            )
+        levels = self.levels(boxes)
+        boxes = boxes if grown is None else _grown(boxes, grown)
+        for level, (layer, one) in enumerate(pairs):
             pooled = pool_level(pooled, one, boxes, images, levels, level, layer)
         return pooled
+
+    def _joined(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return what `GenericRoIExtractor` makes of all regions on all levels."""
+        extractor = self.extractor
+        if len(levels) == 1:
+            return levels[0]
+        if extractor.with_pre:
+            levels = [extractor.pre_module(one) for one in levels]
+        joined = sum(levels) if extractor.aggregation == 'sum' else torch.cat(list(levels), dim=1)
+        return extractor.post_module(joined) if extractor.with_post else joined
 
     def levels(self, boxes: torch.Tensor) -> torch.Tensor:
         """Return the level (R,) int64 of each region, as `SingleRoIExtractor.map_roi_levels` does.
@@ -73,6 +110,12 @@ class Pool(nn.Module):
         for least in self.begins:
             level = level + (ratio >= least).to(torch.int64)
         return level
+
+
+def _grown(boxes: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return boxes (R, 4) with their sides multiplied, as `roi_rescale` does."""
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * factor * 0.5
+    return torch.cat([centre - half, centre + half], dim=1)
 
 
 def _least(level: int) -> float:
@@ -105,9 +148,20 @@ class Branch(nn.Module):
         self.pool = Pool(part_of(roi_head, f'{kind}_roi_extractor', stage))
         self.shared = roi_head.shared_head if roi_head.with_shared_head else nn.Identity()
         self.head = part_of(roi_head, f'{kind}_head', stage)
+        self.grown = getattr(roi_head, 'reg_roi_scale_factor', None) if kind == 'bbox' else None
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input."""
         images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
-        found = self.head(self.shared(self.pool(maps, boxes.flatten(0, 1), images.flatten())))
-        return found if isinstance(found, tuple) else (found,)
+        given = maps, boxes.flatten(0, 1), images.flatten()
+        views = [None] if self.grown is None else [None, self.grown]
+        return tuple(_flat(self.head(*(self.shared(self.pool(*given, grown)) for grown in views))))
+
+
+def _flat(outputs: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a head's outputs, in order."""
+    for one in outputs if isinstance(outputs, tuple | list) else (outputs,):
+        if isinstance(one, torch.Tensor):
+            yield one
+        else:
+            yield from _flat(one)

@@ -14,6 +14,33 @@ if TYPE_CHECKING:
     from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
+WINDOWS = (1, 2, 4, 8)
+"""Windows of the sides of an image over these stand for proposals where none are given."""
+
+
+def windows(image: PreparedImage) -> np.ndarray:
+    """Return windows of several sizes (K, 4) float32 that lie all over the content of an image."""
+    found = []
+    for parts in WINDOWS:
+        low = np.stack(np.meshgrid(*[np.arange(2 * parts - 1) / (2 * parts)] * 2), -1).reshape(-1, 2)
+        found.append(np.concatenate([low, low + 1 / parts], 1))
+    height, width = image.img_shape
+    return (np.concatenate(found) * [width, height, width, height]).astype(np.float32)
+
+
+def proposals_of(image: PreparedImage) -> np.ndarray:
+    """Return the proposals (K, 4) of an image, or windows of it where it has none."""
+    return windows(image) if image.proposals is None else image.proposals[:, :4].astype(np.float32)
+
+
+def feeds_with_proposals(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch, and `proposals` (B, K, 4): rows that an image does not have are zero."""
+    every = [proposals_of(image) for image in images]
+    most = max(1, *map(len, every))
+    padded = [np.pad(one, ((0, most - len(one)), (0, 0))) for one in every]
+    return dict(feeds(images, rescale), proposals=np.stack(padded))
+
+
 def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
     """Return height and width that masks are pasted into: the original, or the content of the input."""
     if rescale:

@@ -1,0 +1,1 @@
+"""Two-stage detectors that are given their proposals, without torch."""
