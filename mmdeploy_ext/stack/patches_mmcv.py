@@ -222,3 +222,18 @@ def masked_conv_without_gpu(module: ModuleType, execute: Execute) -> bool:
 
     module.masked_conv2d = masked_conv2d
     return True
+
+
+@patch('mmcv.ops.sync_bn', versions='mmcv-full 1.7.2')
+def sync_bn_without_gpu(module: ModuleType, execute: Execute) -> bool:
+    """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither.
+
+    Parameters and statistics have the same names in both.
+    """
+    execute()
+    if has_gpu():
+        return False
+    import torch
+
+    module.NORM_LAYERS.module_dict['MMSyncBN'] = torch.nn.SyncBatchNorm
+    return True

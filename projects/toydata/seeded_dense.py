@@ -77,6 +77,8 @@ OBJECTNESS_TARGET = Target(-4.0, 1.3)
 DELTA_TARGET = Target(0.0, 0.4)
 SMALL_TARGET = Target(0.0, 0.2)
 """Of deltas whose coder has no standard deviations, and whose boxes place samples."""
+GROWTH_TARGET = Target(0.8, 1.0)
+"""The best anchors are of the finest level, which has the most: they grow, for regions of all levels."""
 BACKGROUND_BIAS = 6.0
 """Of the last column of a softmax, beside class logits around 0: exp(6) weighs as much as 170 of them."""
 
@@ -174,6 +176,9 @@ def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[torc
     """Return mean and standard deviation of each channel of a layer."""
     if role == 'mixed':
         one = [DELTA_TARGET] * 4 + [OBJECTNESS_TARGET] + [CLASS_TARGET] * (head.num_attrib - 5)
+        return torch.tensor(one * (channels // len(one))).unbind(1)
+    if name == 'rpn_reg':
+        one = [DELTA_TARGET] * 2 + [GROWTH_TARGET] * 2
         return torch.tensor(one * (channels // len(one))).unbind(1)
     target = {'box': _box_target, 'quality': _quality_target, 'class': _class_target}[role](head, name)
     mean, deviation = torch.tensor([target] * channels).unbind(1)

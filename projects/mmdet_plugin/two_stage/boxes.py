@@ -37,7 +37,7 @@ def check_head(head: nn.Module) -> None:
         ConfigError: names the class, or the method.
     """
     upstream = next((one for one in HEADS if isinstance(head, one)), None)
-    if upstream is None or not (head.with_cls and head.with_reg):
+    if upstream is None or not (getattr(head, 'with_cls', True) and getattr(head, 'with_reg', True)):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes and boxes')
     same_methods(type(head), upstream, METHODS)
     coder_of(head)

@@ -36,6 +36,7 @@ def same(kind, model, outputs, prepared, least=1):
 @pytest.mark.parametrize('kind', KINDS)
 def test_eager_results_of_every_image_are_those_of_simple_test(kind):
     model, prepared = seeded(kind), images(3)
+    family_of(kind).check(toy(kind), options_of(kind))
     stages = family_of(kind).stages(model, options_of(kind))
     same(kind, model, run_stages(stages, family_of(kind).feeds(prepared, True)), prepared, 15)
 

@@ -1,0 +1,142 @@
+"""Planted faults of two-stage graphs: each gives results that the proof's matching refuses."""
+
+import dataclasses
+import types
+
+import pytest
+import torch
+
+from mmdeploy_ext.proof.tasks import task_module
+from projects.mmdet_plugin.two_stage import boxes as boxes_module
+from toy_two_stage import family_of, images, options_of, run_stages, seeded
+
+FULL = types.SimpleNamespace(form='full', postprocess=dict(mask_thr=0.5))
+
+
+def layers(form, branch=0):
+    return form.boxes.stages[branch].pool.extractor.roi_layers
+
+
+def not_aligned(form):
+    for layer in layers(form):
+        layer.aligned = False
+
+
+def sampling_ratio(form):
+    for layer in layers(form):
+        layer.sampling_ratio = 2
+
+
+def scale_of_a_level(form):
+    layers(form)[1].spatial_scale = 1 / 7
+
+
+def shifted_levels(form):
+    form.boxes.stages[0].pool.begins = [begin * 2 for begin in form.boxes.stages[0].pool.begins]
+
+
+def proposals_of_the_first_image(form):
+    choose = form.proposals.forward
+    form.proposals.forward = lambda *given: tuple(one[:1].expand_as(one) for one in choose(*given))
+
+
+def features_of_the_first_image(form):
+    pool = form.boxes.stages[0].pool
+    forward = pool.forward
+    pool.forward = lambda maps, boxes, images, *more: forward(maps, boxes, images * 0, *more)
+
+
+def deviation_of_proposals(form):
+    form.proposals.facts['coder'] = dict(form.proposals.facts['coder'], stds=[1.0, 1.0, 1.1, 1.0])
+
+
+def deviation_of_the_second_stage(form):
+    form.boxes.stages[1].head.bbox_coder.stds = [0.1, 0.1, 0.2, 0.2]
+
+
+def scores_of_the_last_stage(form):
+    for stage in form.boxes.stages[:-1]:
+        forward = stage.forward
+
+        def alone(*given, forward=forward):
+            scores, *others = forward(*given)
+            return scores * 0, *others
+
+        stage.forward = alone
+
+
+def masks_of_the_next_class(form):
+    forward = form.masks.forward
+    form.masks.forward = lambda maps, dets, labels, scale: forward(
+        maps, dets, torch.where(labels >= 0, (labels + 1) % 6, labels), scale
+    )
+
+
+def suppression_over_all_classes(form):
+    form.boxes.config = dataclasses.replace(form.boxes.config, class_agnostic=True)
+
+
+def smaller_limit_of_proposals(form):
+    form.proposals.config = dataclasses.replace(form.proposals.config, max_per_img=60)
+
+
+def unclipped(form):
+    form.proposals.facts['clip'] = False
+
+
+FAULTS = {
+    not_aligned: 'faster',
+    sampling_ratio: 'faster',
+    scale_of_a_level: 'faster',
+    shifted_levels: 'faster',
+    proposals_of_the_first_image: 'faster',
+    features_of_the_first_image: 'faster',
+    deviation_of_proposals: 'faster',
+    suppression_over_all_classes: 'faster',
+    smaller_limit_of_proposals: 'faster',
+    unclipped: 'faster',
+    deviation_of_the_second_stage: 'cascade',
+    scores_of_the_last_stage: 'cascade',
+    masks_of_the_next_class: 'mask',
+}
+
+
+def judged(kind, plant=None, postprocess=FULL):
+    """Return whether every image of a batch passes."""
+    family, model, prepared = family_of(kind), seeded(kind), images(2)
+    stages = family.stages(model, options_of(kind))
+    if plant is not None:
+        plant(stages[-1].module)
+    feeds = family.feeds(prepared, True)
+    found = family.detections(postprocess, run_stages(stages, feeds), feeds)
+    wanted = reference(kind)
+    match = task_module(family.task).match_detections
+    return all(match('image', one, other).passed for one, other in zip(wanted, found, strict=True))
+
+
+REFERENCES = {}
+
+
+def reference(kind):
+    if kind not in REFERENCES:
+        REFERENCES[kind] = family_of(kind).reference_detections(seeded(kind), images(2), True)
+    return REFERENCES[kind]
+
+
+@pytest.mark.parametrize('kind', ['faster', 'cascade', 'mask'])
+def test_a_graph_without_a_fault_passes(kind):
+    assert judged(kind)
+
+
+@pytest.mark.parametrize('plant', FAULTS, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_is_refused(plant):
+    assert not judged(FAULTS[plant], plant)
+
+
+def test_the_background_column_for_the_first_class_is_refused(monkeypatch):
+    monkeypatch.setattr(boxes_module, 'activated', lambda head, logits: logits.softmax(-1)[..., 1:])
+    assert not judged('faster')
+
+
+def test_another_threshold_of_masks_is_refused():
+    assert not judged('mask', postprocess=types.SimpleNamespace(form='full', postprocess=dict(mask_thr=0.45)))
