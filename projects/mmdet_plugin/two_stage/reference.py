@@ -29,7 +29,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         dict(
             img_shape=(*image.img_shape, 3),
             scale_factor=image.scale_factor,
-            ori_shape=(*image.ori_shape, 3),
+            ori_shape=(*(pasted_size(image, True) if rescale else image.ori_shape), 3),
             pad_shape=(*image.tensor.shape[1:], 3),
             flip=False,
         )

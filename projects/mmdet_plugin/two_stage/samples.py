@@ -42,9 +42,14 @@ def feeds_with_proposals(images: Sequence[PreparedImage], rescale: bool) -> dict
 
 
 def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
-    """Return height and width that masks are pasted into: the original, or the content of the input."""
+    """Return height and width that masks are pasted into: the original, or the content of the input.
+
+    Where the content or its ratio is not fed, boxes reach beyond the original; mmdet raises where one lies
+    outside of what it pastes into.
+    """
     if rescale:
-        return tuple(image.ori_shape)
+        content = np.round(np.divide(image.img_shape, image.scale_factor[1::-1]))
+        return tuple(int(side) for side in np.maximum(image.ori_shape, content))
     return tuple(int(side) for side in np.round(np.multiply(image.ori_shape, image.scale_factor[1::-1])))
 
 
