@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -65,7 +67,8 @@ def fuse(model: nn.Module) -> nn.Module:
     """Return an evaluation copy of the model with batch normalisation folded into convolutions.
 
     Folded is what mmcv's `fuse_conv_bn` folds: a batch normalisation into the `nn.Conv2d` before it among the
-    children of one module. It becomes an `nn.Identity`. `Summed` modules fold themselves.
+    children of one module. It becomes an `nn.Identity`. `Summed` modules fold themselves. A convolution that
+    several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes one of each.
     """
     fused = copy.deepcopy(model).eval()
     for module in list(fused.modules()):
@@ -73,7 +76,10 @@ def fuse(model: nn.Module) -> nn.Module:
             prepare(module)
         if isinstance(module, Summed):
             module.reparameterise()
+    places = Counter(id(child) for module in fused.modules() for child in module.children())
     for _, parent, conv, norm in list(_pairs(fused)):
+        if places[id(getattr(parent, conv))] > 1:
+            setattr(parent, conv, copy.deepcopy(getattr(parent, conv)))
         fold_pair(getattr(parent, conv), getattr(parent, norm)).put_into(getattr(parent, conv))
         setattr(parent, norm, nn.Identity())
     return fused
@@ -127,13 +133,23 @@ def _pairs(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module
     last = None
     for name, child in module.named_children():
         if isinstance(child, BatchNorm):
-            if last is not None:
+            if last is not None and _adjacent(module):
                 yield prefix, module, last, name
             last = None
         elif isinstance(child, nn.Conv2d):
             last = name
         else:
             yield from _pairs(child, f'{prefix}{name}.')
+
+
+def _adjacent(module: nn.Module) -> bool:
+    """Return whether a module runs its normalisation right after its convolution.
+
+    mmcv's ConvModule names its parts in an `order` of its own: the children of one that normalises first, or
+    after the activation, stand as those of any other.
+    """
+    order = getattr(module, 'order', None)
+    return not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
 
 
 def _double(tensor: torch.Tensor) -> np.ndarray:

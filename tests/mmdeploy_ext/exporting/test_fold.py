@@ -133,3 +133,27 @@ def test_a_repvgg_block_is_the_sum_of_its_branches_rounded_once():
     assert (sizes['conv.weight'][:, :, 1, 1] > np.abs(middle)).any(), 'branches of one sign cancel nowhere'
     again = fuse(fused).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in fused.state_dict().items())
+
+
+def test_a_convolution_that_modules_share_gets_the_normalisation_of_each():
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    model = fill(nn.ModuleList(nn.Sequential(shared, nn.BatchNorm2d(4), nn.ReLU()) for _ in range(3)))
+    maps = numbers(2 * 4 * 6 * 6, 9).reshape(2, 4, 6, 6)
+    fused = fuse(model)
+    with torch.no_grad():
+        for before, after in zip(model, fused, strict=True):
+            assert isinstance(after[1], nn.Identity)
+            torch.testing.assert_close(after(maps), before(maps))
+    assert len({id(branch[0]) for branch in fused}) == len(model)
+    assert all(branch[0] is shared for branch in model)
+
+
+@pytest.mark.parametrize('order', [('norm', 'act', 'conv'), ('act', 'norm', 'conv'), ('conv', 'act', 'norm')])
+def test_a_normalisation_that_does_not_follow_its_convolution_stays(order):
+    from mmcv.cnn import ConvModule
+
+    model = fill(ConvModule(4, 4, 3, padding=1, norm_cfg=dict(type='BN'), order=order))
+    maps = numbers(2 * 4 * 6 * 6, 9).reshape(2, 4, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(fuse(model)(maps), model(maps))
+    assert not any(name.endswith('conv.bias') for name in folded_bias_magnitudes(model))
