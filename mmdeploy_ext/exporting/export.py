@@ -12,7 +12,11 @@ import torch
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.exporting import exporter
-from mmdeploy_ext.exporting.ops import deform_conv, window_attention  # noqa: F401  (they register themselves)
+from mmdeploy_ext.exporting.ops import (  # noqa: F401  (they register themselves)
+    deform_conv,
+    same_padding,
+    window_attention,
+)
 from mmdeploy_ext.exporting.ops.forms import ALL
 from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate

@@ -37,9 +37,14 @@ def centres(priors: Any) -> Any:
 
 
 def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios. Priors of any axes."""
+    """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios. Priors of any axes.
+
+    With `pixel` 1 it is `LegacyDeltaXYWHBBoxCoder`: an anchor has one pixel more than its corners are apart.
+    """
     centre = (priors[..., :2] + priors[..., 2:]) * 0.5
     size = priors[..., 2:] - priors[..., :2]
+    if 'pixel' in coder:
+        size = size + coder['pixel']
     deltas = rows['bbox_pred']
     deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
     bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import graphs, parts, reference, samples
-from projects.mmdet_plugin.dense.kinds import KINDS, QUERIES, facts_of, generator_of, kind_of
+from projects.mmdet_plugin.dense.kinds import KINDS, QUERIES, facts_of, generator_of, kind_of, plain
 from projects.mmdet_plugin.dense.student import without_teacher
 from projects.mmdet_plugin.dense.thresholds import thresholds
 
@@ -128,7 +128,8 @@ class DenseFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`: what `runtime/dense/model.py` reads."""
-        return dict(thresholds(model.bbox_head).to_json(), **facts_of(model.bbox_head))
+        head = dict(head=plain(graphs.described(model).to_json()))
+        return dict(thresholds(model.bbox_head).to_json(), **facts_of(model.bbox_head) | head)
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         """See `ImageFamily.results_left_out`."""

@@ -9,6 +9,7 @@ Glossary: B batch, A priors of a level or of all, C classes, H, W network input 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.sizes import hw, length
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, peaks_of, scores_of
-from projects.mmdet_plugin.dense import kinds
+from projects.mmdet_plugin.dense import kinds, parts
 from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
 
@@ -35,8 +36,9 @@ FULL_NAMES = ('dets', 'labels', 'candidates')
 
 
 def described(model: nn.Module) -> Head:
-    """Return what the head of a detector is."""
-    return kinds.described(model.bbox_head)
+    """Return what the head of a detector is, on its neck."""
+    head = kinds.described(model.bbox_head)
+    return dataclasses.replace(head, maps_by_stride=head.maps_by_stride and not parts.round_down(model))
 
 
 def num_levels(model: nn.Module) -> int:

@@ -91,12 +91,12 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
         base_anchors=base_priors(head),
         coder=coder,
         num_classes=int(head.num_classes),
-        head=_plain(described(head).to_json()),
+        head=plain(described(head).to_json()),
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return tuples as lists, as JSON gives them back."""
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -15,12 +15,15 @@ FIXED_SIZE = dict(
     SwinTransformer='computes its window masks from the traced size',
     PyramidVisionTransformer='resizes its position embedding to the traced size',
     PyramidVisionTransformerV2='reshapes its tokens by the traced size',
-    EfficientNet='pads its convolutions by the traced size',
 )
 """Parts of mmdet that decide in Python, by the size of the input -> what they do. A dynamic graph of them
 would be wrong at other sizes (measured: a Swin-T traced at 256x384 is 0.4 off at 320x416)."""
-MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32, CTResNetNeck=32)
+MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32, CTResNetNeck=32, FPG=128)
 """Parts that add or concatenate maps which fit only where the sides of the input are multiples of this."""
+
+
+ROUND_DOWN = ('NASFPN',)
+"""Parts whose coarse levels have `H // stride` rows, which pooling makes, where a convolution rounds up."""
 
 
 def types_of(model: Mapping[str, Any]) -> Iterator[str]:
@@ -37,15 +40,24 @@ def multiple(model: Any) -> int:
     return max((MULTIPLES[name] for name in names & MULTIPLES.keys()), default=1)
 
 
+def round_down(model: Any) -> bool:
+    """Return whether a built detector has levels whose sizes are rounded down."""
+    return any(type(module).__name__ in ROUND_DOWN for module in model.modules())
+
+
 def smallest(model: Any, stride: int) -> int:
     """Return the smallest side of an input, pixels, for a built detector whose largest stride is `stride`.
 
-    mmcv's first deformable convolution refuses maps that are smaller than its kernel.
+    mmcv's first deformable convolution refuses maps that are smaller than its kernel; a level whose size is
+    rounded down has none below its stride.
     """
     from mmcv.ops import DeformConv2d
 
     kernels = [max(one.kernel_size) for one in model.bbox_head.modules() if isinstance(one, DeformConv2d)]
-    return (max(kernels) - 1) * stride + 1 if kernels else 1
+    return max(
+        stride if round_down(model) else 1,
+        (max(kernels) - 1) * stride + 1 if kernels else 1,
+    )
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:

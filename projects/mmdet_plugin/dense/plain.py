@@ -78,8 +78,14 @@ def delta(coder: Any) -> dict[str, Any]:
     return dict(type='delta', means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016, **clamp)
 
 
+def _legacy(coder: Any) -> dict[str, Any]:
+    settings = dict(means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016)
+    return dict(settings, type='delta', pixel=1.0)
+
+
 CODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     coders.DeltaXYWHBBoxCoder: delta,
+    coders.LegacyDeltaXYWHBBoxCoder: _legacy,
     coders.TBLRBBoxCoder: lambda coder: dict(type='tblr', normalizer=coder.normalizer),
     coders.DistancePointBBoxCoder: lambda coder: dict(type='distance'),
 }
@@ -108,7 +114,9 @@ def scored(head: nn.Module, generator: str = 'prior_generator') -> dict[str, Any
 
 def plain_head(head: nn.Module) -> Head:
     """Return a head of class scores and boxes alone."""
-    return Head((('cls_score', int(head.cls_out_channels)), ('bbox_pred', 4)), **scored(head))
+    inset = float(isinstance(head.bbox_coder, coders.LegacyDeltaXYWHBBoxCoder))
+    outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 4))
+    return Head(outputs, clip_inset=inset, **scored(head))
 
 
 def _with_factor(factor: str) -> Callable[[nn.Module], Head]:
@@ -121,8 +129,8 @@ def decoded(head: nn.Module, level: int, rows: Rows, priors: torch.Tensor) -> to
 
 
 def clips(head: nn.Module) -> bool:
-    """Return whether the head's own box coder clips."""
-    return head.bbox_coder.clip_border
+    """Return whether the head's own box coder clips; that of mmdet 1.x always does."""
+    return getattr(head.bbox_coder, 'clip_border', True)
 
 
 def _base(upstream: type, head: Callable[[nn.Module], Head] = plain_head) -> Kind:

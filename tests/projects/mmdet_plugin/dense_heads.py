@@ -15,6 +15,7 @@ CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 CLASSES = 5
 HEADS = {
     'RetinaHead': 'retinanet/retinanet_r50_fpn_1x_coco.py',
+    'RetinaHead of mmdet 1.x': 'legacy_1.x/retinanet_r50_fpn_1x_coco_v1.py',
     'FSAFHead': 'fsaf/fsaf_r50_fpn_1x_coco.py',
     'SSDHead': 'ssd/ssd300_coco.py',
     'YOLOFHead': 'yolof/yolof_r50_c5_8x8_1x_coco.py',
