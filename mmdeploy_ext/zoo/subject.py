@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import DETECTOR, find_family
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 WEIGHTS = 'seeded weights'
 """What stands for the path of a checkpoint."""
+TAKEN = (1024, 1024)
+"""A size that every network takes; before it is built, a config is checked at it."""
+LARGER = (1, 2)
+"""How many times the size of the run is tried: SSD512 has a level of stride 512."""
+
 OWN_KERNELS = ('MaskedConv2d',)
 """Modules of mmcv without a CPU kernel: where they run, this project's patch does."""
 
@@ -86,7 +92,7 @@ def examine(
 def _deployment(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
     family = find_family(cfg, DETECTOR)
     rule = family.preprocess_rule(cfg)
-    family.check(cfg, _options(family, settings.size, False, 0))
+    family.check(cfg, _options(family, TAKEN, False, 0))
     model = settings.seeded(cfg, family)
     model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
     return deploy.Deployment(
@@ -118,10 +124,19 @@ def _options(family: Family, size: tuple[int, int], dynamic: bool, opset: int) -
 def _chosen(deployment: deploy.Deployment, settings: Settings, dynamic: bool) -> Options:
     """Return the options of an export: sides are the next multiples that the network takes."""
     family, model = deployment.family, deployment.model
-    options = deploy.resolve_opset(_options(family, settings.size, dynamic, 0), model)
-    multiple = family.spec(model, options).inputs[0].multiple
-    height, width = (-(-side // multiple) * multiple for side in settings.size)
-    return deploy.check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
+    for times in LARGER:
+        size = tuple(times * side for side in settings.size)
+        options = deploy.resolve_opset(_options(family, size, dynamic, 0), model)
+        multiple = family.spec(model, options).inputs[0].multiple
+        height, width = (-(-side // multiple) * multiple for side in size)
+        try:
+            return deploy.check_options(
+                options.replace(height=height, width=width), deployment.cfg, family, model
+            )
+        except UsageError:
+            if times == LARGER[-1]:
+                raise
+    raise AssertionError
 
 
 def _outcome(

@@ -34,6 +34,8 @@ class Calibration(NamedTuple):
     Attributes:
         pictures: how many of noise. Two alone make those of deep layers of a YOLOX off by half on others.
         scenes: how many of the generated data set; without them a YOLOX finds nothing in `demo/toy.jpg`.
+        exposures: whether a dark and a bright scene belong to them. What passes the statistics unhindered, a
+            picture without normalisation or SiLU, brings scores of both to exactly 1, where none is the best.
         shift: of the normalised values of the neck. Around 0 every ReLU of NAS-FPN's 7 stages bends: float32
             is 9.2e-5 of scale off float64.
         residual: scale of the last normalisation of every residual block. With 1.0 the network amplifies
@@ -44,14 +46,19 @@ class Calibration(NamedTuple):
 
     pictures: int = 2
     scenes: int = 2
+    exposures: bool = False
     residual: float = 0.1
     shift: float = 1.0
     size: tuple[int, int] = (320, 416)
 
 
 ATSS_CALIBRATION = Calibration(scenes=0, residual=0.25, shift=0.0)
-SIZES = {'FPG': (384, 512)}
-"""Necks whose levels fit each other only where both sides are multiples of the largest stride."""
+SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640)}
+"""Necks whose levels fit each other only where both sides are multiples of the largest stride; necks whose
+coarse levels are all border in a smaller picture: its statistics put logits of 30 into a larger one."""
+
+EXPOSED = ('CSPDarknet', 'EfficientNet')
+"""Backbones whose outputs grow with the light of a picture."""
 
 ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))
 """ATSSHead keeps the first rule, whose channels are not centred: published figures rest on its weights."""
@@ -74,6 +81,7 @@ MIXED_LAYERS = r'convs_pred\.\d+'
 CLASS_TARGET = Target(-4.6, 1.3)
 QUALITY_TARGET = Target(0.5, 1.0)
 OBJECTNESS_TARGET = Target(-4.0, 1.3)
+YOLOX_OBJECTNESS = Target(-2.0, 1.3)
 DELTA_TARGET = Target(0.0, 0.4)
 SMALL_TARGET = Target(0.0, 0.2)
 """Of deltas whose coder has no standard deviations, and whose boxes place samples."""
@@ -81,6 +89,9 @@ GROWTH_TARGET = Target(0.8, 1.0)
 """The best anchors are of the finest level, which has the most: they grow, for regions of all levels."""
 BACKGROUND_BIAS = 6.0
 """Of the last column of a softmax, beside class logits around 0: exp(6) weighs as much as 170 of them."""
+
+HIGHEST = 6.0
+"""Of class logits. From about 12 on, sigmoid has no numbers in float32 to tell what is the better one."""
 
 LEAST_SPREAD = 0.3
 """Of a channel, of the mean of all: what is less is rounding more than picture."""
@@ -102,14 +113,19 @@ def calibration_of(model: nn.Module) -> Calibration:
     if _first_rule(getattr(model, 'bbox_head', None)):
         return ATSS_CALIBRATION
     sizes = [SIZES[kind] for kind in (type(part).__name__ for part in model.modules()) if kind in SIZES]
-    return Calibration(size=sizes[0]) if sizes else Calibration()
+    exposures = any(type(part).__name__ in EXPOSED for part in model.modules())
+    return Calibration(exposures=exposures, **({'size': sizes[0]} if sizes else {}))
 
 
 def _first_rule(head: nn.Module | None) -> bool:
     return type(head).__name__ == 'ATSSHead'
 
 
-def scale_outputs(head: nn.Module, features: Sequence[torch.Tensor]) -> None:
+def scale_outputs(
+    head: nn.Module,
+    features: Sequence[torch.Tensor],
+    others: Callable[[], Sequence[torch.Tensor]] | None = None,
+) -> None:
     """Bring the outputs of the last layers to their targets, in place.
 
     Boxes come first: deformable layers of other branches take their offsets from them.
@@ -117,6 +133,7 @@ def scale_outputs(head: nn.Module, features: Sequence[torch.Tensor]) -> None:
     Args:
         head: of mmdet, in evaluation mode.
         features: of each level, (B, C, H, W).
+        others: returns the same of dark and bright pictures, where class logits are to be bounded.
     """
     if _first_rule(head):
         for name, target in ATSS_TARGETS.items():
@@ -125,12 +142,15 @@ def scale_outputs(head: nn.Module, features: Sequence[torch.Tensor]) -> None:
             layer.weight.mul_(target.deviation / found.std())
             layer.bias.fill_(target.mean)
         return
-    layers = list(_last_layers(head))
+    exposed, layers = others and others(), list(_last_layers(head))
     for role in ('box', 'quality', 'class', 'mixed'):
         for name in (name for found, name in layers if found == role):
             layer = head.get_submodule(name)
             outputs = torch.cat(_outputs(head, features, layer), 1)
-            bring(layer, outputs, *_targets(head, name, role, len(outputs)))
+            mean, deviation = _targets(head, name, role, len(outputs))
+            bring(layer, outputs, mean, deviation)
+            if role == 'class' and exposed and not _softmax(head):
+                _bound(layer, torch.cat(_outputs(head, exposed, layer), 1), mean)
 
 
 def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
@@ -172,6 +192,14 @@ def bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation
     layer.bias.copy_(mean - gain * (centre - bias))
 
 
+def _bound(layer: nn.Module, logits: torch.Tensor, mean: torch.Tensor) -> None:
+    """Draw logits towards their mean until none is over `HIGHEST`."""
+    share = ((HIGHEST - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
+    if share < 1:
+        layer.weight.mul_(share)
+        layer.bias.copy_(mean - share * (mean - layer.bias))
+
+
 def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of each channel of a layer."""
     if role == 'mixed':
@@ -209,7 +237,7 @@ def _class_target(head: nn.Module, name: str) -> Target:
 def _quality_target(head: nn.Module, name: str) -> Target:
     if name == 'conv_loc':
         return CLASS_TARGET  # guided anchors are where it is over 0.01: at half of the cells
-    return OBJECTNESS_TARGET if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
+    return YOLOX_OBJECTNESS if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
 
 
 def _box_target(head: nn.Module, name: str) -> Target:

@@ -144,7 +144,7 @@ class _Inputs:
             return [(told(name, 'composed'), filling(view, size)) for name, view in views[:count]]
 
         cases = [
-            _unaligned(self.deployment, second, sizes.unaligned),
+            _unaligned(self.deployment, second, sizes.unaligned, sizes.step),
             self.fixed('W > 2H, batch 2', views(sizes.wide, 2), sizes.wide, rescale=True),
             self.fixed('H > 2W', views(sizes.tall, 1), sizes.tall, rescale=True),
             self.fixed('portrait, batch 3', views(sizes.portrait, 3), sizes.portrait, rescale=True),
@@ -152,7 +152,7 @@ class _Inputs:
             self.fixed('bright', [(told(title, 'bright'), bright(picture))], sizes.landscape, rescale=True),
         ]
         if sizes.fine:
-            cases.append(_unaligned(self.deployment, first, sizes.fine, padded=False))
+            cases.append(_unaligned(self.deployment, first, sizes.fine, 1))
         return cases
 
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
@@ -228,22 +228,20 @@ def _smaller(rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int],
     return dataclasses.replace(small, tensor=tensor)
 
 
-def _unaligned(
-    deployment: Deployment, image: Picture, size: tuple[int, int], padded: bool = True
-) -> ProofInput:
-    """Stretch an image to a size that is no multiple of 32, then pad it to one; the name says which."""
+def _unaligned(deployment: Deployment, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
+    """Stretch an image to a size that is no multiple of 32, then pad it to one of `step`; see the name."""
     rule = dataclasses.replace(
         deployment.rule,
         size=None,
         pad_size=None,
         pad_or=0,
         keep_ratio=False,
-        size_divisor=STRIDE if padded else 1,
+        size_divisor=step,
         img_scale=(max(size[1], STRIDE), max(size[0], STRIDE)),
     )
     prepared = rule.apply(image[1])
     height, width = prepared.img_shape
-    if not padded:
+    if step == 1:
         return ProofInput(f'sides that are no multiple of {STRIDE}', (prepared,), (image,), rescale=True)
     padded = (height, width) != prepared.tensor.shape[1:]
     name = f'other size, padded from {height}x{width}' if padded else 'other size'

@@ -38,6 +38,7 @@ class Sizes:
         unaligned: small, no multiple of `STRIDE`; before it is padded.
         fine: the same without padding, where the contract takes it, else None.
         larger: than the traced one in both directions, or None.
+        step: what `unaligned` is padded to multiples of.
     """
 
     landscape: Size
@@ -47,6 +48,7 @@ class Sizes:
     unaligned: Size
     fine: Size | None
     larger: Size | None
+    step: int = STRIDE
 
 
 def other_sizes(deployment: Deployment, options: Options) -> Sizes:
@@ -70,6 +72,7 @@ def other_sizes(deployment: Deployment, options: Options) -> Sizes:
         unaligned=unaligned,
         fine=fine if image.multiple < STRIDE and takes(*fine) else None,
         larger=larger if larger[0] * larger[1] <= LARGEST and takes(*larger) else None,
+        step=step,
     )
 
 
