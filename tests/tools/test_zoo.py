@@ -5,14 +5,17 @@ import os
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from docs._pages.zoo import page
 from mmdeploy_ext.apps import zoo_app
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError
 from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.zoo import configs, record, rules, subject, summary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -187,6 +190,30 @@ def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
         text = page.page(name, content)
         assert [config for config in found if text.count(f'{config}` |') == 0] == []
         assert '| ATSSHead | 6 | 4 | 1 | 1 | 1 |' in text
+
+
+def test_a_size_that_a_network_does_not_take_is_doubled():
+    import projects.mmdet_plugin  # noqa: F401
+
+    cfg = load_config(str(configs.installed() / 'ssd/ssd512_coco.py'))
+    family = find_family(cfg, DETECTOR)
+    deployment = types.SimpleNamespace(cfg=cfg, family=family, model=family.build(cfg).eval())
+    options = subject._chosen(deployment, types.SimpleNamespace(size=(320, 448)), True)
+    assert (options.height, options.width) == (640, 896)
+
+
+def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monkeypatch, capsys):
+    _, _, found = zoo
+    monkeypatch.setattr(page, 'ROOT', tmp_path)
+    monkeypatch.setattr(page, 'DATA', tmp_path / 'zoo.json')
+    monkeypatch.setattr(page, 'PAGES', {name: tmp_path / path.name for name, path in page.PAGES.items()})
+    assert page.main([str(tmp_path)]) == 2
+    assert 'no records/*.json' in capsys.readouterr().err
+    (tmp_path / 'records').mkdir()
+    for name, one in found.items():
+        one.write(tmp_path / f'records/{name.replace("/", "__")}.json')
+    assert page.main([str(tmp_path)]) == 0
+    assert len(read_json(page.DATA)['configs']) == sum(one.fixed is not None for one in found.values())
 
 
 def test_the_pages_are_those_of_the_measured_zoo():

@@ -1,6 +1,7 @@
-"""Write docs/zoo.md and its Chinese twin: `python -m docs._pages.zoo.page work_dirs/zoo/zoo.json`.
+"""Write docs/zoo.md and its Chinese twin: `python -m docs._pages.zoo.page work_dirs/zoo`.
 
-Without a file they are written again from docs/zoo.json, which is what the last file said.
+Of a folder, all records of it count, which may be of several runs; of a `zoo.json`, those of one run. Without
+either they are written again from docs/zoo.json, which is what the last file said.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.core.pages import template
 from mmdeploy_ext.zoo import summary
+from mmdeploy_ext.zoo.record import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,20 +114,34 @@ def _short(why: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write both pages; 0 done, 2 usage."""
     parser = cli.ArgumentParser(prog='python -m docs._pages.zoo.page', description=__doc__.splitlines()[0])
-    parser.add_argument('file', nargs='?', help='zoo.json of tools/analysis_tools/zoo.py')
+    parser.add_argument(
+        'found', nargs='?', type=Path, help='--out of tools/analysis_tools/zoo.py, or a zoo.json of it'
+    )
     cli.add_debug_option(parser)
     return cli.run(_body, parser, argv)
 
 
 def _body(args: argparse.Namespace) -> int:
-    if args.file:
-        write_json(DATA, read_json(args.file))
+    if args.found:
+        write_json(DATA, _of_runs(args.found) if args.found.is_dir() else read_json(args.found))
     content = read_json(DATA)
     for name, path in PAGES.items():
         with atomic_path(path) as temporary:
             temporary.write_text(page(name, content), encoding='utf-8')
         print(path.relative_to(ROOT))
     return 0
+
+
+def _of_runs(folder: Path) -> dict[str, Any]:
+    """Return the content of all records of a folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = [read_record(path) for path in sorted((folder / 'records').glob('*.json'))]
+    if not any(found):
+        raise UsageError(f'{folder}: no records/*.json, which tools/analysis_tools/zoo.py --out writes')
+    return summary.content([record for record in found if record and record.fixed])
 
 
 if __name__ == '__main__':
