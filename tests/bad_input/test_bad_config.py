@@ -35,8 +35,8 @@ CASES = {
     'a model that is no dict': ("model = 'ATSS'\n", ["bad.py: model='ATSS'", 'expected a dict']),
     'another box coder': (
         LEAF + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, "
-        "type='LegacyDeltaXYWHBBoxCoder')))\n",
-        ['bad.py: model.bbox_head.bbox_coder is LegacyDeltaXYWHBBoxCoder', 'DeltaXYWHBBoxCoder']),
+        "type='YOLOBBoxCoder')))\n",
+        ['bad.py: model.bbox_head.bbox_coder is YOLOBBoxCoder', 'DeltaXYWHBBoxCoder']),
     'no test pipeline': (
         LEAF + 'data = dict(_delete_=True)\ntest_pipeline = []\n',
         ['bad.py: has neither data.test.pipeline nor test_pipeline']),

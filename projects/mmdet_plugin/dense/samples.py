@@ -17,8 +17,9 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
     found = dict(
         input=np.stack([image.tensor for image in images]),
         img_shape=np.asarray([image.img_shape for image in images], np.float32),
-        border=np.asarray([image.border for image in images], np.float32),
     )
+    if any(any(image.border) for image in images):
+        found['border'] = np.asarray([image.border for image in images], np.float32)
     if rescale:
         found['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
     return found

@@ -17,8 +17,7 @@ from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS, bucket_choice, softmax
 from projects.mmdet_plugin.dense.own import bucket_settings
-from projects.mmdet_plugin.dense.plain import chosen_coder
-from projects.mmdet_plugin.two_stage.regions import Branch, part_of, same_methods, stages_of
+from projects.mmdet_plugin.two_stage.regions import Branch, coder_settings, part_of, same_methods, stages_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +46,7 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
     """Return the settings of the coder of a box head, as `runtime/dense/coders.py` reads them."""
     if isinstance(head, bbox_heads.SABLHead):
         return bucket_settings(head)
-    return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
+    return coder_settings(head, f'model.roi_head.bbox_head ({type(head).__name__})')
 
 
 def last_head(roi_head: nn.Module) -> nn.Module:

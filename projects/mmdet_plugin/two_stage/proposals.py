@@ -17,7 +17,8 @@ from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
 from mmdeploy_ext.runtime.dense.coders import boxes_of, scores_of
 from projects.mmdet_plugin.dense.forms import rows_of, same_priors
-from projects.mmdet_plugin.dense.plain import chosen_coder, plain_head
+from projects.mmdet_plugin.dense.plain import plain_head
+from projects.mmdet_plugin.two_stage.regions import coder_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +60,7 @@ def smallest_side(head: nn.Module) -> float:
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
     """Return the coder and what the outputs are, as `runtime/dense` reads them."""
-    coder, clips = chosen_coder(head, 'model.rpn_head'), bool(head.bbox_coder.clip_border)
+    coder, clips = coder_settings(head, 'model.rpn_head'), bool(head.bbox_coder.clip_border)
     return dict(coder=coder, head=plain_head(head).to_json(), clip=clips)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
+from projects.mmdet_plugin.dense.plain import chosen_coder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +36,20 @@ def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
                 f'{own.__name__} has a {name}() of its own, which the graphs do not repeat; expected that of '
                 f'{upstream.__name__}'
             )
+
+
+def coder_settings(head: nn.Module, where: str) -> dict[str, Any]:
+    """Return the settings of a head's box coder, as `runtime/dense/coders.py` reads them.
+
+    Raises:
+        ConfigError: it is none that is exported, or that of mmdet 1.x, whose borders are a pixel further in.
+    """
+    settings = chosen_coder(head, where)
+    if not hasattr(head.bbox_coder, 'clip_border'):
+        raise ConfigError(
+            f'{where}.bbox_coder is {type(head.bbox_coder).__name__}; expected DeltaXYWHBBoxCoder'
+        )
+    return settings
 
 
 def check_extractor(extractor: nn.Module) -> None:

@@ -379,7 +379,7 @@ def test_deformable_backbones_refuse_opset_17_before_the_weights_load(kind, garb
         check(19, {**SMALL, **DCN[kind]}, garbage)
 
 
-CODER = 'model.bbox_head.bbox_coder.type'
+CODER = 'model.bbox_head.bbox_coder'
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ CODER = 'model.bbox_head.bbox_coder.type'
         ({}, dict(opset=10), '--opset-version 10: .* 11 to 20'),
         ({}, dict(opset=21), '--opset-version 21: .* 11 to 20'),
         ({}, dict(opset=17, exporter='dynamo'), '--opset-version 17: the dynamo exporter writes opsets 18'),
-        ({CODER: 'LegacyDeltaXYWHBBoxCoder'}, {}, 'bbox_coder is LegacyDelta'),
+        ({CODER: dict(_delete_=True, type='YOLOBBoxCoder')}, {}, 'bbox_coder is YOLO'),
         ({'model.test_cfg.nms.type': 'soft_nms'}, {}, "nms.type='soft_nms'"),
         (
             {'model.bbox_head.anchor_generator.strides': [(8, 4), 16, 32, 64, 128]},
