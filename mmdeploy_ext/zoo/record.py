@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,9 @@ def failure(error: Exception) -> Outcome:
 
 def portable(text: str) -> str:
     """Return a text without the folders of this machine."""
-    return INSTALLED.sub('', text).replace(f'{Path.cwd()}/', '')
+    for folder in (sysconfig.get_path('stdlib'), str(Path.cwd())):
+        text = text.replace(f'{folder}/', '')
+    return INSTALLED.sub('', text)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

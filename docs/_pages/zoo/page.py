@@ -108,7 +108,7 @@ def _short(why: str) -> str:
     lines = [line for line in why.splitlines() if line.strip()]
     text = cli.one_line(lines[-1] if len(lines) > 1 else why)
     text = text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
-    return re.sub(r'([|<>_*`])', r'\\\1', text)
+    return re.sub(r'([|<>_*`\[\]])', r'\\\1', text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
