@@ -192,14 +192,14 @@ def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
         assert '| ATSSHead | 6 | 4 | 1 | 1 | 1 |' in text
 
 
-def test_a_size_that_a_network_does_not_take_is_doubled():
+def test_a_size_that_a_network_does_not_take_is_enlarged():
     import projects.mmdet_plugin  # noqa: F401
 
     cfg = load_config(str(configs.installed() / 'ssd/ssd512_coco.py'))
     family = find_family(cfg, DETECTOR)
     deployment = types.SimpleNamespace(cfg=cfg, family=family, model=family.build(cfg).eval())
     options = subject._chosen(deployment, types.SimpleNamespace(size=(320, 448)), True)
-    assert (options.height, options.width) == (640, 896)
+    assert (options.height, options.width) == (512, 512)
 
 
 def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monkeypatch, capsys):
