@@ -34,8 +34,8 @@ WEIGHTS = 'seeded weights'
 """What stands for the path of a checkpoint."""
 TAKEN = (1024, 1024)
 """A size that every network takes; before it is built, a config is checked at it."""
-LEAST = (1, 512)
-"""Sides of at least so many pixels are tried one after the other: SSD512 has a level of stride 512."""
+LEAST = 512
+"""Pixels of a side where the size of the run is refused: SSD512 has a level of stride 512."""
 
 OWN_KERNELS = ('MaskedConv2d',)
 """Modules of mmcv without a CPU kernel: where they run, this project's patch does."""
@@ -122,21 +122,20 @@ def _options(family: Family, size: tuple[int, int], dynamic: bool, opset: int) -
 
 
 def _chosen(deployment: deploy.Deployment, settings: Settings, dynamic: bool) -> Options:
+    """Return the options of an export, at a larger size than the run's where the network does not take it."""
+    try:
+        return _sized(deployment, settings.size, dynamic)
+    except UsageError:
+        return _sized(deployment, tuple(max(LEAST, side) for side in settings.size), dynamic)
+
+
+def _sized(deployment: deploy.Deployment, size: tuple[int, int], dynamic: bool) -> Options:
     """Return the options of an export: sides are the next multiples that the network takes."""
     family, model = deployment.family, deployment.model
-    for least in LEAST:
-        size = tuple(max(least, side) for side in settings.size)
-        options = deploy.resolve_opset(_options(family, size, dynamic, 0), model)
-        multiple = family.spec(model, options).inputs[0].multiple
-        height, width = (-(-side // multiple) * multiple for side in size)
-        try:
-            return deploy.check_options(
-                options.replace(height=height, width=width), deployment.cfg, family, model
-            )
-        except UsageError:
-            if least == LEAST[-1]:
-                raise
-    raise AssertionError
+    options = deploy.resolve_opset(_options(family, size, dynamic, 0), model)
+    multiple = family.spec(model, options).inputs[0].multiple
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return deploy.check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
 
 
 def _outcome(

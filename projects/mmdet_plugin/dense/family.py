@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from mmdet.models.builder import DETECTORS, HEADS, build_head
+from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 
@@ -69,12 +68,7 @@ class DenseFamily(ImageFamily):
             raise ConfigError(f'{cfg.filename}: {error}') from error
         _check_strides(cfg.filename, head)
         parts.check(cfg.model, options)
-        largest = max(facts['strides'])
-        if min(options.height, options.width) < largest:
-            raise UsageError(
-                f'--shape {options.height} {options.width}: each side has to be at least the largest '
-                f'stride of the model, {largest} pixels'
-            )
+        parts.check_smallest(facts['strides'], options)
         if facts['head']['visible'] and (options.batch > 1 or options.dynamic):
             raise UsageError(
                 f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
@@ -92,13 +86,7 @@ class DenseFamily(ImageFamily):
         content = cfg.model.bbox_head.copy()
         content.pop('init_cfg', None)
         content.update(train_cfg=None, test_cfg=cfg.model.get('test_cfg') or cfg.get('test_cfg'))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-                return build_head(content).eval()
-        except Exception as error:
-            why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
-            raise ConfigError(f'{cfg.filename}: model.bbox_head cannot be built: {why}') from error
+        return parts.built_head(content, f'{cfg.filename}: model.bbox_head')
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a detector that is taught, the student."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import UsageError
+from mmdet.models.builder import build_head
+
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import nn
 
     from mmdeploy_ext.contract.option import Options
 
@@ -77,3 +82,32 @@ def check(model: Mapping[str, Any], options: Options) -> None:
             raise UsageError(
                 f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of {step}'
             )
+
+
+def check_smallest(strides: Iterable[int], options: Options) -> None:
+    """Refuse sizes below the largest stride; strides are in pixels.
+
+    Raises:
+        UsageError: says the stride.
+    """
+    largest = max(strides)
+    if min(options.height, options.width) < largest:
+        raise UsageError(
+            f'--shape {options.height} {options.width}: each side has to be at least the largest '
+            f'stride of the model, {largest} pixels'
+        )
+
+
+def built_head(content: Mapping[str, Any], where: str) -> nn.Module:
+    """Return a head of mmdet, in evaluation mode; `where` it stands in the config is said in the message.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+            return build_head(dict(content)).eval()
+    except Exception as error:
+        why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
+        raise ConfigError(f'{where} cannot be built: {why}') from error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from mmdet.models.builder import DETECTORS, build_head
+from mmdet.models.builder import DETECTORS
 
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
@@ -63,7 +62,8 @@ class TwoStageFamily(ImageFamily):
             raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
         if 'rpn_head' in heads:
-            _check_size(heads['rpn_head'], options)
+            strides = heads['rpn_head'].prior_generator.strides
+            parts.check_smallest((int(stride[0]) for stride in strides), options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
         """Return key -> head of those that the config has, of proposals and of regions, without the rest.
@@ -77,13 +77,7 @@ class TwoStageFamily(ImageFamily):
             if not cfg.model.get(key):
                 continue
             content = dict(cfg.model[key], train_cfg=None, test_cfg=test_cfg.get(part))
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-                    found[key] = build_head(content).eval()
-            except Exception as error:
-                why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
-                raise ConfigError(f'model.{key} cannot be built: {why}') from error
+            found[key] = parts.built_head(content, f'model.{key}')
         return found
 
     def num_classes(self, model: nn.Module) -> int:
@@ -135,16 +129,6 @@ class GivenProposalsFamily(TwoStageFamily):
     near = ('FastRCNN',)
     proposes = False
     feeds = staticmethod(samples.feeds_with_proposals)
-
-
-def _check_size(rpn_head: nn.Module, options: Options) -> None:
-    """Refuse sizes below the largest stride."""
-    largest = max(int(stride[0]) for stride in rpn_head.prior_generator.strides)
-    if min(options.height, options.width) < largest:
-        raise UsageError(
-            f'--shape {options.height} {options.width}: each side has to be at least the largest '
-            f'stride of the model, {largest} pixels'
-        )
 
 
 register_family(TwoStageFamily())
