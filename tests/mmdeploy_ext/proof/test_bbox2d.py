@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdeploy_ext.proof.results import Pair
-from mmdeploy_ext.proof.tasks.bbox2d import draw_pair, fit_pair, match_detections
+from mmdeploy_ext.proof.tasks.bbox2d import class_iou, draw_pair, fit_pair, match_detections
 from mmdeploy_ext.runtime.detections import Detections
 
 
@@ -131,6 +131,18 @@ def test_slivers_clipped_at_the_border_match_and_may_not_move():
     rounded = detections([[0, 10, 0, 50], [5, 5, 5.0105, 6]], [0.5, 0.4], [0, 0])
     assert match_detections('a.jpg', sliver, rounded).passed
     assert not match_detections('a.jpg', sliver, moved).passed
+
+
+@pytest.mark.parametrize(('end', 'same'), [(384.0012, True), (384.3, False)])
+@pytest.mark.parametrize('axes', [[0, 1, 2, 3], [1, 0, 3, 2]])
+def test_a_sliver_is_compared_by_the_side_that_it_has(axes, end, same):
+    sliver, other = (detections(np.array([[256, 164, 256, y2]])[:, axes], [0.5], [0]) for y2 in (384, end))
+    assert match_detections('a.jpg', sliver, other).passed == same
+
+
+def test_boxes_that_agree_in_one_side_alone_are_no_pair():
+    box, shorter = detections([[0, 10, 40, 50]], [0.5], [0]), detections([[0, 10, 40, 49]], [0.5], [0])
+    assert class_iou(box, shorter)[0, 0] == pytest.approx(39 / 40)
 
 
 def cut(last_box, last_score) -> Detections:
