@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.zoo.record import CRASH, LONGEST, MEMORY, TIME, Outcome, Record, portable, read_record
+from mmdeploy_ext.zoo.rules import read_code
 from mmdeploy_ext.zoo.subject import Settings, examine
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def run_all(
 ) -> Iterator[Record]:
     """Yield the record of each config as it ends; all of them are written below `out`.
 
+    Of configs that are the same model when they are tested, the first is looked at for all of them.
+
     Args:
         configs: to look at.
         settings: of the run.
@@ -58,7 +61,12 @@ def run_all(
     """
     for name in ('records', 'logs'):
         (out / name).mkdir(parents=True, exist_ok=True)
-    waiting, running = list(configs), []
+    groups: dict[str, list[Config]] = {}
+    for config in configs:
+        groups.setdefault(config.tested or config.path, []).append(config)
+    alike = {first.path: others for first, *others in groups.values()}
+    read_code()
+    waiting, running = [first for first, *_ in groups.values()], []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -69,10 +77,19 @@ def run_all(
                 if stopped or not one.process.is_alive():
                     running.remove(one)
                     _end(one)
-                    yield _record(one, out, stopped)
+                    yield (record := _record(one, out, stopped))
+                    yield from _of_others(record, alike[one.config.path], out)
     finally:
         for one in running:
             _end(one)
+
+
+def _of_others(record: Record, others: Sequence[Config], out: Path) -> Iterator[Record]:
+    """Yield and write the records of the configs that another one was looked at for."""
+    for config in others:
+        own = dataclasses.replace(record, config=config.name, same_as=record.config)
+        own.write(_files(config, out)[0])
+        yield own
 
 
 def _start(config: Config, settings: Settings, out: Path) -> _Running:

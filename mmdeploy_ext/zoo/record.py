@@ -85,6 +85,7 @@ class Record:
         own_kernels: operators that mmcv has no CPU kernel of, and that ran by a form of this project.
         fixed: of one size; None where it was not tried.
         dynamic: of any size and batch.
+        same_as: the config that was looked at instead: they differ in what only training reads.
     """
 
     config: str
@@ -94,6 +95,7 @@ class Record:
     own_kernels: tuple[str, ...] = ()
     fixed: Outcome | None = None
     dynamic: Outcome | None = None
+    same_as: str = ''
 
     @property
     def proven(self) -> bool:

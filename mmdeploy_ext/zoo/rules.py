@@ -42,6 +42,12 @@ def proof_rules(family: Family) -> str:
     return digest.hexdigest()
 
 
+def read_code() -> None:
+    """Read the code of all judges, which takes seconds; processes that are forked after know it."""
+    for name in JUDGES:
+        _code(PACKAGE / name)
+
+
 @functools.cache
 def _code(folder: Path) -> str:
     texts = []

@@ -1,5 +1,6 @@
 """The zoo: every config gets its row, whatever its process does, and what was proven is not proven again."""
 
+import ast
 import dataclasses
 import os
 import signal
@@ -73,12 +74,16 @@ def zoo(tmp_path_factory):
     """Return a folder whose zoo was run once, its exit status and its records."""
     folder = tmp_path_factory.mktemp('zoo')
     (folder / 'configs' / '_base_').mkdir(parents=True)
-    content = dict.fromkeys(('killed', 'hangs', 'grows', 'raises'), TOY)
+    own = TOY + 'data = dict(test=dict(own={!r}))\n'
+    content = {name: own.format(name) for name in ('killed', 'hangs', 'grows', 'raises')}
     content.update(
         nobodys=NOBODYS,
         broken='model = dict(\n',
         data='runs = 3\n',
         toy=TOY + AUGMENTED,
+        toy_longer=TOY
+        + AUGMENTED
+        + 'model = dict(train_cfg=dict(pos_weight=2))\nrunner = dict(max_epochs=36)\n',
         toy_onnx=TOY + 'backend_config = dict()\n',
     )
     for name, text in content.items():
@@ -103,6 +108,32 @@ def test_a_zoo_says_of_each_config_what_became_of_it(zoo):
         assert outcome.worst_iou > 0.999
     assert found['toy'].parts == dict(detector='ATSS', backbone='ResNet', neck='FPN', head='ATSSHead')
     assert found['toy'].notes == ('test-time augmentation left out: flip, scales',)
+
+
+def test_configs_that_differ_in_training_alone_are_looked_at_once(zoo):
+    folder, _, found = zoo
+    one, same = found['toy'], found['toy_longer']
+    assert one == dataclasses.replace(same, config=one.config, same_as='')
+    assert same.same_as == one.config
+    assert record.read_record(next((folder / 'out' / 'records').glob('*toy_longer.json'))) == same
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        'model.bbox_head.loss_cls.use_sigmoid=False',
+        'data.test.pipeline.1.img_scale=(96,64)',
+        'model.test_cfg.nms_pre=7',
+    ],
+)
+def test_configs_that_differ_in_anything_else_are_not(other):
+    key, value = other.split('=')
+    cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
+    before = configs.tested(cfg)
+    cfg.merge_from_dict({'model.train_cfg.pos_weight': 3, 'model.backbone.init_cfg': None})
+    assert configs.tested(cfg) == before
+    cfg.merge_from_dict({key: ast.literal_eval(value)})
+    assert configs.tested(cfg) != before
 
 
 def test_a_process_that_died_leaves_its_last_words(zoo):
@@ -189,7 +220,7 @@ def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
     for name in page.PAGES:
         text = page.page(name, content)
         assert [config for config in found if text.count(f'{config}` |') == 0] == []
-        assert '| ATSSHead | 6 | 4 | 1 | 1 | 1 |' in text
+        assert '| ATSSHead | 7 | 5 | 2 | 2 | 1 |' in text
 
 
 def test_a_size_that_a_network_does_not_take_is_enlarged():

@@ -69,11 +69,14 @@ def rows(records: Sequence[Record]) -> list[str]:
 
 def _cells(record: Record) -> list[str]:
     done = [one for one in (record.fixed, record.dynamic) if one is not None and one.inputs]
+    name = f'`{record.config.removesuffix(".py")}`'
+    if record.same_as:
+        name += f' as `{record.same_as.removesuffix(".py").rpartition("/")[2]}`'
     seconds = sum(one.seconds for one in (record.fixed, record.dynamic) if one is not None)
     ious = [one.worst_iou for one in done if one.worst_iou is not None]
     scores = [one.worst_score for one in done if one.worst_score is not None]
     return [
-        f'`{record.config.removesuffix(".py")}`',
+        name,
         _verdict(record.fixed) + (' *' if record.own_kernels else ''),
         _verdict(record.dynamic),
         f'{sum(one.matched for one in done)} / {sum(one.reference for one in done)}' if done else '',
