@@ -281,6 +281,8 @@ ENTRIES = (
         test=TOOLS + 'test_test_loop.py::test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run',
     ),
     # ---- families
+    Entry(r'python -m projects.toydata.seeded configs/demo/mask_rcnn_toy.py', run=True, matrix=True),
+    Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
     Entry(EXPORT + r'configs/demo/(yolox|retinanet)_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/(solov2|decoupled_solo)_toy.py', run=True, matrix=True),

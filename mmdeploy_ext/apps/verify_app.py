@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
 from mmdeploy_ext.apps.options import add_frames_argument, check_engine_kind, refuse_given
-from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, OPSET
+from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import after_weights
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ASKED = tuple(
     dataclasses.replace(one, help=f'{one.help.split(" (default")[0]} (default: what the file says)', group='')
-    for one in (FORM, OPSET, MAX_CANDIDATES)
+    for one in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
 )
 """Options of the export that a proof may be told again."""
 IMAGE_ASKED = ('mean', 'std', *(one.name for one in ASKED))

@@ -134,6 +134,15 @@ MAX_CANDIDATES = Option(
     only_with=('form', 'full'),
     group=OF_SOME,
 )
+MAX_PROPOSALS = dataclasses.replace(
+    MAX_CANDIDATES,
+    name='max_proposals',
+    help='full form: the K best boxes at most that may become proposals, with --max-candidates (default, '
+    'without the option: all)',
+    key='max_proposals',
+)
+LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
+"""Limits of what enters a suppression; an output counts what was there."""
 DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
 """What every family of frames or sweeps has."""
 

@@ -142,14 +142,15 @@ class ImageFamily(Family):
         return {}
 
     def candidate_bounds(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], slack: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the least and largest right value (B,) of the output `candidates`.
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **caps: int
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return output -> least and largest right value (B,) of each that counts candidates.
 
         Args:
             model: of upstream.
             feeds: by name.
             slack: scores this close to the threshold may be on either side.
+            caps: limits of candidates that the file was exported with, see `contract.options.LIMITS`.
         """
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
 

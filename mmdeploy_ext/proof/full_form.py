@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.compare.rows import TensorRow
 
-CANDIDATES = 'candidates'
-
 
 def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:
     """Return a failing row for every promise about scores and labels that an output breaks.
@@ -50,21 +48,29 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     return rows
 
 
-def count_rows(outputs: Mapping[str, np.ndarray], least: np.ndarray, most: np.ndarray) -> list[TensorRow]:
-    """Return a failing row where the number of candidates is not that of the reference.
+def count_rows(
+    outputs: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> list[TensorRow]:
+    """Return a failing row for each number of candidates that is not that of the reference.
 
     A file with `--max-candidates` tells by it when it left something out; a wrong number would hide that.
 
     Args:
-        outputs: of the graph; `candidates` (B,).
-        least: (B,) pairs of the reference clearly above the score threshold.
-        most: (B,) these and those at the threshold, within the tolerance of scores.
+        outputs: of the graph, some of them (B,) numbers of candidates.
+        bounds: name of such an output -> least and largest right value (B,): of what is clearly above a
+            threshold, and of that and what is at it, within the tolerance of scores.
     """
-    found = np.asarray(outputs[CANDIDATES])
+    return [row for name, pair in bounds.items() for row in _count_row(name, outputs.get(name), *pair)]
+
+
+def _count_row(name: str, output: np.ndarray | None, least: np.ndarray, most: np.ndarray) -> list[TensorRow]:
+    if output is None:
+        return [failed_row(name, 'is no output of the graph')]
+    found = np.asarray(output)
     wrong = np.ones(1, bool) if found.shape != least.shape else (found < least) | (found > most)
     if not wrong.any():
         return []
     expected = ', '.join(
         str(low) if low == high else f'{low} to {high}' for low, high in zip(least, most, strict=True)
     )
-    return [failed_row(CANDIDATES, f'got {found.tolist()}, expected {expected}', found)]
+    return [failed_row(name, f'got {found.tolist()}, expected {expected}', found)]

@@ -12,7 +12,9 @@ import numpy as np
 from mmdeploy_ext.core.errors import ModelFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
 
 
 class Scored(abc.ABC):
@@ -204,20 +206,42 @@ def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np
     return (flat > threshold + slack).sum(1), (flat > threshold - slack).sum(1)
 
 
-def candidates_lost(most: int, cap: int) -> ModelFileError:
-    """Return the error of a file with `--max-candidates` that may have left results out.
+def candidates_lost(most: int, cap: int, option: str = '--max-candidates') -> ModelFileError:
+    """Return the error of a file with a limit of candidates that may have left results out.
 
     Args:
         most: candidates that an image has.
         cap: that the file looks at.
+        option: that gave the limit.
     """
     return ModelFileError(
-        f'candidates: an image has {most} of them, the file was exported with --max-candidates {cap} and '
-        f'left some out; export it with --max-candidates {most} or more, or without'
+        f'candidates: an image has {most} of them, the file was exported with {option} {cap} and '
+        f'left some out; export it with {option} {most} or more, or without'
     )
 
 
-def candidates_needed(reason: str) -> int:
-    """Return the number of candidates that `candidates_lost` asked for; 0 of any other message."""
-    found = re.search(r'candidates: .* export it with --max-candidates (\d+) or more', reason)
-    return int(found[1]) if found else 0
+def candidates_needed(reason: str) -> dict[str, int]:
+    """Return name -> value of the option that `candidates_lost` asked for; none of any other message."""
+    found = re.search(r'candidates: .* export it with --(max-\w+) (\d+) or more', reason)
+    return {found[1].replace('-', '_'): int(found[2])} if found else {}
+
+
+def check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequence[Scored]) -> None:
+    """Refuse results of a file with `--max-candidates` that may lack some.
+
+    Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
+
+    Raises:
+        ModelFileError: candidates were cut off before the list was full.
+    """
+    cap = metadata.options.get('max_candidates', 0)
+    if not cap:
+        return
+    most = metadata.postprocess['max_per_img']
+    lacking = [
+        int(count)
+        for count, image in zip(outputs['candidates'], found, strict=True)
+        if count > cap and (most < 0 or len(image) < most)
+    ]
+    if lacking:
+        raise candidates_lost(max(lacking), cap)

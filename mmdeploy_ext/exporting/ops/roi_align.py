@@ -1,8 +1,10 @@
 """Regions pooled from maps of a pyramid, each on its own level: mmcv's RoIAlign as ONNX's RoiAlign.
 
 mmcv's exporter writes an operator of its own, pools every region on every level, and masks. Here a level
-pools what is its own and puts it into place, so that no region is pooled twice. Measured: `half_pixel` equals
-mmcv's `aligned=True` on the CPU to the bit, with sampling ratios of 0 and 2.
+pools what is its own and puts it into place, so that no region is pooled twice. Where every shape has to be
+constant a level pools as many regions as there are: in place of those of other levels a point, which takes
+one sample or none. Measured: `half_pixel` equals mmcv's `aligned=True` on the CPU to the bit, with sampling
+ratios of 0 and 2.
 """
 
 from __future__ import annotations
@@ -48,33 +50,54 @@ def _example() -> tuple[torch.Tensor, ...]:
     return torch.zeros(2, 3, 7, 7), torch.rand(1, 3, 16, 16), boxes, images, levels
 
 
-LEVEL_REGIONS = register(
-    Operator(
-        'LevelRegions',
-        _eager,
-        inputs=dict(pooled='R C h w', maps='B C H W', boxes='R 4', images='R', levels='R'),
-        outputs=('filled',),
-        example=_example,
-        shapes=lambda pooled, *_: torch.empty_like(pooled),
-        body="""
-        LevelRegions <level, scale, height, width, sampling_ratio, mode>
-            (pooled, maps, boxes, images, levels) => (filled) {
+TEXT = """
+        {name} <level, scale, height, width, sampling_ratio, mode>
+            (pooled, maps, boxes, images, levels) => (filled) {{
             own = Constant <value_int: int = @level> ()
             here = Equal (levels, own)
-            found = NonZero (here)
-            first = Constant <value = int64[1] {0}> ()
-            last = Constant <value = int64[1] {-1}> ()
-            rows = Squeeze (found, first)
-            own_boxes = Gather <axis = 0> (boxes, rows)
-            own_images = Gather <axis = 0> (images, rows)
+            {choose}
             values = RoiAlign <mode = "avg", coordinate_transformation_mode: string = @mode,
                 output_height: int = @height, output_width: int = @width,
                 sampling_ratio: int = @sampling_ratio, spatial_scale: float = @scale>
                 (maps, own_boxes, own_images)
-            places = Unsqueeze (rows, last)
-            filled = ScatterND (pooled, places, values)
-        }""",
+            {put}
+        }}"""
+TEXTS = dict(
+    LevelRegions=dict(
+        choose="""found = NonZero (here)
+            first = Constant <value = int64[1] {0}> ()
+            last = Constant <value = int64[1] {-1}> ()
+            rows = Squeeze (found, first)
+            own_boxes = Gather <axis = 0> (boxes, rows)
+            own_images = Gather <axis = 0> (images, rows)""",
+        put="""places = Unsqueeze (rows, last)
+            filled = ScatterND (pooled, places, values)""",
+    ),
+    ConstantLevelRegions=dict(
+        choose="""point = Constant <value = float {0}> ()
+            one = Constant <value = int64[1] {1}> ()
+            many = Constant <value = int64[3] {1, 2, 3}> ()
+            here_boxes = Unsqueeze (here, one)
+            own_boxes = Where (here_boxes, boxes, point)
+            own_images = Identity (images)""",
+        put="""here_values = Unsqueeze (here, many)
+            filled = Where (here_values, values, pooled)""",
+    ),
+)
+"""Operator -> how it chooses the regions of a level, and puts what was pooled into its place."""
+LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
+    register(
+        Operator(
+            name,
+            _eager,
+            inputs=dict(pooled='R C h w', maps='B C H W', boxes='R 4', images='R', levels='R'),
+            outputs=('filled',),
+            example=_example,
+            shapes=lambda pooled, *_: torch.empty_like(pooled),
+            body=TEXT.format(name=name, **own),
+        )
     )
+    for name, own in TEXTS.items()
 )
 
 
@@ -86,6 +109,7 @@ def pool_level(
     levels: torch.Tensor,
     level: int,
     layer: RoIAlign,
+    constant: bool = False,
 ) -> torch.Tensor:
     """Return `pooled` with the regions of one level filled in.
 
@@ -97,11 +121,13 @@ def pool_level(
         levels: (R,) int64.
         level: whose regions are pooled.
         layer: of mmcv, with the settings.
+        constant: no shape of the graph may depend on values.
     """
     mode = 'half_pixel' if layer.aligned else 'output_half_pixel'
     height, width = layer.output_size
     settings = level, float(layer.spatial_scale), height, width, int(layer.sampling_ratio), mode
-    return LEVEL_REGIONS(pooled, maps, boxes, images, levels, *settings)
+    pool = CONSTANT_LEVEL_REGIONS if constant else LEVEL_REGIONS
+    return pool(pooled, maps, boxes, images, levels, *settings)
 
 
 def check_layer(layer: torch.nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
+from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines import title_of
@@ -121,9 +122,9 @@ def _form_rows(
         return []
     family, model = reference.deployment.family, reference.deployment.model
     rows = full_form.order_rows(outputs, family.num_classes(model))
-    if full_form.CANDIDATES in outputs:
+    if caps := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         slack = bars.score if bars else DEFAULT_RTOL
-        rows += full_form.count_rows(outputs, *reference.ask('candidate_bounds', slack))
+        rows += full_form.count_rows(outputs, reference.ask('candidate_bounds', slack, **caps))
     return rows
 
 

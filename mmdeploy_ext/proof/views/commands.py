@@ -36,7 +36,8 @@ def _next_script(verdict: Verdict) -> str:
     failed = [row for case in verdict.cases for row in case.detections if not row.passed]
     needed = [candidates_needed(row.reason) for row in failed]
     if needed and all(needed):
-        command = export_command(subject, known['file'], max_candidates=max(needed))
+        asked = {name: max(one.get(name, 0) for one in needed) for one in needed for name in one}
+        command = export_command(subject, known['file'], **asked)
         return f'{command}   # only the number of candidates cut results off'
     if subject.get('form') == 'full' and failed:
         raw = f'{known["file"].removesuffix(".onnx")}_raw.onnx'

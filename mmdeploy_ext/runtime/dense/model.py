@@ -12,7 +12,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, peaks_of, scores_of
 from mmdeploy_ext.runtime.dense.select import Level, postprocess_image
-from mmdeploy_ext.runtime.detections import candidates_lost, results_from_padded
+from mmdeploy_ext.runtime.detections import check_cap, results_from_padded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -137,7 +137,7 @@ def detections(
     """
     if metadata.form == 'full':
         found = results_from_padded(outputs)
-        _check_cap(metadata, outputs, found)
+        check_cap(metadata, outputs, found)
         return found
     batch, _, height, width = feeds['input'].shape
     facts = metadata.postprocess
@@ -180,23 +180,3 @@ def _level_sizes(
     if sum(sizes) != rows:
         raise ShapeError(f'boxes: got {rows} rows, expected {expected}')
     return sizes
-
-
-def _check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequence[Detections]) -> None:
-    """Refuse detections of a file with `--max-candidates` that may lack some.
-
-    Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
-
-    Raises:
-        ModelFileError: candidates were cut off before the list was full.
-    """
-    cap, most = metadata.options.get('max_candidates', 0), metadata.postprocess['max_per_img']
-    if not cap:
-        return
-    lacking = [
-        int(count)
-        for count, image in zip(outputs['candidates'], found, strict=True)
-        if count > cap and (most < 0 or len(image) < most)
-    ]
-    if lacking:
-        raise candidates_lost(max(lacking), cap)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.runtime.detections import results_from_padded
+import numpy as np
+
+from mmdeploy_ext.runtime.detections import candidates_lost, check_cap, results_from_padded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.runtime.detections import Detections, Scored
 
 RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py'}
 
@@ -20,5 +20,24 @@ RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py'}
 def detections(
     metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
 ) -> list[Detections]:
-    """Return the detections per image of the outputs of a `full` graph."""
-    return results_from_padded(outputs)
+    """Return the detections per image of the outputs of a `full` graph.
+
+    Raises:
+        ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out.
+    """
+    found = results_from_padded(outputs)
+    check_caps(metadata, outputs, found)
+    return found
+
+
+def check_caps(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequence[Scored]) -> None:
+    """Refuse results of a file with constant shapes that may lack some; says which limit would do.
+
+    Raises:
+        ModelFileError: proposals, or candidates of the results, were cut off.
+    """
+    cap = metadata.options.get('max_proposals', 0)
+    most = int(np.max(outputs['proposal_candidates'])) if cap else 0
+    if most > cap:
+        raise candidates_lost(most, cap, '--max-proposals')
+    check_cap(metadata, outputs, found)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.runtime.detections import BoxedInstances
+from mmdeploy_ext.runtime.two_stage.model import check_caps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,9 @@ def detections(
         metadata: of the file.
         outputs: `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box.
         feeds: what was fed, and `ori_shape` (2,) or (B, 2): height and width of the images to paste into.
+
+    Raises:
+        ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out.
     """
     batch = len(outputs['labels'])
     sizes = np.broadcast_to(np.asarray(feeds['ori_shape']).reshape(-1, 2), (batch, 2))
@@ -41,6 +45,7 @@ def detections(
         boxes = dets[kept, :4] * scale / scale  # as mmdet does, which rounds
         pasted = paste(masks[kept], boxes, *map(int, size), threshold)
         found.append(BoxedInstances(pasted, dets[kept, 4], labels[kept], dets[kept, :4]))
+    check_caps(metadata, outputs, found)
     return found
 
 

@@ -84,8 +84,8 @@ def _result(dets: np.ndarray, labels: np.ndarray, head: Head) -> Detections:
 
 
 def candidate_bounds(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
-) -> tuple[np.ndarray, np.ndarray]:
+    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return how many (prior, class) pairs of the best of every level pass; see `ImageFamily`."""
     config, head = thresholds(model.bbox_head), described(model)
     decoded = tensors(model, feeds, 'decode')
@@ -105,7 +105,7 @@ def candidate_bounds(
         if head.choose == 'pairs':
             bounds = tuple(np.minimum(one, most) for one in bounds)
         least, largest = least + bounds[0], largest + bounds[1]
-    return least, largest
+    return dict(candidates=(least, largest))
 
 
 def interchangeable_zeros(

@@ -83,11 +83,11 @@ def interchangeable_zeros(
 
 
 def candidate_bounds(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float
-) -> tuple[np.ndarray, np.ndarray]:
+    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return how many (cell, class) pairs pass after points NMS; see `ImageFamily`."""
     scores = tensors(model, feeds, 'raw')['cate_pred']
-    return count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack)
+    return dict(candidates=count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack))
 
 
 def arrange(

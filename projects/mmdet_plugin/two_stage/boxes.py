@@ -63,11 +63,13 @@ def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
 class Boxes(nn.Module):
     """All stages of the box heads, and the post-processing of the last one."""
 
-    def __init__(self, roi_head: nn.Module) -> None:
-        """Read the thresholds from the head's test_cfg."""
+    def __init__(self, roi_head: nn.Module, cap: int = 0) -> None:
+        """Read the thresholds from the head's test_cfg; for `cap` see `Suppression`."""
         super().__init__()
-        self.stages = nn.ModuleList(Branch(roi_head, 'bbox', stage) for stage in range(stages_of(roi_head)))
-        self.config = nms_config(roi_head.test_cfg)
+        self.stages = nn.ModuleList(
+            Branch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
+        )
+        self.config, self.cap = nms_config(roi_head.test_cfg), cap
 
     def forward(
         self,
@@ -87,7 +89,7 @@ class Boxes(nn.Module):
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
 
         Returns:
-            dets (B, n, 5) and labels (B, n), see `Suppression`.
+            dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):
@@ -104,7 +106,7 @@ class Boxes(nn.Module):
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
         boxes = boxes.expand(-1, -1, scores.shape[2], -1)
         config = self.config
-        suppress = Suppression(config.iou_threshold, config.max_per_img, config.class_agnostic)
+        suppress = Suppression(config.iou_threshold, config.max_per_img, config.class_agnostic, cap=self.cap)
         return suppress(*(one.flatten(1, 2) for one in (boxes, scores, labels, candidates)))
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet.models.builder import DETECTORS
 
+from mmdeploy_ext.contract.families import two_stage, two_stage_masks
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.samples import feeds
-from projects.mmdet_plugin.two_stage import boxes, graphs, masks, proposals, reference, samples
+from projects.mmdet_plugin.two_stage import boxes, caps, graphs, masks, proposals, reference, samples
 from projects.mmdet_plugin.two_stage.kinds import KNOWN, check_detector, check_roi_head
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ class TwoStageFamily(ImageFamily):
     task = 'bbox2d'
     proposes, with_masks = True, False
     forms = ('full',)
+    own_options = two_stage.OPTIONS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
+    candidate_bounds = staticmethod(reference.candidate_bounds)
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of parts that are not exported are refused by `check`, by the part."""
@@ -64,6 +67,7 @@ class TwoStageFamily(ImageFamily):
         if 'rpn_head' in heads:
             strides = heads['rpn_head'].prior_generator.strides
             parts.check_smallest((int(stride[0]) for stride in strides), options)
+        caps.check(heads, options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
         """Return key -> head of those that the config has, of proposals and of regions, without the rest.
@@ -114,6 +118,7 @@ class TwoStageMasksFamily(TwoStageFamily):
     near = ('MaskRCNN', 'MaskHead')
     task = 'boxed_mask'
     with_masks = True
+    own_options = two_stage_masks.OPTIONS
     feeds = staticmethod(samples.feeds_with_sizes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
@@ -128,6 +133,7 @@ class GivenProposalsFamily(TwoStageFamily):
     exports = 'detectors with a roi_head alone (projects/mmdet_plugin/two_stage/README.md)'
     near = ('FastRCNN',)
     proposes = False
+    own_options = ()
     feeds = staticmethod(samples.feeds_with_proposals)
 
 

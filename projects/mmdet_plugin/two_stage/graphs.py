@@ -18,6 +18,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.graphs import box_outputs, optional_inputs
 from projects.mmdet_plugin.two_stage.boxes import Boxes
+from projects.mmdet_plugin.two_stage.caps import COUNTS, rows_of
 from projects.mmdet_plugin.two_stage.masks import Masks, side_of
 from projects.mmdet_plugin.two_stage.proposals import Proposals
 from projects.mmdet_plugin.two_stage.regions import part_of, stages_of
@@ -84,13 +85,14 @@ class Network(nn.Module):
 class FullForm(nn.Module):
     """What the `full` form adds to the network: proposals, regions, results."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the heads of regions, and the settings of all post-processing."""
+    def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
+        """Keep the heads of regions, and the settings of all post-processing; see `Suppression.cap`."""
         super().__init__()
         roi_head = roi_head_of(model)
-        self.proposals = Proposals(model.rpn_head, roi_head is None) if proposes(model) else None
-        self.boxes = None if roi_head is None else Boxes(roi_head)
-        self.masks = Masks(roi_head) if 'masks' in full_names(model) else None
+        alone = roi_head is None
+        self.proposals = Proposals(model.rpn_head, alone, max_proposals) if proposes(model) else None
+        self.boxes = None if alone else Boxes(roi_head, max_candidates)
+        self.masks = Masks(roi_head, bool(max_candidates)) if has_masks(model) else None
         self.features = len(feature_names(model))
 
     def forward(
@@ -105,7 +107,7 @@ class FullForm(nn.Module):
             maps: what `Network` gives, and before it proposals (B, K, 4) where the model finds none.
 
         Returns:
-            dets (B, n, 5), labels (B, n), and with mask heads masks (B, n, m, m).
+            What `full_names` names.
         """
         clip_hw = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
         if self.proposals is None:
@@ -113,11 +115,11 @@ class FullForm(nn.Module):
             present = (given[..., 2:] > given[..., :2]).all(dim=2)
             return self._results(features, given, present, clip_hw, scale_factor)
         features, heads = maps[: self.features], maps[self.features :]
-        proposals, levels = self.proposals(heads, clip_hw)
+        proposals, levels, *count = self.proposals(heads, clip_hw)
         if self.boxes is None:
             boxes, scores = proposals[..., :4] / scale_factor[:, None], proposals[..., 4:]
-            return tap('dets', torch.cat([boxes, scores], dim=2)), tap('labels', levels.clamp(max=0))
-        return self._results(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor)
+            return tap('dets', torch.cat([boxes, scores], dim=2)), tap('labels', levels.clamp(max=0)), *count
+        return *self._results(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor), *count
 
     def _results(
         self,
@@ -127,17 +129,45 @@ class FullForm(nn.Module):
         *sizes: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Look at regions; `sizes` are what boxes are clipped to and divided by."""
-        dets, labels = self.boxes(features, proposals, present, *sizes)
+        dets, labels, *count = self.boxes(features, proposals, present, *sizes)
         found = [tap('dets', dets), tap('labels', labels)]
         if self.masks is not None:
             found.append(tap('masks', self.masks(features, dets, labels, sizes[1])))
-        return tuple(found)
+        return *found, *count
 
 
-def full_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the outputs of the `full` form."""
+def has_masks(model: nn.Module) -> bool:
+    """Return whether a detector gives masks of its boxes."""
     roi_head = roi_head_of(model)
-    return ('dets', 'labels', 'masks') if roi_head is not None and roi_head.with_mask else ('dets', 'labels')
+    return roi_head is not None and bool(roi_head.with_mask)
+
+
+def full_names(model: nn.Module, options: Options) -> tuple[str, ...]:
+    """Return the outputs of the `full` form."""
+    masks = ('masks',) if has_masks(model) else ()
+    counts = [name for name, option in COUNTS.items() if options.get(option)]
+    return ('dets', 'labels', *masks, *counts)
+
+
+def _count_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    """Return the specs of those of `COUNTS` that a file has."""
+    meanings = dict(
+        candidates='(region, class) pairs over the score threshold; more than {}: the rest was cut off',
+        proposal_candidates='boxes that could be proposals, where some are lacking; more than {}: the rest '
+        'was cut off',
+    )
+    return tuple(
+        TensorSpec(name, 'int64', (batch,), meanings[name].format(options[option]), compare='detections')
+        for name, option in COUNTS.items()
+        if options.get(option)
+    )
+
+
+def _rows(model: nn.Module, options: Options) -> int | str:
+    """Return how many results a file has per image."""
+    roi_head = roi_head_of(model)
+    cap = options.get('max_proposals' if roi_head is None else 'max_candidates')
+    return rows_of(cap, roi_head or model.rpn_head) if cap else 'n'
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
@@ -152,11 +182,13 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         'normalised images, padded bottom and right',
         multiple=parts.multiple(model),
     )
-    outputs = box_outputs(batch, 'n')
-    if 'masks' in full_names(model):
+    rows = _rows(model, options)
+    outputs = box_outputs(batch, rows)
+    if has_masks(model):
         side = side_of(model.roi_head)
         meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
-        outputs += (TensorSpec('masks', 'float32', (batch, 'n', side, side), meaning, compare='detections'),)
+        outputs += (TensorSpec('masks', 'float32', (batch, rows, side, side), meaning, compare='detections'),)
+    outputs += _count_outputs(model, options, batch)
     inputs = (image, *optional_inputs(batch, True))
     if not proposes(model):
         meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
@@ -172,8 +204,8 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         Stage('network', network, ('input',), network.names),
         Stage(
             'regions',
-            FullForm(own),
+            FullForm(own, options.get('max_proposals', 0), options.get('max_candidates', 0)),
             ('input', 'img_shape', 'scale_factor', *given, *network.names),
-            full_names(model),
+            full_names(model, options),
         ),
     ]

@@ -61,10 +61,12 @@ def side_of(roi_head: nn.Module) -> int | str:
 class Masks(nn.Module):
     """All stages of the mask heads: probabilities of each detection's own class."""
 
-    def __init__(self, roi_head: nn.Module) -> None:
-        """Keep the heads."""
+    def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
+        """Keep the heads; `constant`: no shape of the graph may depend on values."""
         super().__init__()
-        self.stages = nn.ModuleList(Branch(roi_head, 'mask', stage) for stage in range(stages_of(roi_head)))
+        self.stages = nn.ModuleList(
+            Branch(roi_head, 'mask', stage, constant) for stage in range(stages_of(roi_head))
+        )
 
     def forward(
         self,

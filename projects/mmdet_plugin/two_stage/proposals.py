@@ -64,24 +64,37 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
     return dict(coder=coder, head=plain_head(head).to_json(), clip=clips)
 
 
+def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, most: int) -> torch.Tensor:
+    """Return how many of `count` (B,) candidates a suppression had to look at, of the best `cap`.
+
+    Args:
+        count: (B,) int64.
+        labels: (B, n) of its results; -1 where a row is padding.
+        cap: that it looked at.
+        most: results at most; a list of so many lacks none. None is full where that is more than the cap.
+    """
+    if not 0 < most <= cap:
+        return count
+    return torch.where((labels >= 0).sum(dim=1) >= most, count.clamp(max=cap), count)
+
+
 class Proposals(nn.Module):
     """Per level the `nms_pre` best anchors, decoded and clipped, those that are large enough; suppression."""
 
-    def __init__(self, head: nn.Module, trimmed: bool = False) -> None:
+    def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
         """Keep what makes the anchors, and the settings; none of the head's layers is used.
 
         Args:
             head: of mmdet.
             trimmed: rows that no image of the batch has are cut off.
+            cap: see `Suppression`.
         """
         super().__init__()
-        self.trimmed = trimmed
+        self.trimmed, self.cap = trimmed, cap
         self.config, self.smallest = thresholds(head), smallest_side(head)
         self.priors, self.facts = same_priors(head.prior_generator), facts_of(head)
 
-    def forward(
-        self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Choose proposals.
 
         Args:
@@ -90,7 +103,8 @@ class Proposals(nn.Module):
 
         Returns:
             dets (B, K, 5) xyxy and score, the best first, and levels (B, K) int64; rows that an image does
-            not have are zero with level -1.
+            not have are zero with level -1. With a cap also (B,) int64: how many boxes had to enter the
+            suppression: all where there are fewer proposals than there may be, else no more than the cap.
         """
         count = len(maps) // 2
         levels = [
@@ -106,9 +120,12 @@ class Proposals(nn.Module):
         scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
         config = self.config
         suppress = Suppression(
-            config.iou_threshold, config.max_per_img, config.class_agnostic, trimmed=self.trimmed
+            *(config.iou_threshold, config.max_per_img, config.class_agnostic),
+            cap=self.cap,
+            trimmed=self.trimmed,
         )
-        return suppress(boxes, scores, ids, candidates)
+        dets, ids, *count = suppress(boxes, scores, ids, candidates)
+        return dets, ids, *(needed(one, ids, self.cap, config.max_per_img) for one in count)
 
     def _level(
         self, level: int, logits: torch.Tensor, deltas: torch.Tensor

@@ -68,10 +68,10 @@ def check_extractor(extractor: nn.Module) -> None:
 class Pool(nn.Module):
     """An extractor of regions: every region from the level of its size, or from all levels."""
 
-    def __init__(self, extractor: nn.Module) -> None:
-        """Keep the extractor and the sizes at which its levels begin."""
+    def __init__(self, extractor: nn.Module, constant: bool = False) -> None:
+        """Keep the extractor and the sizes at which its levels begin; `constant`: see `pool_level`."""
         super().__init__()
-        self.extractor = extractor
+        self.extractor, self.constant = extractor, constant
         self.begins = [_least(level) for level in range(1, extractor.num_inputs)]
 
     def forward(
@@ -96,12 +96,15 @@ class Pool(nn.Module):
         if isinstance(self.extractor, extractors.GenericRoIExtractor):
             every = torch.zeros_like(images)
             return self._joined(
-                [pool_level(pooled, one, boxes, images, every, 0, layer) for layer, one in pairs]
+                [
+                    pool_level(pooled, one, boxes, images, every, 0, layer, self.constant)
+                    for layer, one in pairs
+                ]
             )
         levels = self.levels(boxes)
         boxes = boxes if grown is None else _grown(boxes, grown)
         for level, (layer, one) in enumerate(pairs):
-            pooled = pool_level(pooled, one, boxes, images, levels, level, layer)
+            pooled = pool_level(pooled, one, boxes, images, levels, level, layer, self.constant)
         return pooled
 
     def _joined(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -157,10 +160,10 @@ def stages_of(roi_head: nn.Module) -> int:
 class Branch(nn.Module):
     """Regions of a batch through an extractor, shared layers and a head."""
 
-    def __init__(self, roi_head: nn.Module, kind: str, stage: int) -> None:
-        """Keep the parts of one stage; `kind` is 'bbox' or 'mask'."""
+    def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
+        """Keep the parts of one stage; `kind` is 'bbox' or 'mask', for `constant` see `pool_level`."""
         super().__init__()
-        self.pool = Pool(part_of(roi_head, f'{kind}_roi_extractor', stage))
+        self.pool = Pool(part_of(roi_head, f'{kind}_roi_extractor', stage), constant)
         self.shared = roi_head.shared_head if roi_head.with_shared_head else nn.Identity()
         self.head = part_of(roi_head, f'{kind}_head', stage)
         self.grown = getattr(roi_head, 'reg_roi_scale_factor', None) if kind == 'bbox' else None

@@ -41,7 +41,9 @@ def test_the_number_of_candidates_is_that_of_the_reference_but_for_scores_at_the
     bounds = count_bounds(np.array([[[0.3, 0.1], [0.05, 0.2]], [[0.0, 0.0], [0.0, 0.09999]]]), 0.1, 1e-4)
     assert [side.tolist() for side in bounds] == [[2, 0], [3, 1]]
     for right in ([2, 0], [3, 1], [2, 1]):
-        assert count_rows(dict(candidates=np.array(right)), *bounds) == []
+        assert count_rows(dict(candidates=np.array(right)), dict(candidates=bounds)) == []
     for wrong in ([0, 0], [4, 0], [2, 2], [2]):
-        (row,) = count_rows(dict(candidates=np.array(wrong)), *bounds)
+        (row,) = count_rows(dict(candidates=np.array(wrong)), dict(candidates=bounds))
         assert not row.passed and row.reason == f'got {wrong}, expected 2 to 3, 0 to 1'
+    (row,) = count_rows({}, dict(candidates=bounds))
+    assert not row.passed and row.reason == 'is no output of the graph'

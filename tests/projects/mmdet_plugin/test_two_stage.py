@@ -19,7 +19,7 @@ from toy_two_stage import KINDS, SIZE, family_of, images, options_of, run_stages
 
 EXPORTED = ('faster', 'cascade_mask', 'rpn')
 """Kinds whose graphs the suite exports; the matrix has all."""
-FULL = types.SimpleNamespace(form='full', postprocess=dict(mask_thr=0.5))
+FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
 
 
 def same(kind, model, outputs, prepared, least=1):

@@ -10,7 +10,7 @@ from mmdeploy_ext.proof.tasks import task_module
 from projects.mmdet_plugin.two_stage import boxes as boxes_module
 from toy_two_stage import family_of, images, options_of, run_stages, seeded
 
-FULL = types.SimpleNamespace(form='full', postprocess=dict(mask_thr=0.5))
+FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
 
 
 def layers(form, branch=0):
@@ -139,4 +139,6 @@ def test_the_background_column_for_the_first_class_is_refused(monkeypatch):
 
 
 def test_another_threshold_of_masks_is_refused():
-    assert not judged('mask', postprocess=types.SimpleNamespace(form='full', postprocess=dict(mask_thr=0.45)))
+    assert not judged(
+        'mask', postprocess=types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.45))
+    )

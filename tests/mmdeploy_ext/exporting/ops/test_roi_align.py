@@ -9,19 +9,20 @@ import torch
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
+from mmdeploy_ext.graph.io.index import all_nodes
 
 BOXES = [[0, 0, 31, 17], [3.3, 5.1, 60, 44], [10, 10, 10, 10], [-8, -8, 90, 80], [5, 5, 6, 7]]
 
 
 class Levels(torch.nn.Module):
-    def __init__(self, layers):
+    def __init__(self, layers, constant):
         super().__init__()
-        self.layers = layers
+        self.layers, self.constant = layers, constant
 
     def forward(self, first, second, boxes, images, levels):
         pooled = first.new_zeros(boxes.shape[0], first.shape[1], *self.layers[0].output_size)
         for level, maps in enumerate((first, second)):
-            pooled = pool_level(pooled, maps, boxes, images, levels, level, self.layers[level])
+            pooled = pool_level(pooled, maps, boxes, images, levels, level, self.layers[level], self.constant)
         return pooled
 
 
@@ -34,10 +35,11 @@ def inputs(levels, batch=2):
 
 @pytest.mark.parametrize('ratio', [0, 2])
 @pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('constant', [False, True])
 @pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
-def test_regions_are_pooled_on_their_own_level_alone_and_stay_in_order(ratio, aligned, exporter):
+def test_regions_are_pooled_on_their_own_level_alone_and_stay_in_order(ratio, aligned, constant, exporter):
     layers = [mmcv.ops.RoIAlign((3, 5), scale, ratio, 'avg', aligned) for scale in (0.25, 0.125)]
-    module = Levels(layers)
+    module = Levels(layers, constant)
     axes = {'boxes': {0: 'R'}, 'images': {0: 'R'}, 'levels': {0: 'R'}}
     model = export_module(
         module,
@@ -47,6 +49,7 @@ def test_regions_are_pooled_on_their_own_level_alone_and_stay_in_order(ratio, al
         output_names=('pooled',),
         dynamic=axes,
     )
+    assert ('NonZero' in {node.op_type for node in all_nodes(model)}) != constant
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     for levels in ([1, 0, 0, 1, 1], [0, 0, 0], [1], []):
         given = inputs(levels)

@@ -1,0 +1,73 @@
+"""Limits of how many boxes enter the suppressions: which ones a model takes, and what they make constant."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.contract.options import LIMITS
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting.postprocess.nms_config import capped, nms_config
+from projects.mmdet_plugin.two_stage.boxes import last_head
+from projects.mmdet_plugin.two_stage.proposals import thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from mmdeploy_ext.contract.option import Options
+
+COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
+"""Outputs of files with constant shapes -> the option that limits what they count."""
+
+
+def check(heads: Mapping[str, nn.Module], options: Options) -> None:
+    """Refuse limits that have no effect alone, or are larger than what there is.
+
+    Args:
+        heads: `rpn_head` and `roi_head` of a detector, those that it has.
+        options: of the export.
+
+    Raises:
+        UsageError: names the option.
+    """
+    given = {name: options[name] for name in LIMITS if options.get(name)}
+    if not given:
+        return
+    first = f'--{next(iter(given)).replace("_", "-")} {next(iter(given.values()))}'
+    if options.dynamic:
+        raise UsageError(f'{first}: its shapes are constant; export it without --dynamic-export')
+    if 'roi_head' not in heads:
+        if 'max_candidates' in given:
+            raise UsageError(f'{first}: proposals are the results of this model; use --max-proposals')
+    elif len(given) < len(LIMITS):
+        raise UsageError(
+            f'{first}: the shapes are constant with --max-proposals and --max-candidates together; give both'
+        )
+    for name, there in _there(heads, options).items():
+        if given.get(name, 0) > there:
+            raise UsageError(
+                f'--{name.replace("_", "-")} {given[name]}: the model has only {there} candidates at '
+                f'{options.height} x {options.width}'
+            )
+
+
+def _there(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
+    """Return option -> how many boxes can enter the suppression that it limits."""
+    rpn_head, roi_head = heads['rpn_head'], heads.get('roi_head')
+    generator, most = rpn_head.prior_generator, thresholds(rpn_head).nms_pre
+    boxes = sum(
+        capped(math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0]) * anchors, most)
+        for stride, anchors in zip(generator.strides, generator.num_base_priors, strict=True)
+    )
+    found = dict(max_proposals=boxes)
+    if roi_head is not None:
+        rows = rows_of(options.max_proposals, rpn_head)
+        found['max_candidates'] = rows * int(last_head(roi_head).num_classes)
+    return found
+
+
+def rows_of(cap: int, head: nn.Module) -> int:
+    """Return how many results a suppression with a cap has; `head` is of proposals or of regions."""
+    return capped(cap, nms_config(head.test_cfg).max_per_img)

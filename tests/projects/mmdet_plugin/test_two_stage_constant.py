@@ -1,0 +1,169 @@
+"""`--max-proposals` and `--max-candidates`: constant shapes, for engines that have no others.
+
+Where more boxes than K could enter a suppression, the results are exact when the list is full, refused else.
+"""
+
+import copy
+import types
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.graph.tensorrt_limits import find_refusals
+from mmdeploy_ext.proof.full_form import count_rows
+from mmdeploy_ext.proof.tasks import task_module
+from mmdeploy_ext.runtime.detections import candidates_needed
+from toy_two_stage import SIZE, family_of, images, options_of, seeded, toy
+
+CAPS = dict(max_proposals=900, max_candidates=600)
+"""All boxes that the toy's levels give enter, and all pairs of its 100 proposals and 6 classes."""
+ALL = 300 + 300 + 300 + 144 + 36
+
+
+def exported(kind, model=None, exporter='torchscript', batch=2, **caps):
+    """Return a fixed file, and what runs it."""
+    family, model = family_of(kind), model or seeded(kind)
+    opset = 18 if exporter == 'dynamo' else 17
+    options = options_of(kind, batch=batch, exporter=exporter, opset=opset, **caps)
+    family.check(toy(kind), options)
+    example = {name: torch.from_numpy(array) for name, array in family.feeds(images(batch), True).items()}
+    spec = family.spec(model, options)
+    graph = export.export_stages(family.stages(model, options), example, spec, options)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    names = [one.name for one in session.get_outputs()]
+    assert names == spec.output_names
+
+    def run(prepared):
+        feeds = family.feeds(prepared, True)
+        known = {name: feeds[name] for name in spec.input_names}
+        return dict(zip(names, session.run(names, known), strict=True))
+
+    return graph, spec, run
+
+
+def found_by(kind, model, outputs, prepared, **caps):
+    """Return what the runtime makes of outputs; raises where some may be missing."""
+    roi_head = getattr(model, 'roi_head', None)
+    most = (model.rpn_head if roi_head is None else roi_head).test_cfg.max_per_img
+    facts = dict(mask_thr=0.5, max_per_img=most)
+    metadata = types.SimpleNamespace(form='full', options=caps, postprocess=facts)
+    family = family_of(kind)
+    return family.detections(metadata, outputs, family.feeds(prepared, True))
+
+
+def assert_same(kind, model, found, prepared, least=1):
+    family = family_of(kind)
+    for one, other in zip(family.reference_detections(model, prepared, True), found, strict=True):
+        row = task_module(family.task).match_detections('image', one, other)
+        assert row.passed and row.reference >= least, row
+
+
+@pytest.mark.parametrize(
+    ('kind', 'exporter'),
+    [(kind, 'torchscript') for kind in ('faster', 'cascade', 'mask')]
+    + [
+        pytest.param(kind, exporter, marks=pytest.mark.matrix)
+        for kind in ('generic', 'double', 'sabl', 'cascade_mask')
+        for exporter in ('torchscript', 'dynamo')
+    ],
+)
+def test_a_file_with_constant_shapes_gives_the_results_of_simple_test_for_each_image(kind, exporter):
+    graph, spec, run = exported(kind, exporter=exporter, **CAPS)
+    assert not find_refusals(graph, rtx=True)
+    operators = {node.op_type for node in graph.graph.node}
+    assert not {'NonMaxSuppression', 'NonZero', 'ScatterND'} & operators and 'RoiAlign' in operators
+    prepared = images(2, seed=9)
+    outputs = run(prepared)
+    assert {tensor.name: tensor.axes for tensor in spec.outputs} == {
+        name: array.shape for name, array in outputs.items()
+    }
+    found = found_by(kind, seeded(kind), outputs, prepared, **CAPS)
+    assert_same(kind, seeded(kind), found, prepared, 15)
+    family = family_of(kind)
+    bounds = family.candidate_bounds(seeded(kind), family.feeds(prepared, True), 1e-4, **CAPS)
+    assert bounds.keys() == {'candidates', 'proposal_candidates'} and not count_rows(outputs, bounds)
+    assert not (bounds['candidates'][1] > 600).any()
+
+
+def test_rows_that_an_image_does_not_have_are_zero_with_label_minus_one():
+    prepared = images(2, seed=9)
+    for score_thr, smallest in ((0.3, 0), (0.05, 1000)):
+        model = copy.deepcopy(seeded('mask'))
+        model.roi_head.test_cfg.score_thr, model.rpn_head.test_cfg.min_bbox_size = score_thr, smallest
+        _, _, run = exported('mask', model, **CAPS)
+        outputs = run(prepared)
+        padding = outputs['labels'] == -1
+        assert padding.any() and not any(outputs[name][padding].any() for name in ('dets', 'masks'))
+        assert outputs['proposal_candidates'].any() != bool(smallest)
+        found = found_by('mask', model, outputs, prepared, **CAPS)
+        assert_same('mask', model, found, prepared, 0)
+        assert all(map(len, found)) != bool(smallest)
+
+
+def test_proposals_alone_have_one_limit():
+    graph, _, run = exported('rpn', max_proposals=900)
+    assert not find_refusals(graph, rtx=True)
+    prepared = images(2, seed=9)
+    found = found_by('rpn', seeded('rpn'), run(prepared), prepared, max_proposals=900)
+    assert_same('rpn', seeded('rpn'), found, prepared)
+
+
+def test_too_few_are_refused_with_the_number_that_would_do():
+    prepared = images(2, seed=9)
+    model = copy.deepcopy(seeded('faster'))
+    model.rpn_head.test_cfg.nms.iou_threshold = 0.1  # fewer than 100 proposals are left
+    for caps, output in (
+        (dict(max_proposals=50, max_candidates=300), 'proposal_candidates'),
+        (dict(max_proposals=ALL, max_candidates=20), 'candidates'),
+    ):
+        _, _, run = exported('faster', model, **caps)
+        outputs = run(prepared)
+        with pytest.raises(ModelFileError, match='left some out; export it with') as refused:
+            found_by('faster', model, outputs, prepared, **caps)
+        (asked,) = candidates_needed(str(refused.value)).items()
+        assert asked[1] == outputs[output].max() > caps[asked[0]]
+        assert asked[0] == ('max_proposals' if output == 'proposal_candidates' else 'max_candidates')
+        _, _, run = exported('faster', model, **{**caps, 'max_candidates': 300, asked[0]: asked[1]})
+        outputs, caps = run(prepared), {**caps, 'max_candidates': 300, asked[0]: asked[1]}
+        assert_same('faster', model, found_by('faster', model, outputs, prepared, **caps), prepared)
+
+
+def test_a_list_of_proposals_that_is_full_lacks_none():
+    prepared, model = images(2, seed=9), copy.deepcopy(seeded('faster'))
+    model.rpn_head.test_cfg.max_per_img = 20
+    caps = dict(max_proposals=200, max_candidates=120)
+    _, _, run = exported('faster', model, **caps)
+    outputs = run(prepared)
+    assert outputs['proposal_candidates'].tolist() == [200, 200]
+    assert_same('faster', model, found_by('faster', model, outputs, prepared, **caps), prepared)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'said'),
+    [
+        (dict(max_proposals=100), '--max-proposals 100: the shapes are constant with .* together; give both'),
+        (dict(max_candidates=100), '--max-candidates 100: the shapes are constant with .* together'),
+        (dict(CAPS, dynamic=True), 'export it without --dynamic-export'),
+        (dict(CAPS, max_proposals=5000), rf'--max-proposals 5000: the model has only {ALL} candidates'),
+        (dict(CAPS, max_candidates=601), '--max-candidates 601: the model has only 600 candidates'),
+    ],
+    ids=str,
+)
+def test_limits_that_cannot_be_are_usage_errors(changes, said):
+    with pytest.raises(UsageError, match=said):
+        family_of('faster').check(toy(), options_of('faster', **changes))
+
+
+def test_a_wrong_count_of_candidates_is_refused():
+    family, prepared = family_of('faster'), images(2, seed=9)
+    bounds = family.candidate_bounds(seeded(), family.feeds(prepared, True), 1e-4, **CAPS)
+    right = {name: (low + high) // 2 for name, (low, high) in bounds.items()}
+    assert not count_rows(right, bounds)
+    for name in right:
+        (row,) = count_rows({**right, name: right[name] - np.array([0, 3])}, bounds)
+        assert row.tensor == name and not row.passed
+    assert SIZE == (192, 256)
