@@ -237,6 +237,7 @@ def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monke
     _, _, found = zoo
     monkeypatch.setattr(page, 'ROOT', tmp_path)
     monkeypatch.setattr(page, 'DATA', tmp_path / 'zoo.json')
+    monkeypatch.setattr(page, 'READMES', {})
     monkeypatch.setattr(page, 'PAGES', {name: tmp_path / path.name for name, path in page.PAGES.items()})
     assert page.main([str(tmp_path)]) == 2
     assert 'no records/*.json' in capsys.readouterr().err
@@ -251,3 +252,6 @@ def test_the_pages_are_those_of_the_measured_zoo():
     content = read_json(page.DATA)
     for name, path in page.PAGES.items():
         assert page.page(name, content) == path.read_text(encoding='utf-8'), 'python -m docs._pages.zoo.page'
+    for name in page.READMES:
+        text = (REPOSITORY / name).read_text(encoding='utf-8')
+        assert page.readme(name, text, content) == text, 'python -m docs._pages.zoo.page'
