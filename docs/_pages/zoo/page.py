@@ -38,8 +38,8 @@ READMES = {
     ),
     'README_zh-CN.md': (
         'mmdet 2.28.2 中有 CPU 参考结果的 600 个配置里，**{fixed} 个已用按规则生成的权重得到证明**，'
-        '其中 {dynamic} 个在任意尺寸下也得到证明；全部 620 个配置中已检查 {configs} 个。每个配置的结果与未通过的原因见'
-        '[模型库](docs/zh-CN/zoo.md)。'
+        '其中 {dynamic} 个在任意尺寸下也得到证明；全部 620 个配置中已检查 {configs} 个。'
+        '每个配置的结果与未通过的原因见[模型库](docs/zh-CN/zoo.md)。'
     ),
 }
 """File -> what it says of the zoo between its marks."""
