@@ -1,6 +1,5 @@
 """Two-stage toys: the model of configs/demo/mask_rcnn_toy.py with other heads, and seeded weights."""
 
-import copy
 import functools
 
 import numpy as np
@@ -12,9 +11,10 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from projects.toydata.seeded import seeded_model, seeded_scene
 from toy_atss import REPO
+from two_stage_parts import PARTS, REFUSED, cascade
 
 CONFIG = f'{REPO}/configs/demo/mask_rcnn_toy.py'
-KINDS = ('faster', 'cascade', 'mask', 'cascade_mask', 'rpn', 'fast', 'double', 'generic', 'sabl')
+KINDS = ('faster', 'cascade', 'mask', 'cascade_mask', 'rpn', 'fast', 'double', 'generic', 'sabl', *PARTS)
 SIZE = (192, 256)
 
 
@@ -25,16 +25,15 @@ def toy(kind='faster', **test_cfg):
     del model.backbone['init_cfg']
     model.test_cfg.rcnn.update(test_cfg)
     roi_head = model.roi_head
-    if 'mask' not in kind:
+    if kind in PARTS | REFUSED:
+        (PARTS | REFUSED)[kind](model)
+    elif 'mask' not in kind:
         model.type = 'FasterRCNN'
         del roi_head['mask_head'], roi_head['mask_roi_extractor']
     if kind in ALTERED:
         ALTERED[kind](model)
     if 'cascade' in kind:
-        model.type = 'CascadeRCNN'
-        model.train_cfg.rcnn = [copy.deepcopy(model.train_cfg.rcnn) for _ in range(3)]
-        roi_head.update(type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
-        roi_head.bbox_head = [_stage(roi_head.bbox_head, index) for index in range(3)]
+        cascade(model)
     return cfg
 
 
@@ -74,14 +73,6 @@ def _given(model):
 
 ALTERED = dict(fast=_given, rpn=_proposals_alone, double=_double, generic=_generic, sabl=_sabl)
 """Kinds that differ from a Faster R-CNN in a part of it."""
-
-
-def _stage(head, index):
-    """Return the head of a stage; the second one regresses by class."""
-    head = copy.deepcopy(head)
-    head.bbox_coder.target_stds = [value / (index + 1) for value in head.bbox_coder.target_stds]
-    head.reg_class_agnostic = index != 1
-    return head
 
 
 @functools.cache

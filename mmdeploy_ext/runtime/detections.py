@@ -120,6 +120,17 @@ class BoxedInstances(Instances):
         return dict(super().place(index), bbox_xyxy=box)
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoredMasks(BoxedInstances):
+    """Instances whose masks have scores besides those of the boxes, see `BoxedInstances`.
+
+    Attributes:
+        mask_scores: (n,) float32; masks are evaluated by them.
+    """
+
+    mask_scores: np.ndarray
+
+
 def bounding_box(mask: np.ndarray) -> list[int]:
     """Return x1 y1 x2 y2 of a mask (h, w), its last column and row not included; zeros for an empty one."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

@@ -188,7 +188,8 @@ def bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation
     spread = (outputs - centre[:, None]).square().mean(1).sqrt()
     gain = deviation / spread.clamp(min=LEAST_SPREAD * float(spread.mean()))
     bias = torch.zeros_like(centre) if layer.bias is None else layer.bias
-    layer.weight.mul_(gain.view(-1, *[1] * (layer.weight.dim() - 1)))
+    rows = gain.repeat_interleave(len(layer.weight) // len(gain))  # transposed ones in groups have more
+    layer.weight.mul_(rows.view(-1, *[1] * (layer.weight.dim() - 1)))
     layer.bias.copy_(mean - gain * (centre - bias))
 
 

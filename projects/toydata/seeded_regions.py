@@ -13,6 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from projects.mmdet_plugin.two_stage.graphs import region_maps
+from projects.mmdet_plugin.two_stage.grid import Grid, grid_of
+from projects.mmdet_plugin.two_stage.kinds import result_cfg
+from projects.mmdet_plugin.two_stage.mask_logits import heads_of, judge_of, logits_of
+from projects.mmdet_plugin.two_stage.masks import Masks
+from projects.mmdet_plugin.two_stage.points import points_of
+from projects.mmdet_plugin.two_stage.regions import Branch, stages_of
 from projects.toydata.seeded_dense import Target, bring, outputs_of, scale_outputs
 
 if TYPE_CHECKING:
@@ -28,14 +35,22 @@ TARGETS = dict(
     fc_reg_cls=Target(0.0, 2.0),
     fc_reg_offset=Target(0.0, 0.3),
     conv_logits=Target(0.0, 1.5),
+    fc_logits=Target(0.0, 1.5),
+    fc_mask_iou=Target(0.6, 0.15),
+    deconv2=Target(-2.0, 1.0),
 )
-"""Last layers of heads of regions -> their outputs: classes, deltas, buckets of sides, masks."""
+"""Last layers of heads of regions -> their outputs: classes, deltas, buckets of sides, masks
+(also of single points), how well they fit, maps of the points of a grid."""
+SURE = 0.3
+"""Thresholds of scores above this ask for classes that stand out (panoptic detectors have 0.6) ..."""
+SURER = 3.0
+"""... by so much more."""
 BACKGROUND = 1.5
 """How much more than all classes together the background weighs, as a logarithm."""
 
 
 def regions_of(pictures: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Return regions (R, 5) float32 of pictures (B, 3, H, W): index of the picture, then xyxy in pixels."""
+    """Return regions (B, K, 4) float32 xyxy of pictures (B, 3, H, W), in pixels."""
     draw, (height, width) = torch.Generator().manual_seed(seed), pictures.shape[2:]
     count = len(pictures) * REGIONS
     low, high = (torch.tensor(side).log() for side in SIDES)
@@ -43,18 +58,28 @@ def regions_of(pictures: torch.Tensor, seed: int = 0) -> torch.Tensor:
     whole = torch.tensor([float(width), float(height)])
     centres = torch.rand(count, 2, generator=draw) * whole
     boxes = torch.cat([(centres - sizes / 2).clamp(min=0), torch.minimum(centres + sizes / 2, whole)], 1)
-    images = torch.arange(len(pictures)).repeat_interleave(REGIONS)
-    return torch.cat([images[:, None].float(), boxes], 1)
+    return boxes.reshape(len(pictures), REGIONS, 4)
 
 
-def forwards(roi_head: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-    """Yield each head of regions, and what runs it on features and regions."""
-    for kind in ('bbox', 'mask'):
-        head, run = getattr(roi_head, f'{kind}_head', None), getattr(roi_head, f'_{kind}_forward', None)
-        if isinstance(head, nn.ModuleList):
-            yield from ((one, functools.partial(run, stage)) for stage, one in enumerate(head))
-        elif head is not None:
-            yield head, run
+def forwards(
+    roi_head: nn.Module, maps: Sequence[torch.Tensor], boxes: torch.Tensor
+) -> Iterator[tuple[nn.Module, Callable[[], Any]]]:
+    """Yield each head of regions, and what runs it on `maps` (see `context_maps`) and boxes (B, K, 4)."""
+    for stage in range(stages_of(roi_head)):
+        branch = Branch(roi_head, 'bbox', stage)
+        yield branch.head, functools.partial(branch, maps, boxes)
+    if roi_head.with_mask:
+        masks = logits_of(roi_head)
+        yield from ((head, functools.partial(masks, maps, boxes)) for head in heads_of(roi_head))
+        whole = torch.cat([boxes, torch.ones_like(boxes[..., :1])], 2)
+        given = maps, whole, torch.zeros_like(boxes[..., 0], dtype=torch.int64), torch.ones_like(boxes[:, 0])
+        for head in filter(None, (points_of(roi_head), judge_of(roi_head))):
+            yield head, functools.partial(Masks(roi_head), *given)
+    if grid_of(roi_head) is not None:
+        whole = torch.cat([boxes, torch.ones_like(boxes[..., :1])], 2)
+        given = maps, whole, torch.zeros_like(boxes[..., 0], dtype=torch.int64)
+        size = torch.ones_like(boxes[:, 0])
+        yield grid_of(roi_head), functools.partial(Grid(roi_head), *given, size)
 
 
 def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
@@ -63,9 +88,9 @@ def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch
         model.rpn_head(features)
     if getattr(model, 'roi_head', None) is None:
         return
-    regions = regions_of(pictures)
-    for _, run in forwards(model.roi_head):
-        run(features, regions)
+    maps = region_maps(model, features)
+    for _, run in forwards(model.roi_head, maps, regions_of(pictures)):
+        run()
 
 
 def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
@@ -74,15 +99,18 @@ def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[tor
         scale_outputs(model.rpn_head, features)
     if getattr(model, 'roi_head', None) is None:
         return
-    regions, stages = regions_of(pictures), getattr(model.roi_head, 'num_stages', 1)
-    for head, run in forwards(model.roi_head):
+    maps, stages = region_maps(model, features), stages_of(model.roi_head)
+    sure = result_cfg(model).score_thr > SURE
+    for head, run in forwards(model.roi_head, maps, regions_of(pictures)):
         for name, target in TARGETS.items():
             layer = getattr(head, name, None)
             if layer is None:
                 continue
-            found = torch.cat(outputs_of(layer, functools.partial(run, features, regions)), 1)
+            found = torch.cat(outputs_of(layer, run), 1)
             mean, deviation = (torch.full((len(found),), value) for value in target)
             if name == 'fc_cls':
                 mean[head.num_classes :] = math.log(head.num_classes) + BACKGROUND
                 deviation *= stages**0.5  # what the stages of a cascade have in common is their mean
+                if sure:
+                    deviation, mean = deviation * SURER, mean * SURER / 2
             bring(layer, found, mean, deviation)

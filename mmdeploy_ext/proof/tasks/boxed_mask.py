@@ -27,12 +27,15 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
 
-    Boxes have the bar of boxes where masks have theirs; a lower one holds for both.
+    Boxes have the bar of boxes where masks have theirs; a lower one holds for both. Scores of masks, where
+    there are any, have the bar of scores.
     """
     boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)
     box_bar = bbox2d.IOU_BAR if iou_bar >= mask.IOU_BAR else iou_bar
     score_gap = matching.score_gaps(reference.scores, candidate.scores)
     allowed = (boxes >= box_bar) & (masks >= iou_bar) & (score_gap <= score_bar)
+    judged = [getattr(one, 'mask_scores', np.zeros(len(one), np.float32)) for one in (reference, candidate)]
+    allowed &= matching.score_gaps(*judged) <= score_bar
     return matching.pair_lists(allowed, np.minimum(boxes, masks), score_gap, reference.scores, mask.PAIR_IOU)
 
 

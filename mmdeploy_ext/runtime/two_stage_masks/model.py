@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.runtime.detections import BoxedInstances
+from mmdeploy_ext.runtime.detections import BoxedInstances, ScoredMasks
 from mmdeploy_ext.runtime.two_stage.model import check_caps
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def detections(
 
     Args:
         metadata: of the file.
-        outputs: `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box.
+        outputs: `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box; of
+            heads that judge masks also `mask_scores` (B, n).
         feeds: what was fed, and `ori_shape` (2,) or (B, 2): height and width of the images to paste into.
 
     Raises:
@@ -44,7 +45,9 @@ def detections(
         kept = labels >= 0
         boxes = dets[kept, :4] * scale / scale  # as mmdet does, which rounds
         pasted = paste(masks[kept], boxes, *map(int, size), threshold)
-        found.append(BoxedInstances(pasted, dets[kept, 4], labels[kept], dets[kept, :4]))
+        columns = pasted, dets[kept, 4], labels[kept], dets[kept, :4]
+        judged = outputs['mask_scores'][len(found)][kept] if 'mask_scores' in outputs else None
+        found.append(BoxedInstances(*columns) if judged is None else ScoredMasks(*columns, judged))
     check_caps(metadata, outputs, found)
     return found
 

@@ -114,9 +114,13 @@ def scored(head: nn.Module, generator: str = 'prior_generator') -> dict[str, Any
 
 def plain_head(head: nn.Module) -> Head:
     """Return a head of class scores and boxes alone."""
-    inset = float(isinstance(head.bbox_coder, coders.LegacyDeltaXYWHBBoxCoder))
     outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 4))
-    return Head(outputs, clip_inset=inset, **scored(head))
+    return Head(outputs, clip_inset=border_inset(head), **scored(head))
+
+
+def border_inset(head: nn.Module) -> float:
+    """Return how many pixels inside the right and bottom border boxes are clipped; 1 in mmdet 1.x."""
+    return float(isinstance(head.bbox_coder, coders.LegacyDeltaXYWHBBoxCoder))
 
 
 def _with_factor(factor: str) -> Callable[[nn.Module], Head]:

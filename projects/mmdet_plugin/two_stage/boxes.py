@@ -13,14 +13,16 @@ from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS, bucket_choice, softmax
 from projects.mmdet_plugin.dense.own import bucket_settings
-from projects.mmdet_plugin.two_stage.regions import Branch, coder_settings, part_of, same_methods, stages_of
+from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
+from projects.mmdet_plugin.two_stage.regions import Branch, part_of, same_methods, stages_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 
 METHODS = ('get_bboxes', 'regress_by_class')
 """Methods of upstream that the graph repeats."""
@@ -36,8 +38,8 @@ def check_head(head: nn.Module) -> None:
         ConfigError: names the class, or the method.
     """
     upstream = next((one for one in HEADS if isinstance(head, one)), None)
-    if upstream is None or not (getattr(head, 'with_cls', True) and getattr(head, 'with_reg', True)):
-        raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes and boxes')
+    if upstream is None or not getattr(head, 'with_cls', True):
+        raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
     same_methods(type(head), upstream, METHODS)
     coder_of(head)
 
@@ -46,7 +48,7 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
     """Return the settings of the coder of a box head, as `runtime/dense/coders.py` reads them."""
     if isinstance(head, bbox_heads.SABLHead):
         return bucket_settings(head)
-    return coder_settings(head, f'model.roi_head.bbox_head ({type(head).__name__})')
+    return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
 
 
 def last_head(roi_head: nn.Module) -> nn.Module:
@@ -63,13 +65,13 @@ def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
 class Boxes(nn.Module):
     """All stages of the box heads, and the post-processing of the last one."""
 
-    def __init__(self, roi_head: nn.Module, cap: int = 0) -> None:
-        """Read the thresholds from the head's test_cfg; for `cap` see `Suppression`."""
+    def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0) -> None:
+        """Keep the heads; `config` has the thresholds of the results; for `cap` see `Suppression`."""
         super().__init__()
         self.stages = nn.ModuleList(
             Branch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
         )
-        self.config, self.cap = nms_config(roi_head.test_cfg), cap
+        self.config, self.cap = config, cap
 
     def forward(
         self,
@@ -121,7 +123,9 @@ def decoded(
         outputs: of the head besides the class logits, (B, K, columns).
         clip_hw: (B, 2).
     """
-    settings, factors, inset = coder_of(head), None, 0.0
+    if not getattr(head, 'with_reg', True):
+        return clip_to(regions, clip_hw)[:, :, None], None
+    settings, factors, inset = coder_of(head), None, border_inset(head)
     if settings['type'] == BUCKETS:
         rows = dict(zip(('bbox_cls', 'bbox_reg'), outputs, strict=True))
         boxes = CODERS[BUCKETS](torch, regions, rows, settings, 0)[:, :, None]
@@ -129,7 +133,7 @@ def decoded(
     else:
         rows = dict(bbox_pred=outputs[0].reshape(*outputs[0].shape[:2], -1, 4))
         boxes = CODERS[settings['type']](torch, regions[:, :, None], rows, settings, 0)
-    if head.bbox_coder.clip_border:
+    if clips(head):
         boxes = clip_to(boxes.flatten(1, 2), clip_hw, inset).reshape(boxes.shape)
     return boxes, factors
 

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 from mmdet.models.builder import DETECTORS
 
 from mmdeploy_ext.contract.families import two_stage, two_stage_masks
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.samples import feeds
 from projects.mmdet_plugin.two_stage import boxes, caps, graphs, masks, proposals, reference, samples
-from projects.mmdet_plugin.two_stage.kinds import KNOWN, check_detector, check_roi_head
+from projects.mmdet_plugin.two_stage.kinds import (
+    KNOWN,
+    check_detector,
+    check_roi_head,
+    result_cfg,
+    result_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +73,8 @@ class TwoStageFamily(ImageFamily):
         if 'rpn_head' in heads:
             strides = heads['rpn_head'].prior_generator.strides
             parts.check_smallest((int(stride[0]) for stride in strides), options)
+        if options.get('max_candidates') and result_key(DETECTORS.get(cfg.model.type)) == 'panoptic':
+            raise UsageError('--max-candidates: panoptic detectors export without')
         caps.check(heads, options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
@@ -77,7 +85,8 @@ class TwoStageFamily(ImageFamily):
         """
         test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
         found = {}
-        for key, part in (('rpn_head', 'rpn'), ('roi_head', 'rcnn')):
+        result = result_key(DETECTORS.get(cfg.model.type))
+        for key, part in (('rpn_head', 'rpn'), ('roi_head', result)):
             if not cfg.model.get(key):
                 continue
             content = dict(cfg.model[key], train_cfg=None, test_cfg=test_cfg.get(part))
@@ -95,13 +104,13 @@ class TwoStageFamily(ImageFamily):
         roi_head = graphs.roi_head_of(model)
         if self.proposes:
             found['proposals'] = proposals.thresholds(model.rpn_head).to_json()
-        last = proposals.thresholds(model.rpn_head) if roi_head is None else nms_config(roi_head.test_cfg)
+        last = proposals.thresholds(model.rpn_head) if roi_head is None else nms_config(result_cfg(model))
         return last.to_json() | found
 
     @contextlib.contextmanager
     def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
         """See `ImageFamily.raised_result_limit`."""
-        config = (graphs.roi_head_of(model) or model.rpn_head).test_cfg
+        config = result_cfg(model)
         most = config.max_per_img
         config.max_per_img = 2 * most if most > 0 else most
         try:
@@ -123,7 +132,7 @@ class TwoStageMasksFamily(TwoStageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
-        return dict(super().postprocess_facts(model), mask_thr=masks.threshold(model.roi_head.test_cfg))
+        return dict(super().postprocess_facts(model), mask_thr=masks.threshold(result_cfg(model)))
 
 
 class GivenProposalsFamily(TwoStageFamily):

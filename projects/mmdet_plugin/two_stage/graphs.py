@@ -14,14 +14,18 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.graphs import box_outputs, optional_inputs
 from projects.mmdet_plugin.two_stage.boxes import Boxes
 from projects.mmdet_plugin.two_stage.caps import COUNTS, rows_of
+from projects.mmdet_plugin.two_stage.grid import Grid, grid_of
+from projects.mmdet_plugin.two_stage.kinds import result_cfg
+from projects.mmdet_plugin.two_stage.mask_logits import judge_of
 from projects.mmdet_plugin.two_stage.masks import Masks, side_of
 from projects.mmdet_plugin.two_stage.proposals import Proposals
-from projects.mmdet_plugin.two_stage.regions import part_of, stages_of
+from projects.mmdet_plugin.two_stage.regions import context_maps, context_names, part_of, stages_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +33,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
 
 
+MASK_NAMES = ('masks', 'mask_scores')
+"""Outputs of mask heads; the second where a head judges masks."""
+
+
 def feature_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the feature maps that regions are pooled from."""
+    """Return the names of the maps that regions are pooled from, levels first."""
     roi_head = roi_head_of(model)
     if roi_head is None:
         return ()
@@ -40,7 +48,19 @@ def feature_names(model: nn.Module) -> tuple[str, ...]:
         for kind in kinds
         for one in range(stages_of(roi_head))
     ]
-    return tuple(f'features_{level}' for level in range(max(pool.num_inputs for pool in pools)))
+    if grid_of(roi_head) is not None:
+        pools.append(roi_head.grid_roi_extractor)
+    levels = range(max(pool.num_inputs for pool in pools))
+    return (*(f'features_{level}' for level in levels), *context_names(roi_head))
+
+
+def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the maps of `feature_names`, of all levels that the detector has."""
+    roi_head = roi_head_of(model)
+    if roi_head is None:
+        return []
+    count = len(feature_names(model)) - len(context_names(roi_head))
+    return [*levels[:count], *context_maps(roi_head, levels)]
 
 
 def roi_head_of(model: nn.Module) -> nn.Module | None:
@@ -78,7 +98,7 @@ class Network(nn.Module):
         """
         maps = self.model.extract_feat(image)
         heads = self.model.rpn_head(maps) if proposes(self.model) else ()
-        found = [*maps[: len(feature_names(self.model))], *(one for kind in heads for one in kind)]
+        found = [*region_maps(self.model, maps), *(one for kind in heads for one in kind)]
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, found, strict=True))
 
 
@@ -91,7 +111,8 @@ class FullForm(nn.Module):
         roi_head = roi_head_of(model)
         alone = roi_head is None
         self.proposals = Proposals(model.rpn_head, alone, max_proposals) if proposes(model) else None
-        self.boxes = None if alone else Boxes(roi_head, max_candidates)
+        self.boxes = None if alone else Boxes(roi_head, nms_config(result_cfg(model)), max_candidates)
+        self.grid = Grid(roi_head, bool(max_candidates)) if grid_of(roi_head) is not None else None
         self.masks = Masks(roi_head, bool(max_candidates)) if has_masks(model) else None
         self.features = len(feature_names(model))
 
@@ -129,10 +150,16 @@ class FullForm(nn.Module):
         *sizes: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Look at regions; `sizes` are what boxes are clipped to and divided by."""
-        dets, labels, *count = self.boxes(features, proposals, present, *sizes)
+        if self.grid is None:
+            dets, labels, *count = self.boxes(features, proposals, present, *sizes)
+        else:
+            clip_hw, scale = sizes
+            dets, labels, *count = self.boxes(features, proposals, present, clip_hw, torch.ones_like(scale))
+            dets = self.grid(features, dets, labels, scale)
         found = [tap('dets', dets), tap('labels', labels)]
         if self.masks is not None:
-            found.append(tap('masks', self.masks(features, dets, labels, sizes[1])))
+            every = self.masks(features, dets, labels, sizes[1])
+            found += [tap(name, one) for name, one in zip(MASK_NAMES, every, strict=False)]
         return *found, *count
 
 
@@ -142,9 +169,14 @@ def has_masks(model: nn.Module) -> bool:
     return roi_head is not None and bool(roi_head.with_mask)
 
 
+def mask_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the outputs of the mask heads of a detector that has some."""
+    return MASK_NAMES if judge_of(roi_head_of(model)) is not None else MASK_NAMES[:1]
+
+
 def full_names(model: nn.Module, options: Options) -> tuple[str, ...]:
     """Return the outputs of the `full` form."""
-    masks = ('masks',) if has_masks(model) else ()
+    masks = mask_names(model) if has_masks(model) else ()
     counts = [name for name, option in COUNTS.items() if options.get(option)]
     return ('dets', 'labels', *masks, *counts)
 
@@ -188,6 +220,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         side = side_of(model.roi_head)
         meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
         outputs += (TensorSpec('masks', 'float32', (batch, rows, side, side), meaning, compare='detections'),)
+        if MASK_NAMES[1] in mask_names(model):
+            meaning = 'scores of the masks: of the box times the predicted IoU; zero where dets is padding'
+            outputs += (TensorSpec(MASK_NAMES[1], 'float32', (batch, rows), meaning, compare='detections'),)
     outputs += _count_outputs(model, options, batch)
     inputs = (image, *optional_inputs(batch, True))
     if not proposes(model):

@@ -6,29 +6,70 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet.models import roi_heads
 from mmdet.models.builder import DETECTORS
-from mmdet.models.detectors import fast_rcnn, rpn, trident_faster_rcnn, two_stage
+from mmdet.models.detectors import (
+    fast_rcnn,
+    panoptic_two_stage_segmentor,
+    rpn,
+    trident_faster_rcnn,
+    two_stage,
+)
 
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.two_stage import boxes, masks
-from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, same_methods, stages_of
+from projects.mmdet_plugin.two_stage import boxes, masks, points
+from projects.mmdet_plugin.two_stage.grid import check_grid, grid_of
+from projects.mmdet_plugin.two_stage.mask_logits import check_flow
+from projects.mmdet_plugin.two_stage.regions import (
+    Regions,
+    check_extractor,
+    context_names,
+    part_of,
+    same_methods,
+    stages_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-KNOWN = (trident_faster_rcnn.TridentFasterRCNN, two_stage.TwoStageDetector, rpn.RPN)
+PANOPTIC = panoptic_two_stage_segmentor.TwoStagePanopticSegmentor
+KNOWN = (trident_faster_rcnn.TridentFasterRCNN, PANOPTIC, two_stage.TwoStageDetector, rpn.RPN)
 """Detectors; one that is derived from another keeps `DETECTOR_METHODS`."""
 DETECTOR_METHODS = ('simple_test', 'extract_feat')
-ROI_METHODS = ('simple_test', 'simple_test_bboxes', '_bbox_forward', 'simple_test_mask', '_mask_forward')
+ROI_METHODS = (
+    'simple_test',
+    'simple_test_bboxes',
+    '_bbox_forward',
+    'simple_test_mask',
+    '_mask_forward',
+    '_fuse_glbctx',
+    *points.METHODS,
+)
 ROI_HEADS = (
+    roi_heads.HybridTaskCascadeRoIHead,
+    roi_heads.SCNetRoIHead,
     roi_heads.CascadeRoIHead,
     roi_heads.DoubleHeadRoIHead,
     roi_heads.TridentRoIHead,
+    roi_heads.GridRoIHead,
+    roi_heads.MaskScoringRoIHead,
+    roi_heads.PointRendRoIHead,
     roi_heads.PISARoIHead,
     roi_heads.StandardRoIHead,
 )
 """Heads of regions; one that is derived from another keeps `ROI_METHODS`."""
+
+
+def result_key(detector: type) -> str:
+    """Return the entry of `test_cfg` that decides which boxes of regions are results."""
+    return 'panoptic' if issubclass(detector, PANOPTIC) else 'rcnn'
+
+
+def result_cfg(model: nn.Module) -> Any:
+    """Return what `test_cfg` says of the results of a detector."""
+    if getattr(model, 'roi_head', None) is None:
+        return model.rpn_head.test_cfg
+    return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
@@ -63,8 +104,18 @@ def check_roi_head(roi_head: nn.Module) -> None:
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))
         boxes.check_head(part_of(roi_head, 'bbox_head', stage))
+        if grid_of(roi_head) is None and not getattr(part_of(roi_head, 'bbox_head', stage), 'with_reg', True):
+            raise ConfigError('model.roi_head.bbox_head.with_reg=False: exports in a GridRoIHead alone')
         if roi_head.with_mask:
             check_extractor(part_of(roi_head, 'mask_roi_extractor', stage))
             masks.check_head(part_of(roi_head, 'mask_head', stage))
+    if grid_of(roi_head) is not None:
+        check_grid(roi_head)
+    for name in context_names(roi_head):
+        if name == 'semantic':
+            check_extractor(roi_head.semantic_roi_extractor)
+    for kind in ('bbox', 'mask')[: 1 + roi_head.with_mask]:
+        Regions(roi_head, kind, 0)
     if roi_head.with_mask:
+        check_flow(roi_head)
         masks.threshold(roi_head.test_cfg)

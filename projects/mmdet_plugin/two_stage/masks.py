@@ -14,7 +14,9 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import number
-from projects.mmdet_plugin.two_stage.regions import Branch, part_of, stages_of
+from projects.mmdet_plugin.two_stage.mask_logits import heads_of, judge_of, logits_of, own_rows
+from projects.mmdet_plugin.two_stage.points import Points, points_of, refined_side
+from projects.mmdet_plugin.two_stage.regions import part_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,20 +55,25 @@ def threshold(test_cfg: Mapping[str, Any]) -> float:
 def side_of(roi_head: nn.Module) -> int | str:
     """Return the height and width of the masks in the frame of the box."""
     head = part_of(roi_head, 'mask_head', 0)
+    if points_of(roi_head):
+        return refined_side(roi_head)
+    if isinstance(head, mask_heads.CoarseMaskHead):
+        return int(head.output_size[0])
     pooled = part_of(roi_head, 'mask_roi_extractor', 0).roi_layers[0].output_size[0]
     shared = 2 if roi_head.with_shared_head else 1
     return pooled // shared * (int(head.scale_factor) if head.upsample is not None else 1)
 
 
 class Masks(nn.Module):
-    """All stages of the mask heads: probabilities of each detection's own class."""
+    """All stages of the mask heads: probabilities of each detection's own class, and what judges them."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         """Keep the heads; `constant`: no shape of the graph may depend on values."""
         super().__init__()
-        self.stages = nn.ModuleList(
-            Branch(roi_head, 'mask', stage, constant) for stage in range(stages_of(roi_head))
-        )
+        self.logits = logits_of(roi_head, constant)
+        self.by_class = not heads_of(roi_head)[-1].class_agnostic
+        self.points = Points(roi_head) if points_of(roi_head) else None
+        self.judge = judge_of(roi_head)
 
     def forward(
         self,
@@ -74,21 +81,30 @@ class Masks(nn.Module):
         dets: torch.Tensor,
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return masks (B, n, m, m) in 0..1; zero where a row is padding.
+    ) -> tuple[torch.Tensor, ...]:
+        """Return masks (B, n, m, m) in 0..1, and of scoring heads scores (B, n); zero where a row is padding.
 
         Args:
             maps: features of all levels.
-            dets: (B, n, 5) boxes that were divided by `scale_factor`.
+            dets: (B, n, 5) boxes that were divided by `scale_factor`, and scores.
             labels: (B, n) int64, -1 where a row is padding.
             scale_factor: (B, 4) float32 `w h w h`.
         """
-        boxes = dets[..., :4] * scale_factor[:, None]
-        found = [stage(maps, boxes)[0].sigmoid() for stage in self.stages]
+        boxes, rows = dets[..., :4] * scale_factor[:, None], labels.flatten()
+        features, logits = self.logits(maps, boxes)
+        every = logits[-1]
+        own = [self._own(one, rows) for one in logits]
+        if self.points is not None:
+            own = [self.points(maps, boxes, every, own[0], rows)]
+        found = [one.sigmoid() for one in own]
         masks = sum(found) / float(len(found)) if len(found) > 1 else found[0]
-        rows = labels.flatten()[:, None, None, None]
-        if not self.stages[-1].head.class_agnostic:
-            own = rows.clamp(min=0).expand(-1, -1, *masks.shape[2:])
-            masks = masks.gather(1, own)
-        masks = torch.where(rows >= 0, masks, torch.zeros_like(masks))
-        return masks.reshape(*labels.shape, *masks.shape[2:])
+        masks = torch.where(rows[:, None, None, None] >= 0, masks, torch.zeros_like(masks))
+        masks = masks.reshape(*labels.shape, *masks.shape[2:])
+        if self.judge is None:
+            return (masks,)
+        judged = own_rows(self.judge(features, own[-1][:, 0]), rows)[:, 0].reshape(labels.shape)
+        return masks, torch.where(labels >= 0, judged * dets[..., 4], torch.zeros_like(judged))
+
+    def _own(self, values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return values (R, 1, ...) of the own class of each region."""
+        return own_rows(values, labels) if self.by_class else values

@@ -17,8 +17,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
 from mmdeploy_ext.runtime.dense.coders import boxes_of, scores_of
 from projects.mmdet_plugin.dense.forms import rows_of, same_priors
-from projects.mmdet_plugin.dense.plain import plain_head
-from projects.mmdet_plugin.two_stage.regions import coder_settings
+from projects.mmdet_plugin.dense.plain import chosen_coder, clips, plain_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +59,8 @@ def smallest_side(head: nn.Module) -> float:
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
     """Return the coder and what the outputs are, as `runtime/dense` reads them."""
-    coder, clips = coder_settings(head, 'model.rpn_head'), bool(head.bbox_coder.clip_border)
-    return dict(coder=coder, head=plain_head(head).to_json(), clip=clips)
+    coder = chosen_coder(head, 'model.rpn_head')
+    return dict(coder=coder, head=plain_head(head).to_json(), clip=bool(clips(head)))
 
 
 def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, most: int) -> torch.Tensor:
@@ -113,7 +112,7 @@ class Proposals(nn.Module):
         ]
         boxes, scores, ids = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
         if self.facts['clip']:
-            boxes = clip_to(boxes, clip_hw)
+            boxes = clip_to(boxes, clip_hw, self.facts['head']['clip_inset'])
         candidates = torch.ones_like(scores, dtype=torch.bool)
         if self.smallest >= 0:
             candidates = (boxes[..., 2:] - boxes[..., :2] > self.smallest).all(dim=2)

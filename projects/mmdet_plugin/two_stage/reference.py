@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mmdeploy_ext.runtime.detections import BoxedInstances, Detections
+from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
+from projects.mmdet_plugin.two_stage.kinds import PANOPTIC
 from projects.mmdet_plugin.two_stage.proposals import needed, thresholds
 from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of
 
@@ -44,6 +46,10 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         given = {}
         if getattr(model, 'rpn_head', None) is None:
             given['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
+        if isinstance(model, PANOPTIC):
+            return fused_instances(
+                model, batch, metas, [pasted_size(one, rescale) for one in images], rescale
+            )
         results = model.simple_test(batch, metas, rescale=rescale, **given)
     roi_head = getattr(model, 'roi_head', None)
     if roi_head is None:
@@ -154,6 +160,36 @@ def boxes_alone(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
         roi_head.mask_head, roi_head.test_cfg = masks, own
 
 
+def fused_instances(
+    model: nn.Module,
+    batch: torch.Tensor,
+    metas: Sequence[Mapping[str, Any]],
+    sizes: Sequence[tuple[int, int]],
+    rescale: bool,
+) -> list[BoxedInstances]:
+    """Return the instances that a panoptic detector's own `simple_test` fuses with its semantic map."""
+    head, kept = model.panoptic_fusion_head, []
+    fuse, threshold = head.simple_test, model.test_cfg.panoptic.mask_thr_binary
+
+    def keep(dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        kept.append((dets.numpy(), labels.numpy(), (masks >= threshold).numpy()))
+        return torch.zeros(())
+
+    head.simple_test = keep
+    try:
+        model.simple_test(batch, metas, rescale=rescale)
+    finally:
+        head.simple_test = fuse
+    return [
+        BoxedInstances(masks[:, :height, :width].reshape(-1, height, width), *_columns(dets, labels))
+        for (dets, labels, masks), (height, width) in zip(kept, sizes, strict=True)
+    ]
+
+
+def _columns(dets: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return dets[:, 4], labels, dets[:, :4]
+
+
 def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
     """Return the boxes of an image of all classes, (n, 5) each, in descending score order."""
     rows, labels, order = _in_order(result)
@@ -163,11 +199,19 @@ def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
 def instances_of_classes(
     boxes: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
 ) -> BoxedInstances:
-    """Return the instances of an image of all classes, masks of `size`, in descending score order."""
+    """Return the instances of an image of all classes, masks of `size`, in descending score order.
+
+    With heads that judge masks, `masks` is a pair: masks and their scores, of all classes.
+    """
+    masks, scores = masks if isinstance(masks, tuple) else (masks, None)
     rows, labels, order = _in_order(boxes)
     every = [mask for one in masks for mask in one]
     whole = np.stack([every[row] for row in order]) if every else np.zeros((0, *size), bool)
-    return BoxedInstances(whole, rows[order, 4], labels[order], rows[order, :4])
+    found = BoxedInstances(whole, rows[order, 4], labels[order], rows[order, :4])
+    if scores is None:
+        return found
+    judged = np.asarray([score for one in scores for score in one], np.float32)
+    return ScoredMasks(*(getattr(found, field.name) for field in dataclasses.fields(found)), judged[order])
 
 
 def _in_order(result: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

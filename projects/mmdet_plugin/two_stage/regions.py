@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from mmcv.ops import SimpleRoIAlign
 from mmdet.models.roi_heads import roi_extractors as extractors
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from projects.mmdet_plugin.dense.plain import chosen_coder
+from projects.mmdet_plugin.two_stage import sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,20 +39,6 @@ def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
             )
 
 
-def coder_settings(head: nn.Module, where: str) -> dict[str, Any]:
-    """Return the settings of a head's box coder, as `runtime/dense/coders.py` reads them.
-
-    Raises:
-        ConfigError: it is none that is exported, or that of mmdet 1.x, whose borders are a pixel further in.
-    """
-    settings = chosen_coder(head, where)
-    if not hasattr(head.bbox_coder, 'clip_border'):
-        raise ConfigError(
-            f'{where}.bbox_coder is {type(head.bbox_coder).__name__}; expected DeltaXYWHBBoxCoder'
-        )
-    return settings
-
-
 def check_extractor(extractor: nn.Module) -> None:
     """Refuse what the graph does not compute as mmdet does.
 
@@ -61,8 +48,10 @@ def check_extractor(extractor: nn.Module) -> None:
     if type(extractor) not in EXTRACTORS:
         known = ', '.join(one.__name__ for one in EXTRACTORS)
         raise ConfigError(f'{type(extractor).__name__}: no extractor of regions that is exported ({known})')
+    by_points = isinstance(extractor, extractors.GenericRoIExtractor)
     for layer in extractor.roi_layers:
-        check_layer(layer)
+        if not (by_points and isinstance(layer, SimpleRoIAlign)):
+            check_layer(layer)
 
 
 class Pool(nn.Module):
@@ -85,7 +74,7 @@ class Pool(nn.Module):
 
         Args:
             maps: of all levels (B, channels, H, W); those behind the extractor's inputs are not looked at.
-            boxes: (R, 4) xyxy, pixels of the network input.
+            boxes: (R, 4) xyxy, pixels of the network input, image by image, equally many of each.
             images: (R,) int64 index into the batch.
             grown: what the sides of boxes are multiplied by before pooling; levels are those of the boxes.
         """
@@ -93,6 +82,8 @@ class Pool(nn.Module):
         pairs = list(zip(layers, maps[: len(layers)], strict=True))
         shape = (boxes.shape[0], maps[0].shape[1], *layers[0].output_size)
         pooled = maps[0].new_zeros(shape)
+        if any(isinstance(layer, SimpleRoIAlign) for layer in layers):
+            return self._joined([sampling.pooled(layer, one, boxes) for layer, one in pairs])
         if isinstance(self.extractor, extractors.GenericRoIExtractor):
             every = torch.zeros_like(images)
             return self._joined(
@@ -146,6 +137,73 @@ def _least(level: int) -> float:
         value = below
 
 
+class Added(nn.Module):
+    """What HTC and SCNet add to the features of regions: those of a semantic map, and of the whole image.
+
+    The maps stand behind the levels, in the order of `context_names`.
+    """
+
+    def __init__(self, roi_head: nn.Module, kind: str, constant: bool = False) -> None:
+        """Keep the extractor of the semantic map where regions of this kind have one; see `Regions`."""
+        super().__init__()
+        self.names = context_names(roi_head)
+        fused = 'semantic' in self.names and kind in getattr(roi_head, 'semantic_fusion', (kind,))
+        self.pool = Pool(roi_head.semantic_roi_extractor, constant) if fused else None
+        self.cells = _cells(roi_head, kind) if fused else (1, 1)
+
+    def forward(
+        self,
+        pooled: torch.Tensor,
+        maps: Sequence[torch.Tensor],
+        boxes: torch.Tensor,
+        images: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the sum (R, C, h, w).
+
+        Args:
+            pooled: (R, C, h, w) features of regions.
+            maps: of all levels, then those of the whole image.
+            boxes: (R, 4) xyxy, pixels of the network input.
+            images: (R,) int64 index into the batch.
+        """
+        given = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))
+        if self.pool is not None:
+            semantic = self.pool([given['semantic']], boxes, images)
+            whole = self.cells == (1, 1)
+            pooled = pooled + (semantic if whole else nn.functional.avg_pool2d(semantic, self.cells))
+        if 'context' in given:
+            pooled = pooled + given['context'].index_select(0, images)
+        return pooled
+
+
+def _cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
+    """Return how many cells of the pooled semantic map are one cell of a region, in y and in x.
+
+    Raises:
+        ConfigError: it is no whole number, where mmdet averages over windows of several sizes.
+    """
+    own = part_of(roi_head, f'{kind}_roi_extractor', 0).roi_layers[0].output_size
+    semantic = roi_head.semantic_roi_extractor.roi_layers[0].output_size
+    if any(larger % side for larger, side in zip(semantic, own, strict=True)):
+        raise ConfigError(
+            f'model.roi_head.semantic_roi_extractor: output_size {tuple(semantic)} is no multiple of '
+            f'{tuple(own)}, that of {kind}_roi_extractor'
+        )
+    return tuple(larger // side for larger, side in zip(semantic, own, strict=True))
+
+
+def context_names(roi_head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the maps of whole images that a head of regions makes of the levels."""
+    kinds = dict(semantic='with_semantic', context='with_glbctx')
+    return tuple(name for name, flag in kinds.items() if getattr(roi_head, flag, False))
+
+
+def context_maps(roi_head: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the maps of `context_names`: semantic features (B, C, h, w), context (B, C, 1, 1)."""
+    heads = dict(semantic='semantic_head', context='glbctx_head')
+    return [getattr(roi_head, heads[name])(levels)[1] for name in context_names(roi_head)]
+
+
 def part_of(roi_head: nn.Module, name: str, stage: int) -> nn.Module:
     """Return a part of a stage; heads without stages have one of each."""
     part = getattr(roi_head, name)
@@ -157,29 +215,45 @@ def stages_of(roi_head: nn.Module) -> int:
     return int(getattr(roi_head, 'num_stages', 1))
 
 
-class Branch(nn.Module):
-    """Regions of a batch through an extractor, shared layers and a head."""
+class Regions(nn.Module):
+    """Features of the regions of a batch, by an extractor, what is added to them, and shared layers."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
         """Keep the parts of one stage; `kind` is 'bbox' or 'mask', for `constant` see `pool_level`."""
         super().__init__()
         self.pool = Pool(part_of(roi_head, f'{kind}_roi_extractor', stage), constant)
+        self.added = Added(roi_head, kind, constant) if context_names(roi_head) else None
         self.shared = roi_head.shared_head if roi_head.with_shared_head else nn.Identity()
+
+    def features(
+        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, grown: float | None = None
+    ) -> torch.Tensor:
+        """Return features (R, ...) of boxes (B, K, 4), pixels of the network input; `grown`: see `Pool`."""
+        images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
+        given = boxes.flatten(0, 1), images.flatten()
+        pooled = self.pool(maps, *given, grown)
+        return self.shared(pooled if self.added is None else self.added(pooled, maps, *given))
+
+
+class Branch(Regions):
+    """Regions of a batch and the head that looks at them."""
+
+    def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
+        """See `Regions`."""
+        super().__init__(roi_head, kind, stage, constant)
         self.head = part_of(roi_head, f'{kind}_head', stage)
         self.grown = getattr(roi_head, 'reg_roi_scale_factor', None) if kind == 'bbox' else None
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input."""
-        images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
-        given = maps, boxes.flatten(0, 1), images.flatten()
         views = [None] if self.grown is None else [None, self.grown]
-        return tuple(_flat(self.head(*(self.shared(self.pool(*given, grown)) for grown in views))))
+        return tuple(_flat(self.head(*(self.features(maps, boxes, grown) for grown in views))))
 
 
 def _flat(outputs: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a head's outputs, in order."""
+    """Yield the tensors of a head's outputs, in order; heads without a regression give None for it."""
     for one in outputs if isinstance(outputs, tuple | list) else (outputs,):
         if isinstance(one, torch.Tensor):
             yield one
-        else:
+        elif one is not None:
             yield from _flat(one)

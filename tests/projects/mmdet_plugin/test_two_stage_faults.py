@@ -84,6 +84,53 @@ def unclipped(form):
     form.proposals.facts['clip'] = False
 
 
+def semantic_map_left_out(form):
+    added = form.boxes.stages[0].added
+    added.forward = lambda pooled, *_: pooled
+
+
+def semantic_maps_of_masks_left_out(form):
+    form.masks.logits.added.forward = lambda pooled, *_: pooled
+
+
+def context_of_the_first_image(form):
+    for stage in form.boxes.stages:
+        forward = stage.added.forward
+        stage.added.forward = lambda pooled, maps, boxes, images, forward=forward: forward(
+            pooled, [*maps[:-1], maps[-1][:1].expand_as(maps[-1])], boxes, images
+        )
+
+
+def heads_that_see_nothing_of_those_before(form):
+    for head in form.masks.logits.heads:
+        forward = head.forward
+        head.forward = lambda features, before, forward=forward: forward(features)
+
+
+def nothing_relayed(form):
+    form.masks.logits.relay.forward = lambda shared: shared.new_zeros(())
+
+
+def iou_left_out(form):
+    form.masks.judge.forward = lambda features, logits: features.new_ones((len(features), 6))
+
+
+def points_a_cell_off(form):
+    form.masks.points.scales = [scale * 1.1 for scale in form.masks.points.scales]
+
+
+def one_step_without_points(form):
+    form.masks.points.points = 4
+
+
+def grid_without_its_corners(form):
+    form.grid.corners = form.grid.corners * 0
+
+
+def borders_of_today(form):
+    form.proposals.facts['head'] = dict(form.proposals.facts['head'], clip_inset=0.0)
+
+
 FAULTS = {
     not_aligned: 'faster',
     sampling_ratio: 'faster',
@@ -98,6 +145,16 @@ FAULTS = {
     deviation_of_the_second_stage: 'cascade',
     scores_of_the_last_stage: 'cascade',
     masks_of_the_next_class: 'mask',
+    semantic_map_left_out: 'htc',
+    semantic_maps_of_masks_left_out: 'htc',
+    heads_that_see_nothing_of_those_before: 'htc',
+    context_of_the_first_image: 'scnet',
+    nothing_relayed: 'scnet',
+    iou_left_out: 'judged',
+    points_a_cell_off: 'points',
+    one_step_without_points: 'points',
+    grid_without_its_corners: 'grid',
+    borders_of_today: 'legacy',
 }
 
 

@@ -1,0 +1,145 @@
+"""Parts of two-stage toys that are more than another head: cascades of masks, legacy coders, scored masks."""
+
+import copy
+
+from mmcv import ConfigDict
+
+LEVELS, CHANNELS, CLASSES = 5, 64, 6
+
+
+def cascade(model, **stage):
+    """Make three stages of boxes; `stage` replaces entries of each head."""
+    model.type = 'CascadeRCNN'
+    model.train_cfg.rcnn = [copy.deepcopy(model.train_cfg.rcnn) for _ in range(3)]
+    roi_head = model.roi_head
+    roi_head.update(type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
+    roi_head.bbox_head = [_stage(roi_head.bbox_head, index) for index in range(3)]
+    for head in roi_head.bbox_head:
+        head.update(stage)
+
+
+def _stage(head, index):
+    """Return the head of a stage; the second one regresses by class."""
+    head = copy.deepcopy(head)
+    head.bbox_coder.target_stds = [value / (index + 1) for value in head.bbox_coder.target_stds]
+    head.reg_class_agnostic = index != 1
+    return head
+
+
+def _semantic(roi_head, kind):
+    layer = dict(type='RoIAlign', output_size=14, sampling_ratio=0)
+    roi_head.semantic_roi_extractor = dict(
+        type='SingleRoIExtractor', roi_layer=layer, out_channels=CHANNELS, featmap_strides=[8]
+    )
+    sizes = dict(num_ins=LEVELS, fusion_level=1, num_convs=2, num_classes=9)
+    roi_head.semantic_head = dict(type=kind, in_channels=CHANNELS, conv_out_channels=CHANNELS, **sizes)
+
+
+def htc_alone(model):
+    """Make an HTC without a semantic map."""
+    cascade(model)
+    model.type, roi_head = 'HybridTaskCascade', model.roi_head
+    roi_head.update(type='HybridTaskCascadeRoIHead', interleaved=True, mask_info_flow=True)
+    heads = [copy.deepcopy(roi_head.mask_head) for _ in range(3)]
+    for index, head in enumerate(heads):
+        head.update(type='HTCMaskHead', with_conv_res=index > 0)
+    roi_head.mask_head = heads
+
+
+def htc(model):
+    """Make an HTC."""
+    htc_alone(model)
+    _semantic(model.roi_head, 'FusedSemanticHead')
+
+
+def scnet(model):
+    """Make an SCNet with all of its heads."""
+    cascade(model, type='SCNetBBoxHead', num_shared_fcs=2)
+    model.type, roi_head = 'SCNet', model.roi_head
+    roi_head.type = 'SCNetRoIHead'
+    roi_head.mask_head.update(type='SCNetMaskHead', num_convs=4)
+    _semantic(roi_head, 'SCNetSemanticHead')
+    sizes = dict(in_channels=CHANNELS, conv_out_channels=CHANNELS, num_classes=CLASSES)
+    roi_head.glbctx_head = dict(type='GlobalContextHead', num_convs=2, conv_to_res=True, **sizes)
+    relay = dict(in_channels=128, out_conv_channels=CHANNELS, roi_feat_size=7, scale_factor=2)
+    roi_head.feat_relay_head = dict(type='FeatureRelayHead', **relay)
+
+
+def legacy(model):
+    """Make anchors and coders those of mmdet 1.x."""
+    model.rpn_head.anchor_generator.update(type='LegacyAnchorGenerator', center_offset=0.5)
+    coders = [model.rpn_head.bbox_coder, model.roi_head.bbox_head.bbox_coder]
+    for coder in coders:
+        coder.type = 'LegacyDeltaXYWHBBoxCoder'
+    for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
+        model.roi_head[name].roi_layer.update(sampling_ratio=2, aligned=False)
+
+
+def judged(model):
+    """Make a Mask Scoring R-CNN."""
+    model.type, roi_head = 'MaskScoringRCNN', model.roi_head
+    roi_head.type = 'MaskScoringRoIHead'
+    sizes = dict(num_convs=2, num_fcs=1, in_channels=CHANNELS, conv_out_channels=CHANNELS, fc_out_channels=64)
+    roi_head.mask_iou_head = dict(type='MaskIoUHead', num_classes=CLASSES, roi_feat_size=14, **sizes)
+
+
+def points(model):
+    """Make a PointRend."""
+    model.type, roi_head = 'PointRend', model.roi_head
+    roi_head.type = 'PointRendRoIHead'
+    roi_head.mask_roi_extractor = dict(
+        type='GenericRoIExtractor',
+        aggregation='concat',
+        roi_layer=dict(type='SimpleRoIAlign', output_size=14),
+        out_channels=CHANNELS,
+        featmap_strides=[4],
+    )
+    sizes = dict(in_channels=CHANNELS, num_classes=CLASSES)
+    coarse = dict(num_fcs=1, conv_out_channels=CHANNELS, fc_out_channels=128)
+    roi_head.mask_head = dict(type='CoarseMaskHead', **sizes, **coarse)
+    roi_head.point_head = dict(type='MaskPointHead', num_fcs=2, fc_channels=64, **sizes)
+    model.test_cfg.rcnn.update(subdivision_steps=3, subdivision_num_points=196, scale_factor=2)
+
+
+def grid(model):
+    """Make a Grid R-CNN."""
+    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
+    masked_grid(model)
+
+
+def masked_grid(model):
+    """Make a Grid R-CNN with masks, which none of mmdet's configs is."""
+    model.type, roi_head = 'GridRCNN', model.roi_head
+    roi_head.type, roi_head.bbox_head.with_reg = 'GridRoIHead', False
+    roi_head.grid_roi_extractor = copy.deepcopy(roi_head.bbox_roi_extractor)
+    roi_head.grid_roi_extractor.roi_layer.output_size = 14
+    sizes = dict(num_convs=2, in_channels=CHANNELS, point_feat_channels=8, grid_points=9)
+    roi_head.grid_head = dict(type='GridHead', norm_cfg=dict(type='GN', num_groups=36), **sizes)
+
+
+def panoptic(model):
+    """Make a Panoptic FPN."""
+    model.type = 'PanopticFPN'
+    kinds = dict(num_things_classes=CLASSES, num_stuff_classes=5)
+    norm = dict(type='GN', num_groups=8, requires_grad=True)
+    levels = dict(in_channels=CHANNELS, inner_channels=32, start_level=0, end_level=4)
+    model.semantic_head = dict(type='PanopticFPNHead', norm_cfg=norm, **kinds, **levels)
+    model.panoptic_fusion_head = ConfigDict(type='HeuristicFusionHead', **kinds)
+    nms = dict(type='nms', iou_threshold=0.5, class_agnostic=True)
+    masks = dict(mask_thr_binary=0.5, mask_overlap=0.5, stuff_area_limit=64)
+    model.test_cfg.panoptic = ConfigDict(score_thr=0.6, max_per_img=100, nms=nms, **masks)
+
+
+PARTS = dict(
+    htc=htc,
+    htc_alone=htc_alone,
+    scnet=scnet,
+    legacy=legacy,
+    judged=judged,
+    points=points,
+    grid=grid,
+    panoptic=panoptic,
+)
+"""Kind of toy -> what makes it of the Mask R-CNN."""
+REFUSED = dict(masked_grid=masked_grid)
+"""The same of those that do not export."""
