@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
+from mmdeploy_ext.proof.suppression import with_moved_thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -55,6 +56,11 @@ class Reference:
         """The results with a higher limit of their number, to tell ties at the cut."""
         with self.deployment.family.raised_result_limit(self.deployment.model):
             return self._results()
+
+    @functools.cached_property
+    def turned(self) -> list[list[Any]]:
+        """The results with each suppression's threshold moved by rounding, to tell ties of a suppression."""
+        return with_moved_thresholds(self.deployment.model, self._results)
 
     def _results(self) -> list[Any]:
         family, model = self.deployment.family, self.deployment.model

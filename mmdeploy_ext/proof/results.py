@@ -109,6 +109,8 @@ class DetectionRow:
         broken: the results could not be compared at all.
         low: results of both sides below the score threshold, judged over the whole proof.
         low_alone: of those, without a partner within the bars.
+        ties: results of either side without a partner, as PyTorch's own where a suppression is rounded
+            otherwise.
     """
 
     image: str
@@ -125,6 +127,7 @@ class DetectionRow:
     broken: bool = False
     low: int = 0
     low_alone: int = 0
+    ties: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

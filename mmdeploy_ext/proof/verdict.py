@@ -100,7 +100,7 @@ class Verdict:
         images = [row for case in self.cases for row in case.detections]
         counts = {
             name: sum(getattr(row, name) for row in images)
-            for name in ('reference', 'matched', 'missing', 'extra')
+            for name in ('reference', 'matched', 'missing', 'extra', 'ties')
         }
         return dict(
             inputs=len(self.cases),

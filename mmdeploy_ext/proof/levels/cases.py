@@ -106,6 +106,7 @@ def match_images(
             got,
             capacity=capacity,
             beyond=lambda index=index: reference.longer[index],
+            turned=lambda index=index: [results[index] for results in reference.turned],
             **judged,
         )
         for index, ((title, _), wanted, got) in enumerate(

@@ -41,6 +41,7 @@ def match_detections(
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
     beyond: Callable[[], Detections] | None = None,
+    turned: Callable[[], Sequence[Detections]] | None = None,
 ) -> DetectionRow:
     """Match two lists of detections one to one, within a class, whatever their order.
 
@@ -67,6 +68,8 @@ def match_detections(
         capacity: detections that both engines keep at most per image (`max_per_img`).
         beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
             the cut is excused only where the candidate's result is in it, too.
+        turned: returns the reference's lists with the thresholds of its suppressions moved by rounding. A
+            result without a partner is excused only where one of these lists loses, or gains, it too.
 
     Returns:
         The row. No boxes on both sides pass with `matched` 0; whether anything was matched at all is the
@@ -74,15 +77,17 @@ def match_detections(
     """
     problem = _broken('reference', reference) or _broken('candidate', candidate)
     scores = reference.scores, candidate.scores
+    pair = functools.partial(pair_up, iou_bar=iou_bar, score_bar=score_bar)
     return matching.match_by_iou(
         image,
         problem,
         scores,
-        lambda: pair_up(reference, candidate, iou_bar, score_bar),
+        lambda: pair(reference, candidate),
         score_thr,
         score_bar,
         capacity,
-        beyond and (lambda: pair_up(beyond(), candidate, iou_bar, score_bar).matched.values()),
+        beyond and (lambda: pair(beyond(), candidate).matched.values()),
+        turned and (lambda: matching.turned_by(turned(), reference, candidate, pair)),
     )
 
 

@@ -6,6 +6,7 @@ Glossary: R reference instances (rows), C candidate instances (columns), P pixel
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,7 @@ def match_detections(
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
     beyond: Callable[[], Instances] | None = None,
+    turned: Callable[[], Sequence[Instances]] | None = None,
     pair_by: Callable[..., Pairing] | None = None,
 ) -> DetectionRow:
     """Match two lists of instances one to one, within a class, whatever their order.
@@ -60,12 +62,13 @@ def match_detections(
         capacity: instances that both engines keep at most per image (`max_per_img`).
         beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
             the cut is excused only where the candidate's result is in it, too.
+        turned: see `bbox2d.match_detections`.
         pair_by: `pair_up` of another task, which looks at more than masks.
 
     Returns:
         The row.
     """
-    pair_by = pair_by or pair_up
+    pair = functools.partial(pair_by or pair_up, iou_bar=iou_bar, score_bar=score_bar)
     problem = _broken('reference', reference) or _broken('candidate', candidate)
     if not problem and reference.masks.shape[1:] != candidate.masks.shape[1:]:
         problem = f'masks: got {candidate.masks.shape[1:]} pixels, expected {reference.masks.shape[1:]}'
@@ -74,11 +77,12 @@ def match_detections(
         image,
         problem,
         scores,
-        lambda: pair_by(reference, candidate, iou_bar, score_bar),
+        lambda: pair(reference, candidate),
         score_thr,
         score_bar,
         capacity,
-        beyond and (lambda: pair_by(beyond(), candidate, iou_bar, score_bar).matched.values()),
+        beyond and (lambda: pair(beyond(), candidate).matched.values()),
+        turned and (lambda: matching.turned_by(turned(), reference, candidate, pair)),
     )
 
 

@@ -35,6 +35,10 @@ class Pairing:
     outside: dict[int, int]
 
 
+Turned = tuple[set[int], set[int]]
+"""References (rows) that may as well be missing, and candidates (columns) that may as well be there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tally:
     """What a pairing means for the detections that count.
@@ -48,6 +52,7 @@ class Tally:
         outside: of those, outside the bars.
         low: results of both lists that do not count, since their scores are below the threshold.
         low_alone: of those, without a partner within the bars.
+        ties: of both lists, excused by `turned`.
     """
 
     needed: int
@@ -58,6 +63,7 @@ class Tally:
     outside: int
     low: int = 0
     low_alone: int = 0
+    ties: int = 0
 
     def worst(self, values: np.ndarray, default: float) -> float:
         """Return the largest of an (R, C) array over the pairs that count."""
@@ -73,6 +79,7 @@ def match_by_iou(
     score_bar: float,
     capacity: int | None,
     beyond: Callable[[], Iterable[int]] | None = None,
+    turned: Callable[[], Turned] | None = None,
 ) -> DetectionRow:
     """Return the row of one image, whose nearness is an IoU.
 
@@ -85,12 +92,13 @@ def match_by_iou(
         score_bar: largest score difference of a matched pair.
         capacity: results that both engines keep at most.
         beyond: see `tally`.
+        turned: see `tally`.
     """
     if problem:
         count = len(scores[0])
         return DetectionRow(image, count, 0, count, len(scores[1]), 0.0, 1.0, False, problem, broken=True)
     pairing = pair()
-    found = tally(pairing, scores, score_thr, score_bar, capacity, beyond)
+    found = tally(pairing, scores, score_thr, score_bar, capacity, beyond, turned)
     worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)
     why = reason(found, f'worst IoU {worst_iou:.5f}, worst score difference {worst_score:.2g}')
     return DetectionRow(
@@ -106,7 +114,25 @@ def match_by_iou(
         outside=found.outside,
         low=found.low,
         low_alone=found.low_alone,
+        ties=found.ties,
     )
+
+
+def turned_by(lists: Iterable[Any], reference: Any, candidate: Any, pair: Callable[..., Pairing]) -> Turned:
+    """Return which results are lost and gained in other lists of the same engine.
+
+    Args:
+        lists: of the reference, as it is where its suppression is rounded otherwise.
+        reference: R results.
+        candidate: C results.
+        pair: pairs two lists up within the bars.
+    """
+    rows: set[int] = set()
+    columns: set[int] = set()
+    for other in lists:
+        rows |= set(range(len(reference.scores))) - set(pair(reference, other).matched)
+        columns |= set(pair(other, candidate).matched.values())
+    return rows, columns
 
 
 def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
@@ -129,6 +155,7 @@ def tally(
     score_bar: float,
     capacity: int | None,
     beyond: Callable[[], Iterable[int]] | None = None,
+    turned: Callable[[], Turned] | None = None,
 ) -> Tally:
     """Count; see `match_detections` of the tasks for what counts and what is excused.
 
@@ -140,6 +167,8 @@ def tally(
         capacity: detections that both engines keep at most.
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
+        turned: returns what the reference itself loses and gains where its suppression is rounded otherwise;
+            asked only where something has no partner, which is then excused. None: nothing is.
     """
     reference, candidate = scores
     partner = {**pairing.matched, **pairing.outside}
@@ -149,20 +178,29 @@ def tally(
     extra = [column for column in np.flatnonzero(surplus) if column not in taken]
     if capacity and len(reference) == len(candidate) == capacity:
         missing, extra = _without_ties(missing, extra, reference, candidate, score_bar, beyond)
+    outside = {row: column for row, column in pairing.outside.items() if needed[row] or surplus[column]}
+    alone = len(missing) + len(extra) + 2 * len(outside)
+    if turned and (missing or extra or outside):
+        rows, columns = turned()
+        missing = [row for row in missing if row not in rows]
+        extra = [column for column in extra if column not in columns]
+        outside = {row: column for row, column in outside.items() if row not in rows or column not in columns}
     low = int((~needed).sum() + (candidate < score_thr).sum())
     low_paired = sum(
         int(not needed[row]) + int(candidate[column] < score_thr) for row, column in pairing.matched.items()
     )
-    pairs = {row: column for row, column in partner.items() if needed[row] or surplus[column]}
+    kept = {**pairing.matched, **outside}
+    pairs = {row: column for row, column in kept.items() if needed[row] or surplus[column]}
     return Tally(
         needed=int(needed.sum()),
         matched=sum(bool(needed[row]) for row in pairing.matched),
         missing=len(missing),
         extra=len(extra),
         pairs=pairs,
-        outside=sum(row in pairing.outside for row in pairs),
+        outside=len(outside),
         low=low,
         low_alone=low - low_paired,
+        ties=alone - len(missing) - len(extra) - 2 * len(outside),
     )
 
 

@@ -166,7 +166,9 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
             (
                 _name(row.image, count),
                 str(row.reference),
-                str(row.matched) + (f' +{row.outside} off' if row.outside else ''),
+                str(row.matched)
+                + f' +{row.outside} off' * bool(row.outside)
+                + f' ({row.ties} ties)' * bool(row.ties),
                 str(row.missing),
                 str(row.extra),
                 f'{row.worst_iou:.6f}' if row.worst_distance is None else figure(row.worst_distance),

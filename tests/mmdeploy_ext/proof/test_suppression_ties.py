@@ -1,0 +1,99 @@
+"""Ties of a suppression are excused only where PyTorch, its threshold moved by rounding, does the same."""
+
+import numpy as np
+import pytest
+import torch
+from mmcv.ops import batched_nms
+
+from mmdeploy_ext.proof.enough import whole_reasons
+from mmdeploy_ext.proof.results import Case
+from mmdeploy_ext.proof.suppression import TIE_IOU, with_moved_thresholds
+from mmdeploy_ext.proof.tasks.bbox2d import match_detections
+from mmdeploy_ext.runtime.detections import Detections
+
+THRESHOLD = 0.5
+BEST, LAST = [0.0, 0.0, 100.0, 100.0], [300.0, 300.0, 340.0, 330.0]
+
+
+class Head(torch.nn.Module):
+    def __init__(self, threshold=THRESHOLD):
+        super().__init__()
+        self.test_cfg = dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=threshold), max_per_img=2)
+
+
+def boxes(overlap: float) -> torch.Tensor:
+    """Return three boxes: the second has this IoU with the first."""
+    return torch.tensor([BEST, [0.0, 0.0, 100.0, 100.0 * overlap], LAST])
+
+
+def results(head: Head, overlap: float) -> Detections:
+    """Return what is left after the suppression that the head asks for, and the limit of two."""
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64)
+    dets, keep = batched_nms(boxes(overlap), scores, labels, head.test_cfg['nms'])
+    dets, keep = dets[:2], keep[:2]
+    return Detections(dets[:, :4].numpy(), dets[:, 4].numpy(), labels[keep].numpy())
+
+
+def judged(ours: float, others: float):
+    """Return the row of two engines that see an IoU of `ours` and of `others`."""
+    head = Head()
+    model = torch.nn.ModuleDict(dict(head=head))
+    return match_detections(
+        'a.jpg',
+        results(head, ours),
+        results(head, others),
+        capacity=2,
+        turned=lambda: with_moved_thresholds(model, lambda: results(head, ours)),
+    )
+
+
+@pytest.mark.parametrize(('ours', 'others'), [(0.50001, 0.49999), (0.49999, 0.50001)])
+def test_a_box_at_the_threshold_may_be_suppressed_or_not(ours, others):
+    row = judged(ours, others)
+    assert row.passed
+    assert (row.matched, row.missing, row.extra, row.ties) == (1, 0, 0, 2)
+
+
+@pytest.mark.parametrize(('ours', 'others'), [(0.51, 0.49), (0.499, 0.501), (0.5 + 3 * TIE_IOU, 0.49999)])
+def test_one_that_is_not_near_the_threshold_is_missing(ours, others):
+    row = judged(ours, others)
+    assert not row.passed
+    assert (row.missing, row.extra, row.ties) == (1, 1, 0)
+
+
+def test_another_box_beside_a_tie_is_still_extra():
+    head = Head()
+    model = torch.nn.ModuleDict(dict(head=head))
+    reference, candidate = results(head, 0.50001), results(head, 0.49999)
+    garbage = Detections(
+        np.concatenate([candidate.bboxes_xyxy, [[7, 7, 50, 50]]]).astype(np.float32),
+        np.append(candidate.scores, np.float32(0.6)),
+        np.append(candidate.labels, 0),
+    )
+    turned = with_moved_thresholds(model, lambda: results(head, 0.50001))
+    row = match_detections('a.jpg', reference, garbage, turned=lambda: turned)
+    assert not row.passed
+    assert row.extra == 1
+
+
+def test_thresholds_are_as_before_whatever_happens():
+    head = Head()
+    model = torch.nn.ModuleDict(dict(head=head, same=head))
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        with_moved_thresholds(
+            model, lambda: seen.append(head.test_cfg['nms']['iou_threshold']) or 1 / (2 - len(seen))
+        )
+    assert head.test_cfg['nms']['iou_threshold'] == THRESHOLD
+    assert seen == [THRESHOLD - TIE_IOU, THRESHOLD + TIE_IOU]
+
+
+def test_nothing_is_asked_where_all_have_partners():
+    one = results(Head(), 0.3)
+    assert match_detections('a.jpg', one, one, turned=lambda: pytest.fail('asked')).passed
+
+
+def test_many_ties_are_a_fault():
+    tied = judged(0.50001, 0.49999)
+    case = Case('traced input', '1x3x64x64', True, (), (tied,) * 3)
+    assert any('near its threshold' in reason for reason in whole_reasons([case] * 3))
