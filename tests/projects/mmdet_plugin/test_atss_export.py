@@ -346,8 +346,8 @@ VARIANTS = {
         'model.bbox_head.bbox_coder.add_ctr_clamp': True,
         'model.bbox_head.bbox_coder.ctr_clamp': 2,
     },
-    'sides of boxes over a normalizer of 1, which may be turned': {
-        'model.bbox_head.bbox_coder': dict(_delete_=True, type='TBLRBBoxCoder', normalizer=1.0),
+    'sides of boxes over a normalizer of 4, which may be turned': {
+        'model.bbox_head.bbox_coder': dict(_delete_=True, type='TBLRBBoxCoder', normalizer=4.0),
     },
 }
 
