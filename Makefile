@@ -213,7 +213,9 @@ tensorrt-table-full: $(ENV)
 	    --shapes N=5000/20000/120000 $(foreach level,0 1 2 3 4,M$(level)=1000/20000/120000) --constant img_shape ori_shape
 
 # Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
+# Every process of the tests reads what the first has compiled, also where the shell asks for no .pyc files.
 PARALLEL := -n auto --dist loadfile
+test test-fast test-matrix: export PYTHONDONTWRITEBYTECODE :=
 test: $(ENV)
 	$(RUN) -m pytest tests $(PARALLEL) --durations=20 -ra $(PYTEST_ARGS)
 

@@ -16,6 +16,8 @@ from mmdeploy_ext.stack import compat  # noqa: E402
 
 pytest_plugins = ['cpu_seconds', 'exported_once', 'one_run', 'one_thread', 'resume']
 WORKER_BYTES = 4 << 30
+COLLECT_AFTER = 10_000, 20, 50
+"""For garbage: with Python's own numbers the search takes a 22nd of the CPU seconds."""
 gc.disable()  # until all tests are collected: nothing that the imports make goes
 cli.wait_passively()
 if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -27,6 +29,7 @@ def pytest_collection_finish() -> None:
     """Keep what the imports made out of every later search for garbage: a twentieth of the CPU seconds."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
     gc.enable()
 
 

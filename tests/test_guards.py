@@ -66,13 +66,15 @@ CONFIGS = sorted(
 
 @functools.lru_cache
 def build(model: str) -> list[str]:
-    """Build a model, given as the text of a dict, and return the names of its parameters."""
+    """Build a model, given as the text of a dict, and return the names of its parameters; draws no values."""
+    import torch
     from mmcv import Config
 
     from mmdeploy_ext.families.base import find_family
 
     cfg = Config(ast.literal_eval(model))
-    return list(find_family(cfg).build(cfg).state_dict())
+    with torch.device('meta'):
+        return list(find_family(cfg).build(cfg).state_dict())
 
 
 def sparse_alone(cfg):
@@ -114,7 +116,8 @@ def test_every_config_builds(name):
     if not fragment:
         rule = find_family(cfg).preprocess_rule(cfg)
         normalises = "'Normalize" in repr(cfg.data.test.pipeline)
-        assert hasattr(rule, 'voxel_size') or (rule.std != (1.0, 1.0, 1.0)) == normalises
+        if not hasattr(rule, 'voxel_size'):
+            assert ((*rule.mean, *rule.std) != (0, 0, 0, 1, 1, 1)) == normalises
         assert len(config_sha256(cfg)) == 64
 
 

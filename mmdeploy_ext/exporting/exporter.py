@@ -16,6 +16,7 @@ import torch
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.functional import decomposed_where_needed
+from mmdeploy_ext.exporting.torchlib import translations_read_once
 from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
 from mmdeploy_ext.graph.passes.fold import quietly
 from mmdeploy_ext.stack import compat
@@ -249,7 +250,7 @@ def _export_dynamo(
     named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
     if named < len(parameters):
         shapes = (*shapes[:named], shapes[named:])  # torch.export knows *tensors as one argument
-    with decomposed_where_needed(translations):
+    with decomposed_where_needed(translations), translations_read_once():
         program = torch.onnx.export(
             stage.module,
             args,

@@ -107,16 +107,17 @@ def _broken(side: str, detections: Detections) -> str:
 
 def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
     """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes."""
-    one = reference.bboxes_xyxy.astype(np.float64)[:, None]
-    two = candidate.bboxes_xyxy.astype(np.float64)[None]
+    rows, columns = np.nonzero(reference.labels[:, None] == candidate.labels[None])
+    one = reference.bboxes_xyxy.astype(np.float64)[rows].T
+    two = candidate.bboxes_xyxy.astype(np.float64)[columns].T
     near = np.abs(one - two) <= CORNER_EPS
-    equal = near[..., :2] & near[..., 2:]
-    shared = np.maximum(np.minimum(one[..., 2:], two[..., 2:]) - np.maximum(one[..., :2], two[..., :2]), 0)
-    sides = shared, one[..., 2:] - one[..., :2], two[..., 2:] - two[..., :2]
-    overlap, *areas = (np.where(equal, 1.0, side).prod(-1) for side in sides)
+    equal = near[:2] & near[2:]
+    shared = np.maximum(np.minimum(one[2:], two[2:]) - np.maximum(one[:2], two[:2]), 0)
+    sides = shared, one[2:] - one[:2], two[2:] - two[:2]
+    overlap, *areas = (np.where(equal, 1.0, side).prod(0) for side in sides)
     union = sum(areas) - overlap
-    iou = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
-    iou[reference.labels[:, None] != candidate.labels[None]] = -1.0
+    iou = np.full((len(reference.labels), len(candidate.labels)), -1.0)
+    iou[rows, columns] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
     return iou
 
 

@@ -273,17 +273,17 @@ def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.nda
 
 def _nearest_pairs(nearness: np.ndarray, matched: dict[int, int], floor: float) -> dict[int, int]:
     """Pair what is left by descending nearness down to `floor`: row -> column."""
-    free = np.full_like(nearness, -np.inf)
-    rows = [row for row in range(nearness.shape[0]) if row not in matched]
-    columns = sorted(set(range(nearness.shape[1])) - set(matched.values()))
-    free[np.ix_(rows, columns)] = nearness[np.ix_(rows, columns)]
+    free = nearness >= floor
+    free[list(matched.keys())] = False
+    free[:, list(matched.values())] = False
+    rows, columns = np.nonzero(free)
     pairs: dict[int, int] = {}
-    for flat in np.argsort(-free, axis=None, kind='stable'):
-        row, column = divmod(int(flat), nearness.shape[1])
-        if free[row, column] < floor:
-            break
-        if row not in pairs and column not in pairs.values():
+    taken: set[int] = set()
+    for place in np.argsort(-nearness[rows, columns], kind='stable'):
+        row, column = int(rows[place]), int(columns[place])
+        if row not in pairs and column not in taken:
             pairs[row] = column
+            taken.add(column)
     return pairs
 
 

@@ -9,9 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch.onnx._internal.exporter import _registration
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.torchlib import translations_read_once
 from mmdeploy_ext.graph.passes.ends import name_ends
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -102,3 +104,16 @@ def test_names_that_cannot_be_given_are_refused(options, message):
 def test_more_names_than_outputs_are_refused(exporter):
     with pytest.raises((UsageError, ExportError), match=r'\b[45]\b.*\b[45]\b'):
         export(exporter, output_names=tuple('abcde'))
+
+
+def test_translations_are_read_once_and_each_export_has_a_registry_of_its_own():
+    registry, relu = _registration.ONNXRegistry, torch.ops.aten.relu.default
+    plain = vars(registry)['from_torchlib']
+    with translations_read_once():
+        first, second = (registry.from_torchlib(opset_version=18) for _ in range(2))
+        first.register_op(relu, lambda x: x)
+        third = registry.from_torchlib(opset_version=18)
+    assert vars(registry)['from_torchlib'] is plain
+    assert [len(each.get_decomps(relu)) for each in (first, second, third)] == [2, 1, 1]
+    assert first.get_decomps(relu)[0].is_custom and first.get_decomps(relu)[1] is third.get_decomps(relu)[0]
+    assert first.functions.keys() == registry.from_torchlib(opset_version=18).functions.keys()
