@@ -81,8 +81,7 @@ def run_modes(
 def run_once(known: Iterable[Reference], backend: Backend) -> Iterator[Case]:
     """Yield the same of one run of each input: for files that give the same bits whenever they run."""
     for reference in known:
-        names = backend.metadata.spec.input_names
-        feeds = {name: reference.feeds[name] for name in names if name in reference.feeds}
+        feeds = reference.feeds_of(backend.metadata)
         yield judge_outputs(reference, backend, attempt(functools.partial(backend.infer, feeds)))[0]
 
 

@@ -1,1 +1,1 @@
-"""The command-line tools: one `main` each."""
+"""What the command-line tools do, without argument defaults of their own: one `main` per tool."""

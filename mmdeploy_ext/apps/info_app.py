@@ -1,4 +1,4 @@
-"""`mm2onnx info`: the metadata of an exported file, and the verdict of its proof."""
+"""`mm2onnx info`: what an exported file says of itself, and what a proof says of it."""
 
 from __future__ import annotations
 

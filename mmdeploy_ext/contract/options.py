@@ -21,8 +21,9 @@ NO_BF16_FILE = (
 FORM = Option(
     'form',
     'full',
-    'full: detections; decode: boxes, scores, centerness; raw: head outputs (default: full)',
-    ('full', 'decode', 'raw'),
+    'full: detections; decode: boxes, scores, centerness; raw: head outputs; proposals, regions: two-stage '
+    'detectors in two graphs, pictures to proposals and regions to detections (default: full)',
+    ('full', 'decode', 'raw', 'proposals', 'regions'),
     flag='--postprocess',
     key='postprocess',
     told=True,

@@ -1,1 +1,1 @@
-"""The lowest layer: errors, files, configs, command lines, processes. No torch, no mmcv."""
+"""What everything rests on: errors, files, configs, command lines, processes. No torch, no mmcv."""

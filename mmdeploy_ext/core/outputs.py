@@ -1,4 +1,4 @@
-"""stdout and stderr of a run, which notice a closed pipe."""
+"""stdout and stderr of a run, which notice that nobody reads them."""
 
 from __future__ import annotations
 

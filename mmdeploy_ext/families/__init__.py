@@ -1,1 +1,1 @@
-"""Base classes of model families, and the registry."""
+"""What a family of models gives to the shared code, and the registry."""

@@ -1,4 +1,4 @@
-"""The base class of model families, and their registry."""
+"""What a model family gives to the shared machinery, and the registry of all of them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
     from mmdeploy_ext.contract.stages import Stage
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
     from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -75,7 +75,11 @@ class ImageFamily(Family):
 
     def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
         """Return whether a dynamic graph with these options takes images of this size, pixels."""
-        return min(height, width) >= self.spec(model, options).inputs[0].smallest
+        return min(height, width) >= self.picture(model, options).smallest
+
+    def picture(self, model: torch.nn.Module, options: Options) -> TensorSpec:
+        """Return the contract of the pictures that come before a graph: its first input."""
+        return self.spec(model, options).inputs[0]
 
     @abc.abstractmethod
     def stages(self, model: torch.nn.Module, options: Options, fold: bool = True) -> list[Stage]:
@@ -112,6 +116,12 @@ class ImageFamily(Family):
             form: of the graph.
             chosen: the other options that the file was exported with.
         """
+
+    def inner_inputs(
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str
+    ) -> dict[str, np.ndarray]:
+        """Return what a graph of this form takes of another graph, as the unpatched model gives it."""
+        return {}
 
     def choose_as(
         self,
@@ -174,6 +184,27 @@ class ImageFamily(Family):
         self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> list[Detections] | list[Instances]:
         """Run upstream's own test path and return its detections per image."""
+
+    def results(
+        self,
+        model: torch.nn.Module,
+        metadata: Metadata,
+        outputs: Mapping[str, np.ndarray],
+        feeds: Mapping[str, np.ndarray],
+        images: Sequence[PreparedImage],
+        rescale: bool,
+    ) -> list[Detections] | list[Instances]:
+        """Return the results that a proof compares: of a graph that ends before them, by upstream's rest.
+
+        Args:
+            model: of upstream, unpatched.
+            metadata: of the file.
+            outputs: of the engine on trial.
+            feeds: by name.
+            images: that the feeds were made of.
+            rescale: whether results are in pixels of the originals.
+        """
+        return self.detections(metadata, outputs, feeds)
 
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""The base class of families of sparse LiDAR backbones."""
+"""What a family of LiDAR models gives to the export of its sparse backbone."""
 
 from __future__ import annotations
 

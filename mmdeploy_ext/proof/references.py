@@ -15,6 +15,7 @@ from mmdeploy_ext.proof.suppression import with_moved_thresholds
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.inputs.pictures import PreparedImage
@@ -73,6 +74,11 @@ class Reference:
             answer = getattr(self.deployment.family, question)
             self._known[key] = answer(self.deployment.model, self.feeds, *given, **own)
         return self._known[key]
+
+    def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
+        """Return what a file is fed; what it takes of another graph is in `feeds` from then on."""
+        self.feeds |= self.ask('inner_inputs', metadata.form)
+        return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
         """Free the tensors, which are large; they are computed again when they are asked for."""

@@ -133,7 +133,7 @@ def _sized(deployment: deploy.Deployment, size: tuple[int, int], dynamic: bool) 
     """Return the options of an export: sides are the next multiples that the network takes."""
     family, model = deployment.family, deployment.model
     options = deploy.resolve_opset(_options(family, size, dynamic, 0), model)
-    multiple = family.spec(model, options).inputs[0].multiple
+    multiple = family.picture(model, options).multiple
     height, width = (-(-side // multiple) * multiple for side in size)
     return deploy.check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
 

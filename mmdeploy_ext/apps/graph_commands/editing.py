@@ -1,4 +1,4 @@
-"""`graph.py extract, cut, insert-outputs, rename, set-shape, merge`: other inputs, outputs or shapes."""
+"""`graph.py extract, cut, insert-outputs, rename, set-shape, merge`: other ends for a graph."""
 
 from __future__ import annotations
 

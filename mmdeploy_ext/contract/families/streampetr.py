@@ -6,7 +6,7 @@ from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.schema import maybe, number, record
 from mmdeploy_ext.contract.values import COUNT, RANGE
 
-GROUP = 'multi-camera models (StreamPETR)'
+GROUP = 'models of frames (StreamPETR)'
 CONTRACT = Option(
     'contract',
     'deploy',

@@ -1,4 +1,4 @@
-"""Name the outputs and dynamic axes of an exported graph as the caller asked."""
+"""Call inputs and outputs of an exported graph, and the axes that vary, what the caller calls them."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def save_folder(
     meaning: str,
     source: str,
 ) -> Path:
-    """Write the case atomically.
+    """Write the case, whole or not at all.
 
     Args:
         reduction: see `reduce.reduce`.

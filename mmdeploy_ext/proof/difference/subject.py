@@ -74,6 +74,7 @@ def _of_images(
     cases = proof_inputs(deployment, options, images)
     chosen = [case for case in cases if not case.traced and not case.left_out][-1]
     given = family.feeds(chosen.images, True)
+    given |= family.inner_inputs(deployment.model, given, options.form)
     return Subject(
         family.stages(deployment.model, options),
         {name: given[name] for name in metadata.spec.input_names if name in given},

@@ -53,7 +53,7 @@ class Sizes:
 
 def other_sizes(deployment: Deployment, options: Options) -> Sizes:
     """Return the sizes for a file with these options; all are sizes that it takes, see `Family.takes`."""
-    image = deployment.family.spec(deployment.model, options).inputs[0]
+    image = deployment.family.picture(deployment.model, options)
     takes = functools.partial(deployment.family.takes, deployment.model, options)
     step = math.lcm(STRIDE, image.multiple)
     height, width = options.height, options.width
@@ -78,7 +78,7 @@ def other_sizes(deployment: Deployment, options: Options) -> Sizes:
 
 def fits(deployment: Deployment, options: Options, size: Size) -> bool:
     """Return whether a dynamic file takes an input of a size."""
-    image = deployment.family.spec(deployment.model, options).inputs[0]
+    image = deployment.family.picture(deployment.model, options)
     aligned = not any(side % image.multiple for side in size)
     return aligned and deployment.family.takes(deployment.model, options, *size)
 

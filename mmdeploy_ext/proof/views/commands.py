@@ -39,7 +39,8 @@ def _next_script(verdict: Verdict) -> str:
         asked = {name: max(one.get(name, 0) for one in needed) for one in needed for name in one}
         command = export_command(subject, known['file'], **asked)
         return f'{command}   # only the number of candidates cut results off'
-    if subject.get('form') == 'full' and failed:
+    forms = getattr(FAMILIES.get(subject.get('family')), 'forms', ('raw',))
+    if subject.get('form') == 'full' and failed and 'raw' in forms:
         raw = f'{known["file"].removesuffix(".onnx")}_raw.onnx'
         command = export_command(subject, raw, form='raw')
         return f'{command}   # is it the network or the post-processing?'

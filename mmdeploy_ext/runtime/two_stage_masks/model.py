@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.runtime.detections import BoxedInstances, ScoredMasks
-from mmdeploy_ext.runtime.two_stage.model import check_caps
+from mmdeploy_ext.runtime.two_stage.model import check_caps, check_form
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,7 @@ def detections(
     Raises:
         ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out.
     """
+    check_form(metadata)
     batch = len(outputs['labels'])
     sizes = np.broadcast_to(np.asarray(feeds['ori_shape']).reshape(-1, 2), (batch, 2))
     scales = np.asarray(feeds.get('scale_factor', np.ones((batch, 4))), np.float32)

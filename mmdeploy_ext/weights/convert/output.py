@@ -1,4 +1,4 @@
-"""Writing a checkpoint: where it may go, and atomically."""
+"""Writing a checkpoint: where it may go, and whole or not at all."""
 
 from __future__ import annotations
 

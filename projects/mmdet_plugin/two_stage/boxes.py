@@ -51,6 +51,13 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
     return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
 
 
+def output_names(head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the outputs of a box head, in its order."""
+    if isinstance(head, bbox_heads.SABLHead):
+        return 'cls_score', 'bbox_cls', 'bbox_reg'
+    return 'cls_score', 'bbox_pred'
+
+
 def last_head(roi_head: nn.Module) -> nn.Module:
     """Return the box head whose boxes are the results."""
     return part_of(roi_head, 'bbox_head', stages_of(roi_head) - 1)
@@ -80,6 +87,7 @@ class Boxes(nn.Module):
         present: torch.Tensor,
         clip_hw: torch.Tensor,
         scale_factor: torch.Tensor,
+        seen: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Turn proposals into detections.
 
@@ -89,14 +97,21 @@ class Boxes(nn.Module):
             present: (B, K) bool; other rows are padding.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
+            seen: gets, per stage, what its head looks at and gives, by name, a row per region.
 
         Returns:
             dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):
-            scores, *deltas = (one.reshape(*regions.shape[:2], -1) for one in stage(maps, regions))
+            given = () if seen is None else (seen,)
+            scores, *deltas = (one.reshape(*regions.shape[:2], -1) for one in stage(maps, regions, *given))
             logits.append(scores)
+            if seen is not None:
+                outputs = dict(zip(output_names(stage.head), (scores, *deltas), strict=True))
+                seen[-1] = {f'{name}_{index}': one for name, one in (seen[-1] | outputs).items()}
+                if index:
+                    seen[-1] = {f'regions_{index}': regions} | seen[-1]
             boxes, factors = decoded(stage.head, regions, deltas, clip_hw)
             if index + 1 < len(self.stages):
                 regions = _of_best_class(stage.head, boxes, scores)

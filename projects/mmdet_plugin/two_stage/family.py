@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdet.models.builder import DETECTORS
@@ -14,7 +15,17 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.samples import feeds
-from projects.mmdet_plugin.two_stage import boxes, caps, graphs, masks, proposals, reference, samples
+from projects.mmdet_plugin.two_stage import (
+    boxes,
+    caps,
+    counted,
+    graphs,
+    masks,
+    proposals,
+    reference,
+    samples,
+    split,
+)
 from projects.mmdet_plugin.two_stage.kinds import (
     KNOWN,
     check_detector,
@@ -24,11 +35,17 @@ from projects.mmdet_plugin.two_stage.kinds import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     from torch import nn
 
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+    from mmdeploy_ext.contract.stages import Graph, Stage
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.runtime.detections import Detections
 
 
 class TwoStageFamily(ImageFamily):
@@ -41,13 +58,32 @@ class TwoStageFamily(ImageFamily):
     near = ('RCNN', 'RPN', 'RoIHead')
     task = 'bbox2d'
     proposes, with_masks = True, False
-    forms = ('full',)
+    forms = ('full', *split.FORMS)
     own_options = two_stage.OPTIONS
-    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
-    candidate_bounds = staticmethod(reference.candidate_bounds)
+    candidate_bounds = staticmethod(counted.candidate_bounds)
+    inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
+
+    def spec(self, model: nn.Module, options: Options) -> GraphSpec:
+        """See `ImageFamily.spec`."""
+        return (split if options.form in split.FORMS else graphs).spec(model, options)
+
+    def stages(self, model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+        """See `ImageFamily.stages`."""
+        return (split if options.form in split.FORMS else graphs).stages(model, options, fold)
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        """See `ImageFamily.graphs`: regions are traced with features of their own."""
+        (graph,) = super().graphs(model, options)
+        if options.form == split.REGIONS:
+            graph = dataclasses.replace(graph, example=split.example(model, options))
+        return [graph]
+
+    def picture(self, model: nn.Module, options: Options) -> TensorSpec:
+        """See `ImageFamily.picture`: regions have none of their own."""
+        return graphs.spec(model, options).inputs[0]
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of parts that are not exported are refused by `check`, by the part."""
@@ -73,9 +109,11 @@ class TwoStageFamily(ImageFamily):
         if 'rpn_head' in heads:
             strides = heads['rpn_head'].prior_generator.strides
             parts.check_smallest((int(stride[0]) for stride in strides), options)
-        if options.get('max_candidates') and result_key(DETECTORS.get(cfg.model.type)) == 'panoptic':
+        fused = result_key(DETECTORS.get(cfg.model.type)) == 'panoptic'
+        if options.get('max_candidates') and fused:
             raise UsageError('--max-candidates: panoptic detectors export without')
         caps.check(heads, options)
+        split.check(heads, options, fused)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
         """Return key -> head of those that the config has, of proposals and of regions, without the rest.
@@ -97,6 +135,20 @@ class TwoStageFamily(ImageFamily):
         """See `Family.num_classes`."""
         roi_head = graphs.roi_head_of(model)
         return int((model.rpn_head if roi_head is None else boxes.last_head(roi_head)).num_classes)
+
+    def results(
+        self,
+        model: nn.Module,
+        metadata: Metadata,
+        outputs: Mapping[str, np.ndarray],
+        feeds: Mapping[str, np.ndarray],
+        images: Sequence[PreparedImage],
+        rescale: bool,
+    ) -> list[Detections]:
+        """See `ImageFamily.results`: mmdet's own heads look at the proposals of a file that ends there."""
+        if metadata.form != split.PROPOSALS:
+            return super().results(model, metadata, outputs, feeds, images, rescale)
+        return reference.detections(model, images, rescale, reference.outputs_of_first(model, outputs))
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
@@ -142,7 +194,7 @@ class GivenProposalsFamily(TwoStageFamily):
     exports = 'detectors with a roi_head alone (projects/mmdet_plugin/two_stage/README.md)'
     near = ('FastRCNN',)
     proposes = False
-    own_options = ()
+    forms, own_options = ('full',), ()
     feeds = staticmethod(samples.feeds_with_proposals)
 
 

@@ -130,11 +130,10 @@ class FullForm(nn.Module):
         Returns:
             What `full_names` names.
         """
-        clip_hw = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+        clip_hw = clip_size(image, img_shape)
         if self.proposals is None:
             given, *features = maps
-            present = (given[..., 2:] > given[..., :2]).all(dim=2)
-            return self._results(features, given, present, clip_hw, scale_factor)
+            return self._results(features, given, with_area(given), clip_hw, scale_factor)
         features, heads = maps[: self.features], maps[self.features :]
         proposals, levels, *count = self.proposals(heads, clip_hw)
         if self.boxes is None:
@@ -148,10 +147,11 @@ class FullForm(nn.Module):
         proposals: torch.Tensor,
         present: torch.Tensor,
         *sizes: torch.Tensor,
+        seen: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Look at regions; `sizes` are what boxes are clipped to and divided by."""
+        """Look at regions; `sizes` are what boxes are clipped to and divided by, for `seen` see `Boxes`."""
         if self.grid is None:
-            dets, labels, *count = self.boxes(features, proposals, present, *sizes)
+            dets, labels, *count = self.boxes(features, proposals, present, *sizes, seen=seen)
         else:
             clip_hw, scale = sizes
             dets, labels, *count = self.boxes(features, proposals, present, clip_hw, torch.ones_like(scale))
@@ -161,6 +161,16 @@ class FullForm(nn.Module):
             every = self.masks(features, dets, labels, sizes[1])
             found += [tap(name, one) for name, one in zip(MASK_NAMES, every, strict=False)]
         return *found, *count
+
+
+def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
+    """Return height and width (B, 2) that boxes are clipped to; an `img_shape` of 0 means the input's."""
+    return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+
+
+def with_area(boxes: torch.Tensor) -> torch.Tensor:
+    """Return which of given proposals (B, K, 4) are some: (B, K) bool."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
 
 
 def has_masks(model: nn.Module) -> bool:

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
+from projects.mmdet_plugin.two_stage.boxes import output_names
+from projects.mmdet_plugin.two_stage.graphs import feature_names, proposal_names
 from projects.mmdet_plugin.two_stage.kinds import PANOPTIC
-from projects.mmdet_plugin.two_stage.proposals import needed, thresholds
+from projects.mmdet_plugin.two_stage.regions import flat, part_of
 from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of
+from projects.mmdet_plugin.two_stage.split import PROPOSALS, REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +26,126 @@ if TYPE_CHECKING:
     from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
+Given = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
+"""Maps of all levels that regions are pooled from, and proposals (K, 4) of every image."""
+
+
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-    """Return the tensors of a form without post-processing; there is none yet."""
-    raise NotImplementedError(form)
+    """Return what one of two graphs compares by value; of regions see `_region_tensors`."""
+    if form != PROPOSALS:
+        return _region_tensors(model, feeds, {})
+    with torch.no_grad():
+        maps = maps_of(model, feeds)
+        found = [*maps[: len(feature_names(model))], *(one for kind in model.rpn_head(maps) for one in kind)]
+    names = (*feature_names(model), *proposal_names(model))
+    return {name: one.cpu().numpy() for name, one in zip(names, found, strict=True)}
 
 
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of mmdet's `simple_test`."""
+def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
+    """Return the features and the proposals that a graph of regions is given; see `ImageFamily`."""
+    if form != REGIONS:
+        return {}
+    with torch.no_grad():
+        maps = maps_of(model, feeds)
+        every = model.rpn_head.simple_test_rpn(maps, metas_of(feeds))
+    found = {name: one.cpu().numpy() for name, one in zip(feature_names(model), maps, strict=False)}
+    most, rows = max(1, *map(len, every)), [one[:, :4].cpu().numpy() for one in every]
+    padded = [np.pad(one, ((0, most - len(one)), (0, 0))) for one in rows]
+    return dict(found, proposals=np.stack(padded), img_shape=sizes_of(feeds).astype(np.float32))
+
+
+def choose_as(
+    model: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    ties_rtol: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """Return the reference with the heads of later stages given the engine's regions; see `ImageFamily`.
+
+    Regions that differ by rounding may be pooled from other levels, and with other numbers of samples.
+    """
+    later = {name: array for name, array in outputs.items() if name.startswith('regions_')}
+    fitting = later and all(array.shape == reference[name].shape for name, array in later.items())
+    return _region_tensors(model, feeds, later) if fitting else dict(reference)
+
+
+def _region_tensors(
+    model: nn.Module, feeds: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return what mmdet's heads look at and give, stage by stage, of the proposals in the feeds.
+
+    Args:
+        model: of mmdet, unpatched; its `_bbox_forward` is watched.
+        feeds: with those of `inner_inputs`.
+        later: see `_Watcher`.
+    """
+    maps, _ = outputs_of_first(model, feeds)
+    every = [torch.from_numpy(one).to(maps[0]) for one in feeds['proposals']]
+    watcher = _Watcher(model.roi_head, later)
+    with torch.no_grad(), boxes_alone(model.roi_head):
+        model.roi_head._bbox_forward = watcher
+        try:
+            model.roi_head.simple_test(maps, every, metas_of(feeds), rescale=True)
+        finally:
+            del model.roi_head._bbox_forward
+    batch, rows = feeds['proposals'].shape[:2]
+    return {
+        name: one.reshape(batch, rows, *(one.shape[1:] if one.dim() == 4 else (-1,))).cpu().numpy()
+        for name, one in watcher.found.items()
+    }
+
+
+class _Watcher:
+    """A `_bbox_forward` of mmdet that keeps what it is given and gives.
+
+    Attributes:
+        found: name -> tensor, a row per region.
+    """
+
+    def __init__(self, roi_head: nn.Module, later: Mapping[str, np.ndarray]) -> None:
+        """Keep the head; `later` are regions of later stages, given to it in place of its own."""
+        self.roi_head, self.forward, self.later = roi_head, roi_head._bbox_forward, later
+        self.found: dict[str, torch.Tensor] = {}
+
+    def __call__(self, *args: Any, **more: Any) -> dict[str, Any]:
+        """Run one stage."""
+        *stage, maps, rois = args
+        place = stage[0] if stage else 0
+        if place:
+            self.found[f'regions_{place}'] = own = rois[:, 1:]
+            given = torch.from_numpy(self.later.get(f'regions_{place}', own.cpu().numpy()))
+            rois = torch.cat([rois[:, :1], given.reshape(-1, 4).to(rois)], dim=1)
+        head = part_of(self.roi_head, 'bbox_head', place)
+        hook = head.register_forward_pre_hook(
+            lambda _, features: self.found.update({f'region_features_{place}': features[0]})
+        )
+        result = self.forward(*stage, maps, rois, **more)
+        hook.remove()
+        outputs = flat((result['cls_score'], result['bbox_pred']))
+        self.found.update(zip([f'{name}_{place}' for name in output_names(head)], outputs, strict=True))
+        return result
+
+
+def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> Given:
+    """Return features and proposals that a file gives as mmdet takes them; rows of padding are left out."""
+    like = next(model.parameters())
+    maps = [torch.from_numpy(outputs[name]).to(like) for name in feature_names(model)]
+    rows = [torch.from_numpy(one).to(like) for one in outputs['proposals']]
+    return maps, [one[(one[:, 2:] > one[:, :2]).all(dim=1)] for one in rows]
+
+
+def detections(
+    model: nn.Module, images: Sequence[PreparedImage], rescale: bool, given: Given | None = None
+) -> list[Detections]:
+    """Return the results of mmdet's `simple_test`, or of that of its head of regions alone.
+
+    Args:
+        model: of mmdet.
+        images: of one size.
+        rescale: whether boxes are in pixels of the originals.
+        given: what regions are pooled from, and proposals, in place of the model's own.
+    """
     metas = [
         dict(
             img_shape=(*image.img_shape, 3),
@@ -43,14 +159,17 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     with torch.no_grad():
         batch = torch.from_numpy(np.stack([image.tensor for image in images])).contiguous()  # see `roi_align`
         batch = batch.to(next(model.parameters()).device)
-        given = {}
+        own = {}
         if getattr(model, 'rpn_head', None) is None:
-            given['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
+            own['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
         if isinstance(model, PANOPTIC):
             return fused_instances(
                 model, batch, metas, [pasted_size(one, rescale) for one in images], rescale
             )
-        results = model.simple_test(batch, metas, rescale=rescale, **given)
+        if given is None:
+            results = model.simple_test(batch, metas, rescale=rescale, **own)
+        else:
+            results = model.roi_head.simple_test(*given, metas, rescale=rescale)
     roi_head = getattr(model, 'roi_head', None)
     if roi_head is None:
         return [boxes_of_classes([one]) for one in results]
@@ -62,32 +181,6 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     ]
 
 
-EDGE = 1e-4
-"""Overlaps this close to the threshold, and sides (pixels) this close to the smallest, are a tie."""
-
-
-def candidate_bounds(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    slack: float,
-    max_proposals: int = 0,
-    max_candidates: int = 0,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return what the outputs that count candidates have to be; see `ImageFamily`."""
-    found = {}
-    with torch.no_grad():
-        maps, metas = maps_of(model, feeds), metas_of(feeds)
-        if max_proposals:
-            found['proposal_candidates'] = _needed_proposals(model, maps, metas, max_proposals)
-        if max_candidates:
-            proposals = model.rpn_head.simple_test_rpn(maps, metas)
-            thr = model.roi_head.test_cfg.score_thr
-            found['candidates'] = tuple(
-                _pairs_above(model.roi_head, maps, proposals, metas, thr + step) for step in (slack, -slack)
-            )
-    return found
-
-
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
     """Return the maps of all levels that the unpatched model gives."""
     image = torch.from_numpy(feeds['input']).contiguous().to(next(model.parameters()).device)
@@ -97,8 +190,7 @@ def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Te
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return what mmdet wants to know about every image, by what a graph is fed."""
     batch, _, *size = feeds['input'].shape
-    shapes = feeds.get('img_shape', np.full((batch, 2), size))
-    scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    shapes, scales = sizes_of(feeds), feeds.get('scale_factor', np.ones((batch, 4), np.float32))
     return [
         dict(
             img_shape=(*map(int, shape), 3),
@@ -111,41 +203,10 @@ def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     ]
 
 
-def _needed_proposals(
-    model: nn.Module, maps: Sequence[torch.Tensor], metas: Sequence[dict[str, Any]], cap: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the largest number of boxes (B,) that the suppression has to look at."""
-    head, config = model.rpn_head, thresholds(model.rpn_head)
-    outputs = head(maps)
-
-    def counts(iou_threshold: float, step: float, most: int) -> torch.Tensor:
-        cfg = copy.deepcopy(head.test_cfg)
-        cfg.update(nms=dict(cfg.nms, iou_threshold=iou_threshold), max_per_img=most)
-        if cfg.get('min_bbox_size', -1) > 0:
-            cfg.min_bbox_size += step
-        return torch.tensor([len(one) for one in head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)])
-
-    found = []
-    for step in (-EDGE, EDGE):
-        every = counts(1.0, step, sum(one[0].numel() for one in outputs[0]))
-        for edge in (-EDGE, 0.0, EDGE):
-            rows = counts(config.iou_threshold + edge, step, head.test_cfg.max_per_img)
-            labels = torch.where(torch.arange(max(int(rows.max()), 1)) < rows[:, None], 0, -1)
-            found.append(needed(every, labels, cap, config.max_per_img).numpy())
-    return np.min(found, 0), np.max(found, 0)
-
-
-def _pairs_above(
-    roi_head: nn.Module,
-    maps: Sequence[torch.Tensor],
-    proposals: Sequence[torch.Tensor],
-    metas: Sequence[dict[str, Any]],
-    score_thr: float,
-) -> np.ndarray:
-    """Return how many (region, class) pairs of every image (B,) are over a threshold."""
-    with boxes_alone(roi_head, score_thr=score_thr, nms=dict(type='nms', iou_threshold=1.0)):
-        results = roi_head.simple_test(maps, proposals, metas, rescale=True)
-    return np.asarray([sum(map(len, one)) for one in results])
+def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return height and width (B, 2) of the contents of images; where they are not fed, of the input."""
+    batch, _, *size = feeds['input'].shape
+    return feeds.get('img_shape', np.full((batch, 2), size))
 
 
 @contextlib.contextmanager

@@ -244,16 +244,27 @@ class Branch(Regions):
         self.head = part_of(roi_head, f'{kind}_head', stage)
         self.grown = getattr(roi_head, 'reg_roi_scale_factor', None) if kind == 'bbox' else None
 
-    def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input."""
+    def forward(
+        self,
+        maps: Sequence[torch.Tensor],
+        boxes: torch.Tensor,
+        seen: list[dict[str, torch.Tensor]] | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input.
+
+        `seen` gets the features (R, channels, h, w) that the head looks at, by name.
+        """
         views = [None] if self.grown is None else [None, self.grown]
-        return tuple(_flat(self.head(*(self.features(maps, boxes, grown) for grown in views))))
+        features = [self.features(maps, boxes, grown) for grown in views]
+        if seen is not None:
+            seen.append(dict(region_features=features[0]))
+        return tuple(flat(self.head(*features)))
 
 
-def _flat(outputs: Any) -> Iterator[torch.Tensor]:
+def flat(outputs: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors of a head's outputs, in order; heads without a regression give None for it."""
     for one in outputs if isinstance(outputs, tuple | list) else (outputs,):
         if isinstance(one, torch.Tensor):
             yield one
         elif one is not None:
-            yield from _flat(one)
+            yield from flat(one)
