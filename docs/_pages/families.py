@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/architecture.md'
 BEGIN, END = '<!-- families -->', '<!-- end of families -->'
-ROOMS = ('family.py', 'graphs.py', 'reference.py', 'samples.py', 'README.md')
+MODULES = ('family.py', 'graphs.py', 'reference.py', 'samples.py', 'README.md')
 
 
 def link(path: Path) -> str:
@@ -29,20 +29,22 @@ def table() -> str:
     import projects.mmdet_plugin  # noqa: F401 - both register their families
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES
 
-    rows = ['| family | samples | results | rooms | runtime |', '| --- | --- | --- | --- | --- |']
+    rows = ['| family | samples | results | modules | runtime |', '| --- | --- | --- | --- | --- |']
     for name, family in sorted(FAMILIES.items()):
         if not type(family).__module__.startswith('projects.'):
             continue  # tests register toys in the same process
         package = Path(inspect.getfile(type(family))).resolve().parent
-        rooms = ', '.join(link(package / room) for room in ROOMS if (package / room).is_file())
+        files = [package / module for module in MODULES]
+        modules = ', '.join(link(path) for path in files if path.is_file())
         runtime = ROOT / 'mmdeploy_ext/runtime' / ('scn' if family.product == BACKBONE else name)
         consumer = link(runtime / 'model.py') if runtime.is_dir() else ''
-        rows.append(f'| {name} | {family.samples} | {family.task or family.product} | {rooms} | {consumer} |')
+        kind = family.task or family.product
+        rows.append(f'| {name} | {family.samples} | {kind} | {modules} | {consumer} |')
     return '\n'.join(rows)
 
 
 def page(text: str) -> str:
-    """Return the page with the table of today between its marks."""
+    """Return the page with a new table between its marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f'{before}{BEGIN}\n{table()}\n{END}{after}'

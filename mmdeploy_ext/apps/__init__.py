@@ -1,1 +1,1 @@
-"""What the command-line tools do, without argument defaults of their own: one `main` per tool."""
+"""The command-line tools: one `main` each."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 DYNAMIC = {False: 'fixed', True: 'dynamic'}
 
 
-def tell(cfg: Any, family: Family, options: Options) -> int:
-    """Print what the exports of a config are, form by form; needs no weights.
+def print_exports(cfg: Any, family: Family, options: Options) -> int:
+    """Print a table of the exports of a config, form by form; needs no weights.
 
     Args:
         cfg: the config.

@@ -79,7 +79,7 @@ TOOLS = {
         'Run an exported file and draw what it finds',
         named=r'tools/onnx/onnx_\w+\.py',
     ),
-    'info': Tool('mmdeploy_ext.apps.info_app', 'Show what an exported file says of itself'),
+    'info': Tool('mmdeploy_ext.apps.info_app', 'Show the metadata of an exported file'),
     'graph': Tool(
         'mmdeploy_ext.apps.graph_app',
         'Look at any ONNX file: show, draw, compare, cut, rewrite, reduce',
@@ -128,7 +128,7 @@ def build_parser(chosen: str = '') -> argparse.ArgumentParser:
 
 
 def complete() -> None:
-    """Answer the shell, which asks for the words that fit, and end; without argcomplete go on."""
+    """Print shell completions and exit, where the shell asks for them; without argcomplete do nothing."""
     with contextlib.suppress(ImportError):
         import argcomplete
 
@@ -137,8 +137,8 @@ def complete() -> None:
 
 
 @contextlib.contextmanager
-def called(name: str) -> Iterator[None]:
-    """Let argparse take a name for the program's, as that of a script, and messages name its commands."""
+def as_program(name: str) -> Iterator[None]:
+    """Inside the block argparse and messages use the name and commands of `mm2onnx`, not of a script."""
     scripts = {one: tool.named or re.escape(tool.script) for one, tool in TOOLS.items()}
     commands = {script: f'mm2onnx {one}' for one, script in scripts.items() if script}
     before, sys.argv[0] = sys.argv[0], name
@@ -175,6 +175,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get('PYTHONPATH')]))
         environment = {**os.environ, 'PYTHONPATH': paths}
         os.execve(sys.executable, [sys.executable, '-m', 'mmdeploy_ext', *words], environment)
-    with called(f'mm2onnx {words[0]}'):
+    with as_program(f'mm2onnx {words[0]}'):
         more = dict(register=tool.register) if tool.script else {}
         return tool.load().main(argv=words[1:], **more)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser: the options of `diff` that two files have."""
     parser = cli.ArgumentParser(
-        description='Find the first tensor in which the second file leaves the first: exit status 0 equal, '
-        '1 different, 2 usage.'
+        description='Find the first tensor in which the second file differs from the first: exit status 0 '
+        'equal, 1 different, 2 usage.'
     )
     parser.add_argument('models', nargs=2, metavar='MODEL', help='ONNX file; the first is the reference')
     comparison.add_pair_arguments(parser)

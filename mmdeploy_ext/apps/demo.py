@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
-"""--engine -> what people call it."""
+"""--engine -> its title."""
 OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 """Names that are meant for one file and would become a folder."""
 

@@ -136,9 +136,9 @@ class Export:
         self.options = self.family.choose(**values)
         self.options.check(given=values)
         if getattr(args, 'check', False):
-            from mmdeploy_ext.apps.check_app import tell
+            from mmdeploy_ext.apps.check_app import print_exports
 
-            return tell(self.cfg, self.family, self.options)
+            return print_exports(self.cfg, self.family, self.options)
         return self.export(proof.Samples(self.family, args.test_img or [], args.frames, self.given_by))
 
     def check_family(self) -> None:

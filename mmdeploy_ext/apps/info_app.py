@@ -1,4 +1,4 @@
-"""`mm2onnx info`: what an exported file says of itself, and what a proof says of it."""
+"""`mm2onnx info`: the metadata of an exported file, and the verdict of its proof."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
 CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
 GRAPHS = Path('work_dirs/lidar_demo/graphs')
 RUNS = 3
-"""The fastest of them is told; the first one warms up."""
+"""The fastest of them is reported; the first one warms up."""
 
 
 def build_parser() -> argparse.ArgumentParser:

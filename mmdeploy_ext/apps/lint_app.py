@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BOTH = 'both'
 IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
-"""Options that models of frames do not have."""
+"""Options that streaming and LiDAR models do not have."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     def check(_cfg: object, family: Family, _model: object) -> None:
         if family.samples != 'images':
-            why = "models of frames do not have it; graphs and sizes are the config's"
+            why = "streaming and LiDAR models do not have it; graphs and sizes are the config's"
             refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)

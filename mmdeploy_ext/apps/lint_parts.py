@@ -1,4 +1,4 @@
-"""What `lint.py` observes: stages of an image model, graphs of a model of frames, or upstream itself."""
+"""What `lint.py` observes: stages of an image model, graphs of a sequence family, or upstream itself."""
 
 from __future__ import annotations
 

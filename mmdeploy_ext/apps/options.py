@@ -90,7 +90,7 @@ def check_normalisation(args: argparse.Namespace) -> None:
 
 
 def given_words(args: argparse.Namespace) -> list[str]:
-    """Return what a later proof has to be told again, as words: --mean, --std and --cfg-options."""
+    """Return the options that a later proof needs again, as words: --mean, --std and --cfg-options."""
     words: list[str] = []
     for name in ('mean', 'std', 'cfg_options'):
         if values := getattr(args, name, None):
@@ -253,7 +253,7 @@ def add_frames_argument(parser: Any) -> None:
 
 
 def check_engine_kind(kind: str, inference_precision: str | None = None) -> None:
-    """Refuse an engine that models of frames do not run on, before anything is exported for it.
+    """Refuse an engine that streaming and LiDAR models do not run on, before anything is exported for it.
 
     Args:
         kind: registered name of the backend.
@@ -265,7 +265,7 @@ def check_engine_kind(kind: str, inference_precision: str | None = None) -> None
     """
     if 'stream' not in BACKENDS[kind].runs:
         able = [name for name, row in BACKENDS.items() if 'stream' in row.runs]
-        raise EngineError(f'{kind}: models of frames run on {" or ".join(able)}')
+        raise EngineError(f'{kind}: streaming and LiDAR models run on {" or ".join(able)}')
     if inference_precision not in (None, 'fp32'):
         raise UsageError(
             f'--inference-precision {inference_precision}: goes with models of single images; models of '

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
-    from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerHarm, Probe
+    from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerSensitivity, Probe
     from mmdeploy_ext.quantize.dense_target import Target
     from mmdeploy_ext.quantize.images import CalibrationSet
 
@@ -115,8 +115,8 @@ def _add_layers(group: argparse._ArgumentGroup) -> None:
         '--max-error',
         type=float,
         metavar='E',
-        help='keep the most harmful layers float until no output of the network has a larger error (norm of '
-        'the difference over the norm); exit status 1 when that is not reached',
+        help='keep the most sensitive layers float until no output of the network has a larger error (norm '
+        'of the difference over the norm); exit status 1 when that is not reached',
     )
     group.add_argument(
         '--budget',
@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
     with after_weights():
         quantiser, ranker = _quantisers(args, graph, images)
         probe = Probe(graph, images.first(args.probe_images), args.threads, args.engine)
-        ranked, exclusion = _harm(args, quantiser, ranker, probe, layers)
+        ranked, exclusion = _rank_layers(args, quantiser, ranker, probe, layers)
         kept = exclusion.kept if exclusion else ()
         layers = [name for name in layers if name not in kept]
         network = quantiser.network(layers)
@@ -269,13 +269,13 @@ def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> lis
     return layers
 
 
-def _harm(
+def _rank_layers(
     args: argparse.Namespace,
     quantiser: DenseQuantiser | NncfQuantiser,
     ranker: DenseQuantiser,
     probe: Probe,
     layers: Sequence[str],
-) -> tuple[list[LayerHarm], Exclusion | None]:
+) -> tuple[list[LayerSensitivity], Exclusion | None]:
     from mmdeploy_ext.quantize import dense_sensitivity
 
     if not args.sensitivity and args.max_error is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
-    from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerHarm, Probe
+    from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerSensitivity, Probe
     from mmdeploy_ext.quantize.dense_target import Target
     from mmdeploy_ext.quantize.images import CalibrationSet
 
@@ -98,7 +98,7 @@ def show(
     target: Target,
     facts: dict[str, Any],
     found: dict[str, Any],
-    ranked: list[LayerHarm],
+    ranked: list[LayerSensitivity],
     exclusion: Exclusion | None,
 ) -> None:
     """Draw, write the JSON, and print the tables."""
@@ -117,7 +117,7 @@ def show(
     if args.json:
         content = dict(model=str(target.model), output=str(target.output), **facts, **found)
         content['outputs'] = found['outputs'].to_json()
-        content['sensitivity'] = [harm.to_json() for harm in ranked]
+        content['sensitivity'] = [one.to_json() for one in ranked]
         content['exclusion'] = exclusion.to_json() if exclusion else None
         write_json(args.json, content)
     if ranked:

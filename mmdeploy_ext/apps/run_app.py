@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     check_inputs(args, metadata.samples)
     if metadata.samples == 'images':
         if len(files) > 1:
-            raise ModelFileError(f'{args.model}: has {len(files)} models of pictures; name one of the files')
+            raise ModelFileError(f'{args.model}: has {len(files)} image models; name one of the files')
         args.model = str(files[0])
         return run_images.run_files(args, runner_of(metadata.family, metadata.form))
     return (run_sweeps if metadata.samples == 'sweeps' else run_frames)(args, metadata)
@@ -197,7 +197,7 @@ def entry_of(
 
 
 def write(target: Path, picture: np.ndarray) -> None:
-    """Write a picture, whole or not at all."""
+    """Write a picture atomically."""
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 

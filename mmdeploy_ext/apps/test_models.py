@@ -161,7 +161,7 @@ class ImageModel(TestedModel):
 
 
 class FrameModel(TestedModel):
-    """A model of frames: of a drive, or sweeps."""
+    """A streaming or LiDAR model, whose samples are frames or sweeps."""
 
     unit = 'frames'
 

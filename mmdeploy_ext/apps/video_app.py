@@ -91,8 +91,8 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 @dataclasses.dataclass
-class Cast:
-    """Who runs, and what it takes to draw it.
+class Models:
+    """The models to run, and what drawing their boxes takes.
 
     Attributes:
         cfg: the config.
@@ -124,9 +124,9 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     family = streaming_family(args.config, cfg)
     dataset = evaluation.build_dataset(cfg)
     indices = scene_indices(scene_tokens(dataset), args.scene, args.frames)
-    cast = load(args, engines, cfg, family)
+    models = load(args, engines, cfg, family)
     with after_weights():
-        summary = draw_scene(cast, dataset, indices, args)
+        summary = draw_scene(models, dataset, indices, args)
     print(f'{args.out}: {len(indices)} frames of scene {args.scene}; {summary}')
     return 0
 
@@ -162,7 +162,7 @@ def streaming_family(config: str, cfg: Any) -> SequenceFamily:
     return family
 
 
-def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: SequenceFamily) -> Cast:
+def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: SequenceFamily) -> Models:
     """Load the models; PyTorch's only where it runs."""
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
@@ -180,26 +180,26 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: Seq
         if args.providers:
             engine['providers'] = args.providers
         steppers['onnx'], classes = family.runner(files.paths, engine), files.metadata.classes
-    return Cast(cfg, family, steppers, classes)
+    return Models(cfg, family, steppers, classes)
 
 
-def draw_scene(cast: Cast, dataset: Any, indices: Sequence[int], args: argparse.Namespace) -> str:
+def draw_scene(models: Models, dataset: Any, indices: Sequence[int], args: argparse.Namespace) -> str:
     """Run the frames and write the pictures; return what to say about it."""
     from mmdeploy_ext.evaluate.loop import frames_of
 
-    rule = cast.family.preprocess_rule(cast.cfg)
-    seconds: dict[str, list[float]] = {name: [] for name in cast.steppers}
-    workers = min(cast.cfg.data.get('workers_per_gpu', 2), 2)
+    rule = models.family.preprocess_rule(models.cfg)
+    seconds: dict[str, list[float]] = {name: [] for name in models.steppers}
+    workers = min(models.cfg.data.get('workers_per_gpu', 2), 2)
     with demo.open_writer(args.out, args.fps) as write:
-        frames = frames_of(cast.family, dataset, indices, workers)
+        frames = frames_of(models.family, dataset, indices, workers)
         for number, frame in enumerate(cli.tracked(frames, len(indices), 'frames')):
             found = {}
-            for name, stepper in cast.steppers.items():
+            for name, stepper in models.steppers.items():
                 start = time.perf_counter()
                 found[name] = stepper.step(frame).detections
                 seconds[name].append(time.perf_counter() - start)
             title = f'scene {args.scene}, frame {number + 1} of {len(indices)}'
-            write(picture(frame, rule, found, cast.classes, title, args.score_thr))
+            write(picture(frame, rule, found, models.classes, title, args.score_thr))
     medians = {demo.ENGINES[name]: statistics.median(values) * 1e3 for name, values in seconds.items()}
     return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'
 

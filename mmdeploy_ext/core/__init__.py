@@ -1,1 +1,1 @@
-"""What everything rests on: errors, files, configs, command lines, processes. No torch, no mmcv."""
+"""The lowest layer: errors, files, configs, command lines, processes. No torch, no mmcv."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class RunFiles:
     def _refuse(self, key: object, option: str, path: AnyPath) -> None:
         if path and key in self._read:
             raise UsageError(
-                f'{option} {path}: is {self._read[key]}; it is never written over, give another name'.lstrip()
+                f'{option} {path}: is {self._read[key]}; it is never overwritten, give another name'.lstrip()
             )
 
     def _open(self) -> None:

@@ -1,4 +1,4 @@
-"""stdout and stderr of a run, which notice that nobody reads them."""
+"""stdout and stderr of a run, which notice a closed pipe."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def export_graphs(
 def export_files(
     deployment: Deployment, options: Options, output: str, images: Sequence[PreparedImage] = ()
 ) -> tuple[list[str], float]:
-    """Export a model and write its file, or its folder of graphs, whole or not at all.
+    """Export a model and write its file, or its folder of graphs, atomically.
 
     Args:
         deployment: the trained model.

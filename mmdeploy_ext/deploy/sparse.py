@@ -141,7 +141,7 @@ def write_file(
     path: str,
     ranges: Ranges | None = None,
 ) -> None:
-    """Write a graph to a file of its target, whole or not at all.
+    """Write a graph to a file of its target, atomically.
 
     Raises:
         ExportError: something that the target cannot say.

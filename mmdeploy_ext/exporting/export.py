@@ -101,7 +101,7 @@ export_module = functools.partial(exporter.export_module, operators=ALL)
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
-    """Check the model and write it, whole or not at all.
+    """Check the model and write it atomically.
 
     Raises:
         ExportError: onnx.checker refuses the model.

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.functional import decomposed_where_needed
 from mmdeploy_ext.exporting.torchlib import translations_read_once
 from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
-from mmdeploy_ext.graph.passes.fold import quietly
+from mmdeploy_ext.graph.passes.fold import suppress_output
 from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def run(
     """
     try:
         # the proof finds what the exporters warn of
-        with quietly(), warnings.catch_warnings(), patched_libraries(), torch.no_grad():
+        with suppress_output(), warnings.catch_warnings(), patched_libraries(), torch.no_grad():
             warnings.simplefilter('ignore')
             if stage.exporter == 'dynamo':
                 ours = [operators.translations(), *(known.translations for known in LIBRARY_OPERATORS)]

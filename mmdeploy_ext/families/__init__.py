@@ -1,1 +1,1 @@
-"""What a family of models gives to the shared code, and the registry."""
+"""Base classes of model families, and the registry."""

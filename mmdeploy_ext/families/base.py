@@ -1,4 +1,4 @@
-"""What a model family gives to the shared machinery, and the registry of all of them."""
+"""The base class of model families, and their registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a family with a memory tells a proof of it: the only place where its names are known.
+"""What a proof has to know of the memory of a family: the only place where its names are known.
 
 Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame.
 """

@@ -50,7 +50,7 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
     heads = f'with {", ".join(shown)}' if shown else 'without a head'
     names = [str(model.get('type') or ''), *parts.values()]
-    best = max(families, key=lambda family: _likeness(family, names), default=None)
+    best = max(families, key=lambda family: _similarity(family, names), default=None)
     near = f'nearest is {best.name}: {best.exports}; ' if best is not None and best.exports else ''
     known = ', '.join(sorted(family.name for family in families))
     return ConfigError(
@@ -59,8 +59,8 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     )
 
 
-def _likeness(family: Described, names: Sequence[str]) -> tuple[float, float]:
-    """Return how much a family is like names: the longest word of its own in them, then mere likeness."""
+def _similarity(family: Described, names: Sequence[str]) -> tuple[float, float]:
+    """Return how similar a family is to names: the longest of its own words in them, then the similarity."""
     words = (family.name, *family.near)
     inside = [len(word) for word, name in _pairs(words, names) if word in name]
     alike = [difflib.SequenceMatcher(None, word, name).ratio() for word, name in _pairs(words, names)]

@@ -1,4 +1,4 @@
-"""What a family of models of frames gives to the shared machinery: streams with a memory, sweeps without."""
+"""The base class of families of streams and sweeps: models with a memory, and LiDAR models without."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SequenceFamily(Family):
-    """Export, references and runner of one family of models of frames.
+    """Export, references and runner of one family whose samples are frames or sweeps.
 
     Attributes:
         compared: outputs that are compared with a dump; empty means all of the last graph.

@@ -1,4 +1,4 @@
-"""What a family of LiDAR models gives to the export of its sparse backbone."""
+"""The base class of families of sparse LiDAR backbones."""
 
 from __future__ import annotations
 

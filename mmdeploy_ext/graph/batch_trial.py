@@ -171,28 +171,28 @@ def _judge(trial: Trial) -> tuple[str, str]:
     """Return what is wrong with the batch, and what could not be told."""
     index, found = trial.index, trial.shapes()
     apart = {name for name in found.shapes if found.axis(name) is not None}
-    reach = {at: _flow(index, [index.nodes[at].output[0]], apart) for at in _guilty(trial, found)}
+    reach = {at: _flow(index, [index.nodes[at].output[0]], apart) for at in _nodes_at_fault(trial, found)}
     empty = []
     for name in index.outputs:
-        blamed = [at for at, names in reach.items() if name in names]
-        if not blamed or name in apart:
+        at_fault = [at for at, names in reach.items() if name in names]
+        if not at_fault or name in apart:
             continue
         if name not in found.shapes or 0 in found.shapes[name][1]:
             empty.append(name)
         elif found.lost(name):
-            return _complaint(index, found, blamed, reach, name), ''
+            return _message(index, found, at_fault, reach, name), ''
     later = _flow(index, [index.nodes[at].output[0] for at in reach])
     mixed = trial.mixed([name for name in index.outputs if name in later], found)
     if mixed:
         ends = {name for names in reach.values() for name in names & apart}
         first = trial.mixed([name for name in found.shapes if name in ends], found)
-        blamed = [at for at, names in reach.items() if first in names] or list(reach)
-        return _complaint(index, found, blamed, reach, mixed), ''
+        at_fault = [at for at, names in reach.items() if first in names] or list(reach)
+        return _message(index, found, at_fault, reach, mixed), ''
     note = f'not checked whether {", ".join(empty)} keeps the images apart: it is empty, or no tensor'
     return '', note if empty else ''
 
 
-def _guilty(trial: Trial, found: Batches) -> list[int]:
+def _nodes_at_fault(trial: Trial, found: Batches) -> list[int]:
     """Return the positions of the nodes where images lose their axis."""
     index = trial.index
     images, fed = _flow(index, trial.images), index.descendants(index.inputs)
@@ -224,21 +224,21 @@ def _flow(index: Index, starts: Iterable[str], stops: Collection[str] = ()) -> s
     return found
 
 
-def _complaint(
-    index: Index, found: Batches, blamed: Sequence[int], reach: Mapping[int, set[str]], output: str
+def _message(
+    index: Index, found: Batches, at_fault: Sequence[int], reach: Mapping[int, set[str]], output: str
 ) -> str:
     """Say which node mixes or drops the images of an output.
 
-    Where one writes the old batch down, among those that are blamed and the ones behind them, it is named.
+    Where one writes the old batch down, among those that are at_fault and the ones behind them, it is named.
     """
-    behind = {name for at in blamed for name in reach[at]}
+    behind = {name for at in at_fault for name in reach[at]}
     pinned = [
         at
         for at, node in enumerate(index.nodes)
         if node.op_type in FOLDING and node.output[0] in behind and found.pinned(node.output[0])
     ]
-    folding = [at for at in blamed if index.nodes[at].op_type in FOLDING]
-    named = pinned or folding or blamed
+    folding = [at for at in at_fault if index.nodes[at].op_type in FOLDING]
+    named = pinned or folding or at_fault
     node = index.nodes[named[0]]
     one, new = found.text(node.output[0])
     if not folding:

@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.metadata import LATER, PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph.equality import spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fold import fold
-from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
+from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.named_rules import replace_all
 from mmdeploy_ext.graph.passes.opset import convert_opset
@@ -104,7 +104,7 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
         io: 'fp16' makes floats of inputs and outputs float16, 'fp32' leaves them.
         keep_fp32: patterns of nodes that stay, besides those that have to.
     """
-    spec, patterns = spec_of(model), [*stays_single(model), *keep_fp32]
+    spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
     kept = len(matching_nodes(model.graph.node, patterns))
     return to_fp16(model, with_half_ends(spec) if io == 'fp16' else spec, patterns), kept
 

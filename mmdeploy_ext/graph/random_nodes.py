@@ -1,4 +1,4 @@
-"""Which nodes of a graph draw random numbers: no run, and no two runs, can show that one never will."""
+"""Which nodes of a graph draw random numbers, which no number of runs can rule out."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The proof: compare tensors, detections, sequences and metrics; say so in a table, JSON and a page."""
+"""The proof: compare tensors, detections, sequences and metrics; report as a table, JSON and a page."""

@@ -51,7 +51,7 @@ def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
     Args:
         engine: with the exported model.
         deployment: config and checkpoint, which the dump has to be of.
-        folder: of the dump; no dump is no failure, it is said.
+        folder: of the dump; a missing dump is reported, but is no failure.
 
     Returns:
         False when a sample differs.
@@ -68,14 +68,14 @@ def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
             print(f'{sample}: not compared: {error}')
             continue
         agrees &= case.passed
-        print(f'{sample}: {_told(case)}')
+        print(f'{sample}: {_summary(case)}')
     if not agrees:
         print(DISAGREES)
     return agrees
 
 
-def _told(case: Case) -> str:
-    """Return what one sample gave: the verdict, the first reason against it, how much was compared."""
+def _summary(case: Case) -> str:
+    """Return the result of one sample: the verdict, the first reason against it, how much was compared."""
     reasons = [f'{row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
     reasons += [row.reason for row in case.detections if not row.passed]
     worst = max((row.max_abs for row in case.tensors if row.max_abs is not None), default=None)

@@ -95,7 +95,7 @@ def of_images(
 
 
 def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph: Graph | None) -> Reference:
-    """Return what one file of a model of frames is compared with.
+    """Return what one file of a sequence family is compared with.
 
     Args:
         deployment: the model.

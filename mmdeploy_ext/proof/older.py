@@ -31,7 +31,7 @@ queries of StreamPETR go through matrix products and normalisations: measured 3.
 
 
 @dataclasses.dataclass
-class Nearness:
+class RoundingDifference:
     """How the constants of an older file differ from today's.
 
     Attributes:
@@ -71,10 +71,10 @@ class Rounding:
         return sizes if key in self.weights else np.full_like(sizes, sizes[np.isfinite(sizes)].max(initial=0))
 
 
-def brought_near(
+def with_rounding_undone(
     model: onnx.ModelProto, fresh: onnx.ModelProto, rounding: Rounding
-) -> tuple[onnx.ModelProto, Nearness]:
-    """Return a copy of a file in which constants that differ by rounding alone are those of a fresh export.
+) -> tuple[onnx.ModelProto, RoundingDifference]:
+    """Return a copy of a file in which constants that differ by rounding alone are a fresh export's.
 
     Args:
         model: the file.
@@ -82,14 +82,14 @@ def brought_near(
         rounding: what constants are judged by.
 
     Returns:
-        The copy, and how near they are.
+        The copy, and what differed.
     """
     pool: dict[tuple[str, tuple[int, ...]], dict[str, np.ndarray]] = collections.defaultdict(dict)
     for tensor in all_tensors(fresh):
         array = tensor_values(tensor)
         if array.dtype.kind == 'f':
             pool[str(array.dtype), array.shape][content(array)] = array
-    result, found = onnx.ModelProto(), Nearness()
+    result, found = onnx.ModelProto(), RoundingDifference()
     result.CopyFrom(model)
     for tensor in all_tensors(result):
         array = tensor_values(tensor)

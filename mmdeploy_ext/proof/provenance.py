@@ -1,4 +1,4 @@
-"""Level 1, too: was a file made from this config and checkpoint, and does it say of itself what they say?
+"""Level 1, too: was a file made from this config and checkpoint, and do its metadata agree with them?
 
 Needs neither torch nor onnx.
 """
@@ -26,11 +26,11 @@ JUDGED = ('groups', 'compare', 'unused', 'default', 'single', 'smallest', 'multi
 def provenance(
     deployment: Deployment, metadata: Metadata, rule: Any, contract: GraphSpec | None
 ) -> list[Check]:
-    """Tell whether a file says of itself what this config and checkpoint say.
+    """Check that the metadata of a file agree with this config and checkpoint.
 
-    Runners take the file's word for how pictures are prepared, for class names and for thresholds, so that a
-    right graph with another rule is not the same model. The proof takes its word for tolerances, so these
-    have to be the family's own.
+    Runners read from the file how pictures are prepared, class names and thresholds, so that a right graph
+    with another rule is not the same model. The proof reads tolerances from it, so these have to be the
+    family's own.
 
     Args:
         deployment: the config and checkpoint.

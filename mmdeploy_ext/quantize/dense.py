@@ -17,7 +17,7 @@ import onnx
 
 from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.passes.fold import quietly
+from mmdeploy_ext.graph.passes.fold import suppress_output
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
@@ -110,7 +110,7 @@ class DenseQuantiser:
         nodes = self.graph.int8_nodes(layers)
         self._check_finite(nodes)
         ranges = TensorsData(CalibrationMethod.MinMax, dict(self.ranges))
-        with quietly():
+        with suppress_output():
             quantiser = QDQQuantizer(
                 model, True, self.reduce_range, QuantType.QInt8, QuantType.QUInt8, ranges, nodes, [],
                 list(OPERATORS), {},
@@ -206,7 +206,7 @@ def _minmax(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feeds, None)
 
-    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder, quietly(), _explained(folder):
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder, suppress_output(), _explained(folder):
         source = Path(folder) / 'network.onnx'
         model = copy.deepcopy(model)  # saving moves the weights out of what is saved
         onnx.save_model(model, str(source), save_as_external_data=True)

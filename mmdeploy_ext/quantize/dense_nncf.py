@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from mmdeploy_ext.core.errors import EngineError, InferenceError
-from mmdeploy_ext.graph.passes.fold import quietly
+from mmdeploy_ext.graph.passes.fold import suppress_output
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.dense import INFERRED
 
@@ -68,7 +68,7 @@ class NncfQuantiser:
         images = _Tracked(self._batches, self._progress)
         data = nncf.Dataset(images, lambda batch: {name: batch[name] for name in needed})
         try:
-            with quietly():
+            with suppress_output():
                 found = nncf.quantize(
                     model,
                     data,
@@ -105,7 +105,7 @@ def require_nncf() -> ModuleType:
     """
     os.environ.setdefault('NNCF_CI', '1')  # turns its telemetry off
     try:
-        with quietly():
+        with suppress_output():
             import nncf
     except ImportError as error:
         raise EngineError(

@@ -55,7 +55,7 @@ class Outputs:
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerHarm:
+class LayerSensitivity:
     """What one layer alone in INT8 does to the outputs."""
 
     layer: Layer
@@ -74,10 +74,10 @@ class LayerHarm:
 
 @dataclasses.dataclass(frozen=True)
 class Exclusion(Plain):
-    """Layers that stay float because they harm.
+    """Layers that stay float because INT8 changes the outputs too much there.
 
     Attributes:
-        kept: their names, the most harmful first.
+        kept: their names, the most sensitive first.
         errors: of the network without any exclusion, then after each.
         reached: whether the last error is within what was asked for.
     """
@@ -140,8 +140,8 @@ class Probe:
 
 def rank(
     quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str], progress: bool = False
-) -> list[LayerHarm]:
-    """Return what each layer does when it alone is in INT8, the most harmful first.
+) -> list[LayerSensitivity]:
+    """Return what each layer does when it alone is in INT8, the most sensitive first.
 
     Args:
         quantiser: calibrated.
@@ -150,21 +150,21 @@ def rank(
         progress: a bar on stderr, where that is a terminal.
     """
     found = [
-        LayerHarm(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
+        LayerSensitivity(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
         for name in tracked(list(layers), None, 'layer by layer', progress)
     ]
-    return sorted(found, key=lambda harm: _order(harm.outputs.error), reverse=True)
+    return sorted(found, key=lambda one: _order(one.outputs.error), reverse=True)
 
 
 def exclude(
     quantiser: DenseQuantiser | NncfQuantiser,
     probe: Probe,
-    ranked: Sequence[LayerHarm],
+    ranked: Sequence[LayerSensitivity],
     max_error: float,
     budget: int,
     progress: bool = False,
 ) -> Exclusion:
-    """Keep the most harmful layers in float, one after the other, until the outputs are near enough.
+    """Keep the most sensitive layers in float, one after the other, until the outputs are near enough.
 
     Args:
         quantiser: calibrated.
@@ -178,7 +178,7 @@ def exclude(
         ExportError: the budget reaches the last layer, and even that one alone is not near enough: what is
             left would be the float network.
     """
-    names = [harm.layer.name for harm in ranked]
+    names = [one.layer.name for one in ranked]
     errors = [probe.compare(quantiser.network(names)).error]
     for count in tracked(range(1, min(budget, len(names)) + 1), None, 'keeping layers float', progress):
         if errors[-1] <= max_error:

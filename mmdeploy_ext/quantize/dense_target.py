@@ -79,7 +79,7 @@ def find_target(model: str, output: str | None) -> Target:
     if folder.suffix == '.onnx' or folder.is_file():
         raise UsageError(f'--output {folder}: is a file; {model} is a folder of graphs, give a folder')
     if folder.resolve() == source.resolve():
-        raise UsageError(f'--output {folder}: is the input; it is never written over, give another name')
+        raise UsageError(f'--output {folder}: is the input; it is never overwritten, give another name')
     found = sorted(source.glob('*.onnx'))
     backbones = [path for path in found if read_metadata(str(path)).spec.input_names == [IMAGES]]
     if len(backbones) != 1 or len(found) == 1:

@@ -1,4 +1,4 @@
-"""INT8 of a dense graph for people: tables, and a chart of the layers, worst first."""
+"""The sensitivity of a dense graph to INT8 as tables, and as a chart of its layers, worst first."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from mmdeploy_ext.quantize.dense_sensitivity import LayerHarm, Outputs
+    from mmdeploy_ext.quantize.dense_sensitivity import LayerSensitivity, Outputs
 
 TALLEST = 60
 """Layers that the chart shows at most."""
 
 
-def layer_table(ranked: Sequence[LayerHarm], kept: Collection[str], limit: int | None = None) -> Table:
+def layer_table(ranked: Sequence[LayerSensitivity], kept: Collection[str], limit: int | None = None) -> Table:
     """Return what each layer alone does to the outputs, worst first."""
     titles = ('layer', 'operator', 'weights', 'cosine', 'error', 'keep')
     view = views.table(*titles, title='one layer in INT8 at a time', title_justify='left')
@@ -65,7 +65,7 @@ def time_text(found: Mapping[str, Any]) -> str:
     return text
 
 
-def draw(ranked: Sequence[LayerHarm], kept: Collection[str], path: str | Path, title: str) -> None:
+def draw(ranked: Sequence[LayerSensitivity], kept: Collection[str], path: str | Path, title: str) -> None:
     """Draw into a PNG file what each layer alone does, worst first."""
     shown = list(ranked)[:TALLEST]
     with views.png(path, 10, 1.6 + 0.2 * len(shown)) as figure:

@@ -56,7 +56,7 @@ class Row:
     output: Difference | None = None
 
     @property
-    def harm(self) -> float:
+    def sensitivity(self) -> float:
         """Error that the layer does alone: to the network's output, or to its own where that is unknown."""
         error = self.own.error if self.output is None else self.output.error
         return math.inf if math.isnan(error) else error
@@ -84,8 +84,8 @@ class Fidelity:
     calibrator: str
 
     def worst(self) -> list[Row]:
-        """Return the rows, the layers that harm the output most first."""
-        return sorted(self.rows, key=lambda row: row.harm, reverse=True)
+        """Return the rows, the layers that change the output most first."""
+        return sorted(self.rows, key=lambda row: row.sensitivity, reverse=True)
 
     def advice(self) -> tuple[str, ...]:
         """Return the names of the layers to keep in fp16; none where int8 reaches the target as it is."""
@@ -240,7 +240,7 @@ def _advice(
     alone: Mapping[str, Difference],
     target: float,
 ) -> tuple[tuple[str, float], ...]:
-    """Keep the layers that harm the output most, one after the other, until the target is reached."""
+    """Keep the layers that change the output most, one after the other, until the target is reached."""
     kept: list[tuple[str, float]] = []
     left = set(alone)
     for name in (None, *sorted(alone, key=lambda name: alone[name].error, reverse=True)[:MOST_KEPT]):

@@ -1,4 +1,4 @@
-"""Fidelity for people: a table and a chart, worst layers first."""
+"""The result of `fidelity` as a table and a chart, worst layers first."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def table(result: Fidelity, limit: int | None = None) -> Table:
 def draw(result: Fidelity, path: str | Path) -> None:
     """Draw into a PNG file: what each layer does, worst first, and how errors grow through the network."""
     with views.png(path, 11, 2.2 + 0.2 * len(result.rows)) as figure:
-        harm, growth = figure.subplots(1, 2)
+        layers, growth = figure.subplots(1, 2)
         rows = result.worst()
-        errors = [row.harm for row in rows]
-        views.bars(harm, [row.name for row in rows], errors, result.advice(), 'keep fp16')
+        errors = [row.sensitivity for row in rows]
+        views.bars(layers, [row.name for row in rows], errors, result.advice(), 'keep fp16')
         what = "the network's output" if rows[0].output is not None else "the layer's output"
-        harm.set_title(f'error of {what} with this layer alone in int8', loc='left', fontsize=9)
-        harm.set_xlabel(ERROR)
+        layers.set_title(f'error of {what} with this layer alone in int8', loc='left', fontsize=9)
+        layers.set_xlabel(ERROR)
         _draw_growth(growth, result)
         figure.suptitle(
             f'output: cosine {result.int8.cosine:.5f} in int8, {result.fp16.cosine:.7f} in fp16; '

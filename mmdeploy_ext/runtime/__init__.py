@@ -1,1 +1,1 @@
-"""What a user ships: numpy pre- and post-processing and sessions. Imports neither torch nor mmcv."""
+"""The deployed part: numpy pre- and post-processing, and sessions. Imports neither torch nor mmcv."""

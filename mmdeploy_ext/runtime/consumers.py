@@ -1,4 +1,4 @@
-"""What finishes the graphs of a family outside of them: its package of `runtime`, and the tool for people.
+"""The post-processing of a family outside of its graphs: its package of `runtime`, and the tool that runs it.
 
 `runtime/<family>/model.py` of a family of images has `detections(metadata, outputs, feeds)`, which returns
 results per image, and `RUNNERS`: form of a file -> the tool that draws its results. That of a family of

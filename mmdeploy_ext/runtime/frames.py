@@ -1,4 +1,4 @@
-"""What a model of frames is given per frame, what it gives, and the state between frames. Needs numpy only.
+"""Inputs and outputs of a streaming or LiDAR model per frame, and the state between frames. Needs numpy only.
 
 Glossary: N cameras, H, W network input in pixels, L decoder layers, Q queries, K classes, n memory rows.
 """
@@ -25,7 +25,7 @@ class Frame:
         ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
         timestamp_s: seconds, absolute.
         scene_token: a change means a new scene.
-        name: of the frame, for people and for file names.
+        name: of the frame, for display and for file names.
         image_files: one path per camera, for pictures; empty when there are none.
         ego_pose_inv: (4, 4) float64, what the data set gave as the inverse; None computes it.
     """
@@ -47,7 +47,7 @@ class Sweep:
 
     Attributes:
         points: (P, D) float32: x, y, z in metres in the LiDAR frame, then what else the sensor measures.
-        name: of the sweep, for people and for file names.
+        name: of the sweep, for display and for file names.
         scene_token: where it is from; a model without a memory does not look at it.
         timestamp_s: seconds, absolute; neither.
         points_file: path of the sweep; '' when there is none.
@@ -95,7 +95,7 @@ class StepResult:
 
 
 class Stepper(Protocol):
-    """A model of frames on any engine: state in, state out, one frame at a time."""
+    """A streaming or LiDAR model on any engine: state in, state out, one frame at a time."""
 
     state: StreamState | None
     """The memory after the last frame; assigning one continues from it, None is an empty memory, and always

@@ -238,6 +238,6 @@ def run_all(
 
 
 def said_of(source: object, entry: Mapping[str, Any]) -> str:
-    """Return the line that is printed of one sample."""
+    """Return the line that is printed for one sample."""
     found = f'{entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}'
     return f'{source}: {found}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}'

@@ -47,8 +47,8 @@ def _refusal(path: str, error: Exception) -> CheckpointError:
             f'plain values. If you trust its source, load it with your own torch and save '
             f"{{'state_dict': ...}} again"
         )
-    if told := sources.told(path, 'unreadable'):
-        return CheckpointError(told)
+    if advice := sources.advice(path, 'unreadable'):
+        return CheckpointError(advice)
     return CheckpointError(
         f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
         f'({type(error).__name__}); compare its size and hash with the source'
@@ -108,7 +108,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     ):
         kind = type(content).__name__
         keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}' if isinstance(content, dict) else ''
-        hint = sources.told(path, 'content', content) if isinstance(content, dict) else ''
+        hint = sources.advice(path, 'content', content) if isinstance(content, dict) else ''
         raise CheckpointError(
             f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors{hint}"
         )
@@ -236,8 +236,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         for keys in (result.missing_keys, result.unexpected_keys)
     )
     if problems := misfits(own, given, missing, unexpected):
-        if told := sources.told(checkpoint.path, 'tensors', given):
-            raise CheckpointError(told)
+        if advice := sources.advice(checkpoint.path, 'tensors', given):
+            raise CheckpointError(advice)
         raise CheckpointError(
             f'{checkpoint.path}: does not fit the model of the config: {problems}. '
             f'Use the config that this checkpoint was trained with'

@@ -162,7 +162,7 @@ def ensure_toy_coco(
     """Make the set, unless it is there already.
 
     Args:
-        root: Folder of the set; it appears whole or not at all.
+        root: Folder of the set; it is written atomically.
         seed: Decides on everything, together with the following three.
         train_images: Pictures in `train2017`.
         val_images: Pictures in `val2017`.

@@ -189,7 +189,7 @@ def ensure_toy_nuscenes(
     """Make the set, unless it is there already.
 
     Args:
-        root: Folder of the set; it appears whole or not at all.
+        root: Folder of the set; it is written atomically.
         options: What decides on its content.
         jobs: Processes that write scenes; 1 writes them in this one.
         force: Replace a generated set at `root`, whatever its parameters; nothing else is ever replaced.

@@ -286,7 +286,7 @@ def _body(args: argparse.Namespace) -> int:
 
     check_writable(args.out)
     if args.out.exists():
-        raise UsageError(f'{args.out}: is there already, and is never written over; give another name')
+        raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')
     compat.apply()
     write_seeded(args.config, args.out, args.seed)
     return 0

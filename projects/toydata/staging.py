@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and say with which parameters they were made."""
+"""Folders that are written atomically, with a manifest of the parameters that they were made with."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_publishing_onto_a_full_disk_or_onto_the_checkpoint_itself_is_one_line(
     with limited_files(200_000):
         said = refuses(tool, source, source.with_name('out.pth'), status=1)
     assert 'out.pth: could not be written (File too large)' in said
-    assert 'is the input; it is never written over' in refuses(tool, source, source)
+    assert 'is the input; it is never overwritten' in refuses(tool, source, source)
 
 
 @pytest.mark.parametrize('tool', CONVERTERS)

@@ -168,7 +168,7 @@ def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected)
     ],
 )
 def test_messages_name_the_command_where_it_is_what_was_typed(said, expected):
-    with command.called('mm2onnx run'):
+    with command.as_program('mm2onnx run'):
         assert cli.as_typed(said) == expected
     assert cli.as_typed(said) == said
 

@@ -183,7 +183,7 @@ def test_the_input_is_never_written_over(net, capsys):
         before = stream.read()
     for argv in (['rename', net, '--prefix', 'p/'], ['cut', net, '--outputs', 'b'], ['merge', net, net]):
         assert main([*argv, '--output', net]) == 2
-        assert 'is the input; it is never written over' in capsys.readouterr().err
+        assert 'is the input; it is never overwritten' in capsys.readouterr().err
     with open(net, 'rb') as stream:
         assert stream.read() == before
 

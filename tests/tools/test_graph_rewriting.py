@@ -205,7 +205,7 @@ def test_sparse_graphs_are_refused_by_their_name(command, tmp_path, capsys):
 @pytest.mark.parametrize('command', SAME)
 def test_the_input_is_never_the_output(command, file, capsys):
     before = digest(file)
-    assert 'never written over' in refused(capsys, command, file, '--output', file, *SAME[command])
+    assert 'never overwritten' in refused(capsys, command, file, '--output', file, *SAME[command])
     assert digest(file) == before
 
 

@@ -131,5 +131,5 @@ def test_json_is_never_written_over_a_file_of_the_command(tmp_path, named, capsy
     for file in files:
         Path(file).write_text('kept')
     assert lint(*files, '--json', files[named]) == 2
-    assert f'is the {("config", "checkpoint")[named]}; it is never written over' in capsys.readouterr().err
+    assert f'is the {("config", "checkpoint")[named]}; it is never overwritten' in capsys.readouterr().err
     assert Path(files[named]).read_text() == 'kept'

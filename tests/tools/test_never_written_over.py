@@ -163,14 +163,14 @@ def test_a_file_that_is_read_is_never_written(command, victim, folder, monkeypat
     status, said = run(command.format(victim).split(), monkeypatch, capsys)
     assert Path(victim).read_bytes() == before
     assert (status, said.count('\n')) == (2, 1), said
-    assert victim in said and 'never written over' in said
+    assert victim in said and 'never overwritten' in said
 
 
 @pytest.mark.parametrize('spell', LINKS.values(), ids=LINKS)
 def test_another_spelling_of_a_file_is_the_same_file(spell, folder, monkeypatch, capsys):
     name, before = spell('k.pth'), Path('k.pth').read_bytes()
     status, said = run(['export', 'cfg.py', 'k.pth', '--output-file', name], monkeypatch, capsys)
-    assert status == 2 and f'error: --output-file {name}: is the checkpoint; it is never written over' in said
+    assert status == 2 and f'error: --output-file {name}: is the checkpoint; it is never overwritten' in said
     assert Path('k.pth').read_bytes() == before
 
 
@@ -227,7 +227,7 @@ def test_an_empty_name_of_an_output_is_an_error(command, folder, monkeypatch, ca
 def test_a_report_may_replace_an_earlier_one_beside_the_graphs(folder, monkeypatch, capsys):
     Path('graphs/report.html').write_text('earlier')
     status, said = run(['verify', 'cfg.py', 'k.pth', 'graphs', '--report', 'graphs'], monkeypatch, capsys)
-    assert status == 2 and 'never written over' not in said, said
+    assert status == 2 and 'never overwritten' not in said, said
 
 
 def test_seeded_weights_overwrite_nothing(folder, monkeypatch, capsys):

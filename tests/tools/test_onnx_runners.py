@@ -262,7 +262,7 @@ def bad(models, images, tmp_path_factory) -> argparse.Namespace:
         (
             FULL,
             '{models}/full.onnx {images}/one.jpg --out {images}/one.jpg',
-            'one.jpg: is a picture; it is never written over',
+            'one.jpg: is a picture; it is never overwritten',
         ),
         (FULL, '{models}/full.onnx {images} --out {out}/x.png', 'is one file, for 4 pictures'),
         (FULL, '{models}/full.onnx {images}/one.jpg --out {bad}/file', 'is a file, not a folder'),

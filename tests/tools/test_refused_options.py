@@ -104,7 +104,7 @@ def test_backend_config_keys_that_a_family_does_not_have_are_refused(
 )
 def test_lint_refuses_image_options_for_models_of_frames(words, capsys):
     line = refusal(lint, [STREAM, UNREAD, *words.split()], capsys)
-    assert line.startswith(f'error: {words.split()[0]}: models of frames do not have it'), line
+    assert line.startswith(f'error: {words.split()[0]}: streaming and LiDAR models do not have it'), line
 
 
 @pytest.mark.parametrize(

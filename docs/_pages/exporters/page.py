@@ -90,7 +90,7 @@ def _reasons(lines: Sequence[str], path: str) -> dict[str, str]:
                 f'of the marks'
             )
         if match[1] in reasons:
-            raise UsageError(f'--write {path}: {line!r} has a number that is there twice; mend it')
+            raise UsageError(f'--write {path}: {line!r} has a number that is there twice; correct it')
         reasons[match[1]] = match[2]
     return reasons
 
@@ -113,7 +113,7 @@ def _row(line: str, reasons: dict[str, str], unused: dict[str, str], path: str) 
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise UsageError(
-            f'--write {path}: {line!r} is no row of the table; mend it or take it out'
+            f'--write {path}: {line!r} is no row of the table; correct it or take it out'
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`graph.py diff`: where two models part: a file and its PyTorch model, or two files."""
+"""`graph.py diff`: the first difference of a file and its PyTorch model, or of two files."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     def check(cfg: Any, family: Any, model: object) -> None:
         metadata.require(path, family.name)
         if args.images and family.samples != 'images':
-            raise UsageError('--images: models of frames get seeded numbers; give real ones with --input')
+            raise UsageError('--images: goes with image models; give others real inputs with --input')
 
     deployment = deploy.load(config, checkpoint, cfg_options, before_weights=check)
     if deployment.family.samples == 'images':
@@ -156,7 +156,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
 
 COMMANDS = {
     'diff': Command(
-        'Find the first tensor where a file leaves its PyTorch model, or another file',
+        'Find the first tensor where a file differs from its PyTorch model, or from another file',
         run_diff,
         _arguments,
         takes_file=False,

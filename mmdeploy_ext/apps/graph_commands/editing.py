@@ -1,4 +1,4 @@
-"""`graph.py extract, cut, insert-outputs, rename, set-shape, merge`: other ends for a graph."""
+"""`graph.py extract, cut, insert-outputs, rename, set-shape, merge`: other inputs, outputs or shapes."""
 
 from __future__ import annotations
 

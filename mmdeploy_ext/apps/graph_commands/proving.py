@@ -1,4 +1,4 @@
-"""What commands that rewrite a graph share: inputs to try it on, the comparison, the file that is written."""
+"""Shared by commands that rewrite a graph: inputs to run it on, the comparison, the output file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add_proof(parser: argparse.ArgumentParser, tolerance: float) -> None:
         type=float,
         default=tolerance,
         metavar='T',
-        help='largest difference of an output, as a part of its largest value (default: %(default)g)',
+        help='largest difference of an output, relative to its largest value (default: %(default)g)',
     )
     parser.add_argument('--no-proof', action='store_true', help='write the file without running it')
 

@@ -6,7 +6,7 @@ from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.schema import maybe, number, record
 from mmdeploy_ext.contract.values import COUNT, RANGE
 
-GROUP = 'models of frames (StreamPETR)'
+GROUP = 'multi-camera models (StreamPETR)'
 CONTRACT = Option(
     'contract',
     'deploy',

@@ -109,7 +109,7 @@ def prepare(
         gpu = find_gpu(device)
         tensorrt_package.check_architectures(found, architectures, gpu.architecture if gpu else None)
         architectures = architectures or (gpu.architecture,)
-    kept = tuple(keep_fp32 if keep_fp32 is not None else for_tensorrt.stays_single(model)) if fp16 else ()
+    kept = tuple(keep_fp32 if keep_fp32 is not None else for_tensorrt.fp32_patterns(model)) if fp16 else ()
     matching_nodes(model.graph.node, kept)
     ready = for_tensorrt.for_tensorrt(model)
     if fp16:

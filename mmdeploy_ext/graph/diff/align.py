@@ -64,7 +64,7 @@ class _Aligner:
                 self.tensors.setdefault(name, other)
 
     def try_pair(self, ours: int | None, theirs: int | None) -> bool:
-        """Pair two nodes of one operator that have no mate yet; return whether that was done."""
+        """Pair two nodes of one operator that are not paired yet; return whether that was done."""
         if ours is None or theirs is None or ours in self.nodes or theirs in self.taken:
             return False
         if self.left.index.nodes[ours].op_type != self.right.index.nodes[theirs].op_type:

@@ -1,4 +1,4 @@
-"""Where two files part: their structure, and their tensors on the same inputs. Needs no torch."""
+"""Where two files differ: in structure, and in tensors on the same inputs. Needs no torch."""
 
 from __future__ import annotations
 

@@ -86,14 +86,14 @@ class Difference:
     """A place where an error is born.
 
     Attributes:
-        node: the first node that may be guilty.
+        node: the first node that may be at fault.
         op_type: of the node.
         module: PyTorch module that it was exported from.
         tensor: what the node writes.
         paired: what PyTorch, or the other file, has there.
         born: error of the first tensor that is known to be wrong, None when infinite.
         error: the same tensor's in the whole model.
-        nodes: all nodes that may be guilty, in topological order.
+        nodes: all nodes that may be at fault, in topological order.
         exact: whether it is one node.
         evidence: what is known about the cause.
     """

@@ -105,7 +105,7 @@ class Program:
         return feed.astype(wanted) if {wanted.kind, feed.dtype.kind} == {'f'} else feed
 
     def label(self, position: int) -> str:
-        """Return what people call a node."""
+        """Return the label of a node."""
         return self.index.label(position)
 
 

@@ -1,8 +1,8 @@
 """From errors of tensors to places where errors are born. Needs no torch.
 
 A tensor without a reference is no evidence: exporters take operators apart.
-It is innocent when as many values as it has come out right behind it. What is left between the last tensors
-that are right and the first that is wrong is a region; its first node is the one to look at.
+It counts as right when as many values as it has come out right behind it. What is left between the last
+tensors that are right and the first that is wrong is a region; its first node is the one to look at.
 """
 
 from __future__ import annotations
@@ -68,36 +68,36 @@ def _above(walk: Walk, row: Row, suspects: set[str]) -> set[str]:
 
 
 def _suspects(walk: Walk, born_rtol: float) -> set[str]:
-    """Return unpaired tensors that nothing right speaks for, and that something wrong reads."""
+    """Return unpaired tensors that no right value proves, and that something wrong reads."""
     outputs = set(walk.program.index.outputs)
-    suspicious: dict[str, bool] = {}
-    vouched: dict[str, int] = {}
+    suspected: dict[str, bool] = {}
+    proven: dict[str, int] = {}
     for tensor, row in reversed(walk.rows.items()):
         if row.reference is not None:
             continue
         readers = list(_readers(walk, tensor))
-        vouched[tensor] = max((_vouches(walk, reader, born_rtol, vouched) for reader in readers), default=0)
+        proven[tensor] = max((_proves(walk, reader, born_rtol, proven) for reader in readers), default=0)
         wrong = tensor in outputs or any(
-            suspicious.get(reader.tensor, reader.state(born_rtol) == BORN) for reader in readers
+            suspected.get(reader.tensor, reader.state(born_rtol) == BORN) for reader in readers
         )
         fails = bool(row.reason) and tensor not in walk.good
-        suspicious[tensor] = fails or (wrong and _may_be_wrong(walk, row, vouched[tensor]))
-    return {tensor for tensor, answer in suspicious.items() if answer}
+        suspected[tensor] = fails or (wrong and _may_be_wrong(walk, row, proven[tensor]))
+    return {tensor for tensor, answer in suspected.items() if answer}
 
 
-def _may_be_wrong(walk: Walk, row: Row, vouched: int) -> bool:
+def _may_be_wrong(walk: Walk, row: Row, proven: int) -> bool:
     value = walk.good.get(row.tensor)
     if not isinstance(value, np.ndarray):
         return True
     if row.tensor in walk.program.static and value.dtype.kind != 'f':
         return False  # shapes: what they do shows in the node that uses them
-    return vouched < value.size
+    return proven < value.size
 
 
-def _vouches(walk: Walk, row: Row, born_rtol: float, vouched: dict[str, int]) -> int:
+def _proves(walk: Walk, row: Row, born_rtol: float, proven: dict[str, int]) -> int:
     """Return how many values came out right because of what a row's node reads."""
     if row.reference is None:
-        return vouched.get(row.tensor, 0)
+        return proven.get(row.tensor, 0)
     value = walk.good[row.tensor]
     return value.size if row.state(born_rtol) != BORN and row.born is not None and informative(value) else 0
 

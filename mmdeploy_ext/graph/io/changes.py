@@ -53,7 +53,7 @@ def _values(
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:
-    """Yield what `describe` found, for people."""
+    """Yield what `describe` found as lines of text."""
     if not content['changed']:
         yield 'nothing changed: the file is that way already'
         return

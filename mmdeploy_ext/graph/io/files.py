@@ -149,7 +149,7 @@ def save(
     Args:
         model: stays as it is.
         path: file to write.
-        inputs: files that the model was made from; they are never written over.
+        inputs: files that the model was made from; they are never overwritten.
         limit: bytes that the file may have before weights go beside it.
 
     Returns:

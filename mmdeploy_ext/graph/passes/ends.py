@@ -1,4 +1,4 @@
-"""Call inputs and outputs of an exported graph, and the axes that vary, what the caller calls them."""
+"""Name the outputs and dynamic axes of an exported graph as the caller asked."""
 
 from __future__ import annotations
 

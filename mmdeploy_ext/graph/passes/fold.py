@@ -46,7 +46,7 @@ def fold(
     result.CopyFrom(model)
     for _ in range(len(model.graph.node)):
         before = len(result.graph.node)
-        with quietly():
+        with suppress_output():
             result = optimizer.optimize(
                 result, input_size_limit=largest_input, output_size_limit=largest_output
             )
@@ -56,7 +56,7 @@ def fold(
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def suppress_output() -> Iterator[None]:
     """Keep a library's prints and log lines off the console."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

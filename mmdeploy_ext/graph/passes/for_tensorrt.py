@@ -141,7 +141,7 @@ def _with_names(tensor: TensorSpec) -> TensorSpec:
     return dataclasses.replace(tensor, axes=tuple(axes))
 
 
-def stays_single(model: onnx.ModelProto) -> list[str]:
+def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     """Return patterns of the nodes that stay float32 by default when float16 is written into a model.
 
     - The stages after the network, `STAGES`.

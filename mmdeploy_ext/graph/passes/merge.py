@@ -1,4 +1,4 @@
-"""Concatenate models that hand tensors to each other by name.
+"""Concatenate models that pass tensors to each other by name.
 
 `onnx.compose.merge_models` takes two at a time, and makes two inputs of one that both read (`a/x`, `b/x`).
 """

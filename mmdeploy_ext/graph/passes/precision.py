@@ -11,7 +11,7 @@ import onnx
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.equality import with_half_ends
-from mmdeploy_ext.graph.passes.for_tensorrt import stays_single
+from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.select import fitting, matching_nodes
 
@@ -43,7 +43,7 @@ def in_precision(
     """
     if options.precision == 'fp32':
         return model
-    kept = stays_single(model) + fitting(model.graph.node, (*defaults, *options.keep_fp32))
+    kept = fp32_patterns(model) + fitting(model.graph.node, (*defaults, *options.keep_fp32))
     result = to_fp16(model, spec, kept)
     facts = dict(
         keep_fp32=json.dumps(list(options.keep_fp32)),

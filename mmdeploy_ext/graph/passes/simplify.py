@@ -12,7 +12,7 @@ from onnx import helper
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import refill
-from mmdeploy_ext.graph.passes.fold import Folded, quietly
+from mmdeploy_ext.graph.passes.fold import Folded, suppress_output
 from mmdeploy_ext.graph.random_nodes import RANDOM
 
 DRAWS = ('RandomNormal', 'RandomUniform')
@@ -37,7 +37,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
             'onnxslim takes models of up to 2 GiB, and this one is larger; fold does most of what it does'
         )
     try:
-        with quietly():
+        with suppress_output():
             slim = onnxslim.slim(_without_defaults(model))
     except Exception as error:
         raise ExportError(

@@ -24,8 +24,8 @@ from mmdeploy_ext.graph.run import Runner
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-MOST_DEATHS = 8
-"""Nodes that may kill the process that records before recording is given up."""
+MAX_CRASHES = 8
+"""Nodes that may crash the recording process before recording is given up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bo
     Args:
         model: of `prepare`.
         feeds: of the whole model.
-        apart: compute in a process of its own, which a node may kill.
+        apart: compute in a process of its own, which a node may crash.
 
     Raises:
         InferenceError: not one node could be computed.
@@ -193,13 +193,13 @@ def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bo
 
 
 def _record_apart(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Compute in child processes; one that dies is followed by one that leaves the deadly node out."""
+    """Compute in child processes; after a crash the next one leaves out the node that caused it."""
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as name:
         folder = Path(name)
         files.write(model, folder / 'model.onnx')
         save_tensors(feeds, folder / 'inputs')
         (folder / 'values').mkdir()
-        for _ in range(MOST_DEATHS):
+        for _ in range(MAX_CRASHES):
             command = [sys.executable, '-c', CHILD, str(Path(__file__).resolve().parents[3]), name]
             done = subprocess.run(command, capture_output=True)
             if done.returncode >= 0:
@@ -214,7 +214,7 @@ CHILD = 'import sys; sys.path.insert(0, sys.argv[1])\n' + (
 
 
 def record_into(name: str) -> None:
-    """Compute a graph node by node and store each value at once; for a process that may die.
+    """Compute a graph node by node and store each value at once; for a process that may crash.
 
     Args:
         name: folder with model.onnx and inputs/; values/ is written, and `begun` lists the nodes that were

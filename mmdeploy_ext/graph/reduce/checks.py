@@ -30,7 +30,7 @@ class Check:
 
     Attributes:
         kind: name of the built-in check, or 'command'.
-        meaning: what the fault is, for people.
+        meaning: what the fault is, for messages.
         outcome: what the whole model showed; the candidates have to show the same.
         tolerance: largest difference that is no fault, as a part of the largest expected value.
         rounding: see `case.Case`.

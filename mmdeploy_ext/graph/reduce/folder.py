@@ -93,7 +93,7 @@ def save_folder(
     meaning: str,
     source: str,
 ) -> Path:
-    """Write the case, whole or not at all.
+    """Write the case atomically.
 
     Args:
         reduction: see `reduce.reduce`.

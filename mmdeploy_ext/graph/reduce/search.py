@@ -73,7 +73,7 @@ class _Search:
             self.known[key] = bool(part) and self.ask(self.case.candidate(part, outputs))
         return self.known[key]
 
-    def shortest(self, part: Part, cut: Callable[[Part, int], Part]) -> Part:
+    def bisect(self, part: Part, cut: Callable[[Part, int], Part]) -> Part:
         """Bisect the length of one end of a part; `cut` gives the part of a length."""
         low, high = 0, len(part)
         while high - low > 1:
@@ -84,13 +84,13 @@ class _Search:
                 low = middle
         return cut(part, high)
 
-    def behind(self, part: Part) -> Part:
+    def without_unneeded(self, part: Part) -> Part:
         """Leave out what the last node does not depend on."""
         needed = set(self.case.index.ancestors(self.case.index.writes(part[-1])))
         smaller = tuple(position for position in part if position in needed)
         return smaller if smaller != part and self.shown(smaller) else part
 
-    def fewest(self, part: Part) -> Part:
+    def leave_out_chunks(self, part: Part) -> Part:
         """Leave out chunks, then smaller ones, until no single node can be left out."""
         chunks = 2
         while len(part) > 1:
@@ -111,17 +111,17 @@ class _Search:
                 return smaller
         return None
 
-    def closer(self, part: Part) -> None:
-        """Reduce once more, when the check can look closer at what is left."""
+    def narrow(self, part: Part) -> None:
+        """Reduce once more, when the check can be narrowed to what is left."""
         if len(part) > 1 and self.check.narrow():
             self.known = {}
             if not self.shown(part):
                 self.check.widen()
                 return
-            part = self.shortest(self.shortest(part, _prefix), _suffix)
-            self.fewest_outputs(self.fewest(self.behind(part)))
+            part = self.bisect(self.bisect(part, _prefix), _suffix)
+            self.one_output(self.leave_out_chunks(self.without_unneeded(part)))
 
-    def fewest_outputs(self, part: Part) -> None:
+    def one_output(self, part: Part) -> None:
         """Give only one output where one shows the fault."""
         names = self.case.outputs_of(part)
         if len(names) > 1:
@@ -166,14 +166,14 @@ def reduce(
     if not check.settle(whole):
         raise UsageError(f'--check: {check.why_not()}; there is nothing to reduce')
     search.best, search.known[case.everything, None] = whole, True
-    _refuse_yes_sayers(check, good)
+    _check_on_good(check, good)
     stopped = ''
     try:
-        part = search.shortest(case.everything, _prefix)
-        part = search.shortest(part, _suffix)
-        part = search.fewest(search.behind(part))
-        search.fewest_outputs(part)
-        search.closer(part)
+        part = search.bisect(case.everything, _prefix)
+        part = search.bisect(part, _suffix)
+        part = search.leave_out_chunks(search.without_unneeded(part))
+        search.one_output(part)
+        search.narrow(part)
     except Stopped as reason:
         stopped = str(reason)
     if not stopped and not check.shows(search.best):
@@ -183,7 +183,7 @@ def reduce(
     return Reduction(search.best, len(case.everything), search.asked, stopped)
 
 
-def _refuse_yes_sayers(check: Check, good: Sequence[Candidate]) -> None:
+def _check_on_good(check: Check, good: Sequence[Candidate]) -> None:
     for candidate in good:
         if check.shows(candidate):
             what = (

@@ -84,7 +84,7 @@ def tooltip(text: str) -> str:
 
 
 def save_picture(picture: AGraph, target: str | os.PathLike[str]) -> None:
-    """Let Graphviz lay out a picture and write it whole or not at all; the suffix decides the format."""
+    """Let Graphviz lay out a picture and write it atomically; the suffix decides the format."""
     with atomic_path(target) as temporary, _without_font_warnings():
         picture.draw(str(temporary), format=check_suffix(target), prog='dot')
 

@@ -137,7 +137,7 @@ def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:
-    """Yield what `describe` found, for people."""
+    """Yield what `describe` found as lines of text."""
     for name in ('inputs', 'outputs'):
         yield f'{name}: {_values_line(content[name])}'
     if (defaults := content.get('defaults', ())) and len(defaults) <= MOST_DEFAULTS:

@@ -66,7 +66,7 @@ def _add(branch: Branch, parameters: int, cost: flops.Cost, position: int) -> No
 
 
 def lines(root: Branch, depth: int | None = None) -> Iterator[str]:
-    """Yield the tree for people, a module per line.
+    """Yield the tree as text, a module per line.
 
     Args:
         root: of the tree.

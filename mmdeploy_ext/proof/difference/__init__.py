@@ -1,1 +1,1 @@
-"""The first tensor in which ONNX leaves PyTorch."""
+"""The first tensor in which ONNX differs from PyTorch."""

@@ -1,4 +1,4 @@
-"""The first tensor where an ONNX file leaves the PyTorch model that it was exported from.
+"""The first tensor where an ONNX file differs from the PyTorch model that it was exported from.
 
 PyTorch runs the modules that the graph is made of under observation (`first_difference_record`), the graph is
 walked node by node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.graph.diff.walk import Walk
 
-MAX_HEALED = 24
+MAX_PAIRED_BY_PLACE = 24
 """Regions that are paired by their place before the search ends; the first one is what is asked for."""
 
 
@@ -132,7 +132,7 @@ class Search:
             clean, clean_walk, wrong = other
             pairs = align(program, clean)
             found = changes(program, clean, pairs)
-            references.update(_learnt(pairs.tensors, clean_walk, wrong))
+            references.update(_references_from(pairs.tensors, clean_walk, wrong))
             inherited = {name for name, mate in pairs.tensors.items() if mate in wrong}
         result = self._walk(program, references)
         module = _module_finder(self.pairing, program)
@@ -168,21 +168,21 @@ class Search:
 
     def _walk(self, program: Program, references: dict[str, Reference]) -> Walk:
         """Walk a graph; where an error hides what comes after it, pair by place and walk on."""
-        for _ in range(MAX_HEALED):
+        for _ in range(MAX_PAIRED_BY_PLACE):
             result = walk(program, self.subject.feeds, references, self.runner, self.pairing.lookup)
             by_module = self.pairing.by_module(result)
             references.update(by_module)
             if by_module:
                 continue
-            healed = None
+            paired = None
             for region in regions(result, self.bars.born):
                 open_ends = region.tensors[:-1] if region.ends else region.tensors
-                healed = self.pairing.heal(result, open_ends)
-                if healed:
+                paired = self.pairing.pair_by_place(result, open_ends)
+                if paired:
                     break
-            if not healed:
+            if not paired:
                 break
-            references[healed[0]] = healed[1]
+            references[paired[0]] = paired[1]
         return result
 
 
@@ -198,8 +198,8 @@ def _record(subject: Subject, bars: findings.Bars) -> Pairing:
     return Pairing(recorder, weights, bars.born)
 
 
-def _learnt(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, Reference]:
-    """Return references of a graph's tensors: what their counterparts in a fresh export were found to be."""
+def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, Reference]:
+    """Return references of a graph's tensors: those of their counterparts in a fresh export."""
     found = {}
     for name, mate in tensors.items():
         row = clean.rows.get(mate)

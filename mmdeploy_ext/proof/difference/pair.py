@@ -167,7 +167,7 @@ class Pairing:
         }
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
-    def heal(self, walk: Walk, segment: Sequence[str]) -> tuple[str, Reference] | None:
+    def pair_by_place(self, walk: Walk, segment: Sequence[str]) -> tuple[str, Reference] | None:
         """Choose what the first tensor of a segment that can be paired by its place should have been.
 
         Args:
@@ -182,9 +182,9 @@ class Pairing:
         return None
 
     def by_module(self, walk: Walk) -> dict[str, Reference]:
-        """Return what nodes should have given that PyTorch has as one operator, in a module that is known.
+        """Return references of nodes that PyTorch has as one operator, in a module that is known.
 
-        Their values are in no record, and yet what follows is right: an error that a later norm takes away.
+        Their values are in no record, and yet what follows is right: an error that a later norm removes.
         """
         claimed = {row.reference.record for row in walk.rows.values() if row.reference is not None}
         found = {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.proof.inputs.pictures import bright, cut, dark, filling, other_view, part_of, told
+from mmdeploy_ext.proof.inputs.pictures import bright, cut, dark, filling, other_view, part_of, titled
 from mmdeploy_ext.proof.inputs.sizes import STRIDE, fits, other_sizes
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
         images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
     if len({picture.shape for _, picture in images}) == 1:
         title, picture = images[1]
-        images = [images[0], (told(title, 'cut'), cut(picture)), *images[2:]]
+        images = [images[0], (titled(title, 'cut'), cut(picture)), *images[2:]]
     maker = _Inputs(deployment, options, list(images))
     cases = [maker.traced(), *maker.batches()]
     cases += [*maker.by_rule(given), *maker.of_sizes()] if options.dynamic else maker.others()
@@ -109,9 +109,9 @@ class _Inputs:
         """Return other pictures at the one size of a fixed file: content of a portrait, dark, bright."""
         (title, picture), height = self.images[0], self.size[0]
         changed = {
-            'portrait in the input': (told(title, 'portrait'), filling(picture, (height, height * 2 // 3))),
-            'dark': (told(title, 'dark'), dark(picture)),
-            'bright': (told(title, 'bright'), bright(picture)),
+            'portrait in the input': (titled(title, 'portrait'), filling(picture, (height, height * 2 // 3))),
+            'dark': (titled(title, 'dark'), dark(picture)),
+            'bright': (titled(title, 'bright'), bright(picture)),
         }
         batch = self.options.batch
         cases = [
@@ -140,16 +140,16 @@ class _Inputs:
         title, picture = first
 
         def views(size: tuple[int, int], count: int) -> list[Picture]:
-            views = (title, picture), (told(title, 'mirrored'), other_view(picture)), second
-            return [(told(name, 'composed'), filling(view, size)) for name, view in views[:count]]
+            views = (title, picture), (titled(title, 'mirrored'), other_view(picture)), second
+            return [(titled(name, 'composed'), filling(view, size)) for name, view in views[:count]]
 
         cases = [
             _unaligned(self.deployment, second, sizes.unaligned, sizes.step),
             self.fixed('W > 2H, batch 2', views(sizes.wide, 2), sizes.wide, rescale=True),
             self.fixed('H > 2W', views(sizes.tall, 1), sizes.tall, rescale=True),
             self.fixed('portrait, batch 3', views(sizes.portrait, 3), sizes.portrait, rescale=True),
-            self.fixed('dark', [(told(title, 'dark'), dark(picture))], sizes.landscape, rescale=True),
-            self.fixed('bright', [(told(title, 'bright'), bright(picture))], sizes.landscape, rescale=True),
+            self.fixed('dark', [(titled(title, 'dark'), dark(picture))], sizes.landscape, rescale=True),
+            self.fixed('bright', [(titled(title, 'bright'), bright(picture))], sizes.landscape, rescale=True),
         ]
         if sizes.fine:
             cases.append(_unaligned(self.deployment, first, sizes.fine, 1))
@@ -200,12 +200,12 @@ def _fixed(
     prepared = prepare(chosen)
     if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
         title, picture = chosen[0]
-        views = (chosen[0], (told(title, 'mirrored'), other_view(picture)))
+        views = (chosen[0], (titled(title, 'mirrored'), other_view(picture)))
         chosen = [views[index % 2] for index in range(len(chosen))]
         prepared = prepare(chosen)
     if not flags.get('traced') and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
         varied = [
-            (told(title, 'cut'), cut(picture, index)) if index else (title, picture)
+            (titled(title, 'cut'), cut(picture, index)) if index else (title, picture)
             for index, (title, picture) in enumerate(chosen)
         ]
         if len(batches(prepare(varied))) == 1:

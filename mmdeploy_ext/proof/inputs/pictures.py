@@ -70,6 +70,6 @@ def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(whole[:, :most] if axis else whole[:most])
 
 
-def told(title: str, change: str) -> str:
+def titled(title: str, change: str) -> str:
     """Return the title of a changed picture: 'toy.jpg (mirrored, cut)'."""
     return f'{title[:-1]}, {change})' if title.endswith(')') else f'{title} ({change})'

@@ -1,4 +1,4 @@
-"""What models of frames or sweeps are proven on: given files, the data set of the config, else generated.
+"""Frames or sweeps to prove a model on: given files, the data set of the config, else generated ones.
 
 Pictures are read by `apps.proof`, since every tool for pictures reads them before the weights load.
 """

@@ -80,7 +80,7 @@ class Proof(abc.ABC):
 
     @abc.abstractmethod
     def checks(self, file: Any) -> list[Check]:
-        """Return whether a file is valid, and says of itself what its contract, config and options say."""
+        """Return whether a file is valid, and its metadata agree with contract, config and options."""
 
     def _subject(self) -> dict[str, Any]:
         from mmdeploy_ext.core.versions import versions

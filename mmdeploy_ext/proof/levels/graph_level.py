@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, SAME_BYTES_RULES
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph import edits, same
-from mmdeploy_ext.proof.older import brought_near
+from mmdeploy_ext.proof.older import with_rounding_undone
 from mmdeploy_ext.proof.results import GraphResult
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
     mine, other = same.signature(model), same.signature(fresh)
     note = ''
     if not mine.equals(other) and metadata.rules < SAME_BYTES_RULES:
-        model, near = brought_near(model, fresh, reference.rounding())
+        model, near = with_rounding_undone(model, fresh, reference.rounding())
         mine, note = same.signature(model), near.text and f'graph rules {metadata.rules}: {near.text}'
-    if told := told_otherwise(model, fresh):
-        return GraphResult(name, mine.size, False, tuple(told), note=note)
+    if facts := differing_facts(model, fresh):
+        return GraphResult(name, mine.size, False, tuple(facts), note=note)
     if mine.equals(other):
         after = ', '.join(edit['command'] for edit in metadata.edits)
         note = '; '.join(filter(None, (after and f'both after {after}', note)))
@@ -56,10 +56,10 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
     return GraphResult(name, mine.size, False, found, note='; '.join(filter(None, (note, other_versions))))
 
 
-def told_otherwise(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[same.Difference]:
-    """Return what a file says of its graph otherwise than the exporter does: facts that a runtime needs.
+def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[same.Difference]:
+    """Return the facts for the runtime in a file's metadata that a fresh export states otherwise.
 
-    What every file of this project says of itself is compared with config and checkpoint elsewhere.
+    The entries that all files have (`Metadata`) are compared with config and checkpoint elsewhere.
     """
     common = {f'{PREFIX}{field.name}' for field in dataclasses.fields(Metadata)}
     mine, other = ({entry.key: entry.value for entry in one.metadata_props} for one in (model, fresh))

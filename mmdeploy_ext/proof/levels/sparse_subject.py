@@ -24,7 +24,7 @@ from mmdeploy_ext.deploy.sparse import (
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
-from mmdeploy_ext.proof.levels.graph_level import told_otherwise
+from mmdeploy_ext.proof.levels.graph_level import differing_facts
 from mmdeploy_ext.proof.results import Check, GraphResult
 from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.fold import fold
@@ -207,12 +207,12 @@ def compare_graph(subject: Subject) -> GraphResult:
     else:
         done = stored_fact(subject.model, subject.path, 'edits', '[]')
         fresh = edits.repeat(to_onnx(subject.expected, form=subject.asked_for.form), done)
-        same = differences(subject.model, fresh) or told_otherwise(subject.model, fresh)
+        same = differences(subject.model, fresh) or differing_facts(subject.model, fresh)
     return GraphResult('', size(subject.model), not same, tuple(same))
 
 
 def says_check(subject: Subject) -> Check:
-    """Check that a file says of itself what config and options say; runtimes take its word for voxels."""
+    """Check that the metadata of a file agree with config and options; runtimes rely on them for voxels."""
     facts = metadata_props(subject.deployment, subject.asked_for)
     wrong = [
         f'{name}: the file says {said}'

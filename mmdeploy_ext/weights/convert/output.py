@@ -1,4 +1,4 @@
-"""Writing a checkpoint: where it may go, and whole or not at all."""
+"""Writing a checkpoint: where it may go, and atomically."""
 
 from __future__ import annotations
 

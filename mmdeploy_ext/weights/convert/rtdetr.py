@@ -162,7 +162,7 @@ def _complete(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], notes: 
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
-    """Convert a file and write `{'meta', 'state_dict'}`, whole or not at all.
+    """Convert a file and write `{'meta', 'state_dict'}` atomically.
 
     Raises:
         CheckpointError: see `read_source` and `convert`; weights that are not finite, or are codes.

@@ -119,14 +119,14 @@ def is_paddle_file(path: str | Path) -> bool:
 
 
 def paddle_refusal(path: str | Path) -> str:
-    """Return what a person is told about a file of Paddle."""
+    """Return the message for a file of Paddle."""
     return (
         f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
         f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
     )
 
 
-def _told(path: str, found: str, keys: Collection[Any]) -> str:
+def _advice(path: str, found: str, keys: Collection[Any]) -> str:
     command = sources.command(COMMAND, path)
     if found == 'unreadable':
         return paddle_refusal(path) if is_paddle_file(path) else ''
@@ -136,4 +136,4 @@ def _told(path: str, found: str, keys: Collection[Any]) -> str:
     return f"{path}: has transformers' names of RT-DETR; convert it first: {command}" if named else ''
 
 
-sources.KNOWN.append(_told)
+sources.KNOWN.append(_advice)

@@ -26,7 +26,7 @@ class Source:
 
     Attributes:
         tensors: by the file's names.
-        origin: which weights these are, for people.
+        origin: which weights these are, in words.
     """
 
     tensors: Tensors

@@ -115,7 +115,7 @@ def _moved(key: str, old: str, new: str) -> str:
     return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''
 
 
-def _told(path: str, found: str, keys: Collection[Any]) -> str:
+def _advice(path: str, found: str, keys: Collection[Any]) -> str:
     if found != 'tensors' or not original_head(keys):
         return ''
     return (
@@ -124,4 +124,4 @@ def _told(path: str, found: str, keys: Collection[Any]) -> str:
     )
 
 
-sources.KNOWN.append(_told)
+sources.KNOWN.append(_advice)

@@ -1,4 +1,4 @@
-"""Checkpoints of other repositories that are given as they are: what a person is told, what converts them."""
+"""Checkpoints of other repositories that are given unconverted: the message, and what converts them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 KNOWN: list[Callable[[str, str, Collection[Any]], str]] = []
-"""(path, found, keys) -> what a person is told, '' where it is none of that repository; the modules of names
+"""(path, found, keys) -> the message, '' where it is none of that repository; the modules of names
 register theirs. `found` is 'unreadable' (by PyTorch; no keys), 'content' (a dict without a state dict) or
 'tensors' (a state dict, by the names of its tensors)."""
 
 
-def told(path: str, found: str, keys: Collection[Any] = ()) -> str:
-    """Return what the first repository that knows a file says about it; '' where none does."""
+def advice(path: str, found: str, keys: Collection[Any] = ()) -> str:
+    """Return the message for a file of a known repository; '' for any other."""
     return next((text for known in KNOWN if (text := known(path, found, keys))), '')
 
 

@@ -176,7 +176,7 @@ def test_the_input_and_its_data_are_never_written_over(tmp_path):
     (tmp_path / 'link.onnx').symlink_to(source)
     model = files.load(source)
     for target in ('x.onnx', 'x.weights', 'link.onnx'):
-        with pytest.raises(UsageError, match='never written over'):
+        with pytest.raises(UsageError, match='never overwritten'):
             files.save(model, tmp_path / target, inputs=[source])
     (tmp_path / 'link.onnx').unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -287,12 +287,12 @@ def saved(tmp_path, case, check):
 
 @pytest.mark.parametrize('kind', ['nan', 'differs', 'engines', 'crash'])
 def test_the_folder_shows_the_fault_alone_and_not_once_it_is_mended(tmp_path, kind):
-    mend = None
+    corrected = None
     if kind == 'nan':
         case, check = case_of(chain(20, overflow=10)), NotFinite()
     elif kind == 'differs':
         case = case_of(chain(20, changed=12))
-        check, mend = Differs(1e-4, case_of(chain(20)).values, case.values), 'w12'
+        check, corrected = Differs(1e-4, case_of(chain(20)).values, case.values), 'w12'
     elif kind == 'engines':
         case, check = case_of(cancellation()), Engines(1e-5)
     else:
@@ -306,9 +306,9 @@ def test_the_folder_shows_the_fault_alone_and_not_once_it_is_mended(tmp_path, ki
     assert done.returncode == 0 and 'the fault is shown' in done.stdout, done.stderr
     assert json.loads((folder / 'case.json').read_text())['check'] == kind
     assert 'm.onnx' in (folder / 'README.md').read_text()
-    if mend:
+    if corrected:
         model = onnx.load(folder / 'model.onnx')
-        good = next(tensor for tensor in chain(20).graph.initializer if tensor.name == mend)
+        good = next(tensor for tensor in chain(20).graph.initializer if tensor.name == corrected)
         model.graph.initializer[0].CopyFrom(good)
         onnx.save(model, folder / 'model.onnx')
         done = subprocess.run([sys.executable, folder / 'run.py'], capture_output=True, text=True)

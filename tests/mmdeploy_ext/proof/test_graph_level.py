@@ -15,7 +15,7 @@ from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy import files as deployed_files
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.older import Rounding, brought_near, content
+from mmdeploy_ext.proof.older import Rounding, content, with_rounding_undone
 from proofs import check_files
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
@@ -115,8 +115,8 @@ def test_what_is_computed_from_parameters_is_judged_by_its_largest_value():
         for array in (changed, computed)
     ]
     weight = Rounding(weights=frozenset([content(computed)]))
-    assert brought_near(*files, Rounding())[1].count == 1
-    assert brought_near(*files, weight)[1].count == 0
+    assert with_rounding_undone(*files, Rounding())[1].count == 1
+    assert with_rounding_undone(*files, weight)[1].count == 0
 
 
 def test_a_file_of_rules_1_whose_post_processing_is_another_is_judged_by_inputs(deployment, path, tmp_path):

@@ -251,7 +251,7 @@ def test_the_next_command_can_be_typed_where_the_name_of_the_file_has_a_space(ow
 
 
 def test_both_views_name_mm2onnx_where_that_was_started():
-    with command.called('mm2onnx verify'):
+    with command.as_program('mm2onnx verify'):
         lines, page = printed(proven()), report.render(proven(), [], ('car',))
     assert lines[-1].startswith('next: mm2onnx run toy.onnx') and 'next: mm2onnx run toy.onnx' in page
     assert 'tools/' not in lines[-1] and printed(proven())[-1].startswith('next: python tools/')

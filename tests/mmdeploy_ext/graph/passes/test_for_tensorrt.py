@@ -8,9 +8,9 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.passes.for_tensorrt import (
     fix_inputs,
     for_tensorrt,
+    fp32_patterns,
     parse_constants,
     spec_of,
-    stays_single,
 )
 from mmdeploy_ext.graph.run import Runner
 from toy_engines import parse, two_outputs
@@ -98,8 +98,8 @@ def test_both_sides_of_an_equality_of_floats_stay_float32():
         'float[1,3,4,4] y',
         constants='<float[3,2,1,1] w = {1,2,3,4,5,6}>',
     )
-    assert stays_single(model) == ['s', 'p', 'e']
-    assert stays_single(parse('y = Relu(x)')) == []
+    assert fp32_patterns(model) == ['s', 'p', 'e']
+    assert fp32_patterns(parse('y = Relu(x)')) == []
 
 
 def test_axes_without_a_name_are_not_mixed_up():
