@@ -25,6 +25,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proof.inputs.pictures import bright, dark
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
+from projects.toydata.seeded_queries import is_query, scale_queries
 from projects.toydata.seeded_regions import run_heads, scale_heads
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def _heads(model: nn.Module, pictures: torch.Tensor, exposed: torch.Tensor) -> t
     head = getattr(model, 'bbox_head', None)
     if head is None:
         return tuple(functools.partial(one, model, pictures) for one in (run_heads, scale_heads))
+    if is_query(head):
+        return lambda maps: None, functools.partial(scale_queries, model, pictures)
     return (
         lambda maps: head(for_head(head, maps)),
         lambda maps: scale_outputs(head, maps, lambda: model.extract_feat(exposed)),
@@ -266,7 +269,8 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         model.load_state_dict(rule.seeded_weights(shapes))
         return model
-    check_known(model, cfg.filename)
+    if not is_query(getattr(model, 'bbox_head', None)):
+        check_known(model, cfg.filename)
     return fill_seeded(model, seed, *normalisation(cfg))
 
 

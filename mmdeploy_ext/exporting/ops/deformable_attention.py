@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin
+from mmdeploy_ext.exporting.postprocess.sizes import length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,6 +41,46 @@ def attend_maps(
         grid = locations[:, :, :, level].transpose(1, 2).flatten(0, 1)
         sampled.append(F.grid_sample(value, grid, mode='bilinear', padding_mode='zeros', align_corners=False))
     return (torch.cat(sampled, -1) * weights).sum(-1)
+
+
+def shares(logits: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return the weights that `attend_maps` takes, (B * M, 1, Q, L * P), of logits (B, Q, M * L * P)."""
+    return logits.unflatten(-1, (heads, -1)).softmax(-1).transpose(1, 2).flatten(0, 1)[:, None]
+
+
+def attend_tokens(
+    module: Any,
+    query: torch.Tensor,
+    tokens: torch.Tensor,
+    keep: torch.Tensor,
+    sizes: Sequence[tuple[Any, Any]],
+    reference_points: torch.Tensor,
+) -> torch.Tensor:
+    """Do what mmcv's module does before its shortcut, by `attend_maps`.
+
+    Args:
+        module: mmcv's `MultiScaleDeformableAttention`.
+        query: (B, Q, D), positions added.
+        tokens: (B, S, D), the maps one after the other, each row by row.
+        keep: (B, S, 1) float32, 0 where a token is padding.
+        sizes: h and w of each map, numbers or what an exporter traces in their place.
+        reference_points: as `sampling_locations` takes them.
+
+    Returns:
+        (B, Q, D).
+    """
+    split = (module.num_heads, module.num_levels, module.num_points, 2)
+    offsets = module.sampling_offsets(query).unflatten(-1, split)
+    shapes = torch.stack([torch.stack([length(side) for side in size]) for size in sizes])
+    locations = 2 * sampling_locations(reference_points, offsets, shapes) - 1
+    values, begin = module.value_proj(tokens) * keep, 0
+    maps = []
+    for height, width in sizes:
+        level = values[:, begin : begin + height * width].transpose(1, 2)
+        maps.append(level.reshape(-1, level.shape[1] // split[0], height, width))
+        begin = begin + height * width
+    mixed = attend_maps(maps, locations, shares(module.attention_weights(query), split[0]))
+    return module.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
 
 
 def _eager(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmdeploy_ext.exporting.ops.deformable_attention import attend_maps
+from mmdeploy_ext.exporting.ops.deformable_attention import attend_maps, shares
 from projects.mmdet_plugin.rtdetr.layers import SelfAttention
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class DeformableAttention(nn.Module):
 
     def weights(self, query: torch.Tensor) -> torch.Tensor:
         """Return (B * M, 1, Q, L * P), which sum to 1 over the last axis."""
-        logits = self.attention_weights(query).unflatten(-1, (self.heads, -1))
-        return logits.softmax(-1).transpose(1, 2).flatten(0, 1)[:, None]
+        return shares(self.attention_weights(query), self.heads)
 
     def _value(self, level: torch.Tensor) -> torch.Tensor:
         """Return (B * M, D / M, h, w): the values of one map (B, D, h, w), head by head."""

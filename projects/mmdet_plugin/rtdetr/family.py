@@ -30,7 +30,7 @@ class RtDetrFamily(ImageFamily):
 
     name = 'rtdetr'
     exports = 'RTDETR, queries without suppression (projects/mmdet_plugin/rtdetr/README.md)'
-    near = ('DETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
+    near = ('RTDETR', 'RTDetrV2', 'HybridEncoder')
     task = 'bbox2d'
     forms = ('full', 'raw')
     own_options = OPTIONS

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mmdeploy_ext.exporting.fold import Folded, fold_pair
+from mmdeploy_ext.exporting.ops.attention import multi_head
 
 ACTIVATIONS = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, '': nn.Identity}
 
@@ -96,20 +95,10 @@ class SelfAttention(nn.Module):
             (B, T, D).
         """
         placed = tokens + position
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        query, key, value = (
-            self._split(F.linear(source, weight, bias))
-            for source, weight, bias in zip((placed, placed, tokens), weights, biases, strict=True)
+        mixed = multi_head(
+            (placed, placed, tokens), self.in_proj_weight, self.in_proj_bias, self.heads, mask
         )
-        logits = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
-        if mask is not None:
-            logits = logits.masked_fill(mask, float('-inf'))
-        mixed = logits.softmax(-1) @ value
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return (B, T, D) as (B, M, T, D / M)."""
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.out_proj(mixed)
 
 
 class MLP(nn.Module):

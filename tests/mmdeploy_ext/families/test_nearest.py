@@ -10,8 +10,8 @@ from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find
 from mmdeploy_ext.families.nearest import part_types
 
 CASES = {
-    'detr/detr_r50_8x2_150e_coco.py': ('DETR', ['bbox_head', 'bbox_head.transformer'], 'rtdetr'),
-    'deformable_detr/deformable_detr_r50_16x2_50e_coco.py': ('DeformableDETR', ['bbox_head'], 'rtdetr'),
+    'detr/detr_r50_8x2_150e_coco.py': ('ConditionalDETR', ['bbox_head', 'bbox_head.transformer'], 'query'),
+    'deformable_detr/deformable_detr_r50_16x2_50e_coco.py': ('DINO', ['bbox_head'], 'query'),
     'mask2former/mask2former_r50_lsj_8x2_50e_coco.py': ('Mask2Former', ['panoptic_head'], 'solo'),
 }
 
@@ -21,6 +21,7 @@ CASES = {
 )
 def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
     cfg = load_config(mmdet_config(name))
+    cfg.model.type = detector
     types = part_types(cfg.model)
     with pytest.raises(ConfigError) as refused:
         find_family(cfg)

@@ -1,0 +1,52 @@
+"""Multi-head attention in matrix products, with the parameters of `nn.MultiheadAttention`.
+
+`nn.MultiheadAttention` chooses kernels by the CPU, by gradients and by the layout of its inputs, and its
+exports freeze batches; these few lines are one graph for every size.
+
+Glossary: B batch, M heads, D embedding, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    import torch
+
+
+def multi_head(
+    sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    heads: int,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mix values, before the projection of the result.
+
+    Args:
+        sources: of queries (B, Q, D), keys and values (B, K, D), positions added.
+        weight: (3 * D, D), the projections of all three, one below the other.
+        bias: (3 * D,).
+        heads: M.
+        mask: bool, broadcast to (B, M, Q, K); True where a row must not look at a column.
+
+    Returns:
+        (B, Q, D).
+    """
+    query, key, value = (
+        _split(F.linear(source, part, shift), heads)
+        for source, part, shift in zip(sources, weight.chunk(3), bias.chunk(3), strict=True)
+    )
+    logits = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
+    if mask is not None:
+        logits = logits.masked_fill(mask, float('-inf'))
+    mixed = logits.softmax(-1) @ value
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _split(tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return (B, T, D) as (B, M, T, D / M)."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)

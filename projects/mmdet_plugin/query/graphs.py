@@ -1,0 +1,101 @@
+"""The graphs of detectors of queries: their contract, and the chain of modules that keeps it.
+
+Glossary: B batch, H, W network input in pixels.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.dense.graphs import box_outputs, optional_inputs
+from projects.mmdet_plugin.query.kinds import kind_of
+from projects.mmdet_plugin.query.networks import NAMES, NETWORKS
+from projects.mmdet_plugin.query.postprocess import FULL_NAMES, FullForm, max_per_img
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmdeploy_ext.contract.option import Options
+
+PROBE = 256
+"""Side of the input whose maps tell their strides, pixels."""
+_STRIDES: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
+
+
+def strides(model: nn.Module) -> tuple[int, ...]:
+    """Return the strides of the maps of a detector, pixels."""
+    if model not in _STRIDES:
+        image = next(model.parameters()).new_zeros((1, 3, PROBE, PROBE))
+        with torch.no_grad():
+            _STRIDES[model] = tuple(PROBE // one.shape[-1] for one in model.extract_feat(image))
+    return _STRIDES[model]
+
+
+def count_tokens(model: nn.Module, height: int, width: int) -> int:
+    """Return how many tokens an input of H x W pixels has."""
+    return sum(-(-height // stride) * -(-width // stride) for stride in strides(model))
+
+
+def proposals(model: nn.Module) -> int:
+    """Return how many tokens become queries; 0 where queries are learned."""
+    head = model.bbox_head
+    two_stage = getattr(head, 'as_two_stage', False)
+    return int(head.transformer.two_stage_num_proposals) if two_stage else 0
+
+
+def smallest(model: nn.Module) -> int:
+    """Return the smallest side of an input, pixels: a square of it has as many tokens as become queries."""
+    side = 1
+    while count_tokens(model, side, side) < proposals(model):
+        side += 1
+    return side
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of the graph.
+
+    Raises:
+        UsageError: the size of an export has fewer tokens than become queries.
+    """
+    fixed = options.batch, options.height, options.width
+    batch, height, width = ('B', 'H', 'W') if options.dynamic else fixed
+    there = count_tokens(model, options.height, options.width)
+    if there < proposals(model):
+        raise UsageError(
+            f'--shape {options.height} {options.width}: gives {there} tokens for '
+            f'two_stage_num_proposals={proposals(model)}; choose a larger size'
+        )
+    image = TensorSpec(
+        'input',
+        'float32',
+        (batch, 3, height, width),
+        'normalised images, padded bottom and right',
+        smallest=smallest(model),
+        multiple=parts.multiple(model),
+    )
+    inputs = (image, *optional_inputs(batch, True))
+    return GraphSpec(f'query/{options.form}', inputs, box_outputs(batch, max_per_img(model.bbox_head)))
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it."""
+    network = NETWORKS[kind_of(model.bbox_head)](fuse(model) if fold else model)
+    passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
+    return [
+        Stage('network', network, ('input', 'img_shape'), NAMES, passes=passes),
+        Stage(
+            'postprocess',
+            FullForm(model.bbox_head),
+            ('input', 'img_shape', 'scale_factor', *NAMES),
+            FULL_NAMES,
+        ),
+    ]

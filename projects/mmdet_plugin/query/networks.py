@@ -1,0 +1,233 @@
+"""DETR and Deformable DETR as modules whose graphs take any size, batch and padding.
+
+They run the layers of mmdet's own heads. What decoders give after each layer is for training: here the last
+layer speaks alone. Source of the algorithm: mmdet 2.28.2 `dense_heads/{detr,deformable_detr}_head.py` and
+`utils/transformer.py`.
+
+Glossary: B batch, Q queries, C columns of the class logits, D embedding, S tokens of all levels, L levels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.ops.deformable_attention import attend_tokens
+from mmdeploy_ext.exporting.postprocess.sizes import hw
+from projects.mmdet_plugin.query.layers import among_themselves, attend_to, run_layer
+from projects.mmdet_plugin.query.padding import Level, SinePositions, periods, tokens_of, waves
+from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NAMES = ('logits', 'boxes')
+SIDE = 0.05
+"""Of a proposal of the finest level, share of the image; twice as much on each level after it."""
+BORDER = 0.01
+"""Proposals nearer to 0 or 1 than this are none."""
+PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
+"""Of the encoding of proposals."""
+
+
+class QueryNetwork(nn.Module):
+    """Detector and head behind flat tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the detector; its parameters keep their names below `model.`."""
+        super().__init__()
+        self.model = model
+        self.positions = SinePositions(model.bbox_head.positional_encoding)
+
+    def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network.
+
+        Args:
+            image: (B, 3, H, W) float32, normalised.
+            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
+
+        Returns:
+            Class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the image, without its padding.
+        """
+        content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+        maps = self.maps(image)
+        found = self.queries(maps, [Level(content, image, one) for one in maps])
+        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, found, strict=True))
+
+    def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return what the transformer looks at, per level (B, D, h, w)."""
+        raise NotImplementedError
+
+    def queries(
+        self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and boxes of all queries."""
+        raise NotImplementedError
+
+
+class DetrNetwork(QueryNetwork):
+    """`DETRHead`: all tokens of one map look at each other, queries look at them."""
+
+    def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
+        """See `QueryNetwork`: the last map alone."""
+        return [self.model.bbox_head.input_proj(self.model.extract_feat(image)[-1])]
+
+    def queries(
+        self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `QueryNetwork`."""
+        head, (level,) = self.model.bbox_head, levels
+        position = self.positions(level)
+        padded = level.inside()[:, None, None] < 0.5
+        memory = self._encode(tokens_of(maps), position, padded)
+        found = self._decode(memory, position, padded)
+        return head.fc_cls(found), head.fc_reg(head.activate(head.reg_ffn(found))).sigmoid()
+
+    def _encode(self, tokens: torch.Tensor, position: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
+        encoder = self.model.bbox_head.transformer.encoder
+        for layer in encoder.layers:
+            tokens = run_layer(layer, tokens, dict(self_attn=among_themselves(position, padded)))
+        return tokens if encoder.post_norm is None else encoder.post_norm(tokens)
+
+    def _decode(self, memory: torch.Tensor, position: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
+        head = self.model.bbox_head
+        decoder, places = head.transformer.decoder, head.query_embedding.weight[None]
+        key = memory + position
+
+        def look(attention: nn.Module, query: torch.Tensor) -> torch.Tensor:
+            return attend_to(attention, query + places, key, memory, padded)
+
+        attend = dict(self_attn=among_themselves(places), cross_attn=look)
+        found = torch.zeros_like(places).expand(memory.shape[0], -1, -1)
+        for layer in decoder.layers:
+            found = run_layer(layer, found, attend)
+        return found if decoder.post_norm is None else decoder.post_norm(found)
+
+
+class DeformableNetwork(QueryNetwork):
+    """`DeformableDETRHead`: tokens and queries look at a few points of every map."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """See `QueryNetwork`."""
+        super().__init__(model)
+        self.register_buffer('waves', periods(PROPOSAL_FEATURES, TEMPERATURE), persistent=False)
+
+    def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
+        """See `QueryNetwork`."""
+        return self.model.extract_feat(image)
+
+    def queries(
+        self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `QueryNetwork`."""
+        head = self.model.bbox_head
+        keep = torch.cat([level.inside() for level in levels], 1)[..., None]
+        ratios = torch.stack([level.ratios() for level in levels], 1)  # (B, L, 2)
+        look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
+        memory = self._encode(tokens_of(maps), levels, ratios, look)
+        if head.as_two_stage:
+            query, places, reference = self._proposals(memory, levels, keep)
+        else:
+            query, places, reference = self._learned(memory.shape[0])
+        return self._decode(query, places, reference, memory, ratios, look)
+
+    def _encode(
+        self, tokens: torch.Tensor, levels: Sequence[Level], ratios: torch.Tensor, look: functools.partial
+    ) -> torch.Tensor:
+        transformer = self.model.bbox_head.transformer
+        position = torch.cat(
+            [self.positions(level) + transformer.level_embeds[index] for index, level in enumerate(levels)],
+            1,
+        )
+        centres = []
+        for index, level in enumerate(levels):
+            shares = ratios[:, index]
+            y, x = (
+                (one.place + 0.5) / (shares[:, axis, None] * one.cells)
+                for axis, one in ((1, level.rows), (0, level.columns))
+            )
+            centres.append(level.grid(y, x))
+        reference = torch.cat(centres, 1)[:, :, None] * ratios[:, None]
+
+        def attend(attention: nn.Module, own: torch.Tensor) -> torch.Tensor:
+            return look(attention, own + position, own, reference_points=reference)
+
+        for layer in transformer.encoder.layers:
+            tokens = run_layer(layer, tokens, dict(self_attn=attend))
+        post_norm = transformer.encoder.post_norm
+        return tokens if post_norm is None else post_norm(tokens)
+
+    def _learned(self, batch: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries, their places (B, Q, D) and reference points (B, Q, 2) of no image."""
+        head = self.model.bbox_head
+        places, query = head.query_embedding.weight[None].expand(batch, -1, -1).chunk(2, 2)
+        return query, places, head.transformer.reference_points(places).sigmoid()
+
+    def _proposals(
+        self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries, their places (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
+        head = self.model.bbox_head
+        transformer, last = head.transformer, head.transformer.decoder.num_layers
+        proposals = []
+        for index, level in enumerate(levels):
+            y, x = ((one.place + 0.5) / one.count for one in (level.rows, level.columns))
+            centre = level.grid(y, x)
+            proposals.append(torch.cat([centre, torch.full_like(centre, SIDE * 2.0**index)], 2))
+        boxes = torch.cat(proposals, 1)
+        valid = (boxes.amin(2, True) > BORDER) & (boxes.amax(2, True) < 1 - BORDER) & (keep > 0.5)
+        unact = torch.where(valid, torch.log(boxes / (1 - boxes)), torch.full_like(boxes, math.inf))
+        rows = transformer.enc_output_norm(transformer.enc_output(memory * valid.to(memory.dtype)))
+        scores = head.cls_branches[last](rows)[..., 0]
+        best = scores.topk(transformer.two_stage_num_proposals, 1)[1][..., None]
+        chosen = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
+        logits = head.reg_branches[last](chosen) + unact.gather(1, best.expand(-1, -1, 4))
+        reference = logits.sigmoid()
+        encoded = waves(reference * (2 * math.pi), self.waves).flatten(2)
+        encoded = transformer.pos_trans_norm(transformer.pos_trans(encoded))
+        places, query = encoded.chunk(2, 2)
+        return query, places, reference
+
+    def _decode(
+        self,
+        query: torch.Tensor,
+        places: torch.Tensor,
+        reference: torch.Tensor,
+        memory: torch.Tensor,
+        ratios: torch.Tensor,
+        look: functools.partial,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        head = self.model.bbox_head
+        layers = head.transformer.decoder.layers
+        scale = ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, 1, L, 2 or 4)
+        for index, layer in enumerate(layers):
+            points = reference[:, :, None] * scale
+
+            def attend(
+                attention: nn.Module, own: torch.Tensor, points: torch.Tensor = points
+            ) -> torch.Tensor:
+                return look(attention, own + places, memory, reference_points=points)
+
+            attends = dict(self_attn=among_themselves(places), cross_attn=attend)
+            query = run_layer(layer, query, attends)
+            if index < len(layers) - 1 and head.with_box_refine:
+                reference = _moved(reference, head.reg_branches[index](query))
+                scale = ratios.repeat(1, 1, 2)[:, None]
+        boxes = _moved(reference, head.reg_branches[len(layers) - 1](query))
+        return head.cls_branches[len(layers) - 1](query), boxes
+
+
+def _moved(reference: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """Return boxes (B, Q, 4): points or boxes (B, Q, 2 or 4), moved by steps (B, Q, 4) as logits."""
+    known = reference.shape[-1]
+    placed = steps[..., :known] + inverse_sigmoid(reference)
+    return torch.cat([placed, steps[..., known:]], -1).sigmoid()
+
+
+NETWORKS = dict(DETRHead=DetrNetwork, DeformableDETRHead=DeformableNetwork)
+"""Class of mmdet's head -> the module that runs its detector."""

@@ -1,0 +1,39 @@
+"""Detectors of queries as mmdet runs them, unpatched: what a proof compares the graphs with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from projects.mmdet_plugin.two_stage.reference import boxes_of_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.runtime.detections import Detections
+
+
+def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+    """Return the tensors of a form without post-processing; there is none."""
+    raise NotImplementedError(form)
+
+
+def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
+    """Return the results of mmdet's `simple_test`."""
+    metas = [
+        dict(
+            img_shape=(*image.img_shape, 3),
+            scale_factor=image.scale_factor,
+            batch_input_shape=image.tensor.shape[1:],
+        )
+        for image in images
+    ]
+    with torch.no_grad():
+        batch = torch.from_numpy(np.stack([image.tensor for image in images]))
+        results = model.simple_test(batch.to(next(model.parameters()).device), metas, rescale=rescale)
+    return [boxes_of_classes(one) for one in results]

@@ -1,0 +1,126 @@
+"""The seeded rule of detectors of queries: attention that tells places apart, last layers to their targets.
+
+Queries would have one answer all together where attention averages over a whole picture; so keys and queries
+are larger than at the start of a training. The moves that layers give boxes in turn are small.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from projects.toydata.seeded_dense import CLASS_TARGET, Target, bring, outputs_of
+from projects.toydata.seeded_regions import BACKGROUND
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SCALES = (
+    (r'.*(level_embeds|query_embedding\.weight)', 1.0, False),
+    (r'.*decoder\..*attentions\.1\.attn\.in_proj_weight', 2.0, True),
+    (r'.*in_proj_weight', 1.2, True),
+    (r'.*attentions\.0\.(attn\.out_proj|output_proj)\.weight', 0.3, True),
+    (r'.*enc_output\.bias', 0.0, False),
+    (r'.*sampling_offsets\.weight', 0.5, True),
+    (r'.*sampling_offsets\.bias', 2.0, False),
+    (r'.*(attention_weights|value_proj|output_proj|reference_points)\.weight', 1.0, True),
+    (r'.*reg_branches\.\d+\.\d+\.weight', 1.0, True),
+)
+"""Parameters, the first match wins -> deviation, and whether of sums over the inputs of a layer."""
+MOVE = 0.2
+"""Of boxes between layers, as logits."""
+PLACE, SIZE = Target(0.0, 0.8), Target(-1.5, 0.6)
+"""Centres and sides of boxes as logits, where no reference point has them."""
+SOFTMAX = Target(0.0, 2.0)
+"""Class logits beside a background."""
+VARIED, CONSTANT = 48, 0.05
+"""So many features of a coordinate of a proposal differ inside a picture; the share of the others."""
+PREFERENCE = 6.0
+"""Of tokens that can be proposals, as a logit."""
+PICTURES = slice(None, None, 2)
+"""Of those that the statistics are taken from: noise and a scene."""
+
+
+def is_query(head: nn.Module | None) -> bool:
+    """Return whether a head is one of queries."""
+    from mmdet.models.dense_heads import DETRHead
+
+    return isinstance(head, DETRHead)
+
+
+def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+    """Fill a head of queries and bring its last layers to their targets, in place.
+
+    Args:
+        model: the detector, filled but for this.
+        pictures: (B, 3, H, W), normalised.
+        features: of each level.
+    """
+    head, some = model.bbox_head, pictures[PICTURES]
+    _fill(head)
+    size = tuple(pictures.shape[2:])
+    metas = [dict(batch_input_shape=size, img_shape=(*size, 3))] * len(some)
+    maps = [one[PICTURES] for one in features]
+
+    def run() -> Any:
+        return head(maps, metas)
+
+    if hasattr(head, 'input_proj'):
+        found = torch.cat(outputs_of(head.input_proj, lambda: head.input_proj(maps[-1])), 1)
+        bring(head.input_proj, found, torch.zeros(len(found)), torch.ones(len(found)))
+    deformable = hasattr(head, 'reg_branches')
+    if deformable and head.as_two_stage:
+        _to_target(head.cls_branches[-1], run, [CLASS_TARGET] * head.num_classes)
+        _prefer_tokens(head.cls_branches[-1], run)
+        _to_target(head.reg_branches[-1][-1], run, [Target(0.0, MOVE)] * 4)
+    known = 4 if deformable and head.as_two_stage else 2
+    boxes = [Target(0.0, MOVE)] * known if deformable else [PLACE] * 2
+    boxes += [SIZE] * (4 - len(boxes))
+    if deformable and head.with_box_refine and known < 4:
+        _to_target(head.reg_branches[0][-1], run, boxes)
+        boxes = [Target(0.0, MOVE)] * 4
+    last = head.transformer.decoder.num_layers - 1
+    _to_target(head.reg_branches[last][-1] if deformable else head.fc_reg, run, boxes)
+    classes = [CLASS_TARGET] * head.num_classes
+    if head.cls_out_channels > head.num_classes:
+        background = Target(math.log(head.num_classes) + BACKGROUND, SOFTMAX.deviation)
+        classes = [SOFTMAX] * head.num_classes + [background]
+    _to_target(head.cls_branches[last] if deformable else head.fc_cls, run, classes)
+
+
+def _fill(head: nn.Module) -> None:
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in head.named_parameters():
+        for pattern, deviation, summed in SCALES:
+            if re.fullmatch(pattern, name):
+                scale = deviation / parameter[0].numel() ** 0.5 if summed else deviation
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * scale)
+                break
+    for branch in getattr(head, 'reg_branches', ()):
+        branch[-1].weight.mul_(MOVE)
+    if hasattr(head.transformer, 'pos_trans'):
+        head.transformer.pos_trans.weight.unflatten(1, (4, -1))[:, :, VARIED:].mul_(CONSTANT)
+
+
+def _prefer_tokens(layer: nn.Module, run: Callable[[], Any]) -> None:
+    """Raise the first class of tokens that can be proposals over that of the others, whose rows are zero."""
+    kept: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0].flatten(0, -2)))
+    run()
+    handle.remove()
+    mean = torch.cat(kept).mean(0)
+    layer.weight[0] += PREFERENCE * mean / mean.square().sum()
+    layer.bias[0] -= PREFERENCE
+
+
+def _to_target(layer: nn.Module, run: Callable[[], Any], targets: Sequence[Target]) -> None:
+    """Bring the columns of what a linear layer gives to their targets."""
+    kept: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output.flatten(0, -2).T))
+    run()
+    handle.remove()
+    bring(layer, torch.cat(kept, 1), *torch.tensor(targets).unbind(1))

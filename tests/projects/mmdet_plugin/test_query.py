@@ -1,0 +1,126 @@
+"""Detectors of queries against mmdet's own `simple_test`: eager, exported, and what is refused."""
+
+import onnxruntime
+import pytest
+import torch
+from mmdet.models.utils import SinePositionalEncoding
+
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.proof.tasks.bbox2d import match_detections
+from mmdeploy_ext.runtime.query.model import detections
+from projects.mmdet_plugin.query.padding import Level, SinePositions
+from toy_query import KINDS, images, options_of, run_stages, seeded, toy
+
+FAMILY = FAMILIES['query']
+
+
+def same(kind, outputs, prepared, least=20):
+    """Assert that results are those of `simple_test`, and that every image has some of several classes."""
+    found = detections(None, outputs, {})
+    wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+    assert len(found) == len(wanted) == len(prepared)
+    for one, other in zip(wanted, found, strict=True):
+        row = match_detections('image', one, other)
+        assert row.passed and row.reference >= least, row
+        assert len(set(one.labels.tolist())) > 1
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_eager_results_of_every_image_are_those_of_simple_test(kind):
+    prepared = images(3)
+    FAMILY.check(toy(kind), options_of())
+    same(kind, run_stages(FAMILY.stages(seeded(kind), options_of()), FAMILY.feeds(prepared, True)), prepared)
+
+
+def exported(kind, exporter='torchscript', **chosen):
+    """Return what runs a dynamic file that was traced with one image."""
+    options = options_of(dynamic=True, exporter=exporter, **chosen)
+    options = options.replace(opset=18) if exporter == 'dynamo' else options
+    example = {name: torch.from_numpy(array) for name, array in FAMILY.feeds(images(1), True).items()}
+    spec = FAMILY.spec(seeded(kind), options)
+    graph = export.export_stages(FAMILY.stages(seeded(kind), options), example, spec, options)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    names = [one.name for one in session.get_outputs()]
+
+    def run(prepared):
+        feeds = FAMILY.feeds(prepared, True)
+        taken = (*session.get_inputs(), *session.get_overridable_initializers())
+        return dict(zip(names, session.run(names, {one.name: feeds[one.name] for one in taken}), strict=True))
+
+    return graph, run
+
+
+@pytest.mark.parametrize(
+    ('kind', 'exporter'),
+    [(kind, 'torchscript') for kind in KINDS]
+    + [pytest.param(kind, 'dynamo', marks=pytest.mark.matrix) for kind in KINDS],
+)
+def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
+    _, run = exported(kind, exporter)
+    for prepared in (images(3, seed=9), images(2, (250, 161), 3)):
+        same(kind, run(prepared), prepared)
+
+
+@pytest.mark.parametrize('sizes', [(1, 1), (7, 5), (32, 31), (33, 640), (800, 1333)])
+def test_masks_of_maps_are_those_that_mmdet_resizes(sizes):
+    height, width = sizes
+    content = torch.tensor([[height, max(width // 2, 1)], [max(height - 3, 1), width], [1.0, 1.0]])
+    masks = torch.ones(3, height, width)
+    for one, (rows, columns) in zip(masks, content.long().tolist(), strict=True):
+        one[:rows, :columns] = 0
+    encoding = SinePositionalEncoding(num_feats=8, normalize=True, offset=-0.5)
+    for stride in (4, 8, 32, 64):
+        level = torch.zeros(3, 1, -(-height // stride), -(-width // stride))
+        wanted = torch.nn.functional.interpolate(masks[None], size=level.shape[2:])[0].bool()
+        found = Level(content, masks[:, None], level)
+        inside = found.inside() > 0.5
+        assert torch.equal(inside, ~wanted.flatten(1))
+        places = encoding(wanted).flatten(2).transpose(1, 2)
+        assert torch.allclose(SinePositions(encoding)(found)[inside], places[inside], atol=2e-5)
+
+
+def change(path, value):
+    """Return what sets a key of a config."""
+
+    def apply(model):
+        *keys, last = path.split('.')
+        for key in keys:
+            model = model[key]
+        model[last] = value
+
+    return apply
+
+
+LEARNED = dict(type='LearnedPositionalEncoding', num_feats=16)
+REFUSED = {
+    'LearnedPositionalEncoding: no part of a transformer': change('bbox_head.positional_encoding', LEARNED),
+    'max_per_img=400; expected 1 to 360': change('test_cfg.max_per_img', 400),
+    'encoder: self_attn is MultiheadAttention; expected MultiScaleDeformableAttention': change(
+        'bbox_head.transformer.encoder.transformerlayers.attn_cfgs',
+        dict(type='MultiheadAttention', embed_dims=32, num_heads=4),
+    ),
+    'RetinaHead: no head of queries that is exported; expected DETRHead': change(
+        'bbox_head', dict(type='RetinaHead', num_classes=6, in_channels=32)
+    ),
+    'model.bbox_head cannot be built': change('bbox_head.positional_encoding.num_feats', 7),
+}
+
+
+@pytest.mark.parametrize('said', REFUSED)
+def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
+    cfg = toy('plain')
+    REFUSED[said](cfg.model)
+    with pytest.raises(ConfigError, match=said) as refused:
+        find_family(cfg).check(cfg, options_of())
+    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
+
+
+def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():
+    with pytest.raises(UsageError, match='needs GridSample, which ONNX has since opset 16'):
+        FAMILY.check(toy('plain'), options_of(opset=15))
+    FAMILY.check(toy('detr'), options_of(opset=15))
+    with pytest.raises(UsageError, match='gives 7 tokens for two_stage_num_proposals=60'):
+        FAMILY.spec(seeded('two_stage'), options_of((16, 16)))
+    assert FAMILY.spec(seeded('two_stage'), options_of()).inputs[0].smallest == 49
