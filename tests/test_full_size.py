@@ -24,6 +24,7 @@ REPO = Path(__file__).resolve().parents[1]
 CONFIG = str(REPO / 'configs/atss/atss.py')
 PHOTOS = REPO.parent / 'shared/data/coco_tiny'
 SIZE = (608, 608)
+TRACED = (192, 256)
 
 
 def pictures(count):
@@ -35,14 +36,14 @@ def pictures(count):
 
 @pytest.fixture(scope='session')
 def r50(tmp_path_factory):
-    """Return the deployment, the dynamic `full` file of R50 traced at 608x608, and the seconds it took."""
+    """Return the deployment, the dynamic `full` file of R50 traced at 192x256, and the seconds it took."""
     folder = tmp_path_factory.mktemp('r50')
     cfg = load_config(CONFIG)
     model = fill_seeded(find_family(cfg).build(cfg))
     torch.save(dict(state_dict=model.state_dict()), folder / 'r50.pth')
     deployment = deploy.load(CONFIG, str(folder / 'r50.pth'))
-    options = FAMILIES['dense'].choose(height=SIZE[0], width=SIZE[1], dynamic=True)
-    traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *SIZE)
+    options = FAMILIES['dense'].choose(height=TRACED[0], width=TRACED[1], dynamic=True)
+    traced = deploy.prepare_fixed(deployment.rule, coco.sample(9, 'picture', 7, (480, 640))[0], *TRACED)
     start = time.perf_counter()
     export_files(deployment, options, str(folder / 'r50.onnx'), [traced])
     return deployment, str(folder / 'r50.onnx'), time.perf_counter() - start
