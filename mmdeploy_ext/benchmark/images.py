@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.clocks import NetworkClock
-from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
 from mmdeploy_ext.benchmark.ort_profile import profile_graph
 from mmdeploy_ext.benchmark.plan import Plan, short_labels
 from mmdeploy_ext.benchmark.prepared import read_prepared
@@ -20,7 +20,7 @@ from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.engines.registry import BASELINE, ENGINES
+from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting import fold
 from mmdeploy_ext.inputs.pictures import list_images, read_image
 
@@ -126,11 +126,20 @@ class ImagePlan(Plan):
             contender.run(self.prepare())
         return [contender]
 
+    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
+        """See `Plan.compiled_contender`."""
+        stack.enter_context(compiled.while_compiling())
+        model = compiled.compiled(self.deployment.model)
+        run = torch_contender(self.deployment.family, model).run
+        compiled.first_run(lambda: run(self.prepare()))
+        return Contender(f'{COMPILED} {COMPILED_FORM}', COMPILED, COMPILED_FORM, run)
+
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
         """See `Plan.memory_call`."""
         batch = self.prepare()
-        if contender.engine == BASELINE:
-            return functools.partial(run_model, self.source(), batch, contender.name == FUSED)
+        if not ENGINES[contender.engine].files:
+            changes = {FUSED: fold.fuse, f'{COMPILED} {COMPILED_FORM}': compiled.for_this_process}
+            return functools.partial(run_model, self.source(), batch, changes.get(contender.name))
         feeds = self.deployment.family.feeds(batch, True)
         return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
 
@@ -234,11 +243,13 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
     return Contender(f'{engine} {label}', engine, backend.metadata.form, run, file)
 
 
-def run_model(source: memory.Source, images: Sequence[PreparedImage], fuse: bool) -> tuple[int, object]:
-    """Run a model in a process of its own; see `memory.measure`."""
+def run_model(
+    source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
+) -> tuple[int, object]:
+    """Run a model, or what `change` makes of it, in a process of its own; see `memory.measure`."""
     before, loaded = source.load()
-    if fuse:
-        loaded.model = fold.fuse(loaded.model)
+    if change:
+        loaded.model = change(loaded.model)
     for _ in range(memory.RUNS):
         loaded.family.reference_detections(loaded.model, images, True)
     return before, loaded

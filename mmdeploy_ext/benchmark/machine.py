@@ -18,6 +18,11 @@ QUIET_SHARE = 0.05
 """Others may use this part of the cores before the figures are called doubtful."""
 
 
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     cpu = platform.processor() or platform.machine()

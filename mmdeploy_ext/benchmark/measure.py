@@ -21,6 +21,8 @@ from mmdeploy_ext.engines.registry import BASELINE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+COMPILED_FORM = 'compiled'
+"""Of `torch.compile`, which runs no file."""
 LEAST_ROUNDS = 3
 """That count, however short the time is."""
 SETTLE_S = 0.02

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import os
 import statistics
 import tempfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.benchmark import measure, memory
-from mmdeploy_ext.benchmark.machine import QUIET_SHARE, machine
+from mmdeploy_ext.benchmark.machine import QUIET_SHARE, cores, machine
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, UsageError
-from mmdeploy_ext.engines.registry import BASELINE, engines_of
+from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of
 
 if TYPE_CHECKING:
     import argparse
@@ -107,6 +106,10 @@ class Plan(abc.ABC):
     ) -> list[Contender]:
         """Open an engine on a file; with `--skip-refused` also run it, to see whether it can."""
 
+    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
+        """Return the model in `torch.compile`, compiled; an EngineError says why it cannot be."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
         """Return what a child process calls; see `memory.measure`."""
@@ -145,11 +148,14 @@ class Plan(abc.ABC):
         """Open every engine on every file, PyTorch first; files that nobody gave are exported before."""
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
-            if not self.files and set(self.engines) != {BASELINE}:
+            if not self.files and any(ENGINES[name].files for name in self.engines):
                 exported = self.export(folder) if self.ranks.rank == 0 else None
                 self.files = self.ranks.gather(exported)[0]
-            found = self.torch_contenders(stack) if BASELINE in self.engines else []
-            for engine in (name for name in self.engines if name != BASELINE):
+            copied = []
+            if COMPILED in self.engines:  # before clocks are put into the model
+                copied = self._open(stack, COMPILED, measure.COMPILED_FORM, '')
+            found = [*(self.torch_contenders(stack) if BASELINE in self.engines else ()), *copied]
+            for engine in (name for name in self.engines if ENGINES[name].files):
                 for label, path in self.files.items():
                     found += self._open(stack, engine, label, path)
             if not found:
@@ -163,7 +169,8 @@ class Plan(abc.ABC):
         """Open one file; what is refused is noted with `--skip-refused`, or when the user named no file."""
         try:
             with contextlib.ExitStack() as mine:
-                found = self.file_contenders(mine, engine, label, path)
+                compiled = [] if path else [self.compiled_contender(mine)]
+                found = compiled or self.file_contenders(mine, engine, label, path)
                 stack.push(mine.pop_all())
         except Mm2OnnxError as error:
             if self.args.onnx and not self.args.skip_refused:
@@ -253,11 +260,6 @@ class Plan(abc.ABC):
             profiles={},
             refused=self.refused,
         )
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def short_labels(paths: Sequence[str], *kinds: Sequence[str]) -> dict[str, str]:

@@ -19,8 +19,9 @@ import numpy as np
 from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark import sparse_figures as figures
 from mmdeploy_ext.benchmark.clocks import PartClock
+from mmdeploy_ext.benchmark.machine import cores
 from mmdeploy_ext.benchmark.measure import Contender, Run
-from mmdeploy_ext.benchmark.plan import Plan, busy, cores
+from mmdeploy_ext.benchmark.plan import Plan, busy
 from mmdeploy_ext.benchmark.scenes import surfaces
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import sparse as deploy

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.clocks import PartClock
-from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, bar_rows, short_labels
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files, read_files
-from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, ENGINES
+from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proof.inputs.voxel_sets import points_of
 from mmdeploy_ext.runtime.frames import Sweep
@@ -95,6 +95,17 @@ class StreamPlan(Plan):
         clock = stack.enter_context(PartClock(family.timed_methods(model)))
         return [torch_contender(family.reference(model), clock)]
 
+    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
+        """See `Plan.compiled_contender`; it is tried with an empty memory and with one."""
+        stack.enter_context(compiled.while_compiling())
+        family, model = self.deployment.family, compiled.compiled(self.deployment.model)
+        stepper = family.reference(model)
+        compiled.first_run(lambda: _drive(stepper, self.samples[:2]))
+        stepper.reset()
+        clock = stack.enter_context(PartClock(family.timed_methods(model)))
+        run = torch_contender(stepper, clock).run
+        return Contender(f'{COMPILED} {COMPILED_FORM}', COMPILED, COMPILED_FORM, run)
+
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
@@ -111,8 +122,9 @@ class StreamPlan(Plan):
         """See `Plan.memory_call`: the first samples of the drive."""
         start = len(self.samples) - self.args.warmup
         samples = [*self.samples[start:], *self.samples[:start]][: memory.RUNS]
-        if contender.engine == BASELINE:
-            return functools.partial(run_model, self.source(), samples)
+        if not ENGINES[contender.engine].files:
+            change = compiled.for_this_process if contender.engine == COMPILED else None
+            return functools.partial(run_model, self.source(), samples, change)
         return functools.partial(run_files, self.source(), contender.engine, contender.file, samples)
 
     def facts(self) -> dict[str, Any]:
@@ -213,9 +225,13 @@ def held_to(
     return bar_rows([(name, figures.get(figure), bar) for name, figure, bar in bars])
 
 
-def run_model(source: memory.Source, samples: Sequence[Frame | Sweep]) -> tuple[int, object]:
-    """Run a model in a process of its own; see `memory.measure`."""
+def run_model(
+    source: memory.Source, samples: Sequence[Frame | Sweep], change: Callable[[Any], Any] | None = None
+) -> tuple[int, object]:
+    """Run a model, or what `change` makes of it, in a process of its own; see `memory.measure`."""
     before, loaded = source.load()
+    if change:
+        loaded.model = change(loaded.model)
     return before, _drive(loaded.family.reference(loaded.model), samples)
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BASELINE = 'torch'
 """What the others are measured and proven against."""
+COMPILED = 'torch-compile'
+"""The same model, compiled by PyTorch: a contender of benchmarks that runs no file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +140,14 @@ ROWS = (
         doctor=('tensorrt-rtx', 'tensorrt', 'TensorRT-RTX',
                 'import tensorrt_rtx; print(tensorrt_rtx.__version__)'),
     ),
+    EngineInfo(
+        COMPILED, 'torch.compile', 'TorchBackend', f'{_HERE}torch', ('torch',), 'pip install torch',
+        keys=(), suffix='pth', files=False, runs=('images', 'stream'),
+    ),
 )  # fmt: skip
 ENGINES = {row.name: row for row in ROWS}
 """Name on the command line -> engine, the baseline first."""
-BACKENDS = {row.backend: row for row in ROWS if not row.preset}
+BACKENDS = {row.backend: row for row in ROWS if not row.preset and row.name != COMPILED}
 """Registered name (`backend_config.type`) -> engine."""
 DEFAULT = _ONNXRUNTIME
 QUANTISED = tuple(row.name for row in BACKENDS.values() if row.quantised)

@@ -52,9 +52,7 @@ def test_a_toy_goes_from_checkpoint_to_page_and_a_broken_case_does_not_stop_it(m
     assert one['rounds'] == 3 and entry['input'] == '1x3x128x160'
     text = (folder / 'page.md').read_text()
     assert '## ATSS, toy' in text and 'input 1x3x128x160; 3 rounds on 1 thread' in text
-    assert (
-        '| ONNX Runtime | full | **' in text and (folder / 'images/benchmarks-cpu.png').stat().st_size > 5000
-    )
+    assert '| ONNX Runtime | full | **' in text and (folder / 'images/page-cpu.png').stat().st_size > 5000
 
 
 def test_the_broken_case_is_on_the_page_with_the_reason_of_the_tool_that_failed(measured):
@@ -223,13 +221,14 @@ def test_what_needs_a_file_that_failed_says_so_and_a_spent_budget_begins_nothing
 def test_the_size_of_a_folder_is_that_of_its_onnx_files(tmp_path):
     for name, size in {'a.onnx': 3, 'b.onnx': 4, 'b.onnx.data': 50, 'log.txt': 600}.items():
         (tmp_path / name).write_bytes(bytes(size))
-    assert whole.size_of(tmp_path) == 57 and whole.size_of(tmp_path / 'a.onnx') == 3
+    assert prepare.size_of(tmp_path) == 57 and prepare.size_of(tmp_path / 'a.onnx') == 3
 
 
 @pytest.mark.parametrize('case', [cases.TOYS[0], cases.TOYS[-1]], ids=lambda case: case.name)
 def test_pytorch_alone_is_given_no_files_and_others_are(case, tmp_path):
     shop, place = prepare.Workshop(tmp_path, False, {}, print), dict(device='cpu', threads=1)
-    for names, given in ((['torch'], False), (['torch', 'onnxruntime'], True)):
+    alone = ['torch'], ['torch', 'torch-compile']
+    for names, given in (*((names, False) for names in alone), (['torch', 'onnxruntime'], True)):
         words = whole.command(case, whole.Settings(names, [1]), place, shop, case.files)
         assert ('--onnx' in words) == given
         assert ('--shape' in words) == (case.kind == 'images' and not given)

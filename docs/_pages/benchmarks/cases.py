@@ -84,6 +84,8 @@ PORTABLE = Step(
 )
 IMAGE_STEPS = (CHECKPOINT, PICTURES, RAW, FULL, RAW_INT8, RAW_HALF)
 """Of a detector of single images. A row of another precision is one more step here."""
+PLAIN_STEPS = (CHECKPOINT, RAW, FULL)
+"""Of a detector of one stage of which float files are measured."""
 STREAM_STEPS = (CHECKPOINT, FRAMES, DEPLOY, FORK, DEPLOY_INT8, DEPLOY_HALF)
 SPARSE_STEPS = (CHECKPOINT, PORTABLE)
 
@@ -118,8 +120,10 @@ class Case:
         return tuple(step for step in self.steps if step.label)
 
 
-def _image(name: str, title: str, config: str, shape: tuple[int, int]) -> Case:
-    return Case(name, title, config, 'images', IMAGE_STEPS, shape)
+def _image(
+    name: str, title: str, config: str, shape: tuple[int, int], steps: tuple[Step, ...] = IMAGE_STEPS
+) -> Case:
+    return Case(name, title, config, 'images', steps, shape)
 
 
 def _toy(case: Case, config: str, name: str) -> Case:
@@ -135,6 +139,7 @@ def _toy(case: Case, config: str, name: str) -> Case:
 
 STREAM_R50 = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
 BEV = 'projects/configs/BEVFusion'
+MMDET = 'configs/mmdet'
 VOXELS = ('--voxels', '60000', '--no-racing')
 CASES = (
     _image('atss_r50', 'ATSS R50, 608x608', 'configs/atss/atss_coco.py', (608, 608)),
@@ -148,6 +153,24 @@ CASES = (
     ),
     _image('rtdetr_r18', 'RT-DETR R18vd, 640x640', 'configs/rtdetr/rtdetr_r18vd.py', (640, 640)),
     _image('rtdetr_r50', 'RT-DETR R50vd, 640x640', 'configs/rtdetr/rtdetr_r50vd.py', (640, 640)),
+    _image('retinanet_r50', 'RetinaNet R50, 800x1344', f'{MMDET}/retinanet_r50.py', (800, 1344), PLAIN_STEPS),
+    _image('fcos_r50', 'FCOS R50, 800x1344', f'{MMDET}/fcos_r50.py', (800, 1344), PLAIN_STEPS),
+    _image('yolox_s', 'YOLOX-s, 640x640', f'{MMDET}/yolox_s.py', (640, 640), PLAIN_STEPS),
+    _image('ssd300', 'SSD300, 300x300', f'{MMDET}/ssd300.py', (300, 300), PLAIN_STEPS),
+    _image(
+        'faster_rcnn_r50',
+        'Faster R-CNN R50, 800x1344',
+        f'{MMDET}/faster_rcnn_r50.py',
+        (800, 1344),
+        (CHECKPOINT, FULL),
+    ),
+    _image(
+        'mask_rcnn_r50',
+        'Mask R-CNN R50, 800x1344',
+        f'{MMDET}/mask_rcnn_r50.py',
+        (800, 1344),
+        (CHECKPOINT, FULL),
+    ),
     Case('streampetr_r50', 'StreamPETR R50, six cameras of 704x256', STREAM_R50, 'stream', STREAM_STEPS),
     Case(
         'bevfusion',

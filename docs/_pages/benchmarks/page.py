@@ -10,7 +10,7 @@ from docs._pages.benchmarks.whole import row_key
 from docs._pages.benchmarks.whole_results import is_disturbed, place_title, reasons
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.pages import template
-from mmdeploy_ext.engines.registry import BASELINE, ENGINES, title_of
+from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ PRECISIONS = {'fp32': '', 'fp16': ' fp16', 'bf16': ' bf16', 'int8': ' INT8'}
 def write(results: Mapping[str, Any], target: str) -> None:
     """Write the page, and its charts to the folder `images` beside it."""
     page = Path(target)
-    charts = page_charts.write_all(results, page.parent / 'images')
+    charts = page_charts.write_all(results, page.parent / 'images', page.stem)
     with atomic_path(page) as temporary:
         temporary.write_text(render(results, charts), encoding='utf-8')
 
@@ -42,6 +42,12 @@ def render(results: Mapping[str, Any], charts: Sequence[Mapping[str, str]] = ())
         charts=charts,
         sections=[section(entry) for entry in results['cases'].values()],
         weights={entry['weights'] for entry in results['cases'].values()},
+        compiled=any(
+            row['engine'] == COMPILED
+            for entry in results['cases'].values()
+            for run in entry['runs']
+            for row in run.get('rows', ())
+        ),
     )
 
 
@@ -113,6 +119,11 @@ def section(entry: Mapping[str, Any]) -> dict[str, Any]:
         rounds=', '.join(_rounds(run) for run in runs),
         notes=list(dict.fromkeys(note for run in runs for note in run['notes'])),
         reasons=reasons(entry),
+        forms=[
+            f'{title_of(engine)} {ratio:.3f} on {place_title(run)}'
+            for run in runs
+            for engine, ratio in run.get('forms', {}).items()
+        ],
         commands=[
             *entry.get('before', ()),
             *(file['command'] for file in entry['files']),

@@ -22,12 +22,12 @@ WIDTH, BAR, HEAD = 11.0, 0.23, 0.62
 """Inches: of the figure, of a bar, of a panel's title and axis."""
 
 
-def write_all(results: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
-    """Write the charts that there are figures for; returns file (beside `folder`) and caption of each."""
+def write_all(results: Mapping[str, Any], folder: Path, page: str) -> list[dict[str, str]]:
+    """Write the charts of a page that there are figures for; returns file (beside `folder`) and caption."""
     charts = {
-        'benchmarks-cpu.png': (panels(results, 'cpu'), 'Time against eager PyTorch, on the CPU'),
-        'benchmarks-gpu.png': (panels(results, 'gpu'), 'Time against eager PyTorch, on the GPU'),
-        'benchmarks-memory.png': (memory_panels(results), 'Peak memory against eager PyTorch'),
+        f'{page}-cpu.png': (panels(results, 'cpu'), 'Time against eager PyTorch, on the CPU'),
+        f'{page}-gpu.png': (panels(results, 'gpu'), 'Time against eager PyTorch, on the GPU'),
+        f'{page}-memory.png': (memory_panels(results), 'Peak memory against eager PyTorch'),
     }
     written = []
     for name, (found, caption) in charts.items():

@@ -44,6 +44,11 @@ def from_root(text: str) -> str:
     return text.replace(f'{ROOT}/', '')
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all ONNX files of a folder."""
+    return sum(one.stat().st_size for one in (path.glob('*.onnx*') if path.is_dir() else [path]))
+
+
 def run_command(words: Sequence[str], log: Path, limit_s: float = LIMIT_S) -> None:
     """Run `python WORDS`, with all that it says in a file.
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docs._pages.benchmarks.cases import CASES, TOYS
-from docs._pages.benchmarks.prepare import StepError, Workshop, from_root, shown
-from docs._pages.benchmarks.whole_results import merged
+from docs._pages.benchmarks.prepare import StepError, Workshop, from_root, shown, size_of
+from docs._pages.benchmarks.whole_results import forms_of, merged
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES, check_names, engines_of, present
 
@@ -72,7 +72,7 @@ def command(
     """Return the words of `benchmark.py` for a case at one place."""
     gpu = place['device'] != 'cpu'
     engines = engines_for(case, settings, gpu)
-    files = files if set(engines) != {BASELINE} else ()
+    files = files if any(ENGINES[name].files for name in engines) else ()
     words = [TOOL, case.config, shop.checkpoint(case)]
     words += ['--onnx', *(str(shop.target(case, step)) for step in files)] if files else []
     words += ['--engines', ','.join(engines), '--threads', str(place['threads'])]
@@ -154,11 +154,6 @@ def file_row(case: Case, step: Step, shop: Workshop, reason: Mapping[str, Any]) 
     return dict(row, size_ratio=round(sizes[0] / sizes[1], 3))
 
 
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all ONNX files of a folder."""
-    return sum(one.stat().st_size for one in (path.glob('*.onnx*') if path.is_dir() else [path]))
-
-
 def memory_of(
     case: Case, settings: Settings, place: Mapping[str, Any], shop: Workshop, made: Sequence[Step]
 ) -> dict[str, float]:
@@ -193,19 +188,25 @@ def run_place(
         return dict(place, reason=str(error), command=shown(words))
     rows, facts = rows_of(case, result, shop)
     refused = [
-        dict(engine=row['engine'], label=label_of(case, shop, row['file']), reason=from_root(row['reason']))
+        dict(
+            engine=row['engine'],
+            label=label_of(case, shop, row['file'], row['label']),
+            reason=from_root(row['reason']),
+        )
         for row in result.get('refused', ())
     ]
     for row in rows:
         row.pop('peak_mb')
     return dict(
         place, **facts, rows=rows, refused=refused, other_load=result['other_load'],
-        notes=[note for note in result['notes'] if note], command=shown(words),
+        notes=[note for note in result['notes'] if note], forms=forms_of(result), command=shown(words),
     )  # fmt: skip
 
 
-def label_of(case: Case, shop: Workshop, path: str) -> str:
+def label_of(case: Case, shop: Workshop, path: str, without: str = '') -> str:
     """Return the label of a file, by its name: kept figures stay true where the repository is moved."""
+    if not path:
+        return without
     name = Path(path).name
     return next(step.label for step in case.files if name == shop.target(case, step).name)
 
@@ -224,7 +225,7 @@ def rows_of(
     precisions = {step.label: step.precision for step in case.files}
     rows = []
     for row in source['contenders']:
-        label = label_of(case, shop, row['file']) if row['file'] else ''
+        label = label_of(case, shop, row['file'], row.get('form', ''))
         ratio = row['ratio_to_torch']
         rows.append(dict(
             engine=row['engine'], label=label, precision=precisions.get(label, 'fp32'),

@@ -79,6 +79,13 @@ def place_title(run: Mapping[str, Any]) -> str:
     return f'{run["threads"]} thread{"s" * (run["threads"] > 1)}' if run['device'] == 'cpu' else run['device']
 
 
+def forms_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return engine -> time of the graph of `full` as part of that of `raw`, of what `benchmark.py` found."""
+    names = {f'{row["engine"]} full': row['engine'] for row in result.get('contenders', ())}
+    rows = ((names.get(row['graph']), row['ratio']['median']) for row in result.get('forms', ()))
+    return {engine: median for engine, median in rows if engine}
+
+
 def is_failed(entry: Mapping[str, Any]) -> bool:
     """Return whether a file could not be made or a run failed; what was left out for time did not."""
     missing = [one for one in (*entry['runs'], *entry['files']) if one.get('reason')]

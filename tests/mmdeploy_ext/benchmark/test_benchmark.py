@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from mmdeploy_ext.apps import benchmark_app
-from mmdeploy_ext.benchmark import measure, memory, ort_profile, report
+from mmdeploy_ext.benchmark import compiled, measure, memory, ort_profile, report
 from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import doubts
@@ -255,6 +256,50 @@ def test_openvino_is_measured_beside_the_others_and_finds_the_same(toy, tmp_path
     rows = json.loads(target.read_text())['contenders']
     assert [row['name'] for row in rows] == ['torch', 'openvino full']
     assert rows[0]['detections_per_image'] == rows[1]['detections_per_image']
+
+
+def test_torch_compile_is_a_contender_that_runs_no_file(toy, tmp_path, monkeypatch):
+    """What inductor makes of it is in the matrix."""
+    seen, target = [], tmp_path / 'b.json'
+    monkeypatch.setattr(torch, 'compile', lambda forward, **_: seen.append(forward.__self__) or forward)
+    words = ['--engines', 'torch,torch-compile,onnxruntime', '--no-memory', '--json', str(target)]
+    assert run(toy, *words, files=('full',)) == 0
+    rows = json.loads(target.read_text())['contenders']
+    assert [row['name'] for row in rows] == ['torch', 'torch-compile compiled', 'onnxruntime full']
+    assert len({row['detections_per_image'] for row in rows}) == 1 and rows[1]['file'] == ''
+    assert [type(part).__name__ for part in seen] == ['ResNet', 'FPN', 'ATSSHead']
+
+
+def test_what_pytorch_cannot_compile_is_left_out_with_its_reason(toy, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError('\nInvalidCxxCompiler: No working C++ compiler found\nSet TORCHDYNAMO_VERBOSE=1')
+
+    monkeypatch.setattr(torch, 'compile', lambda forward, **_: fail)
+    words = ['--engines', 'torch,torch-compile', '--no-memory', '--json', str(tmp_path / 'b.json'), *SHAPE]
+    assert run(toy, *words, files=()) == 0
+    (refused,) = json.loads((tmp_path / 'b.json').read_text())['refused']
+    assert refused['label'] == 'compiled' and refused['reason'].endswith('No working C++ compiler found')
+
+
+def test_heads_of_regions_are_compiled_by_their_parts():
+    class Regions(torch.nn.Module):
+        """Without a `forward` of its own, as mmdet's heads of regions."""
+
+    model, regions = torch.nn.Module(), Regions()
+    model.backbone, model.roi_head = torch.nn.Sequential(torch.nn.Linear(2, 2)), regions
+    regions.heads = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Conv2d(1, 1, 1)])
+    regions.loss = torch.nn.ReLU()
+    assert [*compiled.networks(model)] == [model.backbone, *regions.heads]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.matrix
+def test_inductor_finds_what_eager_finds(toy, tmp_path):
+    target = tmp_path / 'b.json'
+    assert run(toy, '--engines', 'torch,torch-compile', '--json', str(target), *SHAPE, files=()) == 0
+    rows = json.loads(target.read_text())['contenders']
+    assert rows[0]['detections_per_image'] == rows[1]['detections_per_image'] > 0
+    assert all(row['memory']['peak_mb'] > 0 for row in rows)
 
 
 def test_files_of_the_same_form_go_by_their_names(toy, tmp_path):
