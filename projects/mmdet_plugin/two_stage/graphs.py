@@ -114,7 +114,7 @@ class FullForm(nn.Module):
         self.boxes = None if alone else Boxes(roi_head, nms_config(result_cfg(model)), max_candidates)
         self.grid = Grid(roi_head, bool(max_candidates)) if grid_of(roi_head) is not None else None
         self.masks = Masks(roi_head, bool(max_candidates)) if has_masks(model) else None
-        self.features = len(feature_names(model))
+        self.features, self.constant = len(feature_names(model)), bool(max_candidates)
 
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *maps: torch.Tensor
@@ -155,12 +155,28 @@ class FullForm(nn.Module):
         else:
             clip_hw, scale = sizes
             dets, labels, *count = self.boxes(features, proposals, present, clip_hw, torch.ones_like(scale))
-            dets = self.grid(features, dets, labels, scale)
+            (dets,) = self._of_rows(self.grid, features, dets, labels, scale)
         found = [tap('dets', dets), tap('labels', labels)]
         if self.masks is not None:
-            every = self.masks(features, dets, labels, sizes[1])
+            every = self._of_rows(self.masks, features, dets, labels, sizes[1])
             found += [tap(name, one) for name, one in zip(MASK_NAMES, every, strict=False)]
         return *found, *count
+
+    def _of_rows(
+        self,
+        head: nn.Module,
+        features: Sequence[torch.Tensor],
+        dets: torch.Tensor,
+        labels: torch.Tensor,
+        scale_factor: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what a head gives for detections: with a row of padding, as some of ONNX takes no 0 rows."""
+        if self.constant:
+            return head(features, dets, labels, scale_factor)
+        spare = dets.new_zeros(1, 1, dets.shape[2]).expand(dets.shape[0], -1, -1)
+        dets = torch.cat([dets, spare], dim=1)
+        labels = torch.cat([labels, torch.full_like(spare[..., 0], -1, dtype=labels.dtype)], dim=1)
+        return tuple(one[:, :-1] for one in head(features, dets, labels, scale_factor))
 
 
 def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ class Grid(nn.Module):
         dets: torch.Tensor,
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor]:
         """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor`.
 
         Args:
@@ -80,4 +80,4 @@ class Grid(nn.Module):
         ]
         found = torch.stack(voted, dim=1).reshape(*dets.shape[:2], 4)
         found = torch.cat([found / scale_factor[:, None], dets[..., 4:]], dim=2)
-        return torch.where(labels[..., None] >= 0, found, torch.zeros_like(found))
+        return (torch.where(labels[..., None] >= 0, found, torch.zeros_like(found)),)

@@ -14,6 +14,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.exporter import check_operators
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proof.tasks import task_module
+from projects.mmdet_plugin.two_stage.kinds import result_cfg
 from projects.mmdet_plugin.two_stage.regions import Pool
 from toy_two_stage import KINDS, SIZE, family_of, images, options_of, run_stages, seeded, toy
 
@@ -81,18 +82,34 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind,
     assert all(one['sampling_ratio'].i == ratio for one in settings) and bool(settings) == (kind != 'rpn')
 
 
-def test_without_proposals_or_detections_results_are_empty():
-    for changed in ('rcnn', 'rpn'):
-        model = copy.deepcopy(seeded())
-        model.roi_head.test_cfg.score_thr = 2.0 if changed == 'rcnn' else 0.05
-        model.rpn_head.test_cfg.min_bbox_size = 1000 if changed == 'rpn' else 0
-        _, run = exported('faster', model=model)
-        outputs, prepared = run(images(2)), images(2)
-        family = family_of('faster')
-        assert [len(one) for one in family.reference_detections(model, prepared, True)] == [0, 0]
-        assert outputs['labels'].max(initial=-1) == -1
-        found = family.detections(FULL, outputs, family.feeds(prepared, True))
-        assert [len(one) for one in found] == [0, 0]
+def without_results(kind, proposals):
+    """Return a model that finds nothing: no proposals, or none of them over the threshold."""
+    model = copy.deepcopy(seeded(kind))
+    if proposals:
+        result_cfg(model).score_thr = 2.0
+    else:
+        model.rpn_head.test_cfg.min_bbox_size = 1000
+    return model
+
+
+@pytest.mark.parametrize(
+    ('kind', 'proposals'),
+    [('faster', True), ('faster', False), ('mask', True)]
+    + [
+        pytest.param(kind, proposals, marks=pytest.mark.matrix)
+        for kind in KINDS
+        for proposals in (True, False)
+        if kind not in ('rpn', 'fast', 'faster')
+    ],
+)
+def test_without_proposals_or_detections_results_are_empty(kind, proposals):
+    model, family = without_results(kind, proposals), family_of(kind)
+    _, run = exported(kind, model=model)
+    outputs, prepared = run(images(2)), images(2)
+    assert [len(one) for one in family.reference_detections(model, prepared, True)] == [0, 0]
+    assert outputs['labels'].max(initial=-1) == -1
+    found = family.detections(FULL, outputs, family.feeds(prepared, True))
+    assert [len(one) for one in found] == [0, 0]
 
 
 def test_levels_are_those_of_mmdet_also_at_their_borders():
