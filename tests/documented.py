@@ -246,7 +246,7 @@ ENTRIES = (
         test=TOOLS + 'test_test_loop.py::test_ranks_of_a_slurm_job_share_one_port',
     ),
     Entry(
-        r'tools/dist_test_\w+.sh configs/demo/(solov2|decoupled_solo)_toy',
+        r'tools/dist_test_\w+.sh configs/demo/(solov2|decoupled_solo|mask_rcnn)_toy',
         why='data set',
         test=TOOLS + 'test_test_loop_masks.py::test_mask_ap_of_the_file_is_that_of_pytorch',
     ),
@@ -285,7 +285,7 @@ ENTRIES = (
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
     Entry(EXPORT + r'configs/demo/(yolox|retinanet)_toy.py', run=True, matrix=True),
-    Entry(EXPORT + r'configs/demo/(solov2|decoupled_solo)_toy.py', run=True, matrix=True),
+    Entry(EXPORT + r'configs/demo/(solov2|decoupled_solo|mask_rcnn)_toy.py', run=True, matrix=True),
     Entry(r'python tools/onnx/onnx_solo.py work_dirs/solov2_full.onnx', run=True, matrix=True),
     Entry(
         EXPORT + r'projects/configs/BEVFusion/centerpoint_toy.py',

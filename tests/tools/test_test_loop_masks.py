@@ -12,8 +12,9 @@ from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 
 REPO = Path(__file__).resolve().parents[2]
-CHECKPOINT = str(REPO / 'demo/checkpoints/solov2_toy.pth')
 SAMPLES = 8
+TOYS = dict(solov2_toy={'scores', 'cate_pred'}, mask_rcnn_toy={'dets', 'scale_factor'})
+"""Toy -> tensors that its instances are made of."""
 
 
 @pytest.fixture(scope='module')
@@ -33,14 +34,14 @@ def register():
     import projects.mmdet_plugin  # noqa: F401
 
 
-@pytest.fixture(scope='module')
-def runs(data, tmp_path_factory):
+@pytest.fixture(scope='module', params=TOYS)
+def runs(request, data, tmp_path_factory):
     """Return the folder and what the tool printed with either engine."""
     folder, texts = tmp_path_factory.mktemp('run'), {}
     for name in ('pth', 'onnx'):
         words = [
-            str(REPO / f'configs/demo/solov2_toy_{name}.py'),
-            CHECKPOINT,
+            str(REPO / f'configs/demo/{request.param}_{name}.py'),
+            str(REPO / f'demo/checkpoints/{request.param}.pth'),
             '--eval=segm',
             '--work-dir',
             str(folder),
@@ -49,11 +50,11 @@ def runs(data, tmp_path_factory):
             words += ['--out', str(folder / f'{name}.pkl'), '--cfg-options', *data]
             assert test_app.main(register, words) == 0
         texts[name] = printed.getvalue()
-    return folder, texts
+    return folder, texts, TOYS[request.param]
 
 
 def test_mask_ap_of_the_file_is_that_of_pytorch(runs):
-    folder, texts = runs
+    folder, texts, _ = runs
     reference, candidate = (read_json(folder / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
     assert reference.keys() == candidate.keys() and reference['segm_mAP'] > 0.25
     assert all(abs(reference[key] - candidate[key]) <= 0.0005 for key in reference)
@@ -82,5 +83,6 @@ def test_dumped_samples_hold_the_instances_and_what_they_are_made_of(runs):
     samples = list_samples(runs[0] / 'dump')
     assert len(samples) == 4
     tensors = load_dump(samples[0])[0]
-    assert {'input', 'img_shape', 'ori_shape', 'masks', 'scores', 'labels', 'cate_pred'} <= tensors.keys()
-    assert tensors['masks'].shape[-2:] == tuple(tensors['ori_shape'])
+    assert {'input', 'img_shape', 'ori_shape', 'masks', 'labels', *runs[2]} <= tensors.keys()
+    whole = tuple(tensors['ori_shape']), (28, 28)  # of the picture, or in the frame of the box
+    assert tensors['masks'].shape[-2:] == whole['dets' in runs[2]]
