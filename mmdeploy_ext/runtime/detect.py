@@ -57,4 +57,6 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
         'orig_target_sizes': np.asarray(prepared.ori_shape[::-1], np.int64),
     }
     feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
-    return dict(feeds, ori_shape=np.asarray(prepared.ori_shape, np.int64))
+    size = np.asarray(prepared.ori_shape, np.int64)
+    each = any(tensor.name == 'ori_shape' and len(tensor.axes) > 1 for tensor in metadata.spec.inputs)
+    return dict(feeds, ori_shape=np.stack([size] * repeats) if each else size)

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from mmdeploy_ext.contract.families.two_stage import FACTS, OPTIONS
+from mmdeploy_ext.contract.families import two_stage
+from mmdeploy_ext.contract.option import Option
+from mmdeploy_ext.contract.options import OF_SOME
 from mmdeploy_ext.contract.schema import record
-from mmdeploy_ext.contract.values import FRACTION
+from mmdeploy_ext.contract.values import FLAG, FRACTION
 
-__all__ = ['OPTIONS', 'POSTPROCESS']
-POSTPROCESS = record(dict(FACTS, mask_thr=FRACTION), closed=False)
+PASTE_MASKS = Option(
+    'paste_masks',
+    False,
+    'full form: masks pasted in the graph, at the size of the original (default: in the frame of the box)',
+    schema=FLAG,
+    key='paste_masks',
+    only_with=('form', 'full'),
+    kept='set',
+    group=OF_SOME,
+)
+OPTIONS = (*two_stage.OPTIONS, PASTE_MASKS)
+POSTPROCESS = record(dict(two_stage.FACTS, mask_thr=FRACTION), closed=False)

@@ -28,8 +28,9 @@ def detections(
 
     Args:
         metadata: of the file.
-        outputs: `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box; of
-            heads that judge masks also `mask_scores` (B, n).
+        outputs: `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box, or
+            of a file with `--paste-masks` (B, n, h, w) bool, as large as the largest of the images; of heads
+            that judge masks also `mask_scores` (B, n).
         feeds: what was fed, and `ori_shape` (2,) or (B, 2): height and width of the images to paste into.
 
     Raises:
@@ -45,7 +46,11 @@ def detections(
     ):
         kept = labels >= 0
         boxes = dets[kept, :4] * scale / scale  # as mmdet does, which rounds
-        pasted = paste(masks[kept], boxes, *map(int, size), threshold)
+        height, width = map(int, size)
+        if masks.dtype == bool:
+            pasted = masks[kept][:, :height, :width]
+        else:
+            pasted = paste(masks[kept], boxes, height, width, threshold)
         columns = pasted, dets[kept, 4], labels[kept], dets[kept, :4]
         judged = outputs['mask_scores'][len(found)][kept] if 'mask_scores' in outputs else None
         found.append(BoxedInstances(*columns) if judged is None else ScoredMasks(*columns, judged))

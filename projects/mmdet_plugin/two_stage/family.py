@@ -21,6 +21,7 @@ from projects.mmdet_plugin.two_stage import (
     counted,
     graphs,
     masks,
+    pasting,
     proposals,
     reference,
     samples,
@@ -114,6 +115,8 @@ class TwoStageFamily(ImageFamily):
             raise UsageError('--max-candidates: panoptic detectors export without')
         caps.check(heads, options)
         split.check(heads, options, fused)
+        if options.get('paste_masks'):
+            pasting.check(masks.threshold(heads['roi_head'].test_cfg), options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
         """Return key -> head of those that the config has, of proposals and of regions, without the rest.

@@ -5,6 +5,7 @@ Glossary: B batch, H, W network input in pixels, n detections, L levels.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,8 @@ from projects.mmdet_plugin.two_stage.caps import COUNTS, rows_of
 from projects.mmdet_plugin.two_stage.grid import Grid, grid_of
 from projects.mmdet_plugin.two_stage.kinds import result_cfg
 from projects.mmdet_plugin.two_stage.mask_logits import judge_of
-from projects.mmdet_plugin.two_stage.masks import Masks, side_of
+from projects.mmdet_plugin.two_stage.masks import Masks, side_of, threshold
+from projects.mmdet_plugin.two_stage.pasting import Paste
 from projects.mmdet_plugin.two_stage.proposals import Proposals
 from projects.mmdet_plugin.two_stage.regions import context_maps, context_names, part_of, stages_of
 
@@ -245,12 +247,19 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     if has_masks(model):
         side = side_of(model.roi_head)
         meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
-        outputs += (TensorSpec('masks', 'float32', (batch, rows, side, side), meaning, compare='detections'),)
+        masks = TensorSpec('masks', 'float32', (batch, rows, side, side), meaning, compare='detections')
+        if options.get('paste_masks'):
+            meaning = 'pixels of the instances in the original; h, w are the largest of the batch'
+            masks = TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), meaning, compare='detections')
+        outputs += (masks,)
         if MASK_NAMES[1] in mask_names(model):
             meaning = 'scores of the masks: of the box times the predicted IoU; zero where dets is padding'
             outputs += (TensorSpec(MASK_NAMES[1], 'float32', (batch, rows), meaning, compare='detections'),)
     outputs += _count_outputs(model, options, batch)
     inputs = (image, *optional_inputs(batch, True))
+    if options.get('paste_masks'):
+        meaning = 'height and width of the original images, which masks are pasted into'
+        inputs += (TensorSpec('ori_shape', 'int64', (batch, 2), meaning, 'pixel', positive=True),)
     if not proposes(model):
         meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
         inputs += (TensorSpec('proposals', 'float32', (batch, 'K', 4), meaning, 'pixel'),)
@@ -261,12 +270,12 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     """Return the network, and what the form adds to it."""
     own = fuse(model) if fold else model
     network, given = Network(own), () if proposes(model) else ('proposals',)
-    return [
-        Stage('network', network, ('input',), network.names),
-        Stage(
-            'regions',
-            FullForm(own, options.get('max_proposals', 0), options.get('max_candidates', 0)),
-            ('input', 'img_shape', 'scale_factor', *given, *network.names),
-            full_names(model, options),
-        ),
-    ]
+    form = FullForm(own, options.get('max_proposals', 0), options.get('max_candidates', 0))
+    inputs, names = ('input', 'img_shape', 'scale_factor', *given, *network.names), full_names(model, options)
+    found = [Stage('network', network, ('input',), network.names), Stage('regions', form, inputs, names)]
+    if options.get('paste_masks'):
+        names = tuple('box_masks' if name == 'masks' else name for name in names)
+        found[1] = dataclasses.replace(found[1], outputs=names)
+        given = 'dets', 'scale_factor', 'ori_shape', 'box_masks'
+        found.append(Stage('paste', Paste(threshold(result_cfg(model))), given, ('masks',)))
+    return found
