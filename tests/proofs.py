@@ -89,7 +89,7 @@ class Shifted:
     """A stepper that runs frames elsewhere on the map and at another time, and tells of it as if at home.
 
     Attributes:
-        stepper: who runs.
+        stepper: the engine that runs.
         offset_m: (3,) added to the place.
         offset_s: added to the time.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')
 """About files and dumps; every family has them besides the keys of its options."""
 MEMORY = ('keep', 'reset')
-"""'reset' empties the memory before every frame, which shows what it is worth."""
+"""'reset' empties the memory before every frame, which measures its gain."""
 
 
 def graph_keys(family: Family) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
     """Return the export options that are asked for, not yet resolved; dynamic unless there is a shape.
 
     Raises:
-        ConfigError: a value that there is not, or options that do nothing together.
+        ConfigError: an unknown value, or options that have no effect together.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
 

@@ -62,8 +62,8 @@ class Tool:
         """
         if not (ROOT / self.script).is_file():
             raise ConfigError(
-                f'{Path.cwd()}: is no checkout of the repository, which has the model families and configs; '
-                f'run it in one, or install one by pip install -e'
+                f'{Path.cwd()}: is not a checkout of the repository, which has the model families and '
+                f'configs; run it in one, or install one by pip install -e'
             )
         runpy.run_path(str(ROOT / self.script))['register']()
 

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser, engine: str | None, said: str) 
         said: the same in words.
     """
     parser.add_argument(
-        '--engine', choices=(*ENGINES, 'both'), default=engine, help=f'who runs (default: {said})'
+        '--engine', choices=(*ENGINES, 'both'), default=engine, help=f'engine to run (default: {said})'
     )
     parser.add_argument(
         '--score-thr',
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser, engine: str | None, said: str) 
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse numbers that cannot be."""
+    """Refuse invalid numbers."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
     cli.check_least(args, threads=0)

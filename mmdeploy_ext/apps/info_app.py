@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_CLASSES, MOST_TENSORS = 20, 12
 SHARED = ('family', 'classes', 'preprocess', 'voxels', 'postprocess', 'options', 'config', 'config_sha256')
 SHARED += ('checkpoint_sha256', 'versions')
-"""What all files of one export say alike."""
+"""Facts that all files of one export share."""
 EXPORTED = ('opset', 'exporter', 'order', 'fold')
 """Options of the export that are shown."""
 PREFIX_SHOWN = 12
@@ -86,7 +86,7 @@ def describe(path: Path) -> dict[str, Any]:
     values = {name: json.loads(props[PREFIX + name]) for name in names}
     if 'voxels' not in names:  # a sparse backbone says less
         read = Metadata.from_props(props, path)
-        values.update(precision=read.precision, family=read.family)  # by its name of today
+        values.update(precision=read.precision, family=read.family)  # by its current name
     return dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path), **values)
 
 
@@ -107,7 +107,7 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
         data = subject.get('data_sha256', {}).items()
         engine, versions = subject.get('engine', ''), subject['proven_with']
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f'{path}: is no verdict of verify.py ({type(error).__name__}: {error})') from error
+        raise DataError(f'{path}: is not a verdict of verify.py ({type(error).__name__}: {error})') from error
     folder = Path(files[0]['file']).parent
     others = [file['file'] for file in files if file['sha256'][:16] not in known]
     others += [str(folder / name) for name, digest in data if _other(folder / name, digest, sha256_file)]
@@ -201,7 +201,7 @@ def _words(value: Any) -> str:
 def proof_text(proof: Mapping[str, Any] | None) -> str:
     """Return what a verdict says, in a line."""
     if proof is None:
-        return 'a file does not say it of itself: give the verdict of mm2onnx verify by --report'
+        return 'not recorded in the file: give the verdict of mm2onnx verify by --report'
     summary, versions = proof['summary'], proof['versions']
     figures = [f'{summary.get("inputs") or summary.get("sequence_frames")} inputs']
     if summary.get('reference'):

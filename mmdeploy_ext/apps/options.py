@@ -50,7 +50,7 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
 
 
 def _value(text: str) -> Any:
-    """Read one value as mmcv does; a dict literal, which mmcv would tear at its commas, as Python does."""
+    """Read one value as mmcv does; a dict literal, which mmcv would split at its commas, as Python does."""
     from mmcv import DictAction
 
     return ast.literal_eval(text) if text.startswith('{') else DictAction._parse_iterable(text)

@@ -1,4 +1,4 @@
-"""Proofs of all tools: samples of the model's kind, the ladder, table, JSON file, report, exit status."""
+"""Proofs of all tools: samples of the model's kind, the levels, table, JSON file, report, exit status."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Samples:
     def __init__(
         self, family: Family, given: Sequence[str], frames: int | None = None, option: str = '--images'
     ) -> None:
-        """Refuse what cannot be, before the weights load.
+        """Refuse invalid samples, before the weights load.
 
         Args:
             family: whose samples they are.

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'model',
         help='float32 ONNX file written by tools/deployment/pytorch2onnx.py, or the folder of a '
-        'streaming model: its image backbone is quantised, the other graphs go along as they are',
+        'streaming model: its image backbone is quantised, the other graphs are copied unchanged',
     )
     cli.writes(
         parser.add_argument(

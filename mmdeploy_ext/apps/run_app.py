@@ -173,7 +173,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             entries.append(entry_of(facts, target, start, found, args, model.classes))
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
             draw(compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name))
-            print(run_images.said_of(frame.name, entries[-1]), flush=True)
+            print(run_images.result_line(frame.name, entries[-1]), flush=True)
     run_images.finish(args, metadata, entries, time.perf_counter() - begun)
     return 0
 

@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_idle(args: argparse.Namespace) -> None:
-    """Refuse options that do nothing with what is asked for."""
+    """Refuse options that have no effect together."""
     parser = build_parser()
     if args.table:
         refuse_given(args, parser, (*BUILD_OPTIONS, 'verify'), 'does nothing with --table')
@@ -207,7 +207,7 @@ def _print_layers(layers: dict[str, dict[str, int]]) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show the phase that TensorRT is in; yield what tells it."""
+    """Show the phase that TensorRT is in; yield the function that sets it."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = cli.stderr()

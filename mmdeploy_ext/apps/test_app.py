@@ -226,7 +226,7 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
 
 
 def _dump(this: Run) -> DumpWriter | None:
-    """Return what the config wants dumped; rank 0 says it."""
+    """Return what the config wants dumped; rank 0 prints it."""
     from mmdeploy_ext.core.dump import DumpWriter
 
     dump, unit = this.tested.settings['dump'], this.tested.unit

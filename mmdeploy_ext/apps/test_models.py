@@ -1,4 +1,4 @@
-"""What the test loop asks of a kind of model: its settings, its network on an engine, its files."""
+"""What the test loop needs of a kind of model: its settings, its network on an engine, its files."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class FrameModel(TestedModel):
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
-    """Refuse a data set without scenes, and a dump that will not come, before an hour passes without them.
+    """Refuse a data set without scenes, and a dump that cannot be written, before the run begins.
 
     Args:
         cfg: the config.

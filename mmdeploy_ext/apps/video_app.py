@@ -78,7 +78,7 @@ def chosen_engines(args: argparse.Namespace) -> list[str]:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse numbers that cannot be, and an output that cannot be written, before anything is loaded."""
+    """Refuse invalid numbers, and an output that cannot be written, before anything is loaded."""
     from mmdeploy_ext.core.files import check_writable
 
     demo.check_options(args)

@@ -1,1 +1,1 @@
-"""Tensors beside tensors, with bars. No torch, no mmcv."""
+"""Comparison of tensors, with bars. No torch, no mmcv."""

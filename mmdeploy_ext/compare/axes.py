@@ -58,7 +58,7 @@ def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
 
 
 def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') -> Markup:
-    """Return a chart; `label` says what it shows, for those who do not see it."""
+    """Return a chart; `label` describes it for screen readers."""
     from markupsafe import Markup
 
     opening = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')

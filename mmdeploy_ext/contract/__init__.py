@@ -1,1 +1,1 @@
-"""What a graph promises: tensors, options, precision, metadata. No torch, no mmcv."""
+"""The contract of a graph: tensors, options, precision, metadata. No torch, no mmcv."""

@@ -145,7 +145,7 @@ def pair(second: Check) -> Check:
     return check
 
 
-LATER = dict(peaks=0, suppresses=True, bordered=False)
+NEWER = dict(peaks=0, suppresses=True, bordered=False)
 """Entries of a head that files of earlier versions lack -> what they stand for."""
 HEAD = record(
     dict(
@@ -170,7 +170,7 @@ HEAD = record(
         suppresses=FLAG,
         bordered=FLAG,
     ),
-    tuple(field.name for field in dataclasses.fields(Head) if field.name not in LATER),
+    tuple(field.name for field in dataclasses.fields(Head) if field.name not in NEWER),
 )
 
 
@@ -194,7 +194,7 @@ def together(facts: Mapping[str, Any], where: str) -> None:
 
 
 def _names_of_outputs(head: Mapping[str, Any], num_classes: int | None) -> None:
-    """Refuse names that no output has, columns that it has not, and other scores than there are classes."""
+    """Refuse names that no output has, columns that it lacks, and other scores than there are classes."""
     columns = dict(head['outputs'])
     if len(columns) < len(head['outputs']):
         raise Mismatch('head.outputs has a name twice')

@@ -28,13 +28,13 @@ SAME_BYTES_RULES = 2
 """From these on constants are the same to the bit on every machine."""
 FEW_DECOMPOSED_RULES = 3
 """From these on, see `exporting.functional`."""
-LATER = dict(rules='1', edits='[]')
+NEWER = dict(rules='1', edits='[]')
 """Fields that files of older versions lack -> what they stand for, as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What an exported file says about itself.
+    """The metadata of an exported file.
 
     Attributes:
         family: model family, e.g. 'dense'.
@@ -100,13 +100,13 @@ class Metadata:
             ModelFileError: the file was not written by mm2onnx, or its metadata was damaged.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in fields if PREFIX + name not in props and name not in LATER]
+        missing = [name for name in fields if PREFIX + name not in props and name not in NEWER]
         if missing:
             raise ModelFileError(
                 f'{path}: has no mm2onnx metadata ({PREFIX}{missing[0]} is missing); '
                 f'export it with tools/deployment/pytorch2onnx.py'
             )
-        values = {name: read_entry(props, name, path, LATER.get(name, '')) for name in fields}
+        values = {name: read_entry(props, name, path, NEWER.get(name, '')) for name in fields}
         try:
             rule = _rule_from_json(values['preprocess'])
         except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together

@@ -61,7 +61,7 @@ def read_entry(
     try:
         value = json.loads(props.get(PREFIX + name, default))
     except (ValueError, RecursionError) as error:
-        raise damaged(path, name, f'is no JSON: {error}') from error
+        raise damaged(path, name, f'is not JSON: {error}') from error
     return check_entry(value, name, path, check)
 
 

@@ -9,7 +9,7 @@ from mmdeploy_ext.contract.metadata_entries import Facts, check_entry
 
 
 def current(family: str, facts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the family of a file by its name of today, and the facts as it would write them."""
+    """Return the family of a file by its current name, and the facts as it would write them now."""
     name, upgrade = FORMER.get(family, (family, dict))
     return name, upgrade(facts)
 

@@ -34,9 +34,9 @@ class Option:
         least: of a number that is given.
         only_with: name and value of the option that it goes with; has no effect with other values.
         kept: when the metadata keep it: 'always', 'set' (not at its default), or 'half' (in float16 files).
-        told: whether the command that exports again says it at its default, too.
+        stated: whether the command that exports again states it at its default, too.
         pair: name of the option whose value follows in the same argument: height and width.
-        hint: what to do instead of a value that there is not.
+        hint: what to do instead of an unknown value.
         group: title above it in the help.
         open: whether families may have other choices.
         refused: values that are no choice -> why.
@@ -53,7 +53,7 @@ class Option:
     least: int | None = None
     only_with: tuple[str, Any] | None = None
     kept: str = 'always'
-    told: bool = False
+    stated: bool = False
     pair: str = ''
     hint: str = ''
     group: str = ''
@@ -65,31 +65,31 @@ class Option:
         """Return the option as it is typed on a command line."""
         return f'--{self.name.replace("_", "-")}' if self.flag is None else self.flag
 
-    def spelt(self, where: str = '--', value: Any = None) -> str:
+    def as_typed(self, where: str = '--', value: Any = None) -> str:
         """Return the option as the user wrote it: `--fp16-io`, or a key of a config behind `where`."""
         if where != '--':
             return where + (self.key or self.name)
         return f'--no-{self.typed[2:]}' if self.default is True and value is False else self.typed
 
-    def said(self, value: Any, where: str = '--') -> str:
+    def with_value(self, value: Any, where: str = '--') -> str:
         """Return the option with its value, as the user wrote it."""
         if isinstance(value, bool):
-            return self.spelt(where, value)
+            return self.as_typed(where, value)
         shown = ' '.join(map(str, value)) if isinstance(value, tuple) else value
-        return f'{self.spelt(where)} {shown}' if where == '--' else f'{self.spelt(where)}={value!r}'
+        return f'{self.as_typed(where)} {shown}' if where == '--' else f'{self.as_typed(where)}={value!r}'
 
-    def said_of(self, values: Mapping[str, Any], where: str = '--') -> str:
-        """Return the option with its value of all, as the user wrote it."""
+    def with_value_of(self, values: Mapping[str, Any], where: str = '--') -> str:
+        """Return the option with its value among `values`, as the user wrote it."""
         value = values[self.name]
-        return self.said((value, values[self.pair]) if self.pair in values else value, where)
+        return self.with_value((value, values[self.pair]) if self.pair in values else value, where)
 
     def check(self, value: Any, where: str = '--') -> None:
-        """Refuse a value that there is not.
+        """Refuse an unknown value.
 
         Raises:
             UsageError: the message says what there is.
         """
-        said, hint = self.said(value, where), f'; {self.hint}' if self.hint else ''
+        said, hint = self.with_value(value, where), f'; {self.hint}' if self.hint else ''
         if isinstance(value, str) and value in self.refused:
             raise UsageError(f'{said}: {self.refused[value]}')
         if self.choices:
@@ -128,10 +128,10 @@ class Option:
     def words(self, values: Mapping[str, Any]) -> list[str]:
         """Return the words of a command line that choose its value of `values`; none for the default."""
         value = values.get(self.name, self.default)
-        if not self.typed or (value == self.default and not self.told) or not self.counts(values):
+        if not self.typed or (value == self.default and not self.stated) or not self.counts(values):
             return []
         if isinstance(value, bool):
-            return [self.spelt(value=value)]
+            return [self.as_typed(value=value)]
         said = value if isinstance(value, list | tuple) else [value]
         pairs = [values[self.pair]] if self.pair else []
         return [self.typed, *(one if isinstance(one, str) else _word(one) for one in (*said, *pairs))]
@@ -193,7 +193,7 @@ class Options(Mapping[str, Any]):
         return Options(self.declared, **{**self, **changes})
 
     def check(self, where: str = '--', given: Iterable[str] | None = None) -> None:
-        """Refuse values that there are not, and options that have no effect with the others.
+        """Refuse unknown values, and options that have no effect with the others.
 
         Args:
             where: what stands before a name in the message; '--' spells it as on the command line.
@@ -210,8 +210,8 @@ class Options(Mapping[str, Any]):
             option.check(value, where)
             if not option.counts(self):
                 other, wanted = option.only_with
-                goes_with = f'goes with {known[other].said(wanted, where)}, got {self[other]}'
-                raise UsageError(f'{option.said(value, where)} {goes_with}')
+                goes_with = f'goes with {known[other].with_value(wanted, where)}, got {self[other]}'
+                raise UsageError(f'{option.with_value(value, where)} {goes_with}')
 
     def to_json(self) -> dict[str, Any]:
         """Return what the metadata keep, as plain JSON types."""

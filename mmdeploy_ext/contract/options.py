@@ -26,7 +26,7 @@ FORM = Option(
     ('full', 'decode', 'raw', 'proposals', 'regions'),
     flag='--postprocess',
     key='postprocess',
-    told=True,
+    stated=True,
     open=True,
 )
 OPSET = Option(
@@ -37,10 +37,10 @@ OPSET = Option(
     flag='--opset-version',
     key='opset_version',
     metavar='N',
-    told=True,
+    stated=True,
 )
 EXPORTER = Option(
-    'exporter', 'torchscript', 'default: torchscript', ('torchscript', 'dynamo'), key='exporter', told=True
+    'exporter', 'torchscript', 'default: torchscript', ('torchscript', 'dynamo'), key='exporter', stated=True
 )
 SIMPLIFY = Option('simplify', False, 'run onnxslim over the graph', schema=FLAG, key='simplify')
 PRECISION = Option(
@@ -86,7 +86,7 @@ IMAGE = (
         flag='--shape',
         key='shape',
         metavar='N',
-        told=True,
+        stated=True,
         pair='width',
     ),
     Option('width', 0, schema=SIZE, flag=''),
@@ -98,7 +98,7 @@ IMAGE = (
         flag='--batch-size',
         metavar='N',
         least=1,
-        told=True,
+        stated=True,
     ),
     Option(
         'dynamic',

@@ -47,7 +47,7 @@ class TensorSpec:
         name: its ONNX name. Names are API.
         dtype: numpy name of the element type.
         axes: an int for a fixed axis, a letter (B, H, W, ...) for a dynamic one.
-        meaning: one sentence for people.
+        meaning: one sentence of documentation.
         unit: unit of all values, when there is only one.
         groups: column groups with their tolerances; empty means one group of all columns.
         default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
@@ -84,7 +84,7 @@ class TensorSpec:
         return {index: axis for index, axis in enumerate(self.axes) if isinstance(axis, str)}
 
     def shape_text(self) -> str:
-        """Return the axes as people write them, '1x3xHxW'."""
+        """Return the axes as text, '1x3xHxW'."""
         return 'x'.join(str(axis) for axis in self.axes) or 'scalar'
 
 

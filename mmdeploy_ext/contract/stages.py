@@ -1,4 +1,4 @@
-"""What a graph is before it is exported: a chain of modules, its contract, and the opset it is written in."""
+"""A graph before its export: a chain of modules, its contract, and the opset it is written in."""
 
 from __future__ import annotations
 

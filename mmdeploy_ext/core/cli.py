@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar('Item')
 CLOSED_PIPE = 141
-"""Exit status when nobody reads stdout: what a shell tells of a program that SIGPIPE ended."""
+"""Exit status when stdout is closed: what a shell reports for a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
 """Arguments that no folder is taken for."""
 SUB_COMMANDS: dict[str, str] = {}
@@ -36,7 +36,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are one line that begins with `error:`, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and leave."""
+        """Print the message and exit."""
         print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
         raise SystemExit(2)
 

@@ -134,7 +134,7 @@ def _installed_base(filename: str) -> str:
 
 @contextlib.contextmanager
 def _closed_temporary_files() -> Iterator[None]:
-    """Close what mmcv 1.7.2 leaves open when a config raises: its end would print a traceback of its own."""
+    """Close what mmcv 1.7.2 leaves open when a config raises: closing it at exit would print a traceback."""
     try:
         yield
     except Exception as error:

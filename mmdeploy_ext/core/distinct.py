@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_distinct(names: Iterable[tuple[object, str]]) -> None:
-    """Refuse two keys that become the same name: which of them is meant, nobody can tell.
+    """Refuse two keys that become the same name, since it is not known which of them is meant.
 
     Args:
         names: key of the file, and what it becomes.

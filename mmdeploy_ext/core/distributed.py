@@ -75,7 +75,7 @@ class Ranks:
         return values
 
     def fail(self, error: Exception) -> None:
-        """Tell the others why this process leaves, unless the run is over for all."""
+        """Send the others the reason why this process stops, unless the run is over for all."""
         if not self._over:
             self._over = True
             message = (
@@ -85,7 +85,7 @@ class Ranks:
                 self._exchange((None, (one_line(message), getattr(error, 'exit_code', 1))))
 
     def leave(self) -> None:
-        """Close the connections: threads of gloo abort a process that ends while its peers are going."""
+        """Close the connections: threads of gloo abort a process that ends while its peers disconnect."""
         if self._group is not None:
             import torch.distributed as dist
 
@@ -107,7 +107,7 @@ class Ranks:
     def _lost(self, error: RuntimeError) -> RankError:
         self._over = True
         return RankError(
-            f'another of the {self.size} processes ended without a word, or cannot be reached; its own '
+            f'another of the {self.size} processes ended without a message, or cannot be reached; its own '
             f'output says why ({one_line(error)})'
         )
 
@@ -117,7 +117,7 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
     """Join the other processes of a run; all of them leave the block, or all fail.
 
     A process that fails in the block tells the others, which fail in their next `gather`, at the latest at
-    the end of the block: nobody waits for one that is gone.
+    the end of the block: none waits for a process that has ended.
 
     Args:
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.

@@ -37,7 +37,7 @@ def save_dump(
     meanings: Mapping[str, str] | None = None,
     suffixes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors and their manifest; the manifest comes last, so that a folder with one is whole.
+    """Write tensors and their manifest; the manifest comes last, so that a folder with one is complete.
 
     Args:
         folder: made when missing; files of an earlier dump in it are replaced.
@@ -109,7 +109,7 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
         isinstance(entry, dict) and entry.keys() >= {'file', 'dtype', 'shape', 'sha256'}
         for entry in entries.values()
     ):
-        raise DataError(f'{path}: is no manifest of a dump; dump again with the _pth config')
+        raise DataError(f'{path}: is not a manifest of a dump; dump again with the _pth config')
     return manifest
 
 
@@ -156,7 +156,7 @@ class DumpWriter:
             suffixes: see `file_name`.
 
         Raises:
-            ConfigError: `tensors` of the config names one that there is not.
+            ConfigError: `tensors` of the config names an unknown one.
         """
         chosen = tensors if self.tensors is None else self.tensors
         unknown = sorted(set(chosen) - tensors.keys())

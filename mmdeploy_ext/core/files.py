@@ -38,7 +38,7 @@ class RunFiles:
         self._closed: list[tuple[Path, str]] = []
 
     def reads(self, what: str, paths: Iterable[AnyPath]) -> None:
-        """Say that files are read; of a folder its data, of an ONNX file its external data too.
+        """Register files that are read; of a folder its data, of an ONNX file its external data too.
 
         Args:
             what: they are, for the message: 'the checkpoint'.
@@ -57,7 +57,7 @@ class RunFiles:
             self._open()
 
     def writes(self, option: str, paths: Iterable[AnyPath]) -> None:
-        """Say that files are going to be written.
+        """Register files that are going to be written.
 
         Args:
             option: that names them.
@@ -68,7 +68,7 @@ class RunFiles:
         """
         for path in paths:
             if not str(path).strip():
-                raise UsageError(f"{option} '': is no name; give that of what is written, or leave it out")
+                raise UsageError(f"{option} '': is not a name; give that of what is written, or leave it out")
             key = _key(path)
             other, _ = self._written.setdefault(key, (option, path))
             if other != option:
@@ -156,13 +156,13 @@ def watched_run() -> Iterator[RunFiles]:
 
 
 def will_read(what: str, paths: Iterable[AnyPath]) -> None:
-    """Tell the run of a tool what is read, see `RunFiles.reads`; outside of one it says nothing."""
+    """Register what the run of a tool reads, see `RunFiles.reads`; outside of a run it does nothing."""
     if (run := _RUN.get(None)) is not None:
         run.reads(what, paths)
 
 
 def will_write(option: str, paths: Iterable[AnyPath]) -> None:
-    """Tell the run of a tool what is going to be written, see `RunFiles.writes`."""
+    """Register what the run of a tool is going to write, see `RunFiles.writes`."""
     if (run := _RUN.get(None)) is not None:
         run.writes(option, paths)
 
@@ -269,7 +269,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
             of this tool reads the file.
     """
     if not str(target).strip():
-        raise UsageError("'': is no name of a file to write")
+        raise UsageError("'': is not the name of a file to write")
     target = Path(target)
     _refuse_read(target)
     if target.is_dir():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """A stream that is written to without an error when nobody reads it any more.
+    """A stream that is written to without an error when its reader has closed it.
 
     A broken pipe's error does not say whose it was: that of a worker is an error, stdout's own is none.
     What is written after it goes nowhere, so that no console, no child process and no exit meets it again.
@@ -21,7 +21,7 @@ class Output:
 
     Attributes:
         own: the stream, None after the run.
-        unread: whether a write found that nobody reads.
+        unread: whether a write found it closed.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,7 +63,7 @@ class Output:
 
 @contextlib.contextmanager
 def outputs() -> Iterator[tuple[Output, Output]]:
-    """Let stdout and stderr notice that nobody reads them."""
+    """Let stdout and stderr notice a closed pipe."""
     before = sys.stdout, sys.stderr
     made = sys.stdout, sys.stderr = Output('stdout'), Output('stderr')
     try:

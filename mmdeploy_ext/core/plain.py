@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Plain:
-    """What such a dataclass inherits."""
+    """The base class of such a dataclass."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, as the metadata of files keep them."""

@@ -64,7 +64,7 @@ class Deployment:
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Keep an export, which nobody changes, for a proof that may follow; forgets old ones, returns it."""
+        """Cache an export, which must not be changed, for a proof that may follow; returns it."""
         self.exports[key] = model
         while len(self.exports) > KEPT_EXPORTS:
             del self.exports[next(iter(self.exports))]

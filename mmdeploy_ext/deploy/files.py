@@ -59,7 +59,7 @@ def check_output(output: str, options: Options, family: Family, where: str = '--
 
 
 def make_metadata(deployment: Deployment, options: Options, graph: Graph | None = None) -> Metadata:
-    """Return what one file will say about itself; by default the last one, which gives the outputs."""
+    """Return the metadata of one file; by default of the last one, which gives the outputs."""
     family = deployment.family
     graph = graph or family.graphs(deployment.model, options)[-1]
     return Metadata(
@@ -193,7 +193,7 @@ class ExportedFiles:
 
 
 def read_files(path: str) -> ExportedFiles:
-    """Read what an exported folder or file says about itself.
+    """Read the metadata of an exported folder or file.
 
     Raises:
         ModelFileError: not there, not ours, or files of different exports in one folder.

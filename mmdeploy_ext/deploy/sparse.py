@@ -119,7 +119,7 @@ def with_bound(graph: SparseGraph, output_bound: int) -> SparseGraph:
 
 
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
-    """Return what the file says about itself: one JSON value per key. No engine reads it."""
+    """Return the metadata of the file: one JSON value per key. No engine reads it."""
     values = dict(
         family=deployment.family.name,
         form=options.target,

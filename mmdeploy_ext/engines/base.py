@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FeedCheck = Callable[['Metadata', 'Mapping[str, np.ndarray]'], None]
 FEED_CHECKS: dict[str, FeedCheck] = {}
-"""Family -> what refuses sizes that its graphs cannot take and their contract does not tell."""
+"""Family -> the check of sizes that its graphs cannot take and their contract does not state."""
 
 
 def feed_check(family: str) -> Callable[[FeedCheck], FeedCheck]:

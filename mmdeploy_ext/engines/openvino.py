@@ -78,7 +78,7 @@ class OpenVinoBackend(Backend):
             raise ModelFileError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
 
     def _check_precision(self, core: Any) -> None:
-        """Refuse a precision that the device has not: OpenVINO would take the hint and compute in float32."""
+        """Refuse a precision that the device lacks: OpenVINO would accept the hint and compute in float32."""
         if not self.computes_in:
             return
         known = core.get_property(self.device, 'OPTIMIZATION_CAPABILITIES')

@@ -60,7 +60,7 @@ class Summed(Protocol):
 
 
 PREPARATIONS: list[Callable[[nn.Module], None]] = []
-"""What operators do to every module of a copy before it is folded; each looks whether it is meant."""
+"""Functions that prepare every module of a copy before it is folded; each skips modules of other types."""
 
 
 def fuse(model: nn.Module) -> nn.Module:

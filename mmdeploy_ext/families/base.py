@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Claim(enum.IntEnum):
-    """How closely a family knows the model of a config; the closest one gets it."""
+    """How specific the claim of a family to the model of a config is; the most specific one wins."""
 
     NO = 0
     PART = 1
@@ -53,11 +53,11 @@ class Family(abc.ABC):
         ignored_prefixes: checkpoint keys that inference does not use.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
         options: what can be chosen about its graphs, in the order in which the metadata keep it.
-        of_config: what configs of the family fix, for people who give an option that it does not have.
+        of_config: what configs of the family fix, for the message about an option that it does not have.
         export_tool: that writes its files.
         used_by: form -> command that uses a proven file where its runtime names none (see `runner_of`), with
             {file}, {config} and {checkpoint}; '' for other forms.
-        exports: what it takes, and its page, for people whose detector is of no family.
+        exports: what it takes, and its page, for the message about a detector of no family.
         near: words in the names of detectors and heads that are of its kind.
     """
 
@@ -103,7 +103,7 @@ class Family(abc.ABC):
         for name in content.keys() - own - {'cfg_options'}:
             if name not in every or content[name] != every[name]:
                 said = self.lacks(name, content)
-                raise ModelFileError(f'{path}: its options are none of an export: {said}; export it again')
+                raise ModelFileError(f'{path}: its options fit no export: {said}; export it again')
         return self.choose(**values)
 
     def lacks(self, name: str, values: Mapping[str, Any]) -> str:
@@ -114,7 +114,7 @@ class Family(abc.ABC):
         known |= {option.name: option for other in others for option in other.options}
         if name not in known:
             return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
-        said = f'{known[name].said_of(values)}: family {self.name!r} has no such option'
+        said = f'{known[name].with_value_of(values)}: family {self.name!r} has no such option'
         said += f'; {self.of_config}' if self.of_config else ''
         verb = 'has' if len(having) == 1 else 'have'
         return f'{said}; {" and ".join(having)} {verb} it' if having else said

@@ -56,7 +56,7 @@ class Batches:
         return new * self.sizes[0] == one * self.sizes[1] > 0
 
     def folds(self, node: onnx.NodeProto) -> bool:
-        """Return whether a node that keeps the order of the numbers makes no axis of the batch.
+        """Return whether a node that keeps the order of the values folds the batch into another axis.
 
         It does keep it where equally many numbers lie before it: [B, 8] may become [1, B, 8].
         """

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata import LATER, PREFIX
+from mmdeploy_ext.contract.metadata import NEWER, PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph.equality import spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fold import fold
@@ -46,7 +46,7 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
         return
     entry = props.get(KEY)
     if entry is None:
-        entry = model.metadata_props.add(key=KEY, value=LATER['edits'])
+        entry = model.metadata_props.add(key=KEY, value=NEWER['edits'])
     versions = {package: importlib.metadata.version(package) for package in packages}
     one = dict(command=command, arguments=dict(arguments), versions=versions)
     entry.value = json.dumps([*json.loads(entry.value), one])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT_SIZE = 64
-"""Size of a symbolic axis that nobody gave one, but for the first, which gets 1."""
+"""Size of a symbolic axis that was given none, except for the first, which gets 1."""
 INDEX_INPUTS = {'Gather': 1, 'GatherElements': 1, 'GatherND': 1}
 """Operators whose input at this position holds indices into their first."""
 SIZE_INPUTS = {
@@ -85,7 +85,7 @@ def random_feeds(
             continue
         kind = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not kind.elem_type:
-            raise UsageError(f'input {value.name!r} is no tensor with a known dtype; give its value yourself')
+            raise UsageError(f'input {value.name!r} is not a tensor of known dtype; give its value yourself')
         known.update(size.dim_param for size in kind.shape.dim)
         rng = np.random.default_rng([seed, *value.name.encode()])
         feeds[value.name] = _random(index, value.name, kind.elem_type, _shape(value, sizes), rng)

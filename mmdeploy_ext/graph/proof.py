@@ -1,4 +1,4 @@
-"""That an edited graph computes the same numbers, and that one with other shapes runs. Needs ONNX Runtime."""
+"""Check that an edited graph computes the same, and that one with other shapes runs. Needs ONNX Runtime."""
 
 from __future__ import annotations
 

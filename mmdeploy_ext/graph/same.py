@@ -1,4 +1,4 @@
-"""Do two models compute the same for every input, because they are the same graph? Needs no torch.
+"""Whether two models are the same graph, and so compute the same for every input. Needs no torch.
 
 Every tensor gets a digest of how it is computed: of the operator, its attributes bit for bit, and the digests
 of what it reads, down to the inputs (by name) and the constants (by type, shape and bytes, however they are
@@ -220,7 +220,7 @@ def differences(
     Args:
         model: the one.
         reference: the other.
-        known: their signatures, where somebody has them.
+        known: their signatures, where they are known already.
     """
     mine, other = known or (signature(model), signature(reference))
     if mine.equals(other):

@@ -44,11 +44,11 @@ RTX_OPERATORS = {
     'DeformConv': 'is not parsed by TensorRT-RTX; build with --package tensorrt, or take a model without DCN',
 }
 FLOAT_ONLY = {
-    'MatMul': 'multiplies floats alone; cast its operands to float32',
-    'Gemm': 'multiplies floats alone; cast its operands to float32',
-    'Conv': 'takes floats alone; cast its operands to float32',
-    'Resize': 'resizes floats alone; cast its input to float32',
-    'GridSample': 'samples floats alone; cast its input to float32',
+    'MatMul': 'multiplies only floats; cast its operands to float32',
+    'Gemm': 'multiplies only floats; cast its operands to float32',
+    'Conv': 'takes only floats; cast its operands to float32',
+    'Resize': 'resizes only floats; cast its input to float32',
+    'GridSample': 'samples only floats; cast its input to float32',
 }
 NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others (tools/onnx/graph.py replace)'
 _NOT_KNOWN = """
@@ -255,5 +255,5 @@ def _types(node: onnx.NodeProto, facts: _Facts) -> str:
             kind = TensorProto.DataType.Name(element).lower()
             return f'gives {name!r} of type {kind}, which TensorRT does not have; cast to another type'
     if node.op_type != 'Cast' and facts.element(next(iter(node.input), '')) == TensorProto.UINT8:
-        return 'computes on uint8, which TensorRT casts alone; cast the input to float32 first'
+        return 'computes on uint8, which TensorRT can only cast; cast the input to float32 first'
     return ''

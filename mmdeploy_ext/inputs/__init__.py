@@ -1,1 +1,1 @@
-"""How pictures, camera rigs and sweeps become inputs: rules that the metadata keeps. No torch, no mmcv."""
+"""Preprocessing rules of pictures, camera rigs and sweeps, which metadata keep. No torch, no mmcv."""

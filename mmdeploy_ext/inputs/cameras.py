@@ -55,7 +55,7 @@ class MultiViewRule(Plain):
         size_divisor: pad to a multiple of this, bottom and right, with zeros.
         pad_size: (H, W) to pad to instead; None uses `size_divisor`.
         num_cameras: N.
-        cameras: names in the order of the network input; empty where nobody said.
+        cameras: names in the order of the network input; empty where they are not known.
     """
 
     mean: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""What an export of a module will get wrong, found before it: with the line of code and the fix.
+"""Find what an export of a module will get wrong, before it: with the line of code and the fix.
 
 `check(module, example_inputs)` observes one run and returns a `Report`. `tools/onnx/lint.py CONFIG CKPT`
 does it for the families of this project. The rules are in `mmdeploy_ext/lint/rules`; each holds a failing and

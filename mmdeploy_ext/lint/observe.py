@@ -161,7 +161,7 @@ class Observer(TorchFunctionMode):
 
 @contextlib.contextmanager
 def as_exporting() -> Iterator[None]:
-    """Let code that asks believe that it is exported, so that the forms made for exports run.
+    """Pretend that an export is running, so that the forms made for exports run.
 
     Two targets, `torch.onnx.is_in_onnx_export` and `torch.jit.is_tracing`, restored on exit (torch 2.13).
     """

@@ -108,7 +108,7 @@ class Rule:
 
 
 def check_exporters(exporters: Sequence[str]) -> None:
-    """Refuse an exporter that there is not.
+    """Refuse an unknown exporter.
 
     Raises:
         UsageError: the message gives those that there are.

@@ -37,9 +37,7 @@ def options_of(path: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise ModelFileError(
-            f'{path}: its options are none of an export: {error}; export it again'
-        ) from error
+        raise ModelFileError(f'{path}: its options fit no export: {error}; export it again') from error
 
 
 @dataclasses.dataclass(frozen=True)

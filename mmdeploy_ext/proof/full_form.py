@@ -65,7 +65,7 @@ def count_rows(
 
 def _count_row(name: str, output: np.ndarray | None, least: np.ndarray, most: np.ndarray) -> list[TensorRow]:
     if output is None:
-        return [failed_row(name, 'is no output of the graph')]
+        return [failed_row(name, 'is not an output of the graph')]
     found = np.asarray(output)
     wrong = np.ones(1, bool) if found.shape != least.shape else (found < least) | (found > most)
     if not wrong.any():

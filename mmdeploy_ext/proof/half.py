@@ -1,4 +1,4 @@
-"""What a proof asks of half precision and INT8: the one place of these bars, and how rows are judged by them.
+"""The bars of half precision and INT8, all in this one place, and how rows are judged by them.
 
 float16 has 11 significant bits and bfloat16 has 8, so that no tolerance of float32 can hold. The claim is
 another one, too: such a file is never "proven", it is "within the bars of half precision". Cosine and metric

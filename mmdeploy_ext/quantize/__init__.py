@@ -1,4 +1,4 @@
-"""INT8: calibration, ranges in a file that people can edit, and what quantisation does to the numbers."""
+"""INT8: calibration, ranges in an editable file, and the effect of quantisation on the values."""
 
 METHODS = ('mse', 'percentile', 'max')
 """How ranges of sparse graphs are found, the default first."""

@@ -1,4 +1,4 @@
-"""Layers of a dense graph: what can be INT8, what hangs on it, and what stays float. Needs onnx only."""
+"""Layers of a dense graph: what can be INT8, what follows in INT8, what stays float. Needs onnx only."""
 
 from __future__ import annotations
 

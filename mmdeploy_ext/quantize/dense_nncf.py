@@ -98,7 +98,7 @@ class NncfQuantiser:
 
 
 def require_nncf() -> ModuleType:
-    """Import NNCF, which sends nothing home.
+    """Import NNCF with its telemetry off.
 
     Raises:
         EngineError: it is not installed.

@@ -51,7 +51,7 @@ def quantise_again(
         reduce_range: see `DenseQuantiser`.
 
     Raises:
-        UsageError: a layer that the model has not.
+        UsageError: a layer that the model lacks.
         InferenceError: a range that is missing or not finite.
     """
     graph = DenseGraph(model)

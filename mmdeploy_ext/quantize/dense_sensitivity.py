@@ -1,4 +1,4 @@
-"""Which layers INT8 harms, and which have to stay float for the network to keep its outputs.
+"""How sensitive layers are to INT8, and which have to stay float for the network to keep its outputs.
 
 Errors are of what the last layers give (logits, deltas, kernels, masks), before any post-processing: the norm
 of the difference over the norm in float32, over some images. The figure of a network is its worst output's.

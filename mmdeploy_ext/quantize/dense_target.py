@@ -28,7 +28,7 @@ class Target:
     Attributes:
         model: the float file.
         output: the INT8 file.
-        beside: other graphs of the folder, which go along as they are; empty where one file was given.
+        beside: other graphs of the folder, which are copied unchanged; empty where one file was given.
     """
 
     model: Path

@@ -21,7 +21,7 @@ TALLEST = 60
 
 
 def layer_table(ranked: Sequence[LayerSensitivity], kept: Collection[str], limit: int | None = None) -> Table:
-    """Return what each layer alone does to the outputs, worst first."""
+    """Return a table of what each layer alone does to the outputs, worst first."""
     titles = ('layer', 'operator', 'weights', 'cosine', 'error', 'keep')
     view = views.table(*titles, title='one layer in INT8 at a time', title_justify='left')
     for harm in ranked[:limit]:
@@ -37,7 +37,7 @@ def layer_table(ranked: Sequence[LayerSensitivity], kept: Collection[str], limit
 
 
 def output_table(outputs: Outputs) -> Table:
-    """Return how near every output of the network is to float32's."""
+    """Return a table of how near every output of the network is to float32's."""
     title = 'outputs of the network, INT8 against float32'
     titles = ('output', 'cosine', 'error', 'largest error')
     view = views.table(*titles, title=title, title_justify='left')

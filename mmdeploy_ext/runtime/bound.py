@@ -1,4 +1,4 @@
-"""A graph between named buffers of fixed shapes, whose tensors stay where the engine computes, if it can.
+"""A graph between named buffers of fixed shapes, which stay on the engine's device where it can.
 
 Imports neither torch nor mmcv.
 """

@@ -77,7 +77,7 @@ def check_same_export(known: Mapping[object, Metadata]) -> None:
     """Refuse files of several exports.
 
     Args:
-        known: path of a file -> what it says about itself.
+        known: path of a file -> its metadata.
 
     Raises:
         ModelFileError: names two files and the fact in which they differ.

@@ -1,4 +1,4 @@
-"""Where the pictures of a run go, and under which names. Needs numpy and OpenCV only."""
+"""Folders and names of the pictures that a run writes. Needs numpy and OpenCV only."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
         (P, width) float32.
 
     Raises:
-        DataError: no such file, a size that is no multiple of a point, or values that fall into place with
+        DataError: no such file, a size that is not a multiple of a point, or values that fall into place with
             another number of values per point.
     """
     try:

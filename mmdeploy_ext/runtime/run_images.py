@@ -110,7 +110,7 @@ def run_files(args: argparse.Namespace, tool: str) -> int:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse numbers that cannot be."""
+    """Refuse invalid numbers."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
     if args.threads is not None and args.threads < 1:
@@ -232,12 +232,12 @@ def run_all(
         finally:
             if visible:
                 print('\r\x1b[K', end='', file=sys.stderr, flush=True)
-        print(said_of(source, entry), flush=True)
+        print(result_line(source, entry), flush=True)
         entries.append(entry)
     return entries
 
 
-def said_of(source: object, entry: Mapping[str, Any]) -> str:
+def result_line(source: object, entry: Mapping[str, Any]) -> str:
     """Return the line that is printed for one sample."""
     found = f'{entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}'
     return f'{source}: {found}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}'

@@ -61,7 +61,7 @@ def check(
         source = load_model(source)
     if not is_sparse(source):
         message = (
-            'there is no SparseConvolution: this is no file of the libspconv dialect (a portable or dense '
+            'there is no SparseConvolution: this is not a file of the libspconv dialect (a portable or dense '
             'ONNX?); the engine refuses it'
         )
         return [Violation('', '', 'other-dialect', message)]

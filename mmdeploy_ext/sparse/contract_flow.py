@@ -135,7 +135,7 @@ class Walk:
             self._report(layer, 'weight', 'weight-shape', message)
         grid = flow.grid or said
         if said and grid != said:
-            message = f'input_spatial_shape={list(said)}, its input lives on {list(grid)}'
+            message = f'input_spatial_shape={list(said)}, its input is on {list(grid)}'
             self._report(layer, 'input_spatial_shape', 'spatial-shape', message)
         flow = dataclasses.replace(flow, grid=grid)
         result = self._target(layer, flow)
@@ -264,7 +264,7 @@ class Walk:
         grid, shape = layer.values['input_spatial_shape'], layer.values['output_shape']
         if grid and flow.grid and grid != flow.grid:
             message = (
-                f'input_spatial_shape={list(grid)}, its input lives on {list(flow.grid)}; the engine '
+                f'input_spatial_shape={list(grid)}, its input is on {list(flow.grid)}; the engine '
                 f'scatters outside the tensor or leaves holes'
             )
             self._report(layer, 'input_spatial_shape', 'spatial-shape', message)
@@ -280,7 +280,7 @@ class Walk:
         if not dims or not flow.shape:
             return Flow(dense=True)
         if sorted(dims) != list(range(len(flow.shape))):
-            message = f'dims={list(dims)} is no permutation of the axes of {list(flow.shape)}'
+            message = f'dims={list(dims)} is not a permutation of the axes of {list(flow.shape)}'
             self._report(layer, 'dims', 'attribute-value', message)
             return Flow(dense=True)
         return dataclasses.replace(flow, shape=tuple(flow.shape[axis] for axis in dims))

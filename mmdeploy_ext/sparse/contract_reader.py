@@ -38,7 +38,7 @@ class Reader:
 
     Attributes:
         layers: what it holds, in file order.
-        violations: what it swallowed.
+        violations: what it silently accepted.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:

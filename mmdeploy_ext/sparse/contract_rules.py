@@ -1,4 +1,4 @@
-"""Rules about one node of a libspconv file: values that the engine takes and that cannot be meant."""
+"""Rules about one node of a libspconv file: values that the engine accepts and that must be mistakes."""
 
 from __future__ import annotations
 

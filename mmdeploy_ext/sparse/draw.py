@@ -23,7 +23,7 @@ FACES = {
 """Kind of node -> colour, and its name in the legend."""
 INT8_EDGE = '#b3541e'
 HEAVY = 20
-"""Weight of the edges that Graphviz shall draw straight."""
+"""Weight of the edges that Graphviz draws straight."""
 
 
 def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: str = '') -> None:

@@ -1,4 +1,4 @@
-"""The sparse graph run in numpy: slow, plain, and the measure of every other engine. Needs no torch."""
+"""The sparse graph run in numpy: slow, plain, and the reference of every other engine. Needs no torch."""
 
 from __future__ import annotations
 

@@ -45,12 +45,12 @@ def write(
     """Write a graph as a libspconv file, atomically.
 
     Args:
-        graph: folded (see `fold`), in the coordinate order that the file shall have.
+        graph: folded (see `fold`), in the coordinate order of the file.
         path: of the file.
         metadata: `metadata_props` to add, which the engine does not read.
 
     Raises:
-        ExportError: the graph holds what the dialect cannot say; see `to_onnx`.
+        ExportError: the graph holds what the dialect cannot express; see `to_onnx`.
         Mm2OnnxError: the file cannot be written.
     """
     model = to_onnx(graph, metadata)
@@ -113,8 +113,7 @@ def _attributes(node: Node, order: str) -> dict[str, Any]:
     if isinstance(node, Transpose | Reshape):
         return dict(dims=list(node.dims))
     raise ExportError(
-        f'{node.name} ({node.module}): {node.op_type} is nothing that the dialect can say; fold the '
-        f'graph first'
+        f'{node.name} ({node.module}): {node.op_type} has no counterpart in the dialect; fold the graph first'
     )
 
 

@@ -50,7 +50,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     try:
         model.ParseFromString(content)
     except DecodeError as error:
-        raise ModelFileError(f'{path}: is no ONNX file, or cut short; export it again') from error
+        raise ModelFileError(f'{path}: is not an ONNX file, or was cut short; export it again') from error
     if not all(isinstance(text, str) for text in _texts(model)):
         raise ModelFileError(f'{path}: has names that are no text; the file is damaged, export it again')
     if not model.graph.node:
@@ -109,7 +109,7 @@ class _Reader:
         try:
             modules = json.loads(text)
         except json.JSONDecodeError as error:
-            raise self.error(MODULES, f'is no JSON ({error})') from error
+            raise self.error(MODULES, f'is not JSON ({error})') from error
         if not isinstance(modules, dict):
             raise self.error(MODULES, f'is {modules!r}, expected node names with module paths')
         return modules

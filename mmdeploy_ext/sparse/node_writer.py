@@ -22,7 +22,7 @@ class NodeWriter:
         self._shared: set[str] = set()
 
     def first(self, name: str) -> bool:
-        """Return whether a tensor that is written once for all who need it is asked for the first time."""
+        """Return whether a tensor that all its readers share is asked for the first time."""
         new = name not in self._shared
         self._shared.add(name)
         return new
@@ -39,7 +39,7 @@ class NodeWriter:
         return name
 
     def integers(self, *values: int) -> str:
-        """Return a constant of integers, shared by all who need the same."""
+        """Return a constant of integers; equal ones are shared."""
         name = 'shape.' + '_'.join(str(value) for value in values)
         return self.constant(name, np.array(values, np.int64))
 

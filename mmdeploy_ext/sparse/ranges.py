@@ -85,7 +85,7 @@ class Ranges:
 
     @property
     def where(self) -> str:
-        """What messages call these ranges."""
+        """The name of these ranges in messages."""
         return self.path or f'ranges of {self.source}'
 
     def input_amax(self, name: str) -> float:
@@ -207,7 +207,7 @@ class Ranges:
         """Read what `to_json` gives; `where` begins the messages."""
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(
-                f'{where}: is no file of ranges ("format" has to be "{FORMAT}"); make one with '
+                f'{where}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '
                 f'tools/quantization/scn_ptq.py --calibrate'
             )
         _check(where, content, CONTENT)

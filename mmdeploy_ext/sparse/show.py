@@ -42,7 +42,7 @@ def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
 
 
 def _facts(layer: Layer, flow: Flow | None) -> dict[str, Any]:
-    """Return what the engine knows of a node that people want to see."""
+    """Return the facts of a node that are shown, as the engine knows them."""
     names = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
     names += ('output_bound', 'precision', 'output_precision', 'format', 'dims')
     facts = {name: _plain(layer.values[name]) for name in names if name in layer.values}

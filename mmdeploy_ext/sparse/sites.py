@@ -1,4 +1,4 @@
-"""Which tensors of a sparse graph live on the same active sites, and what a rulebook is called."""
+"""Which tensors of a sparse graph have the same active sites, and the names of rulebooks."""
 
 from __future__ import annotations
 

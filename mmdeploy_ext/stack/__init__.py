@@ -1,1 +1,1 @@
-"""The frozen libraries: patches for what they rest on today, and what is wrong with an environment."""
+"""The frozen libraries: patches for their current dependencies, and what is wrong with an environment."""

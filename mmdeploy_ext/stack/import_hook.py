@@ -1,4 +1,4 @@
-"""Patches of other people's modules that run when the module is imported, and not before.
+"""Patches of third-party modules that run when the module is imported, and not before.
 
 A patch must happen between a library's import and its first use, and must not import a library that nobody
 asked for. The modules `patches_*` register theirs here.

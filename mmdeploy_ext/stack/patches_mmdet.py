@@ -23,8 +23,8 @@ RARELY_USED = {
 """Module -> a package and the module of it that it imports."""
 
 
-class _Later(ModuleType):
-    """Stands for a module whose functions and classes are called rarely, if ever: the call imports it."""
+class _LazyModule(ModuleType):
+    """A module whose functions and classes are rarely called: it is imported by the first call."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('__'):
@@ -39,7 +39,7 @@ def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool
     if package in sys.modules or importlib.util.find_spec(package) is None:
         execute()
         return False
-    stubs = _Later(package), _Later(name)
+    stubs = _LazyModule(package), _LazyModule(name)
     setattr(stubs[0], name.rpartition('.')[2], stubs[1])
     sys.modules.update(zip((package, name), stubs, strict=True))
     try:

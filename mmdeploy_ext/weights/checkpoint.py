@@ -132,7 +132,7 @@ def plain_tensors(content: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     odd = [f'{key}: {kind}' for key, value in tensors.items() if (kind := _odd_kind(value))]
     if odd:
         raise CheckpointError(
-            f'tensors that are no weights of a layer: {listed(odd)}; expected dense tensors with their '
+            f'tensors that are not weights of a layer: {listed(odd)}; expected dense tensors with their '
             f'numbers. Save the state dict of the float model, loaded whole'
         )
     return {name: tensors[key] for key, name in names.items()}
@@ -170,8 +170,8 @@ def check_types(
     ]
     if other:
         raise CheckpointError(
-            f'{path}: types differ for {listed(other)}. Codes of a quantised or packed model are no weights: '
-            f'take the float checkpoint that it was made of'
+            f'{path}: types differ for {listed(other)}. Codes of a quantised or packed model are not '
+            f'weights: take the float checkpoint that it was made of'
         )
 
 
@@ -256,7 +256,7 @@ def misfits(
         own: the model's tensors.
         given: the file's, by the model's names.
         missing: keys that the file lacks.
-        unexpected: keys that the model has not.
+        unexpected: keys that the model lacks.
     """
     shapes = [
         f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'

@@ -75,7 +75,7 @@ KINDS = (
     ),
     Kind('barrier', 'movable_object.barrier', (2.53, 0.50, 0.98), 324, 'vertical', 4, 9, 12, 0, (0, 0)),
 )
-"""The order is mmdet3d's class order. Classes of like size have unlike hues."""
+"""The order is mmdet3d's class order. Classes of similar size have different hues."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def check_replaceable(root: Path) -> None:
     """
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
         raise DataError(
-            f'{root}: exists, but is no generated set ({MANIFEST} is missing); '
+            f'{root}: exists, but is not a generated set ({MANIFEST} is missing); '
             f'choose another folder, or remove it yourself'
         )
 

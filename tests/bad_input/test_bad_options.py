@@ -93,7 +93,7 @@ def test_tensorrt_that_is_not_installed_is_refused_before_the_export(tool, bench
 def test_tensorrt_without_a_gpu_is_refused_before_the_export(tool, bench):
     package()
     bench.data()
-    bench.refuses(tool, 'there is no GPU 0 here; an engine runs on one alone', more=NO_TENSORRT[tool])
+    bench.refuses(tool, 'there is no GPU 0 here; an engine needs a GPU', more=NO_TENSORRT[tool])
 
 
 def test_a_device_of_tensorrt_that_is_none_is_refused(bench):

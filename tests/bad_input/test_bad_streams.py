@@ -340,7 +340,7 @@ def test_damaged_dumps_are_one_line(tmp_path, capfd):
         for content in ('{}', '[]', '{"tensors": {"x": {}}}'):
             (tmp_path / 'b').mkdir(exist_ok=True)
             (tmp_path / 'b' / 'manifest.json').write_text(content)
-            assert 'is no manifest of a dump' in refused(capfd, dump_app, command, tmp_path / 'b')
+            assert 'is not a manifest of a dump' in refused(capfd, dump_app, command, tmp_path / 'b')
     manifest = json.loads((whole / 'manifest.json').read_text())
     manifest['tensors']['velo']['shape'] = [4, 3]
     (whole / 'manifest.json').write_text(json.dumps(manifest))

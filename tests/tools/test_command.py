@@ -200,7 +200,7 @@ def test_a_verdict_is_told_of_the_very_bytes_that_it_is_about(capsys, tmp_path):
     assert status == 0
     assert 'proven (3 inputs, 20 of 20 results matched, worst relative error 2.0e-06; torch 2)' in shown
     other = {**content, 'subject': {**facts, 'file_sha256': '0' * 64}}
-    for written, expected in ((other, 'is about other files than'), ([], 'is no verdict of verify.py')):
+    for written, expected in ((other, 'is about other files than'), ([], 'is not a verdict of verify.py')):
         (tmp_path / 'verdict.json').write_text(json.dumps(written))
         status, said = run(capsys, 'info', MODEL, '--report', tmp_path)
         assert status == 2 and expected in said.err
@@ -209,7 +209,7 @@ def test_a_verdict_is_told_of_the_very_bytes_that_it_is_about(capsys, tmp_path):
 def test_model_families_are_those_of_the_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr(command, 'ROOT', tmp_path)
     tool = command.Tool('x', 'x', 'tools/some.py')
-    with pytest.raises(command.ConfigError, match=r'is no checkout of the repository, .*; run it in one'):
+    with pytest.raises(command.ConfigError, match=r'is not a checkout of the repository, .*; run it in one'):
         tool.register()
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools/some.py').write_text('import sys\ndef register(): sys.path.append("families")\n')

@@ -220,7 +220,7 @@ def test_two_outputs_of_one_run_are_two_files(command, said, folder, monkeypatch
 def test_an_empty_name_of_an_output_is_an_error(command, folder, monkeypatch, capsys):
     before = sorted(os.listdir('.'))
     status, said = run([*command.split(), ''], monkeypatch, capsys)
-    assert status == 2 and "'': is no name" in said and said.count('\n') == 1, said
+    assert status == 2 and "'': is not a name" in said and said.count('\n') == 1, said
     assert sorted(os.listdir('.')) == before
 
 

@@ -75,7 +75,7 @@ def test_without_a_gpu_verify_says_so_and_is_no_proof(net, tmp_path, capsys):
     ('more', 'message'),
     [
         ([], 'no sizes are given for x Bx3 (B)'),
-        (['--shapes', 'y=1x3'], '--shapes y: is no input or axis'),
+        (['--shapes', 'y=1x3'], '--shapes y: is not an input or axis'),
         ([*SIZES, '--keep-fp32', 'add'], '--keep-fp32 goes with --fp16'),
         ([*SIZES, '--fp16', '--keep-fp32', 'ad'], "--keep-fp32 'ad': fits the name"),
         ([*SIZES, '--constant', 'x'], '--constant x: the file states no default'),

@@ -1,4 +1,4 @@
-"""Say of many configs whether they export and are proven, with seeded weights; see --help."""
+"""Report for many configs whether they export and are proven, with seeded weights; see --help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make a checkpoint fit to give away: weights and plain facts, no optimizer state, no environment.
+"""Prepare a checkpoint for release: weights and plain facts, no optimizer state, no environment.
 
 `python tools/model_converters/publish_model.py IN_FILE OUT_FILE`, as in mmdet; the name is kept as given.
 """

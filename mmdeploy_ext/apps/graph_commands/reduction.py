@@ -145,7 +145,7 @@ def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _progress(most_checks: int) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar; yield what tells it the number of checks and of nodes."""
+    """Show a progress bar; yield the function that sets its number of checks and of nodes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

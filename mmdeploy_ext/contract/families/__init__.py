@@ -1,4 +1,4 @@
-"""What metadata and command lines know of single families: a module each, found by the name of the family.
+"""Options and metadata of single families: a module each, found by the name of the family.
 
 A module may have
 
@@ -53,4 +53,4 @@ DETECTOR = (*IMAGE, *_own_options())
 POSTPROCESS = _have('POSTPROCESS')
 """Family -> check of what its files tell their consumer."""
 FORMER = {former: (name, upgrade) for name, of in _have('FORMER').items() for former, upgrade in of.items()}
-"""Families of files of earlier versions -> what they are called now, and what makes their facts today's."""
+"""Families of files of earlier versions -> their current name, and what makes their facts current."""

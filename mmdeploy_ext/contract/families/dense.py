@@ -58,7 +58,7 @@ def _facts_in_full(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts of a file with what files of earlier versions lack."""
     found = dict(facts)
     if isinstance(head := facts.get('head'), dict):
-        found['head'] = head | {name: value for name, value in dense_head.LATER.items() if name not in head}
+        found['head'] = head | {name: value for name, value in dense_head.NEWER.items() if name not in head}
     return found
 
 

@@ -14,7 +14,7 @@ CONTRACT = Option(
     'deployment fork',
     ('deploy', 'fork'),
     key='contract',
-    told=True,
+    stated=True,
     group=GROUP,
 )
 FORK_VERSION = Option(
@@ -24,7 +24,7 @@ FORK_VERSION = Option(
     ('1.0', '1.1'),
     key='fork_version',
     only_with=('contract', 'fork'),
-    told=True,
+    stated=True,
     group=GROUP,
 )
 FORK_IMG2LIDAR = Option(
@@ -34,7 +34,7 @@ FORK_IMG2LIDAR = Option(
     ('token', 'depth'),
     key='fork_img2lidar',
     only_with=('contract', 'fork'),
-    told=True,
+    stated=True,
     group=GROUP,
 )
 LAYERS = Option(
@@ -43,7 +43,7 @@ LAYERS = Option(
     'decoder layers in the outputs (default: all)',
     ('all', 'last'),
     key='layers',
-    told=True,
+    stated=True,
     group=GROUP,
 )
 OPTIONS = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS)

@@ -74,7 +74,7 @@ class TensorRtBackend(Backend):
         check_version(self.record, package.name, package.version, self.path)
         gpu = find_gpu(self.device)
         if gpu is None:
-            raise EngineError(f'{self.path}: there is no GPU {self.device} here; an engine runs on one alone')
+            raise EngineError(f'{self.path}: there is no GPU {self.device} here; an engine needs a GPU')
         check_architecture(self.record, gpu.architecture, gpu.name, self.path)
         log = package.logger()
         # the runtime has to live as long as its engines

@@ -36,7 +36,7 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
     package = find_package()
     gpu = find_gpu(device)
     if gpu is None:
-        raise EngineError(f'{package.name}: there is no GPU {device} here; an engine runs on one alone')
+        raise EngineError(f'{package.name}: there is no GPU {device} here; an engine needs a GPU')
     if not Path(source).is_file():
         raise ModelFileError(f'{source}: no such ONNX file, and no engine (.engine)')
     job = tensorrt_engine.prepare(

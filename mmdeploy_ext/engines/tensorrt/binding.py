@@ -93,7 +93,7 @@ class Memory(Protocol):
         """Copy an array there."""
 
     def empty(self, nbytes: int) -> Any:
-        """Make room."""
+        """Allocate a block."""
 
     def address(self, block: Any) -> int:
         """Return where a block begins."""
@@ -102,7 +102,7 @@ class Memory(Protocol):
         """Copy a block back, once the stream has ended."""
 
     def free(self, block: Any) -> None:
-        """Give a block back."""
+        """Free a block."""
 
 
 class Session:

@@ -38,7 +38,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """An engine and what was learned while it was built.
+    """An engine and facts of its build.
 
     Attributes:
         data: the serialised engine.
@@ -164,7 +164,7 @@ def _plain(message: str) -> str:
 
 
 def _monitor(trt: Any, progress: Callable[[str, int, int], None] | None) -> Any:
-    """Return a monitor that tells `progress`; None where nobody asks, or the package has none."""
+    """Return a monitor that calls `progress`; None without it, or where the package has no monitors."""
     if progress is None or not hasattr(trt, 'IProgressMonitor'):
         return None
 

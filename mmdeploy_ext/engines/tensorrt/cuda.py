@@ -63,7 +63,7 @@ class GpuMemory:
             EngineError: there is no GPU.
         """
         if find_gpu(index) is None:
-            raise EngineError(f'there is no GPU {index} here; engines run on NVIDIA GPUs alone')
+            raise EngineError(f'there is no GPU {index} here; engines need an NVIDIA GPU')
         self._driver = _driver()
         device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
         self._call('cuDeviceGet', ctypes.byref(device), index)
@@ -80,7 +80,7 @@ class GpuMemory:
             raise InferenceError(f'{function} failed: {(words.value or b"").decode()} ({status})')
 
     def empty(self, nbytes: int) -> int:
-        """Make room; returns its address."""
+        """Allocate a block; returns its address."""
         block = ctypes.c_uint64()
         self._call('cuMemAlloc_v2', ctypes.byref(block), ctypes.c_size_t(nbytes))
         return block.value
@@ -103,5 +103,5 @@ class GpuMemory:
         self._call('cuMemcpyDtoH_v2', target, ctypes.c_uint64(block), ctypes.c_size_t(into.nbytes))
 
     def free(self, block: int) -> None:
-        """Give a block back."""
+        """Free a block."""
         self._call('cuMemFree_v2', ctypes.c_uint64(block))

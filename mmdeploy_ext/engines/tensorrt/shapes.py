@@ -93,7 +93,7 @@ def _axes(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, tuple[int,
         else:
             known = [*inputs, *sorted(letters)]
             raise UsageError(
-                f'--shapes {name}: is no input or axis of the graph{near(name, known)}; it has '
+                f'--shapes {name}: is not an input or axis of the graph{near(name, known)}; it has '
                 f'{", ".join(known)}'
             )
     return found

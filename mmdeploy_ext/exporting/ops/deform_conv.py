@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 MIN_OPSET = 19
 MODULE = 'mmcv.ops'
-"""Who has not imported it has none of its convolutions, and may be without mmcv."""
+"""Where it is not imported there are none of its convolutions, and mmcv may not be installed."""
 CALLERS: list[type[torch.nn.Module]] = []
-"""Modules that call `mmcv.ops.deform_conv2d`, which is no module; who knows of some adds them."""
+"""Modules that call `mmcv.ops.deform_conv2d`, which is no module; projects add theirs."""
 
 
 def has_deform_conv(module: torch.nn.Module) -> bool:

@@ -57,7 +57,7 @@ def register(operator: Operator) -> Operator:
 
 
 def _register_torchscript(operator: Operator) -> None:
-    """Teach the TorchScript exporter to write the node; types and ranks come from the traced example."""
+    """Register a symbolic that writes the node; types and ranks come from the traced example."""
     from torch.onnx import symbolic_helper
 
     letters = attribute_letters(operator)

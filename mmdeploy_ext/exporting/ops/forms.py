@@ -1,4 +1,4 @@
-"""What becomes of operator nodes after the export: standard operators, local functions, Python, plugins."""
+"""The forms of operator nodes after the export: standard operators, local functions, Python, plugins."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _with_functions(
 
 
 def _declare(function: onnx.FunctionProto, attributes: dict[str, Any]) -> None:
-    """Let a node keep attributes that the body has filled in: they tell a reader what they are."""
+    """Let a node keep attributes that the body has filled in, for readers of the graph."""
     function.attribute.extend(name for name in attributes if name not in function.attribute)
 
 

@@ -73,7 +73,7 @@ def batched_nms(
 
 
 def class_offsets(bboxes_xyxy: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Shift each class to ground of its own, so that one NMS suppresses within classes only.
+    """Shift the boxes of each class apart, so that one NMS suppresses within classes only.
 
     Args:
         bboxes_xyxy: (B, N, 4).

@@ -31,7 +31,7 @@ ELEMENT_NAMES = {
     torch.int64: 'dt_int64', torch.int32: 'dt_int32', torch.uint8: 'dt_uint8',
 }  # fmt: skip
 _registered: dict[str, dict[str, Any]] = {}
-"""Operator -> the types that onnxruntime-extensions was told."""
+"""Operator -> the types that were registered with onnxruntime-extensions."""
 
 
 def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset: int) -> onnx.FunctionProto:
@@ -97,7 +97,7 @@ def _python_calls(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Oper
 
 
 def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None:
-    """Make an operator known to onnxruntime-extensions, once per process: it keeps what it was told."""
+    """Register an operator with onnxruntime-extensions, once per process: registrations are permanent."""
     types, example = extensions.PyCustomOpDef, operator.example()
     kinds = dict(f=types.dt_float, i=types.dt_int64, b=types.dt_int64, s=types.dt_string)
     letters = attribute_letters(operator)

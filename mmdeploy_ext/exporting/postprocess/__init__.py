@@ -1,1 +1,1 @@
-"""Post-processing as graphs of their own, one file per task; merged with the network on export."""
+"""Post-processing as separate graphs, one file per task; merged with the network on export."""

@@ -1,4 +1,4 @@
-"""What a `test_cfg` decides about suppression, and the numbers of it."""
+"""The settings of suppression in a `test_cfg`, and checks of its numbers."""
 
 from __future__ import annotations
 

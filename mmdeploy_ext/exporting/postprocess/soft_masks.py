@@ -1,4 +1,4 @@
-"""Soft masks of grid cells, made only for the cells that somebody asks for.
+"""Soft masks of grid cells, made only for the cells that are asked for.
 
 Glossary: B batch, S cells of all levels, G grid lines of all levels, E channels of a dynamic kernel, m asked
 cells, H4, W4 size of the masks, P their pixels, p a piece of them.

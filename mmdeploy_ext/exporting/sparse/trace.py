@@ -66,7 +66,7 @@ def trace(
 
     Raises:
         UsageError: bad coordinates, features or order.
-        ExportError: the module does something that the dialect cannot say; the submodule is named.
+        ExportError: the module does something that the dialect cannot express; the submodule is named.
     """
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')
@@ -141,7 +141,7 @@ def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
         original = SparseConvTensor.dense
 
         def dense(tensor: SparseConvTensor, channels_first: bool = True) -> torch.Tensor:
-            with recorder.silent():
+            with recorder.paused():
                 result = original(tensor, channels_first)
             recorder.dense(tensor, channels_first, result)
             return result

@@ -1,4 +1,4 @@
-"""Convolution modules as the dialect knows them: their facts and kernels, and what it cannot say of them."""
+"""Convolution modules as the dialect knows them: their facts and kernels, and what it cannot express."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
 
 
 def convolution_problem(path: str, module: ConvolutionModule) -> str:
-    """Return what the dialect cannot say about a convolution, or ''."""
+    """Return what the dialect cannot express of a convolution, or ''."""
     kind = type(module).__name__
     if module.ndim != 3:
         return f'{path}: {kind} has {module.ndim} dimensions; the dialect knows 3'

@@ -15,17 +15,17 @@ from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, Reshape, Transpose
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Say = Callable[[Values, Callable, tuple, dict, Any], 'Value']
+    Handler = Callable[[Values, Callable, tuple, dict, Any], 'Value']
 
 PROBE = (2, 3, 5, 7, 11, 13, 17, 19)
 """Sizes of a tensor of rank up to 8, all different: its shape tells the order of its axes."""
 
 
-def say(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
+def record(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
     """Record what a torch function did, and return what its result is.
 
     Raises:
-        UnsupportedOperatorError: the dialect cannot say it.
+        UnsupportedOperatorError: the dialect cannot express it.
     """
     if func == torch.Tensor.data.__get__:
         return recorder.lookup(args[0])
@@ -33,7 +33,7 @@ def say(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: Any
     handler = HANDLERS.get(name.strip('_').removeprefix('i') if name.startswith('__') else name.rstrip('_'))
     if handler is None or not isinstance(result, torch.Tensor):
         raise UnsupportedOperatorError(
-            f'{name} is nothing that the dialect can say (convolution, batch normalisation, ReLU and '
+            f'{name} has no counterpart in the dialect (convolution, batch normalisation, ReLU and '
             f'addition on sites; scatter, transpose and reshape after them)'
         )
     return handler(recorder, func, args, kwargs, result)
@@ -72,7 +72,7 @@ def _add(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: to
 
 def _batch_norm(recorder: Values, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
     if func is not functional.batch_norm:
-        raise UnsupportedOperatorError(f'{func} is no torch.nn.functional.batch_norm')
+        raise UnsupportedOperatorError(f'{func} is not torch.nn.functional.batch_norm')
     bound = inspect.signature(functional.batch_norm).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
@@ -129,7 +129,7 @@ def _reshape(recorder: Values, func: Callable, args: tuple, kwargs: dict, result
     return recorder.add(Reshape, (value,), False, dims=tuple(result.shape))
 
 
-HANDLERS: dict[str, Say] = (
+HANDLERS: dict[str, Handler] = (
     dict.fromkeys(
         [
             'contiguous',

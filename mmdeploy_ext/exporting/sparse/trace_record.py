@@ -1,8 +1,8 @@
 """What `trace` writes down while a module runs: nodes, and which tensor object is which tensor of the graph.
 
-A tensor that comes from the voxels is tracked by identity. What nobody here knows how to say does not stop
-the pass: its results are marked with the reason, and the first use of such a tensor by something that the
-graph needs raises it. So a module may print a maximum, but not feed it on.
+A tensor that comes from the voxels is tracked by identity. A function without a counterpart does not stop the
+pass: its results are marked with the reason, and the first use of such a tensor by something that the graph
+needs raises it. So a module may print a maximum, but not feed it on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmdeploy_ext.exporting.sparse.trace_convolutions import (
     convolution_problem,
     refuse_small_grid,
 )
-from mmdeploy_ext.exporting.sparse.trace_functions import say
+from mmdeploy_ext.exporting.sparse.trace_functions import record
 from mmdeploy_ext.exporting.sparse.trace_values import UnsupportedOperatorError, Value, Values
 from mmdeploy_ext.sparse.ir import ScatterDense, SparseConvolution, Transpose
 
@@ -45,19 +45,19 @@ class Recorder(Values):
         self, features: torch.Tensor, coordinates: torch.Tensor, spatial_shape: Triple, order: str
     ) -> None:
         super().__init__(features, coordinates, spatial_shape, order)
-        self._silence = 0
+        self._paused = 0
         self._uncounted: list[ConvolutionModule] = []
 
     # ---- functions between modules
 
     @contextlib.contextmanager
-    def silent(self) -> Iterator[None]:
-        """What happens in the body is no part of the graph."""
-        self._silence += 1
+    def paused(self) -> Iterator[None]:
+        """Inside the block nothing is recorded."""
+        self._paused += 1
         try:
             yield
         finally:
-            self._silence -= 1
+            self._paused -= 1
 
     def functions(self) -> TorchFunctionMode:
         """Return the mode that sees every torch function."""
@@ -65,14 +65,14 @@ class Recorder(Values):
 
     def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Run a torch function and record what it means."""
-        operands = [] if self._silence else _tensors((args, kwargs))
+        operands = [] if self._paused else _tensors((args, kwargs))
         tracked = [value for tensor in operands if (value := self._value(tensor))]
         result = func(*args, **kwargs)
         results = list(_tensors(result))
         changed = _changed(func, args, kwargs)
         if not tracked or not (results or changed):
             return result
-        value = self._say(tracked, func, args, kwargs, result)
+        value = self._record(tracked, func, args, kwargs, result)
         for tensor in changed:
             self._rebind_aliases(tensor, value)
         for tensor in results:
@@ -80,12 +80,12 @@ class Recorder(Values):
                 self._bind(tensor, value)
         return result
 
-    def _say(self, tracked: list[Value], func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
+    def _record(self, tracked: list[Value], func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
         for value in tracked:
             if value.problem:
                 return value
         try:
-            return say(self, func, args, kwargs, result)
+            return record(self, func, args, kwargs, result)
         except UnsupportedOperatorError as error:
             return Value('', problem=f'{self.path or "the encoder"}: {error}')
 
@@ -131,13 +131,11 @@ class Recorder(Values):
 
     def _leave(self, path: str, module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
         self._path.pop()
-        if self._silence or not any(self._value(tensor) for tensor in _tensors((args, kwargs))):
+        if self._paused or not any(self._value(tensor) for tensor in _tensors((args, kwargs))):
             return
         for tensor in _tensors(result):
             if self._value(tensor) is None and tensor.dtype.is_floating_point:
-                reason = (
-                    f'{path or "the encoder"}: {type(module).__name__} is nothing that the dialect can say'
-                )
+                reason = f'{path or "the encoder"}: {type(module).__name__} has no counterpart in the dialect'
                 self._bind(tensor, Value('', problem=reason))
 
     def _enter_convolution(self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict) -> None:
@@ -158,12 +156,12 @@ class Recorder(Values):
         if module.record_voxel_count:  # it would change a buffer
             module.record_voxel_count = False
             self._uncounted.append(module)
-        self._silence += 1
+        self._paused += 1
 
     def _leave_convolution(
         self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict, result: SparseConvTensor
     ) -> None:
-        self._silence -= 1
+        self._paused -= 1
         source = convolution_input(path, args, kwargs)
         value = self._value(source.features)
         problem = value.problem or convolution_problem(path, module)
@@ -201,7 +199,7 @@ class Recorder(Values):
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
         """Record `SparseConvTensor.dense`."""
-        if self._silence:
+        if self._paused:
             return
         where = self.path or 'the encoder'
         value = self._value(tensor.features)
@@ -220,7 +218,7 @@ class Recorder(Values):
 
 
 class _Functions(TorchFunctionMode):
-    """Sees every torch function of the thread while it is open."""
+    """Intercepts every torch function of the thread while it is open."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()

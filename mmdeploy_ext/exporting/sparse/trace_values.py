@@ -64,7 +64,7 @@ class Values:
         """Return what a tensor is in the graph.
 
         Raises:
-            ExportError: it does not come from the voxels, or by something that the dialect cannot say.
+            ExportError: it does not come from the voxels, or by something that the dialect cannot express.
         """
         value = self._value(tensor)
         if value is None:

@@ -250,18 +250,18 @@ def _difference(
     index, rows = found.program.index, [found.rows[tensor] for tensor in region.tensors]
     positions = list(dict.fromkeys(row.position for row in rows))
     evidence = {position: explain(position) for position in positions}
-    told = [position for position in positions if evidence[position]]
-    causes = [at for at in told if any(not line.endswith(ONLY_HERE) for line in evidence[at])]
-    guilty = (causes or told or positions)[0]
-    exact = len(positions) == 1 or bool(causes) or len(told) == 1
-    first, last = next(row for row in rows if row.position == guilty), rows[-1]
+    explained = [position for position in positions if evidence[position]]
+    causes = [at for at in explained if any(not line.endswith(ONLY_HERE) for line in evidence[at])]
+    at_fault = (causes or explained or positions)[0]
+    exact = len(positions) == 1 or bool(causes) or len(explained) == 1
+    first, last = next(row for row in rows if row.position == at_fault), rows[-1]
     reference = last.reference
-    path = module(guilty) if module else module_path(index.nodes[guilty])
-    known = evidence[guilty] if exact else []  # that one of them is new says nothing about the others
+    path = module(at_fault) if module else module_path(index.nodes[at_fault])
+    known = evidence[at_fault] if exact else []  # that one of them is new says nothing about the others
     lines = list(dict.fromkeys([*known, *filter(None, (row.reason for row in rows))]))
     return Difference(
-        index.label(guilty),
-        index.nodes[guilty].op_type,
+        index.label(at_fault),
+        index.nodes[at_fault].op_type,
         path or (reference.module if reference else ''),
         first.tensor,
         reference.label if reference else '',

@@ -1,4 +1,4 @@
-"""Whether a graph can be worked on: opsets, order, bytes, ONNX's own rules. Needs onnx only."""
+"""Checks of a graph before it is used: opsets, order, bytes, ONNX's own rules. Needs onnx only."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_opsets(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the mod
         ModelFileError: it states none, or a newer one.
     """
     if not model.opset_import:
-        raise ModelFileError(f'{name}: states no opset; it was cut short, or is no ONNX file: {AGAIN}')
+        raise ModelFileError(f'{name}: states no opset; it was cut short, or is not an ONNX file: {AGAIN}')
     newest = onnx.defs.onnx_opset_version()
     for entry in model.opset_import:
         if entry.domain in DEFAULT_DOMAINS and entry.version > newest:

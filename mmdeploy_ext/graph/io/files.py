@@ -1,4 +1,4 @@
-"""ONNX files, in and out: damaged ones are refused by name, written ones are whole and checked.
+"""Reading and writing ONNX files: damaged ones are refused by name, files are checked and written atomically.
 
 Needs onnx and numpy only.
 """

@@ -1,4 +1,4 @@
-"""Where every tensor of a graph is made and read: lookups by name that know what a typing error looks like.
+"""Which nodes write and read every tensor of a graph: lookups by name that suggest similar names.
 
 A node is named by its position in `graph.node`, because names may be missing or shared; people write its name
 or '#12'. Needs onnx only.

@@ -107,7 +107,7 @@ def _evaluate(
     one = onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import)
     try:
         found = ReferenceEvaluator(one).run(None, {name: known[name] for name in names})
-    except Exception:  # a broken graph is told by whoever runs it; here its shapes stay unknown
+    except Exception:  # a broken graph is an error where it is run; here its shapes stay unknown
         return {}
     if not all(isinstance(value, np.ndarray | np.generic) and np.size(value) <= LARGEST for value in found):
         return {}

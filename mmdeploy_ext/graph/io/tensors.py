@@ -52,7 +52,7 @@ def _read_array(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f'{path}: is no readable numpy file ({error})') from error
+        raise DataError(f'{path}: is not a readable numpy file ({error})') from error
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> list[Path]:

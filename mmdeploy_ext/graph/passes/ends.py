@@ -27,11 +27,11 @@ def name_ends(
 
     Args:
         model: stays as it is; a second run changes nothing.
-        output_names: of as many outputs as shall be named.
+        output_names: of as many outputs as are to be named.
         dynamic: input or output name -> axis -> letter.
 
     Raises:
-        UsageError: a name or an axis that the graph has not, more names than outputs, or one name twice.
+        UsageError: a name or an axis that the graph lacks, more names than outputs, or one name twice.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -66,7 +66,7 @@ def name_ends(
 
 
 def check_axes(given: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
-    """Refuse axes that the example inputs have not, before an exporter meets them.
+    """Refuse axes that the example inputs lack, before an exporter meets them.
 
     Raises:
         UsageError: names the axis.

@@ -86,7 +86,7 @@ def _check_cut(index: Index, positions: Sequence[int], starts: Sequence[str], en
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
     """Return the model of some nodes: it takes what they read from others and gives what others read.
 
-    - Nodes that compute constants for them (shapes, axes) come along and are no inputs.
+    - Nodes that compute constants for them (shapes, axes) are included and are no inputs.
     - Outputs that nothing reads, and graph outputs, are outputs.
     Does not fire when all nodes are chosen.
 

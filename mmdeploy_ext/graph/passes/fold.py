@@ -1,4 +1,4 @@
-"""Compute what depends on constants alone, once and for all."""
+"""Constant folding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make a graph one that TensorRT reads as it is meant; each step is neutral on ONNX Runtime.
+"""Make a graph one that TensorRT reads correctly; each step changes nothing in ONNX Runtime.
 
 TensorRT's parser takes an input that has an initializer for a constant, so that feeding it would do nothing:
 such an input becomes an ordinary one, and the runtime feeds its default. A Loop without a condition gets one
@@ -78,7 +78,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
     for name, array in values.items():
         if name not in inputs:
             raise UsageError(
-                f'--constant {name}: is no input{near(name, inputs)}; it has {", ".join(inputs)}'
+                f'--constant {name}: is not an input{near(name, inputs)}; it has {", ".join(inputs)}'
             )
         if array is None and name not in defaults:
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')

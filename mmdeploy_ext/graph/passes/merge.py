@@ -121,7 +121,7 @@ def merge(
 
 
 def _connected(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]) -> list[onnx.ModelProto]:
-    """Rename inputs to the outputs that shall feed them."""
+    """Rename inputs to the outputs that feed them."""
     given: set[str] = set()
     todo, found = dict(connections), []
     for model in models:
@@ -133,7 +133,7 @@ def _connected(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]
         given |= {value.name for value in found[-1].graph.output}
     for out, entry in todo.items():
         inputs = {value.name for model in models for value in model.graph.input}
-        missing = f'{out!r} is no output{near(out, given)}' if out not in given else ''
+        missing = f'{out!r} is not an output{near(out, given)}' if out not in given else ''
         missing = missing or f'no later model has an input {entry!r}{near(entry, inputs)}'
         raise UsageError(f'--connect {out} {entry}: {missing}')
     return found

@@ -87,7 +87,7 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
 
 
 class _Budget:
-    """Counts replacements; a rule that feeds itself would go on for ever."""
+    """Counts replacements; a rule that matches its own results would never end."""
 
     def __init__(self, rule: Rule, left: int) -> None:
         self.rule, self.left = rule, left

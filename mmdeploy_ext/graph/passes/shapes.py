@@ -75,7 +75,7 @@ def _check_names(
     for name in shapes:
         if name not in inputs:
             raise UsageError(
-                f'{name!r} is no input of the graph{near(name, inputs)}; it has {", ".join(inputs)}'
+                f'{name!r} is not an input of the graph{near(name, inputs)}; it has {", ".join(inputs)}'
             )
     there = {
         size.dim_param
@@ -86,7 +86,7 @@ def _check_names(
     for name in axes:
         if name not in there:
             have = ', '.join(sorted(there)) or 'none'
-            raise UsageError(f'{name!r} is no named axis of an input{near(name, there)}; there are: {have}')
+            raise UsageError(f'{name!r} is not a named input axis{near(name, there)}; there are: {have}')
     for name, size in [*axes.items(), *((name, size) for name, sizes in shapes.items() for size in sizes)]:
         if isinstance(size, int) and size < 1:
             raise UsageError(f'{name}={size}: a size is at least 1')
@@ -164,7 +164,7 @@ def _kept(size: int | str, axes: Mapping[str, int | str]) -> int | str:
 
 
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
-    """Return `set_shapes` of what people write; a name is an input's, or an axis's.
+    """Return `set_shapes` of shapes as text; a name is an input's, or an axis's.
 
     Raises:
         UsageError: see `parse` and `set_shapes`.

@@ -21,7 +21,7 @@ DRAWS = ('RandomNormal', 'RandomUniform')
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
     """Return a simplified model, and the number of nodes before and after.
 
-    Constants are folded, pairs of nodes fused, doubles merged, whatever nothing reads removed. Inputs,
+    Constants are folded, pairs of nodes fused, duplicates merged, unused nodes removed. Inputs,
     outputs, defaults, random operators and metadata stay.
 
     Args:

@@ -1,4 +1,4 @@
-"""Parts of a graph as models of their own, fed with the values that the whole graph really had there."""
+"""Parts of a graph as models of their own, fed with the values that were recorded in the whole graph."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Candidate:
         positions: of its nodes in the whole graph.
         model: the part; its inputs have the recorded shapes.
         feeds: input name -> recorded array.
-        outputs: what it hands on, in order; the model's first outputs.
+        outputs: what later nodes read, in order; the model's first outputs.
     """
 
     positions: tuple[int, ...]
@@ -70,7 +70,7 @@ class Case:
         return tuple(range(len(self.index.nodes)))
 
     def outputs_of(self, positions: Collection[int]) -> list[str]:
-        """Return what a part hands on: tensors that nodes outside read, and outputs; no sequences."""
+        """Return the outputs of a part: tensors that nodes outside read, and graph outputs; no sequences."""
         inside, ends = set(positions), set(self.index.outputs)
         return [
             name
@@ -84,7 +84,7 @@ class Case:
 
         Args:
             positions: nodes of the part.
-            outputs: tensors to give; None: all that it hands on.
+            outputs: tensors to give; None: all of `outputs_of`.
         """
         chosen = tuple(sorted(positions))
         names = list(outputs) if outputs is not None else self.outputs_of(chosen)

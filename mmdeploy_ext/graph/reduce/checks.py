@@ -48,7 +48,7 @@ class Check:
         """Return whether a candidate shows the fault."""
         raise NotImplementedError
 
-    def settle(self, whole: Candidate) -> bool:
+    def check_whole(self, whole: Candidate) -> bool:
         """Look at the whole model first: return whether it shows the fault, and remember which one."""
         return self.shows(whole)
 
@@ -106,7 +106,7 @@ class NotFinite(Check):
             return ''
         return run.not_finite(_compute(candidate, optimized=False) or {})
 
-    def settle(self, whole: Candidate) -> bool:
+    def check_whole(self, whole: Candidate) -> bool:
         """Remember whether NaN or infinity is looked for."""
         if run.not_finite(whole.feeds):
             raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')

@@ -1,4 +1,4 @@
-"""Checks in processes of their own: what may die or never end."""
+"""Checks in processes of their own, which may crash or hang."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _stored(candidate: Candidate) -> Iterator[Path]:
 
 
 class Crash(Check):
-    """ONNX Runtime refuses to load or run the model, or dies; in a process of its own."""
+    """ONNX Runtime refuses to load or run the model, or crashes; in a process of its own."""
 
     kind = 'crash'
     meaning = 'ONNX Runtime refuses to load or run the model, or the process dies'
@@ -62,7 +62,7 @@ class Crash(Check):
             return f'signal {-status}'
         return output.strip().splitlines()[-1] if output.strip() else 'dies'
 
-    def settle(self, whole: Candidate) -> bool:
+    def check_whole(self, whole: Candidate) -> bool:
         """Remember how it ends."""
         self.outcome = self._outcome(whole)
         return self.outcome != 'runs'
@@ -96,7 +96,7 @@ class Command(Check):
         self.last = f'it exited with {status}' + (f' and said {lines[-1]!r}' if lines else '')
         return status
 
-    def settle(self, whole: Candidate) -> bool:
+    def check_whole(self, whole: Candidate) -> bool:
         """Refuse a command that cannot be run or does not end."""
         status = self._status(whole)
         if status is None:
@@ -127,7 +127,7 @@ class Command(Check):
 
 
 def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:
-    """Run a command with all that it starts, and end all of it after a time.
+    """Run a command with a time limit, after which it is killed with its child processes.
 
     Args:
         command: text for the shell, or words.

@@ -163,7 +163,7 @@ def reduce(
         raise UsageError('the graph has no output that is a tensor, or an input without a value')
     search = _Search(case, check, most_checks, progress)
     search.asked += 1
-    if not check.settle(whole):
+    if not check.check_whole(whole):
         raise UsageError(f'--check: {check.why_not()}; there is nothing to reduce')
     search.best, search.known[case.everything, None] = whole, True
     _check_on_good(check, good)

@@ -54,7 +54,7 @@ SHOWN = (
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
 SPEED = dict(nslimit='1', nslimit1='1', mclimit='0.25', splines='polyline')
-"""What lets Graphviz give up polishing early: half the time for 5,400 nodes."""
+"""Options that let Graphviz stop refining early: half the time for 5,400 nodes."""
 
 
 def new_picture(title: str) -> AGraph:

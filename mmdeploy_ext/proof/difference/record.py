@@ -47,7 +47,7 @@ class Record:
         value: a copy.
         operator: that made it, without its overload, e.g. 'convolution'.
         module: path of the innermost module that ran, below the exported wrapper; '' outside of all.
-        names: taps and names of the graph's tensors that it bears.
+        names: taps and names of the graph's tensors that it has.
         outputs_of: modules that gave it, innermost first, and which call of theirs, e.g.
             'bbox_head.atss_cls (call 2)'.
     """
@@ -60,7 +60,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """Its name for display."""
         what = self.outputs_of[0] if self.outputs_of else self.module
         return f'{self.names[0]}: {what}' if self.names and what else (self.names or [what])[0]
 
@@ -170,7 +170,7 @@ def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -
         inputs: graph input name -> tensor.
 
     Returns:
-        What ran; the inputs and outputs of the stages and all taps bear their names.
+        What ran; the inputs and outputs of the stages and all taps have their names.
     """
     recorder, tensors = Recorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:

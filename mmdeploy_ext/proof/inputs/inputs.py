@@ -229,7 +229,7 @@ def _smaller(rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int],
 
 
 def _unaligned(deployment: Deployment, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
-    """Stretch an image to a size that is no multiple of 32, then pad it to one of `step`; see the name."""
+    """Stretch an image to a size that is not a multiple of 32, then pad it to one of `step`; see the name."""
     rule = dataclasses.replace(
         deployment.rule,
         size=None,

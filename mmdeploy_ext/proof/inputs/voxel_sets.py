@@ -33,7 +33,7 @@ class VoxelSet:
     """One input.
 
     Attributes:
-        name: what people call it.
+        name: for display.
         features: (N, C) float32.
         coordinates: (N, 4) int32: sample 0, then the axes in the order of the set's maker.
         traced: whether the exporter saw it.

@@ -147,7 +147,7 @@ class Proof(abc.ABC):
         self.pictures = self.pictures[: self.most_pictures]
 
     def timing(self) -> dict[str, float]:
-        """Return who -> median milliseconds."""
+        """Return title of an engine -> median milliseconds."""
         return {}
 
     def reasons(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What proofs of files with `Metadata` share, which sparse backbones have not: fresh export, provenance."""
+"""What proofs of files with `Metadata` share, which sparse backbones lack: fresh export, provenance."""
 
 from __future__ import annotations
 

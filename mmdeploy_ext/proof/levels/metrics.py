@@ -1,4 +1,4 @@
-"""Level 5 of the ladder: one data set, one loader, one evaluator, two engines."""
+"""Level 5 of a proof: one data set, one loader, one evaluator, two engines."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def nothing_found(title: str, wanted: Any, error: Exception) -> DetectionRow:
 
 
 class Clock:
-    """Counts the seconds of runs, by who runs."""
+    """Counts the seconds of runs, by the engine that runs."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -83,7 +83,7 @@ class Clock:
         return found
 
     def medians(self, *who: str) -> dict[str, float]:
-        """Return who -> median milliseconds, where all of them ran.
+        """Return engine -> median milliseconds, where all of them ran.
 
         The first run does not count: it computes what later ones keep.
         """

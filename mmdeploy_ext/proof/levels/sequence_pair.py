@@ -1,4 +1,4 @@
-"""Level 4 of the ladder: two engines over the same drive, frame by frame. Needs numpy only.
+"""Level 4 of a proof: two engines over the same drive, frame by frame. Needs numpy only.
 
 Teacher-forced, the candidate is given the reference's memory before each frame: every frame is judged alone,
 by the tolerances. Free-running, each engine keeps its own memory as in a car: rounding accumulates, and the

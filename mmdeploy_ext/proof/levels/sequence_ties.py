@@ -94,7 +94,7 @@ def selection(
 class RowPairing:
     """Keeps, along a drive, which candidate row and query belongs to which of the reference.
 
-    Without ties row i belongs to row i. A tie swaps rows, or takes a row that the other engine has not; the
+    Without ties row i belongs to row i. A tie swaps rows, or takes a row that the other engine lacks; the
     swapped rows become queries of the next frame and older rows of the following ones.
 
     Attributes:
@@ -194,7 +194,7 @@ class RowPairing:
 
 @dataclasses.dataclass(frozen=True)
 class Followed:
-    """What became of the memory over a frame.
+    """How the memories of both engines are paired after a frame.
 
     Attributes:
         queries: (Q,) the candidate's query for each of the reference's, -1 for none; None: all by index.

@@ -1,4 +1,4 @@
-"""Level 1 of the ladder, beside the graph itself: is the file valid, and what its spec and options say?"""
+"""Level 1 of a proof, besides the graph itself: is the file valid, and what its spec and options say?"""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
 
 
 def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:
-    """Return how the values that optional inputs have when nobody feeds them differ from the spec."""
+    """Return how the default values of optional inputs differ from the spec."""
     written = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
     differing = []
     for tensor in inputs:

@@ -24,5 +24,5 @@ def task_module(name: str) -> ModuleType:
         ValueError: there is no such task.
     """
     if not name.isidentifier() or importlib.util.find_spec(f'{__name__}.{name}') is None:
-        raise ValueError(f'{name!r} is no task of mmdeploy_ext.proof.tasks')
+        raise ValueError(f'{name!r} is not a task of mmdeploy_ext.proof.tasks')
     return importlib.import_module(f'{__name__}.{name}')

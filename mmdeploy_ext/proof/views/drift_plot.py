@@ -28,7 +28,7 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
     Args:
         series: of a `SequenceRow`.
         names: of the tensors to draw.
-        label: what the picture shows, for those who do not see it.
+        label: what the picture shows, for screen readers.
     """
     values = [series['ratios'].get(name, []) for name in names]
     axes = _axes(values, len(series['name']))

@@ -52,7 +52,7 @@ def write_report(
     """Write `report.html` and `verdict.json`.
 
     Args:
-        verdict: of the ladder.
+        verdict: of the proof.
         pictures: images or frames with both engines' detections, or both engines' feature maps.
         classes: names by label.
         folder: made when it is missing; other files in it stay.

@@ -97,7 +97,7 @@ def _checked_shapes(
     levels, head = range(len(facts['strides'])), facts['head']
     needed = [f'{name}_{level}' for name, _ in head['outputs'] for level in levels]
     if absent := [name for name in needed if name not in outputs]:
-        raise ShapeError(f'{absent[0]}: is no output of the graph, which has {", ".join(outputs)}')
+        raise ShapeError(f'{absent[0]}: is not an output of the graph, which has {", ".join(outputs)}')
     first = head['outputs'][0][0]
     shapes = [tuple(outputs[f'{first}_{level}'].shape[2:]) for level in levels]
     expected = level_shapes(height, width, facts['strides'])
@@ -176,7 +176,7 @@ def _level_sizes(
         sizes = [int(size) for size in outputs['level_sizes']]
         expected = f'{sum(sizes)} by level_sizes'
     else:
-        raise ShapeError('level_sizes: is no output of the graph, which head.maps_by_stride says it has')
+        raise ShapeError('level_sizes: is not an output of the graph, which head.maps_by_stride says it has')
     if sum(sizes) != rows:
         raise ShapeError(f'boxes: got {rows} rows, expected {expected}')
     return sizes

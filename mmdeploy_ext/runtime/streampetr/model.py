@@ -122,7 +122,7 @@ class StreamPetrOnnx(Opened):
 
         Raises:
             ShapeError: wrong number or size of images.
-            DataError: calibration or pose that cannot be, or time that runs backwards.
+            DataError: an invalid calibration or pose, or time that runs backwards.
             InferenceError: the engine failed or gave NaN. The memory is then as it was before, or empty.
         """
         images = self.rule.apply(images_bgr)

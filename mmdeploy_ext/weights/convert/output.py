@@ -30,7 +30,7 @@ def check_output(source: str | Path, target: str | Path, config: str | Path | No
     """
     target = Path(target)
     if target.suffix in OTHER_KINDS:
-        raise UsageError(f'{target}: is no name of a checkpoint: {target.suffix}; expected e.g. .pth')
+        raise UsageError(f'{target}: is not the name of a checkpoint: {target.suffix}; expected e.g. .pth')
     read = {'the original checkpoint': [source], 'the config': [config] if config else []}
     check_outputs({'': [target]}, read)
     check_writable(target)

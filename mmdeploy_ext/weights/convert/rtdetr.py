@@ -86,7 +86,7 @@ def _from_transformers(tensors: Tensors, notes: list[str]) -> Tensors:
             twin = tensors.get(f'model.decoder.{key}')
             if twin is None or not _same(twin, value):
                 raise CheckpointError(
-                    f'{key}: is no copy of model.decoder.{key}, which transformers ties it to'
+                    f'{key}: is not a copy of model.decoder.{key}, which transformers ties it to'
                 )
             continue
         name = names.original_name(key)

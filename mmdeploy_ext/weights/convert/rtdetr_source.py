@@ -117,7 +117,7 @@ def _checked(path: Path, source: Source) -> Source:
         raise CheckpointError(names.paddle_refusal(path))
     if not (names.is_original(source.tensors) or names.is_transformers(source.tensors)):
         raise CheckpointError(
-            f'{path}: is no checkpoint of RT-DETR: expected backbone.res_layers.* (original) or '
+            f'{path}: is not a checkpoint of RT-DETR: expected backbone.res_layers.* (original) or '
             f'model.backbone.model.* (transformers) keys, got {listed(list(source.tensors))}'
         )
     return source
@@ -152,7 +152,7 @@ def read_safetensors(path: Path) -> Tensors:
         raise CheckpointError(f'{path}: no such checkpoint file') from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise CheckpointError(
-            f'{path}: is no .safetensors file, is truncated or damaged ({type(error).__name__}: {error})'
+            f'{path}: is not a .safetensors file, is truncated or damaged ({type(error).__name__}: {error})'
         ) from error
 
 

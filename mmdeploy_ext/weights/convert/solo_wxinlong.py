@@ -81,7 +81,7 @@ def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
     if any(key.startswith('mask_head.') for key in state_dict):
         return "has mmdet's names (mask_head.*) already: use it as it is"
     return (
-        f'is no checkpoint of the original SOLO repository: expected bbox_head.solo_*, bbox_head.dsolo_* '
+        f'is not a checkpoint of the original SOLO repository: expected bbox_head.solo_*, bbox_head.dsolo_* '
         f'keys, got {listed(list(state_dict))}'
     )
 

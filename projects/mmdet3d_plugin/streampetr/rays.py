@@ -35,7 +35,7 @@ def token_centers(
     """Return the centres (T, 2) of the feature cells, x and y in px of the padded image."""
     pad_h, pad_w = int(pad_shape[0]), int(pad_shape[1])
     if pad_h % stride or pad_w % stride:
-        raise ShapeError(f'image size {pad_h}x{pad_w} is no multiple of the stride {stride}; pad the images')
+        raise ShapeError(f'image size {pad_h}x{pad_w} is not a multiple of the stride {stride}; pad them')
     # there and back: upstream keeps the centres as fractions, and its float32 rounding with them
     ys, xs = (
         (torch.arange(0, size, stride, dtype=torch.float32, device=device) + stride // 2) / size * size

@@ -38,7 +38,7 @@ PRIOR_PROBABILITY = 0.01
 
 
 class Anchors(nn.Module):
-    """One box per token. A module, so that constants of a fixed graph bear its name."""
+    """One box per token. A module, so that constants of a fixed graph are named after it."""
 
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the boxes and which of them count.

@@ -67,7 +67,7 @@ class RTDETR(BaseDetector):
         """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W).
 
         Raises:
-            ShapeError: a height or width that is no multiple of 32.
+            ShapeError: a height or width that is not a multiple of 32.
         """
         if not torch.compiler.is_compiling():  # a check on sizes would freeze them
             _check_size(*img.shape[2:])

@@ -30,7 +30,7 @@ def frequencies(count: int, temperature: float = 10000.0) -> np.ndarray:
 
 
 class PositionEmbedding(nn.Module):
-    """2D sine and cosine embedding. A module, so that constants of a fixed graph bear its name.
+    """2D sine and cosine embedding. A module, so that constants of a fixed graph are named after it.
 
     The original lists its grid column by column while tokens go row by row: the same for square maps,
     scrambled for others. `original` reproduces that, `row_major` is what transformers 5 does.
@@ -40,7 +40,7 @@ class PositionEmbedding(nn.Module):
         """Choose the layout.
 
         Raises:
-            ConfigError: another layout, or a dim that is no multiple of 4.
+            ConfigError: another layout, or a dim that is not a multiple of 4.
         """
         super().__init__()
         if layout not in LAYOUTS:

@@ -57,7 +57,7 @@ class Constants(nn.Module):
     """Tensors in place of a module that computes them from the size of its input alone."""
 
     def __init__(self, *tensors: torch.Tensor) -> None:
-        """Keep the tensors as buffers, so that constants of the graph bear the module's name."""
+        """Keep the tensors as buffers, so that constants of the graph are named after the module."""
         super().__init__()
         for index, tensor in enumerate(tensors):
             self.register_buffer(f'constant{index}', tensor)
@@ -71,7 +71,7 @@ class Constants(nn.Module):
 def with_fixed_size(model: nn.Module, height: int, width: int) -> None:
     """Let a copy made by `fuse` hold positions and anchors of one size, the same bytes on every machine.
 
-    For files that are simplified: onnxslim would fold their sines and logarithms in a way of each CPU.
+    For files that are simplified: onnxslim would fold their sines and logarithms differently on each CPU.
     """
     device = next(model.parameters()).device
     maps = [torch.empty(1, 1, height // stride, width // stride) for stride in STRIDES]

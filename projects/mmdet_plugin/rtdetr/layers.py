@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
         """Initialise as `nn.MultiheadAttention` does."""
         super().__init__()
         if dim % heads:
-            raise ValueError(f'hidden_dim={dim} is no multiple of num_heads={heads}')
+            raise ValueError(f'hidden_dim={dim} is not a multiple of num_heads={heads}')
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))

@@ -81,7 +81,7 @@ class SoloFamily(ImageFamily):
 
 
 def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
-    """Refuse grids and strides of different numbers, which mmdet refuses without a word.
+    """Refuse grids and strides of different numbers, which mmdet refuses by a bare assert.
 
     Raises:
         ConfigError: names both.

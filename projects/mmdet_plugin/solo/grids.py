@@ -1,4 +1,4 @@
-"""Grids of a checkpoint against those of the config: with others, SOLO finds other things or nothing."""
+"""Check of a checkpoint's grids: with those of another config SOLO finds wrong objects, or none."""
 
 from __future__ import annotations
 

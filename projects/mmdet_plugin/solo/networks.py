@@ -27,7 +27,7 @@ UPSAMPLING = 2
 
 
 class Coordinates(nn.Module):
-    """Where a pixel is. A module, so that constants of a fixed graph bear its name."""
+    """Where a pixel is. A module, so that constants of a fixed graph are named after it."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (B, 2, h, w) x and y in -1..1, end points included; a map of width 1 has x = -1."""

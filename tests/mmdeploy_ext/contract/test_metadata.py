@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mmdeploy_ext.contract.dense_head import factor_head
-from mmdeploy_ext.contract.metadata import LATER, PREFIX, Metadata, read_metadata
+from mmdeploy_ext.contract.metadata import NEWER, PREFIX, Metadata, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.inputs.pictures import PreprocessRule
@@ -66,7 +66,7 @@ def test_every_field_is_one_json_value():
 
 
 @pytest.mark.parametrize(
-    'field', [field.name for field in dataclasses.fields(Metadata) if field.name not in LATER]
+    'field', [field.name for field in dataclasses.fields(Metadata) if field.name not in NEWER]
 )
 def test_a_file_without_one_field_is_refused_by_name(model, tmp_path, field):
     props = METADATA.to_props()

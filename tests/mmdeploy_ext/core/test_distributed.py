@@ -55,7 +55,7 @@ def test_an_error_that_nobody_foresaw_is_told_too(start):
 def test_a_process_that_is_killed_is_noticed(start):
     (first, _, _), (second, _, told) = start('rank 0 is killed')
     assert (first, second) == (7, 1)
-    assert told.startswith('error: another of the 2 processes ended without a word')
+    assert told.startswith('error: another of the 2 processes ended without a message')
 
 
 def test_processes_that_do_not_come_are_not_waited_for_without_end(start):

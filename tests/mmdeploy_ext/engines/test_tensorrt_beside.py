@@ -92,7 +92,7 @@ def test_open_axes_and_other_gpus_are_refused_by_name(gpu, net):
 @pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
 def test_without_a_gpu_an_onnx_file_is_refused_before_it_is_read():
     package()
-    with pytest.raises(EngineError, match='there is no GPU 0 here; an engine runs on one alone'):
+    with pytest.raises(EngineError, match='there is no GPU 0 here; an engine needs a GPU'):
         TensorRtBackend('').activate()
 
 

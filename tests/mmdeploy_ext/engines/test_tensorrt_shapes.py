@@ -40,7 +40,7 @@ def test_axes_alone_are_enough_and_one_shape_stands_for_three():
         (['image=4x3x32x64/2x3x64x64/4x3x96x128'], r'sizes have to grow from MIN over OPT to MAX'),
         (['image=1x3x32x64/2x3x64x64/4x3x96'], r'the same number of axes'),
         (['image=axbxcxd'], r'expected NAME=MIN/OPT/MAX'),
-        (['imag=1x3x32x64'], r'imag: is no input or axis of the graph; did you mean image\?'),
+        (['imag=1x3x32x64'], r'imag: is not an input or axis of the graph; did you mean image\?'),
         (['image=1x4x32x64'], r'for an axis that is fixed at 3'),
         ([IMAGE, 'B=1/1/1'], r'B: gives \(1, 1, 1\) for axis B, another one gave \(1, 2, 4\)'),
         (['B=1', 'B=2'], r'B is given twice'),

@@ -216,8 +216,8 @@ def test_the_number_of_checks_is_bounded_and_the_smallest_part_so_far_is_given()
 class Impatient(Command):
     """Waits for the whole model, and hardly for the candidates after it."""
 
-    def settle(self, whole):
-        done = super().settle(whole)
+    def check_whole(self, whole):
+        done = super().check_whole(whole)
         self.timeout_s = 0.2
         return done
 
@@ -286,7 +286,7 @@ def saved(tmp_path, case, check):
 
 
 @pytest.mark.parametrize('kind', ['nan', 'differs', 'engines', 'crash'])
-def test_the_folder_shows_the_fault_alone_and_not_once_it_is_mended(tmp_path, kind):
+def test_the_folder_shows_the_fault_alone_and_not_once_it_is_corrected(tmp_path, kind):
     corrected = None
     if kind == 'nan':
         case, check = case_of(chain(20, overflow=10)), NotFinite()

@@ -44,7 +44,7 @@ REFUSED = {
     ),
     'integer product': (
         parse('[prod] y = MatMul(x, x)', 'int64[3,3] x', 'int64[3,3] y'),
-        r'prod \(MatMul\): multiplies floats alone',
+        r'prod \(MatMul\): multiplies only floats',
     ),
     'bool maximum': (
         parse(

@@ -46,4 +46,4 @@ def test_the_number_of_candidates_is_that_of_the_reference_but_for_scores_at_the
         (row,) = count_rows(dict(candidates=np.array(wrong)), dict(candidates=bounds))
         assert not row.passed and row.reason == f'got {wrong}, expected 2 to 3, 0 to 1'
     (row,) = count_rows({}, dict(candidates=bounds))
-    assert not row.passed and row.reason == 'is no output of the graph'
+    assert not row.passed and row.reason == 'is not an output of the graph'

@@ -134,7 +134,7 @@ def test_a_range_that_is_no_positive_number_is_refused_by_name(ranges, tmp_path,
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda content: content.pop('format'), 'is no file of ranges'),
+        (lambda content: content.pop('format'), 'is not a file of ranges'),
         (lambda content: content.update(version=9), 'version is 9, expected 1'),
         (lambda content: content.pop('nodes'), "has no 'nodes'"),
         (lambda content: content.update(batches='many'), 'batches is'),

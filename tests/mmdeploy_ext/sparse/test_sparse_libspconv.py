@@ -169,7 +169,7 @@ def test_an_unfolded_graph_is_refused_by_node(tmp_path):
         else node
         for node in traced().nodes
     )
-    with pytest.raises(ExportError, match=r'bn0 \(conv_input.1\): BatchNorm is nothing'):
+    with pytest.raises(ExportError, match=r'bn0 \(conv_input.1\): BatchNorm has no counterpart'):
         libspconv.write(dataclasses.replace(traced(), nodes=nodes), tmp_path / 'm.onnx')
     assert os.listdir(tmp_path) == []
 
@@ -198,14 +198,14 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path, path):
         libspconv.read(tmp_path)
     for content, said in (
         (b'', 'no nodes'),
-        (b'\x00' * 64, 'no ONNX file'),
-        (b'PK\x03\x04 a zip', 'no ONNX file'),
+        (b'\x00' * 64, 'not an ONNX file'),
+        (b'PK\x03\x04 a zip', 'not an ONNX file'),
     ):
         (tmp_path / 'other.onnx').write_bytes(content)
         with pytest.raises(ModelFileError, match=f'other.onnx: .*{said}'):
             libspconv.read(tmp_path / 'other.onnx')
     (tmp_path / 'short.onnx').write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ModelFileError, match=r'short.onnx: is no ONNX file, or cut short'):
+    with pytest.raises(ModelFileError, match=r'short.onnx: is not an ONNX file, or was cut short'):
         libspconv.read(tmp_path / 'short.onnx')
 
 
@@ -262,7 +262,7 @@ DAMAGES = {
     'graph output: there are 0, expected 1': lambda model: model.graph.output.pop(),
     "the output: reads tensor '99'": lambda model: setattr(model.graph.output[0], 'name', '99'),
     "conv1: gives tensor '1' a second time": lambda model: model.graph.node[1].output.__setitem__(0, '1'),
-    'scn_modules: is no JSON': lambda model: setattr(model.metadata_props[0], 'value', '{'),
+    'scn_modules: is not JSON': lambda model: setattr(model.metadata_props[0], 'value', '{'),
     'add0: has the input ranges 1.0 and 2.0': (
         lambda model: add_attribute(model, 3, input0_dynamic_range=1.0, input1_dynamic_range=2.0)
     ),

@@ -418,10 +418,10 @@ def test_counting_of_voxels_is_not_disturbed():
     assert model[0].record_voxel_count
 
 
-# ---- what the dialect cannot say
+# ---- what the dialect cannot express
 
 
-class Unsayable(nn.Module):
+class Unsupported(nn.Module):
     def __init__(self, function):
         super().__init__()
         self.function = function
@@ -447,13 +447,13 @@ class Unsayable(nn.Module):
         (lambda x: functional.batch_norm(x, None, None, training=True), 'statistics'),
         (lambda x: functional.layer_norm(x, (4,)), 'layer_norm'),
         (lambda x: functional.dropout(x, 0.5, training=True), 'dropout'),
-        (lambda x: torch.from_numpy(x.numpy() * 2), 'Unsayable'),
+        (lambda x: torch.from_numpy(x.numpy() * 2), 'Unsupported'),
     ],
 )
-def test_what_the_dialect_cannot_say_is_refused_by_name(function, said):
+def test_what_the_dialect_cannot_express_is_refused_by_name(function, said):
     features, coordinates = scn_nets.sweep(GRID, 20, 4)
     model = SparseSequential(
-        SubMConv3d(4, 4, 3, bias=False), Unsayable(function), SubMConv3d(4, 4, 3, bias=False)
+        SubMConv3d(4, 4, 3, bias=False), Unsupported(function), SubMConv3d(4, 4, 3, bias=False)
     )
     with pytest.raises(ExportError, match=f'^1: .*{said}'):
         traced(model, coordinates=coordinates, features=features)
@@ -552,7 +552,7 @@ def test_no_site_left_says_what_to_do():
 
 
 def test_a_dense_model_is_refused():
-    with pytest.raises(ExportError, match=r'no sparse convolution|nothing that'):
+    with pytest.raises(ExportError, match=r'no sparse convolution|no counterpart'):
         traced(nn.Sequential(nn.Linear(4, 4)), call=lambda part, features, coordinates: part(features))
 
 

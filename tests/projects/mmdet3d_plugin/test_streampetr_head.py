@@ -304,7 +304,7 @@ def test_points_project_back_to_their_tokens(head):
 
 
 def test_an_image_that_the_stride_does_not_divide_is_refused(head):
-    with pytest.raises(ShapeError, match='40x96 is no multiple of the stride 16'):
+    with pytest.raises(ShapeError, match='40x96 is not a multiple of the stride 16'):
         head.token_centers((40, 96))
 
 

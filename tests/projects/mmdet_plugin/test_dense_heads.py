@@ -275,7 +275,7 @@ def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():
 
 def test_files_without_later_entries_of_a_head_are_read_as_they_were():
     facts = dense_heads.FAMILY.postprocess_facts(detector(make_head('RetinaHead')))
-    old = dict(facts, head={key: one for key, one in facts['head'].items() if key not in dense_head.LATER})
+    old = dict(facts, head={key: one for key, one in facts['head'].items() if key not in dense_head.NEWER})
     family, now = current('dense', old)
     assert (family, now) == ('dense', facts) and 'peaks' not in old['head']
     assert checked_facts(now, family, 'a file') == facts

@@ -238,7 +238,7 @@ def test_paddle_and_other_files_are_refused_by_name(toy, capsys):
         assert 'PaddleDetection' in capsys.readouterr().err
     torch.save({'conv.weight': torch.zeros(2)}, folder / 'other.pth')
     assert run_tool(folder / 'other.pth', folder / 'out3.pth') == 2
-    assert 'is no checkpoint of RT-DETR' in capsys.readouterr().err
+    assert 'is not a checkpoint of RT-DETR' in capsys.readouterr().err
     assert run_tool(folder, folder / 'out3.pth') == 2
     assert 'is a folder; give the file of the checkpoint in it' in capsys.readouterr().err
     assert not (folder / 'out3.pth').exists()

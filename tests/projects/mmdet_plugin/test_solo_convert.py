@@ -207,7 +207,7 @@ def test_files_of_others_are_refused(tmp_path, capsys):
     torch.save(tensors, tmp_path / 'mmdet.pth')
     assert 'already' in refusal(tmp_path / 'mmdet.pth', target, '--config', TOY, capsys=capsys)
     torch.save({'bbox_head.atss_cls.weight': torch.zeros(2)}, tmp_path / 'atss.pth')
-    assert 'no checkpoint of the original SOLO' in refusal(
+    assert 'not a checkpoint of the original SOLO' in refusal(
         tmp_path / 'atss.pth', target, '--config', TOY, capsys=capsys
     )
     torch.save({'state_dict': {'x': torch.zeros(2)}, 'run': json.loads}, tmp_path / 'code.pth')

@@ -78,7 +78,7 @@ def test_other_parameters_are_refused_unless_forced(tmp_path):
 def test_a_folder_of_another_origin_is_never_replaced(tmp_path, force):
     (tmp_path / 'set').mkdir()
     (tmp_path / 'set' / 'mine.txt').write_text('x')
-    with pytest.raises(DataError, match='no generated set'):
+    with pytest.raises(DataError, match='not a generated set'):
         coco.ensure_toy_coco(tmp_path / 'set', force=force, **SMALL)
     assert (tmp_path / 'set' / 'mine.txt').read_text() == 'x'
 
