@@ -42,7 +42,6 @@ class Suppression:
         inverted: boxes may end before they begin. Upstream never suppresses these, nor others by them.
         cap: boxes that enter, the best by score; 0 lets all in. With a cap every shape is constant, and the
             suppression is written in standard operators.
-        least: rows that there are at least without a cap, for heads that look at them.
         trimmed: rows behind the largest count of the batch are cut off; else there are as many as may be.
     """
 
@@ -52,7 +51,6 @@ class Suppression:
     suppresses: bool = True
     inverted: bool = False
     cap: int = 0
-    least: int = 0
     trimmed: bool = True
 
     def __call__(
@@ -119,7 +117,6 @@ class Suppression:
         best, rows = scores.topk(limit(self.max_per_img, scores.shape[1]), dim=1)
         if self.trimmed:
             count = (best > NO_CANDIDATE).sum(dim=1).max()
-            count = count.clamp(min=self.least) if self.least else count
             best, rows = best[:, :count], rows[:, :count]
         return _padded(best, gather_rows(bboxes, rows), labels.gather(1, rows))
 

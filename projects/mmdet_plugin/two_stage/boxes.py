@@ -72,13 +72,13 @@ def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
 class Boxes(nn.Module):
     """All stages of the box heads, and the post-processing of the last one."""
 
-    def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0, least: int = 0) -> None:
-        """Keep the heads; `config` has the thresholds of the results; for the others see `Suppression`."""
+    def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0) -> None:
+        """Keep the heads; `config` has the thresholds of the results; for `cap` see `Suppression`."""
         super().__init__()
         self.stages = nn.ModuleList(
             Branch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
         )
-        self.config, self.limits = config, dict(cap=cap, least=least)
+        self.config, self.cap = config, cap
 
     def forward(
         self,
@@ -123,7 +123,7 @@ class Boxes(nn.Module):
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
         boxes = boxes.expand(-1, -1, scores.shape[2], -1)
         config = self.config
-        suppress = Suppression(config.iou_threshold, config.max_per_img, config.class_agnostic, **self.limits)
+        suppress = Suppression(config.iou_threshold, config.max_per_img, config.class_agnostic, cap=self.cap)
         return suppress(*(one.flatten(1, 2) for one in (boxes, scores, labels, candidates)))
 
 

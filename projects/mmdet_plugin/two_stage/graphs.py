@@ -113,9 +113,7 @@ class FullForm(nn.Module):
         roi_head = roi_head_of(model)
         alone = roi_head is None
         self.proposals = Proposals(model.rpn_head, alone, max_proposals) if proposes(model) else None
-        least = int(has_masks(model) or grid_of(roi_head) is not None)  # no head's Reshape takes no rows
-        settings = None if alone else (nms_config(result_cfg(model)), max_candidates, least)
-        self.boxes = None if alone else Boxes(roi_head, *settings)
+        self.boxes = None if alone else Boxes(roi_head, nms_config(result_cfg(model)), max_candidates)
         self.grid = Grid(roi_head, bool(max_candidates)) if grid_of(roi_head) is not None else None
         self.masks = Masks(roi_head, bool(max_candidates)) if has_masks(model) else None
         self.features, self.constant = len(feature_names(model)), bool(max_candidates)

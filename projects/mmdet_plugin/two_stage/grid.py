@@ -78,6 +78,6 @@ class Grid(nn.Module):
             (places[:, on, axis % 2] * votes[:, on]).sum(dim=1) / votes[:, on].sum(dim=1)
             for axis, on in enumerate(self.sides)
         ]
-        found = torch.stack(voted, dim=1).reshape(dets.shape[0], -1, 4)
+        found = torch.stack(voted, dim=1).reshape(*dets.shape[:2], 4)
         found = torch.cat([found / scale_factor[:, None], dets[..., 4:]], dim=2)
         return (torch.where(labels[..., None] >= 0, found, torch.zeros_like(found)),)

@@ -99,11 +99,10 @@ class Masks(nn.Module):
         found = [one.sigmoid() for one in own]
         masks = sum(found) / float(len(found)) if len(found) > 1 else found[0]
         masks = torch.where(rows[:, None, None, None] >= 0, masks, torch.zeros_like(masks))
-        batch = labels.shape[0]  # and -1, as a size of 0 in a Reshape is that of the input
-        masks = masks.reshape(batch, -1, *masks.shape[2:])
+        masks = masks.reshape(*labels.shape, *masks.shape[2:])
         if self.judge is None:
             return (masks,)
-        judged = own_rows(self.judge(features, own[-1][:, 0]), rows)[:, 0].reshape(batch, -1)
+        judged = own_rows(self.judge(features, own[-1][:, 0]), rows)[:, 0].reshape(labels.shape)
         return masks, torch.where(labels >= 0, judged * dets[..., 4], torch.zeros_like(judged))
 
     def _own(self, values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -131,7 +131,7 @@ def test_a_dynamic_file_pastes_at_sizes_and_batches_that_it_never_saw_and_where_
     graph = export.export_stages(family.stages(model, options), example, spec, options)
     run = onnxruntime.InferenceSession(graph.SerializeToString(), quiet, providers=['CPUExecutionProvider'])
     outputs = dict(zip(spec.output_names, run.run(spec.output_names, family.feeds(few, True)), strict=True))
-    assert outputs['masks'].ndim == 4 and not outputs['masks'].any() and (outputs['labels'] == -1).all()
+    assert outputs['masks'].shape[1] == 0 and outputs['masks'].ndim == 4
 
 
 def test_pasting_where_it_cannot_be_is_a_usage_error():
