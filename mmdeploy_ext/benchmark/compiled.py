@@ -46,12 +46,17 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def while_compiling() -> Iterator[None]:
-    """Inside the block, which holds every run of a `compiled` model, weights are frozen into the code."""
+    """Inside the block, which holds every run of a `compiled` model, weights are frozen into the code.
+
+    What is compiled lies in a folder that goes: inductor's own keeps half a file of a run that was ended, and
+    every later one fails with it (`file too short`).
+    """
     import torch._dynamo
     import torch._inductor.config
+    from torch._inductor.utils import fresh_cache
 
     limits = torch._dynamo.config.patch(recompile_limit=RECOMPILED)
-    with torch._inductor.config.patch(freezing=True), limits:
+    with fresh_cache(), torch._inductor.config.patch(freezing=True), limits:
         yield
 
 
