@@ -21,6 +21,10 @@ KINDS = dict(
     refine=DEFORMABLE.format('refine_'),
     two_stage=DEFORMABLE.format('twostage_refine_'),
 )
+MASKS = dict(
+    instances='mask2former/mask2former_r50_lsj_8x2_50e_coco.py',
+    panoptic='mask2former/mask2former_r50_lsj_8x2_50e_coco-panoptic.py',
+)
 SIZE = (192, 256)
 WIDTHS = dict(detr=32, plain=32, refine=32, two_stage=256)
 """Of embeddings; the encoding of proposals takes 256."""
@@ -28,6 +32,8 @@ WIDTHS = dict(detr=32, plain=32, refine=32, two_stage=256)
 
 def toy(kind='plain', **test_cfg):
     """Return the config of a toy; `test_cfg` replaces entries of its own."""
+    if kind in MASKS:
+        return mask_toy(kind)
     cfg = load_config(mmdet_config(KINDS[kind]))
     model, small = cfg.model, load_config(CONFIG).model
     own, width = model.backbone.out_indices, WIDTHS[kind]
@@ -58,6 +64,29 @@ def toy(kind='plain', **test_cfg):
     return cfg
 
 
+def mask_toy(kind):
+    """Return the config of a toy of Mask2Former, with or without classes of stuff."""
+    cfg = load_config(mmdet_config(MASKS[kind]))
+    model = cfg.model
+    model.backbone = copy.deepcopy(load_config(CONFIG).model.backbone)
+    model.backbone.pop('init_cfg', None)
+    things, stuff = (6, 0) if kind == 'instances' else (4, 2)
+    for key in ('panoptic_head', 'panoptic_fusion_head'):
+        model[key].update(num_things_classes=things, num_stuff_classes=stuff)
+    head = model.panoptic_head
+    head.loss_cls.class_weight = [1.0] * 6 + [0.1]
+    head.update(in_channels=[16, 32, 64, 128], feat_channels=32, out_channels=32, num_queries=40)
+    head.pixel_decoder.norm_cfg.num_groups = 8
+    for encoding in (head.positional_encoding, head.pixel_decoder.positional_encoding):
+        encoding.num_feats = 16
+    for stack, depth in ((head.pixel_decoder.encoder, 2), (head.transformer_decoder, 4)):
+        stack.num_layers = depth
+        stack.transformerlayers.attn_cfgs.update(embed_dims=32, num_heads=4)
+        stack.transformerlayers.ffn_cfgs.update(embed_dims=32, feedforward_channels=64)
+    model.test_cfg.max_per_image = 50
+    return cfg
+
+
 @functools.cache
 def seeded(kind='plain'):
     """Return a toy with seeded weights; tests that change it work on a copy."""
@@ -79,6 +108,6 @@ def images(count=2, size=SIZE, seed=5):
     return found
 
 
-def options_of(size=SIZE, **chosen):
+def options_of(size=SIZE, family='query', **chosen):
     values = dict(height=size[0], width=size[1], opset=17) | chosen
-    return FAMILIES['query'].choose(**values)
+    return FAMILIES[family].choose(**values)

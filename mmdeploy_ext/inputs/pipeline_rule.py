@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 ORDERED = ('Resize', 'RandomCenterCropPad', 'Normalize', 'Pad')
-"""Steps that change the image, in the only order that the rule has; it pads once."""
+"""Steps that change the image, in the order that the rule has them; it pads once. Padding may come before the
+normalisation: its value is then normalised."""
 NEUTRAL = (
     'LoadImageFromFile',
     'LoadImageFromWebcam',
@@ -56,6 +57,9 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
                 f'test pipeline step {kind!r} changes the image in a way that the exported file cannot '
                 f'describe; supported: {", ".join(ORDERED)}'
             )
+    if order[-2:] == ['Pad', 'Normalize']:  # Mask2Former's: padding is normalised, too
+        order[-2:] = reversed(order[-2:])
+        values['pad_pixel'] = np.asarray(values['pad_val'], np.float32).reshape(1, 1, 3)
     if order != [kind for kind in ORDERED if kind in order]:
         raise ConfigError(
             f'test pipeline: got the steps {", ".join(order)}; expected each of {", ".join(ORDERED)} at most '

@@ -177,10 +177,10 @@ Heads = Callable[[Sequence[torch.Tensor]], None]
 def _heads(model: nn.Module, pictures: torch.Tensor, exposed: torch.Tensor) -> tuple[Heads, Heads]:
     """Return what runs the heads of a detector, and what scales their last layers."""
     head = getattr(model, 'bbox_head', None)
+    if is_query(model):
+        return lambda maps: None, functools.partial(scale_queries, model, pictures)
     if head is None:
         return tuple(functools.partial(one, model, pictures) for one in (run_heads, scale_heads))
-    if is_query(head):
-        return lambda maps: None, functools.partial(scale_queries, model, pictures)
     return (
         lambda maps: head(for_head(head, maps)),
         lambda maps: scale_outputs(head, maps, lambda: model.extract_feat(exposed)),
@@ -269,7 +269,7 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         model.load_state_dict(rule.seeded_weights(shapes))
         return model
-    if not is_query(getattr(model, 'bbox_head', None)):
+    if not is_query(model):
         check_known(model, cfg.filename)
     return fill_seeded(model, seed, *normalisation(cfg))
 

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 SCALES = (
-    (r'.*(level_embeds|query_embedding\.weight)', 1.0, False),
-    (r'.*decoder\..*attentions\.1\.attn\.in_proj_weight', 2.0, True),
+    (r'level_embed\.weight', 0.3, False),
+    (r'.*(level_embeds|(query_embedding|query_embed|query_feat|level_encoding)\.weight)', 1.0, False),
+    (r'transformer_decoder.*ffns\.\d+\.layers\.1\.weight', 0.05, True),
+    (r'transformer_decoder.*attentions\.0\.attn\.out_proj\.weight', 0.15, True),
+    (r'transformer_decoder.*attentions\.1\.attn\.out_proj\.weight', 0.05, True),
+    (r'transformer\.decoder\..*attentions\.1\.attn\.in_proj_weight', 2.0, True),
     (r'.*in_proj_weight', 1.2, True),
     (r'.*attentions\.0\.(attn\.out_proj|output_proj)\.weight', 0.3, True),
     (r'.*enc_output\.bias', 0.0, False),
@@ -30,7 +34,10 @@ SCALES = (
     (r'.*(attention_weights|value_proj|output_proj|reference_points)\.weight', 1.0, True),
     (r'.*reg_branches\.\d+\.\d+\.weight', 1.0, True),
 )
-"""Parameters, the first match wins -> deviation, and whether of sums over the inputs of a layer."""
+"""Parameters, the first match wins -> deviation, and whether of sums over the inputs of a layer. Nine layers
+that each add as much as there is would leave all queries of Mask2Former alike."""
+MASKS = 4.0
+"""Deviation of mask logits."""
 MOVE = 0.2
 """Of boxes between layers, as logits."""
 PLACE, SIZE = Target(0.0, 0.8), Target(-1.5, 0.6)
@@ -45,11 +52,12 @@ PICTURES = slice(None, None, 2)
 """Of those that the statistics are taken from: noise and a scene."""
 
 
-def is_query(head: nn.Module | None) -> bool:
-    """Return whether a head is one of queries."""
-    from mmdet.models.dense_heads import DETRHead
+def is_query(model: nn.Module) -> bool:
+    """Return whether the head of a detector is one of queries."""
+    from mmdet.models.dense_heads import DETRHead, Mask2FormerHead
 
-    return isinstance(head, DETRHead)
+    heads = (getattr(model, key, None) for key in ('bbox_head', 'panoptic_head'))
+    return any(isinstance(head, DETRHead | Mask2FormerHead) for head in heads)
 
 
 def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
@@ -60,7 +68,7 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
         pictures: (B, 3, H, W), normalised.
         features: of each level.
     """
-    head, some = model.bbox_head, pictures[PICTURES]
+    head, some = getattr(model, 'bbox_head', None) or model.panoptic_head, pictures[PICTURES]
     _fill(head)
     size = tuple(pictures.shape[2:])
     metas = [dict(batch_input_shape=size, img_shape=(*size, 3))] * len(some)
@@ -69,9 +77,17 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
     def run() -> Any:
         return head(maps, metas)
 
+    if hasattr(head, 'mask_embed'):
+        _to_unit(head.pixel_decoder.mask_feature, run)
+        _to_target(head.cls_embed, run, _beside_background(head))
+        last = head.mask_embed[-1]
+        _to_target(last, run, [Target(0.0, 1.0)] * last.out_features)
+        share = MASKS / torch.cat([one.flatten() for one in run()[1]]).std()
+        last.weight.mul_(share)
+        last.bias.mul_(share)
+        return
     if hasattr(head, 'input_proj'):
-        found = torch.cat(outputs_of(head.input_proj, lambda: head.input_proj(maps[-1])), 1)
-        bring(head.input_proj, found, torch.zeros(len(found)), torch.ones(len(found)))
+        _to_unit(head.input_proj, lambda: head.input_proj(maps[-1]))
     deformable = hasattr(head, 'reg_branches')
     if deformable and head.as_two_stage:
         _to_target(head.cls_branches[-1], run, [CLASS_TARGET] * head.num_classes)
@@ -87,9 +103,12 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
     _to_target(head.reg_branches[last][-1] if deformable else head.fc_reg, run, boxes)
     classes = [CLASS_TARGET] * head.num_classes
     if head.cls_out_channels > head.num_classes:
-        background = Target(math.log(head.num_classes) + BACKGROUND, SOFTMAX.deviation)
-        classes = [SOFTMAX] * head.num_classes + [background]
+        classes = _beside_background(head)
     _to_target(head.cls_branches[last] if deformable else head.fc_cls, run, classes)
+
+
+def _beside_background(head: nn.Module) -> list[Target]:
+    return [SOFTMAX] * head.num_classes + [Target(math.log(head.num_classes) + BACKGROUND, SOFTMAX.deviation)]
 
 
 def _fill(head: nn.Module) -> None:
@@ -102,7 +121,7 @@ def _fill(head: nn.Module) -> None:
                 break
     for branch in getattr(head, 'reg_branches', ()):
         branch[-1].weight.mul_(MOVE)
-    if hasattr(head.transformer, 'pos_trans'):
+    if hasattr(getattr(head, 'transformer', None), 'pos_trans'):
         head.transformer.pos_trans.weight.unflatten(1, (4, -1))[:, :, VARIED:].mul_(CONSTANT)
 
 
@@ -115,6 +134,12 @@ def _prefer_tokens(layer: nn.Module, run: Callable[[], Any]) -> None:
     mean = torch.cat(kept).mean(0)
     layer.weight[0] += PREFERENCE * mean / mean.square().sum()
     layer.bias[0] -= PREFERENCE
+
+
+def _to_unit(conv: nn.Module, run: Callable[[], Any]) -> None:
+    """Bring the channels of a convolution to a mean of 0 and a deviation of 1."""
+    found = torch.cat(outputs_of(conv, run), 1)
+    bring(conv, found, torch.zeros(len(found)), torch.ones(len(found)))
 
 
 def _to_target(layer: nn.Module, run: Callable[[], Any], targets: Sequence[Target]) -> None:

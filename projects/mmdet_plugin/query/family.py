@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from projects.mmdet_plugin.dense import parts
-from projects.mmdet_plugin.query import graphs, kinds, postprocess, reference, samples
+from projects.mmdet_plugin.query import graphs, kinds, masks, postprocess, reference, samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ class QueryFamily(ImageFamily):
 
     name = 'query'
     exports = 'DETR and Deformable DETR (projects/mmdet_plugin/query/README.md)'
-    near = ('DETRHead', 'DeformableDETR', 'DINO', 'Transformer', 'Query', 'SparseRCNN')
+    near = ('DETRHead', 'DeformableDETR', 'DINO', 'Transformer', 'SparseRCNN')
     task = 'bbox2d'
     forms = ('full',)
     own_options = OPTIONS
@@ -48,7 +48,7 @@ class QueryFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, opset, limits."""
-        content = dict(copy.deepcopy(cfg.model.bbox_head), train_cfg=None)  # mmdet writes into it
+        content = dict(copy.deepcopy(cfg.model.bbox_head), train_cfg=None)
         content['test_cfg'] = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
         try:
             kinds.check_detector(DETECTORS.get(cfg.model.type))
@@ -58,12 +58,11 @@ class QueryFamily(ImageFamily):
         except ConfigError as error:
             raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
-        low, high = GRID_SAMPLE_OPSETS
-        if kinds.samples_points(head) and not low <= options.opset <= high and options.opset:
-            raise UsageError(
-                f'--opset-version {options.opset}: {type(head).__name__} needs GridSample, which ONNX has '
-                f'since opset {low}; expected {low} to {high}'
-            )
+        _check_opset(options, head)
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `Family.build`: of a copy of the config, since `DETRHead` writes a tensor into its own."""
+        return super().build(copy.deepcopy(cfg))
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
@@ -84,6 +83,79 @@ class QueryFamily(ImageFamily):
             config.update(before)
 
 
+class QueryMasksFamily(ImageFamily):
+    """mmdet's detectors whose queries have masks; of panoptic ones the instances."""
+
+    name = 'query_masks'
+    exports = 'Mask2Former, its instances (projects/mmdet_plugin/query/README.md)'
+    near = ('Mask2Former', 'MaskFormer')
+    task = 'mask'
+    forms = ('full',)
+    own_options = OPTIONS
+    spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
+    feeds, batches = staticmethod(samples.mask_feeds), staticmethod(samples.batches)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.instances)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
+        detector = DETECTORS.get(cfg.model.get('type') or '')
+        known = detector is not None and issubclass(detector, kinds.MASKFORMER)
+        return Claim.DETECTOR if known else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: parts, opset, limits."""
+        test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
+        try:
+            kinds.check_mask_detector(DETECTORS.get(cfg.model.type))
+            heads = [
+                parts.built_head(
+                    dict(copy.deepcopy(cfg.model[key]), train_cfg=None, test_cfg=test_cfg), f'model.{key}'
+                )
+                for key in ('panoptic_head', 'panoptic_fusion_head')
+            ]
+            kinds.check_mask_heads(*heads)
+            most, there = masks.max_per_image(heads[1]), heads[0].num_queries * heads[0].num_classes
+            if not 0 < most <= there:
+                raise ConfigError(f'model.test_cfg.max_per_image={most}; expected 1 to {there}')
+        except ConfigError as error:
+            raise ConfigError(f'{cfg.filename}: {error}') from error
+        parts.check(cfg.model, options)
+        _check_opset(options, heads[0])
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`: of things."""
+        return int(model.panoptic_head.num_things_classes)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        most = masks.max_per_image(model.panoptic_fusion_head)
+        return dict(max_per_img=most, num_classes=self.num_classes(model))
+
+    @contextlib.contextmanager
+    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
+        """See `ImageFamily.raised_result_limit`."""
+        head, fusion = model.panoptic_head, model.panoptic_fusion_head
+        config, before = fusion.test_cfg, dict(fusion.test_cfg)
+        there = int(head.num_queries) * int(head.num_classes)
+        config['max_per_image'] = min(2 * masks.max_per_image(fusion), there)
+        try:
+            yield
+        finally:
+            config.clear()
+            config.update(before)
+
+
+def _check_opset(options: Options, head: nn.Module) -> None:
+    """Refuse an opset without GridSample where the head needs it."""
+    low, high = GRID_SAMPLE_OPSETS
+    if kinds.samples_points(head) and options.opset and not low <= options.opset <= high:
+        raise UsageError(
+            f'--opset-version {options.opset}: {type(head).__name__} needs GridSample, which ONNX has '
+            f'since opset {low}; expected {low} to {high}'
+        )
+
+
 def _check_limit(head: nn.Module) -> None:
     """Refuse a number of results that the head does not have.
 
@@ -96,3 +168,4 @@ def _check_limit(head: nn.Module) -> None:
 
 
 register_family(QueryFamily())
+register_family(QueryMasksFamily())

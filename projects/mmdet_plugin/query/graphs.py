@@ -17,15 +17,20 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.graphs import box_outputs, optional_inputs
+from projects.mmdet_plugin.query import masks
 from projects.mmdet_plugin.query.kinds import kind_of
 from projects.mmdet_plugin.query.networks import NAMES, NETWORKS
 from projects.mmdet_plugin.query.postprocess import FULL_NAMES, FullForm, max_per_img
+from projects.mmdet_plugin.solo.graphs import mask_inputs, mask_outputs
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.contract.option import Options
 
+WHOLE = '0 means those of the input'
+MASK_MULTIPLE = 32
+"""Of the sides of an input of Mask2Former, whose masks are a quarter of it."""
 PROBE = 256
 """Side of the input whose maps tell their strides, pixels."""
 _STRIDES: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
@@ -98,4 +103,33 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
             ('input', 'img_shape', 'scale_factor', *NAMES),
             FULL_NAMES,
         ),
+    ]
+
+
+def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a graph of instances."""
+    fixed = options.batch, options.height, options.width
+    batch, height, width = ('B', 'H', 'W') if options.dynamic else fixed
+    step = max(parts.multiple(model), MASK_MULTIPLE)
+    image = TensorSpec(
+        'input',
+        'float32',
+        (batch, 3, height, width),
+        'normalised images, padded bottom and right',
+        smallest=step,
+        multiple=step,
+    )
+    rows = masks.max_per_image(model.panoptic_fusion_head)
+    return GraphSpec('query_masks/full', (image, *mask_inputs(batch, WHOLE)), mask_outputs(batch, rows))
+
+
+def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and the post-processing after it."""
+    size = None if options.dynamic or not fold else (options.height, options.width)
+    network = masks.Mask2FormerNetwork(fuse(model) if fold else model, size)
+    passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
+    form = masks.MasksFullForm(model.panoptic_fusion_head)
+    return [
+        Stage('network', network, ('input',), masks.NAMES, passes=passes),
+        Stage('postprocess', form, ('img_shape', 'ori_shape', *masks.NAMES), masks.MASKS_FULL),
     ]

@@ -12,14 +12,22 @@ from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
 from mmdet.models import dense_heads as heads
 from mmdet.models import detectors
+from mmdet.models.plugins import MSDeformAttnPixelDecoder
+from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.models.utils import positional_encoding, transformer
 
 from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import nn
 
 DETECTORS = (detectors.DETR, detectors.DeformableDETR)
+MASKFORMER = detectors.MaskFormer
+"""What detectors of masks by queries are derived from."""
+MASK_DETECTORS = (detectors.Mask2Former,)
+MASK_PARTS = (heads.Mask2FormerHead, MSDeformAttnPixelDecoder, MaskFormerFusionHead)
 HEADS = (heads.DETRHead, heads.DeformableDETRHead)
 TRANSFORMERS = dict(
     DETRHead=transformer.Transformer, DeformableDETRHead=transformer.DeformableDetrTransformer
@@ -38,6 +46,7 @@ PARTS = (
 """What a transformer and its head are made of."""
 METHODS = (
     *('simple_test', 'simple_test_bboxes', 'forward', 'forward_single', 'get_bboxes', '_get_bboxes_single'),
+    *('forward_head', 'instance_postprocess'),
     *('gen_encoder_output_proposals', 'get_proposal_pos_embed', 'get_reference_points', 'get_valid_ratio'),
 )
 """Methods of upstream that the graphs repeat."""
@@ -79,13 +88,9 @@ def check_head(head: nn.Module) -> None:
     _same(type(head), HEADS, 'head of queries')
     own, wanted = head.transformer, TRANSFORMERS[kind_of(head)]
     _same(type(own), (wanted,), 'transformer')
-    decoder = own.decoder
-    parts = [head.positional_encoding, own.encoder, decoder]
-    parts += [layer for stack in (own.encoder, decoder) for layer in stack.layers]
-    parts += [one for layer in parts[3:] for one in (*layer.attentions, *layer.ffns)]
-    for part in parts:
-        _same(type(part), PARTS, 'part of a transformer')
-    _check_attentions(head)
+    _check_parts((head.positional_encoding, own.encoder, own.decoder), (own.encoder, own.decoder))
+    points_in = () if kind_of(head) == 'DETRHead' else ('encoder', 'decoder')
+    _check_attentions(dict(encoder=own.encoder, decoder=own.decoder), points_in)
     if getattr(own, 'as_two_stage', False) != getattr(head, 'as_two_stage', False):
         raise ConfigError(
             f'{type(head).__name__}: as_two_stage={head.as_two_stage}, and its transformer has another; '
@@ -93,19 +98,60 @@ def check_head(head: nn.Module) -> None:
         )
 
 
-def _check_attentions(head: nn.Module) -> None:
+def check_mask_detector(detector: type) -> None:
+    """Refuse a class of detectors of masks that does more than run its heads.
+
+    Raises:
+        ConfigError: names the class, or the method.
+    """
+    _same(detector, MASK_DETECTORS, 'detector of masks by queries')
+
+
+def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
+    """Refuse heads of masks, or a part of them, that the graphs do not repeat.
+
+    Raises:
+        ConfigError: names the part, or the method; or the results that there are without instances.
+    """
+    for part in (head, getattr(head, 'pixel_decoder', None), fusion):
+        _same(type(part), MASK_PARTS, 'head of masks')
+    if not fusion.test_cfg.get('instance_on', False):
+        raise ConfigError(
+            'model.test_cfg.instance_on is False: it gives no instances, which are what is exported'
+        )
+    pixels, decoder = head.pixel_decoder, head.transformer_decoder
+    encodings = pixels.postional_encoding, head.decoder_positional_encoding
+    _check_parts((*encodings, pixels.encoder, decoder), (pixels.encoder, decoder))
+    _check_attentions(dict(encoder=pixels.encoder, decoder=decoder), points_in=('encoder',))
+    if pixels.num_outs != pixels.num_encoder_levels:
+        raise ConfigError(
+            f'pixel_decoder: num_outs={pixels.num_outs} with {pixels.num_encoder_levels} levels of its '
+            f'encoder; expected as many'
+        )
+
+
+def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> None:
+    """Refuse parts of transformers that the graphs do not repeat; `stacks` are encoders and decoders."""
+    layers = [layer for stack in stacks for layer in stack.layers]
+    for part in (*parts, *layers, *(one for layer in layers for one in (*layer.attentions, *layer.ffns))):
+        _same(type(part), PARTS, 'part of a transformer')
+
+
+def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str]) -> None:
     """Refuse attention in a place where the graphs have another one.
+
+    Args:
+        stacks: 'encoder' and 'decoder'.
+        points_in: of them, those that look at points of maps; queries always look at each other in full.
 
     Raises:
         ConfigError: names the place and both attentions.
     """
     plain, points = bricks.MultiheadAttention, deformable.MultiScaleDeformableAttention
-    looks = plain if kind_of(head) == 'DETRHead' else points
-    for stack, kinds in (
-        ('encoder', dict(self_attn=looks)),
-        ('decoder', dict(self_attn=plain, cross_attn=looks)),
-    ):
-        for layer in getattr(head.transformer, stack).layers:
+    for stack, part in stacks.items():
+        looks = points if stack in points_in else plain
+        kinds = dict(self_attn=looks) if stack == 'encoder' else dict(self_attn=plain, cross_attn=looks)
+        for layer in part.layers:
             for attention in layer.attentions:
                 wanted = kinds.get(attention.operation_name, plain)
                 if not isinstance(attention, wanted):

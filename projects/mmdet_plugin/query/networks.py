@@ -35,6 +35,46 @@ PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
 """Of the encoding of proposals."""
 
 
+def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
+    """Return (B, S, L, 2): x, y of every token in every map, shares of the map; `ratios` as of all levels."""
+    centres = []
+    for index, level in enumerate(levels):
+        y, x = (
+            (one.place + 0.5) / (ratios[:, index, axis, None] * one.cells)
+            for axis, one in ((1, level.rows), (0, level.columns))
+        )
+        centres.append(level.grid(y, x))
+    return torch.cat(centres, 1)[:, :, None] * ratios[:, None]
+
+
+def encode_points(
+    encoder: nn.Module,
+    tokens: torch.Tensor,
+    position: torch.Tensor,
+    reference: torch.Tensor,
+    look: functools.partial,
+) -> torch.Tensor:
+    """Run an encoder whose tokens look at points of all maps.
+
+    Args:
+        encoder: mmdet's `DetrTransformerEncoder`.
+        tokens: (B, S, D).
+        position: (B or 1, S, D).
+        reference: (B, S, L, 2), see `reference_points`.
+        look: `attend_tokens` of these maps.
+
+    Returns:
+        (B, S, D).
+    """
+
+    def attend(attention: nn.Module, own: torch.Tensor) -> torch.Tensor:
+        return look(attention, own + position, own, reference_points=reference)
+
+    for layer in encoder.layers:
+        tokens = run_layer(layer, tokens, dict(self_attn=attend))
+    return tokens if encoder.post_norm is None else encoder.post_norm(tokens)
+
+
 class QueryNetwork(nn.Module):
     """Detector and head behind flat tensors."""
 
@@ -129,38 +169,17 @@ class DeformableNetwork(QueryNetwork):
         keep = torch.cat([level.inside() for level in levels], 1)[..., None]
         ratios = torch.stack([level.ratios() for level in levels], 1)  # (B, L, 2)
         look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
-        memory = self._encode(tokens_of(maps), levels, ratios, look)
+        transformer = head.transformer
+        position = torch.cat(
+            [self.positions(one) + transformer.level_embeds[index] for index, one in enumerate(levels)], 1
+        )
+        reference = reference_points(levels, ratios)
+        memory = encode_points(transformer.encoder, tokens_of(maps), position, reference, look)
         if head.as_two_stage:
             query, places, reference = self._proposals(memory, levels, keep)
         else:
             query, places, reference = self._learned(memory.shape[0])
         return self._decode(query, places, reference, memory, ratios, look)
-
-    def _encode(
-        self, tokens: torch.Tensor, levels: Sequence[Level], ratios: torch.Tensor, look: functools.partial
-    ) -> torch.Tensor:
-        transformer = self.model.bbox_head.transformer
-        position = torch.cat(
-            [self.positions(level) + transformer.level_embeds[index] for index, level in enumerate(levels)],
-            1,
-        )
-        centres = []
-        for index, level in enumerate(levels):
-            shares = ratios[:, index]
-            y, x = (
-                (one.place + 0.5) / (shares[:, axis, None] * one.cells)
-                for axis, one in ((1, level.rows), (0, level.columns))
-            )
-            centres.append(level.grid(y, x))
-        reference = torch.cat(centres, 1)[:, :, None] * ratios[:, None]
-
-        def attend(attention: nn.Module, own: torch.Tensor) -> torch.Tensor:
-            return look(attention, own + position, own, reference_points=reference)
-
-        for layer in transformer.encoder.layers:
-            tokens = run_layer(layer, tokens, dict(self_attn=attend))
-        post_norm = transformer.encoder.post_norm
-        return tokens if post_norm is None else post_norm(tokens)
 
     def _learned(self, batch: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries, their places (B, Q, D) and reference points (B, Q, 2) of no image."""

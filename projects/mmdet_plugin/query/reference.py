@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from projects.mmdet_plugin.two_stage.reference import boxes_of_classes
+from mmdeploy_ext.runtime.detections import Instances
+from projects.mmdet_plugin.two_stage.reference import boxes_of_classes, instances_of_classes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,9 +26,32 @@ def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: A
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of mmdet's `simple_test`."""
+    return [boxes_of_classes(one) for one in _tested(model, images, rescale)]
+
+
+def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
+    """Return the instances of mmdet's `simple_test`, at the original size whatever `rescale` says.
+
+    An empty mask has score 0, and is no result.
+    """
+    found = []
+    for result, image in zip(_tested(model, images, True), images, strict=True):
+        one = instances_of_classes(*_of_things(result), tuple(image.ori_shape))
+        kept = one.scores > 0
+        found.append(Instances(one.masks[kept], one.scores[kept], one.labels[kept]))
+    return found
+
+
+def _of_things(result: Any) -> tuple[Any, Any]:
+    """Return boxes and masks by class; a panoptic detector gives them beside its map."""
+    return result['ins_results'] if isinstance(result, dict) else result
+
+
+def _tested(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:
     metas = [
         dict(
             img_shape=(*image.img_shape, 3),
+            ori_shape=(*image.ori_shape, 3),
             scale_factor=image.scale_factor,
             batch_input_shape=image.tensor.shape[1:],
         )
@@ -35,5 +59,4 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     ]
     with torch.no_grad():
         batch = torch.from_numpy(np.stack([image.tensor for image in images]))
-        results = model.simple_test(batch.to(next(model.parameters()).device), metas, rescale=rescale)
-    return [boxes_of_classes(one) for one in results]
+        return model.simple_test(batch.to(next(model.parameters()).device), metas, rescale=rescale)

@@ -95,9 +95,7 @@ class SelfAttention(nn.Module):
             (B, T, D).
         """
         placed = tokens + position
-        mixed = multi_head(
-            (placed, placed, tokens), self.in_proj_weight, self.in_proj_bias, self.heads, mask
-        )
+        mixed = multi_head((placed, placed, tokens), self.in_proj_weight, self.in_proj_bias, self.heads, mask)
         return self.out_proj(mixed)
 
 

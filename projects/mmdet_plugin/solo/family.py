@@ -30,7 +30,7 @@ class SoloFamily(ImageFamily):
     exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (projects/mmdet_plugin/solo/README.md)'
     near = (
         *('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'YOLACT', 'PointRend', 'Panoptic'),
-        *('MaskFormerHead', 'Mask2FormerHead', 'QueryInst'),
+        'QueryInst',
     )
     task = 'mask'
     forms = ('full', 'raw')

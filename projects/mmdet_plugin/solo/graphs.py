@@ -85,19 +85,20 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         multiple=SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1,
     )
     if options.form == 'full':
-        return GraphSpec('solo/full', (image, *_full_inputs(batch)), _full_outputs(head, options, batch))
+        return GraphSpec('solo/full', (image, *mask_inputs(batch)), _full_outputs(head, options, batch))
     if options.layout == 'fork':
         return GraphSpec('solo/raw-fork', (image,), _fork_outputs(head, options))
     return GraphSpec('solo/raw', (image,), _raw_outputs(head, options, batch))
 
 
-def _full_inputs(batch: Axis) -> tuple[TensorSpec, ...]:
+def mask_inputs(batch: Axis, whole: str = WHOLE) -> tuple[TensorSpec, ...]:
+    """Return `img_shape` and `ori_shape`; `whole` says what 0 means."""
     return (
         TensorSpec(
             'img_shape',
             'float32',
             (batch, 2),
-            f'height and width before padding, which masks are cropped to; {WHOLE}',
+            f'height and width before padding, which masks are cropped to; {whole}',
             'pixel',
             default=0.0,
         ),
@@ -105,7 +106,7 @@ def _full_inputs(batch: Axis) -> tuple[TensorSpec, ...]:
             'ori_shape',
             'int64',
             (2,),
-            f'height and width of the original images, which masks are resized to; {WHOLE}',
+            f'height and width of the original images, which masks are resized to; {whole}',
             'pixel',
             default=0,
         ),
@@ -114,8 +115,16 @@ def _full_inputs(batch: Axis) -> tuple[TensorSpec, ...]:
 
 def _full_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[TensorSpec, ...]:
     config, cap = mask_config(head.test_cfg), options.max_candidates
-    rows: Axis = capped(cap, config.nms_pre, config.max_per_img) if cap else 'n'
-    outputs = (
+    outputs = mask_outputs(batch, capped(cap, config.nms_pre, config.max_per_img) if cap else 'n')
+    if not cap:
+        return outputs
+    meaning = f'(cell, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
+
+
+def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
+    """Return `masks`, `scores` and `labels` of a `full` graph."""
+    return (
         TensorSpec(
             'masks',
             'bool',
@@ -134,10 +143,6 @@ def _full_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[Tenso
             'labels', 'int64', (batch, rows), 'class indices; -1 where a row is padding', compare='detections'
         ),
     )
-    if not cap:
-        return outputs
-    meaning = f'(cell, class) pairs over the score threshold; more than {cap}: the rest was cut off'
-    return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
 
 
 def _quarter(head: nn.Module, options: Options) -> tuple[Axis, Axis]:

@@ -29,8 +29,9 @@ def same(kind, outputs, prepared, least=20):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_eager_results_of_every_image_are_those_of_simple_test(kind):
-    prepared = images(3)
-    FAMILY.check(toy(kind), options_of())
+    prepared, cfg = images(3), toy(kind)
+    FAMILY.build(cfg)
+    FAMILY.check(cfg, options_of())  # also once mmdet has built the model
     same(kind, run_stages(FAMILY.stages(seeded(kind), options_of()), FAMILY.feeds(prepared, True)), prepared)
 
 

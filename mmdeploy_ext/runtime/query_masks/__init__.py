@@ -1,0 +1,1 @@
+"""Detectors of queries with masks without PyTorch."""

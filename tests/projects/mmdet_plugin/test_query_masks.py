@@ -1,0 +1,133 @@
+"""Mask2Former's instances against mmdet's own `simple_test`: eager, exported, faults, and what is refused."""
+
+import dataclasses
+import functools
+
+import onnxruntime
+import pytest
+import torch
+
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.ops import deformable_attention
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.proof.tasks.mask import match_detections
+from mmdeploy_ext.runtime.query_masks.model import detections
+from projects.mmdet_plugin.query import masks
+from toy_query import images, options_of, run_stages, seeded, toy
+
+FAMILY = FAMILIES['query_masks']
+ORIGINAL = (150, 210)
+
+
+def pictures(*chosen):
+    """Return pictures of one original size, whose contents in the input differ."""
+    return [dataclasses.replace(one, ori_shape=ORIGINAL) for one in images(*chosen)]
+
+
+def rows(outputs, wanted):
+    found = detections(None, outputs, {})
+    return [match_detections('image', one, other) for one, other in zip(wanted, found, strict=True)]
+
+
+def same(kind, outputs, prepared):
+    """Assert that results are those of `simple_test`, and that every image has some of several classes."""
+    wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+    for row, one in zip(rows(outputs, wanted), wanted, strict=True):
+        assert row.passed and row.reference >= 10, row
+        assert len(set(one.labels.tolist())) > 1
+
+
+@pytest.mark.parametrize('kind', ['instances', 'panoptic'])
+def test_eager_results_of_every_image_are_those_of_simple_test(kind):
+    prepared, options = pictures(3), options_of(family='query_masks')
+    FAMILY.check(toy(kind), options)
+    same(kind, run_stages(FAMILY.stages(seeded(kind), options), FAMILY.feeds(prepared, True)), prepared)
+
+
+@pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
+def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(exporter):
+    model = seeded('panoptic')
+    options = options_of(family='query_masks', dynamic=True, exporter=exporter)
+    options = options.replace(opset=18) if exporter == 'dynamo' else options
+    example = {name: torch.from_numpy(array) for name, array in FAMILY.feeds(pictures(1), True).items()}
+    spec = FAMILY.spec(model, options)
+    graph = export.export_stages(FAMILY.stages(model, options), example, spec, options)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    names = [one.name for one in session.get_outputs()]
+    for prepared in (pictures(3, (192, 256), 9), pictures(2, (256, 160), 3)):
+        outputs = dict(zip(names, session.run(names, FAMILY.feeds(prepared, True)), strict=True))
+        same('panoptic', outputs, prepared)
+
+
+def altered(owner, name, change):
+    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
+
+
+def one_query_further(right):
+    return lambda self, shape, original, logits, found: right(self, shape, original, logits, found.roll(1, 1))
+
+
+FAULTS = {
+    'masks of another query': altered(masks.MasksFullForm, 'forward', one_query_further),
+    'offsets scaled': altered(
+        deformable_attention,
+        'sampling_locations',
+        lambda right: lambda points, offsets, shapes: right(points, offsets * 1.05, shapes),
+    ),
+    'reference points of another level': altered(
+        deformable_attention,
+        'sampling_locations',
+        lambda right: lambda points, offsets, shapes: right(points.roll(7, 1), offsets, shapes),
+    ),
+    'attention everywhere': altered(
+        masks.Mask2FormerNetwork, '_outside', lambda right: lambda *given: right(*given) & False
+    ),
+    'masks one cell off': altered(masks, 'composed', lambda right: lambda *given: right(*given).roll(1, 2)),
+    'padding not cut': altered(
+        masks.MasksFullForm,
+        '_resized',
+        lambda right: (
+            lambda self, found, query, shape, original: right(self, found, query, shape * 0, original)
+        ),
+    ),
+    'score of a mask left out': altered(
+        torch.Tensor,
+        'sigmoid',
+        lambda right: lambda one: right(one) if one.shape[-1] != ORIGINAL[1] else one * 0 + 1,
+    ),
+}
+
+
+@functools.cache
+def reference():
+    return FAMILY.reference_detections(seeded('panoptic'), pictures(2), True)
+
+
+def judged():
+    options = options_of(family='query_masks')
+    outputs = run_stages(FAMILY.stages(seeded('panoptic'), options), FAMILY.feeds(pictures(2), True))
+    return all(row.passed for row in rows(outputs, reference()))
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_planted_fault_is_refused(fault, monkeypatch):
+    reference()  # before the fault
+    FAULTS[fault](monkeypatch)
+    assert not judged()
+
+
+@pytest.mark.parametrize(
+    ('config', 'said'),
+    [
+        ('maskformer/maskformer_r50_mstrain_16x1_75e_coco.py', 'MaskFormer: no detector of masks by queries'),
+        ('mask2former/mask2former_r50_lsj_8x2_50e_coco.py', 'instance_on is False: it gives no instances'),
+    ],
+)
+def test_what_gives_no_instances_is_refused_by_name(config, said):
+    cfg = load_config(mmdet_config(config))
+    cfg.model.test_cfg.instance_on = False
+    with pytest.raises(ConfigError, match=said) as refused:
+        find_family(cfg).check(cfg, options_of(family='query_masks'))
+    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
