@@ -130,6 +130,80 @@ def panoptic(model):
     model.test_cfg.panoptic = ConfigDict(score_thr=0.6, max_per_img=100, nms=nms, **masks)
 
 
+def seesaw(model):
+    """Make classes those of Seesaw loss, and the last layers normed."""
+    roi_head, normed = model.roi_head, dict(tempearture=20)
+    roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=CLASSES)
+    roi_head.bbox_head.cls_predictor_cfg = dict(normed, type='NormedLinear')
+    roi_head.mask_head.predictor_cfg = dict(normed, type='NormedConv2d')
+    model.test_cfg.rcnn.score_thr = 1e-4
+
+
+def carafe(model):
+    """Make neck and mask head enlarge maps by CARAFE."""
+    upsample = dict(up_kernel=5, up_group=1, encoder_kernel=3, encoder_dilation=1)
+    upsample['compressed_channels'] = 16
+    model.neck.update(type='FPN_CARAFE', start_level=0, end_level=-1, norm_cfg=None, act_cfg=None)
+    model.neck.update(order=('conv', 'norm', 'act'), upsample_cfg=dict(upsample, type='carafe'))
+    model.roi_head.mask_head.upsample_cfg = dict(upsample, type='carafe', scale_factor=2)
+
+
+def moved(model, kind='DeformRoIPoolPack'):
+    """Make a Faster R-CNN with deformable pooling of regions."""
+    model.type = 'FasterRCNN'
+    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
+    layer = dict(type=kind, output_size=7, output_channels=CHANNELS, deform_fc_channels=64)
+    model.roi_head.bbox_roi_extractor.roi_layer = layer
+
+
+def modulated(model):
+    """Make a Faster R-CNN with modulated deformable pooling."""
+    moved(model, 'ModulatedDeformRoIPoolPack')
+
+
+def guided(model):
+    """Make a Faster R-CNN with guided anchors."""
+    model.type = 'FasterRCNN'
+    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
+    generator = dict(type='AnchorGenerator', strides=[4, 8, 16, 32, 64])
+    scales = dict(octave_base_scale=4, scales_per_octave=3, ratios=[0.5, 1.0, 2.0])
+    coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[0.07, 0.07, 0.14, 0.14])
+    model.rpn_head = ConfigDict(
+        type='GARPNHead',
+        in_channels=CHANNELS,
+        feat_channels=CHANNELS,
+        approx_anchor_generator=dict(generator, **scales),
+        square_anchor_generator=dict(generator, ratios=[1.0], scales=[4]),
+        anchor_coder=coder,
+        bbox_coder=dict(coder, target_stds=[0.07, 0.07, 0.11, 0.11]),
+        loc_filter_thr=0.01,
+    )
+    model.test_cfg.rpn.nms_post, model.train_cfg = 60, None
+
+
+def guided_alone(model):
+    """Make a network of proposals with guided anchors."""
+    guided(model)
+    model.type = 'RPN'
+    del model['roi_head'], model.test_cfg['rcnn']
+
+
+def staged(model):
+    """Make a Faster R-CNN with a Cascade RPN."""
+    model.type = 'FasterRCNN'
+    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
+    generator = dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4, 8, 16, 32, 64])
+    coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4)
+    both = dict(type='StageCascadeRPNHead', in_channels=CHANNELS, feat_channels=CHANNELS)
+    both['anchor_generator'] = generator
+    first = dict(adapt_cfg=dict(type='dilation', dilation=3), bridged_feature=True, with_cls=False)
+    second = dict(adapt_cfg=dict(type='offset'), loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    coders = [dict(coder, target_stds=stds) for stds in ([0.1, 0.1, 0.5, 0.5], [0.05, 0.05, 0.1, 0.1])]
+    stages = [dict(both, **own, bbox_coder=one) for own, one in zip((first, second), coders, strict=True)]
+    model.rpn_head = ConfigDict(type='CascadeRPNHead', num_stages=2, stages=stages)
+    model.train_cfg = None
+
+
 PARTS = dict(
     htc=htc,
     htc_alone=htc_alone,
@@ -139,7 +213,16 @@ PARTS = dict(
     points=points,
     grid=grid,
     panoptic=panoptic,
+    seesaw=seesaw,
+    carafe=carafe,
+    moved=moved,
+    modulated=modulated,
+    guided=guided,
+    guided_alone=guided_alone,
+    staged=staged,
 )
 """Kind of toy -> what makes it of the Mask R-CNN."""
+SINGLE = ('guided', 'guided_alone')
+"""Kinds that take one image of one size."""
 REFUSED = dict(masked_grid=masked_grid)
 """The same of those that do not export."""

@@ -224,6 +224,36 @@ def masked_conv_without_gpu(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
+@patch('mmcv.ops.carafe', versions='mmcv-full 1.7.2')
+def carafe_without_gpu(module: ModuleType, execute: Execute) -> bool:
+    """CARAFE, which enlarges maps by kernels of their own, has only a CUDA kernel."""
+    execute()
+    _on_cpu(module, 'carafe', 'carafe')
+    _on_cpu(module, 'carafe_naive', 'carafe')
+    return True
+
+
+@patch('mmcv.ops.deform_roi_pool', versions='mmcv-full 1.7.2')
+def deform_roi_pool_without_gpu(module: ModuleType, execute: Execute) -> bool:
+    """Deformable pooling of regions has only a CUDA kernel."""
+    execute()
+    _on_cpu(module, 'deform_roi_pool', 'deform_roi_pool')
+    return True
+
+
+def _on_cpu(module: ModuleType, name: str, plain: str) -> None:
+    """Let a function of a module be one of `plain_kernels` where its first argument is on the CPU."""
+    original = getattr(module, name)
+
+    def function(features: Any, *args: Any, **kwargs: Any) -> Any:
+        from mmdeploy_ext.stack import plain_kernels
+
+        chosen = original if features.is_cuda else getattr(plain_kernels, plain)
+        return chosen(features, *args, **kwargs)
+
+    setattr(module, name, function)
+
+
 @patch('mmcv.ops.sync_bn', versions='mmcv-full 1.7.2')
 def sync_bn_without_gpu(module: ModuleType, execute: Execute) -> bool:
     """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither.

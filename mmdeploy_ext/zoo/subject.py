@@ -37,7 +37,7 @@ TAKEN = (1024, 1024)
 LEAST = 512
 """Pixels of a side where the size of the run is refused: SSD512 has a level of stride 512."""
 
-OWN_KERNELS = ('MaskedConv2d',)
+OWN_KERNELS = ('MaskedConv2d', 'CARAFEPack', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')
 """Modules of mmcv without a CPU kernel: where they run, this project's patch does."""
 
 

@@ -125,6 +125,7 @@ def scale_outputs(
     head: nn.Module,
     features: Sequence[torch.Tensor],
     others: Callable[[], Sequence[torch.Tensor]] | None = None,
+    run: Callable[[], Any] | None = None,
 ) -> None:
     """Bring the outputs of the last layers to their targets, in place.
 
@@ -134,11 +135,13 @@ def scale_outputs(
         head: of mmdet, in evaluation mode.
         features: of each level, (B, C, H, W).
         others: returns the same of dark and bright pictures, where class logits are to be bounded.
+        run: runs the head on the features, where it is not called alone.
     """
+    run = run or (lambda: head(for_head(head, features)))
     if _first_rule(head):
         for name, target in ATSS_TARGETS.items():
             layer = getattr(head, name)
-            found = torch.cat(_outputs(head, features, layer), 1)
+            found = torch.cat(outputs_of(layer, run), 1)
             layer.weight.mul_(target.deviation / found.std())
             layer.bias.fill_(target.mean)
         return
@@ -146,7 +149,7 @@ def scale_outputs(
     for role in ('box', 'quality', 'class', 'mixed'):
         for name in (name for found, name in layers if found == role):
             layer = head.get_submodule(name)
-            outputs = torch.cat(_outputs(head, features, layer), 1)
+            outputs = torch.cat(outputs_of(layer, run), 1)
             mean, deviation = _targets(head, name, role, len(outputs))
             bring(layer, outputs, mean, deviation)
             if role == 'class' and exposed and not _softmax(head):
@@ -167,12 +170,20 @@ def _outputs(head: nn.Module, features: Sequence[torch.Tensor], layer: nn.Module
 
 def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> list[torch.Tensor]:
     """Return what a layer gives during a run, of each call, (channels, all positions)."""
-    kept: list[torch.Tensor] = []
-    handle = layer.register_forward_hook(
-        lambda module, inputs, output: kept.append(output.transpose(0, 1).flatten(1))
-    )
+    return outputs_of_all([layer], run)[0]
+
+
+def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[list[torch.Tensor]]:
+    """Return what each of several layers gives during one run; see `outputs_of`."""
+    kept: list[list[torch.Tensor]] = [[] for _ in layers]
+
+    def hook(place: int) -> Callable[..., None]:
+        return lambda module, inputs, output: kept[place].append(output.transpose(0, 1).flatten(1))
+
+    handles = [layer.register_forward_hook(hook(place)) for place, layer in enumerate(layers)]
     run()
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     return kept
 
 
@@ -187,6 +198,8 @@ def bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation
     centre = outputs.mean(1)
     spread = (outputs - centre[:, None]).square().mean(1).sqrt()
     gain = deviation / spread.clamp(min=LEAST_SPREAD * float(spread.mean()))
+    if hasattr(layer, 'tempearture'):  # mmdet's name; it norms its weight
+        gain = torch.ones_like(gain)
     bias = torch.zeros_like(centre) if layer.bias is None else layer.bias
     rows = gain.repeat_interleave(len(layer.weight) // len(gain))  # transposed ones in groups have more
     layer.weight.mul_(rows.view(-1, *[1] * (layer.weight.dim() - 1)))
@@ -228,7 +241,7 @@ def _kinds(head: nn.Module) -> list[str]:
 def _class_target(head: nn.Module, name: str) -> Target:
     if _softmax(head):
         return Target(0.0, CLASS_TARGET.deviation)
-    if 'RPNHead' in _kinds(head):
+    if {'RPNHead', 'GARPNHead'} & set(_kinds(head)):
         return Target(-1.0, 1.5)
     if {'PAAHead', 'TOODHead'} & set(_kinds(head)):
         return Target(-6.5, CLASS_TARGET.deviation)  # its scores are roots of a product with the quality
@@ -274,7 +287,12 @@ def build_student(cfg: Any) -> nn.Module:
 
 def known(head: nn.Module) -> bool:
     """Return whether the rule knows the layers that give a head's class scores."""
-    return any(role in ('class', 'mixed') for role, _ in _last_layers(head))
+    return any(role in ('class', 'mixed') for one in stages_of(head) for role, _ in _last_layers(one))
+
+
+def stages_of(head: nn.Module) -> Sequence[nn.Module]:
+    """Return the heads with last layers: the stages of those that have some (Cascade RPN), or it alone."""
+    return getattr(head, 'stages', [head])
 
 
 def check_known(model: nn.Module, filename: str) -> None:

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from projects.mmdet_plugin.two_stage.boxes import last_head
 from projects.mmdet_plugin.two_stage.graphs import region_maps
 from projects.mmdet_plugin.two_stage.grid import Grid, grid_of
 from projects.mmdet_plugin.two_stage.kinds import result_cfg
 from projects.mmdet_plugin.two_stage.mask_logits import heads_of, judge_of, logits_of
 from projects.mmdet_plugin.two_stage.masks import Masks
 from projects.mmdet_plugin.two_stage.points import points_of
+from projects.mmdet_plugin.two_stage.proposals import outputs_of as outputs_of_proposals
 from projects.mmdet_plugin.two_stage.regions import Branch, stages_of
-from projects.toydata.seeded_dense import Target, bring, outputs_of, scale_outputs
+from projects.toydata.seeded_dense import Target, bring, for_head, outputs_of_all, scale_outputs
+from projects.toydata.seeded_dense import stages_of as stages_of_proposals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +44,10 @@ TARGETS = dict(
 )
 """Last layers of heads of regions -> their outputs: classes, deltas, buckets of sides, masks
 (also of single points), how well they fit, maps of the points of a grid."""
+SPARSER = 4
+"""Of so many regions one is looked at by heads of masks and grids, which take most of the time."""
+MANY = 200
+"""Classes whose masks of all regions take gigabytes; of so many more, as many times fewer are looked at."""
 SURE = 0.3
 """Thresholds of scores above this ask for classes that stand out (panoptic detectors have 0.6) ..."""
 SURER = 3.0
@@ -63,51 +70,58 @@ def regions_of(pictures: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 def forwards(
     roi_head: nn.Module, maps: Sequence[torch.Tensor], boxes: torch.Tensor
-) -> Iterator[tuple[nn.Module, Callable[[], Any]]]:
-    """Yield each head of regions, and what runs it on `maps` (see `context_maps`) and boxes (B, K, 4)."""
+) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
+    """Yield heads of regions, and what runs them on `maps` (see `context_maps`) and boxes (B, K, 4)."""
     for stage in range(stages_of(roi_head)):
         branch = Branch(roi_head, 'bbox', stage)
-        yield branch.head, functools.partial(branch, maps, boxes)
+        yield [branch.head], functools.partial(branch, maps, boxes)
+    some = boxes[:, :: SPARSER * (1 + last_head(roi_head).num_classes // MANY)]
+    found = torch.cat([some, torch.ones_like(some[..., :1])], 2)
+    labels, scale = torch.zeros_like(some[..., 0], dtype=torch.int64), torch.ones_like(some[:, 0])
     if roi_head.with_mask:
-        masks = logits_of(roi_head)
-        yield from ((head, functools.partial(masks, maps, boxes)) for head in heads_of(roi_head))
-        whole = torch.cat([boxes, torch.ones_like(boxes[..., :1])], 2)
-        given = maps, whole, torch.zeros_like(boxes[..., 0], dtype=torch.int64), torch.ones_like(boxes[:, 0])
+        yield heads_of(roi_head), functools.partial(logits_of(roi_head), maps, some)
         for head in filter(None, (points_of(roi_head), judge_of(roi_head))):
-            yield head, functools.partial(Masks(roi_head), *given)
+            yield [head], functools.partial(Masks(roi_head), maps, found, labels, scale)
     if grid_of(roi_head) is not None:
-        whole = torch.cat([boxes, torch.ones_like(boxes[..., :1])], 2)
-        given = maps, whole, torch.zeros_like(boxes[..., 0], dtype=torch.int64)
-        size = torch.ones_like(boxes[:, 0])
-        yield grid_of(roi_head), functools.partial(Grid(roi_head), *given, size)
+        yield [grid_of(roi_head)], functools.partial(Grid(roi_head), maps, found, labels, scale)
+
+
+def _propose(head: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+    """Run a head of proposals on features."""
+    maps = for_head(head, features)
+    outputs_of_proposals(head, maps, torch.tensor([pictures.shape[2:]], dtype=torch.float32))
 
 
 def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Run all heads of a two-stage detector on features."""
-    if getattr(model, 'rpn_head', None) is not None:
-        model.rpn_head(features)
-    if getattr(model, 'roi_head', None) is None:
-        return
-    maps = region_maps(model, features)
-    for _, run in forwards(model.roi_head, maps, regions_of(pictures)):
-        run()
+    """Run those heads of a two-stage detector that take statistics from features."""
+    if _has_norms(getattr(model, 'rpn_head', None)):
+        _propose(model.rpn_head, pictures, features)
+    if _has_norms(getattr(model, 'roi_head', None)):
+        for _, run in forwards(model.roi_head, region_maps(model, features), regions_of(pictures)):
+            run()
+
+
+def _has_norms(head: nn.Module | None) -> bool:
+    norms = nn.modules.batchnorm._BatchNorm
+    return head is not None and any(isinstance(module, norms) for module in head.modules())
 
 
 def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Bring the outputs of all last layers to their targets, in place."""
     if getattr(model, 'rpn_head', None) is not None:
-        scale_outputs(model.rpn_head, features)
+        run = functools.partial(_propose, model.rpn_head, pictures, features)
+        for head in stages_of_proposals(model.rpn_head):
+            scale_outputs(head, features, run=run)
     if getattr(model, 'roi_head', None) is None:
         return
     maps, stages = region_maps(model, features), stages_of(model.roi_head)
     sure = result_cfg(model).score_thr > SURE
-    for head, run in forwards(model.roi_head, maps, regions_of(pictures)):
-        for name, target in TARGETS.items():
-            layer = getattr(head, name, None)
-            if layer is None:
-                continue
-            found = torch.cat(outputs_of(layer, run), 1)
-            mean, deviation = (torch.full((len(found),), value) for value in target)
+    for heads, run in forwards(model.roi_head, maps, regions_of(pictures)):
+        named = [(head, name) for head in heads for name in TARGETS if getattr(head, name, None) is not None]
+        layers = [getattr(head, name) for head, name in named]
+        for (head, name), layer, kept in zip(named, layers, outputs_of_all(layers, run), strict=True):
+            found = torch.cat(kept, 1)
+            mean, deviation = (torch.full((len(found),), value) for value in TARGETS[name])
             if name == 'fc_cls':
                 mean[head.num_classes :] = math.log(head.num_classes) + BACKGROUND
                 deviation *= stages**0.5  # what the stages of a cascade have in common is their mean

@@ -232,7 +232,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         'float32',
         (batch, 3, height, width),
         f'normalised images, padded {"all around" if bordered else "bottom and right"}',
-        smallest=parts.smallest(model, max(facts_of(model.bbox_head)['strides'])),
+        smallest=parts.smallest(
+            model.bbox_head, max(facts_of(model.bbox_head)['strides']), parts.round_down(model)
+        ),
         multiple=parts.multiple(model),
     )
     outputs = OUTPUTS[options.form](model, options)

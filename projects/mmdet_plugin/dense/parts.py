@@ -23,7 +23,7 @@ FIXED_SIZE = dict(
 )
 """Parts of mmdet that decide in Python, by the size of the input -> what they do. A dynamic graph of them
 would be wrong at other sizes (measured: a Swin-T traced at 256x384 is 0.4 off at 320x416)."""
-MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32, CTResNetNeck=32, FPG=128)
+MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128)
 """Parts that add or concatenate maps which fit only where the sides of the input are multiples of this."""
 
 
@@ -50,17 +50,17 @@ def round_down(model: Any) -> bool:
     return any(type(module).__name__ in ROUND_DOWN for module in model.modules())
 
 
-def smallest(model: Any, stride: int) -> int:
-    """Return the smallest side of an input, pixels, for a built detector whose largest stride is `stride`.
+def smallest(head: Any, stride: int, rounded: bool = False) -> int:
+    """Return the smallest side of an input, pixels, for a built head whose largest stride is `stride`.
 
     mmcv's first deformable convolution refuses maps that are smaller than its kernel; a level whose size is
-    rounded down has none below its stride.
+    rounded down (`rounded`, see `round_down`) has none below its stride.
     """
     from mmcv.ops import DeformConv2d
 
-    kernels = [max(one.kernel_size) for one in model.bbox_head.modules() if isinstance(one, DeformConv2d)]
+    kernels = [max(one.kernel_size) for one in head.modules() if isinstance(one, DeformConv2d)]
     return max(
-        stride if round_down(model) else 1,
+        stride if rounded else 1,
         (max(kernels) - 1) * stride + 1 if kernels else 1,
     )
 

@@ -9,7 +9,7 @@ from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped, nms_config
 from projects.mmdet_plugin.two_stage.boxes import last_head
-from projects.mmdet_plugin.two_stage.proposals import thresholds
+from projects.mmdet_plugin.two_stage.proposals import generator_of, is_guided, is_staged, thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,10 +53,26 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
             )
 
 
+def check_proposals(head: nn.Module, options: Options) -> None:
+    """Refuse options that guided anchors, or anchors of several stages, do not take.
+
+    Raises:
+        UsageError: names the option.
+    """
+    name = type(head).__name__
+    if is_guided(head) and (options.batch > 1 or options.dynamic):
+        raise UsageError(
+            f'{name}: mmdet takes the mask of the first image for all of a batch; export it with '
+            f'--batch-size 1 and without --dynamic-export'
+        )
+    if options.get('max_proposals') and (is_guided(head) or is_staged(head)):
+        raise UsageError(f'--max-proposals {options.max_proposals}: {name} exports without')
+
+
 def _there(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
     """Return option -> how many boxes can enter the suppression that it limits."""
     rpn_head, roi_head = heads['rpn_head'], heads.get('roi_head')
-    generator, most = rpn_head.prior_generator, thresholds(rpn_head).nms_pre
+    generator, most = generator_of(rpn_head), thresholds(rpn_head).nms_pre
     boxes = sum(
         capped(math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0]) * anchors, most)
         for stride, anchors in zip(generator.strides, generator.num_base_priors, strict=True)

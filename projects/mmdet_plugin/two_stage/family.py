@@ -108,11 +108,13 @@ class TwoStageFamily(ImageFamily):
             raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
         if 'rpn_head' in heads:
-            strides = heads['rpn_head'].prior_generator.strides
+            strides = proposals.generator_of(heads['rpn_head']).strides
             parts.check_smallest((int(stride[0]) for stride in strides), options)
         fused = result_key(DETECTORS.get(cfg.model.type)) == 'panoptic'
         if options.get('max_candidates') and fused:
             raise UsageError('--max-candidates: panoptic detectors export without')
+        if 'rpn_head' in heads:
+            caps.check_proposals(heads['rpn_head'], options)
         caps.check(heads, options)
         split.check(heads, options, fused)
         if options.get('paste_masks'):

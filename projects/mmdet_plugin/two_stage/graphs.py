@@ -26,7 +26,13 @@ from projects.mmdet_plugin.two_stage.kinds import result_cfg
 from projects.mmdet_plugin.two_stage.mask_logits import judge_of
 from projects.mmdet_plugin.two_stage.masks import Masks, side_of, threshold
 from projects.mmdet_plugin.two_stage.pasting import Paste
-from projects.mmdet_plugin.two_stage.proposals import Proposals
+from projects.mmdet_plugin.two_stage.proposals import (
+    generator_of,
+    is_staged,
+    output_kinds,
+    outputs_of,
+    proposals_of,
+)
 from projects.mmdet_plugin.two_stage.regions import context_maps, context_names, part_of, stages_of
 
 if TYPE_CHECKING:
@@ -79,8 +85,8 @@ def proposal_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the outputs of the head of proposals: by kind, then by level; none without one."""
     if not proposes(model):
         return ()
-    levels = range(len(model.rpn_head.prior_generator.strides))
-    return tuple(f'rpn_{kind}_{level}' for kind in ('cls', 'reg') for level in levels)
+    levels = range(len(generator_of(model.rpn_head).strides))
+    return tuple(f'rpn_{kind}_{level}' for kind in output_kinds(model.rpn_head) for level in levels)
 
 
 class Network(nn.Module):
@@ -92,15 +98,18 @@ class Network(nn.Module):
         self.model = model
         self.names = (*feature_names(model), *proposal_names(model))
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
         Args:
             image: (B, 3, H, W) float32, normalised.
+            img_shape: (B, 2), see `FullForm`; where stages refine anchors.
         """
-        maps = self.model.extract_feat(image)
-        heads = self.model.rpn_head(maps) if proposes(self.model) else ()
-        found = [*region_maps(self.model, maps), *(one for kind in heads for one in kind)]
+        maps, found = self.model.extract_feat(image), []
+        if proposes(self.model):
+            clip_hw = None if img_shape is None else clip_size(image, img_shape)
+            found = outputs_of(self.model.rpn_head, maps, clip_hw)
+        found = [*region_maps(self.model, maps), *found]
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, found, strict=True))
 
 
@@ -112,7 +121,7 @@ class FullForm(nn.Module):
         super().__init__()
         roi_head = roi_head_of(model)
         alone = roi_head is None
-        self.proposals = Proposals(model.rpn_head, alone, max_proposals) if proposes(model) else None
+        self.proposals = proposals_of(model.rpn_head, alone, max_proposals) if proposes(model) else None
         self.boxes = None if alone else Boxes(roi_head, nms_config(result_cfg(model)), max_candidates)
         self.grid = Grid(roi_head, bool(max_candidates)) if grid_of(roi_head) is not None else None
         self.masks = Masks(roi_head, bool(max_candidates)) if has_masks(model) else None
@@ -230,6 +239,17 @@ def _rows(model: nn.Module, options: Options) -> int | str:
     return rows_of(cap, roi_head or model.rpn_head) if cap else 'n'
 
 
+def smallest(model: nn.Module) -> int:
+    """Return the smallest side of an input, pixels."""
+    if not proposes(model):
+        return 1
+    return parts.smallest(
+        model.rpn_head,
+        max(int(one[0]) for one in generator_of(model.rpn_head).strides),
+        parts.round_down(model),
+    )
+
+
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     batch, height, width = (
@@ -240,6 +260,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         'float32',
         (batch, 3, height, width),
         'normalised images, padded bottom and right',
+        smallest=smallest(model),
         multiple=parts.multiple(model),
     )
     rows = _rows(model, options)
@@ -271,8 +292,9 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     own = fuse(model) if fold else model
     network, given = Network(own), () if proposes(model) else ('proposals',)
     form = FullForm(own, options.get('max_proposals', 0), options.get('max_candidates', 0))
+    first = ('input', 'img_shape') if proposes(model) and is_staged(model.rpn_head) else ('input',)
     inputs, names = ('input', 'img_shape', 'scale_factor', *given, *network.names), full_names(model, options)
-    found = [Stage('network', network, ('input',), network.names), Stage('regions', form, inputs, names)]
+    found = [Stage('network', network, first, network.names), Stage('regions', form, inputs, names)]
     if options.get('paste_masks'):
         names = tuple('box_masks' if name == 'masks' else name for name in names)
         found[1] = dataclasses.replace(found[1], outputs=names)

@@ -6,17 +6,18 @@ side of a mask.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+import torch
+from mmdet.models.utils import NormedConv2d
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.two_stage.regions import Branch, Regions, stages_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
+    from collections.abc import Iterable, Iterator, Sequence
 
 Seen = 'tuple[torch.Tensor, list[torch.Tensor]]'
 """Features of regions (R, ...), and logits (R, C or 1, m, m) of every stage."""
@@ -97,6 +98,43 @@ def logits_of(roi_head: nn.Module, constant: bool = False) -> nn.Module:
         return Flow(roi_head, constant)
     kind = Relayed if getattr(roi_head, 'with_feat_relay', False) else Stages
     return kind(roi_head, constant)
+
+
+class OwnClass(nn.Module):
+    """The last convolution of a mask head, 1 x 1, for one class of each region.
+
+    mmdet computes all classes, of which one is used: of LVIS 1203, each of as many numbers.
+    """
+
+    def __init__(self, layer: nn.Conv2d, labels: torch.Tensor) -> None:
+        """Keep the layer, and the class of each region (R,), 0 or more."""
+        super().__init__()
+        self.layer, self.labels = layer, labels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (R, 1, m, m) of features (R, C, m, m)."""
+        weight = self.layer.weight.flatten(1)
+        if isinstance(self.layer, NormedConv2d):  # one of 1 x 1 is normed over the same axis in both ways
+            power, least = self.layer.power, self.layer.eps
+            weight = weight / (weight.norm(dim=1, keepdim=True).pow(power) + least)
+            x = x / (x.norm(dim=1, keepdim=True).pow(power) + least) * self.layer.tempearture
+        found = torch.bmm(weight[self.labels][:, None], x.flatten(2))
+        if self.layer.bias is not None:
+            found = found + self.layer.bias[self.labels][:, None, None]
+        return found.reshape(-1, 1, *x.shape[2:])
+
+
+@contextlib.contextmanager
+def own_class(heads: Iterable[nn.Module], labels: torch.Tensor) -> Iterator[None]:
+    """Inside the block the last layers of mask heads give the class of each region (R,), 0 or more."""
+    layers = [(head, head.conv_logits) for head in heads]
+    try:
+        for head, layer in layers:
+            head.conv_logits = OwnClass(layer, labels)
+        yield
+    finally:
+        for head, layer in layers:
+            head.conv_logits = layer
 
 
 def judge_of(roi_head: nn.Module) -> nn.Module | None:

@@ -14,7 +14,13 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import number
-from projects.mmdet_plugin.two_stage.mask_logits import heads_of, judge_of, logits_of, own_rows
+from projects.mmdet_plugin.two_stage.mask_logits import (
+    heads_of,
+    judge_of,
+    logits_of,
+    own_class,
+    own_rows,
+)
 from projects.mmdet_plugin.two_stage.points import Points, points_of, refined_side
 from projects.mmdet_plugin.two_stage.regions import part_of
 
@@ -73,7 +79,7 @@ class Masks(nn.Module):
         self.logits = logits_of(roi_head, constant)
         self.by_class = not heads_of(roi_head)[-1].class_agnostic
         self.points = Points(roi_head) if points_of(roi_head) else None
-        self.judge = judge_of(roi_head)
+        self.judge, self.heads = judge_of(roi_head), tuple(heads_of(roi_head))
 
     def forward(
         self,
@@ -91,11 +97,7 @@ class Masks(nn.Module):
             scale_factor: (B, 4) float32 `w h w h`.
         """
         boxes, rows = dets[..., :4] * scale_factor[:, None], labels.flatten()
-        features, logits = self.logits(maps, boxes)
-        every = logits[-1]
-        own = [self._own(one, rows) for one in logits]
-        if self.points is not None:
-            own = [self.points(maps, boxes, every, own[0], rows)]
+        features, own = self._own(maps, boxes, rows)
         found = [one.sigmoid() for one in own]
         masks = sum(found) / float(len(found)) if len(found) > 1 else found[0]
         masks = torch.where(rows[:, None, None, None] >= 0, masks, torch.zeros_like(masks))
@@ -105,6 +107,15 @@ class Masks(nn.Module):
         judged = own_rows(self.judge(features, own[-1][:, 0]), rows)[:, 0].reshape(labels.shape)
         return masks, torch.where(labels >= 0, judged * dets[..., 4], torch.zeros_like(judged))
 
-    def _own(self, values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return values (R, 1, ...) of the own class of each region."""
-        return own_rows(values, labels) if self.by_class else values
+    def _own(
+        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return features of regions, and the logits (R, 1, m, m) of the own class by every stage."""
+        if self.points is None and self.by_class:
+            with own_class(self.heads, labels.clamp(min=0)):
+                return self.logits(maps, boxes)
+        features, found = self.logits(maps, boxes)
+        if self.points is None:
+            return features, found
+        own = own_rows(found[0], labels) if self.by_class else found[0]
+        return features, [self.points(maps, boxes, found[0], own, labels)]

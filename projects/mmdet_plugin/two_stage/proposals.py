@@ -1,6 +1,7 @@
-"""From the outputs of a region proposal network to boxes: equal to mmdet 2.28.2's `RPNHead.get_bboxes`.
+"""From the outputs of a region proposal network to boxes: equal to mmdet 2.28.2's `get_bboxes`.
 
-Glossary: B batch, A anchors of a level, K proposals kept per image at most.
+Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`. Glossary: B batch, A anchors of a level, K
+proposals kept per image at most.
 """
 
 from __future__ import annotations
@@ -12,20 +13,32 @@ from mmdet.models import dense_heads as heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import nms_config, number
+from mmdeploy_ext.exporting.postprocess.nms_config import nms_config, number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
 from mmdeploy_ext.runtime.dense.coders import boxes_of, scores_of
 from projects.mmdet_plugin.dense.forms import rows_of, same_priors
+from projects.mmdet_plugin.dense.own import OWN
 from projects.mmdet_plugin.dense.plain import chosen_coder, clips, plain_head
+from projects.mmdet_plugin.two_stage import staged
+from projects.mmdet_plugin.two_stage.regions import same_methods
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 
-METHODS = ('get_bboxes', '_get_bboxes_single', '_bbox_post_process')
+HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
+METHODS = (
+    'simple_test_rpn',
+    'get_bboxes',
+    '_get_bboxes_single',
+    '_bbox_post_process',
+    'get_anchors',
+    '_get_guided_anchors_single',
+)
 """Methods of upstream that the graph repeats."""
+GUIDED = OWN['GuidedAnchorHead']
 
 
 def check_head(head: nn.Module) -> None:
@@ -34,15 +47,16 @@ def check_head(head: nn.Module) -> None:
     Raises:
         ConfigError: names the class, or the method.
     """
-    if not isinstance(head, heads.RPNHead):
-        raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from RPNHead')
-    for name in METHODS:
-        if getattr(type(head), name) is not getattr(heads.RPNHead, name):
-            raise ConfigError(
-                f'{type(head).__name__} has a {name}() of its own, which the graphs do not repeat; expected '
-                f'that of RPNHead'
-            )
+    upstream = next((one for one in HEADS if isinstance(head, one)), None)
+    if upstream is None:
+        known = ', '.join(one.__name__ for one in HEADS)
+        raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {known}')
+    same_methods(type(head), upstream, METHODS)
+    if is_staged(head):
+        staged.check_stages(head)
     thresholds(head)
+    if is_guided(head):
+        positive('rpn.nms_post', head.test_cfg.get('nms_post'))
     smallest_side(head)
     facts_of(head)
 
@@ -59,8 +73,41 @@ def smallest_side(head: nn.Module) -> float:
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
     """Return the coder and what the outputs are, as `runtime/dense` reads them."""
+    if is_guided(head):
+        return dict(coder=GUIDED.coder(head), head=GUIDED.head(head).to_json(), clip=bool(clips(head)))
+    head = head.stages[-1] if is_staged(head) else head
     coder = chosen_coder(head, 'model.rpn_head')
     return dict(coder=coder, head=plain_head(head).to_json(), clip=bool(clips(head)))
+
+
+def is_guided(head: nn.Module) -> bool:
+    """Return whether the network says where anchors are, and of which size."""
+    return isinstance(head, heads.GARPNHead)
+
+
+def is_staged(head: nn.Module) -> bool:
+    """Return whether anchors are refined by several stages."""
+    return isinstance(head, heads.CascadeRPNHead)
+
+
+def generator_of(head: nn.Module) -> Any:
+    """Return what makes the anchors of a head."""
+    if is_guided(head):
+        return head.square_anchor_generator
+    return (head.stages[0] if is_staged(head) else head).prior_generator
+
+
+def output_kinds(head: nn.Module) -> tuple[str, ...]:
+    """Return the kinds of outputs that proposals are made of."""
+    if is_staged(head):
+        return ('cls', 'reg', 'prior')
+    return ('cls', 'reg', 'shape', 'loc') if is_guided(head) else ('cls', 'reg')
+
+
+def outputs_of(head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> list[torch.Tensor]:
+    """Return the outputs of a head, kind by kind; anchors of staged heads are clipped to `clip_hw`."""
+    found = staged.outputs_of(head, maps, clip_hw) if is_staged(head) else head(maps)
+    return [one for kind in found for one in kind]
 
 
 def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, most: int) -> torch.Tensor:
@@ -91,13 +138,15 @@ class Proposals(nn.Module):
         super().__init__()
         self.trimmed, self.cap = trimmed, cap
         self.config, self.smallest = thresholds(head), smallest_side(head)
-        self.priors, self.facts = same_priors(head.prior_generator), facts_of(head)
+        self.priors, self.facts = same_priors(generator_of(head)), facts_of(head)
+        self.kinds = output_kinds(head)
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Choose proposals.
 
         Args:
-            maps: class logits of every level (B, a, h, w), then deltas of every level (B, a*4, h, w).
+            maps: class logits of every level (B, a, h, w), then deltas of every level (B, a*4, h, w), then
+                what else `output_kinds` has.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
 
         Returns:
@@ -105,18 +154,8 @@ class Proposals(nn.Module):
             not have are zero with level -1. With a cap also (B,) int64: how many boxes had to enter the
             suppression: all where there are fewer proposals than there may be, else no more than the cap.
         """
-        count = len(maps) // 2
-        levels = [
-            self._level(level, *pair)
-            for level, pair in enumerate(zip(maps[:count], maps[count:], strict=True))
-        ]
-        boxes, scores, ids = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        if self.facts['clip']:
-            boxes = clip_to(boxes, clip_hw, self.facts['head']['clip_inset'])
-        candidates = torch.ones_like(scores, dtype=torch.bool)
-        if self.smallest >= 0:
-            candidates = (boxes[..., 2:] - boxes[..., :2] > self.smallest).all(dim=2)
-        scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
+        boxes, scores, ids = (torch.cat(some, dim=1) for some in zip(*self._levels(maps), strict=True))
+        scores, candidates = self._large(boxes := self._clipped(boxes, clip_hw), scores)
         config = self.config
         suppress = Suppression(
             *(config.iou_threshold, config.max_per_img, config.class_agnostic),
@@ -126,19 +165,64 @@ class Proposals(nn.Module):
         dets, ids, *count = suppress(boxes, scores, ids, candidates)
         return dets, ids, *(needed(one, ids, self.cap, config.max_per_img) for one in count)
 
+    def _clipped(self, boxes: torch.Tensor, clip_hw: torch.Tensor) -> torch.Tensor:
+        return clip_to(boxes, clip_hw, self.facts['head']['clip_inset']) if self.facts['clip'] else boxes
+
+    def _large(self, boxes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores (B, K), `NO_CANDIDATE` where a box is too small, and which rows are candidates."""
+        candidates = scores > NO_CANDIDATE
+        if self.smallest >= 0:
+            candidates = candidates & (boxes[..., 2:] - boxes[..., :2] > self.smallest).all(dim=2)
+        return torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE)), candidates
+
+    def _levels(self, maps: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield boxes (B, K, 4), not clipped, scores and level numbers (B, K) of every level."""
+        count = len(maps) // len(self.kinds)
+        for level in range(count):
+            yield self._level(level, dict(zip(self.kinds, maps[level::count], strict=True)))
+
     def _level(
-        self, level: int, logits: torch.Tensor, deltas: torch.Tensor
+        self, level: int, maps: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return boxes (B, K, 4), not clipped, scores and level numbers (B, K) of one level."""
-        priors = self.priors.single_level_grid_priors(
-            deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
-        )
-        (name, columns), (other, sides) = self.facts['head']['outputs']
-        scores = scores_of(torch, self.facts, {name: rows_of(logits, columns)})[..., 0]
-        rows = rows_of(deltas, sides)
+        deltas, priors = maps['reg'], maps.get('prior')
+        if priors is None:
+            priors = self.priors.single_level_grid_priors(
+                deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
+            )
+        outputs = self.facts['head']['outputs']
+        rows = {name: rows_of(maps[kind], size) for kind, (name, size) in zip(maps, outputs, strict=False)}
+        scores = scores_of(torch, self.facts, rows)[..., 0]
         most = self.config.nms_pre
         if most > 0:
             scores, chosen = scores.topk(limit(most, scores.shape[1]), dim=1)
-            rows, priors = gather_rows(rows, chosen), priors[chosen]
-        boxes = boxes_of(torch, self.facts, {other: rows}, priors, level)
+            rows = {name: gather_rows(one, chosen) for name, one in rows.items()}
+            priors = priors[chosen] if 'prior' not in maps else gather_rows(priors, chosen)
+        boxes = boxes_of(torch, self.facts, rows, priors, level)
         return boxes, scores, torch.full_like(scores, level, dtype=torch.int64)
+
+
+class GuidedProposals(Proposals):
+    """Proposals of guided anchors: suppressed level by level, the best `nms_post` of each, then the best."""
+
+    def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
+        """See `Proposals`; there is no cap."""
+        super().__init__(head, trimmed)
+        self.most_of_level = int(head.test_cfg.nms_post)
+        self.across = bool(head.test_cfg.get('nms_across_levels', False))
+
+    def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See `Proposals.forward`; all are of level 0."""
+        found, threshold = [], self.config.iou_threshold
+        for boxes, scores, _ in self._levels(maps):
+            scores, candidates = self._large(boxes := self._clipped(boxes, clip_hw), scores)
+            within = Suppression(threshold, self.most_of_level, class_agnostic=True, trimmed=False)
+            found.append(within(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), candidates))
+        dets, levels = (torch.cat(some, dim=1) for some in zip(*found, strict=True))
+        scores = torch.where(levels >= 0, dets[..., 4], torch.full_like(dets[..., 4], NO_CANDIDATE))
+        across = Suppression(threshold, self.config.max_per_img, True, self.across, trimmed=self.trimmed)
+        return across(dets[..., :4], scores, levels.clamp(min=0), levels >= 0)
+
+
+def proposals_of(head: nn.Module, trimmed: bool = False, cap: int = 0) -> Proposals:
+    """Return what makes proposals of the outputs of a head; see `Proposals`."""
+    return (GuidedProposals if is_guided(head) else Proposals)(head, trimmed, cap)

@@ -17,7 +17,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from projects.mmdet_plugin.two_stage import sampling
+from projects.mmdet_plugin.two_stage import deformable, sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -50,7 +50,8 @@ def check_extractor(extractor: nn.Module) -> None:
         raise ConfigError(f'{type(extractor).__name__}: no extractor of regions that is exported ({known})')
     by_points = isinstance(extractor, extractors.GenericRoIExtractor)
     for layer in extractor.roi_layers:
-        if not (by_points and isinstance(layer, SimpleRoIAlign)):
+        moved = not by_points and isinstance(layer, deformable.LAYERS)
+        if not moved and not (by_points and isinstance(layer, SimpleRoIAlign)):
             check_layer(layer)
 
 
@@ -95,7 +96,8 @@ class Pool(nn.Module):
         levels = self.levels(boxes)
         boxes = boxes if grown is None else _grown(boxes, grown)
         for level, (layer, one) in enumerate(pairs):
-            pooled = pool_level(pooled, one, boxes, images, levels, level, layer, self.constant)
+            pool = deformable.pool_moved if isinstance(layer, deformable.LAYERS) else pool_level
+            pooled = pool(pooled, one, boxes, images, levels, level, layer, self.constant)
         return pooled
 
     def _joined(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -22,7 +22,7 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from projects.mmdet_plugin.two_stage import graphs
 from projects.mmdet_plugin.two_stage.grid import grid_of
-from projects.mmdet_plugin.two_stage.proposals import Proposals, smallest_side
+from projects.mmdet_plugin.two_stage.proposals import Proposals, is_guided, is_staged, smallest_side
 from projects.mmdet_plugin.two_stage.regions import context_names
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ def check(heads: Mapping[str, nn.Module], options: Options, fused: bool = False)
         raise UsageError(
             f'--postprocess {options.form}: {type(roi_head).__name__}: results are made of more than regions '
             f'of these levels, or scaled twice; it is one graph, export full'
+        )
+    if is_guided(heads['rpn_head']) or is_staged(heads['rpn_head']):
+        raise UsageError(
+            f'--postprocess {options.form}: {type(heads["rpn_head"]).__name__} is one graph, export full'
         )
     if smallest_side(heads['rpn_head']) < 0:
         raise ConfigError(

@@ -1,0 +1,93 @@
+"""Anchors that a Cascade RPN refines, stage by stage: mmdet 2.28.2's `dense_heads/cascade_rpn_head.py`.
+
+Glossary: B batch, A anchors of a level, one per cell.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from mmdet.models import dense_heads as heads
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.suppress import clip_to
+from mmdeploy_ext.runtime.dense.coders import CODERS
+from projects.mmdet_plugin.dense.forms import rows_of, same_priors
+from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
+from projects.mmdet_plugin.two_stage.regions import same_methods
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+METHODS = ('forward', 'forward_single', 'anchor_offset', 'refine_bboxes', 'get_bboxes', '_get_bboxes_single')
+"""Methods of the stages of upstream that the graph repeats."""
+
+
+def check_stages(head: nn.Module) -> None:
+    """Refuse stages that the graph does not repeat.
+
+    Raises:
+        ConfigError: names the class and the method, or the number of anchors.
+    """
+    for stage in head.stages:
+        same_methods(type(stage), heads.StageCascadeRPNHead, METHODS)
+        if any(count != 1 for count in stage.prior_generator.num_base_priors):
+            raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
+    if not head.stages[-1].with_cls:
+        raise ConfigError('model.rpn_head.stages[-1].with_cls=False: the last stage gives the scores')
+
+
+def outputs_of(
+    head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor
+) -> tuple[Sequence[torch.Tensor], ...]:
+    """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of the last stage.
+
+    Args:
+        head: of mmdet.
+        maps: features of every level.
+        clip_hw: (B, 2) float32 height and width that refined anchors are clipped to.
+    """
+    priors, batch = same_priors(head.stages[0].prior_generator), maps[0].shape[0]
+    anchors = [
+        priors.single_level_grid_priors(one.shape[-2:], level, dtype=one.dtype, device=one.device)[None]
+        for level, one in enumerate(maps)
+    ]
+    anchors = [one.expand(batch, -1, -1) for one in anchors]
+    for index, stage in enumerate(head.stages):
+        offsets = None
+        if stage.adapt_cfg['type'] == 'offset':
+            pairs = zip(anchors, maps, stage.anchor_strides, strict=True)
+            offsets = [offsets_of(one, level, stride) for one, level, stride in pairs]
+        maps, logits, deltas = stage(maps, offsets)
+        if index + 1 < len(head.stages):
+            pairs = zip(anchors, deltas, strict=True)
+            anchors = [_refined(stage, one, level, clip_hw) for one, level in pairs]
+    return logits, deltas, anchors
+
+
+def _refined(
+    stage: nn.Module, anchors: torch.Tensor, deltas: torch.Tensor, clip_hw: torch.Tensor
+) -> torch.Tensor:
+    settings = chosen_coder(stage, 'model.rpn_head.stages')
+    boxes = CODERS[settings['type']](torch, anchors, dict(bbox_pred=rows_of(deltas, 4)), settings, 0)
+    return clip_to(boxes, clip_hw, border_inset(stage)) if clips(stage) else boxes
+
+
+def offsets_of(anchors: torch.Tensor, level: torch.Tensor, stride: float) -> torch.Tensor:
+    """Return where a kernel of 3 x 3 samples the regions of anchors: (B, A, 18), y before x, in cells.
+
+    Args:
+        anchors: (B, A, 4) xyxy, pixels.
+        level: (B, C, h, w) features; A is h * w.
+        stride: of the level, pixels.
+    """
+    place = (anchors[..., :2] + anchors[..., 2:]) * 0.5 / stride
+    rows, columns = (torch.arange(side, device=anchors.device).to(anchors) for side in level.shape[-2:])
+    cells = torch.stack(torch.meshgrid(columns, rows, indexing='xy'), dim=-1).reshape(-1, 2)
+    size = (anchors[..., 2:] - anchors[..., :2]) / stride / 2 - 1
+    taps = anchors.new_tensor([[x, y] for y in (-1, 0, 1) for x in (-1, 0, 1)])
+    found = size[:, :, None] * taps + (place - cells)[:, :, None]
+    return found.flip(-1).flatten(2)

@@ -1,0 +1,73 @@
+"""Operators of mmcv without a CPU kernel, against plain loops over their definitions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.stack import compat
+
+compat.apply()
+
+
+@pytest.mark.parametrize(('groups', 'factor'), [(1, 2), (2, 2), (1, 3)])
+def test_carafe_is_a_sum_of_cells_by_a_kernel_of_each_new_cell(groups, factor):
+    from mmcv.ops import CARAFE
+
+    draw, kernel, channels, height, width = np.random.default_rng(0), 3, 4, 5, 6
+    features = draw.normal(size=(2, channels, height, width)).astype(np.float32)
+    masks = draw.normal(size=(2, groups * kernel**2, height * factor, width * factor)).astype(np.float32)
+    expected = np.zeros((2, channels, height * factor, width * factor))
+    for image, channel, y, x in np.ndindex(expected.shape):
+        group = channel // (channels // groups)
+        for tap in range(kernel**2):
+            row, column = y // factor + tap // kernel - 1, x // factor + tap % kernel - 1
+            if 0 <= row < height and 0 <= column < width:
+                weight = masks[image, group * kernel**2 + tap, y, x]
+                expected[image, channel, y, x] += weight * features[image, channel, row, column]
+    found = CARAFE(kernel, groups, factor)(torch.from_numpy(features), torch.from_numpy(masks))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def at(cells, y, x):
+    """Return what maps (C, H, W) have at a place: bilinear, the border's values up to a cell outside."""
+    height, width = cells.shape[1:]
+    if y < -1 or y > height or x < -1 or x > width:
+        return np.zeros(len(cells))
+    y, x = max(y, 0), max(x, 0)
+    rows, columns = (
+        (min(int(one), side - 1), min(int(one) + 1, side - 1)) for one, side in ((y, height), (x, width))
+    )
+    below, right = (one - int(one) if int(one) < side - 1 else 0 for one, side in ((y, height), (x, width)))
+    top, bottom = (
+        cells[:, row, columns[0]] * (1 - right) + cells[:, row, columns[1]] * right for row in rows
+    )
+    return top * (1 - below) + bottom * below
+
+
+@pytest.mark.parametrize(('ratio', 'moves'), [(0, False), (0, True), (2, True)])
+def test_deformable_pooling_samples_every_cell_of_a_region_where_its_offset_moves_it(ratio, moves):
+    from mmcv.ops import DeformRoIPool
+
+    draw, (rows, columns), scale, gamma = np.random.default_rng(1), (2, 3), 0.25, 0.1
+    maps = draw.normal(size=(2, 3, 12, 16)).astype(np.float32)
+    low = draw.uniform(0, 30, (6, 2))
+    boxes = np.concatenate([low, low + draw.uniform(4.5, 33, (6, 2))], 1).astype(np.float32)
+    rois = np.concatenate([np.arange(6)[:, None] % 2, boxes], 1).astype(np.float32)
+    offset = draw.normal(size=(6, 2, rows, columns)).astype(np.float32)
+    expected = np.zeros((6, 3, rows, columns))
+    for region, row, column in np.ndindex(6, rows, columns):
+        x1, y1, x2, y2 = rois[region, 1:] * scale - 0.5
+        size = np.array([(y2 - y1) / rows, (x2 - x1) / columns])
+        start = np.array([y1 + row * size[0], x1 + column * size[1]])
+        if moves:
+            start += gamma * offset[region, ::-1, row, column] * [y2 - y1, x2 - x1]
+        counts = [ratio or math.ceil(side) for side in size]
+        places = [start + size * (np.array(step) + 0.5) / counts for step in np.ndindex(*counts)]
+        sampled = [at(maps[int(rois[region, 0])], *place) for place in places]
+        expected[region, :, row, column] = np.mean(sampled, 0)
+    layer = DeformRoIPool((rows, columns), scale, ratio, gamma)
+    given = torch.from_numpy(offset) if moves else None
+    found = layer(torch.from_numpy(maps), torch.from_numpy(rois), given)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
