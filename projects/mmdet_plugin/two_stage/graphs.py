@@ -32,6 +32,7 @@ from projects.mmdet_plugin.two_stage.proposals import (
     output_kinds,
     outputs_of,
     proposals_of,
+    smallest_input,
 )
 from projects.mmdet_plugin.two_stage.regions import context_maps, context_names, part_of, stages_of
 
@@ -239,17 +240,6 @@ def _rows(model: nn.Module, options: Options) -> int | str:
     return rows_of(cap, roi_head or model.rpn_head) if cap else 'n'
 
 
-def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels."""
-    if not proposes(model):
-        return 1
-    return parts.smallest(
-        model.rpn_head,
-        max(int(one[0]) for one in generator_of(model.rpn_head).strides),
-        parts.round_down(model),
-    )
-
-
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     batch, height, width = (
@@ -260,7 +250,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         'float32',
         (batch, 3, height, width),
         'normalised images, padded bottom and right',
-        smallest=smallest(model),
+        smallest=smallest_input(model),
         multiple=parts.multiple(model),
     )
     rows = _rows(model, options)

@@ -17,6 +17,7 @@ from mmdeploy_ext.exporting.postprocess.nms_config import nms_config, number, po
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
 from mmdeploy_ext.runtime.dense.coders import boxes_of, scores_of
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.forms import rows_of, same_priors
 from projects.mmdet_plugin.dense.own import OWN
 from projects.mmdet_plugin.dense.plain import chosen_coder, clips, plain_head
@@ -95,6 +96,17 @@ def generator_of(head: nn.Module) -> Any:
     if is_guided(head):
         return head.square_anchor_generator
     return (head.stages[0] if is_staged(head) else head).prior_generator
+
+
+def smallest_input(model: nn.Module) -> int:
+    """Return the smallest side of an input, pixels."""
+    if getattr(model, 'rpn_head', None) is None:
+        return 1
+    return parts.smallest(
+        model.rpn_head,
+        max(int(one[0]) for one in generator_of(model.rpn_head).strides),
+        parts.round_down(model),
+    )
 
 
 def output_kinds(head: nn.Module) -> tuple[str, ...]:
