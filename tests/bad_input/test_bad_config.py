@@ -26,7 +26,7 @@ CASES = {
     'unknown argument': (LEAF + 'model = dict(backbone=dict(dept=18))\n', [UNBUILDABLE, 'dept']),
     'a head of queries': (
         LEAF + "model = dict(bbox_head=dict(type='DETRHead'))\n",
-        ["bad.py: model.type='ATSS' with bbox_head='DETRHead' belongs to no family", 'nearest is dense']),
+        ["bad.py: model.type='ATSS' with bbox_head='DETRHead' belongs to no family", 'nearest is query']),
     'a head with a get_bboxes of its own': (
         LEAF + "model = dict(bbox_head=dict(_delete_=True, type='CornerHead', in_channels=64, "
         "num_classes=6))\n",

@@ -412,7 +412,7 @@ def test_other_heads_belong_to_no_family():
     cfg = ConfigDict(model=model, filename='retina.py')
     said = (
         r"retina\.py: .*'RetinaNet' with bbox_head='DETRHead' belongs to no family.*"
-        r'nearest is dense: .*bbox_head.*known: .*dense'
+        r'nearest is query: .*DETR.*known: .*dense'
     )
     with pytest.raises(ConfigError, match=said):
         find_family(cfg)

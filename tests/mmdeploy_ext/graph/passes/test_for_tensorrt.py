@@ -78,7 +78,7 @@ def test_sizes_that_follow_from_a_constant_input_are_known_afterwards():
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('scal', r'scal: is no input; did you mean scale\?; it has x, scale'),
+        ('scal', r'scal: is not an input; did you mean scale\?; it has x, scale'),
         ('x', 'the file states no default; give x=VALUE'),
         ('scale=1,2', '2 values, the input has 1x3'),
         ('scale=a', 'expected NAME or NAME=VALUE'),

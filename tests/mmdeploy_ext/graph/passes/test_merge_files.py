@@ -50,7 +50,7 @@ def test_parts_that_do_not_fit_are_refused():
         ([neg('x', 'p'), neg('p', 'z', (3,))], {}, 'second takes .p. as float.3., but .* gives is float.2.'),
         ([neg('x', 'p'), neg('q', 'z', (2,), 11)], {'p': 'q'}, 'double.2.'),
         ([neg('x', 'p'), neg('q', 'p')], {}, 'both give p'),
-        ([neg('x', 'p'), neg('q', 'z')], {'pp': 'q'}, "'pp' is no output; did you mean p"),
+        ([neg('x', 'p'), neg('q', 'z')], {'pp': 'q'}, "'pp' is not an output; did you mean p"),
         ([neg('x', 'p'), neg('q', 'z')], {'p': 'r'}, 'no later model has an input'),
     )
     for models, connections, words in cases:
