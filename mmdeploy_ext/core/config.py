@@ -101,6 +101,20 @@ CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': m
 
 
 @contextlib.contextmanager
+def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+    """Give a key of a config another value for a while; afterwards it is as before, or absent again."""
+    absent = object()
+    before = config.get(key, absent)
+    config[key] = value
+    try:
+        yield
+    finally:
+        config[key] = before
+        if before is absent:
+            del config[key]
+
+
+@contextlib.contextmanager
 def _installed_bases() -> Iterator[None]:
     """Let `_base_` paths into a missing checkout of mmdet3d or mmdet mean the installed package's configs.
 

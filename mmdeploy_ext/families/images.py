@@ -6,6 +6,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract import options as declared
@@ -13,7 +14,7 @@ from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.families.base import Family, build_without_weights, head_of
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.consumers import runtime_of
@@ -29,6 +30,23 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.stages import Stage
     from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
     from mmdeploy_ext.runtime.detections import Detections, Instances
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultLimit:
+    """Where a detector keeps how many results it gives per image.
+
+    Attributes:
+        config: its `test_cfg`.
+        key: of the limit; -1 there is none.
+        default: where the key is missing.
+        available: results that there can be at most.
+    """
+
+    config: dict[str, Any]
+    key: str = 'max_per_img'
+    default: int = -1
+    available: int = sys.maxsize
 
 
 class ImageFamily(Family):
@@ -167,13 +185,17 @@ class ImageFamily(Family):
     @contextlib.contextmanager
     def raised_result_limit(self, model: torch.nn.Module) -> Iterator[None]:
         """Let upstream's test path give twice as many results per image, to see what was cut off."""
-        config = head_of(model).test_cfg
-        most = config.max_per_img
-        config.max_per_img = 2 * most if most > 0 else most
-        try:
+        limit = self.result_limit(model)
+        most = limit.config.get(limit.key, limit.default)
+        if most <= 0:
             yield
-        finally:
-            config.max_per_img = most
+            return
+        with replaced_entry(limit.config, limit.key, min(2 * most, limit.available)):
+            yield
+
+    def result_limit(self, model: torch.nn.Module) -> ResultLimit:
+        """Return where a detector keeps how many results it gives per image."""
+        return ResultLimit(head_of(model).test_cfg)
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         """Return why a proof does not compare the results of a file with these options; '' where it does."""

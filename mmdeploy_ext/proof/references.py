@@ -59,7 +59,7 @@ class Reference:
             return self._results()
 
     @functools.cached_property
-    def turned(self) -> list[list[Any]]:
+    def near_ties(self) -> list[list[Any]]:
         """The results with each suppression's threshold moved by rounding, to tell ties of a suppression."""
         return with_moved_thresholds(self.deployment.model, self._results)
 

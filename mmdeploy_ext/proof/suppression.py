@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.config import replaced_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ def with_moved_thresholds(model: torch.nn.Module, run: Callable[[], list[Any]]) 
     found = []
     for config in _suppressions(model):
         for move in (-TIE_IOU, TIE_IOU):
-            with _moved(config, move):
+            with replaced_entry(config, KEY, config[KEY] + move):
                 found.append(run())
     return found
 
@@ -51,13 +52,3 @@ def _thresholds(config: Any) -> Iterator[dict[str, Any]]:
             yield config
         for value in config.values():
             yield from _thresholds(value)
-
-
-@contextlib.contextmanager
-def _moved(config: dict[str, Any], move: float) -> Iterator[None]:
-    before = config[KEY]
-    config[KEY] = before + move
-    try:
-        yield
-    finally:
-        config[KEY] = before

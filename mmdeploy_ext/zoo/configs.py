@@ -15,7 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-TRAINED = 'train_cfg', 'init_cfg', 'pretrained'
+TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
 """Keys that only training reads. Not losses: heads take their number of outputs from them."""
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
 
@@ -28,13 +28,13 @@ class Config:
         name: in the zoo: the path below mmdet's configs or the working folder.
         path: of the file.
         parts: see `parts`.
-        tested: see `tested`; '' of a config that cannot be read.
+        test_digest: see `test_digest`; '' of a config that cannot be read.
     """
 
     name: str
     path: str
     parts: dict[str, str]
-    tested: str = ''
+    test_digest: str = ''
 
     @property
     def slug(self) -> str:
@@ -109,28 +109,28 @@ def found(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config |
             kept, same = dict(detector='', backbone='', neck='', head=''), ''
         else:
             own = cfg.get('model') and 'backend_config' not in cfg
-            kept, same = (parts(cfg), tested(cfg)) if own else (None, '')
+            kept, same = (parts(cfg), test_digest(cfg)) if own else (None, '')
         if kept is None or (heads and not set(heads) & set(kept['head'].split('+'))):
             yield None
         else:
             yield Config(_name(path), str(path), kept, same)
 
 
-def tested(cfg: Any) -> str:
+def test_digest(cfg: Any) -> str:
     """Return a hash of the detector and of what its pictures go through, without what only training reads.
 
     Configs of equal hashes are the same model to export and to test.
     """
     test = (cfg.get('data') or {}).get('test') or {}
-    content = [_untrained(cfg.model), _untrained(test), cfg.get('test_cfg')]
+    content = [_without_training(cfg.model), _without_training(test), cfg.get('test_cfg')]
     text = json.dumps(content, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _untrained(value: Any) -> Any:
+def _without_training(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _untrained(one) for key, one in value.items() if key not in TRAINED}
-    return [_untrained(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _without_training(one) for key, one in value.items() if key not in TRAINING_KEYS}
+    return [_without_training(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def parts(cfg: Any) -> dict[str, str]:

@@ -63,7 +63,7 @@ def run_all(
         (out / name).mkdir(parents=True, exist_ok=True)
     groups: dict[str, list[Config]] = {}
     for config in configs:
-        groups.setdefault(config.tested or config.path, []).append(config)
+        groups.setdefault(config.test_digest or config.path, []).append(config)
     alike = {first.path: others for first, *others in groups.values()}
     read_code()
     waiting, running = [first for first, *_ in groups.values()], []

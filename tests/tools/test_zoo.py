@@ -129,11 +129,11 @@ def test_configs_that_differ_in_training_alone_are_looked_at_once(zoo):
 def test_configs_that_differ_in_anything_else_are_not(other):
     key, value = other.split('=')
     cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
-    before = configs.tested(cfg)
+    before = configs.test_digest(cfg)
     cfg.merge_from_dict({'model.train_cfg.pos_weight': 3, 'model.backbone.init_cfg': None})
-    assert configs.tested(cfg) == before
+    assert configs.test_digest(cfg) == before
     cfg.merge_from_dict({key: ast.literal_eval(value)})
-    assert configs.tested(cfg) != before
+    assert configs.test_digest(cfg) != before
 
 
 def test_a_process_that_died_leaves_its_last_words(zoo):

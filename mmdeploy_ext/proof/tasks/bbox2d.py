@@ -43,7 +43,7 @@ def match_detections(
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
     beyond: Callable[[], Detections] | None = None,
-    turned: Callable[[], Sequence[Detections]] | None = None,
+    near_ties: Callable[[], Sequence[Detections]] | None = None,
 ) -> DetectionRow:
     """Match two lists of detections one to one, within a class, whatever their order.
 
@@ -70,7 +70,7 @@ def match_detections(
         capacity: detections that both engines keep at most per image (`max_per_img`).
         beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
             the cut is excused only where the candidate's result is in it, too.
-        turned: returns the reference's lists with the thresholds of its suppressions moved by rounding. A
+        near_ties: returns the reference's lists with the thresholds of its suppressions moved by rounding. A
             result without a partner is excused only where one of these lists loses, or gains, it too.
 
     Returns:
@@ -89,7 +89,7 @@ def match_detections(
         score_bar,
         capacity,
         beyond and (lambda: pair(beyond(), candidate).matched.values()),
-        turned and (lambda: matching.turned_by(turned(), reference, candidate, pair)),
+        near_ties and (lambda: matching.near_ties_of(near_ties(), reference, candidate, pair)),
     )
 
 

@@ -45,7 +45,7 @@ def match_detections(
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
     beyond: Callable[[], Instances] | None = None,
-    turned: Callable[[], Sequence[Instances]] | None = None,
+    near_ties: Callable[[], Sequence[Instances]] | None = None,
     pair_by: Callable[..., Pairing] | None = None,
 ) -> DetectionRow:
     """Match two lists of instances one to one, within a class, whatever their order.
@@ -62,7 +62,7 @@ def match_detections(
         capacity: instances that both engines keep at most per image (`max_per_img`).
         beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
             the cut is excused only where the candidate's result is in it, too.
-        turned: see `bbox2d.match_detections`.
+        near_ties: see `bbox2d.match_detections`.
         pair_by: `pair_up` of another task, which looks at more than masks.
 
     Returns:
@@ -82,7 +82,7 @@ def match_detections(
         score_bar,
         capacity,
         beyond and (lambda: pair(beyond(), candidate).matched.values()),
-        turned and (lambda: matching.turned_by(turned(), reference, candidate, pair)),
+        near_ties and (lambda: matching.near_ties_of(near_ties(), reference, candidate, pair)),
     )
 
 

@@ -35,7 +35,7 @@ class Pairing:
     outside: dict[int, int]
 
 
-Turned = tuple[set[int], set[int]]
+NearTies = tuple[set[int], set[int]]
 """References (rows) that may as well be missing, and candidates (columns) that may as well be there."""
 
 
@@ -52,7 +52,7 @@ class Tally:
         outside: of those, outside the bars.
         low: results of both lists that do not count, since their scores are below the threshold.
         low_alone: of those, without a partner within the bars.
-        ties: of both lists, excused by `turned`.
+        ties: of both lists, excused by `near_ties`.
     """
 
     needed: int
@@ -79,7 +79,7 @@ def match_by_iou(
     score_bar: float,
     capacity: int | None,
     beyond: Callable[[], Iterable[int]] | None = None,
-    turned: Callable[[], Turned] | None = None,
+    near_ties: Callable[[], NearTies] | None = None,
 ) -> DetectionRow:
     """Return the row of one image, whose nearness is an IoU.
 
@@ -92,13 +92,13 @@ def match_by_iou(
         score_bar: largest score difference of a matched pair.
         capacity: results that both engines keep at most.
         beyond: see `tally`.
-        turned: see `tally`.
+        near_ties: see `tally`.
     """
     if problem:
         count = len(scores[0])
         return DetectionRow(image, count, 0, count, len(scores[1]), 0.0, 1.0, False, problem, broken=True)
     pairing = pair()
-    found = tally(pairing, scores, score_thr, score_bar, capacity, beyond, turned)
+    found = tally(pairing, scores, score_thr, score_bar, capacity, beyond, near_ties)
     worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)
     why = reason(found, f'worst IoU {worst_iou:.5f}, worst score difference {worst_score:.2g}')
     return DetectionRow(
@@ -118,7 +118,9 @@ def match_by_iou(
     )
 
 
-def turned_by(lists: Iterable[Any], reference: Any, candidate: Any, pair: Callable[..., Pairing]) -> Turned:
+def near_ties_of(
+    lists: Iterable[Any], reference: Any, candidate: Any, pair: Callable[..., Pairing]
+) -> NearTies:
     """Return which results are lost and gained in other lists of the same engine.
 
     Args:
@@ -155,7 +157,7 @@ def tally(
     score_bar: float,
     capacity: int | None,
     beyond: Callable[[], Iterable[int]] | None = None,
-    turned: Callable[[], Turned] | None = None,
+    near_ties: Callable[[], NearTies] | None = None,
 ) -> Tally:
     """Count; see `match_detections` of the tasks for what counts and what is excused.
 
@@ -167,8 +169,8 @@ def tally(
         capacity: detections that both engines keep at most.
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
-        turned: returns what the reference itself loses and gains where its suppression is rounded otherwise;
-            asked only where something has no partner, which is then excused. None: nothing is.
+        near_ties: returns what the reference itself loses and gains where its suppression is rounded
+            otherwise; asked only where something has no partner, which is then excused. None: nothing is.
     """
     reference, candidate = scores
     partner = {**pairing.matched, **pairing.outside}
@@ -180,8 +182,8 @@ def tally(
         missing, extra = _without_ties(missing, extra, reference, candidate, score_bar, beyond)
     outside = {row: column for row, column in pairing.outside.items() if needed[row] or surplus[column]}
     alone = len(missing) + len(extra) + 2 * len(outside)
-    if turned and (missing or extra or outside):
-        rows, columns = turned()
+    if near_ties and (missing or extra or outside):
+        rows, columns = near_ties()
         missing = [row for row in missing if row not in rows]
         extra = [column for column in extra if column not in columns]
         outside = {row: column for row, column in outside.items() if row not in rows or column not in columns}

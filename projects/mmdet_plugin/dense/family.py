@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from mmdeploy_ext.contract.families.dense import OPTIONS
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.families.base import Claim, register_family
-from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import graphs, parts, reference, samples
 from projects.mmdet_plugin.dense.kinds import KINDS, QUERIES, facts_of, generator_of, kind_of, plain
@@ -22,7 +21,7 @@ from projects.mmdet_plugin.dense.student import without_teacher
 from projects.mmdet_plugin.dense.thresholds import thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
@@ -101,18 +100,9 @@ class DenseFamily(ImageFamily):
             return super().takes(model, options, height, width)
         return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
 
-    @contextlib.contextmanager
-    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.raised_result_limit`."""
-        config, key = model.bbox_head.test_cfg, kind_of(model.bbox_head).limit
-        most = config.get(key, -1)
-        if most > 0:
-            config[key] = 2 * most
-        try:
-            yield
-        finally:
-            if most > 0:
-                config[key] = most
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`."""
+        return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`: what `runtime/dense/model.py` reads."""

@@ -47,6 +47,15 @@ DECODED = dict(
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 
 
+def image_input(
+    options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
+) -> TensorSpec:
+    """Return `input` (B, 3, H, W), of a dynamic file at any size."""
+    size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
+    meaning = f'normalised images, padded {padded}'
+    return TensorSpec('input', 'float32', size, meaning, smallest=smallest, multiple=multiple)
+
+
 def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
     """Return `img_shape` and `scale_factor`; without clipping the first has no use."""
     inputs = (
@@ -223,20 +232,11 @@ OUTPUTS = dict(full=_full_outputs, decode=_decode_outputs, raw=_raw_outputs)
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     _check_stride(model)
-    batch, height, width = (
-        ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
-    )
-    bordered = described(model).bordered
-    image = TensorSpec(
-        'input',
-        'float32',
-        (batch, 3, height, width),
-        f'normalised images, padded {"all around" if bordered else "bottom and right"}',
-        smallest=parts.smallest(
-            model.bbox_head, max(facts_of(model.bbox_head)['strides']), parts.round_down(model)
-        ),
-        multiple=parts.multiple(model),
-    )
+    bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])
+    smallest = parts.smallest(model.bbox_head, stride, parts.round_down(model))
+    padded = 'all around' if bordered else 'bottom and right'
+    image = image_input(options, smallest, parts.multiple(model), padded)
+    batch = image.axes[0]
     outputs = OUTPUTS[options.form](model, options)
     clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
     inputs = (image, *optional_inputs(batch, clips, bordered)) if options.form == 'full' else (image,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,11 @@ from mmdet.models.builder import DETECTORS
 from mmdeploy_ext.contract.families.query import OPTIONS
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
-from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.query import graphs, kinds, masks, postprocess, reference, samples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
     from mmdeploy_ext.contract.option import Options
@@ -74,18 +71,12 @@ class QueryFamily(ImageFamily):
         head = model.bbox_head
         return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
 
-    @contextlib.contextmanager
-    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.raised_result_limit`: as long as there are results."""
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`."""
         head = model.bbox_head
-        config, most = head.test_cfg, postprocess.max_per_img(head)
-        before = dict(config)
-        config['max_per_img'] = min(2 * most, postprocess.pairs(head))
-        try:
-            yield
-        finally:
-            config.clear()
-            config.update(before)
+        return ResultLimit(
+            head.test_cfg, default=postprocess.max_per_img(head), available=postprocess.pairs(head)
+        )
 
 
 class QueryMasksFamily(ImageFamily):
@@ -137,18 +128,15 @@ class QueryMasksFamily(ImageFamily):
         most = masks.max_per_image(model.panoptic_fusion_head)
         return dict(max_per_img=most, num_classes=self.num_classes(model))
 
-    @contextlib.contextmanager
-    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.raised_result_limit`."""
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`."""
         head, fusion = model.panoptic_head, model.panoptic_fusion_head
-        config, before = fusion.test_cfg, dict(fusion.test_cfg)
-        there = int(head.num_queries) * int(head.num_classes)
-        config['max_per_image'] = min(2 * masks.max_per_image(fusion), there)
-        try:
-            yield
-        finally:
-            config.clear()
-            config.update(before)
+        return ResultLimit(
+            fusion.test_cfg,
+            'max_per_image',
+            default=masks.max_per_image(fusion),
+            available=int(head.num_queries) * int(head.num_classes),
+        )
 
 
 def _check_opset(options: Options, head: nn.Module) -> None:

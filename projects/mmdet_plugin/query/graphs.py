@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from projects.mmdet_plugin.dense import parts
-from projects.mmdet_plugin.dense.graphs import box_outputs, optional_inputs
+from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optional_inputs
 from projects.mmdet_plugin.query import masks
 from projects.mmdet_plugin.query.kinds import kind_of
 from projects.mmdet_plugin.query.networks import NAMES, NETWORKS
@@ -71,22 +71,14 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     Raises:
         UsageError: the size of an export has fewer tokens than become queries.
     """
-    fixed = options.batch, options.height, options.width
-    batch, height, width = ('B', 'H', 'W') if options.dynamic else fixed
     there = count_tokens(model, options.height, options.width)
     if there < proposals(model):
         raise UsageError(
             f'--shape {options.height} {options.width}: gives {there} tokens for '
             f'two_stage_num_proposals={proposals(model)}; choose a larger size'
         )
-    image = TensorSpec(
-        'input',
-        'float32',
-        (batch, 3, height, width),
-        'normalised images, padded bottom and right',
-        smallest=smallest(model),
-        multiple=parts.multiple(model),
-    )
+    image = image_input(options, smallest(model), parts.multiple(model))
+    batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, True))
     return GraphSpec(f'query/{options.form}', inputs, box_outputs(batch, max_per_img(model.bbox_head)))
 
@@ -108,17 +100,9 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 
 def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph of instances."""
-    fixed = options.batch, options.height, options.width
-    batch, height, width = ('B', 'H', 'W') if options.dynamic else fixed
     step = max(parts.multiple(model), MASK_MULTIPLE)
-    image = TensorSpec(
-        'input',
-        'float32',
-        (batch, 3, height, width),
-        'normalised images, padded bottom and right',
-        smallest=step,
-        multiple=step,
-    )
+    image = image_input(options, step, step)
+    batch = image.axes[0]
     rows = masks.max_per_image(model.panoptic_fusion_head)
     return GraphSpec('query_masks/full', (image, *mask_inputs(batch, WHOLE)), mask_outputs(batch, rows))
 

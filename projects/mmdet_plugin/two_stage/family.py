@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from mmdeploy_ext.contract.families import two_stage, two_stage_masks
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.families.base import Claim, register_family
-from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.samples import feeds
 from projects.mmdet_plugin.two_stage import (
@@ -36,7 +35,7 @@ from projects.mmdet_plugin.two_stage.kinds import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from torch import nn
@@ -164,16 +163,9 @@ class TwoStageFamily(ImageFamily):
         last = proposals.thresholds(model.rpn_head) if roi_head is None else nms_config(result_cfg(model))
         return last.to_json() | found
 
-    @contextlib.contextmanager
-    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.raised_result_limit`."""
-        config = result_cfg(model)
-        most = config.max_per_img
-        config.max_per_img = 2 * most if most > 0 else most
-        try:
-            yield
-        finally:
-            config.max_per_img = most
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`."""
+        return ResultLimit(result_cfg(model))
 
 
 class TwoStageMasksFamily(TwoStageFamily):

@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from projects.mmdet_plugin.dense import parts
-from projects.mmdet_plugin.dense.graphs import box_outputs, optional_inputs
+from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optional_inputs
 from projects.mmdet_plugin.two_stage.boxes import Boxes
 from projects.mmdet_plugin.two_stage.caps import COUNTS, rows_of
 from projects.mmdet_plugin.two_stage.grid import Grid, grid_of
@@ -182,7 +182,10 @@ class FullForm(nn.Module):
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return what a head gives for detections: with a row of padding, as some of ONNX takes no 0 rows."""
+        """Return what a head gives for detections and one row of padding, which is dropped from the result.
+
+        So no head sees zero rows: ONNX's Reshape reads a size of 0 as that of its input.
+        """
         if self.constant:
             return head(features, dets, labels, scale_factor)
         spare = dets.new_zeros(1, 1, dets.shape[2]).expand(dets.shape[0], -1, -1)
@@ -242,17 +245,8 @@ def _rows(model: nn.Module, options: Options) -> int | str:
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
-    batch, height, width = (
-        ('B', 'H', 'W') if options.dynamic else (options.batch, options.height, options.width)
-    )
-    image = TensorSpec(
-        'input',
-        'float32',
-        (batch, 3, height, width),
-        'normalised images, padded bottom and right',
-        smallest=smallest_input(model),
-        multiple=parts.multiple(model),
-    )
+    image = image_input(options, smallest_input(model), parts.multiple(model))
+    batch = image.axes[0]
     rows = _rows(model, options)
     outputs = box_outputs(batch, rows)
     if has_masks(model):

@@ -43,7 +43,7 @@ def judged(ours: float, others: float):
         results(head, ours),
         results(head, others),
         capacity=2,
-        turned=lambda: with_moved_thresholds(model, lambda: results(head, ours)),
+        near_ties=lambda: with_moved_thresholds(model, lambda: results(head, ours)),
     )
 
 
@@ -70,8 +70,8 @@ def test_another_box_beside_a_tie_is_still_extra():
         np.append(candidate.scores, np.float32(0.6)),
         np.append(candidate.labels, 0),
     )
-    turned = with_moved_thresholds(model, lambda: results(head, 0.50001))
-    row = match_detections('a.jpg', reference, garbage, turned=lambda: turned)
+    near_ties = with_moved_thresholds(model, lambda: results(head, 0.50001))
+    row = match_detections('a.jpg', reference, garbage, near_ties=lambda: near_ties)
     assert not row.passed
     assert row.extra == 1
 
@@ -90,7 +90,7 @@ def test_thresholds_are_as_before_whatever_happens():
 
 def test_nothing_is_asked_where_all_have_partners():
     one = results(Head(), 0.3)
-    assert match_detections('a.jpg', one, one, turned=lambda: pytest.fail('asked')).passed
+    assert match_detections('a.jpg', one, one, near_ties=lambda: pytest.fail('asked')).passed
 
 
 def test_many_ties_are_a_fault():
