@@ -37,12 +37,14 @@ class Meter:
         self.by_test[report.nodeid] += seconds.get('cpu', 0)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        folders = collections.Counter()
+        folders, files = collections.Counter(), collections.Counter()
         for name, seconds in self.by_test.items():
-            folders['/'.join(name.partition('::')[0].split('/')[:3])] += seconds
+            file = name.partition('::')[0]
+            folders['/'.join(file.split('/')[:3])] += seconds
+            files[file] += seconds
         terminalreporter.section(f'CPU seconds: {folders.total():.0f}')
-        for counts in (folders, self.by_test):
-            for name, seconds in counts.most_common(20):
+        for counts, lines in ((folders, 20), (files, 60), (self.by_test, 20)):
+            for name, seconds in counts.most_common(lines):
                 terminalreporter.write_line(f'{seconds:7.1f} {name}')
 
 

@@ -124,14 +124,14 @@ def _over(one: _Running, limits: Limits) -> str:
     """Return which limit a process is over; '' for none."""
     if time.monotonic() - one.started > limits.seconds:
         return TIME
-    return MEMORY if _own_bytes(one.process.pid) > limits.gigabytes * 2**30 else ''
+    return MEMORY if own_bytes(one.process.pid) > limits.gigabytes * 2**30 else ''
 
 
-def _own_bytes(pid: int | None) -> int:
-    """Return the resident memory of a process that no file holds; 0 where the system does not say."""
+def own_bytes(pid: int | None) -> int:
+    """Return the memory that a process wrote and does not share, as it does what it was forked with; or 0."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path(f'/proc/{pid}/status').read_text().splitlines():
-            if line.startswith('RssAnon:'):
+        for line in Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines():
+            if line.startswith('Private_Dirty:'):
                 return int(line.split()[1]) * 1024
     return 0
 

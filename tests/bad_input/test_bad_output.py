@@ -27,7 +27,7 @@ def kill_when_begun(part):
 def watch(event, arguments):
     if event == 'open' and str(arguments[0]).endswith('.part') and 'w' in str(arguments[1]):
         threading.Thread(target=kill_when_begun, args=[str(arguments[0])]).start()
-    if event == 'os.rename':
+    if event == 'os.rename' and str(arguments[0]).endswith('.part'):  # Python renames what it compiles, too
         kill()  # at the latest: the file is there, not yet under its name
 
 sys.argv = sys.argv[1:]

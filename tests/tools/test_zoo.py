@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from mmdeploy_ext.zoo import configs, record, rules, subject, summary
+from mmdeploy_ext.zoo import configs, processes, record, rules, subject, summary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"
@@ -143,6 +144,16 @@ def test_a_process_that_died_leaves_its_last_words(zoo):
 
 def no_proof(*given, **named):
     raise AssertionError('proven again')
+
+
+def test_what_a_process_was_forked_with_is_not_its_own_memory():
+    held = bytearray(b'1') * (256 << 20)
+    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+    child.start()
+    own, whole = processes.own_bytes(child.pid), processes.own_bytes(os.getpid())
+    child.kill()
+    child.join()
+    assert 0 < own < len(held) // 2 and whole > 0
 
 
 def test_what_was_proven_is_taken_over_until_the_rules_change(zoo, monkeypatch):
