@@ -53,9 +53,10 @@ class Calibration(NamedTuple):
 
 
 ATSS_CALIBRATION = Calibration(scenes=0, residual=0.25, shift=0.0)
-SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640)}
+SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640), 'SSDNeck': (768, 896)}
 """Necks whose levels fit each other only where both sides are multiples of the largest stride; necks whose
-coarse levels are all border in a smaller picture: its statistics put logits of 30 into a larger one."""
+coarse levels are all border, or a single cell, in a smaller picture: its statistics put logits of 30 into a
+larger one."""
 
 EXPOSED = ('CSPDarknet', 'EfficientNet')
 """Backbones whose outputs grow with the light of a picture."""
