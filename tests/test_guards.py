@@ -174,6 +174,15 @@ def test_the_runners_import_where_only_their_three_packages_are():
     assert done.returncode == 0, done.stderr
 
 
+def test_what_runs_as_a_module_imports_openmmlab_after_the_patches():
+    begins = "if __name__ == '__main__':"
+    names = [name for name in tracked('.py') if begins in (REPOSITORY / name).read_text(encoding='utf-8')]
+    names = [name for name in names if name.startswith(('mmdeploy_ext/', 'projects/'))]
+    modules = [name.removesuffix('.py').replace('/', '.') for name in names]
+    done = python(IMPORT_ALL, 'mmcv,mmdet,mmdet3d,torchvision', *modules)
+    assert names and done.returncode == 0, done.stderr
+
+
 TOOLS = [path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / 'tools').rglob('*.py'))]
 
 

@@ -26,7 +26,6 @@ from mmdeploy_ext.proof.inputs.pictures import bright, dark
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
 from projects.toydata.seeded_queries import is_query, scale_queries
-from projects.toydata.seeded_regions import run_heads, scale_heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,6 +179,8 @@ def _heads(model: nn.Module, pictures: torch.Tensor, exposed: torch.Tensor) -> t
     if is_query(model):
         return lambda maps: None, functools.partial(scale_queries, model, pictures)
     if head is None:
+        from projects.toydata.seeded_regions import run_heads, scale_heads  # imports mmdet
+
         return tuple(functools.partial(one, model, pictures) for one in (run_heads, scale_heads))
     return (
         lambda maps: head(for_head(head, maps)),

@@ -90,6 +90,8 @@ GROWTH_TARGET = Target(0.8, 1.0)
 """The best anchors are of the finest level, which has the most: they grow, for regions of all levels."""
 BACKGROUND_BIAS = 6.0
 """Of the last column of a softmax, beside class logits around 0: exp(6) weighs as much as 170 of them."""
+BACKGROUND = 1.5
+"""How much more than all classes together the background weighs, as a logarithm."""
 
 HIGHEST = 6.0
 """Of class logits. From about 12 on, sigmoid has no numbers in float32 to tell what is the better one."""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from projects.toydata.seeded_dense import CLASS_TARGET, Target, bring, outputs_of
-from projects.toydata.seeded_regions import BACKGROUND
+from projects.toydata.seeded_dense import BACKGROUND, CLASS_TARGET, Target, bring, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

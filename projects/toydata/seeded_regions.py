@@ -22,7 +22,7 @@ from projects.mmdet_plugin.two_stage.masks import Masks
 from projects.mmdet_plugin.two_stage.points import points_of
 from projects.mmdet_plugin.two_stage.proposals import outputs_of as outputs_of_proposals
 from projects.mmdet_plugin.two_stage.regions import Branch, stages_of
-from projects.toydata.seeded_dense import Target, bring, for_head, outputs_of_all, scale_outputs
+from projects.toydata.seeded_dense import BACKGROUND, Target, bring, for_head, outputs_of_all, scale_outputs
 from projects.toydata.seeded_dense import stages_of as stages_of_proposals
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ SURE = 0.3
 """Thresholds of scores above this ask for classes that stand out (panoptic detectors have 0.6) ..."""
 SURER = 3.0
 """... by so much more."""
-BACKGROUND = 1.5
-"""How much more than all classes together the background weighs, as a logarithm."""
 
 
 def regions_of(pictures: torch.Tensor, seed: int = 0) -> torch.Tensor:
