@@ -148,10 +148,22 @@ def carafe(model):
     model.roi_head.mask_head.upsample_cfg = dict(upsample, type='carafe', scale_factor=2)
 
 
-def moved(model, kind='DeformRoIPoolPack'):
-    """Make a Faster R-CNN with deformable pooling of regions."""
+def faster(model):
+    """Make a Faster R-CNN."""
     model.type = 'FasterRCNN'
     del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
+
+
+def soft(model):
+    """Make a Faster R-CNN with soft suppression, of mmdet's own settings; lists are not full."""
+    faster(model)
+    model.test_cfg.rcnn.max_per_img = 600
+    model.test_cfg.rcnn.nms = dict(type='soft_nms', iou_threshold=0.5)
+
+
+def moved(model, kind='DeformRoIPoolPack'):
+    """Make a Faster R-CNN with deformable pooling of regions."""
+    faster(model)
     layer = dict(type=kind, output_size=7, output_channels=CHANNELS, deform_fc_channels=64)
     model.roi_head.bbox_roi_extractor.roi_layer = layer
 
@@ -163,8 +175,7 @@ def modulated(model):
 
 def guided(model):
     """Make a Faster R-CNN with guided anchors."""
-    model.type = 'FasterRCNN'
-    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
+    faster(model)
     generator = dict(type='AnchorGenerator', strides=[4, 8, 16, 32, 64])
     scales = dict(octave_base_scale=4, scales_per_octave=3, ratios=[0.5, 1.0, 2.0])
     coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[0.07, 0.07, 0.14, 0.14])
@@ -190,8 +201,7 @@ def guided_alone(model):
 
 def staged(model):
     """Make a Faster R-CNN with a Cascade RPN."""
-    model.type = 'FasterRCNN'
-    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
+    faster(model)
     generator = dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4, 8, 16, 32, 64])
     coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4)
     both = dict(type='StageCascadeRPNHead', in_channels=CHANNELS, feat_channels=CHANNELS)
@@ -220,6 +230,7 @@ PARTS = dict(
     guided=guided,
     guided_alone=guided_alone,
     staged=staged,
+    soft=soft,
 )
 """Kind of toy -> what makes it of the Mask R-CNN."""
 SINGLE = ('guided', 'guided_alone')

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.exporting.ops.soft_nms import SOFT_NMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,17 +33,37 @@ class NmsConfig(Plain):
     class_agnostic: bool = False
 
 
-def nms_config(test_cfg: Mapping[str, Any]) -> NmsConfig:
+@dataclasses.dataclass(frozen=True)
+class SoftNmsConfig(NmsConfig):
+    """The same with `soft_nms`, by which boxes that overlap a better one lose score.
+
+    Attributes:
+        method: of mmcv's `soft_nms`: a name of `ops/soft_nms.py`.
+        sigma: of the method gaussian.
+        min_score: what falls below it is gone.
+    """
+
+    method: str = 'linear'
+    sigma: float = 0.5
+    min_score: float = 1e-3
+
+
+def nms_config(test_cfg: Mapping[str, Any], soft: bool = False) -> NmsConfig:
     """Read an mmdet `test_cfg`.
 
     `deploy_nms_pre` replaces `nms_pre` when it is set: -1 = no top-k, K = K.
+
+    Args:
+        test_cfg: of the head.
+        soft: `soft_nms` is taken, too; the result is a `SoftNmsConfig` then.
 
     Raises:
         ConfigError: an NMS type or option that the graph does not reproduce.
     """
     nms = dict(test_cfg.get('nms') or {})
     kind = nms.pop('type', 'nms')
-    if kind != 'nms':
+    decay = _decay(nms) if soft and kind == 'soft_nms' else None
+    if kind != 'nms' and decay is None:
         raise ConfigError(
             f"test_cfg.nms.type={kind!r} has no ONNX form that gives the same detections; expected 'nms' "
             f'(--cfg-options model.test_cfg.nms.type=nms)'
@@ -62,13 +83,35 @@ def nms_config(test_cfg: Mapping[str, Any]) -> NmsConfig:
     for key, value in (('nms_pre', nms_pre), ('max_per_img', max_per_img)):
         if number(key, value, int) == 0 or value < -1:
             raise ConfigError(f'test_cfg.{key}={value}: expected a positive number, or -1 for no limit')
-    return NmsConfig(
+    found = NmsConfig(
         score_thr=number('score_thr', test_cfg.get('score_thr', 0.0), float),
         nms_pre=int(nms_pre),
         iou_threshold=number('nms.iou_threshold', iou_threshold, float),
         max_per_img=int(max_per_img),
         class_agnostic=class_agnostic,
     )
+    if decay is None:
+        return found
+    positive('max_per_img (with soft_nms)', max_per_img)
+    return SoftNmsConfig(**found.to_json(), **decay)
+
+
+def _decay(nms: dict[str, Any]) -> dict[str, Any]:
+    """Take what `SoftNmsConfig` has out of `test_cfg.nms`.
+
+    Raises:
+        ConfigError: a method that mmcv has not, or a number that is none.
+    """
+    plain = dict(method=nms.pop('method', SoftNmsConfig.method))
+    if plain['method'] not in SOFT_NMS:
+        raise ConfigError(
+            f'test_cfg.nms.method={plain["method"]!r}: expected one of {", ".join(sorted(SOFT_NMS))}'
+        )
+    for key in ('sigma', 'min_score'):
+        plain[key] = number(f'nms.{key}', nms.pop(key, getattr(SoftNmsConfig, key)), float)
+    if plain['sigma'] <= 0 or plain['min_score'] < 0:
+        raise ConfigError(f'test_cfg.nms: got {plain}; expected a positive sigma, min_score of 0 or more')
+    return plain
 
 
 def number(key: str, value: Any, kind: type) -> Any:

@@ -11,10 +11,11 @@ import torch
 
 from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets
-from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.exporting.ops.soft_nms import GONE, SOFT_NMS
+from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 
-NO_CANDIDATE = -1.0
+NO_CANDIDATE = GONE
 
 
 def gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -43,6 +44,7 @@ class Suppression:
         cap: boxes that enter, the best by score; 0 lets all in. With a cap every shape is constant, and the
             suppression is written in standard operators.
         trimmed: rows behind the largest count of the batch are cut off; else there are as many as may be.
+        soft: boxes lose score instead; not with a cap.
     """
 
     iou_threshold: float
@@ -52,6 +54,7 @@ class Suppression:
     inverted: bool = False
     cap: int = 0
     trimmed: bool = True
+    soft: SoftNmsConfig | None = None
 
     def __call__(
         self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
@@ -71,8 +74,24 @@ class Suppression:
         """
         if self.cap:
             return self._capped(bboxes, scores, labels, candidates)
+        if self.soft is not None:
+            return self._softened(bboxes, scores, labels, candidates)
         kept = self._kept(bboxes, scores, labels, candidates)
         return self._collect(bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels)
+
+    def _separated(
+        self, bboxes: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
+    ) -> torch.Tensor:
+        return bboxes if self.class_agnostic else class_offsets(bboxes, labels, candidates)
+
+    def _softened(
+        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return detections whose scores fell with every better box that they overlap."""
+        soft, separated = self.soft, self._separated(bboxes, labels, candidates)
+        given = self.max_per_img, self.iou_threshold, soft.sigma, soft.min_score
+        rows, best = SOFT_NMS[soft.method](separated, scores, *given)
+        return self._found(bboxes, best, labels, rows)
 
     def _kept(
         self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
@@ -80,7 +99,7 @@ class Suppression:
         """Return (B, N) bool: the rows that NMS keeps."""
         if not self.suppresses:
             return candidates
-        separated = bboxes if self.class_agnostic else class_offsets(bboxes, labels, candidates)
+        separated = self._separated(bboxes, labels, candidates)
         if self.inverted:  # the operator would put their corners in order
             low, high = separated[..., :2], separated[..., 2:]
             separated = torch.cat([low, torch.maximum(low, high)], dim=2)
@@ -101,7 +120,7 @@ class Suppression:
 
         Greedy suppression goes from the best score down, so rows behind the cut change nothing above it.
         """
-        separated = bboxes if self.class_agnostic else class_offsets(bboxes, labels, candidates)
+        separated = self._separated(bboxes, labels, candidates)
         best, rows = scores.topk(self.cap, dim=1)
         if self.suppresses:
             kept = nms_of_sorted(gather_rows(separated, rows), self.iou_threshold)
@@ -113,8 +132,14 @@ class Suppression:
     def _collect(
         self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sort by descending score, cut to the largest count of the batch (`trimmed`), blank the padding."""
+        """Sort by descending score."""
         best, rows = scores.topk(limit(self.max_per_img, scores.shape[1]), dim=1)
+        return self._found(bboxes, best, labels, rows)
+
+    def _found(
+        self, bboxes: torch.Tensor, best: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the chosen rows (B, n) with their scores `best`, the padding cut off and blanked."""
         if self.trimmed:
             count = (best > NO_CANDIDATE).sum(dim=1).max()
             best, rows = best[:, :count], rows[:, :count]

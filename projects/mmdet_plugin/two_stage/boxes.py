@@ -13,6 +13,7 @@ from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS, bucket_choice, softmax
 from projects.mmdet_plugin.dense.own import bucket_settings
@@ -20,7 +21,7 @@ from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
 from projects.mmdet_plugin.two_stage.regions import Branch, part_of, same_methods, stages_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 
@@ -49,6 +50,11 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
     if isinstance(head, bbox_heads.SABLHead):
         return bucket_settings(head)
     return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
+
+
+def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
+    """Return what `test_cfg.rcnn` decides; `soft_nms` is taken."""
+    return nms_config(test_cfg, soft=True)
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:
@@ -123,7 +129,11 @@ class Boxes(nn.Module):
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
         boxes = boxes.expand(-1, -1, scores.shape[2], -1)
         config = self.config
-        suppress = Suppression(config.iou_threshold, config.max_per_img, config.class_agnostic, cap=self.cap)
+        suppress = Suppression(
+            *(config.iou_threshold, config.max_per_img, config.class_agnostic),
+            cap=self.cap,
+            soft=config if isinstance(config, SoftNmsConfig) else None,
+        )
         return suppress(*(one.flatten(1, 2) for one in (boxes, scores, labels, candidates)))
 
 

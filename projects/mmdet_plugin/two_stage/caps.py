@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.exporting.postprocess.nms_config import capped, nms_config
-from projects.mmdet_plugin.two_stage.boxes import last_head
+from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped, nms_config
+from projects.mmdet_plugin.two_stage import boxes
 from projects.mmdet_plugin.two_stage.proposals import generator_of, is_guided, is_staged, thresholds
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     if 'roi_head' not in heads:
         if 'max_candidates' in given:
             raise UsageError(f'{first}: proposals are the results of this model; use --max-proposals')
+    elif isinstance(boxes.thresholds(heads['roi_head'].test_cfg), SoftNmsConfig):
+        raise UsageError(f'{first}: soft_nms takes turns in a Loop; export it without limits of candidates')
     elif len(given) < len(LIMITS):
         raise UsageError(
             f'{first}: the shapes are constant with --max-proposals and --max-candidates together; give both'
@@ -73,14 +75,14 @@ def _there(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
     """Return option -> how many boxes can enter the suppression that it limits."""
     rpn_head, roi_head = heads['rpn_head'], heads.get('roi_head')
     generator, most = generator_of(rpn_head), thresholds(rpn_head).nms_pre
-    boxes = sum(
-        capped(math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0]) * anchors, most)
-        for stride, anchors in zip(generator.strides, generator.num_base_priors, strict=True)
+    anchors = sum(
+        capped(math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0]) * of_cell, most)
+        for stride, of_cell in zip(generator.strides, generator.num_base_priors, strict=True)
     )
-    found = dict(max_proposals=boxes)
+    found = dict(max_proposals=anchors)
     if roi_head is not None:
         rows = rows_of(options.max_proposals, rpn_head)
-        found['max_candidates'] = rows * int(last_head(roi_head).num_classes)
+        found['max_candidates'] = rows * int(boxes.last_head(roi_head).num_classes)
     return found
 
 

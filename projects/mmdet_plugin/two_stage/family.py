@@ -9,7 +9,6 @@ from mmdet.models.builder import DETECTORS
 
 from mmdeploy_ext.contract.families import two_stage, two_stage_masks
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
@@ -102,7 +101,7 @@ class TwoStageFamily(ImageFamily):
                 proposals.check_head(heads['rpn_head'])
             if 'roi_head' in heads:
                 check_roi_head(heads['roi_head'])
-                nms_config(heads['roi_head'].test_cfg)
+                boxes.thresholds(heads['roi_head'].test_cfg)
         except ConfigError as error:
             raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
@@ -160,7 +159,8 @@ class TwoStageFamily(ImageFamily):
         roi_head = graphs.roi_head_of(model)
         if self.proposes:
             found['proposals'] = proposals.thresholds(model.rpn_head).to_json()
-        last = proposals.thresholds(model.rpn_head) if roi_head is None else nms_config(result_cfg(model))
+        thresholds = proposals.thresholds(model.rpn_head) if roi_head is None else None
+        last = thresholds or boxes.thresholds(result_cfg(model))
         return last.to_json() | found
 
     def result_limit(self, model: nn.Module) -> ResultLimit:

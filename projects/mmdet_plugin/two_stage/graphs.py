@@ -15,11 +15,10 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optional_inputs
-from projects.mmdet_plugin.two_stage.boxes import Boxes
+from projects.mmdet_plugin.two_stage.boxes import Boxes, thresholds
 from projects.mmdet_plugin.two_stage.caps import COUNTS, rows_of
 from projects.mmdet_plugin.two_stage.grid import Grid, grid_of
 from projects.mmdet_plugin.two_stage.kinds import result_cfg
@@ -123,7 +122,7 @@ class FullForm(nn.Module):
         roi_head = roi_head_of(model)
         alone = roi_head is None
         self.proposals = proposals_of(model.rpn_head, alone, max_proposals) if proposes(model) else None
-        self.boxes = None if alone else Boxes(roi_head, nms_config(result_cfg(model)), max_candidates)
+        self.boxes = None if alone else Boxes(roi_head, thresholds(result_cfg(model)), max_candidates)
         self.grid = Grid(roi_head, bool(max_candidates)) if grid_of(roi_head) is not None else None
         self.masks = Masks(roi_head, bool(max_candidates)) if has_masks(model) else None
         self.features, self.constant = len(feature_names(model)), bool(max_candidates)

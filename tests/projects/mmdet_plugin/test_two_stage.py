@@ -141,7 +141,13 @@ def change(path, value, kind='faster'):
 
 REFUSED = {
     'model.rpn_head is missing': change('rpn_head', None),
-    "nms.type='soft_nms'": change('test_cfg.rcnn.nms.type', 'soft_nms'),
+    "nms.type='soft_nms'": change('test_cfg.rpn.nms.type', 'soft_nms'),
+    "nms.method='cubic'": change(
+        'test_cfg.rcnn.nms', dict(type='soft_nms', iou_threshold=0.5, method='cubic')
+    ),
+    'min_score of 0 or more': change(
+        'test_cfg.rcnn.nms', dict(type='soft_nms', iou_threshold=0.5, min_score=-1.0)
+    ),
     'roi_layer.type=DeformRoIPool;': change(
         'roi_head.bbox_roi_extractor.roi_layer', dict(type='DeformRoIPool', output_size=7)
     ),

@@ -131,7 +131,22 @@ def borders_of_today(form):
     form.proposals.facts['head'] = dict(form.proposals.facts['head'], clip_inset=0.0)
 
 
+def scores_that_do_not_fall(form):
+    form.boxes.config = dataclasses.replace(form.boxes.config, method='naive')
+
+
+def scores_that_fall_by_a_bell(form):
+    form.boxes.config = dataclasses.replace(form.boxes.config, method='gaussian')
+
+
+def another_least_score(form):
+    form.boxes.config = dataclasses.replace(form.boxes.config, min_score=0.1)
+
+
 FAULTS = {
+    scores_that_do_not_fall: 'soft',
+    scores_that_fall_by_a_bell: 'soft',
+    another_least_score: 'soft',
     not_aligned: 'faster',
     sampling_ratio: 'faster',
     scale_of_a_level: 'faster',
