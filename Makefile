@@ -79,7 +79,7 @@ if [ ! -d "$$src" ]; then
     mv "$(1)/src.part" "$(1)/src"; rm -rf "$(1)/sdist"
 fi
 rm -rf "$(1)/wheel.part"
-echo "[env]     compiling (4 to 8 minutes on 2 cores; log: $$log)"
+echo "[env]     compiling (1 to 2 minutes on 2 cores; log: $$log)"
 (cd "$$src" && PATH="$(abspath $(VENV))/bin:$$PATH" CFLAGS="-O2 -g0" MMCV_WITH_OPS=1 MAX_JOBS=$${MAX_JOBS:-$$(nproc)} FORCE_CUDA=$(MMCV_CUDA) \
     $(if $(filter 1,$(MMCV_CUDA)),,CUDA_VISIBLE_DEVICES=) \
     "$(abspath $(VENV))/bin/python" setup.py bdist_wheel -d "$(1)/wheel.part") >"$$log" 2>&1 9>&- &
@@ -97,7 +97,7 @@ endef
 .PHONY: help env env-tensorrt tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar benchmark zoo doctor site lint clean distclean
 
 help:
-	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 4 to 8 minutes on 2 cores)'
+	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
 	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
 	echo 'make demo-stream  a small trained StreamPETR on a generated nuScenes: the same, and a film'
 	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
