@@ -34,7 +34,16 @@ def toy(kind='faster', **test_cfg):
         ALTERED[kind](model)
     if 'cascade' in kind:
         cascade(model)
+    if 'mask_head' in model.get('roi_head', ()):
+        model.test_cfg.rcnn.max_per_img = 40  # masks take most of the time
     return cfg
+
+
+def write_config(cfg, path):
+    """Write a config as Python, which keeps its tuples; returns the path."""
+    content = cfg._cfg_dict.to_dict()
+    path.write_text(''.join(f'{key} = {value!r}\n' for key, value in content.items()))
+    return str(path)
 
 
 def _proposals_alone(model):

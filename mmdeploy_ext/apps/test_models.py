@@ -198,7 +198,7 @@ class FrameModel(TestedModel):
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
-    """Refuse a data set without scenes, and a dump that cannot be written, before the run begins.
+    """Refuse a data set that lacks what its models need, and a dump that cannot be written.
 
     Args:
         cfg: the config.
@@ -214,6 +214,7 @@ def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Datase
 
     if family.memory:
         scene_tokens(dataset)
+    family.check_dataset(cfg, dataset)
     dump, unit, names = tested.settings['dump'], tested.unit, getattr(family, 'dump_names', ())
     if dump is None:
         return

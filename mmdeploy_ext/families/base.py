@@ -86,6 +86,17 @@ class Family(abc.ABC):
             raise UsageError(self.lacks(name, values))
         return Options(self.options, **values)
 
+    def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
+        """Refuse a data set whose samples lack what the models of the family need, before they run on it.
+
+        Args:
+            cfg: the config.
+            dataset: of mmdet, of `data.test`.
+
+        Raises:
+            ConfigError: names the key.
+        """
+
     def written(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
         """Return the options that a file was exported with.
 

@@ -194,6 +194,19 @@ class GivenProposalsFamily(TwoStageFamily):
     forms, own_options = ('full',), ()
     feeds = staticmethod(samples.feeds_with_proposals)
 
+    def check_dataset(self, cfg: Any, dataset: Any) -> None:
+        """See `Family.check_dataset`: its samples have the proposals that are looked at."""
+        if getattr(dataset, 'proposals', None) is None:
+            raise ConfigError(
+                f'{cfg.filename}: data.test.proposal_file is missing; {cfg.model.type} looks at proposals '
+                f'that it is given'
+            )
+        if 'proposals' not in dataset[0]:
+            raise ConfigError(
+                f'{cfg.filename}: data.test.pipeline collects no proposals; expected LoadProposals, and '
+                f'proposals in the keys of ToTensor, ToDataContainer and Collect'
+            )
+
 
 register_family(TwoStageFamily())
 register_family(GivenProposalsFamily())

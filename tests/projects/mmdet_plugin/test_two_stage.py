@@ -19,8 +19,9 @@ from projects.mmdet_plugin.two_stage.regions import Pool
 from toy_two_stage import KINDS, SIZE, family_of, images, options_of, run_stages, seeded, toy
 from two_stage_parts import SINGLE
 
-EXPORTED = ('faster', 'cascade_mask', 'rpn', 'htc', 'scnet')
-"""Kinds whose graphs the suite exports; the matrix has all."""
+EXPORTED = ('faster', 'rpn', 'htc')
+"""Kinds whose graphs the suite exports; the matrix has all. Cascades with masks are in `htc`, and in the two
+graphs of `test_two_stage_split.py`."""
 POOLS = dict(faster=4, cascade=12, mask=8, cascade_mask=16, fast=4, generic=4, htc=20, scnet=24)
 """Kind -> RoIAlign nodes: of each level and stage of boxes, of masks once, of semantic maps with each."""
 FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
@@ -39,7 +40,7 @@ def same(kind, model, outputs, prepared, least=1):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_eager_results_of_every_image_are_those_of_simple_test(kind):
-    model, prepared = seeded(kind), images(1 if kind in SINGLE else 3)
+    model, prepared = seeded(kind), images(1 if kind in SINGLE else 2)
     family_of(kind).check(toy(kind), options_of(kind))
     stages = family_of(kind).stages(model, options_of(kind))
     same(kind, model, run_stages(stages, family_of(kind).feeds(prepared, True)), prepared, 15)
@@ -98,12 +99,12 @@ def without_results(kind, proposals):
 
 @pytest.mark.parametrize(
     ('kind', 'proposals'),
-    [('faster', True), ('faster', False), ('mask', True)]
+    [('faster', False), ('mask', True)]
     + [
         pytest.param(kind, proposals, marks=pytest.mark.matrix)
         for kind in KINDS
         for proposals in (True, False)
-        if kind not in ('rpn', 'fast', 'faster')
+        if kind not in ('rpn', 'fast') and (kind, proposals) not in (('faster', False), ('mask', True))
     ],
 )
 def test_without_proposals_or_detections_results_are_empty(kind, proposals):

@@ -3,10 +3,16 @@
 import functools
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
+from two_stage_edited import (
+    CASCADE,
+    POOLING,
+    Edit,
+    masks_of_the_next_class,
+    not_aligned,
+    planted,
+    sampling_ratio,
+)
 
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
@@ -16,6 +22,7 @@ from mmdeploy_ext.proof.references import references
 from projects.toydata.seeded import write_seeded
 from proofs import check_files, run_once
 from toy_atss import REPO
+from toy_two_stage import toy, write_config
 
 PICTURE = read_image(Path(REPO) / 'demo/toy.jpg')
 SIZE = (192, 256)
@@ -25,15 +32,16 @@ CONFIG = f'{REPO}/configs/demo/mask_rcnn_toy.py'
 class Known:
     """A model with seeded weights and its honest file of each form."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, config=CONFIG, batch=1):
         import projects.mmdet_plugin  # noqa: F401
 
-        self.folder = folder
-        write_seeded(CONFIG, folder / 'm.pth')
-        self.deployment = deploy.load(CONFIG, str(folder / 'm.pth'))
+        self.folder, self.batch = folder, batch
+        write_seeded(config, folder / 'm.pth')
+        self.deployment = deploy.load(config, str(folder / 'm.pth'))
 
     def options(self, form):
-        return self.deployment.family.choose(form=form, opset=17, height=SIZE[0], width=SIZE[1])
+        chosen = dict(height=SIZE[0], width=SIZE[1], dynamic=self.batch > 1)
+        return self.deployment.family.choose(form=form, opset=17, **chosen)
 
     @functools.cache  # noqa: B019
     def path(self, form):
@@ -44,7 +52,8 @@ class Known:
 
     @functools.cache  # noqa: B019
     def inputs(self, form):
-        return references(self.deployment, self.options(form), [('toy.jpg', PICTURE)])[1:2]
+        every = references(self.deployment, self.options(form), [('toy.jpg', PICTURE)])[1:]
+        return [one for one in every if len(one.images) == self.batch][:1]
 
     def cases(self, form, path):
         with OnnxRuntimeBackend(path) as backend:
@@ -56,36 +65,11 @@ def known(tmp_path_factory):
     return Known(tmp_path_factory.mktemp('two_stage'))
 
 
-def pools(graph):
-    """Return the attributes of the RoiAlign nodes of boxes."""
-    nodes = [node for node in graph.node if node.op_type == 'RoiAlign']
-    return [{one.name: one for one in node.attribute} for node in nodes]
-
-
-def sampling_ratio(graph):
-    for pool in pools(graph):
-        pool['sampling_ratio'].i = 2
-
-
-def not_aligned(graph):
-    for pool in pools(graph):
-        pool['coordinate_transformation_mode'].s = b'output_half_pixel'
-
-
-def scale_of_a_level(graph):
-    for pool in pools(graph):
-        pool['spatial_scale'].f *= 1.0 if pool['spatial_scale'].f != 0.125 else 8 / 7
-
-
-def maps_of_other_levels(graph):
-    nodes = [node for node in graph.node if node.op_type == 'RoiAlign']
-    scales = {node.input[0]: {one.name: one for one in node.attribute}['spatial_scale'].f for node in nodes}
-    first, second, *_ = sorted(scales, key=scales.get)
-    for node in nodes:
-        node.input[0] = {first: second, second: first}.get(node.input[0], node.input[0])
-
-
-FAULTS = (sampling_ratio, not_aligned, scale_of_a_level, maps_of_other_levels)
+@pytest.fixture(scope='module')
+def cascade(tmp_path_factory):
+    """A cascade with masks, whose file takes any size and batch."""
+    folder = tmp_path_factory.mktemp('cascade')
+    return Known(folder, write_config(toy('cascade_mask'), folder / 'm.py'), 2)
 
 
 @pytest.mark.parametrize('form', ['full', 'regions', 'proposals'])
@@ -96,13 +80,18 @@ def test_an_honest_file_passes(known, form):
     assert all(bool(case.tensors) == (form != 'full') for case in cases)
 
 
-@pytest.mark.parametrize('form', ['full', 'regions'])
-@pytest.mark.parametrize('plant', FAULTS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize(
+    ('form', 'plant'),
+    [('full', sampling_ratio), ('regions', not_aligned), ('full', masks_of_the_next_class)]
+    + [
+        pytest.param(form, plant, marks=pytest.mark.matrix)
+        for form in ('full', 'regions')
+        for plant in POOLING
+        if (form, plant) not in (('full', sampling_ratio), ('regions', not_aligned))
+    ],
+)
 def test_a_planted_fault_of_a_file_is_refused_by_the_graph_and_by_the_numbers(known, tmp_path, plant, form):
-    model = onnx.load(known.path(form))
-    plant(model.graph)
-    path = str(tmp_path / 'm.onnx')
-    onnx.save(model, path)
+    path = planted(plant, known.path(form), tmp_path / 'm.onnx')
     assert not check_files(known.deployment, path, [('toy.jpg', PICTURE)]).graphs[0].passed
     (case,) = known.cases(form, path)
     assert not case.passed
@@ -110,18 +99,32 @@ def test_a_planted_fault_of_a_file_is_refused_by_the_graph_and_by_the_numbers(kn
         assert next(row.tensor for row in case.tensors if not row.passed) == 'region_features_0'
 
 
+@pytest.mark.matrix
+def test_an_honest_file_of_a_cascade_passes(cascade):
+    (case,) = cascade.cases('full', cascade.path('full'))
+    assert case.passed and len(case.detections) == 2
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('plant', CASCADE)
+def test_a_fault_of_the_file_of_a_cascade_is_refused_by_the_graph_and_by_the_numbers(
+    cascade, tmp_path, plant
+):
+    path = planted(plant, cascade.path('full'), tmp_path / 'm.onnx')
+    first = check_files(cascade.deployment, path, [('toy.jpg', PICTURE)])
+    assert not all(row.passed for row in (*first.graphs, *first.structure))
+    (case,) = cascade.cases('full', path)
+    assert not case.passed
+
+
+def fewer_proposals(model):
+    (suppression,) = Edit(model.graph).nodes('NonMaxSuppression')
+    Edit(model.graph).keep(suppression.input[3], [0.3])
+
+
 def test_proposals_of_a_file_with_another_limit_are_refused(known, tmp_path):
     """The suppression keeps fewer: what mmdet's own heads make of them is not what the model finds."""
-    model = onnx.load(known.path('proposals'))
-    (suppression,) = [node for node in model.graph.node if node.op_type == 'NonMaxSuppression']
-    threshold = suppression.input[3]
-    constants = [node.attribute[0].t for node in model.graph.node if threshold in node.output]
-    constants += [tensor for tensor in model.graph.initializer if tensor.name == threshold]
-    for tensor in constants:
-        lower = numpy_helper.to_array(tensor) * 0 + np.float32(0.3)
-        tensor.CopyFrom(numpy_helper.from_array(lower, tensor.name))
-    path = str(tmp_path / 'm.onnx')
-    onnx.save(model, path)
+    path = planted(fewer_proposals, known.path('proposals'), tmp_path / 'm.onnx')
     assert not check_files(known.deployment, path, [('toy.jpg', PICTURE)]).graphs[0].passed
     (case,) = known.cases('proposals', path)
     assert all(row.passed for row in case.tensors) and not all(row.passed for row in case.detections)

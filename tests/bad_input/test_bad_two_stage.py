@@ -1,0 +1,73 @@
+"""Two-stage detectors given what is not theirs: one line that names the file, the key or the layer."""
+
+import json
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import onnx
+import pytest
+
+from toy_two_stage import toy, write_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHECKPOINT = REPOSITORY / 'demo/checkpoints/mask_rcnn_toy.pth'
+MASKS = REPOSITORY / 'configs/demo/mask_rcnn_toy.py'
+LIMITS = dict(score_thr=0.05, nms_pre=-1, iou_threshold=0.5, max_per_img=100, class_agnostic=False)
+FACTS = LIMITS | dict(num_classes=6, proposals=LIMITS | dict(nms_pre=300))
+
+
+def claimed(source, target, family):
+    """Write a file that says to be of another family."""
+    model = onnx.load(source)
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    del model.metadata_props[:]
+    own = dict(family=family, form='full', postprocess=FACTS)
+    onnx.helper.set_model_props(
+        model, kept | {f'mm2onnx.{key}': json.dumps(value) for key, value in own.items()}
+    )
+    onnx.save(model, target)
+
+
+def test_a_file_without_masks_is_no_file_of_a_detector_with_masks(bench):
+    path = bench.folder / 'boxes.onnx'
+    claimed(bench.onnx_file, path, 'two_stage')
+    words = "boxes.onnx: is a model of family 'two_stage', expected 'two_stage_masks'"
+    bench.refuses('verify', words, onnx=path, config=MASKS, checkpoint=CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ('head', 'layer'), [('bbox_head', 'fc_cls.bias: (7,)'), ('mask_head', 'conv_logits.bias: (6,)')]
+)
+def test_a_checkpoint_of_another_number_of_classes_is_refused_by_the_layer(head, layer, bench):
+    path = bench.folder / 'seven.py'
+    path.write_text(f"_base_ = ['{MASKS}']\nmodel = dict(roi_head=dict({head}=dict(num_classes=7)))\n")
+    words = 'mask_rcnn_toy.pth: does not fit', f'roi_head.{head}.', layer, 'in the model'
+    bench.refuses('export', *words, config=path, checkpoint=CHECKPOINT)
+
+
+def given(bench, **test):
+    """Write the config of a Fast R-CNN whose data set is of one picture; `test` replaces entries of it."""
+    bench.data()
+    cfg = toy('fast')
+    cfg.data.test.update(test)
+    return write_config(cfg, bench.folder / 'fast.py')
+
+
+def test_proposals_that_are_missing_are_asked_for_before_the_weights_load(bench):
+    words = 'fast.py: data.test.proposal_file is missing', 'FastRCNN looks at proposals'
+    bench.refuses('test', *words, config=given(bench), checkpoint='no.pth')
+
+
+def test_a_pipeline_that_leaves_proposals_out_is_refused(bench):
+    proposals = bench.folder / 'proposals.pkl'
+    mmcv.dump([np.float32([[4, 4, 40, 40, 1]])], proposals)
+    words = 'fast.py: data.test.pipeline collects no proposals', 'LoadProposals'
+    bench.refuses('test', *words, config=given(bench, proposal_file=str(proposals)), checkpoint='no.pth')
+
+
+def test_pictures_alone_do_not_run_a_file_that_is_given_its_proposals(bench):
+    path = bench.folder / 'fast.onnx'
+    claimed(bench.onnx_file, path, 'two_stage_regions')
+    words = "is a model of family 'two_stage_regions'", 'no tool for pictures takes it'
+    bench.refuses('run', 'fast.onnx: ', *words, onnx=path)
