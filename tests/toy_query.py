@@ -25,6 +25,10 @@ MASKS = dict(
     instances='mask2former/mask2former_r50_lsj_8x2_50e_coco.py',
     panoptic='mask2former/mask2former_r50_lsj_8x2_50e_coco-panoptic.py',
 )
+REGIONS = dict(
+    regions='sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco.py',
+    regions_masks='queryinst/queryinst_r50_fpn_1x_coco.py',
+)
 SIZE = (192, 256)
 WIDTHS = dict(detr=32, plain=32, refine=32, two_stage=256)
 """Of embeddings; the encoding of proposals takes 256."""
@@ -34,6 +38,8 @@ def toy(kind='plain', **test_cfg):
     """Return the config of a toy; `test_cfg` replaces entries of its own."""
     if kind in MASKS:
         return mask_toy(kind)
+    if kind in REGIONS:
+        return region_toy(kind)
     cfg = load_config(mmdet_config(KINDS[kind]))
     model, small = cfg.model, load_config(CONFIG).model
     own, width = model.backbone.out_indices, WIDTHS[kind]
@@ -84,6 +90,29 @@ def mask_toy(kind):
         stack.transformerlayers.attn_cfgs.update(embed_dims=32, num_heads=4)
         stack.transformerlayers.ffn_cfgs.update(embed_dims=32, feedforward_channels=64)
     model.test_cfg.max_per_image = 50
+    return cfg
+
+
+def region_toy(kind):
+    """Return the config of a toy of Sparse R-CNN, or with masks of QueryInst, of two stages."""
+    cfg, small = load_config(mmdet_config(REGIONS[kind])), load_config(CONFIG).model
+    model = cfg.model
+    model.backbone = copy.deepcopy(small.backbone)
+    model.backbone.pop('init_cfg', None)
+    model.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
+    model.rpn_head.update(num_proposals=60, proposal_feature_channel=32)
+    roi_head = model.roi_head
+    roi_head.update(num_stages=2, stage_loss_weights=[1, 1], proposal_feature_channel=32)
+    conv = dict(in_channels=32, feat_channels=8, out_channels=32)
+    for name in ('bbox', 'mask') if 'masks' in kind else ('bbox',):
+        roi_head[f'{name}_roi_extractor'].out_channels = 32
+        heads = roi_head[f'{name}_head'] = roi_head[f'{name}_head'][:2]
+        for head in heads:
+            head.update(num_classes=6, in_channels=32)
+            head.dynamic_conv_cfg.update(conv)
+            own = dict(feedforward_channels=64, num_heads=4, num_reg_fcs=1)
+            head.update(dict(conv_out_channels=32, num_convs=1) if name == 'mask' else own)
+    model.test_cfg.rcnn.max_per_img, model.train_cfg = 50, None
     return cfg
 
 

@@ -248,7 +248,7 @@ def _export_dynamo(
     )
     parameters = inspect.signature(stage.module.forward).parameters.values()
     named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
-    if named < len(parameters):
+    if named < min(len(parameters), len(shapes)):
         shapes = (*shapes[:named], shapes[named:])  # torch.export knows *tensors as one argument
     with decomposed_where_needed(translations), translations_read_once():
         program = torch.onnx.export(

@@ -241,6 +241,27 @@ def deform_roi_pool_without_gpu(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
+@patch('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
+def regions_without_numbers(module: ModuleType, execute: Execute) -> bool:
+    """RoIAlign's kernel ends in an internal assertion where a region is NaN or infinite."""
+    execute()
+    original = module.roi_align
+
+    def roi_align(features: Any, regions: Any, *args: Any) -> Any:
+        from mmdeploy_ext.core.errors import CheckpointError
+
+        if not features.is_cuda and not regions.isfinite().all():
+            lost = int((~regions.isfinite().all(dim=1)).sum())
+            raise CheckpointError(
+                f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are no finite numbers; '
+                f'weights that give such boxes are of another model, or damaged: check the checkpoint'
+            )
+        return original(features, regions, *args)
+
+    module.roi_align = roi_align
+    return True
+
+
 def _on_cpu(module: ModuleType, name: str, plain: str) -> None:
     """Let a function of a module be one of `plain_kernels` where its first argument is on the CPU."""
     original = getattr(module, name)

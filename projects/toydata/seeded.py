@@ -25,7 +25,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proof.inputs.pictures import bright, dark
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
-from projects.toydata.seeded_queries import is_query, scale_queries
+from projects.toydata.seeded_queries import is_query, is_regional, scale_queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,9 +179,11 @@ def _heads(model: nn.Module, pictures: torch.Tensor, exposed: torch.Tensor) -> t
     if is_query(model):
         return lambda maps: None, functools.partial(scale_queries, model, pictures)
     if head is None:
-        from projects.toydata.seeded_regions import run_heads, scale_heads  # imports mmdet
+        from projects.toydata.seeded_query_regions import scale_stages  # imports mmdet
+        from projects.toydata.seeded_regions import run_heads, scale_heads
 
-        return tuple(functools.partial(one, model, pictures) for one in (run_heads, scale_heads))
+        pair = (scale_stages, lambda *_: None) if is_regional(model) else (run_heads, scale_heads)
+        return tuple(functools.partial(one, model, pictures) for one in pair)
     return (
         lambda maps: head(for_head(head, maps)),
         lambda maps: scale_outputs(head, maps, lambda: model.extract_feat(exposed)),
@@ -270,7 +272,7 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         model.load_state_dict(rule.seeded_weights(shapes))
         return model
-    if not is_query(model):
+    if not is_query(model) and not is_regional(model):
         check_known(model, cfg.filename)
     return fill_seeded(model, seed, *normalisation(cfg))
 

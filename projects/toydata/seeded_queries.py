@@ -59,6 +59,13 @@ def is_query(model: nn.Module) -> bool:
     return any(isinstance(head, DETRHead | Mask2FormerHead) for head in heads)
 
 
+def is_regional(model: nn.Module) -> bool:
+    """Return whether the queries of a detector have regions of their own."""
+    from mmdet.models.dense_heads import EmbeddingRPNHead
+
+    return isinstance(getattr(model, 'rpn_head', None), EmbeddingRPNHead)
+
+
 def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Fill a head of queries and bring its last layers to their targets, in place.
 

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 from mmdet.models.builder import DETECTORS
 
 from mmdeploy_ext.contract.families.query import OPTIONS
+from mmdeploy_ext.contract.families.query_regions_masks import OPTIONS as PASTING
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
-from projects.mmdet_plugin.query import graphs, kinds, masks, postprocess, reference, samples
+from projects.mmdet_plugin.query import graphs, kinds, masks, postprocess, reference, regions, samples
+from projects.mmdet_plugin.two_stage import pasting
+from projects.mmdet_plugin.two_stage.masks import threshold
+from projects.mmdet_plugin.two_stage.samples import feeds_with_sizes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +32,7 @@ class QueryFamily(ImageFamily):
 
     name = 'query'
     exports = 'DETR and Deformable DETR (projects/mmdet_plugin/query/README.md)'
-    near = ('DETRHead', 'DeformableDETR', 'DINO', 'Transformer', 'SparseRCNN')
+    near = ('DETRHead', 'DeformableDETR', 'DINO', 'Transformer')
     task = 'bbox2d'
     forms = ('full',)
     own_options = OPTIONS
@@ -51,7 +55,7 @@ class QueryFamily(ImageFamily):
             kinds.check_detector(DETECTORS.get(cfg.model.type))
             head = parts.built_head(content, 'model.bbox_head')
             kinds.check_head(head)
-            _check_limit(head)
+            _check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
         except ConfigError as error:
             raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
@@ -111,9 +115,8 @@ class QueryMasksFamily(ImageFamily):
                 for key in ('panoptic_head', 'panoptic_fusion_head')
             ]
             kinds.check_mask_heads(*heads)
-            most, there = masks.max_per_image(heads[1]), heads[0].num_queries * heads[0].num_classes
-            if not 0 < most <= there:
-                raise ConfigError(f'model.test_cfg.max_per_image={most}; expected 1 to {there}')
+            there = heads[0].num_queries * heads[0].num_classes
+            _check_limit('max_per_image', masks.max_per_image(heads[1]), there)
         except ConfigError as error:
             raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
@@ -139,6 +142,73 @@ class QueryMasksFamily(ImageFamily):
         )
 
 
+class QueryRegionsFamily(ImageFamily):
+    """mmdet's detectors whose queries have regions of their own, which stages move."""
+
+    name = 'query_regions'
+    exports = 'Sparse R-CNN (projects/mmdet_plugin/query/README.md)'
+    near = ('SparseRCNN', 'DIIHead', 'DynamicConv')
+    task = 'bbox2d'
+    with_masks = False
+    forms = ('full',)
+    spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
+    feeds = staticmethod(samples.feeds)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.regions)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
+        detector = DETECTORS.get(cfg.model.get('type') or '')
+        known = detector is not None and issubclass(detector, kinds.REGION_DETECTORS)
+        masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
+        return Claim.DETECTOR if known and masks_too == self.with_masks else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: parts, limits."""
+        test_cfg = (cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}).get('rcnn') or {}
+        found = {}
+        try:
+            kinds.check_region_detector(DETECTORS.get(cfg.model.type))
+            for key, own in (('rpn_head', {}), ('roi_head', dict(train_cfg=None, test_cfg=test_cfg))):
+                found[key] = parts.built_head(dict(cfg.model.get(key) or {}, **own), f'model.{key}')
+            kinds.check_region_heads(found)
+            there = found['rpn_head'].num_proposals * found['roi_head'].bbox_head[-1].num_classes
+            _check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
+            least = threshold(test_cfg) if self.with_masks else 0.0
+        except ConfigError as error:
+            raise ConfigError(f'{cfg.filename}: {error}') from error
+        parts.check(cfg.model, options)
+        pasting.check(least, options)
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.roi_head.bbox_head[-1].num_classes)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        return dict(max_per_img=int(model.roi_head.test_cfg.max_per_img), num_classes=self.num_classes(model))
+
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`."""
+        return ResultLimit(model.roi_head.test_cfg, available=regions.pairs(model))
+
+
+class QueryRegionsMasksFamily(QueryRegionsFamily):
+    """Those that give a mask of every box."""
+
+    name = 'query_regions_masks'
+    exports = 'QueryInst (projects/mmdet_plugin/query/README.md)'
+    near = ('QueryInst', 'DynamicMaskHead')
+    task = 'boxed_mask'
+    with_masks = True
+    own_options = PASTING
+    feeds = staticmethod(feeds_with_sizes)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        return dict(super().postprocess_facts(model), mask_thr=threshold(model.roi_head.test_cfg))
+
+
 def _check_opset(options: Options, head: nn.Module) -> None:
     """Refuse an opset without GridSample where the head needs it."""
     low, high = GRID_SAMPLE_OPSETS
@@ -149,16 +219,17 @@ def _check_opset(options: Options, head: nn.Module) -> None:
         )
 
 
-def _check_limit(head: nn.Module) -> None:
-    """Refuse a number of results that the head does not have.
+def _check_limit(name: str, most: Any, there: int) -> None:
+    """Refuse a number of results that there is not.
 
     Raises:
         ConfigError: says both numbers.
     """
-    most, there = postprocess.max_per_img(head), postprocess.pairs(head)
-    if not 0 < most <= there:
-        raise ConfigError(f'model.test_cfg.max_per_img={most}; expected 1 to {there}, as many as there are')
+    if not isinstance(most, int) or not 0 < most <= there:
+        raise ConfigError(f'model.test_cfg.{name}={most}; expected 1 to {there}, as many as there are')
 
 
 register_family(QueryFamily())
 register_family(QueryMasksFamily())
+register_family(QueryRegionsFamily())
+register_family(QueryRegionsMasksFamily())

@@ -17,11 +17,14 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optional_inputs
-from projects.mmdet_plugin.query import masks
+from projects.mmdet_plugin.query import masks, regions
 from projects.mmdet_plugin.query.kinds import kind_of
 from projects.mmdet_plugin.query.networks import NAMES, NETWORKS
 from projects.mmdet_plugin.query.postprocess import FULL_NAMES, FullForm, max_per_img
 from projects.mmdet_plugin.solo.graphs import mask_inputs, mask_outputs
+from projects.mmdet_plugin.two_stage.graphs import has_masks
+from projects.mmdet_plugin.two_stage.masks import threshold
+from projects.mmdet_plugin.two_stage.pasting import mask_output, size_inputs, with_pasting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,3 +120,24 @@ def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[
         Stage('network', network, ('input',), masks.NAMES, passes=passes),
         Stage('postprocess', form, ('img_shape', 'ori_shape', *masks.NAMES), masks.MASKS_FULL),
     ]
+
+
+def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a graph of queries with regions."""
+    image = image_input(options, 1, parts.multiple(model))
+    batch, rows = image.axes[0], int(model.roi_head.test_cfg.max_per_img)
+    outputs = box_outputs(batch, rows)
+    outputs += (mask_output(model, options, batch, rows),) if has_masks(model) else ()
+    inputs = (image, *optional_inputs(batch, True), *size_inputs(options, batch))
+    return GraphSpec('query_regions/full', inputs, outputs)
+
+
+def regions_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it."""
+    own = fuse(model) if fold else model
+    network, form = regions.RegionsNetwork(own), regions.RegionsFullForm(own)
+    found = [
+        Stage('network', network, ('input', 'img_shape'), network.names),
+        Stage('postprocess', form, ('scale_factor', *network.names), form.names),
+    ]
+    return with_pasting(found, options, threshold(model.roi_head.test_cfg)) if has_masks(model) else found

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
 from mmdet.models import dense_heads as heads
-from mmdet.models import detectors
+from mmdet.models import detectors, roi_heads
 from mmdet.models.plugins import MSDeformAttnPixelDecoder
+from mmdet.models.roi_heads.mask_heads import DynamicMaskHead
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.models.utils import positional_encoding, transformer
 
 from mmdeploy_ext.core.errors import ConfigError
+from projects.mmdet_plugin.dense.plain import chosen_coder
+from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, stages_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +31,14 @@ MASKFORMER = detectors.MaskFormer
 """What detectors of masks by queries are derived from."""
 MASK_DETECTORS = (detectors.Mask2Former,)
 MASK_PARTS = (heads.Mask2FormerHead, MSDeformAttnPixelDecoder, MaskFormerFusionHead)
+REGION_DETECTORS = (detectors.SparseRCNN,)
+REGION_PARTS = dict(
+    rpn_head=heads.EmbeddingRPNHead,
+    roi_head=roi_heads.SparseRoIHead,
+    bbox_head=roi_heads.DIIHead,
+    mask_head=DynamicMaskHead,
+)
+"""Of detectors whose queries have regions."""
 HEADS = (heads.DETRHead, heads.DeformableDETRHead)
 TRANSFORMERS = dict(
     DETRHead=transformer.Transformer, DeformableDETRHead=transformer.DeformableDetrTransformer
@@ -47,6 +58,8 @@ PARTS = (
 METHODS = (
     *('simple_test', 'simple_test_bboxes', 'forward', 'forward_single', 'get_bboxes', '_get_bboxes_single'),
     *('forward_head', 'instance_postprocess'),
+    *('simple_test_rpn', '_decode_init_proposals', '_bbox_forward', '_mask_forward'),
+    *('refine_bboxes', 'regress_by_class', 'get_seg_masks'),
     *('gen_encoder_output_proposals', 'get_proposal_pos_embed', 'get_reference_points', 'get_valid_ratio'),
 )
 """Methods of upstream that the graphs repeat."""
@@ -128,6 +141,37 @@ def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
             f'pixel_decoder: num_outs={pixels.num_outs} with {pixels.num_encoder_levels} levels of its '
             f'encoder; expected as many'
         )
+
+
+def check_region_detector(detector: type) -> None:
+    """Refuse a class of detectors of queries with regions that does more than run its heads.
+
+    Raises:
+        ConfigError: names the class, or the method.
+    """
+    _same(detector, REGION_DETECTORS, 'detector of queries with regions')
+
+
+def check_region_heads(found: Mapping[str, nn.Module]) -> None:
+    """Refuse heads of queries with regions, or a part of them, that the graphs do not repeat.
+
+    Args:
+        found: `rpn_head` and `roi_head`.
+
+    Raises:
+        ConfigError: names the part, or the method.
+    """
+    for name, part in found.items():
+        _same(type(part), (REGION_PARTS[name],), name)
+    roi_head = found['roi_head']
+    for stage in range(stages_of(roi_head)):
+        for kind in ('bbox', 'mask')[: 1 + roi_head.with_mask]:
+            check_extractor(part_of(roi_head, f'{kind}_roi_extractor', stage))
+            head = part_of(roi_head, f'{kind}_head', stage)
+            _same(type(head), (REGION_PARTS[f'{kind}_head'],), f'{kind}_head')
+        chosen_coder(part_of(roi_head, 'bbox_head', stage), 'model.roi_head.bbox_head')
+    if roi_head.with_shared_head:
+        raise ConfigError('model.roi_head.shared_head: queries with regions export without')
 
 
 def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> None:

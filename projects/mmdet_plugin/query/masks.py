@@ -26,6 +26,7 @@ from mmdeploy_ext.exporting.same_bytes import SameBytes
 from projects.mmdet_plugin.query.layers import among_themselves, attend_to, run_layer
 from projects.mmdet_plugin.query.networks import encode_points, reference_points
 from projects.mmdet_plugin.query.padding import Level, SinePositions, tokens_of
+from projects.mmdet_plugin.query.postprocess import best_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,10 +179,7 @@ class MasksFullForm(nn.Module):
             masks (B, n, h, w) bool, scores (B, n) and labels (B, n) int64 in descending order of scores;
             empty masks, and classes that are no things, have score 0 and label -1, and come last.
         """
-        scores = logits.softmax(2)[..., :-1]
-        classes = scores.shape[2]
-        scores, index = scores.flatten(1).topk(self.most, 1)
-        labels, query = index % classes, torch.div(index, classes, rounding_mode='floor')
+        scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.most)
         values = self._resized(masks, query, img_shape, ori_shape)
         inside = values > 0
         weights = inside.to(values.dtype)

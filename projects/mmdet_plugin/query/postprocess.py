@@ -29,6 +29,13 @@ def pairs(head: nn.Module) -> int:
     return int(queries) * (int(head.num_classes) if head.loss_cls.use_sigmoid else 1)
 
 
+def best_pairs(scores: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return scores, classes and queries (B, n) of the best of scores (B, Q, C), in descending order."""
+    classes = scores.shape[2]
+    scores, index = scores.flatten(1).topk(most, 1)
+    return scores, index % classes, torch.div(index, classes, rounding_mode='floor')
+
+
 class FullForm(nn.Module):
     """What the `full` form adds to the network."""
 
@@ -67,9 +74,7 @@ class FullForm(nn.Module):
     def _best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return scores, classes and queries (B, n) of the best results, in descending order."""
         if self.sigmoid:
-            scores, index = logits.sigmoid().flatten(1).topk(self.most, 1)
-            classes = logits.shape[2]
-            return scores, index % classes, torch.div(index, classes, rounding_mode='floor')
+            return best_pairs(logits.sigmoid(), self.most)
         every, kinds = logits.softmax(2)[..., :-1].max(2)
         scores, query = every.topk(self.most, 1)
         return scores, kinds.gather(1, query), query

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.runtime.detections import Instances
+from projects.mmdet_plugin.two_stage import reference as two_stage
 from projects.mmdet_plugin.two_stage.reference import boxes_of_classes, instances_of_classes
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) 
         kept = one.scores > 0
         found.append(Instances(one.masks[kept], one.scores[kept], one.labels[kept]))
     return found
+
+
+def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
+    """Return the results of mmdet's `simple_test`, of one image at a time.
+
+    For all images of a batch mmdet takes the masks of those queries that are the best of the last image.
+    """
+    return [found for image in images for found in two_stage.detections(model, [image], rescale)]
 
 
 def _of_things(result: Any) -> tuple[Any, Any]:

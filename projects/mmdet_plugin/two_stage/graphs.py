@@ -5,7 +5,6 @@ Glossary: B batch, H, W network input in pixels, n detections, L levels.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +22,8 @@ from projects.mmdet_plugin.two_stage.caps import COUNTS, rows_of
 from projects.mmdet_plugin.two_stage.grid import Grid, grid_of
 from projects.mmdet_plugin.two_stage.kinds import result_cfg
 from projects.mmdet_plugin.two_stage.mask_logits import judge_of
-from projects.mmdet_plugin.two_stage.masks import Masks, side_of, threshold
-from projects.mmdet_plugin.two_stage.pasting import Paste
+from projects.mmdet_plugin.two_stage.masks import Masks, threshold
+from projects.mmdet_plugin.two_stage.pasting import mask_output, size_inputs, with_pasting
 from projects.mmdet_plugin.two_stage.proposals import (
     generator_of,
     is_staged,
@@ -249,21 +248,13 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     rows = _rows(model, options)
     outputs = box_outputs(batch, rows)
     if has_masks(model):
-        side = side_of(model.roi_head)
-        meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
-        masks = TensorSpec('masks', 'float32', (batch, rows, side, side), meaning, compare='detections')
-        if options.get('paste_masks'):
-            meaning = 'pixels of the instances in the original; h, w are the largest of the batch'
-            masks = TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), meaning, compare='detections')
-        outputs += (masks,)
+        outputs += (mask_output(model, options, batch, rows),)
         if MASK_NAMES[1] in mask_names(model):
             meaning = 'scores of the masks: of the box times the predicted IoU; zero where dets is padding'
             outputs += (TensorSpec(MASK_NAMES[1], 'float32', (batch, rows), meaning, compare='detections'),)
     outputs += _count_outputs(model, options, batch)
     inputs = (image, *optional_inputs(batch, True))
-    if options.get('paste_masks'):
-        meaning = 'height and width of the original images, which masks are pasted into'
-        inputs += (TensorSpec('ori_shape', 'int64', (batch, 2), meaning, 'pixel', positive=True),)
+    inputs += size_inputs(options, batch)
     if not proposes(model):
         meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
         inputs += (TensorSpec('proposals', 'float32', (batch, 'K', 4), meaning, 'pixel'),)
@@ -278,9 +269,4 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     first = ('input', 'img_shape') if proposes(model) and is_staged(model.rpn_head) else ('input',)
     inputs, names = ('input', 'img_shape', 'scale_factor', *given, *network.names), full_names(model, options)
     found = [Stage('network', network, first, network.names), Stage('regions', form, inputs, names)]
-    if options.get('paste_masks'):
-        names = tuple('box_masks' if name == 'masks' else name for name in names)
-        found[1] = dataclasses.replace(found[1], outputs=names)
-        given = 'dets', 'scale_factor', 'ori_shape', 'box_masks'
-        found.append(Stage('paste', Paste(threshold(result_cfg(model))), given, ('masks',)))
-    return found
+    return with_pasting(found, options, threshold(result_cfg(model))) if has_masks(model) else found

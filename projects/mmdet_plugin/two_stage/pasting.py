@@ -9,15 +9,19 @@ their side, s pixels along an axis, h, w size of the result.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
+from projects.mmdet_plugin.two_stage.masks import side_of
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
@@ -31,7 +35,7 @@ def check(threshold: float, options: Options) -> None:
     """
     if not options.get('paste_masks'):
         return
-    if options.max_candidates:
+    if options.get('max_candidates'):
         raise UsageError(
             '--paste-masks: the size of its masks follows from ori_shape; leave it out with --max-candidates'
         )
@@ -40,6 +44,36 @@ def check(threshold: float, options: Options) -> None:
             f'--paste-masks: mask_thr_binary is {threshold:g}; expected more than 0, which pixels outside of '
             f'masks have'
         )
+
+
+def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int | str) -> TensorSpec:
+    """Return the spec of the masks of detections."""
+    side = side_of(model.roi_head)
+    axes, dtype = (batch, rows, side, side), 'float32'
+    meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
+    if options.get('paste_masks'):
+        axes, dtype = (batch, rows, 'h', 'w'), 'bool'
+        meaning = 'pixels of the instances in the original; h, w are the largest of the batch'
+    return TensorSpec('masks', dtype, axes, meaning, compare='detections')
+
+
+def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    """Return the specs of what pasting masks in the graph needs."""
+    if not options.get('paste_masks'):
+        return ()
+    meaning = 'height and width of the original images, which masks are pasted into'
+    return (TensorSpec('ori_shape', 'int64', (batch, 2), meaning, 'pixel', positive=True),)
+
+
+def with_pasting(found: list[Stage], options: Options, threshold: float) -> list[Stage]:
+    """Return stages, the last of which gives masks, with one that pastes them where that is asked for."""
+    if not options.get('paste_masks'):
+        return found
+    *before, last = found
+    names = tuple('box_masks' if name == 'masks' else name for name in last.outputs)
+    given = 'dets', 'scale_factor', 'ori_shape', 'box_masks'
+    last = dataclasses.replace(last, outputs=names)
+    return [*before, last, Stage('paste', Paste(threshold), given, ('masks',))]
 
 
 def _weights(low: torch.Tensor, high: torch.Tensor, size: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,7 @@ def test_apply_imports_no_library_and_is_idempotent():
 
 def test_every_patch_states_reason_and_versions():
     patches = compat.apply()
-    assert len(patches) == len({patch.name for patch in patches}) == 25
+    assert len(patches) == len({patch.name for patch in patches}) == 26
     for patch in patches:
         assert len(patch.reason) > 40 and any(char.isdigit() for char in patch.versions) and patch.modules
 
@@ -157,6 +157,17 @@ def test_numpy_aliases_come_back_for_mmdet_only(outputs):
     assert outputs['import'][1].splitlines()[0] == 'False'
     assert patched.splitlines()[0] == "int64 <class 'bool'> <class 'int'>"
     assert "module 'numpy' has no attribute 'int'" in bare
+
+
+CODES['regions'] = (
+    'import torch; from mmcv.ops import RoIAlign\n'
+    'RoIAlign(2, 1.0, 2)(torch.ones(1, 1, 4, 4), torch.tensor([[0, float("nan"), 0, 1, 1]]))')
+
+
+def test_regions_without_numbers_are_named_in_place_of_an_internal_assertion(outputs):
+    bare, patched = outputs['regions']
+    assert 'INTERNAL ASSERT FAILED' in bare
+    assert 'RoIAlign: 1 of 1 regions have coordinates that are no finite numbers' in patched
 
 
 CODES['start'] = (

@@ -7,8 +7,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from mmdet.models.builder import DETECTORS
 
-from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.exporter import check_operators, default_opset
@@ -173,17 +173,13 @@ def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ('config', 'said'),
-    {
-        'sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco.py': 'SparseRCNN has a simple_test',
-        'queryinst/queryinst_r50_fpn_1x_coco.py': 'QueryInst has a simple_test',
-    }.items(),
-)
-def test_relatives_with_other_methods_are_refused_by_the_method(config, said):
-    cfg = load_config(mmdet_config(config))
-    with pytest.raises(ConfigError, match=said):
-        find_family(cfg).check(cfg, options_of('faster', (800, 1344)))
+def test_a_detector_with_a_test_method_of_its_own_is_refused_by_the_method(monkeypatch):
+    own = type('Own', (DETECTORS.get('FasterRCNN'),), dict(simple_test=lambda self: None))
+    monkeypatch.setitem(DETECTORS.module_dict, 'Own', own)
+    cfg = toy()
+    cfg.model.type = 'Own'
+    with pytest.raises(ConfigError, match=r'Own has a simple_test\(\) of its own'):
+        find_family(cfg).check(cfg, options_of('faster'))
 
 
 def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():

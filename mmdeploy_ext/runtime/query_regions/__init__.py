@@ -1,0 +1,1 @@
+"""Detectors of queries with regions without PyTorch."""

@@ -1,0 +1,184 @@
+"""Sparse R-CNN and QueryInst against mmdet's own `simple_test`: eager, exported, faults, what is refused."""
+
+import functools
+import types
+
+import onnxruntime
+import pytest
+import torch
+
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proof.tasks import task_module
+from projects.mmdet_plugin.query import regions
+from toy_query import REGIONS, images, options_of, run_stages, seeded, toy
+
+FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
+
+
+def family_of(kind):
+    return find_family(toy(kind))
+
+
+def options(kind, **chosen):
+    return options_of(family=family_of(kind).name, **chosen)
+
+
+def rows(kind, outputs, prepared, wanted=None):
+    """Return how results match those of `simple_test`, a row per image."""
+    family = family_of(kind)
+    found = family.detections(FULL, outputs, family.feeds(prepared, True))
+    wanted = family.reference_detections(seeded(kind), prepared, True) if wanted is None else wanted
+    match = task_module(family.task).match_detections
+    return [match('image', *pair) for pair in zip(wanted, found, strict=True)]
+
+
+def same(kind, outputs, prepared):
+    for row in rows(kind, outputs, prepared):
+        assert row.passed and row.reference >= 20, row
+
+
+@pytest.mark.parametrize('kind', REGIONS)
+def test_eager_results_of_every_image_are_those_of_simple_test(kind):
+    prepared, family = images(3), family_of(kind)
+    family.check(toy(kind), options(kind))
+    same(kind, run_stages(family.stages(seeded(kind), options(kind)), family.feeds(prepared, True)), prepared)
+    found = family.reference_detections(seeded(kind), prepared, True)
+    assert all(len(set(one.labels.tolist())) > 1 for one in found)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'exporter', 'paste'),
+    [
+        ('regions', 'torchscript', False),
+        ('regions_masks', 'torchscript', True),
+        pytest.param('regions_masks', 'torchscript', False, marks=pytest.mark.matrix),
+        *(pytest.param(kind, 'dynamo', False, marks=pytest.mark.matrix) for kind in REGIONS),
+    ],
+)
+def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter, paste):
+    family, model = family_of(kind), seeded(kind)
+    chosen = options(kind, dynamic=True, exporter=exporter, **(dict(paste_masks=True) if paste else {}))
+    chosen = chosen.replace(opset=18) if exporter == 'dynamo' else chosen
+    example = {name: torch.from_numpy(array) for name, array in family.feeds(images(1), True).items()}
+    spec = family.spec(model, chosen)
+    graph = export.export_stages(family.stages(model, chosen), example, spec, chosen)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    names = [one.name for one in session.get_outputs()]
+    taken = [one.name for one in (*session.get_inputs(), *session.get_overridable_initializers())]
+    for prepared in (images(3, seed=9), images(2, (250, 161), 3)):
+        feeds = family.feeds(prepared, True)
+        outputs = session.run(names, {name: feeds[name] for name in taken})
+        same(kind, dict(zip(names, outputs, strict=True)), prepared)
+
+
+def altered(owner, name, change):
+    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
+
+
+def swapped(tensor):
+    order = torch.arange(tensor.shape[1]).unflatten(0, (-1, 2)).flip(1).flatten()
+    return tensor[:, order]
+
+
+FAULTS = {
+    'regions of the first image': altered(
+        regions.Regions,
+        'features',
+        lambda right: lambda self, maps, boxes: right(self, [one[:1].expand_as(one) for one in maps], boxes),
+    ),
+    'regions of another query': altered(
+        regions.Regions, 'features', lambda right: lambda self, maps, boxes: right(self, maps, swapped(boxes))
+    ),
+    'queries that do not look at each other': altered(
+        regions, 'attend_to', lambda right: lambda *given: right(*given) * 0
+    ),
+    'queries of the first stage in all': altered(
+        regions,
+        'interact',
+        lambda right: (
+            lambda head, features, query: (*(found := right(head, features, query))[:2], query, found[3])
+        ),
+    ),
+    'learned boxes relative to padding': altered(
+        regions, 'clip_size', lambda right: lambda image, shape: right(image, shape * 0)
+    ),
+    'boxes that no stage moves': altered(
+        regions, 'decoded', lambda right: lambda head, boxes, *_: (boxes[:, :, None], None)
+    ),
+    'classes as queries': altered(
+        regions, 'best_pairs', lambda right: lambda scores, most: right(scores.transpose(1, 2), most)
+    ),
+}
+OF_MASKS = {
+    'masks of another query': altered(
+        regions, 'interact', lambda right: lambda *given: (*(found := right(*given))[:3], swapped(found[3]))
+    ),
+    'masks of the next class': altered(
+        regions, 'own_class', lambda right: lambda heads, labels: right(heads, (labels + 1) % 6)
+    ),
+}
+CASES = [*(('regions', fault) for fault in FAULTS), *(('regions_masks', fault) for fault in OF_MASKS)]
+
+
+@functools.cache
+def reference(kind):
+    return family_of(kind).reference_detections(seeded(kind), images(2), True)
+
+
+def judged(kind):
+    stages = family_of(kind).stages(seeded(kind), options(kind))
+    outputs = run_stages(stages, family_of(kind).feeds(images(2), True))
+    return all(row.passed for row in rows(kind, outputs, images(2), reference(kind)))
+
+
+@pytest.mark.parametrize(('kind', 'fault'), CASES)
+def test_a_planted_fault_is_refused(kind, fault, monkeypatch):
+    reference(kind)  # before the fault
+    (FAULTS | OF_MASKS)[fault](monkeypatch)
+    assert not judged(kind)
+
+
+def change(path, value, kind='regions'):
+    """Return what sets a key of a config, and the kind of toy."""
+
+    def apply(model):
+        *keys, last = path.split('.')
+        for key in keys:
+            model = model[int(key) if key.isdigit() else key]
+        model[last] = value
+
+    return kind, apply
+
+
+REFUSED = {
+    'rcnn.max_per_img=400; expected 1 to 360': change('test_cfg.rcnn.max_per_img', 400),
+    'rcnn.max_per_img=None; expected 1 to 360': change('test_cfg.rcnn', {}),
+    'RPNHead: no rpn_head that is exported; expected EmbeddingRPNHead': change(
+        'rpn_head', dict(type='RPNHead', in_channels=32)
+    ),
+    'model.roi_head cannot be built': change('roi_head.bbox_head.0.num_heads', 7),
+    "pool_mode='max'": change('roi_head.bbox_roi_extractor.roi_layer.pool_mode', 'max'),
+    'rcnn.mask_thr_binary': change('test_cfg.rcnn.mask_thr_binary', 'half', 'regions_masks'),
+}
+
+
+@pytest.mark.parametrize('said', REFUSED)
+def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
+    kind, apply = REFUSED[said]
+    cfg = toy(kind)
+    apply(cfg.model)
+    with pytest.raises(ConfigError, match=said) as refused:
+        find_family(cfg).check(cfg, options(kind))
+    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
+
+
+def test_weights_whose_boxes_are_no_numbers_are_named():
+    family = family_of('regions')
+    model = family.build(toy('regions'))
+    model.load_state_dict(seeded('regions').state_dict())
+    with torch.no_grad():
+        model.roi_head.bbox_head[0].fc_reg.bias.fill_(float('nan'))
+    with pytest.raises(CheckpointError, match='RoIAlign: 60 of 60 regions have coordinates that are no fini'):
+        run_stages(family.stages(model, options('regions')), family.feeds(images(1), True))
