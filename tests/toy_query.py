@@ -5,15 +5,18 @@ import dataclasses
 import functools
 
 import numpy as np
+import onnxruntime
+import torch
 
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from projects.toydata.seeded import seeded_model
 from toy_two_stage import CONFIG, run_stages
 from toy_two_stage import images as less_padded
 
-__all__ = ['KINDS', 'SIZE', 'images', 'options_of', 'run_stages', 'seeded', 'toy']
+__all__ = ['KINDS', 'SIZE', 'exported', 'images', 'options_of', 'run_stages', 'seeded', 'toy']
 DEFORMABLE = 'deformable_detr/deformable_detr_{}r50_16x2_50e_coco.py'
 KINDS = dict(
     detr='detr/detr_r50_8x2_150e_coco.py',
@@ -140,3 +143,19 @@ def images(count=2, size=SIZE, seed=5):
 def options_of(size=SIZE, family='query', **chosen):
     values = dict(height=size[0], width=size[1], opset=17) | chosen
     return FAMILIES[family].choose(**values)
+
+
+def exported(family, model, options, prepared):
+    """Return what gives the outputs, by name, of a file that was traced with prepared pictures."""
+    example = {name: torch.from_numpy(array) for name, array in family.feeds(prepared, True).items()}
+    stages, spec = family.stages(model, options), family.spec(model, options)
+    graph = export.export_stages(stages, example, spec, options)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    names = [one.name for one in session.get_outputs()]
+    taken = [one.name for one in (*session.get_inputs(), *session.get_overridable_initializers())]
+
+    def run(pictures):
+        feeds = family.feeds(pictures, True)
+        return dict(zip(names, session.run(names, {name: feeds[name] for name in taken}), strict=True))
+
+    return run

@@ -24,7 +24,9 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proof.inputs.pictures import bright, dark
 from projects.toydata.scene import make_scene
+from projects.toydata.seeded_corners import is_cornered, scale_corners
 from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
+from projects.toydata.seeded_prototypes import scale_prototypes
 from projects.toydata.seeded_queries import is_query, is_regional, scale_queries
 
 if TYPE_CHECKING:
@@ -178,16 +180,20 @@ def _heads(model: nn.Module, pictures: torch.Tensor, exposed: torch.Tensor) -> t
     head = getattr(model, 'bbox_head', None)
     if is_query(model):
         return lambda maps: None, functools.partial(scale_queries, model, pictures)
+    if is_cornered(model):
+        return lambda maps: head(maps), functools.partial(scale_corners, model)
     if head is None:
         from projects.toydata.seeded_query_regions import scale_stages  # imports mmdet
         from projects.toydata.seeded_regions import run_heads, scale_heads
 
         pair = (scale_stages, lambda *_: None) if is_regional(model) else (run_heads, scale_heads)
         return tuple(functools.partial(one, model, pictures) for one in pair)
-    return (
-        lambda maps: head(for_head(head, maps)),
-        lambda maps: scale_outputs(head, maps, lambda: model.extract_feat(exposed)),
-    )
+
+    def scale(maps: Sequence[torch.Tensor]) -> None:
+        scale_outputs(head, maps, lambda: model.extract_feat(exposed))
+        scale_prototypes(model, maps)
+
+    return lambda maps: head(for_head(head, maps)), scale
 
 
 def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset: float = 0.0) -> nn.Module:
@@ -272,7 +278,7 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         model.load_state_dict(rule.seeded_weights(shapes))
         return model
-    if not is_query(model) and not is_regional(model):
+    if not any(own(model) for own in (is_query, is_regional, is_cornered)):
         check_known(model, cfg.filename)
     return fill_seeded(model, seed, *normalisation(cfg))
 

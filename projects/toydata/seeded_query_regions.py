@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BRANCH = 0.25
-"""Weight of what a stage adds to queries. With as much as there is, six stages make rounding 600 times larger and
-queries alike; with this 7 times."""
+"""Weight of what a stage adds to queries. With as much as there is, six stages make rounding 600 times larger
+and queries alike; with this 7 times."""
 MOVE = Target(0.0, 0.15)
 """Deltas of a stage."""
 SIDES = (0.08, 0.7)

@@ -44,7 +44,20 @@ def tensors(
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of mmdet's `get_bboxes`."""
-    metas = [
+    head = model.bbox_head
+    with torch.no_grad():
+        batch = torch.from_numpy(np.stack([image.tensor for image in images]))
+        batch = batch.to(next(model.parameters()).device)
+        outputs = head(model.extract_feat(batch))
+        results = head.get_bboxes(
+            *outputs, img_metas=metas_of(images), rescale=rescale, **_deployed_test_cfg(head)
+        )
+    return [_result(*(tensor.cpu().numpy() for tensor in result), described(model)) for result in results]
+
+
+def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
+    """Return what mmdet wants to know about every image of a batch."""
+    return [
         dict(
             img_shape=(*image.img_shape, 3),
             scale_factor=image.scale_factor,
@@ -55,13 +68,6 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         )
         for image in images
     ]
-    head = model.bbox_head
-    with torch.no_grad():
-        batch = torch.from_numpy(np.stack([image.tensor for image in images]))
-        batch = batch.to(next(model.parameters()).device)
-        outputs = head(model.extract_feat(batch))
-        results = head.get_bboxes(*outputs, img_metas=metas, rescale=rescale, **_deployed_test_cfg(head))
-    return [_result(*(tensor.cpu().numpy() for tensor in result), described(model)) for result in results]
 
 
 def _four_sides(image: PreparedImage) -> np.ndarray:

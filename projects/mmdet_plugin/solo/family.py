@@ -28,7 +28,7 @@ class SoloFamily(ImageFamily):
 
     name = 'solo'
     exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (projects/mmdet_plugin/solo/README.md)'
-    near = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'YOLACT', 'PointRend', 'Panoptic')
+    near = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic')
     task = 'mask'
     forms = ('full', 'raw')
     own_options = OPTIONS

@@ -1,17 +1,15 @@
 """Detectors of queries against mmdet's own `simple_test`: eager, exported, and what is refused."""
 
-import onnxruntime
 import pytest
 import torch
 from mmdet.models.utils import SinePositionalEncoding
 
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime.query.model import detections
 from projects.mmdet_plugin.query.padding import Level, SinePositions
-from toy_query import KINDS, images, options_of, run_stages, seeded, toy
+from toy_query import KINDS, exported, images, options_of, run_stages, seeded, toy
 
 FAMILY = FAMILIES['query']
 
@@ -35,31 +33,15 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
     same(kind, run_stages(FAMILY.stages(seeded(kind), options_of()), FAMILY.feeds(prepared, True)), prepared)
 
 
-def exported(kind, exporter='torchscript', **chosen):
-    """Return what runs a dynamic file that was traced with one image."""
-    options = options_of(dynamic=True, exporter=exporter, **chosen)
-    options = options.replace(opset=18) if exporter == 'dynamo' else options
-    example = {name: torch.from_numpy(array) for name, array in FAMILY.feeds(images(1), True).items()}
-    spec = FAMILY.spec(seeded(kind), options)
-    graph = export.export_stages(FAMILY.stages(seeded(kind), options), example, spec, options)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
-    names = [one.name for one in session.get_outputs()]
-
-    def run(prepared):
-        feeds = FAMILY.feeds(prepared, True)
-        taken = (*session.get_inputs(), *session.get_overridable_initializers())
-        return dict(zip(names, session.run(names, {one.name: feeds[one.name] for one in taken}), strict=True))
-
-    return graph, run
-
-
 @pytest.mark.parametrize(
     ('kind', 'exporter'),
     [(kind, 'torchscript') for kind in KINDS]
     + [pytest.param(kind, 'dynamo', marks=pytest.mark.matrix) for kind in KINDS if kind != 'detr'],
 )
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
-    _, run = exported(kind, exporter)
+    options = options_of(dynamic=True, exporter=exporter)
+    options = options.replace(opset=18) if exporter == 'dynamo' else options
+    run = exported(FAMILY, seeded(kind), options, images(1))
     for prepared in (images(3, seed=9), images(2, (250, 161), 3)):
         same(kind, run(prepared), prepared)
 

@@ -3,19 +3,17 @@
 import dataclasses
 import functools
 
-import onnxruntime
 import pytest
 import torch
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops import deformable_attention
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.tasks.mask import match_detections
 from mmdeploy_ext.runtime.query_masks.model import detections
 from projects.mmdet_plugin.query import masks
-from toy_query import images, options_of, run_stages, seeded, toy
+from toy_query import exported, images, options_of, run_stages, seeded, toy
 
 FAMILY = FAMILIES['query_masks']
 ORIGINAL = (150, 210)
@@ -51,14 +49,9 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(expor
     model = seeded('panoptic')
     options = options_of(family='query_masks', dynamic=True, exporter=exporter)
     options = options.replace(opset=18) if exporter == 'dynamo' else options
-    example = {name: torch.from_numpy(array) for name, array in FAMILY.feeds(pictures(1), True).items()}
-    spec = FAMILY.spec(model, options)
-    graph = export.export_stages(FAMILY.stages(model, options), example, spec, options)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
-    names = [one.name for one in session.get_outputs()]
+    run = exported(FAMILY, model, options, pictures(1))
     for prepared in (pictures(3, (192, 256), 9), pictures(2, (256, 160), 3)):
-        outputs = dict(zip(names, session.run(names, FAMILY.feeds(prepared, True)), strict=True))
-        same('panoptic', outputs, prepared)
+        same('panoptic', run(prepared), prepared)
 
 
 def altered(owner, name, change):

@@ -3,16 +3,14 @@
 import functools
 import types
 
-import onnxruntime
 import pytest
 import torch
 
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proof.tasks import task_module
 from projects.mmdet_plugin.query import regions
-from toy_query import REGIONS, images, options_of, run_stages, seeded, toy
+from toy_query import REGIONS, exported, images, options_of, run_stages, seeded, toy
 
 FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
 
@@ -61,16 +59,9 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind,
     family, model = family_of(kind), seeded(kind)
     chosen = options(kind, dynamic=True, exporter=exporter, **(dict(paste_masks=True) if paste else {}))
     chosen = chosen.replace(opset=18) if exporter == 'dynamo' else chosen
-    example = {name: torch.from_numpy(array) for name, array in family.feeds(images(1), True).items()}
-    spec = family.spec(model, chosen)
-    graph = export.export_stages(family.stages(model, chosen), example, spec, chosen)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
-    names = [one.name for one in session.get_outputs()]
-    taken = [one.name for one in (*session.get_inputs(), *session.get_overridable_initializers())]
+    run = exported(family, model, chosen, images(1))
     for prepared in (images(3, seed=9), images(2, (250, 161), 3)):
-        feeds = family.feeds(prepared, True)
-        outputs = session.run(names, {name: feeds[name] for name in taken})
-        same(kind, dict(zip(names, outputs, strict=True)), prepared)
+        same(kind, run(prepared), prepared)
 
 
 def altered(owner, name, change):

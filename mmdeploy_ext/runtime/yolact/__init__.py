@@ -1,0 +1,1 @@
+"""YOLACT without PyTorch."""

@@ -1,0 +1,73 @@
+"""The family of detectors of corners: what it claims and refuses, and what the other modules give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdet.models import dense_heads, detectors
+from mmdet.models.builder import DETECTORS
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from projects.mmdet_plugin.corner import graphs, reference, samples
+from projects.mmdet_plugin.corner.postprocess import PAIRS, suppression, thresholds
+from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.two_stage.regions import same_methods
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmdeploy_ext.contract.option import Options
+
+HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
+METHODS = ('simple_test', 'forward', 'get_bboxes', '_get_bboxes_single', '_bboxes_nms', 'decode_heatmap')
+"""Methods of upstream that the graph repeats."""
+
+
+class CornerFamily(ImageFamily):
+    """mmdet's `CornerNet`, whose boxes are pairs of corners."""
+
+    name = 'corner'
+    exports = 'CornerNet and CentripetalNet (projects/mmdet_plugin/corner/README.md)'
+    near = ('CornerNet', 'CornerHead', 'CentripetalHead')
+    task = 'bbox2d'
+    forms = ('full',)
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds = staticmethod(samples.feeds)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
+        detector = DETECTORS.get(cfg.model.get('type') or '')
+        known = detector is not None and issubclass(detector, detectors.CornerNet)
+        return Claim.DETECTOR if known else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: parts, thresholds, sizes."""
+        test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
+        content = dict(cfg.model.get('bbox_head') or {}, train_cfg=None, test_cfg=test_cfg)
+        try:
+            same_methods(DETECTORS.get(cfg.model.type), detectors.CornerNet, METHODS)
+            head = parts.built_head(content, 'model.bbox_head')
+            upstream = next((one for one in HEADS if isinstance(head, one)), None)
+            if upstream is None:
+                raise ConfigError(f'model.bbox_head.type={type(head).__name__}: expected CornerHead')
+            same_methods(type(head), upstream, METHODS)
+            thresholds(test_cfg)
+            suppression(test_cfg)
+        except ConfigError as error:
+            raise ConfigError(f'{cfg.filename}: {error}') from error
+        parts.check(cfg.model, options)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        return dict(thresholds(model.bbox_head.test_cfg), num_classes=self.num_classes(model))
+
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`."""
+        return ResultLimit(model.bbox_head.test_cfg, available=PAIRS)
+
+
+register_family(CornerFamily())

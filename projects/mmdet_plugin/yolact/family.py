@@ -1,0 +1,86 @@
+"""The family of YOLACT: what it claims and refuses, and what the other modules give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdet.models import dense_heads, detectors
+from mmdet.models.builder import DETECTORS
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.images import ImageFamily
+from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.dense.plain import chosen_coder
+from projects.mmdet_plugin.two_stage.regions import same_methods
+from projects.mmdet_plugin.yolact import graphs, reference, samples
+from projects.mmdet_plugin.yolact.postprocess import MASK_THR, thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from mmdeploy_ext.contract.option import Options
+
+HEADS = dict(bbox_head=dense_heads.YOLACTHead, mask_head=dense_heads.YOLACTProtonet)
+METHODS = ('simple_test', 'get_bboxes', '_get_bboxes_single', 'forward', 'crop', 'get_seg_masks')
+"""Methods of upstream that the graph repeats."""
+
+
+class YolactFamily(ImageFamily):
+    """mmdet's `YOLACT`: anchors with coefficients of prototypes of masks."""
+
+    name = 'yolact'
+    exports = 'YOLACT (projects/mmdet_plugin/yolact/README.md)'
+    near = ('YOLACT', 'Protonet')
+    task = 'boxed_mask'
+    forms = ('full',)
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds, batches = staticmethod(samples.feeds), staticmethod(samples.batches)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.instances)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
+        detector = DETECTORS.get(cfg.model.get('type') or '')
+        known = detector is not None and issubclass(detector, detectors.YOLACT)
+        return Claim.DETECTOR if known else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: parts, thresholds, sizes."""
+        test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
+        try:
+            same_methods(DETECTORS.get(cfg.model.type), detectors.YOLACT, METHODS)
+            for key, upstream in HEADS.items():
+                own = dict(train_cfg=None, test_cfg=test_cfg) if key == 'bbox_head' else {}
+                head = parts.built_head(dict(cfg.model.get(key) or {}, **own), f'model.{key}')
+                if not isinstance(head, upstream):
+                    raise ConfigError(f'model.{key}.type={type(head).__name__}: expected {upstream.__name__}')
+                same_methods(type(head), upstream, METHODS)
+                if key == 'bbox_head':
+                    chosen_coder(head)
+                    _check_limit(head, thresholds(test_cfg))
+        except ConfigError as error:
+            raise ConfigError(f'{cfg.filename}: {error}') from error
+        parts.check(cfg.model, options)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        found = thresholds(model.bbox_head.test_cfg)
+        return dict(found, num_classes=self.num_classes(model), mask_thr=MASK_THR)
+
+
+def _check_limit(head: nn.Module, config: Mapping[str, float]) -> None:
+    """Refuse more results than the smallest input, of one cell a level, can have.
+
+    Raises:
+        ConfigError: says both numbers.
+    """
+    of_class = min(int(config['top_k']), sum(head.prior_generator.num_base_priors))
+    most, there = config['max_per_img'], int(head.num_classes) * of_class
+    if most > there:
+        raise ConfigError(f'model.test_cfg.max_per_img={most}; expected 1 to {there}, as many as there are')
+
+
+register_family(YolactFamily())

@@ -1,0 +1,23 @@
+"""Prepared pictures as inputs of YOLACT's graph: those of dense graphs, and one size of masks as SOLO's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from projects.mmdet_plugin.dense.samples import feeds as box_feeds
+from projects.mmdet_plugin.solo.samples import batches
+from projects.mmdet_plugin.solo.samples import feeds as mask_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.inputs.pictures import PreparedImage
+
+__all__ = ['batches', 'feeds']
+
+
+def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch; masks are of the original size whatever `rescale` says."""
+    return mask_feeds(images, rescale) | box_feeds(images, rescale)

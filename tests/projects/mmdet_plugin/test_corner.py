@@ -1,0 +1,185 @@
+"""CornerNet and CentripetalNet against mmdet's own `get_bboxes`: eager, exported, faults, what is refused."""
+
+import copy
+import dataclasses
+import functools
+
+import pytest
+import torch
+from mmcv.ops import CornerPool
+
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.exporter import default_opset
+from mmdeploy_ext.exporting.ops.corner_pool import AXES, pool_by_steps
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.proof.tasks.bbox2d import match_detections
+from mmdeploy_ext.runtime.corner.model import detections
+from projects.mmdet_plugin.corner import postprocess
+from projects.toydata.seeded import seeded_model
+from toy_query import exported, images, options_of, run_stages
+
+FAMILY = FAMILIES['corner']
+KINDS = dict(
+    corner='cornernet/cornernet_hourglass104_mstest_8x6_210e_coco.py',
+    centripetal='centripetalnet/centripetalnet_hourglass104_mstest_16x6_210e_coco.py',
+)
+LEAST = dict(corner=20, centripetal=8)
+"""Results of a picture; few pairs of a small map point at the same centre."""
+OPTIONS = options_of(family='corner')
+
+
+def toy(kind='corner'):
+    """Return the config of a toy: one small hourglass."""
+    cfg = load_config(mmdet_config(KINDS[kind]))
+    model = cfg.model
+    sizes = dict(stage_channels=[16, 16, 24], stage_blocks=[1, 1, 1])
+    model.backbone.update(sizes, downsample_times=2, num_stacks=1, feat_channel=16)
+    model.bbox_head.update(num_classes=6, in_channels=16, num_feat_levels=1)
+    model.test_cfg.max_per_img = 40
+    return cfg
+
+
+@functools.cache
+def seeded(kind='corner'):
+    return seeded_model(toy(kind), FAMILY).eval()
+
+
+def pictures(*chosen):
+    """Return pictures with padding above and left of their contents, too."""
+    return [dataclasses.replace(one, border=(4 * index, 6)) for index, one in enumerate(images(*chosen))]
+
+
+def rows(outputs, wanted):
+    found = detections(None, outputs, {})
+    return [match_detections('image', *pair) for pair in zip(wanted, found, strict=True)]
+
+
+def same(kind, outputs, prepared):
+    wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+    for row, one in zip(rows(outputs, wanted), wanted, strict=True):
+        assert row.passed and row.reference >= LEAST[kind], row
+        assert len(set(one.labels.tolist())) > 1
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_eager_results_of_every_image_are_those_of_get_bboxes(kind):
+    FAMILY.check(toy(kind), OPTIONS)
+    stages = FAMILY.stages(seeded(kind), OPTIONS)
+    same(kind, run_stages(stages, FAMILY.feeds(pictures(3), True)), pictures(3))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'exporter'),
+    [(kind, 'torchscript') for kind in KINDS]
+    + [pytest.param(kind, 'dynamo', marks=pytest.mark.matrix) for kind in KINDS],
+)
+def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
+    model = seeded(kind)
+    chosen = options_of(family='corner', dynamic=True, exporter=exporter)
+    chosen = chosen.replace(opset=default_opset(model, exporter))
+    run = exported(FAMILY, model, chosen, pictures(1))
+    for prepared in (pictures(3, (192, 256), 9), pictures(2, (250, 161), 3)):
+        same(kind, run(prepared), prepared)
+
+
+@pytest.mark.parametrize('mode', AXES)
+@pytest.mark.parametrize('size', [(1, 1), (5, 7), (40, 33)])
+def test_pooling_by_steps_is_that_of_mmcv(mode, size):
+    x, pool = torch.randn(2, 3, *size), CornerPool(mode)
+    wanted = pool(x)
+    pool_by_steps(pool)
+    assert torch.equal(pool(x), wanted)
+
+
+def altered(owner, name, change):
+    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
+
+
+def corners(**change):
+    """Return a fault of the best corners: name of an attribute -> what is made of it."""
+
+    def faulty(right):
+        def best(*given):
+            found = right(*given)
+            return dataclasses.replace(
+                found, **{name: of(getattr(found, name)) for name, of in change.items()}
+            )
+
+        return best
+
+    return altered(postprocess, 'best_corners', faulty)
+
+
+def settings(**change):
+    return altered(postprocess, 'thresholds', lambda right: lambda given: dict(right(given), **change))
+
+
+EVERY = {
+    'corners grouped across classes': corners(labels=lambda one: one * 0),
+    'corners of another peak': corners(places=lambda one: one.roll(1, 1)),
+    'half a cell off': corners(places=lambda one: one + 0.5),
+    'peaks of a larger window': settings(local_maximum_kernel=7),
+    'fewer corners': settings(corner_topk=40),
+    'border left in': altered(
+        postprocess.FullForm,
+        'forward',
+        lambda right: lambda self, image, scale, border, *maps: right(self, image, scale, border * 0, *maps),
+    ),
+    'scores of the first corner alone': corners(scores=lambda one: one * torch.tensor([1.0, 0.9]).repeat(50)),
+    'suppressed for good': altered(
+        postprocess, 'suppression', lambda right: lambda given: dataclasses.replace(right(given), soft=None)
+    ),
+}
+FAULTS = [
+    *(('corner', name, fault) for name, fault in EVERY.items()),
+    ('corner', 'another distance', settings(distance_threshold=0.3)),
+    ('centripetal', 'another share', settings(distance_threshold=0.2)),
+    ('centripetal', 'shifts that are no exponentials', corners(more=lambda one: (1 + one).log())),
+    ('centripetal', 'one size of regions', altered(postprocess, 'CENTRAL', lambda right: (1.5, 1.5))),
+]
+
+
+@functools.cache
+def reference(kind):
+    return FAMILY.reference_detections(seeded(kind), pictures(2), True)
+
+
+def judged(kind):
+    outputs = run_stages(FAMILY.stages(seeded(kind), OPTIONS), FAMILY.feeds(pictures(2), True))
+    return all(row.passed for row in rows(outputs, reference(kind)))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'fault'), [pytest.param(kind, fault, id=name) for kind, name, fault in FAULTS]
+)
+def test_a_planted_fault_is_refused(kind, fault, monkeypatch):
+    reference(kind)  # before the fault
+    fault(monkeypatch)
+    assert not judged(kind)
+
+
+def test_without_pairs_results_are_empty():
+    model = copy.deepcopy(seeded())
+    model.bbox_head.test_cfg.distance_threshold = -1.0
+    outputs = run_stages(FAMILY.stages(model, OPTIONS), FAMILY.feeds(pictures(2), True))
+    assert [len(one) for one in detections(None, outputs, {})] == [0, 0]
+    assert [len(one) for one in FAMILY.reference_detections(model, pictures(2), True)] == [0, 0]
+
+
+REFUSED = {
+    'test_cfg.corner_topk=20: expected 32 or more': dict(corner_topk=20),
+    'test_cfg.local_maximum_kernel=2: expected an odd number': dict(local_maximum_kernel=2),
+    'test_cfg.max_per_img=2000: expected 1 to 1000': dict(max_per_img=2000),
+    'test_cfg.distance_threshold=None': dict(distance_threshold=None),
+    "test_cfg.nms.method='sharp'": dict(nms=dict(type='soft_nms', iou_threshold=0.5, method='sharp')),
+}
+
+
+@pytest.mark.parametrize('said', REFUSED)
+def test_what_is_not_exported_is_refused_by_the_name_of_the_entry(said):
+    cfg = toy()
+    cfg.model.test_cfg.update(REFUSED[said])
+    with pytest.raises(ConfigError, match=said) as refused:
+        find_family(cfg).check(cfg, OPTIONS)
+    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)

@@ -1,0 +1,163 @@
+"""YOLACT against mmdet's own `simple_test`: eager, exported, faults, and what is refused."""
+
+import copy
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.proof.tasks.boxed_mask import match_detections
+from mmdeploy_ext.runtime.yolact.model import detections
+from projects.mmdet_plugin.yolact import postprocess
+from projects.toydata.seeded import seeded_model
+from toy_query import exported, images, options_of, run_stages
+from toy_two_stage import CONFIG
+
+FAMILY = FAMILIES['yolact']
+ORIGINAL = (150, 210)
+OPTIONS = options_of(family='yolact')
+
+
+def toy():
+    """Return the config of a toy: the backbone of the Mask R-CNN toy, 32 channels, eight prototypes."""
+    cfg = load_config(mmdet_config('yolact/yolact_r50_1x8_coco.py'))
+    model = cfg.model
+    model.backbone = copy.deepcopy(load_config(CONFIG).model.backbone)
+    model.backbone.pop('init_cfg', None)
+    model.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
+    sizes = dict(num_classes=6, in_channels=32)
+    model.bbox_head.update(sizes, feat_channels=32, num_protos=8)
+    model.mask_head.update(sizes, num_protos=8, proto_channels=(32, None, 8), proto_kernel_sizes=(3, -2, 1))
+    model.segm_head.update(sizes)
+    model.test_cfg.update(max_per_img=40, nms_pre=200, top_k=50)
+    return cfg
+
+
+@functools.cache
+def seeded():
+    return seeded_model(toy(), FAMILY).eval()
+
+
+def pictures(*chosen):
+    """Return pictures of one original size, whose contents in the input differ."""
+    return [dataclasses.replace(one, ori_shape=ORIGINAL) for one in images(*chosen)]
+
+
+def rows(outputs, wanted):
+    found = detections(None, outputs, {})
+    return [match_detections('image', *pair) for pair in zip(wanted, found, strict=True)]
+
+
+def same(outputs, prepared, rescale=True):
+    wanted = FAMILY.reference_detections(seeded(), prepared, rescale)
+    for row, one in zip(rows(outputs, wanted), wanted, strict=True):
+        assert row.passed and row.reference >= 20, row
+        assert len(set(one.labels.tolist())) > 1
+        assert 0 < one.masks.sum() < one.masks.size
+
+
+@pytest.mark.parametrize('rescale', [True, False])
+def test_eager_results_of_every_image_are_those_of_simple_test(rescale):
+    FAMILY.check(toy(), OPTIONS)
+    feeds = {'scale_factor': np.ones((3, 4), np.float32)} | FAMILY.feeds(pictures(3), rescale)
+    same(run_stages(FAMILY.stages(seeded(), OPTIONS), feeds), pictures(3), rescale)
+
+
+@pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
+def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(exporter):
+    chosen = options_of(family='yolact', dynamic=True, exporter=exporter)
+    chosen = chosen.replace(opset=18) if exporter == 'dynamo' else chosen
+    run = exported(FAMILY, seeded(), chosen, pictures(1))
+    for prepared in (pictures(3, (192, 256), 9), pictures(2, (250, 161), 3)):
+        same(run(prepared), prepared)
+
+
+def altered(owner, name, change):
+    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
+
+
+FAULTS = {
+    'coefficients of another prior': altered(
+        postprocess,
+        'masks_of',
+        lambda right: lambda maps, weights, *more: right(maps, weights.roll(1, 1), *more),
+    ),
+    'not cropped': altered(postprocess, '_inside', lambda right: lambda *given: right(*given) * 0 + 1),
+    'cropped a cell too closely': altered(postprocess, 'EDGE', lambda right: -1.0),
+    'resized as the input': altered(
+        postprocess,
+        'masks_of',
+        lambda right: lambda maps, weights, relative, target: right(maps, weights, relative * 0.9, target),
+    ),
+    'another threshold of masks': altered(postprocess, 'MASK_THR', lambda right: 0.45),
+    'suppression by worse boxes': altered(
+        postprocess, 'pairwise_iou', lambda right: lambda boxes: right(boxes.flip(1)).flip(1)
+    ),
+    'no suppression': altered(postprocess, 'pairwise_iou', lambda right: lambda boxes: right(boxes) * 0),
+    'suppression of a few': altered(
+        postprocess, 'thresholds', lambda right: lambda given: dict(right(given), top_k=8)
+    ),
+}
+
+
+@functools.cache
+def reference():
+    return FAMILY.reference_detections(seeded(), pictures(2), True)
+
+
+def judged():
+    outputs = run_stages(FAMILY.stages(seeded(), OPTIONS), FAMILY.feeds(pictures(2), True))
+    return all(row.passed for row in rows(outputs, reference()))
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_planted_fault_is_refused(fault, monkeypatch):
+    reference()  # before the fault
+    FAULTS[fault](monkeypatch)
+    assert not judged()
+
+
+def test_without_detections_results_are_empty():
+    model = copy.deepcopy(seeded())
+    model.bbox_head.test_cfg.score_thr = 2.0
+    outputs = run_stages(FAMILY.stages(model, OPTIONS), FAMILY.feeds(pictures(2), True))
+    assert [len(one) for one in detections(None, outputs, {})] == [0, 0] and not outputs['masks'].any()
+    assert [len(one) for one in FAMILY.reference_detections(model, pictures(2), True)] == [0, 0]
+
+
+def change(path, value):
+    """Return what sets a key of a config."""
+
+    def apply(model):
+        *keys, last = path.split('.')
+        for key in keys:
+            model = model[key]
+        model[last] = value
+
+    return apply
+
+
+REFUSED = {
+    'max_per_img=100; expected 1 to 90': change('test_cfg.max_per_img', 100),
+    'test_cfg.top_k=None: expected a whole number': change('test_cfg', dict(score_thr=0.1, iou_thr=0.5)),
+    'model.mask_head.type=YOLACTSegmHead: expected YOLACTProtonet': change(
+        'mask_head.type', 'YOLACTSegmHead'
+    ),
+    'bbox_coder is YOLOBBoxCoder': change('bbox_head.bbox_coder', dict(type='YOLOBBoxCoder')),
+    'model.bbox_head cannot be built': change('bbox_head.num_clases', 7),
+}
+
+
+@pytest.mark.parametrize('said', REFUSED)
+def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
+    cfg = toy()
+    REFUSED[said](cfg.model)
+    if 'YOLACTSegmHead' in said:
+        cfg.model.mask_head = cfg.model.segm_head
+    with pytest.raises(ConfigError, match=said) as refused:
+        find_family(cfg).check(cfg, OPTIONS)
+    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
