@@ -22,6 +22,7 @@ def r18(tmp_path_factory):
     return deployment, path
 
 
+@pytest.mark.matrix
 def test_the_graph_at_another_size_is_the_original(r18):
     golden.require_golden()
     _, path = r18
@@ -32,6 +33,7 @@ def test_the_graph_at_another_size_is_the_original(r18):
     print('\n', differences)
 
 
+@pytest.mark.matrix
 def test_the_graph_is_that_of_a_fresh_export(r18):
     deployment, path = r18
     other = dataclasses.replace(deployment)

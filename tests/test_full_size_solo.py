@@ -35,6 +35,7 @@ def light(tmp_path_factory):
     return deployment, str(folder / 'light.onnx')
 
 
+@pytest.mark.matrix
 def test_full_finds_mmdets_instances_at_a_size_it_never_saw(light):
     deployment, path = light
     images = [prepared(448, 672, (448, 671), (427, 640))]

@@ -73,6 +73,7 @@ def test_one_run_measures_pytorch_and_both_contracts_part_by_part(place, tmp_pat
     assert (tmp_path / 'b.png').stat().st_size > 1000
 
 
+@pytest.mark.matrix
 def test_memory_is_measured_in_a_process_of_its_own(place, tmp_path):
     target = tmp_path / 'b.json'
     arguments = ['--engines', 'onnxruntime', '--onnx', place / 'deploy', '--json', target, '--max-iter', 1]

@@ -149,6 +149,7 @@ def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
     assert chart.stat().st_size > 10_000
 
 
+@pytest.mark.matrix
 def test_memory_is_measured_in_processes_of_their_own(model, tmp_path):
     from mmdeploy_ext.benchmark import memory
 

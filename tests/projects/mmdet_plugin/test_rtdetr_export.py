@@ -108,7 +108,7 @@ def test_a_graph_that_answers_for_fewer_images_is_not_proven(toy, full, folder):
     assert 'got results of 1 images, expected 2' in verdict.cases[-1].detections[0].reason
 
 
-@pytest.mark.parametrize('opset', [16, 20])
+@pytest.mark.parametrize('opset', [pytest.param(16, marks=pytest.mark.matrix), 20])
 def test_fixed_row_major_graphs_and_simplified_ones_are_proven(folder, opset):
     layout = {'model.encoder.position_layout': 'row_major'}
     deployment = toy_rtdetr.load_toy(folder, layout)
