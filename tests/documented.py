@@ -187,7 +187,8 @@ ENTRIES = (
         status=1,
     ),
     Entry(
-        r'python tools/onnx/graph.py diff (\$CONFIG \$CKPT work_dirs/full|configs/demo/yolox_toy.py .*).onnx',
+        r'python tools/onnx/graph.py diff '
+        r'(\$CONFIG \$CKPT work_dirs/full|configs/demo/(yolox|mask_rcnn)_toy.py .*).onnx',
         run=True,
         matrix=True,
     ),

@@ -37,7 +37,10 @@ TAKEN = frozenset(
     }
 )
 """Element types that tensors may have; DOUBLE is computed in float32, and refused as input or output."""
-NO_FORM = 'export full with --max-candidates K and a fixed --shape, or raw or decode'
+NO_FORM = (
+    'export full with --max-candidates K and a fixed --shape (--max-proposals K, too, where proposals are '
+    'suppressed), or raw or decode'
+)
 RTX_OPERATORS = {
     'NonMaxSuppression': f'has no runner in TensorRT-RTX; {NO_FORM}, or build with --package tensorrt',
     'NonZero': f'has no plugin in TensorRT-RTX; {NO_FORM}, or build with --package tensorrt',

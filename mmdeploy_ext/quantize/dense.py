@@ -17,6 +17,7 @@ import onnx
 
 from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import reads, refill
 from mmdeploy_ext.graph.passes.fold import suppress_output
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
@@ -117,7 +118,7 @@ class DenseQuantiser:
             )  # fmt: skip
             quantiser.quantize_model()
             quantiser.model.topological_sort()
-            quantiser.model.remove_unused_constant()
+        _drop_unused_constants(quantiser.model.model.graph)
         return quantiser.model.model
 
     def used_ranges(self, layers: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -135,6 +136,13 @@ class DenseQuantiser:
                         f'tensor {tensor!r} of node {node.name} is not finite on the calibration images; see '
                         f'its weights, or leave the layer in float'
                     )
+
+
+def _drop_unused_constants(graph: onnx.GraphProto) -> None:
+    """Drop Constant nodes that nobody reads; ONNX Runtime's function drops what bodies (Loop) read, too."""
+    used = {name for node in graph.node for name in reads(node)} | {value.name for value in graph.output}
+    nodes = [node for node in graph.node if node.op_type != 'Constant' or used.intersection(node.output)]
+    refill(graph, node=nodes)
 
 
 def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.inputs.pictures import PreprocessRule, list_images, read_image
-from mmdeploy_ext.runtime.detect import make_feeds, prepare
+from mmdeploy_ext.runtime.detect import BESIDE, make_feeds, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,14 +56,18 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
     """Return image files as the rule of a model file prepares them.
 
     Raises:
-        ModelFileError: the model takes no single image (cameras of a rig, points).
+        ModelFileError: the model takes no single image (cameras of a rig, points), or more than one gives.
     """
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise ModelFileError(
             f'a model of family {metadata.family!r} takes more than one image; expected a model of one '
             f'image, or the image backbone of a model of several cameras'
         )
-    known = metadata.spec.input_names
+    _, *others = known = metadata.spec.input_names
+    if lacking := [name for name in others if name not in BESIDE]:
+        raise ModelFileError(
+            f'the graph takes {lacking[0]!r}, which no picture gives; quantise the one of pictures'
+        )
 
     def feeds(path: Path) -> dict[str, np.ndarray]:
         found = make_feeds(prepare(metadata, read_image(path)), metadata)

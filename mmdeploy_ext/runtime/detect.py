@@ -44,6 +44,10 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
     return rule.apply(image_bgr)
 
 
+BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape')
+"""What `make_feeds` gives besides the picture."""
+
+
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
     """Return what graphs may take of one image, repeated where the batch is fixed."""
     image = metadata.spec.inputs[0]

@@ -8,6 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from mmdeploy_ext.apps.options import parse_cfg_options
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.evaluate import evaluation
 from toy_two_stage import toy, write_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -71,3 +75,12 @@ def test_pictures_alone_do_not_run_a_file_that_is_given_its_proposals(bench):
     claimed(bench.onnx_file, path, 'two_stage_regions')
     words = "is a model of family 'two_stage_regions'", 'no tool for pictures takes it'
     bench.refuses('run', 'fast.onnx: ', *words, onnx=path)
+
+
+def test_masks_are_not_evaluated_of_results_that_have_none(bench):
+    bench.data()
+    given = parse_cfg_options(bench.data_options().split())
+    cfg = load_config(str(MASKS), given)
+    results = [[np.float32([[4, 4, 40, 40, 0.9]])] * 6]
+    with pytest.raises(ConfigError, match='--eval segm: segm is not in results'):
+        evaluation.evaluate(cfg, evaluation.build_dataset(cfg), results, ['segm'])

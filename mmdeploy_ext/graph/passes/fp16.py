@@ -211,7 +211,9 @@ class _Writer:
     def __init__(self, graph: _Graph) -> None:
         self.graph = graph
         self.types = dict(graph.types)
-        self.initializers = {value.name: value for value in graph.model.graph.initializer}
+        fed = {value.name for value in graph.model.graph.input}  # others may be fed in their place
+        stored = graph.model.graph.initializer
+        self.initializers = {value.name: value for value in stored if value.name not in fed}
         self.nodes: list[onnx.NodeProto] = []
         self.made: dict[tuple[str, int], str] = {}
         self.extra: list[TensorProto] = []

@@ -243,7 +243,8 @@ def _upstream_notes(
     if family.samples != 'images' or not valued:
         return []
     chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
-    expected = family.reference_tensors(deployment.model, subject.feeds, metadata.form, **chosen)
+    feeds = {**subject.beside, **subject.feeds}
+    expected = family.reference_tensors(deployment.model, feeds, metadata.form, **chosen)
     notes = []
     for name in valued:
         if name not in expected or name not in search.outputs:

@@ -32,12 +32,14 @@ class Subject:
         feeds: input name -> array that the exporter did not see.
         reference: a fresh export of the modules, with the file's own options and edits.
         title: of the input, for people.
+        beside: what the unpatched model is given besides, by name; of pictures all that any form takes.
     """
 
     stages: Sequence[Stage]
     feeds: dict[str, np.ndarray]
     reference: FreshReference
     title: str
+    beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def subject_of(
@@ -80,6 +82,7 @@ def _of_images(
         {name: given[name] for name in metadata.spec.input_names if name in given},
         fresh_export.of_images(deployment, options, metadata, images[0][1]),
         f'{chosen.name} ({chosen.sources[0][0]})',
+        given,
     )
 
 

@@ -59,6 +59,7 @@ class TwoStageFamily(ImageFamily):
     proposes, with_masks = True, False
     forms = ('full', *split.FORMS)
     own_options = two_stage.OPTIONS
+    keep_fp32 = ('proposals/*', 'regions/*', 'paste/*')  # boxes in float16 are half a pixel coarse
     feeds = staticmethod(feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)

@@ -57,7 +57,7 @@ def check(heads: Mapping[str, nn.Module], options: Options, fused: bool = False)
         fused: the detector itself makes its results of more than regions.
 
     Raises:
-        UsageError: the form.
+        UsageError: the form, or half precision of the second graph.
         ConfigError: proposals without an area, which the second graph would take for none.
     """
     if options.form not in FORMS:
@@ -65,6 +65,10 @@ def check(heads: Mapping[str, nn.Module], options: Options, fused: bool = False)
     if missing := {'rpn_head', 'roi_head'} - heads.keys():
         raise UsageError(
             f'--postprocess {options.form}: the model has no {missing.pop()}; it is one graph, export full'
+        )
+    if options.form == REGIONS and options.precision != 'fp32':
+        raise UsageError(
+            f'--precision {options.precision}: the graph of regions stays float32; export it without'
         )
     roi_head = heads['roi_head']
     if fused or context_names(roi_head) or grid_of(roi_head) is not None:

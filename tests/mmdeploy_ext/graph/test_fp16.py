@@ -187,3 +187,15 @@ def test_an_input_that_a_sub_graph_reads_cannot_become_float16():
         entry.g.node[0].input[0] = model.graph.input[0].name
     with pytest.raises(ExportError, match='read inside a sub-graph'):
         to_fp16(model, spec('float16'))
+
+
+def test_an_input_with_a_default_is_cast_and_not_frozen():
+    """Its initializer is what counts where nothing is fed, and only there."""
+    model = make_model()
+    default = np.zeros((ROWS, COLUMNS), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(default, 'features'))
+    half = to_fp16(model, spec())
+    session = onnxruntime.InferenceSession(half.SerializeToString(), providers=['CPUExecutionProvider'])
+    feeds = dict(points=default, features=default + 1)
+    fed, left_out = (session.run(['hidden'], given)[0] for given in (feeds, dict(points=default)))
+    assert np.abs(fed - left_out).max() > 0.01

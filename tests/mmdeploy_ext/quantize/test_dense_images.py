@@ -1,5 +1,6 @@
 """Images to calibrate on: folders, COCO annotations, and what is refused by name."""
 
+import dataclasses
 import json
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError, UsageError
 from mmdeploy_ext.quantize.images import calibration_images, evenly, image_files
 from mmdeploy_ext.runtime.detect import prepare
@@ -77,14 +79,20 @@ def test_an_unreadable_image_is_named(tmp_path):
 
 
 def test_models_of_several_images_are_refused():
-    import dataclasses
-
     from mmdeploy_ext.inputs.cameras import MultiViewRule
 
     metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
     rule = MultiViewRule.__new__(MultiViewRule)
     with pytest.raises(ModelFileError, match='more than one image'):
         calibration_images(dataclasses.replace(metadata, family='streampetr', preprocess=rule), [PICTURE])
+
+
+def test_a_graph_that_takes_more_than_pictures_is_refused():
+    metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
+    inputs = (*metadata.spec.inputs, TensorSpec('features_1', 'float32', (1, 64, 8, 8)))
+    metadata = dataclasses.replace(metadata, spec=dataclasses.replace(metadata.spec, inputs=inputs))
+    with pytest.raises(ModelFileError, match="takes 'features_1', which no picture gives"):
+        calibration_images(metadata, [PICTURE])
 
 
 def test_a_limit_takes_images_evenly():

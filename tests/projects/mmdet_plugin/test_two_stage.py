@@ -24,6 +24,8 @@ EXPORTED = ('faster', 'rpn', 'htc')
 graphs of `test_two_stage_split.py`."""
 POOLS = dict(faster=4, cascade=12, mask=8, cascade_mask=16, fast=4, generic=4, htc=20, scnet=24)
 """Kind -> RoIAlign nodes: of each level and stage of boxes, of masks once, of semantic maps with each."""
+LIKE = ('cascade', 'mask', 'htc_alone', 'modulated', 'guided_alone')
+"""Kinds whose parts other kinds have, or other files of tests look at: `test_two_stage_{faults,split}.py`."""
 FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
 
 
@@ -38,7 +40,9 @@ def same(kind, model, outputs, prepared, least=1):
         assert row.passed and row.reference >= least, row
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    'kind', [pytest.param(kind, marks=[pytest.mark.matrix] if kind in LIKE else []) for kind in KINDS]
+)
 def test_eager_results_of_every_image_are_those_of_simple_test(kind):
     model, prepared = seeded(kind), images(1 if kind in SINGLE else 2)
     family_of(kind).check(toy(kind), options_of(kind))

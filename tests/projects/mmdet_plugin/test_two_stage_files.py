@@ -18,6 +18,8 @@ from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.difference.subject import subject_of
+from mmdeploy_ext.proof.levels.exported import open_file
 from mmdeploy_ext.proof.references import references
 from projects.toydata.seeded import write_seeded
 from proofs import check_files, run_once
@@ -128,3 +130,13 @@ def test_proposals_of_a_file_with_another_limit_are_refused(known, tmp_path):
     assert not check_files(known.deployment, path, [('toy.jpg', PICTURE)]).graphs[0].passed
     (case,) = known.cases('proposals', path)
     assert all(row.passed for row in case.tensors) and not all(row.passed for row in case.detections)
+
+
+def test_the_second_of_two_graphs_is_compared_with_the_model_that_is_given_its_pictures(known):
+    """`graph.py diff`: the file is given features and proposals, the model of upstream the picture, too."""
+    subject = subject_of(known.deployment, open_file(known.path('regions')).metadata, [('toy.jpg', PICTURE)])
+    assert 'input' not in subject.feeds
+    found = known.deployment.family.reference_tensors(
+        known.deployment.model, {**subject.beside, **subject.feeds}, 'regions'
+    )
+    assert 'region_features_0' in found

@@ -87,7 +87,7 @@ def matched(kind, model, outputs, prepared):
     return [match('image', one, other) for one, other in zip(wanted, found, strict=True)]
 
 
-@pytest.mark.parametrize('kind', ['mask', 'cascade_mask'])
+@pytest.mark.parametrize('kind', ['mask', pytest.param('cascade_mask', marks=pytest.mark.matrix)])
 def test_pasted_masks_of_every_image_of_a_batch_are_mmdets(kind):
     prepared = images(3)
     outputs = outputs_of(kind, seeded(kind), prepared)
