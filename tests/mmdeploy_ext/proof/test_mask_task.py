@@ -6,8 +6,9 @@ import pytest
 
 from mmdeploy_ext.compare.tensors import without_ties
 from mmdeploy_ext.proof.results import Pair
+from mmdeploy_ext.proof.tasks import boxed_mask
 from mmdeploy_ext.proof.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
-from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
+from mmdeploy_ext.runtime.detections import BoxedInstances, Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.draw import draw_instances
 
 SIZE = (80, 100)
@@ -145,3 +146,18 @@ def test_run_lengths_are_those_of_coco(mask):
     assert sum(rle['counts']) == mask.size
     x1, y1, x2, y2 = bounding_box(mask)
     assert mask[y1:y2, x1:x2].sum() == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ('height', 'flipped', 'passes'),
+    [(0.9, 0, True), (0.9, 4, True), (0.9, 6, False), (1.5, 2, True), (1.5, 4, False)],
+)
+def test_pixels_of_the_one_row_of_a_sliver_may_be_on_the_other_side_of_the_threshold(height, flipped, passes):
+    masks = np.zeros((2, 1, *SIZE), bool)
+    masks[:, 0, 40] = True
+    masks[1, 0, 40, :flipped] = False
+    box = np.array([[0, 40.1, 100, 40.1 + height]], np.float32)
+    reference, candidate = (
+        BoxedInstances(mask, np.array([0.9], np.float32), np.array([0]), box) for mask in masks
+    )
+    assert boxed_mask.match_detections('image', reference, candidate).passed is passes
