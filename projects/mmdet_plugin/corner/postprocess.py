@@ -96,7 +96,7 @@ def best_corners(
         count: k.
     """
     scores, index = peaks_of(torch, heat.sigmoid(), side).flatten(1).topk(count, 1)
-    height, width = heat.shape[2:]
+    height, width = hw(heat).unbind()  # tensors: torch.export has no remainder by a symbol
     cells = height * width
     labels, place = torch.div(index, cells, rounding_mode='floor'), index % cells
     grid = torch.stack([place % width, torch.div(place, width, rounding_mode='floor')], 2)
