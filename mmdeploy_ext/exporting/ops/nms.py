@@ -19,7 +19,7 @@ def _eager(
     from mmcv.ops import nms
 
     selected = []
-    for image, (image_boxes, image_scores) in enumerate(zip(bboxes_xyxy, scores[:, 0], strict=True)):
+    for image, (image_boxes, image_scores) in enumerate(zip(bboxes_xyxy, scores.amax(1), strict=True)):
         candidates = torch.nonzero(image_scores > NMS_SCORE_THRESHOLD).squeeze(1)
         if candidates.numel() == 0:
             continue
@@ -33,7 +33,7 @@ BATCHED_NMS = register(
     Operator(
         'BatchedNms',
         _eager,
-        inputs=dict(bboxes_xyxy='B N 4', scores='B 1 N', iou_threshold='1', max_output='1'),
+        inputs=dict(bboxes_xyxy='B N 4', scores='B G N', iou_threshold='1', max_output='1'),
         outputs=('selected',),
         example=lambda: (
             torch.tensor([[[0.0, 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6]]]),
@@ -62,12 +62,13 @@ def batched_nms(
 
     Args:
         bboxes_xyxy: (B, N, 4) float32, see `class_offsets`.
-        scores: (B, 1, N) float32; `NMS_SCORE_THRESHOLD` or less marks a row that is no candidate.
+        scores: (B, G, N) float32 of each group of boxes; `NMS_SCORE_THRESHOLD` or less marks a row that is no
+            candidate, or of another group.
         iou_threshold: suppress above this.
-        max_output: keep at most this many per image.
+        max_output: keep at most this many per image; with several groups not below `N`.
 
     Returns:
-        (n, 3) int64 rows of image, 0, box index.
+        (n, 3) int64 rows of image, group (0 in PyTorch), box index.
     """
     return BATCHED_NMS(bboxes_xyxy, scores, torch.tensor([iou_threshold]), torch.tensor([max_output]))
 

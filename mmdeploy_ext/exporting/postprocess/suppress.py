@@ -16,6 +16,10 @@ from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 
 NO_CANDIDATE = GONE
+GROUPS = 8
+"""Of labels, which NMS looks at one after the other where it keeps all that it may: a box is held against all
+better ones that were kept. Measured with one group, ONNX Runtime, one thread: 25 of 293 ms for 6130 of 8400
+boxes of YOLOX-s."""
 
 
 def gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -104,7 +108,11 @@ class Suppression:
             low, high = separated[..., :2], separated[..., 2:]
             separated = torch.cat([low, torch.maximum(low, high)], dim=2)
         most = self.max_per_img if self.max_per_img > 0 else 2**31 - 1
-        selected = batched_nms(separated, scores[:, None], self.iou_threshold, most)
+        grouped = scores[:, None]
+        if self.max_per_img <= 0 and not self.class_agnostic:
+            groups = torch.arange(GROUPS, device=labels.device)[None, :, None]
+            grouped = torch.where(labels[:, None] % GROUPS == groups, grouped, NO_CANDIDATE)
+        selected = batched_nms(separated, grouped, self.iou_threshold, most)
         flat_rows = selected[:, 0] * scores.shape[1] + selected[:, 2]
         flat_kept = (
             torch.zeros_like(scores)
