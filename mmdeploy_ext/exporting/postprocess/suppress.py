@@ -16,10 +16,10 @@ from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 
 NO_CANDIDATE = GONE
-GROUPS = 8
+GROUPS = 32
 """Of labels, which NMS looks at one after the other where it keeps all that it may: a box is held against all
-better ones that were kept. Measured with one group, ONNX Runtime, one thread: 25 of 293 ms for 6130 of 8400
-boxes of YOLOX-s."""
+better ones that were kept. Measured for 6130 of 8400 boxes of YOLOX-s, ONNX Runtime, one thread: 25 of 293 ms
+with one group, 5.2 with 8, 3.3 with 32, 3.4 with 64."""
 
 
 def gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
