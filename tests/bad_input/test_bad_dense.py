@@ -59,8 +59,8 @@ CASES = {
         RETINA + head("_delete_=True, type='CornerHead', in_channels=64, num_classes=6"),
         ['bad.py: CornerHead: no kind of dense head that is exported'],
     ),
-    'masks': (
-        f"_base_ = ['{mmdet_config('yolact/yolact_r50_1x8_coco.py')}']\n",
+    'a head of another family': (
+        RETINA + head("_delete_=True, type='YOLACTHead', in_channels=64, num_classes=6"),
         ['bad.py: YOLACTHead has a get_bboxes() of its own'],
     ),
     'another suppression': (
