@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from mmdet.models.builder import build_head
+from mmdet.models.builder import DETECTORS, build_head
 
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 
@@ -29,6 +29,12 @@ MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CA
 
 ROUND_DOWN = ('NASFPN',)
 """Parts whose coarse levels have `H // stride` rows, which pooling makes, where a convolution rounds up."""
+
+
+def detects(cfg: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Return whether the detector of a config is registered, and of some classes."""
+    detector = DETECTORS.get(cfg.model.get('type') or '')
+    return detector is not None and issubclass(detector, kinds)
 
 
 def types_of(model: Mapping[str, Any]) -> Iterator[str]:

@@ -43,9 +43,7 @@ class QueryFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        detector = DETECTORS.get(cfg.model.get('type') or '')
-        known = detector is not None and issubclass(detector, kinds.DETECTORS)
-        return Claim.DETECTOR if known else Claim.NO
+        return Claim.DETECTOR if parts.detects(cfg, kinds.DETECTORS) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, opset, limits."""
@@ -99,9 +97,7 @@ class QueryMasksFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        detector = DETECTORS.get(cfg.model.get('type') or '')
-        known = detector is not None and issubclass(detector, kinds.MASKFORMER)
-        return Claim.DETECTOR if known else Claim.NO
+        return Claim.DETECTOR if parts.detects(cfg, kinds.MASKFORMER) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, opset, limits."""
@@ -158,8 +154,7 @@ class QueryRegionsFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        detector = DETECTORS.get(cfg.model.get('type') or '')
-        known = detector is not None and issubclass(detector, kinds.REGION_DETECTORS)
+        known = parts.detects(cfg, kinds.REGION_DETECTORS)
         masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
         return Claim.DETECTOR if known and masks_too == self.with_masks else Claim.NO
 

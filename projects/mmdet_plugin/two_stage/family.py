@@ -87,8 +87,7 @@ class TwoStageFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of parts that are not exported are refused by `check`, by the part."""
-        detector = DETECTORS.get(cfg.model.get('type') or '')
-        two_stage = detector is not None and issubclass(detector, KNOWN)
+        two_stage = parts.detects(cfg, KNOWN)
         masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
         known = (bool(cfg.model.get('rpn_head')), masks_too) == (self.proposes, self.with_masks)
         return Claim.HEAD if two_stage and known else Claim.NO

@@ -43,9 +43,7 @@ class YolactFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        detector = DETECTORS.get(cfg.model.get('type') or '')
-        known = detector is not None and issubclass(detector, detectors.YOLACT)
-        return Claim.DETECTOR if known else Claim.NO
+        return Claim.DETECTOR if parts.detects(cfg, detectors.YOLACT) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, thresholds, sizes."""
