@@ -58,11 +58,6 @@ class QueryFamily(ImageFamily):
             raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
         _check_opset(options, head)
-        if options.dynamic and options.exporter == 'dynamo' and not kinds.samples_points(head):
-            raise UsageError(
-                f'--exporter dynamo: {type(head).__name__} comes out for the traced batch alone; export it '
-                f'by --exporter torchscript, or without --dynamic-export'
-            )
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a copy of the config, since `DETRHead` writes a tensor into its own."""

@@ -35,6 +35,16 @@ PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
 """Of the encoding of proposals."""
 
 
+def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.SymInt) -> torch.Tensor:
+    """Return what is learned, (1, Q, D), as (B, Q, D).
+
+    Of an expanded tensor torch.export freezes a dynamic batch; other graphs stay as their files have them.
+    """
+    if isinstance(batch, torch.SymInt):
+        return learned.repeat(batch, 1, 1)
+    return learned.expand(batch, -1, -1)
+
+
 def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
     """Return (B, S, L, 2): x, y of every token in every map, shares of the map; `ratios` as of all levels."""
     centres = []
@@ -143,7 +153,7 @@ class DetrNetwork(QueryNetwork):
             return attend_to(attention, query + places, key, memory, padded)
 
         attend = dict(self_attn=among_themselves(places), cross_attn=look)
-        found = torch.zeros_like(places).expand(memory.shape[0], -1, -1)
+        found = for_every_image(torch.zeros_like(places), memory.shape[0])
         for layer in decoder.layers:
             found = run_layer(layer, found, attend)
         return found if decoder.post_norm is None else decoder.post_norm(found)

@@ -36,6 +36,7 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
 @pytest.mark.parametrize(
     ('kind', 'exporter'),
     [(kind, 'torchscript') for kind in KINDS]
+    + [('detr', 'dynamo')]
     + [pytest.param(kind, 'dynamo', marks=pytest.mark.matrix) for kind in KINDS if kind != 'detr'],
 )
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
@@ -104,8 +105,6 @@ def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():
     with pytest.raises(UsageError, match='needs GridSample, which ONNX has since opset 16'):
         FAMILY.check(toy('plain'), options_of(opset=15))
     FAMILY.check(toy('detr'), options_of(opset=15))
-    with pytest.raises(UsageError, match='--exporter dynamo: DETRHead comes out for the traced batch alone'):
-        FAMILY.check(toy('detr'), options_of(dynamic=True, exporter='dynamo', opset=18))
     with pytest.raises(UsageError, match='gives 7 tokens for two_stage_num_proposals=60'):
         FAMILY.spec(seeded('two_stage'), options_of((16, 16)))
     assert FAMILY.spec(seeded('two_stage'), options_of()).inputs[0].smallest == 49
