@@ -35,6 +35,19 @@ def mmdet3d_config(relative: str) -> str:
     return _package_config('mmdet3d', relative)
 
 
+@contextlib.contextmanager
+def refused_by_name(cfg: Any) -> Iterator[None]:
+    """Put the file of a config before what is refused inside of this block.
+
+    Raises:
+        ConfigError: that of the block, with the name of the file.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f'{cfg.filename}: {error}') from error
+
+
 def _package_config(name: str, relative: str) -> str:
     package = importlib.util.find_spec(name)
     if package is None or package.origin is None:

@@ -11,7 +11,7 @@ import torch
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
 
-GONE = -1.0
+NO_CANDIDATE = -1.0
 """Score of a row that is no candidate, is chosen, or fell below the least score."""
 WEIGHTS = dict(
     naive='weight = Where (reaches, none, unit)',
@@ -93,9 +93,9 @@ def _operator(method: str) -> Operator:
         from mmcv.ops import soft_nms
 
         rows = scores.new_zeros((scores.shape[0], most), dtype=torch.int64)
-        best = scores.new_full((scores.shape[0], most), GONE)
+        best = scores.new_full((scores.shape[0], most), NO_CANDIDATE)
         for image, (boxes, values) in enumerate(zip(bboxes_xyxy, scores, strict=True)):
-            candidates = torch.nonzero(values > GONE).squeeze(1)
+            candidates = torch.nonzero(values > NO_CANDIDATE).squeeze(1)
             if candidates.numel():
                 given = boxes[candidates], values[candidates], iou_threshold, sigma, min_score
                 dets, kept = soft_nms(*given, method=method)
@@ -120,4 +120,4 @@ def _operator(method: str) -> Operator:
 
 SOFT_NMS = {method: register(_operator(method)) for method in WEIGHTS}
 """Method of mmcv -> (boxes (B, N, 4), scores (B, N), most, settings) -> rows (B, most) int64 and their scores
-(B, most), which descend; `GONE` where an image has no more."""
+(B, most), which descend; `NO_CANDIDATE` where an image has no more."""

@@ -21,6 +21,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.exporting.postprocess.nms_config import capped, number
 from mmdeploy_ext.exporting.postprocess.sizes import limit
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
 
-NO_CANDIDATE = -1.0
 ROUNDING = 1e-5
 """By how much float32 sums may push a maskness over 1."""
 KERNELS = ('gaussian', 'linear')

@@ -11,11 +11,10 @@ import torch
 
 from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets
-from mmdeploy_ext.exporting.ops.soft_nms import GONE, SOFT_NMS
+from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 
-NO_CANDIDATE = GONE
 GROUPS = 32
 """Of labels, which NMS looks at one after the other where it keeps all that it may: a box is held against all
 better ones that were kept. Measured for 6130 of 8400 boxes of YOLOX-s, ONNX Runtime, one thread: 25 of 293 ms

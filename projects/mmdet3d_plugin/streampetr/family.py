@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.families.streampetr import OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -95,10 +95,8 @@ class StreamPetrFamily(SequenceFamily):
         if type(cameras) is not int or cameras < 1:
             raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
         steps = test_pipeline(cfg)
-        try:
+        with refused_by_name(cfg):
             return rule_from_pipeline(steps, cameras)
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
 
     def default_output(self, stem: str, options: Options) -> str:
         """See `Family.default_output`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS
 
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -44,19 +45,16 @@ class CornerFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, thresholds, sizes."""
-        test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
-        content = dict(cfg.model.get('bbox_head') or {}, train_cfg=None, test_cfg=test_cfg)
-        try:
+        test_cfg = parts.test_cfg_of(cfg)
+        with refused_by_name(cfg):
             same_methods(DETECTORS.get(cfg.model.type), detectors.CornerNet, METHODS)
-            head = parts.built_head(content, 'model.bbox_head')
+            head = parts.tested_head(cfg, 'bbox_head', test_cfg)
             upstream = next((one for one in HEADS if isinstance(head, one)), None)
             if upstream is None:
                 raise ConfigError(f'model.bbox_head.type={type(head).__name__}: expected CornerHead')
             same_methods(type(head), upstream, METHODS)
             thresholds(test_cfg)
             suppression(test_cfg)
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:

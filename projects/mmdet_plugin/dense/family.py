@@ -10,6 +10,7 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 
 from mmdeploy_ext.contract.families.dense import OPTIONS
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.families.base import Claim, register_family
@@ -59,13 +60,11 @@ class DenseFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: kind, sizes, thresholds, parts."""
-        head = self.head(cfg)
-        try:
+        with refused_by_name(cfg):
+            head = self.head(cfg)
             thresholds(head)
             facts = facts_of(head)
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
-        _check_strides(cfg.filename, head)
+            _check_strides(head)
         parts.check(cfg.model, options)
         parts.check_smallest(facts['strides'], options)
         if facts['head']['visible'] and (options.batch > 1 or options.dynamic):
@@ -82,10 +81,7 @@ class DenseFamily(ImageFamily):
         Raises:
             ConfigError: it cannot be built.
         """
-        content = cfg.model.bbox_head.copy()
-        content.pop('init_cfg', None)
-        content.update(train_cfg=None, test_cfg=cfg.model.get('test_cfg') or cfg.get('test_cfg'))
-        return parts.built_head(content, f'{cfg.filename}: model.bbox_head')
+        return parts.tested_head(cfg, 'bbox_head', parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a detector that is taught, the student."""
@@ -119,12 +115,12 @@ class DenseFamily(ImageFamily):
         )
 
 
-def _check_strides(filename: str, head: nn.Module) -> None:
+def _check_strides(head: nn.Module) -> None:
     """Refuse strides that differ in x and y."""
     strides = generator_of(head).strides
     if any(len(set(stride)) > 1 for stride in strides):
         raise ConfigError(
-            f'{filename}: model.bbox_head.anchor_generator.strides={strides}; dense heads export with '
+            f'model.bbox_head.anchor_generator.strides={strides}; dense heads export with '
             f'strides that are equal in x and y'
         )
 

@@ -1,7 +1,8 @@
-"""Backbones and necks whose graphs are right at the traced size alone, or at multiples of a size."""
+"""Parts of detectors: heads as they are tested, backbones and necks that do not take every size."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,21 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
             f'--shape {options.height} {options.width}: each side has to be at least the largest '
             f'stride of the model, {largest} pixels'
         )
+
+
+def test_cfg_of(cfg: Any) -> Any:
+    """Return what a config says of tests; older ones say it beside the model."""
+    return cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
+
+
+def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Module:
+    """Return the head below a key of a config's model as it is tested, without the rest of the detector.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    content = dict(copy.deepcopy(cfg.model.get(key) or {}), train_cfg=None, test_cfg=test_cfg)
+    return built_head(content, f'model.{key}')
 
 
 def built_head(content: Mapping[str, Any], where: str) -> nn.Module:

@@ -9,6 +9,7 @@ from mmdet.models.builder import DETECTORS
 
 from mmdeploy_ext.contract.families.query import OPTIONS
 from mmdeploy_ext.contract.families.query_regions_masks import OPTIONS as PASTING
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -47,15 +48,11 @@ class QueryFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, opset, limits."""
-        content = dict(copy.deepcopy(cfg.model.bbox_head), train_cfg=None)
-        content['test_cfg'] = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
-        try:
-            kinds.check_detector(DETECTORS.get(cfg.model.type))
-            head = parts.built_head(content, 'model.bbox_head')
+        with refused_by_name(cfg):
+            kinds.check_class(DETECTORS.get(cfg.model.type), kinds.DETECTORS, 'detector')
+            head = parts.tested_head(cfg, 'bbox_head', parts.test_cfg_of(cfg))
             kinds.check_head(head)
             _check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
         _check_opset(options, head)
 
@@ -96,20 +93,17 @@ class QueryMasksFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, opset, limits."""
-        test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
-        try:
-            kinds.check_mask_detector(DETECTORS.get(cfg.model.type))
+        with refused_by_name(cfg):
+            kinds.check_class(
+                DETECTORS.get(cfg.model.type), kinds.MASK_DETECTORS, 'detector of masks by queries'
+            )
             heads = [
-                parts.built_head(
-                    dict(copy.deepcopy(cfg.model[key]), train_cfg=None, test_cfg=test_cfg), f'model.{key}'
-                )
+                parts.tested_head(cfg, key, parts.test_cfg_of(cfg))
                 for key in ('panoptic_head', 'panoptic_fusion_head')
             ]
             kinds.check_mask_heads(*heads)
             there = heads[0].num_queries * heads[0].num_classes
             _check_limit('max_per_image', masks.max_per_image(heads[1]), there)
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
         _check_opset(options, heads[0])
 
@@ -155,18 +149,16 @@ class QueryRegionsFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, limits."""
-        test_cfg = (cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}).get('rcnn') or {}
-        found = {}
-        try:
-            kinds.check_region_detector(DETECTORS.get(cfg.model.type))
-            for key, own in (('rpn_head', {}), ('roi_head', dict(train_cfg=None, test_cfg=test_cfg))):
-                found[key] = parts.built_head(dict(cfg.model.get(key) or {}, **own), f'model.{key}')
+        test_cfg = parts.test_cfg_of(cfg).get('rcnn') or {}
+        with refused_by_name(cfg):
+            kinds.check_class(
+                DETECTORS.get(cfg.model.type), kinds.REGION_DETECTORS, 'detector of queries with regions'
+            )
+            found = {key: parts.tested_head(cfg, key, test_cfg) for key in ('rpn_head', 'roi_head')}
             kinds.check_region_heads(found)
             there = found['rpn_head'].num_proposals * found['roi_head'].bbox_head[-1].num_classes
             _check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
             least = threshold(test_cfg) if self.with_masks else 0.0
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
         pasting.check(least, options)
 

@@ -19,7 +19,7 @@ from mmdet.models.utils import positional_encoding, transformer
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.dense.plain import chosen_coder
-from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, stages_of
+from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, same_methods, stages_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,13 +83,17 @@ def samples_points(head: nn.Module) -> bool:
     return any(isinstance(one, deformable.MultiScaleDeformableAttention) for one in head.modules())
 
 
-def check_detector(detector: type) -> None:
-    """Refuse a class of detectors that does more than run its head.
+def check_class(found: type, known: tuple[type, ...], what: str) -> None:
+    """Refuse a class that is of none of those known (`what` they are), or has a method of its own.
 
     Raises:
         ConfigError: names the class, or the method.
     """
-    _same(detector, DETECTORS, 'detector')
+    upstream = next((one for one in found.__mro__ if one in known), None)
+    if upstream is None:
+        names = ', '.join(one.__name__ for one in known)
+        raise ConfigError(f'{found.__name__}: no {what} that is exported; expected {names}')
+    same_methods(found, upstream, METHODS)
 
 
 def check_head(head: nn.Module) -> None:
@@ -98,9 +102,9 @@ def check_head(head: nn.Module) -> None:
     Raises:
         ConfigError: names the part, or the method.
     """
-    _same(type(head), HEADS, 'head of queries')
+    check_class(type(head), HEADS, 'head of queries')
     own, wanted = head.transformer, TRANSFORMERS[kind_of(head)]
-    _same(type(own), (wanted,), 'transformer')
+    check_class(type(own), (wanted,), 'transformer')
     _check_parts((head.positional_encoding, own.encoder, own.decoder), (own.encoder, own.decoder))
     points_in = () if kind_of(head) == 'DETRHead' else ('encoder', 'decoder')
     _check_attentions(dict(encoder=own.encoder, decoder=own.decoder), points_in)
@@ -111,15 +115,6 @@ def check_head(head: nn.Module) -> None:
         )
 
 
-def check_mask_detector(detector: type) -> None:
-    """Refuse a class of detectors of masks that does more than run its heads.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
-    _same(detector, MASK_DETECTORS, 'detector of masks by queries')
-
-
 def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
     """Refuse heads of masks, or a part of them, that the graphs do not repeat.
 
@@ -127,7 +122,7 @@ def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
         ConfigError: names the part, or the method; or the results that there are without instances.
     """
     for part in (head, getattr(head, 'pixel_decoder', None), fusion):
-        _same(type(part), MASK_PARTS, 'head of masks')
+        check_class(type(part), MASK_PARTS, 'head of masks')
     if not fusion.test_cfg.get('instance_on', False):
         raise ConfigError(
             'model.test_cfg.instance_on is False: it gives no instances, which are what is exported'
@@ -143,15 +138,6 @@ def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
         )
 
 
-def check_region_detector(detector: type) -> None:
-    """Refuse a class of detectors of queries with regions that does more than run its heads.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
-    _same(detector, REGION_DETECTORS, 'detector of queries with regions')
-
-
 def check_region_heads(found: Mapping[str, nn.Module]) -> None:
     """Refuse heads of queries with regions, or a part of them, that the graphs do not repeat.
 
@@ -162,13 +148,13 @@ def check_region_heads(found: Mapping[str, nn.Module]) -> None:
         ConfigError: names the part, or the method.
     """
     for name, part in found.items():
-        _same(type(part), (REGION_PARTS[name],), name)
+        check_class(type(part), (REGION_PARTS[name],), name)
     roi_head = found['roi_head']
     for stage in range(stages_of(roi_head)):
         for kind in ('bbox', 'mask')[: 1 + roi_head.with_mask]:
             check_extractor(part_of(roi_head, f'{kind}_roi_extractor', stage))
             head = part_of(roi_head, f'{kind}_head', stage)
-            _same(type(head), (REGION_PARTS[f'{kind}_head'],), f'{kind}_head')
+            check_class(type(head), (REGION_PARTS[f'{kind}_head'],), f'{kind}_head')
         chosen_coder(part_of(roi_head, 'bbox_head', stage), 'model.roi_head.bbox_head')
     if roi_head.with_shared_head:
         raise ConfigError('model.roi_head.shared_head: queries with regions export without')
@@ -178,7 +164,7 @@ def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> Non
     """Refuse parts of transformers that the graphs do not repeat; `stacks` are encoders and decoders."""
     layers = [layer for stack in stacks for layer in stack.layers]
     for part in (*parts, *layers, *(one for layer in layers for one in (*layer.attentions, *layer.ffns))):
-        _same(type(part), PARTS, 'part of a transformer')
+        check_class(type(part), PARTS, 'part of a transformer')
 
 
 def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str]) -> None:
@@ -203,17 +189,3 @@ def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str])
                         f'{stack}: {attention.operation_name} is {type(attention).__name__}; expected '
                         f'{wanted.__name__}'
                     )
-
-
-def _same(found: type, known: tuple[type, ...], what: str) -> None:
-    """Refuse a class that is of none of those known, or has a method of its own."""
-    kinds = [one for one in found.__mro__ if one in known]
-    if not kinds:
-        names = ', '.join(one.__name__ for one in known)
-        raise ConfigError(f'{found.__name__}: no {what} that is exported; expected {names}')
-    for name in METHODS:
-        if getattr(found, name, None) is not getattr(kinds[0], name, None):
-            raise ConfigError(
-                f'{found.__name__} has a {name}() of its own, which the graphs do not repeat; expected that '
-                f'of {kinds[0].__name__}'
-            )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdet.models.builder import DETECTORS
 
 from mmdeploy_ext.contract.families import two_stage, two_stage_masks
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -94,7 +95,7 @@ class TwoStageFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, thresholds, sizes."""
-        try:
+        with refused_by_name(cfg):
             check_detector(cfg.model)
             heads = self.heads(cfg)
             if 'rpn_head' in heads:
@@ -102,8 +103,6 @@ class TwoStageFamily(ImageFamily):
             if 'roi_head' in heads:
                 check_roi_head(heads['roi_head'])
                 boxes.thresholds(heads['roi_head'].test_cfg)
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
         if 'rpn_head' in heads:
             strides = proposals.generator_of(heads['rpn_head']).strides
@@ -124,15 +123,12 @@ class TwoStageFamily(ImageFamily):
         Raises:
             ConfigError: one cannot be built.
         """
-        test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
-        found = {}
-        result = result_key(DETECTORS.get(cfg.model.type))
-        for key, part in (('rpn_head', 'rpn'), ('roi_head', result)):
-            if not cfg.model.get(key):
-                continue
-            content = dict(cfg.model[key], train_cfg=None, test_cfg=test_cfg.get(part))
-            found[key] = parts.built_head(content, f'model.{key}')
-        return found
+        test_cfg, result = parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
+        return {
+            key: parts.tested_head(cfg, key, test_cfg.get(part))
+            for key, part in (('rpn_head', 'rpn'), ('roi_head', result))
+            if cfg.model.get(key)
+        }
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""

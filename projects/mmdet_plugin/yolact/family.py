@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS
 
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
@@ -47,8 +48,8 @@ class YolactFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, thresholds, sizes."""
-        test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
-        try:
+        test_cfg = parts.test_cfg_of(cfg)
+        with refused_by_name(cfg):
             same_methods(DETECTORS.get(cfg.model.type), detectors.YOLACT, METHODS)
             for key, upstream in HEADS.items():
                 own = dict(train_cfg=None, test_cfg=test_cfg) if key == 'bbox_head' else {}
@@ -59,8 +60,6 @@ class YolactFamily(ImageFamily):
                 if key == 'bbox_head':
                     chosen_coder(head)
                     _check_limit(head, thresholds(test_cfg))
-        except ConfigError as error:
-            raise ConfigError(f'{cfg.filename}: {error}') from error
         parts.check(cfg.model, options)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:

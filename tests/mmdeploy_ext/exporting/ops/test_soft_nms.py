@@ -11,7 +11,7 @@ from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.soft_nms import GONE, SOFT_NMS
+from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 
 MOST = 40
 
@@ -32,7 +32,7 @@ def boxes(seed, batch, count, dead=0.3):
     rng = np.random.default_rng(seed)
     corner, size = rng.uniform(0, 60, (batch, count, 2)), rng.uniform(1, 40, (batch, count, 2))
     scores = rng.permuted(np.tile(np.arange(1, count + 1) / (count + 1), (batch, 1)), axis=1)
-    scores[rng.random(scores.shape) < dead] = GONE
+    scores[rng.random(scores.shape) < dead] = NO_CANDIDATE
     return np.concatenate([corner, corner + size], 2).astype(np.float32), scores.astype(np.float32)
 
 
@@ -56,6 +56,6 @@ def test_the_loop_chooses_and_scores_as_mmcv_does(method, exporter):
             rows, best = session.run(None, dict(zip('bs', given, strict=True)))
             wanted_rows, wanted = (one.numpy() for one in module(*map(torch.from_numpy, given)))
             np.testing.assert_allclose(best, wanted, rtol=0, atol=1e-6)
-            present = wanted > GONE
+            present = wanted > NO_CANDIDATE
             assert np.array_equal(rows[present], wanted_rows[present]) and present.any() == (dead < 1)
             assert (np.diff(best, axis=1) <= 0).all()
