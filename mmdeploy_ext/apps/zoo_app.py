@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.zoo.record import FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--height', type=int, default=320, help='of the traced input, pixels (default: 320)')
     parser.add_argument('--width', type=int, default=448, help='of the traced input, pixels (default: 448)')
+    parser.add_argument(
+        '--files', nargs='+', choices=FILES, default=FILES,
+        help='of one size, and of any size and batch, which takes twice the time (default: both)',
+    )  # fmt: skip
     parser.add_argument(
         '--jobs', type=int, default=0, help='processes (default: one per core, as memory holds)'
     )
@@ -115,7 +120,8 @@ def _records(chosen: Sequence[Any], args: argparse.Namespace, seeded: Seeded) ->
     from mmdeploy_ext.zoo.subject import Settings
 
     picture = read_images([DEFAULT_IMAGE], 1)[0]
-    settings = Settings((args.height, args.width), picture, seeded, DEFAULT.runner_options(threads=1))
+    engine = DEFAULT.runner_options(threads=1)
+    settings = Settings((args.height, args.width), picture, seeded, engine, tuple(args.files))
     jobs = args.jobs or _jobs(args.memory)
     return run_all(chosen, settings, args.out, jobs, Limits(args.timeout, args.memory))
 

@@ -27,6 +27,8 @@ REASONS = (
     NO_FAMILY, NOT_BUILT, REFUSED, NO_KERNEL, TORCH_FAILS, NOT_EXPORTED, NOT_PROVEN, TIME, MEMORY, CRASH,
 )  # fmt: skip
 """All that a config can lack."""
+FILES = ('fixed', 'dynamic')
+"""The files of a config: of one size, and of any size and batch."""
 CPU = re.compile(
     r'not implemented on (the )?CPU|implementation for device cpu|compiled with (GPU|CUDA)', re.IGNORECASE
 )

@@ -16,7 +16,7 @@ from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.zoo.configs import without_augmentation
-from mmdeploy_ext.zoo.record import NOT_PROVEN, Outcome, Record, failure
+from mmdeploy_ext.zoo.record import FILES, NOT_PROVEN, Outcome, Record, failure
 from mmdeploy_ext.zoo.rules import graph_digest, proof_rules
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ class Settings:
         picture: title and BGR picture that the proof begins with.
         seeded: (cfg, family) -> the detector with seeded weights.
         engine: options of `build_backend`.
+        files: of `FILES`, those to export and to prove.
     """
 
     size: tuple[int, int]
     picture: tuple[str, np.ndarray]
     seeded: Callable[[Any, Family], torch.nn.Module]
     engine: Mapping[str, Any]
+    files: tuple[str, ...] = FILES
 
 
 def examine(
@@ -66,7 +68,8 @@ def examine(
     Args:
         config: to look at.
         settings: of the run.
-        before: what an earlier run found; proofs of equal graphs by equal rules are taken over.
+        before: what an earlier run found; proofs of equal graphs by equal rules are taken over, and
+            what it says of files that this one leaves out.
         keep: called with what is known so far, after each export: what follows may kill the process.
     """
     record = Record(config.name, config.parts)
@@ -79,11 +82,11 @@ def examine(
     kinds = {type(module).__name__ for module in deployment.model.modules()}
     own = tuple(sorted(kinds & set(OWN_KERNELS)))
     record = dataclasses.replace(record, family=deployment.family.name, own_kernels=own)
-    for name in ('fixed', 'dynamic'):
-        known = getattr(before, name, None)
-        record = dataclasses.replace(
-            record, **{name: _outcome(deployment, settings, name == 'dynamic', known)}
-        )
+    for name in FILES:
+        found = getattr(before, name, None)
+        if name in settings.files:
+            found = _outcome(deployment, settings, name == 'dynamic', found)
+        record = dataclasses.replace(record, **{name: found})
         keep(record)
         deployment.exports.clear()
     return record

@@ -164,9 +164,12 @@ def test_what_was_proven_is_taken_over_until_the_rules_change(zoo, monkeypatch):
     monkeypatch.setattr(subject, 'prove', no_proof)
     assert run(folder)[1]['toy'] == found['toy']
     monkeypatch.setattr(subject, 'proof_rules', lambda family: 'others')
+    _, one = run(folder, '--files', 'fixed')
+    assert 'proven again' in one['toy'].fixed.why
+    assert one['toy'].dynamic == found['toy'].dynamic
     status, again = run(folder)
     assert status == 1
-    assert 'proven again' in again['toy'].fixed.why
+    assert 'proven again' in again['toy'].dynamic.why
 
 
 def test_other_weights_are_another_graph(zoo):

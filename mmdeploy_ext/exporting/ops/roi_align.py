@@ -68,7 +68,9 @@ TEXTS = dict(
             first = Constant <value = int64[1] {0}> ()
             last = Constant <value = int64[1] {-1}> ()
             rows = Squeeze (found, first)
-            own_boxes = Gather <axis = 0> (boxes, rows)
+            picked = Gather <axis = 0> (boxes, rows)
+            four = Constant <value = int64[2] {-1, 4}> ()
+            own_boxes = Reshape (picked, four)
             own_images = Gather <axis = 0> (images, rows)""",
         put="""places = Unsqueeze (rows, last)
             filled = ScatterND (pooled, places, values)""",
@@ -84,7 +86,11 @@ TEXTS = dict(
             filled = Where (here_values, values, pooled)""",
     ),
 )
-"""Operator -> how it chooses the regions of a level, and puts what was pooled into its place."""
+"""Operator -> how it chooses the regions of a level, and puts what was pooled into its place.
+
+OpenVINO asks for the four columns of boxes when it compiles, and does not know them of a Gather of computed
+boxes: hence the Reshape.
+"""
 LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
     register(
         Operator(

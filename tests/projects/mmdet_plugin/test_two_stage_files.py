@@ -17,6 +17,7 @@ from two_stage_edited import (
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.engines.openvino import OpenVinoBackend
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.difference.subject import subject_of
 from mmdeploy_ext.proof.levels.exported import open_file
@@ -72,6 +73,14 @@ def cascade(tmp_path_factory):
     """A cascade with masks, whose file takes any size and batch."""
     folder = tmp_path_factory.mktemp('cascade')
     return Known(folder, write_config(toy('cascade_mask'), folder / 'm.py'), 2)
+
+
+def test_openvino_knows_the_four_columns_of_computed_boxes(cascade):
+    pytest.importorskip('openvino', reason='optional: pip install openvino')
+    with OpenVinoBackend(cascade.path('full')) as backend:
+        cases = list(run_once(cascade.inputs('full'), backend))
+    assert cases
+    assert all(case.passed for case in cases)
 
 
 @pytest.mark.parametrize('form', ['full', 'regions', 'proposals'])
