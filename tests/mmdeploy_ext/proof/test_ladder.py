@@ -179,7 +179,7 @@ def test_a_change_of_any_parameter_is_another_graph(files):
         (['--mean', '100', '110', '120', '--std', '50', '51', '52'], '1x3x128x160'),
         pytest.param(['--batch-size', '2'], '2x3x128x160', marks=pytest.mark.matrix),
         (['--postprocess', 'decode', '--score-form', 'product'], '1x3x128x160'),
-        (['--simplify', '--show'], '1x3x128x160'),
+        pytest.param(['--simplify', '--show'], '1x3x128x160', marks=pytest.mark.matrix),
         pytest.param(
             ['--cfg-options', 'model.test_cfg.deploy_nms_pre=20'], '1x3x128x160', marks=pytest.mark.matrix
         ),

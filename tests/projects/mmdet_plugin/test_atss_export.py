@@ -308,6 +308,7 @@ def test_deformable_backbones_default_to_opset_19_and_are_proven(tmp_path, kind)
     assert [node.op_type for node in model.graph.node].count('DeformConv') == 3
 
 
+@pytest.mark.matrix
 def test_dyhead_is_proven_dynamic(tmp_path):
     neck = load_config(PUBLISHED, SMALL).model.neck
     dyhead = dict(type='DyHead', in_channels=32, out_channels=32, num_blocks=1)
@@ -352,13 +353,14 @@ VARIANTS = {
 }
 
 
-ONE_FORM = dict(zip(VARIANTS, ('full', 'decode', 'full'), strict=True))
+ONE_FORM = dict(zip(list(VARIANTS)[1:], ('decode', 'full'), strict=True))
+"""Proven in the suite; scores by softmax are those of SSD (test_dense_faults.py)."""
 
 
 @pytest.mark.parametrize(
     ('variant', 'form'),
     [
-        pytest.param(variant, form, marks=[] if form == ONE_FORM[variant] else [pytest.mark.matrix])
+        pytest.param(variant, form, marks=[] if ONE_FORM.get(variant) == form else [pytest.mark.matrix])
         for variant in VARIANTS
         for form in FORMS
     ],

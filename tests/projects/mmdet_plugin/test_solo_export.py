@@ -78,9 +78,9 @@ def check_instances(deployment, metadata, feeds, outputs, images):
 @pytest.mark.parametrize(
     ('name', 'size', 'whole'),
     [
-        ('solo', (101, 135), (104, 136)),
+        pytest.param('solo', (101, 135), (104, 136), marks=MATRIX),
         ('decoupled', (101, 135), (104, 136)),
-        ('solov2', (96, 128), (96, 128)),
+        pytest.param('solov2', (96, 128), (96, 128), marks=MATRIX),
     ],
 )
 def test_without_their_sizes_masks_are_of_the_input_up_to_a_multiple_of_8(models, files, name, size, whole):
@@ -127,7 +127,7 @@ def test_a_capped_file_equals_mmdet_and_holds_nothing_that_tensorrt_refuses(mode
 
 
 @pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=[MATRIX] if name == 'decoupled_light' else []) for name in HEADS]
+    'name', [pytest.param(name, marks=[] if name in ('decoupled', 'solov2') else [MATRIX]) for name in HEADS]
 )
 def test_the_fork_layout_has_the_forks_outputs_in_its_order(models, files, name):
     deployment, images = models(name), [prepared(models(name), 1)]
