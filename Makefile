@@ -60,22 +60,23 @@ define join_mmcv
 for folder in "$(1)" "$(1)/cpu"; do
     (cd "$$folder"; mkdir whole
     for file in *.cpp; do
-        case $$folder/$$file in */pybind.cpp|*/cpu/psamask.cpp|*/cpu/roi_align_rotated.cpp|*/cpu/rotated_*.cpp) continue;; esac
+        case $$folder/$$file in */pybind.cpp|*/cpu/bezier_align.cpp|*/cpu/psamask.cpp|*/cpu/roi_align_rotated.cpp|*/cpu/rotated_*.cpp) continue;; esac
         mv $$file whole/; echo "#include \"whole/$$file\"" >>joined.cpp
     done)
 done
 endef
 
-# $(1): the wheel folder. ninja's "[1/6]" lines in the log are the progress. Debug information, which Python's own
-# flags ask for, is half of the time (16 to 19 s of a file, 8 without; a precompiled header makes it 11).
+# $(1): the wheel folder; $(2), $(3): package and version, mmcv-full 1 or mmcv 2. ninja's "[1/6]" lines in the log are
+# the progress. Debug information, which Python's own flags ask for, is half of the time (16 to 19 s of a file, 8
+# without; a precompiled header makes it 11).
 define build_mmcv
-log="$(1)/mmcv_build.log"; src="$(1)/src/mmcv-full-$(MMCV_VERSION)"
+log="$(1)/mmcv_build.log"; src="$(1)/src/$(2)-$(3)"
 if [ ! -d "$$src" ]; then
     rm -rf "$(1)/src" "$(1)/src.part" "$(1)/sdist"
-    $(VENV)/bin/python -m pip download --quiet --no-deps --no-build-isolation --no-binary mmcv-full -d "$(1)/sdist" mmcv-full==$(MMCV_VERSION)
+    $(VENV)/bin/python -m pip download --quiet --no-deps --no-build-isolation --no-binary $(2) -d "$(1)/sdist" $(2)==$(3)
     mkdir -p "$(1)/src.part"
-    tar -xzf "$(1)"/sdist/mmcv-full-*.tar.gz -C "$(1)/src.part"
-    $(if $(filter 1,$(MMCV_CUDA)),,$(call join_mmcv,$(1)/src.part/mmcv-full-$(MMCV_VERSION)/mmcv/ops/csrc/pytorch))
+    tar -xzf "$(1)"/sdist/$(2)-*.tar.gz -C "$(1)/src.part"
+    $(if $(filter 1,$(MMCV_CUDA)),,$(call join_mmcv,$(1)/src.part/$(2)-$(3)/mmcv/ops/csrc/pytorch))
     mv "$(1)/src.part" "$(1)/src"; rm -rf "$(1)/sdist"
 fi
 rm -rf "$(1)/wheel.part"
@@ -89,12 +90,30 @@ while kill -0 $$builder 2>/dev/null; do
     for _ in $$(seq 20); do sleep 1; kill -0 $$builder 2>/dev/null || break; done
     echo "[env]     $$((SECONDS - start)) s  $$(grep -oE '^\[[0-9]+/[0-9]+\]' "$$log" | tail -1 || true)"
 done
-wait $$builder || { tail -30 "$$log" >&2; echo "error: mmcv-full did not compile; the log is $$log" >&2; exit 1; }
+wait $$builder || { tail -30 "$$log" >&2; echo "error: $(2) did not compile; the log is $$log" >&2; exit 1; }
 mv "$(1)"/wheel.part/*.whl "$(1)/"
 rm -rf "$(1)/src" "$(1)/wheel.part"
 endef
 
-.PHONY: help env env-tensorrt tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar benchmark zoo doctor site lint clean distclean
+# $(1), $(2): package and version; leaves the wheel in $$dir. It is kept per Python and torch build. Sources and objects
+# stay beside it until the wheel is whole, so an interrupted compilation goes on where it was; the lock lets a second
+# clone wait for the first one's wheel.
+define mmcv_wheel
+torch=$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))')
+python=$$($(VENV)/bin/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+dir=$(WHEEL_CACHE)/$$python-torch$$torch$(if $(filter 1,$(MMCV_CUDA)),-cuda)
+mkdir -p "$$dir"
+exec 9>"$$dir/.lock"
+flock -n 9 || { echo '[env]     another make is compiling it; waiting'; flock 9; }
+if ! compgen -G "$$dir/$(subst -,_,$(1))-$(2)-*.whl" >/dev/null; then
+    $(call build_mmcv,$$dir,$(1),$(2))
+else
+    echo "[env]     wheel from $$dir"
+fi
+exec 9>&-
+endef
+
+.PHONY: help env env-tensorrt env-mmdet3 tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
@@ -103,6 +122,7 @@ help:
 	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
+	echo 'make env-mmdet3   the optional mmdet 3 in .venv-mmdet3/, to measure against'
 	echo 'make tensorrt-table-full   the same of full-size models with seeded weights'
 	echo 'make benchmark    every family on every engine that is here, against PyTorch: docs/benchmarks.md'
 	echo 'make zoo          every config of the installed mmdet, exported with seeded weights and proven: docs/zoo.md'
@@ -133,22 +153,9 @@ $(STAGE_LIBS): | $(STAGE_TORCH)
 	$(call pip,-r requirements.txt -r requirements-test.txt -c requirements-build.txt)
 	$(finish)
 
-# The wheel is kept per Python and torch build. Sources and objects stay beside it until the wheel is whole, so an
-# interrupted compilation goes on where it was; the lock lets a second clone wait for the first one's wheel.
 $(STAGE_MMCV): | $(STAGE_LIBS)
 	@$(call begin,3/5 mmcv-full $(MMCV_VERSION) with compiled operators)
-	torch=$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))')
-	python=$$($(VENV)/bin/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-	dir=$(WHEEL_CACHE)/$$python-torch$$torch$(if $(filter 1,$(MMCV_CUDA)),-cuda)
-	mkdir -p "$$dir"
-	exec 9>"$$dir/.lock"
-	flock -n 9 || { echo '[env]     another make is compiling it; waiting'; flock 9; }
-	if ! compgen -G "$$dir/mmcv_full-$(MMCV_VERSION)-*.whl" >/dev/null; then
-	    $(call build_mmcv,$$dir)
-	else
-	    echo "[env]     wheel from $$dir"
-	fi
-	exec 9>&-
+	$(call mmcv_wheel,mmcv-full,$(MMCV_VERSION))
 	$(call pip,--no-deps --force-reinstall "$$dir"/mmcv_full-$(MMCV_VERSION)-*.whl)
 	$(finish)
 
@@ -167,6 +174,16 @@ $(STAGE_COMMAND): | $(STAGE_MMLAB)
 env-tensorrt: $(ENV)
 	@$(call begin,tensorrt-rtx $(call pin,tensorrt-rtx) (233 MB))
 	$(call pip,-r requirements-tensorrt.txt -c requirements-build.txt -c requirements-torch.txt)
+
+# mmdet 3 beside the torch and the libraries of .venv/: packages here stand before those there. Nothing else needs it.
+MMDET3 := .venv-mmdet3
+env-mmdet3: $(ENV)
+	@$(call begin,mmdet 3$(comma) mmengine$(comma) and mmcv $(call pin,mmcv) compiled (1 to 2 minutes on 2 cores)$(comma) in $(MMDET3)/)
+	$(call mmcv_wheel,mmcv,$(call pin,mmcv))
+	$(BASE_PYTHON) -m venv --clear --without-pip $(MMDET3)
+	packages=$$($(MMDET3)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	$(call pip,--no-deps --target "$$packages" -r requirements-mmdet3.txt --find-links "$$dir")
+	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' >"$$packages/mm2onnx.pth"
 
 # Exports every toy whose checkpoint is there, builds it in float32 and float16 for each architecture.
 TENSORRT := work_dirs/tensorrt
@@ -301,4 +318,4 @@ clean:
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(MMDET3)

@@ -14,7 +14,8 @@ import torch
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.stack.compat import numpy_checkpoint_globals
-from mmdeploy_ext.weights.convert import rtdetr_names, solo_names, sources  # noqa: F401  (they register)
+from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names, sources  # noqa: F401  (register)
+from mmdeploy_ext.weights.mmengine_file import mmengine_globals, with_class_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         state_dict: name -> tensor, without the `module.` that wrappers add.
-        meta: `meta` of an mmcv checkpoint; empty for a bare state dict.
+        meta: `meta` of a checkpoint of mmcv or mmengine, with `CLASSES`; empty for a bare state dict.
     """
 
     path: str
@@ -67,7 +68,8 @@ def read_content(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:
-        with torch.serialization.safe_globals(numpy_checkpoint_globals()), warnings.catch_warnings():
+        allowed = [*numpy_checkpoint_globals(), *mmengine_globals()]
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             # what cannot be read is an error below; a newer pickle that can be read needs no warning
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
             warnings.filterwarnings('ignore', message='.*looks like a TorchScript archive')
@@ -94,7 +96,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint with `weights_only=True`.
 
     Args:
-        path: an mmcv checkpoint (`state_dict`, `meta`) or a bare state dict.
+        path: a checkpoint of mmcv or mmengine (`state_dict`, `meta`) or a bare state dict. Where mmengine
+            averaged the weights, `state_dict` holds the average and `ema_state_dict` what was trained: its
+            hook swaps them on saving (mmengine 0.10.7, `EMAHook.before_save_checkpoint`), and its tools load
+            the first.
 
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, or one that would run code; a key with and
@@ -117,7 +122,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f'{path}: {error}') from error
     meta = content.get('meta') if 'state_dict' in content else None
-    return Checkpoint(path=path, state_dict=weights, meta=meta if isinstance(meta, dict) else {})
+    return Checkpoint(
+        path=path, state_dict=weights, meta=with_class_names(meta) if isinstance(meta, dict) else {}
+    )
 
 
 def plain_tensors(content: Mapping[Any, Any]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,114 @@
+"""Checkpoints of mmdet 3 (mmengine) as those of mmdet 2.28: names, and what is kept of `meta`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.distinct import check_distinct
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
+from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
+from mmdeploy_ext.weights.convert.fitting import Tensors, check_numbers, in_order, model_tensors
+from mmdeploy_ext.weights.convert.mmdet3_config import config2, is_config3
+from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, renamed
+from mmdeploy_ext.weights.convert.mmdet3_read import read_config3
+from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
+OTHER_CONFIG = (
+    f'. Give the config of the same model with --config; `python {COMMAND} --config CONFIG3.py OUT.py` '
+    f"makes it of mmdet 3's"
+)
+NOT_OF_THE_MODEL = ('data_preprocessor.',)
+"""Prefixes of tensors that are no weights: mean and std, where a wrapper made them persistent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A converted checkpoint.
+
+    Attributes:
+        state_dict: mmdet 2's names in the model's order; the tensors themselves are those of the file.
+        renamed: how many have another name than in the file.
+        left_out: names of the file that are no weights of the model.
+        own: the model's tensors, on the meta device.
+    """
+
+    state_dict: Tensors
+    renamed: int
+    left_out: list[str]
+    own: Tensors
+
+
+def convert(source: Checkpoint, cfg: Any) -> Converted:
+    """Rename the tensors of a checkpoint of mmdet 3; every key of file and model is accounted for.
+
+    Args:
+        source: what `load_checkpoint` gave.
+        cfg: config of mmdet 2.28 of the same model.
+
+    Raises:
+        CheckpointError: a key or shape that the config's model does not account for.
+        ConfigError: a config of mmdet 3, or one whose model cannot be built.
+    """
+    if is_config3(cfg):
+        raise ConfigError(
+            f'{cfg.filename}: is a config of mmdet 3; translate it first: '
+            f'`python {COMMAND} --config {cfg.filename} OUT.py`, and give OUT.py'
+        )
+    own = model_tensors(cfg)
+    detector = cfg.model.get('type')
+    given = {key: value for key, value in source.state_dict.items() if not key.startswith(NOT_OF_THE_MODEL)}
+    names = {key: key if key in own else renamed(key, detector) for key in given}
+    try:
+        check_distinct(names.items())
+        tensors = {name: given[key] for key, name in names.items()}
+        state_dict = in_order(tensors, own, cfg.filename, OTHER_CONFIG)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source.path}: {error}') from error
+    left_out = [key for key in source.state_dict if key not in given]
+    return Converted(state_dict, sum(key != name for key, name in names.items()), left_out, own)
+
+
+def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
+    """Convert a checkpoint and write it, with `CLASSES` of its `dataset_meta`.
+
+    Raises:
+        CheckpointError: see `convert`; weights that are not finite, or codes in their place.
+        ConfigError: see `convert`.
+        UsageError: a path that cannot be written.
+    """
+    check_output(source, target, cfg.filename)
+    loaded = load_checkpoint(source)
+    converted = convert(loaded, cfg)
+    check_numbers(source, converted.state_dict, converted.own)
+    meta = {key: loaded.meta[key] for key in KEPT_META if isinstance(loaded.meta.get(key), str | int)}
+    classes = loaded.meta.get('CLASSES')
+    if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes):
+        meta['CLASSES'] = tuple(classes)
+    save_checkpoint(target, converted.state_dict, meta)
+    return converted
+
+
+def translate_file(source: str | Path, target: str | Path | None) -> str:
+    """Return a config of mmdet 3 as the text of one of mmdet 2.28, and write it where a target is given.
+
+    Raises:
+        ConfigError: names the file, and the part or key that mmdet 2.28 has not.
+        UsageError: a target that cannot be written, or is the source.
+    """
+    if target is not None:
+        if not str(target).endswith('.py'):
+            raise UsageError(f'{target}: is not the name of a config; expected one that ends with .py')
+        check_outputs({'': [target]}, {'the config': [source]})
+        check_writable(target)
+    cfg = config2(read_config3(source))
+    text = f'# {source} of mmdet 3 as a config of mmdet 2.28, by {COMMAND}\n{cfg.pretty_text}'
+    if target is not None:
+        with atomic_path(target) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+    return text

@@ -1,0 +1,154 @@
+"""The model of a config of mmdet 3 as mmdet 2.28 builds it.
+
+Of 680 models of mmdet 3.3.0's configs 420 are those of mmdet 2.28.2 letter by letter. What differs in the
+others of the same architectures is here; any other key has to be one that mmdet 2.28 knows. Source: the
+configs of both, compared key by key.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.weights.convert import mmdet3_transformers as transformers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+OWN = {
+    'RTMDet': 'RTMDet',
+    'DINO': 'DINO',
+    'ConditionalDETR': 'Conditional DETR',
+    'DABDETR': 'DAB-DETR',
+    'CondInst': 'CondInst',
+    'BoxInst': 'BoxInst',
+    'DDQDETR': 'DDQ',
+    'CrowdDet': 'CrowdDet',
+    'GLIP': 'GLIP',
+    'GroundingDINO': 'Grounding DINO',
+    'SoftTeacher': 'Soft Teacher',
+}
+"""Detectors that mmdet 3 alone has."""
+COSTS = {
+    'HungarianAssigner': ('cls_cost', 'reg_cost', 'iou_cost'),
+    'MaskHungarianAssigner': ('cls_cost', 'mask_cost', 'dice_cost'),
+}
+"""Assigner of mmdet 2 -> what it calls the first, second and third of `match_costs`."""
+SCOPE = 'mmdet.'
+
+
+def parts(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield path and dict of every part of a config that has a `type`, the outer ones first."""
+    if isinstance(value, dict):
+        if isinstance(value.get('type'), str):
+            yield path, value
+        for key, inner in value.items():
+            yield from parts(inner, f'{path}.{key}')
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from parts(inner, f'{path}.{index}')
+
+
+def without_scope(where: str, config: Any) -> Any:
+    """Return a copy of a part of a config whose types are not said to be mmdet's.
+
+    Raises:
+        ConfigError: a type of another package; no file named.
+    """
+    config = copy.deepcopy(config)
+    for path, part in parts(config, where):
+        part.pop('_scope_', None)
+        part['type'] = part['type'].removeprefix(SCOPE)
+        if '.' in part['type']:
+            raise ConfigError(f'{path}.type={part["type"]!r} is of another package; expected a part of mmdet')
+    return config
+
+
+def model2(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the model of a config of mmdet 3 as mmdet 2.28 takes it.
+
+    Args:
+        config: `model`, with its `data_preprocessor` or without.
+
+    Raises:
+        ConfigError: a detector or a key that mmdet 2.28 does not have; no file named.
+    """
+    model = without_scope('model', config)
+    model.pop('data_preprocessor', None)
+    kind = model.get('type')
+    if kind in OWN:
+        raise ConfigError(
+            f'model.type={kind!r}: {OWN[kind]} came with mmdet 3, and neither mmdet 2.28 nor a family of '
+            f'this project has it; expected a detector of mmdet 2.28'
+        )
+    for name in (kind, 'train_cfg'):
+        if rewrite := REWRITES.get(name):
+            rewrite(model)
+    _training_only(model)
+    return model
+
+
+def _training_only(model: dict[str, Any]) -> None:
+    """Take out what only a loss of mmdet 3 reads."""
+    semantic = (model.get('roi_head') or {}).get('semantic_head')
+    if isinstance(semantic, dict):
+        semantic.pop('seg_scale_factor', None)
+
+
+def _assigners(model: dict[str, Any]) -> None:
+    """Give the costs of a Hungarian assigner the names of mmdet 2."""
+    masks = 'panoptic_head' in model
+    for _, part in parts(model.get('train_cfg') or {}, 'model.train_cfg'):
+        costs = part.get('match_costs')
+        if part['type'] == 'HungarianAssigner' and isinstance(costs, list | tuple):
+            part['type'] = 'MaskHungarianAssigner' if masks else 'HungarianAssigner'
+            if len(costs) != len(COSTS[part['type']]):
+                raise ConfigError(
+                    f'model.train_cfg: {part["type"]} with {len(costs)} match_costs, expected 3'
+                )
+            part.update(zip(COSTS[part['type']], part.pop('match_costs'), strict=True))
+
+
+def _centernet(model: dict[str, Any]) -> None:
+    head, neck = model['bbox_head'], model['neck']
+    if head.get('type') != 'CenterNetHead':
+        raise ConfigError(
+            f'model.bbox_head.type={head.get("type")!r}: CenterNet with FPN came with mmdet 3; '
+            f'expected CenterNetHead'
+        )
+    head['in_channel'], head['feat_channel'] = head.pop('in_channels'), head.pop('feat_channels')
+    neck['in_channel'] = neck.pop('in_channels')
+
+
+def _yolact(model: dict[str, Any]) -> None:
+    """Give YOLACT the head of segmentation beside its prototypes, where mmdet 3 has it inside them."""
+    head, test = model['mask_head'], model.get('test_cfg') or {}
+    loss, inside = head.pop('loss_segm', None), head.pop('with_seg_branch', True)
+    if inside:
+        classes, channels = head['num_classes'], head['in_channels']
+        own = dict(loss_segm=loss) if loss else {}
+        model['segm_head'] = dict(type='YOLACTSegmHead', num_classes=classes, in_channels=channels, **own)
+    for key in ('mask_thr', 'mask_thr_binary'):
+        if test.pop(key, 0.5) != 0.5:
+            raise ConfigError(f'model.test_cfg.{key}: expected 0.5, which mmdet 2.28 has written in its code')
+
+
+def _panoptic_fpn(model: dict[str, Any]) -> None:
+    """Repeat what mmdet 3 takes from `rcnn` where mmdet 2 asks `panoptic`."""
+    test = model.get('test_cfg') or {}
+    if 'panoptic' in test:
+        test['panoptic'] = {**copy.deepcopy(test.get('rcnn') or {}), **test['panoptic']}
+
+
+REWRITES: dict[str, Callable[[dict[str, Any]], None]] = {
+    'CenterNet': _centernet,
+    'DETR': transformers.detr,
+    'DeformableDETR': transformers.deformable_detr,
+    'PanopticFPN': _panoptic_fpn,
+    'YOLACT': _yolact,
+    'MaskFormer': transformers.mask_former,
+    'Mask2Former': transformers.mask_former,
+    'train_cfg': _assigners,
+}
+"""Type of a detector, or key of the model that any may have -> what rewrites it, in place."""
