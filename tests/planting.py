@@ -66,6 +66,11 @@ def replaced(place: str, make: Make) -> Iterator[None]:
         setattr(owner, name, kept)
 
 
+def altered(owner: Any, name: str, make: Make) -> Callable[[Any], None]:
+    """Return what replaces a function of a module or class by `make(the function)`, given a monkeypatch."""
+    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
+
+
 def when_traced(wrong: Callable) -> Make:
     """Return what runs `wrong(original, *args)` while torch.onnx traces, and the original otherwise."""
 

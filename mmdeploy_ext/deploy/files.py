@@ -24,9 +24,11 @@ from mmdeploy_ext.runtime.exported import check_same_export, model_files
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import onnx
 
     from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.families.base import Family
@@ -120,16 +122,22 @@ def export_graphs(
     """
     family, found = deployment.family, []
     device = next(deployment.model.parameters()).device
-    given = {name: torch.from_numpy(array) for name, array in family.example(images, options).items()}
+    given = family.example(images, options)
     for graph in family.graphs(deployment.model, options):
-        known = {name: tensor for name, tensor in given.items() if name in graph.spec.input_names}
-        example = {name: tensor.to(device) for name, tensor in (graph.example or known).items()}
+        example = graph.example or _fed(given, graph.spec)
+        example = {name: tensor.to(device) for name, tensor in example.items()}
         for stage in graph.stages:
             stage.module.eval().to(device)
         model = export_graph(graph, options, family.keep_fp32, example)
         found.append((model, make_metadata(deployment, options, graph)))
     check_patterns([model for model, _ in found], options.keep_fp32)
     return found
+
+
+def _fed(given: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, torch.Tensor]:
+    """Return the inputs of a graph; optional ones that no picture gives have their defaults."""
+    known = {name: array for name, array in given.items() if name in spec.input_names}
+    return {name: torch.from_numpy(array) for name, array in spec.with_defaults(known).items()}
 
 
 def export_files(

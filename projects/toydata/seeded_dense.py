@@ -58,7 +58,7 @@ SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640), 'SSDNeck': (768, 896)}
 coarse levels are all border, or a single cell, in a smaller picture: its statistics put logits of 30 into a
 larger one."""
 
-EXPOSED = ('CSPDarknet', 'EfficientNet')
+EXPOSED = ('CSPDarknet', 'EfficientNet', 'HourglassNet')
 """Backbones whose outputs grow with the light of a picture."""
 
 ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))

@@ -15,6 +15,7 @@ from mmdeploy_ext.exporting.ops.corner_pool import AXES, pool_by_steps
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime.corner.model import detections
+from planting import altered
 from projects.mmdet_plugin.corner import postprocess
 from projects.toydata.seeded import seeded_model
 from toy_query import exported, images, options_of, run_stages
@@ -24,8 +25,8 @@ KINDS = dict(
     corner='cornernet/cornernet_hourglass104_mstest_8x6_210e_coco.py',
     centripetal='centripetalnet/centripetalnet_hourglass104_mstest_16x6_210e_coco.py',
 )
-LEAST = dict(corner=20, centripetal=8)
-"""Results of a picture; few pairs of a small map point at the same centre."""
+LEAST = dict(corner=20, centripetal=12)
+"""Results of a picture whose scores are not low."""
 OPTIONS = options_of(family='corner')
 
 
@@ -90,10 +91,6 @@ def test_pooling_by_steps_is_that_of_mmcv(mode, size):
     wanted = pool(x)
     pool_by_steps(pool)
     assert torch.equal(pool(x), wanted)
-
-
-def altered(owner, name, change):
-    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
 
 
 def corners(**change):

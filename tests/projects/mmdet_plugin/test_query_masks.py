@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from query_faulty import a_cell_off
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
@@ -12,6 +13,7 @@ from mmdeploy_ext.exporting.ops import deformable_attention
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.tasks.mask import match_detections
 from mmdeploy_ext.runtime.query_masks.model import detections
+from planting import altered
 from projects.mmdet_plugin.query import masks
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
@@ -54,10 +56,6 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(expor
         same('panoptic', run(prepared), prepared)
 
 
-def altered(owner, name, change):
-    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
-
-
 def one_query_further(right):
     return lambda self, shape, original, logits, found: right(self, shape, original, logits, found.roll(1, 1))
 
@@ -69,6 +67,7 @@ FAULTS = {
         'sampling_locations',
         lambda right: lambda points, offsets, shapes: right(points, offsets * 1.05, shapes),
     ),
+    'samples one cell off': altered(deformable_attention, 'sampling_locations', a_cell_off),
     'reference points of another level': altered(
         deformable_attention,
         'sampling_locations',

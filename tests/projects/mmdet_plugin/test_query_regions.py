@@ -9,6 +9,7 @@ import torch
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proof.tasks import task_module
+from planting import altered
 from projects.mmdet_plugin.query import regions
 from toy_query import REGIONS, exported, images, options_of, run_stages, seeded, toy
 
@@ -62,10 +63,6 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind,
     run = exported(family, model, chosen, images(1))
     for prepared in (images(3, seed=9), images(2, (250, 161), 3)):
         same(kind, run(prepared), prepared)
-
-
-def altered(owner, name, change):
-    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
 
 
 def swapped(tensor):

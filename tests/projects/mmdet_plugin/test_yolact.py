@@ -12,6 +12,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.tasks.boxed_mask import match_detections
 from mmdeploy_ext.runtime.yolact.model import detections
+from planting import altered
 from projects.mmdet_plugin.yolact import postprocess
 from projects.toydata.seeded import seeded_model
 from toy_query import exported, images, options_of, run_stages
@@ -74,10 +75,6 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(expor
     run = exported(FAMILY, seeded(), chosen, pictures(1))
     for prepared in (pictures(3, (192, 256), 9), pictures(2, (250, 161), 3)):
         same(run(prepared), prepared)
-
-
-def altered(owner, name, change):
-    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
 
 
 FAULTS = {

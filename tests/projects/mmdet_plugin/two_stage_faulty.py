@@ -122,8 +122,20 @@ def iou_left_out(form):
     form.masks.judge.forward = lambda features, logits: features.new_ones((len(features), 6))
 
 
-def points_a_cell_off(form):
+def points_of_another_scale(form):
     form.masks.points.scales = [scale * 1.1 for scale in form.masks.points.scales]
+
+
+def points_a_cell_off(form):
+    """What is at a point is taken one cell of the coarse mask further, to the right and down."""
+    points = form.masks.points
+    forward = points.forward
+
+    def shifted(maps, boxes, coarse, *others):
+        cell = (boxes[..., 2:] - boxes[..., :2]) / coarse.shape[-1]
+        return forward(maps, boxes + cell.repeat(1, 1, 2), coarse, *others)
+
+    points.forward = shifted
 
 
 def one_step_without_points(form):
@@ -235,6 +247,7 @@ FAULTS = {
     context_of_the_first_image: 'scnet',
     nothing_relayed: 'scnet',
     iou_left_out: 'judged',
+    points_of_another_scale: 'points',
     points_a_cell_off: 'points',
     one_step_without_points: 'points',
     grid_without_its_corners: 'grid',
