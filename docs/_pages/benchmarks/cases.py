@@ -171,6 +171,20 @@ CASES = (
         (800, 1344),
         (CHECKPOINT, FULL),
     ),
+    _image(
+        'deformable_detr_r50',
+        'Deformable DETR R50, 800x1344',
+        f'{MMDET}/deformable_detr_r50.py',
+        (800, 1344),
+        (CHECKPOINT, FULL),
+    ),
+    _image(
+        'mask2former_r50',
+        'Mask2Former R50, 800x1344',
+        f'{MMDET}/mask2former_r50.py',
+        (800, 1344),
+        (CHECKPOINT, FULL),
+    ),
     Case('streampetr_r50', 'StreamPETR R50, six cameras of 704x256', STREAM_R50, 'stream', STREAM_STEPS),
     Case(
         'bevfusion',
