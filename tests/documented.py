@@ -272,7 +272,7 @@ ENTRIES = (
         test=TOOLS + 'test_quantize.py::test_the_test_loop_evaluates_the_int8_file_as_it_is',
     ),
     Entry(
-        r'tools/dist_test_\w+.sh configs/demo/(yolox|retinanet)_toy',
+        r'tools/dist_test_\w+.sh configs/demo/(yolox|retinanet|deformable_detr)_toy',
         why='data set',
         test=TOOLS + 'test_dense_loop.py::test_both_engines_have_the_ap_that_the_page_states',
     ),
@@ -285,7 +285,7 @@ ENTRIES = (
     Entry(r'python -m projects.toydata.seeded configs/demo/mask_rcnn_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
-    Entry(EXPORT + r'configs/demo/(yolox|retinanet)_toy.py', run=True, matrix=True),
+    Entry(EXPORT + r'configs/demo/(yolox|retinanet|deformable_detr)_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/(solov2|decoupled_solo|mask_rcnn)_toy.py', run=True, matrix=True),
     Entry(r'python tools/onnx/onnx_solo.py work_dirs/solov2_full.onnx', run=True, matrix=True),
     Entry(

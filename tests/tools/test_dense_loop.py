@@ -1,4 +1,4 @@
-"""The trained toys of dense heads and of regions: as good as their page says, by both engines, and proven."""
+"""The trained toys of heads, regions and queries: as good as their page says by both engines, and proven."""
 
 import re
 
@@ -12,10 +12,15 @@ from toy_atss import REPO
 
 TOYS = [
     'yolox_toy',
-    *(pytest.param(name, marks=pytest.mark.matrix) for name in ('retinanet_toy', 'mask_rcnn_toy')),
+    *(
+        pytest.param(name, marks=pytest.mark.matrix)
+        for name in ('retinanet_toy', 'mask_rcnn_toy', 'deformable_detr_toy')
+    ),
 ]
-MASKED = ('mask_rcnn_toy',)
-"""Those whose page states the AP of masks; the other ones that of boxes."""
+SMALL, MASKED = ('yolox_toy', 'retinanet_toy'), ('mask_rcnn_toy',)
+"""Those of at most 5 MB; those whose page states the AP of masks, where the other ones have that of boxes."""
+LEAST = dict(deformable_detr_toy=0.3)
+"""AP of those that are below 0.35."""
 CHECKPOINTS = REPO / 'demo/checkpoints'
 
 
@@ -39,7 +44,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize('toy', TOYS)
 def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, capsys):
     path = CHECKPOINTS / f'{toy}.pth'
-    assert path.stat().st_size <= (7e6 if toy in MASKED else 5e6)
+    assert path.stat().st_size <= (5e6 if toy in SMALL else 7e6)
     assert set(torch.load(path, map_location='cpu', weights_only=True)) == {'meta', 'state_dict'}
     metric = 'segm' if toy in MASKED else 'bbox'
     options = [
@@ -58,12 +63,12 @@ def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, caps
         found[engine] = read_json(tmp_path / f'metrics_{engine}.json')['metrics']
     for key, value in found['pth'].items():
         assert abs(value - found['onnx'][key]) <= 5e-4
-    assert found['pth']['bbox_mAP'] >= 0.35
+    assert found['pth']['bbox_mAP'] >= LEAST.get(toy, 0.35)
     stated = re.search(
         rf'`{toy}\.pth`.*?\|.*?\| \*\*(0\.\d+)\*\* \|', (CHECKPOINTS / 'README.md').read_text()
     )
     found = found['pth'][f'{metric}_mAP']
-    assert found == pytest.approx(float(stated[1]), abs=2e-3) and found >= 0.35
+    assert found == pytest.approx(float(stated[1]), abs=2e-3) and found >= LEAST.get(toy, 0.35)
     assert 'equal' in capsys.readouterr().out
 
 

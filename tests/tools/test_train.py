@@ -39,6 +39,11 @@ def test_a_published_checkpoint_is_plain_data_with_the_same_weights(trained, tmp
     assert 'env_info' not in after['meta']
     assert before['state_dict'].keys() == after['state_dict'].keys()
     assert all(torch.equal(before['state_dict'][key], value) for key, value in after['state_dict'].items())
+    assert tool.main([str(trained / 'epoch_1.pth'), str(tmp_path / 'half.pth'), '--half']) == 0
+    half = torch.load(tmp_path / 'half.pth', weights_only=True, map_location='cpu')['state_dict']
+    for key, value in after['state_dict'].items():
+        wanted = value.half() if value.is_floating_point() else value
+        assert half[key].dtype == wanted.dtype and torch.equal(half[key], wanted)
 
 
 @pytest.mark.parametrize(('words', 'message'), [

@@ -36,6 +36,10 @@ def publish(args: argparse.Namespace) -> int:
     source = load_checkpoint(args.in_file)
     meta = {key: plain(source.meta[key]) for key in KEPT if key in source.meta}
     weights = {key: value.contiguous() for key, value in source.state_dict.items()}
+    if args.half:
+        weights = {
+            key: value.half() if value.is_floating_point() else value for key, value in weights.items()
+        }
     save_checkpoint(args.out_file, weights, meta)
     numbers = sum(value.numel() for value in weights.values())
     size_mb = Path(args.out_file).stat().st_size / 1e6
@@ -48,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog='publish_model.py', description=__doc__.splitlines()[0])
     parser.add_argument('in_file', help='checkpoint as the training saved it')
     cli.writes(parser.add_argument('out_file', help='checkpoint to write'))
+    parser.add_argument('--half', action='store_true', help='store weights as float16, half of the size')
     cli.add_debug_option(parser)
     return cli.run(publish, parser, argv)
 

@@ -1,0 +1,1 @@
+_base_ = ['./deformable_detr_toy.py', '../_base_/backends/onnxruntime.py']
