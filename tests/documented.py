@@ -78,6 +78,10 @@ REASONS = {
         r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|centerpoint_toy|\$LOOP)',
     ),
     'zoo': ('it goes through many configs for hours, or takes what that found', r'.*zoo'),
+    'mmdet 3': (
+        'it needs the optional mmdet 3, or takes what was measured with it',
+        r'python -m docs\._pages\.mmdet3\.',
+    ),
     'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)'),
     'long': (
         'it builds, quantises, exports with torch.export or asks every package: more than ten seconds',
@@ -339,6 +343,31 @@ ENTRIES = (
         why='placeholder',
         test=PROJECTS + 'mmdet_plugin/'
         'test_rtdetr_convert.py::test_ema_weights_are_taken_where_the_file_holds_them',
+    ),
+    Entry(
+        r'python tools/convert/mmdet3.py',
+        why='placeholder',
+        test=TOOLS + 'test_convert_mmdet3.py::test_a_config_and_then_its_checkpoint_are_converted',
+    ),
+    Entry(
+        r'python -m docs._pages.mmdet3.measure',
+        why='mmdet 3',
+        test=TOOLS + 'test_mmdet3_page.py::test_results_are_equal_only_where_all_of_them_match',
+    ),
+    Entry(
+        r'python -m docs._pages.mmdet3.pictures',
+        why='mmdet 3',
+        test=TOOLS + 'test_mmdet3_page.py::test_a_picture_is_what_the_translated_pipeline_gives',
+    ),
+    Entry(
+        r'python -m docs._pages.mmdet3.configs',
+        why='mmdet 3',
+        test=TOOLS + 'test_mmdet3_page.py::test_what_only_training_reads_makes_no_difference_of_configs',
+    ),
+    Entry(
+        r'python -m docs._pages.mmdet3.page',
+        why='mmdet 3',
+        test=TOOLS + 'test_mmdet3_page.py::test_the_page_is_made_from_what_was_measured',
     ),
     Entry(
         r'python tools/convert/solo_wxinlong.py',

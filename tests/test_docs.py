@@ -24,6 +24,7 @@ PARSERS = {
     'tools/deployment/solo2onnx.py': 'mmdeploy_ext.apps.export_app',
     'tools/convert/solo_wxinlong.py': 'tools/convert/solo_wxinlong.py',
     'tools/convert/rtdetr.py': 'tools/convert/rtdetr.py',
+    'tools/convert/mmdet3.py': 'tools/convert/mmdet3.py',
     'tools/onnx/onnx_rtdetr.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_solo.py': 'mmdeploy_ext.runtime.run_images',
     'tools/deployment/verify.py': 'mmdeploy_ext.apps.verify_app',
@@ -143,7 +144,7 @@ def test_options_in_running_text_exist(page):
 @pytest.mark.parametrize('page', PAGES)
 def test_make_targets_in_commands_exist(page):
     makefile = text('Makefile')
-    for target in re.findall(r'(?:^|`)make ([a-z-]+)', text(page), re.M):
+    for target in re.findall(r'(?:^|`)make ([a-z0-9-]+)', text(page), re.M):
         assert re.search(rf'^{target}:', makefile, re.M), target
 
 

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import shlex
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,18 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         raise ConfigError(f'{path}: cannot be read: {type(cause).__name__}: {cause}') from error
     if not isinstance(cfg.get('model', {}), dict):
         raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
+    if is_config3(cfg):
+        raise ConfigError(
+            f'{path}: is a config of mmdet 3; translate it first: '
+            f'`python tools/convert/mmdet3.py --config {shlex.quote(path)} OUT.py`, and give OUT.py'
+        )
     will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
+
+
+def is_config3(cfg: Mapping[str, Any]) -> bool:
+    """Return whether a config is one of mmdet 3, which normalises in the model and has loaders for data."""
+    return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
 
 
 def _annotations(data: Any) -> Iterator[str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.fitting import model_shapes
 from mmdeploy_ext.weights.convert.mmdet3_names import renamed
@@ -69,6 +70,12 @@ def test_a_config_and_then_its_checkpoint_are_converted(config3, tmp_path, capsy
     assert loaded.meta == dict(epoch=12, mmengine_version='0.10.7', CLASSES=('a', 'b'))
     assert run_tool(source, target, '--config', config3) == 2
     assert 'is a config of mmdet 3; translate it first' in capsys.readouterr().err
+
+
+def test_a_config_of_mmdet_3_is_refused_by_every_tool_with_the_command(config3):
+    command = rf'^{config3}: is a config of mmdet 3; .*: `python tools/convert/mmdet3\.py --config {config3}'
+    with pytest.raises(ConfigError, match=command):
+        load_config(str(config3))
 
 
 def test_a_config_without_a_target_is_printed(config3, capsys):

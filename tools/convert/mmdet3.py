@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--config',
         required=True,
-        help="of a checkpoint mmdet 2.28's config of the same model; else mmdet 3's config",
+        help="of a checkpoint mmdet 2.28's config of the same model; else mmdet 3's, also as a checkpoint",
     )
     cli.add_debug_option(parser)
     return parser

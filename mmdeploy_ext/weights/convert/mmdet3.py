@@ -6,11 +6,11 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.distinct import check_distinct
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
+from mmdeploy_ext.core.errors import CheckpointError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 from mmdeploy_ext.weights.convert.fitting import Tensors, check_numbers, in_order, model_tensors
-from mmdeploy_ext.weights.convert.mmdet3_config import config2, is_config3
+from mmdeploy_ext.weights.convert.mmdet3_config import config2
 from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, renamed
 from mmdeploy_ext.weights.convert.mmdet3_read import read_config3
 from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
@@ -53,13 +53,8 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 
     Raises:
         CheckpointError: a key or shape that the config's model does not account for.
-        ConfigError: a config of mmdet 3, or one whose model cannot be built.
+        ConfigError: the config's model cannot be built.
     """
-    if is_config3(cfg):
-        raise ConfigError(
-            f'{cfg.filename}: is a config of mmdet 3; translate it first: '
-            f'`python {COMMAND} --config {cfg.filename} OUT.py`, and give OUT.py'
-        )
     own = model_tensors(cfg)
     detector = cfg.model.get('type')
     given = {key: value for key, value in source.state_dict.items() if not key.startswith(NOT_OF_THE_MODEL)}

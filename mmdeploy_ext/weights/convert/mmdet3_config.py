@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.core.config import is_config3
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.convert.mmdet3_model import model2, parts, without_scope
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import pipeline2
@@ -50,11 +51,6 @@ def config2(cfg: Any) -> Any:
         raise ConfigError(f'{name}: {error}') from error
     check_known(name, result['model'])
     return Config(result, cfg_text=cfg.text, filename=name)
-
-
-def is_config3(cfg: Mapping[str, Any]) -> bool:
-    """Return whether a config is one of mmdet 3."""
-    return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,8 @@ COSTS = {
     'MaskHungarianAssigner': ('cls_cost', 'mask_cost', 'dice_cost'),
 }
 """Assigner of mmdet 2 -> what it calls the first, second and third of `match_costs`."""
+PROPOSALS = ('RPNHead', 'GARPNHead', 'CascadeRPNHead', 'EmbeddingRPNHead')
+"""Heads that make proposals in mmdet 2.28."""
 SCOPE = 'mmdet.'
 
 
@@ -85,8 +87,19 @@ def model2(config: dict[str, Any]) -> dict[str, Any]:
     for name in (kind, 'train_cfg'):
         if rewrite := REWRITES.get(name):
             rewrite(model)
+    _check_proposals(model)
     _training_only(model)
     return model
+
+
+def _check_proposals(model: dict[str, Any]) -> None:
+    """Refuse proposals of other heads than those of proposals: mmdet 3 takes them of any dense head."""
+    head = model.get('rpn_head')
+    if isinstance(head, dict) and head.get('type') not in PROPOSALS:
+        raise ConfigError(
+            f'model.rpn_head.type={head.get("type")!r}: mmdet 2.28 takes no proposals of it; expected one of '
+            f'{", ".join(PROPOSALS)}'
+        )
 
 
 def _training_only(model: dict[str, Any]) -> None:

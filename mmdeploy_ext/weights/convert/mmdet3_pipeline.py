@@ -102,11 +102,18 @@ def pipeline2(steps: Sequence[Mapping[str, Any]], preprocessor: Mapping[str, Any
     inner += [by_kind['RandomCenterCropPad']] if 'RandomCenterCropPad' in by_kind else []
     inner += [dict(type='RandomFlip'), *([by_kind['Pad']] if 'Pad' in by_kind else [])]
     inner += _normalised_and_padded(preprocessor, by_kind.get('Pad'), scale)
-    inner += [dict(type='ImageToTensor', keys=['img']), _collect(packed)]
+    inner += [_to_tensor(inner), _collect(packed)]
     if 'RandomCenterCropPad' in by_kind:  # gives float32, which cv2 does not resize as it does 8 bits
         load.setdefault('to_float32', True)
     load = {key: value for key, value in load.items() if ('LoadImageFromFile', key) not in ONLY}
     return [load, dict(type='MultiScaleFlipAug', **scale, flip=False, transforms=inner)]
+
+
+def _to_tensor(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the step that makes a tensor; without Normalize it has to fill in `img_norm_cfg`, too."""
+    if any(step['type'] == 'Normalize' for step in steps):
+        return dict(type='ImageToTensor', keys=['img'])
+    return dict(type='DefaultFormatBundle')
 
 
 def _check_step(where: str, step: Mapping[str, Any]) -> None:

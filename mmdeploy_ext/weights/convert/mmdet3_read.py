@@ -2,6 +2,7 @@
 
 What mmengine adds to mmcv 1.7.2's way of reading is that a file may use what its bases said: `_base_.name`,
 and `{{_base_.name}}`. As with mmcv, a config is Python and is run: read those that you would train with.
+A checkpoint of mmengine has its whole config as text, `meta.cfg`: that is read as data, and not run.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from types import ModuleType
 from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 ADVICE = (
-    'give the whole config, as a training writes it into its folder (TIME/vis_data/config.py), '
-    'or as `mmengine.Config.fromfile(FILE).dump(OUT)` does'
+    'give the whole config: the checkpoint, in which mmengine keeps it, or what a training writes into its '
+    'folder (TIME/vis_data/config.py)'
 )
+CHECKPOINTS = ('.pth', '.pt', '.ckpt')
 BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
 OTHER_VALUE = re.compile(r'\{\{\s*(\w+)\s*\}\}')
 
@@ -26,13 +29,54 @@ OTHER_VALUE = re.compile(r'\{\{\s*(\w+)\s*\}\}')
 def read_config3(path: str | Path) -> Any:
     """Return a config of mmdet 3 with its bases, as an mmcv `Config`.
 
+    Args:
+        path: of a config, or of a checkpoint that mmengine wrote.
+
     Raises:
+        CheckpointError: see `load_checkpoint`.
         ConfigError: no such file, a syntax error, a base that is not there, or a way of writing configs that
             mmcv 1.7.2 does not have: `with read_base():`, bases of other packages (`mmdet::...`).
     """
     from mmcv import Config
 
+    if Path(path).suffix in CHECKPOINTS:
+        values, text = _kept(str(path))
+        return Config(values, cfg_text=text, filename=str(path))
     return Config(_values(Path(path)), filename=str(path))
+
+
+def _kept(path: str) -> tuple[dict[str, Any], str]:
+    """Return the values and the text of the config that a checkpoint keeps, none of which is run."""
+    text = load_checkpoint(path).meta.get('cfg')
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f'{path}: keeps no config in meta.cfg; give the config itself')
+    try:
+        parts = ast.parse(text).body
+        return {_name(part): _value(part.value) for part in parts}, text
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f'{path}: meta.cfg is no plain config: {error}; give the config itself') from error
+
+
+def _name(part: ast.stmt) -> str:
+    if isinstance(part, ast.Assign) and [type(target) for target in part.targets] == [ast.Name]:
+        return part.targets[0].id
+    raise ValueError(f'line {part.lineno} is no `name = value`')
+
+
+def _is_dict_call(node: ast.expr) -> bool:
+    named = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args
+    return named and all(word.arg for word in node.keywords)
+
+
+def _value(node: ast.expr) -> Any:
+    """Return a value of literals and of `dict(...)`."""
+    if _is_dict_call(node):
+        return {word.arg: _value(word.value) for word in node.keywords}
+    if isinstance(node, ast.Dict) and all(node.keys):
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [list, tuple][isinstance(node, ast.Tuple)](map(_value, node.elts))
+    return ast.literal_eval(node)
 
 
 def _values(path: Path) -> dict[str, Any]:

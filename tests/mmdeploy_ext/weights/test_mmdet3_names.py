@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 from mmdeploy_ext.weights.convert.fitting import model_shapes
 from mmdeploy_ext.weights.convert.mmdet3 import convert
@@ -87,13 +87,6 @@ def test_a_key_that_is_not_accounted_for_is_refused(change, message):
     change(source.state_dict)
     with pytest.raises(CheckpointError, match=rf'^epoch_12\.pth: .*{message}'):
         convert(source, config_of('detr/detr_r18_8xb2-500e_coco'))
-
-
-def test_a_config_of_mmdet_3_is_refused_where_one_of_mmdet_2_is_needed():
-    model = RECORDED['rpn/rpn_r50_fpn_1x_coco']['model']
-    config3 = Config(dict(model=model), cfg_text='model', filename='rpn3.py')
-    with pytest.raises(ConfigError, match=r'^rpn3\.py: is a config of mmdet 3; translate it first: `python'):
-        convert(weights_of('rpn/rpn_r50_fpn_1x_coco'), config3)
 
 
 @pytest.mark.parametrize('name', [name for name in RECORDED if not name.startswith(SAME)])
