@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import projects.mmdet_plugin  # noqa: F401
+from instances_json import decoded
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.tasks.mask import match_detections
-from mmdeploy_ext.runtime.detections import Instances
 from projects.toydata import coco
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -65,21 +65,6 @@ def found(request, deployment, images, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert done.stderr == '' and done.stdout.splitlines()[-1].startswith('3 images, ')
     return json.loads((folder / 'found.json').read_text()), folder / 'out'
-
-
-def decoded(entry):
-    """Return the instances of one image's JSON entry."""
-    from pycocotools import mask as rle
-
-    size = entry['height'], entry['width']
-    masks = [
-        rle.decode(rle.frPyObjects(one['segmentation'], *size)).astype(bool) for one in entry['detections']
-    ]
-    return Instances(
-        np.stack(masks) if masks else np.zeros((0, *size), bool),
-        np.array([one['score'] for one in entry['detections']], np.float32),
-        np.array([one['label'] for one in entry['detections']], np.int64),
-    )
 
 
 def test_the_instances_of_pytorch_in_pixels_of_the_image(found, deployment):

@@ -136,6 +136,7 @@ class QueryRegionsFamily(ImageFamily):
     task = 'bbox2d'
     with_masks = False
     forms = ('full',)
+    keep_fp32 = ('network/[!bn]*', 'postprocess/*')  # all but backbone and neck, as of two-stage detectors
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
     feeds = staticmethod(samples.feeds)
     reference_tensors = staticmethod(reference.tensors)
