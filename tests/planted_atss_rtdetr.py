@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BOX = 'mmdeploy_ext.exporting.postprocess.bbox2d'
 DENSE, FULL = f'{BOX}:DenseBoxPostprocess', 'projects.mmdet_plugin.dense.forms:FullForm.forward'
+OFFSETS = 'mmdeploy_ext.exporting.postprocess.suppress:class_offsets'
 DECODE = 'projects.mmdet_plugin.dense.forms'
 NMS = f'{DECODE}:thresholds'
 LEVEL = f'{DECODE}:Decode._boxes'
@@ -20,7 +21,7 @@ planted('score threshold x 1.2', 'atss', (NMS, settings(score_thr=lambda value: 
 planted('nms_pre 50', 'atss', (NMS, settings(nms_pre=lambda value: 50)))
 planted('max_per_img 99', 'atss', (NMS, settings(max_per_img=lambda value: value - 1)))
 planted('IoU threshold + 0.05', 'atss', (NMS, settings(iou_threshold=lambda value: value + 0.05)))
-planted('no class offsets in NMS', 'atss', (f'{BOX}:class_offsets', lambda original: lambda boxes, *_: boxes))
+planted('no class offsets in NMS', 'atss', (OFFSETS, lambda original: lambda boxes, *_: boxes))
 planted(
     'boxes clipped at 600 px',
     'atss',
@@ -32,13 +33,14 @@ planted(
     (
         f'{DENSE}.forward',
         lambda original: (
-            lambda self, boxes, scores, factors, clip_hw, scale: original(
+            lambda self, boxes, scores, factors, clip_hw, scale, *border: original(
                 self,
                 [level / scale[:, None] for level in boxes],
                 scores,
                 factors,
                 clip_hw,
                 torch.ones_like(scale),
+                *border,
             )
         ),
     ),
@@ -54,9 +56,10 @@ planted(
     (
         f'{DENSE}.forward',
         arguments(
-            lambda self, boxes, scores, factors, clip_hw, scale: (
+            lambda self, boxes, scores, factors, clip_hw, scale, *border: (
                 *(self, boxes, scores, factors, clip_hw),
                 scale[torch.arange(scale.shape[0]) % 2],
+                *border,
             )
         ),
     ),
@@ -82,13 +85,14 @@ planted(
     (
         f'{DENSE}.forward',
         lambda original: (
-            lambda self, boxes, scores, factors, clip_hw, scale: original(
+            lambda self, boxes, scores, factors, clip_hw, scale, *border: original(
                 self,
                 [level + 0.5 * (scale == 1).all().float() for level in boxes],
                 scores,
                 factors,
                 clip_hw,
                 scale,
+                *border,
             )
         ),
     ),

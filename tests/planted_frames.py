@@ -215,12 +215,8 @@ planted(
     'sites without a neighbour in the middle have no bias',
     'centerpoint sparse_portable',
     (
-        'mmdeploy_ext.sparse.portable:_Writer._bias_row',
-        lambda original: (
-            lambda self, node: self.constant(
-                f'{node.name}.bias_row', np.zeros((1, node.out_channels), np.float32)
-            )
-        ),
+        'mmdeploy_ext.sparse.node_writer:NodeWriter.constant',
+        arguments(lambda self, name, values: (self, name, values * (0 if name.endswith('.bias_row') else 1))),
     ),
 )
 planted(

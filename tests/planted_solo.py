@@ -60,8 +60,8 @@ planted(
     'bands of masks a line short',
     BOTH,
     (
-        'mmdeploy_ext.exporting.postprocess.mask_resize:_support',
-        result(lambda lines, *_: (lines[0], (lines[1] - 3).clamp(min=1))),
+        'mmdeploy_ext.exporting.postprocess.mask_resize:_bands',
+        result(lambda bands, *_: [(*ends, (high - 3).clamp(min=1)) for *ends, high in bands]),
     ),
 )
 planted(

@@ -11,6 +11,7 @@ from mmdeploy_ext.graph.io.index import all_nodes
 from mmdeploy_ext.sparse.libspconv import to_onnx
 from mutation_table import HEADS, table
 from mutations import KINDS, is_valid, mutants
+from planted_faults import FAULTS
 from toy_atss import REPO
 from toy_sparse_graph import graph as sparse_graph
 
@@ -136,3 +137,11 @@ def test_the_table_counts_what_was_proven_and_what_inputs_caught():
     assert '| `toy` | 60, 0 | 30, 30 | 33 / 60 (55 %) | 25, 0 |' in shown
     assert '| `other` | 7, 1 |  |  |  |' in shown
     assert '| `ulp` | 3 / 30 (10 %) |  |' in shown
+
+
+@pytest.mark.parametrize('family', sorted({fault.family for fault in FAULTS}))
+def test_every_planted_fault_finds_its_place_in_our_code(family):
+    for fault in FAULTS:
+        if fault.family == family:
+            with fault.apply():
+                pass

@@ -86,7 +86,12 @@ def seeded_model(family, cfg):
             elif value.dim() > 1:
                 fan = value[0].numel()
                 value.copy_(torch.randn(value.shape, generator=generator) * (1.5 / fan) ** 0.5)
+        for name, value in model.named_parameters():  # after what is above: what it draws stays as it was
+            if name.endswith('conv.bias') or (name.endswith('.bias') and 'task_heads' in name):
+                value.copy_(0.1 * torch.randn(value.shape, generator=generator))
         model.pts_middle_encoder.conv_input[0].weight.mul_(0.05)  # intensities are large
+        for head in model.pts_bbox_head.task_heads:  # boxes of 1.6 m on cells of 0.8 m: neighbours overlap
+            getattr(head, 'task_head', head).dim[-1].bias.add_(0.5)
     return model
 
 
