@@ -199,6 +199,8 @@ class SequenceRow:
             rounding; not errors.
         tied_frames: frames with a tie.
         affected_frames: frames whose memory holds rows of a tie, of this frame or of an earlier one.
+        taken_over: frames after which a free-running candidate went on with the reference's memory, since a
+            tie alone decided which rows were kept.
         tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
             run only NaN, shapes and missing tensors fail a row.
         reasons: why the run fails; empty when it passes.
@@ -222,6 +224,7 @@ class SequenceRow:
     ties: int = 0
     tied_frames: int = 0
     affected_frames: int = 0
+    taken_over: int = 0
     tensors: tuple[TensorRow, ...] = ()
     reasons: tuple[str, ...] = ()
     series: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 Teacher-forced, the candidate is given the reference's memory before each frame: every frame is judged alone,
 by the tolerances. Free-running, each engine keeps its own memory as in a car: rounding accumulates, and the
-detections have to stay the same. Only figures are kept per frame, no tensors: a drive may be of any length.
+detections have to stay the same; but for ties that decide what is kept, see `PairRun.takes_over`. Only
+figures are kept per frame, no tensors: a drive may be of any length.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class Modes:
             if got is not None:
                 self.runs[mode].add(Moment(frame, expected, got, after, candidate.state))
                 results[mode] = got
+                if self.runs[mode].takes_over():
+                    candidate.state = snapshot(after)
         self.first = self.first or (frame, results.get('teacher'))
         self.before = after
         return expected, results

@@ -189,7 +189,9 @@ class RowPairing:
             worst = max(beyond, key=lambda row: row.gap)
             fault = f'row {worst.row}: queries {worst.reference} and {worst.candidate}, scores '
             fault += f'{worst.gap:.2g} apart, allowed {allowed:.2g}'
-        return Followed(queries, self.rows, len(differing) - len(beyond), fault)
+        new = self.rows[: len(chosen[0].queries)]
+        parted = not affected and bool((new < 0).any()) and all(row.gap <= tie for row in differing)
+        return Followed(queries, self.rows, len(differing) - len(beyond), fault, parted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,12 +203,15 @@ class Followed:
         rows: (n,) likewise of the memory's rows.
         ties: new rows that differ by a tie.
         fault: why rows differ by more than a tie.
+        parted: equal memories hold other rows since this frame, by scores that are a tie without any
+            allowance for errors.
     """
 
     queries: np.ndarray | None = None
     rows: np.ndarray | None = None
     ties: int = 0
     fault: str = ''
+    parted: bool = False
 
 
 def score_error(reference: Selection, candidate: Selection, partners: np.ndarray) -> float:

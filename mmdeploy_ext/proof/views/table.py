@@ -117,7 +117,7 @@ def sequence_table(rows: Sequence[SequenceRow]) -> Table:
             f'{row.matched}/{row.reference}{rate}',
             figure(row.worst_distance),
             figure(row.worst_score),
-            f'{row.ties} in {row.tied_frames} frames' if row.ties else '0',
+            _ties(row),
             _mark(row.passed),
         )
         for title, group in (('outputs', False), ('memory', True)):
@@ -266,3 +266,9 @@ def figure(value: float | None) -> str:
 def cosine_text(value: float | None) -> str:
     """Return a cosine rounded towards less agreement, so that only 1 reads as 1."""
     return '-' if value is None else f'{min(value, 1.0):.7f}'
+
+
+def _ties(row: SequenceRow) -> str:
+    """Return how many rows of the memory were ties, and after how many frames PyTorch's was taken over."""
+    taken = f', memory taken over in {row.taken_over}' if row.taken_over else ''
+    return f'{row.ties} in {row.tied_frames} frames{taken}' if row.ties else '0'

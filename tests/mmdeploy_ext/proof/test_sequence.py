@@ -146,6 +146,29 @@ def test_ties_are_ties_and_no_errors(pair):
         assert all(tensor.max_abs < 1e-4 for tensor in row.tensors), 'rows follow their query along the drive'
 
 
+class TiedAt(Tied):
+    """Only in some frames."""
+
+    def __init__(self, swap, frames, gap=1e-6):
+        super().__init__((TOPK - 1, TOPK), swap, gap)
+        self.frames = frames
+
+    def network(self, frame, memory):
+        tied = frame.name in {SHORT[index].name for index in self.frames}
+        return super().network(frame, memory) if tied else ToyStepper.network(self, frame, memory)
+
+
+@pytest.mark.parametrize(
+    ('frames', 'gap', 'passed'), [([5], 1e-6, True), ([5, 9], 1e-6, False), ([5], 4e-4, False)]
+)
+def test_where_a_tie_decides_what_is_kept_pytorchs_memory_is_taken_over_once(frames, gap, passed):
+    """Without it the free run of a right file fails on machines that round otherwise."""
+    sides = (lambda swap=swap: TiedAt(swap, frames, gap) for swap in (True, False))
+    row = both(next(sides), reference=next(sides))['free']
+    assert row.passed == passed, said(row)
+    assert row.taken_over == (gap < 2e-5)
+
+
 def test_a_swap_that_rounding_does_not_explain_is_an_error():
     rows = both(lambda: Tied((0, 1), True, gap=2e-3), reference=lambda: Tied((0, 1), False, gap=2e-3))
     assert not rows['teacher'].passed
