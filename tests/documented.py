@@ -329,6 +329,11 @@ ENTRIES = (
     ),
     Entry(r'python tools/onnx/onnx_rtdetr.py work_dirs/r18vd.onnx', run=True, matrix=True),
     Entry(
+        EXPORT + r'projects/configs/BEVFusion/bevfusion_camera_lidar',
+        why='full size',
+        test='tests/projects/mmdet3d_plugin/test_bevfusion_export.py::test_the_files_are_proven_on_frames_of_other_rigs',
+    ),
+    Entry(
         EXPORT + r'configs/rtdetr/',
         why='full size',
         test='tests/test_full_size_rtdetr.py::test_the_graph_at_another_size_is_the_original',

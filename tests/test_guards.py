@@ -115,8 +115,9 @@ def test_every_config_builds(name):
         assert len(build(repr(parts))) > 50
     if not fragment:
         rule = find_family(cfg).preprocess_rule(cfg)
-        normalises = "'Normalize" in repr(cfg.data.test.pipeline)
+        normalises = any(one in repr(cfg.data.test.pipeline) for one in ("'Normalize", "'ImageNormalize"))
         if not hasattr(rule, 'voxel_size'):
+            rule = getattr(rule, 'views', rule)
             assert ((*rule.mean, *rule.std) != (0, 0, 0, 1, 1, 1)) == normalises
         assert len(config_sha256(cfg)) == 64
 

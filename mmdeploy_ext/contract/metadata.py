@@ -16,6 +16,7 @@ from mmdeploy_ext.inputs.pictures import PreprocessRule
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.inputs.fusion import FusionRule
     from mmdeploy_ext.inputs.points import VoxelRule
 
 GRAPH_RULES = 3
@@ -57,7 +58,7 @@ class Metadata:
     family: str
     form: str
     spec: GraphSpec
-    preprocess: PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule
+    preprocess: PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule | FusionRule
     classes: tuple[str, ...]
     postprocess: dict[str, Any]
     options: dict[str, Any]
@@ -77,10 +78,12 @@ class Metadata:
 
     @property
     def samples(self) -> str:
-        """What goes in: 'images', 'frames' of several cameras, or 'sweeps' of a LiDAR."""
+        """What goes in: 'images', 'frames' of cameras, 'sweeps' of a LiDAR, or 'fused' frames of both."""
         if isinstance(self.preprocess, PreprocessRule):
             return 'images'
-        return 'frames' if isinstance(self.preprocess, preprocess_multiview.MultiViewRule) else 'sweeps'
+        if isinstance(self.preprocess, preprocess_multiview.MultiViewRule):
+            return 'frames'
+        return 'sweeps' if hasattr(self.preprocess, 'voxel_size') else 'fused'
 
     def to_props(self) -> dict[str, str]:
         """Return the `metadata_props` entries: one JSON value per field."""
@@ -177,11 +180,15 @@ def check_graph(
 
 def _rule_from_json(
     content: Mapping[str, Any],
-) -> PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule:
+) -> PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule | FusionRule:
     if 'voxel_size' in content:
         from mmdeploy_ext.inputs.points import VoxelRule
 
         return VoxelRule.from_json(content)
+    if 'voxels' in content:
+        from mmdeploy_ext.inputs.fusion import FusionRule
+
+        return FusionRule.from_json(content)
     several = content.get('kind') == preprocess_multiview.KIND
     return (preprocess_multiview.MultiViewRule if several else PreprocessRule).from_json(content)
 

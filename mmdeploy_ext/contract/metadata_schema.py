@@ -79,12 +79,18 @@ VOXEL_FIELDS = dict(
     mode=one_of('hard', 'dynamic'),
 )
 VOXELS = record(VOXEL_FIELDS, tuple(VOXEL_FIELDS)[:-1])
+FUSION = record(dict(kind=one_of('fusion'), views=MULTIVIEW, voxels=VOXELS), ('kind', 'views', 'voxels'))
+
+
+def rule_of_points(value: Any, where: str) -> None:
+    """Check the rule of a sweep, which may be a part of a rule of cameras and points."""
+    (FUSION if isinstance(value, dict) and 'voxels' in value else VOXELS)(value, where)
 
 
 def preprocess(value: Any, where: str) -> None:
     """Check the rule of whichever kind the value says that it is."""
-    if isinstance(value, dict) and 'voxel_size' in value:
-        return VOXELS(value, where)
+    if isinstance(value, dict) and {'voxel_size', 'voxels'} & value.keys():
+        return rule_of_points(value, where)
     return (MULTIVIEW if isinstance(value, dict) and 'kind' in value else IMAGE)(value, where)
 
 

@@ -46,7 +46,8 @@ class Family(abc.ABC):
         name: of the family, as the metadata keeps it.
         task: module of `proof/tasks` that matches, draws and evaluates its results.
         product: what its files hold: 'detector', or 'backbone' of one.
-        samples: what it is run on: 'images', 'frames' of a drive, or 'sweeps' of a LiDAR.
+        samples: what it is run on: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused'
+            frames of both.
         memory: whether a sample depends on the ones before it.
         files: names of the graphs that its folders hold, in the order in which a sample goes through them;
             empty for families of one file.

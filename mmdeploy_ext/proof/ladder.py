@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proof.levels.base import Proof
     from mmdeploy_ext.proof.verdict import Verdict
 
-PROOFS = dict(images=ImageProof, drive=DriveProof, sweeps=SweepProof, voxels=SparseProof)
+PROOFS = dict(images=ImageProof, drive=DriveProof, sweeps=SweepProof, fused=SweepProof, voxels=SparseProof)
 """What a model takes -> how its files are proven."""
 
 

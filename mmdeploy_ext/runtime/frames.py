@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
@@ -58,6 +60,23 @@ class Sweep:
     scene_token: str = ''
     timestamp_s: float = 0.0
     points_file: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedFrame(Sweep):
+    """One moment of all cameras and of the LiDAR.
+
+    Attributes:
+        images: (N, 3, H, W) float32, normalised.
+        calibration: float32 `camera_intrinsics`, `camera2lidar`, `lidar2image`, `img_aug_matrix` (N, 4, 4),
+            `lidar_aug_matrix` (4, 4): camera to picture as it was taken, camera to LiDAR, LiDAR to picture as
+            it was taken, that picture to the network's, and LiDAR to the frame that the points are in.
+        image_files: one path per camera, for pictures; empty when there are none.
+    """
+
+    images: np.ndarray | None = None
+    calibration: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    image_files: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,3 +1,10 @@
 """The 3D families, as an mmdet3d plugin (`plugin=True` with `plugin_dir`, or `custom_imports`)."""
 
-from projects.mmdet3d_plugin import bevfusion, centerpoint, common, datasets, streampetr  # noqa: F401
+from projects.mmdet3d_plugin import (  # noqa: F401
+    bevfusion,
+    centerpoint,
+    common,
+    datasets,
+    sparse_backbone,
+    streampetr,
+)

@@ -498,7 +498,7 @@ PREFIXES = dict(bevfusion='encoders.lidar.backbone.', centerpoint='backbone.')
 @pytest.fixture(scope='module')
 def full_models(tmp_path_factory):
     """Return network -> config, checkpoint with the goldens' weights, ranges by the goldens' rule."""
-    import projects.mmdet3d_plugin.bevfusion  # noqa: F401
+    import projects.mmdet3d_plugin.sparse_backbone  # noqa: F401
 
     folder, found = tmp_path_factory.mktemp('full'), {}
     for net, prefix in PREFIXES.items():

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def register() -> None:
     """Import the projects whose families can be exported."""
-    import projects.mmdet3d_plugin.bevfusion  # noqa: F401
+    import projects.mmdet3d_plugin.sparse_backbone  # noqa: F401
 
 
 if __name__ == '__main__':

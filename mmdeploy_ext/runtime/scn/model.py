@@ -10,7 +10,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_props
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, damaged, read_entry
-from mmdeploy_ext.contract.metadata_schema import VOXELS as VOXELS_RULE
+from mmdeploy_ext.contract.metadata_schema import rule_of_points
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
@@ -185,7 +185,8 @@ def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
     facts = read_entry(props, FACTS.removeprefix(PREFIX), path)
     key = next((key for key in ('voxels', 'preprocess') if PREFIX + key in props), '')
     try:
-        rule = VoxelRule.from_json(read_entry(props, key, path, check=VOXELS_RULE)) if key else None
+        content = read_entry(props, key, path, check=rule_of_points) if key else None
+        rule = VoxelRule.from_json(content.get('voxels', content)) if content else None
     except ConfigError as error:  # numbers that do not go together
         raise damaged(path, key, error) from error
     return facts | {'plan': Plan.from_json(facts['plan']), 'rule': rule}

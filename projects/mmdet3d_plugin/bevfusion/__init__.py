@@ -1,3 +1,10 @@
-"""LiDAR backbones of sparse convolutions: BEVFusion, CenterPoint, SECOND."""
+"""BEVFusion of cameras and LiDAR."""
 
-from projects.mmdet3d_plugin.bevfusion import encoders, family, model  # noqa: F401
+from projects.mmdet3d_plugin.bevfusion import (  # noqa: F401
+    coder,
+    family,
+    fusion,
+    head,
+    neck,
+    view_transform,
+)

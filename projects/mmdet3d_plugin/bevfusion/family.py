@@ -1,99 +1,133 @@
-"""The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder."""
+"""BEVFusion's family: which configs it claims, what it refuses, and what the other modules give."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from mmdeploy_ext.contract.families.streampetr import CONTRACT
+from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
-from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
-from mmdeploy_ext.weights.sparse_checkpoint import load_model
-from projects.mmdet3d_plugin.bevfusion import graphs
-from projects.mmdet3d_plugin.bevfusion.reference import run_encoder
-from projects.mmdet3d_plugin.bevfusion.samples import parts_of, voxel_rule
+from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.inputs.fusion import FusionRule
+from mmdeploy_ext.weights.checkpoint import listed
+from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
+from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
+from projects.mmdet3d_plugin.bevfusion.reference import Reference
+from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
     from torch import nn
 
-    from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.weights.checkpoint import Checkpoint
+
+ONLY = "the files for NVIDIA's engine are not written yet, but for its sparse backbone: export_scn.py"
 
 
-class LidarFamily(SparseFamily):
-    """Models of mmdet3d, or LidarBackbone, with one type of sparse encoder.
+class BEVFusionFamily(SequenceFamily):
+    """`BEVFusion` of cameras and LiDAR with TransFusion's head; it has no memory."""
 
-    Attributes:
-        encoder_type: registered name of the encoder.
-    """
-
-    encoder_type: ClassVar[str]
-    encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
-    run_encoder = staticmethod(run_encoder)
+    name = 'bevfusion_det'
+    exports = 'BEVFusion of cameras and LiDAR (projects/mmdet3d_plugin/bevfusion/README.md)'
+    near = ('TransFusion', 'BEVFusion', 'LSS')
+    of_config = "the grid and the cameras are the config's"
+    task = 'points3d'
+    used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/graph.py show {file}'}
+    options = (dataclasses.replace(CONTRACT, choices=CONTRACT.choices[:1], hint=ONLY), *DRIVE)
+    files = ('rig', 'lidar', 'frame')
+    samples = 'fused'
+    graphs, postprocess_facts = staticmethod(graphs), staticmethod(postprocess_facts)
+    frame, result = staticmethod(frame), staticmethod(result)
+    dumped_frame = staticmethod(dumped)
+    reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
+    compared = ()  # the outputs of all files, see `SequenceFamily.compared`
 
     def claims(self, cfg: Any) -> Claim:
-        """See SparseFamily."""
-        parts = parts_of(cfg)
-        known = parts is not None and cfg.model[parts['encoder']].get('type') == self.encoder_type
-        return Claim.PART if known else Claim.NO
+        """See `Family.claims`."""
+        return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `SequenceFamily.check`."""
+        if options.precision != 'fp32':
+            raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
+        check_model(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
-        """See SparseFamily."""
+        """See `Family.build`."""
         from mmdet3d.models import build_model
 
+        check_model(cfg)
         return build_without_weights(cfg, build_model)
 
-    def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """See SparseFamily."""
-        return voxel_rule(cfg, self.orders[0])
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        """See `Family.load_weights`; kernels of either spconv layout."""
+        from mmdeploy_ext.weights.sparse_checkpoint import load_model
 
-    def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
-        """See SparseFamily."""
-        return load_model(path, model, graphs.encoder_path(model), weight_layout=weight_layout)
+        report = load_model(checkpoint.path, model, 'encoders.lidar.backbone')
+        if report.rest != 'loaded' or report.unused:
+            missing = 'none of the rest' if report.rest != 'loaded' else 'all of the model'
+            raise CheckpointError(
+                f'{checkpoint.path}: does not fit the model of the config: it holds {missing}'
+                f'{", and unexpected keys " + listed(report.unused) if report.unused else ""}. Use the '
+                f'config that this checkpoint was trained with'
+            )
 
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.heads['object'].num_classes)
 
-ENDS = {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
+    def preprocess_rule(self, cfg: Any) -> FusionRule:
+        """See `Family.preprocess_rule`."""
+        check_model(cfg)
+        return fusion_rule(cfg)
 
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """See `SequenceFamily.runner`."""
+        from mmdeploy_ext.runtime.bevfusion_det.model import BEVFusionOnnx
 
-class BEVFusion(LidarFamily):
-    """BEVFusion's LiDAR backbone, x, y, z."""
+        return BEVFusionOnnx(paths, **engine)
 
-    name = 'bevfusion'
-    encoder_type = 'BEVFusionSparseEncoder'
-    int8 = Int8Reference(ENDS, half_ranges=True)
-    """Source: golden ALGORITHM.md 5: `model.half()` reaches the ranges."""
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        """See `SequenceFamily.timed_methods`."""
+        return dict(
+            rig=[(model.encoders['camera']['vtransform'], 'cells')],
+            lidar=[(model, 'lidar_view')],
+            frame=[(model, 'camera_maps'), (model, 'joined')],
+        )
 
-
-class PublishedCenterPoint(LidarFamily):
-    """The published CenterPoint's encoder, z, y, x."""
-
-    name = 'centerpoint-det3d'
-    orders = ('zyx', 'xyz')
-    encoder_type = 'CenterPointSparseEncoder'
-    int8 = Int8Reference(
-        {
-            'conv_input.0': ('fp16', 'fp16'),
-            'conv1.0.conv1': ('fp16', 'fp16'),
-            'conv1.0.conv2': ('fp16', 'fp16'),
-            'conv1.0': ('fp16', 'int8'),
-            'extra_conv.0': ('int8', 'fp16'),
-        },
-        fp16_folded=('conv_input.0',),
-        unfolded_ranges=('conv_input.0',),
-        add_method='max',
-    )
-    """Source: golden ALGORITHM.md 5 and 6: the Add of a block has its path; conv_input is folded last."""
-
-
-class SecondEncoder(LidarFamily):
-    """mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, dynamic VoxelNet; z, y, x."""
-
-    name = 'sparse-encoder'
-    exports = "mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/lidar.md)"
-    near = ('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse')
-    orders = ('zyx', 'xyz')
-    encoder_type = 'SparseEncoder'
-    int8 = Int8Reference(ENDS)
-    """As BEVFusion, whose encoder this is but for the axes."""
+    def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """See `SequenceFamily.dump_tensors`."""
+        return {name: value.detach().cpu().numpy() for name, value in taps.items()}
 
 
-for _family in (BEVFusion(), PublishedCenterPoint(), SecondEncoder()):
-    register_family(_family)
+def check_model(cfg: Any) -> None:
+    """Refuse detectors whose parts are not exported.
+
+    Raises:
+        ConfigError: names the file and the key.
+    """
+    model, where = cfg.model, f'{cfg.filename}: model'
+    try:
+        check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})
+    except ConfigError as error:
+        raise ConfigError(f'{where}: {error}') from error
+    lacking = [name for name in SENSORS if not model.encoders.get(name)]
+    if lacking:
+        raise ConfigError(f'{where}.encoders has no {lacking[0]}; BEVFusion is exported with both sensors')
+    kind = model.encoders.lidar.backbone.get('type')
+    if kind != 'BEVFusionSparseEncoder':
+        raise ConfigError(
+            f'{where}.encoders.lidar.backbone.type={kind!r}; expected BEVFusionSparseEncoder, whose axes are '
+            f'x, y, z'
+        )
+
+
+register_family(BEVFusionFamily())

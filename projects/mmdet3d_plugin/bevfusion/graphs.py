@@ -1,37 +1,185 @@
-"""The sparse encoder inside a model, and the grid and shapes that its graph keeps."""
+"""BEVFusion's graphs: cells of a rig, the sparse backbone, and pictures, points and its map to boxes.
+
+Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, V values per point, C channels,
+X, Y cells of the bird's-eye view, Q queries.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from mmdeploy_ext.families.sparse import EncoderSettings
-from projects.mmdet3d_plugin.bevfusion import grid
-from projects.mmdet3d_plugin.bevfusion.model import axes
-from projects.mmdet3d_plugin.bevfusion.samples import PARTS, cells_of, parts_of
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from projects.mmdet3d_plugin.bevfusion.head import PREDICTED
+from projects.mmdet3d_plugin.bevfusion.rig import CAMERA_MATRICES, Rig
+from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.contract.option import Options
+
+FRAME_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
+RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
+MEANINGS = dict(
+    camera_intrinsics='camera to picture as it was taken, pixels',
+    camera2lidar='camera to LiDAR, before the augmentation of points',
+    lidar2image='LiDAR before the augmentation to picture as it was taken',
+    img_aug_matrix='picture as it was taken to input of the network, pixels',
+    lidar_aug_matrix='LiDAR to augmented LiDAR; a unit matrix when it is deployed',
+)
 
 
-def encoder_path(model: nn.Module) -> str:
-    """Return where a model's sparse encoder is."""
-    path = getattr(model, 'encoder_path', None)
-    if path:
-        return path
-    return next(key for key in PARTS if isinstance(getattr(model, key, None), nn.Module))
+class RigCells(nn.Module):
+    """The cell of each point of the frustum, for one calibration."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the view transform of a `BEVFusion`."""
+        super().__init__()
+        self.transform = model.encoders['camera']['vtransform']
+
+    def forward(self, intrinsics: Tensor, camera2lidar: Tensor, img_aug: Tensor, lidar_aug: Tensor) -> Tensor:
+        """Return (N, D, h, w) int64, see `ViewTransform.cells`; matrices (N, 4, 4), and (4, 4) of points."""
+        rig = Rig(intrinsics[None], camera2lidar[None], camera2lidar[None], img_aug[None], lidar_aug[None])
+        return self.transform.cells(rig)[0]
 
 
-def encoder(model: nn.Module) -> nn.Module:
-    """Return a model's sparse encoder."""
-    return model.get_submodule(encoder_path(model))
+class FusedFrame(nn.Module):
+    """Pictures, points and the LiDAR's map to boxes: all of a frame but the sparse backbone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the parts of a `BEVFusion` with batch normalisation folded."""
+        super().__init__()
+        self.model, self.sensors = model, model.sensors
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,), see `decoded`; inputs as `frame_inputs`."""
+        given = dict(zip(frame_inputs(self.model), inputs, strict=True))
+        maps = dict(lidar=given.get('bev'))
+        if 'camera' in self.sensors:
+            maps['camera'] = self.camera_view(given)
+        joint = self.model.joined([maps[name] for name in self.sensors])
+        head = self.model.heads['object']
+        return decoded(head, head(joint))
+
+    def camera_view(self, given: dict[str, Tensor]) -> Tensor:
+        """Return (1, C, X, Y) of the cameras."""
+        transform, depth = self.model.encoders['camera']['vtransform'], None
+        if transform.uses_points:
+            lidar2image, img_aug, lidar_aug = (given[name][None] for name in FRAME_MATRICES)
+            rig = Rig(img_aug, img_aug, lidar2image, img_aug, lidar_aug)
+            depth = transform.depth_maps([given['points']], rig)[0]
+        weights, features = transform.lift(self.model.camera_maps(given['img']), depth)
+        return transform.downsample(transform.pool(weights, features, given['cells'][None]))
 
 
-def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
-    """See `SparseFamily.settings`."""
-    parts, module = parts_of(cfg), encoder(model)
-    order, shape = axes(module), module.sparse_shape
-    cells = cells_of(cfg, parts)
-    grid.check_sparse_shape(shape, cells, order, f'model.{parts["encoder"]} and model.{parts["voxels"]}')
-    output = grid.dense_shape(module, shape, order)
-    grid.check_output(cfg.model, output, cells, parts)
-    channels = int(cfg.model[parts['encoder']]['in_channels'])
-    return EncoderSettings(encoder_path(model), order, tuple(map(int, shape)), channels, output)
+def decoded(head: nn.Module, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes (Q, 9), scores (Q,) and labels (Q,) of one sample; -1 where the coder drops a box."""
+    coder = head.bbox_coder
+    boxes = coder.boxes(*(found[name] for name in PREDICTED if name in found))
+    scores = head.scores(found).amax(1)
+    labels = torch.where(coder.kept(boxes, scores), found['query_labels'], -1)
+    return boxes[0], scores[0], labels[0]
+
+
+def frame_inputs(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the inputs of `FusedFrame`."""
+    names: list[str] = []
+    if 'camera' in model.sensors:
+        names += ['img', 'cells']
+        if model.encoders['camera']['vtransform'].uses_points:
+            names += ['points', *FRAME_MATRICES]
+    return (*names, *(['bev'] if 'lidar' in model.sensors else []))
+
+
+def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
+    """Return the rig's graph, the sparse backbone, and the frame's; those of sensors that there are."""
+    found = []
+    if 'camera' in model.sensors:
+        found.append(rig_graph(model, cameras))
+    shape = None
+    if 'lidar' in model.sensors:
+        from mmdeploy_ext.sparse import portable
+
+        sparse = backbone_graph(model.encoders['lidar'].encoder)
+        backbone, shape = portable.to_onnx(sparse, opset=options.opset), sparse.output_shape
+        spec = starts_single(model_spec(backbone, 'bevfusion/lidar'))
+        found.append(Graph('lidar', None, spec, {}, backbone))
+    return [*found, frame_graph(model, shape, cameras)]
+
+
+def rig_graph(model: nn.Module, cameras: int) -> Graph:
+    """Return the graph that is run once for a calibration."""
+    inputs = tuple(_matrix(name, cameras) for name in RIG_MATRICES)
+    shape = (cameras, *model.encoders['camera']['vtransform'].frustum.shape[:3])
+    meaning = 'cell of each point of the frustum, x * Y + y; X * Y for none'
+    cells = TensorSpec('cells', 'int64', shape, meaning, groups=(ColumnGroup(rtol=0.0),))
+    eye = torch.eye(4)
+    example = {one.name: eye.expand(*one.axes).clone() for one in inputs}
+    return Graph('rig', RigCells(model).eval(), GraphSpec('bevfusion/rig', inputs, (cells,)), example)
+
+
+def frame_graph(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> Graph:
+    """Return the graph of a frame.
+
+    Args:
+        model: a `BEVFusion`.
+        bev: (1, C, X, Y) of the sparse backbone; None without LiDAR.
+        cameras: N.
+    """
+    folded = fuse(model)
+    specs = _frame_specs(model, bev, cameras)
+    inputs = tuple(specs[name] for name in frame_inputs(model))
+    queries = model.heads['object'].num_proposals
+    kinds = dict(
+        boxes=('float32', (queries, 9), 'bottom centre, w, l, h, yaw, velocity; m, rad, m/s'),
+        scores=('float32', (queries,), 'probability'),
+        labels=('int64', (queries,), 'class; -1 for a box out of range'),
+    )
+    outputs = tuple(TensorSpec(name, *facts, compare='detections') for name, facts in kinds.items())
+    example = {one.name: _example(one) for one in inputs}
+    module = FusedFrame(folded).eval()
+    return Graph('frame', module, GraphSpec('bevfusion/frame', inputs, outputs), example)
+
+
+def _matrix(name: str, cameras: int) -> TensorSpec:
+    axes = (4, 4) if name == 'lidar_aug_matrix' else (cameras, 4, 4)
+    return TensorSpec(name, 'float32', axes, MEANINGS[name], single=True)
+
+
+def _frame_specs(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> dict[str, TensorSpec]:
+    found = {name: _matrix(name, cameras) for name in FRAME_MATRICES}
+    if bev is not None:
+        found['bev'] = TensorSpec('bev', 'float32', tuple(bev), "bird's-eye view of the sparse backbone")
+    if 'camera' in model.sensors:
+        transform = model.encoders['camera']['vtransform']
+        size = (cameras, 3, *transform.image_size)
+        cells = (cameras, *transform.frustum.shape[:3])
+        found['img'] = TensorSpec('img', 'float32', size, 'pictures, normalised')
+        found['cells'] = TensorSpec('cells', 'int64', cells, "of the rig's graph")
+        meaning = 'augmented LiDAR frame'
+        found['points'] = TensorSpec('points', 'float32', ('P', 3), meaning, 'm', single=True)
+    return found
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    """Return a tensor that is traced."""
+    generator = torch.Generator().manual_seed(0)
+    shape = tuple(16 if isinstance(axis, str) else axis for axis in spec.axes)
+    if spec.name in CAMERA_MATRICES or spec.name == 'lidar_aug_matrix':
+        return torch.eye(4).expand(*shape).clone()
+    if spec.dtype == 'int64':
+        return torch.zeros(shape, dtype=torch.int64)
+    return torch.rand(shape, generator=generator)
+
+
+def postprocess_facts(model: nn.Module) -> dict[str, Any]:
+    """Return what the metadata tells of the model's inputs and results."""
+    transform = model.encoders['camera']['vtransform'] if 'camera' in model.sensors else None
+    return dict(
+        sensors=list(model.sensors),
+        queries=int(model.heads['object'].num_proposals),
+        uses_points=bool(transform is not None and transform.uses_points),
+    )

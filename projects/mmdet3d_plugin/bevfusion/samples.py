@@ -1,84 +1,152 @@
-"""From the points of a config's sweeps to voxels: where the parts are, and the rule that a file keeps."""
+"""Samples of BEVFusion: the rule of a config, generated frames, dumps read back, results of the data set."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import ConfigError
+import numpy as np
+
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.inputs.cameras import MultiViewRule
+from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.inputs.points import VoxelRule
-from projects.mmdet3d_plugin.bevfusion import grid
+from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.runtime.frames import FusedFrame
+from projects.mmdet3d_plugin.common import generated as sweeps
+from projects.mmdet3d_plugin.common.samples import only, result
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-# Where the parts are in `model`, by the key of its sparse encoder.
-PARTS = {
-    'encoder': dict(voxels='voxel_layer', means='', backbone=''),
-    'pts_middle_encoder': dict(voxels='pts_voxel_layer', means='pts_voxel_encoder', backbone='pts_backbone'),
-    'middle_encoder': dict(voxels='voxel_layer', means='voxel_encoder', backbone='backbone'),
-}
-MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
-
-
-def parts_of(cfg: Any) -> dict[str, str] | None:
-    """Return the keys of a config's parts, the encoder's under 'encoder'; None without a sparse encoder."""
-    model = cfg.get('model') or {}
-    for key, parts in PARTS.items():
-        if isinstance(model.get(key), dict) and parts['voxels'] in model:
-            return dict(parts, encoder=key)
-    return None
+__all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'result']
+SOURCE = 900, 1600
+"""Height and width of nuScenes' pictures, pixels."""
+HIDDEN = 500
+"""Points behind others, for each camera."""
+MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
 
 
-def voxel_rule(cfg: Any, order: str) -> VoxelRule:
-    """Return how points become voxels.
-
-    Args:
-        cfg: with an encoder in its model.
-        order: of coordinates.
+def fusion_rule(cfg: Any) -> FusionRule:
+    """Return how pictures and points become the input of a config's model.
 
     Raises:
-        ConfigError: a key is missing, or a voxel's features are not the mean of its points.
+        ConfigError: a step of the test pipeline lacks.
     """
-    parts = parts_of(cfg)
-    cells_of(cfg, parts)
-    layer, channels = cfg.model[parts['voxels']], int(cfg.model[parts['encoder']]['in_channels'])
-    _check_means(cfg, parts, channels)
-    limit, points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
-    limit = int(limit[1] if isinstance(limit, list | tuple) else limit)
-    return VoxelRule(
-        point_cloud_range=tuple(map(float, layer['point_cloud_range'])),
-        voxel_size=tuple(map(float, layer['voxel_size'])),
-        max_points=points,
-        max_voxels=limit,
-        order=order,
-        in_channels=channels,
-        mode='dynamic' if -1 in (points, limit) else 'hard',
+    camera, voxels = cfg.model.encoders.camera, cfg.model.encoders.lidar.voxelize
+    steps = {step.get('type'): step for step in test_pipeline(cfg)}
+    for name in ('ImageAug3D', 'ImageNormalize'):
+        if name not in steps:
+            raise ConfigError(f'{cfg.filename}: the test pipeline has no {name}; it makes the pictures')
+    height, width = camera.vtransform.image_size
+    low, high = steps['ImageAug3D']['resize_lim']
+    bottom = float(np.mean(steps['ImageAug3D'].get('bot_pct_lim', (0.0, 0.0))))
+    scale = float(np.mean((low, high)))
+    resized = int(SOURCE[0] * scale), int(SOURCE[1] * scale)
+    normalise = steps['ImageNormalize']
+    views = MultiViewRule(
+        mean=tuple(255.0 * value for value in normalise['mean']),
+        std=tuple(255.0 * value for value in normalise['std']),
+        to_rgb=True,
+        source=SOURCE,
+        scale=scale,
+        resized=resized,
+        crop=(int((1 - bottom) * resized[0]) - height, max(0, resized[1] - width) // 2),
+        size=(height, width),
+    )
+    limit = voxels.get('max_voxels', 20000)
+    rule = VoxelRule(
+        point_cloud_range=tuple(map(float, voxels.point_cloud_range)),
+        voxel_size=tuple(map(float, voxels.voxel_size)),
+        max_points=int(voxels.max_num_points),
+        max_voxels=int(limit[1] if isinstance(limit, list | tuple) else limit),
+        order='xyz',
+        in_channels=int(cfg.model.encoders.lidar.backbone.in_channels),
+    )
+    return FusionRule(views, rule)
+
+
+def frame(data: Mapping[str, Any]) -> FusedFrame:
+    """Return one collated sample of the test loader (batch 1) as a fused frame.
+
+    Raises:
+        DataError: a key lacks, or there is more than one sample.
+    """
+    missing = [key for key in ('img', 'points', 'img_metas') if key not in data]
+    if missing:
+        raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
+    points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
+    images = only(data['img'], 'img')
+    return FusedFrame(
+        np.ascontiguousarray(points.cpu().numpy(), np.float32),
+        str(meta.get('sample_idx', '')),
+        images=images.cpu().numpy(),
+        calibration={name: np.asarray(meta[name], np.float32) for name in MATRICES if name in meta},
     )
 
 
-def cells_of(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return the voxels along x, y, z."""
-    layer, where = cfg.model[parts['voxels']], f'model.{parts["voxels"]}'
-    for key in ('point_cloud_range', 'voxel_size', 'max_num_points'):
-        if layer.get(key) is None:
-            raise ConfigError(
-                f'{where} has no {key}; expected point_cloud_range, voxel_size and max_num_points'
-            )
-    return grid.grid_size(layer['point_cloud_range'], layer['voxel_size'], where)
+def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
+    """Yield frames of a synthetic drive with sweeps of the generated world, each seen by another rig.
+
+    Every other frame is augmented as in training: its points are turned, scaled and moved, and each camera's
+    picture is taken as another cut of what the camera saw. Behind a part of the points, as a camera sees
+    them, is another one, before or after it in the sweep.
+
+    Args:
+        rule: of the model.
+        count: how many.
+    """
+    pairs = zip(sweeps.generated(rule.voxels, count), synthetic_drive(count, rule.views), strict=True)
+    for index, (sweep, seen) in enumerate(pairs):
+        rng = np.random.default_rng(index)
+        taken = rule.img_aug_matrix().astype(np.float64)
+        if index % 2:
+            taken[:, [0, 1], [0, 1]] *= rng.uniform(0.9, 1.1, (len(taken), 1))
+            taken[:, :2, 3] += rng.uniform(-0.05, 0.05, (len(taken), 2)) * rule.views.input_size
+        lidar2image = np.linalg.inv(taken) @ seen.lidar2img
+        intrinsics = np.linalg.inv(taken) @ seen.intrinsics
+        camera2lidar = np.linalg.inv(lidar2image) @ intrinsics
+        points = _with_hidden(sweep.points, camera2lidar[:, :3, 3], rng)
+        moved = np.eye(4)
+        if index % 2:
+            angle, scale = rng.uniform(-0.4, 0.4), rng.uniform(0.95, 1.05)
+            moved[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+            moved[:3, :3] *= scale
+            moved[:3, 3] = rng.uniform(-0.3, 0.3, 3)
+        points[:, :3] = points[:, :3] @ moved[:3, :3].T + moved[:3, 3]
+        calibration = dict(
+            camera_intrinsics=intrinsics,
+            camera2lidar=camera2lidar,
+            lidar2image=lidar2image,
+            img_aug_matrix=taken,
+            lidar_aug_matrix=moved,
+        )
+        calibration = {name: matrix.astype(np.float32) for name, matrix in calibration.items()}
+        yield FusedFrame(
+            points.astype(np.float32), f'generated frame {index}', images=seen.images, calibration=calibration
+        )
 
 
-def _check_means(cfg: Any, parts: Mapping[str, str], channels: int) -> None:
-    """Raise unless a voxel's features are the mean of all its points."""
-    means = cfg.model.get(parts['means']) if parts['means'] else None
-    if means is None:
-        return
-    where = f'model.{parts["means"]}'
-    if means['type'] not in MEANS:
-        raise ConfigError(
-            f'{where}.type is {means["type"]}; expected one of {", ".join(MEANS)}: means of points'
-        )
-    wide = means.get('num_features', 4) if means['type'] == 'HardSimpleVFE' else channels
-    if wide != channels:
-        raise ConfigError(
-            f'{where}.num_features is {wide}, but model.{parts["encoder"]}.in_channels is {channels}'
-        )
+def _with_hidden(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return points (P, V) with others behind them, from each camera (N, 3), in another order."""
+    hidden = points[rng.integers(len(points), size=(len(cameras), HIDDEN))].astype(np.float64)
+    hidden[..., :3] = cameras[:, None] + rng.uniform(1.3, 3.0) * (hidden[..., :3] - cameras[:, None])
+    joint = np.concatenate([points, hidden.reshape(-1, points.shape[1]).astype(points.dtype)])
+    return joint[rng.permutation(len(joint))]
+
+
+def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
+    """Return a dumped frame as it was fed.
+
+    Raises:
+        DataError: the dump was cut down to tensors without the inputs.
+    """
+    missing = [name for name in ('points', 'images', *MATRICES) if name not in tensors]
+    if missing:
+        raise DataError(f'the dump has no {", ".join(missing)}; dump with tensors=None, or name them too')
+    return FusedFrame(
+        np.ascontiguousarray(tensors['points']),
+        str(manifest.get('frame', '')),
+        images=tensors['images'],
+        calibration={name: tensors[name] for name in MATRICES},
+    )

@@ -5,11 +5,8 @@ Glossary: C channels, H, W bird's-eye view, K classes of a task.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx
 import torch
 from torch import nn
 
@@ -17,10 +14,10 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
+from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.sparse.ir import SparseGraph
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 
@@ -57,7 +54,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the sparse backbone, and the dense head."""
     from mmdeploy_ext.sparse import portable
 
-    sparse = backbone_graph(model)
+    sparse = backbone_graph(model.pts_middle_encoder)
     backbone = portable.to_onnx(sparse, opset=options.opset)
     contract = starts_single(model_spec(backbone, 'centerpoint/backbone'))
     head, folded = dense_spec(model, sparse.output_shape), fuse(model)
@@ -68,38 +65,6 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
         Graph('backbone', None, contract, {}, backbone),
         Graph('head', DenseHead(folded).eval().to(device), head, dict(bev=bev)),
     ]
-
-
-def backbone_graph(model: nn.Module) -> SparseGraph:
-    """Return the sparse encoder with batch normalisation folded, coordinates (sample, z, y, x)."""
-    from mmdeploy_ext.exporting.sparse.trace import trace
-    from mmdeploy_ext.sparse.fold import fold
-
-    encoder = model.pts_middle_encoder
-    shape = tuple(int(size) for size in encoder.sparse_shape)
-    return fold(trace(encoder, order='zyx', spatial_shape=shape, in_channels=int(encoder.in_channels)))
-
-
-def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
-    """Return the contract that a finished graph has."""
-
-    def tensors(values: Any) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(
-                value.name,
-                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name,
-                tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim),
-            )
-            for value in values
-        )
-
-    return GraphSpec(name, tensors(model.graph.input), tensors(model.graph.output))
-
-
-def starts_single(spec: GraphSpec) -> GraphSpec:
-    """Return a contract whose inputs are coordinates: float32 up to the first kernel in a float16 file."""
-    inputs = tuple(dataclasses.replace(tensor, single=True) for tensor in spec.inputs)
-    return dataclasses.replace(spec, inputs=inputs)
 
 
 def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:

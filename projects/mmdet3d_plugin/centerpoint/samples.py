@@ -8,16 +8,13 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.frames import Sweep
+from projects.mmdet3d_plugin.common.generated import generated
 from projects.mmdet3d_plugin.common.samples import only, result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from mmdeploy_ext.inputs.points import VoxelRule
+    from collections.abc import Mapping
 
 __all__ = ['dumped', 'generated', 'result', 'sweep']
-PICTURE = 32, 32
-"""Width and height, pixels, of the rig's cameras, whose pictures are not used."""
 
 
 def sweep(data: Mapping[str, Any]) -> Sweep:
@@ -35,28 +32,6 @@ def sweep(data: Mapping[str, Any]) -> Sweep:
         name=str(meta.get('sample_idx', '')),
         points_file=str(meta.get('pts_filename', '')),
     )
-
-
-def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
-    """Yield sweeps of the generated world, each of another scene.
-
-    Args:
-        rule: values per point; those beyond x, y, z, intensity and ring are zero, as the time lag of a sweep.
-        count: how many.
-    """
-    from projects.toydata.nuscenes_lidar import sweep as measure
-    from projects.toydata.nuscenes_rig import LIDAR, make_rig
-    from projects.toydata.nuscenes_world import make_world
-
-    for index in range(count):
-        rng = np.random.default_rng(index)
-        world, rig = make_world(rng, 1, 0.0), make_rig(rng, *PICTURE)
-        things = [world.things[number] for number in np.flatnonzero(world.active[0])]
-        measured, _ = measure(rig[LIDAR], world, things, 0.0, rng)
-        points = np.zeros((len(measured), rule.in_channels), np.float32)
-        width = min(points.shape[1], measured.shape[1])
-        points[:, :width] = measured[:, :width]
-        yield Sweep(points, f'generated sweep {index}')
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:

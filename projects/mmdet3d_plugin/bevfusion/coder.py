@@ -1,0 +1,88 @@
+"""From what TransFusion's head predicts for a query to its box."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from mmdet.core.bbox import BaseBBoxCoder
+from mmdet.core.bbox.builder import BBOX_CODERS
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@BBOX_CODERS.register_module()
+class TransFusionBBoxCoder(BaseBBoxCoder):
+    """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
+
+    Args:
+        pc_range: x, y of the first cell's corner, m.
+        out_size_factor: voxels per cell.
+        voxel_size: x, y, m.
+        post_center_range: x, y, z low then high; boxes whose bottom centre is outside are dropped; None drops
+            none.
+        score_threshold: lower scores are dropped; None and 0 drop none.
+        code_size: numbers of a box's code.
+
+    Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py; it changes what it is
+    given, this one does not.
+    """
+
+    def __init__(
+        self,
+        pc_range: Sequence[float],
+        out_size_factor: int,
+        voxel_size: Sequence[float],
+        post_center_range: Sequence[float] | None = None,
+        score_threshold: float | None = None,
+        code_size: int = 8,
+    ) -> None:
+        self.pc_range, self.voxel_size = tuple(pc_range), tuple(voxel_size)
+        self.out_size_factor, self.code_size = out_size_factor, code_size
+        self.post_center_range = None if post_center_range is None else tuple(post_center_range)
+        self.score_threshold = score_threshold
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Return (n, code_size) of boxes (n, 7 or 9), bottom centre, m, rad, m/s: what the losses compare."""
+        cell = boxes.new_tensor([size * self.out_size_factor for size in self.voxel_size[:2]])
+        place = (boxes[:, :2] - boxes.new_tensor(self.pc_range[:2])) / cell
+        height = boxes[:, 2:3] + boxes[:, 5:6] / 2
+        yaw = boxes[:, 6:7]
+        parts = [place, height, boxes[:, 3:6].log(), yaw.sin(), yaw.cos(), boxes[:, 7:9]]
+        return torch.cat(parts, 1)[:, : self.code_size]
+
+    def boxes(
+        self, center: Tensor, height: Tensor, dim: Tensor, rot: Tensor, vel: Tensor | None = None
+    ) -> Tensor:
+        """Return (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s; see the head."""
+        cell = center.new_tensor([size * self.out_size_factor for size in self.voxel_size[:2]])[:, None]
+        place = center * cell + center.new_tensor(self.pc_range[:2])[:, None]
+        size = dim.exp()
+        bottom = height - size[:, 2:] * 0.5
+        yaw = torch.atan2(rot[:, :1], rot[:, 1:])
+        parts = [place, bottom, size, yaw, *([] if vel is None else [vel])]
+        return torch.cat(parts, 1).transpose(1, 2)
+
+    def kept(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Return which boxes (B, Q, .) with scores (B, Q) are not dropped, (B, Q)."""
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        if self.post_center_range is not None:
+            limits = boxes.new_tensor(self.post_center_range)
+            keep = ((boxes[..., :3] >= limits[:3]) & (boxes[..., :3] <= limits[3:])).all(2)
+        return keep & (scores > self.score_threshold) if self.score_threshold else keep
+
+    def decode(self, scores: Tensor, *values: Tensor) -> list[dict[str, Tensor]]:
+        """Return 'bboxes', 'scores' and 'labels' of each sample, in the order of the queries.
+
+        Args:
+            scores: (B, K, Q).
+            *values: center, height, dim, rot and vel, see `boxes`.
+        """
+        best, labels = scores.max(1)
+        boxes = self.boxes(*values)
+        rows = zip(boxes, best, labels, self.kept(boxes, best), strict=True)
+        return [
+            dict(bboxes=box[own], scores=score[own], labels=label[own]) for box, score, label, own in rows
+        ]

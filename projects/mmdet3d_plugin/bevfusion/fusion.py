@@ -1,0 +1,210 @@
+"""BEVFusion whole: cameras and LiDAR to the bird's-eye view, joined, and read by TransFusion's head.
+
+Glossary: B samples, N cameras, P points, C channels, X, Y cells of the bird's-eye view.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmcv.runner import BaseModule
+from mmdet3d.core import bbox3d2result
+from mmdet3d.models.builder import (
+    DETECTORS,
+    FUSION_LAYERS,
+    build_backbone,
+    build_fusion_layer,
+    build_head,
+    build_neck,
+)  # fmt: skip
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from projects.mmdet3d_plugin.bevfusion.rig import Rig, read_rig
+from projects.mmdet3d_plugin.bevfusion.view_transform import build_view_transform
+from projects.mmdet3d_plugin.sparse_backbone.model import LidarBackbone
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SENSORS = ('camera', 'lidar')
+"""In the order of the joined channels."""
+
+
+@FUSION_LAYERS.register_module()
+class ConvFuser(nn.Sequential):
+    """The maps of all sensors side by side, and one 3x3 convolution.
+
+    Args:
+        in_channels: of each map.
+        out_channels: C.
+
+    Source: mit-han-lab/bevfusion db75150, models/fusers/conv.py.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        self.in_channels, self.out_channels = tuple(in_channels), out_channels
+        super().__init__(
+            nn.Conv2d(sum(in_channels), out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(True),
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return (B, C, X, Y) of maps (B, ., X, Y), cameras first."""
+        return super().forward(torch.cat(tuple(maps), 1))
+
+
+@DETECTORS.register_module()
+class BEVFusion(BaseModule):
+    """Cameras, LiDAR or both to boxes.
+
+    Args:
+        encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; one
+            may lack.
+        fuser: joins both; none where there is one sensor.
+        decoder: 'backbone' and 'neck' of the bird's-eye view.
+        heads: 'object' -> the head; 'map' has to be empty.
+        train_cfg, test_cfg: the head has them.
+
+    Parameters are named as in mit-han-lab's checkpoints.
+
+    Source: mit-han-lab/bevfusion db75150, models/fusion_models/bevfusion.py.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        heads: Mapping[str, Any],
+        fuser: Mapping[str, Any] | None = None,
+        train_cfg: Mapping[str, Any] | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_parts(encoders, fuser, heads)
+        self.encoders = nn.ModuleDict()
+        if encoders.get('camera'):
+            camera = encoders['camera']
+            self.encoders['camera'] = nn.ModuleDict(
+                dict(
+                    backbone=build_backbone(camera['backbone']),
+                    neck=build_neck(camera['neck']),
+                    vtransform=build_view_transform(camera['vtransform']),
+                )
+            )
+        if encoders.get('lidar'):
+            lidar = encoders['lidar']
+            self.encoders['lidar'] = LidarBackbone(lidar['voxelize'], lidar['backbone'])
+        self.fuser = build_fusion_layer(fuser) if fuser else None
+        self.decoder = nn.ModuleDict(
+            dict(backbone=build_backbone(decoder['backbone']), neck=build_neck(decoder['neck']))
+        )
+        self.heads = nn.ModuleDict(dict(object=build_head(heads['object'])))
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """The sensors that it has, in the order of the fuser."""
+        return tuple(name for name in SENSORS if name in self.encoders)
+
+    def camera_maps(self, pictures: Tensor) -> Tensor:
+        """Return the finest map of the neck, (S, C, h, w), of pictures (S, 3, H, W)."""
+        camera = self.encoders['camera']
+        return camera['neck'](camera['backbone'](pictures))[0]
+
+    def camera_view(self, img: Tensor, points: Sequence[Tensor], rig: Rig) -> Tensor:
+        """Return what the cameras see, (B, C, X, Y).
+
+        Args:
+            img: (B, N, 3, H, W) normalised.
+            points: per sample (P, 3 or more), for the depth maps.
+            rig: the matrices.
+        """
+        transform = self.encoders['camera']['vtransform']
+        depth = None
+        if transform.uses_points:
+            depth = transform.depth_maps(points, rig).flatten(0, 1)
+        weights, features = transform.lift(self.camera_maps(img.flatten(0, 1)), depth)
+        return transform.downsample(transform.pool(weights, features, transform.cells(rig)))
+
+    def lidar_view(self, points: Sequence[Tensor]) -> Tensor:
+        """Return the LiDAR's map, (B, C, X, Y), of points (P, in_channels) per sample."""
+        return self.encoders['lidar'](points)
+
+    def joined(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the map that the head reads, of the sensors' maps in the order of `sensors`."""
+        joint = self.fuser(maps) if self.fuser is not None else maps[0]
+        return self.decoder['neck'](self.decoder['backbone'](joint))[0]
+
+    def predictions(
+        self, img: Tensor | None, points: Sequence[Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Return what the head gives, see `TransFusionHead.forward`.
+
+        Args:
+            img: (B, N, 3, H, W); None without cameras.
+            points: per sample (P, in_channels), augmented LiDAR frame.
+            metas: with the matrices, see `rig.read_rig`.
+        """
+        maps = []
+        for sensor in self.sensors:
+            if sensor == 'lidar':
+                maps.append(self.lidar_view(points))
+                continue
+            self._check_pictures(img)
+            rig = read_rig(metas, img.device, img.shape[1])
+            maps.append(self.camera_view(img, points, rig))
+        return self.heads['object'](self.joined(maps))
+
+    def _check_pictures(self, img: Tensor | None) -> None:
+        size = self.encoders['camera']['vtransform'].image_size
+        if img is None or img.ndim != 5 or tuple(img.shape[2:]) != (3, *size):
+            shape = None if img is None else tuple(img.shape)
+            raise ShapeError(f'pictures are {shape}; expected (B, cameras, 3, {size[0]}, {size[1]})')
+
+    def forward(self, return_loss: bool = True, **data: Any) -> Any:
+        """Return losses, or results; see `forward_train` and `simple_test`."""
+        return self.forward_train(**data) if return_loss else self.forward_test(**data)
+
+    def forward_test(
+        self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any
+    ) -> list[dict[str, Any]]:
+        """Return the results of a batch; what the test pipeline wraps in a list of one is taken out."""
+        if isinstance(img_metas[0], list):
+            img_metas = img_metas[0]
+            points = points[0] if points is not None else None
+            img = img[0] if img is not None else None
+        return self.simple_test(img_metas, points, img)
+
+    @torch.no_grad()
+    def simple_test(
+        self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
+    ) -> list[dict[str, Any]]:
+        """Return 'pts_bbox' -> boxes, scores and labels per sample, as mmdet3d's data sets evaluate them."""
+        found = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
+        results = []
+        for meta, one in zip(img_metas, found, strict=True):
+            boxes = meta['box_type_3d'](one['bboxes'], one['bboxes'].shape[1])
+            results.append(dict(pts_bbox=bbox3d2result(boxes, one['scores'], one['labels'])))
+        return results
+
+
+def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any]) -> None:
+    """Refuse a model of parts that are not built here.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    known = [name for name in SENSORS if encoders.get(name)]
+    other = [name for name in encoders if name not in SENSORS and encoders[name]]
+    if other or not known:
+        raise ConfigError(
+            f'BEVFusion: encoders has {", ".join(other) or "nothing"}; expected camera, lidar or both'
+        )
+    if (fuser is not None) != (len(known) > 1):
+        raise ConfigError(f'BEVFusion: fuser={fuser}: two sensors need one, a single one has none')
+    wrong = [name for name, head in heads.items() if head and name != 'object']
+    if wrong or not heads.get('object'):
+        raise ConfigError(f'BEVFusion: heads has {", ".join(wrong) or "no object"}; expected object alone')

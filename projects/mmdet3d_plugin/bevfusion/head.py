@@ -1,0 +1,271 @@
+"""TransFusion's head: peaks of a heat map become queries, one decoder layer refines them, and boxes are read.
+
+Glossary: B samples, C channels, H, W cells of the bird's-eye view (rows are x, columns y), T = H W, Q
+queries, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.core import build_bbox_coder
+from mmdet3d.core import bbox3d2result  # noqa: F401  (registers the box types)
+from mmdet3d.models.builder import HEADS
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
+"""Data set -> classes of which every cell may be a query, not peaks alone: the smallest objects."""
+PREDICTED = ('center', 'height', 'dim', 'rot', 'vel')
+
+
+class PositionEmbedding(nn.Module):
+    """Positions to channels; the two layers have upstream's names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.position_embedding_head = nn.Sequential(
+            nn.Conv1d(2, channels, 1),
+            nn.BatchNorm1d(channels),
+            nn.ReLU(True),
+            nn.Conv1d(channels, channels, 1),
+        )
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return (B, n, C) of (B, n, 2)."""
+        return self.position_embedding_head(positions.transpose(1, 2)).transpose(1, 2)
+
+
+class Attention(nn.MultiheadAttention):
+    """Its parameters; written out, since what PyTorch runs when it is evaluated has no form in ONNX."""
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
+        """Return (B, Q, C) of queries (B, Q, C) and keys (B, n, C), which are the values, too."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        projected = (
+            nn.functional.linear(given, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for given, weight, bias in zip((queries, keys, keys), weights, biases, strict=True)
+        )
+        query, key, value = projected
+        dropout = self.dropout if self.training else 0.0
+        found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.out_proj(found.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Queries look at each other, then at every cell; keys and values carry the positions, too.
+
+    Args:
+        channels: C.
+        heads: of both attentions.
+        hidden: channels of the feed-forward part.
+        dropout: probability, in training.
+
+    Source: mit-han-lab/bevfusion db75150, models/utils/transformer.py:12-111.
+    """
+
+    def __init__(self, channels: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(channels, heads, dropout)
+        self.multihead_attn = Attention(channels, heads, dropout)
+        self.linear1, self.linear2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+        self.self_posembed, self.cross_posembed = PositionEmbedding(channels), PositionEmbedding(channels)
+
+    def forward(self, queries: Tensor, keys: Tensor, query_pos: Tensor, key_pos: Tensor) -> Tensor:
+        """Return refined queries.
+
+        Args:
+            queries: (B, Q, C).
+            keys: (B, T, C).
+            query_pos: (B, Q, 2) cells, x first.
+            key_pos: (B, T, 2).
+        """
+        place, places = self.self_posembed(query_pos), self.cross_posembed(key_pos)
+        own = queries + place
+        queries = self.norm1(queries + self.dropout(self.self_attn(own, own)))
+        seen = keys + places
+        found = self.multihead_attn(queries + place, seen)
+        queries = self.norm2(queries + self.dropout(found))
+        wide = self.dropout(self.linear1(queries).relu())
+        return self.norm3(queries + self.dropout(self.linear2(wide)))
+
+
+class Predictor(nn.ModuleDict):
+    """One small network for each value of a box, and for the classes."""
+
+    def __init__(self, channels: int, outputs: Mapping[str, Sequence[int]], hidden: int = 64) -> None:
+        super().__init__()
+        for name, (count, layers) in outputs.items():
+            blocks = [
+                ConvModule(
+                    hidden if index else channels, hidden, 1, bias='auto',
+                    conv_cfg=dict(type='Conv1d'), norm_cfg=dict(type='BN1d'),
+                )
+                for index in range(layers - 1)
+            ]  # fmt: skip
+            self[name] = nn.Sequential(*blocks, nn.Conv1d(hidden, count, 1))
+
+    def forward(self, queries: Tensor) -> dict[str, Tensor]:
+        """Return name -> (B, count, Q) of queries (B, C, Q)."""
+        return {name: layers(queries) for name, layers in self.items()}
+
+
+@HEADS.register_module()
+class TransFusionHead(nn.Module):
+    """Queries from a heat map, refined once; for nuScenes, as BEVFusion has it.
+
+    Args:
+        num_proposals: Q.
+        auxiliary: losses of every decoder layer; there is one.
+        in_channels: of the bird's-eye view.
+        hidden_channel: C.
+        num_classes: K.
+        num_decoder_layers: 1.
+        num_heads: of the attentions.
+        nms_kernel_size: cells of the window in which a peak is the largest.
+        ffn_channel, dropout, bn_momentum, activation: of the decoder layer.
+        common_heads: value -> (numbers, layers).
+        num_heatmap_convs: layers of the class logits.
+        train_cfg, test_cfg: of the model.
+        bbox_coder: of `TransFusionBBoxCoder`.
+        loss_cls, loss_heatmap, loss_bbox: as in the config.
+        conv_cfg, norm_cfg, bias, loss_iou: of upstream's configs.
+
+    Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py.
+    """
+
+    def __init__(
+        self,
+        num_proposals: int = 128,
+        auxiliary: bool = True,
+        in_channels: int = 512,
+        hidden_channel: int = 128,
+        num_classes: int = 10,
+        num_decoder_layers: int = 1,
+        num_heads: int = 8,
+        nms_kernel_size: int = 3,
+        ffn_channel: int = 256,
+        dropout: float = 0.1,
+        bn_momentum: float = 0.1,
+        activation: str = 'relu',
+        common_heads: Mapping[str, Sequence[int]] | None = None,
+        num_heatmap_convs: int = 2,
+        train_cfg: Mapping[str, Any] | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+        bbox_coder: Mapping[str, Any] | None = None,
+        loss_cls: Mapping[str, Any] | None = None,
+        loss_heatmap: Mapping[str, Any] | None = None,
+        loss_bbox: Mapping[str, Any] | None = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        if num_decoder_layers != 1 or activation != 'relu':
+            raise ConfigError(
+                f'TransFusionHead: num_decoder_layers={num_decoder_layers}, activation={activation!r}; '
+                f"expected 1 and 'relu'"
+            )
+        unknown = set(unused) - {'conv_cfg', 'norm_cfg', 'bias', 'loss_iou'}
+        if unknown:
+            raise ConfigError(f'TransFusionHead: unknown keys {", ".join(sorted(unknown))}')
+        self.num_proposals, self.num_classes = num_proposals, num_classes
+        self.nms_kernel_size = nms_kernel_size
+        self.train_cfg, self.test_cfg = dict(train_cfg or {}), dict(test_cfg or {})
+        self._check_test()
+        self.bbox_coder = build_bbox_coder(bbox_coder)
+        self.shared_conv = nn.Conv2d(in_channels, hidden_channel, 3, padding=1)
+        self.heatmap_head = nn.Sequential(
+            ConvModule(hidden_channel, hidden_channel, 3, padding=1, norm_cfg=dict(type='BN2d')),
+            nn.Conv2d(hidden_channel, num_classes, 3, padding=1),
+        )
+        self.class_encoding = nn.Conv1d(num_classes, hidden_channel, 1)
+        layer = DecoderLayer(hidden_channel, num_heads, ffn_channel, dropout)
+        self.decoder = nn.ModuleList([layer])
+        outputs = dict(common_heads or {}, heatmap=(num_classes, num_heatmap_convs))
+        self.prediction_heads = nn.ModuleList([Predictor(hidden_channel, outputs)])
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = bn_momentum
+        unlimited = torch.zeros(num_classes, 1, 1, dtype=torch.bool)
+        unlimited[list(UNLIMITED[self.test_cfg['dataset']])] = True
+        self.register_buffer('unlimited', unlimited, persistent=False)
+        self.losses = dict(cls=loss_cls, heatmap=loss_heatmap, bbox=loss_bbox)
+
+    unlimited: Tensor
+
+    def _check_test(self) -> None:
+        kind, data = self.test_cfg.get('nms_type'), self.test_cfg.get('dataset')
+        if kind is not None:
+            raise ConfigError(
+                f'TransFusionHead: test_cfg.nms_type={kind!r}; queries are taken without, by None'
+            )
+        if data not in UNLIMITED:
+            raise ConfigError(
+                f'TransFusionHead: test_cfg.dataset={data!r}, expected {" or ".join(UNLIMITED)}'
+            )
+
+    def forward(self, feats: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return what is predicted for each query.
+
+        Args:
+            feats: (B, in_channels, H, W), or a list of it alone.
+
+        Returns:
+            'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) m; 'dim' (B, 3, Q) log m; 'rot' (B, 2, Q)
+            sine and cosine; 'vel' (B, 2, Q) m/s; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q);
+            'query_labels' (B, Q); 'dense_heatmap' (B, K, H, W) logits.
+        """
+        shared = self.shared_conv(feats if isinstance(feats, Tensor) else feats[0])
+        dense = self.heatmap_head(shared)
+        width = dense.shape[3]
+        heat = self.peaks(dense.sigmoid())
+        top = self.proposals(heat)
+        cells = dense.shape[2] * width
+        labels, places = top // cells, top % cells
+        flat = shared.flatten(2).transpose(1, 2)
+        queries = flat.gather(1, places[..., None].expand(-1, -1, flat.shape[2]))
+        queries = queries + self.class_encoding.weight[:, :, 0].T[labels] + self.class_encoding.bias
+        position = centres(places, width)
+        keys = centres(torch.arange(cells, device=flat.device), width).expand(len(flat), -1, -1)
+        queries = self.decoder[0](queries, flat, position, keys)
+        found = self.prediction_heads[0](queries.transpose(1, 2))
+        found['center'] = found['center'] + position.transpose(1, 2)
+        score = heat.flatten(2).gather(2, places[:, None].expand(-1, heat.shape[1], -1))
+        return dict(found, query_heatmap_score=score, query_labels=labels, dense_heatmap=dense)
+
+    def peaks(self, heat: Tensor) -> Tensor:
+        """Return a heat map (B, K, H, W) of probabilities without what is not the largest of its window.
+
+        Cells of the border are in no window. Of classes in `UNLIMITED` every cell stays.
+        """
+        margin = self.nms_kernel_size // 2
+        largest = nn.functional.max_pool2d(heat, self.nms_kernel_size, stride=1)
+        largest = nn.functional.pad(largest, (margin,) * 4)
+        return torch.where((heat == largest) | self.unlimited, heat, 0.0)
+
+    def proposals(self, heat: Tensor) -> Tensor:
+        """Return the best (class, cell) pairs of a heat map, (B, Q) int64 as `class * H * W + cell`."""
+        return heat.flatten(1).topk(self.num_proposals).indices
+
+    def scores(self, found: Mapping[str, Tensor]) -> Tensor:
+        """Return (B, K, Q): of its own class the product of both probabilities, 0 of the others."""
+        own = nn.functional.one_hot(found['query_labels'], self.num_classes).transpose(1, 2)
+        return found['heatmap'].sigmoid() * found['query_heatmap_score'] * own
+
+    @torch.no_grad()
+    def get_bboxes(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, see `TransFusionBBoxCoder`."""
+        values = (found[name] for name in PREDICTED if name in found)
+        return self.bbox_coder.decode(self.scores(found), *values)
+
+
+def centres(places: Tensor, width: int) -> Tensor:
+    """Return the centres (..., 2) of cells numbered row by row; the row, which is x, first."""
+    return torch.stack([places // width, places % width], -1).float() + 0.5

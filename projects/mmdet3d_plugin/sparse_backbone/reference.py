@@ -1,0 +1,20 @@
+"""The encoder on spconv, unpatched: what a proof compares the graphs with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmdeploy_ext.stack import compat
+from projects.mmdet3d_plugin.sparse_backbone.graphs import encoder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def run_encoder(model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """See `SparseFamily.run_encoder`."""
+    with compat.single_thread(), torch.no_grad():
+        dense = encoder(model)(torch.from_numpy(features), torch.from_numpy(coordinates), 1)
+    return dense.numpy()

@@ -1,0 +1,179 @@
+"""The sparse families: which config is whose, and grids that disagree, by the names of their keys."""
+
+import pytest
+import torch
+
+pytest.importorskip('spconv')
+
+import projects.mmdet3d_plugin  # noqa: F401
+import toy_seeded as seeded
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.families.base import BACKBONE, FAMILIES, find_family
+from mmdeploy_ext.quantize.deployed import Calibration
+
+CONFIGS = 'projects/configs/BEVFusion'
+NAMES = {
+    'bevfusion_lidar_0075voxel_nus': ('bevfusion', (1, 256, 180, 180)),
+    'bevfusion_lidar_0075voxel_dynamic_nus': ('bevfusion', (1, 256, 180, 180)),
+    'centerpoint_lidar_0075voxel_nus': ('centerpoint-det3d', (1, 256, 180, 180)),
+    'centerpoint_0075voxel_second_secfpn_nus': ('sparse-encoder', (1, 256, 180, 180)),
+    'centerpoint_01voxel_second_secfpn_nus': ('sparse-encoder', (1, 256, 128, 128)),
+    'second_secfpn_kitti': ('sparse-encoder', (1, 256, 200, 176)),
+    'second_dynamic_secfpn_kitti': ('sparse-encoder', (1, 256, 200, 176)),
+}
+
+
+def load(name, **overrides):
+    dotted = {key.replace('__', '.'): value for key, value in overrides.items()}
+    return load_config(f'{CONFIGS}/{name}.py', dotted)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_has_one_family_and_its_output_is_as_published(name):
+    family_name, output = NAMES[name]
+    cfg = load(name)
+    known = [family.name for family in FAMILIES.values() if family.product == BACKBONE and family.claims(cfg)]
+    assert known == [family_name]
+    family = find_family(cfg, BACKBONE)
+    model = family.build(cfg)
+    settings = family.settings(cfg, model)
+    assert settings.output_shape == output and settings.order == family.orders[0] and not model.training
+    paths = dict(family.encoder(model).named_modules())
+    assert set(family.int8.precisions) <= set(paths) and family.int8.precisions
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_voxel_rule_is_that_of_the_config(name):
+    cfg = load(name)
+    rule = find_family(cfg, BACKBONE).preprocess_rule(cfg)
+    kitti = 'kitti' in name
+    dynamic = 'dynamic' in name
+    assert rule.mode == ('dynamic' if dynamic else 'hard') and rule.in_channels == (4 if kitti else 5)
+    assert rule.order == ('xyz' if name.startswith('bevfusion') else 'zyx')
+    if not dynamic:
+        limits = {'bevfusion': 160000, 'second_sec': 40000}.get(name[:9] if 'bev' in name else name[:10])
+        limits = limits or (160000 if 'lidar' in name else 120000)
+        assert rule.max_voxels == limits and rule.max_points == (5 if kitti else 10)
+        assert type(rule).from_json(rule.to_json()) == rule
+
+
+BEVFUSION, CENTERPOINT = 'bevfusion_lidar_0075voxel_nus', 'centerpoint_0075voxel_second_secfpn_nus'
+
+
+@pytest.mark.parametrize(
+    ('name', 'overrides', 'message'),
+    [
+        (
+            BEVFUSION,
+            {'model.encoder.sparse_shape': [41, 1440, 1440]},
+            r'model.encoder and model.voxel_layer: sparse_shape=\[41, 1440, 1440\] has 41 cells along x, but '
+            r'point_cloud_range over voxel_size gives 1440; expected sparse_shape=\[1440, 1440, 41\] \(xyz\)',
+        ),
+        (BEVFUSION, {'model.encoder.sparse_shape': [1440, 1440, 45]}, '45 cells along z, .* gives 40'),
+        (BEVFUSION, {'model.voxel_layer.voxel_size': [0.1, 0.075, 0.2]}, '1440 cells along x, .* gives 1080'),
+        (
+            BEVFUSION,
+            {'model.voxel_layer.voxel_size': [0.07, 0.075, 0.2]},
+            'point_cloud_range along x, .* is 1542.857 voxels of 0.07 m',
+        ),
+        (BEVFUSION, {'model.voxel_layer.voxel_size': [-0.1, 0.075, 0.2]}, 'voxel size -0.1 along x'),
+        (
+            BEVFUSION,
+            {'model.output_shape': [1, 128, 180, 180]},
+            r'model.encoder gives \(1, 256, 180, 180\), but model.output_shape is \(1, 128, 180, 180\)',
+        ),
+        (
+            CENTERPOINT,
+            {'model.pts_middle_encoder.sparse_shape': [41, 1024, 1024]},
+            'model.pts_middle_encoder and model.pts_voxel_layer: .* 1024 cells along x',
+        ),
+        (
+            CENTERPOINT,
+            {'model.pts_middle_encoder.output_channels': 64},
+            r'gives \(1, 128, 180, 180\): 128 channels .* but model.pts_backbone.in_channels is 256',
+        ),
+        (
+            CENTERPOINT,
+            {'model.train_cfg.pts.grid_size': [1024, 1024, 40]},
+            r'model.train_cfg.pts.grid_size is \[1024, 1024, 40\]',
+        ),
+        (CENTERPOINT, {'model.test_cfg.pts.out_size_factor': 4}, 'model.test_cfg.pts.out_size_factor is 4'),
+    ],
+)
+def test_grids_that_disagree_are_refused_with_their_keys(name, overrides, message):
+    cfg = load_config(f'{CONFIGS}/{name}.py', overrides)
+    family = find_family(cfg, BACKBONE)
+    with pytest.raises(ConfigError, match=message):
+        family.settings(cfg, family.build(cfg))
+
+
+def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
+    cfg = load(CENTERPOINT, model__pts_voxel_encoder=dict(type='HardVFE', _delete_=True))
+    with pytest.raises(
+        ConfigError, match=r'pts_voxel_encoder.type is HardVFE; expected one of HardSimpleVFE'
+    ):
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
+    cfg = load(CENTERPOINT, model__pts_voxel_encoder__num_features=4)
+    with pytest.raises(
+        ConfigError, match=r'num_features is 4, but model.pts_middle_encoder.in_channels is 5'
+    ):
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
+    cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=[0, 0, 0])
+    with pytest.raises(ConfigError, match='expected 6 and 3 numbers'):
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
+    cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=None)
+    with pytest.raises(ConfigError, match=r'model.voxel_layer has no point_cloud_range'):
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
+
+
+def test_a_model_that_cannot_be_built_says_why():
+    cfg = load(BEVFUSION, model__encoder__block_type='bottleneck')
+    with pytest.raises(ConfigError, match='the model cannot be built: AssertionError'):
+        find_family(cfg, BACKBONE).build(cfg)
+
+
+def test_other_models_are_nobodys():
+    cfg = load(BEVFUSION, model__encoder__type='PointPillarsScatter')
+    with pytest.raises(ConfigError, match='has no sparse-convolution backbone'):
+        find_family(cfg, BACKBONE)
+
+
+def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
+    cfg = load('second_secfpn_kitti')
+    family = find_family(cfg, BACKBONE)
+    source, target = family.build(cfg), family.build(cfg)
+    seeded.fill_module(source)
+    torch.save(dict(state_dict=source.state_dict(), meta={}), tmp_path / 'whole.pth')
+    report = family.load(target, str(tmp_path / 'whole.pth'))
+    assert report.rest == 'loaded' and report.prefix == 'middle_encoder.' and not report.unused
+    assert all(torch.equal(*pair) for pair in zip(source.parameters(), target.parameters(), strict=True))
+    state = {key: value for key, value in source.state_dict().items() if key != 'bbox_head.conv_cls.bias'}
+    torch.save(state, tmp_path / 'torn.pth')
+    with pytest.raises(CheckpointError, match=r'missing keys 1 \(bbox_head.conv_cls.bias\)'):
+        family.load(target, str(tmp_path / 'torn.pth'))
+
+
+def test_calibration_is_the_references_unless_options_say_otherwise():
+    bevfusion, centerpoint = FAMILIES['bevfusion'], FAMILIES['centerpoint-det3d']
+    assert Calibration().resolved(bevfusion) == Calibration(add_method='', unfolded=(), half=True)
+    assert Calibration().resolved(centerpoint) == Calibration(add_method='max', unfolded=(), half=False)
+    assert Calibration(int8_fp16_io=True).resolved(centerpoint).unfolded == ('conv_input.0',)
+    mine = Calibration(add_method='mse', unfolded=(), half=False, int8_fp16_io=True)
+    assert mine.resolved(bevfusion) == mine.resolved(centerpoint) == mine
+
+
+def test_seeded_weights_of_a_detector_are_those_of_its_encoder_and_a_rest(tmp_path):
+    from projects.toydata.seeded import sparse_weights
+
+    cfg = load('second_secfpn_kitti')
+    torch.save(dict(state_dict=sparse_weights(cfg)), tmp_path / 'c.pth')
+    family = find_family(cfg, BACKBONE)
+    model, wanted = family.build(cfg), family.build(cfg)
+    family.load(model, str(tmp_path / 'c.pth'))
+    seeded.fill_module(family.encoder(wanted), 'middle_encoder.')
+    left, right = (family.encoder(net).state_dict() for net in (model, wanted))
+    assert all(torch.equal(left[key], value) for key, value in right.items())
+    again = sparse_weights(cfg)
+    assert all(torch.equal(again[key], value) for key, value in sparse_weights(cfg).items())
+    assert any(key.startswith('bbox_head.') for key in again)

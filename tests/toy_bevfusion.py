@@ -1,0 +1,99 @@
+"""A small BEVFusion: its config, weights that find things, and its files."""
+
+import pprint
+
+import torch
+
+import projects.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.families.base import find_family
+from toy_atss import REPO
+
+PUBLISHED = f'{REPO}/projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
+RANGE, VOXEL = [-19.2, -19.2, -5.0, 19.2, 19.2, 3.0], [0.2, 0.2, 0.2]
+BOUND, SIZE = [-19.2, 19.2, 0.8], [64, 96]
+CHANGES = dict(
+    encoders=dict(
+        camera=dict(
+            backbone=dict(depth=18),
+            neck=dict(in_channels=[128, 256, 512], out_channels=32),
+            vtransform=dict(
+                in_channels=32, out_channels=16, image_size=SIZE, feature_size=[8, 12], xbound=BOUND,
+                ybound=BOUND, dbound=[1.0, 21.0, 1.0],
+            ),
+        ),
+        lidar=dict(
+            voxelize=dict(point_cloud_range=RANGE, voxel_size=VOXEL),
+            backbone=dict(
+                sparse_shape=[192, 192, 41], output_channels=32, base_channels=8,
+                encoder_channels=((8, 8, 16), (16, 16, 16), (16, 16, 32), (32, 32)),
+            ),
+        ),
+    ),
+    fuser=dict(in_channels=[16, 64], out_channels=32),
+    decoder=dict(
+        backbone=dict(in_channels=32, out_channels=[16, 32], layer_nums=[1, 1]),
+        neck=dict(in_channels=[16, 32], out_channels=[32, 32]),
+    ),
+    heads=dict(
+        object=dict(
+            num_proposals=40, in_channels=64, hidden_channel=32, num_heads=4, ffn_channel=32,
+            train_cfg=dict(voxel_size=VOXEL, point_cloud_range=RANGE, grid_size=[192, 192, 41]),
+            test_cfg=dict(voxel_size=VOXEL[:2], pc_range=RANGE[:2], grid_size=[192, 192, 41]),
+            bbox_coder=dict(
+                voxel_size=VOXEL[:2], pc_range=RANGE[:2],
+                post_center_range=[-20.0, -20.0, -9.0, 20.0, 20.0, 9.0],
+            ),
+        )
+    ),
+)  # fmt: skip
+PIPELINE = [
+    dict(type='ImageAug3D', final_dim=SIZE, resize_lim=[0.08, 0.08], bot_pct_lim=[0.0, 0.0]),
+    dict(type='ImageNormalize', mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+]
+
+
+def write_config(path, **more):
+    """Write the config; more is what is merged into its model."""
+    text = f'_base_ = [{PUBLISHED!r}]\nmodel = {pprint.pformat(dict(CHANGES, **more))}\n'
+    path.write_text(text + f'data = dict(test=dict(_delete_=True, type="Missing", pipeline={PIPELINE!r}))\n')
+    return str(path)
+
+
+def seeded(cfg):
+    """Return the model with weights whose heat map has peaks of several classes."""
+    torch.manual_seed(0)
+    model = find_family(cfg).build(cfg).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    with torch.no_grad():
+        head = model.heads['object']
+        transform = model.encoders['camera']['vtransform']
+        transform.dtransform[6].weight.mul_(5)
+        transform.depthnet[6].weight[: transform.D].mul_(10)
+        transform.downsample[7].weight.mul_(20)  # the cameras count as much as the LiDAR
+        model.fuser[0].weight[:, : transform.C].mul_(5)
+        head.heatmap_head[1].weight.mul_(20)
+        head.heatmap_head[1].bias[8:].add_(1)  # of classes whose every cell may be a query
+        for layers in head.prediction_heads[0].values():
+            layers[1].weight.mul_(4)
+    return model
+
+
+def toy(folder):
+    """Return the deployment of the toy and the paths of its files."""
+    from mmdeploy_ext.core.config import load_config
+
+    config = write_config(folder / 'm.py')
+    torch.save(dict(state_dict=seeded(load_config(config)).state_dict()), folder / 'm.pth')
+    return deploy.load(config, str(folder / 'm.pth'))
+
+
+def export(deployment, folder, **options):
+    """Return the paths of the files of an export."""
+    chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
+    export_files(deployment, chosen, str(folder))
+    return [str(folder / f'{name}.onnx') for name in deployment.family.files]
