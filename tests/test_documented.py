@@ -147,7 +147,11 @@ def run_python(words, folder):
     sys.argv = words
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            runpy.run_path(words[0], run_name='__main__')
+            if words[0] == '-m':
+                sys.argv = words[1:]
+                runpy.run_module(words[1], run_name='__main__', alter_sys=True)
+            else:
+                runpy.run_path(words[0], run_name='__main__')
         status = 0
     except SystemExit as end:
         status = end.code or 0

@@ -9,15 +9,15 @@ import numpy as np
 
 from mmdeploy_ext.contract.families.streampetr import CONTRACT
 from mmdeploy_ext.contract.options import DRIVE
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.fusion import FusionRule
-from mmdeploy_ext.weights.checkpoint import listed
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.bevfusion.reference import Reference
 from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
+from projects.mmdet3d_plugin.common.weights import load_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,16 +69,7 @@ class BEVFusionFamily(SequenceFamily):
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """See `Family.load_weights`; kernels of either spconv layout."""
-        from mmdeploy_ext.weights.sparse_checkpoint import load_model
-
-        report = load_model(checkpoint.path, model, 'encoders.lidar.backbone')
-        if report.rest != 'loaded' or report.unused:
-            missing = 'none of the rest' if report.rest != 'loaded' else 'all of the model'
-            raise CheckpointError(
-                f'{checkpoint.path}: does not fit the model of the config: it holds {missing}'
-                f'{", and unexpected keys " + listed(report.unused) if report.unused else ""}. Use the '
-                f'config that this checkpoint was trained with'
-            )
+        load_whole(model, checkpoint, 'encoders.lidar.backbone')
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""

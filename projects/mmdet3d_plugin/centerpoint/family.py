@@ -11,14 +11,14 @@ import torch
 from mmdeploy_ext.contract.families.streampetr import CONTRACT, LAYERS, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, find_family, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
-from mmdeploy_ext.weights.checkpoint import listed
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
+from projects.mmdet3d_plugin.common.weights import load_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,16 +77,7 @@ class CenterPointFamily(SequenceFamily):
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """See `Family.load_weights`; kernels of either spconv layout."""
-        from mmdeploy_ext.weights.sparse_checkpoint import load_model
-
-        report = load_model(checkpoint.path, model, 'pts_middle_encoder')
-        if report.rest != 'loaded' or report.unused:
-            missing = 'none of the head' if report.rest != 'loaded' else 'all of the model'
-            raise CheckpointError(
-                f'{checkpoint.path}: does not fit the model of the config: it holds {missing}'
-                f'{", and unexpected keys " + listed(report.unused) if report.unused else ""}. Use the '
-                f'config that this checkpoint was trained with'
-            )
+        load_whole(model, checkpoint, 'pts_middle_encoder')
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
