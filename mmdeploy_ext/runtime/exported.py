@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -31,6 +32,32 @@ class Opened(abc.ABC):
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+class Memoryless(Opened):
+    """A model without a memory whose parts are timed: what such `Stepper`s share.
+
+    Attributes:
+        state: None, always.
+        seconds: spent so far, by part; set by the model.
+    """
+
+    state = None
+    fed_bytes = None
+    seconds: dict[str, float]
+
+    def passed(self, part: str, start: float) -> float:
+        """Count the seconds since `start` (of `time.perf_counter`) for a part; return the time of now."""
+        now = time.perf_counter()
+        self.seconds[part] += now - start
+        return now
+
+    def graph_seconds(self) -> dict[str, float]:
+        """Return the seconds that were spent in each part so far."""
+        return dict(self.seconds)
+
+    def reset(self) -> None:
+        """Nothing to do: there is no memory."""
 
 
 def export_files(paths: str | Path | Sequence[str | Path], names: Sequence[str]) -> list[Path]:

@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import DataError, InferenceError, ShapeError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.exported import Opened, check_same_export, export_files
+from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
@@ -31,22 +31,20 @@ if TYPE_CHECKING:
 FAMILY = 'bevfusion_det'
 GRAPHS = ('rig', 'lidar', 'frame')
 """Files of one export, by their `form`."""
+MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
+"""Of a calibration, see `FusedFrame`."""
 INVERTED = ('camera_intrinsics', 'img_aug_matrix', 'lidar_aug_matrix')
 
 
-class BEVFusionOnnx(Opened):
+class BEVFusionOnnx(Memoryless):
     """An exported BEVFusion: a `Stepper` of fused frames, without a memory.
 
     The cells of a rig are computed when its calibration is another than that of the frame before.
 
     Attributes:
         metadata: of the frame's file.
-        state: None, always.
         seconds: spent so far by part: `rig`, `lidar` (voxels, rulebook and network), `frame`.
     """
-
-    state = None
-    fed_bytes = None
 
     def __init__(
         self, paths: str | Path | Sequence[str | Path], *, engine: str = 'OnnxRuntimeBackend', **options: Any
@@ -113,14 +111,14 @@ class BEVFusionOnnx(Opened):
         given = dict(frame.calibration, img=images, points=points[:, :3])
         start = time.perf_counter()
         cells = self._cells_of(given)
-        start = self._passed('rig', start)
+        start = self.passed('rig', start)
         bev = self.lidar.step(points=points)
-        start = self._passed('lidar', start)
+        start = self.passed('lidar', start)
         given.update(cells=cells, bev=bev)
         outputs = self.frame.infer({name: given[name] for name in self.metadata.spec.input_names})
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
-        self._passed('frame', start)
+        self.passed('frame', start)
         return StepResult(dict(cells=cells, bev=bev, **outputs), detections(outputs))
 
     def _cells_of(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -129,18 +127,6 @@ class BEVFusionOnnx(Opened):
         if self._cells is None or self._cells[0] != key:
             self._cells = key, self.rig.infer(feeds)['cells']
         return self._cells[1]
-
-    def _passed(self, part: str, start: float) -> float:
-        now = time.perf_counter()
-        self.seconds[part] += now - start
-        return now
-
-    def graph_seconds(self) -> dict[str, float]:
-        """Return the seconds that were spent in each part so far."""
-        return dict(self.seconds)
-
-    def reset(self) -> None:
-        """Nothing to do: there is no memory."""
 
     def close(self) -> None:
         """Close the sessions."""
@@ -184,7 +170,7 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
         ShapeError: of another shape.
     """
     where = name or 'frame'
-    for key in ('camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'):
+    for key in MATRICES:
         if key not in matrices:
             raise DataError(f'{where}: the calibration has no {key}')
         matrix, wanted = matrices[key], (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)

@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
-from mmdeploy_ext.runtime.exported import Opened, check_same_export, export_files
+from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
@@ -35,18 +35,14 @@ GRAPHS = ('backbone', 'head')
 """Files of one export, by their `form`."""
 
 
-class CenterPointOnnx(Opened):
+class CenterPointOnnx(Memoryless):
     """An exported CenterPoint on ONNX Runtime or OpenVINO: a `Stepper` of sweeps, without a memory.
 
     Attributes:
         metadata: of the head's file.
         box_rule: how its outputs become boxes.
-        state: None, always.
         seconds: spent so far by part: `backbone` (voxels, rulebook and network), `head`, `boxes`.
     """
-
-    state = None
-    fed_bytes = None
 
     def __init__(
         self, paths: str | Path | Sequence[str | Path], *, engine: str = 'OnnxRuntimeBackend', **options: Any
@@ -116,26 +112,14 @@ class CenterPointOnnx(Opened):
         check_in_range(points, self.rule.point_cloud_range, sweep.name)
         start = time.perf_counter()
         bev = self.backbone.step(points=points)
-        start = self._passed('backbone', start)
+        start = self.passed('backbone', start)
         outputs = self.head.infer(dict(bev=bev))
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise InferenceError(f'{sweep.name or "sweep"}: the network gave NaN or infinity')
-        start = self._passed('head', start)
+        start = self.passed('head', start)
         detections = decode(outputs, self.box_rule)
-        self._passed('boxes', start)
+        self.passed('boxes', start)
         return StepResult(dict(bev=bev, **outputs), detections)
-
-    def _passed(self, part: str, start: float) -> float:
-        now = time.perf_counter()
-        self.seconds[part] += now - start
-        return now
-
-    def graph_seconds(self) -> dict[str, float]:
-        """Return the seconds that were spent in each part so far."""
-        return dict(self.seconds)
-
-    def reset(self) -> None:
-        """Nothing to do: there is no memory."""
 
     def close(self) -> None:
         """Close the sessions."""

@@ -123,11 +123,20 @@ class BEVFusion(BaseModule):
             rig: the matrices.
         """
         transform = self.encoders['camera']['vtransform']
-        depth = None
-        if transform.uses_points:
-            depth = transform.depth_maps(points, rig).flatten(0, 1)
-        weights, features = transform.lift(self.camera_maps(img.flatten(0, 1)), depth)
-        return transform.downsample(transform.pool(weights, features, transform.cells(rig)))
+        depth = transform.depth_maps(points, rig).flatten(0, 1) if transform.uses_points else None
+        return self.lifted(img.flatten(0, 1), depth, transform.cells(rig))
+
+    def lifted(self, pictures: Tensor, depth: Tensor | None, cells: Tensor) -> Tensor:
+        """Return what the cameras see, (B, C, X, Y).
+
+        Args:
+            pictures: (S, 3, H, W) normalised, S = B N.
+            depth: (S, 1, H, W) metres; None where the view transform looks at pictures alone.
+            cells: (B, N, D, h, w), see `ViewTransform.cells`.
+        """
+        transform = self.encoders['camera']['vtransform']
+        pooled = transform.pool(*transform.lift(self.camera_maps(pictures), depth), cells)
+        return transform.downsample(pooled)
 
     def lidar_view(self, points: Sequence[Tensor]) -> Tensor:
         """Return the LiDAR's map, (B, C, X, Y), of points (P, in_channels) per sample."""
@@ -165,8 +174,10 @@ class BEVFusion(BaseModule):
             raise ShapeError(f'pictures are {shape}; expected (B, cameras, 3, {size[0]}, {size[1]})')
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
-        """Return losses, or results; see `forward_train` and `simple_test`."""
-        return self.forward_train(**data) if return_loss else self.forward_test(**data)
+        """Return results, see `simple_test`; losses are not there yet."""
+        if return_loss:
+            raise NotImplementedError('BEVFusion: there are no losses yet; call it with return_loss=False')
+        return self.forward_test(**data)
 
     def forward_test(
         self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from projects.mmdet3d_plugin.bevfusion.head import PREDICTED
-from projects.mmdet3d_plugin.bevfusion.rig import CAMERA_MATRICES, Rig
+from projects.mmdet3d_plugin.bevfusion.rig import Rig
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RigCells(nn.Module):
 
     def forward(self, intrinsics: Tensor, camera2lidar: Tensor, img_aug: Tensor, lidar_aug: Tensor) -> Tensor:
         """Return (N, D, h, w) int64, see `ViewTransform.cells`; matrices (N, 4, 4), and (4, 4) of points."""
-        rig = Rig(intrinsics[None], camera2lidar[None], camera2lidar[None], img_aug[None], lidar_aug[None])
+        rig = Rig(img_aug[None], lidar_aug[None], intrinsics[None], camera2lidar[None])
         return self.transform.cells(rig)[0]
 
 
@@ -68,11 +68,9 @@ class FusedFrame(nn.Module):
         """Return (1, C, X, Y) of the cameras."""
         transform, depth = self.model.encoders['camera']['vtransform'], None
         if transform.uses_points:
-            lidar2image, img_aug, lidar_aug = (given[name][None] for name in FRAME_MATRICES)
-            rig = Rig(img_aug, img_aug, lidar2image, img_aug, lidar_aug)
+            rig = Rig(**{name: given[name][None] for name in FRAME_MATRICES})
             depth = transform.depth_maps([given['points']], rig)[0]
-        weights, features = transform.lift(self.model.camera_maps(given['img']), depth)
-        return transform.downsample(transform.pool(weights, features, given['cells'][None]))
+        return self.model.lifted(given['img'], depth, given['cells'][None])
 
 
 def decoded(head: nn.Module, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +166,7 @@ def _example(spec: TensorSpec) -> Tensor:
     """Return a tensor that is traced."""
     generator = torch.Generator().manual_seed(0)
     shape = tuple(16 if isinstance(axis, str) else axis for axis in spec.axes)
-    if spec.name in CAMERA_MATRICES or spec.name == 'lidar_aug_matrix':
+    if spec.name in MEANINGS:
         return torch.eye(4).expand(*shape).clone()
     if spec.dtype == 'int64':
         return torch.zeros(shape, dtype=torch.int64)

@@ -13,24 +13,24 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.runtime.bevfusion_det.model import MATRICES, check_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.exporting.ops.cells import LastInCell
 
-CAMERA_MATRICES = ('camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix')
 NEAREST, FARTHEST = 1e-5, 1e5
 """Metres that a depth is held between; a point behind a camera gets the first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rig:
-    """Matrices of a batch, float32.
+    """Matrices of a batch, float32; None where nothing asks for them.
 
     Attributes:
         camera_intrinsics: (B, N, 4, 4) camera -> picture as it was taken.
@@ -40,18 +40,19 @@ class Rig:
         lidar_aug_matrix: (B, 4, 4) LiDAR -> augmented LiDAR.
     """
 
-    camera_intrinsics: Tensor
-    camera2lidar: Tensor
-    lidar2image: Tensor
     img_aug_matrix: Tensor
     lidar_aug_matrix: Tensor
+    camera_intrinsics: Tensor | None = None
+    camera2lidar: Tensor | None = None
+    lidar2image: Tensor | None = None
 
 
 def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, cameras: int) -> Rig:
     """Return the matrices of a batch.
 
     Args:
-        metas: of each sample, with the keys of `Rig`: (N, 4, 4), and (4, 4) or nothing for the points.
+        metas: of each sample, with the keys of `Rig` as arrays: (N, 4, 4), and (4, 4) or nothing for the
+            points.
         device: of the result.
         cameras: N, as the pictures have it.
 
@@ -59,34 +60,11 @@ def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, camera
         DataError: a matrix lacks, is not finite, or has no inverse.
         ShapeError: of another number of cameras.
     """
-    stacked = {name: _stack(metas, name, (cameras, 4, 4)) for name in CAMERA_MATRICES}
-    eye = torch.eye(4)
-    points = _stack([dict(dict(lidar_aug_matrix=eye), **meta) for meta in metas], 'lidar_aug_matrix', (4, 4))
-    for name in ('camera_intrinsics', 'img_aug_matrix'):
-        _check_inverse(stacked[name], name)
-    _check_inverse(points, 'lidar_aug_matrix')
-    return Rig(**{name: value.to(device) for name, value in dict(stacked, lidar_aug_matrix=points).items()})
-
-
-def _stack(metas: Sequence[Mapping[str, object]], name: str, shape: tuple[int, ...]) -> Tensor:
-    found = []
-    for sample, meta in enumerate(metas):
-        if meta.get(name) is None:
-            raise DataError(f'sample {sample} has no {name}; the calibration has {", ".join(sorted(meta))}')
-        matrix = torch.as_tensor(meta[name], dtype=torch.float32)
-        if tuple(matrix.shape) != shape:
-            raise ShapeError(f'{name} of sample {sample} is {tuple(matrix.shape)}, expected {shape}')
-        if not bool(matrix.isfinite().all()):
-            raise DataError(f'{name} of sample {sample} holds NaN or infinity; mend the calibration')
-        found.append(matrix)
-    return torch.stack(found)
-
-
-def _check_inverse(matrices: Tensor, name: str) -> None:
-    flat = matrices.reshape(-1, 4, 4)[:, :3, :3]
-    singular = torch.linalg.det(flat.double()).abs() < 1e-12
-    if bool(singular.any()):
-        raise DataError(f'{name}: matrix {int(singular.nonzero()[0])} has no inverse; mend the calibration')
+    matrices = [dict(dict(lidar_aug_matrix=np.eye(4, dtype=np.float32)), **meta) for meta in metas]
+    for sample, own in enumerate(matrices):
+        check_calibration(own, cameras, f'sample {sample}')
+    stacked = {name: np.stack([own[name] for own in matrices]) for name in MATRICES}
+    return Rig(**{name: torch.from_numpy(value).float().to(device) for name, value in stacked.items()})
 
 
 def inverse(matrix: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.inputs.fusion import FusionRule
-from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.runtime.bevfusion_det.model import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame
 from projects.mmdet3d_plugin.common import generated as sweeps
 from projects.mmdet3d_plugin.common.samples import only, result
+from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +25,6 @@ SOURCE = 900, 1600
 """Height and width of nuScenes' pictures, pixels."""
 HIDDEN = 500
 """Points behind others, for each camera."""
-MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
 
 
 def fusion_rule(cfg: Any) -> FusionRule:
@@ -54,16 +54,7 @@ def fusion_rule(cfg: Any) -> FusionRule:
         crop=(int((1 - bottom) * resized[0]) - height, max(0, resized[1] - width) // 2),
         size=(height, width),
     )
-    limit = voxels.get('max_voxels', 20000)
-    rule = VoxelRule(
-        point_cloud_range=tuple(map(float, voxels.point_cloud_range)),
-        voxel_size=tuple(map(float, voxels.voxel_size)),
-        max_points=int(voxels.max_num_points),
-        max_voxels=int(limit[1] if isinstance(limit, list | tuple) else limit),
-        order='xyz',
-        in_channels=int(cfg.model.encoders.lidar.backbone.in_channels),
-    )
-    return FusionRule(views, rule)
+    return FusionRule(views, rule_of_layer(voxels, int(cfg.model.encoders.lidar.backbone.in_channels), 'xyz'))
 
 
 def frame(data: Mapping[str, Any]) -> FusedFrame:

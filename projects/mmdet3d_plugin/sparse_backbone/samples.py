@@ -43,6 +43,17 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
     cells_of(cfg, parts)
     layer, channels = cfg.model[parts['voxels']], int(cfg.model[parts['encoder']]['in_channels'])
     _check_means(cfg, parts, channels)
+    return rule_of_layer(layer, channels, order)
+
+
+def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
+    """Return the rule of a voxel layer's config.
+
+    Args:
+        layer: arguments of mmcv's `Voxelization`.
+        channels: values per point.
+        order: of coordinates.
+    """
     limit, points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
     limit = int(limit[1] if isinstance(limit, list | tuple) else limit)
     return VoxelRule(

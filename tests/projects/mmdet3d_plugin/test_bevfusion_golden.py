@@ -21,7 +21,7 @@ TAGS = pytest.mark.parametrize('tag', ['a', 'b'])
 def frame(tag):
     """Return points (P, 5) and the matrices of a stored sample."""
     content = golden.stored(f'inputs_{tag}')
-    meta = {name: content[name] for name in (*rigs.CAMERA_MATRICES, 'lidar_aug_matrix')}
+    meta = {name: content[name] for name in rigs.MATRICES}
     return torch.from_numpy(content['points']), meta
 
 
