@@ -25,6 +25,7 @@ KINDS = dict(
     two_stage=DEFORMABLE.format('twostage_refine_'),
 )
 MASKS = dict(
+    maskformer='maskformer/maskformer_r50_mstrain_16x1_75e_coco.py',
     instances='mask2former/mask2former_r50_lsj_8x2_50e_coco.py',
     panoptic='mask2former/mask2former_r50_lsj_8x2_50e_coco-panoptic.py',
 )
@@ -85,13 +86,17 @@ def mask_toy(kind):
     head = model.panoptic_head
     head.loss_cls.class_weight = [1.0] * 6 + [0.1]
     head.update(in_channels=[16, 32, 64, 128], feat_channels=32, out_channels=32, num_queries=40)
-    head.pixel_decoder.norm_cfg.num_groups = 8
-    for encoding in (head.positional_encoding, head.pixel_decoder.positional_encoding):
+    pixels, decoder = head.pixel_decoder, head.transformer_decoder
+    pixels.norm_cfg.num_groups = 8
+    for encoding in (head.positional_encoding, pixels.positional_encoding):
         encoding.num_feats = 16
-    for stack, depth in ((head.pixel_decoder.encoder, 2), (head.transformer_decoder, 4)):
+    for stack, depth in ((pixels.encoder, 2), (decoder, 4)):
         stack.num_layers = depth
-        stack.transformerlayers.attn_cfgs.update(embed_dims=32, num_heads=4)
-        stack.transformerlayers.ffn_cfgs.update(embed_dims=32, feedforward_channels=64)
+        layers = stack.transformerlayers
+        layers.attn_cfgs.update(embed_dims=32, num_heads=4)
+        layers.ffn_cfgs.update(embed_dims=32, feedforward_channels=64)
+    if kind != 'instances':
+        model.test_cfg.update(object_mask_thr=0.6, iou_thr=0.3)
     model.test_cfg.max_per_image = 50
     return cfg
 

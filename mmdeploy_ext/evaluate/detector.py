@@ -16,6 +16,7 @@ from mmdeploy_ext.evaluate.loop import Network, scene_tokens
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances, ScoredMasks
 from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, encode_jpeg, encode_png
+from mmdeploy_ext.runtime.panoptic import Segments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -250,8 +251,11 @@ def to_mmdet_result(found: Detections | Instances, num_classes: int) -> Any:
     Returns:
         Per class (n, 5) float32 x1 y1 x2 y2 score; for instances a pair: these, with boxes of zeros as mmdet
         has them where a model gives none, and per class a list of masks (h, w) bool; where masks have scores
-        of their own, a pair: these lists, and per class the scores.
+        of their own, a pair: these lists, and per class the scores. Of segments a dict: `pan_results`, the
+        map (h, w) int32.
     """
+    if isinstance(found, Segments):
+        return dict(pan_results=found.to_map(num_classes))
     boxes = getattr(found, 'bboxes_xyxy', np.zeros((len(found), 4), np.float32))
     rows = np.concatenate([boxes, found.scores[:, None]], axis=1).astype(np.float32)
     per_class = [rows[found.labels == label] for label in range(num_classes)]

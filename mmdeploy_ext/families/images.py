@@ -55,11 +55,14 @@ class ImageFamily(Family):
     Attributes:
         forms: what its graphs may contain of the post-processing.
         own_options: what it has besides the options of every family of images.
+        tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides of a whole
+            result; see `proof/suppression.py`.
     """
 
     samples = 'images'
     forms: ClassVar[tuple[str, ...]]
     own_options: ClassVar[tuple[Option, ...]] = ()
+    tie_keys: ClassVar[tuple[str, ...]] = ('iou_threshold',)
 
     @property
     def options(self) -> tuple[Option, ...]:

@@ -36,7 +36,7 @@ CHOICE_RTOL = 1e-2
 """Of the largest score: top-k choices whose scores are this close may be in another order."""
 
 
-IN_IMAGES = ('bbox2d', 'mask', 'boxed_mask')
+IN_IMAGES = ('bbox2d', 'mask', 'boxed_mask', 'panoptic')
 """Tasks whose results are matched by IoU."""
 
 

@@ -60,8 +60,9 @@ class Reference:
 
     @functools.cached_property
     def near_ties(self) -> list[list[Any]]:
-        """The results with each suppression's threshold moved by rounding, to tell ties of a suppression."""
-        return with_moved_thresholds(self.deployment.model, self._results)
+        """The results with each threshold of overlaps moved by rounding, to tell ties at it."""
+        keys = self.deployment.family.tie_keys
+        return with_moved_thresholds(self.deployment.model, self._results, keys)
 
     def _results(self) -> list[Any]:
         family, model = self.deployment.family, self.deployment.model

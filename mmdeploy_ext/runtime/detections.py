@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -23,8 +23,10 @@ class Scored(abc.ABC):
     Attributes:
         scores: (n,) float32 in 0..1.
         labels: (n,) int64 class indices.
+        scored: whether scores mean anything; otherwise all are 1.
     """
 
+    scored: ClassVar[bool] = True
     scores: np.ndarray
     labels: np.ndarray
 

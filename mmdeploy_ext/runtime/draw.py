@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.runtime.detections import Instances
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
 PALETTE_BGR = (
     (56, 56, 255),
     (255, 144, 30),
@@ -126,7 +126,7 @@ def draw_instances(
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw masks, tinted and outlined, with class names and scores; better ones lie on top.
+    """Draw masks, tinted and outlined, with class names and scores, if any; better ones lie on top.
 
     Args:
         image_bgr: (H, W, 3) uint8; left as it is. Masks of another size are brought to it.
@@ -146,8 +146,7 @@ def draw_instances(
     order = order[instances.scores[order] >= score_thr]
     boxes = np.zeros((len(instances), 4), np.float32)
     for index in order:
-        mask = instances.masks[index].astype(np.uint8)
-        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(instances.masks[index].astype(np.uint8), (width, height), interpolation=NEAREST)
         boxes[index] = bounding_box(mask)
         colour = class_colour(int(instances.labels[index]))
         inside = mask > 0
@@ -157,7 +156,8 @@ def draw_instances(
             cv2.drawContours(canvas, outlines, -1, (255, 255, 255), 2 * style.thickness + 3)
         cv2.drawContours(canvas, outlines, -1, colour, style.thickness)
     found = Detections(boxes, instances.scores, instances.labels)
-    for label in reversed(list(_labels(canvas.shape, style, found, classes, score_thr, marked))):
+    labels = list(_labels(canvas.shape, style, found, classes, score_thr, marked, instances.scored))
+    for label in reversed(labels):
         _draw_label(canvas, label, style)
     return canvas
 
@@ -180,13 +180,14 @@ def _labels(
     classes: Sequence[str],
     score_thr: float,
     marked: np.ndarray | None,
+    scored: bool = True,
 ) -> Iterator[_Label]:
-    """Yield the labels of boxes, the best first, clear of those before where possible."""
+    """Yield the labels of boxes, the best first, clear of those before where possible; `scored`: with it."""
     placed: list[tuple[int, int, int, int]] = []
     order = np.argsort(-found.scores, kind='stable')
     for index in order[found.scores[order] >= score_thr]:
         label, mark = int(found.labels[index]), marked is not None and bool(marked[index])
-        text = f'{"! " * mark}{class_name(label, classes)} {float(found.scores[index]):.2f}'
+        text = f'{"! " * mark}{class_name(label, classes)}' + f' {float(found.scores[index]):.2f}' * scored
         box = _pixel_box(found.bboxes_xyxy[index], shape)
         placed.append(_place_label(text, box, shape, style, placed))
         yield _Label(box, text, placed[-1], class_colour(label), mark)
@@ -230,8 +231,7 @@ def enlarged(
 def _pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Round a box to pixels inside the image."""
     upper = np.array([shape[1] - 1, shape[0] - 1] * 2)
-    x1, y1, x2, y2 = np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int)
-    return int(x1), int(y1), int(x2), int(y2)
+    return tuple(np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int).tolist())
 
 
 def _place_label(

@@ -35,8 +35,16 @@ SCALES = (
 )
 """Parameters, the first match wins -> deviation, and whether of sums over the inputs of a layer. Nine layers
 that each add as much as there is would leave all queries of Mask2Former alike."""
+BLANK = (
+    (r'transformer_decoder.*attentions\.1\.attn\.in_proj_weight', 2.0, True),
+    (r'transformer_decoder.*attentions\.1\.attn\.out_proj\.weight', 1.0, True),
+)
+"""Before `SCALES` where queries of masks begin as zeros: what they look at alone tells them apart."""
 MASKS = 4.0
 """Deviation of mask logits."""
+SURE, SMALL = 3.0, 6.0
+"""Where masks become panoptic maps: how much more the logits of classes differ, since a segment needs a score
+of 0.8, and how much lower those of masks are, since a segment has to keep 0.8 of its mask."""
 MOVE = 0.2
 """Of boxes between layers, as logits."""
 PLACE, SIZE = Target(0.0, 0.8), Target(-1.5, 0.6)
@@ -53,10 +61,10 @@ PICTURES = slice(None, None, 2)
 
 def is_query(model: nn.Module) -> bool:
     """Return whether the head of a detector is one of queries."""
-    from mmdet.models.dense_heads import DETRHead, Mask2FormerHead
+    from mmdet.models.dense_heads import DETRHead, MaskFormerHead
 
     heads = (getattr(model, key, None) for key in ('bbox_head', 'panoptic_head'))
-    return any(isinstance(head, DETRHead | Mask2FormerHead) for head in heads)
+    return any(isinstance(head, DETRHead | MaskFormerHead) for head in heads)
 
 
 def is_regional(model: nn.Module) -> bool:
@@ -85,12 +93,15 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
 
     if hasattr(head, 'mask_embed'):
         _to_unit(head.pixel_decoder.mask_feature, run)
-        _to_target(head.cls_embed, run, _beside_background(head))
+        fused = bool((head.test_cfg or {}).get('panoptic_on', True))
+        _to_target(head.cls_embed, run, _beside_background(head, SURE if fused else 1.0))
         last = head.mask_embed[-1]
         _to_target(last, run, [Target(0.0, 1.0)] * last.out_features)
         share = MASKS / torch.cat([one.flatten() for one in run()[1]]).std()
         last.weight.mul_(share)
         last.bias.mul_(share)
+        if fused:
+            _make_smaller(head.pixel_decoder.mask_feature, last)
         return
     if hasattr(head, 'input_proj'):
         _to_unit(head.input_proj, lambda: head.input_proj(maps[-1]))
@@ -113,14 +124,23 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
     _to_target(head.cls_branches[last] if deformable else head.fc_cls, run, classes)
 
 
-def _beside_background(head: nn.Module) -> list[Target]:
-    return [SOFTMAX] * head.num_classes + [Target(math.log(head.num_classes) + BACKGROUND, SOFTMAX.deviation)]
+def _beside_background(head: nn.Module, factor: float = 1.0) -> list[Target]:
+    deviation = factor * SOFTMAX.deviation
+    background = Target(math.log(head.num_classes) + BACKGROUND, deviation)
+    return [Target(SOFTMAX.mean, deviation)] * head.num_classes + [background]
+
+
+def _make_smaller(features: nn.Module, last: nn.Module) -> None:
+    """Let one feature be 1 everywhere, and masks take less of a picture by it."""
+    features.weight[0], features.bias[0] = 0.0, 1.0
+    last.weight[0], last.bias[0] = 0.0, -SMALL
 
 
 def _fill(head: nn.Module) -> None:
     draw = torch.Generator().manual_seed(1)
+    blank = hasattr(head, 'mask_embed') and not hasattr(head, 'query_feat')
     for name, parameter in head.named_parameters():
-        for pattern, deviation, summed in SCALES:
+        for pattern, deviation, summed in (*BLANK, *SCALES) if blank else SCALES:
             if re.fullmatch(pattern, name):
                 scale = deviation / parameter[0].numel() ** 0.5 if summed else deviation
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * scale)

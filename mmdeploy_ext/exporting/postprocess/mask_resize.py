@@ -56,6 +56,26 @@ def composed(size: torch.Tensor, crop: torch.Tensor, target: torch.Tensor, ratio
     return second @ first
 
 
+def resizing_of(
+    maps: torch.Tensor, img_shape: torch.Tensor, ori_shape: torch.Tensor, ratio: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights of rows (B, h, H4) and of columns (B, w, W4): resize to the input, crop, resize.
+
+    Args:
+        maps: (B, n, H4, W4); only its size is used.
+        img_shape: (B, 2) float32 height and width before padding; 0 means all of the input.
+        ori_shape: (2,) int64 height and width of the results; 0 means those of the input.
+        ratio: pixels of the input per pixel of the maps.
+    """
+    size = hw(maps)
+    padded = size * ratio
+    whole = padded.to(img_shape)[None]
+    crop = torch.where(img_shape > 0, torch.minimum(img_shape, whole), whole)
+    target = torch.where(ori_shape > 0, ori_shape, padded)
+    rows = composed(size[0], crop[:, :1, None], target[0], ratio)
+    return rows, composed(size[1], crop[:, 1:, None], target[1], ratio)
+
+
 def resizing(size: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the weights (t, size) float32 of one bilinear resize between two lengths () int64."""
     length = size.to(torch.float32).reshape(1, 1)

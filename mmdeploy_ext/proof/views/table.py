@@ -97,7 +97,10 @@ def verdict_table(verdict: Verdict) -> Table:
 
 def what_is_found(verdict: Verdict) -> str:
     """Return what the task's results are called."""
-    return 'masks' if str(verdict.subject.get('task')).endswith('mask') else DETECTION_TITLES[0]
+    task = str(verdict.subject.get('task'))
+    if task == 'panoptic':
+        return 'segments'
+    return 'masks' if task.endswith('mask') else DETECTION_TITLES[0]
 
 
 def sequence_table(rows: Sequence[SequenceRow]) -> Table:

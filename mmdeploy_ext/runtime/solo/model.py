@@ -12,6 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.runtime.detections import Instances, candidates_lost, results_from_padded, sigmoid
+from mmdeploy_ext.runtime.mask_resize import resizing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +23,6 @@ RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_solo.py')
 
 CHUNK = 64
 """Cells whose masks are made at a time."""
-
-
-def interpolation(source: int, target: int) -> np.ndarray:
-    """Return the weights (target, source) float32 of one bilinear resize with half-pixel centres."""
-    scale = np.float32(source) / np.float32(target)
-    place = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-    place = np.clip(place, 0, source - 1).astype(np.float32)
-    return np.maximum(1 - np.abs(place[:, None] - np.arange(source, dtype=np.float32)), 0)
-
-
-def composed(size: int, crop: int, target: int, ratio: int) -> np.ndarray:
-    """Return the weights (target, size) of: resize by `ratio`, crop, resize."""
-    return interpolation(crop, target) @ interpolation(size, size * ratio)[:crop]
 
 
 def resize_and_threshold(
@@ -52,11 +40,8 @@ def resize_and_threshold(
     Returns:
         (n, h, w) bool.
     """
-    padded = [size * ratio for size in soft.shape[1:]]
-    crop = [min(int(size), most) if size > 0 else most for size, most in zip(img_shape, padded, strict=True)]
-    target = [int(size) if size > 0 else most for size, most in zip(ori_shape, padded, strict=True)]
-    rows, columns = (composed(*sizes, ratio) for sizes in zip(soft.shape[1:], crop, target, strict=True))
-    masks = np.empty((len(soft), *target), bool)
+    rows, columns = resizing(soft.shape[1:], img_shape, ori_shape, ratio)
+    masks = np.empty((len(soft), len(rows), len(columns)), bool)
     for index, one in enumerate(soft):
         np.greater(rows @ (one @ columns.T), mask_thr, out=masks[index])
     return masks

@@ -14,7 +14,16 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
-from projects.mmdet_plugin.query import graphs, kinds, masks, postprocess, reference, regions, samples
+from projects.mmdet_plugin.query import (
+    graphs,
+    kinds,
+    masks,
+    panoptic,
+    postprocess,
+    reference,
+    regions,
+    samples,
+)
 from projects.mmdet_plugin.two_stage import pasting
 from projects.mmdet_plugin.two_stage.masks import threshold
 from projects.mmdet_plugin.two_stage.samples import feeds_with_sizes
@@ -74,12 +83,13 @@ class QueryFamily(ImageFamily):
 
 
 class QueryMasksFamily(ImageFamily):
-    """mmdet's detectors whose queries have masks; of panoptic ones the instances."""
+    """mmdet's detectors whose queries have masks, where these are instances."""
 
     name = 'query_masks'
     exports = 'Mask2Former, its instances (projects/mmdet_plugin/query/README.md)'
     near = ('Mask2Former', 'MaskFormer')
     task = 'mask'
+    fuses = False
     forms = ('full',)
     own_options = OPTIONS
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
@@ -89,7 +99,8 @@ class QueryMasksFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        return Claim.DETECTOR if parts.detects(cfg, kinds.MASKFORMER) else Claim.NO
+        known = parts.detects(cfg, kinds.MASKFORMER)
+        return Claim.DETECTOR if known and kinds.fuses(cfg) == self.fuses else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, opset, limits."""
@@ -102,10 +113,14 @@ class QueryMasksFamily(ImageFamily):
                 for key in ('panoptic_head', 'panoptic_fusion_head')
             ]
             kinds.check_mask_heads(*heads)
-            there = heads[0].num_queries * heads[0].num_classes
-            _check_limit('max_per_image', masks.max_per_image(heads[1]), there)
+            self.check_results(*heads)
         parts.check(cfg.model, options)
         _check_opset(options, heads[0])
+
+    def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
+        """Refuse heads that do not give these results, or not as many."""
+        kinds.check_instances(fusion)
+        _check_limit('max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes)
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`: of things."""
@@ -125,6 +140,36 @@ class QueryMasksFamily(ImageFamily):
             default=masks.max_per_image(fusion),
             available=int(head.num_queries) * int(head.num_classes),
         )
+
+
+class QueryPanopticFamily(QueryMasksFamily):
+    """mmdet's detectors whose queries have masks, fused into a panoptic map."""
+
+    name = 'query_panoptic'
+    exports = 'Mask2Former, its panoptic maps (projects/mmdet_plugin/query/README.md)'
+    task = 'panoptic'
+    fuses = True
+    forms = ('full', 'raw')
+    tie_keys = (*ImageFamily.tie_keys, 'object_mask_thr', 'iou_thr')
+    spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
+    reference_tensors = staticmethod(reference.mask_tensors)
+    reference_detections = staticmethod(reference.segments)
+
+    def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
+        """See `QueryMasksFamily`: there is no limit of segments."""
+        kinds.check_panoptic(head, fusion)
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`: of things and of stuff."""
+        return int(model.panoptic_fusion_head.num_classes)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        return panoptic.facts_of(model.panoptic_fusion_head)
+
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`: none."""
+        return ResultLimit({})
 
 
 class QueryRegionsFamily(ImageFamily):
@@ -214,5 +259,6 @@ def _check_limit(name: str, most: Any, there: int) -> None:
 
 register_family(QueryFamily())
 register_family(QueryMasksFamily())
+register_family(QueryPanopticFamily())
 register_family(QueryRegionsFamily())
 register_family(QueryRegionsMasksFamily())

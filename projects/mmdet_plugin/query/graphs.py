@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.panoptic import map_output
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optional_inputs
-from projects.mmdet_plugin.query import masks, regions
-from projects.mmdet_plugin.query.kinds import kind_of
+from projects.mmdet_plugin.query import kinds, masks, panoptic, regions
+from projects.mmdet_plugin.query.maskformer import MaskFormerNetwork
 from projects.mmdet_plugin.query.networks import NAMES, NETWORKS
 from projects.mmdet_plugin.query.postprocess import FULL_NAMES, FullForm, max_per_img
 from projects.mmdet_plugin.solo.graphs import mask_inputs, mask_outputs
@@ -88,7 +89,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and what the form adds to it."""
-    network = NETWORKS[kind_of(model.bbox_head)](fuse(model) if fold else model)
+    network = NETWORKS[kinds.kind_of(model.bbox_head)](fuse(model) if fold else model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     return [
         Stage('network', network, ('input', 'img_shape'), NAMES, passes=passes),
@@ -112,14 +113,54 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the post-processing after it."""
-    size = None if options.dynamic or not fold else (options.height, options.width)
-    network = masks.Mask2FormerNetwork(fuse(model) if fold else model, size)
-    passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     form = masks.MasksFullForm(model.panoptic_fusion_head)
-    return [
-        Stage('network', network, ('input',), masks.NAMES, passes=passes),
-        Stage('postprocess', form, ('img_shape', 'ori_shape', *masks.NAMES), masks.MASKS_FULL),
-    ]
+    inputs = 'img_shape', 'ori_shape', *masks.NAMES
+    return [mask_network(model, options, fold), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
+
+
+def mask_network(model: nn.Module, options: Options, fold: bool) -> Stage:
+    """Return the stage that gives logits of classes and of masks."""
+    own = fuse(model) if fold else model
+    if not kinds.looks_inside(model.panoptic_head):
+        return Stage('network', MaskFormerNetwork(own), ('input', 'img_shape'), masks.NAMES)
+    size = None if options.dynamic or not fold else (options.height, options.width)
+    passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
+    return Stage('network', masks.Mask2FormerNetwork(own, size), ('input',), masks.NAMES, passes=passes)
+
+
+def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a graph of panoptic maps, or of what they are made of."""
+    step = max(parts.multiple(model), MASK_MULTIPLE)
+    image = image_input(options, step, step)
+    batch = image.axes[0]
+    content, original = mask_inputs(batch, WHOLE)
+    if options.form == 'full':
+        return GraphSpec('query_panoptic/full', (image, content, original), map_output(batch))
+    inputs = (image,) if kinds.looks_inside(model.panoptic_head) else (image, content)
+    return GraphSpec('query_panoptic/raw', inputs, _mask_logits(model, options, batch))
+
+
+def _mask_logits(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    head = model.panoptic_head
+    sides = (options.height // masks.RATIO, options.width // masks.RATIO)
+    quarter = ('H4', 'W4') if options.dynamic else sides
+    meaning = 'class logits of queries, the last column is no class'
+    columns = int(head.num_classes) + 1
+    return (
+        TensorSpec('logits', 'float32', (batch, head.num_queries, columns), meaning, 'logit'),
+        TensorSpec(
+            'mask_logits', 'float32', (batch, head.num_queries, *quarter), 'masks of queries', 'logit'
+        ),
+    )
+
+
+def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and for `full` what fuses the masks after it."""
+    network = mask_network(model, options, fold)
+    if options.form == 'raw':
+        return [network]
+    form = panoptic.MapFullForm(model.panoptic_fusion_head)
+    return [network, Stage('fusion', form, ('img_shape', 'ori_shape', *masks.NAMES), ('panoptic',))]
 
 
 def regions_spec(model: nn.Module, options: Options) -> GraphSpec:

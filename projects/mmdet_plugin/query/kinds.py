@@ -6,18 +6,19 @@ its name, and so is one that overrides a method.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
 from mmdet.models import dense_heads as heads
 from mmdet.models import detectors, roi_heads
-from mmdet.models.plugins import MSDeformAttnPixelDecoder
+from mmdet.models.plugins import MSDeformAttnPixelDecoder, PixelDecoder, TransformerEncoderPixelDecoder
 from mmdet.models.roi_heads.mask_heads import DynamicMaskHead
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.models.utils import positional_encoding, transformer
 
 from mmdeploy_ext.core.errors import ConfigError
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.plain import chosen_coder
 from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, same_methods, stages_of
 
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 DETECTORS = (detectors.DETR, detectors.DeformableDETR)
 MASKFORMER = detectors.MaskFormer
 """What detectors of masks by queries are derived from."""
-MASK_DETECTORS = (detectors.Mask2Former,)
-MASK_PARTS = (heads.Mask2FormerHead, MSDeformAttnPixelDecoder, MaskFormerFusionHead)
+MASK_DETECTORS = (detectors.Mask2Former, detectors.MaskFormer)
+MASK_HEADS = {
+    heads.Mask2FormerHead: (MSDeformAttnPixelDecoder,),
+    heads.MaskFormerHead: (PixelDecoder, TransformerEncoderPixelDecoder),
+}
+"""Heads of masks -> their pixel decoders."""
 REGION_DETECTORS = (detectors.SparseRCNN,)
 REGION_PARTS = dict(
     rpn_head=heads.EmbeddingRPNHead,
@@ -57,7 +62,7 @@ PARTS = (
 """What a transformer and its head are made of."""
 METHODS = (
     *('simple_test', 'simple_test_bboxes', 'forward', 'forward_single', 'get_bboxes', '_get_bboxes_single'),
-    *('forward_head', 'instance_postprocess'),
+    *('forward_head', 'instance_postprocess', 'panoptic_postprocess'),
     *('simple_test_rpn', '_decode_init_proposals', '_bbox_forward', '_mask_forward'),
     *('refine_bboxes', 'regress_by_class', 'get_seg_masks'),
     *('gen_encoder_output_proposals', 'get_proposal_pos_embed', 'get_reference_points', 'get_valid_ratio'),
@@ -119,22 +124,65 @@ def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
     """Refuse heads of masks, or a part of them, that the graphs do not repeat.
 
     Raises:
-        ConfigError: names the part, or the method; or the results that there are without instances.
+        ConfigError: names the part, or the method.
     """
-    for part in (head, getattr(head, 'pixel_decoder', None), fusion):
-        check_class(type(part), MASK_PARTS, 'head of masks')
-    if not fusion.test_cfg.get('instance_on', False):
-        raise ConfigError(
-            'model.test_cfg.instance_on is False: it gives no instances, which are what is exported'
-        )
+    check_class(type(head), tuple(MASK_HEADS), 'head of masks')
+    check_class(type(fusion), (MaskFormerFusionHead,), 'head that fuses masks')
     pixels, decoder = head.pixel_decoder, head.transformer_decoder
-    encodings = pixels.postional_encoding, head.decoder_positional_encoding
-    _check_parts((*encodings, pixels.encoder, decoder), (pixels.encoder, decoder))
-    _check_attentions(dict(encoder=pixels.encoder, decoder=decoder), points_in=('encoder',))
-    if pixels.num_outs != pixels.num_encoder_levels:
+    own = next(known for upstream, known in MASK_HEADS.items() if isinstance(head, upstream))
+    check_class(type(pixels), own, 'pixel decoder')
+    encoder = getattr(pixels, 'encoder', None)
+    if looks_inside(head):
+        encodings = pixels.postional_encoding, head.decoder_positional_encoding
+    else:
+        encodings = head.decoder_pe, *([pixels.positional_encoding] if encoder else [])
+    stacks = {name: one for name, one in (('encoder', encoder), ('decoder', decoder)) if one is not None}
+    _check_parts((*encodings, *stacks.values()), tuple(stacks.values()))
+    _check_attentions(stacks, points_in=('encoder',) if looks_inside(head) else ())
+    if looks_inside(head) and pixels.num_outs != pixels.num_encoder_levels:
         raise ConfigError(
             f'pixel_decoder: num_outs={pixels.num_outs} with {pixels.num_encoder_levels} levels of its '
             f'encoder; expected as many'
+        )
+
+
+def looks_inside(head: nn.Module) -> bool:
+    """Return whether queries look at maps inside their masks; otherwise at all of the image."""
+    return isinstance(head, heads.Mask2FormerHead)
+
+
+def fuses(cfg: Any) -> bool:
+    """Return whether the masks of a detector of queries become a panoptic map, as its config has it."""
+    return bool(parts.test_cfg_of(cfg).get('panoptic_on', True))
+
+
+def check_instances(fusion: nn.Module) -> None:
+    """Refuse a fusion head that gives no instances, where they are asked for.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if not fusion.test_cfg.get('instance_on', False):
+        raise ConfigError(
+            'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
+        )
+
+
+def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
+    """Refuse heads of other classes each, and semantic maps beside the panoptic one.
+
+    Raises:
+        ConfigError: names both, or the key.
+    """
+    counts = [(int(one.num_things_classes), int(one.num_stuff_classes)) for one in (head, fusion)]
+    if counts[0] != counts[1]:
+        raise ConfigError(
+            f'model.panoptic_head has {counts[0][0]} things and {counts[0][1]} stuff classes, '
+            f'panoptic_fusion_head {counts[1][0]} and {counts[1][1]}; expected the same'
+        )
+    if fusion.test_cfg.get('semantic_on', False):
+        raise ConfigError(
+            'model.test_cfg.semantic_on is True: mmdet 2.28.2 has no semantic results; set False'
         )
 
 

@@ -2,19 +2,20 @@
 
 Source of the algorithm: mmcv-full 1.7.2 `cnn/bricks/transformer.py` (`BaseTransformerLayer`).
 
-Glossary: B batch, Q queries, D embedding.
+Glossary: B batch, Q queries, S tokens, D embedding.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from mmdeploy_ext.exporting.ops.attention import multi_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import torch
     from torch import nn
 
     Attend = Callable[[nn.Module, torch.Tensor], torch.Tensor]
@@ -77,3 +78,57 @@ def among_themselves(position: torch.Tensor, mask: torch.Tensor | None = None) -
         return attend_to(attention, placed, placed, tokens, mask)
 
     return attend
+
+
+def encode_tokens(
+    encoder: nn.Module, tokens: torch.Tensor, position: torch.Tensor, padded: torch.Tensor
+) -> torch.Tensor:
+    """Let all tokens (B, S, D) of a map look at each other, layer by layer.
+
+    Args:
+        encoder: mmdet's `DetrTransformerEncoder`.
+        tokens: (B, S, D).
+        position: (B or 1, S, D).
+        padded: (B, 1, 1, S) bool, tokens that no token looks at.
+    """
+    for layer in encoder.layers:
+        tokens = run_layer(layer, tokens, dict(self_attn=among_themselves(position, padded)))
+    return tokens if encoder.post_norm is None else encoder.post_norm(tokens)
+
+
+def decode_queries(
+    decoder: nn.Module,
+    memory: torch.Tensor,
+    position: torch.Tensor,
+    places: torch.Tensor,
+    padded: torch.Tensor,
+) -> torch.Tensor:
+    """Return queries (B, Q, D) that began as zeros and looked at a map; those of the last layer.
+
+    Args:
+        decoder: mmdet's `DetrTransformerDecoder`.
+        memory: (B, S, D) tokens of the map.
+        position: (B or 1, S, D) of the tokens.
+        places: (1, Q, D) of the queries.
+        padded: (B, 1, 1, S) bool, tokens that no query looks at.
+    """
+    key = memory + position
+
+    def look(attention: nn.Module, query: torch.Tensor) -> torch.Tensor:
+        return attend_to(attention, query + places, key, memory, padded)
+
+    attend = dict(self_attn=among_themselves(places), cross_attn=look)
+    found = for_every_image(torch.zeros_like(places), memory.shape[0])
+    for layer in decoder.layers:
+        found = run_layer(layer, found, attend)
+    return found if decoder.post_norm is None else decoder.post_norm(found)
+
+
+def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.SymInt) -> torch.Tensor:
+    """Return what is learned, (1, Q, D), as (B, Q, D).
+
+    Of an expanded tensor torch.export freezes a dynamic batch; other graphs stay as their files have them.
+    """
+    if isinstance(batch, torch.SymInt):
+        return learned.repeat(batch, 1, 1)
+    return learned.expand(batch, -1, -1)

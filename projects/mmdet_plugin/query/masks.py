@@ -19,7 +19,7 @@ from torch import nn
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.deformable_attention import attend_tokens
-from mmdeploy_ext.exporting.postprocess.mask_resize import composed
+from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
 from mmdeploy_ext.exporting.same_bytes import SameBytes
@@ -145,8 +145,7 @@ class Mask2FormerNetwork(nn.Module):
         return head.cls_embed(normed), self._masks(normed, features)
 
     def _masks(self, normed: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        masks = self.model.panoptic_head.mask_embed(normed) @ features.flatten(2)
-        return masks.reshape(masks.shape[0], masks.shape[1], features.shape[2], features.shape[3])
+        return masks_of(self.model.panoptic_head.mask_embed(normed), features)
 
     def _outside(self, query: torch.Tensor, features: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """Return (B, 1, Q, h * w) bool: cells outside of the mask of a query; nowhere where it is empty."""
@@ -154,6 +153,12 @@ class Mask2FormerNetwork(nn.Module):
         masks = F.interpolate(masks, source.shape[-2:], mode='bilinear', align_corners=False)
         inside = (masks.sigmoid() >= 0.5).to(masks.dtype).flatten(2)
         return ((inside < 0.5) & (inside.amax(2, True) > 0.5))[:, None]
+
+
+def masks_of(embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Return mask logits (B, Q, H4, W4) of queries (B, Q, D) in features (B, D, H4, W4)."""
+    masks = embedded @ features.flatten(2)
+    return masks.reshape(masks.shape[0], masks.shape[1], features.shape[2], features.shape[3])
 
 
 class MasksFullForm(nn.Module):
@@ -194,13 +199,7 @@ class MasksFullForm(nn.Module):
         self, masks: torch.Tensor, query: torch.Tensor, img_shape: torch.Tensor, ori_shape: torch.Tensor
     ) -> torch.Tensor:
         """Return logits (B, n, h, w): resized to the input, cut to the image, resized to the original."""
-        size = hw(masks)
-        padded = size * RATIO
-        whole = padded.to(img_shape)[None]
-        crop = torch.where(img_shape > 0, torch.minimum(img_shape, whole), whole)
-        target = torch.where(ori_shape > 0, ori_shape, padded)
-        rows = composed(size[0], crop[:, :1, None], target[0], RATIO)
-        columns = composed(size[1], crop[:, 1:, None], target[1], RATIO)
+        rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
         return rows[:, None] @ (pick_rows(masks, query) @ columns.transpose(1, 2)[:, None])
 
 

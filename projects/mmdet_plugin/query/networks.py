@@ -19,7 +19,7 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.deformable_attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.sizes import hw
-from projects.mmdet_plugin.query.layers import among_themselves, attend_to, run_layer
+from projects.mmdet_plugin.query.layers import among_themselves, decode_queries, encode_tokens, run_layer
 from projects.mmdet_plugin.query.padding import Level, SinePositions, periods, tokens_of, waves
 from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
 
@@ -33,16 +33,6 @@ BORDER = 0.01
 """Proposals nearer to 0 or 1 than this are none."""
 PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
 """Of the encoding of proposals."""
-
-
-def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.SymInt) -> torch.Tensor:
-    """Return what is learned, (1, Q, D), as (B, Q, D).
-
-    Of an expanded tensor torch.export freezes a dynamic batch; other graphs stay as their files have them.
-    """
-    if isinstance(batch, torch.SymInt):
-        return learned.repeat(batch, 1, 1)
-    return learned.expand(batch, -1, -1)
 
 
 def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
@@ -134,29 +124,10 @@ class DetrNetwork(QueryNetwork):
         head, (level,) = self.model.bbox_head, levels
         position = self.positions(level)
         padded = level.inside()[:, None, None] < 0.5
-        memory = self._encode(tokens_of(maps), position, padded)
-        found = self._decode(memory, position, padded)
+        memory = encode_tokens(head.transformer.encoder, tokens_of(maps), position, padded)
+        places = head.query_embedding.weight[None]
+        found = decode_queries(head.transformer.decoder, memory, position, places, padded)
         return head.fc_cls(found), head.fc_reg(head.activate(head.reg_ffn(found))).sigmoid()
-
-    def _encode(self, tokens: torch.Tensor, position: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-        encoder = self.model.bbox_head.transformer.encoder
-        for layer in encoder.layers:
-            tokens = run_layer(layer, tokens, dict(self_attn=among_themselves(position, padded)))
-        return tokens if encoder.post_norm is None else encoder.post_norm(tokens)
-
-    def _decode(self, memory: torch.Tensor, position: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-        head = self.model.bbox_head
-        decoder, places = head.transformer.decoder, head.query_embedding.weight[None]
-        key = memory + position
-
-        def look(attention: nn.Module, query: torch.Tensor) -> torch.Tensor:
-            return attend_to(attention, query + places, key, memory, padded)
-
-        attend = dict(self_attn=among_themselves(places), cross_attn=look)
-        found = for_every_image(torch.zeros_like(places), memory.shape[0])
-        for layer in decoder.layers:
-            found = run_layer(layer, found, attend)
-        return found if decoder.post_norm is None else decoder.post_norm(found)
 
 
 class DeformableNetwork(QueryNetwork):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.exporting.postprocess.sizes import length
-from mmdeploy_ext.exporting.same_bytes import power
+from mmdeploy_ext.exporting.same_bytes import SameBytes, power
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,6 +121,27 @@ class SinePositions(nn.Module):
         if not self.normalize:
             return place
         return (place + self.offset) / (one.count + self.eps) * self.scale
+
+
+class PaddedSinePositions(SinePositions):
+    """Those of all cells: where a column, or a row, shows no image, mmdet counts none of its cells."""
+
+    def __init__(self, encoding: nn.Module) -> None:
+        """Compute the encoding of a count of none, the same bytes on every machine."""
+        super().__init__(encoding)
+        with torch.no_grad(), SameBytes():
+            none = torch.zeros(1)
+            if self.normalize:
+                none = (none + self.offset) / (none + self.eps) * self.scale
+            self.register_buffer('none', waves(none, self.periods), persistent=False)
+
+    def forward(self, level: Level) -> torch.Tensor:
+        """See `SinePositions`."""
+        y, x = (waves(self._along(one), self.periods) for one in (level.rows, level.columns))
+        shows_y, shows_x = (one.inside > 0 for one in (level.rows, level.columns))
+        y = torch.where(shows_x[:, None, :, None], y[:, :, None], self.none)
+        x = torch.where(shows_y[:, :, None, None], x[:, None], self.none)
+        return torch.cat([y, x], dim=3).flatten(1, 2)
 
 
 def tokens_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.runtime.panoptic import Segments
+from projects.mmdet_plugin.query import masks
 from projects.mmdet_plugin.two_stage import reference as two_stage
 from projects.mmdet_plugin.two_stage.reference import boxes_of_classes, instances_of_classes
 
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
     """Return the tensors of a form without post-processing; there is none."""
     raise NotImplementedError(form)
+
+
+def mask_tensors(
+    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any
+) -> dict[str, np.ndarray]:
+    """Return the logits of classes and of masks that mmdet's head gives after its last layer."""
+    image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
+    batch, _, *size = image.shape
+    shapes = feeds.get('img_shape', np.full((batch, 2), size))
+    metas = [dict(batch_input_shape=tuple(size), img_shape=(*map(int, shape), 3)) for shape in shapes]
+    with torch.no_grad():
+        every = model.panoptic_head(model.extract_feat(image), metas)
+    return {name: one[-1].cpu().numpy() for name, one in zip(masks.NAMES, every, strict=True)}
+
+
+def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
+    """Return the segments of mmdet's `simple_test`, at the original size whatever `rescale` says."""
+    found, classes = _tested(model, images, True), int(model.panoptic_fusion_head.num_classes)
+    return [Segments.of_map(one['pan_results'], classes) for one in found]
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:

@@ -10,6 +10,7 @@ from query_faulty import a_cell_off
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops import deformable_attention
+from mmdeploy_ext.exporting.postprocess import mask_resize
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.tasks.mask import match_detections
 from mmdeploy_ext.runtime.query_masks.model import detections
@@ -76,7 +77,9 @@ FAULTS = {
     'attention everywhere': altered(
         masks.Mask2FormerNetwork, '_outside', lambda right: lambda *given: right(*given) & False
     ),
-    'masks one cell off': altered(masks, 'composed', lambda right: lambda *given: right(*given).roll(1, 2)),
+    'masks one cell off': altered(
+        mask_resize, 'composed', lambda right: lambda *given: right(*given).roll(1, 2)
+    ),
     'padding not cut': altered(
         masks.MasksFullForm,
         '_resized',
@@ -113,8 +116,7 @@ def test_a_planted_fault_is_refused(fault, monkeypatch):
 @pytest.mark.parametrize(
     ('config', 'said'),
     [
-        ('maskformer/maskformer_r50_mstrain_16x1_75e_coco.py', 'MaskFormer: no detector of masks by queries'),
-        ('mask2former/mask2former_r50_lsj_8x2_50e_coco.py', 'instance_on is False: it gives no instances'),
+        ('mask2former/mask2former_r50_lsj_8x2_50e_coco.py', 'instance_on is False, and so is panoptic_on'),
     ],
 )
 def test_what_gives_no_instances_is_refused_by_name(config, said):

@@ -1,0 +1,44 @@
+"""The two bilinear resizes of masks, and the cut between them, as one matrix per axis.
+
+Glossary: see `exporting/postprocess/mask_resize.py`, which has the same in a graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def interpolation(source: int, target: int) -> np.ndarray:
+    """Return the weights (target, source) float32 of one bilinear resize with half-pixel centres."""
+    scale = np.float32(source) / np.float32(target)
+    place = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    place = np.clip(place, 0, source - 1).astype(np.float32)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(source, dtype=np.float32)), 0)
+
+
+def composed(size: int, crop: int, target: int, ratio: int) -> np.ndarray:
+    """Return the weights (target, size) of: resize by `ratio`, crop, resize."""
+    return interpolation(crop, target) @ interpolation(size, size * ratio)[:crop]
+
+
+def resizing(
+    size: Sequence[int], img_shape: Sequence[float], ori_shape: Sequence[int], ratio: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights of rows (h, H4) and of columns (w, W4): resize to the input, crop, resize.
+
+    Args:
+        size: H4, W4.
+        img_shape: height and width before padding; 0 means all of the input.
+        ori_shape: height and width of the results; 0 means those of the input.
+        ratio: pixels of the input per pixel of the masks.
+    """
+    padded = [side * ratio for side in size]
+    crop = [min(int(side), most) if side > 0 else most for side, most in zip(img_shape, padded, strict=True)]
+    target = [int(side) if side > 0 else most for side, most in zip(ori_shape, padded, strict=True)]
+    rows, columns = (composed(*sizes, ratio) for sizes in zip(size, crop, target, strict=True))
+    return rows, columns

@@ -1,0 +1,161 @@
+"""Panoptic maps without PyTorch: what a map holds, and the two ways in which mmdet fuses masks into one.
+
+A pixel of a map has the class of its segment, and of a thing also its number: class + number * 1000, as in
+mmdet. A pixel of no segment has the number of classes.
+
+Source of the algorithms: mmdet 2.28.2 `seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py`
+(`panoptic_postprocess`) and `heuristic_fusion_head.py`.
+
+Glossary: Q queries, C classes, T classes of things, S classes of stuff, n instances, H4, W4 a quarter of the
+network input, h, w size of the map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.runtime.mask_resize import resizing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+OFFSET = 1000
+"""Between the numbers of things, as mmdet's `INSTANCE_OFFSET`."""
+RATIO = 4
+"""Pixels of the network input per pixel of logits."""
+FAINTEST = -80.0
+"""Logits below this are as faint as this; see `exporting/postprocess/panoptic.py`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments(Instances):
+    """Segments of one image, which share no pixel; all scores are 1, as mmdet gives none.
+
+    Attributes:
+        ids: (n,) int64 values of a panoptic map.
+    """
+
+    scored = False
+    ids: np.ndarray
+
+    @classmethod
+    def of_map(cls, panoptic: np.ndarray, classes: int) -> Segments:
+        """Return the segments of a map (h, w) of `classes` classes."""
+        ids = np.unique(panoptic).astype(np.int64)
+        ids = ids[ids % OFFSET != classes]
+        masks = panoptic[None] == ids[:, None, None]
+        return cls(masks, np.ones(len(ids), np.float32), ids % OFFSET, ids)
+
+    def to_map(self, classes: int) -> np.ndarray:
+        """Return the map (h, w) int32; `classes` where there is no segment."""
+        panoptic = np.full(self.masks.shape[1:], classes, np.int32)
+        for mask, one in zip(self.masks, self.ids, strict=True):
+            panoptic[mask] = one
+        return panoptic
+
+    def place(self, index: int) -> dict[str, Any]:
+        """See `Scored.place`: as for instances, with the value in the map."""
+        return dict(super().place(index), id=int(self.ids[index]))
+
+
+def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segments]:
+    """Return the segments per image of a `full` graph.
+
+    Args:
+        outputs: `panoptic` (B, h, w) int32.
+        classes: of the model, of things and of stuff.
+
+    Raises:
+        ModelFileError: the map holds a class that the model does not have.
+    """
+    panoptic = outputs['panoptic']
+    wrong = (panoptic < 0) | (panoptic % OFFSET > classes)
+    if wrong.any():
+        raise ModelFileError(
+            f'panoptic: a pixel is {int(panoptic[wrong][0])}, which is no class + number * {OFFSET} of '
+            f'{classes} classes'
+        )
+    return [Segments.of_map(one, classes) for one in panoptic]
+
+
+def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[int]) -> np.ndarray:
+    """Return logits (n, h, w) float32: resized to the input, cut to the image, resized to the original.
+
+    Args:
+        logits: (n, H4, W4) float32.
+        img_shape: height and width before padding; 0 means the input's.
+        ori_shape: height and width of the result; 0 means the input's.
+    """
+    rows, columns = resizing(logits.shape[1:], img_shape, ori_shape, RATIO)
+    return rows @ (logits @ columns.T)
+
+
+def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    """Give every pixel to the query that is surest of it.
+
+    Args:
+        logits: (Q, C + 1), the last column is no class.
+        values: (Q, h, w) logits of masks.
+        facts: the `postprocess` entry of the file's metadata.
+
+    Returns:
+        The map (h, w) int32.
+    """
+    classes = facts['num_classes']
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    chances = shifted / shifted.sum(1, keepdims=True)
+    scores, labels = chances.max(1), chances.argmax(1)
+    kept = (labels != classes) & (scores > np.float32(facts['object_mask_thr']))
+    panoptic = np.full(values.shape[1:], classes, np.int32)
+    if not kept.any():
+        return panoptic
+    values = values[kept]
+    doubts = (1 + np.exp(-np.maximum(values, np.float32(FAINTEST)))) / scores[kept, None, None]
+    owner, number = doubts.argmin(0), 0
+    for index, label in enumerate(labels[kept]):
+        own, inside = owner == index, values[index] >= 0
+        area, original = int(own.sum()), int(inside.sum())
+        if not area or not original or area / original < facts['iou_thr']:
+            continue
+        thing = label < facts['num_things']
+        number += int(thing)
+        panoptic[own & inside if facts['filter_low_score'] else own] = label + OFFSET * number * int(thing)
+    return panoptic
+
+
+def fuse_instances(
+    masks: np.ndarray, labels: np.ndarray, semantic: np.ndarray, facts: Mapping[str, Any]
+) -> np.ndarray:
+    """Lay instances, the best first, over a semantic map.
+
+    Args:
+        masks: (n, h, w) bool, in descending order of scores.
+        labels: (n,).
+        semantic: (S + 1, h, w) logits of stuff; the last class is no stuff.
+        facts: the `postprocess` entry of the file's metadata.
+
+    Returns:
+        The map (h, w) int32.
+    """
+    classes, things = facts['num_classes'], facts['num_things']
+    panoptic = (semantic.argmax(0) + things).astype(np.int32)
+    taken, number = np.zeros(panoptic.shape, bool), 0
+    for mask, label in zip(masks, labels, strict=True):
+        area = np.float32(mask.sum())
+        if not area or np.float32((mask & taken).sum()) / (area + np.float32(1e-5)) > np.float32(
+            facts['mask_overlap']
+        ):
+            continue
+        number += 1
+        panoptic[mask & ~taken] = label + OFFSET * number
+        taken |= mask
+    for label in range(things, classes):
+        own = panoptic == label
+        if own.sum() < facts['stuff_area_limit']:
+            panoptic[own] = classes
+    return panoptic

@@ -1,0 +1,1 @@
+"""Detectors of queries that give panoptic maps, without PyTorch."""

@@ -1,0 +1,57 @@
+"""From logits of classes and masks of queries to panoptic maps; `exporting/postprocess/panoptic.py` has how.
+
+Glossary: B batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the map.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
+from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
+from projects.mmdet_plugin.query.masks import RATIO
+
+if TYPE_CHECKING:
+    import torch
+
+
+def facts_of(fusion: nn.Module) -> dict[str, Any]:
+    """Return the settings of mmdet's fusion head, as files tell them to `runtime/query_panoptic`."""
+    test_cfg = fusion.test_cfg
+    return dict(
+        num_classes=int(fusion.num_classes),
+        num_things=int(fusion.num_things_classes),
+        object_mask_thr=float(test_cfg.get('object_mask_thr', 0.8)),
+        iou_thr=float(test_cfg.get('iou_thr', 0.8)),
+        filter_low_score=bool(test_cfg.get('filter_low_score', False)),
+    )
+
+
+class MapFullForm(nn.Module):
+    """What the `full` form adds to the network: masks at the size of the original, fused into a map."""
+
+    def __init__(self, fusion: nn.Module) -> None:
+        """Read the settings of mmdet's fusion head."""
+        super().__init__()
+        self.fusion = QueryFusion(facts_of(fusion))
+
+    def forward(
+        self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Post-process.
+
+        Args:
+            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
+            ori_shape: (2,) int64 height and width of the map; 0 means the input size.
+            logits: (B, Q, C + 1).
+            masks: (B, Q, H4, W4) logits.
+
+        Returns:
+            The map (B, h, w) int32.
+        """
+        rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
+        values = rows[:, None] @ (masks @ columns.transpose(1, 2)[:, None])
+        return (tap('panoptic', self.fusion(logits, values)),)

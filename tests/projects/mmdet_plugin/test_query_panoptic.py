@@ -1,0 +1,204 @@
+"""Panoptic maps of queries against mmdet's own `simple_test`: both forms, exported, faults, and refusals."""
+
+import dataclasses
+import functools
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.exporting.postprocess import mask_resize, panoptic
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.proof.tasks.panoptic import match_detections
+from mmdeploy_ext.runtime.panoptic import Segments, segments_of
+from mmdeploy_ext.runtime.query_panoptic.model import detections
+from planting import altered
+from projects.mmdet_plugin.query import maskformer, padding
+from projects.mmdet_plugin.query import panoptic as forms
+from toy_query import exported, images, options_of, run_stages, seeded, toy
+
+FAMILY, CLASSES = FAMILIES['query_panoptic'], 6
+ORIGINAL = (150, 210)
+KINDS = ('panoptic', 'maskformer')
+
+
+def pictures(*chosen):
+    """Return pictures of one original size, whose contents in the input differ."""
+    return [dataclasses.replace(one, ori_shape=ORIGINAL) for one in images(*chosen)]
+
+
+def file_of(kind, form):
+    """Return what the runtime reads of a file."""
+    return types.SimpleNamespace(form=form, postprocess=FAMILY.postprocess_facts(seeded(kind)))
+
+
+def rows(kind, form, outputs, prepared, wanted):
+    arrays = {name: np.asarray(one) for name, one in outputs.items()}
+    found = detections(file_of(kind, form), arrays, FAMILY.feeds(prepared, True))
+    return [match_detections('image', one, other) for one, other in zip(wanted, found, strict=True)]
+
+
+def same(kind, form, outputs, prepared):
+    """Assert that segments are those of `simple_test`, and that there are things and stuff among them."""
+    wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+    for row in rows(kind, form, outputs, prepared, wanted):
+        assert row.passed, row
+    labels = np.concatenate([one.labels for one in wanted])
+    assert len(labels) >= 8 and labels.min() < 4 <= labels.max() < CLASSES
+
+
+@pytest.mark.parametrize('form', ['full', 'raw'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_eager_segments_of_every_image_are_those_of_simple_test(kind, form):
+    prepared, options = pictures(3), options_of(family='query_panoptic', form=form)
+    FAMILY.check(toy(kind), options)
+    same(kind, form, run_stages(FAMILY.stages(seeded(kind), options), FAMILY.feeds(prepared, True)), prepared)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_tensors_of_the_raw_form_are_those_of_the_head(kind):
+    feeds, options = FAMILY.feeds(pictures(3), True), options_of(family='query_panoptic', form='raw')
+    outputs = run_stages(FAMILY.stages(seeded(kind), options), feeds)
+    for name, wanted in FAMILY.reference_tensors(seeded(kind), feeds, 'raw').items():
+        assert np.abs(np.asarray(outputs[name]) - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'exporter'),
+    [
+        ('maskformer', 'torchscript'),
+        pytest.param('panoptic', 'torchscript', marks=pytest.mark.matrix),
+        pytest.param('panoptic', 'dynamo', marks=pytest.mark.matrix),
+        pytest.param('maskformer', 'dynamo', marks=pytest.mark.matrix),
+    ],
+)
+def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
+    options = options_of(family='query_panoptic', dynamic=True, exporter=exporter)
+    options = options.replace(opset=18) if exporter == 'dynamo' else options
+    run = exported(FAMILY, seeded(kind), options, pictures(1))
+    for prepared in (pictures(3, (192, 256), 9), pictures(2, (256, 160), 3)):
+        wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+        for row in rows(kind, 'full', run(prepared), prepared, wanted):
+            assert row.passed and row.reference, row
+
+
+def changed(**settings):
+    """Return a fault that reads other settings of the fusion head."""
+    return altered(forms, 'facts_of', lambda right: lambda fusion: right(fusion) | settings)
+
+
+def alike(right):
+    """Return a `where` that gives the same weight to all queries that are kept."""
+    return lambda condition, one, other: (
+        right(condition, torch.ones_like(one), other) if other.isinf().any() else right(condition, one, other)
+    )
+
+
+FAULTS = {
+    'scores left out': altered(torch, 'where', alike),
+    'share of the mask ignored': changed(iou_thr=0.0),
+    'threshold of scores lower': changed(object_mask_thr=0.0),
+    'threshold of scores higher': changed(object_mask_thr=0.99),
+    'low scores not filtered': changed(filter_low_score=False),
+    'stuff taken for things': changed(num_things=CLASSES),
+    'things not told apart': altered(
+        panoptic, 'ids_of', lambda right: lambda labels, accepted, things: labels
+    ),
+    'class beside': altered(
+        panoptic, 'ids_of', lambda right: lambda labels, *rest: right((labels + 1) % CLASSES, *rest)
+    ),
+    'masks one cell off': altered(
+        mask_resize, 'composed', lambda right: lambda *given: right(*given).roll(1, 2)
+    ),
+    'padding not cut': altered(
+        forms, 'resizing_of', lambda right: lambda masks, shape, *rest: right(masks, shape * 0, *rest)
+    ),
+}
+OF_MASKFORMER = {
+    'padding looked at': altered(
+        padding.Level, 'inside', lambda right: lambda self: torch.ones_like(right(self))
+    ),
+    'positions of padding counted': altered(
+        maskformer, 'PaddedSinePositions', lambda right: padding.SinePositions
+    ),
+}
+
+
+@functools.cache
+def reference(kind):
+    return FAMILY.reference_detections(seeded(kind), pictures(3), True)
+
+
+def judged(kind):
+    """Return whether the segments of all images pass, by the code as it is now."""
+    options, prepared = options_of(family='query_panoptic'), pictures(3)
+    outputs = run_stages(FAMILY.stages(seeded(kind), options), FAMILY.feeds(prepared, True))
+    return all(row.passed for row in rows(kind, 'full', outputs, prepared, reference(kind)))
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_planted_fault_is_refused(fault, monkeypatch):
+    reference('panoptic')  # before the fault
+    FAULTS[fault](monkeypatch)
+    assert not judged('panoptic')
+
+
+def test_padding_that_is_looked_at_is_refused(monkeypatch):
+    reference('maskformer')
+    OF_MASKFORMER['padding looked at'](monkeypatch)
+    assert not judged('maskformer')
+
+
+def test_positions_of_padding_reach_the_masks(monkeypatch):
+    feeds, options = FAMILY.feeds(pictures(3), True), options_of(family='query_panoptic', form='raw')
+    wanted = FAMILY.reference_tensors(seeded('maskformer'), feeds, 'raw')['mask_logits']
+    OF_MASKFORMER['positions of padding counted'](monkeypatch)
+    found = run_stages(FAMILY.stages(seeded('maskformer'), options), feeds)['mask_logits']
+    assert np.abs(np.asarray(found) - wanted).max() > 1e-3 * np.abs(wanted).max()
+
+
+def test_a_map_is_its_segments():
+    panoptic = np.full((4, 6), CLASSES, np.int32)
+    panoptic[:2], panoptic[2:, :2], panoptic[2:, 2:4] = 5, 1001, 2001
+    found = Segments.of_map(panoptic, CLASSES)
+    assert found.ids.tolist() == [5, 1001, 2001] and found.labels.tolist() == [5, 1, 1]
+    assert (found.to_map(CLASSES) == panoptic).all()
+    assert [entry['id'] for entry in found.to_json()] == [5, 1001, 2001]
+    with pytest.raises(ModelFileError, match='a pixel is 1007, which is no class'):
+        segments_of(dict(panoptic=panoptic[None] + (panoptic == 5) * 1002), CLASSES)
+
+
+def test_segments_that_differ_in_class_or_pixels_are_not_matched():
+    panoptic = np.full((40, 60), CLASSES, np.int32)
+    panoptic[:20], panoptic[20:, :30] = 4, 1001
+    right = Segments.of_map(panoptic, CLASSES)
+    for change in (
+        lambda one: one.__setitem__((slice(20, None), slice(0, 30)), 1002),
+        lambda one: one.__setitem__((slice(20, None), slice(29, 30)), CLASSES),
+        lambda one: one.__setitem__((slice(20, 30), slice(0, 30)), 2001),
+        lambda one: one.__setitem__((slice(None), slice(None)), CLASSES),
+    ):
+        other = panoptic.copy()
+        change(other)
+        assert not match_detections('image', right, Segments.of_map(other, CLASSES)).passed
+        assert not match_detections('image', Segments.of_map(other, CLASSES), right).passed
+    renumbered = np.where(panoptic == 1001, 7001, panoptic)
+    assert match_detections('image', right, Segments.of_map(renumbered, CLASSES)).passed
+
+
+def test_what_cannot_be_fused_is_refused_by_name():
+    config = mmdet_config('maskformer/maskformer_r50_mstrain_16x1_75e_coco.py')
+    cfg = load_config(config)
+    assert find_family(cfg) is FAMILY
+    cfg.model.panoptic_fusion_head.num_things_classes = 79
+    with pytest.raises(ConfigError, match='80 things and 53 stuff classes, panoptic_fusion_head 79 and 53'):
+        FAMILY.check(cfg, options_of(family='query_panoptic'))
+    cfg = load_config(config)
+    cfg.model.test_cfg.panoptic_on = False
+    assert find_family(cfg).name == 'query_masks'
+    with pytest.raises(ConfigError, match='instance_on is False, and so is panoptic_on') as refused:
+        find_family(cfg).check(cfg, options_of(family='query_masks'))
+    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
