@@ -244,6 +244,18 @@ ENTRIES = (
         why='full size',
         test=TOOLS + 'test_graph_tool.py::test_a_good_file_keeps_the_contract',
     ),
+    Entry(
+        r'python tools/(deployment/pytorch2onnx.py .*--contract cuda-bevfusion|onnx/graph.py check-folder)',
+        why='full size',
+        test=PROJECTS + 'mmdet3d_plugin/test_bevfusion_cuda.py::'
+        'test_the_files_are_proven_on_frames_of_other_rigs',
+    ),
+    Entry(
+        r'python tools/onnx/graph.py write-tables',
+        why='full size',
+        test=PROJECTS + 'mmdet3d_plugin/test_bevfusion_cuda.py::'
+        'test_the_tables_of_a_rig_are_written_as_the_runtime_has_them',
+    ),
     # ---- the test loop
     Entry(
         r'(NNODES|GPUS)=',

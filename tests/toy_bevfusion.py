@@ -96,4 +96,4 @@ def export(deployment, folder, **options):
     """Return the paths of the files of an export."""
     chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
     export_files(deployment, chosen, str(folder))
-    return [str(folder / f'{name}.onnx') for name in deployment.family.files]
+    return [str(folder / f'{name}.onnx') for name in deployment.family.names_of(chosen)]

@@ -9,7 +9,15 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.apps.graph_commands import comparison, editing, inspection, reduction, rewriting, sparse
+from mmdeploy_ext.apps.graph_commands import (
+    comparison,
+    editing,
+    folders,
+    inspection,
+    reduction,
+    rewriting,
+    sparse,
+)
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import Mm2OnnxError
 
@@ -26,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     **editing.COMMANDS,
     **rewriting.COMMANDS,
     **sparse.COMMANDS,
+    **folders.COMMANDS,
 }
 
 

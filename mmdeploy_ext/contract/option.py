@@ -40,6 +40,7 @@ class Option:
         group: title above it in the help.
         open: whether families may have other choices.
         refused: values that are no choice -> why.
+        fixes: choice -> what it fixes of other options, by name.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Option:
     group: str = ''
     open: bool = False
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    fixes: Mapping[Any, Mapping[str, Any]] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def typed(self) -> str:
@@ -212,6 +214,19 @@ class Options(Mapping[str, Any]):
                 other, wanted = option.only_with
                 goes_with = f'goes with {known[other].with_value(wanted, where)}, got {self[other]}'
                 raise UsageError(f'{option.with_value(value, where)} {goes_with}')
+            by, fixed = self.fixed.get(option.name, (None, value))
+            if by is not None and value and value != fixed:
+                why = f'{known[by].with_value(self[by], where)} is written with {fixed}; leave it out'
+                raise UsageError(f'{option.with_value(value, where)}: {why}')
+
+    @property
+    def fixed(self) -> dict[str, tuple[str, Any]]:
+        """Name of an option -> the option whose choice fixes it, and its value."""
+        return {
+            name: (one.name, value)
+            for one in self.declared
+            for name, value in one.fixes.get(self[one.name], {}).items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return what the metadata keep, as plain JSON types."""

@@ -147,6 +147,12 @@ LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
 DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
 """What every family of frames or sweeps has."""
 
+CONTRACT = Option(
+    'contract', '', 'which files are written, and what they take', key='contract', stated=True,
+    group='models of cameras and sweeps',
+)  # fmt: skip
+"""Of families that write one of several sets of files; each has its own choices."""
+
 SPARSE = (
     Option(
         'target',

@@ -101,6 +101,8 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
     """
     if 'opset' not in options:
         return options
+    if 'opset' in options.fixed:  # of graphs that leave out what would need another one
+        return options.replace(opset=options.fixed['opset'][1])
     opset = options.opset or default_opset(model, options.exporter)
     check_opset(opset, options.exporter)
     check_operators(model, opset)

@@ -54,7 +54,7 @@ def check_output(output: str, options: Options, family: Family, where: str = '--
         raise UsageError(f'{where}{output}: {what} {wanted}')
     if not one and Path(output).is_file():
         raise UsageError(f'{where}{output}: is a file, expected a folder')
-    paths = [Path(output)] if one else [Path(output) / f'{name}.onnx' for name in family.files]
+    paths = [Path(output)] if one else [Path(output) / f'{name}.onnx' for name in family.names_of(options)]
     for path in paths:
         check_writable(path)
     will_write(where.strip(' ='), paths)
@@ -208,8 +208,9 @@ def read_files(path: str) -> ExportedFiles:
     """
     known = {str(file): read_metadata(str(file)) for file in model_files(path)}
     check_same_export(known)
-    family = FAMILIES.get(next(iter(known.values())).family)
-    names = family.files if family is not None else ()
+    first, metadata = next(iter(known.items()))
+    family = FAMILIES.get(metadata.family)
+    names = () if family is None else family.names_of(family.written(metadata.options, first))
     places = {name: place for place, name in enumerate(names)}
     order = sorted(known, key=lambda file: (places.get(known[file].form, len(names)), file))
     return ExportedFiles(order, known[order[-1]])

@@ -18,6 +18,7 @@ from mmdeploy_ext.exporting.ops import (  # noqa: F401  (they register themselve
     window_attention,
 )
 from mmdeploy_ext.exporting.ops.forms import ALL
+from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.simplify import simplify
@@ -101,7 +102,7 @@ export_module = functools.partial(exporter.export_module, operators=ALL)
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
-    """Check the model and write it atomically.
+    """Check the model and write it atomically; one of the libspconv dialect is no valid ONNX.
 
     Raises:
         ExportError: onnx.checker refuses the model.
@@ -110,7 +111,8 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
         kept = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, {**kept, **metadata.to_props()})
     try:
-        onnx.checker.check_model(model)
+        if not is_sparse(model):
+            onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ExportError(f'{path}: onnx.checker refuses the exported model: {error}') from error
     with atomic_path(path) as temporary:

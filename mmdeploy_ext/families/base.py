@@ -193,6 +193,10 @@ class Family(abc.ABC):
         """Return where an export goes that was given no name; `stem` is of the config's file name."""
         return stem if self.files else 'tmp.onnx'
 
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        """Return the names of the graphs of an export, as `files` has those of the default."""
+        return self.files
+
     def one_file(self, options: Options) -> bool:
         """Return whether an export is one file; otherwise it is a folder of graphs."""
         return not self.files

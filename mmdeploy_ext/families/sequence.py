@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -65,6 +66,14 @@ class SequenceFamily(Family):
     @abc.abstractmethod
     def reference(self, model: torch.nn.Module) -> Stepper:
         """Return the unpatched PyTorch model as a stepper."""
+
+    def reference_of(self, model: torch.nn.Module, options: Options) -> Stepper:
+        """Return the reference of files with these options; that of all, unless a contract shows more."""
+        return self.reference(model)
+
+    def between_files(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        """Return what a runner computes between the files of a contract, which the proof compares, too."""
+        return ()
 
     @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:

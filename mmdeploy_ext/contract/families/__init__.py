@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.options import IMAGE, OF_SOME
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
 
     from mmdeploy_ext.contract.option import Option
@@ -35,17 +36,33 @@ def _have(attribute: str) -> dict[str, Any]:
 
 
 def _own_options() -> tuple[Option, ...]:
-    """Return each option once; the families that have it stand before the help of those of `OF_SOME`."""
+    """Return each option once; the families that have it stand before the help of those of `OF_SOME`.
+
+    One of which families have choices of their own has the choices of all.
+    """
     having: dict[Option, list[str]] = {}
+    of_name: dict[str, dict[str, Option]] = {}
     for family, options in _have('OPTIONS').items():
         for option in options:
-            having.setdefault(option, []).append(family)
+            of_name.setdefault(option.name, {})[family] = option
+    for families in of_name.values():
+        having[_joint(families)] = list(families)
     return tuple(
         dataclasses.replace(option, help=f'{", ".join(names)}: {option.help}')
         if option.group == OF_SOME
         else option
         for option, names in having.items()
     )
+
+
+def _joint(families: Mapping[str, Option]) -> Option:
+    """Return one option of those of one name; that they differ in more than their choices shows its test."""
+    first, *others = families.values()
+    if all(other == first for other in others):
+        return first
+    choices = dict.fromkeys(choice for option in families.values() for choice in option.choices)
+    text = '; '.join(f'{family}: {option.help}' for family, option in families.items())
+    return dataclasses.replace(first, choices=tuple(choices), help=text)
 
 
 DETECTOR = (*IMAGE, *_own_options())

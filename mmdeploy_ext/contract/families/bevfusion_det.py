@@ -1,10 +1,49 @@
-"""BEVFusion whole: what its files tell `runtime/bevfusion_det`."""
+"""BEVFusion whole: its options, and what its files tell `runtime/bevfusion_det`."""
 
 from __future__ import annotations
 
-from mmdeploy_ext.contract.schema import items, one_of, record
-from mmdeploy_ext.contract.values import COUNT, FLAG
+import dataclasses
 
+from mmdeploy_ext.contract.options import CONTRACT as DECLARED
+from mmdeploy_ext.contract.schema import exactly, items, maybe, number, one_of, record
+from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, RANGE
+
+PORTABLE, CUDA = 'portable', 'cuda-bevfusion'
+CONTRACT = dataclasses.replace(
+    DECLARED,
+    default=PORTABLE,
+    help='portable: three graphs of standard operators, points to boxes (default); cuda-bevfusion: the files '
+    "that NVIDIA's CUDA-BEVFusion loads, by its names and shapes",
+    choices=(PORTABLE, CUDA),
+    fixes={CUDA: dict(opset=13, exporter='torchscript', precision='fp32')},
+)
+OPTIONS = (CONTRACT,)
+NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
 POSTPROCESS = record(
-    dict(sensors=items(one_of('camera', 'lidar'), 1, 2), queries=COUNT, uses_points=FLAG), closed=False
+    dict(
+        sensors=items(one_of('camera', 'lidar'), 1, 2),
+        queries=COUNT,
+        uses_points=FLAG,
+        view=record(
+            dict(
+                image_size=exactly(2, COUNT),
+                columns=NUMBERS,
+                rows=NUMBERS,
+                depths=NUMBERS,
+                centre=TRIPLE,
+                step=TRIPLE,
+                count=exactly(3, COUNT),
+            )
+        ),
+        coder=record(
+            dict(
+                pc_range=items(number(), 2, 6),
+                voxel_size=items(POSITIVE, 2, 3),
+                out_size_factor=COUNT,
+                post_center_range=maybe(RANGE),
+                score_threshold=maybe(number()),
+            )
+        ),
+    ),
+    closed=False,
 )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.schema import maybe, number, record
 from mmdeploy_ext.contract.values import COUNT, RANGE
 
 GROUP = 'multi-camera models (StreamPETR)'
-CONTRACT = Option(
-    'contract',
-    'deploy',
-    'deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the StreamPETR '
-    'deployment fork',
-    ('deploy', 'fork'),
-    key='contract',
-    stated=True,
-    group=GROUP,
+CONTRACT = dataclasses.replace(
+    options.CONTRACT,
+    default='deploy',
+    help='deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the '
+    'StreamPETR deployment fork',
+    choices=('deploy', 'fork'),
 )
 FORK_VERSION = Option(
     'fork_version',

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.levels.base import Proof
 from mmdeploy_ext.proof.levels.graph_level import judge
+from mmdeploy_ext.proof.levels.sparse_structure import check_dialect
 from mmdeploy_ext.proof.levels.structure import check_structure
 from mmdeploy_ext.proof.provenance import override_notes, provenance
 
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.proof.fresh import Reference
     from mmdeploy_ext.proof.results import Check, GraphResult
+
+ROUNDED = (
+    'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '
+    'do to its map is a row of its own; what the engine itself rounds is not shown here'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +112,14 @@ class ExportedProof(Proof):
     def checks(self, file: ExportedFile) -> list[Check]:
         """See `Proof.checks`."""
         promised = self.expected(file)[1:]
+        if is_sparse(file.model):
+            checks, notes = check_dialect(file.path, file.model)
+            known = self.verdict.notes
+            known += [note for note in (*notes, ROUNDED) if note not in known]
+        else:
+            checks = check_structure(file.model, file.metadata)
         return [
-            *check_structure(file.model, file.metadata),
+            *checks,
             *provenance(self.deployment, file.metadata, *promised),
         ]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
@@ -81,9 +82,13 @@ class FramesProof(ExportedProof):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
-        self.spec, self.clock = output_spec(self.metadata), Clock()
+        family, more = (
+            self.deployment.family,
+            self.deployment.family.between_files(self.deployment.model, self.asked_for),
+        )
+        self.spec, self.clock = output_spec(self.metadata, more), Clock()
         self.who = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
-        self.reference: Stepper = self.deployment.family.reference(self.deployment.model)
+        self.reference: Stepper = family.reference_of(self.deployment.model, self.asked_for)
         self.runner = self.open_runner(stack)
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
@@ -137,10 +142,16 @@ class SweepProof(FramesProof):
         return Case(sweep.name, shape, False, tuple(rows), (detections,)), [pair]
 
 
-def output_spec(metadata: Sequence[Metadata]) -> GraphSpec:
-    """Return the outputs of all files of an export together, and which of them are state."""
+def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:
+    """Return the outputs of all files of an export together, and which of them are state.
+
+    Args:
+        metadata: of the files.
+        between: what the runner computes between them.
+    """
     specs = [entry.spec for entry in metadata]
     outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
+    outputs |= {tensor.name: tensor for tensor in between}
     state = tuple(pair for spec in specs for pair in spec.state)
     return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
 

@@ -9,31 +9,29 @@ Needs numpy, numba and ONNX Runtime, no PyTorch. Glossary: N cameras, P points, 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.core.errors import DataError, InferenceError, ShapeError
+from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.runtime.bevfusion_det.cuda import DENSE, CudaBEVFusion
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
-from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
-from mmdeploy_ext.runtime.points import check_in_range, check_points
+from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from mmdeploy_ext.inputs.fusion import FusionRule
+    from mmdeploy_ext.runtime.frames import FusedFrame
 
-FAMILY = 'bevfusion_det'
 GRAPHS = ('rig', 'lidar', 'frame')
 """Files of one export, by their `form`."""
-MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
-"""Of a calibration, see `FusedFrame`."""
-INVERTED = ('camera_intrinsics', 'img_aug_matrix', 'lidar_aug_matrix')
 
 
 class BEVFusionOnnx(Memoryless):
@@ -103,11 +101,7 @@ class BEVFusionOnnx(Memoryless):
             DataError: points or matrices that cannot be.
             InferenceError: the engine failed or gave NaN.
         """
-        points = check_points(frame.points, self.width, frame.name)
-        check_in_range(points, self.rule.voxels.point_cloud_range, frame.name)
-        check_calibration(frame.calibration, self.rule.views.num_cameras, frame.name)
-        views = self.rule.views
-        images = check_images(frame, views.input_size, views.num_cameras)
+        points, images = checked(frame, self.rule)
         given = dict(frame.calibration, img=images, points=points[:, :3])
         start = time.perf_counter()
         cells = self._cells_of(given)
@@ -143,45 +137,16 @@ def detections(outputs: Mapping[str, np.ndarray]) -> Detections3D:
     return Detections3D(outputs['boxes'][rows], outputs['scores'][rows], labels[rows].astype(np.int64))
 
 
-def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> np.ndarray:
-    """Return the pictures of a frame (N, 3, H, W) float32, or refuse them.
-
-    Args:
-        frame: that has them.
-        size: (H, W), pixels.
-        cameras: N; 0 takes any number.
-
-    Raises:
-        ShapeError: none, or of another shape.
-    """
-    images = getattr(frame, 'images', None)
-    wanted = (cameras or (len(images) if images is not None else 'N'), 3, *size)
-    if images is None or images.shape != wanted:
-        shape = 'there are none' if images is None else f'of shape {images.shape}'
-        raise ShapeError(f'{frame.name or "frame"}: pictures of the cameras: {shape}; expected {wanted}')
-    return np.ascontiguousarray(images, np.float32)
+def is_cuda(paths: str | Path | Sequence[str | Path]) -> bool:
+    """Return whether files, or those of a folder, are of CUDA-BEVFusion's contract."""
+    inside = isinstance(paths, str | Path)
+    files = [Path(paths) / f'{DENSE[0]}.onnx'] if inside else [Path(path) for path in paths]
+    return any(file.name == f'{DENSE[0]}.onnx' and (not inside or file.is_file()) for file in files)
 
 
-def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
-    """Refuse a calibration that cannot be.
-
-    Raises:
-        DataError: a matrix lacks, holds NaN, or has no inverse where one is needed.
-        ShapeError: of another shape.
-    """
-    where = name or 'frame'
-    for key in MATRICES:
-        if key not in matrices:
-            raise DataError(f'{where}: the calibration has no {key}')
-        matrix, wanted = matrices[key], (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)
-        if matrix.shape != wanted:
-            raise ShapeError(f'{where}: {key} is of shape {matrix.shape}, expected {wanted}')
-        if not np.isfinite(matrix).all():
-            raise DataError(f'{where}: {key} holds NaN or infinity; mend the calibration')
-        square = matrix.reshape(-1, 4, 4)[:, :3, :3].astype(np.float64)
-        singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
-        if key in INVERTED and len(singular):
-            raise DataError(f'{where}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
+def opened(paths: str | Path | Sequence[str | Path], **options: Any) -> BEVFusionOnnx | CudaBEVFusion:
+    """Open an export of either contract; see the classes."""
+    return (CudaBEVFusion if is_cuda(paths) else BEVFusionOnnx)(paths, **options)
 
 
-OPENS = BEVFusionOnnx
+OPENS = opened

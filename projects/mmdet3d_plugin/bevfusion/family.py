@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.families.streampetr import CONTRACT
+from mmdeploy_ext.contract.families.bevfusion_det import CUDA, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.fusion import FusionRule
+from mmdeploy_ext.runtime.bevfusion_det.cuda import GRAPHS as CUDA_FILES
+from projects.mmdet3d_plugin.bevfusion import cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
-from projects.mmdet3d_plugin.bevfusion.reference import Reference
+from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
 from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
 from projects.mmdet3d_plugin.common.weights import load_whole
 
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.spec import TensorSpec
+    from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
-ONLY = "the files for NVIDIA's engine are not written yet, but for its sparse backbone: export_scn.py"
+CAMERAS = 6
 
 
 class BEVFusionFamily(SequenceFamily):
@@ -41,10 +44,10 @@ class BEVFusionFamily(SequenceFamily):
     of_config = "the grid and the cameras are the config's"
     task = 'points3d'
     used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/graph.py show {file}'}
-    options = (dataclasses.replace(CONTRACT, choices=CONTRACT.choices[:1], hint=ONLY), *DRIVE)
+    options = (*OPTIONS, *DRIVE)
     files = ('rig', 'lidar', 'frame')
     samples = 'fused'
-    graphs, postprocess_facts = staticmethod(graphs), staticmethod(postprocess_facts)
+    postprocess_facts = staticmethod(postprocess_facts)
     frame, result = staticmethod(frame), staticmethod(result)
     dumped_frame = staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
@@ -59,6 +62,28 @@ class BEVFusionFamily(SequenceFamily):
         if options.precision != 'fp32':
             raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
         check_model(cfg)
+        kind = cfg.model.encoders.camera.vtransform.type
+        if options.contract == CUDA and kind != 'DepthLSSTransform':
+            raise ConfigError(
+                f'{cfg.filename}: model.encoders.camera.vtransform.type={kind!r}: --contract {CUDA} takes '
+                f'depth maps; expected DepthLSSTransform'
+            )
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        """See `SequenceFamily.graphs`."""
+        return cuda_graphs.graphs(model, CAMERAS) if options.contract == CUDA else graphs(model, options)
+
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        """See `Family.names_of`."""
+        return CUDA_FILES if options.contract == CUDA else self.files
+
+    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
+        """See `SequenceFamily.reference_of`."""
+        return (PartsReference if options.contract == CUDA else Reference)(model)
+
+    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        """See `SequenceFamily.between_files`."""
+        return cuda_graphs.between() if options.contract == CUDA else ()
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
@@ -82,9 +107,10 @@ class BEVFusionFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.bevfusion_det.model import BEVFusionOnnx
+        from mmdeploy_ext.runtime.bevfusion_det.model import is_cuda, opened
 
-        return BEVFusionOnnx(paths, **engine)
+        more = dict(to_compare=True) if is_cuda(paths) else {}
+        return opened(paths, **more, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""

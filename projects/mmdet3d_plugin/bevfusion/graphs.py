@@ -174,10 +174,30 @@ def _example(spec: TensorSpec) -> Tensor:
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return what the metadata tells of the model's inputs and results."""
-    transform = model.encoders['camera']['vtransform'] if 'camera' in model.sensors else None
-    return dict(
+    """Return what the metadata tells of the model's inputs, its view, and how its head's values are boxes."""
+    coder = model.heads['object'].bbox_coder
+    facts = dict(
         sensors=list(model.sensors),
         queries=int(model.heads['object'].num_proposals),
-        uses_points=bool(transform is not None and transform.uses_points),
+        uses_points=False,
+        coder=dict(
+            pc_range=list(coder.pc_range),
+            voxel_size=list(coder.voxel_size),
+            out_size_factor=int(coder.out_size_factor),
+            post_center_range=coder.post_center_range and list(coder.post_center_range),
+            score_threshold=coder.score_threshold,
+        ),
     )
+    if 'camera' in model.sensors:
+        transform = model.encoders['camera']['vtransform']
+        facts.update(uses_points=bool(transform.uses_points), view=_view(transform))
+    return facts
+
+
+def _view(transform: nn.Module) -> dict[str, Any]:
+    """Return what decides the cells of a frustum, see `runtime.bevfusion_det.geometry.View`."""
+    grid = transform.frustum.detach().cpu()
+    numbers = dict(columns=grid[0, 0, :, 0], rows=grid[0, :, 0, 1], depths=grid[:, 0, 0, 2])
+    numbers |= dict(centre=transform.bx, step=transform.dx, count=transform.nx)
+    found = {name: value.detach().cpu().tolist() for name, value in numbers.items()}
+    return dict(found, image_size=list(transform.image_size))

@@ -52,9 +52,9 @@ class Attention(nn.MultiheadAttention):
             nn.functional.linear(given, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for given, weight, bias in zip((queries, keys, keys), weights, biases, strict=True)
         )
-        query, key, value = projected
-        dropout = self.dropout if self.training else 0.0
-        found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        query, key, value = projected  # opset 13 has no scaled_dot_product_attention
+        look = (query * query.shape[3] ** -0.5 @ key.transpose(2, 3)).softmax(3)
+        found = nn.functional.dropout(look, self.dropout, self.training) @ value
         return self.out_proj(found.transpose(1, 2).flatten(2))
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 
-from mmdeploy_ext.runtime.bevfusion_det.model import check_calibration, check_images
+from mmdeploy_ext.runtime.bevfusion_det.cuda import DEPTH, OTHER_ORDER, POOLED, UNROUNDED
+from mmdeploy_ext.runtime.bevfusion_det.frames import check_calibration, check_images
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
+from projects.mmdet3d_plugin.bevfusion.cuda_graphs import HEAD, transform_of
 from projects.mmdet3d_plugin.bevfusion.rig import read_rig
+from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph
+from projects.mmdet3d_plugin.sparse_backbone.rounded import half_encoder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from mmdeploy_ext.runtime.frames import FusedFrame
+
+    Watch = Callable[[tuple[torch.Tensor, ...], torch.Tensor], dict[str, torch.Tensor]]
 
 
 class Reference:
@@ -32,7 +42,7 @@ class Reference:
         """Nothing to do: there is no memory."""
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Run one frame; `cells` and `bev` are kept besides the boxes.
+        """Run one frame; what `watched` keeps is given besides the boxes.
 
         Raises:
             DataError: points or matrices that cannot be; the same as of `BEVFusionOnnx`.
@@ -40,21 +50,87 @@ class Reference:
         """
         points = check_points(frame.points, self.width, frame.name)
         check_in_range(points, self.model.encoders['lidar'].voxel_layer.point_cloud_range, frame.name)
-        transform, kept = self.model.encoders['camera']['vtransform'], {}
+        transform = self.model.encoders['camera']['vtransform']
         images = torch.from_numpy(check_images(frame, transform.image_size))
         check_calibration(frame.calibration, len(images), frame.name)
-        cloud, lidar = torch.from_numpy(points).to(self.device), self.model.encoders['lidar']
-        hook = lidar.encoder.register_forward_hook(lambda _, __, output: kept.update(bev=output))
-        try:
-            with torch.no_grad(), single_thread():
-                found = self.model.predictions(images[None].to(self.device), [cloud], [frame.calibration])
-                (boxes,) = self.model.heads['object'].get_bboxes(found)
-                rig = read_rig([frame.calibration], self.device, len(images))
-                kept['cells'] = transform.cells(rig)[0]
-        finally:
-            hook.remove()
+        cloud = torch.from_numpy(points).to(self.device)
+        with torch.no_grad(), single_thread(), self.watched() as kept:
+            found = self.model.predictions(images[None].to(self.device), [cloud], [frame.calibration])
+            (boxes,) = self.model.heads['object'].get_bboxes(found)
+            rig = read_rig([frame.calibration], self.device, len(images))
+            kept['cells'] = transform.cells(rig)[0]
+            kept |= self.more(found, cloud)
         outputs = {name: value.cpu().numpy() for name, value in kept.items()}
         return StepResult(outputs, detections(boxes))
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Watch the model; the dict fills while it runs."""
+        with watching({self.model.encoders['lidar'].encoder: lambda _, given: dict(bev=given)}) as kept:
+            yield kept
+
+    def more(self, found: dict[str, torch.Tensor], cloud: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what is compared besides; `found` is of the head, `cloud` (P, V)."""
+        return {}
+
+
+class PartsReference(Reference):
+    """The detector with the LiDAR kernels as float16 holds them, and what is between its parts.
+
+    The files of CUDA-BEVFusion's contract have these kernels in float16; what follows them is compared as
+    float32 is, and the map of the checkpoint's own kernels beside it.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Keep a `BEVFusion` in evaluation mode; its own kernels stay as they are."""
+        super().__init__(model)
+        self.exact = model.encoders['lidar'].encoder
+        self.model = copy.deepcopy(model)
+        lidar = self.model.encoders['lidar']
+        lidar.set_submodule(lidar.encoder_path, half_encoder(self.exact))
+        self.output = backbone_graph(self.exact).output
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[dict[str, torch.Tensor]]:
+        """See `Reference`."""
+        transform = transform_of(self.model)
+
+        def lifted(_: object, joint: torch.Tensor) -> dict[str, torch.Tensor]:
+            weights, features = transform.split(joint)
+            return dict(camera_feature=features.permute(0, 2, 3, 1), camera_depth_weights=weights)
+
+        hooks = {
+            transform.dtransform: lambda given, _: {DEPTH: given[0]},
+            transform.depthnet: lifted,
+            transform.downsample: lambda given, seen: {POOLED: given[0], 'feat_out': seen},
+            self.model.encoders['lidar'].encoder: lambda _, found: {self.output: found, OTHER_ORDER: found},
+            self.model.heads['object']: lambda given, _: dict(middle=given[0]),
+        }
+        with watching(hooks) as kept:
+            yield kept
+
+    def more(self, found: dict[str, torch.Tensor], cloud: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `Reference`."""
+        features, coordinates = self.model.encoders['lidar'].voxelize([cloud])
+        head = dict(found, score=self.model.heads['object'].scores(found), reg=found['center'])
+        exact = {UNROUNDED: self.exact(features, coordinates, 1)}
+        return {**{name: head[name] for name in HEAD}, **exact}
+
+
+@contextlib.contextmanager
+def watching(hooks: Mapping[torch.nn.Module, Watch]) -> Iterator[dict[str, torch.Tensor]]:
+    """Keep what functions of modules' inputs and outputs return, while the body runs."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def of(watch: Watch) -> Callable[..., None]:
+        return lambda _, given, output: kept.update(watch(given, output))
+
+    handles = [module.register_forward_hook(of(watch)) for module, watch in hooks.items()]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def detections(found: dict[str, torch.Tensor]) -> Detections3D:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.runtime.bevfusion_det.model import MATRICES, check_calibration
+from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES, check_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.runtime.bevfusion_det.model import MATRICES
+from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame
 from projects.mmdet3d_plugin.common import generated as sweeps
 from projects.mmdet3d_plugin.common.samples import only, result

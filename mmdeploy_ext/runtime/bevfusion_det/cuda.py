@@ -1,0 +1,199 @@
+"""The files of CUDA-BEVFusion's contract from pictures and points to boxes, without that engine.
+
+What it computes between the graphs is here in numpy: depth maps, cells, sums of cells, voxels, the sparse
+backbone (interpreted, so slow), boxes. A right file gives what the detector in PyTorch gives.
+
+    runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
+    found = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
+
+Needs numpy, numba, onnx and ONNX Runtime, no PyTorch. Glossary: N cameras, V values per point, Q queries.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.core.errors import InferenceError, PointsError
+from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.inputs.points import voxelise
+from mmdeploy_ext.runtime.bevfusion_det import geometry
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, MATRICES, checked
+from mmdeploy_ext.runtime.bevfusion_det.pooling import pooled, tables_of
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
+from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.sparse import engine as sparse_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.inputs.fusion import FusionRule
+    from mmdeploy_ext.runtime.bevfusion_det.pooling import Tables
+    from mmdeploy_ext.runtime.frames import FusedFrame
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
+SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
+GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
+"""Files of one export, by their `form`; the last gives what boxes are made of."""
+DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
+"""What is computed between the files."""
+OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
+"""The LiDAR's map by the second sparse file, and by the first once more: what a proof compares."""
+
+
+class CudaBEVFusion(Memoryless):
+    """An exported BEVFusion of CUDA-BEVFusion's contract: a `Stepper` of fused frames, without a memory.
+
+    Attributes:
+        metadata: of the head's file.
+        seconds: spent so far by part.
+        tables: of the last calibration; None before the first frame.
+    """
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        engine: str = 'OnnxRuntimeBackend',
+        to_compare: bool = False,
+        **options: Any,
+    ) -> None:
+        """Open the files.
+
+        Args:
+            paths: the folder of an export, or its files.
+            engine: registered name of the backend of the graphs that are ordinary ONNX.
+            to_compare: run the second sparse file, too, and give all maps of the LiDAR.
+            options: of the backend, for example `providers`, `threads`.
+
+        Raises:
+            ModelFileError: a file is missing, of another model family, or not of the same export.
+            EngineError: the engine is not here.
+        """
+        from mmdeploy_ext.sparse.libspconv import read
+
+        files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
+        known = {name: Metadata.from_props(read_props(path), path) for name, path in files.items()}
+        for name, metadata in known.items():
+            metadata.require(files[name], FAMILY, (name,))
+        check_same_export({files[name]: metadata for name, metadata in known.items()})
+        self.metadata = known[GRAPHS[-1]]
+        shared = {**BACKENDS[engine].shared, **options}
+        self.sessions = {name: build_backend(engine, str(files[name]), **shared) for name in DENSE}
+        for session in self.sessions.values():
+            session.activate()
+        orders = SPARSE if to_compare else SPARSE[:1]
+        self.sparse: dict[str, SparseGraph] = {name: read(files[name]) for name in orders}
+        facts = self.metadata.postprocess
+        self.view, self.coder = geometry.View.of(facts['view']), facts['coder']
+        self.seconds = dict.fromkeys((*GRAPHS, 'pooling'), 0.0)
+        self.tables: Tables | None = None
+        self._key = b''
+
+    @property
+    def rule(self) -> FusionRule:
+        """How pictures and points become the input."""
+        return self.metadata.preprocess
+
+    @property
+    def width(self) -> int:
+        """V, values per point."""
+        return int(self.rule.voxels.in_channels)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by label."""
+        return self.metadata.classes
+
+    def step(self, frame: FusedFrame) -> StepResult:
+        """Detect in one moment of all sensors.
+
+        Raises:
+            ShapeError: pictures or matrices of other shapes.
+            DataError: points or matrices that cannot be.
+            InferenceError: the engine failed or gave NaN.
+        """
+        points, images = checked(frame, self.rule)
+        start = time.perf_counter()
+        depth = geometry.depth_maps(points, frame.calibration, self.view.image_size)
+        found = self._run('camera.backbone', img=images[None], depth=depth[None])
+        start = self.passed('camera.backbone', start)
+        tables = self._tables_of(frame.calibration)
+        seen = pooled(found['camera_feature'], found['camera_depth_weights'], tables)
+        start = self.passed('pooling', start)
+        found |= self._run('camera.vtransform', feat_in=seen)
+        start = self.passed('camera.vtransform', start)
+        maps = self._lidar_maps(points)
+        found |= self._run('fuser', camera=found['feat_out'], lidar=next(iter(maps.values())))
+        start = self.passed('fuser', start)
+        found |= self._run('head.bbox', middle=found['middle'])
+        if not all(np.isfinite(values).all() for values in found.values()):
+            raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
+        self.passed('head.bbox', start)
+        cells = tables.geometry.astype(np.int64).reshape(found['camera_depth_weights'].shape)
+        between = {DEPTH: depth, POOLED: seen, CELLS: cells}
+        return StepResult({**between, **maps, **found}, detections(found, self.coder))
+
+    def _run(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(self.sessions[name].infer(feeds))
+
+    def _tables_of(self, calibration: Mapping[str, np.ndarray]) -> Tables:
+        key = b''.join(np.ascontiguousarray(calibration[name], np.float32).tobytes() for name in MATRICES)
+        if self.tables is None or key != self._key:
+            cells = geometry.cells(calibration, self.view)
+            self.tables, self._key = tables_of(cells, self.view.shape), key
+        return self.tables
+
+    def _lidar_maps(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the map of the first sparse file by the name of its output, and that of the other."""
+        start = time.perf_counter()
+        features, coordinates = voxelise(points, self.rule.voxels)
+        if not len(features):
+            raise PointsError('points: none is inside the range of the model')
+        maps = {}
+        for name, graph in self.sparse.items():
+            own = coordinates if graph.order == self.rule.voxels.order else coordinates[:, [0, 3, 2, 1]]
+            key = OTHER_ORDER if maps else graph.output
+            maps[key] = sparse_engine.run(graph, own, features)
+            start = self.passed(name, start)
+        return {**maps, UNROUNDED: next(iter(maps.values()))} if len(maps) > 1 else maps
+
+    def close(self) -> None:
+        """Close the sessions."""
+        for session in self.sessions.values():
+            session.deactivate()
+
+
+def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
+    """Return the boxes that the head's outputs stand for, best first.
+
+    Args:
+        outputs: `score` (1, K, Q), `rot` (1, 2, Q), `dim` (1, 3, Q), `reg` (1, 2, Q), `height` (1, 1, Q),
+            `vel` (1, 2, Q), as the contract has them.
+        coder: `coder` of the file's facts.
+
+    Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
+    """
+    best = outputs['score'][0]
+    labels, scores = best.argmax(0), best.max(0)
+    step = np.float32(coder['voxel_size'][:2]) * np.float32(coder['out_size_factor'])
+    place = outputs['reg'][0] * step[:, None] + np.float32(coder['pc_range'][:2])[:, None]
+    size = np.exp(outputs['dim'][0])
+    bottom = outputs['height'][0] - size[2:] * np.float32(0.5)
+    yaw = np.arctan2(outputs['rot'][0, :1], outputs['rot'][0, 1:])
+    boxes = np.concatenate([place, bottom, size, yaw, outputs['vel'][0]]).T
+    kept = np.ones(len(boxes), bool)
+    if coder['post_center_range'] is not None:
+        limits = np.float32(coder['post_center_range'])
+        kept = ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(1)
+    if coder['score_threshold']:
+        kept &= scores > coder['score_threshold']
+    rows = np.flatnonzero(kept)
+    rows = rows[np.argsort(-scores[rows], kind='stable')]
+    return Detections3D(boxes[rows].astype(np.float32), scores[rows], labels[rows].astype(np.int64))

@@ -1,0 +1,75 @@
+"""Frames of cameras and LiDAR, refused by name where they cannot be. Needs numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.runtime.points import check_in_range, check_points
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.inputs.fusion import FusionRule
+    from mmdeploy_ext.runtime.frames import FusedFrame
+
+FAMILY = 'bevfusion_det'
+MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
+"""Of a calibration, see `FusedFrame`."""
+INVERTED = ('camera_intrinsics', 'img_aug_matrix', 'lidar_aug_matrix')
+
+
+def checked(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray, np.ndarray]:
+    """Return points (P, V) and pictures (N, 3, H, W) of a frame as a model takes them.
+
+    Raises:
+        ShapeError: pictures or matrices of other shapes.
+        DataError: points or matrices that cannot be.
+    """
+    points = check_points(frame.points, int(rule.voxels.in_channels), frame.name)
+    check_in_range(points, rule.voxels.point_cloud_range, frame.name)
+    check_calibration(frame.calibration, rule.views.num_cameras, frame.name)
+    return points, check_images(frame, rule.views.input_size, rule.views.num_cameras)
+
+
+def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> np.ndarray:
+    """Return the pictures of a frame (N, 3, H, W) float32, or refuse them.
+
+    Args:
+        frame: that has them.
+        size: (H, W), pixels.
+        cameras: N; 0 takes any number.
+
+    Raises:
+        ShapeError: none, or of another shape.
+    """
+    images = getattr(frame, 'images', None)
+    wanted = (cameras or (len(images) if images is not None else 'N'), 3, *size)
+    if images is None or images.shape != wanted:
+        shape = 'there are none' if images is None else f'of shape {images.shape}'
+        raise ShapeError(f'{frame.name or "frame"}: pictures of the cameras: {shape}; expected {wanted}')
+    return np.ascontiguousarray(images, np.float32)
+
+
+def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
+    """Refuse a calibration that cannot be.
+
+    Raises:
+        DataError: a matrix lacks, holds NaN, or has no inverse where one is needed.
+        ShapeError: of another shape.
+    """
+    where = name or 'frame'
+    for key in MATRICES:
+        if key not in matrices:
+            raise DataError(f'{where}: the calibration has no {key}')
+        matrix, wanted = matrices[key], (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)
+        if matrix.shape != wanted:
+            raise ShapeError(f'{where}: {key} is of shape {matrix.shape}, expected {wanted}')
+        if not np.isfinite(matrix).all():
+            raise DataError(f'{where}: {key} holds NaN or infinity; mend the calibration')
+        square = matrix.reshape(-1, 4, 4)[:, :3, :3].astype(np.float64)
+        singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
+        if key in INVERTED and len(singular):
+            raise DataError(f'{where}: {key}: matrix {singular[0]} has no inverse; mend the calibration')

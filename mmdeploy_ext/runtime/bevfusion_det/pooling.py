@@ -1,0 +1,104 @@
+"""View pooling beside the graphs, as CUDA-BEVFusion does it: tables of a rig, and sums of their intervals.
+
+Glossary: N cameras, D depth bins, h, w cells of a feature map, T = N D h w points, X, Y cells of the
+bird's-eye view, C channels, n intervals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+
+if TYPE_CHECKING:
+    import os
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What says which points of the frustum are added up in which cell.
+
+    Attributes:
+        geometry: (T,) int32 cell `x * Y + y` of each point; of points outside of the grid X * Y.
+        ranks: (T,) int32 by which points are sorted: their cell, or -1 outside.
+        indices: (T,) uint32 points in that order, `camera * (D h w) + (d h + row) w + column`.
+        intervals: (n, 3) int32: first place in `indices`, the one after the last, and the cell.
+        shape: (X, Y).
+    """
+
+    geometry: np.ndarray
+    ranks: np.ndarray
+    indices: np.ndarray
+    intervals: np.ndarray
+    shape: tuple[int, int]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them to an .npz file, atomically."""
+        from mmdeploy_ext.core.files import atomic_path
+
+        with atomic_path(Path(path)) as temporary, temporary.open('wb') as stream:
+            np.savez(stream, **dataclasses.asdict(self))
+
+
+def tables_of(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
+    """Return the tables of a rig.
+
+    Args:
+        cells: (N, D, h, w) of `geometry.cells`.
+        shape: (X, Y).
+    """
+    geometry = cells.reshape(-1).astype(np.int32)
+    ranks = np.where(geometry < shape[0] * shape[1], geometry, np.int32(-1))
+    indices = np.argsort(ranks, kind='stable')
+    ordered = ranks[indices]
+    starts = np.flatnonzero(np.diff(ordered, prepend=np.int32(-1)))
+    ends = np.append(starts[1:], len(ordered))[: len(starts)]
+    intervals = np.stack([starts, ends, ordered[starts]], 1).astype(np.int32)
+    return Tables(geometry, ranks, indices.astype(np.uint32), intervals, tuple(shape))
+
+
+def engine_tables(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
+    """Return the tables as CUDA-BEVFusion makes them: points outside have rank 0, the last point is lost.
+
+    Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:60-88 and
+    218-265, its behaviour in own words.
+    """
+    geometry = cells.reshape(-1).astype(np.int32)
+    kept = geometry < shape[0] * shape[1]
+    ranks = np.where(kept, geometry, np.int32(0))
+    indices = np.argsort(ranks, kind='stable')
+    remain = len(geometry) - int(kept.sum())
+    ordered = ranks[indices][remain:]
+    starts = np.flatnonzero(np.diff(ordered, prepend=np.int32(-1))) + remain
+    ends = np.append(starts[1:], len(geometry) - 1)[: len(starts)]
+    intervals = np.stack([starts, ends, geometry[indices[starts]]], 1).astype(np.int32)
+    return Tables(geometry, ranks, indices.astype(np.uint32), intervals, tuple(shape))
+
+
+def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndarray:
+    """Return the sums of weighted features in each cell, (1, C, X, Y) float32, in the order of the points.
+
+    Args:
+        features: (N, h, w, C), `camera_feature`.
+        weights: (N, D, h, w), `camera_depth_weights`.
+        tables: of the rig.
+
+    Raises:
+        DataError: tables of another model or rig.
+    """
+    from mmdeploy_ext.runtime.bevfusion_det.pooling_loops import add_up
+
+    if weights.size != len(tables.indices):
+        raise DataError(
+            f'the tables are of {len(tables.indices)} points, the network gave weights of {weights.size}'
+        )
+    channels, places = features.shape[3], features.shape[1] * features.shape[2]
+    sums = np.zeros((tables.shape[0] * tables.shape[1], channels), np.float32)
+    rows = np.ascontiguousarray(features, np.float32).reshape(-1, channels)
+    flat = np.ascontiguousarray(weights, np.float32).reshape(-1)
+    add_up(rows, flat, tables.indices, tables.intervals, weights.shape[1], places, sums)
+    return np.ascontiguousarray(sums.T).reshape(1, channels, *tables.shape)

@@ -1,0 +1,91 @@
+"""View pooling beside the graphs: tables against those of the engine, sums against a plain reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.runtime.bevfusion_det import geometry
+from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES
+from mmdeploy_ext.runtime.bevfusion_det.pooling import engine_tables, pooled, tables_of
+
+GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion'
+STEP = np.float32([0.3, 0.3, 20])
+VIEW = geometry.View(
+    image_size=(256, 704),
+    columns=np.linspace(0, 703, 88).astype(np.float32),
+    rows=np.linspace(0, 255, 32).astype(np.float32),
+    depths=np.arange(1, 60, 0.5, dtype=np.float32),
+    centre=np.float32([-53.85, -53.85, 0]),
+    step=STEP,
+    count=(360, 360, 1),
+)
+NONE = 360 * 360
+
+
+@pytest.fixture(scope='module')
+def stored():
+    names = 'inputs_a', 'bev_cell_a', 'camera_a', 'cpp_tables_a'
+    if missing := [name for name in names if not (GOLDEN / f'{name}.npz').is_file()]:
+        pytest.skip(f'skipped: ../shared/golden/bevfusion/{missing[0]}.npz not found')
+    return {name: dict(np.load(GOLDEN / f'{name}.npz')) for name in names}
+
+
+@pytest.fixture(scope='module')
+def rig(stored):
+    return {name: stored['inputs_a'][name] for name in MATRICES}
+
+
+@pytest.fixture(scope='module')
+def wanted(stored):
+    x, y = (np.cumsum(stored['bev_cell_a'][name].astype(int), 1) for name in ('dx', 'dy'))
+    return np.where(x < 0, NONE, 360 * x + y)
+
+
+def test_cells_and_depth_maps_are_those_of_the_original(stored, rig, wanted):
+    camera = stored['camera_a']
+    wrong = np.flatnonzero(geometry.cells(rig, VIEW) != wanted)
+    assert np.isin(wrong, camera['bev_cell_ambiguous.idx']).all()
+    found = geometry.depth_maps(stored['inputs_a']['points'], rig, (256, 704)).reshape(-1)
+    depth = np.zeros_like(found)
+    depth[camera['depth.idx']] = camera['depth.val']
+    clear = np.setdiff1d(np.arange(len(found)), camera['depth_amb'])
+    assert np.abs(found - depth)[clear].max() < 1e-4
+
+
+def test_the_tables_of_the_engine_are_repeated_to_the_last_number(stored, rig, wanted):
+    golden = stored['cpp_tables_a']
+    cells = geometry.engine_cells(rig, VIEW)
+    assert np.array_equal(np.flatnonzero(cells != wanted), golden['flip_idx'])
+    tables, remain = engine_tables(cells, VIEW.shape), int(golden['remain'])
+    assert (cells < NONE).sum() == golden['kept']
+    starts, ends, places = tables.intervals.T
+    assert np.array_equal(np.cumsum(golden['interval_cell_diff']), places)
+    lengths = golden['interval_length'].astype(int)
+    lengths[-1] -= 1  # stored before the lost point
+    assert np.array_equal(ends - starts, lengths)
+    assert np.array_equal(tables.indices[remain : remain + 4096], golden['indices_first'])
+    assert np.array_equal(tables.indices[-64:], golden['indices_last'])
+
+
+def test_points_are_added_up_in_their_cells_and_none_is_lost(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 13, (2, 3, 4, 5))  # 12 is none
+    features = rng.random((2, 4, 5, 10), np.float32)
+    weights = rng.random((2, 3, 4, 5), np.float32)
+    tables = tables_of(cells, (3, 4))
+    sums = np.zeros((13, 10))
+    np.add.at(sums, cells, weights[..., None] * features[:, None].astype(np.float64))
+    assert np.abs(pooled(features, weights, tables)[0] - sums[:12].T.reshape(10, 3, 4)).max() < 1e-5
+    assert (tables.intervals[1:, 0] == tables.intervals[:-1, 1]).all() and tables.intervals[-1, 1] == 120
+    tables.save(tmp_path / 'tables.npz')
+    assert set(np.load(tmp_path / 'tables.npz')) == {'geometry', 'ranks', 'indices', 'intervals', 'shape'}
+    with pytest.raises(DataError, match='tables are of 120 points, the network gave weights of 60'):
+        pooled(features[:1], weights[:1], tables)
+
+
+def test_a_rig_that_sees_nothing_has_no_interval():
+    tables = tables_of(np.full((1, 2, 2, 2), 12), (3, 4))
+    assert len(tables.intervals) == 0
+    assert not pooled(np.ones((1, 2, 2, 10), np.float32), np.ones((1, 2, 2, 2), np.float32), tables).any()

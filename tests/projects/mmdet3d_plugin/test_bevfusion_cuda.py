@@ -1,0 +1,298 @@
+"""CUDA-BEVFusion's files: the contract's names and shapes, proven on frames of other rigs, faults refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import toy_bevfusion
+from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.runtime.bevfusion_det import cuda, geometry
+from mmdeploy_ext.runtime.bevfusion_det.contract import check
+from planting import arguments, replaced, result, when_traced
+
+CONTRACT = dict(contract='cuda-bevfusion')
+GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion/contract.json'
+HERE, RUNTIME = 'projects.mmdet3d_plugin.bevfusion', 'mmdeploy_ext.runtime.bevfusion_det'
+
+
+@pytest.fixture(scope='module')
+def known(tmp_path_factory):
+    return toy_bevfusion.toy(tmp_path_factory.mktemp('bevfusion'))
+
+
+@pytest.fixture(scope='module')
+def folder(known, tmp_path_factory):
+    place = tmp_path_factory.mktemp('cuda')
+    toy_bevfusion.export(known, place, **CONTRACT)
+    return place
+
+
+@pytest.fixture(scope='module')
+def frames(known):
+    return list(known.family.generated_sweeps(known.rule, 2))
+
+
+def paths(folder):
+    return [str(folder / f'{name}.onnx') for name in cuda.GRAPHS]
+
+
+def test_the_files_are_proven_on_frames_of_other_rigs(known, folder, frames):
+    verdict, _ = prove(known, paths(folder), frames)
+    assert verdict.passed, verdict.reasons
+    assert verdict.summary()['matched'] >= 60 and len(verdict.cases[0].tensors) == 10
+
+
+def last_lost(tables, *_):
+    intervals = tables.intervals.copy()
+    longest = np.argmax(intervals[:, 1] - intervals[:, 0])
+    intervals[longest, 1] -= 1
+    return type(tables)(tables.geometry, tables.ranks, tables.indices, intervals, tables.shape)
+
+
+IN_RUNTIME = {
+    "the engine's cells, by the first camera's cut": (
+        f'{RUNTIME}.geometry:cells',
+        lambda _: geometry.engine_cells,
+    ),
+    'the last point of an interval is lost': (f'{RUNTIME}.cuda:tables_of', result(last_lost)),
+    'x and y of the pooled map': (f'{RUNTIME}.cuda:pooled', result(lambda seen, *_: seen.swapaxes(2, 3))),
+    'the first point of a pixel': (
+        f'{RUNTIME}.geometry:depth_maps',
+        arguments(lambda points, *rest: (points[::-1], *rest)),
+    ),
+    'z is that of the centre': (
+        f'{RUNTIME}.cuda:detections',
+        arguments(
+            lambda found, coder: (
+                dict(found, height=found['height'] + np.exp(found['dim'][:, 2:]) / 2),
+                coder,
+            )
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    'fault', [pytest.param(one, marks=[] if 'engine' in one else [pytest.mark.matrix]) for one in IN_RUNTIME]
+)
+def test_a_fault_between_the_files_is_refused(known, folder, frames, fault):
+    with replaced(*IN_RUNTIME[fault]):
+        verdict, _ = prove(known, paths(folder), frames[1:])
+    assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
+
+
+TRACED = {
+    'the LiDAR first in the fuser': (
+        f'{HERE}.fusion:ConvFuser.forward',
+        arguments(lambda self, maps: (self, maps[::-1])),
+    ),
+    'weights of the bins over rows': (
+        f'{HERE}.view_transform:ViewTransform.split',
+        lambda original: lambda self, joint: (joint[:, : self.D].softmax(2), original(self, joint)[1]),
+    ),
+    'peaks of no class are exempt': (
+        f'{HERE}.head:TransFusionHead.peaks',
+        result(lambda heat, self, given: heat * (heat == largest(given))),
+    ),
+}
+
+
+def largest(heat):
+    import torch
+
+    return torch.nn.functional.max_pool2d(heat, 3, stride=1, padding=1)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('fault', TRACED)
+def test_a_fault_in_what_is_traced_is_refused(known, frames, tmp_path, fault):
+    place, make = TRACED[fault]
+    with replaced(place, lambda original: when_traced(lambda _, *args: make(original)(*args))(original)):
+        verdict, _ = prove(known, toy_bevfusion.export(known, tmp_path, **CONTRACT), frames[:1])
+    assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
+
+
+def changed(path, change):
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+
+
+def weaker(model):
+    tensor = next(one for one in model.graph.initializer if len(one.dims) > 3)
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    values = np.frombuffer(tensor.raw_data, kind) * kind.type(0.99)
+    tensor.raw_data = values.tobytes()
+
+
+@pytest.mark.parametrize('name', ['fuser', 'lidar.backbone.zyx'])
+def test_other_weights_in_one_file_are_refused(known, folder, tmp_path, name):
+    from mmdeploy_ext.proof.ladder import open_proof
+
+    for path in paths(folder):
+        (tmp_path / Path(path).name).write_bytes(Path(path).read_bytes())
+    changed(tmp_path / f'{name}.onnx', weaker)
+    verdict = open_proof(known, paths(tmp_path)).check()
+    assert [graph.name for graph in verdict.graphs if not graph.passed] == [name]
+
+
+def test_names_shapes_and_types_are_those_of_the_contract():
+    if not GOLDEN.is_file():
+        pytest.skip('skipped: ../shared/golden/bevfusion/contract.json not found')
+    import bevfusion_golden
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.families.base import find_family
+
+    cfg = load_config(str(bevfusion_golden.CONFIG))
+    family = find_family(cfg)
+    made = {graph.name: graph for graph in family.graphs(family.build(cfg), family.choose(**CONTRACT))}
+    for file, wanted in json.loads(GOLDEN.read_text())['graphs'].items():
+        graph = made[file.removesuffix('.onnx')]
+        for side in ('inputs', 'outputs'):
+            for tensor, facts in zip(getattr(graph.spec, side), wanted[side], strict=True):
+                assert tensor.dtype == facts['dtype'].lower().replace('float', 'float32').replace(
+                    'float3216', 'float16'
+                )
+                assert tensor.name == facts.get('name', tensor.name)
+                assert [1 if size == 'n' else size for size in facts['shape']] == list(tensor.axes)
+    assert family.choose(**CONTRACT).fixed['opset'] == ('contract', 13)
+
+
+@pytest.mark.parametrize('given', [dict(opset=17), dict(exporter='dynamo'), dict(precision='fp16')], ids=str)
+def test_what_the_contract_fixes_is_refused_otherwise(known, given):
+    with pytest.raises(UsageError, match='--contract cuda-bevfusion is written with'):
+        known.family.choose(**CONTRACT, **given).check(given=given)
+
+
+# ---- the reader of anybody's files
+
+
+def drop(name):
+    return lambda folder: (folder / f'{name}.onnx').unlink()
+
+
+def rename(name, one, other):
+    def change(model):
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = other if value.name == one else value.name
+        for node in model.graph.node:
+            node.input[:] = [other if value == one else value for value in node.input]
+            node.output[:] = [other if value == one else value for value in node.output]
+
+    return lambda folder: changed(folder / f'{name}.onnx', change)
+
+
+def resize(name, tensor, *sizes):
+    def change(model):
+        (value,) = (one for one in (*model.graph.input, *model.graph.output) if one.name == tensor)
+        for axis, size in zip(value.type.tensor_type.shape.dim, sizes, strict=True):
+            axis.Clear()
+            setattr(axis, 'dim_value' if isinstance(size, int) else 'dim_param', size)
+
+    return lambda folder: changed(folder / f'{name}.onnx', change)
+
+
+def retype(name, tensor, kind):
+    def change(model):
+        (value,) = (one for one in (*model.graph.input, *model.graph.output) if one.name == tensor)
+        value.type.tensor_type.elem_type = kind
+
+    return lambda folder: changed(folder / f'{name}.onnx', change)
+
+
+def plug_in(epsilon):
+    def change(model):
+        model.graph.node.append(
+            onnx.helper.make_node(
+                'CustomLayerNormalization', ['x', 'w', 'b'], ['y'], domain='nv', axis=-1, epsilon=epsilon
+            )
+        )
+
+    return lambda folder: changed(folder / 'head.bbox.onnx', change)
+
+
+def axis_of_softmax(folder):
+    def change(model):
+        (node,) = (one for one in model.graph.node if one.op_type == 'Softmax')
+        node.attribute[0].i = 2
+
+    changed(folder / 'camera.backbone.onnx', change)
+
+
+def other_opset(folder):
+    changed(folder / 'fuser.onnx', lambda model: setattr(model.opset_import[0], 'version', 17))
+
+
+BROKEN = {
+    'no head': (drop('head.bbox'), 'head.bbox.onnx', 'missing-file'),
+    'another name': (rename('head.bbox', 'reg', 'center'), 'head.bbox.onnx', 'name'),
+    'channels first': (
+        resize('camera.backbone', 'camera_feature', 6, 20, 8, 12),
+        'camera.backbone.onnx',
+        'axes',
+    ),
+    'eight channels': (
+        resize('camera.backbone', 'camera_feature', 6, 8, 12, 8),
+        'camera.backbone.onnx',
+        'shape',
+    ),
+    'five cameras': (resize('camera.backbone', 'img', 1, 5, 3, 64, 96), 'camera.backbone.onnx', 'shape'),
+    'an axis with a letter': (resize('fuser', 'lidar', 'B', 64, 24, 24), 'fuser.onnx', 'dynamic'),
+    'another map of the LiDAR': (resize('fuser', 'lidar', 1, 128, 24, 24), 'fuser.onnx', 'shape'),
+    'queries first': (resize('head.bbox', 'dim', 1, 40, 3), 'head.bbox.onnx', 'shape'),
+    'whole numbers': (retype('head.bbox', 'score', onnx.TensorProto.INT64), 'head.bbox.onnx', 'type'),
+    'the plug-in by another epsilon': (plug_in(1e-3), 'head.bbox.onnx', 'attribute'),
+    'bins along rows': (axis_of_softmax, 'camera.backbone.onnx', 'axes'),
+}
+WARNED = {
+    'float16': (retype('fuser', 'middle', onnx.TensorProto.FLOAT16), 'fuser.onnx', 'type'),
+    'the plug-in': (plug_in(1e-5), 'head.bbox.onnx', 'plug-in'),
+    'another opset': (other_opset, 'fuser.onnx', 'opset'),
+}
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    for path in paths(folder):
+        (tmp_path / Path(path).name).write_bytes(Path(path).read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize('kind', [*BROKEN, *WARNED])
+def test_the_reader_says_what_the_engine_would_do(copied, kind):
+    change, file, rule = (BROKEN | WARNED)[kind]
+    before, _ = check(copied)
+    assert {one.rule for one in before} == {'main.cpp', 'shape'}  # 16 channels, a small grid
+    change(copied)
+    new = [one for one in check(copied)[0] if one not in before]
+    wanted = 'error' if kind in BROKEN else 'warning'
+    assert (wanted, file, rule) in {(one.severity, one.node, one.rule) for one in new}, new
+
+
+def test_the_command_reads_a_folder_and_ends_with_its_verdict(copied, tmp_path, capsys):
+    target = tmp_path / 'found.json'
+    assert main(['check-folder', str(copied), '--json', str(target)]) == 1
+    found = json.loads(target.read_text())
+    assert found['contract'] == 'cuda-bevfusion' and not found['kept']
+    assert 'CONTRACT BROKEN' in capsys.readouterr().out
+    assert main(['check-folder', str(copied / 'nowhere')]) == 2
+    assert main(['check-folder', str(copied), '--contract', 'other']) == 2
+
+
+def test_the_tables_of_a_rig_are_written_as_the_runtime_has_them(copied, frames, tmp_path, capsys):
+    rig, target = tmp_path / 'rig.npz', tmp_path / 'tables.npz'
+    np.savez(rig, **frames[0].calibration)
+    assert main(['write-tables', str(copied), str(rig), '--output', str(target)]) == 0
+    assert '11520 points' in capsys.readouterr().out
+    with cuda.CudaBEVFusion(copied) as runtime:
+        runtime.step(frames[0])
+    with np.load(target) as stored:
+        assert all(np.array_equal(stored[name], getattr(runtime.tables, name)) for name in stored)
+    np.savez(rig, **dict(frames[0].calibration, camera_intrinsics=np.zeros((6, 4, 4), np.float32)))
+    assert main(['write-tables', str(copied), str(rig), '--output', str(target)]) == 2
+    assert 'camera_intrinsics: matrix 0 has no inverse' in capsys.readouterr().err
