@@ -20,7 +20,7 @@ from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.consumers import runtime_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -171,6 +171,14 @@ class ImageFamily(Family):
         Ties: either side may have zero there and the other one this value; NaN where there is no tie.
         """
         return {}
+
+    def rounded_choices(self, model: torch.nn.Module) -> Iterable[contextlib.AbstractContextManager[None]]:
+        """Return contexts in which upstream's test path decides ties otherwise, besides those of an IoU.
+
+        A proof asks for the results within each where an engine's have no partner, see
+        `suppression.with_moved_thresholds`.
+        """
+        return ()
 
     def candidate_bounds(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **caps: int

@@ -60,9 +60,13 @@ class Reference:
 
     @functools.cached_property
     def near_ties(self) -> list[list[Any]]:
-        """The results with each threshold of overlaps moved by rounding, to tell ties at it."""
-        keys = self.deployment.family.tie_keys
-        return with_moved_thresholds(self.deployment.model, self._results, keys)
+        """The results with each threshold of overlaps moved by rounding, and with other choices of ties."""
+        family, model = self.deployment.family, self.deployment.model
+        found = with_moved_thresholds(model, self._results, family.tie_keys)
+        for choice in family.rounded_choices(model):
+            with choice:
+                found.append(self._results())
+        return found
 
     def _results(self) -> list[Any]:
         family, model = self.deployment.family, self.deployment.model

@@ -38,6 +38,7 @@ class SoloFamily(ImageFamily):
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
+    rounded_choices = staticmethod(reference.rounded_choices)
     candidate_bounds = staticmethod(reference.candidate_bounds)
 
     def claims(self, cfg: Any) -> Claim:
