@@ -194,7 +194,7 @@ class FrameModel(TestedModel):
 
         files = read_files(self.target)
         stepper = deployment.family.runner(files.paths, dict(engine=self.settings['type'], **engine))
-        yield self._network(deployment, stepper), DumpedFrames(stepper, files.metadata, deployment)
+        yield self._network(deployment, stepper), DumpedFrames(stepper, files.all_metadata, deployment)
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:

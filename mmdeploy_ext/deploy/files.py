@@ -193,11 +193,16 @@ class ExportedFiles:
 
     Attributes:
         paths: in the order in which a sample goes through them, which the family states.
-        metadata: of the last one, which gives the outputs.
+        all_metadata: of each.
     """
 
     paths: list[str]
-    metadata: Metadata
+    all_metadata: list[Metadata]
+
+    @property
+    def metadata(self) -> Metadata:
+        """Of the last one, which gives the outputs."""
+        return self.all_metadata[-1]
 
 
 def read_files(path: str) -> ExportedFiles:
@@ -213,4 +218,4 @@ def read_files(path: str) -> ExportedFiles:
     names = () if family is None else family.names_of(family.written(metadata.options, first))
     places = {name: place for place, name in enumerate(names)}
     order = sorted(known, key=lambda file: (places.get(known[file].form, len(names)), file))
-    return ExportedFiles(order, known[order[-1]])
+    return ExportedFiles(order, [known[file] for file in order])

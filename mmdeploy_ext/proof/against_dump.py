@@ -149,25 +149,30 @@ class DumpedFrames:
     A frame in the middle of a scene whose predecessor was not dumped cannot be compared.
     """
 
-    def __init__(self, stepper: Stepper, metadata: Metadata, deployment: Deployment) -> None:
+    def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Deployment) -> None:
         """Keep the engine.
 
         Args:
             stepper: the engine.
-            metadata: of the file that gives the outputs, for the tolerances.
+            metadata: of the files, the one that gives the outputs last, for the tolerances.
             deployment: for the family.
         """
         self.stepper, self.family = stepper, deployment.family
-        self.names = self.family.compared or tuple(metadata.spec.output_names)
-        self.bars = half.bars_of(half.precision_of(metadata))
-        outputs = tuple(tensor for tensor in metadata.spec.outputs if tensor.name in self.names)
-        self.spec = dataclasses.replace(metadata.spec, outputs=outputs, state=())
+        last = metadata[-1]
+        self.names = self.family.compared or tuple(last.spec.output_names)
+        self.bars = half.bars_of(half.precision_of(last))
+        known = {tensor.name: tensor for one in metadata for tensor in one.spec.outputs}
+        self.names = tuple(name for name in self.names if name in known)
+        outputs = tuple(known[name] for name in self.names)
+        self.spec = dataclasses.replace(last.spec, outputs=outputs, state=())
         self.previous: int | None = None
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """See `Dumped`: what the family says is the same in every contract."""
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
+        if not self.names:
+            raise DataError(f'the files give none of {", ".join(self.family.compared)}')
         _require(tensors, self.names)
         distance = 0.0
         if self.family.memory:

@@ -9,6 +9,7 @@ Glossary: N images, P points, K cells, C channels.
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 
@@ -94,6 +95,19 @@ sum_in_cell = register(
     )
 )
 """cells (P,) int64, K for points in none, values (P, C) -> (K, C) sums, added in the order of the points."""
+
+
+def _keep_cells(context: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    context.save_for_backward(inputs[0])
+
+
+def _gradient(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+    """Return that of the values: that of their cell; 0 for points in none."""
+    (cells,) = context.saved_tensors
+    return None, torch.nn.functional.pad(gradient, (0, 0, 0, 1))[cells], None
+
+
+torch.library.register_autograd(sum_in_cell.qualified, _gradient, setup_context=_keep_cells)
 
 
 class LastInCell(torch.nn.Module):

@@ -46,10 +46,11 @@ def check_given(
         if not Path(path).exists():
             raise UsageError(f'{option} {path}: no such file or folder')
         kind = Path(path).suffix.lower()
-        if family.memory and kind != '.pkl':
+        if _has_cameras(family) and kind != '.pkl':
+            what = 'models with a memory' if family.memory else 'models of cameras'
             raise UsageError(
-                f'{option} {path}: models with a memory take frames with poses and calibrations: an info '
-                f'file (.pkl); without {option} these are of data.test, or of a synthetic drive'
+                f'{option} {path}: {what} take frames with poses and calibrations: an info file (.pkl); '
+                f'without {option} these are of data.test, or generated'
             )
         if kind in IMAGE_SUFFIXES:
             raise UsageError(
@@ -81,7 +82,7 @@ def proof_samples(
     if family.product == BACKBONE:
         sets = (sweep_sets(path, rule, cfg, deployment.settings, count) for path in given)
         return [*itertools.chain(*sets)], ''
-    if given and not family.memory:
+    if given and not _has_cameras(family):
         named = itertools.chain(*(points_of(path, cfg, rule, count) for path in given))
         return [Sweep(points, name, points_file=name) for name, points in named], names
     from mmdeploy_ext.evaluate import evaluation
@@ -106,6 +107,11 @@ def proof_samples(
         DatasetFrames(family, dataset, indices),
         f'{len(indices)} of {len(dataset)} frames of {source}',
     )
+
+
+def _has_cameras(family: Family) -> bool:
+    """Return whether files of points alone are no samples of a family."""
+    return family.memory or family.samples == 'fused'
 
 
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:

@@ -13,17 +13,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
-
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
 from mmdeploy_ext.runtime.bevfusion_det.contract_sizes import Ends, size_rules
 from mmdeploy_ext.runtime.bevfusion_det.rig_tables import write_tables
-from mmdeploy_ext.sparse import contract as sparse
 from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import onnx
 
 BOUND = {
     'camera.backbone': (('img', 'depth'), ('camera_feature', 'camera_depth_weights')),
@@ -46,6 +44,8 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     Raises:
         ModelFileError: no such folder, or a file in it that is not ONNX.
     """
+    from mmdeploy_ext.sparse import contract as sparse
+
     if not Path(folder).is_dir():
         raise ModelFileError(f'{folder}: no such folder; expected one with {", ".join(BOUND)} as .onnx')
     paths = {name: Path(folder) / f'{name}.onnx' for name in (*BOUND, *SPARSE)}
@@ -84,7 +84,9 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 
 
 def _file_rules(name: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    if sparse.is_sparse(model):
+    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, is_sparse
+
+    if is_sparse(model):
         yield Violation('', '', 'other-dialect', 'holds sparse convolutions; expected ordinary ONNX')
         return
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -92,7 +94,7 @@ def _file_rules(name: str, model: onnx.ModelProto) -> Iterator[Violation]:
     for side, values, wanted in zip(('input', 'output'), given, BOUND[name], strict=True):
         yield from _names(side, [value.name for value in values], wanted)
         yield from (one for value in values for one in _types(value))
-    yield from _nodes(model)
+    yield from _nodes(model, DEFAULT_DOMAINS)
     written = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
     if written != [OPSET]:
         yield Violation(
@@ -118,6 +120,8 @@ def _names(side: str, names: list[str], wanted: tuple[str, ...]) -> Iterator[Vio
 
 
 def _types(value: onnx.ValueInfoProto) -> Iterator[Violation]:
+    import onnx
+
     kind, kinds = value.type.tensor_type.elem_type, onnx.TensorProto
     if kind == kinds.FLOAT16:
         said = f'{value.name} is float16; the ONNX files are float32, and the engine is built with fp16:chw'
@@ -130,10 +134,10 @@ def _types(value: onnx.ValueInfoProto) -> Iterator[Violation]:
         yield Violation('', value.name, 'dynamic', said)
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[Violation]:
+def _nodes(model: onnx.ModelProto, standard: tuple[str, ...]) -> Iterator[Violation]:
     made = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:
-        if node.domain in DEFAULT_DOMAINS:
+        if node.domain in standard:
             continue
         if (node.domain, node.op_type) != ('nv', PLUGIN):
             said = f'{node.name}: {node.domain}::{node.op_type} is no operator of ONNX or of this engine'
@@ -149,6 +153,8 @@ def _nodes(model: onnx.ModelProto) -> Iterator[Violation]:
 
 
 def _plugin(node: onnx.NodeProto) -> Iterator[Violation]:
+    import onnx
+
     said = f'{node.name}: {PLUGIN} needs the plug-in of that name when the engine is built'
     yield Violation('', '', 'plug-in', said, WARNING)
     written = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}

@@ -21,7 +21,7 @@ from mmdeploy_ext.core.errors import InferenceError, PointsError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.inputs.points import voxelise
 from mmdeploy_ext.runtime.bevfusion_det import geometry
-from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, MATRICES, checked
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, MATRICES, checked, in_lidar_columns
 from mmdeploy_ext.runtime.bevfusion_det.pooling import pooled, tables_of
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
@@ -196,4 +196,6 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
         kept &= scores > coder['score_threshold']
     rows = np.flatnonzero(kept)
     rows = rows[np.argsort(-scores[rows], kind='stable')]
-    return Detections3D(boxes[rows].astype(np.float32), scores[rows], labels[rows].astype(np.int64))
+    return Detections3D(
+        in_lidar_columns(boxes[rows].astype(np.float32)), scores[rows], labels[rows].astype(np.int64)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,21 @@ def checked(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray, np.ndarray
     check_in_range(points, rule.voxels.point_cloud_range, frame.name)
     check_calibration(frame.calibration, rule.views.num_cameras, frame.name)
     return points, check_images(frame, rule.views.input_size, rule.views.num_cameras)
+
+
+def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes as mmdet3d 1.0 has them, from the columns and headings of mmdet3d 0.x.
+
+    Args:
+        boxes: (n, 7 or 9): x, y, z, w, l, h, yaw from -y clockwise, and velocity, as BEVFusion was trained.
+
+    Returns:
+        The same in the columns of `Detections3D`: x, y, z, l, w, h, yaw from x counter-clockwise. Applied
+        twice it changes nothing; tensors of PyTorch will do.
+    """
+    turned = boxes[:, [0, 1, 2, 4, 3, 5, *range(6, boxes.shape[1])]]
+    turned[:, 6] = -boxes[:, 6] - math.pi / 2
+    return turned
 
 
 def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> np.ndarray:

@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.bevfusion_det.cuda import DENSE, CudaBEVFusion
-from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, in_lidar_columns
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult
@@ -134,7 +134,9 @@ def detections(outputs: Mapping[str, np.ndarray]) -> Detections3D:
     labels = outputs['labels']
     rows = np.flatnonzero(labels >= 0)
     rows = rows[np.argsort(-outputs['scores'][rows], kind='stable')]
-    return Detections3D(outputs['boxes'][rows], outputs['scores'][rows], labels[rows].astype(np.int64))
+    return Detections3D(
+        in_lidar_columns(outputs['boxes'][rows]), outputs['scores'][rows], labels[rows].astype(np.int64)
+    )
 
 
 def is_cuda(paths: str | Path | Sequence[str | Path]) -> bool:

@@ -1,6 +1,8 @@
 # BEVFusion of six cameras and LiDAR with ResNet-50, as NVIDIA deploys it. Source: NVIDIA-AI-IOT/
 # Lidar_AI_Solution 787ad95, CUDA-BEVFusion/configs/nuscenes/det/transfusion/secfpn/camera+lidar/resnet50,
 # over mit-han-lab/bevfusion db75150.
+from projects.configs.nuscenes_fusion import fusion_data
+
 custom_imports = dict(imports=['projects.mmdet3d_plugin'], allow_failed_imports=False)
 point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
 voxel_size = [0.075, 0.075, 0.2]
@@ -136,14 +138,10 @@ model = dict(
         ),
     ),
 )
-data = dict(
-    test=dict(
-        type='NuScenesDataset',
-        pipeline=[
-            dict(type='LoadMultiViewImageFromFiles', to_float32=True),
-            dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
-            dict(type='ImageAug3D', final_dim=[256, 704], resize_lim=[0.48, 0.48], bot_pct_lim=[0.0, 0.0]),
-            dict(type='ImageNormalize', mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
-        ],
-    )
+data = fusion_data(
+    dict(final_dim=[256, 704], resize_lim=[0.48, 0.48]),
+    point_cloud_range,
+    train_image=dict(final_dim=[256, 704], resize_lim=[0.38, 0.55], rand_flip=True),
+    rotation=0.78539816,
+    scale=(0.9, 1.1),
 )

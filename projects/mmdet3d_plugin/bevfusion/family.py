@@ -51,7 +51,7 @@ class BEVFusionFamily(SequenceFamily):
     frame, result = staticmethod(frame), staticmethod(result)
     dumped_frame = staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
-    compared = ()  # the outputs of all files, see `SequenceFamily.compared`
+    compared = ('cells', 'bev')
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""

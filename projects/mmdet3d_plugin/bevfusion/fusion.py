@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from mmcv.runner import BaseModule
+from mmdet.models.detectors.base import BaseDetector
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.builder import (
     DETECTORS,
@@ -21,6 +22,7 @@ from mmdet3d.models.builder import (
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.runtime.bevfusion_det.frames import in_lidar_columns
 from projects.mmdet3d_plugin.bevfusion.rig import Rig, read_rig
 from projects.mmdet3d_plugin.bevfusion.view_transform import build_view_transform
 from projects.mmdet3d_plugin.sparse_backbone.model import LidarBackbone
@@ -104,6 +106,16 @@ class BEVFusion(BaseModule):
         )
         self.heads = nn.ModuleDict(dict(object=build_head(heads['object'])))
 
+    def init_weights(self) -> None:
+        """Initialise the parts; mmcv's own takes the mean of every parameter, and the cells' are integers."""
+        found = [self]
+        while found:
+            for child in found.pop().children():
+                if hasattr(child, 'init_weights'):
+                    child.init_weights()
+                else:
+                    found.append(child)
+
     @property
     def sensors(self) -> tuple[str, ...]:
         """The sensors that it has, in the order of the fuser."""
@@ -174,10 +186,28 @@ class BEVFusion(BaseModule):
             raise ShapeError(f'pictures are {shape}; expected (B, cameras, 3, {size[0]}, {size[1]})')
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
-        """Return results, see `simple_test`; losses are not there yet."""
-        if return_loss:
-            raise NotImplementedError('BEVFusion: there are no losses yet; call it with return_loss=False')
-        return self.forward_test(**data)
+        """Return losses, see `forward_train`, or results, see `simple_test`."""
+        return self.forward_train(**data) if return_loss else self.forward_test(**data)
+
+    def forward_train(
+        self,
+        img_metas: Sequence[Mapping[str, Any]],
+        gt_bboxes_3d: Sequence[Any],
+        gt_labels_3d: Sequence[Tensor],
+        points: Sequence[Tensor] | None = None,
+        img: Tensor | None = None,
+        **ignored: Any,
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch, see `HeadLosses`; boxes in mmdet3d's columns."""
+        head = self.heads['object']
+        found = self.predictions(img, points, img_metas)
+        boxes = [in_lidar_columns(one.tensor.to(found['center'])) for one in gt_bboxes_3d]
+        return head.loss(found, boxes, [one.to(found['center'].device) for one in gt_labels_3d])
+
+    def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+        """Return what mmcv's runners take: the sum of the losses, figures for the log, samples."""
+        loss, figures = BaseDetector._parse_losses(self, self(**data))
+        return dict(loss=loss, log_vars=figures, num_samples=len(data['img_metas']))
 
     def forward_test(
         self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any
@@ -197,7 +227,8 @@ class BEVFusion(BaseModule):
         found = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
         results = []
         for meta, one in zip(img_metas, found, strict=True):
-            boxes = meta['box_type_3d'](one['bboxes'], one['bboxes'].shape[1])
+            columns = in_lidar_columns(one['bboxes'].cpu())
+            boxes = meta['box_type_3d'](columns, columns.shape[1])
             results.append(dict(pts_bbox=bbox3d2result(boxes, one['scores'], one['labels'])))
         return results
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of which every cell may be a query, not peaks alone: the smallest objects."""
+FIRST_LOGIT = -2.19
+"""Of classes, before training: one of ten cells."""
 PREDICTED = ('center', 'height', 'dim', 'rot', 'vel')
 
 
@@ -196,9 +198,17 @@ class TransFusionHead(nn.Module):
         unlimited = torch.zeros(num_classes, 1, 1, dtype=torch.bool)
         unlimited[list(UNLIMITED[self.test_cfg['dataset']])] = True
         self.register_buffer('unlimited', unlimited, persistent=False)
-        self.losses = dict(cls=loss_cls, heatmap=loss_heatmap, bbox=loss_bbox)
+        self.loss_cfg = dict(cls=loss_cls, heatmap=loss_heatmap, bbox=loss_bbox)
 
     unlimited: Tensor
+
+    def init_weights(self) -> None:
+        """Start from small class probabilities, and as transformers do."""
+        for parameter in self.decoder.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for last in (self.heatmap_head[1], self.prediction_heads[0]['heatmap'][-1]):
+            nn.init.constant_(last.bias, FIRST_LOGIT)
 
     def _check_test(self) -> None:
         kind, data = self.test_cfg.get('nms_type'), self.test_cfg.get('dataset')
@@ -258,6 +268,17 @@ class TransFusionHead(nn.Module):
         """Return (B, K, Q): of its own class the product of both probabilities, 0 of the others."""
         own = nn.functional.one_hot(found['query_labels'], self.num_classes).transpose(1, 2)
         return found['heatmap'].sigmoid() * found['query_heatmap_score'] * own
+
+    def loss(
+        self, found: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the losses of what `forward` gave, see `HeadLosses`."""
+        from projects.mmdet3d_plugin.bevfusion.losses import HeadLosses
+
+        made = HeadLosses(
+            **self.loss_cfg, train_cfg=self.train_cfg, coder=self.bbox_coder, classes=self.num_classes
+        )
+        return made(found, boxes, labels)
 
     @torch.no_grad()
     def get_bboxes(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -6,10 +6,17 @@ import contextlib
 import copy
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.runtime.bevfusion_det.cuda import DEPTH, OTHER_ORDER, POOLED, UNROUNDED
-from mmdeploy_ext.runtime.bevfusion_det.frames import check_calibration, check_images
+from mmdeploy_ext.runtime.bevfusion_det.frames import (
+    MATRICES,
+    check_calibration,
+    check_images,
+    in_lidar_columns,
+)
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
@@ -61,6 +68,9 @@ class Reference:
             kept['cells'] = transform.cells(rig)[0]
             kept |= self.more(found, cloud)
         outputs = {name: value.cpu().numpy() for name, value in kept.items()}
+        given = {name: frame.calibration[name] for name in MATRICES}
+        for name, array in dict(given, points=points, images=frame.images, **outputs).items():
+            tap(name, torch.from_numpy(np.ascontiguousarray(array)))  # for `collect_taps` around this step
         return StepResult(outputs, detections(boxes))
 
     @contextlib.contextmanager
@@ -137,4 +147,4 @@ def detections(found: dict[str, torch.Tensor]) -> Detections3D:
     """Return what `TransFusionHead.get_bboxes` gives of one sample, best first."""
     order = found['scores'].argsort(descending=True, stable=True)
     boxes, scores, labels = (found[name][order].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
-    return Detections3D(boxes, scores, labels)
+    return Detections3D(in_lidar_columns(boxes), scores, labels)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'result']
 SOURCE = 900, 1600
-"""Height and width of nuScenes' pictures, pixels."""
+"""Height and width of nuScenes' pictures, pixels; `source` of ImageAug3D says another one."""
 HIDDEN = 500
 """Points behind others, for each camera."""
 
@@ -42,13 +42,14 @@ def fusion_rule(cfg: Any) -> FusionRule:
     low, high = steps['ImageAug3D']['resize_lim']
     bottom = float(np.mean(steps['ImageAug3D'].get('bot_pct_lim', (0.0, 0.0))))
     scale = float(np.mean((low, high)))
-    resized = int(SOURCE[0] * scale), int(SOURCE[1] * scale)
+    source = tuple(steps['ImageAug3D'].get('source', SOURCE))
+    resized = int(source[0] * scale), int(source[1] * scale)
     normalise = steps['ImageNormalize']
     views = MultiViewRule(
         mean=tuple(255.0 * value for value in normalise['mean']),
         std=tuple(255.0 * value for value in normalise['std']),
         to_rgb=True,
-        source=SOURCE,
+        source=source,
         scale=scale,
         resized=resized,
         crop=(int((1 - bottom) * resized[0]) - height, max(0, resized[1] - width) // 2),
@@ -68,11 +69,14 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
         raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
     points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
     images = only(data['img'], 'img')
+    if images.ndim == 5 and len(images) == 1:  # the loader's batch
+        images = images[0]
     return FusedFrame(
         np.ascontiguousarray(points.cpu().numpy(), np.float32),
         str(meta.get('sample_idx', '')),
         images=images.cpu().numpy(),
         calibration={name: np.asarray(meta[name], np.float32) for name in MATRICES if name in meta},
+        image_files=tuple(map(str, meta.get('filename', ()))),
     )
 
 

@@ -1,11 +1,16 @@
-"""Pipeline steps that mmdet3d 1.0.0rc6 lacks, under StreamPETR's names."""
+"""Pipeline steps that mmdet3d 1.0.0rc6 lacks, under StreamPETR's and BEVFusion's names."""
 
 from .augmentation import GlobalRotScaleTransImage, ResizeCropFlipRotImage
 from .formatting import PETRFormatBundle3D
+from .fusion import ImageAug3D, ImageNormalize
+from .lidar_aug import LidarAugMatrix
 from .multi_view_image import NormalizeMultiviewImage, PadMultiViewImage
 
 __all__ = [
     'GlobalRotScaleTransImage',
+    'ImageAug3D',
+    'ImageNormalize',
+    'LidarAugMatrix',
     'NormalizeMultiviewImage',
     'PETRFormatBundle3D',
     'PadMultiViewImage',

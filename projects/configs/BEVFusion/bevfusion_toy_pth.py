@@ -1,0 +1,1 @@
+_base_ = ['./bevfusion_toy.py', '../_base_/backends/torch.py']

@@ -1,0 +1,106 @@
+"""Steps of BEVFusion's pipelines: pictures and their matrices, under the names of its configs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mmcv
+import numpy as np
+from mmdet.datasets.builder import PIPELINES
+
+from mmdeploy_ext.core.errors import ConfigError, DataError
+
+from .augmentation import ImageTransform
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@PIPELINES.register_module()
+class ImageAug3D:
+    """Resize, crop and mirror each camera's picture, and say so in `img_aug_matrix` (N, 4, 4).
+
+    Args:
+        final_dim: (H, W) of the result, px.
+        resize_lim: factor, from and to; at test time the mean.
+        bot_pct_lim: part that is cut off at the bottom, the same.
+        rot_lim: degrees; (0, 0) alone.
+        rand_flip: mirror half of the pictures, in training.
+        is_train: random values, of each camera its own.
+        source: (h, w) of the pictures as they were taken, px.
+
+    Source: mit-han-lab/bevfusion db75150, mmdet3d/datasets/pipelines/transforms_3d.py:45-150. Differs in: the
+    size of what comes in is checked; a picture is not turned.
+    """
+
+    def __init__(
+        self,
+        final_dim: Sequence[int],
+        resize_lim: Sequence[float],
+        bot_pct_lim: Sequence[float] = (0.0, 0.0),
+        rot_lim: Sequence[float] = (0.0, 0.0),
+        rand_flip: bool = False,
+        is_train: bool = False,
+        source: Sequence[int] = (900, 1600),
+    ) -> None:
+        if any(rot_lim):
+            raise ConfigError(
+                f'ImageAug3D: rot_lim={tuple(rot_lim)}: pictures are not turned; expected (0, 0)'
+            )
+        self.final_dim, self.source = tuple(final_dim), tuple(source)
+        self.resize_lim, self.bot_pct_lim = tuple(resize_lim), tuple(bot_pct_lim)
+        self.rand_flip, self.is_train = rand_flip, is_train
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Change `img`, a list of (h, w, 3), and `img_aug_matrix`.
+
+        Raises:
+            DataError: a picture of another size than `source`; its intrinsics would no longer fit.
+        """
+        images, matrices = [], []
+        for index, image in enumerate(results['img']):
+            if image.shape[:2] != self.source:
+                raise DataError(
+                    f'picture of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x width), '
+                    f'ImageAug3D has source={self.source}; intrinsics and pictures have to be of that size'
+                )
+            change = self._change()
+            images.append(change.image(image))
+            matrix = np.eye(4, dtype=np.float32)
+            matrix[:2, :2], matrix[:2, 3] = change.matrix()[:2, :2], change.matrix()[:2, 2]
+            matrices.append(matrix)
+        results.update(img=images, img_aug_matrix=np.stack(matrices))
+        return results
+
+    def _change(self) -> ImageTransform:
+        def drawn(limits: tuple[float, float]) -> float:
+            return float(np.random.uniform(*limits) if self.is_train else np.mean(limits))
+
+        scale = drawn(self.resize_lim)
+        size = int(self.source[1] * scale), int(self.source[0] * scale)
+        top = int((1 - drawn(self.bot_pct_lim)) * size[1]) - self.final_dim[0]
+        room = max(0, size[0] - self.final_dim[1])
+        left = int(np.random.uniform(0, room) if self.is_train else room / 2)
+        flip = bool(self.is_train and self.rand_flip and np.random.choice([0, 1]))
+        box = left, top, left + self.final_dim[1], top + self.final_dim[0]
+        return ImageTransform(scale, size, box, flip)
+
+
+@PIPELINES.register_module()
+class ImageNormalize:
+    """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB.
+
+    Args:
+        mean, std: of red, green, blue in 0..1.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = (np.array(values, np.float64) * 255.0 for values in (mean, std))
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Normalise results['img'], a list of (H, W, 3)."""
+        results['img'] = [
+            mmcv.imnormalize(image, self.mean, self.std, to_rgb=True) for image in results['img']
+        ]
+        results['img_norm_cfg'] = dict(mean=self.mean, std=self.std, to_rgb=True)
+        return results

@@ -1,0 +1,228 @@
+"""BEVFusion on a data set: matrices that fit pictures and points, boxes in mmdet3d's columns, training."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import toy_bevfusion
+from mmdeploy_ext.apps import export_app, test_app
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES, in_lidar_columns
+from mmdeploy_ext.stack.compat import single_thread
+from projects.mmdet3d_plugin.bevfusion.coder import TransFusionBBoxCoder
+from projects.mmdet3d_plugin.bevfusion.samples import frame
+from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
+from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+from toy_atss import REPO
+
+CONFIG = str(REPO / 'projects/configs/BEVFusion/bevfusion_toy.py')
+PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
+
+
+def register():
+    import projects.mmdet3d_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def options(tmp_path_factory):
+    """Overrides that name a small generated set."""
+    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
+    ensure_toy_nuscenes(root, Options(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    parts = ('train', 'train'), ('test', 'val')
+    found = {f'data.{part}.ann_file': f'{root}/toy_nuscenes_infos_{name}.pkl' for part, name in parts}
+    return {**found, 'data.train.data_root': f'{root}/', 'data.test.data_root': f'{root}/'}
+
+
+@pytest.fixture(scope='module')
+def cfg(options):
+    return load_config(CONFIG, options)
+
+
+@pytest.fixture(scope='module')
+def dataset(cfg):
+    from mmdet3d.datasets import build_dataset
+
+    return build_dataset(cfg.data.train)
+
+
+def drawn(dataset, seed, *names):
+    """Return a sample before and after the steps of these names, drawn by a seed."""
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    info, before = dataset.get_data_info(0), None
+    dataset.pre_pipeline(info)
+    for step in dataset.pipeline.transforms:
+        kind = type(step).__name__
+        if kind == names[0]:
+            before = dict(info, points=info['points'].tensor.clone(), img=list(info['img']))
+        info = step(info)
+        if kind == names[-1]:
+            return before, info
+    raise AssertionError(names)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_one_matrix_moves_the_points_as_all_steps_of_training_did(dataset, seed):
+    before, after = drawn(dataset, seed, 'GlobalRotScaleTrans', 'LidarAugMatrix')
+    matrix = after['lidar_aug_matrix']
+    moved = before['points'][:, :3].numpy() @ matrix[:3, :3].T + matrix[:3, 3]
+    assert np.abs(moved - after['points'].tensor[:, :3].numpy()).max() < 1e-4
+    assert not np.allclose(matrix, np.eye(4), atol=0.01)
+
+
+def test_a_point_of_a_picture_is_where_its_matrix_says(dataset):
+    """A picture whose values are its columns (or rows), so that a value says where it came from."""
+    from projects.mmdet3d_plugin.datasets.pipelines import ImageAug3D
+
+    rows, columns = np.mgrid[:198, :250].astype(np.float32)
+    image = np.stack([rows, columns, 0 * rows], -1)
+    np.random.seed(3)
+    step = ImageAug3D([96, 128], [0.7, 0.8], (0.0, 0.1), rand_flip=True, is_train=True, source=[198, 250])
+    found = step(dict(img=[image] * 4))
+    flips = 0
+    for changed, matrix in zip(found['img'], found['img_aug_matrix'], strict=True):
+        y, x = 40, 50
+        was = np.linalg.inv(matrix[:2, :2]) @ (np.array([x + 0.5, y + 0.5]) - matrix[:2, 3])
+        assert abs(changed[y, x, 1] + 0.5 - was[0]) < 1.5 and abs(changed[y, x, 0] + 0.5 - was[1]) < 1.5
+        flips += matrix[0, 0] < 0
+    assert 0 < flips < 4
+
+
+def test_a_moment_of_the_data_set_has_pictures_points_and_matrices_that_agree(cfg):
+    from mmdet3d.datasets import build_dataset
+
+    from mmdeploy_ext.evaluate.evaluation import build_loader
+
+    cfg.data.test.test_mode = True
+    found = frame(next(iter(build_loader(build_dataset(cfg.data.test), [0], workers_per_gpu=0))))
+    assert found.images.shape == (6, 3, 96, 256) and found.points.shape[1] == 5
+    assert len(found.image_files) == 6 and set(found.calibration) == set(MATRICES)
+    rig = {name: matrix.astype(np.float64) for name, matrix in found.calibration.items()}
+    seen = rig['camera_intrinsics'] @ np.linalg.inv(rig['camera2lidar'])
+    assert np.abs(seen - rig['lidar2image']).max() < 1e-2
+    assert np.allclose(rig['img_aug_matrix'][0, :2, 3], [0, -48])
+
+
+def test_boxes_of_the_head_are_those_of_the_annotations(dataset):
+    """Encoded as in training and decoded as at test time; columns and heading of mmdet3d."""
+    boxes = dataset.get_ann_info(0)['gt_bboxes_3d'].tensor
+    coder = TransFusionBBoxCoder([-22.4, -22.4], 4, [0.2, 0.2], None, 0.0, 10)
+    code = coder.encode(in_lidar_columns(boxes)).T[None]
+    split = [code[:, :2], code[:, 2:3], code[:, 3:6], code[:, 6:8], code[:, 8:10]]
+    found = in_lidar_columns(coder.boxes(*split)[0])
+    turns = torch.round((found[:, 6] - boxes[:, 6]) / (2 * np.pi))
+    found[:, 6] -= 2 * np.pi * turns
+    assert len(boxes) > 5 and torch.allclose(found, boxes, atol=1e-4)
+    old = in_lidar_columns(boxes)
+    along = torch.stack([-torch.sin(old[:, 6]), -torch.cos(old[:, 6])], 1)  # of length, in mmdet3d 0.x
+    heading = torch.stack([torch.cos(boxes[:, 6]), torch.sin(boxes[:, 6])], 1)
+    assert torch.allclose(along, heading, atol=1e-5)
+
+
+def batch(dataset, count):
+    from mmcv.parallel import collate, scatter
+
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return scatter(collate([dataset[index] for index in range(count)], count), [-1])[0]
+
+
+def test_every_parameter_learns_and_the_losses_fall(cfg, dataset):
+    from mmdet3d.models import build_model
+
+    torch.manual_seed(0)
+    model = build_model(cfg.model).train()
+    model.init_weights()
+    assert model.heads['object'].heatmap_head[1].bias.unique().item() == pytest.approx(-2.19)
+    data, optimizer, seen = batch(dataset, 2), torch.optim.AdamW(model.parameters(), lr=2e-3), []
+    points = [one.clone() for one in data['points']]
+    with single_thread():
+        for _ in range(4):
+            out = model.train_step(data, optimizer)
+            optimizer.zero_grad()
+            out['loss'].backward()
+            optimizer.step()
+            seen.append(out['log_vars'])
+    lacking = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
+    assert not lacking and set(seen[0]) == {
+        'loss_heatmap', 'layer_0_loss_cls', 'layer_0_loss_bbox', 'loss',
+    }  # fmt: skip
+    assert seen[-1]['loss'] < 0.7 * seen[0]['loss']
+    assert all(map(torch.equal, points, data['points'])), 'the points were changed in place'
+
+
+def test_each_box_has_one_query_and_one_peak(cfg, dataset):
+    from projects.mmdet3d_plugin.bevfusion.losses import HeadLosses
+
+    data, head = batch(dataset, 1), cfg.model.heads.object
+    coder = TransFusionBBoxCoder(**{key: value for key, value in head.bbox_coder.items() if key != 'type'})
+    losses = HeadLosses(head.loss_cls, head.loss_heatmap, head.loss_bbox, head.train_cfg, coder, 10)
+    boxes, labels = in_lidar_columns(data['gt_bboxes_3d'][0].tensor), data['gt_labels_3d'][0]
+    code = coder.encode(boxes).T[None]
+    count, queries = len(boxes), 60
+    sizes = dict(center=2, height=1, dim=3, rot=2, vel=2)
+    found = {name: torch.zeros(1, size, queries) for name, size in sizes.items()}
+    for name, part in zip(sizes, code.split([2, 1, 3, 2, 2], 1), strict=True):
+        found[name][:, :, 10 : 10 + count] = part
+    found['heatmap'] = torch.full((1, 10, queries), -6.0)
+    found['heatmap'][0, labels, 10 + torch.arange(count)] = 6.0
+    queries, own = losses._assigned(found, 0, boxes, labels)
+    assert (queries == 10 + own).all() and len(own) == count
+    heat = torch.zeros(10, 56, 56)
+    losses._draw(heat, boxes, labels)
+    cells = coder.encode(boxes)[:, :2].long()
+    assert (heat[labels, cells[:, 0], cells[:, 1]] == 1).all()
+
+
+# ---- the test loop
+
+
+@pytest.fixture(scope='module')
+def checkpoint(cfg, tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'toy.pth'
+    torch.save(dict(state_dict=toy_bevfusion.seeded(cfg).state_dict()), path)
+    return str(path)
+
+
+def evaluate(config, checkpoint, work_dir, options):
+    words = [f'{key}={value}' for key, value in options.items()]
+    target = ['--eval=bbox', '--work-dir', str(work_dir)]
+    return test_app.main(
+        register, [config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0']
+    )
+
+
+@pytest.fixture(scope='module')
+def runs(checkpoint, options, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('run') / 'bevfusion_toy'
+    assert evaluate(PTH, checkpoint, work_dir, options) == 0
+    assert evaluate(ONNX, checkpoint, work_dir, options) == 0
+    return work_dir
+
+
+def test_both_engines_run_the_data_set_and_the_dump_agrees(runs, checkpoint, options, tmp_path, capsys):
+    reference, candidate = (read_json(runs / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
+    assert reference.keys() == candidate.keys() and 'pts_bbox_NuScenes/NDS' in reference
+    samples = list_samples(runs / 'dump')
+    tensors, manifest = load_dump(samples[0])
+    assert {'points', 'images', 'cells', 'bev', *MATRICES} <= set(tensors)
+    work_dir = shutil.copytree(runs, tmp_path / 'bevfusion_toy')
+    wrong = list_samples(work_dir / 'dump')[0]
+    shutil.rmtree(wrong)
+    facts = {key: value for key, value in manifest.items() if key != 'tensors'}
+    save_dump(wrong, dict(tensors, bev=tensors['bev'] + 1), facts)
+    assert evaluate(ONNX, checkpoint, work_dir, options) == 1
+    said = capsys.readouterr().out
+    assert said.count('agrees (worst') == 1 and 'DIFFERS: bev' in said
+
+
+def test_a_sweep_alone_is_no_sample(checkpoint, tmp_path, capsys):
+    (tmp_path / 'sweep.bin').write_bytes(np.zeros((10, 5), np.float32).tobytes())
+    words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify', '--test-img']
+    assert export_app.main(register, [*words, str(tmp_path / 'sweep.bin')]) == 2
+    assert 'models of cameras take frames with poses and calibrations' in capsys.readouterr().err
