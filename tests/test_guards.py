@@ -58,10 +58,11 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 # ---- configs
 
+FUNCTIONS = 'nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py'  # that configs call
 CONFIGS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py')
-    if path.name not in ('nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py'))  # functions that configs call
+    if path.name not in FUNCTIONS)
 
 
 @functools.lru_cache
