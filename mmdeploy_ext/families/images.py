@@ -56,7 +56,7 @@ class ImageFamily(Family):
         forms: what its graphs may contain of the post-processing.
         own_options: what it has besides the options of every family of images.
         tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides of a whole
-            result; see `proof/suppression.py`.
+            result; see `proof/near_ties.py`.
     """
 
     samples = 'images'
@@ -176,7 +176,7 @@ class ImageFamily(Family):
         """Return contexts in which upstream's test path decides ties otherwise, besides those of an IoU.
 
         A proof asks for the results within each where an engine's have no partner, see
-        `suppression.with_moved_thresholds`.
+        `proof/near_ties.py`.
         """
         return ()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
-from mmdeploy_ext.proof.suppression import with_moved_thresholds
+from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -60,9 +60,10 @@ class Reference:
 
     @functools.cached_property
     def near_ties(self) -> list[list[Any]]:
-        """The results with each threshold of overlaps moved by rounding, and with other choices of ties."""
+        """The results with thresholds moved by rounding, other rounding of layers, other choices of ties."""
         family, model = self.deployment.family, self.deployment.model
         found = with_moved_thresholds(model, self._results, family.tie_keys)
+        found += with_other_rounding(model, self._results)
         for choice in family.rounded_choices(model):
             with choice:
                 found.append(self._results())
