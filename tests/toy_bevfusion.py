@@ -61,6 +61,29 @@ def write_config(path, **more):
     return str(path)
 
 
+ALONE = dict(
+    camera=dict(
+        encoders=dict(camera=dict(vtransform=dict(type='LSSTransform', out_channels=32)), lidar=None),
+        fuser=None,
+    ),
+    lidar=dict(encoders=dict(camera=None), fuser=None, decoder=dict(backbone=dict(in_channels=64))),
+)
+"""Sensor -> what makes a model of it alone."""
+
+
+def alone(sensor):
+    """Return the changes of the model for one sensor."""
+
+    def merged(one, other):
+        both = dict(one)
+        for key, value in other.items():
+            nested = isinstance(value, dict) and isinstance(one.get(key), dict)
+            both[key] = merged(one[key], value) if nested else value
+        return both
+
+    return merged(CHANGES, ALONE[sensor])
+
+
 def seeded(cfg):
     """Return the model with weights whose heat map has peaks of several classes."""
     torch.manual_seed(0)
@@ -71,11 +94,21 @@ def seeded(cfg):
             module.running_var.uniform_(0.5, 1.5)
     with torch.no_grad():
         head = model.heads['object']
-        transform = model.encoders['camera']['vtransform']
-        transform.dtransform[6].weight.mul_(5)
-        transform.depthnet[6].weight[: transform.D].mul_(10)
-        transform.downsample[7].weight.mul_(20)  # the cameras count as much as the LiDAR
-        model.fuser[0].weight[:, : transform.C].mul_(5)
+        if 'camera' in model.encoders:
+            transform = model.encoders['camera']['vtransform']
+            last = (
+                transform.depthnet
+                if isinstance(transform.depthnet, torch.nn.Conv2d)
+                else transform.depthnet[6]
+            )
+            last.weight[: transform.D].mul_(10)
+            transform.downsample[7].weight.mul_(20)  # the cameras count as much as the LiDAR
+            if transform.uses_points:
+                transform.dtransform[6].weight.mul_(5)
+        if model.fuser is None:
+            head.prediction_heads[0]['heatmap'][1].bias.add_(3)
+        else:
+            model.fuser[0].weight[:, : transform.C].mul_(5)
         head.heatmap_head[1].weight.mul_(20)
         head.heatmap_head[1].bias[8:].add_(1)  # of classes whose every cell may be a query
         for layers in head.prediction_heads[0].values():
@@ -83,11 +116,11 @@ def seeded(cfg):
     return model
 
 
-def toy(folder):
-    """Return the deployment of the toy and the paths of its files."""
+def toy(folder, **more):
+    """Return the deployment of the toy; more as of `write_config`."""
     from mmdeploy_ext.core.config import load_config
 
-    config = write_config(folder / 'm.py')
+    config = write_config(folder / 'm.py', **more)
     torch.save(dict(state_dict=seeded(load_config(config)).state_dict()), folder / 'm.pth')
     return deploy.load(config, str(folder / 'm.pth'))
 
@@ -96,4 +129,5 @@ def export(deployment, folder, **options):
     """Return the paths of the files of an export."""
     chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
     export_files(deployment, chosen, str(folder))
-    return [str(folder / f'{name}.onnx') for name in deployment.family.names_of(chosen)]
+    names = deployment.family.names_of(chosen)
+    return [str(path) for path in (folder / f'{name}.onnx' for name in names) if path.is_file()]

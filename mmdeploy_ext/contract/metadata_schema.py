@@ -79,7 +79,9 @@ VOXEL_FIELDS = dict(
     mode=one_of('hard', 'dynamic'),
 )
 VOXELS = record(VOXEL_FIELDS, tuple(VOXEL_FIELDS)[:-1])
-FUSION = record(dict(kind=one_of('fusion'), views=MULTIVIEW, voxels=VOXELS), ('kind', 'views', 'voxels'))
+FUSION = record(
+    dict(kind=one_of('fusion'), views=maybe(MULTIVIEW), voxels=maybe(VOXELS)), ('kind', 'views', 'voxels')
+)
 
 
 def rule_of_points(value: Any, where: str) -> None:

@@ -19,24 +19,26 @@ KIND = 'fusion'
 
 @dataclasses.dataclass(frozen=True)
 class FusionRule(Plain):
-    """Both rules.
+    """The rules of both sensors.
 
     Attributes:
-        views: of the pictures.
-        voxels: of the points.
+        views: of the pictures; None of a model without cameras.
+        voxels: of the points; None of one without LiDAR.
     """
 
-    views: MultiViewRule
-    voxels: VoxelRule
+    views: MultiViewRule | None
+    voxels: VoxelRule | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; `kind` tells this rule from others."""
-        return dict(kind=KIND, views=self.views.to_json(), voxels=self.voxels.to_json())
+        both = dict(views=self.views, voxels=self.voxels)
+        return dict(kind=KIND, **{name: rule and rule.to_json() for name, rule in both.items()})
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
         """Rebuild a rule from `to_json`."""
-        return cls(MultiViewRule.from_json(content['views']), VoxelRule.from_json(content['voxels']))
+        views, voxels = content['views'], content['voxels']
+        return cls(views and MultiViewRule.from_json(views), voxels and VoxelRule.from_json(voxels))
 
     def img_aug_matrix(self) -> np.ndarray:
         """Return (N, 4, 4) float32: pictures as they were taken to the network's, pixels."""

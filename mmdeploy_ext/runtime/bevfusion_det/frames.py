@@ -22,17 +22,21 @@ MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix',
 INVERTED = ('camera_intrinsics', 'img_aug_matrix', 'lidar_aug_matrix')
 
 
-def checked(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray, np.ndarray]:
-    """Return points (P, V) and pictures (N, 3, H, W) of a frame as a model takes them.
+def checked(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return points (P, V) and pictures (N, 3, H, W) of a frame as a model takes them; None without a sensor.
 
     Raises:
         ShapeError: pictures or matrices of other shapes.
         DataError: points or matrices that cannot be.
     """
-    points = check_points(frame.points, int(rule.voxels.in_channels), frame.name)
-    check_in_range(points, rule.voxels.point_cloud_range, frame.name)
-    check_calibration(frame.calibration, rule.views.num_cameras, frame.name)
-    return points, check_images(frame, rule.views.input_size, rule.views.num_cameras)
+    points = images = None
+    if rule.voxels is not None:
+        points = check_points(frame.points, int(rule.voxels.in_channels), frame.name)
+        check_in_range(points, rule.voxels.point_cloud_range, frame.name)
+    if rule.views is not None:
+        check_calibration(frame.calibration, rule.views.num_cameras, frame.name)
+        images = check_images(frame, rule.views.input_size, rule.views.num_cameras)
+    return points, images
 
 
 def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:

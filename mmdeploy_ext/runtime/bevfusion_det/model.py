@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.bevfusion_det.cuda import DENSE, CudaBEVFusion
@@ -50,7 +50,7 @@ class BEVFusionOnnx(Memoryless):
         """Open the files.
 
         Args:
-            paths: the folder of an export, or its three files.
+            paths: the folder of an export, or its files: `rig` with cameras, `lidar` with one, `frame`.
             engine: registered name of the backend.
             options: of the backend, for example `providers`, `threads`.
 
@@ -58,25 +58,37 @@ class BEVFusionOnnx(Memoryless):
             ModelFileError: a file is missing, of another model family, or not of the same export.
             EngineError: the engine is not here.
         """
-        files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
-        self.lidar = ScnOnnx(files['lidar'], engine=engine, **options)
+        files = {path.stem: path for path in self._files(paths)}
         shared = {**BACKENDS[engine].shared, **options}
-        self.rig, self.frame = (
-            build_backend(engine, str(files[name]), **shared) for name in ('rig', 'frame')
-        )
-        self.rig.activate()
-        self.frame.activate()
-        self.metadata = self.frame.metadata
-        known = dict(
-            rig=self.rig.metadata,
-            lidar=Metadata.from_props(self.lidar.props, files['lidar']),
-            frame=self.metadata,
-        )
+        self.sessions = {
+            name: build_backend(engine, str(path), **shared)
+            for name, path in files.items()
+            if name != 'lidar'
+        }
+        for session in self.sessions.values():
+            session.activate()
+        self.metadata = self.sessions['frame'].metadata
+        known = {name: session.metadata for name, session in self.sessions.items()}
+        self.lidar = None
+        if 'lidar' in files:
+            self.lidar = ScnOnnx(files['lidar'], engine=engine, **options)
+            known['lidar'] = Metadata.from_props(self.lidar.props, files['lidar'])
         for name, metadata in known.items():
             metadata.require(files[name], FAMILY, (name,))
         check_same_export({files[name]: metadata for name, metadata in known.items()})
-        self.seconds = dict.fromkeys(GRAPHS, 0.0)
+        self.seconds = dict.fromkeys(files, 0.0)
         self._cells: tuple[bytes, np.ndarray] | None = None
+
+    @staticmethod
+    def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+        """Return the files of an export: those of the sensors that its last one says."""
+        if not isinstance(paths, str | Path):
+            return [Path(path) for path in paths]
+        (last,) = export_files(paths, GRAPHS[-1:])
+        metadata = Metadata.from_props(read_props(last), last)
+        metadata.require(last, FAMILY, GRAPHS[-1:])
+        needed = dict(camera='rig', lidar='lidar')
+        return export_files(paths, (*(needed[name] for name in metadata.postprocess['sensors']), GRAPHS[-1]))
 
     @property
     def rule(self) -> FusionRule:
@@ -85,8 +97,8 @@ class BEVFusionOnnx(Memoryless):
 
     @property
     def width(self) -> int:
-        """V, values per point."""
-        return int(self.rule.voxels.in_channels)
+        """V, values per point; 0 without LiDAR."""
+        return int(self.rule.voxels.in_channels) if self.rule.voxels is not None else 0
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -102,31 +114,35 @@ class BEVFusionOnnx(Memoryless):
             InferenceError: the engine failed or gave NaN.
         """
         points, images = checked(frame, self.rule)
-        given = dict(frame.calibration, img=images, points=points[:, :3])
-        start = time.perf_counter()
-        cells = self._cells_of(given)
-        start = self.passed('rig', start)
-        bev = self.lidar.step(points=points)
-        start = self.passed('lidar', start)
-        given.update(cells=cells, bev=bev)
-        outputs = self.frame.infer({name: given[name] for name in self.metadata.spec.input_names})
+        found, start = {}, time.perf_counter()
+        if images is not None:
+            found['cells'] = self._cells_of(frame.calibration)
+            start = self.passed('rig', start)
+        if points is not None:
+            found['bev'] = self.lidar.step(points=points)
+            start = self.passed('lidar', start)
+        given = dict(frame.calibration, **found, img=images, points=frame.points[:, :3])
+        names = self.metadata.spec.input_names
+        outputs = self.sessions['frame'].infer({name: given[name] for name in names})
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
         self.passed('frame', start)
-        return StepResult(dict(cells=cells, bev=bev, **outputs), detections(outputs))
+        return StepResult({**found, **outputs}, detections(outputs))
 
     def _cells_of(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
-        feeds = {name: given[name] for name in self.rig.metadata.spec.input_names}
+        rig = self.sessions['rig']
+        feeds = {name: given[name] for name in rig.metadata.spec.input_names}
         key = b''.join(np.ascontiguousarray(feeds[name], np.float32).tobytes() for name in sorted(feeds))
         if self._cells is None or self._cells[0] != key:
-            self._cells = key, self.rig.infer(feeds)['cells']
+            self._cells = key, rig.infer(feeds)['cells']
         return self._cells[1]
 
     def close(self) -> None:
         """Close the sessions."""
-        self.lidar.close()
-        self.rig.deactivate()
-        self.frame.deactivate()
+        if self.lidar is not None:
+            self.lidar.close()
+        for session in self.sessions.values():
+            session.deactivate()
 
 
 def detections(outputs: Mapping[str, np.ndarray]) -> Detections3D:

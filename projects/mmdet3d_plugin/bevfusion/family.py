@@ -62,12 +62,8 @@ class BEVFusionFamily(SequenceFamily):
         if options.precision != 'fp32':
             raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
         check_model(cfg)
-        kind = cfg.model.encoders.camera.vtransform.type
-        if options.contract == CUDA and kind != 'DepthLSSTransform':
-            raise ConfigError(
-                f'{cfg.filename}: model.encoders.camera.vtransform.type={kind!r}: --contract {CUDA} takes '
-                f'depth maps; expected DepthLSSTransform'
-            )
+        if options.contract == CUDA:
+            check_cuda(cfg)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""
@@ -94,7 +90,10 @@ class BEVFusionFamily(SequenceFamily):
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """See `Family.load_weights`; kernels of either spconv layout."""
-        load_whole(model, checkpoint, 'encoders.lidar.backbone')
+        if 'lidar' in model.sensors:
+            load_whole(model, checkpoint, 'encoders.lidar.backbone')
+        else:
+            super().load_weights(model, checkpoint)
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
@@ -114,15 +113,36 @@ class BEVFusionFamily(SequenceFamily):
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""
-        return dict(
-            rig=[(model.encoders['camera']['vtransform'], 'cells')],
-            lidar=[(model, 'lidar_view')],
-            frame=[(model, 'camera_maps'), (model, 'joined')],
-        )
+        found: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
+        if 'camera' in model.sensors:
+            found['rig'] = [(model.encoders['camera']['vtransform'], 'cells')]
+            found['frame'].append((model, 'camera_maps'))
+        if 'lidar' in model.sensors:
+            found['lidar'] = [(model, 'lidar_view')]
+        return found
 
     def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """See `SequenceFamily.dump_tensors`."""
         return {name: value.detach().cpu().numpy() for name, value in taps.items()}
+
+
+def check_cuda(cfg: Any) -> None:
+    """Refuse what CUDA-BEVFusion has no files for.
+
+    Raises:
+        ConfigError: names the file and the key.
+    """
+    encoders = cfg.model.encoders
+    lacking = [name for name in SENSORS if not encoders.get(name)]
+    if lacking:
+        raise ConfigError(
+            f'{cfg.filename}: model.encoders has no {lacking[0]}: --contract {CUDA} takes both sensors'
+        )
+    if encoders.camera.vtransform.type != 'DepthLSSTransform':
+        raise ConfigError(
+            f'{cfg.filename}: model.encoders.camera.vtransform.type={encoders.camera.vtransform.type!r}: '
+            f'--contract {CUDA} takes depth maps; expected DepthLSSTransform'
+        )
 
 
 def check_model(cfg: Any) -> None:
@@ -136,11 +156,14 @@ def check_model(cfg: Any) -> None:
         check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})
     except ConfigError as error:
         raise ConfigError(f'{where}: {error}') from error
-    lacking = [name for name in SENSORS if not model.encoders.get(name)]
-    if lacking:
-        raise ConfigError(f'{where}.encoders has no {lacking[0]}; BEVFusion is exported with both sensors')
-    kind = model.encoders.lidar.backbone.get('type')
-    if kind != 'BEVFusionSparseEncoder':
+    lidar, camera = model.encoders.get('lidar'), model.encoders.get('camera')
+    if not lidar and camera.vtransform.type != 'LSSTransform':
+        raise ConfigError(
+            f'{where}.encoders.camera.vtransform.type={camera.vtransform.type!r} looks at points, and there '
+            f'is no LiDAR; expected LSSTransform'
+        )
+    kind = lidar.backbone.get('type') if lidar else ''
+    if lidar and kind != 'BEVFusionSparseEncoder':
         raise ConfigError(
             f'{where}.encoders.lidar.backbone.type={kind!r}; expected BEVFusionSparseEncoder, whose axes are '
             f'x, y, z'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,7 +43,6 @@ class Reference:
         """Keep a `BEVFusion` in evaluation mode."""
         self.model = model
         self.device = next(model.parameters()).device
-        self.width = int(model.encoders['lidar'].in_channels)
 
     def reset(self) -> None:
         """Nothing to do: there is no memory."""
@@ -55,32 +54,45 @@ class Reference:
             DataError: points or matrices that cannot be; the same as of `BEVFusionOnnx`.
             ShapeError: of other shapes.
         """
-        points = check_points(frame.points, self.width, frame.name)
-        check_in_range(points, self.model.encoders['lidar'].voxel_layer.point_cloud_range, frame.name)
-        transform = self.model.encoders['camera']['vtransform']
-        images = torch.from_numpy(check_images(frame, transform.image_size))
-        check_calibration(frame.calibration, len(images), frame.name)
-        cloud = torch.from_numpy(points).to(self.device)
+        images, cloud = self._inputs(frame)
         with torch.no_grad(), single_thread(), self.watched() as kept:
-            found = self.model.predictions(images[None].to(self.device), [cloud], [frame.calibration])
+            found = self.model.predictions(images, cloud, [frame.calibration])
             (boxes,) = self.model.heads['object'].get_bboxes(found)
-            rig = read_rig([frame.calibration], self.device, len(images))
-            kept['cells'] = transform.cells(rig)[0]
+            if images is not None:
+                rig = read_rig([frame.calibration], self.device, images.shape[1])
+                kept['cells'] = transform_of(self.model).cells(rig)[0]
             kept |= self.more(found, cloud)
         outputs = {name: value.cpu().numpy() for name, value in kept.items()}
-        given = {name: frame.calibration[name] for name in MATRICES}
-        for name, array in dict(given, points=points, images=frame.images, **outputs).items():
+        given = {name: frame.calibration[name] for name in MATRICES if name in frame.calibration}
+        given |= {} if frame.images is None else dict(images=frame.images)
+        for name, array in dict(given, points=frame.points, **outputs).items():
             tap(name, torch.from_numpy(np.ascontiguousarray(array)))  # for `collect_taps` around this step
         return StepResult(outputs, detections(boxes))
+
+    def _inputs(self, frame: FusedFrame) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
+        """Return pictures (1, N, 3, H, W) and the points of a frame, None without a sensor."""
+        images = cloud = None
+        if 'lidar' in self.model.sensors:
+            lidar = self.model.encoders['lidar']
+            points = check_points(frame.points, int(lidar.in_channels), frame.name)
+            check_in_range(points, lidar.voxel_layer.point_cloud_range, frame.name)
+            cloud = [torch.from_numpy(points).to(self.device)]
+        if 'camera' in self.model.sensors:
+            checked = check_images(frame, transform_of(self.model).image_size)
+            check_calibration(frame.calibration, len(checked), frame.name)
+            images = torch.from_numpy(checked)[None].to(self.device)
+        return images, cloud
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[dict[str, torch.Tensor]]:
         """Watch the model; the dict fills while it runs."""
-        with watching({self.model.encoders['lidar'].encoder: lambda _, given: dict(bev=given)}) as kept:
+        lidar = self.model.encoders['lidar'] if 'lidar' in self.model.sensors else None
+        hooks = {} if lidar is None else {lidar.encoder: lambda _, given: dict(bev=given)}
+        with watching(hooks) as kept:
             yield kept
 
-    def more(self, found: dict[str, torch.Tensor], cloud: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what is compared besides; `found` is of the head, `cloud` (P, V)."""
+    def more(self, found: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
+        """Return what is compared besides; `found` is of the head, `cloud` one of points (P, V)."""
         return {}
 
 
@@ -119,9 +131,9 @@ class PartsReference(Reference):
         with watching(hooks) as kept:
             yield kept
 
-    def more(self, found: dict[str, torch.Tensor], cloud: torch.Tensor) -> dict[str, torch.Tensor]:
+    def more(self, found: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
         """See `Reference`."""
-        features, coordinates = self.model.encoders['lidar'].voxelize([cloud])
+        features, coordinates = self.model.encoders['lidar'].voxelize(cloud)
         head = dict(found, score=self.model.heads['object'].scores(found), reg=found['center'])
         exact = {UNROUNDED: self.exact(features, coordinates, 1)}
         return {**{name: head[name] for name in HEAD}, **exact}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'result']
 SOURCE = 900, 1600
 """Height and width of nuScenes' pictures, pixels; `source` of ImageAug3D says another one."""
+NO_POINTS = np.zeros((0, 5), np.float32)
 HIDDEN = 500
 """Points behind others, for each camera."""
 
@@ -33,7 +35,17 @@ def fusion_rule(cfg: Any) -> FusionRule:
     Raises:
         ConfigError: a step of the test pipeline lacks.
     """
-    camera, voxels = cfg.model.encoders.camera, cfg.model.encoders.lidar.voxelize
+    encoders = cfg.model.encoders
+    views = _views(cfg, encoders.camera) if encoders.get('camera') else None
+    voxels = None
+    if encoders.get('lidar'):
+        channels = int(encoders.lidar.backbone.in_channels)
+        voxels = rule_of_layer(encoders.lidar.voxelize, channels, 'xyz')
+    return FusionRule(views, voxels)
+
+
+def _views(cfg: Any, camera: Any) -> MultiViewRule:
+    """Return how pictures become the input."""
     steps = {step.get('type'): step for step in test_pipeline(cfg)}
     for name in ('ImageAug3D', 'ImageNormalize'):
         if name not in steps:
@@ -45,7 +57,7 @@ def fusion_rule(cfg: Any) -> FusionRule:
     source = tuple(steps['ImageAug3D'].get('source', SOURCE))
     resized = int(source[0] * scale), int(source[1] * scale)
     normalise = steps['ImageNormalize']
-    views = MultiViewRule(
+    return MultiViewRule(
         mean=tuple(255.0 * value for value in normalise['mean']),
         std=tuple(255.0 * value for value in normalise['std']),
         to_rgb=True,
@@ -55,26 +67,25 @@ def fusion_rule(cfg: Any) -> FusionRule:
         crop=(int((1 - bottom) * resized[0]) - height, max(0, resized[1] - width) // 2),
         size=(height, width),
     )
-    return FusionRule(views, rule_of_layer(voxels, int(cfg.model.encoders.lidar.backbone.in_channels), 'xyz'))
 
 
 def frame(data: Mapping[str, Any]) -> FusedFrame:
     """Return one collated sample of the test loader (batch 1) as a fused frame.
 
     Raises:
-        DataError: a key lacks, or there is more than one sample.
+        DataError: keys lack, or there is more than one sample.
     """
-    missing = [key for key in ('img', 'points', 'img_metas') if key not in data]
-    if missing:
-        raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
-    points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
-    images = only(data['img'], 'img')
-    if images.ndim == 5 and len(images) == 1:  # the loader's batch
+    if 'img_metas' not in data or not {'img', 'points'} & set(data):
+        raise DataError('the test pipeline gives no img, points and img_metas; see the keys of Collect3D')
+    meta = only(data['img_metas'], 'img_metas')
+    points = only(data['points'], 'points').cpu().numpy() if 'points' in data else NO_POINTS
+    images = only(data['img'], 'img').cpu().numpy() if 'img' in data else None
+    if images is not None and images.ndim == 5 and len(images) == 1:  # the loader's batch
         images = images[0]
     return FusedFrame(
-        np.ascontiguousarray(points.cpu().numpy(), np.float32),
+        np.ascontiguousarray(points, np.float32),
         str(meta.get('sample_idx', '')),
-        images=images.cpu().numpy(),
+        images=images,
         calibration={name: np.asarray(meta[name], np.float32) for name in MATRICES if name in meta},
         image_files=tuple(map(str, meta.get('filename', ()))),
     )
@@ -91,7 +102,14 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
         rule: of the model.
         count: how many.
     """
-    pairs = zip(sweeps.generated(rule.voxels, count), synthetic_drive(count, rule.views), strict=True)
+    if rule.views is None:
+        for number, sweep in enumerate(sweeps.generated(rule.voxels, count)):
+            yield FusedFrame(sweep.points, f'generated frame {number}')
+        return
+    points = (
+        sweeps.generated(rule.voxels, count) if rule.voxels is not None else itertools.repeat(None, count)
+    )
+    pairs = zip(points, synthetic_drive(count, rule.views), strict=True)
     for index, (sweep, seen) in enumerate(pairs):
         rng = np.random.default_rng(index)
         taken = rule.img_aug_matrix().astype(np.float64)
@@ -101,7 +119,9 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
         lidar2image = np.linalg.inv(taken) @ seen.lidar2img
         intrinsics = np.linalg.inv(taken) @ seen.intrinsics
         camera2lidar = np.linalg.inv(lidar2image) @ intrinsics
-        points = _with_hidden(sweep.points, camera2lidar[:, :3, 3], rng)
+        points = NO_POINTS
+        if sweep is not None:
+            points = _with_hidden(sweep.points, camera2lidar[:, :3, 3], rng)
         moved = np.eye(4)
         if index % 2:
             angle, scale = rng.uniform(-0.4, 0.4), rng.uniform(0.95, 1.05)
@@ -136,12 +156,13 @@ def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Fu
     Raises:
         DataError: the dump was cut down to tensors without the inputs.
     """
-    missing = [name for name in ('points', 'images', *MATRICES) if name not in tensors]
+    needed = ('points', *(('images', *MATRICES) if 'cells' in tensors else ()))
+    missing = [name for name in needed if name not in tensors]
     if missing:
         raise DataError(f'the dump has no {", ".join(missing)}; dump with tensors=None, or name them too')
     return FusedFrame(
         np.ascontiguousarray(tensors['points']),
         str(manifest.get('frame', '')),
-        images=tensors['images'],
-        calibration={name: tensors[name] for name in MATRICES},
+        images=tensors.get('images'),
+        calibration={name: tensors[name] for name in MATRICES if name in tensors},
     )
