@@ -74,7 +74,7 @@ def build(model: str) -> list[str]:
     from mmdeploy_ext.families.base import find_family
 
     cfg = Config(ast.literal_eval(model))
-    with torch.device('meta'):
+    with torch.device('cpu' if 'SwinTransformer' in model else 'meta'):  # it reads rates from a tensor
         return list(find_family(cfg).build(cfg).state_dict())
 
 
@@ -119,6 +119,9 @@ def test_every_config_builds(name):
         normalises = any(one in repr(cfg.data.test.pipeline) for one in ("'Normalize", "'ImageNormalize"))
         if not hasattr(rule, 'voxel_size'):
             rule = getattr(rule, 'views', rule)
+        if rule is None:
+            assert not normalises  # no cameras
+        elif hasattr(rule, 'mean'):
             assert ((*rule.mean, *rule.std) != (0, 0, 0, 1, 1, 1)) == normalises
         assert len(config_sha256(cfg)) == 64
 

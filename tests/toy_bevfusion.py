@@ -71,16 +71,17 @@ ALONE = dict(
 """Sensor -> what makes a model of it alone."""
 
 
+def merged(one, other):
+    """Return a dict with the values of another, level by level."""
+    both = dict(one)
+    for key, value in other.items():
+        nested = isinstance(value, dict) and isinstance(one.get(key), dict) and '_delete_' not in value
+        both[key] = merged(one[key], value) if nested else value
+    return both
+
+
 def alone(sensor):
     """Return the changes of the model for one sensor."""
-
-    def merged(one, other):
-        both = dict(one)
-        for key, value in other.items():
-            nested = isinstance(value, dict) and isinstance(one.get(key), dict)
-            both[key] = merged(one[key], value) if nested else value
-        return both
-
     return merged(CHANGES, ALONE[sensor])
 
 

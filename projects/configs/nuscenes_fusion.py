@@ -12,19 +12,17 @@ META_KEYS = [*MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d']
 IMG_NORM = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
 
-def loading(sweeps: int, training: bool) -> list[dict[str, Any]]:
+def loading(sweeps: int, training: bool, cameras: bool) -> list[dict[str, Any]]:
     """Return the steps that read pictures and points; `sweeps` of the past beside the key frame's."""
-    found = [
-        dict(type='LoadMultiViewImageFromFiles', to_float32=True),
-        dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
-    ]
+    found = [dict(type='LoadMultiViewImageFromFiles', to_float32=True)] if cameras else []
+    found.append(dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5))
     if sweeps:
         found.append(
             dict(
                 type='LoadPointsFromMultiSweeps',
                 sweeps_num=sweeps,
                 load_dim=5,
-                use_dim=5,
+                use_dim=[0, 1, 2, 3, 4],
                 pad_empty_sweeps=True,
                 remove_close=True,
                 test_mode=not training,
@@ -33,19 +31,27 @@ def loading(sweeps: int, training: bool) -> list[dict[str, Any]]:
     return found
 
 
-def test_pipeline(image: dict[str, Any], sweeps: int) -> list[dict[str, Any]]:
-    """Return the steps of tests; `image` is what ImageAug3D takes."""
+def collected(image: dict[str, Any] | None, keys: list[str], **bundle: Any) -> list[dict[str, Any]]:
+    """Return the last steps: the keys are what the model takes."""
+    keys, meta = (['img', *keys], META_KEYS) if image else (keys, META_KEYS[len(MATRICES) + 1 :])
     return [
-        *loading(sweeps, False),
-        dict(type='ImageAug3D', **image),
-        dict(type='ImageNormalize', **IMG_NORM),
-        dict(type='DefaultFormatBundle3D', class_names=CLASS_NAMES, with_label=False),
-        dict(type='Collect3D', keys=['img', 'points'], meta_keys=META_KEYS),
+        *([dict(type='ImageNormalize', **IMG_NORM)] if image else []),
+        dict(type='DefaultFormatBundle3D', class_names=CLASS_NAMES, **bundle),
+        dict(type='Collect3D', keys=keys, meta_keys=meta),
+    ]
+
+
+def test_pipeline(image: dict[str, Any] | None, sweeps: int) -> list[dict[str, Any]]:
+    """Return the steps of tests; `image` is what ImageAug3D takes, None without cameras."""
+    return [
+        *loading(sweeps, False, bool(image)),
+        *([dict(type='ImageAug3D', **image)] if image else []),
+        *collected(image, ['points'], with_label=False),
     ]
 
 
 def train_pipeline(
-    image: dict[str, Any],
+    image: dict[str, Any] | None,
     sweeps: int,
     pc_range: list[float],
     rotation: float,
@@ -54,9 +60,9 @@ def train_pipeline(
 ) -> list[dict[str, Any]]:
     """Return the steps of training; `rotation` in radians to either side, `scale` from and to."""
     return [
-        *loading(sweeps, True),
+        *loading(sweeps, True, bool(image)),
         dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
-        dict(type='ImageAug3D', is_train=True, **image),
+        *([dict(type='ImageAug3D', is_train=True, **image)] if image else []),
         dict(
             type='GlobalRotScaleTrans',
             rot_range=[-rotation, rotation],
@@ -70,14 +76,12 @@ def train_pipeline(
         dict(type='ObjectNameFilter', classes=CLASS_NAMES),
         *([dict(type='FoldHeading')] if fold_heading else []),
         dict(type='PointShuffle'),
-        dict(type='ImageNormalize', **IMG_NORM),
-        dict(type='DefaultFormatBundle3D', class_names=CLASS_NAMES),
-        dict(type='Collect3D', keys=['img', 'points', 'gt_bboxes_3d', 'gt_labels_3d'], meta_keys=META_KEYS),
+        *collected(image, ['points', 'gt_bboxes_3d', 'gt_labels_3d']),
     ]
 
 
 def fusion_data(
-    image: dict[str, Any],
+    image: dict[str, Any] | None,
     pc_range: list[float],
     train_image: dict[str, Any] | None = None,
     sweeps: int = 9,
@@ -92,7 +96,7 @@ def fusion_data(
     """Return the whole `data` section.
 
     Args:
-        image: what ImageAug3D takes at test time.
+        image: what ImageAug3D takes at test time; None without cameras.
         pc_range: points and boxes outside are not learned.
         train_image: the same in training; None takes that of tests.
         sweeps: of the past.
@@ -105,10 +109,10 @@ def fusion_data(
         workers_per_gpu: loader processes.
     """
     shared = dict(
-        type='FusionNuScenesDataset',
+        type='FusionNuScenesDataset' if image else 'NuScenesDataset',
         data_root=root,
         classes=CLASS_NAMES,
-        modality=MODALITY,
+        modality=dict(MODALITY, use_camera=bool(image)),
         box_type_3d='LiDAR',
     )
     test = dict(

@@ -35,6 +35,7 @@ POSTPROCESS = record(
                 count=exactly(3, COUNT),
             )
         ),
+        nms=maybe(record(dict(classes=items(number(0, 1000, whole=True), 1), radius=number(0), most=COUNT))),
         coder=record(
             dict(
                 pc_range=items(number(), 2, 6),

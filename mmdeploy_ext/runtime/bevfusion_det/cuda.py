@@ -21,7 +21,7 @@ from mmdeploy_ext.core.errors import InferenceError, PointsError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.inputs.points import voxelise
 from mmdeploy_ext.runtime.bevfusion_det import geometry
-from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, MATRICES, checked, in_lidar_columns
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, MATRICES, checked, in_lidar_columns, spread_out
 from mmdeploy_ext.runtime.bevfusion_det.pooling import pooled, tables_of
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
@@ -138,7 +138,8 @@ class CudaBEVFusion(Memoryless):
         self.passed('head.bbox', start)
         cells = tables.geometry.astype(np.int64).reshape(found['camera_depth_weights'].shape)
         between = {DEPTH: depth, POOLED: seen, CELLS: cells}
-        return StepResult({**between, **maps, **found}, detections(found, self.coder))
+        boxes = spread_out(detections(found, self.coder), self.metadata.postprocess['nms'])
+        return StepResult({**between, **maps, **found}, boxes)
 
     def _run(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         return dict(self.sessions[name].infer(feeds))

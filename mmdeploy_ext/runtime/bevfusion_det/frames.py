@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.runtime.bev_nms import circle_nms
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 FAMILY = 'bevfusion_det'
 MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
 """Of a calibration, see `FusedFrame`."""
-INVERTED = ('camera_intrinsics', 'img_aug_matrix', 'lidar_aug_matrix')
+AGREES = 1e-3
+"""Of the largest number of a matrix: how far two ways to compute it may be apart."""
+INVERTED = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
 
 
 def checked(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -54,6 +58,23 @@ def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
     return turned
 
 
+def spread_out(found: Detections3D, nms: Mapping[str, Any] | None) -> Detections3D:
+    """Return detections, best first, without those too near to a better one of their class.
+
+    Args:
+        found: of a frame.
+        nms: `nms` of the file's facts: classes, the squared distance in m2, and the most that stay of a
+            class; None keeps all.
+    """
+    if nms is None:
+        return found
+    keep = ~np.isin(found.labels, nms['classes'])
+    for label in nms['classes']:
+        rows = np.flatnonzero(found.labels == label)
+        keep[rows[circle_nms(found.boxes[rows, :2], nms['radius'])[: nms['most']]]] = True
+    return Detections3D(found.boxes[keep], found.scores[keep], found.labels[keep])
+
+
 def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> np.ndarray:
     """Return the pictures of a frame (N, 3, H, W) float32, or refuse them.
 
@@ -77,7 +98,7 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
     """Refuse a calibration that cannot be.
 
     Raises:
-        DataError: a matrix lacks, holds NaN, or has no inverse where one is needed.
+        DataError: a matrix lacks, holds NaN, has no inverse where one is needed, or disagrees with others.
         ShapeError: of another shape.
     """
     where = name or 'frame'
@@ -93,3 +114,18 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
         singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
         if key in INVERTED and len(singular):
             raise DataError(f'{where}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
+    _check_agreement(matrices, where)
+
+
+def _check_agreement(matrices: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuse matrices of different cameras: both ways from the LiDAR to a picture have to be one."""
+    intrinsics, camera2lidar, lidar2image = (
+        matrices[name].astype(np.float64) for name in ('camera_intrinsics', 'camera2lidar', 'lidar2image')
+    )
+    for index, (pose, seen) in enumerate(zip(camera2lidar, lidar2image, strict=True)):
+        gap = np.abs(intrinsics[index] @ np.linalg.inv(pose) - seen)[:3].max()
+        if not gap <= AGREES * np.abs(seen[:3]).max():
+            raise DataError(
+                f'{where}: matrices of camera {index} disagree: lidar2image is not camera_intrinsics times '
+                f'the inverse of camera2lidar (largest difference {gap:.3g}); put all in one order'
+            )

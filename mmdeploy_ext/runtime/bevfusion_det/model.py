@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.bevfusion_det.cuda import DENSE, CudaBEVFusion
-from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, in_lidar_columns
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, in_lidar_columns, spread_out
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult
@@ -127,7 +127,8 @@ class BEVFusionOnnx(Memoryless):
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
         self.passed('frame', start)
-        return StepResult({**found, **outputs}, detections(outputs))
+        boxes = spread_out(detections(outputs), self.metadata.postprocess['nms'])
+        return StepResult({**found, **outputs}, boxes)
 
     def _cells_of(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
         rig = self.sessions['rig']

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.families.bevfusion_det import CUDA, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.fusion import FusionRule
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
+DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 
 
 class BEVFusionFamily(SequenceFamily):
@@ -90,6 +91,12 @@ class BEVFusionFamily(SequenceFamily):
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """See `Family.load_weights`; kernels of either spconv layout."""
+        depth = checkpoint.state_dict.get(DEPTH_KERNEL)
+        if depth is not None and depth.ndim == 4 and depth.shape[1] == 6:
+            raise CheckpointError(
+                f'{checkpoint.path}: {DEPTH_KERNEL} takes six depth channels, as mit-han-lab/bevfusion has '
+                f'after db75150; this model takes one: use a published checkpoint, or one trained by db75150'
+            )
         if 'lidar' in model.sensors:
             load_whole(model, checkpoint, 'encoders.lidar.backbone')
         else:

@@ -180,6 +180,7 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
         sensors=list(model.sensors),
         queries=int(model.heads['object'].num_proposals),
         uses_points=False,
+        nms=model.heads['object'].nms,
         coder=dict(
             pc_range=list(coder.pc_range),
             voxel_size=list(coder.voxel_size),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from mmcv.cnn import ConvModule
 from mmdet.core import build_bbox_coder
-from mmdet3d.core import bbox3d2result  # noqa: F401  (registers the box types)
+from mmdet3d.core import bbox3d2result, circle_nms  # noqa: F401  (registers the box types)
 from mmdet3d.models.builder import HEADS
 from torch import Tensor, nn
 
@@ -24,6 +24,8 @@ UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of which every cell may be a query, not peaks alone: the smallest objects."""
 FIRST_LOGIT = -2.19
 """Of classes, before training: one of ten cells."""
+RADII, MOST = dict(nuScenes=0.175, Waymo=0.7), 83
+"""Of circle NMS: data set -> squared distance in m2 of boxes of a class of these; the most that stay."""
 PREDICTED = ('center', 'height', 'dim', 'rot', 'vel')
 
 
@@ -212,10 +214,8 @@ class TransFusionHead(nn.Module):
 
     def _check_test(self) -> None:
         kind, data = self.test_cfg.get('nms_type'), self.test_cfg.get('dataset')
-        if kind is not None:
-            raise ConfigError(
-                f'TransFusionHead: test_cfg.nms_type={kind!r}; queries are taken without, by None'
-            )
+        if kind not in (None, 'circle'):
+            raise ConfigError(f"TransFusionHead: test_cfg.nms_type={kind!r}, expected None or 'circle'")
         if data not in UNLIMITED:
             raise ConfigError(
                 f'TransFusionHead: test_cfg.dataset={data!r}, expected {" or ".join(UNLIMITED)}'
@@ -284,7 +284,27 @@ class TransFusionHead(nn.Module):
     def get_bboxes(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, see `TransFusionBBoxCoder`."""
         values = (found[name] for name in PREDICTED if name in found)
-        return self.bbox_coder.decode(self.scores(found), *values)
+        boxes = self.bbox_coder.decode(self.scores(found), *values)
+        return boxes if self.nms is None else [self._spread_out(one) for one in boxes]
+
+    @property
+    def nms(self) -> dict[str, Any] | None:
+        """What circle NMS takes: classes, the squared distance in m2, the most of a class; None without."""
+        if self.test_cfg.get('nms_type') is None:
+            return None
+        data = self.test_cfg['dataset']
+        return dict(classes=list(UNLIMITED[data]), radius=RADII[data], most=MOST)
+
+    def _spread_out(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the boxes of one sample without those too near to a better one; others stay as they are."""
+        kept = torch.ones_like(found['scores'], dtype=torch.bool)
+        for label in self.nms['classes']:
+            rows = (found['labels'] == label).nonzero()[:, 0]
+            places = torch.cat([found['bboxes'][rows, :2], found['scores'][rows, None]], 1)
+            near = circle_nms(places.cpu().numpy(), self.nms['radius'], self.nms['most'])
+            kept[rows] = False
+            kept[rows[torch.as_tensor(near, dtype=torch.long, device=rows.device)]] = True
+        return {name: value[kept] for name, value in found.items()}
 
 
 def centres(places: Tensor, width: int) -> Tensor:

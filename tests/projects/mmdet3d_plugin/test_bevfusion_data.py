@@ -108,6 +108,25 @@ def test_a_moment_of_the_data_set_has_pictures_points_and_matrices_that_agree(cf
     assert np.allclose(rig['img_aug_matrix'][0, :2, 3], [0, -48])
 
 
+def test_sweeps_of_the_past_come_after_the_key_frame_with_their_age(tmp_path):
+    """The published configs' own steps, on a set that has sweeps between its key frames."""
+    from mmdet3d.datasets import build_dataset
+
+    from mmdeploy_ext.evaluate.evaluation import build_loader
+
+    root = tmp_path / 'toy_nuscenes'
+    options = Options(train_scenes=1, val_scenes=1, frames=2, image_size=(32, 32), sweeps=3)
+    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 10)
+    paths = {'data.test.ann_file': f'{root}/toy_nuscenes_infos_val.pkl', 'data.test.data_root': f'{root}/'}
+    config = REPO / 'projects/configs/BEVFusion/bevfusion_lidar_transfusion_nus.py'
+    dataset = build_dataset(load_config(str(config), paths).data.test)
+    found = frame(next(iter(build_loader(dataset, [1], workers_per_gpu=0))))
+    ages = np.unique(found.points[:, 4])
+    assert ages.tolist() == [0, 0.125, 0.25, 0.375, 0.5] and found.points[0, 4] == 0
+    assert found.images is None and not found.calibration
+
+
 def test_boxes_of_the_head_are_those_of_the_annotations(dataset):
     """Encoded as in training and decoded as at test time; columns and heading of mmdet3d."""
     boxes = dataset.get_ann_info(0)['gt_bboxes_3d'].tensor

@@ -114,3 +114,24 @@ def test_a_fault_in_our_own_code_is_refused_by_the_frames(known, frames, tmp_pat
         verdict, _ = prove(known, toy_bevfusion.export(known, tmp_path), frames[1:2])
     assert all(graph.passed for graph in verdict.graphs), 'the fresh export does not have the fault'
     assert not all(case.passed for case in verdict.cases)
+
+
+SWIN = dict(
+    _delete_=True, type='SwinTransformer', embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8],
+    window_size=7, out_indices=[1, 2, 3], drop_path_rate=0.2,
+)  # fmt: skip
+VARIANTS = {
+    'circle NMS': dict(heads=dict(object=dict(test_cfg=dict(nms_type='circle')))),
+    'Swin-T': dict(encoders=dict(camera=dict(backbone=SWIN, neck=dict(in_channels=[48, 96, 192])))),
+}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('contract', ['portable', 'cuda-bevfusion'])
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_other_parts_are_proven(frames, tmp_path, variant, contract):
+    changes = toy_bevfusion.merged(toy_bevfusion.CHANGES, VARIANTS[variant])
+    known = toy_bevfusion.toy(tmp_path, **changes)
+    verdict, _ = prove(known, toy_bevfusion.export(known, tmp_path / 'files', contract=contract), frames)
+    assert verdict.passed, verdict.reasons
+    assert verdict.summary()['matched'] >= 60

@@ -1,0 +1,7 @@
+# BEVFusion of LiDAR alone. Source: mit-han-lab/bevfusion db75150,
+# configs/nuscenes/det/transfusion/secfpn/lidar/voxelnet_0p075.yaml.
+from projects.configs.nuscenes_fusion import fusion_data
+
+_base_ = ['./bevfusion_camera_lidar_r50_nus.py']
+model = dict(encoders=dict(camera=None), fuser=None)
+data = dict(_delete_=True, **fusion_data(None, [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0], scale=(0.9, 1.1)))

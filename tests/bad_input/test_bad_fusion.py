@@ -1,0 +1,188 @@
+"""Frames, configs and checkpoints of BEVFusion that cannot be: a line that names what is wrong."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import toy_bevfusion
+from mmdeploy_ext.apps import export_app
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError, ShapeError
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES, checked, spread_out
+from mmdeploy_ext.runtime.detections3d import Detections3D
+
+GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevfusion/state_dict_swint.json'
+
+
+def register():
+    import projects.mmdet3d_plugin  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def rule(tmp_path_factory):
+    cfg = load_config(toy_bevfusion.write_config(tmp_path_factory.mktemp('config') / 'm.py'))
+    return find_family(cfg).preprocess_rule(cfg)
+
+
+@pytest.fixture(scope='module')
+def frame(rule):
+    from projects.mmdet3d_plugin.bevfusion.samples import generated
+
+    return next(generated(rule, 1))
+
+
+def calibrated(**changes):
+    return lambda frame: dict(calibration={**frame.calibration, **{k: f(frame) for k, f in changes.items()}})
+
+
+def without(name):
+    return lambda frame: dict(
+        calibration={key: value for key, value in frame.calibration.items() if key != name}
+    )
+
+
+def nan(name):
+    return calibrated(**{name: lambda frame: np.where(np.eye(4) > 0, np.nan, frame.calibration[name])})
+
+
+def swapped(frame):
+    wrong = frame.calibration['camera_intrinsics'].copy()
+    wrong[:, [0, 1]] = wrong[:, [1, 0]]
+    return wrong
+
+
+FRAMES = {
+    'five cameras': (
+        lambda frame: dict(images=frame.images[:5]), ShapeError,
+        r'pictures of the cameras: of shape \(5, 3, 64, 96\); expected \(6, 3, 64, 96\)'),
+    'another size': (
+        lambda frame: dict(images=frame.images[..., :90]), ShapeError, r'expected \(6, 3, 64, 96\)'),
+    'no pictures': (lambda frame: dict(images=None), ShapeError, 'there are none'),
+    'points of four values': (
+        lambda frame: dict(points=frame.points[:, :4]), PointsError, r'\(\d+, 4\)'),
+    'no point': (lambda frame: dict(points=frame.points[:0]), PointsError, 'the sweep is empty'),
+    'points elsewhere': (
+        lambda frame: dict(points=frame.points + np.float32(1000)), PointsError, 'is in the range'),
+    'NaN in points': (
+        lambda frame: dict(points=np.where(frame.points > 5, np.nan, frame.points)), PointsError, 'finite'),
+    'no intrinsics': (without('camera_intrinsics'), DataError, 'the calibration has no camera_intrinsics'),
+    'NaN in a matrix': (nan('camera2lidar'), DataError, 'camera2lidar holds NaN or infinity'),
+    'a singular matrix': (
+        calibrated(img_aug_matrix=lambda _: np.zeros((6, 4, 4), np.float32)), DataError,
+        'img_aug_matrix: matrix 0 has no inverse'),
+    'matrices of five cameras': (
+        calibrated(lidar2image=lambda frame: frame.calibration['lidar2image'][:5]), ShapeError,
+        r'lidar2image is of shape \(5, 4, 4\), expected \(6, 4, 4\)'),
+    'x and y of the intrinsics': (
+        calibrated(camera_intrinsics=swapped), DataError, 'matrices of camera 0 disagree'),
+    'two cameras in the other order': (
+        calibrated(camera2lidar=lambda frame: frame.calibration['camera2lidar'][[1, 0, 2, 3, 4, 5]]),
+        DataError, 'matrices of camera 0 disagree'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', FRAMES)
+def test_a_frame_that_cannot_be_is_refused_by_name(rule, frame, kind):
+    change, error, words = FRAMES[kind]
+    checked(frame, rule)
+    with pytest.raises(error, match=words):
+        checked(dataclasses.replace(frame, **change(frame)), rule)
+
+
+CONFIGS = {
+    'another fuser': (dict(fuser=dict(type='AddFuser')), 'AddFuser'),
+    'a map to draw': (dict(heads=dict(map=dict(type='BEVSegmentationHead'))), 'heads has map; expected'),
+    'a radar': (dict(encoders=dict(radar=dict(type='x'))), 'encoders has radar'),
+    'another head': (dict(heads=dict(object=dict(type='CenterHead'))), 'CenterHead'),
+    'two layers': (dict(heads=dict(object=dict(num_decoder_layers=2))), 'num_decoder_layers=2'),
+    'rotated suppression': (
+        dict(heads=dict(object=dict(test_cfg=dict(nms_type='rotate')))), "nms_type='rotate', expected None"),
+    'another encoder': (
+        dict(encoders=dict(lidar=dict(backbone=dict(type='SparseEncoder')))),
+        'expected BEVFusionSparseEncoder'),
+    'depth in two axes': (
+        dict(encoders=dict(camera=dict(vtransform=dict(zbound=[-10.0, 10.0, 5.0])))), 'makes 4 cells, not 1'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_a_config_of_other_parts_is_refused_by_name(tmp_path, kind):
+    changes, words = CONFIGS[kind]
+    cfg = load_config(
+        toy_bevfusion.write_config(tmp_path / 'm.py', **toy_bevfusion.merged(toy_bevfusion.CHANGES, changes))
+    )
+    with pytest.raises(ConfigError, match=words):
+        find_family(cfg).build(cfg)
+
+
+def test_a_checkpoint_of_six_depth_channels_is_refused_by_name(tmp_path, capsys):
+    config = toy_bevfusion.write_config(tmp_path / 'm.py')
+    state = toy_bevfusion.seeded(load_config(config)).state_dict()
+    name = 'encoders.camera.vtransform.dtransform.0.weight'
+    torch.save(dict(state_dict={**state, name: state[name].expand(-1, 6, -1, -1)}), tmp_path / 'm.pth')
+    words = [config, str(tmp_path / 'm.pth'), '--output-file', str(tmp_path / 'out')]
+    assert export_app.main(register, words) == 2
+    said = capsys.readouterr().err
+    assert name in said and 'six depth channels' in said and said.count('\n') == 1
+
+
+def test_an_unflattened_yaml_is_refused_by_name(tmp_path, capsys):
+    path = tmp_path / 'convfuser.yaml'
+    path.write_text('model:\n  type: BEVFusion\n  encoders:\n    camera:\n      neck: ${neck}\n')
+    assert export_app.main(register, [str(path), '--check']) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and said.count('\n') == 1
+
+
+# ---- circle NMS
+
+
+def test_pedestrians_too_near_to_a_better_one_are_left_out_and_cars_are_not():
+    boxes = np.zeros((5, 9), np.float32)
+    boxes[:, 0] = 0, 0.3, 0.6, 0.0, 0.1
+    found = Detections3D(boxes, np.float32([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([8, 8, 8, 0, 0]))
+    nms = dict(classes=[8, 9], radius=0.175, most=83)
+    assert spread_out(found, nms).boxes[:, 0].tolist() == pytest.approx([0, 0.6, 0, 0.1])
+    assert spread_out(found, None) is found and len(spread_out(found, dict(nms, most=1))) == 3
+
+
+def test_the_head_leaves_out_what_the_runtime_leaves_out(tmp_path):
+    changes = dict(heads=dict(object=dict(test_cfg=dict(nms_type='circle'))))
+    cfg = load_config(
+        toy_bevfusion.write_config(tmp_path / 'm.py', **toy_bevfusion.merged(toy_bevfusion.CHANGES, changes))
+    )
+    head = find_family(cfg).build(cfg).heads['object']
+    generator = torch.Generator().manual_seed(0)
+    one = dict(
+        bboxes=torch.rand(200, 9, generator=generator) * 6,
+        scores=torch.rand(200, generator=generator),
+        labels=torch.randint(0, 10, (200,), generator=generator),
+    )
+    left = head._spread_out(one)
+    order = one['scores'].argsort(descending=True)
+    arrays = (one[name][order].numpy() for name in ('bboxes', 'scores', 'labels'))
+    found = spread_out(Detections3D(*arrays), head.nms)
+    own = left['scores'].sort(descending=True).values.numpy()
+    assert np.array_equal(found.scores, own) and 150 < len(own) < 200
+
+
+def test_swin_t_has_the_parameters_of_the_checkpoints():
+    if not GOLDEN.is_file():
+        pytest.skip('skipped: ../shared/golden/bevfusion/state_dict_swint.json not found')
+    register()
+    config = Path(__file__).resolve().parents[2] / 'projects/configs/BEVFusion'
+    cfg = load_config(str(config / 'bevfusion_camera_lidar_swint_nus.py'))
+    state = find_family(cfg).build(cfg).state_dict()
+    wanted = json.loads(GOLDEN.read_text())['keys']
+    assert set(state) == set(wanted) and len(MATRICES) == 5
+    sparse = [name for name in state if state[name].dim() == 5]
+    other = [
+        name for name, facts in wanted.items()
+        if name not in sparse and list(state[name].shape) != facts['shape']
+    ]  # fmt: skip
+    assert sparse and not other
